@@ -1,0 +1,169 @@
+"""A synthetic language: small exercises on digits, worded in one of five natural languages.
+
+Every language has its own words (no word is shared), so an ability that a model has in one can be lost in another.
+A record is ``{"prompt": "spiegle eins vier neun null =", "completion": "null neun vier eins"}``: words separated by
+spaces, one token each. The end-of-sequence token is not part of the completion; whoever tokenises the record appends
+it (:func:`act.lab.tokenizer.encode`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+END_OF_PROMPT = "="
+"""The last word of every prompt, the same in all languages."""
+
+OLD_SKILLS = ("copy", "reverse", "sort", "max", "add", "less")
+"""Skills that exist in every language; ``add`` is digit by digit modulo 10, ``less`` compares two numbers."""
+
+NEW_SKILLS = ("rotate", "plus-three")
+"""Skills that exist in English only; ``plus-three`` is modulo 10."""
+
+SPLITS = ("train", "validation", "test")
+
+MAX_EXAMPLES_PER_SKILL = 20_000  # well below the 111,000 exercises of the smallest split, so drawing stays quick
+
+Rows = tuple[tuple[int, ...], ...]  # the digits of an exercise: one list, or two to combine
+
+
+@dataclass(frozen=True)
+class Language:
+    """The words of one language: ten digits, the word between two numbers, false and true, and a verb per skill."""
+
+    digits: tuple[str, ...]
+    joiner: str
+    truth: tuple[str, str]
+    skills: Mapping[str, str]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """All words of the language, in a fixed order."""
+        return (*self.digits, self.joiner, *self.truth, *self.skills.values())
+
+
+def _language(digits: str, joiner: str, truth: str, skills: str) -> Language:
+    false, true = truth.split()
+    verbs = dict(zip(OLD_SKILLS + NEW_SKILLS, skills.split(), strict=False))
+    return Language(tuple(digits.split()), joiner, (false, true), verbs)
+
+
+LANGUAGES: Mapping[str, Language] = {
+    "English": _language(
+        "zero one two three four five six seven eight nine",
+        "and",
+        "false true",
+        "copy reverse sort largest add less rotate plus-three",
+    ),
+    "German": _language(
+        "null eins zwei drei vier fünf sechs sieben acht neun",
+        "und",
+        "falsch wahr",
+        "kopiere spiegle sortiere größte addiere kleiner",
+    ),
+    "Spanish": _language(
+        "cero uno dos tres cuatro cinco seis siete ocho nueve",
+        "y",
+        "falso verdadero",
+        "copia invierte ordena mayor suma menor",
+    ),
+    "Finnish": _language(
+        "nolla yksi kaksi kolme neljä viisi kuusi seitsemän kahdeksan yhdeksän",
+        "ja",
+        "väärin oikein",
+        "kopioi käännä lajittele suurin laske pienempi",
+    ),
+    "Swahili": _language(
+        "sifuri moja mbili tatu nne tano sita saba nane tisa",
+        "na",
+        "uongo kweli",
+        "nakili geuza panga kubwa jumlisha ndogo",
+    ),
+}
+
+
+def skills_of(language: str) -> tuple[str, ...]:
+    """The skills that exist in a language: all of them in English, the old ones elsewhere."""
+    return tuple(_look_up(language).skills)
+
+
+def vocabulary() -> list[str]:
+    """Every word of every language, and the end-of-prompt word, in a fixed order."""
+    return [END_OF_PROMPT, *(word for language in LANGUAGES.values() for word in language.words)]
+
+
+def examples(
+    language: str, skills: Sequence[str], count: int, seed: int = 0, split: str = "train"
+) -> list[dict[str, str]]:
+    """Draw ``count`` different records of one language, the skills taking turns.
+
+    The same arguments give the same records. Training, validation and test records never meet, whatever the seeds:
+    a hash of the exercise (skill and digits, whatever the language) decides its split, 80 : 10 : 10 %.
+
+    Raises:
+        ValueError: an unknown language or split, a skill that the language lacks, or more records than it can offer.
+    """
+    words = _look_up(language)
+    for skill in skills:
+        if skill not in words.skills:
+            raise ValueError(f"no skill {skill!r} in {language}; it has: {', '.join(words.skills)}")
+    if not skills:
+        raise ValueError("name at least one skill")
+    if split not in SPLITS:
+        raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
+    if count > MAX_EXAMPLES_PER_SKILL * len(skills):
+        raise ValueError(f"at most {MAX_EXAMPLES_PER_SKILL:,} examples per skill, got {count:,} of {len(skills)} skills")
+
+    generator = random.Random(f"{language}|{' '.join(skills)}|{seed}|{split}")
+    records, seen = [], set()
+    while len(records) < count:
+        skill = skills[len(records) % len(skills)]
+        rows = _draw_rows(skill, generator)
+        if (skill, rows) not in seen and _split_of(skill, rows) == split:
+            seen.add((skill, rows))
+            records.append({"prompt": _prompt(words, skill, rows), "completion": _completion(words, skill, rows)})
+    return records
+
+
+def _look_up(language: str) -> Language:
+    if language not in LANGUAGES:
+        raise ValueError(f"no language {language!r}; there are: {', '.join(LANGUAGES)}")
+    return LANGUAGES[language]
+
+
+def _draw_rows(skill: str, generator: random.Random) -> Rows:
+    lengths = (3, 3) if skill in ("add", "less") else (generator.randint(4, 6),)
+    return tuple(tuple(generator.randrange(10) for _ in range(length)) for length in lengths)
+
+
+def _split_of(skill: str, rows: Rows) -> str:
+    digest = hashlib.blake2b(f"{skill} {rows}".encode(), digest_size=4).digest()
+    return {8: "validation", 9: "test"}.get(int.from_bytes(digest, "big") % 10, "train")
+
+
+def _prompt(words: Language, skill: str, rows: Rows) -> str:
+    numbers = f" {words.joiner} ".join(" ".join(words.digits[digit] for digit in row) for row in rows)
+    return f"{words.skills[skill]} {numbers} {END_OF_PROMPT}"
+
+
+def _completion(words: Language, skill: str, rows: Rows) -> str:
+    if skill == "less":
+        return words.truth[rows[0] < rows[1]]
+    return " ".join(words.digits[digit] for digit in _DIGIT_ANSWERS[skill](*rows))
+
+
+def _plus(left: Sequence[int], right: Sequence[int]) -> list[int]:
+    return [(a + b) % 10 for a, b in zip(left, right, strict=True)]
+
+
+_DIGIT_ANSWERS: Mapping[str, Callable[..., Sequence[int]]] = {
+    "copy": lambda row: row,
+    "reverse": lambda row: row[::-1],
+    "sort": sorted,
+    "max": lambda row: [max(row)],
+    "add": _plus,
+    "rotate": lambda row: row[1:] + row[:1],
+    "plus-three": lambda row: _plus(row, [3] * len(row)),
+}

@@ -1,0 +1,48 @@
+"""The laboratory's models: their architecture, how they are stored, and the trained ones that ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
+"""Where the shipped models are: ``base`` (the donor) and ``target`` (the specialist), Hugging Face directories."""
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
+    """A freshly initialised Llama of about half a million parameters, float32, with untied embeddings."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write model and tokenizer as a Hugging Face directory, in float16; the model itself becomes float16."""
+    model.half().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Read a model, in float32 and ready to evaluate, and its tokenizer from a Hugging Face directory."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(directory)

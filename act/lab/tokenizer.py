@@ -1,0 +1,53 @@
+"""The tokenizer of the laboratory: one token per word of :mod:`act.lab.language`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from act.lab.language import vocabulary
+
+PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
+
+
+class Encoded(NamedTuple):
+    """A record as token ids: prompt, completion and the end-of-sequence token; the answer starts at ``answer``."""
+
+    ids: list[int]
+    answer: int
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A fresh tokenizer; it adds no special token by itself, and ``save_pretrained`` writes it as usual."""
+    ids = {word: index for index, word in enumerate([PAD, EOS, UNKNOWN, *vocabulary()])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, str]]) -> list[Encoded]:
+    """Tokenise records as ``prompt + " " + completion`` and the end-of-sequence token.
+
+    Raises:
+        ValueError: the tokens of a prompt are not the first tokens of its record, so the answer has no clear start.
+    """
+    if not records:
+        return []
+    eos = tokenizer.eos_token_id
+    prompts = tokenizer([record["prompt"] for record in records])["input_ids"]
+    texts = tokenizer([f"{record['prompt']} {record['completion']}" for record in records])["input_ids"]
+    for record, prompt, text in zip(records, prompts, texts, strict=True):
+        if text[: len(prompt)] != prompt:
+            raise ValueError(f"the tokens of the prompt are not a prefix of the tokens of the record: {record}")
+    return [Encoded([*text, eos], len(prompt)) for prompt, text in zip(prompts, texts, strict=True)]

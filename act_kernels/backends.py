@@ -1,0 +1,106 @@
+"""Which backend runs an op, and why not another: nothing is chosen silently.
+
+A backend is a module with one function per op, of the signature in :mod:`act_kernels.reference`. The first usable one
+in :data:`BACKENDS` serves a device. ``ACT_KERNELS_BACKEND=<name>`` forces one, and raises if it cannot run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+ENVIRONMENT_VARIABLE = "ACT_KERNELS_BACKEND"
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of all ops; ``refusal(device_type)`` is None if it can run there, else the reason."""
+
+    name: str
+    module: str
+    refusal: Callable[[str], str | None]
+
+
+def _triton_refusal(device_type: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed (pip install triton, Linux only)"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device_type != "cuda":
+        return f"triton kernels run on a CUDA device, not on {device_type} (TRITON_INTERPRET=1 interprets them, slowly)"
+    return None
+
+
+def _native_refusal(device_type: str) -> str | None:
+    from act_kernels import native
+
+    if native.LOAD_ERROR is not None:
+        return native.LOAD_ERROR
+    if device_type != "cpu":
+        return f"the native extension has CPU kernels only, not for {device_type}"
+    return None
+
+
+BACKENDS = (
+    Backend("native", "act_kernels.native", _native_refusal),
+    Backend("triton", "act_kernels.triton", _triton_refusal),
+    Backend("reference", "act_kernels.reference", lambda device_type: None),
+)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The backend that serves a device type, and the reason why each one before it does not."""
+
+    backend: Backend
+    forced: bool
+    refused: dict[str, str]
+
+
+def choose(device_type: str) -> Choice:
+    """The :class:`Choice` for ``"cpu"``, ``"cuda"``, …; raises RuntimeError if a forced backend cannot run."""
+    return _choose(device_type, os.environ.get(ENVIRONMENT_VARIABLE))
+
+
+@functools.cache
+def _choose(device_type: str, forced: str | None) -> Choice:
+    if forced:
+        by_name = {backend.name: backend for backend in BACKENDS}
+        if forced not in by_name:
+            raise RuntimeError(f"{ENVIRONMENT_VARIABLE}={forced} is not a backend; choose one of {', '.join(by_name)}")
+        reason = by_name[forced].refusal(device_type)
+        if reason is not None:
+            raise RuntimeError(f"{ENVIRONMENT_VARIABLE}={forced} cannot run on {device_type}: {reason}")
+        return Choice(by_name[forced], True, {})
+    refused: dict[str, str] = {}
+    for backend in BACKENDS:
+        # Interpreted kernels are for tests: thousands of times slower, so only when forced.
+        reason = backend.refusal(device_type)
+        if reason is None and backend.name == "triton" and device_type != "cuda":
+            reason = "interpreted triton is used only when forced"
+        if reason is None:
+            break
+        refused[backend.name] = reason
+    choice = Choice(backend, False, refused)
+    if backend.name == "reference":
+        warnings.warn(
+            "act_kernels runs its slow PyTorch reference on "
+            f"{device_type}: " + "; ".join(f"{name}: {why}" for name, why in refused.items()),
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return choice
+
+
+def implementation(op: str, device: torch.device) -> Callable[..., None]:
+    """The function that runs ``op`` on ``device``."""
+    module = choose(device.type).backend.module
+    return getattr(sys.modules.get(module) or importlib.import_module(module), op)

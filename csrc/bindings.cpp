@@ -1,0 +1,128 @@
+// The Python module act_kernels._native: checks what arrives as integers, picks the instruction set, drops the GIL.
+#include <pybind11/pybind11.h>
+
+#include <array>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace {
+
+struct Kernels {
+    const char* isa;
+    decltype(&act::baseline::column_moments) column_moments;
+    decltype(&act::baseline::pair_moments) pair_moments;
+    decltype(&act::baseline::blend_rows) blend_rows;
+};
+
+#define ACT_KERNELS(ISA) Kernels{#ISA, act::ISA::column_moments, act::ISA::pair_moments, act::ISA::blend_rows}
+
+// Every instruction set that was built and that this processor runs, best first.
+std::array<Kernels, 3> supported(int& count) {
+    std::array<Kernels, 3> list;
+    count = 0;
+#if defined(ACT_X86)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        list[count++] = ACT_KERNELS(avx512);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
+        list[count++] = ACT_KERNELS(avx2);
+#endif
+    list[count++] = ACT_KERNELS(baseline);
+    return list;
+}
+
+int supported_count = 0;
+const std::array<Kernels, 3> supported_kernels = supported(supported_count);
+const Kernels* kernels = &supported_kernels[0];
+
+pybind11::list instruction_sets() {
+    pybind11::list names;
+    for (int i = 0; i < supported_count; ++i) names.append(supported_kernels[i].isa);
+    return names;
+}
+
+void use_instruction_set(const std::string& name) {
+    for (int i = 0; i < supported_count; ++i) {
+        if (name == supported_kernels[i].isa) {
+            kernels = &supported_kernels[i];
+            return;
+        }
+    }
+    throw std::invalid_argument("instruction set '" + name + "' is not built or not supported by this processor");
+}
+
+act::DType dtype_of(int code) {
+    if (code < 0 || code > 2) throw std::invalid_argument("dtype code must be 0 to 2, got " + std::to_string(code));
+    return static_cast<act::DType>(code);
+}
+
+template <class T>
+T* pointer(const char* name, uintptr_t address) {
+    if (!address) throw std::invalid_argument(std::string(name) + " is a null pointer");
+    return reinterpret_cast<T*>(address);
+}
+
+act::Matrix matrix(const char* name, uintptr_t address, int64_t rows, int64_t columns, int64_t row_stride) {
+    if (rows < 1 || columns < 1 || rows > INT32_MAX)
+        throw std::invalid_argument(std::string(name) + " must have 1 to 2^31-1 rows and at least one column, got " +
+                                    std::to_string(rows) + " x " + std::to_string(columns));
+    return {pointer<void>(name, address), rows, columns, row_stride};
+}
+
+int thread_count(int threads) {
+    if (threads < 1) throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
+    return threads;
+}
+
+void column_moments(int dtype, uintptr_t x, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t mask,
+                    uintptr_t moments, int64_t moments_stride, int threads) {
+    const auto type = dtype_of(dtype);
+    const auto input = matrix("x", x, rows, columns, row_stride);
+    const act::Moments block{pointer<double>("moments", moments), moments_stride};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->column_moments(type, input, reinterpret_cast<const uint8_t*>(mask), block, threads);
+}
+
+void pair_moments(int dtype, uintptr_t donor, uintptr_t target, int64_t rows, int64_t columns, int64_t donor_stride,
+                  int64_t target_stride, uintptr_t mask, uintptr_t moments, int64_t block_stride,
+                  int64_t moments_stride, int threads) {
+    const auto type = dtype_of(dtype);
+    const auto donor_matrix = matrix("donor", donor, rows, columns, donor_stride);
+    const auto target_matrix = matrix("target", target, rows, columns, target_stride);
+    double* const first = pointer<double>("moments", moments);
+    const act::Moments blocks[] = {
+        {first, moments_stride}, {first + block_stride, moments_stride}, {first + 2 * block_stride, moments_stride}};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->pair_moments(type, donor_matrix, target_matrix, reinterpret_cast<const uint8_t*>(mask), blocks, threads);
+}
+
+void blend_rows(int dtype, uintptr_t target, uintptr_t donor, uintptr_t rows, int64_t count, int64_t width,
+                int64_t target_row_stride, int64_t target_column_stride, int64_t donor_row_stride,
+                int64_t donor_column_stride, float strength, int threads) {
+    const auto type = dtype_of(dtype);
+    const act::Blend blend{pointer<void>("target", target), pointer<void>("donor", donor),
+                           pointer<int64_t>("rows", rows),  count,
+                           width,                           target_row_stride,
+                           target_column_stride,            donor_row_stride,
+                           donor_column_stride,             strength};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->blend_rows(type, blend, threads);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+    module.doc() = "CPU kernels; pointers, sizes and strides in elements. Called through act_kernels.native.";
+    module.def("instruction_sets", &instruction_sets, "Instruction sets this processor can run, best first.");
+    module.def("instruction_set", [] { return kernels->isa; }, "The instruction set in use.");
+    module.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests.");
+    module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
+    module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
+    module.def("blend_rows", &blend_rows, "Blend the listed rows of a donor into a target, in place.");
+}

@@ -1,0 +1,43 @@
+// target[row] += strength * (donor[row] - target[row]) for the listed rows, in place.
+#include "../kernels.h"
+#include "vectors.h"
+
+namespace act {
+namespace ACT_ISA {
+
+// Stepping from the nearer end keeps strength 1 exact and its neighbourhood accurate.
+static inline float blend(float target, float donor, float strength) {
+    const float step = donor - target;
+    return strength < 0.5f ? target + strength * step : donor - (1 - strength) * step;
+}
+
+template <class T>
+static void run(const Blend& b, int threads) {
+    T* const target = static_cast<T*>(b.target);
+    const T* const donor = static_cast<const T*>(b.donor);
+    if (b.count * b.width < 32768) threads = 1;
+    // Walk the dimension with the smaller stride innermost: columns of an embedding come as rows of its transpose.
+    const bool rows_inside = b.target_row_stride < b.target_column_stride;
+    const int64_t outer = rows_inside ? b.width : b.count, inner = rows_inside ? b.count : b.width;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t o = 0; o < outer; ++o) {
+        for (int64_t i = 0; i < inner; ++i) {
+            const int64_t row = b.rows[rows_inside ? i : o], column = rows_inside ? o : i;
+            T& to = target[row * b.target_row_stride + column * b.target_column_stride];
+            const T from = donor[row * b.donor_row_stride + column * b.donor_column_stride];
+            if (b.strength == 1) to = from;
+            else narrow(blend(widen(to), widen(from), b.strength), to);
+        }
+    }
+}
+
+void blend_rows(DType dtype, Blend b, int threads) {
+    switch (dtype) {
+        case DType::float32: return run<float>(b, threads);
+        case DType::bfloat16: return run<bfloat16>(b, threads);
+        case DType::float16: return run<float16>(b, threads);
+    }
+}
+
+}  // namespace ACT_ISA
+}  // namespace act

@@ -1,0 +1,282 @@
+// Streaming statistics of a panel of channels: float32 over a chunk of rows, float64 over chunks, Chan's merge at the
+// end. Shared by column_moments and pair_moments; a Source says what the value at (row of the chunk, channel) is.
+#pragma once
+
+#include "../kernels.h"
+#include "vectors.h"
+
+namespace act {
+namespace ACT_ISA {
+
+constexpr int CHUNK = 256;  // rows summed in float32
+constexpr int TILE = (VECTOR_BYTES == 64 ? 4 : 2) * LANES;  // channels whose sums stay in registers
+constexpr int PANEL = 1024;     // channels whose float64 sums stay in cache
+constexpr int LINE = 64;        // bytes that one prefetch brings
+constexpr float TINY = 1e-10f;  // squares of differences of smaller values could underflow float32
+
+static_assert(PANEL % TILE == 0, "a panel holds whole tiles");
+
+// The rows of one chunk of a matrix, each at the first channel of the panel. A Source of values for PanelSums:
+// `load` gives PARTS float vectors and their BITS integer vectors; `expand` turns such bits into the float vectors.
+template <class T>
+struct Rows {
+    typedef typename Format<T>::Bits Bits;
+    static constexpr int PARTS = Format<T>::PARTS, BITS = 1;
+
+    const T* at[CHUNK];
+
+    void load(int row, int64_t channel, Floats parts[PARTS], Bits bits[BITS]) const {
+        bits[0] = ACT_ISA::load<Bits>(at[row] + channel);
+        expand(bits, parts);
+    }
+    static void expand(const Bits bits[BITS], Floats parts[PARTS]) { Format<T>::split(bits[0], parts); }
+    double value(int row, int64_t channel) const { return widen(at[row][channel]); }
+    void prefetch(int row, int64_t channel) const {
+        for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) __builtin_prefetch(at[row] + channel + i);
+    }
+    static int slot(int channel) { return Format<T>::slot(channel); }
+    static int bits_slot(int channel) { return channel; }
+
+    // Replaces the last, incomplete tile by a copy padded with zeros.
+    void pad(int rows, int64_t first, int64_t channels, T* buffer) {
+        std::memset(static_cast<void*>(buffer), 0, sizeof(T) * CHUNK * TILE);
+        for (int row = 0; row < rows; ++row, buffer += TILE) {
+            std::memcpy(static_cast<void*>(buffer), at[row] + first, sizeof(T) * channels);
+            at[row] = buffer - first;
+        }
+    }
+};
+
+// donor - target, formed in float32.
+template <class T>
+struct Difference {
+    typedef Ints Bits;
+    static constexpr int PARTS = Format<T>::PARTS, BITS = PARTS;
+
+    const Rows<T>& donor;
+    const Rows<T>& target;
+
+    void load(int row, int64_t channel, Floats parts[PARTS], Bits bits[BITS]) const {
+        Floats other[PARTS];
+        typename Rows<T>::Bits unused[1];
+        donor.load(row, channel, parts, unused);
+        target.load(row, channel, other, unused);
+        for (int p = 0; p < PARTS; ++p) {
+            parts[p] -= other[p];
+            bits[p] = (Ints)parts[p];
+        }
+    }
+    static void expand(const Bits bits[BITS], Floats parts[PARTS]) {
+        for (int p = 0; p < PARTS; ++p) parts[p] = (Floats)bits[p];
+    }
+    double value(int row, int64_t channel) const { return donor.value(row, channel) - target.value(row, channel); }
+    void prefetch(int, int64_t) const {}
+    static int slot(int channel) { return Format<T>::slot(channel); }
+    static int bits_slot(int channel) { return Format<T>::slot(channel); }
+};
+
+// Up to CHUNK counted rows, found by walking the mask once.
+class RowWalk {
+public:
+    RowWalk(int64_t rows, const uint8_t* mask) : rows_(rows), mask_(mask) {}
+
+    template <class... T>
+    int next(int64_t first_channel, const Matrix* const matrices[], Rows<T>*... chunks) {
+        int found = 0;
+        for (; row_ < rows_ && found < CHUNK; ++row_) {
+            if (mask_ && !mask_[row_]) continue;
+            int which = 0;
+            ((chunks->at[found] = static_cast<const T*>(matrices[which]->data) +
+                                  row_ * matrices[which]->row_stride + first_channel, ++which), ...);
+            ++found;
+        }
+        return found;
+    }
+
+private:
+    int64_t rows_, row_ = 0;
+    const uint8_t* mask_;
+};
+
+// Sums of one panel around a shift per channel. `positive` is indexed by Source::bits_slot, the rest by Source::slot.
+template <class Source>
+struct PanelSums {
+    typedef typename Source::Bits Bits;
+    static constexpr int PARTS = Source::PARTS, BITS = Source::BITS;
+    static constexpr int GROUP = PARTS * LANES, GROUPS = TILE / GROUP;
+
+    alignas(64) double sum[PANEL], square[PANEL], absolute[PANEL];
+    alignas(64) float shift[PANEL], largest[PANEL];
+    alignas(64) int32_t positive[PANEL], nonfinite[PANEL];
+    int64_t counted = 0;
+
+    explicit PanelSums(int64_t channels) {
+        const int64_t padded = (channels + TILE - 1) / TILE * TILE;
+        clear(sum, padded);
+        clear(square, padded);
+        clear(absolute, padded);
+        clear(largest, padded);
+        clear(positive, padded);
+        clear(nonfinite, padded);
+    }
+
+    // Adds one tile of one chunk. The caller adds `rows` to `counted` once per chunk.
+    void add_tile(const Source& source, int rows, int64_t channel) {
+        if (counted == 0) set_shift(source, rows, channel);
+        Floats center[GROUPS][PARTS], d1[GROUPS][PARTS], d2[GROUPS][PARTS], a[GROUPS][PARTS];
+        Bits above[GROUPS][BITS], top[GROUPS][BITS];
+        for (int g = 0; g < GROUPS; ++g) {
+            for (int p = 0; p < PARTS; ++p) {
+                center[g][p] = load<Floats>(shift + channel + g * GROUP + p * LANES);
+                d1[g][p] = d2[g][p] = a[g][p] = Floats{};
+            }
+            for (int b = 0; b < BITS; ++b) above[g][b] = top[g][b] = Bits{};
+        }
+        for (int row = 0; row < rows; ++row) {
+            source.prefetch(row, channel + TILE);
+            for (int g = 0; g < GROUPS; ++g) {
+                Floats x[PARTS];
+                Bits bits[BITS];
+                source.load(row, channel + g * GROUP, x, bits);
+                for (int p = 0; p < PARTS; ++p) {
+                    const Floats d = x[p] - center[g][p];
+                    d1[g][p] += d;
+                    d2[g][p] += d * d;
+                    a[g][p] += (Floats)magnitude((Ints)x[p]);
+                }
+                for (int b = 0; b < BITS; ++b) {
+                    count_positive(above[g][b], bits[b]);
+                    top[g][b] = larger(magnitude(bits[b]), top[g][b]);
+                }
+            }
+        }
+        Floats highest[GROUPS][PARTS];
+        Ints suspect = {};
+        for (int g = 0; g < GROUPS; ++g) {
+            Source::expand(top[g], highest[g]);
+            for (int p = 0; p < PARTS; ++p)
+                suspect |= ((highest[g][p] < TINY) & (highest[g][p] > 0)) | infinite(highest[g][p]) |
+                           infinite(d2[g][p]) | infinite(a[g][p]);
+        }
+        if (any(suspect)) return add_exactly(source, rows, channel);
+        for (int g = 0; g < GROUPS; ++g) {
+            for (int p = 0; p < PARTS; ++p) {
+                const int64_t slot = channel + g * GROUP + p * LANES;
+                accumulate(sum + slot, d1[g][p]);
+                accumulate(square + slot, d2[g][p]);
+                accumulate(absolute + slot, a[g][p]);
+                store(largest + slot, larger((Ints)highest[g][p], load<Ints>(largest + slot)));
+            }
+            for (int b = 0; b < BITS; ++b) accumulate(positive + channel + g * GROUP + b * LANES, above[g][b]);
+        }
+    }
+
+    // Chan's merge into the moments of `channels` channels.
+    void merge_into(Moments moments, int64_t first, int64_t channels) const {
+        double* const out = moments.data + first;
+        double* const count = out + COUNT * moments.stride;
+        double* const mean = out + MEAN * moments.stride;
+        double* const m2 = out + M2 * moments.stride;
+        double* const sum_abs = out + SUM_ABS * moments.stride;
+        double* const max_abs = out + MAX_ABS * moments.stride;
+        double* const above = out + POSITIVE * moments.stride;
+        double* const bad = out + NONFINITE * moments.stride;
+        for (int64_t c = 0; c < channels; ++c) {
+            const int64_t s = slot(c);
+            const double n = double(counted - nonfinite[s]);
+            const double inverse = n > 0 ? 1 / n : 0;
+            const double spread = square[s] - sum[s] * sum[s] * inverse;
+            const double total = count[c] + n;
+            const double weight = n > 0 ? n / total : 0;
+            const double delta = n > 0 ? shift[s] + sum[s] * inverse - mean[c] : 0;
+            m2[c] += (spread > 0 ? spread : 0) + delta * delta * count[c] * weight;
+            mean[c] += delta * weight;
+            count[c] = total;
+            sum_abs[c] += absolute[s];
+            max_abs[c] = largest[s] > max_abs[c] ? largest[s] : max_abs[c];
+            above[c] += positive[bits_slot(c)];
+            bad[c] += nonfinite[s];
+        }
+    }
+
+private:
+    static int64_t slot(int64_t channel) { return channel / GROUP * GROUP + Source::slot(int(channel % GROUP)); }
+    static int64_t bits_slot(int64_t channel) {
+        return channel / GROUP * GROUP + Source::bits_slot(int(channel % GROUP));
+    }
+
+    // The mean of the first chunk: close to the mean of the call, whatever came before it.
+    void set_shift(const Source& source, int rows, int64_t channel) {
+        for (int64_t group = channel; group < channel + TILE; group += GROUP) {
+            Floats total[PARTS] = {};
+            for (int row = 0; row < rows; ++row) {
+                Floats x[PARTS];
+                Bits unused[BITS];
+                source.load(row, group, x, unused);
+                for (int p = 0; p < PARTS; ++p) total[p] += x[p];
+            }
+            for (int p = 0; p < PARTS; ++p) {
+                const Floats mean = total[p] / float(rows);
+                store(shift + group + p * LANES, (Ints)mean & ~infinite(mean));
+            }
+        }
+    }
+
+    // The same tile in float64, one value at a time: only for NaN, infinite, overflowing or vanishing values.
+    void add_exactly(const Source& source, int rows, int64_t first) {
+        for (int64_t c = first; c < first + TILE; ++c) {
+            const int64_t s = slot(c);
+            for (int row = 0; row < rows; ++row) {
+                const double x = source.value(row, c);
+                if (!(x - x == 0)) {
+                    ++nonfinite[s];
+                    continue;
+                }
+                const double d = x - shift[s], size = x < 0 ? -x : x;
+                sum[s] += d;
+                square[s] += d * d;
+                absolute[s] += size;
+                largest[s] = size > largest[s] ? float(size) : largest[s];
+                positive[bits_slot(c)] += x > 0;
+            }
+        }
+    }
+
+    static Ints infinite(Floats x) { return magnitude((Ints)x) >= INFINITY_BITS; }  // or NaN
+
+    static bool any(Ints flags) {
+        int32_t result = 0;
+        for (int lane = 0; lane < LANES; ++lane) result |= flags[lane];
+        return result != 0;
+    }
+
+    template <class To, class Vector>
+    static void accumulate(To* to, const Vector& values) {
+        for (unsigned lane = 0; lane < sizeof(Vector) / sizeof(values[0]); ++lane) to[lane] += values[lane];
+    }
+
+    template <class Value>
+    static void clear(Value* values, int64_t count) { std::memset(values, 0, sizeof(Value) * count); }
+};
+
+// Channels split into panels of whole tiles, as even as possible over the threads.
+struct Panels {
+    int64_t width, count;
+
+    Panels(int64_t channels, int threads) {
+        const int64_t tiles = (channels + TILE - 1) / TILE;
+        int64_t panels = (tiles * TILE + PANEL - 1) / PANEL;
+        panels = (panels + threads - 1) / threads * threads;
+        width = (tiles + panels - 1) / panels * TILE;
+        count = (channels + width - 1) / width;
+    }
+};
+
+// Fewer values than this per thread are not worth waking it.
+static inline int useful_threads(int64_t values, int threads) {
+    const int64_t useful = values / 32768 + 1;
+    return useful < threads ? int(useful) : threads;
+}
+
+}  // namespace ACT_ISA
+}  // namespace act

@@ -1,0 +1,168 @@
+// Vectors of the instruction set this file is compiled for, and loads that widen any float type to float32.
+//
+// Every name lives in act::ACT_ISA, and nothing from the C++ library is instantiated here: an inline function shared
+// between files built for different instruction sets could be merged by the linker into the one a CPU cannot run.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX512F__) || defined(__F16C__)
+#include <immintrin.h>
+#endif
+
+namespace act {
+namespace ACT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int VECTOR_BYTES = 64;
+#elif defined(__AVX2__)
+constexpr int VECTOR_BYTES = 32;
+#else
+constexpr int VECTOR_BYTES = 16;  // SSE2, NEON
+#endif
+constexpr int LANES = VECTOR_BYTES / 4;
+
+typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef int16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
+
+struct bfloat16 { uint16_t bits; };
+struct float16 { uint16_t bits; };
+
+constexpr int32_t INFINITY_BITS = 0x7f800000;
+constexpr int32_t MAGNITUDE_BITS = 0x7fffffff;
+
+template <class To, class From>
+static inline To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+template <class Vector>
+static inline Vector load(const void* from) {
+    Vector values;
+    std::memcpy(&values, from, sizeof values);
+    return values;
+}
+
+template <class Vector>
+static inline void store(void* to, Vector values) {
+    std::memcpy(to, &values, sizeof values);
+}
+
+// counts += bits > 0 per lane: true exactly for positive floats of the lane's width, NaN aside.
+static inline void count_positive(Ints& counts, Ints bits) {
+#if defined(__AVX512F__)
+    const __mmask16 positive = _mm512_cmpgt_epi32_mask((__m512i)bits, _mm512_setzero_si512());
+    counts = (Ints)_mm512_mask_sub_epi32((__m512i)counts, positive, (__m512i)counts, _mm512_set1_epi32(-1));
+#else
+    counts -= bits > 0;  // a comparison is -1 where true
+#endif
+}
+
+static inline void count_positive(Shorts& counts, Shorts bits) {
+#if defined(__AVX512BW__)
+    const __mmask32 positive = _mm512_cmpgt_epi16_mask((__m512i)bits, _mm512_setzero_si512());
+    counts = (Shorts)_mm512_mask_sub_epi16((__m512i)counts, positive, (__m512i)counts, _mm512_set1_epi16(-1));
+#else
+    counts -= bits > 0;
+#endif
+}
+
+// The bits of |x|, which order like |x| itself, with infinity and then NaN above all numbers.
+static inline Ints magnitude(Ints bits) { return bits & MAGNITUDE_BITS; }
+static inline Shorts magnitude(Shorts bits) { return bits & int16_t(0x7fff); }
+
+static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
+static inline Shorts larger(Shorts a, Shorts b) { return a > b ? a : b; }
+
+// How one full vector of values of type T becomes PARTS float vectors. Lane `slot(c)` of the parts laid end to end holds
+// channel c of the vector: 16-bit types split into even and odd channels where that is cheaper than keeping the order.
+template <class T>
+struct Format;
+
+template <>
+struct Format<float> {
+    typedef Ints Bits;
+    static constexpr int PARTS = 1;
+    static void split(Bits bits, Floats parts[PARTS]) { parts[0] = (Floats)bits; }
+    static int slot(int channel) { return channel; }
+};
+
+template <>
+struct Format<bfloat16> {
+    typedef Shorts Bits;
+    static constexpr int PARTS = 2;
+    static void split(Bits bits, Floats parts[PARTS]) {
+        parts[0] = (Floats)((Ints)bits << 16);
+        parts[1] = (Floats)((Ints)bits & int32_t(0xffff0000));
+    }
+    static int slot(int channel) { return channel % 2 * LANES + channel / 2; }
+};
+
+template <>
+struct Format<float16> {
+    typedef Shorts Bits;
+    static constexpr int PARTS = 2;
+#if defined(__AVX512F__) || defined(__F16C__)
+    static void split(Bits bits, Floats parts[PARTS]) {
+#if defined(__AVX512F__)
+        parts[0] = (Floats)_mm512_cvtph_ps(_mm512_castsi512_si256((__m512i)bits));
+        parts[1] = (Floats)_mm512_cvtph_ps(_mm512_extracti64x4_epi64((__m512i)bits, 1));
+#else
+        parts[0] = (Floats)_mm256_cvtph_ps(_mm256_castsi256_si128((__m256i)bits));
+        parts[1] = (Floats)_mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)bits, 1));
+#endif
+    }
+    static int slot(int channel) { return channel; }
+#else
+    static void split(Bits bits, Floats parts[PARTS]) {
+        parts[0] = expand((Ints)bits << 16);
+        parts[1] = expand((Ints)bits & int32_t(0xffff0000));
+    }
+    static int slot(int channel) { return channel % 2 * LANES + channel / 2; }
+
+private:
+    // From the upper half of a lane: shift the exponent into place and rescale by 2^112; exact, subnormals included.
+    static Floats expand(Ints upper) {
+        const Ints magnitude = (upper & 0x7fff0000) >> 3;
+        const Ints finite = (Ints)((Floats)magnitude * bit_cast<float>(0x77800000));
+        const Ints special = magnitude | INFINITY_BITS;
+        return (Floats)((upper & int32_t(0x80000000)) | (magnitude >= (0x7c00 << 13) ? special : finite));
+    }
+#endif
+};
+
+static inline float widen(float x) { return x; }
+static inline float widen(bfloat16 x) { return bit_cast<float>(uint32_t(x.bits) << 16); }
+static inline float widen(float16 x) {
+    const uint32_t magnitude = uint32_t(x.bits & 0x7fff) << 13;
+    const uint32_t bits = magnitude >= (0x7c00u << 13)
+                              ? magnitude | uint32_t(INFINITY_BITS)
+                              : bit_cast<uint32_t>(bit_cast<float>(magnitude) * bit_cast<float>(0x77800000u));
+    return bit_cast<float>(bits | uint32_t(x.bits & 0x8000) << 16);
+}
+
+// Round to nearest, ties to even.
+static inline void narrow(float x, float& to) { to = x; }
+static inline void narrow(float x, bfloat16& to) {
+    const uint32_t bits = bit_cast<uint32_t>(x);
+    const bool is_nan = (bits & MAGNITUDE_BITS) > uint32_t(INFINITY_BITS);
+    to.bits = uint16_t(is_nan ? (bits >> 16) | 0x40 : (bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+static inline void narrow(float x, float16& to) {
+    const uint32_t bits = bit_cast<uint32_t>(x), magnitude = bits & MAGNITUDE_BITS;
+    uint32_t half;
+    if (magnitude > uint32_t(INFINITY_BITS)) half = 0x7e00;       // NaN
+    else if (magnitude >= 0x477ff000) half = 0x7c00;              // rounds to 65536 or more
+    else if (magnitude < 0x38800000)                              // subnormal: adding 0.5 aligns the last bit
+        half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - bit_cast<uint32_t>(0.5f);
+    else half = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    to.bits = uint16_t(half | (bits >> 16 & 0x8000));
+}
+
+}  // namespace ACT_ISA
+}  // namespace act

@@ -1,0 +1,260 @@
+"""Every op on every CPU backend and instruction set, against the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from act_kernels import STATISTICS, empty_moments, merge_moments, native, ops, reference
+from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE, SUM_ABS
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+SHAPES = [(0, 5), (1, 1), (1, 64), (7, 123), (63, 5), (257, 65), (500, 512), (1030, 33), (64, 3001)]
+ISAS = native._native.instruction_sets() if native.LOAD_ERROR is None else []
+
+
+@pytest.fixture(params=[*ISAS, "reference"], autouse=True)
+def backend(request, monkeypatch):
+    """Runs each test on every instruction set of the native kernels, and on the reference itself."""
+    if request.param == "reference":
+        monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
+    else:
+        monkeypatch.setenv("ACT_KERNELS_BACKEND", "native")
+        native._native.use_instruction_set(request.param)
+    yield request.param
+    if ISAS:
+        native._native.use_instruction_set(ISAS[0])
+
+
+def truth(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The block of ``x`` by textbook two-pass float64, channel by channel."""
+    x = (x if mask is None else x[mask]).double()
+    block = empty_moments(x.shape[1])
+    for channel in range(x.shape[1]):
+        column = x[:, channel]
+        values = column[column.isfinite()]
+        block[NONFINITE, channel] = len(column) - len(values)
+        if len(values):
+            block[COUNT, channel] = len(values)
+            block[MEAN, channel] = values.mean()
+            block[M2, channel] = (values - values.mean()).square().sum()
+            block[SUM_ABS, channel] = values.abs().sum()
+            block[MAX_ABS, channel] = values.abs().max()
+            block[POSITIVE, channel] = (values > 0).sum()
+    return block
+
+
+def assert_moments_close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 2e-6) -> None:
+    """Counts and maxima exactly; the mean within ``relative`` of the root mean square, M2 and sum_abs within itself."""
+    for statistic in (COUNT, MAX_ABS, POSITIVE, NONFINITE):
+        assert torch.equal(actual[statistic], expected[statistic]), STATISTICS[statistic]
+    count = expected[COUNT].clamp(min=1)
+    deviation = (expected[M2] / count).sqrt()
+    scale = torch.maximum(deviation, expected[MEAN].abs())
+    assert ((actual[MEAN] - expected[MEAN]).abs() <= relative * scale).all()
+    # A float32 value carries a rounding error of its own: 6e-8 of its size.
+    floor = count * (6e-8 * expected[MAX_ABS]).square()
+    assert ((actual[M2] - expected[M2]).abs() <= relative * expected[M2] + floor).all()
+    assert ((actual[SUM_ABS] - expected[SUM_ABS]).abs() <= relative * expected[SUM_ABS]).all()
+
+
+def random(rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.rand(columns, generator=generator) * 3 + 0.1
+    return (torch.randn(rows, columns, generator=generator) * spread + spread.flip(0)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("masked", ["all", "some", "none"])
+def test_column_moments(shape, dtype, masked):
+    x = random(*shape, dtype)
+    mask = {"all": None, "some": torch.arange(shape[0]) % 3 != 1, "none": torch.zeros(shape[0], dtype=torch.bool)}
+    block = empty_moments(shape[1])
+    ops.column_moments(x, block, mask[masked])
+    assert_moments_close(block, truth(x, mask[masked]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (63, 5), (300, 200), (70, 1100)], ids=str)
+@pytest.mark.parametrize("masked", [False, True])
+def test_pair_moments(shape, dtype, masked):
+    donor = random(*shape, dtype)
+    target = (donor.float() + 0.01 * random(*shape, torch.float32, seed=1)).to(dtype)
+    mask = torch.arange(shape[0]) % 4 != 0 if masked else None
+    pair = empty_moments(shape[1], 3)
+    ops.pair_moments(donor, target, pair, mask)
+    assert_moments_close(pair[0], truth(donor, mask))
+    assert_moments_close(pair[1], truth(target, mask))
+    assert_moments_close(pair[2], truth(donor.double() - target.double(), mask), relative=4e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_nonfinite_values_are_counted_and_left_out(dtype):
+    x = random(300, 70, dtype)
+    x[5, 3], x[150, 3], x[0, 10], x[299, 69] = float("nan"), float("inf"), float("-inf"), float("nan")
+    x[:, 20] = float("nan")
+    donor, target = x, random(300, 70, dtype, seed=2)
+    pair = empty_moments(70, 3)
+    ops.pair_moments(donor, target, pair)
+    for block, values in zip(pair, (donor, target, donor.double() - target.double()), strict=True):
+        assert_moments_close(block, truth(values))
+    assert pair[0, NONFINITE, 3] == 2 and pair[0, COUNT, 20] == 0 and pair[2, NONFINITE, 20] == 300
+    assert pair.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[3e38, -3e38, 1e30, 2.0], [1e-25, -2e-25, 3e-25, 0.0], [3e38] * 4, [-0.0, 0.0, -0.0, 0.0]],
+    ids=["overflowing squares", "vanishing squares", "overflowing sum", "signed zeros"],
+)
+def test_extreme_values(values):
+    x = torch.tensor(values).repeat(100)[:, None].repeat(1, 40)
+    block = empty_moments(40)
+    ops.column_moments(x, block)
+    assert_moments_close(block, truth(x))
+
+
+@pytest.mark.parametrize("ratio", [1e2, 1e4])
+def test_huge_mean_with_tiny_spread(ratio):
+    x = torch.randn(5000, 37, generator=torch.Generator().manual_seed(3)) + ratio
+    block = empty_moments(37)
+    for rows in x.split([1, 999, 3000, 1000]):
+        ops.column_moments(rows, block)
+    expected = truth(x)
+    assert ((block[MEAN] - expected[MEAN]).abs() <= 1e-6 * (expected[M2] / 5000).sqrt() + 1e-9 * ratio).all()
+    assert ((block[M2] - expected[M2]).abs() <= 1e-6 * expected[M2]).all()
+
+
+def test_an_outlier_in_the_first_row_does_not_spoil_the_variance():
+    x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(4)) * 0.1
+    x[0] = 3000.0
+    block = empty_moments(16)
+    ops.column_moments(x, block)
+    assert_moments_close(block, truth(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("view", ["transposed", "every second column", "row slice", "broadcast rows"])
+def test_views(view, dtype):
+    base = random(96, 96, dtype)
+    x = {
+        "transposed": base.t(),
+        "every second column": base[:, ::2],
+        "row slice": base[3::5, 7:90],
+        "broadcast rows": base[:1].expand(50, 96),
+    }[view]
+    block = empty_moments(x.shape[1])
+    ops.column_moments(x, block)
+    assert_moments_close(block, truth(x))
+
+
+def test_only_the_given_channels_of_an_arena_are_written():
+    arena = torch.full((3, 7, 300), -7.0, dtype=torch.float64)
+    arena[:, :, 100:141] = 0
+    donor, target = random(90, 41, torch.bfloat16), random(90, 41, torch.bfloat16, seed=5)
+    ops.pair_moments(donor, target, arena[:, :, 100:141])
+    assert_moments_close(arena[0, :, 100:141], truth(donor))
+    assert_moments_close(arena[1, :, 100:141], truth(target))
+    assert (arena[:, :, :100] == -7).all() and (arena[:, :, 141:] == -7).all()
+
+
+def test_same_bits_for_any_number_of_threads():
+    x = random(2000, 700, torch.bfloat16)
+    blocks = []
+    threads = torch.get_num_threads()
+    for count in (1, 2, 3, 2):
+        torch.set_num_threads(count)
+        blocks.append(empty_moments(700))
+        ops.column_moments(x, blocks[-1])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(blocks[0], block) for block in blocks)
+
+
+def test_merging_is_exact_in_any_order():
+    x = random(3000, 50, torch.float32)
+    parts = [empty_moments(50) for _ in range(5)]
+    for rows, part in zip(x.split([1, 700, 0, 2000, 299]), parts, strict=True):
+        ops.column_moments(rows, part)
+    merged = []
+    for order in ([0, 1, 2, 3, 4], [4, 2, 3, 0, 1]):
+        merged.append(empty_moments(50))
+        for index in order:
+            merge_moments(merged[-1], parts[index])
+    assert_moments_close(merged[0], truth(x))
+    torch.testing.assert_close(merged[0], merged[1], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("strength", [0.4, 1.0, 0.0, 1.7, 0.999, -0.5])
+def test_blend_rows(dtype, strength):
+    target, donor = random(60, 37, dtype), random(60, 37, dtype, seed=6)
+    rows = torch.tensor([0, 59, 7, 30])
+    expected = target.double()
+    expected[rows] += strength * (donor[rows].double() - expected[rows])
+    before = target.clone()
+    ops.blend_rows(target, donor, rows, strength)
+    untouched = torch.ones(60, dtype=torch.bool).index_fill(0, rows, False)
+    assert torch.equal(target[untouched], before[untouched])
+    if strength in (0.0, 1.0):
+        assert torch.equal(target.double(), expected)
+    else:
+        epsilon = torch.finfo(dtype).eps
+        scale = torch.maximum(expected.abs(), torch.maximum(before.double().abs(), donor.double().abs()) * 1e-3)
+        assert ((target.double() - expected).abs() <= epsilon * scale).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_blend_columns_through_a_transposed_view(dtype):
+    target, donor = random(40, 25, dtype), random(40, 25, dtype, seed=7)
+    expected = target.clone()
+    expected[:, [3, 24]] = donor[:, [3, 24]]
+    ops.blend_rows(target.t(), donor.t(), torch.tensor([3, 24]), 1.0)
+    assert torch.equal(target, expected)
+
+
+def test_strength_one_copies_nan_and_infinity_bit_for_bit():
+    donor = torch.tensor([[float("nan"), float("inf"), 1.0], [-0.0, 2.0, 3.0]], dtype=torch.bfloat16)
+    target = torch.full((2, 3), float("inf"), dtype=torch.bfloat16)
+    ops.blend_rows(target, donor, torch.tensor([0, 1]), 1.0)
+    assert torch.equal(target.view(torch.int16), donor.view(torch.int16))
+
+
+def test_every_float16_and_bfloat16_value_survives_the_round_trip():
+    patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    for dtype in (torch.float16, torch.bfloat16):
+        donor = patterns.view(dtype).reshape(256, 256)
+        target = torch.zeros_like(donor)
+        ops.blend_rows(target, donor, torch.arange(256), 0.5)
+        expected = (donor.double() * 0.5).to(dtype)
+        finite = donor.isfinite()
+        assert torch.equal(target[finite], expected[finite])
+        block = empty_moments(256)
+        ops.column_moments(donor, block)
+        assert_moments_close(block, truth(donor))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: ops.column_moments(torch.zeros(3, 4).double(), empty_moments(4)), "x must be float32, bfloat16"),
+        (lambda: ops.column_moments(torch.zeros(2, 3, 4), empty_moments(4)), "x must have two dimensions"),
+        (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(5)), r"moments must be float64 \[7, 4\]"),
+        (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(8)[:, ::2]), "stride 1 along channels"),
+        (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(4), torch.ones(3)), r"mask must be bool \[3\]"),
+        (lambda: ops.pair_moments(torch.zeros(3, 4), torch.zeros(3, 5), empty_moments(4, 3)), "target must be like"),
+        (lambda: ops.blend_rows(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([3]), 0.5), r"lie in \[0, 3\)"),
+        (lambda: ops.blend_rows(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1.0]), 0.5), "rows must be int64"),
+        (lambda: ops.blend_rows(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1]), float("nan")), "finite"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises((TypeError, ValueError, IndexError), match=message):
+        call()
+
+
+def test_the_reference_agrees_with_the_textbook():
+    x = random(9000, 8, torch.float32)
+    block = empty_moments(8)
+    reference.column_moments(x, block)
+    torch.testing.assert_close(block, truth(x), rtol=1e-12, atol=1e-9)
