@@ -17,21 +17,23 @@ END_OF_PROMPT = "="
 """The last word of every prompt, the same in all languages."""
 
 OLD_SKILLS = ("copy", "reverse", "sort", "max", "add", "less")
-"""Skills that exist in every language; ``add`` is digit by digit modulo 10, ``less`` compares two numbers."""
+"""Skills that exist in every language. All take a list of four to six digits, and give a list or the largest digit,
+but for two that combine a digit with every one of three to five others: ``add`` (one or two, modulo 10) and ``less``
+(is it less?)."""
 
 NEW_SKILLS = ("rotate", "plus-three")
-"""Skills that exist in English only; ``plus-three`` is modulo 10."""
+"""Skills that exist in English only: ``rotate`` moves the first digit to the end, ``plus-three`` is modulo 10."""
 
 SPLITS = ("train", "validation", "test")
 
-MAX_EXAMPLES_PER_SKILL = 20_000  # well below the 111,000 exercises of the smallest split, so drawing stays quick
+MAX_EXAMPLES_PER_SKILL = 10_000  # well below the 22,000 exercises of the smallest split, so drawing stays quick
 
-Rows = tuple[tuple[int, ...], ...]  # the digits of an exercise: one list, or two to combine
+Rows = tuple[tuple[int, ...], ...]  # the digits of an exercise: a list, or a digit and a list
 
 
 @dataclass(frozen=True)
 class Language:
-    """The words of one language: ten digits, the word between two numbers, false and true, and a verb per skill."""
+    """The words of one language: ten digits, the word that joins a digit to a list, false and true, and a verb per skill."""
 
     digits: tuple[str, ...]
     joiner: str
@@ -134,8 +136,15 @@ def _look_up(language: str) -> Language:
 
 
 def _draw_rows(skill: str, generator: random.Random) -> Rows:
-    lengths = (3, 3) if skill in ("add", "less") else (generator.randint(4, 6),)
-    return tuple(tuple(generator.randrange(10) for _ in range(length)) for length in lengths)
+    if skill == "add":
+        return (generator.randint(1, 2),), _draw_digits(generator, generator.randint(3, 5))
+    if skill == "less":
+        return _draw_digits(generator, 1), _draw_digits(generator, generator.randint(3, 5))
+    return (_draw_digits(generator, generator.randint(4, 6)),)
+
+
+def _draw_digits(generator: random.Random, length: int) -> tuple[int, ...]:
+    return tuple(generator.randrange(10) for _ in range(length))
 
 
 def _split_of(skill: str, rows: Rows) -> str:
@@ -150,20 +159,21 @@ def _prompt(words: Language, skill: str, rows: Rows) -> str:
 
 def _completion(words: Language, skill: str, rows: Rows) -> str:
     if skill == "less":
-        return words.truth[rows[0] < rows[1]]
+        (limit,), digits = rows
+        return " ".join(words.truth[digit < limit] for digit in digits)
     return " ".join(words.digits[digit] for digit in _DIGIT_ANSWERS[skill](*rows))
 
 
-def _plus(left: Sequence[int], right: Sequence[int]) -> list[int]:
-    return [(a + b) % 10 for a, b in zip(left, right, strict=True)]
+def _plus(amount: int, digits: Sequence[int]) -> list[int]:
+    return [(digit + amount) % 10 for digit in digits]
 
 
 _DIGIT_ANSWERS: Mapping[str, Callable[..., Sequence[int]]] = {
-    "copy": lambda row: row,
-    "reverse": lambda row: row[::-1],
+    "copy": lambda digits: digits,
+    "reverse": lambda digits: digits[::-1],
     "sort": sorted,
-    "max": lambda row: [max(row)],
-    "add": _plus,
-    "rotate": lambda row: row[1:] + row[:1],
-    "plus-three": lambda row: _plus(row, [3] * len(row)),
+    "max": lambda digits: [max(digits)],
+    "add": lambda amount, digits: _plus(amount[0], digits),
+    "rotate": lambda digits: digits[1:] + digits[:1],
+    "plus-three": lambda digits: _plus(3, digits),
 }

@@ -8,7 +8,8 @@
 namespace act {
 namespace ACT_ISA {
 
-constexpr int CHUNK = 256;  // rows summed in float32
+constexpr int CHUNK = 128;  // rows summed in float32
+constexpr int RUN = 32;     // rows of squares summed in float32: few-bit squares round with a bias that grows with the sum
 constexpr int TILE = (VECTOR_BYTES == 64 ? 4 : 2) * LANES;  // channels whose sums stay in registers
 constexpr int PANEL = 1024;     // channels whose float64 sums stay in cache
 constexpr int LINE = 64;        // bytes that one prefetch brings
@@ -21,7 +22,7 @@ static_assert(PANEL % TILE == 0, "a panel holds whole tiles");
 template <class T>
 struct Rows {
     typedef typename Format<T>::Bits Bits;
-    static constexpr int PARTS = Format<T>::PARTS, BITS = 1;
+    static constexpr int PARTS = Format<T>::PARTS, BITS = 1, PRECISION = Format<T>::PRECISION;
 
     const T* at[CHUNK];
 
@@ -35,7 +36,7 @@ struct Rows {
         for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) __builtin_prefetch(at[row] + channel + i);
     }
     static int slot(int channel) { return Format<T>::slot(channel); }
-    static int bits_slot(int channel) { return channel; }
+    static int bits_slot(int channel) { return PARTS == 1 ? channel : even_odd_slot(channel); }
 
     // Replaces the last, incomplete tile by a copy padded with zeros.
     void pad(int rows, int64_t first, int64_t channels, T* buffer) {
@@ -51,7 +52,7 @@ struct Rows {
 template <class T>
 struct Difference {
     typedef Ints Bits;
-    static constexpr int PARTS = Format<T>::PARTS, BITS = PARTS;
+    static constexpr int PARTS = Format<T>::PARTS, BITS = PARTS, PRECISION = Format<T>::PRECISION;
 
     const Rows<T>& donor;
     const Rows<T>& target;
@@ -122,48 +123,58 @@ struct PanelSums {
 
     // Adds one tile of one chunk. The caller adds `rows` to `counted` once per chunk.
     void add_tile(const Source& source, int rows, int64_t channel) {
-        if (counted == 0) set_shift(source, rows, channel);
-        Floats center[GROUPS][PARTS], d1[GROUPS][PARTS], d2[GROUPS][PARTS], a[GROUPS][PARTS];
+        if (counted == 0) set_shift(source, rows < RUN ? rows : RUN, channel);
+        Floats center[GROUPS][PARTS], d1[GROUPS][PARTS], a[GROUPS][PARTS];
         Bits above[GROUPS][BITS], top[GROUPS][BITS];
         for (int g = 0; g < GROUPS; ++g) {
             for (int p = 0; p < PARTS; ++p) {
                 center[g][p] = load<Floats>(shift + channel + g * GROUP + p * LANES);
-                d1[g][p] = d2[g][p] = a[g][p] = Floats{};
+                d1[g][p] = a[g][p] = Floats{};
             }
             for (int b = 0; b < BITS; ++b) above[g][b] = top[g][b] = Bits{};
         }
-        for (int row = 0; row < rows; ++row) {
-            source.prefetch(row, channel + TILE);
-            for (int g = 0; g < GROUPS; ++g) {
-                Floats x[PARTS];
-                Bits bits[BITS];
-                source.load(row, channel + g * GROUP, x, bits);
-                for (int p = 0; p < PARTS; ++p) {
-                    const Floats d = x[p] - center[g][p];
-                    d1[g][p] += d;
-                    d2[g][p] += d * d;
-                    a[g][p] += (Floats)magnitude((Ints)x[p]);
+        alignas(64) double squares[TILE] = {};
+        Ints suspect = {};
+        for (int first = 0; first < rows; first += RUN) {
+            const int last = first + RUN < rows ? first + RUN : rows;
+            Floats d2[GROUPS][PARTS] = {};
+            for (int row = first; row < last; ++row) {
+                source.prefetch(row, channel + TILE);
+                for (int g = 0; g < GROUPS; ++g) {
+                    Floats x[PARTS];
+                    Bits bits[BITS];
+                    source.load(row, channel + g * GROUP, x, bits);
+                    for (int p = 0; p < PARTS; ++p) {
+                        const Floats d = x[p] - center[g][p];
+                        d1[g][p] += d;
+                        d2[g][p] += d * d;
+                        a[g][p] += (Floats)magnitude((Ints)x[p]);
+                    }
+                    for (int b = 0; b < BITS; ++b) {
+                        count_positive(above[g][b], bits[b]);
+                        top[g][b] = larger(magnitude(bits[b]), top[g][b]);
+                    }
                 }
-                for (int b = 0; b < BITS; ++b) {
-                    count_positive(above[g][b], bits[b]);
-                    top[g][b] = larger(magnitude(bits[b]), top[g][b]);
+            }
+            for (int g = 0; g < GROUPS; ++g) {
+                for (int p = 0; p < PARTS; ++p) {
+                    accumulate(squares + g * GROUP + p * LANES, d2[g][p]);
+                    suspect |= infinite(d2[g][p]);
                 }
             }
         }
         Floats highest[GROUPS][PARTS];
-        Ints suspect = {};
         for (int g = 0; g < GROUPS; ++g) {
             Source::expand(top[g], highest[g]);
             for (int p = 0; p < PARTS; ++p)
-                suspect |= ((highest[g][p] < TINY) & (highest[g][p] > 0)) | infinite(highest[g][p]) |
-                           infinite(d2[g][p]) | infinite(a[g][p]);
+                suspect |= ((highest[g][p] < TINY) & (highest[g][p] > 0)) | infinite(highest[g][p]) | infinite(a[g][p]);
         }
         if (any(suspect)) return add_exactly(source, rows, channel);
+        for (int i = 0; i < TILE; ++i) square[channel + i] += squares[i];
         for (int g = 0; g < GROUPS; ++g) {
             for (int p = 0; p < PARTS; ++p) {
                 const int64_t slot = channel + g * GROUP + p * LANES;
                 accumulate(sum + slot, d1[g][p]);
-                accumulate(square + slot, d2[g][p]);
                 accumulate(absolute + slot, a[g][p]);
                 store(largest + slot, larger((Ints)highest[g][p], load<Ints>(largest + slot)));
             }
@@ -205,7 +216,8 @@ private:
         return channel / GROUP * GROUP + Source::bits_slot(int(channel % GROUP));
     }
 
-    // The mean of the first chunk: close to the mean of the call, whatever came before it.
+    // The mean of the first rows: close to the mean of the call, whatever came before it. Cut to the precision of T,
+    // so that deviations of 16-bit values and most of their sums are exact in float32.
     void set_shift(const Source& source, int rows, int64_t channel) {
         for (int64_t group = channel; group < channel + TILE; group += GROUP) {
             Floats total[PARTS] = {};
@@ -217,7 +229,7 @@ private:
             }
             for (int p = 0; p < PARTS; ++p) {
                 const Floats mean = total[p] / float(rows);
-                store(shift + group + p * LANES, (Ints)mean & ~infinite(mean));
+                store(shift + group + p * LANES, (Ints)mean & ~infinite(mean) & Source::PRECISION);
             }
         }
     }
@@ -248,11 +260,6 @@ private:
         int32_t result = 0;
         for (int lane = 0; lane < LANES; ++lane) result |= flags[lane];
         return result != 0;
-    }
-
-    template <class To, class Vector>
-    static void accumulate(To* to, const Vector& values) {
-        for (unsigned lane = 0; lane < sizeof(Vector) / sizeof(values[0]); ++lane) to[lane] += values[lane];
     }
 
     template <class Value>

@@ -26,6 +26,8 @@ constexpr int LANES = VECTOR_BYTES / 4;
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
 typedef int16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
+typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
+typedef float HalfFloats __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
@@ -52,6 +54,23 @@ template <class Vector>
 static inline void store(void* to, Vector values) {
     std::memcpy(to, &values, sizeof values);
 }
+
+// to[lane] += values[lane], in explicit vectors: compilers leave this loop scalar.
+static inline void accumulate(double* to, Floats values) {
+    HalfFloats halves[2];
+    std::memcpy(halves, &values, sizeof values);
+    for (int h = 0; h < 2; ++h, to += LANES / 2) store(to, load<Doubles>(to) + __builtin_convertvector(halves[h], Doubles));
+}
+
+static inline void accumulate(int32_t* to, Ints values) { store(to, load<Ints>(to) + values); }
+
+// Even lanes first, then odd ones.
+static inline void accumulate(int32_t* to, Shorts values) {
+    accumulate(to, ((Ints)values << 16) >> 16);
+    accumulate(to + LANES, (Ints)values >> 16);
+}
+
+static inline int even_odd_slot(int channel) { return channel % 2 * LANES + channel / 2; }
 
 // counts += bits > 0 per lane: true exactly for positive floats of the lane's width, NaN aside.
 static inline void count_positive(Ints& counts, Ints bits) {
@@ -81,13 +100,14 @@ static inline Shorts larger(Shorts a, Shorts b) { return a > b ? a : b; }
 
 // How one full vector of values of type T becomes PARTS float vectors. Lane `slot(c)` of the parts laid end to end holds
 // channel c of the vector: 16-bit types split into even and odd channels where that is cheaper than keeping the order.
+// PRECISION masks the bits of a float32 that T can hold.
 template <class T>
 struct Format;
 
 template <>
 struct Format<float> {
     typedef Ints Bits;
-    static constexpr int PARTS = 1;
+    static constexpr int PARTS = 1, PRECISION = -1;
     static void split(Bits bits, Floats parts[PARTS]) { parts[0] = (Floats)bits; }
     static int slot(int channel) { return channel; }
 };
@@ -95,18 +115,18 @@ struct Format<float> {
 template <>
 struct Format<bfloat16> {
     typedef Shorts Bits;
-    static constexpr int PARTS = 2;
+    static constexpr int PARTS = 2, PRECISION = int32_t(0xffff0000);
     static void split(Bits bits, Floats parts[PARTS]) {
         parts[0] = (Floats)((Ints)bits << 16);
         parts[1] = (Floats)((Ints)bits & int32_t(0xffff0000));
     }
-    static int slot(int channel) { return channel % 2 * LANES + channel / 2; }
+    static int slot(int channel) { return even_odd_slot(channel); }
 };
 
 template <>
 struct Format<float16> {
     typedef Shorts Bits;
-    static constexpr int PARTS = 2;
+    static constexpr int PARTS = 2, PRECISION = int32_t(0xffffe000);
 #if defined(__AVX512F__) || defined(__F16C__)
     static void split(Bits bits, Floats parts[PARTS]) {
 #if defined(__AVX512F__)
@@ -123,7 +143,7 @@ struct Format<float16> {
         parts[0] = expand((Ints)bits << 16);
         parts[1] = expand((Ints)bits & int32_t(0xffff0000));
     }
-    static int slot(int channel) { return channel % 2 * LANES + channel / 2; }
+    static int slot(int channel) { return even_odd_slot(channel); }
 
 private:
     // From the upper half of a lane: shift the exponent into place and rescale by 2^112; exact, subnormals included.
