@@ -1,1 +1,30 @@
-""""""
+"""Find where an ability lives inside a language model, and move it.
+
+    pair = act.profile_pair(donor, target, corpus)
+    channels = act.rank(pair, score="paired", top=0.05)
+    patch = act.transfer(donor, target, channels, strength=0.4)
+"""
+
+from act.channel_set import ChannelSet
+from act.channels import ChannelSpace, Site
+from act.corpus import Corpus
+from act.errors import ActError
+from act.localize import rank
+from act.profile import PairProfile, Profile, load, profile, profile_pair
+from act.transfer import Patch, transfer
+
+__all__ = [
+    "ActError",
+    "ChannelSet",
+    "ChannelSpace",
+    "Corpus",
+    "PairProfile",
+    "Patch",
+    "Profile",
+    "Site",
+    "load",
+    "profile",
+    "profile_pair",
+    "rank",
+    "transfer",
+]

@@ -44,10 +44,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, st
     """
     if not records:
         return []
-    eos = tokenizer.eos_token_id
-    prompts = tokenizer([record["prompt"] for record in records])["input_ids"]
-    texts = tokenizer([f"{record['prompt']} {record['completion']}" for record in records])["input_ids"]
+    prompts = _tokenize(tokenizer, [record["prompt"] for record in records])
+    texts = _tokenize(tokenizer, [f"{record['prompt']} {record['completion']}" for record in records])
     for record, prompt, text in zip(records, prompts, texts, strict=True):
         if text[: len(prompt)] != prompt:
             raise ValueError(f"the tokens of the prompt are not a prefix of the tokens of the record: {record}")
-    return [Encoded([*text, eos], len(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
+    return [Encoded([*text, tokenizer.eos_token_id], len(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, return_attention_mask=False, return_token_type_ids=False)["input_ids"]

@@ -1,0 +1,45 @@
+"""``act-profile env``: versions and backends, for bug reports."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+import torch
+
+from act.cli import console
+from act.versions import versions
+from act_kernels import native
+from act_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, choose
+
+
+def command(as_json: console.Json = False) -> None:
+    """Print versions, devices, and which backend runs where, with the reason why the others do not."""
+    device_types = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    result: dict[str, Any] = {
+        "versions": versions(),
+        "machine": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "instruction_set": native.instruction_set() if native.LOAD_ERROR is None else None,
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "forced_backend": os.environ.get(ENVIRONMENT_VARIABLE),
+        "backends": {device_type: _backends(device_type) for device_type in device_types},
+    }
+    if as_json:
+        return console.print_json(result)
+    facts = [[name, result[name]] for name in ("machine", "threads", "instruction_set", "gpus", "forced_backend")]
+    console.print_table("environment", ["", ""], [*map(list, result["versions"].items()), *facts])
+    rows = [[device_type, *row] for device_type, names in result["backends"].items() for row in names.items()]
+    console.print_table("backends", ["device", "backend", "state"], rows)
+
+
+def _backends(device_type: str) -> dict[str, str]:
+    try:
+        choice = choose(device_type)
+    except RuntimeError as error:
+        return {"forced": str(error)}
+    states = {backend.name: "available" for backend in BACKENDS}
+    states.update({name: f"not used: {reason}" for name, reason in choice.refused.items()})
+    states[choice.backend.name] = "chosen (forced)" if choice.forced else "chosen"
+    return states

@@ -1,0 +1,40 @@
+"""``act-profile run``: profile one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from act.cli import console
+from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
+from act.files import refuse_existing
+from act.loading import load_model, load_tokenizer
+from act.profile import profile
+
+
+def command(
+    model: Annotated[str, typer.Option(help="Folder in Hugging Face format, or hub id.")],
+    corpus: console.CorpusFile,
+    output: console.Output = Path("profile.safetensors"),
+    count: console.Count = "answer",
+    max_length: console.MaxLength = console.DEFAULT_MAX_LENGTH,
+    token_budget: console.TokenBudget = DEFAULT_TOKEN_BUDGET,
+    device: console.Device = "auto",
+    dtype: console.Dtype = "auto",
+    show_spans: console.ShowSpans = 0,
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Profile one model: the statistics of every channel over the counted tokens of a corpus."""
+    console.quiet_transformers()
+    refuse_existing(output, force)
+    text = Corpus.from_file(corpus, load_tokenizer(model), count=count, max_length=max_length)
+    if show_spans:
+        return console.print_spans(text, show_spans)
+    loaded = load_model(model, dtype=dtype, device=device)
+    with console.progress_bar(text) as progress:
+        result = profile(loaded, text, token_budget=token_budget, progress=progress)
+    result.save(output, force=force)
+    console.report_profile(result, output, as_json)

@@ -1,0 +1,99 @@
+"""Writing and reading files so that nothing half-written is ever left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from act.errors import ActError
+
+SCHEMA_KEY, HEADER_KEY = "schema", "header"
+
+
+def refuse_existing(path: Path, force: bool) -> None:
+    """Raise :class:`ActError` if ``path`` exists and ``force`` is not set."""
+    if path.exists() and not force:
+        raise ActError(f"{path} exists already; pass --force to replace it, or choose another output")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, force: bool = False, directory: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed onto it when the block ends, removed if it raises.
+
+    Raises:
+        ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
+    """
+    refuse_existing(path, force)
+    if not path.absolute().parent.is_dir():
+        raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    except OSError as error:
+        raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
+    try:
+        temporary = scratch / path.name
+        if directory:
+            temporary.mkdir()
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            path.replace(scratch / "replaced")  # a rename cannot replace a folder that holds files
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        if _is_disk_full(error):
+            raise ActError(f"the disk is full while writing {path}; nothing was changed, free some space") from error
+        if isinstance(error, OSError) and error.filename and str(scratch) in str(error.filename):
+            raise ActError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left on device" in str(error) or "StorageFull" in str(error)
+
+
+def save_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], schema: str, header: dict[str, Any], *, force: bool = False
+) -> None:
+    """Write one safetensors file whose metadata holds the schema (``name/version``) and a JSON header."""
+    with written_whole(path, force=force) as temporary:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={SCHEMA_KEY: schema, HEADER_KEY: json.dumps(header)},
+        )
+
+
+def load_tensors(path: Path, schema: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and header of a file written by :func:`save_tensors` with the same schema.
+
+    Raises:
+        ActError: no such file; truncated or not a safetensors file; another kind of file or another schema version.
+    """
+    kind = schema.partition("/")[0]
+    if not path.is_file():
+        raise ActError(f"no such file: {path}; expected a {kind} file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            found = metadata.get(SCHEMA_KEY, "an unknown schema")
+            if found != schema:
+                same_kind = found.partition("/")[0] == kind
+                advice = "make it again with this version" if same_kind else f"give a {kind} file"
+                raise ActError(f"{path} holds {found}, expected {schema}; {advice}")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER_KEY])  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ActError(f"{path} is truncated or damaged ({error}); make it again") from error

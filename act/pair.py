@@ -1,0 +1,117 @@
+"""Pair runs: donor and target advance together, site by site, on the same tokens.
+
+Each model runs in a greenlet. The first to reach a site waits there with its output; the other computes its own, feeds
+both to ``pair_moments`` and goes on. No activation outlives its site, whatever the number of tokens or layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import Iterator, Mapping
+
+import torch
+from greenlet import GreenletExit, greenlet
+from torch import nn
+
+from act.channels import ChannelSpace, Site
+from act.errors import ActError
+from act.moments import Moments
+from act.taps import Taps
+from act_kernels import pair_moments
+
+
+def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
+    """The channel space that both models share; raises ActError naming the first site that differs."""
+    spaces = ChannelSpace.from_model(donor), ChannelSpace.from_model(target)
+    difference = spaces[0].first_difference(spaces[1])
+    if difference:
+        raise ActError(
+            f"donor and target are not of one architecture: {difference}; "
+            "give two models derived from the same base, with the same vocabulary"
+        )
+    return spaces[0]
+
+
+class Lockstep:
+    """Both models with their taps; use as ``with lockstep(...) as run: run.forward(batch, count_mask)``."""
+
+    def __init__(self, donor: nn.Module, target: nn.Module, moments: Moments) -> None:
+        self._models = {"donor": donor, "target": target}
+        self._moments = moments
+        self._greenlets: dict[str, greenlet] = {}
+        self._waiting: tuple[str, Site, torch.Tensor] | None = None
+        self._taps: dict[str, Taps] = {}
+        try:
+            for side, model in self._models.items():
+                self._taps[side] = Taps(model, moments.space, self._reader(side))
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take all hooks away."""
+        for taps in self._taps.values():
+            taps.remove()
+
+    def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
+        """One forward of both models on the same ``inputs``; counted rows are added to the moments.
+
+        Raises:
+            ActError: the models do not reach the same sites in the same order.
+        """
+        for taps in self._taps.values():
+            taps.start(count_mask)
+        self._waiting = None
+        parent = greenlet.getcurrent()
+        for side, model in self._models.items():
+
+            def run(model: nn.Module = model) -> None:
+                model(**inputs)
+
+            self._greenlets[side] = greenlet(run, parent)
+            self._greenlets[side].gr_context = contextvars.copy_context()
+        try:
+            # Whoever finishes returns here; the other may have the rest of its forward to do.
+            for side in ("donor", "target"):
+                while not self._greenlets[side].dead:
+                    self._greenlets[side].switch()
+                    if self._waiting and any(run.dead for run in self._greenlets.values()):
+                        raise ActError(f"only one model reached site {self._waiting[1].name}: their forwards differ")
+        finally:
+            for run in self._greenlets.values():
+                if not run.dead:
+                    run.throw(GreenletExit)
+            self._greenlets.clear()
+            self._waiting = None
+
+    def _reader(self, side: str):
+        other = "target" if side == "donor" else "donor"
+
+        def read(site: Site, rows: torch.Tensor, mask: torch.Tensor) -> None:
+            if self._waiting is None:
+                self._waiting = (side, site, rows)
+                self._greenlets[other].switch()
+                return
+            _, expected, waiting_rows = self._waiting
+            if expected is not site:
+                raise ActError(f"donor and target disagree on the order of sites: {expected.name} against {site.name}")
+            self._waiting = None
+            donor, target = (rows, waiting_rows) if side == "donor" else (waiting_rows, rows)
+            if donor.shape != target.shape:
+                raise ActError(
+                    f"site {site.name} gave {list(donor.shape)} in the donor and {list(target.shape)} in the target"
+                )
+            pair_moments(donor, target.to(donor.device), self._moments.block(site.name), mask.to(donor.device))
+
+        return read
+
+
+@contextlib.contextmanager
+def lockstep(donor: nn.Module, target: nn.Module, moments: Moments) -> Iterator[Lockstep]:
+    """A :class:`Lockstep` over the block; both models are restored when it ends, also by an exception."""
+    run = Lockstep(donor, target, moments)
+    try:
+        yield run
+    finally:
+        run.remove()
