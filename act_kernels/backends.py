@@ -58,7 +58,7 @@ BACKENDS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that serves a device type, and the reason why each one before it does not."""
+    """The backend that serves a device type, and the reasons of those that cannot (none are asked if one is forced)."""
 
     backend: Backend
     forced: bool
@@ -80,15 +80,14 @@ def _choose(device_type: str, forced: str | None) -> Choice:
         if reason is not None:
             raise RuntimeError(f"{ENVIRONMENT_VARIABLE}={forced} cannot run on {device_type}: {reason}")
         return Choice(by_name[forced], True, {})
-    refused: dict[str, str] = {}
+    refused = {}
     for backend in BACKENDS:
-        # Interpreted kernels are for tests: thousands of times slower, so only when forced.
         reason = backend.refusal(device_type)
         if reason is None and backend.name == "triton" and device_type != "cuda":
-            reason = "interpreted triton is used only when forced"
-        if reason is None:
-            break
-        refused[backend.name] = reason
+            reason = "interpreted triton is for tests; it runs only when forced"
+        if reason is not None:
+            refused[backend.name] = reason
+    backend = next(backend for backend in BACKENDS if backend.name not in refused)
     choice = Choice(backend, False, refused)
     if backend.name == "reference":
         warnings.warn(

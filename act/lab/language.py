@@ -33,7 +33,7 @@ Rows = tuple[tuple[int, ...], ...]  # the digits of an exercise: a list, or a di
 
 @dataclass(frozen=True)
 class Language:
-    """The words of one language: ten digits, the word that joins a digit to a list, false and true, and a verb per skill."""
+    """The words of one language; the joiner stands between a digit and a list, false comes before true."""
 
     digits: tuple[str, ...]
     joiner: str
@@ -116,10 +116,13 @@ def examples(
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}; there are: {', '.join(SPLITS)}")
     if count > MAX_EXAMPLES_PER_SKILL * len(skills):
-        raise ValueError(f"at most {MAX_EXAMPLES_PER_SKILL:,} examples per skill, got {count:,} of {len(skills)} skills")
+        raise ValueError(
+            f"at most {MAX_EXAMPLES_PER_SKILL:,} examples per skill, got {count:,} of {len(skills)} skills"
+        )
 
     generator = random.Random(f"{language}|{' '.join(skills)}|{seed}|{split}")
-    records, seen = [], set()
+    records: list[dict[str, str]] = []
+    seen: set[tuple[str, Rows]] = set()
     while len(records) < count:
         skill = skills[len(records) % len(skills)]
         rows = _draw_rows(skill, generator)

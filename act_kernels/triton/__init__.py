@@ -1,0 +1,7 @@
+"""The ops as Triton kernels; importing this package imports triton, so only :mod:`act_kernels.backends` does."""
+
+from act_kernels.triton.blend_rows import blend_rows
+from act_kernels.triton.column_moments import column_moments
+from act_kernels.triton.pair_moments import pair_moments
+
+__all__ = ["blend_rows", "column_moments", "pair_moments"]

@@ -1,0 +1,100 @@
+"""Per-channel statistics of the counted rows of one matrix; see :func:`act_kernels.ops.column_moments`."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from act_kernels.triton.partials import (
+    MAX_RUN,
+    WARPS,
+    add_tile,
+    counted_span,
+    empty_partials,
+    is_counted,
+    load_tile,
+    merge_partials,
+    no_sums,
+    plan_runs,
+    store_run,
+    tile_mean,
+)
+
+UNROLL = 8  # rows of 16 bytes that a thread has in flight
+
+
+@triton.jit(do_not_specialize=["rows", "run"])
+def column_moments_kernel(
+    x,
+    mask,
+    partials,
+    rows,
+    channels,
+    row_stride,
+    column_stride,
+    run,
+    MAX_RUN: tl.constexpr,
+    UNROLL: tl.constexpr,
+    WARPS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Writes ``partials`` [S, 7, C] for ``x`` [T, C] and ``mask`` [T] or None; program: one run of BLOCK_C channels."""
+    channel_blocks = tl.cdiv(channels, BLOCK_C)
+    split = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_channels = channel < channels
+    start = split * run
+    length = tl.minimum(rows - start, run).to(tl.int32)
+    x += start * row_stride + channel.to(tl.int64) * column_stride
+    if mask is not None:
+        mask += start
+    first, end, counted = counted_span(mask, length, MAX_RUN)
+    tile_row = tl.arange(0, UNROLL)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
+
+    row = first + tile_row
+    wanted = is_counted(mask, row, end) & in_channels[None, None, :]
+    shift = tile_mean(load_tile(x, row, row_stride, wanted), wanted, x.dtype.element_ty)
+    sums = no_sums(WARPS, BLOCK_C)
+    for tile_start in range(first, end, UNROLL * WARPS):
+        row = tile_start + tile_row
+        rows_counted = is_counted(mask, row, end)
+        tile = load_tile(x, row, row_stride, rows_counted & in_channels[None, None, :])
+        sums = add_tile(sums, tile, rows_counted.to(tl.float32), shift)
+
+    plane = channels.to(tl.int64)
+    store_run(
+        sums, shift, counted, first, end, x, row_stride, None, None, mask, in_channels,
+        partials + split * 7 * plane + channel, plane,
+    )  # fmt: skip
+
+
+def block_channels(element_size: int) -> int:
+    """Channels per program: 16 bytes per thread of a warp."""
+    return 32 * 16 // element_size
+
+
+def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
+    """``moments`` [7, C] += statistics of ``x`` [T, C]; fastest where its channels are contiguous and 16-byte aligned."""
+    rows, channels = x.shape
+    block = block_channels(x.element_size())
+    channel_blocks = triton.cdiv(channels, block)
+    run, splits = plan_runs(rows, channel_blocks, UNROLL * WARPS)
+    partials = empty_partials(1, splits, x)
+    with torch.cuda.device_of(x):
+        column_moments_kernel[(channel_blocks * splits,)](
+            x,
+            mask,
+            partials,
+            rows,
+            channels,
+            x.stride(0),
+            x.stride(1),
+            run,
+            MAX_RUN=MAX_RUN,
+            UNROLL=UNROLL,
+            WARPS=WARPS,
+            BLOCK_C=block,
+            num_warps=WARPS,
+        )
+        merge_partials(partials, moments[None])
