@@ -155,7 +155,10 @@ def rank(
     if keep is not None:
         if score not in ACTIVATION_SCORES:
             raise ActError(f"score {score!r} does not look at activations, so a keep profile has no effect; leave it out")
-        for one, other in zip(_as_tuple(profile), _as_tuple(keep), strict=True):
+        sides, keep_sides = _as_tuple(profile), _as_tuple(keep)
+        if len(sides) != len(keep_sides):
+            raise ActError("the profile and the keep profile must both be pair profiles, or both donor's and target's")
+        for one, other in zip(sides, keep_sides, strict=True):
             require_same_models(one, other)
         values = values - _values(Activations.of(keep), score, normalize, seed, donor, target)
     ranked = _rankable(space, include, exclude)

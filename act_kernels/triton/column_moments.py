@@ -79,7 +79,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     rows, channels = x.shape
     block = block_channels(x.element_size())
     channel_blocks = triton.cdiv(channels, block)
-    run, splits = plan_runs(rows, channel_blocks, UNROLL * WARPS)
+    run, splits = plan_runs(rows, channel_blocks)
     partials = empty_partials(1, splits, x)
     with torch.cuda.device_of(x):
         column_moments_kernel[(channel_blocks * splits,)](

@@ -49,6 +49,7 @@ def pair_moments_kernel(
     channel_blocks = tl.cdiv(channels, BLOCK_C)
     split = (tl.program_id(0) // channel_blocks).to(tl.int64)
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.max_contiguous(channel, 4)
     in_channels = channel < channels
     start = split * run
     length = tl.minimum(rows - start, run).to(tl.int32)
@@ -102,7 +103,7 @@ def pair_moments(
     """``moments`` [3, 7, C] += statistics of ``donor``, ``target`` [T, C] and their difference."""
     rows, channels = donor.shape
     channel_blocks = triton.cdiv(channels, BLOCK_C)
-    run, splits = plan_runs(rows, channel_blocks, UNROLL * WARPS)
+    run, splits = plan_runs(rows, channel_blocks)
     partials = empty_partials(len(PAIR), splits, donor)
     with torch.cuda.device_of(donor):
         pair_moments_kernel[(channel_blocks * splits,)](

@@ -18,14 +18,16 @@ from act_kernels.statistics import STATISTICS
 
 WARPS = 4
 MAX_RUN = 1024  # rows summed in float32: 32 tiles, each added as a tree
+MIN_RUN = 128  # shorter ones would write as many bytes as they read
 PROGRAMS = 512  # enough to keep every memory channel of an H200 busy; fixed, so that all GPUs give the same bits
 MERGE_TILE = 512  # splits x channels of one step of the merge
 
 
-def plan_runs(rows: int, channel_blocks: int, tile_rows: int) -> tuple[int, int]:
-    """Rows per run, a multiple of ``tile_rows``, and the number of runs: the longest runs that fill the GPU."""
+def plan_runs(rows: int, channel_blocks: int) -> tuple[int, int]:
+    """Rows per run and the number of runs: the longest runs that fill the GPU."""
     wanted = triton.cdiv(PROGRAMS, channel_blocks)
-    run = min(MAX_RUN, triton.cdiv(triton.cdiv(rows, wanted), tile_rows) * tile_rows)
+    run = triton.cdiv(triton.cdiv(rows, wanted), 32) * 32  # whole tiles
+    run = min(max(run, MIN_RUN), MAX_RUN)
     return run, triton.cdiv(rows, run)
 
 
@@ -33,12 +35,14 @@ def plan_runs(rows: int, channel_blocks: int, tile_rows: int) -> tuple[int, int]
 def counted_span(mask, length, MAX_RUN: tl.constexpr):
     """First counted row of a run, end of its last one, and how many rows count between them."""
     if mask is None:
-        return length * 0, length, length
-    row = tl.arange(0, MAX_RUN)
-    counted = tl.load(mask + row, row < length, other=0).to(tl.int32)
-    first = tl.min(tl.where(counted != 0, row, MAX_RUN), 0)
-    end = tl.max(tl.where(counted != 0, row + 1, 0), 0)
-    return first, end, tl.sum(counted, 0)
+        first, end, counted = length * 0, length, length
+    else:
+        row = tl.arange(0, MAX_RUN)
+        counts = tl.load(mask + row, row < length, other=0).to(tl.int1)
+        first = tl.min(tl.where(counts, row, MAX_RUN), 0)
+        end = tl.max(tl.where(counts, row + 1, 0), 0)
+        counted = tl.sum(counts.to(tl.int32), 0)
+    return first, end, counted
 
 
 @triton.jit
@@ -103,15 +107,19 @@ def store_run(
     total = tl.sum(sums[0].to(tl.float64), 0)
     square = tl.sum(sums[1].to(tl.float64), 0)
     absolute = tl.sum(sums[2].to(tl.float64), 0)
-    largest = tl.max(sums[3], 0).to(tl.float64)
-    positive = tl.sum(sums[4], 0).to(tl.float64)
-    nonfinite = tl.zeros_like(total)
-    vanishing = (largest > 0) & (largest < 1e-10)
-    if tl.max((vanishing | ~(square + absolute < float("inf"))).to(tl.int32), 0) > 0:
-        total, square, absolute, largest, positive, nonfinite = _exact_sums(
-            shift, first, end, x, x_stride, other, other_stride, mask, in_channels, WARPS
-        )
-    count = counted - nonfinite
+    largest = tl.max(sums[3], 0)
+    positive = tl.sum(sums[4], 0)
+    _store_block((total, square, absolute, largest, positive, 0), shift, counted, in_channels, partial, plane)
+    suspect = ~(square + absolute < float("inf")) | ((largest > 0) & (largest < 1e-10))
+    if tl.max(suspect.to(tl.int32), 0) > 0:
+        exact = _exact_sums(shift, first, end, x, x_stride, other, other_stride, mask, in_channels, WARPS)
+        _store_block(exact, shift, counted, in_channels, partial, plane)
+
+
+@triton.jit
+def _store_block(sums, shift, counted, in_channels, partial, plane):
+    total, square, absolute, largest, positive, nonfinite = sums
+    count = counted - nonfinite + tl.zeros_like(total)
     offset = total / tl.maximum(count, 1)
     tl.store(partial, count, in_channels)
     tl.store(partial + plane, tl.where(count > 0, shift + offset, 0), in_channels)
@@ -150,8 +158,8 @@ def _exact_sums(shift, first, end, x, x_stride, other, other_stride, mask, in_ch
         tl.sum(square, 0),
         tl.sum(absolute, 0),
         tl.max(largest, 0),
-        tl.sum(positive, 0).to(tl.float64),
-        tl.sum(nonfinite, 0).to(tl.float64),
+        tl.sum(positive, 0),
+        tl.sum(nonfinite, 0),
     )
 
 

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import errno
+
+import pytest
+import torch
+
+from act.errors import ActError
+from act.files import load_tensors, save_tensors, written_whole
+
+
+def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "kept"
+    path.write_text("precious")
+
+    def full(*_args, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("act.files.save_file", full)
+    with pytest.raises(ActError, match="disk is full while writing .*kept; nothing was changed"):
+        save_tensors(path, {"x": torch.zeros(3)}, "act-test/1", {}, force=True)
+    assert path.read_text() == "precious" and [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_really_full_disk(tmp_path):
+    """/dev/full refuses every byte, as a full disk does."""
+    with pytest.raises(ActError, match="disk is full"), written_whole(tmp_path / "file") as temporary:
+        with open("/dev/full", "wb", buffering=0) as full:
+            full.write(b"x")
+        temporary.touch()
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exception_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), written_whole(tmp_path / "file") as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_header_and_tensors_come_back(tmp_path):
+    tensors = {"a": torch.arange(5), "b": torch.randn(2, 3)[:, ::2]}
+    save_tensors(tmp_path / "file", tensors, "act-test/1", {"x": [1, "ü"]})
+    found, header = load_tensors(tmp_path / "file", "act-test/1")
+    assert header == {"x": [1, "ü"]} and all(torch.equal(found[name], tensors[name]) for name in tensors)
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    save_tensors(tmp_path / "file", {"a": torch.zeros(1)}, "act-other/1", {})
+    with pytest.raises(ActError, match="holds act-other/1, expected act-test/1; give a act-test file"):
+        load_tensors(tmp_path / "file", "act-test/1")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ActError, match="truncated or damaged"):
+        load_tensors(tmp_path / "text", "act-test/1")

@@ -1,0 +1,203 @@
+"""The command line as a user types it: in its own process, on model folders."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import act
+from act.channel_set import ChannelSet
+
+RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
+
+
+def act_profile(*arguments, cwd=None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "act", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+def succeed(*arguments) -> dict:
+    result = act_profile(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A donor, a target, models that do not fit, and corpora."""
+    path = tmp_path_factory.mktemp("cli")
+    for name, family, seed in (("donor", "llama", 0), ("target", "llama", 1), ("other", "llama", 2), ("gpt2", "gpt2", 0)):
+        tiny_model(family, seed).save_pretrained(path / name)
+        tokenizer.save_pretrained(path / name)
+    wide = tiny_model("llama")
+    wide.resize_token_embeddings(310)
+    wide.save_pretrained(path / "wide")
+    tokenizer.save_pretrained(path / "wide")
+    (path / "ability.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    (path / "keep.jsonl").write_text("".join(json.dumps({"text": record["prompt"]}) + "\n" for record in RECORDS))
+    return path
+
+
+@pytest.fixture(scope="module")
+def pair(folder) -> Path:
+    output = folder / "pair.safetensors"
+    succeed("pair", "--donor", folder / "donor", "--target", folder / "target", "--corpus", folder / "ability.jsonl",
+            "--output", output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def channels(folder, pair) -> Path:
+    output = folder / "channels.safetensors"
+    succeed("rank", pair, "--top", "10%", "--output", output)
+    return output
+
+
+@pytest.mark.slow
+def test_the_whole_path(folder, pair, tmp_path):
+    keep, chosen, result = tmp_path / "keep.safetensors", tmp_path / "set.safetensors", tmp_path / "result"
+    models = ["--donor", folder / "donor", "--target", folder / "target"]
+    succeed("pair", *models, "--corpus", folder / "keep.jsonl", "--output", keep)
+    ranked = succeed("rank", pair, "--keep", keep, "--top", "10%", "--normalize", "std", "--output", chosen)
+    assert ranked["chosen"] == len(ChannelSet.load(chosen)) and ranked["rule"]["contrast"]
+    moved = succeed("transfer", *models, "--channels", chosen, "--strength", "0.5", "--output", result)
+    assert moved["channels"] == ranked["chosen"]
+
+    donor, target = (AutoModelForCausalLM.from_pretrained(folder / name) for name in ("donor", "target"))
+    act.transfer(donor, target, ChannelSet.load(chosen), 0.5)
+    saved = AutoModelForCausalLM.from_pretrained(result)
+    assert all(torch.equal(a, b) for a, b in zip(target.parameters(), saved.parameters(), strict=True))
+    assert AutoTokenizer.from_pretrained(result).chat_template
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["keep.safetensors", "result", "set.safetensors"]
+
+
+def test_run_and_two_single_profiles(folder, tmp_path):
+    for name in ("donor", "target"):
+        summary = succeed("run", "--model", folder / name, "--corpus", folder / "ability.jsonl", "--count", "predict",
+                          "--output", tmp_path / name)
+        assert summary["counted"] > 0 and summary["nonfinite"] == {} and summary["uncovered"] == []
+    ranked = succeed("rank", tmp_path / "donor", tmp_path / "target", "--score", "mean-abs", "--output", tmp_path / "set")
+    assert ranked["chosen"] == round(0.05 * len(act.load(tmp_path / "donor").space))
+
+
+def test_weight_diff_and_tables(folder, pair, tmp_path):
+    result = act_profile("rank", pair, "--score", "weight-diff", "--donor", folder / "donor", "--target",
+                         folder / "target", "--output", tmp_path / "set")
+    assert result.returncode == 0, result.stderr
+    assert "module kind" in result.stdout and "gate" in result.stdout
+
+
+def test_show_spans_prints_and_writes_nothing(folder, tmp_path):
+    result = act_profile("run", "--model", folder / "donor", "--corpus", folder / "ability.jsonl", "--show-spans", "2",
+                         "--output", tmp_path / "p")
+    assert result.returncode == 0 and " one c d</s>" in result.stdout and not list(tmp_path.iterdir())
+
+
+def test_env(folder):
+    result = succeed("env")
+    states = result["backends"]["cpu"]
+    assert sum("chosen" in state for state in states.values()) == 1
+    assert result["versions"]["torch"] == torch.__version__
+
+
+def truncated(source: Path, to: Path) -> Path:
+    to.write_bytes(source.read_bytes()[:-100])
+    return to
+
+
+def of_schema(source: Path, to: Path, schema: str) -> Path:
+    with safe_open(source, framework="pt") as file:
+        metadata, tensors = dict(file.metadata()), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, to, {**metadata, "schema": schema})
+    return to
+
+
+def of_text(to: Path, text: str) -> Path:
+    to.write_text(text)
+    return to
+
+
+BAD = {
+    "no such model": lambda f, t: (["run", "--model", f / "none", "--corpus", f / "ability.jsonl"], "no such tokenizer|model"),
+    "no such corpus": lambda f, t: (["run", "--model", f / "donor", "--corpus", f / "none.jsonl"], "no such corpus"),
+    "malformed JSONL": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", of_text(t / "bad.jsonl", '{"text": "a"}\n{')], "line 2: not JSON"),
+    "no answer": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", of_text(t / "bad.jsonl", '{"prompt": "a", "completion": ""}')],
+        "line 1: the record has no answer"),
+    "other architecture": lambda f, t: (
+        ["pair", "--donor", f / "gpt2", "--target", f / "target", "--corpus", f / "ability.jsonl"],
+        "site transformer.wte against model.embed_tokens"),
+    "other vocabulary": lambda f, t: (
+        ["pair", "--donor", f / "wide", "--target", f / "target", "--corpus", f / "ability.jsonl"],
+        "lm_head has 310 channels against 300"),
+    "truncated profile": lambda f, t: (["rank", truncated(f / "pair.safetensors", t / "p")], "truncated or damaged"),
+    "another schema version": lambda f, t: (
+        ["rank", of_schema(f / "pair.safetensors", t / "p", "act-profile/99")], "holds act-profile/99, expected act-profile/1"),
+    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give a act-profile file"),
+    "profile of another model": lambda f, t: (
+        ["transfer", "--donor", f / "donor", "--target", f / "other", "--channels", f / "channels.safetensors"],
+        "made for the target"),
+    "top 0": lambda f, t: (["rank", f / "pair.safetensors", "--top", "0"], "top is 0"),
+    "top 200%": lambda f, t: (["rank", f / "pair.safetensors", "--top", "200%"], "top is 200%"),
+    "negative strength": lambda f, t: (
+        ["transfer", "--donor", f / "donor", "--target", f / "target", "--channels", f / "channels.safetensors",
+         "--strength", "-0.4"], "strength is -0.4"),
+    "no such folder": lambda f, t: (["rank", f / "pair.safetensors", "--output", t / "no" / "set"], "does not exist"),
+    "unknown device": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--device", "tpu9"], "cannot use device"),
+    "unknown count": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--count", "some"], "count is 'some'"),
+    "no such option": lambda f, t: (["rank", f / "pair.safetensors", "--tops", "3%"], "No such option"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_and_exit_code_2(name, folder, pair, channels, tmp_path):
+    scratch = tmp_path / "inputs"
+    scratch.mkdir()
+    output = tmp_path / "output"
+    output.mkdir()
+    arguments, message = BAD[name](folder, scratch)
+    if "--output" not in arguments:
+        arguments += ["--output", output / "result"]
+    result = act_profile(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert any(part in result.stderr for part in message.split("|")), result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list(output.iterdir())
+
+
+def test_existing_output_is_refused_without_force(folder, pair, tmp_path):
+    for arguments in (
+        ["run", "--model", folder / "donor", "--corpus", folder / "ability.jsonl"],
+        ["rank", pair],
+        ["transfer", "--donor", folder / "donor", "--target", folder / "target", "--channels", tmp_path / "set"],
+    ):
+        output = tmp_path / "held"
+        output.write_text("precious")
+        result = act_profile(*arguments, "--output", output)
+        assert result.returncode == 2 and "exists already; pass --force" in result.stderr
+        assert output.read_text() == "precious"
+    assert act_profile("rank", pair, "--output", output, "--force").returncode == 0
+    assert len(ChannelSet.load(output)) > 0
+
+
+def test_force_replaces_a_model_folder(folder, channels, tmp_path):
+    output = tmp_path / "model"
+    output.mkdir()
+    (output / "old").write_text("old")
+    models = ["--donor", folder / "donor", "--target", folder / "target", "--channels", channels]
+    succeed("transfer", *models, "--output", output, "--force")
+    assert not (output / "old").exists() and (output / "config.json").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
