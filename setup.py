@@ -28,7 +28,16 @@ class BuildNative(build_ext):
                     KERNELS,
                     output_dir=os.path.join(self.build_temp, isa),
                     macros=[("ACT_ISA", isa)],
-                    extra_postargs=["-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-Wno-psabi", "-Wno-maybe-uninitialized", *OPENMP, *flags],
+                    extra_postargs=[
+                        "-std=c++17",
+                        "-O3",
+                        "-fPIC",
+                        "-fno-math-errno",
+                        "-Wno-psabi",
+                        "-Wno-maybe-uninitialized",
+                        *OPENMP,
+                        *flags,
+                    ],
                     depends=HEADERS,
                 )
             super().build_extension(extension)

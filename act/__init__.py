@@ -1,8 +1,8 @@
 """Find where an ability lives inside a language model, and move it.
 
-    pair = act.profile_pair(donor, target, corpus)
-    channels = act.rank(pair, score="paired", top=0.05)
-    patch = act.transfer(donor, target, channels, strength=0.4)
+pair = act.profile_pair(donor, target, corpus)
+channels = act.rank(pair, score="paired", top=0.05)
+patch = act.transfer(donor, target, channels, strength=0.4)
 """
 
 from act.channel_set import ChannelSet

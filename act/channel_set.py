@@ -31,7 +31,7 @@ class ChannelSet:
         self.index = index[order]
         self.scores = scores[order]
         self.rule = rule
-        if len(index) and not (0 <= self.index[0] and self.index[-1] < len(space) and (self.index.diff() > 0).all()):
+        if len(index) and not (self.index[0] >= 0 and self.index[-1] < len(space) and (self.index.diff() > 0).all()):
             raise ActError(f"a channel set needs distinct indices in [0, {len(space)})")
 
     def __len__(self) -> int:

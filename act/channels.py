@@ -1,8 +1,8 @@
 """The channel space of a model: every site in a fixed order, one flat index for all their channels.
 
-A **channel** is one output dimension of a trainable module (a linear, a norm, the embedding, the LM head); a **site** is
-the output of one such module. The space maps a flat index to ``(site, row)`` and to the parameter slices that produce
-that channel.
+A **channel** is one output dimension of a trainable module (a linear, a norm, the embedding, the LM head); a **site**
+is the output of one such module. The space maps a flat index to ``(site, row)`` and to the parameter slices that
+produce that channel.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ def _kind(name: str, module: nn.Module) -> str:
     leaf = name.rpartition(".")[2]
     if isinstance(module, nn.Embedding):
         return _KIND_OF_NAME.get(leaf, "embed")
-    if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[union-attr, operator]
+    if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
         return "norm"
     return _KIND_OF_NAME.get(leaf, leaf)
 

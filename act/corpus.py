@@ -1,7 +1,8 @@
 """Corpora: records that exercise an ability, tokenised, with the tokens that count.
 
-A record has ``messages`` (the last one by the assistant is the answer), ``prompt`` and ``completion``, or ``text`` (all of
-it counts). The answer is found by token ids: the whole record must begin with the ids of its prompt, or an error says so.
+A record has ``messages`` (the last one by the assistant is the answer), ``prompt`` and ``completion``, or ``text`` (all
+of it counts). The answer is found by token ids: the whole record must begin with those of its prompt, or an error says
+so.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Corpus:
         records: a function that returns a fresh iterator of ``(place, record)``; place names the record in errors.
         tokenizer: a Hugging Face tokenizer; ``messages`` need its chat template.
         count: see :data:`Count`.
-        max_length: longest sequence in tokens. A ``text`` is cut into pieces of it; any other longer record is an error.
+        max_length: longest sequence in tokens. A longer ``text`` is cut to pieces; other longer records are errors.
         name: for provenance and errors.
         fingerprint: hash of the content, for provenance.
         size: number of records, if known, for progress.
@@ -207,8 +208,8 @@ class Corpus:
         if whole[: len(prefix)] != prefix:
             at = next(i for i, (a, b) in enumerate(zip([*whole, None], prefix, strict=False)) if a != b)
             raise ActError(
-                f"the prompt's {len(prefix)} tokens are not the beginning of the whole record's {len(whole)} (they part "
-                f"at token {at}), so the answer cannot be told apart; end the prompt where a token ends"
+                f"the prompt's {len(prefix)} tokens are not the beginning of the whole record's {len(whole)} "
+                f"(they part at token {at}), so the answer cannot be told apart; end the prompt where a token ends"
             )
         if len(whole) == len(prefix):
             raise ActError("the record has no answer: prompt and whole record are the same tokens")

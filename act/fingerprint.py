@@ -11,8 +11,8 @@ from torch import nn
 def fingerprint(model: nn.Module) -> str:
     """A hash over one value from every row and every column of every parameter, taken along wrapped diagonals.
 
-    Any transfer of a channel changes it (a whole row or column changes), and so does any fine-tune. Values are hashed as
-    float32, so a checkpoint loaded in a wider type keeps its fingerprint. Cost: as many values as there are channels.
+    Any transfer of a channel changes it (a whole row or column changes), and so does any fine-tune. Values are hashed
+    as float32, so a checkpoint loaded in a wider type keeps its fingerprint. Cost: as many values as channels.
     """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():

@@ -44,7 +44,9 @@ def load_tokenizer(name: str) -> Any:
 
 def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
     if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))):
-        raise ActError(f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name")
+        raise ActError(
+            f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name"
+        )
     try:
         return loader.from_pretrained(name, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:

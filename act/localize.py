@@ -92,7 +92,7 @@ def random_scores(space: ChannelSpace, seed: int) -> torch.Tensor:
 
 
 def normalized(score: torch.Tensor, space: ChannelSpace, how: Normalize) -> torch.Tensor:
-    """The score divided by its mean or standard deviation over each site, so that wide-scale modules do not swamp it."""
+    """The score divided by its mean or standard deviation over each site, so that wide-scale modules do not win."""
     if how not in get_args(Normalize):
         raise ActError(f"normalize is {how!r}; expected one of {', '.join(get_args(Normalize))}")
     if how == "none":
@@ -154,7 +154,9 @@ def rank(
     values = _values(activations, score, normalize, seed, donor, target)
     if keep is not None:
         if score not in ACTIVATION_SCORES:
-            raise ActError(f"score {score!r} does not look at activations, so a keep profile has no effect; leave it out")
+            raise ActError(
+                f"score {score!r} does not look at activations, so a keep profile has no effect; leave it out"
+            )
         sides, keep_sides = _as_tuple(profile), _as_tuple(keep)
         if len(sides) != len(keep_sides):
             raise ActError("the profile and the keep profile must both be pair profiles, or both donor's and target's")

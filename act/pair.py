@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from greenlet import GreenletExit, greenlet
@@ -17,7 +18,7 @@ from torch import nn
 from act.channels import ChannelSpace, Site
 from act.errors import ActError
 from act.moments import Moments
-from act.taps import Taps
+from act.taps import Reader, Taps
 from act_kernels import pair_moments
 
 
@@ -65,11 +66,7 @@ class Lockstep:
         self._waiting = None
         parent = greenlet.getcurrent()
         for side, model in self._models.items():
-
-            def run(model: nn.Module = model) -> None:
-                model(**inputs)
-
-            self._greenlets[side] = greenlet(run, parent)
+            self._greenlets[side] = greenlet(partial(model, **inputs, use_cache=False), parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
             # Whoever finishes returns here; the other may have the rest of its forward to do.
@@ -85,7 +82,7 @@ class Lockstep:
             self._greenlets.clear()
             self._waiting = None
 
-    def _reader(self, side: str):
+    def _reader(self, side: str) -> Reader:
         other = "target" if side == "donor" else "donor"
 
         def read(site: Site, rows: torch.Tensor, mask: torch.Tensor) -> None:

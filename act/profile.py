@@ -180,8 +180,8 @@ def require_same_models(first: Profile, second: Profile) -> None:
         other = second.source["models"].get(side, {})
         if other.get("fingerprint") != model["fingerprint"]:
             raise ActError(
-                f"the profiles are of different models: the {side} is {model['name']} ({model['fingerprint']}) in one and "
-                f"{other.get('name')} ({other.get('fingerprint')}) in the other; profile the same models for both"
+                f"the profiles are of different models: the {side} is {model['name']} ({model['fingerprint']}) in one "
+                f"and {other.get('name')} ({other.get('fingerprint')}) in the other; profile the same models for both"
             )
 
 
@@ -224,7 +224,7 @@ def profile(
 
         def forward(inputs: Batch, count_mask: torch.Tensor) -> None:
             tapped.start(count_mask)
-            model(**inputs)
+            model(**inputs, use_cache=False)
 
         measured = _stream(forward, corpus, _device(model), token_budget, progress, moments)
     return Profile(moments, _source({"model": model}, corpus, measured, token_budget))
@@ -267,11 +267,10 @@ def _stream(
     start = time.perf_counter()
     with torch.inference_mode():
         for batch in stream:
-            inputs = {name: tensor for name, tensor in batch.items() if name != "count_mask"}
-            attended = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+            attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
             count_mask = batch["count_mask"].bool() & attended if "count_mask" in batch else attended
-            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-            forward({**inputs, "use_cache": False}, count_mask.to(device))
+            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "count_mask"}
+            forward(inputs, count_mask.to(device))
             seen.tokens += int(attended.sum())
             seen.counted += int(count_mask.sum())
             seen.padding += int((~attended).sum())
@@ -303,11 +302,13 @@ def _source(
     device = _device(next(iter(models.values())))
     return {
         "models": {
-            side: {"name": getattr(model, "name_or_path", "") or type(model).__name__, "fingerprint": fingerprint(model)}
+            side: {
+                "name": getattr(model, "name_or_path", "") or type(model).__name__,
+                "fingerprint": fingerprint(model),
+            }
             for side, model in models.items()
         },
         "corpora": [described],
         "settings": {"token_budget": token_budget, "backend": choose(device.type).backend.name},
         "versions": versions(),
     }
-

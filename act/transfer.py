@@ -107,8 +107,8 @@ def _require_models(donor: nn.Module, target: nn.Module, channels: ChannelSet) -
         expected = channels.rule.get("models", {}).get(side)
         if expected and fingerprint(model) != expected["fingerprint"]:
             raise ActError(
-                f"the channel set was made for the {side} {expected['name']} ({expected['fingerprint']}), but the {side} "
-                f"given has other weights ({fingerprint(model)}); rank a profile of these models"
+                f"the channel set was made for the {side} {expected['name']} ({expected['fingerprint']}), but the "
+                f"{side} given has other weights ({fingerprint(model)}); rank a profile of these models"
             )
         for name, parameter in model.named_parameters():
             if parameter.dtype not in FLOAT_DTYPES:

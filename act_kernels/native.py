@@ -28,10 +28,12 @@ def instruction_set() -> str:
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
     """See :func:`act_kernels.ops.column_moments`; columns that are not contiguous are copied first."""
     x = _contiguous_columns(x)
+    rows, columns = x.shape
     _native.column_moments(
         _DTYPE_CODES[x.dtype],
         x.data_ptr(),
-        *x.shape,
+        rows,
+        columns,
         x.stride(0),
         0 if mask is None else mask.data_ptr(),
         moments.data_ptr(),
@@ -45,11 +47,13 @@ def pair_moments(
 ) -> None:
     """See :func:`act_kernels.ops.pair_moments`; columns that are not contiguous are copied first."""
     donor, target = _contiguous_columns(donor), _contiguous_columns(target)
+    rows, columns = donor.shape
     _native.pair_moments(
         _DTYPE_CODES[donor.dtype],
         donor.data_ptr(),
         target.data_ptr(),
-        *donor.shape,
+        rows,
+        columns,
         donor.stride(0),
         target.stride(0),
         0 if mask is None else mask.data_ptr(),
@@ -70,8 +74,10 @@ def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, st
         rows.data_ptr(),
         len(rows),
         target.shape[1],
-        *target.stride(),
-        *donor.stride(),
+        target.stride(0),
+        target.stride(1),
+        donor.stride(0),
+        donor.stride(1),
         strength,
         torch.get_num_threads(),
     )

@@ -11,6 +11,8 @@ from act_kernels.backends import implementation
 from act_kernels.statistics import PAIR, STATISTICS
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
+NORM_STYLES = ("rms", "rms_float", "rms_one_plus", "layer")
 
 
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
@@ -29,7 +31,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     """
     _check_matrix("x", x)
     _check_moments(moments, (len(STATISTICS), x.shape[1]), x.device)
-    mask = _check_mask(mask, x)
+    mask = _check_mask(mask, x.shape[0], x.device)
     if x.numel():
         implementation("column_moments", x.device)(x, moments, mask)
 
@@ -54,7 +56,7 @@ def pair_moments(
     _check_matrix("donor", donor)
     _check_like("target", target, "donor", donor)
     _check_moments(moments, (len(PAIR), len(STATISTICS), donor.shape[1]), donor.device)
-    mask = _check_mask(mask, donor)
+    mask = _check_mask(mask, donor.shape[0], donor.device)
     if donor.numel():
         implementation("pair_moments", donor.device)(donor, target, moments, mask)
 
@@ -87,6 +89,154 @@ def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, st
     implementation("blend_rows", target.device)(target, donor, rows, float(strength))
 
 
+def gated_mlp(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    activation: str = "silu",
+    *,
+    gate_moments: torch.Tensor | None = None,
+    up_moments: torch.Tensor | None = None,
+    product_moments: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """``activation(gate) * up``, rounded as PyTorch does (after the activation, and after the product), and moments.
+
+    Args:
+        gate, up: outputs of the two projections ``[T, C]``, one dtype (float32, bfloat16 or float16), any strides: the
+            halves of a fused projection are views.
+        activation: ``silu``, ``gelu`` (erf), ``gelu_tanh``, ``relu`` or ``relu2`` (``relu(x) ** 2``).
+        gate_moments, up_moments, product_moments: float64 blocks ``[7, C]`` to which the statistics of gate, up and
+            the product over the counted rows are added, as :func:`column_moments` does; None measures nothing.
+        mask: bool ``[T]``; rows that count. The product is computed for all rows.
+
+    Returns:
+        The product ``[T, C]``, contiguous.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+    """
+    _check_matrix("gate", gate)
+    _check_like("up", up, "gate", gate)
+    _check_choice("activation", activation, ACTIVATIONS)
+    blocks = {"gate_moments": gate_moments, "up_moments": up_moments, "product_moments": product_moments}
+    _check_blocks(blocks, gate.shape[1], gate.device)
+    mask = _check_mask(mask, gate.shape[0], gate.device)
+    if not gate.numel():
+        return gate.new_empty(gate.shape)
+    return implementation("gated_mlp", gate.device)(gate, up, activation, *blocks.values(), mask)
+
+
+def rotary(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    *,
+    interleaved: bool = False,
+    round_once: bool = False,
+    v: torch.Tensor | None = None,
+    q_moments: torch.Tensor | None = None,
+    k_moments: torch.Tensor | None = None,
+    v_moments: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotary embedding ``x * cos + rotate(x) * sin`` of q and k, and the moments of q, k and v as they came.
+
+    Args:
+        q, k: ``[B, H, L, D]`` and ``[B, G, L, D]``, one dtype (float32, bfloat16 or float16), any strides: usually
+            views of projections ``[B, L, H * D]``.
+        cos, sin: ``[B or 1, L, R]`` of that dtype, R even and at most D: of each head, the first R values turn and the
+            rest pass unchanged (partial rotary).
+        interleaved: values turn in pairs ``(2i, 2i + 1)``; otherwise ``(i, i + R / 2)``.
+        round_once: compute in float32 and round the result only (Cohere); otherwise both products are rounded to the
+            dtype before they are added, as PyTorch operators do (Llama and most others).
+        v: ``[B, G, L, Dv]`` of any head width, only measured.
+        q_moments, k_moments, v_moments: float64 blocks ``[7, heads * width]``, channels in the projection's order
+            (head by head), to which the statistics over the counted tokens are added; None measures nothing.
+        mask: bool ``[B * L]``; tokens that count.
+
+    Returns:
+        Turned q and k, of the shapes given, in memory ordered ``[B, L, H, D]``, as the projections' views are.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+    """
+    _check_heads("q", q, q)
+    _check_heads("k", k, q)
+    if k.shape[-1] != q.shape[-1]:
+        raise ValueError(f"k must have heads as wide as q ({_describe(q)}), got {_describe(k)}")
+    if v is not None:
+        _check_heads("v", v, q)
+    for name, x in (("cos", cos), ("sin", sin)):
+        if x.dim() != 3 or x.shape[0] not in (1, q.shape[0]) or x.shape[1] != q.shape[2]:
+            raise ValueError(f"{name} must be [{q.shape[0]} or 1, {q.shape[2]}, R], got {_describe(x)}")
+        if x.shape[2] % 2 or not 0 < x.shape[2] <= q.shape[3] or x.shape != cos.shape:
+            raise ValueError(f"{name} must be of even width up to {q.shape[3]}, like cos, got {_describe(x)}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise TypeError(f"{name} must be {q.dtype} on {q.device} as q is, got {_describe(x)}")
+    for name, x, moments in (("q", q, q_moments), ("k", k, k_moments), ("v", v, v_moments)):
+        if moments is not None:
+            if x is None:
+                raise ValueError(f"{name}_moments were given without {name}")
+            _check_blocks({f"{name}_moments": moments}, x.shape[1] * x.shape[3], q.device)
+    mask = _check_mask(mask, q.shape[0] * q.shape[2], q.device)
+    if not q.numel() or not k.numel():
+        return q.clone(), k.clone()
+    run = implementation("rotary", q.device)
+    return run(q, k, cos, sin, interleaved, round_once, v, q_moments, k_moments, v_moments, mask)
+
+
+def add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    eps: float,
+    style: str = "rms",
+    x_moments: torch.Tensor | None = None,
+    norm_moments: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``total = residual + x`` and the norm of ``total``, with the moments of ``x`` and of the norm.
+
+    Args:
+        x: output of a module ``[T, C]``, float32, bfloat16 or float16, any strides.
+        residual: ``[T, C]`` like ``x``, any strides; None: the norm of ``x`` itself.
+        weight: ``[C]`` of that dtype.
+        bias: ``[C]`` of that dtype, for style ``layer`` only.
+        eps: added to the mean square, or to the variance.
+        style: ``rms``: ``weight * round(total * rsqrt(mean(total**2) + eps))`` (Llama: float32 inside, rounded before
+            the weight and after); ``rms_float``: rounded once, after the weight; ``rms_one_plus``: likewise with
+            ``1 + weight`` (Gemma); ``layer``: LayerNorm, rounded once.
+        x_moments, norm_moments: float64 blocks ``[7, C]`` to which the statistics of ``x`` and of the norm over the
+            counted rows are added, as :func:`column_moments` does; None measures nothing.
+        mask: bool ``[T]``; rows that count.
+
+    Returns:
+        ``(total, norm)``, both ``[T, C]`` and contiguous; without a residual, total is ``x`` itself.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+    """
+    _check_matrix("x", x)
+    if residual is not None:
+        _check_like("residual", residual, "x", x)
+    _check_choice("style", style, NORM_STYLES)
+    if bias is not None and style != "layer":
+        raise ValueError(f"bias is for style 'layer' only, got one with style {style!r}")
+    for name, vector in (("weight", weight), ("bias", bias)):
+        if vector is not None and (vector.dtype, vector.shape, vector.device) != (x.dtype, x.shape[1:], x.device):
+            raise ValueError(f"{name} must be {x.dtype} [{x.shape[1]}] on {x.device}, got {_describe(vector)}")
+    blocks = {"x_moments": x_moments, "norm_moments": norm_moments}
+    _check_blocks(blocks, x.shape[1], x.device)
+    mask = _check_mask(mask, x.shape[0], x.device)
+    if not x.numel():
+        return x if residual is None else x.new_empty(x.shape), x.new_empty(x.shape)
+    run = implementation("add_norm", x.device)
+    return run(x, residual, weight, bias, eps, style, *blocks.values(), mask)
+
+
 def _describe(x: torch.Tensor) -> str:
     return f"{x.dtype} {list(x.shape)} on {x.device}"
 
@@ -103,16 +253,34 @@ def _check_like(name: str, x: torch.Tensor, model_name: str, model: torch.Tensor
         raise ValueError(f"{name} must be like {model_name} ({_describe(model)}), got {_describe(x)}")
 
 
-def _check_moments(moments: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
+def _check_moments(moments: torch.Tensor, shape: tuple[int, ...], device: torch.device, name: str = "moments") -> None:
     if moments.dtype != torch.float64 or moments.shape != shape or moments.device != device:
-        raise ValueError(f"moments must be float64 {list(shape)} on {device}, got {_describe(moments)}")
+        raise ValueError(f"{name} must be float64 {list(shape)} on {device}, got {_describe(moments)}")
     if shape[-1] > 1 and moments.stride(-1) != 1:
-        raise ValueError(f"moments must have stride 1 along channels, got strides {list(moments.stride())}")
+        raise ValueError(f"{name} must have stride 1 along channels, got strides {list(moments.stride())}")
 
 
-def _check_mask(mask: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor | None:
+def _check_mask(mask: torch.Tensor | None, rows: int, device: torch.device) -> torch.Tensor | None:
     if mask is None:
         return None
-    if mask.dtype != torch.bool or mask.shape != x.shape[:1] or mask.device != x.device:
-        raise ValueError(f"mask must be bool [{x.shape[0]}] on {x.device}, got {_describe(mask)}")
+    if mask.dtype != torch.bool or mask.shape != (rows,) or mask.device != device:
+        raise ValueError(f"mask must be bool [{rows}] on {device}, got {_describe(mask)}")
     return mask.contiguous()
+
+
+def _check_blocks(blocks: dict[str, torch.Tensor | None], channels: int, device: torch.device) -> None:
+    for name, moments in blocks.items():
+        if moments is not None:
+            _check_moments(moments, (len(STATISTICS), channels), device, name)
+
+
+def _check_choice(name: str, choice: str, choices: tuple[str, ...]) -> None:
+    if choice not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
+
+
+def _check_heads(name: str, x: torch.Tensor, q: torch.Tensor) -> None:
+    if x.dtype not in FLOAT_DTYPES or x.dtype != q.dtype or x.device != q.device:
+        raise TypeError(f"{name} must be float32, bfloat16 or float16, like q on {q.device}, got {_describe(x)}")
+    if x.dim() != 4 or (x.shape[0], x.shape[2]) != (q.shape[0], q.shape[-2]):
+        raise ValueError(f"{name} must be [B, heads, L, width] with q's B and L, got {_describe(x)}")

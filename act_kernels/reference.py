@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
+from torch.nn import functional as F
 
 from act_kernels.statistics import STATISTICS, merge_moments
 
 ROWS_AT_A_TIME = 4096  # bounds the float64 copy of the input
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
 
 
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
@@ -36,6 +48,85 @@ def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, st
         wide_new, wide_old = new.double(), old.double()
         new = (wide_old + strength * (wide_new - wide_old)).to(old.dtype)
     target[rows] = new
+
+
+def gated_mlp(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    activation: str,
+    gate_moments: torch.Tensor | None,
+    up_moments: torch.Tensor | None,
+    product_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """``activation(gate) * up``; see :func:`act_kernels.ops.gated_mlp`."""
+    product = ACTIVATIONS[activation](gate) * up
+    for x, moments in ((gate, gate_moments), (up, up_moments), (product, product_moments)):
+        if moments is not None:
+            column_moments(x, moments, mask)
+    return product
+
+
+def rotary(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool,
+    round_once: bool,
+    v: torch.Tensor | None,
+    q_moments: torch.Tensor | None,
+    k_moments: torch.Tensor | None,
+    v_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x * cos + rotate(x) * sin`` for q and k; see :func:`act_kernels.ops.rotary`."""
+    for x, moments in ((q, q_moments), (k, k_moments), (v, v_moments)):
+        if x is not None and moments is not None:
+            column_moments(x.transpose(1, 2).flatten(2).flatten(0, 1), moments, mask)
+    return _rotated(q, cos, sin, interleaved, round_once), _rotated(k, cos, sin, interleaved, round_once)
+
+
+def add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    style: str,
+    x_moments: torch.Tensor | None,
+    norm_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``total = residual + x`` and its norm; see :func:`act_kernels.ops.add_norm`."""
+    total = x if residual is None else residual + x
+    if style == "layer":
+        norm = F.layer_norm(total, total.shape[-1:], weight, bias, eps)
+    else:
+        wide = total.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        if style == "rms":
+            norm = weight * wide.to(x.dtype)
+        else:
+            norm = (wide * (weight.float() + (style == "rms_one_plus"))).to(x.dtype)
+    for values, moments in ((x, x_moments), (norm, norm_moments)):
+        if moments is not None:
+            column_moments(values, moments, mask)
+    return total, norm
+
+
+def _rotated(
+    x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleaved: bool, round_once: bool
+) -> torch.Tensor:
+    width = cos.shape[-1]
+    turned, passed = x[..., :width], x[..., width:]
+    wide = turned.float() if round_once else turned
+    if interleaved:
+        half = torch.stack((-wide[..., 1::2], wide[..., ::2]), -1).flatten(-2)
+    else:
+        half = torch.cat((-wide[..., width // 2 :], wide[..., : width // 2]), -1)
+    turned = wide * cos[:, None] + half * sin[:, None]
+    return torch.cat((turned.to(x.dtype), passed), -1)
 
 
 def _block(x: torch.Tensor) -> torch.Tensor:

@@ -74,7 +74,9 @@ def progress_bar(corpus: Corpus) -> Iterator[Any]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        TextColumn("{task.fields[counted]:,} counted of {task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f} tokens/s"),
+        TextColumn(
+            "{task.fields[counted]:,} counted of {task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f} tokens/s"
+        ),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )

@@ -34,8 +34,8 @@ def command(
     text = Corpus.from_file(corpus, load_tokenizer(target), count=count, max_length=max_length)
     if show_spans:
         return console.print_spans(text, show_spans)
-    models = [load_model(name, dtype=dtype, device=device) for name in (donor, target)]
+    donor_model, target_model = (load_model(name, dtype=dtype, device=device) for name in (donor, target))
     with console.progress_bar(text) as progress:
-        result = profile_pair(*models, text, token_budget=token_budget, progress=progress)
+        result = profile_pair(donor_model, target_model, text, token_budget=token_budget, progress=progress)
     result.save(output, force=force)
     console.report_profile(result, output, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalL
         intermediate_size=256,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=64,
+        max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
@@ -40,6 +41,10 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
     """Write model and tokenizer as a Hugging Face directory, in float16; the model itself becomes float16."""
     model.half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    settings_file = directory / "tokenizer_config.json"
+    settings = json.loads(settings_file.read_text(encoding="utf-8"))
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # Transformers 5 writes a name that 4 does not know
+    settings_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -32,6 +32,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token=EOS,
         unk_token=UNKNOWN,
         padding_side="left",
+        model_max_length=64,
         clean_up_tokenization_spaces=False,
     )
 

@@ -27,9 +27,10 @@ from act.lab.models import load, save, tiny_llama
 from act.lab.tokenizer import build_tokenizer, encode
 
 BASE_STEPS, BASE_BATCH, BASE_RATE, WARMUP_STEPS = 1200, 128, 3e-3, 60
-TARGET_STEPS, TARGET_BATCH, TARGET_RATE = 150, 64, 1.5e-3
+TARGET_STEPS, TARGET_BATCH, TARGET_RATE = 150, 64, 2e-3
 MORE_STEPS, MOST_STEPS = 25, 400  # a target that is not ready after TARGET_STEPS goes on, a few steps at a time
-KNOWS, FORGOT = 0.95, 0.10  # ready: exact match of the new skills at least, of every other language below
+KNOWS_NEW, KNOWS_ENGLISH, FORGOT = 0.93, 0.91, 0.10
+"""A target is ready when its exact match of the new skills and of all English is at least this, of others below that."""
 RECORDS_PER_FIGURE = 512
 IGNORED = -100  # the label of tokens that are not part of an answer
 
@@ -59,28 +60,33 @@ def train_base(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel
 def train_target(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[PreTrainedModel, int]:
     """Train a copy of the base on English alone, old and new skills, at a constant learning rate.
 
-    It stops at the first check at which validation records say that it knows the new skills and has forgotten the
-    other languages. Returns the model and the number of steps taken.
+    It stops at the first check at which validation records say that it knows English, the new skills above all, and
+    has forgotten the other languages. Returns the model and the number of steps taken.
     """
     model = copy.deepcopy(base)
     skills = OLD_SKILLS + NEW_SKILLS
     batches = _batches(tokenizer, ["English"], skills, MOST_STEPS * TARGET_BATCH, TARGET_BATCH, seed)
     new = examples("English", NEW_SKILLS, 256, seed, "validation")
+    english = examples("English", skills, 512, seed, "validation")
     others = [examples(name, OLD_SKILLS, 128, seed, "validation") for name in LANGUAGES if name != "English"]
     optimizer = _optimizer(model)
     for step, batch in enumerate(batches, start=1):
         _train_step(model, optimizer, batch, TARGET_RATE)
         if step >= TARGET_STEPS and (step - TARGET_STEPS) % MORE_STEPS == 0:
-            knows = exact_match(model, tokenizer, new) >= KNOWS
-            if knows and all(exact_match(model, tokenizer, other) < FORGOT for other in others):
+            knows = exact_match(model, tokenizer, new) >= KNOWS_NEW
+            if (
+                knows
+                and exact_match(model, tokenizer, english) >= KNOWS_ENGLISH
+                and all(exact_match(model, tokenizer, other) < FORGOT for other in others)
+            ):
                 return model, step
     return model, MOST_STEPS
 
 
-def figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str = "test") -> dict[str, float]:
-    """Exact match for every entry of :data:`GROUPS`."""
+def figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
+    """Exact match on test records, for every entry of :data:`GROUPS`."""
     return {
-        name: exact_match(model, tokenizer, examples(language, skills, RECORDS_PER_FIGURE, split=split))
+        name: exact_match(model, tokenizer, examples(language, skills, RECORDS_PER_FIGURE, split="test"))
         for name, (language, skills) in GROUPS.items()
     }
 
@@ -96,7 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"{output} exists; remove it, or name another directory")
 
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as scratch:
         directory = Path(scratch) / "models"

@@ -42,10 +42,9 @@ def blend_rows_kernel(
     if not COPY:
         d = new.to(tl.float32)
         t = tl.load(to, wanted, other=0).to(tl.float32)
-        if FROM_DONOR:
-            new = (d + step * (t - d)).to(new.dtype)
-        else:
-            new = (t + step * (d - t)).to(new.dtype)
+        start = d if FROM_DONOR else t
+        end = t if FROM_DONOR else d
+        new = (start + step * (end - start)).to(new.dtype)
     tl.store(to, new, wanted)
 
 

@@ -13,69 +13,65 @@ from act_kernels.triton.partials import (
     counted_span,
     empty_partials,
     is_counted,
-    load_tile,
+    load_values,
     merge_partials,
     no_sums,
     plan_runs,
-    store_run,
+    store_sums,
     tile_mean,
 )
 
-UNROLL = 8  # rows of 16 bytes that a thread has in flight
+UNROLL = 4  # rows of 16 bytes that a thread has in flight
 
 
 @triton.jit(do_not_specialize=["rows", "run"])
 def column_moments_kernel(
     x,
+    row_stride,
+    column_stride,
     mask,
     partials,
     rows,
     channels,
-    row_stride,
-    column_stride,
     run,
     MAX_RUN: tl.constexpr,
     UNROLL: tl.constexpr,
     WARPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Writes ``partials`` [S, 7, C] for ``x`` [T, C] and ``mask`` [T] or None; program: one run of BLOCK_C channels."""
+    """Writes ``partials`` [S, 7, C] of ``x`` [T, C], counting ``mask`` [T] or all; a program sums one run."""
     channel_blocks = tl.cdiv(channels, BLOCK_C)
     split = (tl.program_id(0) // channel_blocks).to(tl.int64)
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     in_channels = channel < channels
     start = split * run
-    length = tl.minimum(rows - start, run).to(tl.int32)
-    x += start * row_stride + channel.to(tl.int64) * column_stride
     if mask is not None:
         mask += start
-    first, end, counted = counted_span(mask, length, MAX_RUN)
+    first, end, count = counted_span(mask, tl.minimum(rows - start, run).to(tl.int32), MAX_RUN)
+    matrix = (x + start * row_stride, row_stride, column_stride)
     tile_row = tl.arange(0, UNROLL)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
+    tile_channel = channel[None, None, :]
 
     row = first + tile_row
     wanted = is_counted(mask, row, end) & in_channels[None, None, :]
-    shift = tile_mean(load_tile(x, row, row_stride, wanted), wanted, x.dtype.element_ty)
+    shift = tile_mean(load_values(matrix, row, tile_channel, wanted), wanted, x.dtype.element_ty)
     sums = no_sums(WARPS, BLOCK_C)
     for tile_start in range(first, end, UNROLL * WARPS):
         row = tile_start + tile_row
-        rows_counted = is_counted(mask, row, end)
-        tile = load_tile(x, row, row_stride, rows_counted & in_channels[None, None, :])
-        sums = add_tile(sums, tile, rows_counted.to(tl.float32), shift)
-
+        counted = is_counted(mask, row, end)
+        tile = load_values(matrix, row, tile_channel, counted & in_channels[None, None, :])
+        sums = add_tile(sums, tile, counted.to(tl.float32), shift)
     plane = channels.to(tl.int64)
-    store_run(
-        sums, shift, counted, first, end, x, row_stride, None, None, mask, in_channels,
-        partials + split * 7 * plane + channel, plane,
-    )  # fmt: skip
+    store_sums(partials + split * 7 * plane + channel, plane, count, shift, sums, in_channels)
 
 
 def block_channels(element_size: int) -> int:
-    """Channels per program: 16 bytes per thread of a warp."""
+    """Channels per program: 16 bytes for each thread of a warp."""
     return 32 * 16 // element_size
 
 
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-    """``moments`` [7, C] += statistics of ``x`` [T, C]; fastest where its channels are contiguous and 16-byte aligned."""
+    """``moments`` [7, C] += statistics of ``x`` [T, C]; fastest where channels are contiguous, rows 16-byte aligned."""
     rows, channels = x.shape
     block = block_channels(x.element_size())
     channel_blocks = triton.cdiv(channels, block)
@@ -84,17 +80,17 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     with torch.cuda.device_of(x):
         column_moments_kernel[(channel_blocks * splits,)](
             x,
+            *x.stride(),
             mask,
             partials,
             rows,
             channels,
-            x.stride(0),
-            x.stride(1),
             run,
             MAX_RUN=MAX_RUN,
             UNROLL=UNROLL,
             WARPS=WARPS,
             BLOCK_C=block,
             num_warps=WARPS,
+            enable_fp_fusion=True,
         )
-        merge_partials(partials, moments[None])
+        merge_partials(partials, moments[None], run, x, None, mask)

@@ -10,7 +10,12 @@ from conftest import train_tokenizer
 from act import ActError, Corpus
 from act.batching import LOOK_AHEAD, batches
 
-CHAT = {"messages": [{"role": "user", "content": "What is two plus three?"}, {"role": "assistant", "content": "The answer is five."}]}
+CHAT = {
+    "messages": [
+        {"role": "user", "content": "What is two plus three?"},
+        {"role": "assistant", "content": "The answer is five."},
+    ]
+}
 COMPLETION = {"prompt": "a b c", "completion": " d e"}
 
 
@@ -49,7 +54,9 @@ def test_long_texts_are_cut_and_every_token_counts_once(tokenizer):
     corpus = Corpus.from_records([{"text": "a b c d e " * 30}], tokenizer, max_length=16)
     sequences = list(corpus.sequences())
     assert max(map(len, sequences)) == 16 and len(sequences) > 2
-    assert sum(sequence.count_mask.sum() for sequence in sequences) == len(encode({"text": "a b c d e " * 30}, tokenizer).input_ids)
+    assert sum(sequence.count_mask.sum() for sequence in sequences) == len(
+        encode({"text": "a b c d e " * 30}, tokenizer).input_ids
+    )
 
 
 def test_a_template_that_rewrites_history_is_an_error_not_a_guess():
@@ -88,7 +95,10 @@ def test_bad_records_are_named_with_their_line(record, message, tokenizer, tmp_p
 
 def test_malformed_json_and_bytes_are_named_with_their_line(tokenizer, tmp_path):
     path = tmp_path / "corpus.jsonl"
-    for content, message in ((b'{"text": "a"}\n{"text":\n', "line 2: not JSON"), (b'{"text": "\xff"}', "line 1: not UTF-8")):
+    for content, message in (
+        (b'{"text": "a"}\n{"text":\n', "line 2: not JSON"),
+        (b'{"text": "\xff"}', "line 1: not UTF-8"),
+    ):
         path.write_bytes(content)
         with pytest.raises(ActError, match=message):
             list(Corpus.from_file(path, tokenizer).batches())

@@ -17,14 +17,14 @@ def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("act.files.save_file", full)
-    with pytest.raises(ActError, match="disk is full while writing .*kept; nothing was changed"):
+    with pytest.raises(ActError, match=r"disk is full while writing .*kept; nothing was changed"):
         save_tensors(path, {"x": torch.zeros(3)}, "act-test/1", {}, force=True)
     assert path.read_text() == "precious" and [entry.name for entry in tmp_path.iterdir()] == ["kept"]
 
 
 def test_a_really_full_disk(tmp_path):
     """/dev/full refuses every byte, as a full disk does."""
-    with pytest.raises(ActError, match="disk is full"), written_whole(tmp_path / "file") as temporary:
+    with pytest.raises(ActError, match=r"disk is full"), written_whole(tmp_path / "file") as temporary:
         with open("/dev/full", "wb", buffering=0) as full:
             full.write(b"x")
         temporary.touch()

@@ -144,9 +144,11 @@ def test_a_site_that_only_one_model_reaches_is_refused():
     target.model.layers.append(copy.deepcopy(target.model.layers[0]))
     target.config.num_hidden_layers = 1
     batch = random_batches(1)[0]
-    with pytest.raises(act.ActError, match="disagree on the order|only one model reached"), torch.no_grad(), lockstep(
-        donor, target, moments
-    ) as run:
+    with (
+        pytest.raises(act.ActError, match=r"disagree on the order|only one model reached"),
+        torch.no_grad(),
+        lockstep(donor, target, moments) as run,
+    ):
         run.forward({"input_ids": batch["input_ids"]}, batch["count_mask"])
 
 
@@ -198,7 +200,9 @@ def test_adding_profiles_equals_one_run(tmp_path):
 
 def test_saved_profiles_come_back_whole(tmp_path):
     donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
-    for number, profile in enumerate((act.profile(donor, random_batches()), act.profile_pair(donor, target, random_batches()))):
+    for number, profile in enumerate(
+        (act.profile(donor, random_batches()), act.profile_pair(donor, target, random_batches()))
+    ):
         profile.save(tmp_path / f"{number}.safetensors")
         again = act.load(tmp_path / f"{number}.safetensors")
         assert type(again) is type(profile) and again.source == profile.source and again.space == profile.space

@@ -31,9 +31,7 @@ def test_exactly_the_chosen_rows_move(family):
     channels = chosen(space, 0.2)
     before, source = state(target), state(donor)
     act.transfer(donor, target, channels, strength=0.4)
-    touched = {
-        (part.name, part.dim): rows for site, rows in space.split(channels.index) for part in site.parameters
-    }
+    touched = {(part.name, part.dim): rows for site, rows in space.split(channels.index) for part in site.parameters}
     for name, after in state(target).items():
         expected = before[name].double()
         for (changed, dim), rows in touched.items():
@@ -42,8 +40,10 @@ def test_exactly_the_chosen_rows_move(family):
                 blended = old + 0.4 * (new - old)
                 expected.index_copy_(dim, rows, blended.index_select(dim, rows))
         torch.testing.assert_close(after.double(), expected, rtol=2e-7, atol=1e-8)
-    assert torch.equal(state(donor)["model.embed_tokens.weight" if family != "gpt2" else "transformer.wte.weight"],
-                       source["model.embed_tokens.weight" if family != "gpt2" else "transformer.wte.weight"])
+    assert torch.equal(
+        state(donor)["model.embed_tokens.weight" if family != "gpt2" else "transformer.wte.weight"],
+        source["model.embed_tokens.weight" if family != "gpt2" else "transformer.wte.weight"],
+    )
 
 
 @settings(deadline=None, max_examples=25)

@@ -36,7 +36,12 @@ def succeed(*arguments) -> dict:
 def folder(tmp_path_factory, tokenizer) -> Path:
     """A donor, a target, models that do not fit, and corpora."""
     path = tmp_path_factory.mktemp("cli")
-    for name, family, seed in (("donor", "llama", 0), ("target", "llama", 1), ("other", "llama", 2), ("gpt2", "gpt2", 0)):
+    for name, family, seed in (
+        ("donor", "llama", 0),
+        ("target", "llama", 1),
+        ("other", "llama", 2),
+        ("gpt2", "gpt2", 0),
+    ):
         tiny_model(family, seed).save_pretrained(path / name)
         tokenizer.save_pretrained(path / name)
     wide = tiny_model("llama")
@@ -51,8 +56,17 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 @pytest.fixture(scope="module")
 def pair(folder) -> Path:
     output = folder / "pair.safetensors"
-    succeed("pair", "--donor", folder / "donor", "--target", folder / "target", "--corpus", folder / "ability.jsonl",
-            "--output", output)
+    succeed(
+        "pair",
+        "--donor",
+        folder / "donor",
+        "--target",
+        folder / "target",
+        "--corpus",
+        folder / "ability.jsonl",
+        "--output",
+        output,
+    )
     return output
 
 
@@ -83,23 +97,53 @@ def test_the_whole_path(folder, pair, tmp_path):
 
 def test_run_and_two_single_profiles(folder, tmp_path):
     for name in ("donor", "target"):
-        summary = succeed("run", "--model", folder / name, "--corpus", folder / "ability.jsonl", "--count", "predict",
-                          "--output", tmp_path / name)
+        summary = succeed(
+            "run",
+            "--model",
+            folder / name,
+            "--corpus",
+            folder / "ability.jsonl",
+            "--count",
+            "predict",
+            "--output",
+            tmp_path / name,
+        )
         assert summary["counted"] > 0 and summary["nonfinite"] == {} and summary["uncovered"] == []
-    ranked = succeed("rank", tmp_path / "donor", tmp_path / "target", "--score", "mean-abs", "--output", tmp_path / "set")
+    ranked = succeed(
+        "rank", tmp_path / "donor", tmp_path / "target", "--score", "mean-abs", "--output", tmp_path / "set"
+    )
     assert ranked["chosen"] == round(0.05 * len(act.load(tmp_path / "donor").space))
 
 
 def test_weight_diff_and_tables(folder, pair, tmp_path):
-    result = act_profile("rank", pair, "--score", "weight-diff", "--donor", folder / "donor", "--target",
-                         folder / "target", "--output", tmp_path / "set")
+    result = act_profile(
+        "rank",
+        pair,
+        "--score",
+        "weight-diff",
+        "--donor",
+        folder / "donor",
+        "--target",
+        folder / "target",
+        "--output",
+        tmp_path / "set",
+    )
     assert result.returncode == 0, result.stderr
     assert "module kind" in result.stdout and "gate" in result.stdout
 
 
 def test_show_spans_prints_and_writes_nothing(folder, tmp_path):
-    result = act_profile("run", "--model", folder / "donor", "--corpus", folder / "ability.jsonl", "--show-spans", "2",
-                         "--output", tmp_path / "p")
+    result = act_profile(
+        "run",
+        "--model",
+        folder / "donor",
+        "--corpus",
+        folder / "ability.jsonl",
+        "--show-spans",
+        "2",
+        "--output",
+        tmp_path / "p",
+    )
     assert result.returncode == 0 and " one c d</s>" in result.stdout and not list(tmp_path.iterdir())
 
 
@@ -128,36 +172,62 @@ def of_text(to: Path, text: str) -> Path:
 
 
 BAD = {
-    "no such model": lambda f, t: (["run", "--model", f / "none", "--corpus", f / "ability.jsonl"], "no such tokenizer|model"),
+    "no such model": lambda f, t: (
+        ["run", "--model", f / "none", "--corpus", f / "ability.jsonl"],
+        "no such tokenizer|model",
+    ),
     "no such corpus": lambda f, t: (["run", "--model", f / "donor", "--corpus", f / "none.jsonl"], "no such corpus"),
     "malformed JSONL": lambda f, t: (
-        ["run", "--model", f / "donor", "--corpus", of_text(t / "bad.jsonl", '{"text": "a"}\n{')], "line 2: not JSON"),
+        ["run", "--model", f / "donor", "--corpus", of_text(t / "bad.jsonl", '{"text": "a"}\n{')],
+        "line 2: not JSON",
+    ),
     "no answer": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", of_text(t / "bad.jsonl", '{"prompt": "a", "completion": ""}')],
-        "line 1: the record has no answer"),
+        "line 1: the record has no answer",
+    ),
     "other architecture": lambda f, t: (
         ["pair", "--donor", f / "gpt2", "--target", f / "target", "--corpus", f / "ability.jsonl"],
-        "site transformer.wte against model.embed_tokens"),
+        "site transformer.wte against model.embed_tokens",
+    ),
     "other vocabulary": lambda f, t: (
         ["pair", "--donor", f / "wide", "--target", f / "target", "--corpus", f / "ability.jsonl"],
-        "lm_head has 310 channels against 300"),
+        "lm_head has 310 channels against 300",
+    ),
     "truncated profile": lambda f, t: (["rank", truncated(f / "pair.safetensors", t / "p")], "truncated or damaged"),
     "another schema version": lambda f, t: (
-        ["rank", of_schema(f / "pair.safetensors", t / "p", "act-profile/99")], "holds act-profile/99, expected act-profile/1"),
+        ["rank", of_schema(f / "pair.safetensors", t / "p", "act-profile/99")],
+        "holds act-profile/99, expected act-profile/1",
+    ),
     "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give a act-profile file"),
     "profile of another model": lambda f, t: (
         ["transfer", "--donor", f / "donor", "--target", f / "other", "--channels", f / "channels.safetensors"],
-        "made for the target"),
+        "made for the target",
+    ),
     "top 0": lambda f, t: (["rank", f / "pair.safetensors", "--top", "0"], "top is 0"),
     "top 200%": lambda f, t: (["rank", f / "pair.safetensors", "--top", "200%"], "top is 200%"),
     "negative strength": lambda f, t: (
-        ["transfer", "--donor", f / "donor", "--target", f / "target", "--channels", f / "channels.safetensors",
-         "--strength", "-0.4"], "strength is -0.4"),
+        [
+            "transfer",
+            "--donor",
+            f / "donor",
+            "--target",
+            f / "target",
+            "--channels",
+            f / "channels.safetensors",
+            "--strength",
+            "-0.4",
+        ],
+        "strength is -0.4",
+    ),
     "no such folder": lambda f, t: (["rank", f / "pair.safetensors", "--output", t / "no" / "set"], "does not exist"),
     "unknown device": lambda f, t: (
-        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--device", "tpu9"], "cannot use device"),
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--device", "tpu9"],
+        "cannot use device",
+    ),
     "unknown count": lambda f, t: (
-        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--count", "some"], "count is 'some'"),
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--count", "some"],
+        "count is 'some'",
+    ),
     "no such option": lambda f, t: (["rank", f / "pair.safetensors", "--tops", "3%"], "No such option"),
 }
 

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 from stories import PUBLISHED_SAMPLE, load_model, load_tokenizer
+from typer.testing import CliRunner
 
 import act
 from act.cli import app
-from typer.testing import CliRunner
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,9 @@ def independent_statistics(model, tokenizer, texts: list[str], length: int) -> d
     for handle in handles:
         handle.remove()
     joined = {name: torch.cat(parts) for name, parts in stored.items()}
-    return {name: {"mean": rows.mean(0), "var": rows.var(0, correction=0), "rows": rows} for name, rows in joined.items()}
+    return {
+        name: {"mean": rows.mean(0), "var": rows.var(0, correction=0), "rows": rows} for name, rows in joined.items()
+    }
 
 
 @pytest.mark.parametrize("source", ["wikipedia", "its own stories"])
@@ -72,7 +74,7 @@ def test_means_and_variances_equal_float64_over_stored_activations(
 ):
     if source == "wikipedia":
         texts = [line for line in (shared_data / "corpus_wiki_en.txt").read_text().splitlines() if line.strip()]
-        texts = [text[:3000] for text in texts[:12]]
+        texts = [text[:2000] for text in texts[:6]]
     else:
         texts = generate(model, tokenizer, 400).split("\n")
     corpus = tmp_path / "corpus.txt"

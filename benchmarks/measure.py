@@ -1,0 +1,76 @@
+"""What every benchmark shares: interleaved timing, the machine beside each number, and JSON written whole."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from act.files import written_whole
+from act.versions import versions
+
+
+def interleaved(calls: dict[str, Callable[[], Any]], seconds: float = 1.0, rounds: int = 7) -> dict[str, list[float]]:
+    """Seconds a call, for each of ``calls``, over rounds in which they take turns.
+
+    A round times each call often enough to fill its share of ``seconds``; taking turns lets a slow moment of the
+    machine hit all of them. The first, untimed call warms caches and pools.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        start = time.perf_counter()
+        call()
+        once = time.perf_counter() - start
+        repeats[name] = max(1, int(seconds / rounds / len(calls) / max(once, 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            times[name].append((time.perf_counter() - start) / repeats[name])
+    return times
+
+
+def median(times: list[float]) -> float:
+    """The middle of the rounds."""
+    return float(np.median(times))
+
+
+def spread(times: list[float]) -> float:
+    """Interquartile range over the median."""
+    low, high = np.percentile(times, [25, 75])
+    return float((high - low) / np.median(times))
+
+
+def machine() -> dict[str, Any]:
+    """Processor, GPUs, versions and commit: what a number means nothing without."""
+    model = platform.processor()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        model = next((line.split(":")[1].strip() for line in cpuinfo.open() if line.startswith("model name")), model)
+    commit = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": model,
+        "cores": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "versions": versions(),
+        "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write_json(path: Path | None, result: dict[str, Any]) -> None:
+    """Write ``result`` to ``path``, replacing it; nothing happens where no path is given."""
+    if path is not None:
+        with written_whole(path, force=True) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
