@@ -72,4 +72,5 @@ def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, st
             BLOCK_K=row_tile,
             BLOCK_W=column_tile,
             num_warps=WARPS,
+            enable_fp_fusion=True,
         )

@@ -61,7 +61,7 @@ def column_moments_kernel(
         counted = is_counted(mask, row, end)
         tile = load_values(matrix, row, tile_channel, counted & in_channels[None, None, :])
         sums = add_tile(sums, tile, counted.to(tl.float32), shift)
-    plane = channels.to(tl.int64)
+    plane = tl.cast(channels, tl.int64)  # a channel count of 1 is a plain int
     store_sums(partials + split * 7 * plane + channel, plane, count, shift, sums, in_channels)
 
 

@@ -80,9 +80,9 @@ def pair_moments_kernel(
         donor_sums = add_tile(donor_sums, d, weight, donor_shift)
         target_sums = add_tile(target_sums, t, weight, target_shift)
         difference_sums = add_tile(difference_sums, d - t, weight, difference_shift)
-    plane = channels.to(tl.int64)
+    plane = tl.cast(channels, tl.int64)  # a channel count of 1 is a plain int
     partial = partials + split * 7 * plane + channel
-    stride = block_stride.to(tl.int64)
+    stride = tl.cast(block_stride, tl.int64)
     store_sums(partial, plane, count, donor_shift, donor_sums, in_channels)
     store_sums(partial + stride, plane, count, target_shift, target_sums, in_channels)
     store_sums(partial + 2 * stride, plane, count, difference_shift, difference_sums, in_channels)

@@ -241,7 +241,7 @@ def merge_partials_kernel(
         if tl.max(tl.max(suspects, 0), 0) > 0:
             for s in range(start, tl.minimum(start + BLOCK_S, splits)):
                 chosen = tl.max(tl.where(split == s, suspects, 0), 0) > 0
-                begin = s.to(tl.int64) * run
+                begin = tl.cast(s, tl.int64) * run  # an interpreted loop counts in int
                 end = tl.where(tl.max(chosen.to(tl.int32), 0) > 0, tl.minimum(begin + run, rows), begin)
                 merged = merge_rows(merged, x, y, block, mask, begin, end, channel, chosen, ROWS)
     for index in tl.static_range(7):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from interpreter import INTERPRETED, convert_bfloat16_as_a_gpu_does
 
 from act_kernels import STATISTICS, empty_moments, merge_moments, native, ops, reference
 from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE, SUM_ABS
@@ -13,10 +14,13 @@ SHAPES = [(0, 5), (1, 1), (1, 64), (7, 123), (63, 5), (257, 65), (500, 512), (10
 ISAS = native._native.instruction_sets() if native.LOAD_ERROR is None else []
 
 
-@pytest.fixture(params=[*ISAS, "reference"], autouse=True)
+@pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, "reference"], autouse=True)
 def backend(request, monkeypatch):
-    """Runs each test on every instruction set of the native kernels, and on the reference itself."""
-    if request.param == "reference":
+    """Runs each test on every instruction set of the native kernels, and on the reference, or on interpreted Triton."""
+    if request.param == "triton":
+        monkeypatch.setenv("ACT_KERNELS_BACKEND", "triton")
+        convert_bfloat16_as_a_gpu_does(monkeypatch)
+    elif request.param == "reference":
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
     else:
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "native")
@@ -164,12 +168,12 @@ def test_only_the_given_channels_of_an_arena_are_written():
 
 
 def test_same_bits_for_any_number_of_threads():
-    x = random(2000, 700, torch.bfloat16)
+    x = random(2000, 100 if INTERPRETED else 700, torch.bfloat16)
     blocks = []
     threads = torch.get_num_threads()
     for count in (1, 2, 3, 2):
         torch.set_num_threads(count)
-        blocks.append(empty_moments(700))
+        blocks.append(empty_moments(x.shape[1]))
         ops.column_moments(x, blocks[-1])
     torch.set_num_threads(threads)
     assert all(torch.equal(blocks[0], block) for block in blocks)

@@ -1,0 +1,128 @@
+"""Every Triton kernel compiled ahead of time as its op launches it: it compiles, and keeps its values in registers.
+
+No GPU is needed. A stand-in for the driver names an architecture, launches stop after compilation, and tensors are on
+device ``meta``, so shapes are those of real models. ``pytest -s`` prints what each kernel uses.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+import torch
+from interpreter import INTERPRETED
+
+from act_kernels import empty_moments
+
+if INTERPRETED:
+    pytest.skip("an interpreted process compiles nothing", allow_module_level=True)
+pytestmark = pytest.mark.slow
+triton = pytest.importorskip("triton", reason="triton is not installed")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from act_kernels import triton as kernels  # noqa: E402
+
+DTYPES = [torch.float32, torch.bfloat16]  # float16 differs in one conversion
+CHANNELS = [3584, 18943, 1]  # rows aligned to 16 bytes, not aligned, and a size that Triton makes a constant
+TOKENS = 16384
+
+
+class Driver:
+    """Stands for a GPU of one architecture."""
+
+    def __init__(self, architecture: int):
+        self.architecture = architecture
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.architecture, 32)
+
+    def get_current_device(self) -> int:
+        return self.architecture  # Triton keeps compiled kernels by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture(params=[80, 90], ids=lambda architecture: f"sm_{architecture}")
+def compiled(request, monkeypatch):
+    """The list of kernels that launches have compiled."""
+    kernels = []
+    run = triton.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options):
+        kernels.append(run(self, *args, grid=grid, warmup=True, **options))
+
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(request.param))
+    monkeypatch.setattr(triton.JITFunction, "run", compile_only)
+    return kernels
+
+
+def assert_all_in_registers(compiled: list, tmp_path) -> None:
+    """No kernel has a stack frame or local memory, which is where spilled registers go."""
+    assert compiled
+    for number, kernel in enumerate(compiled):
+        cubin = tmp_path / f"{number}.cubin"
+        cubin.write_bytes(kernel.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", report)}
+        print(f"\n{kernel.metadata.name} sm_{kernel.metadata.target.arch}: {usage}", end="")
+        assert usage["STACK"] == usage["LOCAL"] == 0, f"{kernel.metadata.name} spills registers: {usage}"
+
+
+def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_column_moments(compiled, dtype, channels, tmp_path):
+    block = empty_moments(channels, device="meta")
+    for mask in (None, meta(TOKENS, dtype=torch.bool)):
+        kernels.column_moments(meta(TOKENS, channels, dtype=dtype), block, mask)
+    assert_all_in_registers(compiled, tmp_path)
+
+
+def test_column_moments_of_a_transposed_matrix(compiled, tmp_path):
+    x = meta(3584, TOKENS, dtype=torch.bfloat16).t()
+    kernels.column_moments(x, empty_moments(3584, device="meta"), None)
+    assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_pair_moments(compiled, dtype, channels, tmp_path):
+    x = meta(TOKENS, channels, dtype=dtype)
+    for mask in (None, meta(TOKENS, dtype=torch.bool)):
+        kernels.pair_moments(x, x, empty_moments(channels, 3, device="meta"), mask)
+    assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("strength", [0.4, 0.9, 1.0])
+def test_blend_rows(compiled, dtype, strength, tmp_path):
+    rows, x = meta(700, dtype=torch.int64), meta(18944, 3584, dtype=dtype)
+    kernels.blend_rows(x, x, rows, strength)
+    kernels.blend_rows(x.t(), x.t(), rows, strength)
+    kernels.blend_rows(x[:, :1], x[:, :1], rows, strength)
+    assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("compiled", [100], indirect=True, ids=["sm_100"])
+def test_blackwell(compiled, tmp_path):
+    x, mask = meta(TOKENS, 3584, dtype=torch.bfloat16), meta(TOKENS, dtype=torch.bool)
+    kernels.column_moments(x, empty_moments(3584, device="meta"), mask)
+    kernels.pair_moments(x, x, empty_moments(3584, 3, device="meta"), mask)
+    kernels.blend_rows(x, x, meta(700, dtype=torch.int64), 0.4)
+    assert_all_in_registers(compiled, tmp_path)
+
+
+def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
+    run = triton.JITFunction.run
+    monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **options: run(*args, maxnreg=40, **options))
+    x = meta(TOKENS, 512, dtype=torch.float32)
+    kernels.pair_moments(x, x, empty_moments(512, 3, device="meta"), None)
+    with pytest.raises(AssertionError, match="pair_moments_kernel spills registers"):
+        assert_all_in_registers(compiled, tmp_path)
