@@ -75,19 +75,18 @@ def run(say: Callable[[str], None] = lambda step: None) -> Demo:
 
 
 def _corpus(ability: tuple[str, tuple[str, ...]], tokenizer: PreTrainedTokenizerBase) -> Corpus:
+    language, skills = ability
     records = [
         {"prompt": record["prompt"], "completion": f" {record['completion']}"}
-        for record in examples(*ability, LOCALIZE_RECORDS)
+        for record in examples(language, skills, LOCALIZE_RECORDS)
     ]
-    return Corpus.from_records(records, tokenizer, count="predict", name=ability[0])
+    return Corpus.from_records(records, tokenizer, count="predict", name=language)
 
 
-def _figures(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, records: int = TEST_RECORDS, split: str = "test"
-) -> Figures:
+def _figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str = "test") -> Figures:
     return {
-        name: exact_match(model, tokenizer, examples(*ability, records, split=split))
-        for name, ability in (("forgotten", FORGOTTEN), ("retained", RETAINED))
+        name: exact_match(model, tokenizer, examples(language, skills, TEST_RECORDS, split=split))
+        for name, (language, skills) in (("forgotten", FORGOTTEN), ("retained", RETAINED))
     }
 
 
@@ -102,10 +101,9 @@ def _figures_after(
 
 def _best_interpolation(donor: PreTrainedModel, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
     """The strength that recovers most on validation records while it keeps :data:`KEPT`: the control at its best."""
-    validate = {"records": TEST_RECORDS // 2, "split": "validation"}
-    least = KEPT * _figures(target, tokenizer, **validate)["retained"]  # type: ignore[arg-type]
+    least = KEPT * _figures(target, tokenizer, "validation")["retained"]
     tried = {
-        strength: _figures(_interpolated(donor, target, strength), tokenizer, **validate)  # type: ignore[arg-type]
+        strength: _figures(_interpolated(donor, target, strength), tokenizer, "validation")
         for strength in INTERPOLATIONS
     }
     keeping = {strength: figures for strength, figures in tried.items() if figures["retained"] >= least}
