@@ -417,8 +417,8 @@ class Pending(torch.Tensor):
 
 
 def plain(x: torch.Tensor) -> torch.Tensor:
-    """The tensor without its subclass."""
-    return x.as_subclass(torch.Tensor)
+    """The tensor without its subclass; a plain one is itself, so that autograd sees no new node."""
+    return x.as_subclass(torch.Tensor) if isinstance(x, Pending) else x
 
 
 def _refuse_compiled(model: nn.Module) -> None:
