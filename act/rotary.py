@@ -75,7 +75,7 @@ class RotaryFunction:
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
     ) -> Any:
-        if not more and not named and (turn := self._turn(q, k, cos, sin)):
+        if not (more or named or torch.compiler.is_compiling()) and (turn := self._turn(q, k, cos, sin)):
             for handler in self.handlers:
                 result = handler(q, k, cos, sin, turn)
                 if result is not None:

@@ -88,6 +88,7 @@ class Taps:
         self._head = _head_of(model, self._modules)
         self._stop_at_head = False
         self._count_mask: torch.Tensor | None = None
+        self._all_count = False
         self._masks: dict[tuple[torch.device, int], torch.Tensor | None] = {}
         self._held: dict[str, torch.Tensor] = {}
         self._riding: tuple[str, ...] = ()
@@ -112,6 +113,7 @@ class Taps:
         self._held.clear()
         self._count_mask = count_mask
         self._masks.clear()
+        self._all_count = count_mask.device.type == "cpu" and bool(count_mask.all())
 
     def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
         """Run the model for its statistics alone: its LM head sees counted rows only, in chunks, or does not run."""
@@ -183,9 +185,8 @@ class Taps:
         key = (device, heads)
         if key not in self._masks:
             assert self._count_mask is not None
-            everything = self._count_mask.device.type == "cpu" and bool(self._count_mask.all())
-            rows = self._count_mask.to(device, non_blocking=True).reshape(-1)
-            self._masks[key] = None if everything else rows.repeat_interleave(heads)
+            rows = self._count_mask.to(device, non_blocking=True).reshape(-1, 1)
+            self._masks[key] = None if self._all_count else rows.expand(-1, heads).flatten()
         return self._masks[key]
 
     def _block(self, name: str, path: str) -> torch.Tensor | None:
