@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from measure import interleaved, machine, median, spread, write_json
 from torch import nn
@@ -109,41 +110,40 @@ def by_nnsight(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Callable[[]
     return run
 
 
-def measure(
-    name: str, dtype: str, threads: int, batch: int, length: int, seconds: float, rounds: int
-) -> dict[str, Any]:
-    """Medians of interleaved rounds."""
-    torch.set_num_threads(threads)
+@contextlib.contextmanager
+def calls_of(name: str, dtype: str, batch: int = 8, length: int = 256) -> Iterator[dict[str, Callable[[], Any]]]:
+    """Every way of running one batch, ready to be timed."""
     model, donor = (build(name, DTYPES[dtype], seed) for seed in (0, 1))
+    # Taps stay on copies of their own, or they would slow the others.
+    tapped_model, pair_target = (build(name, DTYPES[dtype]) for _ in range(2))
     vocabulary = model.config.vocab_size  # type: ignore[union-attr]
     ids = torch.randint(0, vocabulary, (batch, length), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     count_mask = torch.ones_like(ids, dtype=torch.bool)
     space = ChannelSpace.from_model(model)
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode())
-
-        def profiled() -> None:
-            tapped.forward(inputs, count_mask)
-
-        def pair() -> None:
-            run.forward(inputs, count_mask)
-
-        calls: dict[str, Callable[[], Any]] = {
+        tapped = stack.enter_context(taps(tapped_model, Moments(space), exclude=["head"]))
+        lockstepped = stack.enter_context(lockstep(donor, pair_target, Moments(space, pair=True), exclude=["head"]))
+        nnsight = by_nnsight(model, inputs)
+        yield {
             "plain": lambda: model(**inputs, use_cache=False),
             "body": lambda: model.model(**inputs, use_cache=False),
             "hooks": by_sums(model, inputs),
             "var_mean": by_var_mean(model, inputs),
+            **({"nnsight": nnsight} if nnsight else {}),
+            "profiled": lambda: tapped.forward(inputs, count_mask),
+            "pair": lambda: lockstepped.forward(inputs, count_mask),
         }
-        nnsight = by_nnsight(model, inputs)
-        if nnsight:
-            calls["nnsight"] = nnsight
-        # Taps stay on a copy of their own, or they would slow the others.
-        tapped_copy, pair_target = (build(name, DTYPES[dtype]) for _ in range(2))
-        tapped = stack.enter_context(taps(tapped_copy, Moments(space), exclude=["head"]))
-        run = stack.enter_context(lockstep(donor, pair_target, Moments(space, pair=True), exclude=["head"]))
-        times = interleaved({**calls, "profiled": profiled, "pair": pair}, seconds, rounds)
+
+
+def measure(
+    name: str, dtype: str, threads: int, batch: int, length: int, seconds: float, rounds: int
+) -> dict[str, Any]:
+    """Medians of interleaved rounds."""
+    torch.set_num_threads(threads)
+    with calls_of(name, dtype, batch, length) as calls:
+        times = interleaved(calls, seconds, rounds)
     middle = {call: median(values) for call, values in times.items()}
     tokens = batch * length
     return {
@@ -157,9 +157,20 @@ def measure(
         "ratio_to_body": round(middle["profiled"] / middle["body"], 4),
         "pair_ratio": round(middle["pair"] / middle["plain"] / 2, 4),
         "hooks_ratio": round(middle["hooks"] / middle["plain"], 4),
-        "tokens_per_s": round(tokens / middle["profiled"], 1),
+        "tokens_per_second": round(tokens / middle["profiled"], 1),
         "spread": {call: round(spread(values), 4) for call, values in times.items()},
     }
+
+
+@pytest.mark.parametrize("call", ["plain", "hooks", "var_mean", "nnsight", "profiled", "pair"])
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_overhead(benchmark: Any, name: str, call: str) -> None:
+    """One batch of 8 x 256 tokens in bfloat16."""
+    benchmark.group = f"{name}, bfloat16"
+    with calls_of(name, "bfloat16") as calls:
+        if call not in calls:
+            pytest.skip("nnsight is not installed: pip install '.[bench]'")
+        benchmark.pedantic(calls[call], rounds=3, warmup_rounds=1)
 
 
 def main() -> None:
