@@ -13,6 +13,7 @@ constexpr int RUN = 32;     // rows of squares summed in float32: few-bit square
 constexpr int TILE = (VECTOR_BYTES == 64 ? 4 : 2) * LANES;  // channels whose sums stay in registers
 constexpr int PANEL = 1024;     // channels whose float64 sums stay in cache
 constexpr int LINE = 64;        // bytes that one prefetch brings
+constexpr int64_t STREAMED = 4 << 20;  // bytes of output that caches would not keep for its reader
 constexpr float TINY = 1e-10f;  // squares of differences of smaller values could underflow float32
 
 static_assert(PANEL % TILE == 0, "a panel holds whole tiles");
@@ -94,6 +95,8 @@ public:
         return found;
     }
 
+    int64_t row() const { return row_; }  // the first row not yet walked
+
 private:
     int64_t rows_, row_ = 0;
     const uint8_t* mask_;
@@ -147,7 +150,7 @@ struct PanelSums {
                     for (int p = 0; p < PARTS; ++p) {
                         const Floats d = x[p] - center[g][p];
                         d1[g][p] += d;
-                        d2[g][p] += d * d;
+                        d2[g][p] = fused(d, d, d2[g][p]);
                         a[g][p] += (Floats)magnitude((Ints)x[p]);
                     }
                     for (int b = 0; b < BITS; ++b) {
@@ -278,6 +281,13 @@ struct Panels {
         count = (channels + width - 1) / width;
     }
 };
+
+// Whether a contiguous output, written tile by tile, is too large for the caches and consists of whole aligned lines.
+template <class T>
+static inline bool worth_streaming(const void* output, int64_t rows, int64_t columns) {
+    const int64_t row_bytes = columns * int64_t(sizeof(T));
+    return rows * row_bytes >= STREAMED && (uintptr_t(output) | uintptr_t(row_bytes) | TILE * sizeof(T)) % LINE == 0;
+}
 
 // Fewer values than this per thread are not worth waking it.
 static inline int useful_threads(int64_t values, int threads) {

@@ -1,0 +1,154 @@
+// activation(gate) * up, and the statistics of gate, up and the product while their tiles are in cache.
+#include "activations.h"
+#include "moments.h"
+
+namespace act {
+namespace ACT_ISA {
+
+// Rows of gate, up and product that start at the same channel.
+template <class T>
+struct Span {
+    const T* gate;
+    const T* up;
+    T* product;
+    int64_t gate_stride, up_stride, product_stride;
+    bool streamed;  // whether whole vectors of the product bypass the caches
+};
+
+template <class T, class Activation>
+static inline typename Format<T>::Bits multiply(const T* gate, const T* up) {
+    typedef Format<T> F;
+    Floats g[F::PARTS], u[F::PARTS];
+    F::split(load<typename F::Bits>(gate), g);
+    F::split(load<typename F::Bits>(up), u);
+    for (int p = 0; p < F::PARTS; ++p) g[p] = F::round(Activation::of(g[p])) * u[p];
+    return F::join(g);
+}
+
+template <class T, class Activation>
+static void product(Span<T> span, int64_t rows, int64_t channels) {
+    constexpr int GROUP = Format<T>::PARTS * LANES;
+    const int64_t whole = channels / GROUP * GROUP, rest = sizeof(T) * (channels - whole);
+    for (int64_t row = 0; row < rows; ++row) {
+        if (span.streamed) {
+            for (int64_t c = 0; c < whole; c += GROUP)
+                stream(span.product + c, multiply<T, Activation>(span.gate + c, span.up + c));
+        } else {
+            for (int64_t c = 0; c < whole; c += GROUP)
+                store(span.product + c, multiply<T, Activation>(span.gate + c, span.up + c));
+        }
+        if (rest) {
+            T gate[GROUP] = {}, up[GROUP] = {};
+            std::memcpy(static_cast<void*>(gate), span.gate + whole, rest);
+            std::memcpy(static_cast<void*>(up), span.up + whole, rest);
+            const auto last = multiply<T, Activation>(gate, up);
+            std::memcpy(static_cast<void*>(span.product + whole), &last, rest);
+        }
+        span.gate += span.gate_stride;
+        span.up += span.up_stride;
+        span.product += span.product_stride;
+    }
+}
+
+template <class T>
+using Product = void (*)(Span<T>, int64_t rows, int64_t channels);
+
+template <class T>
+static Product<T> product_by(Activation activation) {
+    switch (activation) {
+        case Activation::silu: return product<T, Silu>;
+        case Activation::relu: return product<T, Relu>;
+        case Activation::relu2: return product<T, Relu2>;
+        default: return product<T, Silu>;
+    }
+}
+
+// The sums of one of the matrices, or none if its moments are not asked for.
+template <class T>
+struct Measured {
+    const Moments moments;
+    PanelSums<Rows<T>> sums;
+    Rows<T> chunk;
+
+    Measured(Moments moments, int64_t channels) : moments(moments), sums(moments.data ? channels : 0) {}
+
+    void add(int rows, int64_t channel, int64_t channels) {
+        if (!moments.data || !rows) return;
+        if (channels < TILE) {
+            T padded[CHUNK * TILE];
+            chunk.pad(rows, channel, channels, padded);
+            sums.add_tile(chunk, rows, channel);
+        } else {
+            sums.add_tile(chunk, rows, channel);
+        }
+    }
+    void finish(int64_t first, int64_t channels) {
+        if (moments.data) sums.merge_into(moments, first, channels);
+    }
+};
+
+template <class T>
+static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, bool streamed, int64_t first,
+                  int64_t channels) {
+    Span<T> span{static_cast<const T*>(op.gate.data) + first,
+                 static_cast<const T*>(op.up.data) + first,
+                 static_cast<T*>(op.product) + first,
+                 op.gate.row_stride,
+                 op.up.row_stride,
+                 op.gate.columns,
+                 streamed};
+    if (!op.gate_moments.data && !op.up_moments.data && !op.product_moments.data)
+        return product(span, op.gate.rows, channels);
+    Measured<T> gate(op.gate_moments, channels), up(op.up_moments, channels), out(op.product_moments, channels);
+    Measured<T>* const all[] = {&gate, &up, &out};
+    const Matrix product_matrix{op.product, op.gate.rows, op.gate.columns, op.gate.columns};
+    const Matrix* const matrices[] = {&op.gate, &op.up, &product_matrix};
+    RowWalk walk(op.gate.rows, mask);
+    while (walk.row() < op.gate.rows) {
+        const int64_t before = walk.row();
+        const int counted = walk.next(first, matrices, &gate.chunk, &up.chunk, &out.chunk);
+        const int64_t rows = walk.row() - before;
+        for (int64_t channel = 0; channel < channels; channel += TILE) {
+            const int64_t width = channels - channel < TILE ? channels - channel : TILE;
+            gate.add(counted, channel, width);
+            up.add(counted, channel, width);
+            Span<T> tile = span;
+            tile.gate += channel;
+            tile.up += channel;
+            tile.product += channel;
+            product(tile, rows, width);
+            out.add(counted, channel, width);
+        }
+        for (Measured<T>* measured : all) measured->sums.counted += counted;
+        span.gate += rows * span.gate_stride;
+        span.up += rows * span.up_stride;
+        span.product += rows * span.product_stride;
+    }
+    for (Measured<T>* measured : all) measured->finish(first, channels);
+}
+
+template <class T>
+static void run(const GatedMlp& op, const uint8_t* mask, int threads) {
+    const int64_t values = op.gate.rows * op.gate.columns;
+    threads = useful_threads(2 * values, threads);
+    const Panels panels(op.gate.columns, threads);
+    const Product<T> product = product_by<T>(op.activation);
+    const bool streamed = worth_streaming<T>(op.product, op.gate.rows, op.gate.columns) && !op.product_moments.data;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < panels.count; ++p) {
+        const int64_t first = p * panels.width, rest = op.gate.columns - first;
+        panel<T>(op, mask, product, streamed, first, rest < panels.width ? rest : panels.width);
+        if (streamed) finish_streams();
+    }
+}
+
+void gated_mlp(DType dtype, const GatedMlp& op, const uint8_t* mask, int threads) {
+    switch (dtype) {
+        case DType::float32: return run<float>(op, mask, threads);
+        case DType::bfloat16: return run<bfloat16>(op, mask, threads);
+        case DType::float16: return run<float16>(op, mask, threads);
+    }
+}
+
+}  // namespace ACT_ISA
+}  // namespace act
