@@ -1,4 +1,6 @@
-// The activations of gated MLPs on float32 vectors, with the arithmetic of PyTorch's CPU operators.
+// The activations of gated MLPs, with the arithmetic of PyTorch's CPU operators.
+//
+// Each works on N vectors at once, step by step: a long chain of dependent operations alone leaves the processor idle.
 #pragma once
 
 #include "vectors.h"
@@ -6,7 +8,7 @@
 namespace act {
 namespace ACT_ISA {
 
-// Bounds that let NaN through.
+// Lets NaN and -0 through.
 static inline Floats at_least(Floats x, float bound) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_max_ps(_mm512_set1_ps(bound), (__m512)x);
@@ -17,18 +19,32 @@ static inline Floats at_least(Floats x, float bound) {
 #endif
 }
 
-static inline Floats at_most(Floats x, float bound) {
-#if defined(__AVX512F__)
-    return (Floats)_mm512_min_ps(_mm512_set1_ps(bound), (__m512)x);
+// x, or `bound` with the sign of x where x lies beyond; NaN gives anything.
+static inline Floats limited(Floats x, float bound) {
+#if defined(__AVX512DQ__)
+    return (Floats)_mm512_range_ps((__m512)x, _mm512_set1_ps(bound), 2);
 #elif defined(__AVX2__)
-    return (Floats)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)x);
+    return (Floats)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)at_least(x, -bound));
 #else
+    x = at_least(x, -bound);
     return x > bound ? all(bound) : x;
 #endif
 }
 
+// The nearest whole number, ties to even, of |x| < 2^22.
+static inline Floats nearest(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+    return (Floats)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
+    constexpr float ROUNDER = 12582912;  // 1.5 * 2^23: the last bit of the sum is 1
+    return (x + ROUNDER) - ROUNDER;
+#endif
+}
+
 // x * 2^power for whole powers from -152 to 152, rounded once.
-static inline Floats scale(Floats x, Floats power) {
+static inline Floats scaled(Floats x, Floats power) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_scalef_ps((__m512)x, (__m512)power);
 #else
@@ -37,35 +53,48 @@ static inline Floats scale(Floats x, Floats power) {
 #endif
 }
 
-// e^x within 1 ulp: Cody and Waite's reduction by ln 2 in two parts, then the minimax polynomial that SLEEF's expf
-// uses, evaluated in its order; where the processor fuses, the bits are SLEEF's, hence PyTorch's.
-static inline Floats exponential(Floats x) {
-    constexpr float ROUNDER = 12582912;  // 1.5 * 2^23: adding it rounds to a whole number
-    x = at_most(at_least(x, -105), 101);  // beyond, the result is 0 or infinite anyhow
-    const Floats power = (x * 1.442695040888963407f + ROUNDER) - ROUNDER;
-    Floats s = fused(power, all(-0.693145751953125f), x);
-    s = fused(power, all(-1.428606765330187045e-06f), s);
-    Floats u = all(0.000198527617612853646278381f);
-    u = fused(u, s, all(0.00139304355252534151077271f));
-    u = fused(u, s, all(0.00833336077630519866943359f));
-    u = fused(u, s, all(0.0416664853692054748535156f));
-    u = fused(u, s, all(0.166666671633720397949219f));
-    u = fused(u, s, all(0.5f));
-    return scale(fused(s * s, u, s) + 1, power);
+// e^-x within 1 ulp, of numbers: Cody and Waite's reduction by ln 2 in two parts, then the minimax polynomial of SLEEF's
+// expf in its order of evaluation. Where the processor fuses, these are the bits of PyTorch's vectorised exp.
+template <int N>
+static inline void decay(const Floats* from, Floats* to) {
+    Floats x[N], power[N], square[N], u[N];
+    each<N>([&](auto i) ACT_INLINE { x[i] = limited(from[i], 104); });  // beyond, e^-x is 0 or infinite
+    each<N>([&](auto i) ACT_INLINE { power[i] = nearest(x[i] * -1.442695040888963407f); });
+    each<N>([&](auto i) ACT_INLINE { x[i] = fused(power[i], all(0.693145751953125f), x[i]); });
+    each<N>([&](auto i) ACT_INLINE { x[i] = fused(power[i], all(1.428606765330187045e-06f), x[i]); });
+    each<N>([&](auto i) ACT_INLINE {
+        u[i] = fused(all(0.000198527617612853646278381f), x[i], all(-0.00139304355252534151077271f));
+    });
+    each<N>([&](auto i) ACT_INLINE { square[i] = x[i] * x[i]; });
+    each<N>([&](auto i) ACT_INLINE { u[i] = fused(u[i], x[i], all(0.00833336077630519866943359f)); });
+    each<N>([&](auto i) ACT_INLINE { u[i] = fused(u[i], x[i], all(-0.0416664853692054748535156f)); });
+    each<N>([&](auto i) ACT_INLINE { u[i] = fused(u[i], x[i], all(0.166666671633720397949219f)); });
+    each<N>([&](auto i) ACT_INLINE { u[i] = fused(u[i], x[i], all(-0.5f)); });
+    each<N>([&](auto i) ACT_INLINE { u[i] = fused(square[i], u[i], x[i]); });
+    each<N>([&](auto i) ACT_INLINE { to[i] = scaled(1 - u[i], power[i]); });
 }
 
 struct Silu {
-    static Floats of(Floats x) { return x / (exponential(-x) + 1); }
+    template <int N>
+    static void apply(Floats* x) {
+        Floats e[N];
+        decay<N>(x, e);
+        each<N>([&](auto i) ACT_INLINE { x[i] /= e[i] + 1; });
+    }
 };
 
 struct Relu {
-    static Floats of(Floats x) { return at_least(x, 0); }  // keeps -0, as PyTorch does
+    template <int N>
+    static void apply(Floats* x) {
+        each<N>([&](auto i) ACT_INLINE { x[i] = at_least(x[i], 0); });
+    }
 };
 
 struct Relu2 {
-    static Floats of(Floats x) {
-        const Floats positive = at_least(x, 0);
-        return positive * positive;
+    template <int N>
+    static void apply(Floats* x) {
+        Relu::apply<N>(x);
+        each<N>([&](auto i) ACT_INLINE { x[i] *= x[i]; });
     }
 };
 

@@ -12,37 +12,46 @@ struct Span {
     const T* up;
     T* product;
     int64_t gate_stride, up_stride, product_stride;
+    int64_t gate_ahead, up_ahead;  // elements from a row to the part of it that is wanted next
     bool streamed;  // whether whole vectors of the product bypass the caches
 };
 
-template <class T, class Activation>
-static inline typename Format<T>::Bits multiply(const T* gate, const T* up) {
+// One tile of one row, stored by `put`.
+template <class T, class Activation, class Put>
+static inline void multiply(const T* gate, const T* up, const Put& put) {
     typedef Format<T> F;
-    Floats g[F::PARTS], u[F::PARTS];
-    F::split(load<typename F::Bits>(gate), g);
-    F::split(load<typename F::Bits>(up), u);
-    for (int p = 0; p < F::PARTS; ++p) g[p] = F::round(Activation::of(g[p])) * u[p];
-    return F::join(g);
+    constexpr int GROUP = F::PARTS * LANES, VECTORS = TILE / LANES;
+    Floats g[VECTORS], u[VECTORS];
+    each<TILE / GROUP>([&](auto i) ACT_INLINE {
+        F::split(load<typename F::Bits>(gate + i * GROUP), g + i * F::PARTS);
+        F::split(load<typename F::Bits>(up + i * GROUP), u + i * F::PARTS);
+    });
+    Activation::template apply<VECTORS>(g);
+    each<VECTORS>([&](auto i) ACT_INLINE { g[i] = F::round(g[i]); });
+    each<VECTORS>([&](auto i) ACT_INLINE { g[i] *= u[i]; });
+    each<TILE / GROUP>([&](auto i) ACT_INLINE { put(i * GROUP, F::join(g + i * F::PARTS)); });
 }
 
 template <class T, class Activation>
 static void product(Span<T> span, int64_t rows, int64_t channels) {
-    constexpr int GROUP = Format<T>::PARTS * LANES;
-    const int64_t whole = channels / GROUP * GROUP, rest = sizeof(T) * (channels - whole);
+    const int64_t whole = channels / TILE * TILE, rest = sizeof(T) * (channels - whole);
     for (int64_t row = 0; row < rows; ++row) {
-        if (span.streamed) {
-            for (int64_t c = 0; c < whole; c += GROUP)
-                stream(span.product + c, multiply<T, Activation>(span.gate + c, span.up + c));
-        } else {
-            for (int64_t c = 0; c < whole; c += GROUP)
-                store(span.product + c, multiply<T, Activation>(span.gate + c, span.up + c));
+        for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) {
+            __builtin_prefetch(span.gate + span.gate_ahead + i);
+            __builtin_prefetch(span.up + span.up_ahead + i);
+        }
+        for (int64_t c = 0; c < whole; c += TILE) {
+            T* const to = span.product + c;
+            if (span.streamed)
+                multiply<T, Activation>(span.gate + c, span.up + c, [=](int i, auto bits) { stream(to + i, bits); });
+            else multiply<T, Activation>(span.gate + c, span.up + c, [=](int i, auto bits) { store(to + i, bits); });
         }
         if (rest) {
-            T gate[GROUP] = {}, up[GROUP] = {};
+            T gate[TILE] = {}, up[TILE] = {}, last[TILE];
             std::memcpy(static_cast<void*>(gate), span.gate + whole, rest);
             std::memcpy(static_cast<void*>(up), span.up + whole, rest);
-            const auto last = multiply<T, Activation>(gate, up);
-            std::memcpy(static_cast<void*>(span.product + whole), &last, rest);
+            multiply<T, Activation>(gate, up, [&](int i, auto bits) { store(last + i, bits); });
+            std::memcpy(static_cast<void*>(span.product + whole), last, rest);
         }
         span.gate += span.gate_stride;
         span.up += span.up_stride;
@@ -67,8 +76,8 @@ static Product<T> product_by(Activation activation) {
 template <class T>
 struct Measured {
     const Moments moments;
-    PanelSums<Rows<T>> sums;
-    Rows<T> chunk;
+    PanelSums<LoadedRows<T>> sums;
+    LoadedRows<T> chunk;
 
     Measured(Moments moments, int64_t channels) : moments(moments), sums(moments.data ? channels : 0) {}
 
@@ -96,6 +105,8 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
                  op.gate.row_stride,
                  op.up.row_stride,
                  op.gate.columns,
+                 TILE,
+                 TILE,
                  streamed};
     if (!op.gate_moments.data && !op.up_moments.data && !op.product_moments.data)
         return product(span, op.gate.rows, channels);
@@ -106,7 +117,7 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
     RowWalk walk(op.gate.rows, mask);
     while (walk.row() < op.gate.rows) {
         const int64_t before = walk.row();
-        const int counted = walk.next(first, matrices, &gate.chunk, &up.chunk, &out.chunk);
+        const int counted = walk.next(first, matrices, static_cast<Rows<T>*>(&gate.chunk), static_cast<Rows<T>*>(&up.chunk), static_cast<Rows<T>*>(&out.chunk));
         const int64_t rows = walk.row() - before;
         for (int64_t channel = 0; channel < channels; channel += TILE) {
             const int64_t width = channels - channel < TILE ? channels - channel : TILE;
@@ -116,6 +127,10 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
             tile.gate += channel;
             tile.up += channel;
             tile.product += channel;
+            if (channel + TILE >= channels) {
+                tile.gate_ahead = rows * tile.gate_stride - channel;
+                tile.up_ahead = rows * tile.up_stride - channel;
+            }
             product(tile, rows, width);
             out.add(counted, channel, width);
         }

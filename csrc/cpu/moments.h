@@ -49,6 +49,12 @@ struct Rows {
     }
 };
 
+// Rows that another loop has prefetched.
+template <class T>
+struct LoadedRows : Rows<T> {
+    void prefetch(int, int64_t) const {}
+};
+
 // donor - target, formed in float32.
 template <class T>
 struct Difference {
@@ -108,6 +114,7 @@ struct PanelSums {
     typedef typename Source::Bits Bits;
     static constexpr int PARTS = Source::PARTS, BITS = Source::BITS;
     static constexpr int GROUP = PARTS * LANES, GROUPS = TILE / GROUP;
+    static constexpr int VECTORS = GROUPS * PARTS, COUNTERS = GROUPS * BITS;  // of one tile
 
     alignas(64) double sum[PANEL], square[PANEL], absolute[PANEL];
     alignas(64) float shift[PANEL], largest[PANEL];
@@ -127,62 +134,53 @@ struct PanelSums {
     // Adds one tile of one chunk. The caller adds `rows` to `counted` once per chunk.
     void add_tile(const Source& source, int rows, int64_t channel) {
         if (counted == 0) set_shift(source, rows < RUN ? rows : RUN, channel);
-        Floats center[GROUPS][PARTS], d1[GROUPS][PARTS], a[GROUPS][PARTS];
-        Bits above[GROUPS][BITS], top[GROUPS][BITS];
-        for (int g = 0; g < GROUPS; ++g) {
-            for (int p = 0; p < PARTS; ++p) {
-                center[g][p] = load<Floats>(shift + channel + g * GROUP + p * LANES);
-                d1[g][p] = a[g][p] = Floats{};
-            }
-            for (int b = 0; b < BITS; ++b) above[g][b] = top[g][b] = Bits{};
-        }
+        Floats center[VECTORS], d1[VECTORS] = {}, a[VECTORS] = {};
+        Bits above[COUNTERS] = {}, top[COUNTERS] = {};
+        each<VECTORS>([&](auto v) ACT_INLINE { center[v] = load<Floats>(shift + channel + v * LANES); });
         alignas(64) double squares[TILE] = {};
         Ints suspect = {};
         for (int first = 0; first < rows; first += RUN) {
             const int last = first + RUN < rows ? first + RUN : rows;
-            Floats d2[GROUPS][PARTS] = {};
+            Floats d2[VECTORS] = {};
             for (int row = first; row < last; ++row) {
                 source.prefetch(row, channel + TILE);
-                for (int g = 0; g < GROUPS; ++g) {
+                each<GROUPS>([&](auto g) ACT_INLINE {
                     Floats x[PARTS];
                     Bits bits[BITS];
                     source.load(row, channel + g * GROUP, x, bits);
-                    for (int p = 0; p < PARTS; ++p) {
-                        const Floats d = x[p] - center[g][p];
-                        d1[g][p] += d;
-                        d2[g][p] = fused(d, d, d2[g][p]);
-                        a[g][p] += (Floats)magnitude((Ints)x[p]);
-                    }
-                    for (int b = 0; b < BITS; ++b) {
-                        count_positive(above[g][b], bits[b]);
-                        top[g][b] = larger(magnitude(bits[b]), top[g][b]);
-                    }
-                }
+                    each<PARTS>([&](auto p) ACT_INLINE {
+                        constexpr int v = g * PARTS + p;
+                        const Floats d = x[p] - center[v];
+                        d1[v] += d;
+                        d2[v] = fused(d, d, d2[v]);
+                        a[v] += (Floats)magnitude((Ints)x[p]);
+                    });
+                    each<BITS>([&](auto b) ACT_INLINE {
+                        constexpr int c = g * BITS + b;
+                        count_positive(above[c], bits[b]);
+                        top[c] = larger(magnitude(bits[b]), top[c]);
+                    });
+                });
             }
-            for (int g = 0; g < GROUPS; ++g) {
-                for (int p = 0; p < PARTS; ++p) {
-                    accumulate(squares + g * GROUP + p * LANES, d2[g][p]);
-                    suspect |= infinite(d2[g][p]);
-                }
-            }
+            each<VECTORS>([&](auto v) ACT_INLINE {
+                accumulate(squares + v * LANES, d2[v]);
+                suspect |= infinite(d2[v]);
+            });
         }
-        Floats highest[GROUPS][PARTS];
-        for (int g = 0; g < GROUPS; ++g) {
-            Source::expand(top[g], highest[g]);
-            for (int p = 0; p < PARTS; ++p)
-                suspect |= ((highest[g][p] < TINY) & (highest[g][p] > 0)) | infinite(highest[g][p]) | infinite(a[g][p]);
-        }
+        Floats highest[VECTORS];
+        each<GROUPS>([&](auto g) ACT_INLINE { Source::expand(top + g * BITS, highest + g * PARTS); });
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            suspect |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]) | infinite(a[v]);
+        });
         if (any(suspect)) return add_exactly(source, rows, channel);
         for (int i = 0; i < TILE; ++i) square[channel + i] += squares[i];
-        for (int g = 0; g < GROUPS; ++g) {
-            for (int p = 0; p < PARTS; ++p) {
-                const int64_t slot = channel + g * GROUP + p * LANES;
-                accumulate(sum + slot, d1[g][p]);
-                accumulate(absolute + slot, a[g][p]);
-                store(largest + slot, larger((Ints)highest[g][p], load<Ints>(largest + slot)));
-            }
-            for (int b = 0; b < BITS; ++b) accumulate(positive + channel + g * GROUP + b * LANES, above[g][b]);
-        }
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            const int64_t slot = channel + v * LANES;
+            accumulate(sum + slot, d1[v]);
+            accumulate(absolute + slot, a[v]);
+            store(largest + slot, larger((Ints)highest[v], load<Ints>(largest + slot)));
+        });
+        each<COUNTERS>([&](auto c) ACT_INLINE { accumulate(positive + channel + c * (TILE / COUNTERS), above[c]); });
     }
 
     // Chan's merge into the moments of `channels` channels.

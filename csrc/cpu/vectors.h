@@ -72,6 +72,21 @@ static inline Floats fused(Floats a, Floats b, Floats c) {
 
 static inline Floats all(float value) { return Floats{} + value; }
 
+template <int I>
+struct Index {
+    constexpr operator int() const { return I; }
+};
+
+// body(0) to body(N - 1) with constant indices: arrays indexed by them alone stay in registers.
+template <int N, class Body>
+static inline __attribute__((always_inline)) void each(const Body& body) {
+    if constexpr (N > 0) {
+        each<N - 1>(body);
+        body(Index<N - 1>{});
+    }
+}
+#define ACT_INLINE __attribute__((always_inline))  // for lambdas given to `each`
+
 // Stores an aligned vector past the caches: for output that is too large to be found there by its reader.
 template <class Vector>
 static inline void stream(void* to, Vector values) {
@@ -170,7 +185,16 @@ struct Format<bfloat16> {
     static int slot(int channel) { return even_odd_slot(channel); }
 
 private:
-    static Words carried(Floats x) { return (Words)x + ((((Words)x >> 16) & 1) + 0x7fff); }
+    // With the upper half rounded.
+    static Words carried(Floats x) {
+#if defined(__AVX512F__)
+        const __mmask16 odd = _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(0x10000));
+        const __m512i bits = (__m512i)((Words)x + 0x7fff);
+        return (Words)_mm512_mask_sub_epi32(bits, odd, bits, _mm512_set1_epi32(-1));
+#else
+        return (Words)x + ((((Words)x >> 16) & 1) + 0x7fff);
+#endif
+    }
 };
 
 template <>
