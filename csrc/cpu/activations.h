@@ -31,6 +31,10 @@ static inline Floats limited(Floats x, float bound) {
 #endif
 }
 
+static inline Floats with_sign(Floats size, Floats sign) {
+    return (Floats)(((Ints)size & MAGNITUDE_BITS) | ((Ints)sign & ~MAGNITUDE_BITS));
+}
+
 // The nearest whole number, ties to even, of |x| < 2^22.
 static inline Floats nearest(Floats x) {
 #if defined(__AVX512F__)
@@ -80,6 +84,50 @@ struct Silu {
         Floats e[N];
         decay<N>(x, e);
         each<N>([&](auto i) ACT_INLINE { x[i] /= e[i] + 1; });
+    }
+};
+
+// x / 2 * (1 + erf(x / sqrt 2)), erf within 1 ulp: near 0 a polynomial, elsewhere 1 - e^polynomial (N. Juffa's fits).
+struct Gelu {
+    template <int N>
+    static void apply(Floats* x) {
+        Floats a[N], t[N], s[N], u[N], far[N], near[N];
+        each<N>([&](auto i) ACT_INLINE {
+            a[i] = x[i] * 0.70710678118654752440f;
+            t[i] = (Floats)magnitude((Ints)a[i]);
+            s[i] = a[i] * a[i];
+        });
+        each<N>([&](auto i) ACT_INLINE {
+            far[i] = fused(all(1.72853470e-5f), t[i], all(-3.83197126e-4f));
+            u[i] = fused(all(3.88396438e-3f), t[i], all(-2.42546219e-2f));
+            near[i] = fused(all(-5.96761703e-4f), s[i], all(4.99119423e-3f));
+        });
+        each<N>([&](auto i) ACT_INLINE { far[i] = fused(far[i], s[i], u[i]); });
+        each<N>([&](auto i) ACT_INLINE { near[i] = fused(near[i], s[i], all(-2.67681349e-2f)); });
+        each<N>([&](auto i) ACT_INLINE { far[i] = fused(far[i], t[i], all(1.06777877e-1f)); });
+        each<N>([&](auto i) ACT_INLINE { near[i] = fused(near[i], s[i], all(1.12819925e-1f)); });
+        each<N>([&](auto i) ACT_INLINE { far[i] = fused(far[i], t[i], all(6.34846687e-1f)); });
+        each<N>([&](auto i) ACT_INLINE { near[i] = fused(near[i], s[i], all(-3.76125336e-1f)); });
+        each<N>([&](auto i) ACT_INLINE { far[i] = fused(far[i], t[i], all(1.28717512e-1f)); });
+        each<N>([&](auto i) ACT_INLINE { near[i] = fused(near[i], s[i], all(1.28379166e-1f)); });
+        each<N>([&](auto i) ACT_INLINE { far[i] = t[i] > 10 ? all(104) : fused(far[i], t[i], t[i]); });
+        decay<N>(far, u);
+        each<N>([&](auto i) ACT_INLINE {
+            const Floats erf = t[i] > 0.927734375f ? with_sign(1 - u[i], a[i]) : fused(near[i], a[i], a[i]);
+            x[i] = x[i] * 0.5f * (erf + 1);
+        });
+    }
+};
+
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))), tanh |u| as 1 - 2 / (e^(2 |u|) + 1).
+struct GeluTanh {
+    template <int N>
+    static void apply(Floats* x) {
+        Floats u[N], e[N];
+        each<N>([&](auto i) ACT_INLINE { u[i] = (x[i] + x[i] * x[i] * x[i] * 0.044715f) * 0.79788456080286535588f; });
+        each<N>([&](auto i) ACT_INLINE { e[i] = (Floats)magnitude((Ints)u[i]) * 2; });
+        decay<N>(e, e);
+        each<N>([&](auto i) ACT_INLINE { x[i] = x[i] * 0.5f * (with_sign(1 - 2 * e[i] / (e[i] + 1), u[i]) + 1); });
     }
 };
 

@@ -66,10 +66,12 @@ template <class T>
 static Product<T> product_by(Activation activation) {
     switch (activation) {
         case Activation::silu: return product<T, Silu>;
+        case Activation::gelu: return product<T, Gelu>;
+        case Activation::gelu_tanh: return product<T, GeluTanh>;
         case Activation::relu: return product<T, Relu>;
         case Activation::relu2: return product<T, Relu2>;
-        default: return product<T, Silu>;
     }
+    return nullptr;
 }
 
 // The sums of one of the matrices, or none if its moments are not asked for.
