@@ -117,6 +117,48 @@ def gated_mlp(
     return product
 
 
+def add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    style: str,
+    x_moments: torch.Tensor | None,
+    norm_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`act_kernels.ops.add_norm`; columns that are not contiguous are copied first."""
+    rows, columns = x.shape
+    values, weight = _contiguous_columns(x), weight.contiguous()
+    norm = torch.empty_like(x, memory_format=torch.contiguous_format)
+    total = x
+    if residual is not None:
+        residual, total = _contiguous_columns(residual), torch.empty_like(norm)
+    if bias is not None:
+        bias = bias.contiguous()
+    _native.add_norm(
+        _DTYPE_CODES[x.dtype],
+        values.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        rows,
+        columns,
+        values.stride(0),
+        0 if residual is None else residual.stride(0),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        eps,
+        _NORM_STYLE_CODES[style],
+        total.data_ptr(),
+        norm.data_ptr(),
+        *_block(x_moments),
+        *_block(norm_moments),
+        0 if mask is None else mask.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return total, norm
+
+
 def _block(moments: torch.Tensor | None) -> tuple[int, int]:
     """Address and stride of a block that may be left out."""
     return (0, 0) if moments is None else (moments.data_ptr(), moments.stride(0))

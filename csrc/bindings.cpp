@@ -149,6 +149,26 @@ void gated_mlp(int dtype, uintptr_t gate, uintptr_t up, uintptr_t product, int64
     kernels->gated_mlp(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
 }
 
+void add_norm(int dtype, uintptr_t x, uintptr_t residual, int64_t rows, int64_t columns, int64_t x_stride,
+              int64_t residual_stride, uintptr_t weight, uintptr_t bias, float eps, int style, uintptr_t total,
+              uintptr_t norm, uintptr_t x_moments, int64_t x_moments_stride, uintptr_t norm_moments,
+              int64_t norm_moments_stride, uintptr_t mask, int threads) {
+    const auto type = dtype_of(dtype);
+    const act::AddNorm op{matrix("x", x, rows, columns, x_stride),
+                          {reinterpret_cast<void*>(residual), rows, columns, residual_stride},
+                          pointer<void>("weight", weight),
+                          reinterpret_cast<void*>(bias),
+                          eps,
+                          choice<act::NormStyle>("style", style, 4),
+                          pointer<void>("total", total),
+                          pointer<void>("norm", norm),
+                          moments_at(x_moments, x_moments_stride),
+                          moments_at(norm_moments, norm_moments_stride)};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->add_norm(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -160,4 +180,5 @@ PYBIND11_MODULE(_native, module) {
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
     module.def("blend_rows", &blend_rows, "Blend the listed rows of a donor into a target, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
+    module.def("add_norm", &add_norm, "Sum of a residual and x, and its norm, with statistics.");
 }

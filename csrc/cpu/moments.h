@@ -119,10 +119,14 @@ struct PanelSums {
     alignas(64) double sum[PANEL], square[PANEL], absolute[PANEL];
     alignas(64) float shift[PANEL], largest[PANEL];
     alignas(64) int32_t positive[PANEL], nonfinite[PANEL];
-    int64_t counted = 0;
+    int64_t counted;
 
-    explicit PanelSums(int64_t channels) {
+    PanelSums() = default;
+    explicit PanelSums(int64_t channels) { reset(channels); }
+
+    void reset(int64_t channels) {
         const int64_t padded = (channels + TILE - 1) / TILE * TILE;
+        counted = 0;
         clear(sum, padded);
         clear(square, padded);
         clear(absolute, padded);
@@ -181,6 +185,24 @@ struct PanelSums {
             store(largest + slot, larger((Ints)highest[v], load<Ints>(largest + slot)));
         });
         each<COUNTERS>([&](auto c) ACT_INLINE { accumulate(positive + channel + c * (TILE / COUNTERS), above[c]); });
+    }
+
+    // Adds sums of other rows of the same channels, around another shift.
+    void add(const PanelSums& other, int64_t channels) {
+        if (other.counted == 0) return;
+        const int64_t padded = (channels + TILE - 1) / TILE * TILE;
+        if (counted == 0) std::memcpy(shift, other.shift, sizeof(float) * padded);
+        for (int64_t s = 0; s < padded; ++s) {
+            const double step = double(other.shift[s]) - double(shift[s]);
+            const double moved = double(int32_t(other.counted) - other.nonfinite[s]) * step;
+            square[s] += other.square[s] + step * (2 * other.sum[s] + moved);
+            sum[s] += other.sum[s] + moved;
+            absolute[s] += other.absolute[s];
+            largest[s] = largest[s] > other.largest[s] ? largest[s] : other.largest[s];
+            positive[s] += other.positive[s];
+            nonfinite[s] += other.nonfinite[s];
+        }
+        counted += other.counted;
     }
 
     // Chan's merge into the moments of `channels` channels.
