@@ -77,14 +77,11 @@ def overhead() -> str:
         for row in rows
     ]
     return (
-        "## What profiling costs\n\n`python benchmarks/overhead.py --model small --dtype bfloat16 float32 --threads 1 2 "
-        "--json OUT`: a batch of 8 x 256 tokens, all six statistics of every site but the LM head. *plain* is the stock "
-        "forward; *body* the stock forward without its LM head, which the profiled run does not need; *hooks* keep float32 "
-        "sum and sum of squares of every linear, *nnsight* the same.\n\n![time of a forward](results/overhead.png)\n\n"
-        + table(columns, body)
-        + "\n"
-        + made_on(source)
-        + "\n"
+        "## What profiling costs\n\n`python benchmarks/overhead.py --model small --dtype bfloat16 float32 --threads 1 "
+        "2 --json OUT`: a batch of 8 x 256 tokens, all six statistics of every site but the LM head. *plain* is the "
+        "stock forward; *body* the stock forward without its LM head, which the profiled run does not need; *hooks* "
+        "keep float32 sum and sum of squares of every linear, *nnsight* the same.\n\n"
+        "![time of a forward](results/overhead.png)\n\n" + table(columns, body) + "\n" + made_on(source) + "\n"
     )
 
 
