@@ -117,6 +117,57 @@ def gated_mlp(
     return product
 
 
+def rotary(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool,
+    round_once: bool,
+    v: torch.Tensor | None,
+    q_moments: torch.Tensor | None,
+    k_moments: torch.Tensor | None,
+    v_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`act_kernels.ops.rotary`; heads that do not lie side by side are copied first."""
+    batch, _, length, width = q.shape
+    q_rows, k_rows = _token_rows(q), _token_rows(k)
+    v_rows = None if v is None or v_moments is None else _token_rows(v)
+    q_out = q.new_empty((batch, length, q.shape[1], width))
+    k_out = k.new_empty((batch, length, k.shape[1], width))
+    cos, sin = cos.contiguous(), sin.contiguous()
+    _native.rotary(
+        _DTYPE_CODES[q.dtype],
+        q_rows.data_ptr(),
+        k_rows.data_ptr(),
+        0 if v_rows is None else v_rows.data_ptr(),
+        batch * length,
+        q_rows.shape[1],
+        k_rows.shape[1],
+        0 if v_rows is None else v_rows.shape[1],
+        q_rows.stride(0),
+        k_rows.stride(0),
+        0 if v_rows is None else v_rows.stride(0),
+        q_out.data_ptr(),
+        k_out.data_ptr(),
+        *_block(q_moments),
+        *_block(k_moments),
+        *_block(v_moments),
+        width,
+        cos.shape[2],
+        cos.data_ptr(),
+        sin.data_ptr(),
+        length,
+        cos.shape[0],
+        interleaved,
+        round_once,
+        0 if mask is None else mask.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return q_out.transpose(1, 2), k_out.transpose(1, 2)
+
+
 def add_norm(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -157,6 +208,11 @@ def add_norm(
         torch.get_num_threads(),
     )
     return total, norm
+
+
+def _token_rows(x: torch.Tensor) -> torch.Tensor:
+    """``[B, H, L, D]`` as ``[B * L, H * D]``: a view of the projection's memory where that is what it is."""
+    return _contiguous_columns(x.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
 def _block(moments: torch.Tensor | None) -> tuple[int, int]:

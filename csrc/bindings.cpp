@@ -149,6 +149,32 @@ void gated_mlp(int dtype, uintptr_t gate, uintptr_t up, uintptr_t product, int64
     kernels->gated_mlp(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
 }
 
+void rotary(int dtype, uintptr_t q, uintptr_t k, uintptr_t v, int64_t rows, int64_t q_columns, int64_t k_columns,
+            int64_t v_columns, int64_t q_stride, int64_t k_stride, int64_t v_stride, uintptr_t q_out, uintptr_t k_out,
+            uintptr_t q_moments, int64_t q_moments_stride, uintptr_t k_moments, int64_t k_moments_stride,
+            uintptr_t v_moments, int64_t v_moments_stride, int64_t width, int64_t turned, uintptr_t cos, uintptr_t sin,
+            int64_t length, int64_t tables, bool interleaved, bool round_once, uintptr_t mask, int threads) {
+    const auto type = dtype_of(dtype);
+    if (width < 1 || turned < 2 || turned % 2 || turned > width || q_columns % width || k_columns % width ||
+        length < 1 || tables < 1)
+        throw std::invalid_argument("width must divide the columns of q and k, and turned must be even and up to width");
+    const act::Rotary op{
+        {matrix("q", q, rows, q_columns, q_stride), pointer<void>("q_out", q_out), moments_at(q_moments, q_moments_stride)},
+        {matrix("k", k, rows, k_columns, k_stride), pointer<void>("k_out", k_out), moments_at(k_moments, k_moments_stride)},
+        {v ? matrix("v", v, rows, v_columns, v_stride) : act::Matrix{}, nullptr, moments_at(v_moments, v_moments_stride)},
+        width,
+        turned,
+        pointer<void>("cos", cos),
+        pointer<void>("sin", sin),
+        length,
+        tables,
+        interleaved,
+        round_once};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->rotary(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
+}
+
 void add_norm(int dtype, uintptr_t x, uintptr_t residual, int64_t rows, int64_t columns, int64_t x_stride,
               int64_t residual_stride, uintptr_t weight, uintptr_t bias, float eps, int style, uintptr_t total,
               uintptr_t norm, uintptr_t x_moments, int64_t x_moments_stride, uintptr_t norm_moments,
@@ -180,5 +206,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
     module.def("blend_rows", &blend_rows, "Blend the listed rows of a donor into a target, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
+    module.def("rotary", &rotary, "Rotary embedding of q and k, with statistics of q, k and v.");
     module.def("add_norm", &add_norm, "Sum of a residual and x, and its norm, with statistics.");
 }
