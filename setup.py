@@ -64,7 +64,7 @@ setup(
             "act_kernels._native",
             ["csrc/bindings.cpp"],
             define_macros=[("ACT_X86", "1")] if X86 else [],
-            depends=HEADERS,
+            depends=[*HEADERS, *KERNELS],
             extra_link_args=OPENMP,
             cxx_std=17,
         )
