@@ -135,7 +135,10 @@ static void run(const Rotary& op, const uint8_t* mask, int threads) {
     const Rotary::Heads* const all[] = {&op.q, &op.k, &op.v};
     threads = useful_threads(op.q.x.rows * (op.q.x.columns + op.k.x.columns + op.v.x.columns), threads);
     const int64_t unit = panel_unit(op.width);
-    const Panels panels[] = {{op.q.x.columns, threads, unit}, {op.k.x.columns, threads, unit}, {op.v.x.columns, threads}};
+    const auto panels_of = [=](const Rotary::Heads& heads) {
+        return Panels(heads.x.columns, threads, unit, heads.moments.data ? PANEL : INT64_MAX);
+    };
+    const Panels panels[] = {panels_of(op.q), panels_of(op.k), {op.v.x.columns, threads}};
     const int64_t counts[] = {panels[0].count, panels[0].count + panels[1].count,
                               panels[0].count + panels[1].count + panels[2].count};
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
