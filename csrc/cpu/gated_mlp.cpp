@@ -124,7 +124,8 @@ template <class T>
 static void run(const GatedMlp& op, const uint8_t* mask, int threads) {
     const int64_t values = op.gate.rows * op.gate.columns;
     threads = useful_threads(2 * values, threads);
-    const Panels panels(op.gate.columns, threads);
+    const bool measured = op.gate_moments.data || op.up_moments.data || op.product_moments.data;
+    const Panels panels(op.gate.columns, threads, TILE, measured ? PANEL : INT64_MAX);
     const Product<T> product = product_by<T>(op.activation);
     const bool streamed = worth_streaming<T>(op.product, op.gate.rows, op.gate.columns) && !op.product_moments.data;
 #pragma omp parallel for num_threads(threads) schedule(static)

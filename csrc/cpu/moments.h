@@ -294,9 +294,10 @@ private:
 struct Panels {
     int64_t width, count;
 
-    Panels(int64_t channels, int threads, int64_t unit = TILE) {
+    // `limit` bounds the channels of a panel of several units.
+    Panels(int64_t channels, int threads, int64_t unit = TILE, int64_t limit = PANEL) {
         const int64_t units = (channels + unit - 1) / unit;
-        const int64_t most = unit % TILE || unit > PANEL ? 1 : PANEL / unit;
+        const int64_t most = unit % TILE || unit > limit ? 1 : limit / unit;
         int64_t panels = (units + most - 1) / most;
         panels = (panels + threads - 1) / threads * threads;
         const int64_t each = panels ? (units + panels - 1) / panels : 1;

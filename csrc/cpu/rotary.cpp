@@ -12,14 +12,17 @@ static inline Floats turned(Floats x, Floats cos, Floats rotated, Floats sin) {
 }
 
 // The vectors of a row in order, the last one padded; body(load, store) moves vectors at an offset.
-template <class T, class Body>
+template <class T, bool STREAMED, class Body>
 static inline void each_vector(int64_t values, const Body& body) {
     typedef typename Format<T>::Bits Bits;
     constexpr int GROUP = Format<T>::PARTS * LANES;
     int64_t i = 0;
     for (; i + GROUP <= values; i += GROUP) {
         body([=](const T* from) ACT_INLINE { return load<Bits>(from + i); },
-             [=](T* to, Bits bits) ACT_INLINE { store(to + i, bits); });
+             [=](T* to, Bits bits) ACT_INLINE {
+                 if constexpr (STREAMED) stream(to + i, bits);
+                 else store(to + i, bits);
+             });
     }
     if (const int64_t rest = sizeof(T) * (values - i)) {
         body(
@@ -33,10 +36,10 @@ static inline void each_vector(int64_t values, const Body& body) {
 }
 
 // Values i and i + half turn together.
-template <class T, bool ONCE>
+template <class T, bool ONCE, bool STREAMED>
 static inline void turn_halves(const T* x, const T* cos, const T* sin, T* out, int64_t half) {
     typedef Format<T> F;
-    each_vector<T>(half, [=](const auto& at, const auto& put) ACT_INLINE {
+    each_vector<T, STREAMED>(half, [=](const auto& at, const auto& put) ACT_INLINE {
         Floats a[F::PARTS], b[F::PARTS], cos_a[F::PARTS], cos_b[F::PARTS], sin_a[F::PARTS], sin_b[F::PARTS];
         F::split(at(x), a);
         F::split(at(x + half), b);
@@ -61,10 +64,10 @@ static inline Floats rotated_pairs(Floats x) {
 }
 
 // Values 2i and 2i + 1 turn together.
-template <class T, bool ONCE>
+template <class T, bool ONCE, bool STREAMED>
 static inline void turn_pairs(const T* x, const T* cos, const T* sin, T* out, int64_t width) {
     typedef Format<T> F;
-    each_vector<T>(width, [=](const auto& at, const auto& put) ACT_INLINE {
+    each_vector<T, STREAMED>(width, [=](const auto& at, const auto& put) ACT_INLINE {
         Floats v[F::PARTS], c[F::PARTS], s[F::PARTS], rotated[F::PARTS];
         F::split(at(x), v);
         F::split(at(cos), c);
@@ -81,17 +84,29 @@ static inline void turn_pairs(const T* x, const T* cos, const T* sin, T* out, in
 }
 
 // Turns the heads of `channels` channels of one row.
-template <class T, bool ONCE>
+template <class T, bool ONCE, bool STREAMED>
 static void turn_row(const Rotary& op, const T* x, int64_t row, T* out, int64_t channels) {
     const int64_t table = (op.tables == 1 ? row % op.length : row) * op.turned;
     const T* const cos = static_cast<const T*>(op.cos) + table;
     const T* const sin = static_cast<const T*>(op.sin) + table;
     for (int64_t head = 0; head < channels; head += op.width, x += op.width, out += op.width) {
-        if (op.interleaved) turn_pairs<T, ONCE>(x, cos, sin, out, op.turned);
-        else turn_halves<T, ONCE>(x, cos, sin, out, op.turned / 2);
+        if (op.interleaved) turn_pairs<T, ONCE, STREAMED>(x, cos, sin, out, op.turned);
+        else turn_halves<T, ONCE, STREAMED>(x, cos, sin, out, op.turned / 2);
         if (op.turned < op.width)
             std::memcpy(static_cast<void*>(out + op.turned), x + op.turned, sizeof(T) * (op.width - op.turned));
     }
+}
+
+template <class T>
+using Turn = void (*)(const Rotary&, const T* x, int64_t row, T* out, int64_t channels);
+
+template <class T>
+static Turn<T> turn_by(const Rotary& op, const Rotary::Heads& heads) {
+    const int64_t vectors = (op.interleaved ? op.turned : op.turned / 2) * int64_t(sizeof(T));
+    const bool whole_lines = (vectors | op.width * int64_t(sizeof(T))) % LINE == 0;
+    if (whole_lines && worth_streaming<T>(heads.out, heads.x.rows, heads.x.columns))
+        return op.round_once ? turn_row<T, true, true> : turn_row<T, false, true>;
+    return op.round_once ? turn_row<T, true, false> : turn_row<T, false, false>;
 }
 
 template <class T>
@@ -103,7 +118,7 @@ static void panel(const Rotary& op, const Rotary::Heads& heads, bool measured, c
     const int64_t whole = channels / TILE * TILE;
     Rows<T> chunk;
     T padded[CHUNK * TILE];
-    const auto turn = op.round_once ? turn_row<T, true> : turn_row<T, false>;
+    const auto turn = turn_by<T>(op, heads);
     while (walk.row() < heads.x.rows) {
         int64_t row = walk.row();
         const int counted = walk.next(first, matrices, &chunk);
@@ -120,6 +135,7 @@ static void panel(const Rotary& op, const Rotary::Heads& heads, bool measured, c
                  static_cast<T*>(heads.out) + row * heads.x.columns + first, channels);
         }
     }
+    finish_streams();
     if (measured) sums.merge_into(heads.moments, first, channels);
 }
 
@@ -135,7 +151,10 @@ static void run(const Rotary& op, const uint8_t* mask, int threads) {
     const Rotary::Heads* const all[] = {&op.q, &op.k, &op.v};
     threads = useful_threads(op.q.x.rows * (op.q.x.columns + op.k.x.columns + op.v.x.columns), threads);
     const int64_t unit = panel_unit(op.width);
-    const Panels panels[] = {{op.q.x.columns, threads, unit}, {op.k.x.columns, threads, unit}, {op.v.x.columns, threads}};
+    const auto panels_of = [=](const Rotary::Heads& heads) {
+        return Panels(heads.x.columns, threads, unit, heads.moments.data ? PANEL : INT64_MAX);
+    };
+    const Panels panels[] = {panels_of(op.q), panels_of(op.k), {op.v.x.columns, threads}};
     const int64_t counts[] = {panels[0].count, panels[0].count + panels[1].count,
                               panels[0].count + panels[1].count + panels[2].count};
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
