@@ -55,7 +55,7 @@ def test_sites_ride_along(family, dtype):
     assert by_kind["head"] == "column_moments"
     if family in GATED:
         assert all(path == "gated_mlp" for kind, path in by_kind.items() if kind in ("gate", "up", "gate_up"))
-        assert all(by_kind[kind] == "add_norm" for kind in ("o", "down", "norm", "embed"))
+        assert all(by_kind[kind] == "add_norm" for kind in ("o", "down", "norm"))
     if family in ROTARY_WITH_MOMENTS:
         assert all(path == "rotary" for kind, path in by_kind.items() if kind in ("q", "k", "v", "qkv"))
     assert set(paths) == {site.name for site in ChannelSpace.from_model(model)}
