@@ -167,13 +167,13 @@ def rotary(
         raise ValueError(f"k must have heads as wide as q ({_describe(q)}), got {_describe(k)}")
     if v is not None:
         _check_heads("v", v, q)
-    for name, x in (("cos", cos), ("sin", sin)):
-        if x.dim() != 3 or x.shape[0] not in (1, q.shape[0]) or x.shape[1] != q.shape[2]:
-            raise ValueError(f"{name} must be [{q.shape[0]} or 1, {q.shape[2]}, R], got {_describe(x)}")
-        if x.shape[2] % 2 or not 0 < x.shape[2] <= q.shape[3] or x.shape != cos.shape:
-            raise ValueError(f"{name} must be of even width up to {q.shape[3]}, like cos, got {_describe(x)}")
-        if x.dtype != q.dtype or x.device != q.device:
-            raise TypeError(f"{name} must be {q.dtype} on {q.device} as q is, got {_describe(x)}")
+    for name, table in (("cos", cos), ("sin", sin)):
+        if table.dim() != 3 or table.shape[0] not in (1, q.shape[0]) or table.shape[1] != q.shape[2]:
+            raise ValueError(f"{name} must be [{q.shape[0]} or 1, {q.shape[2]}, R], got {_describe(table)}")
+        if table.shape[2] % 2 or not 0 < table.shape[2] <= q.shape[3] or table.shape != cos.shape:
+            raise ValueError(f"{name} must be of even width up to {q.shape[3]}, like cos, got {_describe(table)}")
+        if table.dtype != q.dtype or table.device != q.device:
+            raise TypeError(f"{name} must be {q.dtype} on {q.device} as q is, got {_describe(table)}")
     for name, x, moments in (("q", q, q_moments), ("k", k, k_moments), ("v", v, v_moments)):
         if moments is not None:
             if x is None:
