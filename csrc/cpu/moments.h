@@ -49,12 +49,6 @@ struct Rows {
     }
 };
 
-// Rows that another loop has prefetched.
-template <class T>
-struct LoadedRows : Rows<T> {
-    void prefetch(int, int64_t) const {}
-};
-
 // donor - target, formed in float32.
 template <class T>
 struct Difference {
