@@ -10,6 +10,7 @@ from act_kernels.triton.partials import (
     MAX_RUN,
     WARPS,
     add_tile,
+    contiguous_channels,
     counted_span,
     empty_partials,
     is_counted,
@@ -28,7 +29,6 @@ UNROLL = 4  # rows of 16 bytes that a thread has in flight
 def column_moments_kernel(
     x,
     row_stride,
-    column_stride,
     mask,
     partials,
     rows,
@@ -48,18 +48,18 @@ def column_moments_kernel(
     if mask is not None:
         mask += start
     first, end, count = counted_span(mask, tl.minimum(rows - start, run).to(tl.int32), MAX_RUN)
-    matrix = (x + start * row_stride, row_stride, column_stride)
-    tile_row = tl.arange(0, UNROLL)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
-    tile_channel = channel[None, None, :]
+    matrix = (x + start * row_stride, row_stride)
+    tile_row = tl.arange(0, UNROLL * WARPS)[:, None]
+    tile_channel = channel[None, :]
 
     row = first + tile_row
-    wanted = is_counted(mask, row, end) & in_channels[None, None, :]
+    wanted = is_counted(mask, row, end) & in_channels[None, :]
     shift = tile_mean(load_values(matrix, row, tile_channel, wanted), wanted, x.dtype.element_ty)
     sums = no_sums(WARPS, BLOCK_C)
     for tile_start in range(first, end, UNROLL * WARPS):
         row = tile_start + tile_row
         counted = is_counted(mask, row, end)
-        tile = load_values(matrix, row, tile_channel, counted & in_channels[None, None, :])
+        tile = load_values(matrix, row, tile_channel, counted & in_channels[None, :])
         sums = add_tile(sums, tile, counted.to(tl.float32), shift)
     plane = tl.cast(channels, tl.int64)  # a channel count of 1 is a plain int
     store_sums(partials + split * 7 * plane + channel, plane, count, shift, sums, in_channels)
@@ -71,7 +71,8 @@ def block_channels(element_size: int) -> int:
 
 
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-    """``moments`` [7, C] += statistics of ``x`` [T, C]; fastest where channels are contiguous, rows 16-byte aligned."""
+    """``moments`` [7, C] += statistics of ``x`` [T, C]; fastest where rows are 16-byte aligned."""
+    x = contiguous_channels(x)
     rows, channels = x.shape
     block = block_channels(x.element_size())
     channel_blocks = triton.cdiv(channels, block)
@@ -80,7 +81,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     with torch.cuda.device_of(x):
         column_moments_kernel[(channel_blocks * splits,)](
             x,
-            *x.stride(),
+            x.stride(0),
             mask,
             partials,
             rows,

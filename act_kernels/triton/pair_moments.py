@@ -11,6 +11,7 @@ from act_kernels.triton.partials import (
     MAX_RUN,
     WARPS,
     add_tile,
+    contiguous_channels,
     counted_span,
     empty_partials,
     is_counted,
@@ -30,10 +31,8 @@ BLOCK_C = 128  # four channels for each thread of a warp: more would not leave r
 def pair_moments_kernel(
     donor,
     donor_row_stride,
-    donor_column_stride,
     target,
     target_row_stride,
-    target_column_stride,
     mask,
     partials,
     block_stride,
@@ -55,13 +54,13 @@ def pair_moments_kernel(
     if mask is not None:
         mask += start
     first, end, count = counted_span(mask, tl.minimum(rows - start, run).to(tl.int32), MAX_RUN)
-    donor_matrix = (donor + start * donor_row_stride, donor_row_stride, donor_column_stride)
-    target_matrix = (target + start * target_row_stride, target_row_stride, target_column_stride)
-    tile_row = tl.arange(0, UNROLL)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
-    tile_channel = channel[None, None, :]
+    donor_matrix = (donor + start * donor_row_stride, donor_row_stride)
+    target_matrix = (target + start * target_row_stride, target_row_stride)
+    tile_row = tl.arange(0, UNROLL * WARPS)[:, None]
+    tile_channel = channel[None, :]
 
     row = first + tile_row
-    wanted = is_counted(mask, row, end) & in_channels[None, None, :]
+    wanted = is_counted(mask, row, end) & in_channels[None, :]
     d = load_values(donor_matrix, row, tile_channel, wanted)
     t = load_values(target_matrix, row, tile_channel, wanted)
     donor_shift = tile_mean(d, wanted, donor.dtype.element_ty)
@@ -73,7 +72,7 @@ def pair_moments_kernel(
     for tile_start in range(first, end, UNROLL * WARPS):
         row = tile_start + tile_row
         counted = is_counted(mask, row, end)
-        wanted = counted & in_channels[None, None, :]
+        wanted = counted & in_channels[None, :]
         weight = counted.to(tl.float32)
         d = load_values(donor_matrix, row, tile_channel, wanted)
         t = load_values(target_matrix, row, tile_channel, wanted)
@@ -92,6 +91,7 @@ def pair_moments(
     donor: torch.Tensor, target: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None
 ) -> None:
     """``moments`` [3, 7, C] += statistics of ``donor``, ``target`` [T, C] and their difference."""
+    donor, target = contiguous_channels(donor), contiguous_channels(target)
     rows, channels = donor.shape
     channel_blocks = triton.cdiv(channels, BLOCK_C)
     run, splits = plan_runs(rows, channel_blocks)
@@ -99,9 +99,9 @@ def pair_moments(
     with torch.cuda.device_of(donor):
         pair_moments_kernel[(channel_blocks * splits,)](
             donor,
-            *donor.stride(),
+            donor.stride(0),
             target,
-            *target.stride(),
+            target.stride(0),
             mask,
             partials,
             partials.stride(0),

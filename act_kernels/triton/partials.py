@@ -7,7 +7,7 @@ Stage 2, :func:`merge_partials`, merges the runs of each channel into its moment
 or values whose squares leave the range of float32, its sums show it, and stage 2 reads that run again in float64: the
 common case pays nothing for the exception. Both stages add in an order that depends on shapes alone.
 
-In stage 1 a tile is ``[UNROLL, WARPS, C]``: rows of one thread, one row per warp, channels along a warp. The sums stay
+In stage 1 a tile is ``[UNROLL * WARPS, C]``: warps take the rows in turn, channels lie along a warp. Its sums stay
 ``[WARPS, C]`` until the run ends, so the loop exchanges nothing between threads.
 """
 
@@ -22,7 +22,8 @@ WARPS = 4
 MIN_RUN = 128  # shorter ones would write almost as much as they read
 MAX_RUN = 1024  # rows summed in float32: 64 tiles, each added as a tree
 PROGRAMS = 512  # enough to keep every memory channel of an H200 busy; fixed, so that all GPUs give the same bits
-MERGE_TILE = 512  # runs x channels in one step of the merge
+MERGE_TILE = 256  # runs x channels in one step of the merge: two of each thread, with all their float64 values
+MERGE_REGISTERS = 168  # the assembler would aim at more programs per multiprocessor, and spill a few registers
 
 
 def plan_runs(rows: int, channel_blocks: int) -> tuple[int, int]:
@@ -58,21 +59,20 @@ def is_counted(mask, row, end):
 
 @triton.jit
 def load_values(matrix, row, channel, wanted):
-    """Float32 values at ``row`` and ``channel``, which broadcast; 0 where not wanted."""
-    data, row_stride, column_stride = matrix
-    offset = row.to(tl.int64) * row_stride + channel.to(tl.int64) * column_stride
-    return tl.load(data + offset, wanted, other=0).to(tl.float32)
+    """Float32 values [R, C] at ``row`` [R, 1] and ``channel`` [1, C]; 0 where not wanted."""
+    data, row_stride = matrix
+    return tl.load(data + (row.to(tl.int64) * row_stride + channel), wanted, other=0).to(tl.float32)
 
 
 @triton.jit
 def tile_mean(tile, wanted, DTYPE: tl.constexpr):
     """Mean [C] of the finite wanted values, 0 if none: the shift around which a run is summed."""
     finite = wanted & (tl.abs(tile) < float("inf"))
-    count = tl.sum(tl.sum(tl.where(finite, 1.0, 0.0), 0), 0)
+    count = tl.sum(tl.where(finite, 1.0, 0.0), 0)
     # Divided before the sum, which could overflow.
-    share = tl.where(finite, tile, 0) / tl.maximum(count, 1)[None, None, :]
+    share = tl.where(finite, tile, 0) / tl.maximum(count, 1)[None, :]
     # Cut to the precision of the input: deviations of 16-bit values and most of their sums are then exact.
-    return tl.sum(tl.sum(share, 0), 0).to(DTYPE).to(tl.float32)
+    return tl.sum(share, 0).to(DTYPE).to(tl.float32)
 
 
 @triton.jit
@@ -83,16 +83,23 @@ def no_sums(WARPS: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
+def by_warp(tile, WARPS: tl.constexpr):
+    """A tile [U * W, C] as [U, W, C]: rows of one thread, then of all warps. As loaded, so that nothing moves."""
+    return tl.reshape(tile, [tile.shape[0] // WARPS, WARPS, tile.shape[1]])
+
+
+@triton.jit
 def add_tile(sums, tile, weight, shift):
-    """The sums with a tile added; weight [U, W, 1] is 1 for counted rows, else 0, where the tile is 0 too."""
+    """The sums with a tile added; weight [U * W, 1] is 1 for counted rows, else 0, where the tile is 0 too."""
     total, square, absolute, largest, positive = sums
-    deviation = tile - weight * shift[None, None, :]  # one fused multiply-add
-    magnitude = tl.abs(tile)
+    WARPS: tl.constexpr = total.shape[0]
+    deviation = by_warp(tile - weight * shift[None, :], WARPS)  # one fused multiply-add
+    magnitude = by_warp(tl.abs(tile), WARPS)
     total += tl.sum(deviation, 0)
     square += tl.sum(deviation * deviation, 0)
     absolute += tl.sum(magnitude, 0)
     largest = tl.maximum(largest, tl.max(magnitude, 0))
-    positive += tl.sum(tl.where(tile > 0, 1.0, 0.0), 0)
+    positive += tl.sum(by_warp(tl.where(tile > 0, 1.0, 0.0), WARPS), 0)
     return total, square, absolute, largest, positive
 
 
@@ -107,6 +114,11 @@ def store_sums(partial, plane, count, shift, sums, in_channels):
     tl.store(partial + 4 * plane, tl.sum(absolute, 0), in_channels)
     tl.store(partial + 5 * plane, tl.max(largest, 0), in_channels)
     tl.store(partial + 6 * plane, tl.sum(positive, 0), in_channels)
+
+
+def contiguous_channels(x: torch.Tensor) -> torch.Tensor:
+    """``x`` [T, C], copied unless the channels of a row are neighbours: a warp reads along a row."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def empty_partials(blocks: int, splits: int, like: torch.Tensor) -> torch.Tensor:
@@ -177,10 +189,8 @@ def merge_partials_kernel(
     statistic_stride,
     x,
     x_row_stride,
-    x_column_stride,
     y,
     y_row_stride,
-    y_column_stride,
     mask,
     rows,
     channels,
@@ -192,14 +202,15 @@ def merge_partials_kernel(
     """Merges ``partials`` [B, S, 7, C] into ``moments`` [B, 7, C]: of x, or of x, y and x - y [T, C]."""
     block = tl.program_id(1)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.max_contiguous(channel, 1)  # or a thread would hold the float64 moments of four channels
     in_channels = channel < channels
     plane = tl.cast(channels, tl.int64)
     statistic = tl.cast(statistic_stride, tl.int64)
     partials += block.to(tl.int64) * splits * 7 * plane + channel[None, :]
     moments += block.to(tl.int64) * block_stride + channel
-    x = (x, x_row_stride, x_column_stride)
+    x = (x, x_row_stride)
     if y is not None:
-        y = (y, y_row_stride, y_column_stride)
+        y = (y, y_row_stride)
 
     merged = (
         tl.load(moments, in_channels, other=0),
@@ -267,9 +278,9 @@ def merge_partials(
         moments.stride(0),
         moments.stride(1),
         x,
-        *x.stride(),
+        x.stride(0),
         y,
-        *((1, 1) if y is None else y.stride()),
+        1 if y is None else y.stride(0),
         mask,
         x.shape[0],
         channels,
@@ -278,5 +289,6 @@ def merge_partials(
         BLOCK_C=channel_tile,
         ROWS=split_tile,
         num_warps=WARPS,
+        maxnreg=MERGE_REGISTERS,
         enable_fp_fusion=True,
     )

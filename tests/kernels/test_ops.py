@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import INTERPRETED, convert_bfloat16_as_a_gpu_does
+from interpreter import INTERPRETED, correct_interpreter
 
 from act_kernels import STATISTICS, empty_moments, merge_moments, native, ops, reference
 from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE, SUM_ABS
@@ -19,7 +19,7 @@ def backend(request, monkeypatch):
     """Runs each test on every instruction set of the native kernels, and on the reference, or on interpreted Triton."""
     if request.param == "triton":
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "triton")
-        convert_bfloat16_as_a_gpu_does(monkeypatch)
+        correct_interpreter(monkeypatch)
     elif request.param == "reference":
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
     else:

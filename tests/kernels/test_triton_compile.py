@@ -85,12 +85,6 @@ def test_column_moments(compiled, dtype, channels, tmp_path):
     assert_all_in_registers(compiled, tmp_path)
 
 
-def test_column_moments_of_a_transposed_matrix(compiled, tmp_path):
-    x = meta(3584, TOKENS, dtype=torch.bfloat16).t()
-    kernels.column_moments(x, empty_moments(3584, device="meta"), None)
-    assert_all_in_registers(compiled, tmp_path)
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_pair_moments(compiled, dtype, channels, tmp_path):
@@ -121,7 +115,7 @@ def test_blackwell(compiled, tmp_path):
 
 def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
     run = triton.JITFunction.run
-    monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **options: run(*args, maxnreg=40, **options))
+    monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **options: run(*args, **{**options, "maxnreg": 40}))
     x = meta(TOKENS, 512, dtype=torch.float32)
     kernels.pair_moments(x, x, empty_moments(512, 3, device="meta"), None)
     with pytest.raises(AssertionError, match="pair_moments_kernel spills registers"):
