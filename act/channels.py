@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -145,6 +145,14 @@ class ChannelSpace:
             return self._by_name[name]
         except KeyError:
             raise ActError(f"no site called {name}; the first of {len(self.sites)} is {self.sites[0].name}") from None
+
+    def without(self, kinds: Iterable[str]) -> list[Site]:
+        """The sites of other module kinds than these; raises ActError for a kind that the model does not have."""
+        excluded, known = set(kinds), {site.kind for site in self.sites}
+        if excluded - known:
+            unknown, has = ", ".join(sorted(excluded - known)), ", ".join(sorted(known))
+            raise ActError(f"no module kind {unknown}; this model has {has}")
+        return [site for site in self.sites if site.kind not in excluded]
 
     def locate(self, channel: int) -> tuple[Site, int]:
         """The ``(site, row)`` of a flat index; raises IndexError outside ``[0, len(space))``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -37,7 +37,15 @@ def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
 class Lockstep:
     """Both models with their taps; use as ``with lockstep(...) as run: run.forward(batch, count_mask)``."""
 
-    def __init__(self, donor: nn.Module, target: nn.Module, moments: Moments) -> None:
+    def __init__(
+        self,
+        donor: nn.Module,
+        target: nn.Module,
+        moments: Moments,
+        *,
+        fused: bool = True,
+        exclude: Iterable[str] = (),
+    ) -> None:
         self._models = {"donor": donor, "target": target}
         self._moments = moments
         self._greenlets: dict[str, greenlet] = {}
@@ -45,10 +53,15 @@ class Lockstep:
         self._taps: dict[str, Taps] = {}
         try:
             for side, model in self._models.items():
-                self._taps[side] = Taps(model, moments.space, self._reader(side))
+                self._taps[side] = Taps(model, moments.space, self._reader(side), fused=fused, exclude=exclude)
         except BaseException:
             self.remove()
             raise
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """The op by which each site was last read; fused kernels only compute in a pair run."""
+        return dict.fromkeys(self._taps["donor"].paths, "pair_moments")
 
     def remove(self) -> None:
         """Take all hooks away."""
@@ -61,12 +74,10 @@ class Lockstep:
         Raises:
             ActError: the models do not reach the same sites in the same order.
         """
-        for taps in self._taps.values():
-            taps.start(count_mask)
         self._waiting = None
         parent = greenlet.getcurrent()
-        for side, model in self._models.items():
-            self._greenlets[side] = greenlet(partial(model, **inputs, use_cache=False), parent)
+        for side, taps in self._taps.items():
+            self._greenlets[side] = greenlet(partial(taps.forward, inputs, count_mask), parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
             # Whoever finishes returns here; the other may have the rest of its forward to do.
@@ -85,7 +96,7 @@ class Lockstep:
     def _reader(self, side: str) -> Reader:
         other = "target" if side == "donor" else "donor"
 
-        def read(site: Site, rows: torch.Tensor, mask: torch.Tensor) -> None:
+        def read(site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
             if self._waiting is None:
                 self._waiting = (side, site, rows)
                 self._greenlets[other].switch()
@@ -99,15 +110,18 @@ class Lockstep:
                 raise ActError(
                     f"site {site.name} gave {list(donor.shape)} in the donor and {list(target.shape)} in the target"
                 )
-            pair_moments(donor, target.to(donor.device), self._moments.block(site.name), mask.to(donor.device))
+            mask = None if mask is None else mask.to(donor.device)
+            pair_moments(donor, target.to(donor.device), self._moments.block(site.name), mask)
 
         return read
 
 
 @contextlib.contextmanager
-def lockstep(donor: nn.Module, target: nn.Module, moments: Moments) -> Iterator[Lockstep]:
+def lockstep(
+    donor: nn.Module, target: nn.Module, moments: Moments, *, fused: bool = True, exclude: Iterable[str] = ()
+) -> Iterator[Lockstep]:
     """A :class:`Lockstep` over the block; both models are restored when it ends, also by an exception."""
-    run = Lockstep(donor, target, moments)
+    run = Lockstep(donor, target, moments, fused=fused, exclude=exclude)
     try:
         yield run
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -204,6 +205,8 @@ def profile(
     corpus: Corpus | Iterable[Batch],
     *,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
+    exclude: Iterable[str] = (),
+    fused: bool = True,
     progress: Progress | None = None,
 ) -> Profile:
     """Stream ``corpus`` through ``model`` and accumulate the statistics of every channel.
@@ -213,6 +216,8 @@ def profile(
         corpus: a :class:`act.Corpus`, or batches: dicts of ``input_ids``, ``attention_mask`` and optionally
             ``count_mask``, all ``[batch, length]``; without ``count_mask`` every attended token counts.
         token_budget: tokens a batch, for a Corpus.
+        exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
+        fused: let statistics ride inside fused kernels; without it, every site is read by itself.
         progress: see :data:`Progress`.
 
     Raises:
@@ -220,14 +225,11 @@ def profile(
     """
     space = ChannelSpace.from_model(model)
     moments = Moments(space, device=_device(model))
-    with taps(model, moments) as tapped:
-
-        def forward(inputs: Batch, count_mask: torch.Tensor) -> None:
-            tapped.start(count_mask)
-            model(**inputs, use_cache=False)
-
-        measured = _stream(forward, corpus, _device(model), token_budget, progress, moments)
-    return Profile(moments, _source({"model": model}, corpus, measured, token_budget))
+    settings = {"token_budget": token_budget, "exclude": sorted(exclude), "fused": fused}
+    with taps(model, moments, fused=fused, exclude=exclude) as tapped:
+        measured = _stream(tapped.forward, corpus, _device(model), progress, moments, settings)
+        measured["paths"] = dict(Counter(tapped.paths.values()))
+    return Profile(moments, _source({"model": model}, corpus, measured, settings))
 
 
 def profile_pair(
@@ -236,6 +238,8 @@ def profile_pair(
     corpus: Corpus | Iterable[Batch],
     *,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
+    exclude: Iterable[str] = (),
+    fused: bool = True,
     progress: Progress | None = None,
 ) -> PairProfile:
     """Stream ``corpus`` through both models in lockstep; arguments and errors as :func:`profile`.
@@ -245,9 +249,11 @@ def profile_pair(
     """
     space = common_space(donor, target)
     moments = Moments(space, pair=True, device=_device(donor))
-    with lockstep(donor, target, moments) as run:
-        measured = _stream(run.forward, corpus, _device(target), token_budget, progress, moments)
-    return PairProfile(moments, _source({"donor": donor, "target": target}, corpus, measured, token_budget))
+    settings = {"token_budget": token_budget, "exclude": sorted(exclude), "fused": fused}
+    with lockstep(donor, target, moments, fused=fused, exclude=exclude) as run:
+        measured = _stream(run.forward, corpus, _device(target), progress, moments, settings)
+        measured["paths"] = dict(Counter(run.paths.values()))
+    return PairProfile(moments, _source({"donor": donor, "target": target}, corpus, measured, settings))
 
 
 def _device(model: nn.Module) -> torch.device:
@@ -258,11 +264,11 @@ def _stream(
     forward: Callable[[Batch, torch.Tensor], None],
     corpus: Corpus | Iterable[Batch],
     device: torch.device,
-    token_budget: int,
     progress: Progress | None,
     moments: Moments,
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
-    stream = corpus.batches(token_budget) if isinstance(corpus, Corpus) else corpus
+    stream = corpus.batches(settings["token_budget"]) if isinstance(corpus, Corpus) else corpus
     seen = Seen()
     start = time.perf_counter()
     with torch.inference_mode():
@@ -270,7 +276,7 @@ def _stream(
             attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
             count_mask = batch["count_mask"].bool() & attended if "count_mask" in batch else attended
             inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "count_mask"}
-            forward(inputs, count_mask.to(device))
+            forward(inputs, count_mask)
             seen.tokens += int(attended.sum())
             seen.counted += int(count_mask.sum())
             seen.padding += int((~attended).sum())
@@ -283,18 +289,18 @@ def _stream(
         **asdict(seen),
         "seconds": round(time.perf_counter() - start, 3),
         "nonfinite": moments.nonfinite(),
-        "irregular": _irregular(moments, seen.counted),
+        "irregular": _irregular(moments, seen.counted, settings["exclude"]),
     }
 
 
-def _irregular(moments: Moments, counted: int) -> dict[str, int]:
+def _irregular(moments: Moments, counted: int, exclude: Iterable[str]) -> dict[str, int]:
     """Sites not fed a whole number of times the counted tokens (never reached, or routed), with the rows they saw."""
-    rows = {site.name: moments.rows_counted(site.name) for site in moments.space}
+    rows = {site.name: moments.rows_counted(site.name) for site in moments.space.without(exclude)}
     return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
 
 
 def _source(
-    models: dict[str, nn.Module], corpus: Corpus | Iterable[Batch], measured: dict[str, Any], token_budget: int
+    models: dict[str, nn.Module], corpus: Corpus | Iterable[Batch], measured: dict[str, Any], settings: dict[str, Any]
 ) -> dict[str, Any]:
     described: dict[str, Any] = {"name": "batches", "fingerprint": None, **measured}
     if isinstance(corpus, Corpus):
@@ -309,6 +315,6 @@ def _source(
             for side, model in models.items()
         },
         "corpora": [described],
-        "settings": {"token_budget": token_budget, "backend": choose(device.type).backend.name},
+        "settings": {**settings, "backend": choose(device.type).backend.name},
         "versions": versions(),
     }

@@ -1,6 +1,18 @@
 """Kernels that accumulate per-channel activation statistics and copy parameter rows; see :mod:`act_kernels.ops`."""
 
-from act_kernels.ops import blend_rows, column_moments, pair_moments
+import act_kernels.library  # noqa: F401  registers the ops for torch.compile
+from act_kernels.ops import add_norm, blend_rows, column_moments, gated_mlp, pair_moments, rotary
 from act_kernels.statistics import PAIR, STATISTICS, empty_moments, merge_moments
 
-__all__ = ["PAIR", "STATISTICS", "blend_rows", "column_moments", "empty_moments", "merge_moments", "pair_moments"]
+__all__ = [
+    "PAIR",
+    "STATISTICS",
+    "add_norm",
+    "blend_rows",
+    "column_moments",
+    "empty_moments",
+    "gated_mlp",
+    "merge_moments",
+    "pair_moments",
+    "rotary",
+]

@@ -5,6 +5,8 @@ Tensors only: no model, no file. Every op is deterministic: the same inputs give
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from act_kernels.backends import implementation
@@ -29,6 +31,8 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
     """
+    if torch.compiler.is_compiling():
+        return _library().column_moments(x, moments, mask)
     _check_matrix("x", x)
     _check_moments(moments, (len(STATISTICS), x.shape[1]), x.device)
     mask = _check_mask(mask, x.shape[0], x.device)
@@ -53,6 +57,8 @@ def pair_moments(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
     """
+    if torch.compiler.is_compiling():
+        return _library().pair_moments(donor, target, moments, mask)
     _check_matrix("donor", donor)
     _check_like("target", target, "donor", donor)
     _check_moments(moments, (len(PAIR), len(STATISTICS), donor.shape[1]), donor.device)
@@ -75,6 +81,8 @@ def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, st
     Raises:
         TypeError, ValueError, IndexError: an argument of the wrong dtype, shape or device, or a row out of range.
     """
+    if torch.compiler.is_compiling():
+        return _library().blend_rows(target, donor, rows, strength)
     _check_matrix("target", target)
     _check_like("donor", donor, "target", target)
     if rows.dtype != torch.int64 or rows.dim() != 1 or rows.device != target.device:
@@ -115,6 +123,8 @@ def gated_mlp(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
     """
+    if torch.compiler.is_compiling():
+        return _library().gated_mlp(gate, up, activation, gate_moments, up_moments, product_moments, mask)
     _check_matrix("gate", gate)
     _check_like("up", up, "gate", gate)
     _check_choice("activation", activation, ACTIVATIONS)
@@ -161,6 +171,8 @@ def rotary(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
     """
+    if torch.compiler.is_compiling():
+        return _library().rotary(q, k, cos, sin, interleaved, round_once, v, q_moments, k_moments, v_moments, mask)
     _check_heads("q", q, q)
     _check_heads("k", k, q)
     if k.shape[-1] != q.shape[-1]:
@@ -219,6 +231,9 @@ def add_norm(
     Raises:
         TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
     """
+    if torch.compiler.is_compiling():
+        total, norm = _library().add_norm(x, residual, weight, bias, eps, style, x_moments, norm_moments, mask)
+        return (x if residual is None else total), norm
     _check_matrix("x", x)
     if residual is not None:
         _check_like("residual", residual, "x", x)
@@ -235,6 +250,11 @@ def add_norm(
         return x if residual is None else x.new_empty(x.shape), x.new_empty(x.shape)
     run = implementation("add_norm", x.device)
     return run(x, residual, weight, bias, eps, style, *blocks.values(), mask)
+
+
+def _library() -> Any:
+    """The ops as ``torch.compile`` takes them; registered at import of :mod:`act_kernels`."""
+    return torch.ops.act_kernels
 
 
 def _describe(x: torch.Tensor) -> str:

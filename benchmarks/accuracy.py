@@ -56,12 +56,16 @@ def measure(rows: int, dtype: torch.dtype) -> dict[str, Any]:
     mean, variance = float64_truth(rows, dtype)
     assert (block[COUNT] == rows).all()
     scale = (variance + mean.square()).sqrt()
+    constant = variance == 0  # bfloat16 cannot store a spread of a ten-thousandth of the mean
+    assert not block[M2, constant].any()
+    spread = variance.where(~constant, 1)
     return {
         "rows": rows,
         "dtype": str(dtype).removeprefix("torch."),
         "max_rel_error_mean": ((block[MEAN] - mean).abs() / scale).max().item(),
-        "max_rel_error_mean_in_deviations": ((block[MEAN] - mean).abs() / variance.sqrt()).max().item(),
-        "max_rel_error_var": ((block[M2] / rows - variance).abs() / variance).max().item(),
+        "max_rel_error_mean_in_deviations": ((block[MEAN] - mean).abs() / spread.sqrt()).max().item(),
+        "max_rel_error_var": ((block[M2] / rows - variance).abs() / spread).max().item(),
+        "constant_channels": int(constant.sum()),
         "bit_equal": torch.equal(block, streamed(rows, dtype)),
     }
 

@@ -72,5 +72,6 @@ def machine() -> dict[str, Any]:
 def write_json(path: Path | None, result: dict[str, Any]) -> None:
     """Write ``result`` to ``path``, replacing it; nothing happens where no path is given."""
     if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, force=True) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")

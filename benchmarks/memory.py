@@ -61,7 +61,7 @@ def peak_megabytes(arguments: list[str]) -> float:
 def main() -> None:
     """Print and write the peaks and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=300_000, help="tokens of the smaller corpus")
+    parser.add_argument("--tokens", type=int, default=100_000, help="tokens of the smaller corpus")
     parser.add_argument("--json", type=Path, metavar="OUT")
     options = parser.parse_args()
     results: list[dict[str, Any]] = []

@@ -27,6 +27,11 @@ CorpusFile = Annotated[Path, typer.Option("--corpus", help="A .jsonl file of rec
 Count = Annotated[str, typer.Option(help="Which tokens count: answer, predict (those before them) or all.")]
 MaxLength = Annotated[int, typer.Option(help="Longest sequence in tokens; longer texts are cut.")]
 TokenBudget = Annotated[int, typer.Option(help="Tokens a batch, padding included.")]
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(help="Module kinds not to measure (repeatable); without head, the LM head never runs."),
+]
+Fused = Annotated[bool, typer.Option(help="Let statistics ride inside fused kernels; else read every site by itself.")]
 ShowSpans = Annotated[int, typer.Option(help="Print what the first N records would count, and stop.")]
 
 DEFAULT_MAX_LENGTH = 2048
@@ -101,6 +106,7 @@ def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
         **{key: measured[key] for key in ("sequences", "tokens", "counted", "padding", "seconds")},
         "tokens_per_second": round(measured["tokens"] / max(measured["seconds"], 1e-9), 1),
         "backend": profile.source["settings"]["backend"],
+        "paths": measured["paths"],
         "nonfinite": measured["nonfinite"],
         "irregular": measured["irregular"],
         "uncovered": list(profile.space.uncovered),
@@ -110,7 +116,8 @@ def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
     else:
         names = ("channels", "sites", "sequences", "tokens", "counted", "padding", "seconds", "tokens_per_second")
         rows = [[name.replace("_", " "), f"{result[name]:,}"] for name in names]
-        print_table(str(output), ["", ""], [*rows, ["backend", result["backend"]]])
+        paths = ", ".join(f"{path} {sites}" for path, sites in result["paths"].items())
+        print_table(str(output), ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
     if measured["nonfinite"]:
         warn(f"NaN or infinite values were left out of the statistics of {_some(measured['nonfinite'])}")
     if measured["irregular"]:

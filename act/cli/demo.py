@@ -2,9 +2,58 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from act.cli import console
+from act.files import refuse_existing
+from act.picture import draw_channel_map
+
+PICTURE = Path("act-demo.png")
 
 
-def command(as_json: console.Json = False) -> None:
-    """Recover a forgotten language in a tiny model, beside controls of equal size."""
-    console.print_json({})
+def command(
+    picture: Annotated[
+        Path, typer.Option(help="Where to save the map of the ability (the default is replaced).")
+    ] = PICTURE,
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Give a small model the language back that it forgot, beside controls of equal size; under a minute."""
+    from act.lab import demo
+
+    console.quiet_transformers()
+    force = force or picture == PICTURE
+    refuse_existing(picture, force)
+    result = demo.run(lambda step: print(f"… {step}", file=sys.stderr))
+    title = f"Where German lives: {demo.TOP:.0%} of all channels, by layer and module"
+    draw_channel_map(result.channels, picture, title, force=force)
+    if as_json:
+        return console.print_json(
+            {
+                "before": result.before,
+                "after": result.after,
+                "donor": result.donor,
+                "controls": result.controls,
+                "seconds": result.seconds,
+                "picture": str(picture),
+            }
+        )
+    models = {
+        "target: forgot German": result.before,
+        "after the transfer": result.after,
+        "donor: its base": result.donor,
+        "control: random channels": result.controls["random"],
+        "control: weight-diff channels": result.controls["weight-diff"],
+        f"control: interpolation by {result.interpolation:.0%}": result.controls["interpolation"],
+    }
+    console.print_table(
+        "Exact match on test records, %",
+        ["", "forgotten (German)", "retained (English)"],
+        [[name, *(f"{100 * figures[ability]:.1f}" for ability in figures)] for name, figures in models.items()],
+    )
+    print(f"{len(result.channels)} of {len(result.channels.space):,} channels moved, in each control by channels too.")
+    print(f"{result.seconds:.0f} s; map of the chosen channels: {picture}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +22,8 @@ def command(
     count: console.Count = "answer",
     max_length: console.MaxLength = console.DEFAULT_MAX_LENGTH,
     token_budget: console.TokenBudget = DEFAULT_TOKEN_BUDGET,
+    exclude: console.Exclude = None,
+    fused: console.Fused = True,
     device: console.Device = "auto",
     dtype: console.Dtype = "auto",
     show_spans: console.ShowSpans = 0,
@@ -35,7 +37,8 @@ def command(
     if show_spans:
         return console.print_spans(text, show_spans)
     donor_model, target_model = (load_model(name, dtype=dtype, device=device) for name in (donor, target))
+    settings: dict[str, Any] = {"token_budget": token_budget, "exclude": exclude or (), "fused": fused}
     with console.progress_bar(text) as progress:
-        result = profile_pair(donor_model, target_model, text, token_budget=token_budget, progress=progress)
+        result = profile_pair(donor_model, target_model, text, **settings, progress=progress)
     result.save(output, force=force)
     console.report_profile(result, output, as_json)

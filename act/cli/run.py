@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -21,6 +21,8 @@ def command(
     count: console.Count = "answer",
     max_length: console.MaxLength = console.DEFAULT_MAX_LENGTH,
     token_budget: console.TokenBudget = DEFAULT_TOKEN_BUDGET,
+    exclude: console.Exclude = None,
+    fused: console.Fused = True,
     device: console.Device = "auto",
     dtype: console.Dtype = "auto",
     show_spans: console.ShowSpans = 0,
@@ -34,7 +36,8 @@ def command(
     if show_spans:
         return console.print_spans(text, show_spans)
     loaded = load_model(model, dtype=dtype, device=device)
+    settings: dict[str, Any] = {"token_budget": token_budget, "exclude": exclude or (), "fused": fused}
     with console.progress_bar(text) as progress:
-        result = profile(loaded, text, token_budget=token_budget, progress=progress)
+        result = profile(loaded, text, **settings, progress=progress)
     result.save(output, force=force)
     console.report_profile(result, output, as_json)

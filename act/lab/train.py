@@ -30,7 +30,7 @@ BASE_STEPS, BASE_BATCH, BASE_RATE, WARMUP_STEPS = 1200, 128, 3e-3, 60
 TARGET_STEPS, TARGET_BATCH, TARGET_RATE = 150, 64, 2e-3
 MORE_STEPS, MOST_STEPS = 25, 400  # a target that is not ready after TARGET_STEPS goes on, a few steps at a time
 KNOWS_NEW, KNOWS_ENGLISH, FORGOT = 0.93, 0.91, 0.10
-"""A target is ready when its exact match of the new skills and of all English is at least this, of others below that."""
+"""A target is ready at this exact match of the new skills and of all English at least, of other languages below."""
 RECORDS_PER_FIGURE = 512
 IGNORED = -100  # the label of tokens that are not part of an answer
 
@@ -73,11 +73,9 @@ def train_target(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed
     for step, batch in enumerate(batches, start=1):
         _train_step(model, optimizer, batch, TARGET_RATE)
         if step >= TARGET_STEPS and (step - TARGET_STEPS) % MORE_STEPS == 0:
-            knows = exact_match(model, tokenizer, new) >= KNOWS_NEW
-            if (
-                knows
-                and exact_match(model, tokenizer, english) >= KNOWS_ENGLISH
-                and all(exact_match(model, tokenizer, other) < FORGOT for other in others)
+            knows = [(new, KNOWS_NEW), (english, KNOWS_ENGLISH)]
+            if all(exact_match(model, tokenizer, records) >= least for records, least in knows) and all(
+                exact_match(model, tokenizer, other) < FORGOT for other in others
             ):
                 return model, step
     return model, MOST_STEPS

@@ -1,0 +1,76 @@
+"""``act-profile demo``, as a user types it: it recovers what it promises, and its controls are what they say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from act.lab import demo
+from act.lab.models import CHECKPOINTS, load
+
+
+def act_profile_demo(folder, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "act", "demo", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory):
+    """The folder of a run, and its JSON."""
+    folder = tmp_path_factory.mktemp("demo")
+    result = act_profile_demo(folder, "--json")
+    assert result.returncode == 0, result.stderr
+    return folder, json.loads(result.stdout)
+
+
+def test_json_has_the_promised_fields(shown):
+    _, result = shown
+    assert set(result) >= {"before", "after", "donor", "controls", "seconds"}
+    assert set(result["controls"]) == {"random", "weight-diff", "interpolation"}
+    for figures in (result["before"], result["after"], result["donor"], *result["controls"].values()):
+        assert set(figures) == {"forgotten", "retained"}
+        assert all(0 <= value <= 1 for value in figures.values())
+
+
+def test_the_transfer_recovers_the_forgotten_and_keeps_the_retained(shown):
+    _, result = shown
+    assert result["donor"]["forgotten"] > 0.95 and result["before"]["forgotten"] < 0.05
+    assert result["after"]["forgotten"] > 0.25 + result["before"]["forgotten"]
+    assert result["after"]["forgotten"] > 0.2 + result["controls"]["random"]["forgotten"]
+    assert result["after"]["retained"] > 0.95 * result["before"]["retained"]
+
+
+def test_the_picture_is_saved_and_the_default_is_replaced(shown):
+    folder, result = shown
+    picture = folder / result["picture"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    table = act_profile_demo(folder)
+    assert table.returncode == 0 and "forgotten (German)" in table.stdout and "random channels" in table.stdout
+    assert [path.name for path in folder.iterdir()] == [picture.name]
+
+
+def test_a_picture_of_the_user_is_not_replaced(tmp_path):
+    (tmp_path / "mine.png").write_text("precious")
+    result = act_profile_demo(tmp_path, "--picture", "mine.png")
+    assert result.returncode == 2 and "exists already" in result.stderr
+    assert (tmp_path / "mine.png").read_text() == "precious"
+
+
+def test_controls_are_of_equal_size_and_figures_repeat(monkeypatch):
+    sizes = []
+    real = demo._figures_after
+    monkeypatch.setattr(demo, "TEST_RECORDS", 64)
+    monkeypatch.setattr(demo, "_figures_after", lambda *given: sizes.append(len(given[3])) or real(*given))
+    first, second = demo.run(), demo.run()
+    assert len(sizes) == 6 and len(set(sizes)) == 1
+    assert (first.after, first.controls) == (second.after, second.controls)
+
+
+def test_interpolation_at_its_ends_is_the_models_themselves():
+    (donor, _), (target, _) = load(CHECKPOINTS / "base"), load(CHECKPOINTS / "target")
+    for strength, end in ((0.0, target), (1.0, donor)):
+        mixed = demo._interpolated(donor, target, strength)
+        assert all((a == b).all() for a, b in zip(mixed.parameters(), end.parameters(), strict=True))
