@@ -18,6 +18,7 @@ from act_kernels.triton.partials import (
     merge_partials,
     no_sums,
     plan_runs,
+    run_bounds,
     store_sums,
     tile_mean,
 )
@@ -31,6 +32,7 @@ def column_moments_kernel(
     row_stride,
     mask,
     partials,
+    plane,
     rows,
     channels,
     run,
@@ -41,13 +43,13 @@ def column_moments_kernel(
 ):
     """Writes ``partials`` [S, 7, C] of ``x`` [T, C], counting ``mask`` [T] or all; a program sums one run."""
     channel_blocks = tl.cdiv(channels, BLOCK_C)
-    split = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    split = tl.program_id(0) // channel_blocks
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     in_channels = channel < channels
-    start = split * run
+    start, length = run_bounds(split, rows, run)
     if mask is not None:
         mask += start
-    first, end, count = counted_span(mask, tl.minimum(rows - start, run).to(tl.int32), MAX_RUN)
+    first, end, count = counted_span(mask, length, MAX_RUN)
     matrix = (x + start * row_stride, row_stride)
     tile_row = tl.arange(0, UNROLL * WARPS)[:, None]
     tile_channel = channel[None, :]
@@ -60,9 +62,8 @@ def column_moments_kernel(
         row = tile_start + tile_row
         counted = is_counted(mask, row, end)
         tile = load_values(matrix, row, tile_channel, counted & in_channels[None, :])
-        sums = add_tile(sums, tile, counted.to(tl.float32), shift)
-    plane = tl.cast(channels, tl.int64)  # a channel count of 1 is a plain int
-    store_sums(partials + split * 7 * plane + channel, plane, count, shift, sums, in_channels)
+        sums = add_tile(sums, tile, counted, shift)
+    store_sums(partials, plane, split, channel, in_channels, count, shift, sums)
 
 
 def block_channels(element_size: int) -> int:
@@ -77,13 +78,14 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     block = block_channels(x.element_size())
     channel_blocks = triton.cdiv(channels, block)
     run, splits = plan_runs(rows, channel_blocks)
-    partials = empty_partials(1, splits, x)
+    partials, plane = empty_partials(splits, (x, moments))
     with torch.cuda.device_of(x):
         column_moments_kernel[(channel_blocks * splits,)](
             x,
             x.stride(0),
             mask,
-            partials,
+            *partials,
+            plane,
             rows,
             channels,
             run,
@@ -94,4 +96,4 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
             num_warps=WARPS,
             enable_fp_fusion=True,
         )
-        merge_partials(partials, moments[None], run, x, None, mask)
+        merge_partials(partials, run, mask, (x, moments))
