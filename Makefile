@@ -1,4 +1,5 @@
 PYTHON ?= python
+RESULTS = benchmarks/results
 
 .PHONY: test style bench
 
@@ -11,8 +12,10 @@ style:
 	$(PYTHON) -m mypy
 
 bench:
-	$(PYTHON) benchmarks/kernels.py --op column_moments --json benchmarks/results/column_moments-cpu.json
-	$(PYTHON) benchmarks/kernels.py --op pair_moments --json benchmarks/results/pair_moments-cpu.json
-	$(PYTHON) benchmarks/kernels.py --op blend_rows --json benchmarks/results/blend_rows-cpu.json
-	$(PYTHON) benchmarks/accuracy.py --json benchmarks/results/accuracy-cpu.json
-	$(PYTHON) benchmarks/memory.py --json benchmarks/results/memory-cpu.json
+	for op in column_moments pair_moments blend_rows gated_mlp rotary add_norm; do \
+		$(PYTHON) benchmarks/kernels.py --op $$op --json $(RESULTS)/$$op-cpu.json || exit 1; done
+	for model in tiny small medium; do $(PYTHON) benchmarks/overhead.py --model $$model \
+		--dtype bfloat16 float32 --threads 1 2 --json $(RESULTS)/overhead-$$model-cpu.json || exit 1; done
+	$(PYTHON) benchmarks/accuracy.py --json $(RESULTS)/accuracy-cpu.json
+	$(PYTHON) benchmarks/memory.py --json $(RESULTS)/memory-cpu.json
+	$(PYTHON) benchmarks/table.py

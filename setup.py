@@ -7,8 +7,9 @@ import sys
 from pybind11.setup_helpers import Pybind11Extension, build_ext
 from setuptools import setup
 
-KERNELS = [f"csrc/cpu/{op}.cpp" for op in ("column_moments", "pair_moments", "blend_rows")]
-HEADERS = ["csrc/kernels.h", "csrc/cpu/vectors.h", "csrc/cpu/moments.h"]
+OPS = ("column_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add_norm")
+KERNELS = [f"csrc/cpu/{op}.cpp" for op in OPS]
+HEADERS = ["csrc/kernels.h", "csrc/cpu/vectors.h", "csrc/cpu/moments.h", "csrc/cpu/activations.h"]
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": []}
 if X86:
@@ -33,6 +34,7 @@ class BuildNative(build_ext):
                         "-O3",
                         "-fPIC",
                         "-fno-math-errno",
+                        "-ffp-contract=off",
                         "-Wno-psabi",
                         "-Wno-maybe-uninitialized",
                         *OPENMP,

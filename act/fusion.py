@@ -1,29 +1,25 @@
 """Which parts of a model can run through fused kernels: recognised by what they compute, not by what they are called.
 
 A short probe forward records what flows between linears, norms and residual sums. A part is fused only where the fused
-op gives back what the part itself gave, bit for bit, or for norms within one unit in the last place; everything else
-runs as it is, and its sites are read one by one.
+op gives back what the part itself gave, but for float32's own rounding and one unit in the last place of the dtype;
+everything else runs as it is, and its sites are read one by one.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
 
 from act.channels import ChannelSpace
-from act.rotary import RotaryFunction, rotary_functions
+from act.probe import Flow, Flows, probe
 from act_kernels import add_norm, gated_mlp
 from act_kernels.ops import ACTIVATIONS, FLOAT_DTYPES
 
-PROBE_TOKENS = 5
 NORM_STYLES = ("rms", "rms_one_plus", "rms_float", "layer")
-ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 
 
 @dataclass(frozen=True)
@@ -59,13 +55,13 @@ class Fusion:
 
 
 def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
-    """The :class:`Fusion` of a model on its device, found by one forward over :data:`PROBE_TOKENS` tokens.
+    """The :class:`Fusion` of a model on its device, found by one forward over :data:`act.probe.PROBE_TOKENS` tokens.
 
     Empty where the model cannot be probed with ``input_ids`` alone, is in a dtype that no kernel takes, or computes
     gradients: it then runs as it is.
     """
     modules = dict(model.named_modules())
-    flows = _probe(model, {site.name: modules[site.name] for site in space})
+    flows = probe(model, {site.name: modules[site.name] for site in space})
     if flows is None:
         return Fusion()
     norms = {name: norm for name, flow in flows.seen.items() if (norm := _norm(modules[name], flow))}
@@ -86,122 +82,7 @@ def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
     return Fusion(mlps, norms, sums, attentions)
 
 
-@dataclass
-class _Flow:
-    """Input and output of one module in the probe."""
-
-    input: torch.Tensor
-    output: torch.Tensor
-
-
-@dataclass
-class _Flows:
-    seen: dict[str, _Flow] = field(default_factory=dict)
-    outer: dict[str, _Flow] = field(default_factory=dict)
-    """The same for modules that hold linears."""
-    sums: dict[str, str] = field(default_factory=dict)
-    turned: set[str] = field(default_factory=set)
-    """Linears whose output goes into a rotary embedding as it is."""
-
-
-class _Traced(torch.Tensor):
-    """A site's output that notes the sum it goes into; any other operation leaves it a plain tensor."""
-
-    origin: str
-    added: dict[int, tuple[str, torch.Tensor]]
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if is_idle_dropout(func, args, kwargs or {}):
-            return args[0]
-        with torch._C.DisableTorchFunctionSubclass():
-            result = func(*args, **(kwargs or {}))
-            if func in ADDITIONS and len(args) == 2 and not kwargs:
-                for one, other in (args, args[::-1]):
-                    if isinstance(one, _Traced) and isinstance(other, torch.Tensor) and one.shape == other.shape:
-                        one.added[id(result)] = (one.origin, result)
-            return result
-
-
-def _probe(model: nn.Module, sites: dict[str, nn.Module]) -> _Flows | None:
-    parameter = next(model.parameters(), None)
-    if parameter is None or parameter.dtype not in FLOAT_DTYPES:
-        return None
-    flows = _Flows()
-    added: dict[int, tuple[str, torch.Tensor]] = {}
-    storages: dict[int, tuple[str, torch.Tensor]] = {}
-
-    def note_rotary(q: torch.Tensor, k: torch.Tensor, *_: Any) -> None:
-        for x in (q, k):
-            name, _output = storages.get(x.untyped_storage().data_ptr(), ("", x))
-            flows.turned.add(name)
-
-    def note(name: str, is_site: bool) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if (
-                len(args) != 1
-                or kwargs
-                or not isinstance(args[0], torch.Tensor)
-                or not isinstance(output, torch.Tensor)
-            ):
-                return None
-            if is_site and isinstance(args[0], _Traced):
-                flows.sums.setdefault(args[0].origin, name)
-            elif is_site and id(args[0]) in added:
-                flows.sums.setdefault(added[id(args[0])][0], name)
-            given = _plain(args[0])
-            (flows.seen if is_site else flows.outer)[name] = _Flow(given, _plain(output).clone())
-            if not is_site:
-                return None
-            storages[output.untyped_storage().data_ptr()] = name, output
-            traced = _plain(output).as_subclass(_Traced)
-            traced.origin, traced.added = name, added
-            return traced
-
-        return hook
-
-    holders = {name.rpartition(".")[0] for name in sites} - set(sites)
-    with contextlib.ExitStack() as stack:
-        for name, module in model.named_modules():
-            if name in sites or name in holders:
-                handle = module.register_forward_hook(note(name, name in sites), with_kwargs=True)
-                stack.callback(handle.remove)
-        for namespace, name in rotary_functions(model):
-            stack.callback(RotaryFunction.add(namespace, name, note_rotary))
-        stack.enter_context(_eval_mode(model))
-        stack.enter_context(torch.no_grad())
-        try:
-            model(input_ids=torch.arange(1, PROBE_TOKENS + 1, device=parameter.device)[None] % 8, use_cache=False)
-        except Exception:  # whatever a model that wants other inputs raises: it is not fused
-            return None
-    return flows
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off for the probe; every module's own mode comes back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
-
-
-def is_idle_dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a call is a dropout that drops nothing."""
-    if func is not torch.nn.functional.dropout:
-        return False
-    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
-    return not given.get("training", True) or given.get("p") == 0
-
-
-def _plain(x: torch.Tensor) -> torch.Tensor:
-    return x.as_subclass(torch.Tensor)
-
-
-def _reads_like(flows: _Flows, one: str, other: str) -> bool:
+def _reads_like(flows: Flows, one: str, other: str) -> bool:
     """Whether two modules read the same tensor."""
     a, b = flows.seen[one].input, flows.seen[other].input
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape
@@ -212,54 +93,60 @@ def _untouched(module: nn.Module) -> bool:
     return "forward" not in vars(module) and "_hf_hook" not in vars(module)
 
 
-def _gated_mlp(module: nn.Module, flows: _Flows, name: str, linears: list[str]) -> GatedMlp | None:
+def _gated_mlp(module: nn.Module, flows: Flows, name: str, linears: list[str]) -> GatedMlp | None:
     if len(linears) not in (2, 3) or name not in flows.outer or not _untouched(module):
         return None
     if any(isinstance(child, nn.Dropout) and child.p > 0 for child in module.modules()):
         return None
-    *readers, down = linears
-    whole, product = flows.outer[name], flows.seen[down].input
-    if whole.output.shape != flows.seen[down].output.shape or not torch.equal(whole.output, flows.seen[down].output):
+    whole = flows.outer[name]
+    readers = [linear for linear in linears if flows.seen[linear].input.data_ptr() == whole.input.data_ptr()]
+    others = [linear for linear in linears if linear not in readers]
+    if len(others) != 1 or not _same(whole.output, flows.seen[others[0]].output):
         return None
-    if any(whole.input.data_ptr() != flows.seen[reader].input.data_ptr() for reader in readers):
-        return None
-    for gate_name, up_name, gate_first in _gate_and_up(readers):
-        gate, up = halves(flows.seen[gate_name].output, flows.seen[up_name].output, gate_name == up_name, gate_first)
-        if gate.shape != up.shape or gate.shape != product.shape:
-            continue
-        for activation in ACTIVATIONS:
-            mlp = GatedMlp(gate_name, up_name, down, activation, gate_first)
-            found = gated_mlp(gate.flatten(0, -2), up.flatten(0, -2), activation)
-            if torch.equal(found, product.flatten(0, -2)) and _holds_for_wide_inputs(
-                module, mlp, name, whole.input, gate
-            ):
-                return mlp
-    return None
+    trials = [
+        {linear: flows.seen[linear] for linear in linears},
+        _wide_trial(module, name, linears, whole.input, readers),
+    ]
+    best, least = None, float("inf")
+    for mlp in _candidates(readers, others[0]):
+        errors = [_error(_product(mlp, trial), trial[mlp.down].input) for trial in trials]
+        if sum(errors) < least:
+            best, least = mlp, sum(errors)
+    return best
 
 
-def _holds_for_wide_inputs(module: nn.Module, mlp: GatedMlp, name: str, x: torch.Tensor, gate: torch.Tensor) -> bool:
-    """Whether the product is the same where activations differ most: few small values cannot tell GELUs apart."""
-    parts = {part: module.get_submodule(part[len(name) + 1 :]) for part in (mlp.gate, mlp.up, mlp.down)}
-    wide = torch.randn(1, 16, x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x)
-    wide *= (3 * x.float().std() / gate.float().std().clamp(min=1e-6)).to(x.dtype)
-    found: list[torch.Tensor] = []
-    handle = parts[mlp.down].register_forward_pre_hook(lambda _, args: found.append(args[0]))
-    try:
-        with torch.no_grad():
-            module(wide)
-            one = parts[mlp.gate](wide)
-            gate, up = halves(one, parts[mlp.up](wide), mlp.gate == mlp.up, mlp.gate_first)
-    finally:
-        handle.remove()
-    product = gated_mlp(gate.flatten(0, -2), up.flatten(0, -2), mlp.activation)
-    return torch.equal(product, found[0].flatten(0, -2))
+def _candidates(readers: list[str], down: str) -> Iterator[GatedMlp]:
+    for activation in ACTIVATIONS:
+        if len(readers) == 1:
+            yield from (GatedMlp(readers[0], readers[0], down, activation, first) for first in (True, False))
+        else:
+            yield from (GatedMlp(gate, up, down, activation) for gate, up in itertools.permutations(readers))
 
 
-def _gate_and_up(readers: list[str]) -> Iterator[tuple[str, str, bool]]:
-    if len(readers) == 1:
-        yield from ((readers[0], readers[0], first) for first in (True, False))
-    else:
-        yield from ((gate, up, True) for gate, up in itertools.permutations(readers))
+def _wide_trial(
+    module: nn.Module, name: str, linears: list[str], x: torch.Tensor, readers: list[str]
+) -> dict[str, Flow]:
+    """The flows of an MLP for inputs that make its gates wide: few small values cannot tell two GELUs apart."""
+    parts = {linear: module.get_submodule(linear[len(name) + 1 :]) for linear in linears}
+    with torch.no_grad():
+        reach = max(parts[reader](x).float().std() for reader in readers).clamp(min=1e-6)
+        wide = torch.randn(1, 16, x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x)
+        flows: dict[str, Flow] = {}
+        handles = [
+            part.register_forward_hook(lambda _, args, output, of=of: flows.update({of: Flow(args[0], output)}))
+            for of, part in parts.items()
+        ]
+        try:
+            module(wide * (3 * x.float().std() / reach).to(x.dtype))
+        finally:
+            for handle in handles:
+                handle.remove()
+    return flows
+
+
+def _product(mlp: GatedMlp, trial: dict[str, Flow]) -> torch.Tensor:
+    gate, up = halves(trial[mlp.gate].output, trial[mlp.up].output, mlp.gate == mlp.up, mlp.gate_first)
+    return gated_mlp(gate.flatten(0, -2), up.flatten(0, -2), mlp.activation).view(gate.shape)
 
 
 def halves(gate: torch.Tensor, up: torch.Tensor, fused: bool, gate_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -270,7 +157,7 @@ def halves(gate: torch.Tensor, up: torch.Tensor, fused: bool, gate_first: bool) 
     return (first, second) if gate_first else (second, first)
 
 
-def _norm(module: nn.Module, flow: _Flow) -> Norm | None:
+def _norm(module: nn.Module, flow: Flow) -> Norm | None:
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     x = flow.input
@@ -281,20 +168,30 @@ def _norm(module: nn.Module, flow: _Flow) -> Norm | None:
     if x.dtype not in FLOAT_DTYPES or flow.output.dtype != x.dtype or flow.output.shape != x.shape:
         return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
-    best, fewest = None, x.numel()
+    best, least = None, float("inf")
     for style in ("layer",) if bias is not None else NORM_STYLES:
         _, norm = add_norm(x.flatten(0, -2), None, weight, bias, eps=eps, style=style)
-        different = _differences(norm, flow.output.flatten(0, -2))
-        if different is not None and different < fewest:
-            best, fewest = Norm(style, eps), different
+        error = _error(norm, flow.output.flatten(0, -2))
+        if error < least:
+            best, least = Norm(style, eps), error
     return best
 
 
-def _differences(one: torch.Tensor, other: torch.Tensor) -> int | None:
-    """How many values differ, None if any does by more than one unit in the last place of the dtype."""
-    upper = torch.nextafter(other, torch.full_like(other, torch.inf))
-    lower = torch.nextafter(other, torch.full_like(other, -torch.inf))
-    return int((one != other).sum()) if bool(((one >= lower) & (one <= upper)).all()) else None
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Sum of absolute differences; infinite if any exceeds float32's own rounding and one unit in the last place."""
+    if found.shape != expected.shape:
+        return float("inf")
+    found, wide = found.float(), expected.float()
+    scale = wide.square().mean().sqrt()
+    allowed = 8 * torch.finfo(torch.float32).eps * (scale + wide.abs())
+    if expected.dtype != torch.float32:
+        allowed += torch.finfo(expected.dtype).eps * wide.abs().clamp(min=torch.finfo(expected.dtype).tiny)
+    difference = (found - wide).abs()
+    return float(difference.sum()) if bool((difference <= allowed).all()) else float("inf")
 
 
 def needs_gradient(x: torch.Tensor, module: nn.Module | None = None) -> bool:

@@ -16,8 +16,9 @@ from torch import nn
 
 from act.channels import ChannelSpace, Site
 from act.errors import ActError
-from act.fusion import ADDITIONS, Fusion, GatedMlp, halves, is_idle_dropout, needs_gradient, recognise
+from act.fusion import Fusion, GatedMlp, halves, needs_gradient, recognise
 from act.moments import Moments
+from act.probe import ADDITIONS, is_idle_dropout
 from act.rotary import RotaryFunction, Turn, rotary_functions
 from act_kernels import add_norm, column_moments, gated_mlp
 

@@ -18,6 +18,8 @@ except ImportError as error:
     )
 
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ACTIVATION_CODES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
+_NORM_STYLE_CODES = {"rms": 0, "rms_float": 1, "rms_one_plus": 2, "layer": 3}
 
 
 def instruction_set() -> str:
@@ -81,6 +83,85 @@ def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, st
         strength,
         torch.get_num_threads(),
     )
+
+
+def gated_mlp(
+    gate: torch.Tensor,
+    up: torch.Tensor,
+    activation: str,
+    gate_moments: torch.Tensor | None,
+    up_moments: torch.Tensor | None,
+    product_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """See :func:`act_kernels.ops.gated_mlp`; columns that are not contiguous are copied first."""
+    gate, up = _contiguous_columns(gate), _contiguous_columns(up)
+    product = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    rows, columns = gate.shape
+    _native.gated_mlp(
+        _DTYPE_CODES[gate.dtype],
+        gate.data_ptr(),
+        up.data_ptr(),
+        product.data_ptr(),
+        rows,
+        columns,
+        gate.stride(0),
+        up.stride(0),
+        _ACTIVATION_CODES[activation],
+        *_block(gate_moments),
+        *_block(up_moments),
+        *_block(product_moments),
+        0 if mask is None else mask.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return product
+
+
+def add_norm(
+    x: torch.Tensor,
+    residual: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    style: str,
+    x_moments: torch.Tensor | None,
+    norm_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`act_kernels.ops.add_norm`; columns that are not contiguous are copied first."""
+    rows, columns = x.shape
+    values, weight = _contiguous_columns(x), weight.contiguous()
+    norm = torch.empty_like(x, memory_format=torch.contiguous_format)
+    total = x
+    if residual is not None:
+        residual, total = _contiguous_columns(residual), torch.empty_like(norm)
+    if bias is not None:
+        bias = bias.contiguous()
+    _native.add_norm(
+        _DTYPE_CODES[x.dtype],
+        values.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        rows,
+        columns,
+        values.stride(0),
+        0 if residual is None else residual.stride(0),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        eps,
+        _NORM_STYLE_CODES[style],
+        total.data_ptr(),
+        norm.data_ptr(),
+        *_block(x_moments),
+        *_block(norm_moments),
+        0 if mask is None else mask.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return total, norm
+
+
+def _block(moments: torch.Tensor | None) -> tuple[int, int]:
+    """Address and stride of a block that may be left out."""
+    return (0, 0) if moments is None else (moments.data_ptr(), moments.stride(0))
 
 
 def _contiguous_columns(x: torch.Tensor) -> torch.Tensor:

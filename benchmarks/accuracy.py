@@ -70,6 +70,12 @@ def measure(rows: int, dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+def test_accuracy(benchmark: Any) -> None:
+    """A tenth of a million rows: mean and variance to a millionth, twice the same bits."""
+    result = benchmark.pedantic(measure, (100_000, torch.float32), rounds=1)
+    assert result["bit_equal"] and max(result["max_rel_error_mean"], result["max_rel_error_var"]) <= 1e-6
+
+
 def main() -> None:
     """Measure float32, the type in which mean / deviation = 1e4 can be stored, and bfloat16 beside it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -14,9 +14,14 @@ struct Kernels {
     decltype(&act::baseline::column_moments) column_moments;
     decltype(&act::baseline::pair_moments) pair_moments;
     decltype(&act::baseline::blend_rows) blend_rows;
+    decltype(&act::baseline::gated_mlp) gated_mlp;
+    decltype(&act::baseline::rotary) rotary;
+    decltype(&act::baseline::add_norm) add_norm;
 };
 
-#define ACT_KERNELS(ISA) Kernels{#ISA, act::ISA::column_moments, act::ISA::pair_moments, act::ISA::blend_rows}
+#define ACT_KERNELS(ISA)                                                                                      \
+    Kernels{#ISA,                act::ISA::column_moments, act::ISA::pair_moments, act::ISA::blend_rows,      \
+            act::ISA::gated_mlp, act::ISA::rotary,         act::ISA::add_norm}
 
 // Every instruction set that was built and that this processor runs, best first.
 std::array<Kernels, 3> supported(int& count) {
@@ -72,6 +77,18 @@ act::Matrix matrix(const char* name, uintptr_t address, int64_t rows, int64_t co
     return {pointer<void>(name, address), rows, columns, row_stride};
 }
 
+// Moments that may be left out: a null address.
+act::Moments moments_at(uintptr_t address, int64_t stride) { return {reinterpret_cast<double*>(address), stride}; }
+
+// A code that Python took from a tuple of `count` names.
+template <class Choice>
+Choice choice(const char* name, int code, int count) {
+    if (code < 0 || code >= count)
+        throw std::invalid_argument(std::string(name) + " code must be below " + std::to_string(count) + ", got " +
+                                    std::to_string(code));
+    return static_cast<Choice>(code);
+}
+
 int thread_count(int threads) {
     if (threads < 1) throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
     return threads;
@@ -115,6 +132,43 @@ void blend_rows(int dtype, uintptr_t target, uintptr_t donor, uintptr_t rows, in
     kernels->blend_rows(type, blend, threads);
 }
 
+void gated_mlp(int dtype, uintptr_t gate, uintptr_t up, uintptr_t product, int64_t rows, int64_t columns,
+               int64_t gate_stride, int64_t up_stride, int activation, uintptr_t gate_moments,
+               int64_t gate_moments_stride, uintptr_t up_moments, int64_t up_moments_stride,
+               uintptr_t product_moments, int64_t product_moments_stride, uintptr_t mask, int threads) {
+    const auto type = dtype_of(dtype);
+    const act::GatedMlp op{matrix("gate", gate, rows, columns, gate_stride),
+                           matrix("up", up, rows, columns, up_stride),
+                           pointer<void>("product", product),
+                           choice<act::Activation>("activation", activation, 5),
+                           moments_at(gate_moments, gate_moments_stride),
+                           moments_at(up_moments, up_moments_stride),
+                           moments_at(product_moments, product_moments_stride)};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->gated_mlp(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
+}
+
+void add_norm(int dtype, uintptr_t x, uintptr_t residual, int64_t rows, int64_t columns, int64_t x_stride,
+              int64_t residual_stride, uintptr_t weight, uintptr_t bias, float eps, int style, uintptr_t total,
+              uintptr_t norm, uintptr_t x_moments, int64_t x_moments_stride, uintptr_t norm_moments,
+              int64_t norm_moments_stride, uintptr_t mask, int threads) {
+    const auto type = dtype_of(dtype);
+    const act::AddNorm op{matrix("x", x, rows, columns, x_stride),
+                          {reinterpret_cast<void*>(residual), rows, columns, residual_stride},
+                          pointer<void>("weight", weight),
+                          reinterpret_cast<void*>(bias),
+                          eps,
+                          choice<act::NormStyle>("style", style, 4),
+                          pointer<void>("total", total),
+                          pointer<void>("norm", norm),
+                          moments_at(x_moments, x_moments_stride),
+                          moments_at(norm_moments, norm_moments_stride)};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->add_norm(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
@@ -125,4 +179,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
     module.def("blend_rows", &blend_rows, "Blend the listed rows of a donor into a target, in place.");
+    module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
+    module.def("add_norm", &add_norm, "Sum of a residual and x, and its norm, with statistics.");
 }

@@ -35,12 +35,54 @@ struct Blend {
     float strength;
 };
 
+enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2 };
+
+// product = activation(gate) * up, contiguous. Moments with null data are not measured, here and below.
+struct GatedMlp {
+    Matrix gate, up;
+    void* product;
+    Activation activation;
+    Moments gate_moments, up_moments, product_moments;
+};
+
+// Heads of `width` values side by side; of each, the first `turned` turn by the row `row % length` of table
+// `row / length`, or of the only one. A matrix without data is left out.
+struct Rotary {
+    struct Heads {
+        Matrix x;
+        void* out;  // contiguous; null measures only
+        Moments moments;
+    } q, k, v;
+    int64_t width, turned;
+    const void* cos;
+    const void* sin;
+    int64_t length, tables;
+    bool interleaved, round_once;
+};
+
+enum class NormStyle : int { rms, rms_float, rms_one_plus, layer };
+
+// total = residual + x and its norm, both contiguous; without a residual, total is x and not written.
+struct AddNorm {
+    Matrix x, residual;
+    const void* weight;
+    const void* bias;
+    float eps;
+    NormStyle style;
+    void* total;
+    void* norm;
+    Moments x_moments, norm_moments;
+};
+
 // mask: one byte per row, 0 = not counted; null counts every row.
 #define ACT_DECLARE_KERNELS(ISA)                                                                                     \
     namespace ISA {                                                                                                  \
     void column_moments(DType, Matrix x, const uint8_t* mask, Moments, int threads);                                 \
     void pair_moments(DType, Matrix donor, Matrix target, const uint8_t* mask, const Moments blocks[3], int threads); \
     void blend_rows(DType, Blend, int threads);                                                                      \
+    void gated_mlp(DType, const GatedMlp&, const uint8_t* mask, int threads);                                        \
+    void rotary(DType, const Rotary&, const uint8_t* mask, int threads);                                             \
+    void add_norm(DType, const AddNorm&, const uint8_t* mask, int threads);                                          \
     }
 
 ACT_DECLARE_KERNELS(baseline)

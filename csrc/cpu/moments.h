@@ -13,6 +13,7 @@ constexpr int RUN = 32;     // rows of squares summed in float32: few-bit square
 constexpr int TILE = (VECTOR_BYTES == 64 ? 4 : 2) * LANES;  // channels whose sums stay in registers
 constexpr int PANEL = 1024;     // channels whose float64 sums stay in cache
 constexpr int LINE = 64;        // bytes that one prefetch brings
+constexpr int64_t STREAMED = 4 << 20;  // bytes of output that caches would not keep for its reader
 constexpr float TINY = 1e-10f;  // squares of differences of smaller values could underflow float32
 
 static_assert(PANEL % TILE == 0, "a panel holds whole tiles");
@@ -46,6 +47,12 @@ struct Rows {
             at[row] = buffer - first;
         }
     }
+};
+
+// Rows that another loop has prefetched.
+template <class T>
+struct LoadedRows : Rows<T> {
+    void prefetch(int, int64_t) const {}
 };
 
 // donor - target, formed in float32.
@@ -94,6 +101,8 @@ public:
         return found;
     }
 
+    int64_t row() const { return row_; }  // the first row not yet walked
+
 private:
     int64_t rows_, row_ = 0;
     const uint8_t* mask_;
@@ -105,14 +114,19 @@ struct PanelSums {
     typedef typename Source::Bits Bits;
     static constexpr int PARTS = Source::PARTS, BITS = Source::BITS;
     static constexpr int GROUP = PARTS * LANES, GROUPS = TILE / GROUP;
+    static constexpr int VECTORS = GROUPS * PARTS, COUNTERS = GROUPS * BITS;  // of one tile
 
     alignas(64) double sum[PANEL], square[PANEL], absolute[PANEL];
     alignas(64) float shift[PANEL], largest[PANEL];
     alignas(64) int32_t positive[PANEL], nonfinite[PANEL];
-    int64_t counted = 0;
+    int64_t counted;
 
-    explicit PanelSums(int64_t channels) {
+    PanelSums() = default;
+    explicit PanelSums(int64_t channels) { reset(channels); }
+
+    void reset(int64_t channels) {
         const int64_t padded = (channels + TILE - 1) / TILE * TILE;
+        counted = 0;
         clear(sum, padded);
         clear(square, padded);
         clear(absolute, padded);
@@ -124,62 +138,71 @@ struct PanelSums {
     // Adds one tile of one chunk. The caller adds `rows` to `counted` once per chunk.
     void add_tile(const Source& source, int rows, int64_t channel) {
         if (counted == 0) set_shift(source, rows < RUN ? rows : RUN, channel);
-        Floats center[GROUPS][PARTS], d1[GROUPS][PARTS], a[GROUPS][PARTS];
-        Bits above[GROUPS][BITS], top[GROUPS][BITS];
-        for (int g = 0; g < GROUPS; ++g) {
-            for (int p = 0; p < PARTS; ++p) {
-                center[g][p] = load<Floats>(shift + channel + g * GROUP + p * LANES);
-                d1[g][p] = a[g][p] = Floats{};
-            }
-            for (int b = 0; b < BITS; ++b) above[g][b] = top[g][b] = Bits{};
-        }
+        Floats center[VECTORS], d1[VECTORS] = {}, a[VECTORS] = {};
+        Bits above[COUNTERS] = {}, top[COUNTERS] = {};
+        each<VECTORS>([&](auto v) ACT_INLINE { center[v] = load<Floats>(shift + channel + v * LANES); });
         alignas(64) double squares[TILE] = {};
         Ints suspect = {};
         for (int first = 0; first < rows; first += RUN) {
             const int last = first + RUN < rows ? first + RUN : rows;
-            Floats d2[GROUPS][PARTS] = {};
+            Floats d2[VECTORS] = {};
             for (int row = first; row < last; ++row) {
                 source.prefetch(row, channel + TILE);
-                for (int g = 0; g < GROUPS; ++g) {
+                each<GROUPS>([&](auto g) ACT_INLINE {
                     Floats x[PARTS];
                     Bits bits[BITS];
                     source.load(row, channel + g * GROUP, x, bits);
-                    for (int p = 0; p < PARTS; ++p) {
-                        const Floats d = x[p] - center[g][p];
-                        d1[g][p] += d;
-                        d2[g][p] += d * d;
-                        a[g][p] += (Floats)magnitude((Ints)x[p]);
-                    }
-                    for (int b = 0; b < BITS; ++b) {
-                        count_positive(above[g][b], bits[b]);
-                        top[g][b] = larger(magnitude(bits[b]), top[g][b]);
-                    }
-                }
+                    each<PARTS>([&](auto p) ACT_INLINE {
+                        constexpr int v = g * PARTS + p;
+                        const Floats d = x[p] - center[v];
+                        d1[v] += d;
+                        d2[v] = fused(d, d, d2[v]);
+                        a[v] += (Floats)magnitude((Ints)x[p]);
+                    });
+                    each<BITS>([&](auto b) ACT_INLINE {
+                        constexpr int c = g * BITS + b;
+                        count_positive(above[c], bits[b]);
+                        top[c] = larger(magnitude(bits[b]), top[c]);
+                    });
+                });
             }
-            for (int g = 0; g < GROUPS; ++g) {
-                for (int p = 0; p < PARTS; ++p) {
-                    accumulate(squares + g * GROUP + p * LANES, d2[g][p]);
-                    suspect |= infinite(d2[g][p]);
-                }
-            }
+            each<VECTORS>([&](auto v) ACT_INLINE {
+                accumulate(squares + v * LANES, d2[v]);
+                suspect |= infinite(d2[v]);
+            });
         }
-        Floats highest[GROUPS][PARTS];
-        for (int g = 0; g < GROUPS; ++g) {
-            Source::expand(top[g], highest[g]);
-            for (int p = 0; p < PARTS; ++p)
-                suspect |= ((highest[g][p] < TINY) & (highest[g][p] > 0)) | infinite(highest[g][p]) | infinite(a[g][p]);
-        }
+        Floats highest[VECTORS];
+        each<GROUPS>([&](auto g) ACT_INLINE { Source::expand(top + g * BITS, highest + g * PARTS); });
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            suspect |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]) | infinite(a[v]);
+        });
         if (any(suspect)) return add_exactly(source, rows, channel);
         for (int i = 0; i < TILE; ++i) square[channel + i] += squares[i];
-        for (int g = 0; g < GROUPS; ++g) {
-            for (int p = 0; p < PARTS; ++p) {
-                const int64_t slot = channel + g * GROUP + p * LANES;
-                accumulate(sum + slot, d1[g][p]);
-                accumulate(absolute + slot, a[g][p]);
-                store(largest + slot, larger((Ints)highest[g][p], load<Ints>(largest + slot)));
-            }
-            for (int b = 0; b < BITS; ++b) accumulate(positive + channel + g * GROUP + b * LANES, above[g][b]);
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            const int64_t slot = channel + v * LANES;
+            accumulate(sum + slot, d1[v]);
+            accumulate(absolute + slot, a[v]);
+            store(largest + slot, larger((Ints)highest[v], load<Ints>(largest + slot)));
+        });
+        each<COUNTERS>([&](auto c) ACT_INLINE { accumulate(positive + channel + c * (TILE / COUNTERS), above[c]); });
+    }
+
+    // Adds sums of other rows of the same channels, around another shift.
+    void add(const PanelSums& other, int64_t channels) {
+        if (other.counted == 0) return;
+        const int64_t padded = (channels + TILE - 1) / TILE * TILE;
+        if (counted == 0) std::memcpy(shift, other.shift, sizeof(float) * padded);
+        for (int64_t s = 0; s < padded; ++s) {
+            const double step = double(other.shift[s]) - double(shift[s]);
+            const double moved = double(int32_t(other.counted) - other.nonfinite[s]) * step;
+            square[s] += other.square[s] + step * (2 * other.sum[s] + moved);
+            sum[s] += other.sum[s] + moved;
+            absolute[s] += other.absolute[s];
+            largest[s] = largest[s] > other.largest[s] ? largest[s] : other.largest[s];
+            positive[s] += other.positive[s];
+            nonfinite[s] += other.nonfinite[s];
         }
+        counted += other.counted;
     }
 
     // Chan's merge into the moments of `channels` channels.
@@ -278,6 +301,13 @@ struct Panels {
         count = (channels + width - 1) / width;
     }
 };
+
+// Whether a contiguous output, written tile by tile, is too large for the caches and consists of whole aligned lines.
+template <class T>
+static inline bool worth_streaming(const void* output, int64_t rows, int64_t columns) {
+    const int64_t row_bytes = columns * int64_t(sizeof(T));
+    return rows * row_bytes >= STREAMED && (uintptr_t(output) | uintptr_t(row_bytes) | TILE * sizeof(T)) % LINE == 0;
+}
 
 // Fewer values than this per thread are not worth waking it.
 static inline int useful_threads(int64_t values, int threads) {

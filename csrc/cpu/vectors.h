@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__) || defined(__F16C__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -25,6 +25,7 @@ constexpr int LANES = VECTOR_BYTES / 4;
 
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
 typedef int16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
 typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
 typedef float HalfFloats __attribute__((vector_size(VECTOR_BYTES / 2)));
@@ -53,6 +54,58 @@ static inline Vector load(const void* from) {
 template <class Vector>
 static inline void store(void* to, Vector values) {
     std::memcpy(to, &values, sizeof values);
+}
+
+// a * b + c rounded once, where the processor can. Contraction by the compiler is off: bits do not hang on its taste.
+static inline Floats fused(Floats a, Floats b, Floats c) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__ARM_FEATURE_FMA)
+    for (int lane = 0; lane < LANES; ++lane) c[lane] = __builtin_fmaf(a[lane], b[lane], c[lane]);
+    return c;
+#else
+    return a * b + c;
+#endif
+}
+
+static inline Floats all(float value) { return Floats{} + value; }
+
+template <int I>
+struct Index {
+    constexpr operator int() const { return I; }
+};
+
+// body(0) to body(N - 1) with constant indices: arrays indexed by them alone stay in registers.
+template <int N, class Body>
+static inline __attribute__((always_inline)) void each(const Body& body) {
+    if constexpr (N > 0) {
+        each<N - 1>(body);
+        body(Index<N - 1>{});
+    }
+}
+#define ACT_INLINE __attribute__((always_inline))  // for lambdas given to `each`
+
+// Stores an aligned vector past the caches: for output that is too large to be found there by its reader.
+template <class Vector>
+static inline void stream(void* to, Vector values) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)values);
+#elif defined(__AVX2__)
+    _mm256_stream_si256(static_cast<__m256i*>(to), (__m256i)values);
+#elif defined(__SSE2__)
+    _mm_stream_si128(static_cast<__m128i*>(to), (__m128i)values);
+#else
+    store(to, values);
+#endif
+}
+
+// Orders streamed stores before whatever tells other threads that they are done.
+static inline void finish_streams() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
 }
 
 // to[lane] += values[lane], in explicit vectors: compilers leave this loop scalar.
@@ -100,7 +153,8 @@ static inline Shorts larger(Shorts a, Shorts b) { return a > b ? a : b; }
 
 // How one full vector of values of type T becomes PARTS float vectors. Lane `slot(c)` of the parts laid end to end holds
 // channel c of the vector: 16-bit types split into even and odd channels where that is cheaper than keeping the order.
-// PRECISION masks the bits of a float32 that T can hold.
+// PRECISION masks the bits of a float32 that T can hold. `round` rounds to T, ties to even, and stays float32; `join`
+// rounds and undoes `split`. Both expect NaN only as T holds it or as the processor makes it: no low bit set.
 template <class T>
 struct Format;
 
@@ -108,7 +162,10 @@ template <>
 struct Format<float> {
     typedef Ints Bits;
     static constexpr int PARTS = 1, PRECISION = -1;
+    static constexpr bool EVEN_ODD = false;  // whether the parts hold the even and the odd channels
     static void split(Bits bits, Floats parts[PARTS]) { parts[0] = (Floats)bits; }
+    static Floats round(Floats x) { return x; }
+    static Bits join(const Floats parts[PARTS]) { return (Bits)parts[0]; }
     static int slot(int channel) { return channel; }
 };
 
@@ -116,11 +173,28 @@ template <>
 struct Format<bfloat16> {
     typedef Shorts Bits;
     static constexpr int PARTS = 2, PRECISION = int32_t(0xffff0000);
+    static constexpr bool EVEN_ODD = true;
     static void split(Bits bits, Floats parts[PARTS]) {
         parts[0] = (Floats)((Ints)bits << 16);
         parts[1] = (Floats)((Ints)bits & int32_t(0xffff0000));
     }
+    static Floats round(Floats x) { return (Floats)(carried(x) & 0xffff0000); }
+    static Bits join(const Floats parts[PARTS]) {
+        return (Bits)((carried(parts[0]) >> 16) | (carried(parts[1]) & 0xffff0000));
+    }
     static int slot(int channel) { return even_odd_slot(channel); }
+
+private:
+    // With the upper half rounded.
+    static Words carried(Floats x) {
+#if defined(__AVX512F__)
+        const __mmask16 odd = _mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(0x10000));
+        const __m512i bits = (__m512i)((Words)x + 0x7fff);
+        return (Words)_mm512_mask_sub_epi32(bits, odd, bits, _mm512_set1_epi32(-1));
+#else
+        return (Words)x + ((((Words)x >> 16) & 1) + 0x7fff);
+#endif
+    }
 };
 
 template <>
@@ -128,6 +202,7 @@ struct Format<float16> {
     typedef Shorts Bits;
     static constexpr int PARTS = 2, PRECISION = int32_t(0xffffe000);
 #if defined(__AVX512F__) || defined(__F16C__)
+    static constexpr bool EVEN_ODD = false;
     static void split(Bits bits, Floats parts[PARTS]) {
 #if defined(__AVX512F__)
         parts[0] = (Floats)_mm512_cvtph_ps(_mm512_castsi512_si256((__m512i)bits));
@@ -137,12 +212,32 @@ struct Format<float16> {
         parts[1] = (Floats)_mm256_cvtph_ps(_mm256_extracti128_si256((__m256i)bits, 1));
 #endif
     }
+    static Floats round(Floats x) {
+#if defined(__AVX512F__)
+        return (Floats)_mm512_cvtph_ps(_mm512_cvtps_ph((__m512)x, _MM_FROUND_TO_NEAREST_INT));
+#else
+        return (Floats)_mm256_cvtph_ps(_mm256_cvtps_ph((__m256)x, _MM_FROUND_TO_NEAREST_INT));
+#endif
+    }
+    static Bits join(const Floats parts[PARTS]) {
+#if defined(__AVX512F__)
+        const __m256i low = _mm512_cvtps_ph((__m512)parts[0], _MM_FROUND_TO_NEAREST_INT);
+        return (Bits)_mm512_inserti64x4(_mm512_castsi256_si512(low),
+                                        _mm512_cvtps_ph((__m512)parts[1], _MM_FROUND_TO_NEAREST_INT), 1);
+#else
+        return (Bits)_mm256_set_m128i(_mm256_cvtps_ph((__m256)parts[1], _MM_FROUND_TO_NEAREST_INT),
+                                      _mm256_cvtps_ph((__m256)parts[0], _MM_FROUND_TO_NEAREST_INT));
+#endif
+    }
     static int slot(int channel) { return channel; }
 #else
+    static constexpr bool EVEN_ODD = true;
     static void split(Bits bits, Floats parts[PARTS]) {
         parts[0] = expand((Ints)bits << 16);
         parts[1] = expand((Ints)bits & int32_t(0xffff0000));
     }
+    static Floats round(Floats x) { return expand((Ints)shrink(x)); }
+    static Bits join(const Floats parts[PARTS]) { return (Bits)((shrink(parts[0]) >> 16) | shrink(parts[1])); }
     static int slot(int channel) { return even_odd_slot(channel); }
 
 private:
@@ -152,6 +247,16 @@ private:
         const Ints finite = (Ints)((Floats)magnitude * bit_cast<float>(0x77800000));
         const Ints special = magnitude | INFINITY_BITS;
         return (Floats)((upper & int32_t(0x80000000)) | (magnitude >= (0x7c00 << 13) ? special : finite));
+    }
+    // Into the upper half of a lane; see narrow() below.
+    static Words shrink(Floats x) {
+        const Ints size = magnitude((Ints)x);
+        const Ints normal = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+        const Ints subnormal = (Ints)((Floats)size + 0.5f) - 0x3f000000;
+        Ints half = size < 0x38800000 ? subnormal : normal;
+        half = size >= 0x477ff000 ? Ints{} + 0x7c00 : half;
+        half = size > INFINITY_BITS ? Ints{} + 0x7e00 : half;
+        return ((Words)x & 0x80000000) | ((Words)half << 16);
     }
 #endif
 };

@@ -115,6 +115,33 @@ def test_run_and_two_single_profiles(folder, tmp_path):
     assert ranked["chosen"] == round(0.05 * len(act.load(tmp_path / "donor").space))
 
 
+def test_plan_shows_the_path_of_every_site(folder):
+    plan = succeed("plan", "--model", folder / "donor", "--exclude", "head")
+    paths = {site["name"]: site["path"] for site in plan["sites"]}
+    assert plan["channels"] == sum(site["channels"] for site in plan["sites"]) and plan["uncovered"] == []
+    assert paths["model.layers.0.mlp.up_proj"] == "gated_mlp" and paths["lm_head"] == "not measured"
+    assert set(succeed("plan", "--model", folder / "gpt2", "--no-fused")["sites"][0].values()) >= {"column_moments"}
+    table = act_profile("plan", "--model", folder / "donor")
+    assert "add_norm" in table.stdout and "rotary" in table.stdout
+
+
+def test_excluded_kinds_are_not_measured(folder, tmp_path):
+    options = [
+        "--corpus",
+        folder / "ability.jsonl",
+        "--exclude",
+        "head",
+        "--exclude",
+        "embed",
+        "--output",
+        tmp_path / "p",
+    ]
+    summary = succeed("run", "--model", folder / "donor", *options)
+    assert "column_moments" not in summary["paths"] and summary["irregular"] == {}
+    profile = act.load(tmp_path / "p")
+    assert (profile.site("lm_head").count == 0).all() and (profile.site("model.norm").count > 0).all()
+
+
 def test_weight_diff_and_tables(folder, pair, tmp_path):
     result = act_profile(
         "rank",
@@ -223,6 +250,10 @@ BAD = {
     "unknown device": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--device", "tpu9"],
         "cannot use device",
+    ),
+    "unknown kind to exclude": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--exclude", "heads"],
+        "no module kind heads; this model has down",
     ),
     "unknown count": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--count", "some"],

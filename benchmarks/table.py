@@ -1,0 +1,185 @@
+"""Write benchmarks/README.md and its picture from the figures in benchmarks/results/.
+
+python benchmarks/table.py
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+FUSED = ("gated_mlp", "rotary", "add_norm")
+CALLS = ("plain", "hooks", "var_mean", "nnsight", "profiled")
+
+INTRODUCTION = """# Benchmarks
+
+Every figure is a median of interleaved rounds in one process, written by the command beside it, with machine, versions
+and commit in its JSON under `results/`. `pytest benchmarks` runs a short form of all of them through pytest-benchmark;
+`make bench` makes the figures again, and `python benchmarks/table.py` this page. GPU figures: not yet measured.
+
+"""
+
+
+def load(name: str) -> dict[str, Any] | None:
+    """One result file, None if it was never made."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> str:
+    """A Markdown table, the first column left-aligned."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "|".join(["---"] + ["---:"] * (len(columns) - 1)) + "|"]
+    return "\n".join(lines + ["| " + " | ".join(str(value) for value in row) + " |" for row in rows]) + "\n"
+
+
+def made_on(result: dict[str, Any]) -> str:
+    """The machine behind a table."""
+    machine = result["machine"]
+    versions = machine["versions"]
+    gpus = ", ".join(machine["gpus"]) or "no GPU"
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {gpus}; Python {versions['python']}, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}; commit {machine['commit']}, {machine['date']}.\n"
+    )
+
+
+def overhead() -> str:
+    """Whole forwards."""
+    rows, source = [], None
+    for name in ("tiny", "small", "medium"):
+        result = load(f"overhead-{name}-cpu")
+        if result:
+            source = result
+            rows += result.get("results", [result])
+    if source is None:
+        return ""
+    draw(rows)
+    columns = [
+        "model, type, threads",
+        *(f"{call}, ms" for call in CALLS),
+        "profiled / plain",
+        "/ body",
+        "pair / 2 plain",
+    ]
+    body = [
+        [
+            f"{row['model']} {row['dtype']} x{row['threads']}",
+            *(f"{1000 * row[f'{call}_s']:.1f}" if row.get(f"{call}_s") else "-" for call in CALLS),
+            f"**{row['ratio']:.3f}**",
+            f"{row['ratio_to_body']:.3f}",
+            f"{row['pair_ratio']:.3f}",
+        ]
+        for row in rows
+    ]
+    return (
+        "## What profiling costs\n\n`python benchmarks/overhead.py --model small --dtype bfloat16 float32 --threads 1 "
+        "2 --json OUT`: a batch of 8 x 256 tokens, all six statistics of every site but the LM head. *plain* is the "
+        "stock forward; *body* the stock forward without its LM head, which the profiled run does not need; *hooks* "
+        "keep float32 sum and sum of squares of every linear, *nnsight* the same.\n\n"
+        "![time of a forward](results/overhead.png)\n\n" + table(columns, body) + "\n" + made_on(source) + "\n"
+    )
+
+
+def draw(rows: list[dict[str, Any]]) -> None:
+    """Bars: time of each way of running a batch, relative to the plain forward."""
+    rows = [row for row in rows if row["model"] != "tiny"] or rows
+    figure = Figure(figsize=(1.5 + 1.6 * len(rows), 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    colors = {"hooks": "#c9a66b", "var_mean": "#b5654a", "nnsight": "#8a8fa3", "profiled": "#2f6f5e"}
+    for number, (call, color) in enumerate(colors.items()):
+        places = [index + 0.2 * (number - 1.5) for index, row in enumerate(rows) if row.get(f"{call}_s")]
+        heights = [row[f"{call}_s"] / row["plain_s"] for row in rows if row.get(f"{call}_s")]
+        bars = axes.bar(places, heights, 0.18, label=call, color=color)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=1)
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set_xticks(range(len(rows)), [f"{row['model']}\n{row['dtype']}\n{row['threads']} thread(s)" for row in rows])
+    axes.set_ylabel("time / plain forward")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=4, loc="upper left", bbox_to_anchor=(0, 1.15))
+    figure.savefig(RESULTS / "overhead.png", dpi=120)
+
+
+def moments() -> str:
+    """The ops against a copy of the same tensor."""
+    rows, source = [], None
+    for op in ("column_moments", "pair_moments", "blend_rows"):
+        result = load(f"{op}-cpu")
+        for row in (result or {}).get("results", []):
+            source = result
+            rows.append(
+                [
+                    f"{op} {row['dtype']} x{row['threads']}",
+                    row["C"],
+                    row["gbps"],
+                    row["copy_gbps"],
+                    row["ratio_to_copy"],
+                    row["speedup_over_torch"],
+                ]
+            )
+    if source is None:
+        return ""
+    columns = ["op, type, threads", "C", "GB/s", "copy GB/s", "time / copy", "x faster than PyTorch operators"]
+    command = (
+        "`python benchmarks/kernels.py --op column_moments --json OUT`, T = 2048; GB/s of bytes that must move.\n\n"
+    )
+    return f"## Kernels beside a copy\n\n{command}{table(columns, rows)}\n{made_on(source)}\n"
+
+
+def fused() -> str:
+    """The fused ops against the stock operators that measure nothing."""
+    rows, source = [], None
+    for op in FUSED:
+        result = load(f"{op}-cpu")
+        for row in (result or {}).get("results", []):
+            source = result
+            name = f"{op} {row['dtype']} x{row['threads']}"
+            rows.append([name, row["C"], row["gbps"], row["ratio_to_stock"], row["ratio_to_plain"]])
+    if source is None:
+        return ""
+    columns = ["op, type, threads", "C", "GB/s", "time / stock operators", "time / same op without statistics"]
+    command = (
+        "`python benchmarks/kernels.py --op gated_mlp --json OUT`, with statistics; the stock operators have none.\n\n"
+    )
+    return f"## Fused ops\n\n{command}{table(columns, rows)}\n{made_on(source)}\n"
+
+
+def exactness() -> str:
+    """Accuracy and memory."""
+    text = ""
+    if accuracy := load("accuracy-cpu"):
+        rows = [
+            [row["dtype"], f"{row['rows']:,}", f"{row['max_rel_error_mean']:.1e}", f"{row['max_rel_error_var']:.1e}"]
+            for row in accuracy["results"]
+        ]
+        columns = ["type", "rows", "error of the mean / root mean square", "relative error of the variance"]
+        text += (
+            "## How exact\n\n`python benchmarks/accuracy.py --json OUT`: uneven batches, mean up to 1e4 deviations.\n\n"
+        )
+        text += table(columns, rows) + f"\nTwo runs bit-equal: {accuracy['bit_equal']}. {made_on(accuracy)}\n"
+    if memory := load("memory-cpu"):
+        rows = [
+            [row["command"], row["tokens"], row["peak_mb"], row["peak_mb_at_10x"], row["ratio"]]
+            for row in memory["results"]
+        ]
+        columns = ["command", "tokens", "peak MB", "peak MB at ten times the tokens", "ratio"]
+        text += (
+            "## Memory\n\n`python benchmarks/memory.py --json OUT`\n\n"
+            + table(columns, rows)
+            + f"\n{made_on(memory)}\n"
+        )
+    return text
+
+
+def main() -> None:
+    """Write the page."""
+    page = INTRODUCTION + overhead() + fused() + moments() + exactness()
+    (HERE / "README.md").write_text(page.rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
