@@ -26,7 +26,7 @@ MIN_RUN = 128  # shorter ones would write almost as much as they read
 MAX_RUN = 1024  # rows summed in float32: 64 tiles, each added as a tree
 PROGRAMS = 512  # enough to keep every memory channel of an H200 busy; fixed, so that all GPUs give the same bits
 MERGE_TILE = 256  # runs x channels in one step of the merge: two of each thread, with all their float64 values
-MERGE_REGISTERS = 168  # the assembler would aim at more programs per multiprocessor, and spill a few registers
+REGISTERS = 168  # for three programs per multiprocessor; the assembler may aim at four, and spill a few registers
 
 Measured = tuple[torch.Tensor, torch.Tensor | None]  # a matrix [T, C] and its moments [7, C], None if not wanted
 
@@ -74,6 +74,14 @@ def load_values(matrix, row, channel, wanted):
     """Float32 values [R, C] at ``row`` [R, 1] and ``channel`` [1, C]; 0 where not wanted."""
     data, row_stride = matrix
     return tl.load(data + (row.to(tl.int64) * row_stride + channel), wanted, other=0).to(tl.float32)
+
+
+@triton.jit
+def where_counted(mask, tile, counted):
+    """The tile with 0 in rows that do not count; without a mask these are the rows that were not loaded, 0 already."""
+    if mask is not None:
+        tile = tl.where(counted, tile, 0)
+    return tile
 
 
 @triton.jit
@@ -333,6 +341,6 @@ def merge_partials(
         BLOCK_C=channel_tile,
         ROWS=split_tile,
         num_warps=WARPS,
-        maxnreg=MERGE_REGISTERS,
+        maxnreg=REGISTERS,
         enable_fp_fusion=True,
     )

@@ -120,3 +120,21 @@ def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
     kernels.pair_moments(x, x, empty_moments(512, 3, device="meta"), None)
     with pytest.raises(AssertionError, match="pair_moments_kernel spills registers"):
         assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [18944, 18943, 1])
+def test_gated_mlp(compiled, dtype, channels, tmp_path):
+    x = meta(TOKENS, channels, dtype=dtype)
+    gate, up, product = empty_moments(channels, 3, device="meta")
+    kernels.gated_mlp(x, x, "silu", gate, up, product, None)
+    kernels.gated_mlp(x, x, "gelu_tanh", gate, up, product, meta(TOKENS, dtype=torch.bool))
+    assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "relu2"])
+def test_gated_mlp_without_moments_or_some(compiled, activation, tmp_path):
+    x = meta(TOKENS, 3584, dtype=torch.bfloat16)
+    kernels.gated_mlp(x, x, activation, None, None, None, meta(TOKENS, dtype=torch.bool))
+    kernels.gated_mlp(x, x, activation, None, None, empty_moments(3584, device="meta"), None)
+    assert_all_in_registers(compiled, tmp_path)
