@@ -4,5 +4,6 @@ from act_kernels.triton.blend_rows import blend_rows
 from act_kernels.triton.column_moments import column_moments
 from act_kernels.triton.gated_mlp import gated_mlp
 from act_kernels.triton.pair_moments import pair_moments
+from act_kernels.triton.rotary import rotary
 
-__all__ = ["blend_rows", "column_moments", "gated_mlp", "pair_moments"]
+__all__ = ["blend_rows", "column_moments", "gated_mlp", "pair_moments", "rotary"]

@@ -21,9 +21,63 @@ from act_kernels.triton.partials import (
     run_bounds,
     store_sums,
     tile_mean,
+    where_counted,
 )
 
 UNROLL = 4  # rows of 16 bytes that a thread has in flight
+
+
+@triton.jit
+def measure_run(
+    matrix,
+    copy,
+    mask,
+    partials,
+    plane,
+    split,
+    start,
+    length,
+    channel,
+    in_channels,
+    MAX_RUN: tl.constexpr,
+    UNROLL: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """Writes the partial of one run of some channels of ``matrix``, and its rows to ``copy``; either may be None.
+
+    A matrix is its first value and row stride.
+    """
+    x, row_stride = matrix
+    matrix = (x + start * row_stride, row_stride)
+    if mask is not None:
+        mask += start
+    first, end, count = counted_span(mask, length, MAX_RUN)
+    tile_row = tl.arange(0, UNROLL * WARPS)[:, None]
+    tile_channel = channel[None, :]
+
+    row = first + tile_row
+    wanted = is_counted(mask, row, end) & in_channels[None, :]
+    shift = tile_mean(load_values(matrix, row, tile_channel, wanted), wanted, x.dtype.element_ty)
+    sums = no_sums(WARPS, channel.shape[0])
+    if copy is None:
+        for tile_start in range(first, end, UNROLL * WARPS):
+            row = tile_start + tile_row
+            counted = is_counted(mask, row, end)
+            tile = load_values(matrix, row, tile_channel, counted & in_channels[None, :])
+            sums = add_tile(sums, tile, counted, shift)
+    else:
+        out, out_row_stride = copy
+        out += start * out_row_stride
+        for tile_start in range(0, length, UNROLL * WARPS):
+            row = tile_start + tile_row
+            wanted = (row < length) & in_channels[None, :]
+            tile = load_values(matrix, row, tile_channel, wanted)
+            tl.store(out + (row.to(tl.int64) * out_row_stride + tile_channel), tile.to(x.dtype.element_ty), wanted)
+            if partials is not None:
+                counted = is_counted(mask, row, end)
+                sums = add_tile(sums, where_counted(mask, tile, counted), counted, shift)
+    if partials is not None:
+        store_sums(partials, plane, split, channel, in_channels, count, shift, sums)
 
 
 @triton.jit(do_not_specialize=["rows", "run"])
@@ -47,23 +101,8 @@ def column_moments_kernel(
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     in_channels = channel < channels
     start, length = run_bounds(split, rows, run)
-    if mask is not None:
-        mask += start
-    first, end, count = counted_span(mask, length, MAX_RUN)
-    matrix = (x + start * row_stride, row_stride)
-    tile_row = tl.arange(0, UNROLL * WARPS)[:, None]
-    tile_channel = channel[None, :]
-
-    row = first + tile_row
-    wanted = is_counted(mask, row, end) & in_channels[None, :]
-    shift = tile_mean(load_values(matrix, row, tile_channel, wanted), wanted, x.dtype.element_ty)
-    sums = no_sums(WARPS, BLOCK_C)
-    for tile_start in range(first, end, UNROLL * WARPS):
-        row = tile_start + tile_row
-        counted = is_counted(mask, row, end)
-        tile = load_values(matrix, row, tile_channel, counted & in_channels[None, :])
-        sums = add_tile(sums, tile, counted, shift)
-    store_sums(partials, plane, split, channel, in_channels, count, shift, sums)
+    matrix = (x, row_stride)
+    measure_run(matrix, None, mask, partials, plane, split, start, length, channel, in_channels, MAX_RUN, UNROLL, WARPS)
 
 
 def block_channels(element_size: int) -> int:

@@ -37,21 +37,13 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 @triton.jit
 def exp(x):
     """The exponential of PyTorch on a GPU, bit for bit; tl.exp is up to 20 units in the last place off."""
-    if INTERPRETED:
-        y = tl.exp(x)  # the interpreter cannot call the device's library
-    else:
-        y = libdevice.exp(x)
-    return y
+    return tl.exp(x) if INTERPRETED else libdevice.exp(x)  # the interpreter cannot call the device's library
 
 
 @triton.jit
 def tanh(x):
     """The hyperbolic tangent of PyTorch on a GPU."""
-    if INTERPRETED:
-        y = 1 - 2 / (1 + tl.exp(2 * x))
-    else:
-        y = libdevice.tanh(x)
-    return y
+    return 1 - 2 / (1 + tl.exp(2 * x)) if INTERPRETED else libdevice.tanh(x)
 
 
 @triton.jit

@@ -72,6 +72,13 @@ def assert_all_in_registers(compiled: list, tmp_path) -> None:
         assert usage["STACK"] == usage["LOCAL"] == 0, f"{kernel.metadata.name} spills registers: {usage}"
 
 
+def assert_vectors(compiled: list) -> None:
+    """No kernel but the merge, which reads few values, loads 16-bit values one by one."""
+    for kernel in compiled:
+        if kernel.metadata.name != "merge_partials_kernel":
+            assert not re.search(r"ld\.global\S*\.b16", kernel.asm["ptx"]), f"{kernel.metadata.name} loads single values"
+
+
 def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -111,6 +118,7 @@ def test_blackwell(compiled, tmp_path):
     kernels.pair_moments(x, x, empty_moments(3584, 3, device="meta"), mask)
     kernels.blend_rows(x, x, meta(700, dtype=torch.int64), 0.4)
     assert_all_in_registers(compiled, tmp_path)
+    assert_vectors(compiled)
 
 
 def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
@@ -138,3 +146,20 @@ def test_gated_mlp_without_moments_or_some(compiled, activation, tmp_path):
     kernels.gated_mlp(x, x, activation, None, None, None, meta(TOKENS, dtype=torch.bool))
     kernels.gated_mlp(x, x, activation, None, None, empty_moments(3584, device="meta"), None)
     assert_all_in_registers(compiled, tmp_path)
+    assert_vectors(compiled)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize(("width", "turned"), [(128, 128), (256, 64), (80, 40)], ids=["whole", "partial", "odd"])
+def test_rotary(compiled, dtype, interleaved, width, turned, tmp_path):
+    heads, key_heads, batch = (28, 4, 8) if width > 80 else (1, 1, TOKENS)
+    q = meta(batch, TOKENS // batch, heads * width, dtype=dtype).view(batch, -1, heads, width).transpose(1, 2)
+    k = meta(batch, TOKENS // batch, key_heads * width, dtype=dtype).view(batch, -1, key_heads, width).transpose(1, 2)
+    cos = meta(1, TOKENS // batch, turned, dtype=dtype)
+    mask = meta(TOKENS, dtype=torch.bool)
+    blocks = [empty_moments(n * width, device="meta") for n in (heads, key_heads, key_heads)]
+    kernels.rotary(q, k, cos, cos, interleaved, False, k, *blocks, mask)
+    kernels.rotary(q, k, cos, cos, interleaved, True, None, blocks[0], None, None, None)
+    assert_all_in_registers(compiled, tmp_path)
+    assert_vectors(compiled)
