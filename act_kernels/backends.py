@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -99,7 +100,7 @@ def _choose(device_type: str, forced: str | None) -> Choice:
     return choice
 
 
-def implementation(op: str, device: torch.device) -> Callable[..., None]:
+def implementation(op: str, device: torch.device) -> Callable[..., Any]:
     """The function that runs ``op`` on ``device``."""
     module = choose(device.type).backend.module
     return getattr(sys.modules.get(module) or importlib.import_module(module), op)

@@ -117,6 +117,56 @@ def gated_mlp(
     return product
 
 
+def rotary(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    interleaved: bool,
+    round_once: bool,
+    v: torch.Tensor | None,
+    q_moments: torch.Tensor | None,
+    k_moments: torch.Tensor | None,
+    v_moments: torch.Tensor | None,
+    mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """See :func:`act_kernels.ops.rotary`; heads that do not lie side by side are copied first."""
+    batch, _, length, width = q.shape
+    cos, sin = cos.contiguous(), sin.contiguous()
+    q_rows, k_rows, v_rows = (None if x is None else _side_by_side(x) for x in (q, k, v))
+    turned_q, turned_k = (x.new_empty((batch, length, x.shape[1], width)) for x in (q, k))
+    assert q_rows is not None and k_rows is not None
+    _native.rotary(
+        _DTYPE_CODES[q.dtype],
+        batch * length,
+        q_rows.data_ptr(),
+        turned_q.data_ptr(),
+        q_rows.shape[1],
+        q_rows.stride(0),
+        *_block(q_moments),
+        k_rows.data_ptr(),
+        turned_k.data_ptr(),
+        k_rows.shape[1],
+        k_rows.stride(0),
+        *_block(k_moments),
+        0 if v_rows is None else v_rows.data_ptr(),
+        0 if v_rows is None else v_rows.shape[1],
+        0 if v_rows is None else v_rows.stride(0),
+        *_block(v_moments),
+        width,
+        cos.shape[2],
+        cos.data_ptr(),
+        sin.data_ptr(),
+        length,
+        cos.shape[0],
+        interleaved,
+        round_once,
+        0 if mask is None else mask.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return turned_q.transpose(1, 2), turned_k.transpose(1, 2)
+
+
 def add_norm(
     x: torch.Tensor,
     residual: torch.Tensor | None,
@@ -162,6 +212,11 @@ def add_norm(
 def _block(moments: torch.Tensor | None) -> tuple[int, int]:
     """Address and stride of a block that may be left out."""
     return (0, 0) if moments is None else (moments.data_ptr(), moments.stride(0))
+
+
+def _side_by_side(x: torch.Tensor) -> torch.Tensor:
+    """``[B, H, L, D]`` as rows ``[B * L, H * D]``: a view of a projection, or a copy."""
+    return _contiguous_columns(x.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
 def _contiguous_columns(x: torch.Tensor) -> torch.Tensor:

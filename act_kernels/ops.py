@@ -186,11 +186,11 @@ def rotary(
             raise ValueError(f"{name} must be of even width up to {q.shape[3]}, like cos, got {_describe(x)}")
         if x.dtype != q.dtype or x.device != q.device:
             raise TypeError(f"{name} must be {q.dtype} on {q.device} as q is, got {_describe(x)}")
-    for name, x, moments in (("q", q, q_moments), ("k", k, k_moments), ("v", v, v_moments)):
-        if moments is not None:
-            if x is None:
-                raise ValueError(f"{name}_moments were given without {name}")
-            _check_blocks({f"{name}_moments": moments}, x.shape[1] * x.shape[3], q.device)
+    if v is None and v_moments is not None:
+        raise ValueError("v_moments were given without v")
+    for name, heads, moments in (("q", q, q_moments), ("k", k, k_moments), ("v", v, v_moments)):
+        if heads is not None:
+            _check_blocks({f"{name}_moments": moments}, heads.shape[1] * heads.shape[3], q.device)
     mask = _check_mask(mask, q.shape[0] * q.shape[2], q.device)
     if not q.numel() or not k.numel():
         return q.clone(), k.clone()

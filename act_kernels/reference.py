@@ -126,7 +126,7 @@ def _rotated(
     else:
         half = torch.cat((-wide[..., width // 2 :], wide[..., : width // 2]), -1)
     turned = wide * cos[:, None] + half * sin[:, None]
-    return torch.cat((turned.to(x.dtype), passed), -1)
+    return torch.cat((turned.to(x.dtype), passed), -1).transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _block(x: torch.Tensor) -> torch.Tensor:

@@ -149,6 +149,39 @@ void gated_mlp(int dtype, uintptr_t gate, uintptr_t up, uintptr_t product, int64
     kernels->gated_mlp(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
 }
 
+// Heads side by side, at an address that is null where they are left out.
+act::Rotary::Heads heads(uintptr_t x, uintptr_t out, int64_t rows, int64_t columns, int64_t row_stride,
+                         uintptr_t moments, int64_t moments_stride) {
+    return {{reinterpret_cast<void*>(x), rows, columns, row_stride}, reinterpret_cast<void*>(out),
+            moments_at(moments, moments_stride)};
+}
+
+void rotary(int dtype, int64_t rows, uintptr_t q, uintptr_t turned_q, int64_t q_columns, int64_t q_stride,
+            uintptr_t q_moments, int64_t q_moments_stride, uintptr_t k, uintptr_t turned_k, int64_t k_columns,
+            int64_t k_stride, uintptr_t k_moments, int64_t k_moments_stride, uintptr_t v, int64_t v_columns,
+            int64_t v_stride, uintptr_t v_moments, int64_t v_moments_stride, int64_t width, int64_t turned,
+            uintptr_t cos, uintptr_t sin, int64_t length, int64_t tables, bool interleaved, bool round_once,
+            uintptr_t mask, int threads) {
+    const auto type = dtype_of(dtype);
+    if (rows < 1 || width < 1 || width > 1024)
+        throw std::invalid_argument("rotary takes heads of 1 to 1024 channels, got " + std::to_string(width));
+    const act::Rotary op{
+        heads(q, turned_q, rows, q_columns, q_stride, q_moments, q_moments_stride),
+        heads(k, turned_k, rows, k_columns, k_stride, k_moments, k_moments_stride),
+        heads(v_moments ? v : 0, 0, rows, v_columns, v_stride, v_moments, v_moments_stride),
+        width,
+        turned,
+        pointer<void>("cos", cos),
+        pointer<void>("sin", sin),
+        length,
+        tables,
+        interleaved,
+        round_once};
+    threads = thread_count(threads);
+    pybind11::gil_scoped_release release;
+    kernels->rotary(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
+}
+
 void add_norm(int dtype, uintptr_t x, uintptr_t residual, int64_t rows, int64_t columns, int64_t x_stride,
               int64_t residual_stride, uintptr_t weight, uintptr_t bias, float eps, int style, uintptr_t total,
               uintptr_t norm, uintptr_t x_moments, int64_t x_moments_stride, uintptr_t norm_moments,
@@ -180,5 +213,6 @@ PYBIND11_MODULE(_native, module) {
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
     module.def("blend_rows", &blend_rows, "Blend the listed rows of a donor into a target, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
+    module.def("rotary", &rotary, "Rotary embedding of q and k, with statistics of q, k and v.");
     module.def("add_norm", &add_norm, "Sum of a residual and x, and its norm, with statistics.");
 }

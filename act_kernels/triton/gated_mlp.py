@@ -153,7 +153,7 @@ def gated_mlp(
     """``activation(gate) * up`` [T, C]; moments [7, C] += statistics of gate, up and product, where not None."""
     gate, up = contiguous_channels(gate), contiguous_channels(up)
     rows, channels = gate.shape
-    product = torch.empty((rows, channels), dtype=gate.dtype, device=gate.device)
+    product = gate.new_empty((rows, channels))
     channel_blocks = triton.cdiv(channels, BLOCK_C)
     run, splits = plan_runs(rows, channel_blocks)
     measured = ((gate, gate_moments), (up, up_moments), (product, product_moments))

@@ -149,8 +149,7 @@ def empty_partials(splits: int, *measured: Measured) -> tuple[tuple[torch.Tensor
     They are views of one buffer, None for matrices without moments.
     """
     widths = [0 if moments is None else x.shape[1] for x, moments in measured]
-    device = measured[0][0].device
-    buffer = torch.empty((splits, SUMS, sum(widths)), dtype=torch.float32, device=device)
+    buffer = measured[0][0].new_empty((splits, SUMS, sum(widths)), dtype=torch.float32)
     return tuple(view if view.shape[2] else None for view in buffer.split(widths, 2)), sum(widths)
 
 

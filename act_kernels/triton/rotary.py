@@ -251,8 +251,8 @@ def rotary(
     key_heads, turned_width = k.shape[1], cos.shape[2]
     rows = batch * length
     q_rows, k_rows = as_rows(q), as_rows(k)
-    q_out = torch.empty((batch, length, heads, width), dtype=q.dtype, device=q.device)
-    k_out = torch.empty((batch, length, key_heads, width), dtype=q.dtype, device=q.device)
+    q_out = q.new_empty((batch, length, heads, width))
+    k_out = k.new_empty((batch, length, key_heads, width))
     cos, sin = as_table(cos), as_table(sin)
     counts = [n * part for n in (heads, key_heads) for part in (turned_width // 2, width - turned_width)]
     v_part, v_rows = None, q_rows

@@ -1,6 +1,6 @@
 // activation(gate) * up, and the statistics of gate, up and the product while their tiles are in cache.
 #include "activations.h"
-#include "moments.h"
+#include "measured.h"
 
 namespace act {
 namespace ACT_ISA {
@@ -73,30 +73,6 @@ static Product<T> product_by(Activation activation) {
     }
     return nullptr;
 }
-
-// The sums of one of the matrices, or none if its moments are not asked for.
-template <class T>
-struct Measured {
-    const Moments moments;
-    PanelSums<LoadedRows<T>> sums;
-    LoadedRows<T> chunk;
-
-    Measured(Moments moments, int64_t channels) : moments(moments), sums(moments.data ? channels : 0) {}
-
-    void add(int rows, int64_t channel, int64_t channels) {
-        if (!moments.data || !rows) return;
-        if (channels < TILE) {
-            T padded[CHUNK * TILE];
-            chunk.pad(rows, channel, channels, padded);
-            sums.add_tile(chunk, rows, channel);
-        } else {
-            sums.add_tile(chunk, rows, channel);
-        }
-    }
-    void finish(int64_t first, int64_t channels) {
-        if (moments.data) sums.merge_into(moments, first, channels);
-    }
-};
 
 template <class T>
 static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, bool streamed, int64_t first,

@@ -4,72 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import INTERPRETED, correct_interpreter
+from interpreter import INTERPRETED
+from oracle import DTYPES, assert_moments_close, random, truth
 
-from act_kernels import STATISTICS, empty_moments, merge_moments, native, ops, reference
-from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE, SUM_ABS
+from act_kernels import empty_moments, merge_moments, ops, reference
+from act_kernels.statistics import COUNT, M2, MEAN, NONFINITE
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(0, 5), (1, 1), (1, 64), (7, 123), (63, 5), (257, 65), (500, 512), (1030, 33), (64, 3001)]
-ISAS = native._native.instruction_sets() if native.LOAD_ERROR is None else []
 
 
-@pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, "reference"], autouse=True)
-def backend(request, monkeypatch):
-    """Runs each test on every instruction set of the native kernels, and on the reference, or on interpreted Triton."""
-    if request.param == "triton":
-        monkeypatch.setenv("ACT_KERNELS_BACKEND", "triton")
-        correct_interpreter(monkeypatch)
-    elif request.param == "reference":
-        monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
-    else:
-        monkeypatch.setenv("ACT_KERNELS_BACKEND", "native")
-        native._native.use_instruction_set(request.param)
-    yield request.param
-    if ISAS:
-        native._native.use_instruction_set(ISAS[0])
-
-
-def truth(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """The block of ``x`` by textbook two-pass float64, channel by channel."""
-    x = (x if mask is None else x[mask]).double()
-    block = empty_moments(x.shape[1])
-    for channel in range(x.shape[1]):
-        column = x[:, channel]
-        values = column[column.isfinite()]
-        block[NONFINITE, channel] = len(column) - len(values)
-        if len(values):
-            block[COUNT, channel] = len(values)
-            block[MEAN, channel] = values.mean()
-            block[M2, channel] = (values - values.mean()).square().sum()
-            block[SUM_ABS, channel] = values.abs().sum()
-            block[MAX_ABS, channel] = values.abs().max()
-            block[POSITIVE, channel] = (values > 0).sum()
-    return block
-
-
-def assert_moments_close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-6) -> None:
-    """Counts and maxima exact; the mean within ``relative`` of the root mean square, M2 and sum_abs of themselves."""
-    for statistic in (COUNT, POSITIVE, NONFINITE):
-        assert torch.equal(actual[statistic], expected[statistic]), STATISTICS[statistic]
-    assert torch.equal(actual[MAX_ABS].float(), expected[MAX_ABS].float())  # a difference is formed in float32
-    count = expected[COUNT].clamp(min=1)
-    root_mean_square = (expected[M2] / count + expected[MEAN].square()).sqrt()
-    # A deviation formed in float32 carries a rounding error of up to 6e-8 of the value.
-    floor = count * (6e-8 * expected[MAX_ABS]).square()
-    for statistic, scale in (
-        (MEAN, root_mean_square),
-        (M2, expected[M2] + floor / relative),
-        (SUM_ABS, expected[SUM_ABS]),
-    ):
-        error = ((actual[statistic] - expected[statistic]).abs() / scale.clamp(min=1e-300)).max().item()
-        assert error <= relative, f"{STATISTICS[statistic]}: relative error {error:.2e}"
-
-
-def random(rows: int, columns: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    spread = torch.rand(columns, generator=generator) * 3 + 0.1
-    return (torch.randn(rows, columns, generator=generator) * spread + spread.flip(0)).to(dtype)
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
