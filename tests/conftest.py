@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from interpreter import INTERPRETED, convert_bfloat16_as_a_gpu_does
+from interpreter import INTERPRETED, correct_interpreter
 from oracle import ISAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -103,7 +103,7 @@ def backend(request, monkeypatch):
     """Runs each test on every instruction set of the native kernels, and on the reference, or on interpreted Triton."""
     if request.param == "triton":
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "triton")
-        convert_bfloat16_as_a_gpu_does(monkeypatch)
+        correct_interpreter(monkeypatch)
     elif request.param == "reference":
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
     else:

@@ -10,6 +10,7 @@ from act_kernels.triton.partials import (
     MAX_RUN,
     WARPS,
     add_tile,
+    contiguous_channels,
     counted_span,
     empty_partials,
     is_counted,
@@ -17,20 +18,75 @@ from act_kernels.triton.partials import (
     merge_partials,
     no_sums,
     plan_runs,
+    run_bounds,
     store_sums,
     tile_mean,
+    where_counted,
 )
 
 UNROLL = 4  # rows of 16 bytes that a thread has in flight
+
+
+@triton.jit
+def measure_run(
+    matrix,
+    copy,
+    mask,
+    partials,
+    plane,
+    split,
+    start,
+    length,
+    channel,
+    in_channels,
+    MAX_RUN: tl.constexpr,
+    UNROLL: tl.constexpr,
+    WARPS: tl.constexpr,
+):
+    """Writes the partial of one run of some channels of ``matrix``, and its rows to ``copy``; either may be None.
+
+    A matrix is its first value and row stride.
+    """
+    x, row_stride = matrix
+    matrix = (x + start * row_stride, row_stride)
+    if mask is not None:
+        mask += start
+    first, end, count = counted_span(mask, length, MAX_RUN)
+    tile_row = tl.arange(0, UNROLL * WARPS)[:, None]
+    tile_channel = channel[None, :]
+
+    row = first + tile_row
+    wanted = is_counted(mask, row, end) & in_channels[None, :]
+    shift = tile_mean(load_values(matrix, row, tile_channel, wanted), wanted, x.dtype.element_ty)
+    sums = no_sums(WARPS, channel.shape[0])
+    if copy is None:
+        for tile_start in range(first, end, UNROLL * WARPS):
+            row = tile_start + tile_row
+            counted = is_counted(mask, row, end)
+            tile = load_values(matrix, row, tile_channel, counted & in_channels[None, :])
+            sums = add_tile(sums, tile, counted, shift)
+    else:
+        out, out_row_stride = copy
+        out += start * out_row_stride
+        for tile_start in range(0, length, UNROLL * WARPS):
+            row = tile_start + tile_row
+            wanted = (row < length) & in_channels[None, :]
+            tile = load_values(matrix, row, tile_channel, wanted)
+            tl.store(out + (row.to(tl.int64) * out_row_stride + tile_channel), tile.to(x.dtype.element_ty), wanted)
+            if partials is not None:
+                counted = is_counted(mask, row, end)
+                sums = add_tile(sums, where_counted(mask, tile, counted), counted, shift)
+    if partials is not None:
+        store_sums(partials, plane, split, channel, in_channels, count, shift, sums)
 
 
 @triton.jit(do_not_specialize=["rows", "run"])
 def column_moments_kernel(
     x,
     row_stride,
-    column_stride,
     mask,
     partials,
+    plane,
     rows,
     channels,
     run,
@@ -41,28 +97,12 @@ def column_moments_kernel(
 ):
     """Writes ``partials`` [S, 7, C] of ``x`` [T, C], counting ``mask`` [T] or all; a program sums one run."""
     channel_blocks = tl.cdiv(channels, BLOCK_C)
-    split = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    split = tl.program_id(0) // channel_blocks
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     in_channels = channel < channels
-    start = split * run
-    if mask is not None:
-        mask += start
-    first, end, count = counted_span(mask, tl.minimum(rows - start, run).to(tl.int32), MAX_RUN)
-    matrix = (x + start * row_stride, row_stride, column_stride)
-    tile_row = tl.arange(0, UNROLL)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
-    tile_channel = channel[None, None, :]
-
-    row = first + tile_row
-    wanted = is_counted(mask, row, end) & in_channels[None, None, :]
-    shift = tile_mean(load_values(matrix, row, tile_channel, wanted), wanted, x.dtype.element_ty)
-    sums = no_sums(WARPS, BLOCK_C)
-    for tile_start in range(first, end, UNROLL * WARPS):
-        row = tile_start + tile_row
-        counted = is_counted(mask, row, end)
-        tile = load_values(matrix, row, tile_channel, counted & in_channels[None, None, :])
-        sums = add_tile(sums, tile, counted.to(tl.float32), shift)
-    plane = tl.cast(channels, tl.int64)  # a channel count of 1 is a plain int
-    store_sums(partials + split * 7 * plane + channel, plane, count, shift, sums, in_channels)
+    start, length = run_bounds(split, rows, run)
+    matrix = (x, row_stride)
+    measure_run(matrix, None, mask, partials, plane, split, start, length, channel, in_channels, MAX_RUN, UNROLL, WARPS)
 
 
 def block_channels(element_size: int) -> int:
@@ -71,18 +111,20 @@ def block_channels(element_size: int) -> int:
 
 
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-    """``moments`` [7, C] += statistics of ``x`` [T, C]; fastest where channels are contiguous, rows 16-byte aligned."""
+    """``moments`` [7, C] += statistics of ``x`` [T, C]; fastest where rows are 16-byte aligned."""
+    x = contiguous_channels(x)
     rows, channels = x.shape
     block = block_channels(x.element_size())
     channel_blocks = triton.cdiv(channels, block)
     run, splits = plan_runs(rows, channel_blocks)
-    partials = empty_partials(1, splits, x)
+    partials, plane = empty_partials(splits, (x, moments))
     with torch.cuda.device_of(x):
         column_moments_kernel[(channel_blocks * splits,)](
             x,
-            *x.stride(),
+            x.stride(0),
             mask,
-            partials,
+            *partials,
+            plane,
             rows,
             channels,
             run,
@@ -93,4 +135,4 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
             num_warps=WARPS,
             enable_fp_fusion=True,
         )
-        merge_partials(partials, moments[None], run, x, None, mask)
+        merge_partials(partials, run, mask, (x, moments))

@@ -6,11 +6,11 @@ import torch
 import triton
 import triton.language as tl
 
-from act_kernels.statistics import PAIR
 from act_kernels.triton.partials import (
     MAX_RUN,
     WARPS,
     add_tile,
+    contiguous_channels,
     counted_span,
     empty_partials,
     is_counted,
@@ -18,6 +18,7 @@ from act_kernels.triton.partials import (
     merge_partials,
     no_sums,
     plan_runs,
+    run_bounds,
     store_sums,
     tile_mean,
 )
@@ -30,13 +31,13 @@ BLOCK_C = 128  # four channels for each thread of a warp: more would not leave r
 def pair_moments_kernel(
     donor,
     donor_row_stride,
-    donor_column_stride,
     target,
     target_row_stride,
-    target_column_stride,
     mask,
-    partials,
-    block_stride,
+    donor_partials,
+    target_partials,
+    difference_partials,
+    plane,
     rows,
     channels,
     run,
@@ -45,23 +46,23 @@ def pair_moments_kernel(
     WARPS: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Writes ``partials`` [3, S, 7, C] of two matrices [T, C], counting ``mask`` [T] or all; a program sums one run."""
+    """Writes partials [S, 7, C] of two matrices [T, C], counting ``mask`` [T] or all; a program sums one run."""
     channel_blocks = tl.cdiv(channels, BLOCK_C)
-    split = (tl.program_id(0) // channel_blocks).to(tl.int64)
+    split = tl.program_id(0) // channel_blocks
     channel = tl.program_id(0) % channel_blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     channel = tl.max_contiguous(channel, BLOCK_C // 32)  # or 16-bit inputs would be laid out eight to a thread
     in_channels = channel < channels
-    start = split * run
+    start, length = run_bounds(split, rows, run)
     if mask is not None:
         mask += start
-    first, end, count = counted_span(mask, tl.minimum(rows - start, run).to(tl.int32), MAX_RUN)
-    donor_matrix = (donor + start * donor_row_stride, donor_row_stride, donor_column_stride)
-    target_matrix = (target + start * target_row_stride, target_row_stride, target_column_stride)
-    tile_row = tl.arange(0, UNROLL)[:, None, None] * WARPS + tl.arange(0, WARPS)[None, :, None]
-    tile_channel = channel[None, None, :]
+    first, end, count = counted_span(mask, length, MAX_RUN)
+    donor_matrix = (donor + start * donor_row_stride, donor_row_stride)
+    target_matrix = (target + start * target_row_stride, target_row_stride)
+    tile_row = tl.arange(0, UNROLL * WARPS)[:, None]
+    tile_channel = channel[None, :]
 
     row = first + tile_row
-    wanted = is_counted(mask, row, end) & in_channels[None, None, :]
+    wanted = is_counted(mask, row, end) & in_channels[None, :]
     d = load_values(donor_matrix, row, tile_channel, wanted)
     t = load_values(target_matrix, row, tile_channel, wanted)
     donor_shift = tile_mean(d, wanted, donor.dtype.element_ty)
@@ -73,38 +74,36 @@ def pair_moments_kernel(
     for tile_start in range(first, end, UNROLL * WARPS):
         row = tile_start + tile_row
         counted = is_counted(mask, row, end)
-        wanted = counted & in_channels[None, None, :]
-        weight = counted.to(tl.float32)
+        wanted = counted & in_channels[None, :]
         d = load_values(donor_matrix, row, tile_channel, wanted)
         t = load_values(target_matrix, row, tile_channel, wanted)
-        donor_sums = add_tile(donor_sums, d, weight, donor_shift)
-        target_sums = add_tile(target_sums, t, weight, target_shift)
-        difference_sums = add_tile(difference_sums, d - t, weight, difference_shift)
-    plane = tl.cast(channels, tl.int64)  # a channel count of 1 is a plain int
-    partial = partials + split * 7 * plane + channel
-    stride = tl.cast(block_stride, tl.int64)
-    store_sums(partial, plane, count, donor_shift, donor_sums, in_channels)
-    store_sums(partial + stride, plane, count, target_shift, target_sums, in_channels)
-    store_sums(partial + 2 * stride, plane, count, difference_shift, difference_sums, in_channels)
+        donor_sums = add_tile(donor_sums, d, counted, donor_shift)
+        target_sums = add_tile(target_sums, t, counted, target_shift)
+        difference_sums = add_tile(difference_sums, d - t, counted, difference_shift)
+    store_sums(donor_partials, plane, split, channel, in_channels, count, donor_shift, donor_sums)
+    store_sums(target_partials, plane, split, channel, in_channels, count, target_shift, target_sums)
+    store_sums(difference_partials, plane, split, channel, in_channels, count, difference_shift, difference_sums)
 
 
 def pair_moments(
     donor: torch.Tensor, target: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None
 ) -> None:
     """``moments`` [3, 7, C] += statistics of ``donor``, ``target`` [T, C] and their difference."""
+    donor, target = contiguous_channels(donor), contiguous_channels(target)
     rows, channels = donor.shape
     channel_blocks = triton.cdiv(channels, BLOCK_C)
     run, splits = plan_runs(rows, channel_blocks)
-    partials = empty_partials(len(PAIR), splits, donor)
+    measured = tuple(zip((donor, target, donor), moments, strict=True))  # the last less target
+    partials, plane = empty_partials(splits, *measured)
     with torch.cuda.device_of(donor):
         pair_moments_kernel[(channel_blocks * splits,)](
             donor,
-            *donor.stride(),
+            donor.stride(0),
             target,
-            *target.stride(),
+            target.stride(0),
             mask,
-            partials,
-            partials.stride(0),
+            *partials,
+            plane,
             rows,
             channels,
             run,
@@ -115,4 +114,4 @@ def pair_moments(
             num_warps=WARPS,
             enable_fp_fusion=True,
         )
-        merge_partials(partials, moments, run, donor, target, mask)
+        merge_partials(partials, run, mask, *measured, subtrahend=target)

@@ -1,17 +1,20 @@
-"""What the two moments ops share: float32 sums of short runs of rows, and their float64 merge in a fixed order.
+"""What the ops that measure share: float32 sums of short runs of rows, and their float64 merge in a fixed order.
 
 Stage 1 is the op's own kernel. A program sums one *run*, at most MAX_RUN rows of a block of channels, around a shift
-close to its mean, and writes float32 ``partials[b, split, :, channels]``: how many rows counted, the shift, and the
-sums of deviations, of their squares, of absolute values, the largest of these, and the number of values > 0.
-Stage 2, :func:`merge_partials`, merges the runs of each channel into its moments. Where a run holds a NaN, an infinity
-or values whose squares leave the range of float32, its sums show it, and stage 2 reads that run again in float64: the
-common case pays nothing for the exception. Both stages add in an order that depends on shapes alone.
+close to its mean, and writes float32 ``partials[split, :, channels]`` of each matrix it measures: how many rows
+counted, the shift, and the sums of deviations, of their squares, of absolute values, the largest of these, and the
+number of values > 0. Stage 2, :func:`merge_partials`, merges the runs of each channel into its moments. Where a run
+holds a NaN, an infinity or values whose squares leave the range of float32, its sums show it, and stage 2 reads that
+run again in float64: the common case pays nothing for the exception. Both stages add in an order that depends on
+shapes alone.
 
-In stage 1 a tile is ``[UNROLL, WARPS, C]``: rows of one thread, one row per warp, channels along a warp. The sums stay
+In stage 1 a tile is ``[UNROLL * WARPS, C]``: warps take the rows in turn, channels lie along a warp. Its sums stay
 ``[WARPS, C]`` until the run ends, so the loop exchanges nothing between threads.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -22,7 +25,10 @@ WARPS = 4
 MIN_RUN = 128  # shorter ones would write almost as much as they read
 MAX_RUN = 1024  # rows summed in float32: 64 tiles, each added as a tree
 PROGRAMS = 512  # enough to keep every memory channel of an H200 busy; fixed, so that all GPUs give the same bits
-MERGE_TILE = 512  # runs x channels in one step of the merge
+MERGE_TILE = 256  # runs x channels in one step of the merge: two of each thread, with all their float64 values
+REGISTERS = 168  # for three programs per multiprocessor; the assembler may aim at four, and spill a few registers
+
+Measured = tuple[torch.Tensor, torch.Tensor | None]  # a matrix [T, C] and its moments [7, C], None if not wanted
 
 
 def plan_runs(rows: int, channel_blocks: int) -> tuple[int, int]:
@@ -31,6 +37,13 @@ def plan_runs(rows: int, channel_blocks: int) -> tuple[int, int]:
     run = triton.cdiv(triton.cdiv(rows, wanted), 32) * 32  # whole tiles
     run = min(max(run, MIN_RUN), MAX_RUN)
     return run, triton.cdiv(rows, run)
+
+
+@triton.jit
+def run_bounds(split, rows, run):
+    """First row of a run, and how many it has."""
+    start = split.to(tl.int64) * run
+    return start, tl.minimum(rows - start, run).to(tl.int32)
 
 
 @triton.jit
@@ -58,21 +71,28 @@ def is_counted(mask, row, end):
 
 @triton.jit
 def load_values(matrix, row, channel, wanted):
-    """Float32 values at ``row`` and ``channel``, which broadcast; 0 where not wanted."""
-    data, row_stride, column_stride = matrix
-    offset = row.to(tl.int64) * row_stride + channel.to(tl.int64) * column_stride
-    return tl.load(data + offset, wanted, other=0).to(tl.float32)
+    """Float32 values [R, C] at ``row`` [R, 1] and ``channel`` [1, C]; 0 where not wanted."""
+    data, row_stride = matrix
+    return tl.load(data + (row.to(tl.int64) * row_stride + channel), wanted, other=0).to(tl.float32)
+
+
+@triton.jit
+def where_counted(mask, tile, counted):
+    """The tile with 0 in rows that do not count; without a mask these are the rows that were not loaded, 0 already."""
+    if mask is not None:
+        tile = tl.where(counted, tile, 0)
+    return tile
 
 
 @triton.jit
 def tile_mean(tile, wanted, DTYPE: tl.constexpr):
     """Mean [C] of the finite wanted values, 0 if none: the shift around which a run is summed."""
     finite = wanted & (tl.abs(tile) < float("inf"))
-    count = tl.sum(tl.sum(tl.where(finite, 1.0, 0.0), 0), 0)
+    count = tl.sum(tl.where(finite, 1.0, 0.0), 0)
     # Divided before the sum, which could overflow.
-    share = tl.where(finite, tile, 0) / tl.maximum(count, 1)[None, None, :]
+    share = tl.where(finite, tile, 0) / tl.maximum(count, 1)[None, :]
     # Cut to the precision of the input: deviations of 16-bit values and most of their sums are then exact.
-    return tl.sum(tl.sum(share, 0), 0).to(DTYPE).to(tl.float32)
+    return tl.sum(share, 0).to(DTYPE).to(tl.float32)
 
 
 @triton.jit
@@ -83,23 +103,32 @@ def no_sums(WARPS: tl.constexpr, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def add_tile(sums, tile, weight, shift):
-    """The sums with a tile added; weight [U, W, 1] is 1 for counted rows, else 0, where the tile is 0 too."""
+def by_warp(tile, WARPS: tl.constexpr):
+    """A tile [U * W, C] as [U, W, C]: rows of one thread, then of all warps. As loaded, so that nothing moves."""
+    return tl.reshape(tile, [tile.shape[0] // WARPS, WARPS, tile.shape[1]])
+
+
+@triton.jit
+def add_tile(sums, tile, counted, shift):
+    """The sums with a tile added; where rows are not ``counted`` [U * W, 1], the tile is 0."""
     total, square, absolute, largest, positive = sums
-    deviation = tile - weight * shift[None, None, :]  # one fused multiply-add
-    magnitude = tl.abs(tile)
+    WARPS: tl.constexpr = total.shape[0]
+    deviation = by_warp(tl.fma(counted.to(tl.float32), -shift[None, :], tile), WARPS)
+    magnitude = by_warp(tl.abs(tile), WARPS)
     total += tl.sum(deviation, 0)
     square += tl.sum(deviation * deviation, 0)
     absolute += tl.sum(magnitude, 0)
     largest = tl.maximum(largest, tl.max(magnitude, 0))
-    positive += tl.sum(tl.where(tile > 0, 1.0, 0.0), 0)
+    positive += tl.sum(by_warp(tl.where(tile > 0, 1.0, 0.0), WARPS), 0)
     return total, square, absolute, largest, positive
 
 
 @triton.jit
-def store_sums(partial, plane, count, shift, sums, in_channels):
-    """Writes the partial of one run, its rows ``plane`` values apart."""
+def store_sums(partials, plane, split, channel, in_channels, count, shift, sums):
+    """Writes ``partials`` [S, 7, C], rows ``plane`` values apart, of one run and block of channels."""
     total, square, absolute, largest, positive = sums
+    plane = tl.cast(plane, tl.int64)
+    partial = partials + split * 7 * plane + channel
     tl.store(partial, tl.zeros_like(shift) + count, in_channels)
     tl.store(partial + plane, shift, in_channels)
     tl.store(partial + 2 * plane, tl.sum(total, 0), in_channels)
@@ -109,9 +138,19 @@ def store_sums(partial, plane, count, shift, sums, in_channels):
     tl.store(partial + 6 * plane, tl.sum(positive, 0), in_channels)
 
 
-def empty_partials(blocks: int, splits: int, like: torch.Tensor) -> torch.Tensor:
-    """Uninitialised ``[B, S, 7, C]``: stage 1 writes all of it."""
-    return torch.empty((blocks, splits, SUMS, like.shape[1]), dtype=torch.float32, device=like.device)
+def contiguous_channels(x: torch.Tensor) -> torch.Tensor:
+    """``x`` [T, C], copied unless the channels of a row are neighbours: a warp reads along a row."""
+    return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+
+
+def empty_partials(splits: int, *measured: Measured) -> tuple[tuple[torch.Tensor | None, ...], int]:
+    """Per matrix ``[S, 7, C]``, uninitialised: stage 1 writes all of it; and how far its rows are apart.
+
+    They are views of one buffer, None for matrices without moments.
+    """
+    widths = [0 if moments is None else x.shape[1] for x, moments in measured]
+    buffer = measured[0][0].new_empty((splits, SUMS, sum(widths)), dtype=torch.float32)
+    return tuple(view if view.shape[2] else None for view in buffer.split(widths, 2)), sum(widths)
 
 
 @triton.jit
@@ -143,15 +182,19 @@ def merge_tile(moments, count, mean, m2, absolute, largest, positive, nonfinite)
 
 
 @triton.jit
-def merge_rows(moments, x, y, block, mask, begin, end, channel, chosen, ROWS: tl.constexpr):
-    """The ``moments`` merged with rows ``begin`` to ``end`` of the chosen channels, each value a group of its own."""
+def merge_rows(moments, x, other, mask, begin, end, channel, chosen, ROWS: tl.constexpr):
+    """The ``moments`` merged with rows ``begin`` to ``end`` of the chosen channels, each value a group of its own.
+
+    The values are those of ``x``, less those of ``other``: a matrix, and whether to subtract it; or None.
+    """
     for start in range(begin, end, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         wanted = is_counted(mask, row, end) & chosen[None, :]
         value = load_values(x, row, channel[None, :], wanted).to(tl.float64)
-        if y is not None:
-            other = load_values(y, row, channel[None, :], wanted).to(tl.float64)
-            value = tl.where(block == 0, value, tl.where(block == 1, other, value - other))
+        if other is not None:
+            matrix, subtracted = other
+            less = value - load_values(matrix, row, channel[None, :], wanted).to(tl.float64)
+            value = tl.where(subtracted, less, value)
         finite = wanted & (tl.abs(value) < float("inf"))
         value = tl.where(finite, value, 0)
         size = tl.abs(value)
@@ -168,38 +211,52 @@ def merge_rows(moments, x, y, block, mask, begin, end, channel, chosen, ROWS: tl
     return moments
 
 
+@triton.jit
+def choose_part(parts, index):
+    """The part of that index, its members joined by selection."""
+    partials, moments, statistic_stride, x, row_stride, channels = parts[0]
+    for i in tl.static_range(1, len(parts)):
+        here = index == i
+        partials = tl.where(here, parts[i][0], partials)
+        moments = tl.where(here, parts[i][1], moments)
+        statistic_stride = tl.where(here, parts[i][2], statistic_stride)
+        x = tl.where(here, parts[i][3], x)
+        row_stride = tl.where(here, parts[i][4], row_stride)
+        channels = tl.where(here, parts[i][5], channels)
+    return partials, moments, statistic_stride, x, row_stride, channels
+
+
 @triton.jit(do_not_specialize=["splits", "rows", "run"])
 def merge_partials_kernel(
-    partials,
+    parts,
+    plane,
     splits,
-    moments,
-    block_stride,
-    statistic_stride,
-    x,
-    x_row_stride,
-    x_column_stride,
-    y,
-    y_row_stride,
-    y_column_stride,
+    subtrahend,
+    subtrahend_row_stride,
     mask,
     rows,
-    channels,
     run,
     BLOCK_S: tl.constexpr,
     BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Merges ``partials`` [B, S, 7, C] into ``moments`` [B, 7, C]: of x, or of x, y and x - y [T, C]."""
-    block = tl.program_id(1)
+    """Merges one block of channels of one of the ``parts``.
+
+    A part is its partials [S, 7, C], its moments [7, C] and their row stride, and its matrix [T, C], row stride and C.
+    The last part is of its matrix less the ``subtrahend``, unless that is None.
+    """
+    index = tl.program_id(1)
+    partials, moments, statistic_stride, x, row_stride, channels = choose_part(parts, index)
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.max_contiguous(channel, 1)  # or a thread would hold the float64 moments of four channels
     in_channels = channel < channels
-    plane = tl.cast(channels, tl.int64)
+    plane = tl.cast(plane, tl.int64)  # a size of 1 is a plain int
     statistic = tl.cast(statistic_stride, tl.int64)
-    partials += block.to(tl.int64) * splits * 7 * plane + channel[None, :]
-    moments += block.to(tl.int64) * block_stride + channel
-    x = (x, x_row_stride, x_column_stride)
-    if y is not None:
-        y = (y, y_row_stride, y_column_stride)
+    moments += channel
+    matrix = (x, row_stride)
+    other = None
+    if subtrahend is not None:
+        other = ((subtrahend, subtrahend_row_stride), index == len(parts) - 1)
 
     merged = (
         tl.load(moments, in_channels, other=0),
@@ -212,7 +269,7 @@ def merge_partials_kernel(
     )
     for start in range(0, splits, BLOCK_S):
         split = start + tl.arange(0, BLOCK_S)[:, None]
-        partial = partials + split.to(tl.int64) * 7 * plane
+        partial = partials + split.to(tl.int64) * 7 * plane + channel[None, :]
         wanted = (split < splits) & in_channels[None, :]
         count = tl.load(partial, wanted, other=0)
         shift = tl.load(partial + plane, wanted, other=0)
@@ -243,40 +300,46 @@ def merge_partials_kernel(
                 chosen = tl.max(tl.where(split == s, suspects, 0), 0) > 0
                 begin = tl.cast(s, tl.int64) * run  # an interpreted loop counts in int
                 end = tl.where(tl.max(chosen.to(tl.int32), 0) > 0, tl.minimum(begin + run, rows), begin)
-                merged = merge_rows(merged, x, y, block, mask, begin, end, channel, chosen, ROWS)
-    for index in tl.static_range(7):
-        tl.store(moments + index * statistic, merged[index], in_channels)
+                merged = merge_rows(merged, matrix, other, mask, begin, end, channel, chosen, ROWS)
+    for statistic_index in tl.static_range(7):
+        tl.store(moments + statistic_index * statistic, merged[statistic_index], in_channels)
 
 
 def merge_partials(
-    partials: torch.Tensor,
-    moments: torch.Tensor,
+    partials: Sequence[torch.Tensor | None],
     run: int,
-    x: torch.Tensor,
-    y: torch.Tensor | None,
     mask: torch.Tensor | None,
+    *measured: Measured,
+    subtrahend: torch.Tensor | None = None,
 ) -> None:
-    """Merges ``partials`` [B, S, 7, C], from runs of ``run`` rows of ``x`` and ``y``, into ``moments`` [B, 7, C]."""
-    blocks, splits, _, channels = partials.shape
+    """Merges the ``partials`` of runs of ``run`` rows into the moments that are measured.
+
+    The last are of its matrix less the ``subtrahend`` [T, C], if there is one.
+    """
+    parts = tuple(
+        (partial, moments, moments.stride(0), x, x.stride(0), x.shape[1])
+        for partial, (x, moments) in zip(partials, measured, strict=True)
+        if partial is not None and moments is not None
+    )
+    if not parts:
+        return
+    splits, _, _ = parts[0][0].shape
     split_tile = min(32, triton.next_power_of_2(splits))
     channel_tile = MERGE_TILE // split_tile
-    merge_partials_kernel[(triton.cdiv(channels, channel_tile), blocks)](
-        partials,
+    widest = max(channels for *_, channels in parts)
+    merge_partials_kernel[(triton.cdiv(widest, channel_tile), len(parts))](
+        parts,
+        parts[0][0].stride(1),
         splits,
-        moments,
-        moments.stride(0),
-        moments.stride(1),
-        x,
-        *x.stride(),
-        y,
-        *((1, 1) if y is None else y.stride()),
+        subtrahend,
+        1 if subtrahend is None else subtrahend.stride(0),
         mask,
-        x.shape[0],
-        channels,
+        len(parts[0][3]),
         run,
         BLOCK_S=split_tile,
         BLOCK_C=channel_tile,
         ROWS=split_tile,
         num_warps=WARPS,
+        maxnreg=REGISTERS,
         enable_fp_fusion=True,
     )

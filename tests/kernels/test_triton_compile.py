@@ -72,6 +72,13 @@ def assert_all_in_registers(compiled: list, tmp_path) -> None:
         assert usage["STACK"] == usage["LOCAL"] == 0, f"{kernel.metadata.name} spills registers: {usage}"
 
 
+def assert_vectors(compiled: list) -> None:
+    """No kernel loads 16-bit values one by one, but for weight and bias, and the merge, which reads few."""
+    for kernel in compiled:
+        single = re.findall(r"ld\.global\S*\.b16", kernel.asm["ptx"])
+        assert len(single) <= 2 or kernel.metadata.name == "merge_partials_kernel", f"{kernel.metadata.name}: {single}"
+
+
 def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -82,12 +89,6 @@ def test_column_moments(compiled, dtype, channels, tmp_path):
     block = empty_moments(channels, device="meta")
     for mask in (None, meta(TOKENS, dtype=torch.bool)):
         kernels.column_moments(meta(TOKENS, channels, dtype=dtype), block, mask)
-    assert_all_in_registers(compiled, tmp_path)
-
-
-def test_column_moments_of_a_transposed_matrix(compiled, tmp_path):
-    x = meta(3584, TOKENS, dtype=torch.bfloat16).t()
-    kernels.column_moments(x, empty_moments(3584, device="meta"), None)
     assert_all_in_registers(compiled, tmp_path)
 
 
@@ -117,12 +118,70 @@ def test_blackwell(compiled, tmp_path):
     kernels.pair_moments(x, x, empty_moments(3584, 3, device="meta"), mask)
     kernels.blend_rows(x, x, meta(700, dtype=torch.int64), 0.4)
     assert_all_in_registers(compiled, tmp_path)
+    assert_vectors(compiled)
 
 
 def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
     run = triton.JITFunction.run
-    monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **options: run(*args, maxnreg=40, **options))
+    monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **options: run(*args, **{**options, "maxnreg": 40}))
     x = meta(TOKENS, 512, dtype=torch.float32)
     kernels.pair_moments(x, x, empty_moments(512, 3, device="meta"), None)
     with pytest.raises(AssertionError, match="pair_moments_kernel spills registers"):
         assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [18944, 18943, 1])
+def test_gated_mlp(compiled, dtype, channels, tmp_path):
+    x = meta(TOKENS, channels, dtype=dtype)
+    gate, up, product = empty_moments(channels, 3, device="meta")
+    kernels.gated_mlp(x, x, "silu", gate, up, product, None)
+    kernels.gated_mlp(x, x, "gelu_tanh", gate, up, product, meta(TOKENS, dtype=torch.bool))
+    assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "relu2"])
+def test_gated_mlp_without_moments_or_some(compiled, activation, tmp_path):
+    x = meta(TOKENS, 3584, dtype=torch.bfloat16)
+    kernels.gated_mlp(x, x, activation, None, None, None, meta(TOKENS, dtype=torch.bool))
+    kernels.gated_mlp(x, x, activation, None, None, empty_moments(3584, device="meta"), None)
+    assert_all_in_registers(compiled, tmp_path)
+    assert_vectors(compiled)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize(("width", "turned"), [(128, 128), (256, 64), (80, 40)], ids=["whole", "partial", "odd"])
+def test_rotary(compiled, dtype, interleaved, width, turned, tmp_path):
+    heads, key_heads, batch = (28, 4, 8) if width > 80 else (1, 1, TOKENS)
+    q = meta(batch, TOKENS // batch, heads * width, dtype=dtype).view(batch, -1, heads, width).transpose(1, 2)
+    k = meta(batch, TOKENS // batch, key_heads * width, dtype=dtype).view(batch, -1, key_heads, width).transpose(1, 2)
+    cos = meta(1, TOKENS // batch, turned, dtype=dtype)
+    mask = meta(TOKENS, dtype=torch.bool)
+    blocks = [empty_moments(n * width, device="meta") for n in (heads, key_heads, key_heads)]
+    kernels.rotary(q, k, cos, cos, interleaved, False, k, *blocks, mask)
+    kernels.rotary(q, k, cos, cos, interleaved, True, None, blocks[0], None, None, None)
+    assert_all_in_registers(compiled, tmp_path)
+    assert_vectors(compiled)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [3584, 18943, 1])
+@pytest.mark.parametrize("style", ["rms", "layer"])
+def test_add_norm(compiled, dtype, channels, style, tmp_path):
+    x, weight = meta(TOKENS, channels, dtype=dtype), meta(channels, dtype=dtype)
+    bias = weight if style == "layer" else None
+    blocks = empty_moments(channels, 2, device="meta")
+    kernels.add_norm(x, x, weight, bias, 1e-6, style, *blocks, None)
+    kernels.add_norm(x, x, weight, bias, 1e-6, style, *blocks, meta(TOKENS, dtype=torch.bool))
+    assert_all_in_registers(compiled, tmp_path)
+
+
+@pytest.mark.parametrize("style", ["rms", "rms_float", "rms_one_plus", "layer"])
+def test_add_norm_without_moments_or_residual(compiled, style, tmp_path):
+    x, weight = meta(TOKENS, 18944, dtype=torch.bfloat16), meta(18944, dtype=torch.bfloat16)
+    block = empty_moments(18944, device="meta")
+    kernels.add_norm(x, x, weight, None, 1e-6, style, None, None, None)
+    kernels.add_norm(x, None, weight, None, 1e-6, style, None, block, None)
+    assert_all_in_registers(compiled, tmp_path)
+    assert_vectors(compiled)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from interpreter import INTERPRETED
-from test_ops import assert_moments_close, backend, random, truth  # noqa: F401
+from oracle import assert_moments_close, random, truth
 
 from act_kernels import empty_moments, ops
 
-pytestmark = pytest.mark.skipif(not INTERPRETED, reason="runs in a process started with TRITON_INTERPRET=1")
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.skipif(not INTERPRETED, reason="runs in a process started with TRITON_INTERPRET=1"),
+]
 
 
 @pytest.mark.parametrize("masked", [False, True])
