@@ -21,10 +21,12 @@ from act.errors import ActError
 SCHEMA_KEY, HEADER_KEY = "schema", "header"
 
 
-def refuse_existing(path: Path, force: bool) -> None:
-    """Raise :class:`ActError` if ``path`` exists and ``force`` is not set."""
+def require_output(path: Path, force: bool) -> None:
+    """Raise :class:`ActError` if ``path`` exists and ``force`` is not set, or its folder does not: before any work."""
     if path.exists() and not force:
         raise ActError(f"{path} exists already; pass --force to replace it, or choose another output")
+    if not path.absolute().parent.is_dir():
+        raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
 
 
 @contextlib.contextmanager
@@ -34,9 +36,7 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
     Raises:
         ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
     """
-    refuse_existing(path, force)
-    if not path.absolute().parent.is_dir():
-        raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
+    require_output(path, force)
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     except OSError as error:

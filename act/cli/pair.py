@@ -9,7 +9,7 @@ import typer
 
 from act.cli import console
 from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
-from act.files import refuse_existing
+from act.files import require_output
 from act.loading import load_model, load_tokenizer
 from act.profile import profile_pair
 
@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Profile donor and target in lockstep: both models' statistics and those of their difference."""
     console.quiet_transformers()
-    refuse_existing(output, force)
+    require_output(output, force)
     text = Corpus.from_file(corpus, load_tokenizer(target), count=count, max_length=max_length)
     if show_spans:
         return console.print_spans(text, show_spans)

@@ -10,7 +10,7 @@ import typer
 from act import localize
 from act.cli import console
 from act.errors import ActError
-from act.files import refuse_existing
+from act.files import require_output
 from act.loading import load_model
 from act.profile import Profile, load
 
@@ -32,7 +32,7 @@ def command(
 ) -> None:
     """Rank all channels of all modules together and keep the top share as a channel set."""
     localize.parse_top(top)
-    refuse_existing(output, force)
+    require_output(output, force)
     ability = _one_or_two(profiles)
     models = {}
     if score == "weight-diff":

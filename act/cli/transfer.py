@@ -9,7 +9,7 @@ import typer
 
 from act.channel_set import ChannelSet
 from act.cli import console
-from act.files import refuse_existing, written_whole
+from act.files import require_output, written_whole
 from act.loading import load_model, load_tokenizer
 from act.transfer import require_strength, transfer
 
@@ -28,7 +28,7 @@ def command(
     """Blend the chosen channels of the donor into the target and save the result as a model folder."""
     require_strength(strength)
     console.quiet_transformers()
-    refuse_existing(output, force)
+    require_output(output, force)
     chosen = ChannelSet.load(channels)
     source, result = (load_model(name, dtype=dtype, device=device) for name in (donor, target))
     patch = transfer(source, result, chosen, strength)
