@@ -9,13 +9,7 @@ from setuptools import setup
 
 OPS = ("column_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add_norm")
 KERNELS = [f"csrc/cpu/{op}.cpp" for op in OPS]
-HEADERS = [
-    "csrc/kernels.h",
-    "csrc/cpu/vectors.h",
-    "csrc/cpu/moments.h",
-    "csrc/cpu/measured.h",
-    "csrc/cpu/activations.h",
-]
+HEADERS = ["csrc/kernels.h", "csrc/cpu/vectors.h", "csrc/cpu/moments.h", "csrc/cpu/activations.h"]
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": []}
 if X86:
@@ -64,7 +58,7 @@ setup(
             "act_kernels._native",
             ["csrc/bindings.cpp"],
             define_macros=[("ACT_X86", "1")] if X86 else [],
-            depends=HEADERS,
+            depends=[*HEADERS, *KERNELS],
             extra_link_args=OPENMP,
             cxx_std=17,
         )

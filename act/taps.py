@@ -33,7 +33,8 @@ def taps(model: nn.Module, moments: Moments, *, fused: bool = True, exclude: Ite
     """Accumulate the sites of ``model`` into ``moments`` during the block.
 
     Call ``start(count_mask)`` on the yielded :class:`Taps` before each forward. The model computes what it would
-    compute without taps: bit for bit with ``fused=False``; else its norms may differ by one unit in the last place.
+    compute without taps: bit for bit with ``fused=False``; else GELU and norms may differ by one unit in the last place
+    (on CPUs with AVX2 or AVX-512, GELU and LayerNorm alone).
     Modules are restored when the block ends, also by an exception.
 
     Args:

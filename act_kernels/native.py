@@ -132,26 +132,27 @@ def rotary(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See :func:`act_kernels.ops.rotary`; heads that do not lie side by side are copied first."""
     batch, _, length, width = q.shape
+    q_rows, k_rows = _token_rows(q), _token_rows(k)
+    v_rows = None if v is None or v_moments is None else _token_rows(v)
+    q_out = q.new_empty((batch, length, q.shape[1], width))
+    k_out = k.new_empty((batch, length, k.shape[1], width))
     cos, sin = cos.contiguous(), sin.contiguous()
-    q_rows, k_rows, v_rows = (None if x is None else _side_by_side(x) for x in (q, k, v))
-    turned_q, turned_k = (x.new_empty((batch, length, x.shape[1], width)) for x in (q, k))
-    assert q_rows is not None and k_rows is not None
     _native.rotary(
         _DTYPE_CODES[q.dtype],
-        batch * length,
         q_rows.data_ptr(),
-        turned_q.data_ptr(),
-        q_rows.shape[1],
-        q_rows.stride(0),
-        *_block(q_moments),
         k_rows.data_ptr(),
-        turned_k.data_ptr(),
-        k_rows.shape[1],
-        k_rows.stride(0),
-        *_block(k_moments),
         0 if v_rows is None else v_rows.data_ptr(),
+        batch * length,
+        q_rows.shape[1],
+        k_rows.shape[1],
         0 if v_rows is None else v_rows.shape[1],
+        q_rows.stride(0),
+        k_rows.stride(0),
         0 if v_rows is None else v_rows.stride(0),
+        q_out.data_ptr(),
+        k_out.data_ptr(),
+        *_block(q_moments),
+        *_block(k_moments),
         *_block(v_moments),
         width,
         cos.shape[2],
@@ -164,7 +165,7 @@ def rotary(
         0 if mask is None else mask.data_ptr(),
         torch.get_num_threads(),
     )
-    return turned_q.transpose(1, 2), turned_k.transpose(1, 2)
+    return q_out.transpose(1, 2), k_out.transpose(1, 2)
 
 
 def add_norm(
@@ -209,14 +210,14 @@ def add_norm(
     return total, norm
 
 
+def _token_rows(x: torch.Tensor) -> torch.Tensor:
+    """``[B, H, L, D]`` as ``[B * L, H * D]``: a view of the projection's memory where that is what it is."""
+    return _contiguous_columns(x.transpose(1, 2).flatten(2).flatten(0, 1))
+
+
 def _block(moments: torch.Tensor | None) -> tuple[int, int]:
     """Address and stride of a block that may be left out."""
     return (0, 0) if moments is None else (moments.data_ptr(), moments.stride(0))
-
-
-def _side_by_side(x: torch.Tensor) -> torch.Tensor:
-    """``[B, H, L, D]`` as rows ``[B * L, H * D]``: a view of a projection, or a copy."""
-    return _contiguous_columns(x.transpose(1, 2).flatten(2).flatten(0, 1))
 
 
 def _contiguous_columns(x: torch.Tensor) -> torch.Tensor:

@@ -149,26 +149,19 @@ void gated_mlp(int dtype, uintptr_t gate, uintptr_t up, uintptr_t product, int64
     kernels->gated_mlp(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
 }
 
-// Heads side by side, at an address that is null where they are left out.
-act::Rotary::Heads heads(uintptr_t x, uintptr_t out, int64_t rows, int64_t columns, int64_t row_stride,
-                         uintptr_t moments, int64_t moments_stride) {
-    return {{reinterpret_cast<void*>(x), rows, columns, row_stride}, reinterpret_cast<void*>(out),
-            moments_at(moments, moments_stride)};
-}
-
-void rotary(int dtype, int64_t rows, uintptr_t q, uintptr_t turned_q, int64_t q_columns, int64_t q_stride,
-            uintptr_t q_moments, int64_t q_moments_stride, uintptr_t k, uintptr_t turned_k, int64_t k_columns,
-            int64_t k_stride, uintptr_t k_moments, int64_t k_moments_stride, uintptr_t v, int64_t v_columns,
-            int64_t v_stride, uintptr_t v_moments, int64_t v_moments_stride, int64_t width, int64_t turned,
-            uintptr_t cos, uintptr_t sin, int64_t length, int64_t tables, bool interleaved, bool round_once,
-            uintptr_t mask, int threads) {
+void rotary(int dtype, uintptr_t q, uintptr_t k, uintptr_t v, int64_t rows, int64_t q_columns, int64_t k_columns,
+            int64_t v_columns, int64_t q_stride, int64_t k_stride, int64_t v_stride, uintptr_t q_out, uintptr_t k_out,
+            uintptr_t q_moments, int64_t q_moments_stride, uintptr_t k_moments, int64_t k_moments_stride,
+            uintptr_t v_moments, int64_t v_moments_stride, int64_t width, int64_t turned, uintptr_t cos, uintptr_t sin,
+            int64_t length, int64_t tables, bool interleaved, bool round_once, uintptr_t mask, int threads) {
     const auto type = dtype_of(dtype);
-    if (rows < 1 || width < 1 || width > 1024)
-        throw std::invalid_argument("rotary takes heads of 1 to 1024 channels, got " + std::to_string(width));
+    if (width < 1 || turned < 2 || turned % 2 || turned > width || q_columns % width || k_columns % width ||
+        length < 1 || tables < 1)
+        throw std::invalid_argument("width must divide the columns of q and k, and turned must be even and up to width");
     const act::Rotary op{
-        heads(q, turned_q, rows, q_columns, q_stride, q_moments, q_moments_stride),
-        heads(k, turned_k, rows, k_columns, k_stride, k_moments, k_moments_stride),
-        heads(v_moments ? v : 0, 0, rows, v_columns, v_stride, v_moments, v_moments_stride),
+        {matrix("q", q, rows, q_columns, q_stride), pointer<void>("q_out", q_out), moments_at(q_moments, q_moments_stride)},
+        {matrix("k", k, rows, k_columns, k_stride), pointer<void>("k_out", k_out), moments_at(k_moments, k_moments_stride)},
+        {v ? matrix("v", v, rows, v_columns, v_stride) : act::Matrix{}, nullptr, moments_at(v_moments, v_moments_stride)},
         width,
         turned,
         pointer<void>("cos", cos),

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from interpreter import INTERPRETED, correct_interpreter
+from oracle import ISAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from act_kernels import native
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -92,3 +96,19 @@ def train_tokenizer(texts, vocabulary: int = 300) -> transformers.PreTrainedToke
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A small tokenizer with a chat template."""
     return train_tokenizer(["What is two plus three?", "The answer is five.", "a b c d e"])
+
+
+@pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, "reference"])
+def backend(request, monkeypatch):
+    """Runs each test on every instruction set of the native kernels, and on the reference, or on interpreted Triton."""
+    if request.param == "triton":
+        monkeypatch.setenv("ACT_KERNELS_BACKEND", "triton")
+        correct_interpreter(monkeypatch)
+    elif request.param == "reference":
+        monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
+    else:
+        monkeypatch.setenv("ACT_KERNELS_BACKEND", "native")
+        native._native.use_instruction_set(request.param)
+    yield request.param
+    if ISAS:
+        native._native.use_instruction_set(ISAS[0])

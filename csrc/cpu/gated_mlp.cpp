@@ -1,6 +1,6 @@
 // activation(gate) * up, and the statistics of gate, up and the product while their tiles are in cache.
 #include "activations.h"
-#include "measured.h"
+#include "moments.h"
 
 namespace act {
 namespace ACT_ISA {
@@ -12,7 +12,6 @@ struct Span {
     const T* up;
     T* product;
     int64_t gate_stride, up_stride, product_stride;
-    int64_t gate_ahead, up_ahead;  // elements from a row to the part of it that is wanted next
     bool streamed;  // whether whole vectors of the product bypass the caches
 };
 
@@ -36,10 +35,6 @@ template <class T, class Activation>
 static void product(Span<T> span, int64_t rows, int64_t channels) {
     const int64_t whole = channels / TILE * TILE, rest = sizeof(T) * (channels - whole);
     for (int64_t row = 0; row < rows; ++row) {
-        for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) {
-            __builtin_prefetch(span.gate + span.gate_ahead + i);
-            __builtin_prefetch(span.up + span.up_ahead + i);
-        }
         for (int64_t c = 0; c < whole; c += TILE) {
             T* const to = span.product + c;
             if (span.streamed)
@@ -74,6 +69,30 @@ static Product<T> product_by(Activation activation) {
     return nullptr;
 }
 
+// The sums of one of the matrices, or none if its moments are not asked for.
+template <class T>
+struct Measured {
+    const Moments moments;
+    PanelSums<Rows<T>> sums;
+    Rows<T> chunk;
+
+    Measured(Moments moments, int64_t channels) : moments(moments), sums(moments.data ? channels : 0) {}
+
+    void add(int rows, int64_t channel, int64_t channels) {
+        if (!moments.data || !rows) return;
+        if (channels < TILE) {
+            T padded[CHUNK * TILE];
+            chunk.pad(rows, channel, channels, padded);
+            sums.add_tile(chunk, rows, channel);
+        } else {
+            sums.add_tile(chunk, rows, channel);
+        }
+    }
+    void finish(int64_t first, int64_t channels) {
+        if (moments.data) sums.merge_into(moments, first, channels);
+    }
+};
+
 template <class T>
 static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, bool streamed, int64_t first,
                   int64_t channels) {
@@ -83,8 +102,6 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
                  op.gate.row_stride,
                  op.up.row_stride,
                  op.gate.columns,
-                 TILE,
-                 TILE,
                  streamed};
     if (!op.gate_moments.data && !op.up_moments.data && !op.product_moments.data)
         return product(span, op.gate.rows, channels);
@@ -95,7 +112,7 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
     RowWalk walk(op.gate.rows, mask);
     while (walk.row() < op.gate.rows) {
         const int64_t before = walk.row();
-        const int counted = walk.next(first, matrices, static_cast<Rows<T>*>(&gate.chunk), static_cast<Rows<T>*>(&up.chunk), static_cast<Rows<T>*>(&out.chunk));
+        const int counted = walk.next(first, matrices, &gate.chunk, &up.chunk, &out.chunk);
         const int64_t rows = walk.row() - before;
         for (int64_t channel = 0; channel < channels; channel += TILE) {
             const int64_t width = channels - channel < TILE ? channels - channel : TILE;
@@ -105,10 +122,6 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
             tile.gate += channel;
             tile.up += channel;
             tile.product += channel;
-            if (channel + TILE >= channels) {
-                tile.gate_ahead = rows * tile.gate_stride - channel;
-                tile.up_ahead = rows * tile.up_stride - channel;
-            }
             product(tile, rows, width);
             out.add(counted, channel, width);
         }
@@ -124,7 +137,8 @@ template <class T>
 static void run(const GatedMlp& op, const uint8_t* mask, int threads) {
     const int64_t values = op.gate.rows * op.gate.columns;
     threads = useful_threads(2 * values, threads);
-    const Panels panels(op.gate.columns, threads);
+    const bool measured = op.gate_moments.data || op.up_moments.data || op.product_moments.data;
+    const Panels panels(op.gate.columns, threads, TILE, measured ? PANEL : INT64_MAX);
     const Product<T> product = product_by<T>(op.activation);
     const bool streamed = worth_streaming<T>(op.product, op.gate.rows, op.gate.columns) && !op.product_moments.data;
 #pragma omp parallel for num_threads(threads) schedule(static)

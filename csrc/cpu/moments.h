@@ -49,12 +49,6 @@ struct Rows {
     }
 };
 
-// Rows that another loop has prefetched.
-template <class T>
-struct LoadedRows : Rows<T> {
-    void prefetch(int, int64_t) const {}
-};
-
 // donor - target, formed in float32.
 template <class T>
 struct Difference {
@@ -242,19 +236,19 @@ private:
     // The mean of the first rows: close to the mean of the call, whatever came before it. Cut to the precision of T,
     // so that deviations of 16-bit values and most of their sums are exact in float32.
     void set_shift(const Source& source, int rows, int64_t channel) {
-        for (int64_t group = channel; group < channel + TILE; group += GROUP) {
-            Floats total[PARTS] = {};
-            for (int row = 0; row < rows; ++row) {
+        Floats total[VECTORS] = {};
+        for (int row = 0; row < rows; ++row) {
+            each<GROUPS>([&](auto g) ACT_INLINE {
                 Floats x[PARTS];
                 Bits unused[BITS];
-                source.load(row, group, x, unused);
-                for (int p = 0; p < PARTS; ++p) total[p] += x[p];
-            }
-            for (int p = 0; p < PARTS; ++p) {
-                const Floats mean = total[p] / float(rows);
-                store(shift + group + p * LANES, (Ints)mean & ~infinite(mean) & Source::PRECISION);
-            }
+                source.load(row, channel + g * GROUP, x, unused);
+                each<PARTS>([&](auto p) ACT_INLINE { total[g * PARTS + p] += x[p]; });
+            });
         }
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            const Floats mean = total[v] / float(rows);
+            store(shift + channel + v * LANES, (Ints)mean & ~infinite(mean) & Source::PRECISION);
+        });
     }
 
     // The same tile in float64, one value at a time: only for NaN, infinite, overflowing or vanishing values.
@@ -289,15 +283,19 @@ private:
     static void clear(Value* values, int64_t count) { std::memset(values, 0, sizeof(Value) * count); }
 };
 
-// Channels split into panels of whole tiles, as even as possible over the threads.
+// Channels split into panels of whole units, as even as possible over the threads. A unit that is not made of whole
+// tiles is a panel of its own, so that the tiles, and with them the bits, do not depend on the threads.
 struct Panels {
     int64_t width, count;
 
-    Panels(int64_t channels, int threads) {
-        const int64_t tiles = (channels + TILE - 1) / TILE;
-        int64_t panels = (tiles * TILE + PANEL - 1) / PANEL;
+    // `limit` bounds the channels of a panel of several units.
+    Panels(int64_t channels, int threads, int64_t unit = TILE, int64_t limit = PANEL) {
+        const int64_t units = (channels + unit - 1) / unit;
+        const int64_t most = unit % TILE || unit > limit ? 1 : limit / unit;
+        int64_t panels = (units + most - 1) / most;
         panels = (panels + threads - 1) / threads * threads;
-        width = (tiles + panels - 1) / panels * TILE;
+        const int64_t each = panels ? (units + panels - 1) / panels : 1;
+        width = (each < most ? each : most) * unit;
         count = (channels + width - 1) / width;
     }
 };

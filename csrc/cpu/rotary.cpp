@@ -1,149 +1,178 @@
-// x * cos + rotate(x) * sin for the heads of q and k, and the statistics of q, k and v while a few rows are in cache.
-#include "measured.h"
+// Rotary embedding of q and k, and the statistics of q, k and v as they came, while a few rows of some heads are in cache.
+#include "moments.h"
 
 namespace act {
 namespace ACT_ISA {
 
-// Whole heads of one matrix: what one thread turns and measures.
-struct Part {
-    const Rotary::Heads* heads;
-    int64_t first, channels;
-};
-
-template <class T>
-static inline float rounded(float x) {
-    T narrowed;
-    narrow(x, narrowed);
-    return widen(narrowed);
+// x * cos + rotated * sin, each product rounded to T first unless it is rounded once.
+template <class T, bool ONCE>
+static inline Floats turned(Floats x, Floats cos, Floats rotated, Floats sin) {
+    if constexpr (ONCE) return x * cos + rotated * sin;
+    else return Format<T>::round(x * cos) + Format<T>::round(rotated * sin);
 }
 
-// One value: `partner` is what rotate(x) has in its place.
-template <class T, bool ROUND_ONCE>
-static inline void turn_value(float x, float partner, T cos, T sin, T& out) {
-    const float straight = x * widen(cos), crossed = partner * widen(sin);
-    narrow(ROUND_ONCE ? straight + crossed : rounded<T>(straight) + rounded<T>(crossed), out);
+// The vectors of a row in order, the last one padded; body(load, store) moves vectors at an offset.
+template <class T, bool STREAMED, class Body>
+static inline void each_vector(int64_t values, const Body& body) {
+    typedef typename Format<T>::Bits Bits;
+    constexpr int GROUP = Format<T>::PARTS * LANES;
+    int64_t i = 0;
+    for (; i + GROUP <= values; i += GROUP) {
+        body([=](const T* from) ACT_INLINE { return load<Bits>(from + i); },
+             [=](T* to, Bits bits) ACT_INLINE {
+                 if constexpr (STREAMED) stream(to + i, bits);
+                 else store(to + i, bits);
+             });
+    }
+    if (const int64_t rest = sizeof(T) * (values - i)) {
+        body(
+            [=](const T* from) ACT_INLINE {
+                Bits bits = {};
+                std::memcpy(&bits, from + i, rest);
+                return bits;
+            },
+            [=](T* to, Bits bits) ACT_INLINE { std::memcpy(static_cast<void*>(to + i), &bits, rest); });
+    }
 }
 
-// One vector of values.
-template <class T, bool ROUND_ONCE>
-static inline void turn_vector(const T* x, const T* partner, float sign, const T* cos, const T* sin, T* out) {
+// Values i and i + half turn together.
+template <class T, bool ONCE, bool STREAMED>
+static inline void turn_halves(const T* x, const T* cos, const T* sin, T* out, int64_t half) {
     typedef Format<T> F;
-    Floats a[F::PARTS], b[F::PARTS], c[F::PARTS], s[F::PARTS];
-    F::split(load<typename F::Bits>(x), a);
-    F::split(load<typename F::Bits>(partner), b);
-    F::split(load<typename F::Bits>(cos), c);
-    F::split(load<typename F::Bits>(sin), s);
-    each<F::PARTS>([&](auto p) ACT_INLINE {
-        const Floats straight = a[p] * c[p], crossed = b[p] * sign * s[p];
-        a[p] = ROUND_ONCE ? straight + crossed : F::round(straight) + F::round(crossed);
+    each_vector<T, STREAMED>(half, [=](const auto& at, const auto& put) ACT_INLINE {
+        Floats a[F::PARTS], b[F::PARTS], cos_a[F::PARTS], cos_b[F::PARTS], sin_a[F::PARTS], sin_b[F::PARTS];
+        F::split(at(x), a);
+        F::split(at(x + half), b);
+        F::split(at(cos), cos_a);
+        F::split(at(cos + half), cos_b);
+        F::split(at(sin), sin_a);
+        F::split(at(sin + half), sin_b);
+        each<F::PARTS>([&](auto p) ACT_INLINE {
+            const Floats first = turned<T, ONCE>(a[p], cos_a[p], -b[p], sin_a[p]);
+            b[p] = turned<T, ONCE>(b[p], cos_b[p], a[p], sin_b[p]);
+            a[p] = first;
+        });
+        put(out, F::join(a));
+        put(out + half, F::join(b));
     });
-    store(out, F::join(a));
 }
 
-// One head of one row.
-template <class T, bool INTERLEAVED, bool ROUND_ONCE>
-static void turn(const T* x, const T* cos, const T* sin, int64_t turned, int64_t width, T* out) {
-    if (INTERLEAVED) {
-        for (int64_t i = 0; i < turned; i += 2) {
-            const float even = widen(x[i]), odd = widen(x[i + 1]);
-            turn_value<T, ROUND_ONCE>(even, -odd, cos[i], sin[i], out[i]);
-            turn_value<T, ROUND_ONCE>(odd, even, cos[i + 1], sin[i + 1], out[i + 1]);
-        }
-    } else {
-        constexpr int GROUP = Format<T>::PARTS * LANES;
-        const int64_t half = turned / 2, whole = half / GROUP * GROUP;
-        for (int64_t i = 0; i < whole; i += GROUP) {
-            const int64_t j = i + half;
-            turn_vector<T, ROUND_ONCE>(x + i, x + j, -1, cos + i, sin + i, out + i);
-            turn_vector<T, ROUND_ONCE>(x + j, x + i, 1, cos + j, sin + j, out + j);
-        }
-        for (int64_t i = whole; i < half; ++i) {
-            const int64_t j = i + half;
-            const float low = widen(x[i]), high = widen(x[j]);
-            turn_value<T, ROUND_ONCE>(low, -high, cos[i], sin[i], out[i]);
-            turn_value<T, ROUND_ONCE>(high, low, cos[j], sin[j], out[j]);
-        }
-    }
-    if (turned < width) std::memcpy(static_cast<void*>(out + turned), x + turned, sizeof(T) * (width - turned));
+// (a, b) -> (-b, a) for each pair of neighbouring lanes.
+static inline Floats rotated_pairs(Floats x) {
+    const Longs pairs = (Longs)x;
+    return (Floats)(((pairs << 32) | (pairs >> 32)) ^ 0x80000000);
 }
 
-template <class T>
-using Turn = void (*)(const T* x, const T* cos, const T* sin, int64_t turned, int64_t width, T* out);
-
-template <class T>
-static Turn<T> turn_by(bool interleaved, bool round_once) {
-    if (interleaved) return round_once ? turn<T, true, true> : turn<T, true, false>;
-    return round_once ? turn<T, false, true> : turn<T, false, false>;
+// Values 2i and 2i + 1 turn together.
+template <class T, bool ONCE, bool STREAMED>
+static inline void turn_pairs(const T* x, const T* cos, const T* sin, T* out, int64_t width) {
+    typedef Format<T> F;
+    each_vector<T, STREAMED>(width, [=](const auto& at, const auto& put) ACT_INLINE {
+        Floats v[F::PARTS], c[F::PARTS], s[F::PARTS], rotated[F::PARTS];
+        F::split(at(x), v);
+        F::split(at(cos), c);
+        F::split(at(sin), s);
+        if constexpr (F::EVEN_ODD) {
+            rotated[0] = -v[1];
+            rotated[1] = v[0];
+        } else {
+            each<F::PARTS>([&](auto p) ACT_INLINE { rotated[p] = rotated_pairs(v[p]); });
+        }
+        each<F::PARTS>([&](auto p) ACT_INLINE { v[p] = turned<T, ONCE>(v[p], c[p], rotated[p], s[p]); });
+        put(out, F::join(v));
+    });
 }
 
-// Rows [begin, end) of a part.
-template <class T>
-static void turn_rows(const Rotary& op, const Part& part, Turn<T> turn, int64_t begin, int64_t end) {
-    const Matrix& x = part.heads->x;
-    for (int64_t row = begin; row < end; ++row) {
-        const int64_t angle = (op.tables > 1 ? row : row % op.length) * op.turned;
-        const T* const cos = static_cast<const T*>(op.cos) + angle;
-        const T* const sin = static_cast<const T*>(op.sin) + angle;
-        const T* const from = static_cast<const T*>(x.data) + row * x.row_stride + part.first;
-        T* const to = static_cast<T*>(part.heads->out) + row * x.columns + part.first;
-        for (int64_t c = 0; c < part.channels; c += op.width) turn(from + c, cos, sin, op.turned, op.width, to + c);
+// Turns the heads of `channels` channels of one row.
+template <class T, bool ONCE, bool STREAMED>
+static void turn_row(const Rotary& op, const T* x, int64_t row, T* out, int64_t channels) {
+    const int64_t table = (op.tables == 1 ? row % op.length : row) * op.turned;
+    const T* const cos = static_cast<const T*>(op.cos) + table;
+    const T* const sin = static_cast<const T*>(op.sin) + table;
+    for (int64_t head = 0; head < channels; head += op.width, x += op.width, out += op.width) {
+        if (op.interleaved) turn_pairs<T, ONCE, STREAMED>(x, cos, sin, out, op.turned);
+        else turn_halves<T, ONCE, STREAMED>(x, cos, sin, out, op.turned / 2);
+        if (op.turned < op.width)
+            std::memcpy(static_cast<void*>(out + op.turned), x + op.turned, sizeof(T) * (op.width - op.turned));
     }
 }
 
 template <class T>
-static void run_part(const Rotary& op, const Part& part, const uint8_t* mask, Turn<T> turn) {
-    const Matrix& x = part.heads->x;
-    if (!part.heads->moments.data) return turn_rows(op, part, turn, 0, x.rows);
-    Measured<T> measured(part.heads->moments, part.channels);
-    const Matrix* const matrices[] = {&x};
-    RowWalk walk(x.rows, mask);
-    while (walk.row() < x.rows) {
-        const int64_t before = walk.row();
-        const int counted = walk.next(part.first, matrices, static_cast<Rows<T>*>(&measured.chunk));
-        if (part.heads->out) turn_rows(op, part, turn, before, walk.row());
-        for (int64_t channel = 0; channel < part.channels; channel += TILE)
-            measured.add(counted, channel, part.channels - channel < TILE ? part.channels - channel : TILE);
-        measured.sums.counted += counted;
-    }
-    measured.finish(part.first, part.channels);
+using Turn = void (*)(const Rotary&, const T* x, int64_t row, T* out, int64_t channels);
+
+template <class T>
+static Turn<T> turn_by(const Rotary& op, const Rotary::Heads& heads) {
+    const int64_t vectors = (op.interleaved ? op.turned : op.turned / 2) * int64_t(sizeof(T));
+    const bool whole_lines = (vectors | op.width * int64_t(sizeof(T))) % LINE == 0;
+    if (whole_lines && worth_streaming<T>(heads.out, heads.x.rows, heads.x.columns))
+        return op.round_once ? turn_row<T, true, true> : turn_row<T, false, true>;
+    return op.round_once ? turn_row<T, true, false> : turn_row<T, false, false>;
 }
 
-// Channels that stay together: whole heads, and whole tiles where a panel holds both, so that threads change no bits.
-static inline int64_t unit(int64_t width) {
-    int64_t both = width;
-    while (both % TILE) both += width;
-    return both <= PANEL ? both : width;
+template <class T>
+static void panel(const Rotary& op, const Rotary::Heads& heads, bool measured, const uint8_t* mask, int64_t first,
+                  int64_t channels) {
+    PanelSums<Rows<T>> sums(measured ? channels : 0);
+    RowWalk walk(heads.x.rows, mask);
+    const Matrix* const matrices[] = {&heads.x};
+    const int64_t whole = channels / TILE * TILE;
+    Rows<T> chunk;
+    T padded[CHUNK * TILE];
+    const auto turn = turn_by<T>(op, heads);
+    while (walk.row() < heads.x.rows) {
+        int64_t row = walk.row();
+        const int counted = walk.next(first, matrices, &chunk);
+        if (measured && counted) {
+            for (int64_t channel = 0; channel < whole; channel += TILE) sums.add_tile(chunk, counted, channel);
+            if (whole < channels) {
+                chunk.pad(counted, whole, channels - whole, padded);
+                sums.add_tile(chunk, counted, whole);
+            }
+            sums.counted += counted;
+        }
+        for (; heads.out && row < walk.row(); ++row) {
+            turn(op, static_cast<const T*>(heads.x.data) + row * heads.x.row_stride + first, row,
+                 static_cast<T*>(heads.out) + row * heads.x.columns + first, channels);
+        }
+    }
+    finish_streams();
+    if (measured) sums.merge_into(heads.moments, first, channels);
+}
+
+// Channels that a panel keeps together: whole heads, and whole tiles too where both fit.
+static int64_t panel_unit(int64_t width) {
+    int64_t unit = width;
+    while (unit % TILE && unit <= PANEL) unit += width;
+    return unit <= PANEL ? unit : width;
 }
 
 template <class T>
 static void run(const Rotary& op, const uint8_t* mask, int threads) {
     const Rotary::Heads* const all[] = {&op.q, &op.k, &op.v};
-    int64_t values = 0, counts[3], widths[3];
-    for (int m = 0; m < 3; ++m) {
-        const Matrix& x = all[m]->x;
-        values += x.data ? x.rows * x.columns : 0;
-    }
-    threads = useful_threads(values, threads);
-    for (int m = 0; m < 3; ++m) {
-        const Matrix& x = all[m]->x;
-        const int64_t head = unit(all[m]->out ? op.width : TILE);
-        const int64_t heads = (x.columns + head - 1) / head, fitting = PANEL / head > 1 ? PANEL / head : 1;
-        const int64_t share = (heads + threads - 1) / threads;
-        widths[m] = (share < fitting ? share : fitting) * head;
-        counts[m] = x.data ? (x.columns + widths[m] - 1) / widths[m] : 0;
-    }
-    const Turn<T> turn = turn_by<T>(op.interleaved, op.round_once);
+    threads = useful_threads(op.q.x.rows * (op.q.x.columns + op.k.x.columns + op.v.x.columns), threads);
+    const int64_t unit = panel_unit(op.width);
+    const auto panels_of = [=](const Rotary::Heads& heads) {
+        return Panels(heads.x.columns, threads, unit, heads.moments.data ? PANEL : INT64_MAX);
+    };
+    const Panels panels[] = {panels_of(op.q), panels_of(op.k), {op.v.x.columns, threads}};
+    const int64_t counts[] = {panels[0].count, panels[0].count + panels[1].count,
+                              panels[0].count + panels[1].count + panels[2].count};
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t p = 0; p < counts[0] + counts[1] + counts[2]; ++p) {
-        int64_t index = p;
-        int m = 0;
-        while (index >= counts[m]) index -= counts[m++];
-        const int64_t first = index * widths[m], rest = all[m]->x.columns - first;
-        run_part<T>(op, {all[m], first, rest < widths[m] ? rest : widths[m]}, mask, turn);
+    for (int64_t i = 0; i < counts[2]; ++i) {
+        const int which = (i >= counts[0]) + (i >= counts[1]);
+        const Rotary::Heads& heads = *all[which];
+        const int64_t width = panels[which].width, first = (i - (which ? counts[which - 1] : 0)) * width;
+        const int64_t rest = heads.x.columns - first;
+        panel<T>(op, heads, heads.moments.data && width <= PANEL, mask, first, rest < width ? rest : width);
     }
 }
 
 void rotary(DType dtype, const Rotary& op, const uint8_t* mask, int threads) {
+    const Rotary::Heads* const turned[] = {&op.q, &op.k};
+    for (const Rotary::Heads* heads : turned) {
+        if (heads->moments.data && op.width > PANEL)  // too wide for the sums of a panel
+            column_moments(dtype, heads->x, mask, heads->moments, threads);
+    }
     switch (dtype) {
         case DType::float32: return run<float>(op, mask, threads);
         case DType::bfloat16: return run<bfloat16>(op, mask, threads);

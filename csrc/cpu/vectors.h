@@ -26,6 +26,7 @@ constexpr int LANES = VECTOR_BYTES / 4;
 typedef float Floats __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t Ints __attribute__((vector_size(VECTOR_BYTES)));
 typedef uint32_t Words __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint64_t Longs __attribute__((vector_size(VECTOR_BYTES)));
 typedef int16_t Shorts __attribute__((vector_size(VECTOR_BYTES)));
 typedef double Doubles __attribute__((vector_size(VECTOR_BYTES)));
 typedef float HalfFloats __attribute__((vector_size(VECTOR_BYTES / 2)));

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
 import torch
 from stories import PUBLISHED_SAMPLE, load_model, load_tokenizer
+from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
 import act
+from act.channels import ChannelSpace
 from act.cli import app
+from act.moments import Moments
+from act.taps import taps
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,23 @@ def generate(model, tokenizer, length: int) -> str:
 def test_greedy_text_equals_the_published_sample(model, tokenizer):
     text = generate(model, tokenizer, 200)
     assert text.startswith(PUBLISHED_SAMPLE)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_taps_leave_text_and_perplexity_alone(dtype, model, tokenizer, shared_data):
+    model = copy.deepcopy(model).to(dtype)
+    wiki = (shared_data / "corpus_wiki_en.txt").read_text()[:3000]
+    for text in (PUBLISHED_SAMPLE, wiki):
+        ids = tokenizer(text, return_tensors="pt")["input_ids"][:, :500]
+        with torch.inference_mode():
+            stock = model(input_ids=ids).logits
+            with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+                tapped.start(torch.ones_like(ids, dtype=torch.bool))
+                found = model(input_ids=ids).logits
+        assert set(tapped.paths.values()) == {"add_norm", "column_moments", "gated_mlp", "rotary"}
+        assert torch.equal(found.argmax(-1), stock.argmax(-1))
+        losses = [cross_entropy(logits[0, :-1].float(), ids[0, 1:]).item() for logits in (found, stock)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def independent_statistics(model, tokenizer, texts: list[str], length: int) -> dict[str, dict[str, torch.Tensor]]:
