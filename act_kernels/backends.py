@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 ENVIRONMENT_VARIABLE = "ACT_KERNELS_BACKEND"
+OLDEST_TRITON = (3, 4)
 
 
 @dataclass(frozen=True)
@@ -33,10 +34,12 @@ class Backend:
 def _triton_refusal(device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton, Linux only)"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    if device_type != "cuda":
+    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"triton kernels run on a CUDA device, not on {device_type} (TRITON_INTERPRET=1 interprets them, slowly)"
+    found = importlib.import_module("triton").__version__
+    if tuple(int(number) for number in found.split(".")[:2]) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"triton {found} is too old for these kernels; they need {oldest}, which comes with torch 2.8, or newer"
     return None
 
 

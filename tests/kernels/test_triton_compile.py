@@ -13,7 +13,7 @@ import pytest
 import torch
 from interpreter import INTERPRETED
 
-from act_kernels import empty_moments
+from act_kernels import backends, empty_moments
 
 if INTERPRETED:
     pytest.skip("an interpreted process compiles nothing", allow_module_level=True)
@@ -25,7 +25,12 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from act_kernels import triton as kernels  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]  # float16 differs in one conversion
-CHANNELS = [3584, 18943, 1]  # rows aligned to 16 bytes, not aligned, and a size that Triton makes a constant
+CASES = [  # rows aligned to 16 bytes, not aligned, and a size that Triton makes a constant
+    (3584, torch.float32),
+    (18944, torch.bfloat16),
+    (18943, torch.bfloat16),
+    (1, torch.float32),
+]
 TOKENS = 16384
 
 
@@ -54,9 +59,12 @@ def compiled(request, monkeypatch):
     def compile_only(self, *args, grid, warmup, **options):
         kernels.append(run(self, *args, grid=grid, warmup=True, **options))
 
-    monkeypatch.setattr(triton.runtime.driver, "_active", Driver(request.param))
     monkeypatch.setattr(triton.JITFunction, "run", compile_only)
-    return kernels
+    before = dict(vars(triton.runtime.driver))
+    triton.runtime.driver.set_active(Driver(request.param))
+    yield kernels
+    vars(triton.runtime.driver).clear()
+    vars(triton.runtime.driver).update(before)
 
 
 def assert_all_in_registers(compiled: list, tmp_path) -> None:
@@ -83,8 +91,7 @@ def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
 def test_column_moments(compiled, dtype, channels, tmp_path):
     block = empty_moments(channels, device="meta")
     for mask in (None, meta(TOKENS, dtype=torch.bool)):
@@ -92,8 +99,7 @@ def test_column_moments(compiled, dtype, channels, tmp_path):
     assert_all_in_registers(compiled, tmp_path)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", CHANNELS)
+@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
 def test_pair_moments(compiled, dtype, channels, tmp_path):
     x = meta(TOKENS, channels, dtype=dtype)
     for mask in (None, meta(TOKENS, dtype=torch.bool)):
@@ -130,8 +136,7 @@ def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
         assert_all_in_registers(compiled, tmp_path)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [18944, 18943, 1])
+@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
 def test_gated_mlp(compiled, dtype, channels, tmp_path):
     x = meta(TOKENS, channels, dtype=dtype)
     gate, up, product = empty_moments(channels, 3, device="meta")
@@ -165,8 +170,7 @@ def test_rotary(compiled, dtype, interleaved, width, turned, tmp_path):
     assert_vectors(compiled)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [3584, 18943, 1])
+@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
 @pytest.mark.parametrize("style", ["rms", "layer"])
 def test_add_norm(compiled, dtype, channels, style, tmp_path):
     x, weight = meta(TOKENS, channels, dtype=dtype), meta(channels, dtype=dtype)
@@ -185,3 +189,20 @@ def test_add_norm_without_moments_or_residual(compiled, style, tmp_path):
     kernels.add_norm(x, None, weight, None, 1e-6, style, None, block, None)
     assert_all_in_registers(compiled, tmp_path)
     assert_vectors(compiled)
+
+
+def test_arithmetic_is_that_of_pytorch(compiled):
+    x = meta(TOKENS, 512, dtype=torch.float32)
+    kernels.gated_mlp(x, x, "silu", None, None, None, None)
+    assert "div.rn.f32" in compiled[-1].asm["ptx"] and "div.full.f32" not in compiled[-1].asm["ptx"]
+    q, cos = x.view(4, -1, 8, 64).transpose(1, 2), meta(1, TOKENS // 4, 64, dtype=torch.float32)
+    kernels.rotary(q, q, cos, cos, False, False, None, None, None, None, None)
+    assert "mul" in compiled[-1].asm["ptx"] and "fma" not in compiled[-1].asm["ptx"]
+
+
+def test_old_triton_is_refused(monkeypatch):
+    assert backends._triton_refusal("cuda") is None
+    monkeypatch.setattr(triton, "__version__", "3.3.1")
+    assert "triton 3.3.1 is too old" in backends._triton_refusal("cuda")
+    monkeypatch.setattr(triton, "__version__", "3.10.0+git")
+    assert backends._triton_refusal("cuda") is None
