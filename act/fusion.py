@@ -76,9 +76,11 @@ def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
         if mlp := _gated_mlp(module, flows, name, linears):
             mlps[name] = mlp
         turned = [child for child in linears if child in flows.turned]
-        if turned:
+        if turned and all(flows.calls[child] == 1 for child in linears):
             attentions[name] = tuple(child for child in linears if _reads_like(flows, turned[0], child))
-    sums = {site: norm for site, norm in flows.sums.items() if norm in norms}
+    sums = {
+        site: norm for site, norm in flows.sums.items() if norm in norms and flows.calls[site] == flows.calls[norm] == 1
+    }
     return Fusion(mlps, norms, sums, attentions)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,8 @@ class Flows:
     outer: dict[str, Flow] = field(default_factory=dict)
     """The same for modules that hold linears."""
     sums: dict[str, str] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    """How often each was called: modules used again in one forward are not fused with their neighbours."""
     turned: set[str] = field(default_factory=set)
     """Linears whose output goes into a rotary embedding as it is."""
 
@@ -76,6 +79,7 @@ def probe(model: nn.Module, sites: dict[str, nn.Module]) -> Flows | None:
                 or not isinstance(output, torch.Tensor)
             ):
                 return None
+            flows.calls[name] += 1
             if is_site and isinstance(args[0], Traced):
                 flows.sums.setdefault(args[0].origin, name)
             elif is_site and id(args[0]) in added:

@@ -225,7 +225,8 @@ def profile(
     """
     space = ChannelSpace.from_model(model)
     moments = Moments(space, device=_device(model))
-    settings = {"token_budget": token_budget, "exclude": sorted(exclude), "fused": fused}
+    exclude = sorted(exclude)
+    settings = {"token_budget": token_budget, "exclude": exclude, "fused": fused}
     with taps(model, moments, fused=fused, exclude=exclude) as tapped:
         measured = _stream(tapped.forward, corpus, _device(model), progress, moments, settings)
         measured["paths"] = dict(Counter(tapped.paths.values()))
@@ -249,7 +250,8 @@ def profile_pair(
     """
     space = common_space(donor, target)
     moments = Moments(space, pair=True, device=_device(donor))
-    settings = {"token_budget": token_budget, "exclude": sorted(exclude), "fused": fused}
+    exclude = sorted(exclude)
+    settings = {"token_budget": token_budget, "exclude": exclude, "fused": fused}
     with lockstep(donor, target, moments, fused=fused, exclude=exclude) as run:
         measured = _stream(run.forward, corpus, _device(target), progress, moments, settings)
         measured["paths"] = dict(Counter(run.paths.values()))

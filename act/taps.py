@@ -201,7 +201,8 @@ class Taps:
     # Gated MLPs
 
     def _gated_mlp(self, mlp: GatedMlp, original: Callable[..., Any], x: torch.Tensor, *more: Any, **named: Any) -> Any:
-        if more or named or x.shape[:-1] != self._tokens or needs_gradient(x, self._modules[mlp.down]):
+        learning = any(needs_gradient(x, self._modules[name]) for name in (mlp.gate, mlp.up, mlp.down))
+        if more or named or x.shape[:-1] != self._tokens or learning:
             return original(x, *more, **named)
         fused = mlp.gate == mlp.up
         if self._moments is not None:
@@ -242,7 +243,7 @@ class Taps:
         v = None
         if len(rest) == 1:  # one launch for all three; more of them are read by themselves
             name, columns = rest.pop()
-            v = self._held[name][..., columns].unsqueeze(1)
+            v = self._held[name].detach()[..., columns].unsqueeze(1)
             spans.append((name, columns))
         q_block, k_block, *v_blocks = (self._moments.block(name)[:, columns] for name, columns in spans)
         for name, columns in rest:
@@ -426,7 +427,7 @@ def plain(x: torch.Tensor) -> torch.Tensor:
 
 def _refuse_compiled(model: nn.Module) -> None:
     compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
-    if compiled or hasattr(model, "_orig_mod"):
+    if compiled or any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise ActError(
             "the model was compiled by torch.compile, which ignores hooks added afterwards; pass the model from before "
             "compiling, or compile it inside the taps"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 import time
@@ -61,7 +62,7 @@ def machine() -> dict[str, Any]:
     changed = subprocess.run(["git", "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
     return {
         "cpu": model,
-        "cores": torch.get_num_threads(),
+        "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": versions(),
         "commit": commit.stdout.strip() + ("+changes" if changed.stdout.strip() else ""),

@@ -116,6 +116,24 @@ def test_gradients_flow_as_if_nothing_were_there():
     assert (moments.arena[0] > 0).all()
 
 
+def test_gradients_of_a_partly_frozen_model():
+    model, batch = tiny_model("llama").requires_grad_(False), random_batches(1)[0]
+    gate = model.model.layers[0].mlp.gate_proj.weight.requires_grad_()
+    model(**inputs_of(batch)).logits.square().sum().backward()
+    expected, gate.grad = gate.grad, None
+    with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+        tapped.start(batch["count_mask"])
+        model(**inputs_of(batch)).logits.square().sum().backward()
+    torch.testing.assert_close(gate.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_run_twice_are_measured_twice():
+    model, batch = tiny_model("llama"), random_batches(1)[0]
+    model.model.layers[1] = model.model.layers[0]
+    fused, plain = (profiled(model, batch, fused=fused)[0] for fused in (True, False))
+    torch.testing.assert_close(fused.arena, plain.arena, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_everything_is_put_back(family):
     model = tiny_model(family)
