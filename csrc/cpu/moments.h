@@ -236,17 +236,21 @@ private:
     // The mean of the first rows: close to the mean of the call, whatever came before it. Cut to the precision of T,
     // so that deviations of 16-bit values and most of their sums are exact in float32.
     void set_shift(const Source& source, int rows, int64_t channel) {
-        Floats total[VECTORS] = {};
+        Floats total[VECTORS] = {}, finite[VECTORS] = {};
         for (int row = 0; row < rows; ++row) {
             each<GROUPS>([&](auto g) ACT_INLINE {
                 Floats x[PARTS];
                 Bits unused[BITS];
                 source.load(row, channel + g * GROUP, x, unused);
-                each<PARTS>([&](auto p) ACT_INLINE { total[g * PARTS + p] += x[p]; });
+                each<PARTS>([&](auto p) ACT_INLINE {
+                    const Ints wanted = ~infinite(x[p]);
+                    total[g * PARTS + p] += (Floats)((Ints)x[p] & wanted);
+                    finite[g * PARTS + p] += (Floats)(wanted & 0x3f800000);  // 1.0f
+                });
             });
         }
         each<VECTORS>([&](auto v) ACT_INLINE {
-            const Floats mean = total[v] / float(rows);
+            const Floats mean = total[v] / finite[v];
             store(shift + channel + v * LANES, (Ints)mean & ~infinite(mean) & Source::PRECISION);
         });
     }
