@@ -37,6 +37,8 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
         ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
     """
     require_output(path, force)
+    if path.is_dir() and not directory:
+        raise ActError(f"cannot write {path}: it is a folder; choose another output")
     try:
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
     except OSError as error:
@@ -48,7 +50,12 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
         yield temporary
         if path.is_dir() and not path.is_symlink():
             path.replace(scratch / "replaced")  # a rename cannot replace a folder that holds files
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if (scratch / "replaced").exists():
+                (scratch / "replaced").replace(path)
+            raise
     except (OSError, SafetensorError) as error:
         if _is_disk_full(error):
             raise ActError(f"the disk is full while writing {path}; nothing was changed, free some space") from error

@@ -46,6 +46,9 @@ class Lockstep:
         fused: bool = True,
         exclude: Iterable[str] = (),
     ) -> None:
+        for one, other in zip(donor.parameters(), target.parameters(), strict=False):
+            if one.dtype != other.dtype:
+                raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
         self._models = {"donor": donor, "target": target}
         self._moments = moments
         self._greenlets: dict[str, greenlet] = {}
