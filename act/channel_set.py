@@ -3,39 +3,80 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from act.channels import ChannelSpace
+from act.channels import ChannelSpace, ParameterSlice, Site
 from act.errors import ActError
 from act.files import load_tensors, save_tensors
 
-SCHEMA = "act-channels/1"
+SCHEMA = "act-channels/2"
+_INPUTS = "inputs."
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a transfer moves of one parameter: ``index`` (sorted, distinct, int64 ``[K]``) along ``slice.dim``."""
+
+    site: Site
+    slice: ParameterSlice
+    index: torch.Tensor
 
 
 class ChannelSet:
-    """A sorted selection of channels of one channel space.
+    """A sorted selection of channels of one channel space, and of the input columns that read them.
 
     Attributes:
         space: the channel space.
         index: sorted distinct flat indices, int64 ``[K]``.
         scores: the score of each, float64 ``[K]``.
         rule: how they were chosen, and the models they were chosen for, as plain data.
+        inputs: site name -> sorted distinct input columns of that linear, int64, in site order: what carries whole
+            neurons (columns of ``down``) and heads (columns of ``o``) on; empty for a set of single channels.
     """
 
-    def __init__(self, space: ChannelSpace, index: torch.Tensor, scores: torch.Tensor, rule: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        space: ChannelSpace,
+        index: torch.Tensor,
+        scores: torch.Tensor,
+        rule: dict[str, Any],
+        inputs: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         order = index.argsort()
         self.space = space
         self.index = index[order]
         self.scores = scores[order]
         self.rule = rule
+        columns = {name: columns.unique() for name, columns in (inputs or {}).items() if len(columns)}
+        self.inputs = {name: columns[name] for name in sorted(columns, key=lambda name: space.site(name).offset)}
         if len(index) and not (self.index[0] >= 0 and self.index[-1] < len(space) and (self.index.diff() > 0).all()):
             raise ActError(f"a channel set needs distinct indices in [0, {len(space)})")
+        crossing = [site.name for site, _ in space.split(self.index) if site.name in self.inputs]
+        if crossing:
+            raise ActError(
+                f"the set holds both channels (rows) and input columns of {crossing[0]}, which cross in one tensor; "
+                "choose either its channels, or the neurons or heads that it reads"
+            )
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def parts(self) -> Iterator[Part]:
+        """Every parameter that a transfer of the set touches, each named once: no value lies in two parts.
+
+        Channels give their rows (of weight and bias; columns of an embedding); :attr:`inputs` the columns of a weight.
+        """
+        for site, rows in self.space.split(self.index):
+            for slice in site.parameters:
+                yield Part(site, slice, rows)
+        for name, columns in self.inputs.items():
+            site = self.space.site(name)
+            yield Part(site, site.inputs, columns)
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """Channels chosen and channels there are, for every module kind, in model order."""
@@ -50,14 +91,16 @@ class ChannelSet:
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the set; raises ActError if ``path`` exists and ``force`` is False, or the disk is full."""
         header = {"space": self.space.to_json(), "rule": self.rule}
-        save_tensors(Path(path), {"index": self.index, "scores": self.scores}, SCHEMA, header, force=force)
+        columns = {_INPUTS + name: columns for name, columns in self.inputs.items()}
+        save_tensors(Path(path), {"index": self.index, "scores": self.scores, **columns}, SCHEMA, header, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> ChannelSet:
         """Read a set; raises ActError if the file is missing, damaged or of another schema version."""
         tensors, header = load_tensors(Path(path), SCHEMA)
         space = ChannelSpace.from_json(header["space"])
+        inputs = {name[len(_INPUTS) :]: columns for name, columns in tensors.items() if name.startswith(_INPUTS)}
         try:
-            return cls(space, tensors["index"], tensors["scores"], header["rule"])
+            return cls(space, tensors["index"], tensors["scores"], header["rule"], inputs)
         except KeyError as error:
             raise ActError(f"{path} lacks {error}; make it again") from error
