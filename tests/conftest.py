@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from emulated import REASON as NOT_EMULATED
+from emulated import emulate
 from interpreter import INTERPRETED, correct_interpreter
 from oracle import ISAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from act_kernels import native
+from act_kernels import backends, native
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -98,17 +100,26 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return train_tokenizer(["What is two plus three?", "The answer is five.", "a b c d e"])
 
 
-@pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, "reference"])
+EMULATED = pytest.param("cuda", marks=pytest.mark.skipif(NOT_EMULATED is not None, reason=str(NOT_EMULATED)))
+
+
+@pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, EMULATED, "reference"])
 def backend(request, monkeypatch):
-    """Runs each test on every instruction set of the native kernels, and on the reference, or on interpreted Triton."""
+    """Runs each test on every instruction set of the native kernels, on emulated CUDA, and on the reference.
+
+    In a process with TRITON_INTERPRET=1, on interpreted Triton alone.
+    """
     if request.param == "triton":
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "triton")
         correct_interpreter(monkeypatch)
-    elif request.param == "reference":
-        monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
+    elif request.param in ("cuda", "reference"):
+        monkeypatch.setenv("ACT_KERNELS_BACKEND", request.param)
+        if request.param == "cuda":
+            emulate(monkeypatch)
     else:
         monkeypatch.setenv("ACT_KERNELS_BACKEND", "native")
         native._native.use_instruction_set(request.param)
     yield request.param
+    backends._choose.cache_clear()
     if ISAS:
         native._native.use_instruction_set(ISAS[0])
