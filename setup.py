@@ -80,25 +80,11 @@ class BuildNative(build_ext):
 
     def build_extension(self, extension: Pybind11Extension) -> None:
         required = os.environ.get("ACT_REQUIRE_NATIVE") == "1"
+        self.force = True  # or a toolkit that was installed since, or an environment variable, would change nothing
         try:
-            for isa, flags in INSTRUCTION_SETS.items():
-                extension.extra_objects += self.compiler.compile(
-                    KERNELS,
-                    output_dir=os.path.join(self.build_temp, isa),
-                    macros=[("ACT_ISA", isa)],
-                    extra_postargs=[
-                        "-std=c++17",
-                        "-O3",
-                        "-fPIC",
-                        "-fno-math-errno",
-                        "-ffp-contract=off",
-                        "-Wno-psabi",
-                        "-Wno-maybe-uninitialized",
-                        *OPENMP,
-                        *flags,
-                    ],
-                    depends=HEADERS,
-                )
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for objects in pool.map(self.compile_for, INSTRUCTION_SETS):
+                    extension.extra_objects += objects
             self.add_cuda(extension, required)
             super().build_extension(extension)
         except Exception as error:  # whatever a missing or unsuitable compiler raises
@@ -106,6 +92,26 @@ class BuildNative(build_ext):
                 raise
             extension.optional = True  # or an editable install would look for the file
             print(f"warning: act_kernels is installed without its compiled kernels: {error}", file=sys.stderr)
+
+    def compile_for(self, isa: str) -> list[str]:
+        """Object files of all C++ kernels for one instruction set."""
+        return self.compiler.compile(
+            KERNELS,
+            output_dir=os.path.join(self.build_temp, isa),
+            macros=[("ACT_ISA", isa)],
+            extra_postargs=[
+                "-std=c++17",
+                "-O3",
+                "-fPIC",
+                "-fno-math-errno",
+                "-ffp-contract=off",
+                "-Wno-psabi",
+                "-Wno-maybe-uninitialized",
+                *OPENMP,
+                *INSTRUCTION_SETS[isa],
+            ],
+            depends=HEADERS,
+        )
 
     def add_cuda(self, extension: Pybind11Extension, required: bool) -> None:
         """Add the CUDA kernels where there is an nvcc, else the reason why they are missing."""
