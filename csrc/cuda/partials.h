@@ -19,9 +19,11 @@ namespace cuda {
 constexpr int SUMS = 7;         // rows of a partial
 constexpr int MIN_RUN = 128;    // shorter ones would write almost as much as they read
 constexpr int MAX_RUN = 1024;   // rows summed in float32
-constexpr int PROGRAMS = 512;   // fills the memory channels of an H200; fixed, so that all GPUs give the same bits
 constexpr int MERGE_LANES = 16; // runs that are merged side by side
 constexpr float TINY = 1e-10f;  // squares of smaller values could underflow float32
+
+// Fills the memory channels of an H200; the same for all GPUs, so that they give the same bits. Only tests change it.
+inline int64_t programs = 512;
 
 struct Plan {
     int64_t run, splits;  // rows of a run, and runs
@@ -29,7 +31,7 @@ struct Plan {
 
 // The longest runs that fill the GPU.
 inline Plan plan_runs(int64_t rows, int64_t channel_blocks) {
-    const int64_t wanted = ceil_div(PROGRAMS, channel_blocks);
+    const int64_t wanted = ceil_div(programs, channel_blocks);
     int64_t run = ceil_div(ceil_div(rows, wanted), 32) * 32;
     run = run < MIN_RUN ? MIN_RUN : run > MAX_RUN ? MAX_RUN : run;
     return {run, ceil_div(rows, run)};
