@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -61,8 +62,11 @@ def _jit_refusal() -> str | None:
     chosen = os.environ.get("CC")
     if chosen and shutil.which(chosen) is None:
         return f"triton needs a C compiler for its launchers, and CC={chosen} is not one that can be run"
-    if not any(shutil.which(compiler) for compiler in (chosen, "gcc", "clang", "cc") if compiler):
+    if not any(shutil.which(compiler) for compiler in (chosen, "gcc", "clang") if compiler):
         return "triton needs a C compiler for its launchers, and found none; install gcc, or set CC"
+    headers = sysconfig.get_path("include")
+    if not os.path.exists(os.path.join(headers, "Python.h")):
+        return f"triton compiles its launchers against Python.h, which is not in {headers}; install python3-dev"
     home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
     cache = os.environ.get("TRITON_CACHE_DIR") or os.path.join(home, ".triton", "cache")
     try:
