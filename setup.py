@@ -1,5 +1,5 @@
-"""Builds act_kernels._native: every C++ kernel once per instruction set, chosen at run time, so one wheel fits all CPUs,
-and, where nvcc is found, the CUDA kernels.
+"""Builds act_kernels._native: every C++ kernel once per instruction set, chosen at run time, so one wheel fits all
+CPUs, and, where nvcc is found, the CUDA kernels.
 
 ACT_CUDA=0 leaves CUDA out; ACT_CUDA_ARCHITECTURES="80;90" names compute capabilities (the last is also kept as PTX, for
 newer GPUs); ACT_REQUIRE_NATIVE=1 fails where the install would go on without a part that does not compile.

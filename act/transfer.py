@@ -85,7 +85,8 @@ def transfer(donor: nn.Module, target: nn.Module, channels: ChannelSet, strength
         before = gather_rows(old, index, memory)
         blend_rows(old, new, index, strength)
         after = gather_rows(old, index, memory)
-    return Patch([Change(*moved, *values) for moved, values in zip(moves, zip(before, after), strict=True)], strength)
+    parts = [part for part, _ in moves]
+    return Patch([Change(*change) for change in zip(parts, index, before, after, strict=True)], strength)
 
 
 def require_strength(strength: float) -> None:

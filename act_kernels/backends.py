@@ -1,7 +1,8 @@
 """Which backend runs an op, and why not another: nothing is chosen silently.
 
 A backend is a module with one function per op, of the signature in :mod:`act_kernels.reference`. The first usable one
-in :data:`BACKENDS` serves a device: C++, then PyTorch on a CPU; Triton, then CUDA, then PyTorch on a GPU. ``ACT_KERNELS_BACKEND=<name>`` forces one, and raises if it cannot run.
+in :data:`BACKENDS` serves a device: C++, then PyTorch on a CPU; Triton, then CUDA, then PyTorch on a GPU.
+``ACT_KERNELS_BACKEND=<name>`` forces one, and raises if it cannot run.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def _triton_refusal(device_type: str) -> str | None:
 
 @functools.cache
 def _jit_refusal() -> str | None:
-    """Why Triton could not compile a kernel when it is first launched: its stub needs a C compiler, its cache a folder."""
+    """Why Triton could not compile a kernel at its first launch: its stub needs a C compiler, its cache a folder."""
     if sys.platform == "win32":
         return "triton compiles its launchers as on Linux; on Windows the CUDA extension is used"
     chosen = os.environ.get("CC")
@@ -74,7 +75,9 @@ def _jit_refusal() -> str | None:
         with tempfile.TemporaryFile(dir=cache):
             pass
     except OSError as error:
-        return f"triton cannot write its cache {cache} ({error.strerror}); set TRITON_CACHE_DIR to a folder it can write"
+        return (
+            f"triton cannot write its cache {cache} ({error.strerror}); set TRITON_CACHE_DIR to a folder it can write"
+        )
     return None
 
 

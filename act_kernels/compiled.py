@@ -1,4 +1,4 @@
-"""Calls into a compiled extension by pointers, sizes and strides: what its CPU half and its CUDA half have in common."""
+"""Calls into the compiled extension by pointers, sizes and strides: what its CPU and its CUDA half have in common."""
 
 from __future__ import annotations
 

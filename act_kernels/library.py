@@ -108,9 +108,7 @@ def _(donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | None) -> No
 
 
 @blend_rows.register_fake
-def _(
-    targets: Sequence[Tensor], donors: Sequence[Tensor], rows: Sequence[Tensor], strength: Sequence[float]
-) -> None:
+def _(targets: Sequence[Tensor], donors: Sequence[Tensor], rows: Sequence[Tensor], strength: Sequence[float]) -> None:
     return None
 
 

@@ -27,7 +27,10 @@ def _load_error(error: ImportError) -> str:
     if needed in found:
         return f"the native extension {needed} does not load ({error}); from a checkout, run: {REBUILD}"
     built = f"was built for another Python ({', '.join(found)})" if found else "was not built"
-    return f"the native extension {built}; {python} needs {needed}: install a C++17 compiler and, from a checkout, run: {REBUILD}"
+    return (
+        f"the native extension {built}; {python} needs {needed}: "
+        f"install a C++17 compiler and, from a checkout, run: {REBUILD}"
+    )
 
 
 LOAD_ERROR: str | None = None
@@ -65,8 +68,10 @@ def blend_rows(blends: Sequence[Blend]) -> None:
             rows.data_ptr(),
             len(rows),
             target.shape[1],
-            *target.stride(),
-            *donor.stride(),
+            target.stride(0),
+            target.stride(1),
+            donor.stride(0),
+            donor.stride(1),
             blend.gathered,
             blend.strength,
             torch.get_num_threads(),

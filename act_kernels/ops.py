@@ -82,7 +82,8 @@ def blend_rows(
 
     Args:
         targets: matrices ``[R, W]``, float32, bfloat16 or float16, each on any device, any strides: pass a transposed
-            view to blend columns, one of a packed tensor to blend an expert's. On a GPU all of one dtype are one launch.
+            view to blend columns, one of a packed tensor to blend an expert's. On a GPU, all of one dtype are one
+            launch.
         donors: one of the same shape for each target. Where dtype or device differ, only the wanted rows travel,
             through pinned memory, and are rounded to the target's dtype.
         rows: int64 ``[K]`` for each target, distinct, each in ``[0, R)``; on the CPU, or else they are copied there.
@@ -107,9 +108,13 @@ def blend_rows(
         for name, matrix in ((f"targets[{i}]", target), (f"donors[{i}]", donor)):
             _check_matrix(name, matrix)
             if matrix.is_meta:
-                raise ValueError(f"{name} must hold values, got {_describe(matrix)}: load the weights of its model first")
+                raise ValueError(
+                    f"{name} must hold values, got {_describe(matrix)}: load the weights of its model first"
+                )
         if donor.shape != target.shape:
-            raise ValueError(f"donors[{i}] must be of the shape {list(target.shape)} of its target, got {_describe(donor)}")
+            raise ValueError(
+                f"donors[{i}] must be of the shape {list(target.shape)} of its target, got {_describe(donor)}"
+            )
         if chosen.dtype != torch.int64 or chosen.dim() != 1 or chosen.is_meta:
             raise TypeError(f"rows[{i}] must be int64 [K], got {_describe(chosen)}")
         if not math.isfinite(step):
@@ -128,8 +133,12 @@ def blend_rows(
             run(here)
         elsewhere = [blend for blend in blends if (blend.donor.device, blend.donor.dtype) != (device, dtype)]
         for batch in batches(elsewhere, GATHERED_AT_ONCE):
-            gathered = gather_rows([blend.donor for blend in batch], [blend.rows for blend in batch], [device] * len(batch))
-            run([replace(blend, donor=new.to(dtype), gathered=True) for blend, new in zip(batch, gathered, strict=True)])
+            gathered = gather_rows(
+                [blend.donor for blend in batch], [blend.rows for blend in batch], [device] * len(batch)
+            )
+            run(
+                [replace(blend, donor=new.to(dtype), gathered=True) for blend, new in zip(batch, gathered, strict=True)]
+            )
 
 
 def gated_mlp(

@@ -16,7 +16,7 @@ FIELDS = 11
 
 @dataclass(frozen=True)
 class Blend:
-    """``target[rows] += strength * (donor[rows] - target[rows])``; of a ``gathered`` donor, row k is that of rows[k]."""
+    """``target[rows] += strength * (donor[rows] - target[rows])``; row k of a ``gathered`` donor is for rows[k]."""
 
     target: torch.Tensor  # [R, W], any strides
     donor: torch.Tensor  # [R, W], or [K, W] if gathered; dtype and device of the target
@@ -89,7 +89,9 @@ def gather_rows(
     return result
 
 
-def _land(arriving: deque[tuple[int, torch.Tensor, torch.cuda.Event]], result: list[torch.Tensor], in_flight: int):
+def _land(
+    arriving: deque[tuple[int, torch.Tensor, torch.cuda.Event]], result: list[torch.Tensor], in_flight: int
+) -> None:
     """Move what has arrived out of pinned memory, of which there is little."""
     while len(arriving) > in_flight:
         place, staged, event = arriving.popleft()

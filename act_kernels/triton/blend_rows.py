@@ -40,7 +40,7 @@ def blend_rows_kernel(
     PACK values of a row are loaded together, for which every row must be aligned; with PACK 1, strides are any.
     """
     tile = tl.program_id(0)
-    index = -1  # the last blend that begins at this tile or before
+    index = tl.program_id(0) * 0 - 1  # the last blend that begins at this tile or before
     for begin in range(0, blends, BLOCK_E):
         e = begin + tl.arange(0, BLOCK_E)
         first_tiles = tl.load(table + e, e < blends, other=2**40)

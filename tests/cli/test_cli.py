@@ -176,7 +176,8 @@ def test_show_spans_prints_and_writes_nothing(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("backend", "reason"), [("tirton", "is not a backend; choose one of native, triton, cuda"), ("cuda", "cannot run on cpu: ")]
+    ("backend", "reason"),
+    [("tirton", "is not a backend; choose one of native, triton, cuda"), ("cuda", "cannot run on cpu: ")],
 )
 def test_a_backend_that_cannot_run_is_one_sentence(folder, backend, reason):
     command = ("run", "--model", folder / "target", "--corpus", folder / "ability.jsonl", "--output", folder / "no")

@@ -91,7 +91,7 @@ def test_a_forced_backend_that_cannot_run_is_refused_and_no_other_taken(gpu, mon
     with pytest.raises(BackendError, match="ACT_KERNELS_BACKEND=cuda cannot run on cuda: no driver"):
         choose("cuda")
     monkeypatch.setenv("ACT_KERNELS_BACKEND", "native")
-    with pytest.raises(BackendError, match="run on the CPU, not on cuda|extension"):
+    with pytest.raises(BackendError, match=r"run on the CPU, not on cuda|extension"):
         choose("cuda")
     monkeypatch.setenv("ACT_KERNELS_BACKEND", "metal")
     with pytest.raises(BackendError, match="metal is not a backend; choose one of native, triton, cuda, reference"):
@@ -152,7 +152,9 @@ def test_an_extension_without_cuda_kernels_says_why(monkeypatch):
     monkeypatch.setattr(cuda, "_cuda", None)
     if native.LOAD_ERROR is None:
         monkeypatch.setattr(native._native, "without_cuda", "nvcc was not found on the PATH")
-        assert "built without CUDA kernels: nvcc was not found on the PATH; install the CUDA toolkit" in cuda.refusal("cuda")
+        assert "built without CUDA kernels: nvcc was not found on the PATH; install the CUDA toolkit" in cuda.refusal(
+            "cuda"
+        )
     monkeypatch.setattr(native, "LOAD_ERROR", "the native extension was not built")
     assert cuda.refusal("cuda") == cuda.build()["missing"] == "the native extension was not built"
 

@@ -129,7 +129,10 @@ X, ROWS = torch.zeros(4, 6), torch.tensor([1])
 BAD = {
     "lists of other lengths": (lambda: ops.blend_rows([X], [X, X], [ROWS], 0.5), "targets 1, donors 2, rows 1"),
     "strengths of another length": (lambda: ops.blend_rows([X], [X], [ROWS], [0.5, 1]), "strength 2"),
-    "donor of another shape": (lambda: ops.blend_rows([X, X], [X, X[:3]], [ROWS] * 2, 0.5), r"donors\[1\] must be of the"),
+    "donor of another shape": (
+        lambda: ops.blend_rows([X, X], [X, X[:3]], [ROWS] * 2, 0.5),
+        r"donors\[1\] must be of the",
+    ),
     "no values": (lambda: ops.blend_rows([X.to("meta")], [X], [ROWS], 0.5), r"targets\[0\] must hold values, got"),
     "donor without values": (lambda: ops.blend_rows([X], [X.to("meta")], [ROWS], 0.5), r"donors\[0\] must hold values"),
     "an integer matrix": (lambda: ops.blend_rows([X.int()], [X.int()], [ROWS], 0.5), r"targets\[0\] must be float32"),

@@ -104,9 +104,15 @@ BAD = {
     "null input": (lambda m: m.column_moments(0, 0, 4, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "x is a null pointer"),
     "null moments": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 0, 4, 64, 10**6, 0, 0), "moments is a null"),
     "no rows": (lambda m: m.column_moments(0, 64, 0, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "x must have 1 to 2"),
-    "little workspace": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 27, 0, 0), "must hold 28 values, got 27"),
+    "little workspace": (
+        lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 27, 0, 0),
+        "must hold 28 values, got 27",
+    ),
     "no workspace": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 0, 28, 0, 0), "workspace is a null pointer"),
-    "negative device": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 28, -1, 0), "device must be an ordinal"),
+    "negative device": (
+        lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 28, -1, 0),
+        "device must be an ordinal",
+    ),
     "null target": (lambda m: m.pair_moments(0, 64, 0, 4, 4, 4, 4, 0, 64, 28, 4, 64, 10**6, 0, 0), "target is a null"),
     "no entries": (lambda m: m.blend_rows(0, 64, 0, 1, 0, 0), "needs entries and tiles, got 0 and 1"),
     "no table": (lambda m: m.blend_rows(0, 0, 1, 1, 0, 0), "table is a null pointer"),
@@ -116,13 +122,75 @@ BAD = {
     ),
     "odd rotation": (
         lambda m: m.rotary(
-            0, 64, 64, 0, 4, 8, 8, 0, 8, 8, 0, 64, 64, 0, 0, 0, 0, 0, 0, 4, 3, 64, 64, 4, 1, False, False, 0, 64, 10**6, 0, 0
+            0,
+            64,
+            64,
+            0,
+            4,
+            8,
+            8,
+            0,
+            8,
+            8,
+            0,
+            64,
+            64,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            4,
+            3,
+            64,
+            64,
+            4,
+            1,
+            False,
+            False,
+            0,
+            64,
+            10**6,
+            0,
+            0,
         ),
         "turned must be even",
     ),
     "tables of another length": (
         lambda m: m.rotary(
-            0, 64, 64, 0, 4, 8, 8, 0, 8, 8, 0, 64, 64, 0, 0, 0, 0, 0, 0, 4, 4, 64, 64, 3, 2, False, False, 0, 64, 10**6, 0, 0
+            0,
+            64,
+            64,
+            0,
+            4,
+            8,
+            8,
+            0,
+            8,
+            8,
+            0,
+            64,
+            64,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            4,
+            4,
+            64,
+            64,
+            3,
+            2,
+            False,
+            False,
+            0,
+            64,
+            10**6,
+            0,
+            0,
         ),
         "tables must be 1 or one for every",
     ),
@@ -151,18 +219,23 @@ def test_a_failing_launch_names_the_op(module):
 
 @pytest.fixture(scope="session")
 def registers():
-    """The module ``benchmarks/registers.py``; skips without nvcc."""
+    """The module ``benchmarks/registers.py``."""
     spec = importlib.util.spec_from_file_location("registers", REGISTERS)
     module = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(REGISTERS.parent))
         spec.loader.exec_module(module)
-    if module.nvcc() is None:
-        pytest.skip("nvcc was not found")
     return module
 
 
-def test_the_install_has_the_cuda_kernels(registers):
+@pytest.fixture
+def nvcc(registers):
+    """Skips where there is no nvcc."""
+    if registers.nvcc() is None:
+        pytest.skip("nvcc was not found")
+
+
+def test_the_install_has_the_cuda_kernels(nvcc):
     if native.LOAD_ERROR or os.environ.get("ACT_CUDA") == "0":
         pytest.skip("built without them")
     assert cuda.build()["missing"] is None
@@ -170,7 +243,7 @@ def test_the_install_has_the_cuda_kernels(registers):
 
 
 @pytest.mark.slow
-def test_every_kernel_compiles_and_stays_in_registers(registers):
+def test_every_kernel_compiles_and_stays_in_registers(registers, nvcc):
     rows = registers.measure()
     kernels = {(row["kernel"], row["dtype"]) for row in rows}
     names = {"column_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add", "norm", "merge_partials"}
@@ -181,19 +254,14 @@ def test_every_kernel_compiles_and_stays_in_registers(registers):
         assert row["spilled_bytes"] == 0 and 0 < row["registers"] <= 168, row
 
 
-def test_a_spill_is_seen():
+def test_a_spill_is_seen(registers):
     report = (
         "ptxas info    : Compiling entry function '_ZN3act4cuda44_GLOBAL__N__9ebddf97_11_partials_cu_ce1ff5de21merge_partials"
         "_kernelINS0_8bfloat16EEEvNS0_5PartsEPKhllll' for 'sm_90'\nptxas info    : Function properties for _ZN3act\n"
         "    32 bytes stack frame, 44 bytes spill stores, 60 bytes spill loads\n"
         "ptxas info    : Used 64 registers, used 1 barriers, 32 bytes cumulative stack size, 29184 bytes smem\n"
     )
-    spec = importlib.util.spec_from_file_location("registers", REGISTERS)
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(REGISTERS.parent))
-        spec.loader.exec_module(module)
-    assert module.parse(report) == [
+    assert registers.parse(report) == [
         {
             "kernel": "merge_partials_kernel",
             "dtype": "bfloat16",

@@ -206,8 +206,14 @@ def test_every_float16_and_bfloat16_value_survives_the_round_trip():
         (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(8)[:, ::2]), "stride 1 along channels"),
         (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(4), torch.ones(3)), r"mask must be bool \[3\]"),
         (lambda: ops.pair_moments(torch.zeros(3, 4), torch.zeros(3, 5), empty_moments(4, 3)), "target must be like"),
-        (lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([3])], 0.5), r"lie in \[0, 3\)"),
-        (lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([1.0])], 0.5), r"rows\[0\] must be int64"),
+        (
+            lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([3])], 0.5),
+            r"lie in \[0, 3\)",
+        ),
+        (
+            lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([1.0])], 0.5),
+            r"rows\[0\] must be int64",
+        ),
         (lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([1])], float("nan")), "finite"),
     ],
 )
