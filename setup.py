@@ -47,7 +47,9 @@ class Nvcc:
     def _output(self, *arguments: str) -> str:
         run = subprocess.run([self.path, *arguments], capture_output=True, text=True)
         if run.returncode:
-            raise RuntimeError(f"{self.path} failed:\n{(run.stderr or run.stdout)[-2000:]}")
+            lines = (run.stderr or run.stdout).strip().splitlines()
+            told = [line for line in lines if re.search("error|fatal", line, re.IGNORECASE)] or lines[-1:]
+            raise RuntimeError("\n".join([f"{self.path} failed: {''.join(told[:1])}", *lines[-30:]]))
         return run.stdout + run.stderr
 
     def compile(self, sources: list[str], folder: str) -> list[str]:
