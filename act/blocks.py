@@ -79,7 +79,10 @@ class Attention:
 
 @dataclass(frozen=True)
 class Mlp:
-    """One MLP, by site names; a unit is a neuron. ``gate == up``: halves of one projection; ``gate is None``: no gate."""
+    """One MLP, by site names; a unit is a neuron.
+
+    ``gate == up``: halves of one projection; ``gate is None``: no gate.
+    """
 
     gate: str | None
     up: str
@@ -160,7 +163,8 @@ def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dic
         layout = "groups"
     if groups < 1 or (heads + 2 * groups) * head_dim != widths[sites["qkv"]] or heads % groups:
         return None
-    return Attention(*[sites["qkv"]] * 3, sites["o"], heads, groups, head_dim, layout, *turn)
+    fused = sites["qkv"]
+    return Attention(fused, fused, fused, sites["o"], heads, groups, head_dim, layout, *turn)
 
 
 def _mlp(model: nn.Module, sites: dict[str, str], widths: dict[str, int]) -> Mlp | None:

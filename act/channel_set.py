@@ -12,7 +12,7 @@ import torch
 
 from act.channels import ChannelSpace, ParameterSlice, Site
 from act.errors import ActError
-from act.files import load_tensors, save_tensors
+from act.files import load_tensors, save_tensors, understood
 
 SCHEMA = "act-channels/2"
 _INPUTS = "inputs."
@@ -98,9 +98,7 @@ class ChannelSet:
     def load(cls, path: str | Path) -> ChannelSet:
         """Read a set; raises ActError if the file is missing, damaged or of another schema version."""
         tensors, header = load_tensors(Path(path), SCHEMA)
-        space = ChannelSpace.from_json(header["space"])
         inputs = {name[len(_INPUTS) :]: columns for name, columns in tensors.items() if name.startswith(_INPUTS)}
-        try:
+        with understood(Path(path)):
+            space = ChannelSpace.from_json(header["space"])
             return cls(space, tensors["index"], tensors["scores"], header["rule"], inputs)
-        except KeyError as error:
-            raise ActError(f"{path} lacks {error}; make it again") from error

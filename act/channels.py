@@ -56,7 +56,7 @@ class Site:
 
     Attributes:
         name: module path, such as ``model.layers.0.self_attn.q_proj``.
-        kind: ``q k v o qkv gate up gate_up down router norm embed head``, or the module's own name where none of these fits.
+        kind: ``q k v o qkv gate up gate_up down router norm embed head``, or the module's own name where none fits.
         layer: index of the decoder layer, None outside the stack.
         offset: flat index of its first channel.
         width: number of channels.
