@@ -135,7 +135,7 @@ def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:
 def _inputs(model: nn.Module, site: str) -> int:
     """Input width of a linear."""
     module = model.get_submodule(site)
-    return int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[union-attr,index]
+    return int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[index]
 
 
 def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dict[str, int]) -> Attention | None:
