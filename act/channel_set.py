@@ -47,16 +47,18 @@ class ChannelSet:
         rule: dict[str, Any],
         inputs: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        order = index.argsort()
+        if len(index) and not (index.diff() > 0).all():
+            order = index.argsort()
+            index, scores = index[order], scores[order]
         self.space = space
-        self.index = index[order]
-        self.scores = scores[order]
+        self.index = index
+        self.scores = scores
         self.rule = rule
         columns = {name: columns.unique() for name, columns in (inputs or {}).items() if len(columns)}
         self.inputs = {name: columns[name] for name in sorted(columns, key=lambda name: space.site(name).offset)}
         if len(index) and not (self.index[0] >= 0 and self.index[-1] < len(space) and (self.index.diff() > 0).all()):
             raise ActError(f"a channel set needs distinct indices in [0, {len(space)})")
-        crossing = [site.name for site, _ in space.split(self.index) if site.name in self.inputs]
+        crossing = [name for name in self.inputs if self._holds(space.site(name))]
         if crossing:
             raise ActError(
                 f"the set holds both channels (rows) and input columns of {crossing[0]}, which cross in one tensor; "
@@ -65,6 +67,11 @@ class ChannelSet:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def _holds(self, site: Site) -> bool:
+        """Whether some channel of a site is chosen."""
+        first, last = torch.searchsorted(self.index, torch.tensor([site.offset, site.offset + site.width])).tolist()
+        return last > first
 
     def parts(self) -> Iterator[Part]:
         """Every parameter that a transfer of the set touches, each named once: no value lies in two parts.

@@ -130,7 +130,7 @@ def _activation_score(score: str, ability: Ability, normalize: Normalize) -> tor
 def _contrast(values: torch.Tensor, kept: Iterable[torch.Tensor]) -> torch.Tensor:
     most = None
     for other in kept:
-        if bool(((values == other) | (values.isnan() & other.isnan())).all()):
+        if torch.equal(values.view(torch.int64), other.view(torch.int64)):  # bits: NaN equals NaN
             raise ActError("a keep profile gives every channel the score of the ability; give profiles of another text")
         most = other if most is None else torch.maximum(most, other, out=most)
     return values if most is None else values.sub_(most)
@@ -218,14 +218,16 @@ def _leave_out(values: torch.Tensor, ability: Ability, allowed: list[Site]) -> d
     for side in _sides(ability):
         for one in (side.donor, side.target) if isinstance(side, PairProfile) else (side,):
             counted &= (one.count > 0).cpu()
-    unmeasured: dict[str, int] = {}
+    space, unmeasured = _sides(ability)[0].space, dict[str, int]()
+    if not counted.all():
+        for site in allowed:
+            if missing := site.width - int(counted[site.channels].sum()):
+                unmeasured[site.kind] = unmeasured.get(site.kind, 0) + missing
+        values.masked_fill_(~counted, torch.nan)
     names = {site.name for site in allowed}
-    for site in _sides(ability)[0].space:
+    for site in space:
         if site.name not in names:
-            counted[site.channels] = False
-        elif missing := site.width - int(counted[site.channels].sum()):
-            unmeasured[site.kind] = unmeasured.get(site.kind, 0) + missing
-    values.masked_fill_(~counted, torch.nan)
+            values[site.channels] = torch.nan
     return unmeasured
 
 
@@ -242,8 +244,13 @@ def _choose(
         sizes = None
         if any(segment.size > 1 for segment in members):
             sizes = torch.cat([torch.full((len(segment),), segment.size) for segment in members])
-        chosen = amount.of(scores, sizes, "units" if sizes is not None else "channels").sort().values
-        ranked += int((~scores.isnan() if sizes is None else sizes[~scores.isnan()]).sum())
+        chosen = amount.of(scores, sizes, "units" if sizes is not None else "channels")
+        ranked += (
+            len(scores) - int(scores.isnan().count_nonzero()) if sizes is None else int(sizes[~scores.isnan()].sum())
+        )
+        if whole:
+            index.append(chosen)
+            break
         stops = torch.searchsorted(chosen, ends).tolist()
         start = 0
         for segment, stop, end in zip(members, stops, ends.tolist(), strict=True):
@@ -252,7 +259,7 @@ def _choose(
                 index.append(segment.channels_of(taken))
                 inputs.update({site: columns[taken].flatten() for site, columns in segment.inputs.items()})
             start = stop
-    if not index:
+    if not sum(map(len, index)):
         raise ActError("no channel has a score to rank by; measure the modules that are to be ranked")
     return torch.cat(index), inputs, ranked
 

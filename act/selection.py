@@ -30,7 +30,7 @@ class Amount:
     mass: float | None = None
 
     def of(self, scores: torch.Tensor, sizes: torch.Tensor | None, what: str) -> torch.Tensor:
-        """Indices of the units to take, the best first; ties go to the lower index; NaN is never taken.
+        """Sorted indices of the units to take; of equal scores the lower index first, NaN never.
 
         Args:
             scores: float64 ``[U]``.
@@ -40,7 +40,7 @@ class Amount:
         Raises:
             ActError: fewer units have a score than ``count``.
         """
-        scored = len(scores) - int(scores.isnan().sum())
+        scored = len(scores) - int(scores.isnan().count_nonzero())
         if self.count is not None:
             if self.count > scored:
                 raise ActError(
@@ -53,30 +53,30 @@ class Amount:
         if self.top is not None and sizes is None:
             return best(scores, max(1, round(self.top * scored)))
         order = best(scores, scored)
+        order = order[scores[order].argsort(descending=True, stable=True)]
         size = torch.ones_like(order) if sizes is None else sizes[order]
         if self.top is not None:
             budget = self.top * int(size.sum())
-            return order[: max(1, int((size.cumsum(0) <= budget + 0.5).sum()))]
+            return order[: max(1, int((size.cumsum(0) <= budget + 0.5).sum()))].sort().values
         gain = (scores[order].clamp(min=0) * size).cumsum(0)
         assert self.mass is not None
-        return order[: int((gain < self.mass * gain[-1]).sum()) + 1] if gain[-1] > 0 else order[:0]
+        return order[: int((gain < self.mass * gain[-1]).sum()) + 1 if gain[-1] > 0 else 0].sort().values
 
 
 def best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the ``count`` highest scores, sorted: highest first, ties by index. NaN ranks below everything.
+    """Sorted indices of the ``count`` highest scores; of equal ones the lower index first, NaN below everything.
 
-    A partition finds the lowest score taken, so that only what is taken is ever sorted.
+    A partition finds the lowest score taken, so nothing is sorted.
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
-    negated = -scores.numpy()
+    negated = (-scores).numpy()
     negated.partition(count - 1)  # numpy puts NaN last
     threshold = -float(negated[count - 1])
     del negated
     index = (scores > threshold).nonzero().flatten()
     ties = (scores == threshold).nonzero().flatten()[: count - len(index)]
-    index = torch.cat([index, ties]).sort().values
-    return index[scores[index].argsort(descending=True, stable=True)]
+    return torch.cat([index, ties]).sort().values
 
 
 def pools(segments: Sequence[Segment], scope: Scope) -> Iterator[list[int]]:
