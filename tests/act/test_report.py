@@ -11,7 +11,7 @@ from conftest import tiny_model
 from act.channel_set import ChannelSet
 from act.channels import ChannelSpace
 from act.errors import ActError
-from act.picture import draw_channel_map, share_by_layer
+from act.report.pictures import draw_channel_map, share_by_layer
 
 
 @pytest.fixture
