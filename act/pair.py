@@ -18,6 +18,7 @@ from torch import nn
 from act.channels import ChannelSpace, Site
 from act.errors import ActError
 from act.moments import Moments
+from act.placement import input_device
 from act.taps import Reader, Taps
 from act_kernels import pair_moments
 
@@ -50,6 +51,7 @@ class Lockstep:
             if one.dtype != other.dtype:
                 raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
         self._models = {"donor": donor, "target": target}
+        self._devices = {side: input_device(model) for side, model in self._models.items()}
         self._moments = moments
         self._greenlets: dict[str, greenlet] = {}
         self._waiting: tuple[str, Site, torch.Tensor] | None = None
@@ -80,7 +82,8 @@ class Lockstep:
         self._waiting = None
         parent = greenlet.getcurrent()
         for side, taps in self._taps.items():
-            self._greenlets[side] = greenlet(partial(taps.forward, inputs, count_mask), parent)
+            there = {name: tensor.to(self._devices[side]) for name, tensor in inputs.items()}
+            self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask), parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
             # Whoever finishes returns here; the other may have the rest of its forward to do.
