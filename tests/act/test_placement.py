@@ -45,10 +45,10 @@ def paths_of(profile):
 
 
 def test_an_arena_on_each_device_is_gathered(monkeypatch):
-    model = tiny_model("qwen2")
+    donor, model = tiny_model("qwen2", seed=1), tiny_model("qwen2")
     whole = act.profile(model, random_batches())
     monkeypatch.setattr(sys.modules["act.profile"], "run_devices", split_by_layer)
-    for run in (lambda: act.profile(model, random_batches()), lambda: act.profile_pair(model, model, random_batches())):
+    for run in (lambda: act.profile(model, random_batches()), lambda: act.profile_pair(donor, model, random_batches())):
         profile = run()
         assert profile.moments.arena is profile.moments.arena  # one arena again, not a copy
         assert torch.equal(profile.count, whole.count)
@@ -126,11 +126,11 @@ def test_weights_that_are_not_in_memory_are_refused():
     donor, target = tiny_model("llama", seed=1), tiny_model("llama")
     channels = act.rank(act.profile_pair(donor, target, random_batches()), score="paired", top=0.05)
     offloaded(target)
-    with pytest.raises(act.ActError, match="of the target is not in memory .* load the model without offloading"):
+    with pytest.raises(act.ActError, match=r"of the target is not in memory .* load the model without offloading"):
         act.transfer(donor, target, channels)
     with pytest.raises(act.ActError, match="not in memory"):
         act.localize.weight_diff(donor, target)
     with torch.device("meta"):
         empty = tiny_model("llama")
-    with pytest.raises(act.ActError, match="has no values .* load the model with its weights"):
+    with pytest.raises(act.ActError, match=r"has no values .* load the model with its weights"):
         fingerprint(empty)
