@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from greenlet import GreenletExit, greenlet
 from torch import nn
 
 from act.channels import ChannelSpace, Site
@@ -21,6 +22,9 @@ from act.moments import Moments
 from act.placement import input_device
 from act.taps import Reader, Taps
 from act_kernels import pair_moments
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
 
 
 def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
@@ -47,6 +51,8 @@ class Lockstep:
         fused: bool = True,
         exclude: Iterable[str] = (),
     ) -> None:
+        if importlib.util.find_spec("greenlet") is None:
+            raise ActError("pair runs need greenlet, which is not installed; pip install greenlet")
         for one, other in zip(donor.parameters(), target.parameters(), strict=False):
             if one.dtype != other.dtype:
                 raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
@@ -79,8 +85,10 @@ class Lockstep:
         Raises:
             ActError: the models do not reach the same sites in the same order.
         """
+        from greenlet import GreenletExit, getcurrent, greenlet
+
         self._waiting = None
-        parent = greenlet.getcurrent()
+        parent = getcurrent()
         for side, taps in self._taps.items():
             there = {name: tensor.to(self._devices[side]) for name, tensor in inputs.items()}
             self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask), parent)

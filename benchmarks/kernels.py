@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from measure import interleaved, machine, median, spread, write_json
 
@@ -174,15 +173,6 @@ def measure(op: str, dtype: str, rows: int, channels: int, threads: int, seconds
         "ratio_to_stock": round(middle["op"] / middle["stock"], 3),
         "ratio_to_plain": round(middle["op"] / middle["plain"], 3),
     }
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("op", [*CASES, *FUSED_CASES])
-def test_kernel(benchmark: Any, op: str, dtype: str) -> None:
-    """T = 2048, C = 2048, with statistics."""
-    x, other = (torch.randn(2048, 2048).to(DTYPES[dtype]) for _ in range(2))
-    benchmark.group = f"{op} {dtype}"
-    benchmark(CASES[op](x, other)[0] if op in CASES else FUSED_CASES[op](x, other).measured)
 
 
 def main() -> None:
