@@ -95,12 +95,12 @@ class Batch:
             if middle is None:
                 return None
             pieces = starts.index(middle) + 1
-            cut = [(..., slice(None, middle)), (..., slice(middle, None))]
+            cuts: Any = [(..., slice(None, middle)), (..., slice(middle, None))]
         else:
             if len(self.count_mask) < 2:
                 return None
             pieces = len(self.count_mask) // 2
-            cut = [(slice(None, pieces), ...), (slice(pieces, None), ...)]
+            cuts = [slice(None, pieces), slice(pieces, None)]
         first, second = (
             replace(
                 self,
@@ -109,7 +109,7 @@ class Batch:
                 documents=documents,
                 records=0,
             )
-            for part, documents in zip(cut, (self.documents[:pieces], self.documents[pieces:]), strict=True)
+            for part, documents in zip(cuts, (self.documents[:pieces], self.documents[pieces:]), strict=True)
         )
         return first, second
 

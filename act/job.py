@@ -162,7 +162,8 @@ class Job:
     def _tapped(self) -> Iterator[Any]:
         moments = Moments(self.space, pair=self.pair, device=self.device)
         options = {"fused": self.settings["fused"], "exclude": self.settings["exclude"]}
-        with (lockstep if self.pair else taps)(*self.models.values(), moments, **options) as tapped:
+        watch: Any = lockstep if self.pair else taps
+        with watch(*self.models.values(), moments, **options) as tapped:
             yield tapped
 
     def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:

@@ -10,12 +10,11 @@ import contextlib
 import glob
 import gzip
 import hashlib
-import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from act.errors import ActError
 
@@ -87,7 +86,8 @@ class Files:
         self.name = name
         if not self._paths:
             raise ActError(f"no such corpus: {name}; {EXPECTED}")
-        digest, self.size = hashlib.sha256(), 0
+        digest = hashlib.sha256()
+        self.size: int | None = 0
         for path in self._paths:
             if _kind(path) is None:
                 raise ActError(f"cannot read {path}: {EXPECTED}")
@@ -260,10 +260,31 @@ def _opened(path: Path) -> Iterator[Iterable[bytes]]:
                 import zstandard
             except ImportError as error:
                 raise ActError(f"{path} needs zstandard: pip install zstandard") from error
-            with zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True) as stream:
-                yield io.BufferedReader(stream, 1 << 20)
+            yield _lines_of(_unpacked(file, zstandard.ZstdDecompressor))
         else:
             yield file
+
+
+def _unpacked(file: BinaryIO, decompressor: Any) -> Iterator[bytes]:
+    """The content of a zstd file, block by block; its stream readers would take a cut-off file for a whole one."""
+    frame = None
+    while block := file.read(1 << 20):
+        while block:
+            frame = frame or decompressor().decompressobj()
+            yield frame.decompress(block)
+            block = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends inside a compressed frame")
+
+
+def _lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
 
 
 def _hash_and_size(path: Path) -> tuple[bytes, int | None]:

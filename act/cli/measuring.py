@@ -112,11 +112,9 @@ class Measuring:
         for given in self.corpora:
             named = None if Path(given).exists() else _NAMED.fullmatch(given)
             name, place = (named["name"], named["place"]) if named else ("", given)
-            if name in places:
-                raise ActError(f"two corpora are called {name!r}; give each a name of its own: --corpus NAME=PLACE")
+            if name in places or (places and "" in (name, *places)):
+                raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
             places[name] = place
-        if "" in places and len(places) > 1:
-            raise ActError("several corpora need names, for a profile each: --corpus NAME=PLACE --corpus NAME=PLACE")
         return {name: Corpus.from_file(place, tokenizer, **self.reading) for name, place in places.items()}
 
 
