@@ -8,6 +8,7 @@ import typer
 
 from act.cli import demo, env, pair, plan, rank, run, transfer
 from act.errors import ActError, Interrupted
+from act_kernels.backends import BackendError
 
 app = typer.Typer(
     name="act-profile",
@@ -22,10 +23,10 @@ for command in (run, pair, rank, transfer, plan, demo, env):
 
 
 def main() -> None:
-    """Run the command line; an :class:`ActError` becomes a sentence on stderr and exit code 2 (130 if interrupted)."""
+    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2 (130: interrupted)."""
     try:
         app()
-    except ActError as error:
+    except (ActError, BackendError) as error:
         interrupted = isinstance(error, Interrupted)
         print(f"{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
         sys.exit(130 if interrupted else 2)
