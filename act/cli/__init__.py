@@ -23,7 +23,7 @@ for command in (run, pair, rank, transfer, plan, demo, env):
 
 
 def main() -> None:
-    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2 (130: interrupted)."""
+    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2, or 130."""
     try:
         app()
     except (ActError, BackendError) as error:
