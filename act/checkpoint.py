@@ -66,7 +66,7 @@ class Checkpoint:
                 run.begin(ability)
                 run.seen[ability] = Seen(**seen)
                 with torch.inference_mode(False):
-                    run.moments[ability].arena.copy_(tensors[f"moments.{ability}"])
+                    run.moments[ability].fill(tensors[f"moments.{ability}"])
             run.position = self._safe = stream.start = Position(*header["position"])
             run.seconds, run.waited, run.max_tokens = header["seconds"], header["waited"], header["max_tokens"]
             stream.stopped |= set(header["stopped"])
