@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from act.channels import ChannelSpace
+from act.placement import input_device
 
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """Attention that skips the blocks between packed pieces; others would compute and mask them."""
@@ -42,7 +43,7 @@ def packs(model: nn.Module, only_if_faster: bool) -> str | None:
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if only_if_faster and attention not in PACKING_ATTENTION:
         return f"{attention} attention computes what lies between packed pieces"
-    place = next(model.parameters()).device
+    place = input_device(model)
     ids = torch.arange(1, 13, device=place)[None] % (vocabulary(model) or 1)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(place)
     try:
