@@ -7,7 +7,7 @@ import sys
 import typer
 
 from act.cli import demo, env, pair, plan, rank, run, transfer
-from act.errors import ActError
+from act.errors import ActError, Interrupted
 from act_kernels.backends import BackendError
 
 app = typer.Typer(
@@ -23,9 +23,10 @@ for command in (run, pair, rank, transfer, plan, demo, env):
 
 
 def main() -> None:
-    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2."""
+    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2, or 130."""
     try:
         app()
     except (ActError, BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        interrupted = isinstance(error, Interrupted)
+        print(f"{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
+        sys.exit(130 if interrupted else 2)
