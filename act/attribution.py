@@ -79,7 +79,9 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
         for parameter in frozen:
             parameter.requires_grad_(False)
     if not records:
-        raise ActError(f"{corpus.name}: no counted token has one before it, so no loss can be taken; give longer records")
+        raise ActError(
+            f"{corpus.name}: no counted token has another before it that could predict it; give longer records"
+        )
     return Attribution(total / tokens, (squares / records).sqrt())
 
 
@@ -94,9 +96,7 @@ def fall_per_cost(forgotten: Attribution, keep: Attribution) -> torch.Tensor:
     return -forgotten.mean / cost.clamp_min(floor)
 
 
-def _by_channel(
-    space: ChannelSpace, parts: dict[str, tuple[torch.Tensor | None, torch.Tensor]]
-) -> torch.Tensor:
+def _by_channel(space: ChannelSpace, parts: dict[str, tuple[torch.Tensor | None, torch.Tensor]]) -> torch.Tensor:
     """The inner product of gradient and step over the parameter rows of every channel, float64 ``[N]``."""
     change = torch.zeros(len(space), dtype=torch.float64)
     for site in space:

@@ -32,7 +32,7 @@ from act.channels import ChannelSpace
 from act.corpus import Corpus
 from act.lab import regimes
 from act.lab.evaluate import Exam
-from act.lab.frontier import KEPT, Point, area, best_keeping, frontier, relative
+from act.lab.frontier import Point, area, best_keeping, frontier, relative
 from act.lab.language import examples
 from act.lab.mixing import Weights, dare, graft, interpolated, put, task_arithmetic, ties, weights
 from act.lab.models import tiny_llama
@@ -142,7 +142,7 @@ class Lab:
         return normalized(score, self.space, "std")
 
     def shuffled(self, score: torch.Tensor) -> torch.Tensor:
-        """The scores of each module dealt to its rows at random: how many of which module stays, which rows does not."""
+        """The scores of each module dealt to its rows at random: how many of each stays, which ones does not."""
         generator = torch.Generator().manual_seed(self.seed)
         dealt = score.clone()
         for site in self.space:
@@ -150,7 +150,7 @@ class Lab:
         return dealt
 
     def by_unit(self, score: torch.Tensor) -> torch.Tensor:
-        """The mean over neurons (gate and up row) and heads (their q, k and v rows), given to each of their channels."""
+        """The mean over each neuron (gate, up row) and head (q, k, v rows), given to each of their channels."""
         heads = self.model.config.num_attention_heads
         pooled = score.clone()
         for layer in {site.layer for site in self.space} - {None}:
@@ -281,7 +281,7 @@ def tuned(lab: Lab, starts: dict[str, list[Hashable]]) -> dict[str, Any]:
 
 
 def merge(lab: Lab) -> dict[str, Any]:
-    """The worst ability of a merge of three siblings, its settings chosen by the worst ability on validation records."""
+    """The worst ability of a merge of three siblings, with settings chosen by it on validation records."""
     settings, space = lab.settings, lab.space
     models = {language: lab.regime.sibling(language) for language in SIBLINGS}
     base = weights(lab.regime.base())
@@ -373,7 +373,9 @@ def analyse(lab: Lab) -> dict[str, Any]:
             "overlap, new English": _jaccard(lab, score, new[name]),
             "overlap, weight difference": _jaccard(lab, score, weight_diff(donor, target, lab.space)),
             "sufficiency": {
-                str(top): list(lab.point(graft(ours["target"], [ours["donor"]], [lab.top(score, top)], lab.space), "test"))
+                str(top): list(
+                    lab.point(graft(ours["target"], [ours["donor"]], [lab.top(score, top)], lab.space), "test")
+                )
                 for top in (0.01, 0.05, 0.1, 0.3)
             },
         }
@@ -492,7 +494,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps models and results (default: a temporary folder)")
+    parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps models and results (default: temporary)")
     parser.add_argument("--quick", action="store_true", help="the shipped models and few settings: does it run?")
     options = parser.parse_args()
     settings = QUICK if options.quick else SETTINGS
@@ -503,7 +505,9 @@ def main() -> None:
     result = collect(by_seed, settings)
     print(table(result))
     command = "python benchmarks/ability.py --json OUT --seeds " + " ".join(map(str, options.seeds))
-    write_json(options.json, {**result, "command": command + (" --quick" if options.quick else ""), "machine": machine()})
+    write_json(
+        options.json, {**result, "command": command + (" --quick" if options.quick else ""), "machine": machine()}
+    )
 
 
 if __name__ == "__main__":

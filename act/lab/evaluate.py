@@ -29,7 +29,7 @@ class Exam:
         for encoded in encode(tokenizer, records):
             by_length[len(encoded.ids)].append(encoded)
         self._records = len(records)
-        self._batches = []
+        self._batches: list[tuple[torch.Tensor, torch.Tensor]] = []
         for group in by_length.values():
             ids = torch.tensor([encoded.ids for encoded in group])
             in_prompt = torch.arange(1, ids.shape[1]) < torch.tensor([encoded.answer for encoded in group])[:, None]

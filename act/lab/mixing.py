@@ -27,7 +27,9 @@ def put(mixed: Weights, model: nn.Module) -> None:
         parameter.copy_(mixed[name])
 
 
-def graft(target: Weights, donors: Sequence[Weights], strengths: Sequence[torch.Tensor], space: ChannelSpace) -> Weights:
+def graft(
+    target: Weights, donors: Sequence[Weights], strengths: Sequence[torch.Tensor], space: ChannelSpace
+) -> Weights:
     """Move every channel of ``target`` towards the donors that want it, by the mean of what they want.
 
     ``strengths`` are float ``[N]``, one a donor: 0 leaves a channel out, 1 copies the donor's rows. With one donor and
@@ -50,7 +52,9 @@ def graft(target: Weights, donors: Sequence[Weights], strengths: Sequence[torch.
 def interpolated(target: Weights, donors: Sequence[Weights], strength: float) -> Weights:
     """The whole of ``target`` moved towards the mean of the donors. With the base as the only donor this is task
     arithmetic, ``base + (1 - strength) (target - base)``."""
-    return {name: old.lerp(torch.stack([donor[name] for donor in donors]).mean(0), strength) for name, old in target.items()}
+    return {
+        name: old.lerp(torch.stack([donor[name] for donor in donors]).mean(0), strength) for name, old in target.items()
+    }
 
 
 def task_arithmetic(base: Weights, specialists: Sequence[Weights], scale: float) -> Weights:
