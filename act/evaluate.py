@@ -15,7 +15,7 @@ from act.answers import is_number, letter, number, options
 from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus, Encoded
 from act.errors import ActError
 from act.fingerprint import fingerprint
-from act.significance import Difference, mcnemar, mean_and_error, ratio_and_error, sign_flip
+from act.significance import Difference, finite, mcnemar, mean_and_error, ratio_and_error, sign_flip
 
 Metric = Literal["auto", "exact", "number", "choice", "nll"]
 """What makes an answer right: the same text, the same final number, the likeliest letter; ``nll`` judges none."""
@@ -65,7 +65,7 @@ class Evaluation:
     def summary(self) -> dict[str, Any]:
         """Means with their standard errors, as plain data; match figures are None for ``nll``."""
         per_token, per_record = ratio_and_error(self.nll, self.tokens), mean_and_error(self.nll)
-        match = mean_and_error(self.right.double()) if self.right is not None else (None, None)
+        match = (None, None) if self.right is None else mean_and_error(self.right.double())
         return {
             "model": self.model,
             "model_fingerprint": self.model_fingerprint,
@@ -74,11 +74,11 @@ class Evaluation:
             "records": len(self.nll),
             "tokens": int(self.tokens.sum()),
             "nll_per_token": per_token[0],
-            "nll_per_token_se": per_token[1],
+            "nll_per_token_se": finite(per_token[1]),
             "nll_per_record": per_record[0],
-            "nll_per_record_se": per_record[1],
+            "nll_per_record_se": finite(per_record[1]),
             "match": match[0],
-            "match_se": match[1],
+            "match_se": finite(match[1]),
             "cut": self.cut,
         }
 
@@ -97,6 +97,22 @@ class Comparison:
     match: Difference | None
     gained: int = 0
     lost: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data; the figures of what could not be compared are None."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "corpus": self.corpus,
+            "nll_per_token_difference": self.nll and self.nll.difference,
+            "nll_per_token_difference_se": finite(self.nll.standard_error if self.nll else None),
+            "nll_p": self.nll and self.nll.p,
+            "match_difference": self.match and self.match.difference,
+            "match_difference_se": finite(self.match.standard_error if self.match else None),
+            "match_p": self.match and self.match.p,
+            "gained": self.gained,
+            "lost": self.lost,
+        }
 
 
 def evaluate(
@@ -130,7 +146,7 @@ def evaluate(
     report = progress or (lambda what, done, total: None)
     exercises = [_Exercise.of(corpus.tokenizer, record) for record in records]
     chosen = _fitting(exercises) if metric == "auto" else metric
-    choices = [_choice(corpus, exercise, number) for number, exercise in enumerate(exercises)] if chosen == "choice" else []
+    choices = [_choice(corpus, *numbered) for numbered in enumerate(exercises)] if chosen == "choice" else []
     if chosen in ("exact", "number"):
         _require_answers(corpus, exercises, chosen)
     with _evaluating(model):
@@ -214,11 +230,11 @@ def generate(
             lengths = torch.tensor([len(prompts[at]) for at in batch])[:, None]
             mask = (torch.arange(width) >= width - lengths).long()
             # The model's own settings would fill what these leave unset, so they step aside.
-            model.generation_config = GenerationConfig(
+            model.generation_config = GenerationConfig(  # type: ignore[assignment]
                 max_new_tokens=room, do_sample=False, eos_token_id=sorted(stop) or None, pad_token_id=pad_id
             )
-            written = model.generate(ids.to(device), attention_mask=mask.to(device))[:, width:].tolist()
-            for at, tokens in zip(batch, written, strict=True):
+            written = model.generate(ids.to(device), attention_mask=mask.to(device))  # type: ignore[operator]
+            for at, tokens in zip(batch, written[:, width:].tolist(), strict=True):
                 end = next((i for i, token in enumerate(tokens) if token in stop), None)
                 yield at, tokens[:end], end is not None
     finally:
@@ -260,7 +276,7 @@ def _require_answers(corpus: Corpus, exercises: list[_Exercise], metric: str) ->
             raise ActError(f"{corpus.name}, record {place}: no number in the answer {exercise.answer!r:.60}")
 
 
-def _choice(corpus: Corpus, exercise: _Exercise, place: int) -> tuple[int, list[int]]:
+def _choice(corpus: Corpus, place: int, exercise: _Exercise) -> tuple[int, list[int]]:
     """Where the letter of the answer is in the record, and the tokens that would be there for each option."""
     if not exercise.is_choice:
         raise ActError(
@@ -318,8 +334,9 @@ def _answers(
 
 
 def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
-    own = model.generation_config.eos_token_id
-    return {token for token in (tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])) if token is not None}
+    own = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    own = own if isinstance(own, list) else [own]
+    return {token for token in (tokenizer.eos_token_id, *own) if token is not None}
 
 
 @dataclass(frozen=True)
@@ -332,11 +349,11 @@ class _Piece:
 
 
 def _pieces(records: Sequence[Encoded], max_length: int) -> Iterator[_Piece]:
-    for number, record in enumerate(records):
+    for place, record in enumerate(records):
         start, first = 0, max(1, record.start)
         while first < record.end:
             end = min(start + max_length, record.end)
-            yield _Piece(number, record.input_ids[start:end], first - start)
+            yield _Piece(place, record.input_ids[start:end], first - start)
             start, first = end - 1, end  # the last token of a piece predicts the first of the next
 
 
@@ -349,7 +366,7 @@ def _score(
     token_budget: int,
     report: Progress,
 ) -> tuple[Likelihoods, list[int]]:
-    """Likelihoods, and for each of ``choices`` (position and candidate tokens) the number of the likeliest candidate."""
+    """Likelihoods, and for each of ``choices`` (position, candidate tokens) the number of the likeliest candidate."""
     nll = torch.zeros(len(records), dtype=torch.float64)
     tokens, wrong = (torch.zeros(len(records), dtype=torch.int64) for _ in range(2))
     picked = [0] * len(choices)

@@ -66,3 +66,8 @@ def ratio_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, fl
         return ratio, math.nan
     spread = (sums - ratio * counts).square().sum() * records / (records - 1)
     return ratio, (spread.sqrt() / counts.sum()).item()
+
+
+def finite(value: float | None) -> float | None:
+    """``value``, or None where there is none: JSON has no NaN."""
+    return None if value is None or math.isnan(value) else value

@@ -96,6 +96,19 @@ def progress_bar(corpus: Corpus) -> Iterator[Any]:
         yield show
 
 
+@contextlib.contextmanager
+def counter(what: str) -> Iterator[Any]:
+    """A progress callback ``(doing, done, total)`` that draws a bar on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what)
+
+        def show(doing: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{what}: {doing}", completed=done, total=total)
+
+        yield show
+
+
 def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
     """Say what a run measured and where it is, with everything odd about it."""
     measured = profile.source["corpora"][-1]
