@@ -13,6 +13,7 @@ from act.evaluate import Comparison, Evaluation, compare, evaluate
 from act.localize import rank
 from act.profile import PairProfile, Profile, load, profile, profile_pair
 from act.transfer import Patch, transfer
+from act.tune import Tuned, TuneSettings, tune
 
 __all__ = [
     "ActError",
@@ -25,6 +26,8 @@ __all__ = [
     "Patch",
     "Profile",
     "Site",
+    "TuneSettings",
+    "Tuned",
     "compare",
     "evaluate",
     "load",
@@ -32,4 +35,5 @@ __all__ = [
     "profile_pair",
     "rank",
     "transfer",
+    "tune",
 ]

@@ -340,7 +340,7 @@ def _end_tokens(model: nn.Module, tokenizer: Any) -> set[int]:
 
 
 @dataclass(frozen=True)
-class _Piece:
+class Piece:
     """A part of a record that fits the model; tokens ``[first, end)`` are predicted."""
 
     record: int
@@ -348,12 +348,13 @@ class _Piece:
     first: int
 
 
-def _pieces(records: Sequence[Encoded], max_length: int) -> Iterator[_Piece]:
+def pieces(records: Sequence[Encoded], max_length: int) -> Iterator[Piece]:
+    """Every record in parts of at most ``max_length`` tokens, each predicted token in one of them."""
     for place, record in enumerate(records):
         start, first = 0, max(1, record.start)
         while first < record.end:
             end = min(start + max_length, record.end)
-            yield _Piece(place, record.input_ids[start:end], first - start)
+            yield Piece(place, record.input_ids[start:end], first - start)
             start, first = end - 1, end  # the last token of a piece predicts the first of the next
 
 
@@ -370,32 +371,32 @@ def _score(
     nll = torch.zeros(len(records), dtype=torch.float64)
     tokens, wrong = (torch.zeros(len(records), dtype=torch.int64) for _ in range(2))
     picked = [0] * len(choices)
-    pieces = list(_pieces(records, max_length))
+    parts = list(pieces(records, max_length))
     done = 0
-    for batch in _by_length([len(piece.ids) for piece in pieces], token_budget):
-        rows = [pieces[at] for at in batch]
+    for batch in _by_length([len(piece.ids) for piece in parts], token_budget):
+        rows = [parts[at] for at in batch]
         logits, start = _logits(model, rows)
         owners = torch.tensor([piece.record for piece in rows for _ in piece.ids[piece.first :]])
         targets = torch.tensor([token for piece in rows for token in piece.ids[piece.first :]])
         at_row = torch.tensor([row for row, piece in enumerate(rows) for _ in piece.ids[piece.first :]])
         at_column = torch.tensor([i - 1 - start for piece in rows for i in range(piece.first, len(piece.ids))])
-        for part in torch.arange(len(targets)).split(LOGITS_AT_ONCE):
-            found = logits[at_row[part], at_column[part]].float()
-            wanted = targets[part].to(found.device)
+        for chunk in torch.arange(len(targets)).split(LOGITS_AT_ONCE):
+            found = logits[at_row[chunk], at_column[chunk]].float()
+            wanted = targets[chunk].to(found.device)
             loss = nn.functional.cross_entropy(found, wanted, reduction="none")
-            nll.index_add_(0, owners[part], loss.double().cpu())
-            wrong.index_add_(0, owners[part], (found.argmax(-1) != wanted).long().cpu())
-            tokens.index_add_(0, owners[part], torch.ones_like(part))
+            nll.index_add_(0, owners[chunk], loss.double().cpu())
+            wrong.index_add_(0, owners[chunk], (found.argmax(-1) != wanted).long().cpu())
+            tokens.index_add_(0, owners[chunk], torch.ones_like(chunk))
         if choices:
             for row, piece in enumerate(rows):
                 position, candidates = choices[piece.record]
                 picked[piece.record] = int(logits[row, position - 1 - start, candidates].argmax())
         done += len(rows)
-        report("scoring", done, len(pieces))
+        report("scoring", done, len(parts))
     return Likelihoods(nll, tokens, wrong == 0), picked
 
 
-def _logits(model: nn.Module, rows: list[_Piece]) -> tuple[torch.Tensor, int]:
+def _logits(model: nn.Module, rows: list[Piece]) -> tuple[torch.Tensor, int]:
     """Logits ``[rows, length - start, vocabulary]`` of right-padded pieces from position ``start`` on."""
     width = max(len(piece.ids) for piece in rows)
     start = min(piece.first for piece in rows) - 1

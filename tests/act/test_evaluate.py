@@ -43,7 +43,7 @@ def lab_corpus(tokenizer, language: str = "English", count: int = 96) -> act.Cor
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 def test_likelihoods_equal_one_plain_forward_a_record(family, tokenizer):
     model = tiny_model(family)
-    corpus = act.Corpus.from_records(CHOICE + [{"text": "The answer is five."}], tokenizer)
+    corpus = act.Corpus.from_records([*CHOICE, {"text": "The answer is five."}], tokenizer)
     records = list(corpus.encoded())
     found = likelihoods(model, records, token_budget=60)
     for number, record in enumerate(records):
@@ -200,7 +200,7 @@ def test_tasks_of_the_harness(base, target, tmp_path):
         "doc_to_choice: [null, eins, zwei, drei, vier, fünf, sechs, sieben, acht, neun]\ndoc_to_target: '{{completion}}'\n"
         "metric_list: [{metric: acc}]\n".replace("[null,", "['null',")
     )
-    with pytest.raises(act.ActError, match="no task called 'german_mix'.*german_max"):
+    with pytest.raises(act.ActError, match=r"no task called .german_mix.*german_max"):
         require_tasks(["german_mix"], tmp_path)
     before, after = (
         run_tasks(model, tokenizer, ["german_max"], folder=tmp_path, fewshot=0) for model, tokenizer in (base, target)
