@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from act.cli import demo, env, evaluate, pair, plan, rank, run, transfer, tune
+from act.cli import demo, env, evaluate, pair, plan, rank, recipe, run, transfer, tune
 from act.errors import ActError
 
 app = typer.Typer(
@@ -17,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, pair, rank, transfer, tune, evaluate, plan, demo, env):
+for command in (run, pair, rank, transfer, tune, evaluate, recipe, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 
 
