@@ -54,12 +54,14 @@ def sign_flip(differences: torch.Tensor, seed: int = 0) -> Difference:
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
     """Mean and its standard error (sample standard deviation / sqrt(R)); NaN for fewer than two values."""
+    values = values.double()
     error = values.std(correction=1).item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return values.mean().item(), error
 
 
 def ratio_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
     """``sum(sums) / sum(counts)`` over records and its standard error: tokens of one record are not independent."""
+    sums, counts = sums.double(), counts.double()
     ratio = (sums.sum() / counts.sum()).item()
     records = len(sums)
     if records < 2:

@@ -62,7 +62,7 @@ def test_numbers_of_real_answers(name, shared_data):
     assert not wrong
 
 
-@pytest.mark.parametrize("name", ["science_en", "science_ar", "science_zh", "science_fr"])
+@pytest.mark.parametrize("name", ["science_de", "science_ar", "science_zh", "science_fr"])
 def test_letters_of_real_choices(name, shared_data):
     for line in (shared_data / f"{name}.jsonl").open(encoding="utf-8"):
         record = json.loads(line)

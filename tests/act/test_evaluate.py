@@ -135,7 +135,8 @@ def test_number_ignores_how_the_answer_is_worded(monkeypatch, tokenizer):
         tokenizer,
     )
     monkeypatch.setattr(
-        "act.evaluate.generate",
+        sys.modules["act.evaluate"],
+        "generate",
         lambda model, prompts, **_: ((at, tokenizer("it is 5.0")["input_ids"], True) for at in range(len(prompts))),
     )
     result = act.evaluate(model, corpus)
@@ -197,7 +198,7 @@ def test_tasks_of_the_harness(base, target, tmp_path):
         + str(tmp_path / "german.jsonl")
         + "}}\n"
         "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{prompt}}'\n"
-        "doc_to_choice: [null, eins, zwei, drei, vier, fünf, sechs, sieben, acht, neun]\ndoc_to_target: '{{completion}}'\n"
+        "doc_to_choice: [null, eins, zwei, drei, vier, fünf, sechs, sieben, acht, neun, one, two, three, four, five, six, seven, eight, nine]\ndoc_to_target: '{{completion}}'\n"
         "metric_list: [{metric: acc}]\n".replace("[null,", "['null',")
     )
     with pytest.raises(act.ActError, match=r"no task called .german_mix.*german_max"):
