@@ -87,7 +87,13 @@ def test_rows_change_alone_and_adam_holds_them_alone(tokenizer, channels, monkey
         for part in site.parameters:
             allowed[part.name].index_fill_(part.dim, rows, True)
     count = sum(int(mask.sum()) for mask in allowed.values())
-    assert tuned.trained_values == sizes["parameters"] == sizes["state"] == count < sum(p.numel() for p in model.parameters())
+    assert (
+        tuned.trained_values
+        == sizes["parameters"]
+        == sizes["state"]
+        == count
+        < sum(p.numel() for p in model.parameters())
+    )
     changed = 0
     for name, value in model.named_parameters():
         assert torch.equal(value[~allowed[name]], before[name][~allowed[name]]), name
@@ -145,7 +151,9 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monk
     resumed = act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
     assert resumed.resumed_from == 2 and len(calls) == 4 + 4
     assert same(weights(whole.model), weights(resumed.model))
-    again = act.tune(tiny_model("llama-tied-bias", 2), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
+    again = act.tune(
+        tiny_model("llama-tied-bias", 2), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints"
+    )
     assert again.resumed_from == 0
 
 
@@ -175,7 +183,7 @@ def test_quantised_and_narrow_weights_are_refused(tokenizer):
     model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(
         torch.zeros(48, 32, dtype=torch.int8), requires_grad=False
     )
-    with pytest.raises(act.ActError, match="up_proj.weight is quantised"):
+    with pytest.raises(act.ActError, match=r"up_proj\.weight is quantised"):
         act.tune(model, corpus(tokenizer), settings())
     with pytest.raises(act.ActError, match="float16, too narrow"):
         act.tune(tiny_model("llama", dtype=torch.float16), corpus(tokenizer), settings())
