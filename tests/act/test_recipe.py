@@ -116,12 +116,12 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("find", "replace", "message"),
     [
-        ("count: predict", "coumt: predict", r"line 9: no key 'coumt' here; did you mean 'count'\?"),
-        ("    weight: 1.0", "    wieght: 1.0", r"line 7: no key 'wieght' here; did you mean 'weight'\?"),
-        ("    weight: 1.0", "    weight: -1", "line 7: strength is -1"),
-        ("top_p: 5%", "top_p: 700%", "line 8: top is 700%"),
-        ("  steps: 2", "  steps: many", "line 13: tune.steps is 'many'"),
-        ("  steps: 2", "  steps: 0", "line 10: steps is 0"),
+        ("count: predict", "coumt: predict", r"line 10: no key 'coumt' here; did you mean 'count'\?"),
+        ("    weight: 1.0", "    wieght: 1.0", r"line 8: no key 'wieght' here; did you mean 'weight'\?"),
+        ("    weight: 1.0", "    weight: -1", "line 8: strength is -1"),
+        ("top_p: 5%", "top_p: 700%", "line 9: top is 700%"),
+        ("  steps: 2", "  steps: many", "line 14: tune.steps is 'many'"),
+        ("  steps: 2", "  steps: 0", "line 11: steps is 0"),
         ("merge_method: act", "merge_method: ties", "line 1: merge_method is 'ties'"),
         ("count: predict", "output", "is not YAML"),
     ],
