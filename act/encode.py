@@ -47,6 +47,22 @@ class Encoded:
             return ~self.answer
         return np.append(self.answer[1:], False) if count == "predict" else self.answer
 
+    @cached_property
+    def answers(self) -> list[tuple[int, int]]:
+        """The half-open range of every answer: the last is *the* answer, those before it are earlier turns."""
+        edges = np.flatnonzero(np.diff(self.answer, prepend=False, append=False)).tolist()
+        return list(zip(edges[::2], edges[1::2], strict=True))
+
+    @property
+    def start(self) -> int:
+        """The first token of the answer."""
+        return self.answers[-1][0]
+
+    @property
+    def end(self) -> int:
+        """Where the answer ends."""
+        return self.answers[-1][1]
+
 
 class Encoder:
     """Encodes records, many at a time; can be sent to another process.

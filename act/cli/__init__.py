@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from act.cli import demo, env, pair, plan, rank, run, transfer
+from act.cli import demo, env, evaluate, pair, plan, rank, recipe, run, transfer, tune
 from act.errors import ActError, Interrupted
 from act_kernels.backends import BackendError
 
@@ -18,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, pair, rank, transfer, plan, demo, env):
+for command in (run, pair, rank, transfer, tune, evaluate, recipe, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 
 

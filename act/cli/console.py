@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from act.channel_set import ChannelSet
@@ -27,6 +29,12 @@ CorpusNames = Annotated[
         "--corpus",
         help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id; repeat it as "
         "NAME=PLACE for several abilities in one pass, each with a profile of its own in the folder --output.",
+    ),
+]
+CorpusPlace = Annotated[
+    str,
+    typer.Option(
+        "--corpus", help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id."
     ),
 ]
 Count = Annotated[str, typer.Option(help="Which tokens count: answer, predict (those before them), prompt or all.")]
@@ -93,6 +101,19 @@ def print_spans(corpora: Mapping[str, Corpus], limit: int) -> None:
             for text, counted in runs:
                 console.print(text, style="bold green" if counted else "dim", end="", markup=False)
             console.print()
+
+
+@contextlib.contextmanager
+def counter(what: str) -> Iterator[Any]:
+    """A progress callback ``(doing, done, total)`` that draws a bar on stderr, if that is a terminal."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what)
+
+        def show(doing: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{what}: {doing}", completed=done, total=total)
+
+        yield show
 
 
 def report_profile(profile: Profile, output: Path, as_json: bool) -> None:

@@ -108,7 +108,7 @@ def test_an_exam_is_exact_match_and_a_tune_leaves_its_model_alone(models):
     _, target, tokenizer = models
     records = examples("English", NEW_SKILLS, 40, split="test")
     before = weights(target)
-    score = Exam(tokenizer, records, batch_size=7)(target)
+    score = Exam(tokenizer, records, token_budget=96)(target)
     assert score == exact_match(target, tokenizer, records) > 0.8
     tuned = tune(target, tokenizer, examples("German", ("copy",), 8), steps=3, rate=1e-3, seed=0)
     assert_same(weights(target), before, rtol=0, atol=0)
