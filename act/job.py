@@ -100,6 +100,7 @@ class Job:
             "fused": fused,
             "packing": bool(self.corpora) and self._packing(packing),
             "look_ahead": look_ahead,
+            **{name: value for observer in self.observers for name, value in observer.settings().items()},
         }
 
     @property
@@ -220,6 +221,7 @@ class Job:
                 "skipped": [skipped._asdict() for skipped in stream.skipped if skipped.ability == key]
                 if stream
                 else [],
+                **{name: value for observer in self.observers for name, value in observer.provenance(ability).items()},
             }
             results.append((ability, moments, {**source, "corpora": [described]}))
         return results
