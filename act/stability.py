@@ -218,7 +218,9 @@ def _lost(means: torch.Tensor, errors: torch.Tensor, inside: torch.Tensor, place
     weights = torch.randn(DRAWS, len(errors), generator=generator, dtype=torch.float64)
     # Wilson and Hilferty again, for chi2 over its degrees of freedom: those need not be whole.
     part = 2 / (9 * _freedom(errors))
-    scale = (1 - part + math.sqrt(part) * torch.randn(DRAWS, 1, generator=generator, dtype=torch.float64)).clamp_min(0.1)
+    scale = (1 - part + math.sqrt(part) * torch.randn(DRAWS, 1, generator=generator, dtype=torch.float64)).clamp_min(
+        0.1
+    )
     weights = (weights / scale**1.5).to(errors)
     lost = torch.empty(DRAWS, dtype=torch.float64)
     for draw in range(DRAWS):
@@ -331,7 +333,8 @@ class UntilStable(Observer):
 
     def _look(self, run: Run, ability: str, read: float) -> None:
         seen, groups = run.seen[ability], self._groups[ability]
-        number, due, first_read = self._schedule.get(ability, [0.0, 0.0, read])
+        number, due, first_read = self._schedule.get(ability, [0.0, 0.0, 0.0])
+        first_read = first_read if number else read
         if seen.records < due:
             return
         number += 1
@@ -368,7 +371,8 @@ class UntilStable(Observer):
             f"{ability}.{name}": x
             for ability, groups in self._groups.items()
             for name, x in (
-                groups.state() | {"schedule": torch.tensor(self._schedule.get(ability, [0.0, 0.0, 0.0]), dtype=torch.float64)}
+                groups.state()
+                | {"schedule": torch.tensor(self._schedule.get(ability, [0.0, 0.0, 0.0]), dtype=torch.float64)}
             ).items()
         }
 

@@ -31,7 +31,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "real"))
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def demo(ability: tuple[str, tuple[str, ...]], count: int) -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
+def demo(
+    ability: tuple[str, tuple[str, ...]], count: int
+) -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
     """Donor, target, tokenizer, records and options of a demo corpus."""
     (donor, tokenizer), (target, _) = (load(CHECKPOINTS / name) for name in ("base", "target"))
     drawn: dict[str, str] = {}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from act.cli import demo, env, pair, plan, rank, run, transfer
+from act.cli import combine, demo, env, pair, plan, rank, run, transfer
 from act.errors import ActError, Interrupted
 
 app = typer.Typer(
@@ -17,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, pair, rank, transfer, plan, demo, env):
+for command in (run, pair, combine, rank, transfer, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 
 
@@ -27,5 +28,7 @@ def main() -> None:
         app()
     except ActError as error:
         interrupted = isinstance(error, Interrupted)
-        print(f"{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+        who = f"rank {rank}: " if rank != "0" else ""
+        print(f"{who}{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
         sys.exit(130 if interrupted else 2)
