@@ -35,9 +35,10 @@ class Ranks:
         """Whether this is the process that writes and prints."""
         return self.rank == 0
 
-    def shard(self, shard: Shard) -> Shard:
-        """This rank's part of a shard of the corpus."""
-        return shard[0] + shard[1] * self.rank, shard[1] * self.size
+    @property
+    def windows(self) -> Shard:
+        """The windows of the corpus that this rank reads: the same windows, so the same batches, as one process's."""
+        return self.rank, self.size
 
     def agreed(self, value: T) -> T:
         """The first rank's value, on every rank."""

@@ -188,13 +188,14 @@ class Job:
             self.corpora,
             token_budget=self.settings["token_budget"],
             packing=self.settings["packing"],
-            shard=self._ranks.shard(self._shard) if self._ranks else self._shard,
+            shard=self._shard,
+            windows=self._ranks.windows if self._ranks else (0, 1),
             workers=self._workers,
             skip_bad_records=self._skip_bad_records,
             look_ahead=self.settings["look_ahead"],
         )
         if checkpoint:
-            checkpoint.open(run, stream, {**self.identity(), "shard": list(stream.shard)})
+            checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
         run.stopped = stream.stopped  # one set, so that the stream reads no more of what the run no longer takes
         return stream
 

@@ -44,6 +44,12 @@ TokenBudget = Annotated[str, typer.Option(help="Tokens a batch, or auto: what a 
 Packing = Annotated[str, typer.Option(help="Texts in one row, unpadded: on, off, or auto (flash attention).")]
 Workers = Annotated[int, typer.Option(help="Processes that tokenise; 0: a thread of this one.")]
 SkipBadRecords = Annotated[int, typer.Option(help="How many bad records to leave out, and list, before giving up.")]
+LookAhead = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 until stable."
+    ),
+]
 ShardOption = Annotated[str, typer.Option("--shard", help="i/n: every n-th record from the i-th on; see combine.")]
 UntilStable = Annotated[
     bool, typer.Option(help="Stop when the top channels are certain; the records must be in random order.")
@@ -152,7 +158,7 @@ def _explain(profile: Profile, result: dict[str, Any], as_json: bool) -> None:
         stable = measured["stable"]
         print(
             f"stopped at {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
-            f"{stable['top']:.2%} by {stable['score']} is that of the whole corpus (confidence {stable['confidence']:.0%})"
+            f"{stable['top']:.2%} by {stable['score']} is the whole corpus's (confidence {stable['confidence']:.0%})"
         )
     elif "stable" in measured and not measured["stable"]:
         warn("the corpus ended before its top channels were certain; more text would still change them")

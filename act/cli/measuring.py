@@ -74,7 +74,7 @@ class Measuring:
         models = {side: load_model(name, **loading) for side, name in self.models.items()}
         with Log(self.log if leads else None), Progress(self.as_json) as progress:
             until = UntilStable(self.stable) if self.stable else None
-            feeding = {**self.feeding, **({"look_ahead": LOOK_AHEAD} if until else {})}
+            feeding = {**({"look_ahead": LOOK_AHEAD} if until else {}), **self.feeding}
             observers = [*([until] if until else []), *([progress] if leads else [])]
             progress.stability_of = until
             job = Job(models, corpora.get("", corpora), observers=observers, ranks=ranks, **feeding)
@@ -112,8 +112,8 @@ class Measuring:
         ]
         if others and not self.force:
             raise ActError(
-                f"{', '.join(sorted(others)[:3])}: a run over another number of ranks is unfinished; start as many to go on, "
-                "or delete these files to start anew"
+                f"{', '.join(sorted(others)[:3])}: a run over another number of ranks is unfinished; start as many "
+                "to go on, or delete these files to start anew"
             )
         return self.output.with_name(f"{name}-{ranks.rank}{ending}" if ranks else name)
 
