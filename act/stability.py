@@ -137,7 +137,7 @@ class GroupedSums:
         return self._total / self._count.repeat_interleave(self._widths)
 
     def errors(self, index: torch.Tensor) -> torch.Tensor:
-        """``sqrt(G / (G - 1)) e_g / sum n`` of some channels, float32 ``[G, len(index)]``: squares sum to a variance."""
+        """``sqrt(G / (G - 1)) e_g / sum n`` of some channels, float32 ``[G, K]``: squares sum to a variance."""
         site = torch.arange(len(self._widths), device=index.device).repeat_interleave(self._widths)[index]
         count = self._count[site]
         mean = (self._total[index] / count).nan_to_num()
