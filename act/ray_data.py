@@ -60,13 +60,13 @@ def profile_dataset(
     if actors < 1 or records_a_block < 1:
         raise ActError(f"{actors} actors and {records_a_block} records a block; expected at least 1 of each")
     DataContext.get_current().execution_options.preserve_order = True  # so that equal datasets give equal bits
-    made = dict(
-        models=dict(models),
-        tokenizer=tokenizer,
-        corpus=dict(corpus or {}),
-        loading=dict(loading or {}),
-        options=options,
-    )
+    made = {
+        "models": dict(models),
+        "tokenizer": tokenizer,
+        "corpus": dict(corpus or {}),
+        "loading": dict(loading or {}),
+        "options": options,
+    }
     blocks = dataset.map_batches(
         _Counted,
         fn_constructor_kwargs=made,

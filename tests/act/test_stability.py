@@ -72,7 +72,9 @@ def test_groups_keep_sums_and_memory():
     assert GROUPS <= groups.groups < 2 * GROUPS + 1 and groups.sums.shape == (2 * GROUPS, 5)
     last = groups.groups * 8  # 200 chunks in groups of 8
     torch.testing.assert_close(groups.sums.sum(0).double(), totals[last - 1], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(groups.means(), totals[last - 1] / counts[last - 1].repeat_interleave(torch.tensor([3, 2])))
+    torch.testing.assert_close(
+        groups.means(), totals[last - 1] / counts[last - 1].repeat_interleave(torch.tensor([3, 2]))
+    )
     torch.testing.assert_close(groups.errors(torch.arange(5)).sum(0), torch.zeros(5), rtol=0, atol=1e-5)
     other = GroupedSums(torch.tensor([3, 2]))
     other.restore(groups.state())
