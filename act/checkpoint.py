@@ -17,7 +17,7 @@ import torch
 from act.batching import Batch, Position
 from act.corpus import Skipped, Stream
 from act.errors import ActError, Interrupted
-from act.files import load_tensors, save_tensors
+from act.files import load_tensors, save_tensors, understood
 from act.run import Observer, Run, Seen
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Checkpoint:
         if not self.path.exists():
             return
         tensors, header = load_tensors(self.path, SCHEMA)
-        different = first_difference(header["identity"], identity)
+        different = first_difference(header.get("identity"), identity)
         if different:
             if self._restart:
                 return
@@ -61,15 +61,16 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of another run ({different}); finish that run with its own command, or "
                 "delete the file to start anew"
             )
-        for ability, seen in header["seen"].items():
-            run.begin(ability)
-            run.seen[ability] = Seen(**seen)
-            with torch.inference_mode(False):
-                run.moments[ability].arena.copy_(tensors[f"moments.{ability}"])
-        run.position = self._safe = stream.start = Position(*header["position"])
-        run.seconds, run.waited, run.max_tokens = header["seconds"], header["waited"], header["max_tokens"]
-        stream.stopped |= set(header["stopped"])
-        stream.skipped[:] = [Skipped(*skipped) for skipped in header["skipped"]]
+        with understood(self.path):
+            for ability, seen in header["seen"].items():
+                run.begin(ability)
+                run.seen[ability] = Seen(**seen)
+                with torch.inference_mode(False):
+                    run.moments[ability].fill(tensors[f"moments.{ability}"])
+            run.position = self._safe = stream.start = Position(*header["position"])
+            run.seconds, run.waited, run.max_tokens = header["seconds"], header["waited"], header["max_tokens"]
+            stream.stopped |= set(header["stopped"])
+            stream.skipped[:] = [Skipped(*skipped) for skipped in header["skipped"]]
         for number, observer in enumerate(run.observers):
             prefix = f"observers.{number}."
             observer.restore({name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)})

@@ -22,6 +22,7 @@ from act.fingerprint import fingerprint
 from act.limits import learned_positions, packs, token_budget_for, vocabulary
 from act.moments import Moments
 from act.pair import common_space, lockstep
+from act.placement import input_device, run_devices
 from act.records import Shard
 from act.run import Observer, Run
 from act.taps import taps
@@ -82,7 +83,8 @@ class Job:
         self.models = dict(models)
         self.pair = len(self.models) == 2
         self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)
-        self.device = next(self._model.parameters()).device
+        self.device = input_device(list(self.models.values())[-1])
+        self._places = run_devices(self._model, (site.name for site in self.space))
         self.observers = list(observers)
         self.named = isinstance(corpora, Mapping)
         self.corpora: dict[str, Corpus] = {}
@@ -153,6 +155,7 @@ class Job:
                 self.space,
                 pair=self.pair,
                 device=self.device,
+                places=self._places,
                 vocabulary=vocabulary(self._model),
                 observers=self.observers,
             )
@@ -175,7 +178,7 @@ class Job:
 
     @contextlib.contextmanager
     def _tapped(self) -> Iterator[Any]:
-        moments = Moments(self.space, pair=self.pair, device=self.device)
+        moments = Moments(self.space, pair=self.pair, device=self._places)
         options = {"fused": self.settings["fused"], "exclude": self.settings["exclude"]}
         watch: Any = lockstep if self.pair else taps
         with watch(*self.models.values(), moments, **options) as tapped:
@@ -221,6 +224,7 @@ class Job:
         results = []
         for ability, moments in run.moments.items():
             seen = run.seen[ability]
+            moments.gather()
             key = ability if ability in self.corpora else next(iter(self.corpora), "")  # else rows were labelled
             corpus = self.corpora.get(key)
             described = {

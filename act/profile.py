@@ -11,7 +11,7 @@ from torch import nn
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
 from act.errors import ActError
-from act.files import load_tensors, save_tensors
+from act.files import load_tensors, save_tensors, understood
 from act.job import Corpora, Job
 from act.moments import Moments
 from act_kernels import PAIR, STATISTICS
@@ -165,15 +165,12 @@ def require_same_models(first: Profile, second: Profile) -> None:
 def load(path: str | Path) -> Profile:
     """Read a profile or pair profile; raises ActError if it is missing, damaged or of another schema version."""
     tensors, header = load_tensors(Path(path), SCHEMA)
-    space = ChannelSpace.from_json(header["space"])
-    moments = Moments(space, pair=header["pair"])
-    sides = [f"{side}." for side in PAIR] if header["pair"] else [""]
-    try:
+    with understood(Path(path)):
+        moments = Moments(ChannelSpace.from_json(header["space"]), pair=header["pair"])
+        sides = [f"{side}." for side in PAIR] if header["pair"] else [""]
         blocks = [torch.stack([tensors[side + statistic] for statistic in STATISTICS]) for side in sides]
         moments.arena.copy_(torch.stack(blocks) if header["pair"] else blocks[0])
-    except (KeyError, RuntimeError) as error:
-        raise ActError(f"{path} does not hold the statistics of its {len(space)} channels ({error})") from error
-    return (PairProfile if header["pair"] else Profile)(moments, header["source"])
+        return (PairProfile if header["pair"] else Profile)(moments, dict(header["source"]))
 
 
 def profile(model: nn.Module, corpora: Corpora, *, checkpoint: Checkpoint | None = None, **options: Any) -> Any:

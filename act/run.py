@@ -13,7 +13,7 @@ import torch
 from act.batching import Batch, Position
 from act.channels import ChannelSpace
 from act.errors import ActError
-from act.moments import Moments
+from act.moments import Moments, Place
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ class Run:
         tapped: what runs; its moments are replaced by those of each batch's ability.
         space: the channel space.
         pair: whether donor and target run.
-        device: where inputs go, and where the moments lie.
+        device: where inputs go.
+        places: where the moments lie, as :class:`act.moments.Moments` takes it; None: on ``device``.
         vocabulary: rows of the embedding; batches with larger token ids are refused.
         observers: called in this order.
 
@@ -117,6 +118,7 @@ class Run:
         *,
         pair: bool = False,
         device: torch.device | str = "cpu",
+        places: Place | Mapping[str, Place] = None,
         vocabulary: int | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -130,7 +132,8 @@ class Run:
         self.device = torch.device(device)
         self.observers = list(observers)
         self._tapped, self._vocabulary = tapped, vocabulary
-        self._before = torch.empty_like(self.empty_moments().arena)
+        self._places = self.device if places is None else places
+        self._before = [torch.empty_like(arena) for arena in self.empty_moments().arenas]
         self._ended = False
 
     @property
@@ -141,7 +144,7 @@ class Run:
     def empty_moments(self) -> Moments:
         """New moments of the kind and place that this run fills."""
         with torch.inference_mode(False):
-            return Moments(self.space, pair=self.pair, device=self.device)
+            return Moments(self.space, pair=self.pair, device=self._places)
 
     def begin(self, ability: str) -> None:
         """Make room for an ability, if there is none yet."""
@@ -190,14 +193,16 @@ class Run:
             )
         self.begin(batch.ability)
         moments = self.moments[batch.ability]
-        self._before.copy_(moments.arena)
+        for copy, arena in zip(self._before, moments.arenas, strict=True):
+            copy.copy_(arena)
         while True:
             try:
                 for part in self._parts(batch):
                     self._forward(part, moments)
                 break
             except BaseException as error:
-                moments.arena.copy_(self._before)
+                for copy, arena in zip(self._before, moments.arenas, strict=True):
+                    arena.copy_(copy)
                 if not _is_out_of_memory(error):
                     raise
             # Out of the handler, so that the error no longer holds the activations.

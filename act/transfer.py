@@ -13,7 +13,8 @@ from act.channels import ParameterSlice
 from act.errors import ActError
 from act.fingerprint import fingerprint
 from act.pair import common_space
-from act_kernels import blend_rows
+from act.placement import require_in_memory
+from act_kernels import blend_rows, gather_rows
 from act_kernels.ops import FLOAT_DTYPES
 
 
@@ -74,23 +75,19 @@ def transfer(donor: nn.Module, target: nn.Module, channels: ChannelSet, strength
     require_strength(strength)
     _require_models(donor, target, channels)
     donor_parameters, target_parameters = (dict(model.named_parameters()) for model in (donor, target))
-    changes = []
+    moves = [(part, rows) for site, rows in channels.space.split(channels.index) for part in site.parameters]
+    index = [rows for _, rows in moves]
+    new, old = (
+        [_rows_view(parameters[part.name], part.dim) for part, _ in moves]
+        for parameters in (donor_parameters, target_parameters)
+    )
+    memory = [torch.device("cpu")] * len(moves)
     with torch.no_grad():
-        for site, rows in channels.space.split(channels.index):
-            for part in site.parameters:
-                old = _rows_view(target_parameters[part.name], part.dim)
-                new = _rows_view(donor_parameters[part.name], part.dim)
-                here = rows.to(old.device)
-                before = old[here].cpu()
-                if (new.device, new.dtype) == (old.device, old.dtype):
-                    blend_rows(old, new, here, strength)
-                else:  # only the wanted rows travel
-                    blended = old[here]
-                    wanted = new[rows.to(new.device)].to(old.device, old.dtype)
-                    blend_rows(blended, wanted, torch.arange(len(rows), device=old.device), strength)
-                    old[here] = blended
-                changes.append(Change(part, rows, before, old[here].cpu()))
-    return Patch(changes, strength)
+        before = gather_rows(old, index, memory)
+        blend_rows(old, new, index, strength)
+        after = gather_rows(old, index, memory)
+    parts = [part for part, _ in moves]
+    return Patch([Change(*change) for change in zip(parts, index, before, after, strict=True)], strength)
 
 
 def require_strength(strength: float) -> None:
@@ -104,6 +101,7 @@ def _require_models(donor: nn.Module, target: nn.Module, channels: ChannelSet) -
     if difference:
         raise ActError(f"the channel set is of another architecture than the models: {difference}")
     for side, model in (("donor", donor), ("target", target)):
+        require_in_memory(model, side)
         expected = channels.rule.get("models", {}).get(side)
         if expected and fingerprint(model) != expected["fingerprint"]:
             raise ActError(

@@ -9,6 +9,7 @@ import typer
 
 from act.cli import combine, demo, env, pair, plan, rank, run, transfer
 from act.errors import ActError, Interrupted
+from act_kernels.backends import BackendError
 
 app = typer.Typer(
     name="act-profile",
@@ -23,10 +24,10 @@ for command in (run, pair, combine, rank, transfer, plan, demo, env):
 
 
 def main() -> None:
-    """Run the command line; an :class:`ActError` becomes a sentence on stderr and exit code 2 (130 if interrupted)."""
+    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2, or 130."""
     try:
         app()
-    except ActError as error:
+    except (ActError, BackendError) as error:
         interrupted = isinstance(error, Interrupted)
         rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
         who = f"rank {rank}: " if rank != "0" else ""
