@@ -76,12 +76,14 @@ class Ranks:
 
     def _merge(self, run: Run, ability: str) -> None:
         moments, step = run.moments[ability], 1
+        moments.gather()
         while step < self.size:
             if self.rank % (2 * step):
                 dist.send(moments.arena, self.rank - step)
                 return
             if self.rank + step < self.size:
                 other = run.empty_moments()
+                other.gather()
                 dist.recv(other.arena, self.rank + step)
                 moments.merge(other)
             step *= 2
