@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -122,10 +122,14 @@ class Corpus:
         }
 
     def numbered(
-        self, start: int = 0, shard: Shard = (0, 1), workers: int = 0
+        self,
+        start: int = 0,
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        wanted: Callable[[int], bool] = lambda number: True,
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
-        """The records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
-        entries = self.source.read(start, shard)
+        """The wanted records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
+        entries = (entry for entry in self.source.read(start, shard) if wanted(entry.number))
         # The results come in the order of the chunks, so each finds its entries at the front of the queue.
         sent: list[list[Entry]] = []
 
@@ -196,7 +200,7 @@ class Stream:
     """The batches of one pass over named corpora, one corpus after the other; the same settings give the same batches.
 
     Windows hold :data:`act.batching.LOOK_AHEAD` records of one corpus (fewer long ones), so a window's documents appear
-    in no other.
+    in no other. They begin at multiples of that number, so that several readers share out the very windows of one.
 
     Args:
         corpora: by ability; the name is empty where there is only one and nobody named it.
@@ -206,6 +210,7 @@ class Stream:
         workers: processes that tokenise; 0: this one.
         skip_bad_records: how many bad records to leave out before giving up.
         look_ahead: records a window.
+        windows: ``(i, n)``: of the shard's windows, every n-th from the i-th on.
         start: where to go on.
         skipped: what was left out before ``start``.
 
@@ -227,6 +232,7 @@ class Stream:
         workers: int = 0,
         skip_bad_records: int = 0,
         look_ahead: int = LOOK_AHEAD,
+        windows: Shard = (0, 1),
         start: Position = BEGINNING,
         skipped: Iterable[Skipped] = (),
     ) -> None:
@@ -235,7 +241,7 @@ class Stream:
         if not (shard[1] >= 1 and 0 <= shard[0] < shard[1]):
             raise ActError(f"shard is {shard[0]}/{shard[1]}; expected i/n with 0 <= i < n")
         self.corpora = dict(corpora)
-        self.shard = shard
+        self.shard, self.windows = shard, windows
         self.start = start
         self.skipped = list(skipped)
         self.stopped: set[str] = set()
@@ -268,7 +274,7 @@ class Stream:
                 yield replace(batch, after=done)
             if ability in self.stopped:
                 return
-        if not counted and self.shard[1] == 1:
+        if not counted and self.shard[1] == self.windows[1] == 1:
             raise ActError(
                 f"{corpus.name}: no token would be counted; the corpus is empty or its records have no answer"
             )
@@ -278,7 +284,19 @@ class Stream:
         window: list[Sequence] = []
         records = tokens = 0
         following = start
-        for entry, result in corpus.numbered(start, self.shard, self._workers):
+
+        def block(number: int) -> int:
+            return number // self.shard[1] // self._look_ahead
+
+        def wanted(number: int) -> bool:
+            return block(number) % self.windows[1] == self.windows[0]
+
+        last = block(start)
+        for entry, result in corpus.numbered(start, self.shard, self._workers, wanted):
+            if records and block(entry.number) != last:
+                yield start, following, window
+                start, window, records, tokens = following, [], 0, 0
+            last = block(entry.number)
             following = entry.number + 1
             records += 1
             if isinstance(result, ActError):
@@ -286,7 +304,7 @@ class Stream:
             else:
                 window += corpus.pieces_of(result, entry.number, ability)
                 tokens += len(result.input_ids)
-            if records == self._look_ahead or tokens >= LOOK_AHEAD_TOKENS:
+            if tokens >= LOOK_AHEAD_TOKENS:
                 yield start, following, window
                 start, window, records, tokens = following, [], 0, 0
         if records:

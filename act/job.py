@@ -16,6 +16,7 @@ from act.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
 from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus, Stream
+from act.distributed import Ranks
 from act.errors import ActError
 from act.fingerprint import fingerprint
 from act.limits import learned_positions, packs, token_budget_for, vocabulary
@@ -49,6 +50,7 @@ class Job:
         skip_bad_records: how many bad records to leave out before giving up.
         look_ahead: records sorted by length together.
         observers: look on between batches; see :class:`act.run.Observer`.
+        ranks: processes that read the shard together; the first one gets the results, the others none.
 
     Attributes:
         named: whether the corpora came with names.
@@ -74,6 +76,7 @@ class Job:
         skip_bad_records: int = 0,
         look_ahead: int = LOOK_AHEAD,
         observers: Sequence[Observer] = (),
+        ranks: Ranks | None = None,
     ) -> None:
         if packing not in get_args(Packing):
             raise ActError(f"packing is {packing!r}; expected one of {', '.join(get_args(Packing))}")
@@ -94,6 +97,11 @@ class Job:
         else:
             self._batches = corpora
         self._shard, self._workers, self._skip_bad_records = shard, workers, skip_bad_records
+        self._ranks = ranks
+        if ranks and not self.corpora:
+            raise ActError(
+                "several ranks need a corpus, of which each reads its part; batches of one's own cannot be shared out"
+            )
         if token_budget == "auto":
             token_budget = token_budget_for(self.models.values(), self.space, self.device)
         self.settings: dict[str, Any] = {
@@ -102,6 +110,7 @@ class Job:
             "fused": fused,
             "packing": bool(self.corpora) and self._packing(packing),
             "look_ahead": look_ahead,
+            **{name: value for observer in self.observers for name, value in observer.settings().items()},
         }
 
     @property
@@ -156,6 +165,12 @@ class Job:
             stream = self._stream(run, checkpoint)
             with checkpoint.keeping(run, stream) if checkpoint and stream else contextlib.nullcontext():
                 run.over(self._given() if stream is None else prefetched(stream, self._prepared))
+                if self._ranks and stream:
+                    if checkpoint:
+                        checkpoint.write(run, stream)  # waiting for the others is no work to lose
+                    self._ranks.reduce(run, stream.skipped)
+            if self._ranks and not self._ranks.leads:
+                return []
             if not run.total.counted and self._shard[1] == 1:
                 raise ActError("no token was counted; the corpus is empty or its count masks are all False")
             paths = dict(Counter(tapped.paths.values()))
@@ -177,12 +192,13 @@ class Job:
             token_budget=self.settings["token_budget"],
             packing=self.settings["packing"],
             shard=self._shard,
+            windows=self._ranks.windows if self._ranks else (0, 1),
             workers=self._workers,
             skip_bad_records=self._skip_bad_records,
             look_ahead=self.settings["look_ahead"],
         )
         if checkpoint:
-            checkpoint.open(run, stream, self.identity())
+            checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
         run.stopped = stream.stopped  # one set, so that the stream reads no more of what the run no longer takes
         return stream
 
@@ -224,6 +240,7 @@ class Job:
                 "skipped": [skipped._asdict() for skipped in stream.skipped if skipped.ability == key]
                 if stream
                 else [],
+                **{name: value for observer in self.observers for name, value in observer.provenance(ability).items()},
             }
             results.append((ability, moments, {**source, "corpora": [described]}))
         return results

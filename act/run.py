@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -73,6 +73,14 @@ class Observer:
 
     def after_run(self, run: Run) -> None:
         """Called when the run ended by itself or was stopped, not after an exception."""
+
+    def settings(self) -> dict[str, Any]:
+        """What of it decides which tokens count, as plain data: part of the settings of the job."""
+        return {}
+
+    def provenance(self, ability: str) -> dict[str, Any]:
+        """What it has to say of an ability's profile, as plain data."""
+        return {}
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold for the observer to go on."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from act.cli import demo, env, evaluate, pair, plan, rank, recipe, run, transfer, tune
+from act.cli import combine, demo, env, evaluate, pair, plan, rank, recipe, run, transfer, tune
 from act.errors import ActError, Interrupted
 from act_kernels.backends import BackendError
 
@@ -18,7 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, pair, rank, transfer, tune, evaluate, recipe, plan, demo, env):
+for command in (run, pair, combine, rank, transfer, tune, evaluate, recipe, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 
 
@@ -28,5 +29,7 @@ def main() -> None:
         app()
     except (ActError, BackendError) as error:
         interrupted = isinstance(error, Interrupted)
-        print(f"{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+        who = f"rank {rank}: " if rank != "0" else ""
+        print(f"{who}{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
         sys.exit(130 if interrupted else 2)

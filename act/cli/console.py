@@ -52,7 +52,20 @@ TokenBudget = Annotated[str, typer.Option(help="Tokens a batch, or auto: what a 
 Packing = Annotated[str, typer.Option(help="Texts in one row, unpadded: on, off, or auto (flash attention).")]
 Workers = Annotated[int, typer.Option(help="Processes that tokenise; 0: a thread of this one.")]
 SkipBadRecords = Annotated[int, typer.Option(help="How many bad records to leave out, and list, before giving up.")]
+LookAhead = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 until stable."
+    ),
+]
 ShardOption = Annotated[str, typer.Option("--shard", help="i/n: every n-th record from the i-th on; see combine.")]
+UntilStable = Annotated[
+    bool, typer.Option(help="Stop when the top channels are certain; the records must be in random order.")
+]
+StableScore = Annotated[str, typer.Option(help="The score that ranks them: paired, mean-abs or mean-shift.")]
+StableTop = Annotated[str, typer.Option(help="Share of the channels that is the top set.")]
+StableOverlap = Annotated[float, typer.Option(help="Share of it that the whole corpus would give too.")]
+StableConfidence = Annotated[float, typer.Option(help="How certain that must be.")]
 CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints, beside the output; 0: none.")]
 LogFile = Annotated[Path | None, typer.Option("--log", help="Append what happens to this file, as JSON lines.")]
 Exclude = Annotated[
@@ -148,6 +161,7 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "nonfinite": measured["nonfinite"],
         "irregular": measured["irregular"],
         "skipped": measured["skipped"],
+        **({"stable": measured["stable"]} if "stable" in measured else {}),
         "uncovered": list(profile.space.uncovered),
     }
 
@@ -161,6 +175,14 @@ def _explain(profile: Profile, result: dict[str, Any], as_json: bool) -> None:
         rows += [[name.replace("_", " "), f"{result[name]:.1%}"] for name in ("padding_share", "busy_share")]
         paths = ", ".join(f"{path} {sites}" for path, sites in result["paths"].items())
         print_table(result["output"], ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
+    if measured.get("stable") and not as_json:
+        stable = measured["stable"]
+        print(
+            f"stopped at {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
+            f"{stable['top']:.2%} by {stable['score']} is the whole corpus's (confidence {stable['confidence']:.0%})"
+        )
+    elif "stable" in measured and not measured["stable"]:
+        warn("the corpus ended before its top channels were certain; more text would still change them")
     if measured["skipped"]:
         listed = "; ".join(f"{skipped['place']}: {skipped['reason']}" for skipped in measured["skipped"])
         warn(f"{len(measured['skipped'])} bad records were left out: {listed}")

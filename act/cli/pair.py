@@ -9,7 +9,7 @@ import typer
 
 from act.checkpoint import EVERY
 from act.cli import console
-from act.cli.measuring import Measuring, parsed_budget, parsed_shard
+from act.cli.measuring import Measuring, parsed_budget, parsed_promise, parsed_shard
 from act.corpus import DEFAULT_TOKEN_BUDGET
 
 
@@ -29,7 +29,13 @@ def command(
     fused: console.Fused = True,
     workers: console.Workers = 0,
     skip_bad_records: console.SkipBadRecords = 0,
+    look_ahead: console.LookAhead = None,
     shard: console.ShardOption = "0/1",
+    until_stable: console.UntilStable = False,
+    stable_score: console.StableScore = "paired",
+    stable_top: console.StableTop = "5%",
+    stable_overlap: console.StableOverlap = 0.98,
+    stable_confidence: console.StableConfidence = 0.95,
     device: console.Device = "auto",
     dtype: console.Dtype = "auto",
     checkpoint_every: console.CheckpointEvery = EVERY,
@@ -58,8 +64,10 @@ def command(
             "workers": workers,
             "skip_bad_records": skip_bad_records,
             "shard": parsed_shard(shard),
+            **({"look_ahead": look_ahead} if look_ahead else {}),
         },
         loading={"device": device, "dtype": dtype},
+        stable=parsed_promise(until_stable, stable_score, stable_top, stable_overlap, stable_confidence),
         show_spans=show_spans,
         checkpoint_every=checkpoint_every,
         log=log,

@@ -18,6 +18,7 @@ from act.batching import Batch
 from act.errors import ActError
 from act.job import Job
 from act.run import Observer, Run
+from act.stability import UntilStable
 
 LINE_EVERY = 10.0  # seconds between two lines of progress
 
@@ -28,7 +29,7 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
     """A bar on a terminal; else, with ``as_json``, a JSON line on stderr every ten seconds; the log gets those too.
 
     Attributes:
-        stability: what another observer knows of the top set's stability, 0 to 1; shown where it is not None.
+        stability_of: the observer that knows how stable the top set is, if any.
     """
 
     def __init__(self, as_json: bool) -> None:
@@ -46,7 +47,12 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         self._last = time.monotonic()
         self._records: int | None = None
         self._before = 0.0, 0
-        self.stability: float | None = None
+        self.stability_of: UntilStable | None = None
+
+    @property
+    def stability(self) -> float | None:
+        """Certain share of the top set; None before the first look."""
+        return self.stability_of.stability if self.stability_of else None
 
     def expect(self, job: Job) -> None:
         """Learn how many records there will be."""
