@@ -64,7 +64,8 @@ class Shape:
         config: Any = model.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        find: Any = getattr(model, "get_output_embeddings", lambda: None)
+        output = find()
         head = 0 if output is None else output.weight.numel()
         active = 0.0
         for name, parameter in model.named_parameters():
@@ -280,13 +281,12 @@ def _measured(
     tokens, length = MEASURED_TOKENS
     space = ChannelSpace.from_model(model)
     generator = torch.Generator().manual_seed(0)
-    length = min(length, getattr(model.config, "max_position_embeddings", length) or length)  # type: ignore[attr-defined]
-    ids = torch.randint(
-        0, model.get_input_embeddings().weight.shape[0], (tokens // length, length), generator=generator
-    )  # type: ignore[operator, union-attr]
+    length = min(length, getattr(model.config, "max_position_embeddings", length) or length)
+    find: Any = model.get_input_embeddings
+    ids = torch.randint(0, find().weight.shape[0], (tokens // length, length), generator=generator)
     inputs = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
     mask = torch.ones_like(ids, dtype=torch.bool)
-    times = []
+    times: list[float] = []
     with torch.inference_mode(), taps(model, Moments(space, device=device), fused=fused, exclude=exclude) as tapped:
         tapped.forward(inputs, mask)
         end = time.perf_counter() + seconds
