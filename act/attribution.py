@@ -61,7 +61,7 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
             parameter.requires_grad_(True)
         with torch.enable_grad():
             for sequence in corpus.sequences():
-                ids = torch.as_tensor(sequence.input_ids, device=moved[0].device)[None]
+                ids = torch.as_tensor(sequence.input_ids, dtype=torch.int64, device=moved[0].device)[None]
                 wanted = torch.as_tensor(sequence.count_mask, device=ids.device)
                 wanted = wanted[:-1] if shift else wanted[1:]
                 if not wanted.any():

@@ -24,7 +24,7 @@ def mean_loss(model, corpus) -> float:
     """Mean negative log-likelihood of the answer tokens of a ``predict`` corpus, another way: from log-softmax."""
     total, tokens = 0.0, 0
     for sequence in corpus.sequences():
-        ids = torch.as_tensor(sequence.input_ids)
+        ids = torch.as_tensor(sequence.input_ids, dtype=torch.int64)
         logs = model(input_ids=ids[None]).logits[0].double().log_softmax(-1)
         for place in sequence.count_mask.nonzero()[0]:
             total -= logs[place, ids[place + 1]].item()
