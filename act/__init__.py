@@ -9,22 +9,31 @@ from act.channel_set import ChannelSet
 from act.channels import ChannelSpace, Site
 from act.corpus import Corpus
 from act.errors import ActError
+from act.evaluate import Comparison, Evaluation, compare, evaluate
 from act.localize import rank
 from act.profile import PairProfile, Profile, load, profile, profile_pair
 from act.transfer import Patch, transfer
+from act.tune import Tuned, TuneSettings, tune
 
 __all__ = [
     "ActError",
     "ChannelSet",
     "ChannelSpace",
+    "Comparison",
     "Corpus",
+    "Evaluation",
     "PairProfile",
     "Patch",
     "Profile",
     "Site",
+    "TuneSettings",
+    "Tuned",
+    "compare",
+    "evaluate",
     "load",
     "profile",
     "profile_pair",
     "rank",
     "transfer",
+    "tune",
 ]

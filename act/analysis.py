@@ -17,10 +17,9 @@ from torch import nn
 
 from act.channel_set import ChannelSet
 from act.channels import ChannelSpace, Site
-from act.corpus import Corpus
 from act.errors import ActError
 from act.fingerprint import fingerprint
-from act.profile import PairProfile, Profile
+from act.profile import PairProfile, Profile, Statistics
 from act.selection import best
 
 CONFIDENCE = 0.95
@@ -34,8 +33,8 @@ class Overlap:
     Attributes:
         jaccard: channels in both, over channels in either.
         coefficient: channels in both, over the smaller set.
-        jaccard_low, jaccard_high: 95 % interval of the Jaccard overlap, from Wilson's interval of ``coefficient``, as if
-            channels were chosen independently (channels of one head or neuron are not: it is too narrow, not too wide).
+        jaccard_low, jaccard_high: 95 % interval of the Jaccard overlap, from Wilson's interval of ``coefficient``, as
+            if channels were chosen independently (those of one head or neuron are not: it is narrow rather than wide).
         chance: expected Jaccard overlap of random sets (at the expected number in both).
         chance_low, chance_high: the central 95 % of random sets, exact (hypergeometric).
         p_value: probability that random sets share at least as many channels.
@@ -69,8 +68,7 @@ def overlap(one: torch.Tensor, other: torch.Tensor, population: int) -> Overlap:
     shared, probability = _hypergeometric(a, b, population)
     upto = probability.cumsum()
     tail = (1 - CONFIDENCE) / 2
-    chance_low = shared[np.searchsorted(upto, tail)]
-    chance_high = shared[min(np.searchsorted(upto, 1 - tail), len(shared) - 1)]
+    chance_low, chance_high = (shared[min(int(np.searchsorted(upto, p)), len(shared) - 1)] for p in (tail, 1 - tail))
     return Overlap(
         a,
         b,
@@ -112,9 +110,7 @@ def top_channels(score: torch.Tensor, share: float) -> torch.Tensor:
     return best(score, max(1, round(share * _scored(score))))
 
 
-def overlaps(
-    scores: Mapping[str, torch.Tensor], shares: Sequence[float]
-) -> Iterator[tuple[float, str, str, Overlap]]:
+def overlaps(scores: Mapping[str, torch.Tensor], shares: Sequence[float]) -> Iterator[tuple[float, str, str, Overlap]]:
     """Share, the two names, and the overlap of the top sets, for every pair of scores and every share.
 
     Between scores of one ability (disjoint texts, other seeds, smaller corpora) this is its **stability**; between
@@ -123,8 +119,8 @@ def overlaps(
     for share in shares:
         for (one, a), (other, b) in itertools.combinations(scores.items(), 2):
             unscored = a.isnan() | b.isnan()
-            tops = (top_channels(score.masked_fill(unscored, math.nan), share) for score in (a, b))
-            yield share, one, other, overlap(*tops, int((~unscored).sum()))
+            first, second = (top_channels(score.masked_fill(unscored, math.nan), share) for score in (a, b))
+            yield share, one, other, overlap(first, second, int((~unscored).sum()))
 
 
 @dataclass(frozen=True)
@@ -210,7 +206,7 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
             handle.remove()
 
 
-def _statistics_of(model: nn.Module, profile: Profile) -> Profile | object:
+def _statistics_of(model: nn.Module, profile: Profile) -> Statistics:
     found = fingerprint(model)
     for side, described in profile.source["models"].items():
         if described["fingerprint"] == found:
@@ -229,28 +225,10 @@ def _filling(rows: torch.Tensor, fill: torch.Tensor) -> Callable[..., torch.Tens
     return hook
 
 
-@torch.inference_mode()
-def mean_loss(model: nn.Module, corpus: Corpus, token_budget: int = 8192) -> float:
-    """Mean negative log-likelihood, in nats, of the tokens that the corpus counts (of those predicted at ``predict``)."""
-    device = next(model.parameters()).device
-    shift = 0 if corpus.count == "predict" else 1
-    total, tokens = 0.0, 0
-    for batch in corpus.batches(token_budget):
-        inputs = {name: x.to(device) for name, x in batch.items() if name != "count_mask"}
-        logits = model(**inputs, use_cache=False).logits[:, :-1]
-        length = logits.shape[1]
-        wanted = batch["count_mask"][:, shift : shift + length].to(device).bool()
-        loss = nn.functional.cross_entropy(logits[wanted].float(), inputs["input_ids"][:, 1:][wanted], reduction="sum")
-        total, tokens = total + float(loss), tokens + int(wanted.sum())
-    if not tokens:
-        raise ActError(f"{corpus.name}: no counted token has another before it that could predict it")
-    return total / tokens
-
-
 def necessity(
     model: nn.Module, sets: Mapping[str, ChannelSet], profile: Profile, loss: Callable[[nn.Module], float]
 ) -> dict[str, float]:
-    """The loss of a model as it is (``"whole"``), and with each set ablated; a random set of equal size is the control."""
+    """The loss of a model as it is (``"whole"``), and with each set ablated; the control is a random set of one size."""
     losses = {"whole": loss(model)}
     for name, channels in sets.items():
         with ablated(model, channels, profile):

@@ -7,17 +7,20 @@ import hashlib
 import torch
 from torch import nn
 
+from act.placement import values
+
 
 def fingerprint(model: nn.Module) -> str:
     """A hash over one value from every row and every column of every parameter, taken along wrapped diagonals.
 
     Any transfer of a channel changes it (a whole row or column changes), and so does any fine-tune. Values are hashed
-    as float32, so a checkpoint loaded in a wider type keeps its fingerprint. Cost: as many values as channels.
+    as float32, so a checkpoint keeps its fingerprint in a wider type, on several devices, and offloaded. Cost: as many
+    values as channels.
     """
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in values(model):
         digest.update(f"{name}{list(parameter.shape)}".encode())
-        digest.update(_diagonal(parameter.detach()).float().cpu().numpy().tobytes())
+        digest.update(_diagonal(parameter).float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

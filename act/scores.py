@@ -17,6 +17,7 @@ from torch import nn
 from act.channels import ChannelSpace
 from act.errors import ActError
 from act.pair import common_space
+from act.placement import require_in_memory
 from act.profile import PairProfile, Profile, Statistics
 
 Ability = Profile | tuple[Profile, Profile]
@@ -147,6 +148,8 @@ def lape(rates: Sequence[torch.Tensor]) -> torch.Tensor:
 def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None = None) -> torch.Tensor:
     """``|| theta_d - theta_t ||_2`` over each channel's parameter rows; 0 where the tensor belongs to a tied site."""
     space = space or common_space(donor, target)
+    for side, model in (("donor", donor), ("target", target)):
+        require_in_memory(model, side)
     donor_parameters, target_parameters = (dict(model.named_parameters()) for model in (donor, target))
     score = torch.zeros(len(space), dtype=torch.float64)
     for site in space:

@@ -48,7 +48,7 @@ def taps(model: nn.Module, moments: Moments, *, fused: bool = True, exclude: Ite
     """
 
     def read(site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
-        column_moments(rows, moments.block(site.name), mask)
+        column_moments(rows, tapped.moments.block(site.name), mask)
 
     tapped = Taps(model, moments.space, read, moments=moments, fused=fused, exclude=exclude)
     try:
@@ -109,9 +109,21 @@ class Taps:
         self._pending = self._ready = None
         self._held.clear()
 
+    @property
+    def moments(self) -> Moments:
+        """Where the next forward accumulates; assign others of the same space and device between forwards."""
+        if self._moments is None:
+            raise RuntimeError("these taps feed a reader, not moments")
+        return self._moments
+
+    @moments.setter
+    def moments(self, moments: Moments) -> None:
+        self._moments = moments
+
     def start(self, count_mask: torch.Tensor) -> None:
         """Announce the next forward: bool ``[batch, length]``, True where a token counts."""
         self._pending = self._ready = None
+        self._riding = ()
         self._held.clear()
         self._count_mask = count_mask
         self._masks.clear()
@@ -157,7 +169,9 @@ class Taps:
 
     def _replace(self, name: str, forward: Callable[..., Any]) -> None:
         module = self._modules[name]
+        before = {key: module.__dict__[key] for key in ("forward",) if key in module.__dict__}
         module.forward = partial(forward, module.forward)
+        self._undo.callback(module.__dict__.update, before)
         self._undo.callback(module.__dict__.pop, "forward", None)
 
     # Sites that are read by themselves
@@ -316,7 +330,9 @@ class Taps:
         name = self._fusion.sums[pending.origin]
         x = plain(pending)
         weight = self._modules[name].get_parameter("weight")
-        if residual.shape != x.shape or not residual.dtype == x.dtype == weight.dtype or residual.device != x.device:
+        if residual.shape != x.shape or not residual.dtype == x.dtype == weight.dtype:
+            return None
+        if not residual.device == x.device == weight.device:
             return None
         if needs_gradient(residual, self._modules[name]):
             return None
@@ -331,7 +347,8 @@ class Taps:
         pending = x if isinstance(x, Pending) else None
         x = plain(x)
         by_token = x.shape[:-1] == self._tokens or (x.shape[:2] == self._tokens and x.dim() == 4)
-        fits = by_token and x.is_contiguous() and x.dtype == self._modules[name].weight.dtype
+        weight = self._modules[name].get_parameter("weight")
+        fits = by_token and x.is_contiguous() and (x.dtype, x.device) == (weight.dtype, weight.device)
         if more or named or not fits or needs_gradient(x, self._modules[name]):
             output = original(x, *more, **named)
             if self._moments is not None and name in self._sites:

@@ -13,6 +13,7 @@ from act.channels import ParameterSlice
 from act.errors import ActError
 from act.fingerprint import fingerprint
 from act.pair import common_space
+from act.placement import require_in_memory
 from act_kernels import blend_rows, gather_rows
 from act_kernels.ops import FLOAT_DTYPES
 
@@ -100,6 +101,7 @@ def _require_models(donor: nn.Module, target: nn.Module, channels: ChannelSet) -
     if difference:
         raise ActError(f"the channel set is of another architecture than the models: {difference}")
     for side, model in (("donor", donor), ("target", target)):
+        require_in_memory(model, side)
         expected = channels.rule.get("models", {}).get(side)
         if expected and fingerprint(model) != expected["fingerprint"]:
             raise ActError(

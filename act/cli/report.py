@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
-from act.analysis import mean_loss
 from act.channel_set import ChannelSet
 from act.cli import console
 from act.corpus import Corpus
@@ -40,11 +40,10 @@ def command(
     donor: Annotated[str | None, typer.Option(help="The donor: for necessity, and with --target weight-diff.")] = None,
     target: Annotated[str | None, typer.Option(help="The target: compares with weight-difference channels.")] = None,
     corpus: Annotated[
-        list[Path] | None,
+        list[str] | None,
         typer.Option(help="Texts on which the donor's loss shows what each set is necessary for (repeatable)."),
     ] = None,
-    count: console.Count = "answer",
-    max_length: console.MaxLength = console.DEFAULT_MAX_LENGTH,
+    max_length: console.MaxLength = None,
     device: console.Device = "auto",
     dtype: console.Dtype = "auto",
     force: console.Force = False,
@@ -77,8 +76,7 @@ def command(
     if corpus:
         tokenizer = load_tokenizer(str(donor))
         for path in corpus:
-            text = Corpus.from_file(path, tokenizer, count=count, max_length=max_length)
-            losses[path.stem] = partial(mean_loss, corpus=text)
+            losses[Path(path).stem] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length))
     report = build(measured, top=share, sets=sets, model=model if losses else None, losses=losses)
     files = write(report, output, force=force)
     if as_json:
@@ -86,10 +84,29 @@ def command(
     _print(report, output)
 
 
+def _loss(text: Corpus) -> Callable[[nn.Module], float]:
+    """The mean loss of an answer token of a corpus, in nats."""
+    from act.evaluate import likelihoods
+
+    records = list(text.encoded())
+
+    def loss(model: nn.Module) -> float:
+        found = likelihoods(model, records, max_length=text.max_length)
+        return float(found.nll.sum() / found.tokens.sum())
+
+    return loss
+
+
 def _print(report: Report, output: Path) -> None:
     data = report.data
     rows = [
-        [one["profile"], f"{one['channels']:,}", f"{one['gini']:.3f}", f"{one['above_tenth']:.1%}", _largest(one["kinds"])]
+        [
+            one["profile"],
+            f"{one['channels']:,}",
+            f"{one['gini']:.3f}",
+            f"{one['above_tenth']:.1%}",
+            _largest(one["kinds"]),
+        ]
         for one in data["concentration"]
     ]
     columns = ["profile", "channels", "Gini", "above a tenth of the largest", "most of the top set"]
@@ -110,9 +127,7 @@ def _print(report: Report, output: Path) -> None:
         columns = ["sets", "relation", "share", "Jaccard", "95 % interval", "by chance"]
         console.print_table("overlap", columns, rows)
     if data["necessity"]:
-        rows = [
-            [row["ablated"], row["text"], f"{row['whole']:.3f}", f"{row['loss']:.3f}"] for row in data["necessity"]
-        ]
+        rows = [[row["ablated"], row["text"], f"{row['whole']:.3f}", f"{row['loss']:.3f}"] for row in data["necessity"]]
         console.print_table("necessity: loss of the donor, nats a token", ["ablated", "text", "whole", "ablated"], rows)
 
 

@@ -1,4 +1,4 @@
-"""From profiles of several abilities to one report: the four questions about where abilities live, answered in numbers."""
+"""From profiles of several abilities to one report: what the questions about where they live come to in numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from act.analysis import Concentration, concentration, necessity, overlap, overlaps, shares_by, sufficiency, top_channels
+from act.analysis import (
+    Concentration,
+    concentration,
+    necessity,
+    overlap,
+    overlaps,
+    shares_by,
+    sufficiency,
+    top_channels,
+)
 from act.channel_set import ChannelSet
 from act.channels import Site
 from act.errors import ActError
@@ -58,8 +67,8 @@ def measure(
     """Score every profile; ``abilities`` names what each is of (two of one name: its stability), else its text does.
 
     Raises:
-        ActError: as :func:`act.rank`; as many abilities as profiles were not given; profiles of different architectures,
-            or two of the same models and text.
+        ActError: as :func:`act.rank`; more or fewer abilities than profiles; profiles of different architectures, or
+            two of the same models and text.
     """
     if abilities and len(abilities) != len(profiles):
         raise ActError(f"{len(abilities)} abilities were named for {len(profiles)} profiles; name one for each")
@@ -209,9 +218,9 @@ def _necessity(
                   exclude=first.top.rule["exclude"])  # fmt: skip
     rows = []
     for name, loss in losses.items():
-        by_profile = [
-            necessity(model, {one.name: one.top}, one.profile, loss) for one in measured
-        ] + [necessity(model, {"random": random}, first.profile, loss)]
+        by_profile = [necessity(model, {one.name: one.top}, one.profile, loss) for one in measured] + [
+            necessity(model, {"random": random}, first.profile, loss)
+        ]
         for found in by_profile:
             whole = found.pop("whole")
             ((ablated, value),) = found.items()

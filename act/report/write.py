@@ -28,7 +28,9 @@ def write(report: Report, folder: Path, *, force: bool = False) -> list[str]:
             title = f"{one.name}: where the top {data['top']:.1%} of all channels lie"
             draw_map(*share_by_layer(one.top), temporary / f"map-{number}.png", title)
         if len(report.matrix[0]) > 1:
-            draw_overlaps(*report.matrix, temporary / "overlap.png", f"Overlap of the top {data['top']:.1%} of channels")
+            draw_overlaps(
+                *report.matrix, temporary / "overlap.png", f"Overlap of the top {data['top']:.1%} of channels"
+            )
         return sorted(path.name for path in temporary.iterdir())
 
 
