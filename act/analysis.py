@@ -228,7 +228,7 @@ def _filling(rows: torch.Tensor, fill: torch.Tensor) -> Callable[..., torch.Tens
 def necessity(
     model: nn.Module, sets: Mapping[str, ChannelSet], profile: Profile, loss: Callable[[nn.Module], float]
 ) -> dict[str, float]:
-    """The loss of a model as it is (``"whole"``), and with each set ablated; the control is a random set of one size."""
+    """The loss of a model as it is (``"whole"``) and with each set ablated; a random set is the control."""
     losses = {"whole": loss(model)}
     for name, channels in sets.items():
         with ablated(model, channels, profile):

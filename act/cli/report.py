@@ -109,22 +109,24 @@ def _print(report: Report, output: Path) -> None:
         ]
         for one in data["concentration"]
     ]
-    columns = ["profile", "channels", "Gini", "above a tenth of the largest", "most of the top set"]
+    columns = ["profile", "channels", "Gini", "above max / 10", "most of the top set"]
     console.print_table(f"{output}: concentration of {data['score']}", columns, rows)
+    words = {"stability": "one ability", "disentanglement": "two abilities", "set": "a set"}
     rows = [
         [
-            f"{row['first']} / {row['second']}",
-            row["relation"],
+            row["first"],
+            row["second"],
+            words[row["relation"]],
             f"{row['share']:.1%}",
             f"{row['jaccard']:.3f}",
-            f"{row['jaccard_low']:.3f} to {row['jaccard_high']:.3f}",
+            f"{row['jaccard_low']:.2f}-{row['jaccard_high']:.2f}",
             f"{row['chance']:.3f}",
         ]
         for row in data["overlaps"]
         if row["relation"] == "set" or row["share"] == data["top"]
     ]
     if rows:
-        columns = ["sets", "relation", "share", "Jaccard", "95 % interval", "by chance"]
+        columns = ["set", "other", "of", "share", "Jaccard", "95 % interval", "by chance"]
         console.print_table("overlap", columns, rows)
     if data["necessity"]:
         rows = [[row["ablated"], row["text"], f"{row['whole']:.3f}", f"{row['loss']:.3f}"] for row in data["necessity"]]

@@ -55,7 +55,7 @@ def draw_map(rows: list[str], columns: list[str], share: np.ndarray, path: Path,
 
     figure = Figure(figsize=(1.6 + 0.75 * len(columns), 1.5 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(100 * share, cmap="cividis_r", vmin=0, aspect="auto")
+    image = axes.imshow(100 * share, cmap="Blues", vmin=0, aspect="auto")
     _label_cells(axes, 100 * share)
     axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(rows)), rows)
@@ -73,7 +73,7 @@ def draw_overlaps(names: list[str], matrix: Sequence[Sequence[float]], path: Pat
     size = 2.2 + 0.75 * len(names)
     figure = Figure(figsize=(size + 0.8, size), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(values, cmap="cividis_r", vmin=0, vmax=100)
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100)
     _label_cells(axes, values)
     axes.set_xticks(range(len(names)), short, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), short)
@@ -87,7 +87,6 @@ def draw_curves(
 ) -> None:
     """Left the share of channels above each score, right the share of all score that the top channels hold; PNG."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import PercentFormatter
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     above, held = figure.subplots(1, 2)
@@ -101,18 +100,17 @@ def draw_curves(
             "label": _short(name),
         }
         shown = [(x, y) for x, y in zip(curve.thresholds, curve.above, strict=True) if y > 0]
-        above.plot(*zip(*shown, strict=True), **{**style, "markevery": 25})
+        above.plot(*zip(*shown, strict=True), **{**style, "markevery": (7 * number % 25, 25)})
         rows = [row for row in sufficiency if row["profile"] == name]
         held.plot([row["share"] for row in rows], [row["held"] for row in rows], **style)
     above.set(xscale="log", yscale="log", xlabel=f"score ({score})", ylabel="channels above it")
-    above.set_title("Concentration: few channels differ much?", loc="left", fontsize=10)
+    above.set_title("Concentration: how many channels differ by more", loc="left", fontsize=10)
     held.set(xscale="log", ylim=(0, 1.02), xlabel="top channels taken", ylabel="share of all score held")
-    held.set_title("Sufficiency: how much do the top channels hold?", loc="left", fontsize=10)
+    held.set_title("Sufficiency: how much the top channels hold", loc="left", fontsize=10)
     shares = sorted({row["share"] for row in sufficiency})
     held.plot(shares, shares, color="0.6", linewidth=1, linestyle=":", label="all channels alike")
-    above.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-    for axis in (held.xaxis, held.yaxis):
-        axis.set_major_formatter(PercentFormatter(1, decimals=None))
+    for axis in (above.yaxis, held.xaxis, held.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{100 * value:.3g} %")
     for axes in (above, held):
         axes.grid(color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)

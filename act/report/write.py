@@ -23,15 +23,19 @@ def write(report: Report, folder: Path, *, force: bool = False) -> list[str]:
                     table = csv.DictWriter(file, list(rows[0]))
                     table.writeheader()
                     table.writerows(rows)
-        draw_curves(report.curves, data["sufficiency"], temporary / "concentration.png", data["score"])
+        draw_curves(report.curves, data["sufficiency"], temporary / "concentration.png", _score_name(data))
         for number, one in enumerate(report.measured, start=1):
-            title = f"{one.name}: where the top {data['top']:.1%} of all channels lie"
+            title = f"{one.name}: where the top {100 * data['top']:g} % of all channels lie"
             draw_map(*share_by_layer(one.top), temporary / f"map-{number}.png", title)
         if len(report.matrix[0]) > 1:
             draw_overlaps(
-                *report.matrix, temporary / "overlap.png", f"Overlap of the top {data['top']:.1%} of channels"
+                *report.matrix, temporary / "overlap.png", f"Overlap of the top {100 * data['top']:g} % of channels"
             )
         return sorted(path.name for path in temporary.iterdir())
+
+
+def _score_name(data: dict[str, Any]) -> str:
+    return data["score"] if data["normalize"] == "none" else f"{data['score']}, normalised by {data['normalize']}"
 
 
 def _tables(report: Report) -> dict[str, list[dict[str, Any]]]:
