@@ -153,8 +153,8 @@ def concentration(score: torch.Tensor, points: int = 200) -> Concentration:
     gini = float(2 * (place * values).sum() / (n * values.sum()) - (n + 1) / n)
     least = values[values > 0][0].log()
     thresholds = torch.linspace(float(least), float(values[-1].log()), points, dtype=torch.float64).exp()
-    above = 1 - torch.searchsorted(values, thresholds, right=True) / n
-    tenth = 1 - int(torch.searchsorted(values, values[-1] / 10, right=True)) / n
+    above = (n - torch.searchsorted(values, thresholds, right=True)).double() / n
+    tenth = (n - int(torch.searchsorted(values, values[-1] / 10, right=True))) / n
     return Concentration(gini, tenth, thresholds.tolist(), above.tolist())
 
 
