@@ -10,21 +10,26 @@ from act.channels import ChannelSpace, Site
 from act.corpus import Corpus
 from act.errors import ActError
 from act.localize import rank
+from act.patch import Patch, compose
 from act.profile import PairProfile, Profile, load, profile, profile_pair
-from act.transfer import Patch, transfer
+from act.transfer import Graft, shared_tokens, transfer, transfer_many
 
 __all__ = [
     "ActError",
     "ChannelSet",
     "ChannelSpace",
     "Corpus",
+    "Graft",
     "PairProfile",
     "Patch",
     "Profile",
     "Site",
+    "compose",
     "load",
     "profile",
     "profile_pair",
     "rank",
+    "shared_tokens",
     "transfer",
+    "transfer_many",
 ]

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from act.cli import demo, env, pair, plan, rank, run, transfer
+from act.cli import demo, env, pair, patch, plan, rank, run, transfer
 from act.errors import ActError
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 for command in (run, pair, rank, transfer, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
+app.add_typer(patch.app, name="patch")
 
 
 def main() -> None:
