@@ -186,4 +186,6 @@ def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, in
     except ActError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        raise ActError(f"{path} is missing, truncated or damaged ({error}); download or save the model again") from error
+        raise ActError(
+            f"{path} is missing, truncated or damaged ({error}); download or save the model again"
+        ) from error

@@ -63,8 +63,12 @@ def transfer_folders(
     source = Checkpoint(target)
     require_unquantised(source)
     before = fingerprint(source.parameters(space))
-    changed = {part.name for graft in grafts for site, _ in graft.channels.space.split(graft.channels.index)
-               for part in site.parameters}
+    changed = {
+        part.name
+        for graft in grafts
+        for site, _ in graft.channels.space.split(graft.channels.index)
+        for part in site.parameters
+    }
     changed |= {name for graft in grafts for name in _input_names(graft)}
     result = Transferred()
     with written_whole(output, force=force, directory=True) as folder:
@@ -101,7 +105,9 @@ def patch_of_folders(
     return transfer_many(placed, dict(parameters), overlap)
 
 
-def patch_folder(patch: Patch, model: str | Path, output: str | Path, *, revert: bool = False, force: bool = False) -> None:
+def patch_folder(
+    patch: Patch, model: str | Path, output: str | Path, *, revert: bool = False, force: bool = False
+) -> None:
     """Apply a patch to a model folder, or take it back, into a new folder.
 
     Raises:

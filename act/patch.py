@@ -159,7 +159,8 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
             rows = torch.cat([held.rows, change.rows[new]])
             order = rows.argsort()
             joined = {
-                side: torch.cat([getattr(held, side), getattr(change, side)[new]])[order] for side in ("before", "after")
+                side: torch.cat([getattr(held, side), getattr(change, side)[new]])[order]
+                for side in ("before", "after")
             }
             merged[change.part.name] = replace(held, rows=rows[order], **joined)
     header = {
@@ -180,7 +181,9 @@ def conflicts(patches: Iterable[Patch]) -> dict[str, int]:
     for patch in patches:
         for change in patch.changes:
             rows.setdefault((change.part.name, change.part.dim), []).append(change.rows)
-    counts = {name: int((torch.cat(found).unique(return_counts=True)[1] > 1).sum()) for (name, _), found in rows.items()}
+    counts = {
+        name: int((torch.cat(found).unique(return_counts=True)[1] > 1).sum()) for (name, _), found in rows.items()
+    }
     return {name: count for name, count in counts.items() if count}
 
 

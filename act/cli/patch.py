@@ -39,7 +39,12 @@ def show(patch: PatchFile, as_json: console.Json = False) -> None:
     """What a patch changes, and where it came from."""
     held = Patch.load(patch)
     parameters = [
-        {"parameter": change.part.name, "dim": change.part.dim, "rows": len(change.rows), "values": change.after.numel()}
+        {
+            "parameter": change.part.name,
+            "dim": change.part.dim,
+            "rows": len(change.rows),
+            "values": change.after.numel(),
+        }
         for change in held.changes
     ]
     header = {key: value for key, value in held.header.items() if key != "parameters"}

@@ -90,7 +90,14 @@ def _on_disk(
 
 
 def _in_memory(
-    grafts: list[Graft], donors: list[str], target: str, output: Path, overlap: Any, device: str, dtype: str, force: bool
+    grafts: list[Graft],
+    donors: list[str],
+    target: str,
+    output: Path,
+    overlap: Any,
+    device: str,
+    dtype: str,
+    force: bool,
 ) -> dict[str, Any]:
     loaded = [
         Graft(load_model(name, dtype=dtype, device=device), graft.channels, graft.strength, graft.tokens, name)
