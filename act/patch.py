@@ -35,9 +35,8 @@ class Patch:
 
     Attributes:
         changes: the rows changed; no value lies in two changes.
-        header: plain data: ``grafts`` (donors, channels, strengths), ``overlap``, ``notes``, and the fingerprints of the
-            model ``before`` and ``after``, which
-            is over ``parameters``.
+        header: plain data: ``grafts`` (donors, channels, strengths), ``overlap``, ``notes``, and the fingerprints of
+            the model ``before`` and ``after``, over its ``parameters``.
     """
 
     def __init__(self, changes: list[Change], header: dict[str, Any]) -> None:
@@ -162,7 +161,7 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
                 side: torch.cat([getattr(held, side), getattr(change, side)[new]])[order]
                 for side in ("before", "after")
             }
-            merged[change.part.name] = replace(held, rows=rows[order], **joined)
+            merged[change.part.name] = replace(held, rows=rows[order], before=joined["before"], after=joined["after"])
     header = {
         "grafts": [graft for patch in patches for graft in patch.header.get("grafts", [])],
         "conflict": conflict,

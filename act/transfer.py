@@ -80,7 +80,7 @@ def transfer(
         tokens: the tokens shared with a donor of another vocabulary: :func:`shared_tokens`.
 
     Returns:
-        A :class:`Patch` whose ``revert(target)`` gives back the original bytes, and whose ``notes`` say what was left out.
+        A :class:`Patch`: ``revert(target)`` gives back the original bytes, ``notes`` say what was left out.
 
     Raises:
         ActError: a negative or non-finite strength; models of another architecture, or other models than those the set
@@ -99,7 +99,7 @@ def transfer_many(grafts: Sequence[Graft], target: nn.Module | Weights, overlap:
             or ``mean``; or the step of the ``first`` donor listed, or of the ``stronger`` one (higher channel score).
 
     Raises:
-        ActError: as :func:`transfer`; an unknown rule; rows of one donor that cross columns of another in one parameter.
+        ActError: as :func:`transfer`; an unknown rule; rows of one donor that cross columns of another.
     """
     weights = weights_of(target)
     before = fingerprint(weights)

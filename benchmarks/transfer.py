@@ -3,8 +3,8 @@
     python benchmarks/transfer.py --json OUT [--gigabytes 8]
 
 Donor and target are synthetic sharded checkpoints (random bfloat16). ``act-profile transfer`` of 5 % of the channels
-runs in a process of its own and takes turns with ``cp`` of the target; both end with ``sync``, both find the files as the
-round before left them. The whole process counts: starting Python, reading headers, fingerprints, the model card.
+runs in a process of its own and takes turns with ``cp`` of the target; both end with ``sync``, both find the files as
+the round before left them. The whole process counts: starting Python, reading headers, fingerprints, the model card.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         root = Path(scratch)
         config = config_of(options.gigabytes)
-        size = [write_checkpoint(root / name, config, seed) for seed, name in enumerate(("donor", "target"))][0]
+        sizes = [write_checkpoint(root / name, config, seed) for seed, name in enumerate(("donor", "target"))]
         with torch.device("meta"):
             space = ChannelSpace.from_model(AutoModelForCausalLM.from_config(config))
         index = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))[: int(SHARE * len(space))]
@@ -122,7 +122,7 @@ def main() -> None:
                     times[name].append(seconds)
                     peaks[name] = max(peaks[name], peak)
     result = {
-        "gigabytes": round(size / 1e9, 2),
+        "gigabytes": round(sizes[0] / 1e9, 2),
         "share": SHARE,
         "copy_seconds": round(median(times["copy"]), 2),
         "transfer_seconds": round(median(times["transfer"]), 2),

@@ -86,4 +86,4 @@ def _write(patch: Path, model: Path, output: Path, back: bool, force: bool, as_j
     summary = {"output": str(output), "values": len(held), "parameters": len(held.changes)}
     if as_json:
         return console.print_json(summary)
-    console.print_table(str(output), ["", ""], [[name, f"{value:,}"] for name, value in list(summary.items())[1:]])  # type: ignore[str-format]
+    console.print_table(str(output), ["", ""], [[name, f"{value:,}"] for name, value in list(summary.items())[1:]])
