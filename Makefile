@@ -16,6 +16,7 @@ bench:
 		$(PYTHON) benchmarks/kernels.py --op $$op --json $(RESULTS)/$$op-cpu.json || exit 1; done
 	for model in tiny small medium; do $(PYTHON) benchmarks/overhead.py --model $$model \
 		--dtype bfloat16 float32 --threads 1 2 --json $(RESULTS)/overhead-$$model-cpu.json || exit 1; done
+	if command -v nvcc > /dev/null; then $(PYTHON) benchmarks/registers.py --json $(RESULTS)/registers.json; fi
 	$(PYTHON) benchmarks/accuracy.py --json $(RESULTS)/accuracy-cpu.json
 	$(PYTHON) benchmarks/memory.py --json $(RESULTS)/memory-cpu.json
 	$(PYTHON) benchmarks/table.py

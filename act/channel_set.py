@@ -10,7 +10,7 @@ import torch
 
 from act.channels import ChannelSpace
 from act.errors import ActError
-from act.files import load_tensors, save_tensors
+from act.files import load_tensors, save_tensors, understood
 
 SCHEMA = "act-channels/1"
 
@@ -56,8 +56,5 @@ class ChannelSet:
     def load(cls, path: str | Path) -> ChannelSet:
         """Read a set; raises ActError if the file is missing, damaged or of another schema version."""
         tensors, header = load_tensors(Path(path), SCHEMA)
-        space = ChannelSpace.from_json(header["space"])
-        try:
-            return cls(space, tensors["index"], tensors["scores"], header["rule"])
-        except KeyError as error:
-            raise ActError(f"{path} lacks {error}; make it again") from error
+        with understood(Path(path)):
+            return cls(ChannelSpace.from_json(header["space"]), tensors["index"], tensors["scores"], header["rule"])

@@ -104,3 +104,12 @@ def load_tensors(path: Path, schema: str) -> tuple[dict[str, torch.Tensor], dict
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER_KEY])  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ActError(f"{path} is truncated or damaged ({error}); make it again") from error
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while a file's header and tensors are put to use into an :class:`ActError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ActError(f"{path} is damaged: header and tensors do not fit ({error!r:.200}); make it again") from error

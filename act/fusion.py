@@ -81,6 +81,8 @@ def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
     sums = {
         site: norm for site, norm in flows.sums.items() if norm in norms and flows.calls[site] == flows.calls[norm] == 1
     }
+    if any(_hooked(module) for name, module in modules.items() if name in norms or name not in flows.seen):
+        sums = {}  # a hook may edit the residual sum in place before its norm reads it
     return Fusion(mlps, norms, sums, attentions)
 
 
@@ -95,9 +97,16 @@ def _untouched(module: nn.Module) -> bool:
     return "forward" not in vars(module) and "_hf_hook" not in vars(module)
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to see, or change, what the module is given or gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def _gated_mlp(module: nn.Module, flows: Flows, name: str, linears: list[str]) -> GatedMlp | None:
     if len(linears) not in (2, 3) or name not in flows.outer or not _untouched(module):
         return None
+    if any(_hooked(part) for path, part in module.named_modules(prefix=name) if path != name and path not in linears):
+        return None  # an activation module would not be called
     if any(isinstance(child, nn.Dropout) and child.p > 0 for child in module.modules()):
         return None
     whole = flows.outer[name]

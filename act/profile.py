@@ -15,7 +15,7 @@ from torch import nn
 from act.channels import ChannelSpace
 from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
 from act.errors import ActError
-from act.files import load_tensors, save_tensors
+from act.files import load_tensors, save_tensors, understood
 from act.fingerprint import fingerprint
 from act.moments import Moments
 from act.pair import common_space, lockstep
@@ -189,15 +189,12 @@ def require_same_models(first: Profile, second: Profile) -> None:
 def load(path: str | Path) -> Profile:
     """Read a profile or pair profile; raises ActError if it is missing, damaged or of another schema version."""
     tensors, header = load_tensors(Path(path), SCHEMA)
-    space = ChannelSpace.from_json(header["space"])
-    moments = Moments(space, pair=header["pair"])
-    sides = [f"{side}." for side in PAIR] if header["pair"] else [""]
-    try:
+    with understood(Path(path)):
+        moments = Moments(ChannelSpace.from_json(header["space"]), pair=header["pair"])
+        sides = [f"{side}." for side in PAIR] if header["pair"] else [""]
         blocks = [torch.stack([tensors[side + statistic] for statistic in STATISTICS]) for side in sides]
         moments.arena.copy_(torch.stack(blocks) if header["pair"] else blocks[0])
-    except (KeyError, RuntimeError) as error:
-        raise ActError(f"{path} does not hold the statistics of its {len(space)} channels ({error})") from error
-    return (PairProfile if header["pair"] else Profile)(moments, header["source"])
+        return (PairProfile if header["pair"] else Profile)(moments, dict(header["source"]))
 
 
 def profile(

@@ -252,28 +252,27 @@ def _blend_one(name: str, claims: list[_Claim], parameter: torch.Tensor, overlap
 
 
 def _blend_rows_of(claim: _Claim, old: torch.Tensor, rows: torch.Tensor) -> None:
-    new = claim.rows_of_donor
-    here = rows.to(old.device)
+    new, here = claim.rows_of_donor, rows.to(old.device)
     if (new.device, new.dtype) == (old.device, old.dtype) and claim.tokens is None:
-        blend_rows(old, new, here, claim.strength)
+        blend_rows([old], [new], [rows], claim.strength)
         return
     blended = old[here].contiguous()
     wanted = _wanted(claim, old, rows).to(old.dtype).contiguous()
-    blend_rows(blended, wanted, torch.arange(len(rows), device=old.device), claim.strength)
+    blend_rows([blended], [wanted], [torch.arange(len(rows))], claim.strength)
     old[here] = blended
 
 
 def _blend_rows_together(claims: list[_Claim], old: torch.Tensor, rows: torch.Tensor, overlap: Overlap) -> None:
     """The sum or mean of several donors' steps is one step towards their mean, weighted by strength."""
-    here, every = rows.to(old.device), torch.arange(len(rows), device=old.device)
+    here, every = rows.to(old.device), torch.arange(len(rows))
     if len(claims) == 1:
         return _blend_rows_of(claims[0], old, rows)
     mean, total = _wanted(claims[0], old, rows).float().contiguous(), claims[0].strength
     for claim in claims[1:]:
         total += claim.strength
-        blend_rows(mean, _wanted(claim, old, rows).float().contiguous(), every, claim.strength / total)
+        blend_rows([mean], [_wanted(claim, old, rows).float().contiguous()], [every], claim.strength / total)
     blended = old[here].float().contiguous()
-    blend_rows(blended, mean, every, total if overlap == "sum" else total / len(claims))
+    blend_rows([blended], [mean], [every], total if overlap == "sum" else total / len(claims))
     old[here] = blended.to(old.dtype)
 
 

@@ -2,6 +2,7 @@
 
 import act_kernels.library  # noqa: F401  registers the ops for torch.compile
 from act_kernels.ops import add_norm, blend_rows, column_moments, gated_mlp, pair_moments, rotary
+from act_kernels.rows import gather_rows
 from act_kernels.statistics import PAIR, STATISTICS, empty_moments, merge_moments
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "column_moments",
     "empty_moments",
     "gated_mlp",
+    "gather_rows",
     "merge_moments",
     "pair_moments",
     "rotary",

@@ -1,5 +1,7 @@
 """Types of the C++ extension: addresses, sizes and strides in elements, as plain integers."""
 
+without_cuda: str | None
+
 def instruction_sets() -> list[str]: ...
 def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
@@ -39,6 +41,7 @@ def blend_rows(
     target_column_stride: int,
     donor_row_stride: int,
     donor_column_stride: int,
+    gathered: bool,
     strength: float,
     threads: int,
 ) -> None: ...

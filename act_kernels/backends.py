@@ -1,7 +1,8 @@
 """Which backend runs an op, and why not another: nothing is chosen silently.
 
 A backend is a module with one function per op, of the signature in :mod:`act_kernels.reference`. The first usable one
-in :data:`BACKENDS` serves a device. ``ACT_KERNELS_BACKEND=<name>`` forces one, and raises if it cannot run.
+in :data:`BACKENDS` serves a device: C++, then PyTorch on a CPU; Triton, then CUDA, then PyTorch on a GPU.
+``ACT_KERNELS_BACKEND=<name>`` forces one, and raises if it cannot run.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import functools
 import importlib
 import importlib.util
 import os
+import shutil
 import sys
+import sysconfig
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +24,10 @@ import torch
 
 ENVIRONMENT_VARIABLE = "ACT_KERNELS_BACKEND"
 OLDEST_TRITON = (3, 4)
+
+
+class BackendError(RuntimeError):
+    """The backend that the environment asks for does not exist or cannot run; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +42,42 @@ class Backend:
 def _triton_refusal(device_type: str) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed (pip install triton, Linux only)"
-    if device_type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if device_type != "cuda" and not interpreted:
         return f"triton kernels run on a CUDA device, not on {device_type} (TRITON_INTERPRET=1 interprets them, slowly)"
-    found = importlib.import_module("triton").__version__
+    try:
+        found = importlib.import_module("triton").__version__
+    except Exception as error:  # whatever a broken install raises: also OSError of a missing library
+        return f"triton does not import ({error}); run: pip install --force-reinstall triton"
     if tuple(int(number) for number in found.split(".")[:2]) < OLDEST_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
         return f"triton {found} is too old for these kernels; they need {oldest}, which comes with torch 2.8, or newer"
+    return None if interpreted else _jit_refusal()
+
+
+@functools.cache
+def _jit_refusal() -> str | None:
+    """Why Triton could not compile a kernel at its first launch: its stub needs a C compiler, its cache a folder."""
+    if sys.platform == "win32":
+        return "triton compiles its launchers as on Linux; on Windows the CUDA extension is used"
+    chosen = os.environ.get("CC")
+    if chosen and shutil.which(chosen) is None:
+        return f"triton needs a C compiler for its launchers, and CC={chosen} is not one that can be run"
+    if not any(shutil.which(compiler) for compiler in (chosen, "gcc", "clang") if compiler):
+        return "triton needs a C compiler for its launchers, and found none; install gcc, or set CC"
+    headers = sysconfig.get_path("include")
+    if not os.path.exists(os.path.join(headers, "Python.h")):
+        return f"triton compiles its launchers against Python.h, which is not in {headers}; install python3-dev"
+    home = os.environ.get("TRITON_HOME") or os.path.expanduser("~")
+    cache = os.environ.get("TRITON_CACHE_DIR") or os.path.join(home, ".triton", "cache")
+    try:
+        os.makedirs(cache, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        return (
+            f"triton cannot write its cache {cache} ({error.strerror}); set TRITON_CACHE_DIR to a folder it can write"
+        )
     return None
 
 
@@ -49,13 +87,20 @@ def _native_refusal(device_type: str) -> str | None:
     if native.LOAD_ERROR is not None:
         return native.LOAD_ERROR
     if device_type != "cpu":
-        return f"the native extension has CPU kernels only, not for {device_type}"
+        return f"the C++ kernels run on the CPU, not on {device_type}"
     return None
+
+
+def _cuda_refusal(device_type: str) -> str | None:
+    from act_kernels import cuda
+
+    return cuda.refusal(device_type)
 
 
 BACKENDS = (
     Backend("native", "act_kernels.native", _native_refusal),
     Backend("triton", "act_kernels.triton", _triton_refusal),
+    Backend("cuda", "act_kernels.cuda", _cuda_refusal),
     Backend("reference", "act_kernels.reference", lambda device_type: None),
 )
 
@@ -70,7 +115,7 @@ class Choice:
 
 
 def choose(device_type: str) -> Choice:
-    """The :class:`Choice` for ``"cpu"``, ``"cuda"``, …; raises RuntimeError if a forced backend cannot run."""
+    """The :class:`Choice` for ``"cpu"``, ``"cuda"``, …; raises BackendError if a forced backend cannot run."""
     return _choose(device_type, os.environ.get(ENVIRONMENT_VARIABLE))
 
 
@@ -79,10 +124,10 @@ def _choose(device_type: str, forced: str | None) -> Choice:
     if forced:
         by_name = {backend.name: backend for backend in BACKENDS}
         if forced not in by_name:
-            raise RuntimeError(f"{ENVIRONMENT_VARIABLE}={forced} is not a backend; choose one of {', '.join(by_name)}")
+            raise BackendError(f"{ENVIRONMENT_VARIABLE}={forced} is not a backend; choose one of {', '.join(by_name)}")
         reason = by_name[forced].refusal(device_type)
         if reason is not None:
-            raise RuntimeError(f"{ENVIRONMENT_VARIABLE}={forced} cannot run on {device_type}: {reason}")
+            raise BackendError(f"{ENVIRONMENT_VARIABLE}={forced} cannot run on {device_type}: {reason}")
         return Choice(by_name[forced], True, {})
     refused = {}
     for backend in BACKENDS:

@@ -6,6 +6,8 @@ fake implementation, which only tells shapes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,10 +26,12 @@ def pair_moments(donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | 
     ops.pair_moments(donor, target, moments, mask)
 
 
-@torch.library.custom_op("act_kernels::blend_rows", mutates_args=("target",))
-def blend_rows(target: Tensor, donor: Tensor, rows: Tensor, strength: float) -> None:
+@torch.library.custom_op("act_kernels::blend_rows", mutates_args=("targets",))
+def blend_rows(
+    targets: Sequence[Tensor], donors: Sequence[Tensor], rows: Sequence[Tensor], strength: Sequence[float]
+) -> None:
     """See :func:`act_kernels.ops.blend_rows`."""
-    ops.blend_rows(target, donor, rows, strength)
+    ops.blend_rows(targets, donors, rows, strength)
 
 
 @torch.library.custom_op("act_kernels::gated_mlp", mutates_args=("gate_moments", "up_moments", "product_moments"))
@@ -104,7 +108,7 @@ def _(donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | None) -> No
 
 
 @blend_rows.register_fake
-def _(target: Tensor, donor: Tensor, rows: Tensor, strength: float) -> None:
+def _(targets: Sequence[Tensor], donors: Sequence[Tensor], rows: Sequence[Tensor], strength: Sequence[float]) -> None:
     return None
 
 

@@ -5,16 +5,21 @@ Tensors only: no model, no file. Every op is deterministic: the same inputs give
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from act_kernels.backends import implementation
+from act_kernels.rows import Blend, batches, gather_rows
 from act_kernels.statistics import PAIR, STATISTICS
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 NORM_STYLES = ("rms", "rms_float", "rms_one_plus", "layer")
+GATHERED_AT_ONCE = 2**27  # values of donors that lie elsewhere
 
 
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
@@ -67,34 +72,73 @@ def pair_moments(
         implementation("pair_moments", donor.device)(donor, target, moments, mask)
 
 
-def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, strength: float) -> None:
-    """``target[rows] += strength * (donor[rows] - target[rows])``, in place.
+def blend_rows(
+    targets: Sequence[torch.Tensor],
+    donors: Sequence[torch.Tensor],
+    rows: Sequence[torch.Tensor],
+    strength: float | Sequence[float],
+) -> None:
+    """``target[rows] += strength * (donor[rows] - target[rows])`` of many matrices, in place, in few launches.
 
     Args:
-        target, donor: matrices ``[R, W]`` of one dtype (float32, bfloat16 or float16) and device, any strides: pass a
-            transposed view to blend columns.
-        rows: int64 ``[K]``, distinct, each in ``[0, R)``.
-        strength: any finite number; 0 changes nothing, 1 copies the donor's bits exactly.
+        targets: matrices ``[R, W]``, float32, bfloat16 or float16, each on any device, any strides: pass a transposed
+            view to blend columns, one of a packed tensor to blend an expert's. On a GPU, all of one dtype are one
+            launch.
+        donors: one of the same shape for each target. Where dtype or device differ, only the wanted rows travel,
+            through pinned memory, and are rounded to the target's dtype.
+        rows: int64 ``[K]`` for each target, distinct, each in ``[0, R)``; on the CPU, or else they are copied there.
+        strength: any finite number, or one for each target; 0 changes nothing, 1 copies the donor's bits exactly.
 
-    The blend is computed in float32 and rounded once to the storage dtype.
+    The blend is computed in float32 and rounded once to the storage dtype. A matrix that is listed twice, or two that
+    share memory, must not share the values that change.
 
     Raises:
-        TypeError, ValueError, IndexError: an argument of the wrong dtype, shape or device, or a row out of range.
+        TypeError, ValueError, IndexError: an argument of the wrong dtype, shape or device, a row out of range, or lists
+            of different lengths. Nothing is written then.
     """
+    strengths = [float(strength)] * len(targets) if isinstance(strength, int | float) else [float(s) for s in strength]
     if torch.compiler.is_compiling():
-        return _library().blend_rows(target, donor, rows, strength)
-    _check_matrix("target", target)
-    _check_like("donor", donor, "target", target)
-    if rows.dtype != torch.int64 or rows.dim() != 1 or rows.device != target.device:
-        raise TypeError(f"rows must be int64 [K] on {target.device}, got {_describe(rows)}")
-    if not strength - strength == 0:
-        raise ValueError(f"strength must be a finite number, got {strength}")
-    if not rows.numel() or not target.shape[1] or strength == 0:
-        return
-    low, high = rows.aminmax()
-    if low < 0 or high >= target.shape[0]:
-        raise IndexError(f"rows must lie in [0, {target.shape[0]}), got {int(low)} to {int(high)}")
-    implementation("blend_rows", target.device)(target, donor, rows, float(strength))
+        return _library().blend_rows(targets, donors, rows, strengths)
+    lengths = {"targets": len(targets), "donors": len(donors), "rows": len(rows), "strength": len(strengths)}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"targets, donors, rows and strength must be lists of equal length, got {found}")
+    groups: dict[tuple[torch.device, torch.dtype], list[Blend]] = {}
+    for i, (target, donor, chosen, step) in enumerate(zip(targets, donors, rows, strengths, strict=True)):
+        for name, matrix in ((f"targets[{i}]", target), (f"donors[{i}]", donor)):
+            _check_matrix(name, matrix)
+            if matrix.is_meta:
+                raise ValueError(
+                    f"{name} must hold values, got {_describe(matrix)}: load the weights of its model first"
+                )
+        if donor.shape != target.shape:
+            raise ValueError(
+                f"donors[{i}] must be of the shape {list(target.shape)} of its target, got {_describe(donor)}"
+            )
+        if chosen.dtype != torch.int64 or chosen.dim() != 1 or chosen.is_meta:
+            raise TypeError(f"rows[{i}] must be int64 [K], got {_describe(chosen)}")
+        if not math.isfinite(step):
+            raise ValueError(f"strength must be a finite number, got {step}")
+        if not chosen.numel() or not target.shape[1] or step == 0:
+            continue
+        chosen = chosen.cpu().contiguous()
+        low, high = chosen.aminmax()
+        if low < 0 or high >= target.shape[0]:
+            raise IndexError(f"rows[{i}] must lie in [0, {target.shape[0]}), got {int(low)} to {int(high)}")
+        groups.setdefault((target.device, target.dtype), []).append(Blend(target, donor, chosen, step))
+    for (device, dtype), blends in groups.items():
+        run = implementation("blend_rows", device)
+        here = [blend for blend in blends if (blend.donor.device, blend.donor.dtype) == (device, dtype)]
+        if here:
+            run(here)
+        elsewhere = [blend for blend in blends if (blend.donor.device, blend.donor.dtype) != (device, dtype)]
+        for batch in batches(elsewhere, GATHERED_AT_ONCE):
+            gathered = gather_rows(
+                [blend.donor for blend in batch], [blend.rows for blend in batch], [device] * len(batch)
+            )
+            run(
+                [replace(blend, donor=new.to(dtype), gathered=True) for blend, new in zip(batch, gathered, strict=True)]
+            )
 
 
 def gated_mlp(

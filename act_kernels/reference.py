@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch.nn import functional as F
 
+from act_kernels.rows import Blend
 from act_kernels.statistics import STATISTICS, merge_moments
 
 ROWS_AT_A_TIME = 4096  # bounds the float64 copy of the input
@@ -41,13 +42,15 @@ def pair_moments(
             merge_moments(block, _block(values))
 
 
-def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, strength: float) -> None:
-    """``target[rows] += strength * (donor[rows] - target[rows])``; see :func:`act_kernels.ops.blend_rows`."""
-    new, old = donor[rows], target[rows]
-    if strength != 1:
-        wide_new, wide_old = new.double(), old.double()
-        new = (wide_old + strength * (wide_new - wide_old)).to(old.dtype)
-    target[rows] = new
+def blend_rows(blends: Sequence[Blend]) -> None:
+    """``target[rows] += strength * (donor[rows] - target[rows])`` of each; see :func:`act_kernels.ops.blend_rows`."""
+    for blend in blends:
+        rows = blend.rows.to(blend.target.device)
+        new, old = blend.donor if blend.gathered else blend.donor[rows], blend.target[rows]
+        if blend.strength != 1:
+            wide_new, wide_old = new.double(), old.double()
+            new = (wide_old + blend.strength * (wide_new - wide_old)).to(old.dtype)
+        blend.target[rows] = new
 
 
 def gated_mlp(

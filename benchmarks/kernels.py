@@ -55,13 +55,16 @@ def pair_case(x: torch.Tensor, other: torch.Tensor) -> tuple[Callable[[], Any], 
 
 
 def blend_case(x: torch.Tensor, other: torch.Tensor) -> tuple[Callable[[], Any], Callable[[], Any], int]:
-    """Likewise, for one row in twenty."""
-    rows = torch.arange(0, len(x), 20)
+    """Likewise, for one row in twenty of four matrices."""
+    targets, donors = x.chunk(4), other.chunk(4)
+    rows = [torch.arange(0, len(target), 20) for target in targets]
 
     def operators() -> None:
-        x[rows] = torch.lerp(x[rows], other[rows], 0.4)
+        for target, donor, chosen in zip(targets, donors, rows, strict=True):
+            target[chosen] = torch.lerp(target[chosen], donor[chosen], 0.4)
 
-    return lambda: blend_rows(x, other, rows, 0.4), operators, 3 * len(rows) * x.shape[1] * x.element_size()
+    moved = 3 * sum(map(len, rows)) * x.shape[1] * x.element_size()
+    return lambda: blend_rows(targets, donors, rows, 0.4), operators, moved
 
 
 @dataclass(frozen=True)

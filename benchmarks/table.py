@@ -148,6 +148,24 @@ def fused() -> str:
     return f"## Fused ops\n\n{command}{table(columns, rows)}\n{made_on(source)}\n"
 
 
+def registers() -> str:
+    """What the assembler says of the CUDA kernels."""
+    result = load("registers")
+    if result is None:
+        return ""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for row in result["results"]:
+        counts.setdefault((row["kernel"], row["dtype"]), {})[row["architecture"]] = row["registers"]
+    architectures = list(dict.fromkeys(row["architecture"] for row in result["results"]))
+    rows = [[" ".join(name), *(counts[name].get(a, "-") for a in architectures)] for name in sorted(counts)]
+    spilled = sum(row["spilled_bytes"] for row in result["results"])
+    return (
+        "## Registers of the CUDA kernels\n\n`python benchmarks/registers.py --json OUT`, by `ptxas -v`; a thread of "
+        f"three blocks of 128 a multiprocessor has 168. Bytes spilled, all together: {spilled}.\n\n"
+        f"{table(['kernel', *architectures], rows)}\n{made_on(result)}\n"
+    )
+
+
 def exactness() -> str:
     """Accuracy and memory."""
     text = ""
@@ -177,7 +195,7 @@ def exactness() -> str:
 
 def main() -> None:
     """Write the page."""
-    page = INTRODUCTION + overhead() + fused() + moments() + exactness()
+    page = INTRODUCTION + overhead() + fused() + moments() + registers() + exactness()
     (HERE / "README.md").write_text(page.rstrip() + "\n")
 
 

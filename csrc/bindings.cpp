@@ -5,7 +5,18 @@
 #include <stdexcept>
 #include <string>
 
+#include "checks.h"
 #include "kernels.h"
+
+using act::choice;
+using act::dtype_of;
+using act::matrix;
+using act::moments_at;
+using act::pointer;
+
+#ifdef ACT_CUDA
+void bind_cuda(pybind11::module_ module);
+#endif
 
 namespace {
 
@@ -59,36 +70,6 @@ void use_instruction_set(const std::string& name) {
     throw std::invalid_argument("instruction set '" + name + "' is not built or not supported by this processor");
 }
 
-act::DType dtype_of(int code) {
-    if (code < 0 || code > 2) throw std::invalid_argument("dtype code must be 0 to 2, got " + std::to_string(code));
-    return static_cast<act::DType>(code);
-}
-
-template <class T>
-T* pointer(const char* name, uintptr_t address) {
-    if (!address) throw std::invalid_argument(std::string(name) + " is a null pointer");
-    return reinterpret_cast<T*>(address);
-}
-
-act::Matrix matrix(const char* name, uintptr_t address, int64_t rows, int64_t columns, int64_t row_stride) {
-    if (rows < 1 || columns < 1 || rows > INT32_MAX)
-        throw std::invalid_argument(std::string(name) + " must have 1 to 2^31-1 rows and at least one column, got " +
-                                    std::to_string(rows) + " x " + std::to_string(columns));
-    return {pointer<void>(name, address), rows, columns, row_stride};
-}
-
-// Moments that may be left out: a null address.
-act::Moments moments_at(uintptr_t address, int64_t stride) { return {reinterpret_cast<double*>(address), stride}; }
-
-// A code that Python took from a tuple of `count` names.
-template <class Choice>
-Choice choice(const char* name, int code, int count) {
-    if (code < 0 || code >= count)
-        throw std::invalid_argument(std::string(name) + " code must be below " + std::to_string(count) + ", got " +
-                                    std::to_string(code));
-    return static_cast<Choice>(code);
-}
-
 int thread_count(int threads) {
     if (threads < 1) throw std::invalid_argument("threads must be at least 1, got " + std::to_string(threads));
     return threads;
@@ -120,13 +101,14 @@ void pair_moments(int dtype, uintptr_t donor, uintptr_t target, int64_t rows, in
 
 void blend_rows(int dtype, uintptr_t target, uintptr_t donor, uintptr_t rows, int64_t count, int64_t width,
                 int64_t target_row_stride, int64_t target_column_stride, int64_t donor_row_stride,
-                int64_t donor_column_stride, float strength, int threads) {
+                int64_t donor_column_stride, bool gathered, float strength, int threads) {
     const auto type = dtype_of(dtype);
     const act::Blend blend{pointer<void>("target", target), pointer<void>("donor", donor),
                            pointer<int64_t>("rows", rows),  count,
                            width,                           target_row_stride,
                            target_column_stride,            donor_row_stride,
-                           donor_column_stride,             strength};
+                           donor_column_stride,             gathered,
+                           strength};
     threads = thread_count(threads);
     pybind11::gil_scoped_release release;
     kernels->blend_rows(type, blend, threads);
@@ -155,21 +137,10 @@ void rotary(int dtype, uintptr_t q, uintptr_t k, uintptr_t v, int64_t rows, int6
             uintptr_t v_moments, int64_t v_moments_stride, int64_t width, int64_t turned, uintptr_t cos, uintptr_t sin,
             int64_t length, int64_t tables, bool interleaved, bool round_once, uintptr_t mask, int threads) {
     const auto type = dtype_of(dtype);
-    if (width < 1 || turned < 2 || turned % 2 || turned > width || q_columns % width || k_columns % width ||
-        length < 1 || tables < 1)
-        throw std::invalid_argument("width must divide the columns of q and k, and turned must be even and up to width");
-    const act::Rotary op{
-        {matrix("q", q, rows, q_columns, q_stride), pointer<void>("q_out", q_out), moments_at(q_moments, q_moments_stride)},
-        {matrix("k", k, rows, k_columns, k_stride), pointer<void>("k_out", k_out), moments_at(k_moments, k_moments_stride)},
-        {v ? matrix("v", v, rows, v_columns, v_stride) : act::Matrix{}, nullptr, moments_at(v_moments, v_moments_stride)},
-        width,
-        turned,
-        pointer<void>("cos", cos),
-        pointer<void>("sin", sin),
-        length,
-        tables,
-        interleaved,
-        round_once};
+    const act::Rotary op = act::rotary_of(q, k, v, rows, q_columns, k_columns, v_columns, q_stride, k_stride, v_stride,
+                                          q_out, k_out, q_moments, q_moments_stride, k_moments, k_moments_stride,
+                                          v_moments, v_moments_stride, width, turned, cos, sin, length, tables,
+                                          interleaved, round_once);
     threads = thread_count(threads);
     pybind11::gil_scoped_release release;
     kernels->rotary(type, op, reinterpret_cast<const uint8_t*>(mask), threads);
@@ -198,14 +169,20 @@ void add_norm(int dtype, uintptr_t x, uintptr_t residual, int64_t rows, int64_t 
 }  // namespace
 
 PYBIND11_MODULE(_native, module) {
-    module.doc() = "CPU kernels; pointers, sizes and strides in elements. Called through act_kernels.native.";
+    module.doc() = "Compiled kernels; pointers, sizes and strides in elements. Called through act_kernels.native.";
     module.def("instruction_sets", &instruction_sets, "Instruction sets this processor can run, best first.");
     module.def("instruction_set", [] { return kernels->isa; }, "The instruction set in use.");
     module.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests.");
     module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
-    module.def("blend_rows", &blend_rows, "Blend the listed rows of a donor into a target, in place.");
+    module.def("blend_rows", &blend_rows, "Blend listed rows of a donor into a target, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
     module.def("rotary", &rotary, "Rotary embedding of q and k, with statistics of q, k and v.");
     module.def("add_norm", &add_norm, "Sum of a residual and x, and its norm, with statistics.");
+#ifdef ACT_CUDA
+    module.attr("without_cuda") = pybind11::none();
+    bind_cuda(module.def_submodule("cuda", "CUDA kernels; called through act_kernels.cuda."));
+#else
+    module.attr("without_cuda") = ACT_WITHOUT_CUDA;  // why they were not built
+#endif
 }

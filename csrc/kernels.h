@@ -23,7 +23,7 @@ struct Moments {
 
 enum Statistic { COUNT, MEAN, M2, SUM_ABS, MAX_ABS, POSITIVE, NONFINITE };
 
-// Rows [rows] of a target and a donor with the same layout.
+// Rows [rows] of a target and a donor; `gathered`: the donor has these rows only, one after the other.
 struct Blend {
     void* target;
     const void* donor;
@@ -32,6 +32,7 @@ struct Blend {
     int64_t width;
     int64_t target_row_stride, target_column_stride;
     int64_t donor_row_stride, donor_column_stride;
+    bool gathered;
     float strength;
 };
 

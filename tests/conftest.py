@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from emulated import REASON as NOT_EMULATED
+from emulated import emulate
+from gpu import run_on_gpu
 from interpreter import INTERPRETED, correct_interpreter
 from oracle import ISAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from act_kernels import native
+from act_kernels import backends, native
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -98,17 +101,27 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
     return train_tokenizer(["What is two plus three?", "The answer is five.", "a b c d e"])
 
 
-@pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, "reference"])
+EMULATED = pytest.param("cuda", marks=pytest.mark.skipif(NOT_EMULATED is not None, reason=str(NOT_EMULATED)))
+ON_GPU = ["triton on the GPU", "cuda on the GPU"] if torch.cuda.is_available() and not INTERPRETED else []
+
+
+@pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, EMULATED, "reference", *ON_GPU])
 def backend(request, monkeypatch):
-    """Runs each test on every instruction set of the native kernels, and on the reference, or on interpreted Triton."""
-    if request.param == "triton":
-        monkeypatch.setenv("ACT_KERNELS_BACKEND", "triton")
+    """Runs each test on every instruction set of the native kernels, on emulated CUDA, on the reference, and on a GPU.
+
+    In a process with TRITON_INTERPRET=1, on interpreted Triton alone.
+    """
+    name, _, place = request.param.partition(" ")
+    monkeypatch.setenv("ACT_KERNELS_BACKEND", "native" if name in ISAS else name)
+    if place:
+        run_on_gpu(monkeypatch, name)
+    elif name == "triton":
         correct_interpreter(monkeypatch)
-    elif request.param == "reference":
-        monkeypatch.setenv("ACT_KERNELS_BACKEND", "reference")
-    else:
-        monkeypatch.setenv("ACT_KERNELS_BACKEND", "native")
-        native._native.use_instruction_set(request.param)
-    yield request.param
+    elif name == "cuda":
+        emulate(monkeypatch)
+    elif name in ISAS:
+        native._native.use_instruction_set(name)
+    yield name
+    backends._choose.cache_clear()
     if ISAS:
         native._native.use_instruction_set(ISAS[0])

@@ -8,6 +8,7 @@ import typer
 
 from act.cli import demo, env, pair, patch, plan, rank, run, transfer
 from act.errors import ActError
+from act_kernels.backends import BackendError
 
 app = typer.Typer(
     name="act-profile",
@@ -23,9 +24,9 @@ app.add_typer(patch.app, name="patch")
 
 
 def main() -> None:
-    """Run the command line; an :class:`ActError` becomes one sentence on stderr and exit code 2."""
+    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2."""
     try:
         app()
-    except ActError as error:
+    except (ActError, BackendError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -10,7 +10,7 @@ import torch
 
 from act.cli import console
 from act.versions import versions
-from act_kernels import native
+from act_kernels import cuda, native
 from act_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, choose
 
 
@@ -23,12 +23,16 @@ def command(as_json: console.Json = False) -> None:
         "threads": torch.get_num_threads(),
         "instruction_set": native.instruction_set() if native.LOAD_ERROR is None else None,
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda_kernels": cuda.build(),
         "forced_backend": os.environ.get(ENVIRONMENT_VARIABLE),
         "backends": {device_type: _backends(device_type) for device_type in device_types},
     }
     if as_json:
         return console.print_json(result)
-    facts = [[name, result[name]] for name in ("machine", "threads", "instruction_set", "gpus", "forced_backend")]
+    built = result["cuda_kernels"]
+    kernels = built["missing"] or f"built with CUDA {built['toolkit']} for {built['architectures']} and newer"
+    facts = [[name, result[name]] for name in ("machine", "threads", "instruction_set", "gpus")]
+    facts += [["cuda_kernels", kernels], ["forced_backend", result["forced_backend"]]]
     console.print_table("environment", ["", ""], [*map(list, result["versions"].items()), *facts])
     rows = [[device_type, *row] for device_type, names in result["backends"].items() for row in names.items()]
     console.print_table("backends", ["device", "backend", "state"], rows)

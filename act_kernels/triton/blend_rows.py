@@ -1,76 +1,118 @@
-"""Steps from rows of one matrix towards those of another, in place; see :func:`act_kernels.ops.blend_rows`."""
+"""Rows of many matrices step towards those of others, in place; see :func:`act_kernels.ops.blend_rows`."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
 import triton.language as tl
 
-TILE = 2048  # values per program
+from act_kernels.rows import FIELDS, Blend, blend_table
+
+TILE = 4096  # values per program
 WARPS = 4
+BLOCK_E = 128  # blends of the table that a program looks at together
 
 
-@triton.jit(do_not_specialize=["count"])
-def blend_rows_kernel(
-    target,
-    donor,
-    rows,
-    count,
-    width,
-    target_row_stride,
-    target_column_stride,
-    donor_row_stride,
-    donor_column_stride,
-    step,
-    COPY: tl.constexpr,
-    FROM_DONOR: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_W: tl.constexpr,
-):
-    """One tile of the K rows x W columns: ``target += step * (donor - target)``.
-
-    FROM_DONOR steps from the other end: ``target = donor + step * (target - donor)``, with step = 1 - strength.
-    """
-    column_blocks = tl.cdiv(width, BLOCK_W)
-    k = (tl.program_id(0) // column_blocks) * BLOCK_K + tl.arange(0, BLOCK_K)
-    column = (tl.program_id(0) % column_blocks) * BLOCK_W + tl.arange(0, BLOCK_W)
-    row = tl.load(rows + k, k < count, other=0)[:, None]  # int64
-    wanted = (k < count)[:, None] & (column < width)[None, :]
-    column = column.to(tl.int64)[None, :]
-    to = target + row * target_row_stride + column * target_column_stride
-    new = tl.load(donor + row * donor_row_stride + column * donor_column_stride, wanted, other=0)
-    if not COPY:
-        d = new.to(tl.float32)
-        t = tl.load(to, wanted, other=0).to(tl.float32)
-        start = d if FROM_DONOR else t
-        end = t if FROM_DONOR else d
-        new = (start + step * (end - start)).to(new.dtype)
-    tl.store(to, new, wanted)
-
-
-def blend_rows(target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, strength: float) -> None:
-    """``target[rows] += strength * (donor[rows] - target[rows])`` for ``target``, ``donor`` [R, W], ``rows`` [K]."""
-    count, width = rows.numel(), target.shape[1]
-    # The end nearer to the result: accurate for a strength near 1 as for one near 0.
+@triton.jit
+def stepped(old, donor, strength):
+    """``old + strength * (donor - old)`` in float32 from the nearer end; strength 1 gives the donor's bits."""
+    t, d = old.to(tl.float32), donor.to(tl.float32)
     from_donor = strength >= 0.5
-    column_tile = min(512, triton.next_power_of_2(width))
-    row_tile = TILE // column_tile
-    with torch.cuda.device_of(target):
-        blend_rows_kernel[(triton.cdiv(count, row_tile) * triton.cdiv(width, column_tile),)](
-            target,
-            donor,
-            rows.contiguous(),
-            count,
-            width,
-            target.stride(0),
-            target.stride(1),
-            donor.stride(0),
-            donor.stride(1),
-            1 - strength if from_donor else strength,
-            COPY=strength == 1,
-            FROM_DONOR=from_donor,
-            BLOCK_K=row_tile,
-            BLOCK_W=column_tile,
-            num_warps=WARPS,
-            enable_fp_fusion=True,
-        )
+    by = tl.where(from_donor, 1 - strength, strength).to(tl.float32)
+    start, end = tl.where(from_donor, d, t), tl.where(from_donor, t, d)
+    return tl.where(strength == 1, donor, (start + by * (end - start)).to(donor.dtype))
+
+
+@triton.jit(do_not_specialize=["blends"])
+def blend_rows_kernel(
+    like,
+    table,
+    blends,
+    FIELDS: tl.constexpr,
+    PACK: tl.constexpr,
+    TILE: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+):
+    """One tile of one blend of the ``table`` (:func:`act_kernels.rows.blend_table`); ``like`` tells the dtype.
+
+    PACK values of a row are loaded together, for which every row must be aligned; with PACK 1, strides are any.
+    """
+    tile = tl.program_id(0)
+    index = tl.program_id(0) * 0 - 1  # the last blend that begins at this tile or before
+    for begin in range(0, blends, BLOCK_E):
+        e = begin + tl.arange(0, BLOCK_E)
+        first_tiles = tl.load(table + e, e < blends, other=2**40)
+        index += tl.sum((first_tiles <= tile).to(tl.int32), 0)
+    tile = tile - tl.load(table + index)
+    entry = table + blends + index.to(tl.int64) * FIELDS
+    pointer = tl.pointer_type(like.dtype.element_ty)
+    target = tl.load(entry).to(pointer)
+    donor = tl.load(entry + 1).to(pointer)
+    rows = tl.load(entry + 2).to(tl.pointer_type(tl.int64))
+    count = tl.load(entry + 3)
+    width = tl.load(entry + 4)
+    target_row_stride = tl.load(entry + 5)
+    target_column_stride = tl.load(entry + 6)
+    donor_row_stride = tl.load(entry + 7)
+    donor_column_stride = tl.load(entry + 8)
+    gathered = tl.load(entry + 9)
+    strength = tl.load(entry + 10).to(tl.float64, bitcast=True)
+
+    # Unsigned 32 bits divide several times faster than 64; a blend of 2**32 packs has no place on a GPU.
+    pack = (tile * (TILE // PACK) + tl.arange(0, TILE // PACK)).to(tl.uint32)
+    if PACK == 1:
+        along_rows = target_row_stride < target_column_stride  # the dimension whose values are nearer
+        inner = tl.where(along_rows, count, width).to(tl.uint32)
+        outer_place, inner_place = pack // inner, pack % inner
+        k = tl.where(along_rows, inner_place, outer_place).to(tl.int64)
+        column = tl.where(along_rows, outer_place, inner_place).to(tl.int64)
+        wanted = pack < (count * width).to(tl.uint32)
+        row = tl.load(rows + k, wanted, other=0)
+        donor_row = tl.where(gathered == 1, k, row)
+        to = target + (row * target_row_stride + column * target_column_stride)
+        new = tl.load(donor + (donor_row * donor_row_stride + column * donor_column_stride), wanted, other=0)
+    else:
+        in_row = (width // PACK).to(tl.uint32)
+        k = (pack // in_row).to(tl.int64)
+        wanted = pack < (count * (width // PACK)).to(tl.uint32)
+        row = tl.load(rows + k, wanted, other=0)
+        donor_row = tl.where(gathered == 1, k, row)
+        column = (pack % in_row).to(tl.int64) * PACK
+        to_offset = tl.multiple_of(row * target_row_stride + column, PACK)[:, None] + tl.arange(0, PACK)[None, :]
+        from_offset = tl.multiple_of(donor_row * donor_row_stride + column, PACK)[:, None] + tl.arange(0, PACK)[None, :]
+        wanted = wanted[:, None]
+        to = tl.multiple_of(target, 16) + to_offset
+        new = tl.load(tl.multiple_of(donor, 16) + from_offset, wanted, other=0)
+    old = tl.load(to, wanted, other=0)
+    tl.store(to, stepped(old, new, strength), wanted)
+
+
+def pack_size(blend: Blend) -> int:
+    """Values in 16 bytes where every row is made of such packs, else 1."""
+    target, donor = blend.target, blend.donor
+    size = target.element_size()
+    neighbours = target.stride(1) == donor.stride(1) == 1
+    spans = (target.data_ptr(), donor.data_ptr(), *(size * n for n in (target.stride(0), donor.stride(0))))
+    even = not any(span % 16 for span in (*spans, size * target.shape[1]))
+    return 16 // size if neighbours and even else 1
+
+
+def blend_rows(blends: Sequence[Blend]) -> None:
+    """All ``blends``, of one dtype and device, in one launch; or two, if some have aligned rows and some do not."""
+    for pack in sorted({pack_size(blend) for blend in blends}):
+        alike = [blend for blend in blends if pack_size(blend) == pack]
+        table, tiles = blend_table(alike, TILE)
+        with torch.cuda.device_of(table):
+            blend_rows_kernel[(tiles,)](
+                alike[0].target,
+                table,
+                len(alike),
+                FIELDS=FIELDS,
+                PACK=pack,
+                TILE=TILE,
+                BLOCK_E=BLOCK_E,
+                num_warps=WARPS,
+                enable_fp_fusion=True,
+            )

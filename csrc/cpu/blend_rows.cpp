@@ -22,9 +22,9 @@ static void run(const Blend& b, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t o = 0; o < outer; ++o) {
         for (int64_t i = 0; i < inner; ++i) {
-            const int64_t row = b.rows[rows_inside ? i : o], column = rows_inside ? o : i;
+            const int64_t k = rows_inside ? i : o, row = b.rows[k], column = rows_inside ? o : i;
             T& to = target[row * b.target_row_stride + column * b.target_column_stride];
-            const T from = donor[row * b.donor_row_stride + column * b.donor_column_stride];
+            const T from = donor[(b.gathered ? k : row) * b.donor_row_stride + column * b.donor_column_stride];
             if (b.strength == 1) to = from;
             else narrow(blend(widen(to), widen(from), b.strength), to);
         }

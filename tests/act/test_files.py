@@ -5,8 +5,11 @@ import errno
 import pytest
 import torch
 
+from act import channel_set
+from act.channel_set import ChannelSet
 from act.errors import ActError
 from act.files import load_tensors, save_tensors, written_whole
+from act.profile import SCHEMA, load
 
 
 def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
@@ -52,3 +55,13 @@ def test_a_file_of_another_kind_is_named(tmp_path):
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ActError, match="truncated or damaged"):
         load_tensors(tmp_path / "text", "act-test/1")
+
+
+@pytest.mark.parametrize(
+    "header", [{}, [], {"space": {}}, {"space": {"sites": [{}], "uncovered": []}, "pair": False}], ids=str
+)
+@pytest.mark.parametrize(("schema", "read"), [(SCHEMA, load), (channel_set.SCHEMA, ChannelSet.load)])
+def test_a_damaged_header_is_one_sentence(tmp_path, header, schema, read):
+    save_tensors(tmp_path / "file", {"index": torch.arange(2), "scores": torch.zeros(2)}, schema, header)
+    with pytest.raises(ActError, match=r"file is damaged.*make it again"):
+        read(tmp_path / "file")

@@ -231,6 +231,30 @@ def test_an_mlp_that_computes_something_else_is_left_alone():
     torch.testing.assert_close(logits(model, batch), stock, rtol=1e-5, atol=1e-5)
 
 
+def test_a_hook_that_edits_the_residual_sum_keeps_its_effect():
+    model, batch = tiny_model("llama"), random_batches(1)[0]
+    plain = logits(model, batch, off=True)
+
+    def double(module, args, output):
+        (output[0] if isinstance(output, tuple) else output).mul_(2)
+
+    model.get_submodule("model.layers.0").register_forward_hook(double)
+    hooked = logits(model, batch, off=True)
+    assert not torch.equal(hooked, plain)
+    assert torch.equal(logits(model, batch), hooked)
+
+
+def test_a_hook_on_an_activation_is_still_called():
+    model, batch = tiny_model("llama"), random_batches(1)[0]
+    calls = []
+    model.get_submodule("model.layers.0.mlp.act_fn").register_forward_hook(lambda *call: calls.append(call))
+    with torch.inference_mode(), taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+        calls.clear()
+        tapped.start(batch["count_mask"])
+        model(**inputs_of(batch))
+    assert len(calls) == 1
+
+
 def test_gelus_are_told_apart():
     for family in ("gemma2",):
         for dtype in DTYPES:

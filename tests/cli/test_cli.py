@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,10 @@ from act.channel_set import ChannelSet
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
 
 
-def act_profile(*arguments, cwd=None) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "act", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, check=False
-    )
+def act_profile(*arguments, cwd=None, env=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "act", *map(str, arguments)]
+    environment = {**os.environ, **(env or {})}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 def succeed(*arguments) -> dict:
@@ -172,6 +173,29 @@ def test_show_spans_prints_and_writes_nothing(folder, tmp_path):
         tmp_path / "p",
     )
     assert result.returncode == 0 and " one c d</s>" in result.stdout and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"),
+    [("tirton", "is not a backend; choose one of native, triton, cuda"), ("cuda", "cannot run on cpu: ")],
+)
+def test_a_backend_that_cannot_run_is_one_sentence(folder, backend, reason):
+    command = ("run", "--model", folder / "target", "--corpus", folder / "ability.jsonl", "--output", folder / "no")
+    result = act_profile(*command, env={"ACT_KERNELS_BACKEND": backend})
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.startswith(f"error: ACT_KERNELS_BACKEND={backend} ") and reason in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (folder / "no").exists()
+
+
+def test_env_tells_what_a_gpu_would_run(folder):
+    from act_kernels import cuda
+
+    assert succeed("env")["cuda_kernels"] == cuda.build()
+    table = act_profile("env", env={"COLUMNS": "300"}).stdout
+    assert "cuda_kernels" in table and (cuda.build()["missing"] or "built with CUDA")[:20] in table
+    forced = act_profile("env", "--json", env={"ACT_KERNELS_BACKEND": "triton"})
+    assert forced.returncode == 0
+    assert "triton kernels run on a CUDA device" in json.loads(forced.stdout)["backends"]["cpu"]["forced"]
 
 
 def test_env(folder):

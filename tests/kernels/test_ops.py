@@ -156,7 +156,7 @@ def test_blend_rows(dtype, strength):
     expected = target.double()
     expected[rows] += strength * (donor[rows].double() - expected[rows])
     before = target.clone()
-    ops.blend_rows(target, donor, rows, strength)
+    ops.blend_rows([target], [donor], [rows], strength)
     untouched = torch.ones(60, dtype=torch.bool).index_fill(0, rows, False)
     assert torch.equal(target[untouched], before[untouched])
     if strength in (0.0, 1.0):
@@ -172,14 +172,14 @@ def test_blend_columns_through_a_transposed_view(dtype):
     target, donor = random(40, 25, dtype), random(40, 25, dtype, seed=7)
     expected = target.clone()
     expected[:, [3, 24]] = donor[:, [3, 24]]
-    ops.blend_rows(target.t(), donor.t(), torch.tensor([3, 24]), 1.0)
+    ops.blend_rows([target.t()], [donor.t()], [torch.tensor([3, 24])], 1.0)
     assert torch.equal(target, expected)
 
 
 def test_strength_one_copies_nan_and_infinity_bit_for_bit():
     donor = torch.tensor([[float("nan"), float("inf"), 1.0], [-0.0, 2.0, 3.0]], dtype=torch.bfloat16)
     target = torch.full((2, 3), float("inf"), dtype=torch.bfloat16)
-    ops.blend_rows(target, donor, torch.tensor([0, 1]), 1.0)
+    ops.blend_rows([target], [donor], [torch.tensor([0, 1])], 1.0)
     assert torch.equal(target.view(torch.int16), donor.view(torch.int16))
 
 
@@ -188,7 +188,7 @@ def test_every_float16_and_bfloat16_value_survives_the_round_trip():
     for dtype in (torch.float16, torch.bfloat16):
         donor = patterns.view(dtype).reshape(256, 256)
         target = torch.zeros_like(donor)
-        ops.blend_rows(target, donor, torch.arange(256), 0.5)
+        ops.blend_rows([target], [donor], [torch.arange(256)], 0.5)
         expected = (donor.double() * 0.5).to(dtype)
         finite = donor.isfinite()
         assert torch.equal(target[finite], expected[finite])
@@ -206,9 +206,15 @@ def test_every_float16_and_bfloat16_value_survives_the_round_trip():
         (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(8)[:, ::2]), "stride 1 along channels"),
         (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(4), torch.ones(3)), r"mask must be bool \[3\]"),
         (lambda: ops.pair_moments(torch.zeros(3, 4), torch.zeros(3, 5), empty_moments(4, 3)), "target must be like"),
-        (lambda: ops.blend_rows(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([3]), 0.5), r"lie in \[0, 3\)"),
-        (lambda: ops.blend_rows(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1.0]), 0.5), "rows must be int64"),
-        (lambda: ops.blend_rows(torch.zeros(3, 4), torch.zeros(3, 4), torch.tensor([1]), float("nan")), "finite"),
+        (
+            lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([3])], 0.5),
+            r"lie in \[0, 3\)",
+        ),
+        (
+            lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([1.0])], 0.5),
+            r"rows\[0\] must be int64",
+        ),
+        (lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([1])], float("nan")), "finite"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

@@ -23,6 +23,7 @@ triton = pytest.importorskip("triton", reason="triton is not installed")
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from act_kernels import triton as kernels  # noqa: E402
+from act_kernels.rows import Blend  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]  # float16 differs in one conversion
 CASES = [  # rows aligned to 16 bytes, not aligned, and a size that Triton makes a constant
@@ -107,13 +108,17 @@ def test_pair_moments(compiled, dtype, channels, tmp_path):
     assert_all_in_registers(compiled, tmp_path)
 
 
+def blend(target: torch.Tensor) -> Blend:
+    return Blend(target, target, torch.arange(700), 0.4)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("strength", [0.4, 0.9, 1.0])
-def test_blend_rows(compiled, dtype, strength, tmp_path):
-    rows, x = meta(700, dtype=torch.int64), meta(18944, 3584, dtype=dtype)
-    kernels.blend_rows(x, x, rows, strength)
-    kernels.blend_rows(x.t(), x.t(), rows, strength)
-    kernels.blend_rows(x[:, :1], x[:, :1], rows, strength)
+def test_blend_rows(compiled, dtype, tmp_path):
+    x = meta(18944, 3584, dtype=dtype)
+    kernels.blend_rows([blend(x), blend(x[:3584])])
+    assert "ld.global.v4" in compiled[-1].asm["ptx"] and "st.global.v4" in compiled[-1].asm["ptx"]
+    kernels.blend_rows([blend(x.t()), blend(x[:, :1]), blend(x)])
+    assert len(compiled) == 3
     assert_all_in_registers(compiled, tmp_path)
 
 
@@ -122,7 +127,7 @@ def test_blackwell(compiled, tmp_path):
     x, mask = meta(TOKENS, 3584, dtype=torch.bfloat16), meta(TOKENS, dtype=torch.bool)
     kernels.column_moments(x, empty_moments(3584, device="meta"), mask)
     kernels.pair_moments(x, x, empty_moments(3584, 3, device="meta"), mask)
-    kernels.blend_rows(x, x, meta(700, dtype=torch.int64), 0.4)
+    kernels.blend_rows([blend(x)])
     assert_all_in_registers(compiled, tmp_path)
     assert_vectors(compiled)
 

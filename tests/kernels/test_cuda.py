@@ -1,0 +1,274 @@
+"""Cases that concern the CUDA kernels alone: order of threads, long runs, argument checks, and what nvcc makes of them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import emulated
+import pytest
+import torch
+from interpreter import INTERPRETED
+from oracle import DTYPES, assert_moments_close, random, truth
+
+from act_kernels import cuda, empty_moments, native, ops
+
+REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "registers.py"
+pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreted process is for Triton")
+needs_emulator = pytest.mark.skipif(emulated.REASON is not None, reason=str(emulated.REASON))
+
+
+@pytest.fixture
+def emulator(monkeypatch):
+    monkeypatch.setenv("ACT_KERNELS_BACKEND", "cuda")
+    module = emulated.emulate(monkeypatch)
+    yield module
+    module.set_programs(512)
+    module.reverse(False)
+
+
+def every_op(dtype: torch.dtype, channels: int) -> list[torch.Tensor]:
+    """Outputs and moments of every op over two runs of rows, some of which do not count or are not finite."""
+    rows = 262
+    x, y = random(rows, channels, dtype), random(rows, channels, dtype, seed=1)
+    x[5, channels // 2], x[200, 0] = float("inf"), float("nan")
+    mask = torch.arange(rows) % 5 > 1
+    blocks, pair = empty_moments(channels, 8), empty_moments(channels, 3)
+    ops.pair_moments(x, y, pair, mask)
+    ops.column_moments(y, blocks[7], mask)
+    outputs = [
+        ops.gated_mlp(x, y, gate_moments=blocks[0], up_moments=blocks[1], product_moments=blocks[2], mask=mask),
+        *ops.add_norm(x, y, y[0].contiguous(), eps=1e-6, x_moments=blocks[3], norm_moments=blocks[4], mask=mask),
+        *ops.add_norm(y, x, y[0], y[1], eps=1e-6, style="layer", norm_moments=blocks[6]),
+    ]
+    q, k = (z.view(2, rows // 2, 2, channels // 2).transpose(1, 2) for z in (x, y))
+    turned = channels // 4 * 2
+    table = torch.rand(1, rows // 2, turned, generator=torch.Generator().manual_seed(3)).to(dtype)
+    outputs += ops.rotary(q, k, table, table, q_moments=blocks[5], v=k, v_moments=blocks[6], mask=mask)
+    targets = [y.clone(), y.t().contiguous().t()]
+    ops.blend_rows(targets, [x, x], [torch.arange(0, rows, 3)] * 2, 0.4)
+    return [*outputs, *targets, blocks, pair]
+
+
+@needs_emulator
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channels", [64, 300, 142])
+def test_no_result_depends_on_the_order_of_threads(emulator, dtype, channels):
+    emulated.same_bits_in_any_order(lambda: every_op(dtype, channels))
+
+
+@needs_emulator
+@pytest.mark.parametrize("programs", [1, 3, 512])
+@pytest.mark.parametrize("masked", [False, True])
+def test_runs_of_full_length_and_more_runs_than_merge_side_by_side(emulator, programs, masked):
+    emulator.set_programs(programs)
+    x, y = random(4300, 3, torch.float32), random(4300, 3, torch.float32, seed=1)
+    x[130, 2], x[4299, 1] = float("inf"), 3e30
+    mask = torch.arange(4300) % 7 == 5 if masked else None
+    if masked:
+        mask[1000:2100] = False  # a run without a counted row, and runs that count only one end
+    blocks, pair = empty_moments(3, 2), empty_moments(3, 3)
+    ops.column_moments(x, blocks[0], mask)
+    ops.gated_mlp(y, y, "relu", product_moments=blocks[1], mask=mask)
+    ops.pair_moments(x, y, pair, mask)
+    assert_moments_close(blocks[0], truth(x, mask))
+    assert_moments_close(blocks[1], truth(y.relu() * y, mask))
+    for block, values in zip(pair, (x, y, x.double() - y.double()), strict=True):
+        assert_moments_close(block, truth(values, mask), relative=2e-6)
+
+
+@needs_emulator
+@pytest.mark.parametrize("offset", [0, 1, 3])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_that_start_anywhere(emulator, dtype, offset):
+    for stride in (64, 65, 68):  # of 16 bytes, of odd ones, of 8
+        base = random(140, stride, dtype).flatten()[offset:]
+        x = base.as_strided((139, 61), (stride, 1))
+        blocks = empty_moments(61, 3)
+        product = ops.gated_mlp(x, x, "relu", gate_moments=blocks[0])
+        total, _ = ops.add_norm(x, x, x[0].contiguous(), eps=1e-6, x_moments=blocks[1])
+        ops.column_moments(x, blocks[2])
+        assert torch.equal(product, x.relu() * x) and torch.equal(total, x + x)
+        for block in blocks:
+            assert_moments_close(block, truth(x))
+
+
+def modules() -> list:
+    built = [] if cuda._cuda is None else [pytest.param(lambda: cuda._cuda, id="built")]
+    return [pytest.param(emulated.module, id="emulated", marks=needs_emulator), *built]
+
+
+BAD = {
+    "no such dtype": (lambda m: m.column_moments(3, 64, 4, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "dtype code"),
+    "null input": (lambda m: m.column_moments(0, 0, 4, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "x is a null pointer"),
+    "null moments": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 0, 4, 64, 10**6, 0, 0), "moments is a null"),
+    "no rows": (lambda m: m.column_moments(0, 64, 0, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "x must have 1 to 2"),
+    "little workspace": (
+        lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 27, 0, 0),
+        "must hold 28 values, got 27",
+    ),
+    "no workspace": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 0, 28, 0, 0), "workspace is a null pointer"),
+    "negative device": (
+        lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 28, -1, 0),
+        "device must be an ordinal",
+    ),
+    "null target": (lambda m: m.pair_moments(0, 64, 0, 4, 4, 4, 4, 0, 64, 28, 4, 64, 10**6, 0, 0), "target is a null"),
+    "no entries": (lambda m: m.blend_rows(0, 64, 0, 1, 0, 0), "needs entries and tiles, got 0 and 1"),
+    "no table": (lambda m: m.blend_rows(0, 0, 1, 1, 0, 0), "table is a null pointer"),
+    "no such activation": (
+        lambda m: m.gated_mlp(0, 64, 64, 64, 4, 4, 4, 4, 5, 0, 0, 0, 0, 0, 0, 0, 64, 10**6, 0, 0),
+        "activation code must be below 5, got 5",
+    ),
+    "odd rotation": (
+        lambda m: m.rotary(
+            0,
+            64,
+            64,
+            0,
+            4,
+            8,
+            8,
+            0,
+            8,
+            8,
+            0,
+            64,
+            64,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            4,
+            3,
+            64,
+            64,
+            4,
+            1,
+            False,
+            False,
+            0,
+            64,
+            10**6,
+            0,
+            0,
+        ),
+        "turned must be even",
+    ),
+    "tables of another length": (
+        lambda m: m.rotary(
+            0,
+            64,
+            64,
+            0,
+            4,
+            8,
+            8,
+            0,
+            8,
+            8,
+            0,
+            64,
+            64,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            4,
+            4,
+            64,
+            64,
+            3,
+            2,
+            False,
+            False,
+            0,
+            64,
+            10**6,
+            0,
+            0,
+        ),
+        "tables must be 1 or one for every",
+    ),
+    "no such style": (
+        lambda m: m.add_norm(0, 64, 0, 4, 4, 4, 0, 64, 0, 1e-6, 4, 64, 64, 0, 0, 0, 0, 0, 64, 10**6, 0, 0),
+        "style code must be below 4, got 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("module", modules())
+def test_launch_code_refuses_wrong_arguments(module, name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call(module())
+
+
+@pytest.mark.parametrize("module", modules())
+def test_a_failing_launch_names_the_op(module):
+    if module() is cuda._cuda and not cuda._cuda.refusal(99):
+        pytest.skip("there are a hundred devices")
+    with pytest.raises(RuntimeError, match=r"pair_moments on the GPU: .*cudaError"):
+        module().pair_moments(0, 64, 64, 4, 4, 4, 4, 0, 64, 28, 4, 64, 10**6, 99, 0)
+
+
+@pytest.fixture(scope="session")
+def registers():
+    """The module ``benchmarks/registers.py``."""
+    spec = importlib.util.spec_from_file_location("registers", REGISTERS)
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(REGISTERS.parent))
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def nvcc(registers):
+    """Skips where there is no nvcc."""
+    if registers.nvcc() is None:
+        pytest.skip("nvcc was not found")
+
+
+def test_the_install_has_the_cuda_kernels(nvcc):
+    if native.LOAD_ERROR or os.environ.get("ACT_CUDA") == "0":
+        pytest.skip("built without them")
+    assert cuda.build()["missing"] is None
+    assert cuda.build()["architectures"]
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_and_stays_in_registers(registers, nvcc):
+    rows = registers.measure()
+    kernels = {(row["kernel"], row["dtype"]) for row in rows}
+    names = {"column_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add", "norm", "merge_partials"}
+    expected = {(f"{name}_kernel", dtype) for name in names for dtype in ("float32", "bfloat16", "float16")}
+    assert kernels == expected | {("row_scale_kernel", "")}
+    assert {row["architecture"] for row in rows} == {"sm_80", "sm_90", "sm_100"} and len(rows) == 3 * len(kernels)
+    for row in rows:
+        assert row["spilled_bytes"] == 0 and 0 < row["registers"] <= 168, row
+
+
+def test_a_spill_is_seen(registers):
+    report = (
+        "ptxas info    : Compiling entry function '_ZN3act4cuda44_GLOBAL__N__9ebddf97_11_partials_cu_ce1ff5de21merge_partials"
+        "_kernelINS0_8bfloat16EEEvNS0_5PartsEPKhllll' for 'sm_90'\nptxas info    : Function properties for _ZN3act\n"
+        "    32 bytes stack frame, 44 bytes spill stores, 60 bytes spill loads\n"
+        "ptxas info    : Used 64 registers, used 1 barriers, 32 bytes cumulative stack size, 29184 bytes smem\n"
+    )
+    assert registers.parse(report) == [
+        {
+            "kernel": "merge_partials_kernel",
+            "dtype": "bfloat16",
+            "architecture": "sm_90",
+            "registers": 64,
+            "spilled_bytes": 104,
+            "stack_bytes": 32,
+            "shared_bytes": 29184,
+        }
+    ]
