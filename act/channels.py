@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from act.errors import ActError
+from act.placement import ties_apart
 
 Tied = Literal["head", "embed"]
 
@@ -96,7 +97,12 @@ class ChannelSpace:
         Raises:
             ActError: the model has no such module.
         """
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        apart = ties_apart(model)
+
+        def identity(parameter: nn.Parameter) -> int:
+            return apart.get(id(parameter), id(parameter))
+
+        names = {id(parameter): name for name, parameter in model.named_parameters() if id(parameter) not in apart}
         found = []
         for name, module in model.named_modules():
             dims = _channel_dims(module)
@@ -108,14 +114,14 @@ class ChannelSpace:
             )
         owners: dict[int, str] = {}
         for name, module, _ in sorted(found, key=lambda item: isinstance(item[1], nn.Embedding) == (tied == "head")):
-            owners.setdefault(id(module.weight), name)
+            owners.setdefault(identity(module.weight), name)
         sites: list[Site] = []
         offset = 0
         for name, module, dims in found:
-            owner = owners[id(module.weight)]
+            owner = owners[identity(module.weight)]
             tied_to = owner if owner != name else None
             parameters = tuple(
-                ParameterSlice(names[id(getattr(module, attribute))], dim) for attribute, dim in dims.items()
+                ParameterSlice(names[identity(getattr(module, attribute))], dim) for attribute, dim in dims.items()
             )
             width = module.weight.shape[dims["weight"]]
             parameters = () if tied_to else parameters

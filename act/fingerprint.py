@@ -8,21 +8,22 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from act.placement import values
+
 
 def fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
     """A hash over one value from every row and every column of every parameter, taken along wrapped diagonals.
 
     Any transfer of a channel changes it (a whole row or column changes), and so does any fine-tune. Values are hashed
-    as float32, so a checkpoint loaded in a wider type keeps its fingerprint. Cost: as many values as channels; of
-    weights on disk (:class:`act.checkpoint.Checkpoint`) nothing else is read. Parameters are taken in order of name.
+    as float32, so a checkpoint keeps its fingerprint in a wider type, on several devices, offloaded, and on disk
+    (:class:`act.checkpoint.Checkpoint`), where nothing else is read. Cost: as many values as channels. Parameters are
+    taken in order of name.
     """
-    weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
-    digest = hashlib.sha256()
-    for name in sorted(weights):
-        parameter = weights[name].detach()
-        digest.update(f"{name}{list(parameter.shape)}".encode())
-        digest.update(_diagonal(parameter).float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    pieces = {}
+    for name, parameter in values(model) if isinstance(model, nn.Module) else model.items():
+        diagonal = _diagonal(parameter.detach()).float().cpu().numpy().tobytes()
+        pieces[name] = f"{name}{list(parameter.shape)}".encode() + diagonal
+    return hashlib.sha256(b"".join(pieces[name] for name in sorted(pieces))).hexdigest()[:16]
 
 
 def _diagonal(x: torch.Tensor) -> torch.Tensor:

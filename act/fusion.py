@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from act.channels import ChannelSpace
+from act.placement import moves_only
 from act.probe import Flow, Flows, probe
 from act_kernels import add_norm, gated_mlp
 from act_kernels.ops import ACTIVATIONS, FLOAT_DTYPES
@@ -93,8 +94,11 @@ def _reads_like(flows: Flows, one: str, other: str) -> bool:
 
 
 def _untouched(module: nn.Module) -> bool:
-    """Whether the module runs its class's forward: no one has wrapped it, for offloading say."""
-    return "forward" not in vars(module) and "_hf_hook" not in vars(module)
+    """Whether the module runs its class's forward, behind no more than a move of its input to its device."""
+    if "forward" not in vars(module):
+        return "_hf_hook" not in vars(module)
+    original = getattr(vars(module).get("_old_forward"), "__func__", None)
+    return original is type(module).forward and moves_only(vars(module).get("_hf_hook"))
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -110,6 +114,8 @@ def _gated_mlp(module: nn.Module, flows: Flows, name: str, linears: list[str]) -
     if any(isinstance(child, nn.Dropout) and child.p > 0 for child in module.modules()):
         return None
     whole = flows.outer[name]
+    if len({x.device for linear in linears for x in (flows.seen[linear].input, flows.seen[linear].output)}) > 1:
+        return None
     readers = [linear for linear in linears if flows.seen[linear].input.data_ptr() == whole.input.data_ptr()]
     others = [linear for linear in linears if linear not in readers]
     if len(others) != 1 or not _same(whole.output, flows.seen[others[0]].output):
@@ -175,6 +181,8 @@ def _norm(module: nn.Module, flow: Flow) -> Norm | None:
     if isinstance(module, nn.Linear | nn.Embedding) or not isinstance(eps, float) or not _untouched(module):
         return None
     if not isinstance(weight, nn.Parameter) or weight.shape != x.shape[-1:] or weight.dtype != x.dtype:
+        return None
+    if weight.device != x.device:
         return None
     if x.dtype not in FLOAT_DTYPES or flow.output.dtype != x.dtype or flow.output.shape != x.shape:
         return None

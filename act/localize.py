@@ -14,6 +14,7 @@ from act.channel_set import ChannelSet
 from act.channels import ChannelSpace
 from act.errors import ActError
 from act.pair import common_space
+from act.placement import require_in_memory
 from act.profile import PairProfile, Profile, Statistics, require_same_models
 
 Score = Literal["paired", "mean-abs", "mean-shift", "weight-diff", "random"]
@@ -75,6 +76,8 @@ def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None 
     Channels whose tensor belongs to a tied site score 0.
     """
     space = space or common_space(donor, target)
+    for side, model in (("donor", donor), ("target", target)):
+        require_in_memory(model, side)
     donor_parameters, target_parameters = (dict(model.named_parameters()) for model in (donor, target))
     score = torch.zeros(len(space), dtype=torch.float64)
     for site in space:

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
-from greenlet import GreenletExit, greenlet
 from torch import nn
 
 from act.channels import ChannelSpace, Site
 from act.errors import ActError
 from act.moments import Moments
+from act.placement import input_device
 from act.taps import Reader, Taps
 from act_kernels import pair_moments
+
+if TYPE_CHECKING:
+    from greenlet import greenlet
 
 
 def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
@@ -46,10 +51,13 @@ class Lockstep:
         fused: bool = True,
         exclude: Iterable[str] = (),
     ) -> None:
+        if importlib.util.find_spec("greenlet") is None:
+            raise ActError("pair runs need greenlet, which is not installed; pip install greenlet")
         for one, other in zip(donor.parameters(), target.parameters(), strict=False):
             if one.dtype != other.dtype:
                 raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
         self._models = {"donor": donor, "target": target}
+        self._devices = {side: input_device(model) for side, model in self._models.items()}
         self._moments = moments
         self._greenlets: dict[str, greenlet] = {}
         self._waiting: tuple[str, Site, torch.Tensor] | None = None
@@ -77,10 +85,13 @@ class Lockstep:
         Raises:
             ActError: the models do not reach the same sites in the same order.
         """
+        from greenlet import GreenletExit, getcurrent, greenlet
+
         self._waiting = None
-        parent = greenlet.getcurrent()
+        parent = getcurrent()
         for side, taps in self._taps.items():
-            self._greenlets[side] = greenlet(partial(taps.forward, inputs, count_mask), parent)
+            there = {name: tensor.to(self._devices[side]) for name, tensor in inputs.items()}
+            self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask), parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
             # Whoever finishes returns here; the other may have the rest of its forward to do.

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from act.placement import input_device
 from act.rotary import RotaryFunction, rotary_functions
 from act_kernels.ops import FLOAT_DTYPES
 
@@ -106,7 +107,8 @@ def probe(model: nn.Module, sites: dict[str, nn.Module]) -> Flows | None:
         stack.enter_context(_eval_mode(model))
         stack.enter_context(torch.no_grad())
         try:
-            model(input_ids=torch.arange(1, PROBE_TOKENS + 1, device=parameter.device)[None] % 8, use_cache=False)
+            ids = torch.arange(1, PROBE_TOKENS + 1, device=input_device(model))[None] % 8
+            model(input_ids=ids, use_cache=False)
         except Exception:  # whatever a model that wants other inputs raises: it is not fused
             return None
     return flows

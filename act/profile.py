@@ -19,6 +19,7 @@ from act.files import load_tensors, save_tensors, understood
 from act.fingerprint import fingerprint
 from act.moments import Moments
 from act.pair import common_space, lockstep
+from act.placement import input_device, run_devices
 from act.taps import taps
 from act.versions import versions
 from act_kernels import PAIR, STATISTICS
@@ -221,11 +222,11 @@ def profile(
         ActError: nothing was counted; a malformed record; a site whose output has no known shape.
     """
     space = ChannelSpace.from_model(model)
-    moments = Moments(space, device=_device(model))
+    moments = Moments(space, device=run_devices(model, (site.name for site in space)))
     exclude = sorted(exclude)
     settings = {"token_budget": token_budget, "exclude": exclude, "fused": fused}
     with taps(model, moments, fused=fused, exclude=exclude) as tapped:
-        measured = _stream(tapped.forward, corpus, _device(model), progress, moments, settings)
+        measured = _stream(tapped.forward, corpus, input_device(model), progress, moments, settings)
         measured["paths"] = dict(Counter(tapped.paths.values()))
     return Profile(moments, _source({"model": model}, corpus, measured, settings))
 
@@ -246,17 +247,13 @@ def profile_pair(
         ActError: also when the models are not of one architecture, naming the site that differs.
     """
     space = common_space(donor, target)
-    moments = Moments(space, pair=True, device=_device(donor))
+    moments = Moments(space, pair=True, device=run_devices(donor, (site.name for site in space)))
     exclude = sorted(exclude)
     settings = {"token_budget": token_budget, "exclude": exclude, "fused": fused}
     with lockstep(donor, target, moments, fused=fused, exclude=exclude) as run:
-        measured = _stream(run.forward, corpus, _device(target), progress, moments, settings)
+        measured = _stream(run.forward, corpus, input_device(target), progress, moments, settings)
         measured["paths"] = dict(Counter(run.paths.values()))
     return PairProfile(moments, _source({"donor": donor, "target": target}, corpus, measured, settings))
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
 
 
 def _stream(
@@ -284,6 +281,7 @@ def _stream(
                 progress(seen)
     if not seen.counted:
         raise ActError("no token was counted; the corpus is empty or its count masks are all False")
+    moments.gather()
     return {
         **asdict(seen),
         "seconds": round(time.perf_counter() - start, 3),
@@ -304,7 +302,7 @@ def _source(
     described: dict[str, Any] = {"name": "batches", "fingerprint": None, **measured}
     if isinstance(corpus, Corpus):
         described.update(name=corpus.name, fingerprint=corpus.fingerprint, count=corpus.count)
-    device = _device(next(iter(models.values())))
+    device = input_device(next(iter(models.values())))
     return {
         "models": {
             side: {

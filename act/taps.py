@@ -157,7 +157,9 @@ class Taps:
 
     def _replace(self, name: str, forward: Callable[..., Any]) -> None:
         module = self._modules[name]
+        before = {key: module.__dict__[key] for key in ("forward",) if key in module.__dict__}
         module.forward = partial(forward, module.forward)
+        self._undo.callback(module.__dict__.update, before)
         self._undo.callback(module.__dict__.pop, "forward", None)
 
     # Sites that are read by themselves
@@ -316,7 +318,9 @@ class Taps:
         name = self._fusion.sums[pending.origin]
         x = plain(pending)
         weight = self._modules[name].get_parameter("weight")
-        if residual.shape != x.shape or not residual.dtype == x.dtype == weight.dtype or residual.device != x.device:
+        if residual.shape != x.shape or not residual.dtype == x.dtype == weight.dtype:
+            return None
+        if not residual.device == x.device == weight.device:
             return None
         if needs_gradient(residual, self._modules[name]):
             return None
@@ -331,7 +335,8 @@ class Taps:
         pending = x if isinstance(x, Pending) else None
         x = plain(x)
         by_token = x.shape[:-1] == self._tokens or (x.shape[:2] == self._tokens and x.dim() == 4)
-        fits = by_token and x.is_contiguous() and x.dtype == self._modules[name].weight.dtype
+        weight = self._modules[name].get_parameter("weight")
+        fits = by_token and x.is_contiguous() and (x.dtype, x.device) == (weight.dtype, weight.device)
         if more or named or not fits or needs_gradient(x, self._modules[name]):
             output = original(x, *more, **named)
             if self._moments is not None and name in self._sites:

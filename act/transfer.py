@@ -19,6 +19,7 @@ from act.channels import ParameterSlice, Site
 from act.errors import ActError
 from act.fingerprint import fingerprint
 from act.patch import Change, Patch, Weights, rows_view
+from act.placement import require_in_memory
 from act_kernels import blend_rows
 from act_kernels.ops import FLOAT_DTYPES
 
@@ -101,7 +102,7 @@ def transfer_many(grafts: Sequence[Graft], target: nn.Module | Weights, overlap:
     Raises:
         ActError: as :func:`transfer`; an unknown rule; rows of one donor that cross columns of another.
     """
-    weights = weights_of(target)
+    weights = weights_of(target, "target")
     before = fingerprint(weights)
     notes: list[str] = []
     changes = list(blend(grafts, weights, overlap, notes, before))
@@ -132,7 +133,7 @@ def blend(
         for value in graft.strength.values() if isinstance(graft.strength, Mapping) else [graft.strength]:
             require_strength(value)
         _require_set_of("target", found, target, graft.channels)
-        donor = weights_of(graft.donor)
+        donor = weights_of(graft.donor, "donor")
         if "donor" in graft.channels.rule.get("models", {}):
             _require_set_of("donor", fingerprint(donor), donor, graft.channels)
     for name, claims in _claims(grafts, target, notes).items():
@@ -159,7 +160,7 @@ def require_strength(strength: float) -> None:
         raise ActError(f"strength is {strength}; expected 0 (change nothing) or more, 1 copies the donor's rows")
 
 
-def weights_of(model: nn.Module | Weights) -> Weights:
+def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     """The parameters of a model by name, or the mapping as it is."""
     if not isinstance(model, nn.Module):
         return model
@@ -168,6 +169,7 @@ def weights_of(model: nn.Module | Weights) -> Weights:
             f"{type(model).__name__} is quantised, which can be profiled but not transferred; "
             "load it unquantised, transfer, and quantise the result"
         )
+    require_in_memory(model, side)
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
@@ -191,7 +193,7 @@ class _Claim:
 def _claims(grafts: Sequence[Graft], target: Weights, notes: list[str]) -> dict[str, list[_Claim]]:
     claims: dict[str, list[_Claim]] = {}
     for graft in grafts:
-        donor, space = weights_of(graft.donor), graft.channels.space
+        donor, space = weights_of(graft.donor, "donor"), graft.channels.space
         for site, rows in space.split(graft.channels.index):
             scores = graft.channels.scores[torch.searchsorted(graft.channels.index, rows + site.offset)]
             for part in site.parameters:

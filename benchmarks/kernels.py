@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from measure import interleaved, machine, median, spread, write_json
 
@@ -39,13 +38,13 @@ def by_operators(x: torch.Tensor, moments: torch.Tensor) -> None:
 
 def column_case(x: torch.Tensor, other: torch.Tensor) -> tuple[Callable[[], Any], Callable[[], Any], int]:
     """The op, the same by operators, and the bytes it must read or write."""
-    moments, slow = empty_moments(x.shape[1]), empty_moments(x.shape[1])
+    moments, slow = (empty_moments(x.shape[1], device=x.device) for _ in range(2))
     return lambda: column_moments(x, moments), lambda: by_operators(x, slow), x.nbytes
 
 
 def pair_case(x: torch.Tensor, other: torch.Tensor) -> tuple[Callable[[], Any], Callable[[], Any], int]:
     """Likewise."""
-    moments, slow = (empty_moments(x.shape[1], 3) for _ in range(2))
+    moments, slow = (empty_moments(x.shape[1], 3, device=x.device) for _ in range(2))
 
     def operators() -> None:
         for block, values in zip(slow, (x, other, x.float() - other.float()), strict=True):
@@ -79,7 +78,7 @@ class FusedCase:
 
 def gated_case(x: torch.Tensor, other: torch.Tensor) -> FusedCase:
     """``silu(gate) * up`` with the statistics of both."""
-    blocks = [empty_moments(x.shape[1]) for _ in range(2)]
+    blocks = [empty_moments(x.shape[1], device=x.device) for _ in range(2)]
     return FusedCase(
         lambda: gated_mlp(x, other, gate_moments=blocks[0], up_moments=blocks[1]),
         lambda: gated_mlp(x, other),
@@ -90,8 +89,8 @@ def gated_case(x: torch.Tensor, other: torch.Tensor) -> FusedCase:
 
 def add_norm_case(x: torch.Tensor, other: torch.Tensor) -> FusedCase:
     """Residual sum and RMS norm as Llama writes them, with the statistics of what is added and of the norm."""
-    blocks = [empty_moments(x.shape[1]) for _ in range(2)]
-    weight = torch.ones(x.shape[1], dtype=x.dtype)
+    blocks = [empty_moments(x.shape[1], device=x.device) for _ in range(2)]
+    weight = torch.ones_like(x[0])
 
     def stock() -> torch.Tensor:
         wide = (other + x).to(torch.float32)
@@ -113,9 +112,12 @@ def rotary_case(x: torch.Tensor, other: torch.Tensor) -> FusedCase:
         z.view(8, len(z) // 8, -1, width).transpose(1, 2)
         for z in (x, other[:, : x.shape[1] // 4].contiguous(), other[:, : x.shape[1] // 4].contiguous())
     )
-    angle = torch.rand(1, len(x) // 8, width // 2).repeat(1, 1, 2)
+    angle = torch.rand(1, len(x) // 8, width // 2, device=x.device).repeat(1, 1, 2)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    blocks = {f"{name}_moments": empty_moments(z.shape[1] * width) for name, z in (("q", q), ("k", k), ("v", v))}
+    blocks = {
+        f"{name}_moments": empty_moments(z.shape[1] * width, device=z.device)
+        for name, z in (("q", q), ("k", k), ("v", v))
+    }
 
     def half(z: torch.Tensor) -> torch.Tensor:
         return torch.cat((-z[..., width // 2 :], z[..., : width // 2]), dim=-1)
@@ -174,15 +176,6 @@ def measure(op: str, dtype: str, rows: int, channels: int, threads: int, seconds
         "ratio_to_stock": round(middle["op"] / middle["stock"], 3),
         "ratio_to_plain": round(middle["op"] / middle["plain"], 3),
     }
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-@pytest.mark.parametrize("op", [*CASES, *FUSED_CASES])
-def test_kernel(benchmark: Any, op: str, dtype: str) -> None:
-    """T = 2048, C = 2048, with statistics."""
-    x, other = (torch.randn(2048, 2048).to(DTYPES[dtype]) for _ in range(2))
-    benchmark.group = f"{op} {dtype}"
-    benchmark(CASES[op](x, other)[0] if op in CASES else FUSED_CASES[op](x, other).measured)
 
 
 def main() -> None:

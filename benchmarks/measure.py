@@ -41,6 +41,40 @@ def interleaved(calls: dict[str, Callable[[], Any]], seconds: float = 1.0, round
     return times
 
 
+def on_device(
+    calls: dict[str, Callable[[], Any]], device: torch.device, seconds: float, *, wall: bool = False, least: int = 3
+) -> dict[str, list[float]]:
+    """Seconds of single calls that take turns for ``seconds``, ``least`` rounds at the least, each with cold caches.
+
+    A GPU times itself between two events; ``wall`` is from the launch until the host sees that the call is done.
+    """
+    on_gpu = device.type == "cuda"
+    # Written before each call: more than the second-level cache of any GPU so far, and of most CPUs.
+    flush = torch.empty((256 if on_gpu else 16) << 20, dtype=torch.uint8, device=device)
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    end = time.perf_counter() + seconds
+    while len(next(iter(times.values()))) < least or time.perf_counter() < end:
+        for name, call in calls.items():
+            flush.zero_()
+            if on_gpu and not wall:
+                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                before.record()
+                call()
+                after.record()
+                after.synchronize()
+                times[name].append(before.elapsed_time(after) / 1e3)
+            else:
+                wait()
+                start = time.perf_counter()
+                call()
+                wait()
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
 def median(times: list[float]) -> float:
     """The middle of the rounds."""
     return float(np.median(times))

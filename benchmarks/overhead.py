@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from measure import interleaved, machine, median, spread, write_json
 from torch import nn
@@ -160,17 +159,6 @@ def measure(
         "tokens_per_second": round(tokens / middle["profiled"], 1),
         "spread": {call: round(spread(values), 4) for call, values in times.items()},
     }
-
-
-@pytest.mark.parametrize("call", ["plain", "hooks", "var_mean", "nnsight", "profiled", "pair"])
-@pytest.mark.parametrize("name", ["tiny", "small"])
-def test_overhead(benchmark: Any, name: str, call: str) -> None:
-    """One batch of 8 x 256 tokens in bfloat16."""
-    benchmark.group = f"{name}, bfloat16"
-    with calls_of(name, "bfloat16") as calls:
-        if call not in calls:
-            pytest.skip("nnsight is not installed: pip install '.[bench]'")
-        benchmark.pedantic(calls[call], rounds=3, warmup_rounds=1)
 
 
 def main() -> None:

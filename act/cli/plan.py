@@ -12,6 +12,7 @@ from act.channels import ChannelSpace
 from act.cli import console
 from act.loading import load_model
 from act.moments import Moments
+from act.placement import input_device, run_devices
 from act.taps import taps
 
 
@@ -27,11 +28,11 @@ def command(
     console.quiet_transformers()
     loaded = load_model(model, dtype=dtype, device=device)
     space = ChannelSpace.from_model(loaded)
-    place = next(loaded.parameters()).device
-    tokens = torch.ones((1, 4), dtype=torch.long, device=place)
+    tokens = torch.ones((1, 4), dtype=torch.long, device=input_device(loaded))
+    moments = Moments(space, device=run_devices(loaded, (site.name for site in space)))
     with (
         torch.inference_mode(),
-        taps(loaded, Moments(space, device=place), fused=fused, exclude=exclude or ()) as tapped,
+        taps(loaded, moments, fused=fused, exclude=exclude or ()) as tapped,
     ):
         tapped.forward({"input_ids": tokens, "attention_mask": tokens}, tokens.bool().cpu())
         paths = {site.name: tapped.paths.get(site.name, "not measured") for site in space}

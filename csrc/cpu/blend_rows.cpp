@@ -6,9 +6,31 @@ namespace act {
 namespace ACT_ISA {
 
 // Stepping from the nearer end keeps strength 1 exact and its neighbourhood accurate.
-static inline float blend(float target, float donor, float strength) {
-    const float step = donor - target;
+template <class Value>
+static inline Value blend(Value target, Value donor, float strength) {
+    const Value step = donor - target;
     return strength < 0.5f ? target + strength * step : donor - (1 - strength) * step;
+}
+
+// One row of neighbouring values.
+template <class T>
+static void blend_row(T* target, const T* donor, int64_t width, float strength) {
+    typedef Format<T> F;
+    typedef typename F::Bits Bits;
+    constexpr int GROUP = F::PARTS * LANES;
+    if (strength == 1) {
+        std::memcpy(static_cast<void*>(target), donor, sizeof(T) * width);
+        return;
+    }
+    int64_t column = 0;
+    for (; column + GROUP <= width; column += GROUP) {
+        Floats to[F::PARTS], from[F::PARTS];
+        F::split(load<Bits>(target + column), to);
+        F::split(load<Bits>(donor + column), from);
+        each<F::PARTS>([&](auto p) ACT_INLINE { to[p] = blend(to[p], from[p], strength); });
+        store(target + column, F::join(to));
+    }
+    for (; column < width; ++column) narrow(blend(widen(target[column]), widen(donor[column]), strength), target[column]);
 }
 
 template <class T>
@@ -16,6 +38,13 @@ static void run(const Blend& b, int threads) {
     T* const target = static_cast<T*>(b.target);
     const T* const donor = static_cast<const T*>(b.donor);
     if (b.count * b.width < 32768) threads = 1;
+    if (b.target_column_stride == 1 && b.donor_column_stride == 1 && b.width > 1) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+        for (int64_t k = 0; k < b.count; ++k)
+            blend_row(target + b.rows[k] * b.target_row_stride,
+                      donor + (b.gathered ? k : b.rows[k]) * b.donor_row_stride, b.width, b.strength);
+        return;
+    }
     // Walk the dimension with the smaller stride innermost: columns of an embedding come as rows of its transpose.
     const bool rows_inside = b.target_row_stride < b.target_column_stride;
     const int64_t outer = rows_inside ? b.width : b.count, inner = rows_inside ? b.count : b.width;

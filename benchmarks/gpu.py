@@ -1,0 +1,429 @@
+"""One call that proves and measures everything on a GPU, within a time; the same code rehearses on a CPU.
+
+    python benchmarks/gpu.py --out DIR --minutes 8
+    python benchmarks/gpu.py --out DIR --minutes 1 --device cpu
+
+Phases in order of worth, each with a share of the time that is left: environment, correctness of every backend and op
+against float64, compute-sanitizer on the CUDA kernels, kernels, whole forwards. DIR/gpu.json (cpu.json in a rehearsal,
+whose figures say nothing of a GPU) is written after each phase; what was cut or failed is said there. Exit code 1 if a
+correctness check failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests" / "kernels")]
+
+import torch  # noqa: E402
+from kernels import CASES, FUSED_CASES  # noqa: E402
+from measure import machine, median, on_device, spread, write_json  # noqa: E402
+from oracle import DTYPES, assert_moments_close, random, truth  # noqa: E402
+
+from act_kernels import empty_moments, ops, reference  # noqa: E402
+from act_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, choose  # noqa: E402
+
+LEAST_SHARE = {"triton": 0.85, "cuda": 0.75}  # of the copy bandwidth, for column and pair moments
+
+
+class Run:
+    """The device, the end of the phase, and what was found."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.small, self.until = device, device.type != "cuda", time.monotonic()
+        self.result: dict[str, Any] = {"device": str(device), "rehearsal": self.small, "phases": {}}
+
+    def left(self) -> float:
+        """Seconds left to the phase."""
+        return self.until - time.monotonic()
+
+
+@contextlib.contextmanager
+def forced(backend: str):
+    """Everything runs on one backend."""
+    before = os.environ.get(ENVIRONMENT_VARIABLE)
+    os.environ[ENVIRONMENT_VARIABLE] = backend
+    try:
+        yield
+    finally:
+        os.environ.pop(ENVIRONMENT_VARIABLE)
+        if before is not None:
+            os.environ[ENVIRONMENT_VARIABLE] = before
+
+
+def usable(device: torch.device) -> dict[str, str | None]:
+    """Every backend, with the reason why it cannot run on the device."""
+    return {backend.name: backend.refusal(device.type) for backend in BACKENDS}
+
+
+def environment(run: Run) -> dict[str, Any]:
+    """GPU, driver, versions, commit, backends."""
+    found: dict[str, Any] = {**machine(), "backends": usable(run.device)}
+    for package in ("greenlet", "nnsight", "accelerate"):
+        found[package] = importlib.util.find_spec(package) is not None
+    if run.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(run.device)
+        found.update(gpu=properties.name, memory=properties.total_memory, cuda=torch.version.cuda)
+        found["capability"] = f"{properties.major}.{properties.minor}"
+        if shutil.which("nvidia-smi"):
+            query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            found["driver"] = subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return found
+
+
+def check(op: str, shape: tuple[int, int], dtype: torch.dtype, masked: bool, device: torch.device) -> None:
+    """One op against float64 on the CPU; raises AssertionError."""
+    rows, channels = shape
+    x, y = random(rows, channels, dtype), random(rows, channels, dtype, seed=1)
+    mask = torch.arange(rows) % 3 != 1 if masked else None
+    there = [None if z is None else z.to(device) for z in (x, y, mask)]
+    dx, dy, dmask = there
+    blocks = empty_moments(channels, 3, device=device)
+    units = 0 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
+
+    def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+        found, expected = found.cpu().double(), expected.double()
+        scale = expected.square().mean(-1, keepdim=True).sqrt() + expected.abs()
+        assert ((found - expected).abs() <= 1e-6 * scale + units * expected.abs() + 1e-7).all(), "output"
+
+    if op == "column_moments":
+        ops.column_moments(dx, blocks[0], dmask)
+        assert_moments_close(blocks[0].cpu(), truth(x, mask))
+    elif op == "pair_moments":
+        ops.pair_moments(dx, dy, blocks, dmask)
+        for block, values in zip(blocks.cpu(), (x, y, x.double() - y.double()), strict=True):
+            assert_moments_close(block, truth(values, mask), relative=2e-6)
+    elif op == "gated_mlp":
+        names = ("gate_moments", "up_moments", "product_moments")
+        out = ops.gated_mlp(dx, dy, mask=dmask, **dict(zip(names, blocks, strict=True)))
+        close(out, reference.gated_mlp(x, y, "silu", None, None, None, None))
+        for block, values in zip(blocks.cpu(), (x, y, out.cpu()), strict=True):
+            assert_moments_close(block, truth(values, mask))
+    elif op == "add_norm":
+        for style in ops.NORM_STYLES if channels > 1 else ops.NORM_STYLES[:3]:
+            blocks.zero_()
+            options = {"eps": 1e-5, "style": style, "x_moments": blocks[0], "norm_moments": blocks[1], "mask": dmask}
+            total, norm = ops.add_norm(dx, dy, dx[0].contiguous(), **options)
+            expected = reference.add_norm(x, y, x[0], None, 1e-5, style, None, None, None)
+            assert torch.equal(total.cpu(), expected[0]), "residual sum"
+            close(norm, expected[1])
+            for block, values in zip(blocks.cpu(), (x, norm.cpu()), strict=False):
+                assert_moments_close(block, truth(values, mask))
+    elif op == "rotary":
+        width = 2
+        q, k = (z.repeat(1, width).view(1, rows, channels, width).transpose(1, 2) for z in (x, y))
+        cos, sin = (table.expand(1, rows, width).contiguous() for table in (x[:, :1].cos(), x[:, :1].sin()))
+        wide = empty_moments(channels * width, 2, device=device)
+        given = [z.to(device) for z in (q, k, cos, sin)]
+        found = ops.rotary(*given, q_moments=wide[0], k_moments=wide[1], mask=dmask)
+        for one, other in zip(found, reference.rotary(q, k, cos, sin, False, False, *[None] * 5), strict=True):
+            close(one, other)
+        for block, z in zip(wide.cpu(), (q, k), strict=True):
+            assert_moments_close(block, truth(z.transpose(1, 2).flatten(2).flatten(0, 1), mask))
+    elif op == "blend_rows":
+        chosen = torch.arange(0, rows, 3)
+        for strength in (0.3, 0.8, 1.0):
+            blended, expected = x.to(device), x.clone()
+            ops.blend_rows([blended], [dy], [chosen], strength)
+            with forced("reference"):
+                ops.blend_rows([expected], [y], [chosen], strength)
+            close(blended, expected)
+
+
+def correctness(run: Run, only: str | None = None) -> dict[str, Any]:
+    """Every usable backend and op; the shapes that hurt, and large ones."""
+    shapes = [(300, 512), (257, 65), (7, 123), (1, 1), (63, 5)]
+    shapes += [] if run.small or only else [(2048, 3584), (64, 152064)]
+    names = [only] if only else [name for name, reason in usable(run.device).items() if reason is None]
+    passed, cut, failures = 0, 0, []
+    cases = [(o, s, d, m) for s in shapes for o in (*CASES, *FUSED_CASES) for d in DTYPES for m in (False, True)]
+    for op, shape, dtype, masked in cases:
+        for name in names:
+            if run.left() < 0:
+                cut += 1
+                continue
+            try:
+                with forced(name):
+                    check(op, shape, dtype, masked, run.device)
+                passed += 1
+            except Exception as error:
+                what = f"{name} {op} {list(shape)} {dtype} {'masked' if masked else 'all rows'}"
+                failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]}")
+    return {"backends": names, "passed": passed, "failed": len(failures), "cut": cut, "failures": failures[:50]}
+
+
+def sanitizer(run: Run) -> dict[str, Any]:
+    """Memcheck and racecheck of the CUDA extension's kernels, in processes of their own."""
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if run.small or "cuda" not in usable(run.device) or usable(run.device)["cuda"] or not Path(tool).exists():
+        return {"skipped": "needs a GPU, the CUDA extension and compute-sanitizer"}
+    found = {}
+    for kind in ("memcheck", "racecheck"):
+        again = [sys.executable, __file__, "--check-backend", "cuda", "--minutes", "1"]
+        command = [tool, "--tool", kind, "--error-exitcode", "9", *again]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=max(10, run.left()), check=False)
+            found[kind] = {"clean": done.returncode == 0, "output": (done.stdout + done.stderr)[-2000:]}
+        except subprocess.TimeoutExpired:
+            found[kind] = {"cut": "ran out of time"}
+    return found
+
+
+def kernels(run: Run) -> list[dict[str, Any]]:
+    """Ops beside a copy of the same tensor, on every fast backend."""
+    wide = [(512, 384), (512, 1024), (64, 4096)] if run.small else [(16384, 3584), (16384, 18944), (2048, 152064)]
+    cases = [(op, shape) for shape in wide for op in ("column_moments", "pair_moments")]
+    cases += [(op, shape) for shape in wide[:2] for op in FUSED_CASES if op != "rotary" or shape[1] % 256 == 0]
+    # As many values as a 7B model has, in rows.
+    cases.append(("blend_rows", (4096, 256) if run.small else (2_000_000, 3584)))
+    names = [n for n, reason in usable(run.device).items() if reason is None and n != "reference"] or ["reference"]
+    todo = [(op, shape, name) for op, shape in [("small", (256, 512)), *cases] for name in names]
+    rows = []
+    for number, (op, shape, name) in enumerate(todo):
+        row: dict[str, Any] = {"op": op, "T": shape[0], "C": shape[1], "dtype": "bfloat16", "backend": name}
+        rows.append(row)
+        if run.left() < 0:
+            row["cut"] = "ran out of time"
+            continue
+        try:
+            with forced(name):
+                row.update(kernel(op, shape, run, run.left() / (len(todo) - number)))
+        except Exception as error:
+            row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
+    return rows
+
+
+def kernel(op: str, shape: tuple[int, int], run: Run, seconds: float) -> dict[str, Any]:
+    """Medians of one case."""
+    x, other = (torch.randn(shape, device=run.device, dtype=torch.bfloat16) for _ in range(2))
+    if op == "small":
+        call, _, _ = CASES["column_moments"](x, other)
+        times = on_device({"op": call}, run.device, min(seconds, 1), wall=True, least=20)["op"]
+        return {"seconds": median(times), "spread": round(spread(times), 3)}
+    out = torch.empty_like(x)
+    calls: dict[str, Callable[[], Any]] = {"copy": lambda: out.copy_(x)}
+    if op in CASES:
+        calls["op"], _, moved = CASES[op](x, other)
+    else:
+        case = FUSED_CASES[op](x, other)
+        calls.update(op=case.measured, plain=case.plain, stock=case.stock)
+        moved = case.moved
+    times = on_device(calls, run.device, min(seconds / 2, 6))
+    middle = {name: median(values) for name, values in times.items()}
+    copied = 2 * x.nbytes / middle["copy"]
+    row = {
+        "seconds": middle["op"],
+        "spread": round(spread(times["op"]), 3),
+        "gbps": round(moved / middle["op"] / 1e9, 2),
+        "copy_gbps": round(copied / 1e9, 2),
+        "share_of_copy": round(moved / middle["op"] / copied, 4),
+    }
+    for name in set(middle) - {"copy", "op"}:
+        row[f"ratio_to_{name}"] = round(middle["op"] / middle[name], 4)
+    return row
+
+
+def forwards(run: Run) -> dict[str, Any]:
+    """The 7B shape: plain, hooks, nnsight, profiled and pair forwards, memory, and the share of a matmul rate."""
+    from overhead import by_nnsight, by_sums
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from act.channels import ChannelSpace
+    from act.moments import Moments
+    from act.taps import taps
+
+    layers, hidden, inner, heads, kv, vocabulary = (28, 3584, 18944, 28, 4, 152064)
+    batch, length = 16, 1024
+    if run.small:
+        layers, hidden, inner, heads, kv, vocabulary, batch, length = 2, 64, 128, 4, 2, 512, 2, 32
+    config = Qwen2Config(
+        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv, vocab_size=vocabulary, attn_implementation="sdpa",
+    )  # fmt: skip
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with run.device:
+            model, donor = (Qwen2ForCausalLM(config).eval() for _ in range(2))
+    finally:
+        torch.set_default_dtype(before)
+    ids = torch.randint(0, vocabulary, (batch, length), device=run.device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    count_mask = torch.ones(batch, length, dtype=torch.bool)
+    space = ChannelSpace.from_model(model)
+    found: dict[str, Any] = {"tokens": batch * length, "layers": layers, "hidden": hidden, "errors": {}}
+
+    def timed(calls: dict[str, Callable[[], Any]], share: float) -> dict[str, list[float]]:
+        times = on_device(calls, run.device, max(0, run.left() * share))
+        for name, values in times.items():
+            found[f"{name}_s"], found[f"{name}_spread"] = median(values), round(spread(values), 4)
+        return times
+
+    def peak(call: Callable[[], Any]) -> int | None:
+        if run.small:
+            return None
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        start = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - start
+
+    def tried(what: str, step: Callable[[], None]) -> None:
+        if run.left() < 0 and what != "profiled":
+            found["errors"][what] = "cut: ran out of time"
+            return
+        try:
+            step()
+        except Exception as error:
+            found["errors"][what] = f"{type(error).__name__}: {str(error)[:500]}"
+
+    def plain() -> None:
+        model(**inputs, use_cache=False)
+
+    def profiled() -> None:
+        # Taps come and go round by round, so that the plain forward runs without any.
+        with taps(model, Moments(space, device=run.device), exclude=["head"]) as tapped:
+            tapped.forward(inputs, count_mask)  # warms up
+            moments = on_device({"profiled": lambda: tapped.forward(inputs, count_mask)}, run.device, 0, least=least)
+            found["profiled_peak"] = peak(lambda: tapped.forward(inputs, count_mask))
+            rounds.setdefault("profiled", []).extend(moments["profiled"])
+            found["paths"] = sorted(set(tapped.paths.values()))
+
+    rounds: dict[str, list[float]] = {}
+    least = 2 if run.small else 5
+
+    def alternating() -> None:
+        for _ in range(2 if run.small else 3):
+            rounds.setdefault("plain", []).extend(on_device({"plain": plain}, run.device, 0, least=least)["plain"])
+            profiled()
+        for name, values in rounds.items():
+            found[f"{name}_s"], found[f"{name}_spread"] = median(values), round(spread(values), 4)
+        found["plain_peak"] = peak(plain)
+        found["ratio"] = round(found["profiled_s"] / found["plain_s"], 4)
+
+    def matmul() -> None:
+        size = 256 if run.small else 8192
+        a, b = (torch.randn(size, size, device=run.device, dtype=torch.bfloat16) for _ in range(2))
+        times = timed({"matmul": lambda: a @ b}, 0.05)["matmul"]
+        found["matmul_tflops"] = 2 * size**3 / median(times) / 1e12
+        body = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
+        flops = 2 * body * batch * length + 2 * layers * batch * length**2 * hidden  # causal attention
+        found["model_tflops"] = flops / found["profiled_s"] / 1e12
+        found["share_of_matmul"] = round(found["model_tflops"] / found["matmul_tflops"], 4)
+
+    def pair() -> None:
+        from act.pair import lockstep
+
+        with lockstep(donor, model, Moments(space, pair=True, device=run.device), exclude=["head"]) as both:
+            timed({"pair": lambda: both.forward(inputs, count_mask)}, 0.3)
+        found["pair_ratio"] = round(found["pair_s"] / found["plain_s"] / 2, 4)
+
+    def nnsight() -> None:
+        call = by_nnsight(model, inputs)
+        if call is None:
+            raise RuntimeError("nnsight is not installed")
+        timed({"nnsight": call}, 0.5)
+
+    with torch.inference_mode():
+        tried("profiled", alternating)
+        tried("matmul", matmul)
+        tried("pair", pair)
+        tried("hooks", lambda: timed({"hooks": by_sums(model, inputs)}, 0.3) and None)
+        tried("nnsight", nnsight)
+    return found
+
+
+def targets(run: Run) -> list[dict[str, Any]]:
+    """Each figure to reach: what was found, and ``met``, ``not met`` or ``not measured``."""
+    phases, rows = run.result["phases"], []
+
+    def add(name: str, found: float | None, limit: float, below: bool = True) -> None:
+        state = "not measured" if run.small or found is None else ("met" if (found <= limit) == below else "not met")
+        rows.append({"target": name, "limit": limit, "found": found, "state": state})
+
+    for row in phases.get("kernels", {}).get("found", []):
+        name = f"{row['op']} {row['T']}x{row['C']} {row['backend']}"
+        if row["op"] == "small":
+            add(name, row.get("seconds"), 12e-6)
+        elif row["op"] in ("column_moments", "pair_moments"):
+            add(name, row.get("share_of_copy"), LEAST_SHARE.get(row["backend"], 0.85), below=False)
+        elif row["op"] == "blend_rows":
+            add(name, row.get("share_of_copy"), 0.70, below=False)
+            add(f"{name}, seconds", row.get("seconds"), 0.050)
+        else:
+            add(name, row.get("ratio_to_plain"), 1.10)
+    whole = phases.get("forwards", {}).get("found", {})
+    add("profiled / plain", whole.get("ratio"), 1.00)
+    add("pair / two plain", whole.get("pair_ratio"), 1.02)
+    peaks = whole.get("profiled_peak"), whole.get("plain_peak")
+    add("memory above plain, bytes", peaks[0] - peaks[1] if None not in peaks else None, 300e6)
+    add("share of matmul rate", whole.get("share_of_matmul"), 0.60, below=False)
+    return rows
+
+
+PHASES: list[tuple[str, float, Callable[[Run], Any]]] = [
+    ("environment", 0.02, environment),
+    ("correctness", 0.23, correctness),
+    ("forwards", 0.35, forwards),
+    ("kernels", 0.30, kernels),
+    ("sanitizer", 0.10, sanitizer),
+]
+
+
+def main() -> None:
+    """Run the phases, write the JSON after each, print a table last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("."))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--check-backend", help="only the correctness of one backend; nothing is written")
+    options = parser.parse_args()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        parser.error("no GPU is available to PyTorch; rehearse with --device cpu")
+    run = Run(torch.device(options.device))
+    end = time.monotonic() + 60 * options.minutes
+    if options.check_backend:
+        run.until = end
+        sys.exit(1 if correctness(run, options.check_backend)["failed"] else 0)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{run.device.type}.json"
+    for number, (name, share, phase) in enumerate(PHASES):
+        left = sum(other for _, other, _ in PHASES[number:])
+        start = time.monotonic()
+        run.until = start + max(0, end - start) * share / left
+        try:
+            entry: dict[str, Any] = {"found": phase(run)}
+        except Exception:
+            entry = {"error": traceback.format_exc()[-3000:]}
+        entry["seconds"] = round(time.monotonic() - start, 1)
+        run.result["phases"][name] = entry
+        if run.device.type == "cuda":
+            with contextlib.suppress(RuntimeError):
+                torch.cuda.empty_cache()
+        run.result["targets"] = targets(run)
+        write_json(path, run.result)
+        print(f"{name}: {entry['seconds']} s{' FAILED' if 'error' in entry else ''}", flush=True)
+    print(f"\n{run.device}; {path}; backend {choose(run.device.type).backend.name}")
+    for row in run.result["targets"]:
+        print(f"{row['target']:44}{row['found'] if row['found'] is not None else '-':>24}  {row['state']}")
+    checks = run.result["phases"]["correctness"].get("found", {"failed": 1})
+    sane = run.result["phases"]["sanitizer"].get("found", {})
+    dirty = any(isinstance(kind, dict) and kind.get("clean") is False for kind in sane.values())
+    sys.exit(1 if checks["failed"] or dirty else 0)
+
+
+if __name__ == "__main__":
+    main()

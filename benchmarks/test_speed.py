@@ -1,0 +1,30 @@
+"""The benchmarks in a short form, through pytest-benchmark: ``pytest benchmarks``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kernels import CASES, DTYPES, FUSED_CASES
+from overhead import calls_of
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("op", [*CASES, *FUSED_CASES])
+def test_kernel(benchmark: Any, op: str, dtype: str) -> None:
+    """T = 2048, C = 2048, with statistics."""
+    x, other = (torch.randn(2048, 2048).to(DTYPES[dtype]) for _ in range(2))
+    benchmark.group = f"{op} {dtype}"
+    benchmark(CASES[op](x, other)[0] if op in CASES else FUSED_CASES[op](x, other).measured)
+
+
+@pytest.mark.parametrize("call", ["plain", "hooks", "var_mean", "nnsight", "profiled", "pair"])
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_overhead(benchmark: Any, name: str, call: str) -> None:
+    """One batch of 8 x 256 tokens in bfloat16."""
+    benchmark.group = f"{name}, bfloat16"
+    with calls_of(name, "bfloat16") as calls:
+        if call not in calls:
+            pytest.skip("nnsight is not installed: pip install '.[bench]'")
+        benchmark.pedantic(calls[call], rounds=3, warmup_rounds=1)
