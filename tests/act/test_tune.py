@@ -61,7 +61,9 @@ def test_the_first_step_is_the_gradient_of_the_answer_tokens(tokenizer):
     act.tune(model, corpus(tokenizer, RECORDS[:1]), settings(steps=1, batch_size=1, learning_rate=1e-3))
     encoded = next(corpus(tokenizer, RECORDS[:1]).encoded())
     logits = reference(input_ids=torch.tensor([encoded.input_ids])).logits[0, encoded.start - 1 : encoded.end - 1]
-    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(encoded.input_ids[encoded.start : encoded.end].tolist()))
+    loss = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(encoded.input_ids[encoded.start : encoded.end].tolist())
+    )
     loss.backward()
     for (name, after), before in zip(model.named_parameters(), reference.parameters(), strict=True):
         clear = before.grad.abs() > 1e-4 * before.grad.abs().max()
