@@ -23,7 +23,7 @@ from act.evaluate import Piece, pieces
 from act.extras import optional
 from act.files import written_whole
 from act.fingerprint import fingerprint
-from act.transfer import Patch
+from act.patch import Patch
 
 Mode = Literal["full", "rows", "lora"]
 """What is trained: every weight, the rows of a channel set or patch, or low-rank adapters of every linear (peft)."""
