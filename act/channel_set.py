@@ -20,11 +20,17 @@ _INPUTS = "inputs."
 
 @dataclass(frozen=True)
 class Part:
-    """What a transfer moves of one parameter: ``index`` (sorted, distinct, int64 ``[K]``) along ``slice.dim``."""
+    """What a transfer moves of one parameter.
+
+    Attributes:
+        index: where along ``slice.dim``, sorted and distinct, int64 ``[K]``.
+        scores: of the channel, or of the unit that a column carries on (the mean of its chosen channels'), ``[K]``.
+    """
 
     site: Site
     slice: ParameterSlice
     index: torch.Tensor
+    scores: torch.Tensor
 
 
 class ChannelSet:
@@ -80,10 +86,25 @@ class ChannelSet:
         """
         for site, rows in self.space.split(self.index):
             for slice in site.parameters:
-                yield Part(site, slice, rows)
+                yield Part(site, slice, rows, self._scores_of(rows + site.offset))
         for name, columns in self.inputs.items():
             site = self.space.site(name)
-            yield Part(site, site.inputs, columns)
+            yield Part(site, site.inputs, columns, self._column_scores(name, columns))
+
+    def _scores_of(self, channels: torch.Tensor) -> torch.Tensor:
+        return self.scores[torch.searchsorted(self.index, channels)]
+
+    def _column_scores(self, reader: str, columns: torch.Tensor) -> torch.Tensor:
+        for block in self.space.blocks:
+            if reader in block.inputs():
+                rows = [rows + self.space.site(name).offset for name, rows in block.rows().items()]
+                members = torch.cat(rows, dim=1)[columns // block.inputs()[reader].shape[1]]  # columns lie unit by unit
+                known = torch.isin(members, self.index)
+                place = torch.searchsorted(self.index, members[known])
+                scores = torch.full(members.shape, torch.nan, dtype=self.scores.dtype)
+                scores[known] = self.scores[place]
+                return scores.nanmean(1).nan_to_num(0.0)
+        raise ActError(f"the neurons or heads that {reader} reads are not known in this channel space; rank again")
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """Channels chosen and channels there are, for every module kind, in model order."""

@@ -23,7 +23,7 @@ from act.evaluate import Piece, pieces
 from act.extras import optional
 from act.files import written_whole
 from act.fingerprint import fingerprint
-from act.transfer import Patch
+from act.patch import Patch
 
 Mode = Literal["full", "rows", "lora"]
 """What is trained: every weight, the rows of a channel set or patch, or low-rank adapters of every linear (peft)."""
@@ -230,9 +230,8 @@ def _rows(channels: ChannelSet | Patch) -> dict[tuple[str, int], torch.Tensor]:
         for change in channels.changes:
             found.setdefault((change.part.name, change.part.dim), []).append(change.rows)
     else:
-        for site, rows in channels.space.split(channels.index):
-            for part in site.parameters:
-                found.setdefault((part.name, part.dim), []).append(rows)
+        for part in channels.parts():
+            found.setdefault((part.slice.name, part.slice.dim), []).append(part.index)
     return {key: torch.cat(parts).unique() for key, parts in found.items()}
 
 

@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from act.cli import combine, demo, env, evaluate, pair, plan, rank, recipe, report, run, transfer, tune
+from act.cli import combine, demo, env, evaluate, pair, patch, plan, rank, recipe, report, run, transfer, tune
 from act.errors import ActError, Interrupted
 from act_kernels.backends import BackendError
 
@@ -21,6 +21,7 @@ app = typer.Typer(
 )
 for command in (run, pair, combine, rank, report, transfer, tune, evaluate, recipe, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
+app.add_typer(patch.app, name="patch")
 
 
 def main() -> None:

@@ -155,3 +155,33 @@ def test_a_model_of_unknown_layout_is_refused(pair):
         segments(bare, "layer")
     with pytest.raises(act.ActError, match="no rotary embedding"):
         segments(ChannelSpace.from_model(tiny_model("gpt2")), "rotary-pair")
+
+
+@pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "phi", "gpt_neox"])
+def test_a_transfer_moves_rows_and_columns_and_comes_back(family):
+    donor, target = tiny_model(family), tiny_model(family, seed=1)
+    channels = act.rank(act.profile_pair(donor, target, random_batches()), count=3, granularity=["neuron", "head"])
+    before = {name: parameter.clone() for name, parameter in target.named_parameters()}
+    wanted = dict(donor.named_parameters())
+    patch = act.transfer(donor, target, channels, 1.0)
+    expected = {name: parameter.clone() for name, parameter in before.items()}
+    for part in channels.parts():
+        old, new = (weights[part.slice.name].movedim(part.slice.dim, 0) for weights in (expected, wanted))
+        old[part.index] = new[part.index].detach()
+    assert channels.inputs and {part.slice.name for part in channels.parts()} >= {
+        channels.space.site(name).inputs.name for name in channels.inputs
+    }
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in target.named_parameters())
+    assert sum(len(part.index) for part in channels.parts()) == sum(len(change.rows) for change in patch.changes)
+    patch.revert(target)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in target.named_parameters())
+
+
+def test_a_column_has_the_score_of_its_unit(pair):
+    channels = act.rank(pair, count=4, granularity="neuron")
+    for part in channels.parts():
+        if part.slice.dim == 1:
+            gate, up = (pair.space.site(part.site.name.replace("down", name)) for name in ("gate", "up"))
+            score = pair.mean_abs_diff
+            expected = (score[gate.offset + part.index] + score[up.offset + part.index]) / 2
+            torch.testing.assert_close(part.scores, expected)
