@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from act.channel_set import ChannelSet
 from act.channels import ChannelSpace
+from act.fingerprint import fingerprint
+from act.stored import StoredModel
 
 SHARD = 2 * 2**30
 SHARE, STRENGTH = 0.05, 0.4
@@ -102,7 +104,11 @@ def main() -> None:
         with torch.device("meta"):
             space = ChannelSpace.from_model(AutoModelForCausalLM.from_config(config))
         index = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))[: int(SHARE * len(space))]
-        ChannelSet(space, index, torch.zeros(len(index)), {}).save(root / "set.safetensors")
+        models = {
+            name: {"name": name, "fingerprint": fingerprint(StoredModel(root / name).parameters(space))}
+            for name in ("donor", "target")
+        }
+        ChannelSet(space, index, torch.zeros(len(index)), {"models": models}).save(root / "set.safetensors")
         output = root / "output"
         calls = {
             "copy": ["cp", "-r", str(root / "target"), str(output)],
