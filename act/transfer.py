@@ -268,7 +268,7 @@ def _rows(places: Sequence[tuple[torch.Tensor, ParameterSlice, torch.Tensor]]) -
 
 
 def blend(claims: Mapping[str, list[Claim]], target: Mapping[str, torch.Tensor], overlap: Overlap) -> None:
-    """Blend what :func:`plan` found into the target's parameters, in place: one launch a device where no two donors meet."""
+    """Blend what :func:`plan` found into the target, in place; rows of one donor in one launch a device."""
     alone = {name: held[0] for name, held in claims.items() if len(held) == 1 and held[0].tokens is None}
     blend_rows(
         [rows_view(target[name], claim.part.dim) for name, claim in alone.items()],
