@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from act.errors import ActError
-from act.files import written_whole
+from act.files import require_not_input, written_whole
 from act.fingerprint import Diagonal, digest
 from act.model_card import write_card
 from act.patch import Patch
@@ -144,12 +144,3 @@ def _prefetch(claim: Claim) -> None:
     """Begin to read what a donor gives: its rows, or all of a tensor whose columns are wanted."""
     assert isinstance(claim.source, Parameters)
     claim.source.stored.prefetch(claim.part.name, None if claim.part.dim or claim.tokens else claim.rows)
-
-
-def require_not_input(output: Path, inputs: Sequence[str | Path]) -> None:
-    """Raise :class:`ActError` where an output would replace something that is read, or lie inside or around it."""
-    place = output.resolve()
-    for one in inputs:
-        held = Path(one).resolve()
-        if held.exists() and (place == held or held in place.parents or place in held.parents):
-            raise ActError(f"the output {output} would overwrite the input {one}; choose another output")

@@ -120,7 +120,9 @@ class Measuring:
     def _require_output(self) -> None:
         """Refuse an output that is there already, unless it may be this very run's."""
         if not (self._profiles_there() and not self.force):
-            require_output(self.output, self.force)
+            places = [corpus.partition("=")[2] or corpus for corpus in self.corpora]
+            files = [place for place in places if Path(place).is_file()]
+            require_output(self.output, self.force, [*self.models.values(), *files])
 
     def _profiles_there(self) -> list[Path]:
         if self.output.is_dir():
