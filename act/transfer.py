@@ -164,6 +164,12 @@ def require_strength(strength: float) -> None:
         raise ActError(f"strength is {strength}; expected 0 (change nothing) or more, 1 copies the donor's rows")
 
 
+def require_overlap(overlap: str) -> None:
+    """Raise :class:`ActError` for an unknown rule."""
+    if overlap not in get_args(Overlap):
+        raise ActError(f"overlap is {overlap!r}; expected one of {', '.join(get_args(Overlap))}")
+
+
 def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     """The parameters of a model by name, or the mapping as it is."""
     if not isinstance(model, nn.Module):
@@ -199,8 +205,7 @@ def plan(grafts: Sequence[Graft], target: Weights, overlap: Overlap, notes: list
 
     ``notes`` gets a sentence for everything left out.
     """
-    if overlap not in get_args(Overlap):
-        raise ActError(f"overlap is {overlap!r}; expected one of {', '.join(get_args(Overlap))}")
+    require_overlap(overlap)
     if not grafts:
         raise ActError("no donor was given; expected at least one with its channels")
     for graft in grafts:
