@@ -59,7 +59,7 @@ def register() -> None:
             if weight[entry.id]
         ]
         if claims:
-            blend({name: claims}, {name: base}, overlap)
+            blend({name: claims}, {name: base}, overlap)  # type: ignore[arg-type]  # checked
         return base
 
     act.__annotations__ = {
