@@ -66,7 +66,7 @@ def load_tokenizer(name: str) -> Any:
 
 
 def require_same_tokens(donor: Any, target: Any) -> None:
-    """Raise :class:`ActError` where one token id means different tokens to two tokenizers: a pair reads the same ids."""
+    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
     tokens = {index: token for token, index in donor.get_vocab().items()}
     for token, index in sorted(target.get_vocab().items(), key=lambda item: item[1]):
         if tokens.get(index, token) != token:
