@@ -19,7 +19,7 @@ from measure import machine, median, write_json
 import act
 from act.channels import ParameterSlice
 from act.moments import Moments
-from act_kernels import PAIR
+from act_kernels import PAIR, STATISTICS
 from act_kernels.statistics import COUNT, SUM_ABS
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down", "norm")
@@ -42,8 +42,9 @@ def make_space(channels: int, sites: int) -> act.ChannelSpace:
 
 def make_profile(space: act.ChannelSpace, seed: int) -> act.PairProfile:
     """A pair profile of which only what the paired score and the check of counts read is ever touched."""
-    moments = Moments.__new__(Moments)
-    moments.space, moments.arena = space, torch.empty(3, 7, len(space), dtype=torch.float64)
+    moments = Moments.__new__(Moments)  # without its zeros, which would touch all of them
+    moments.space, moments.pair = space, True
+    moments._arenas = {None: torch.empty(len(PAIR), len(STATISTICS), len(space), dtype=torch.float64)}
     generator = torch.Generator().manual_seed(seed)
     scales = torch.rand(len(space.sites), generator=generator).mul(9).exp().double()
     widths = torch.tensor([site.width for site in space])
