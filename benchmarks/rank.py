@@ -10,6 +10,7 @@ score reads lie in memory; ``peak_mb`` is what comes on top of them.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -83,6 +84,7 @@ def main() -> None:
     ability, keep = make_profile(space, 0), make_profile(space, 1)
     forget_peak()
     before, times = resident_megabytes(), []
+    busy, work = os.getloadavg()[0], time.process_time()
     for _ in range(options.rounds):
         start = time.perf_counter()
         channels = act.rank(ability, "paired", 0.05, keep=keep, normalize="std")
@@ -95,6 +97,8 @@ def main() -> None:
         "seconds": round(median(times), 3),
         "first_seconds": round(times[0], 3),
         "worst_seconds": round(max(times), 3),
+        "cpu_seconds": round((time.process_time() - work) / options.rounds, 3),
+        "machine_load": round(busy, 1),
         "profiles_mb": round(before),
         "peak_mb": round(resident_megabytes(peak=True) - before),
     }
