@@ -203,10 +203,10 @@ def ranking() -> str:
     if not found:
         return ""
     rows = [
-        [f"{row['channels']:,}", f"{row['sites']:,}", row["threads"], row["seconds"], row["peak_mb"]]
+        [f"{row[k]:,}" for k in ("channels", "sites", "threads", "seconds", "cpu_seconds", "machine_load", "peak_mb")]
         for row in found["results"]
     ]
-    columns = ["channels", "sites", "threads", "seconds", "peak MB beside the profiles"]
+    columns = ["channels", "sites", "threads", "seconds", "CPU seconds", "machine's load", "peak MB beside profiles"]
     return (
         "## Ranking\n\n`python benchmarks/rank.py --json OUT`: paired score by module's standard deviation, contrast, "
         "top 5 %.\n\n" + table(columns, rows) + f"\n{made_on(found)}\n"
