@@ -193,50 +193,49 @@ class _Claim:
 def _claims(grafts: Sequence[Graft], target: Weights, notes: list[str]) -> dict[str, list[_Claim]]:
     claims: dict[str, list[_Claim]] = {}
     for graft in grafts:
-        donor, space = weights_of(graft.donor, "donor"), graft.channels.space
-        for site, rows in space.split(graft.channels.index):
-            scores = graft.channels.scores[torch.searchsorted(graft.channels.index, rows + site.offset)]
-            for part in site.parameters:
-                if part.name not in donor or part.name not in target:
-                    side = "donor" if part.name not in donor else "target"
+        donor = weights_of(graft.donor, "donor")
+        for moved in graft.channels.parts():
+            site, part, rows = moved.site, moved.slice, moved.index
+            if part.name not in donor or part.name not in target:
+                side = "donor" if part.name not in donor else "target"
+                raise ActError(
+                    f"the channel set is of another architecture than the models: the {side} has no {part.name} "
+                    "(tied embeddings in one model only?); rank again with --exclude embed --exclude head"
+                )
+            old, new = target[part.name], donor[part.name]
+            for label, tensor in (("target", old), ("donor", new)):
+                if tensor.dtype not in FLOAT_DTYPES:
                     raise ActError(
-                        f"the channel set is of another architecture than the models: the {side} has no {part.name} "
-                        "(tied embeddings in one model only?); rank again with --exclude embed --exclude head"
+                        f"{part.name} of the {label} is {tensor.dtype}, which cannot be transferred; "
+                        "load the models unquantised, as float32, bfloat16 or float16"
                     )
-                old, new = target[part.name], donor[part.name]
-                for label, tensor in (("target", old), ("donor", new)):
-                    if tensor.dtype not in FLOAT_DTYPES:
-                        raise ActError(
-                            f"{part.name} of the {label} is {tensor.dtype}, which cannot be transferred; "
-                            "load the models unquantised, as float32, bfloat16 or float16"
-                        )
-                if old.shape[part.dim] != site.width:
+            if old.shape[part.dim] != (site.width if part in site.parameters else new.shape[part.dim]):
+                raise ActError(
+                    f"the channel set is of another architecture than the models: site {site.name} has "
+                    f"{site.width} channels against {old.shape[part.dim]} in the target"
+                )
+            tokens = graft.tokens if site.kind in VOCABULARY_KINDS else None
+            if tokens is None and old.shape != new.shape:
+                if site.kind not in (*VOCABULARY_KINDS, "position") or old.shape[1:] != new.shape[1:]:
                     raise ActError(
-                        f"the channel set is of another architecture than the models: site {site.name} has "
-                        f"{site.width} channels against {old.shape[part.dim]} in the target"
+                        f"the channel set is of another architecture than the models: {part.name} is "
+                        f"{list(new.shape)} in the donor, {list(old.shape)} in the target"
                     )
-                tokens = graft.tokens if site.kind in VOCABULARY_KINDS else None
-                if tokens is None and old.shape != new.shape:
-                    if site.kind not in (*VOCABULARY_KINDS, "position") or old.shape[1:] != new.shape[1:]:
-                        raise ActError(
-                            f"the channel set is of another architecture than the models: {part.name} is "
-                            f"{list(new.shape)} in the donor, {list(old.shape)} in the target"
-                        )
-                    notes.append(
-                        f"{len(rows)} channels of {site.name} were left out: {part.name} is {list(new.shape)} in the "
-                        f"donor, {list(old.shape)} in the target"
-                        + ("" if site.kind == "position" else "; align the tokens to include them")
-                    )
-                    continue
-                if tokens is not None and old.shape[1:] != new.shape[1:]:
-                    raise ActError(f"{part.name} is {list(new.shape)} in the donor, {list(old.shape)} in the target")
-                strength = graft.strength_of(site, part.name)
-                if strength == 0:
-                    continue
-                held = claims.setdefault(part.name, [])
-                if any(claim.part != part for claim in held):
-                    raise ActError(f"rows of one donor cross columns of another in {part.name}; exclude one of them")
-                held.append(_Claim(part, donor, rows, scores, strength, tokens))
+                notes.append(
+                    f"{len(rows)} channels of {site.name} were left out: {part.name} is {list(new.shape)} in the "
+                    f"donor, {list(old.shape)} in the target"
+                    + ("" if site.kind == "position" else "; align the tokens to include them")
+                )
+                continue
+            if tokens is not None and old.shape[1:] != new.shape[1:]:
+                raise ActError(f"{part.name} is {list(new.shape)} in the donor, {list(old.shape)} in the target")
+            strength = graft.strength_of(site, part.name)
+            if strength == 0:
+                continue
+            held = claims.setdefault(part.name, [])
+            if any(claim.part != part for claim in held):
+                raise ActError(f"rows of one donor cross columns of another in {part.name}; exclude one of them")
+            held.append(_Claim(part, donor, rows, moved.scores, strength, tokens))
     return claims
 
 

@@ -334,3 +334,43 @@ def test_force_replaces_a_model_folder(folder, channels, tmp_path):
     succeed("transfer", *models, "--output", output, "--force")
     assert not (output / "old").exists() and (output / "config.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_report_and_units(folder, pair, channels, tmp_path):
+    other = tmp_path / "other.safetensors"
+    models = ["--donor", folder / "donor", "--target", folder / "target"]
+    succeed("pair", *models, "--corpus", folder / "keep.jsonl", "--output", other)
+    texts = ["--corpus", folder / "ability.jsonl"]
+    report = succeed("report", pair, other, "--channels", channels, *models, *texts, "--output", tmp_path / "report")
+    assert {row["relation"] for row in report["overlaps"]} == {"disentanglement", "set"}
+    assert {row["second"] for row in report["overlaps"]} == {"other", "channels", "weight-diff"}
+    assert [row["ablated"] for row in report["necessity"]] == ["pair", "other", "random"]
+    assert report["files"] == sorted(path.name for path in (tmp_path / "report").iterdir())
+    table = act_profile("report", pair, other, "--output", tmp_path / "again")
+    assert table.returncode == 0 and "concentration of paired" in table.stdout and "two abilities" in table.stdout
+
+    chosen = tmp_path / "units"
+    units = ["--granularity", "neuron", "--granularity", "head", "--normalize", "kind-std", "--scope", "layer"]
+    ranked = succeed("rank", pair, "--keep", other, "--mass", "30%", *units, "--output", chosen)
+    assert ranked["inputs"] == sum(map(len, ChannelSet.load(chosen).inputs.values())) > 0
+    assert ranked["rule"]["granularity"] == ["neuron", "head"] and ranked["rule"]["mass"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "{pair}", "--keep", "{pair}"], "the ability's own text"),
+        (["rank", "{pair}", "--top", "5%", "--count", "3"], "one of top, count and mass"),
+        (["rank", "{pair}", "--count", "99999"], "99999 were asked for"),
+        (["rank", "{pair}", "--granularity", "layer"], "granularity is 'layer'; expected one of"),
+        (["rank", "{pair}", "--scope", "model"], "scope is 'model'; expected one of"),
+        (["rank", "{pair}", "--score", "lape"], "at least one other ability"),
+        (["report", "{pair}", "{pair}"], "same models and text"),
+        (["report", "{pair}", "--corpus", "x.jsonl"], "give --donor"),
+        (["report", "{pair}", "--top", "0"], "expected a share of the channels"),
+    ],
+)
+def test_ranking_that_makes_no_sense_is_one_sentence(pair, tmp_path, arguments, message):
+    result = act_profile(*(text.format(pair=pair) for text in arguments), "--output", tmp_path / "out")
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
