@@ -77,7 +77,7 @@ def rank(
         raise ActError(f"score is {score!r}; expected one of {', '.join(get_args(Score))}")
     kept: list[Ability] = keep if isinstance(keep, list) else [] if keep is None else [keep]
     _require_contrast(profile, kept, name)
-    space = _sides(profile)[0].space
+    space, include, exclude = _sides(profile)[0].space, list(include), list(exclude)
     units = segments(space, granularity)
     allowed = _allowed(space, include, exclude)
 
@@ -93,7 +93,9 @@ def rank(
     else:
         values = normalized(random_scores(space, seed), space, normalize, in_place=True)
 
-    unmeasured = _leave_out(values, profile, allowed)
+    if name in ("custom", "weight-diff", "random"):
+        values.masked_fill_(~_counted(profile), torch.nan)  # the others have no score where nothing was counted
+    unmeasured = _leave_out(values, space, allowed)
     index, inputs, ranked = _choose(values, units, amount, scope)
     rule = {
         "score": name,
@@ -188,8 +190,7 @@ def _require_contrast(ability: Ability, kept: list[Ability], score: str) -> None
             )
 
 
-def _allowed(space: ChannelSpace, include: Iterable[str], exclude: Iterable[str]) -> list[Site]:
-    include, exclude = list(include), list(exclude)
+def _allowed(space: ChannelSpace, include: list[str], exclude: list[str]) -> list[Site]:
     kinds = sorted({site.kind for site in space})
 
     def covers(word: str, site: Site) -> bool:
@@ -212,18 +213,24 @@ def _allowed(space: ChannelSpace, include: Iterable[str], exclude: Iterable[str]
     return allowed
 
 
-def _leave_out(values: torch.Tensor, ability: Ability, allowed: list[Site]) -> dict[str, int]:
-    """Take the score of channels that must not be chosen; how many of the allowed were never counted, by kind."""
-    counted = torch.ones(len(values), dtype=torch.bool)
-    for side in _sides(ability):
-        for one in (side.donor, side.target) if isinstance(side, PairProfile) else (side,):
-            counted &= (one.count > 0).cpu()
-    space, unmeasured = _sides(ability)[0].space, dict[str, int]()
-    if not counted.all():
+def _counted(ability: Ability) -> torch.Tensor:
+    """Which channels both models were counted in, bool ``[N]``."""
+    statistics = [
+        one
+        for side in _sides(ability)
+        for one in ((side.donor, side.target) if isinstance(side, PairProfile) else (side,))
+    ]
+    return torch.stack([(one.count > 0).cpu() for one in statistics]).all(0)
+
+
+def _leave_out(values: torch.Tensor, space: ChannelSpace, allowed: list[Site]) -> dict[str, int]:
+    """Take the score of channels that must not be chosen; how many of the allowed have none, by kind."""
+    unmeasured: dict[str, int] = {}
+    missing = values.isnan()
+    if missing.any():
         for site in allowed:
-            if missing := site.width - int(counted[site.channels].sum()):
-                unmeasured[site.kind] = unmeasured.get(site.kind, 0) + missing
-        values.masked_fill_(~counted, torch.nan)
+            if count := int(missing[site.channels].count_nonzero()):
+                unmeasured[site.kind] = unmeasured.get(site.kind, 0) + count
     names = {site.name for site in allowed}
     for site in space:
         if site.name not in names:

@@ -25,7 +25,8 @@ from act.errors import ActError
 from act.evaluate import Evaluation, compare, evaluate
 from act.files import require_output, written_whole
 from act.loading import load_model, load_tokenizer
-from act.localize import parse_top, rank
+from act.localize import Score, parse_top, rank
+from act.normalize import Normalize
 from act.profile import load, profile_pair
 from act.transfer import require_strength, transfer
 from act.tune import TuneSettings, save_tuned, tune
@@ -91,8 +92,8 @@ class Recipe(_Section):
     base_model: str
     models: list[Donor] = Field(min_length=1)
     output: str
-    score: Literal["paired", "mean-abs", "mean-shift", "weight-diff", "random"] = "paired"
-    normalize: Literal["none", "mean", "std"] = "none"
+    score: Score = "paired"
+    normalize: Normalize = "none"
     include: list[str] = []
     exclude: list[str] = []
     count: Literal["answer", "predict", "all"] = "answer"

@@ -55,10 +55,6 @@ class Activations:
             raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
         return cls(donor.space, donor, target, None)
 
-    def counted(self) -> torch.Tensor:
-        """Which channels both models were counted in, bool ``[N]``."""
-        return (self.donor.count > 0) & (self.target.count > 0)
-
 
 def corpora_of(profile: Profile) -> list[tuple[Any, ...]]:
     """What tells the texts of a profile from others: fingerprint, positions that count, and how many did."""

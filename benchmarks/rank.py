@@ -10,6 +10,7 @@ score reads lie in memory; ``peak_mb`` is what comes on top of them.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from measure import machine, median, write_json
 import act
 from act.channels import ParameterSlice
 from act.moments import Moments
-from act_kernels import PAIR
+from act_kernels import PAIR, STATISTICS
 from act_kernels.statistics import COUNT, SUM_ABS
 
 KINDS = ("q", "k", "v", "o", "gate", "up", "down", "norm")
@@ -42,8 +43,9 @@ def make_space(channels: int, sites: int) -> act.ChannelSpace:
 
 def make_profile(space: act.ChannelSpace, seed: int) -> act.PairProfile:
     """A pair profile of which only what the paired score and the check of counts read is ever touched."""
-    moments = Moments.__new__(Moments)
-    moments.space, moments.arena = space, torch.empty(3, 7, len(space), dtype=torch.float64)
+    moments = Moments.__new__(Moments)  # without its zeros, which would touch all of them
+    moments.space, moments.pair = space, True
+    moments._arenas = {None: torch.empty(len(PAIR), len(STATISTICS), len(space), dtype=torch.float64)}
     generator = torch.Generator().manual_seed(seed)
     scales = torch.rand(len(space.sites), generator=generator).mul(9).exp().double()
     widths = torch.tensor([site.width for site in space])
@@ -82,6 +84,7 @@ def main() -> None:
     ability, keep = make_profile(space, 0), make_profile(space, 1)
     forget_peak()
     before, times = resident_megabytes(), []
+    busy, work = os.getloadavg()[0], time.process_time()
     for _ in range(options.rounds):
         start = time.perf_counter()
         channels = act.rank(ability, "paired", 0.05, keep=keep, normalize="std")
@@ -94,6 +97,8 @@ def main() -> None:
         "seconds": round(median(times), 3),
         "first_seconds": round(times[0], 3),
         "worst_seconds": round(max(times), 3),
+        "cpu_seconds": round((time.process_time() - work) / options.rounds, 3),
+        "machine_load": round(busy, 1),
         "profiles_mb": round(before),
         "peak_mb": round(resident_megabytes(peak=True) - before),
     }

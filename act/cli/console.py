@@ -212,7 +212,7 @@ def report_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
     if channels.inputs:
         print(f"{sum(map(len, channels.inputs.values())):,} input columns that read these units go with them")
     if channels.rule.get("unmeasured"):
-        warn(f"channels never counted, so not ranked: {_some(channels.rule['unmeasured'])}")
+        warn(f"channels without a score (never counted?), so not ranked: {_some(channels.rule['unmeasured'])}")
 
 
 def _some(counts: dict[str, int]) -> str:

@@ -44,7 +44,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 Batch = tuple[torch.Tensor, torch.Tensor]  # token ids and labels, both [B, S]
 
 
-def train_base(tokenizer: PreTrainedTokenizerBase, seed: int, steps: int = BASE_STEPS) -> PreTrainedModel:
+def train_base(tokenizer: PreTrainedTokenizerBase, seed: int, steps: int) -> PreTrainedModel:
     """Train a model from scratch on the old skills in all languages, with a warm-up and a cosine learning rate."""
     model = tiny_llama(tokenizer, seed)
     batches = _batches(tokenizer, list(LANGUAGES), OLD_SKILLS, steps * BASE_BATCH, BASE_BATCH, seed)
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         directory = Path(scratch) / "models"
         tokenizer = build_tokenizer()
         start = time.perf_counter()
-        base = train_base(tokenizer, options.seed)
+        base = train_base(tokenizer, options.seed, BASE_STEPS)
         target, steps = train_target(base, tokenizer, options.seed)
         seconds = time.perf_counter() - start
         save(base, tokenizer, directory / "base")

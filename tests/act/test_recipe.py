@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
+from command_line import act_profile
 from safetensors.torch import load_file
 
 import act
@@ -52,11 +52,6 @@ def written(folder, data: dict, name: str = "recipe.yaml"):
     path = folder / name
     path.write_text(yaml.safe_dump(data, sort_keys=False))
     return path
-
-
-def act_profile(*arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "act", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.slow

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import act_profile
 from conftest import tiny_model
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,12 +18,6 @@ import act
 from act.channel_set import ChannelSet
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
-
-
-def act_profile(*arguments, cwd=None, env=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "act", *map(str, arguments)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 def succeed(*arguments) -> dict:
@@ -222,6 +215,17 @@ def of_text(to: Path, text: str) -> Path:
     return to
 
 
+def other_tokens(f: Path, to: Path) -> Path:
+    """A model folder whose tokenizer swaps two tokens."""
+    shutil.copytree(f / "donor", to)
+    tokenizer = json.loads((to / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (to / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return to
+
+
 BAD = {
     "no such model": lambda f, t: (
         ["run", "--model", f / "none", "--corpus", f / "ability.jsonl"],
@@ -243,6 +247,10 @@ BAD = {
     "other vocabulary": lambda f, t: (
         ["pair", "--donor", f / "wide", "--target", f / "target", "--corpus", f / "ability.jsonl"],
         "lm_head has 310 channels against 300",
+    ),
+    "other tokens": lambda f, t: (
+        ["pair", "--donor", other_tokens(f, t / "d"), "--target", f / "target", "--corpus", f / "ability.jsonl"],
+        "to the donor's tokenizer and",
     ),
     "truncated profile": lambda f, t: (["rank", truncated(f / "pair.safetensors", t / "p")], "truncated or damaged"),
     "another schema version": lambda f, t: (

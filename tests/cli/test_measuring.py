@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import command_line
 import pytest
 import torch
 from conftest import tiny_model
@@ -23,7 +24,7 @@ def command(*arguments):
 
 
 def act_profile(*arguments, code=0):
-    result = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    result = command_line.act_profile(*arguments)
     assert result.returncode == code, result.stderr
     return result
 
