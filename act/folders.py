@@ -8,6 +8,7 @@ target is resident.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,18 @@ from act.fingerprint import Diagonal, digest
 from act.model_card import write_card
 from act.patch import Patch
 from act.stored import Parameters, StoredModel, copied
-from act.transfer import Claim, Graft, Overlap, blend, describe, plan, require_models, rows_of, transfer_many
+from act.transfer import (
+    Claim,
+    Graft,
+    Overlap,
+    blend,
+    describe,
+    donor_fingerprint,
+    plan,
+    require_models,
+    rows_of,
+    transfer_many,
+)
 
 
 @dataclass
@@ -65,7 +77,12 @@ def transfer_folders(
     parameters = source.parameters(space)
     result = Transferred()
     claims = plan(placed, parameters, overlap, result.notes)
-    with written_whole(output, force=force, directory=True) as folder, copied(source, folder, claims) as copies:
+    with (
+        ThreadPoolExecutor(1) as aside,
+        written_whole(output, force=force, directory=True) as folder,
+        copied(source, folder, claims) as copies,
+    ):
+        checks = [aside.submit(donor_fingerprint, graft) for graft in placed]
         others = Parameters(source, sorted(parameters.keys() - claims.keys()))
         before = {name: Diagonal.of(parameter) for name, parameter in others.items()}
         after = dict(before)
@@ -79,7 +96,7 @@ def transfer_folders(
             blend({name: held}, {name: parameter}, overlap)
             after[name] = before[name].reread(parameter, dim, rows)
             result.values += len(rows) * (parameter.numel() // parameter.shape[dim])
-        require_models(placed, digest(before))
+        require_models(placed, digest(before), [check.result() for check in checks])
         result.parameters = len(claims)
         prints = {"before": digest(before), "after": digest(after)}
         result.header = {**describe(placed, overlap, result.notes), **prints}

@@ -26,7 +26,7 @@ from act.files import require_output, written_whole
 from act.fingerprint import fingerprint
 from act.folders import open_parameters
 from act.stored import StoredModel
-from act.transfer import Claim, Graft, blend, require_models, require_overlap, require_strength
+from act.transfer import Claim, Graft, blend, donor_fingerprint, require_models, require_overlap, require_strength
 
 NAME = "act"
 
@@ -133,7 +133,8 @@ def _check(plan: Any) -> None:
         for graft in grafts:
             donor = open_parameters(graft.name or "", graft)
             target = fingerprint(StoredModel(base).parameters(graft.channels.space))
-            require_models([Graft(donor, graft.channels, graft.strength)], target)
+            graft = Graft(donor, graft.channels, graft.strength)
+            require_models([graft], target, [donor_fingerprint(graft)])
 
 
 @lru_cache(maxsize=8)

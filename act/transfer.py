@@ -107,7 +107,7 @@ def transfer_many(grafts: Sequence[Graft], target: nn.Module | Weights, overlap:
     notes: list[str] = []
     claims = plan(grafts, weights, overlap, notes)
     diagonals = {name: Diagonal.of(parameter) for name, parameter in weights.items()}
-    require_models(grafts, before := digest(diagonals))
+    require_models(grafts, before := digest(diagonals), [donor_fingerprint(graft) for graft in grafts])
     # Models in memory change in one launch a device. From disk, one parameter is mapped at a time.
     together = [list(claims)] if isinstance(target, nn.Module) else [[name] for name in claims]
     changes = []
@@ -128,13 +128,18 @@ def describe(grafts: Sequence[Graft], overlap: Overlap, notes: list[str]) -> dic
     return {"grafts": [graft.describe() for graft in grafts], "overlap": overlap, "notes": notes}
 
 
-def require_models(grafts: Sequence[Graft], target: str) -> None:
-    """Raise :class:`ActError` where a set was made for models of other fingerprints; ``target`` is the target's."""
-    for graft in grafts:
+def donor_fingerprint(graft: Graft) -> str | None:
+    """The donor's fingerprint, where the set says which it should have; all of a donor on disk is read for it."""
+    if "donor" not in graft.channels.rule.get("models", {}):
+        return None
+    return fingerprint(weights_of(graft.donor, "donor"))
+
+
+def require_models(grafts: Sequence[Graft], target: str, donors: Sequence[str | None]) -> None:
+    """Raise :class:`ActError` where a set was made for models of other fingerprints than these."""
+    for graft, donor in zip(grafts, donors, strict=True):
         expected = graft.channels.rule.get("models", {})
-        found = {"target": target}
-        if "donor" in expected:
-            found["donor"] = fingerprint(weights_of(graft.donor, "donor"))
+        found = {"target": target, "donor": donor}
         for side, value in found.items():
             if side in expected and value != expected[side]["fingerprint"]:
                 raise ActError(
