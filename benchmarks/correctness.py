@@ -31,7 +31,7 @@ OPTIONS: dict[str, Sequence[Any]] = {
     "gated_mlp": ops.ACTIVATIONS,
     "rotary": [(interleaved, once, part) for interleaved in (False, True) for once in (False, True) for part in (1, 2)],
     "add_norm": ops.NORM_STYLES,
-    "blend_rows": (0.3, 0.8, 1.0),
+    "blend_rows": (1.0, 0.3, 0.8),
 }
 
 Tensors = list[torch.Tensor]
@@ -206,7 +206,8 @@ def check(case: Case, device: torch.device) -> None:
         options = ()
     elif op == "add_norm" and channels < 2:
         options = [style for style in options if style != "layer"]  # less its own mean, nothing but rounding is left
-    for option in options[: 1 if layout == "transposed" or rows * channels > 10**6 else None]:
+    # Only the first options say where infinities go: PyTorch's gelu makes NaN of one on a CPU, and not on a GPU.
+    for option in options[: 1 if layout in ("transposed", "not finite") or rows * channels > 10**6 else None]:
         given = there(x), there(y), None if mask is None else mask.to(device)
         outputs, blocks = ([z.cpu() for z in tensors] for tensors in run(op, option, *given))
         again = [z.cpu() for tensors in run(op, option, *given) for z in tensors]
@@ -241,7 +242,7 @@ def all_cases() -> list[Case]:
     return [(op, shape, dtype, layout) for shape in SHAPES for layout in LAYOUTS for op in OPTIONS for dtype in DTYPES]
 
 
-def model_cases() -> list[Case]:
-    """Shapes of a 7B model, and one of each layout: what the tests of the ops, which are small, leave out."""
-    large = [(op, shape, torch.bfloat16, "masked") for shape in MODEL_SHAPES for op in OPTIONS]
-    return [*large, *((op, SHAPES[0], torch.bfloat16, layout) for layout in LAYOUTS for op in OPTIONS)]
+def model_cases(small: bool) -> list[Case]:
+    """Shapes of a 7B model, which the tests of the ops leave out, and one of each layout; ``small``: none so large."""
+    large = [(op, shape, torch.bfloat16, "masked") for shape in MODEL_SHAPES if not small for op in OPTIONS]
+    return [*large, *((op, SHAPES[-1 if small else 0], torch.bfloat16, layout) for layout in LAYOUTS for op in OPTIONS)]

@@ -28,7 +28,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests" / "kernels")]
 
 import torch  # noqa: E402
-from correctness import SHAPES, all_cases, by_checks, by_tests, forced, model_cases  # noqa: E402
+from correctness import all_cases, by_checks, by_tests, forced, model_cases  # noqa: E402
 from kernels import CASES, FUSED_CASES  # noqa: E402
 from measure import machine, median, on_device, spread, write_json  # noqa: E402
 
@@ -77,8 +77,7 @@ def correctness(run: Run, only: str | None = None) -> dict[str, Any]:
     if only:
         found["checks"] = by_checks(names, run.device, run.until, all_cases())
     else:
-        cases = [case for case in model_cases() if not run.small or case[1] == SHAPES[0]]
-        found["checks"] = by_checks(names, run.device, time.monotonic() + run.left() / 3, cases)
+        found["checks"] = by_checks(names, run.device, time.monotonic() + run.left() / 3, model_cases(run.small))
         found["tests"] = by_tests(names, run.device, run.until)
         if "passed" not in found["tests"]:
             found["checks instead of tests"] = by_checks(names, run.device, run.until, all_cases())
@@ -210,7 +209,7 @@ def forwards(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": batch * length, "layers": layers, "hidden": hidden, "errors": {}}
 
     def timed(calls: dict[str, Callable[[], Any]], share: float) -> dict[str, list[float]]:
-        times = on_device(calls, run.device, max(0, run.left() * share))
+        times = on_device(calls, run.device, min(1.0 if run.small else 60.0, max(0, run.left() * share)))
         for name, values in times.items():
             found[f"{name}_s"], found[f"{name}_spread"] = median(values), round(spread(values), 4)
         return times
