@@ -25,14 +25,15 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests" / "kernels")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "kernels")]
+sys.path.append(str(HERE.parent))  # last: an installed package has the extension, a bare checkout has not
 
 import torch  # noqa: E402
 from correctness import all_cases, by_checks, by_tests, forced, model_cases  # noqa: E402
 from kernels import CASES, FUSED_CASES  # noqa: E402
 from measure import machine, median, on_device, spread, write_json  # noqa: E402
 
-from act_kernels import blend_rows  # noqa: E402
+import act_kernels  # noqa: E402
 from act_kernels.backends import BACKENDS, choose  # noqa: E402
 
 LEAST_SHARE = {"triton": 0.85, "cuda": 0.75}  # of the copy bandwidth, for column and pair moments
@@ -57,7 +58,7 @@ def usable(device: torch.device) -> dict[str, str | None]:
 
 def environment(run: Run) -> dict[str, Any]:
     """GPU, driver, versions, commit, backends."""
-    found: dict[str, Any] = {**machine(), "backends": usable(run.device)}
+    found: dict[str, Any] = {**machine(), "act_kernels": act_kernels.__file__, "backends": usable(run.device)}
     for package in ("pytest", "greenlet", "nnsight", "accelerate"):
         found[package] = importlib.util.find_spec(package) is not None
     if run.device.type == "cuda":
@@ -175,7 +176,7 @@ def model_blend(inner: int, hidden: int, layers: int, device: torch.device) -> t
         rows.append(torch.arange(len(rows) % 20, shape[0], 20))
         place += size
     moved = 3 * sum(len(chosen) * target.shape[1] for chosen, target in zip(rows, targets, strict=True)) * 2
-    return lambda: blend_rows(targets, donors, rows, 0.4), moved
+    return lambda: act_kernels.blend_rows(targets, donors, rows, 0.4), moved
 
 
 def forwards(run: Run) -> dict[str, Any]:
