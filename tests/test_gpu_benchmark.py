@@ -34,7 +34,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 BROKEN = """
 import json, sys, time
-sys.path[:0] = sys.argv[1:]
+sys.path += sys.argv[1:]
 import torch
 from correctness import all_cases, by_checks, by_tests
 from act_kernels import native, reference
