@@ -1,245 +1,318 @@
-"""Corpora: records that exercise an ability, tokenised, with the tokens that count.
-
-A record has ``messages`` (the last one by the assistant is the answer), ``prompt`` and ``completion``, or ``text`` (all
-of it counts). The answer is found by token ids: the whole record must begin with those of its prompt, or an error says
-so.
-"""
+"""Corpora: records that exercise an ability, tokenised, with the tokens that count, in batches."""
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
 
-from act.batching import Sequence, batches
+from act.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches, pieces
+from act.encode import AnswerTurns, Count, Encoded, Encoder
 from act.errors import ActError
-
-Count = Literal["answer", "predict", "all"]
-"""Counted positions: the answer tokens' own (as in the paper), those that predict an answer token, or all tokens."""
+from act.records import Dataset, Entry, Memory, Record, Shard, Source, open_source
+from act.workers import ordered_map
 
 DEFAULT_TOKEN_BUDGET = 8192
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Token ids of one record, and the half-open range of its answer."""
-
-    input_ids: list[int]
-    start: int
-    end: int
-
-    def counted(self, count: Count) -> range:
-        """The positions that count."""
-        if count == "all":
-            return range(len(self.input_ids))
-        shift = 1 if count == "predict" else 0
-        return range(max(0, self.start - shift), self.end - shift)
+DEFAULT_MAX_LENGTH = 2048
+CHUNK = 128  # records tokenised together
 
 
 class Corpus:
     """Records and the tokenizer that turns them into counted tokens; reads its source anew on each pass.
 
     Args:
-        records: a function that returns a fresh iterator of ``(place, record)``; place names the record in errors.
-        tokenizer: a Hugging Face tokenizer; ``messages`` need its chat template.
-        count: see :data:`Count`.
-        max_length: longest sequence in tokens. A longer ``text`` is cut to pieces; other longer records are errors.
-        name: for provenance and errors.
-        fingerprint: hash of the content, for provenance.
-        size: number of records, if known, for progress.
+        source: where the records come from; :meth:`from_file`, :meth:`from_records` and :meth:`from_dataset` make one.
+        tokenizer: a Hugging Face tokenizer; conversations need its chat template.
+        count: see :data:`act.encode.Count`.
+        answer_turns: see :data:`act.encode.AnswerTurns`.
+        max_length: longest sequence in tokens; None: what the model takes, at most 2048. A longer ``text`` is cut to
+            pieces; other longer records are errors.
+        overlap: tokens that a piece repeats from the one before as context, uncounted; None: a sixteenth of the length.
+        ability_column: the column that labels each record with its ability.
+        name: for provenance and errors, instead of the source's.
     """
 
     def __init__(
         self,
-        records: Callable[[], Iterable[tuple[str, Mapping[str, Any]]]],
+        source: Source,
         tokenizer: Any,
         *,
         count: Count = "answer",
-        max_length: int = 2048,
-        name: str = "records",
-        fingerprint: str | None = None,
-        size: int | None = None,
+        answer_turns: AnswerTurns = "last",
+        max_length: int | None = None,
+        overlap: int | None = None,
+        ability_column: str | None = None,
+        name: str | None = None,
     ) -> None:
         if count not in get_args(Count):
             raise ActError(f"count is {count!r}; expected one of {', '.join(get_args(Count))}")
-        if max_length < 2:
+        if max_length is not None and max_length < 2:
             raise ActError(f"max length is {max_length}; expected at least 2 tokens")
-        self._records = records
-        self.tokenizer = tokenizer
+        if overlap is not None and not 0 <= overlap < (max_length or DEFAULT_MAX_LENGTH):
+            raise ActError(f"overlap is {overlap}; expected 0 or more tokens, and fewer than the maximum length")
+        self.source = source
+        self.encoder = Encoder(tokenizer, answer_turns, ability_column)
         self.count: Count = count
-        self.max_length = max_length
-        self.name = name
-        self.fingerprint = fingerprint
-        self.size = size
+        self.name = name or source.name
+        self._max_length, self._overlap = max_length, overlap
 
     @classmethod
     def from_file(cls, path: str | Path, tokenizer: Any, **options: Any) -> Corpus:
-        """A corpus from a JSONL file (one record a line) or a ``.txt`` file (one text a line)."""
-        path = Path(path)
-        if not path.is_file():
-            raise ActError(f"no such corpus: {path}; expected a .jsonl or .txt file")
-        if path.suffix not in (".jsonl", ".txt"):
-            raise ActError(f"cannot read {path}: expected a .jsonl file (one record a line) or a .txt file")
-        fingerprint, size = _hash_and_lines(path)
-        return cls(lambda: _lines(path), tokenizer, name=str(path), fingerprint=fingerprint, size=size, **options)
+        """A corpus from a file, folder, glob or hub id: see :func:`act.records.open_source`."""
+        return cls(open_source(path), tokenizer, **options)
 
     @classmethod
-    def from_records(cls, records: Iterable[Mapping[str, Any]], tokenizer: Any, **options: Any) -> Corpus:
+    def from_records(cls, records: Iterable[Record], tokenizer: Any, **options: Any) -> Corpus:
         """A corpus from records in memory."""
-        held = list(records)
-        fingerprint = hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()[:16]
-        options = {"fingerprint": fingerprint, "size": len(held), **options}
-        return cls(lambda: ((f"record {i}", record) for i, record in enumerate(held)), tokenizer, **options)
+        return cls(Memory(records), tokenizer, **options)
 
-    def encoded(self) -> Iterator[Encoded]:
-        """Every record as tokens with its answer span, in order.
+    @classmethod
+    def from_dataset(cls, dataset: Any, tokenizer: Any, **options: Any) -> Corpus:
+        """A corpus from a Hugging Face dataset, map-style or streaming."""
+        return cls(Dataset(dataset), tokenizer, **options)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens."""
+        return self._max_length or DEFAULT_MAX_LENGTH
+
+    @property
+    def overlap(self) -> int:
+        """Tokens of context that a later piece of a text repeats."""
+        return self.max_length // 16 if self._overlap is None else self._overlap
+
+    def fitted(self, positions: int | None) -> Corpus:
+        """This corpus for a model that has learned that many positions; None: as many as one likes.
 
         Raises:
-            ActError: a malformed record, an answer that is empty or cannot be told from its prompt, no record at all.
+            ActError: a maximum length that was asked for and does not fit.
         """
-        for place, record in self._records():
-            try:
-                yield self._encode(record)
-            except ActError as error:
-                raise ActError(f"{self.name}, {place}: {error}") from error.__cause__
+        if positions is None or self.max_length <= positions:
+            return self
+        if self._max_length is not None:
+            raise ActError(
+                f"the maximum length is {self.max_length} tokens and the model has learned {positions} positions; "
+                f"set it to at most {positions} (--max-length)"
+            )
+        fitted = copy.copy(self)
+        fitted._max_length = positions
+        return fitted
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which tokens count: content, tokenizer and settings, as plain data."""
+        return {
+            "fingerprint": self.source.fingerprint,
+            "tokenizer": self.encoder.fingerprint,
+            "count": self.count,
+            "answer_turns": self.encoder.answer_turns,
+            "max_length": self.max_length,
+            "overlap": self.overlap,
+            "ability_column": self.encoder.ability_column,
+        }
+
+    def numbered(
+        self,
+        start: int = 0,
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        wanted: Callable[[int], bool] = lambda number: True,
+    ) -> Iterator[tuple[Entry, Encoded | ActError]]:
+        """The wanted records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
+        entries = (entry for entry in self.source.read(start, shard) if wanted(entry.number))
+        # The results come in the order of the chunks, so each finds its entries at the front of the queue.
+        sent: list[list[Entry]] = []
+
+        def chunks() -> Iterator[list[Record | ActError]]:
+            while chunk := list(itertools.islice(entries, CHUNK)):
+                sent.append(chunk)
+                yield [entry.record for entry in chunk]
+
+        for results in ordered_map(self.encoder, chunks(), workers):
+            for entry, result in zip(sent.pop(0), results, strict=True):
+                yield entry, self._checked(result)
+
+    def encoded(self) -> Iterator[Encoded]:
+        """Every record as tokens with its answer, in order.
+
+        Raises:
+            ActError: a malformed record, an answer that is empty or cannot be told from its prompt.
+        """
+        for entry, result in self.numbered():
+            if isinstance(result, ActError):
+                raise ActError(f"{entry.place}: {result}") from result
+            yield result
 
     def sequences(self) -> Iterator[Sequence]:
-        """Every record as sequences of at most ``max_length`` tokens with a count mask."""
-        counted = 0
-        for encoded in self.encoded():
-            ids = np.asarray(encoded.input_ids, dtype=np.int64)
-            mask = np.zeros(len(ids), dtype=bool)
-            positions = encoded.counted(self.count)
-            mask[positions.start : positions.stop] = True
-            counted += len(positions)
-            for start in range(0, len(ids), self.max_length):
-                yield Sequence(ids[start : start + self.max_length], mask[start : start + self.max_length])
-        if not counted:
-            raise ActError(f"{self.name}: no token would be counted; the corpus is empty or its records have no answer")
+        """Every record as sequences of at most ``max_length`` tokens with a count mask; errors as :meth:`encoded`."""
+        for number, encoded in enumerate(self.encoded()):
+            yield from self.pieces_of(encoded, number)
+
+    def pieces_of(self, encoded: Encoded, document: int, ability: str = "") -> Iterator[Sequence]:
+        """The sequences of one record."""
+        mask = encoded.counted(self.count)
+        return pieces(encoded.input_ids, mask, self.max_length, self.overlap, document, encoded.ability or ability)
 
     def batches(self, token_budget: int = DEFAULT_TOKEN_BUDGET) -> Iterator[dict[str, torch.Tensor]]:
-        """Padded batches to a token budget; see :func:`act.batching.batches`."""
+        """Padded batches: ``input_ids``, ``attention_mask`` and ``count_mask``, all ``[batch, length]``."""
+        for batch in Stream({"": self}, token_budget=token_budget):
+            yield {**batch.inputs, "count_mask": batch.count_mask}
+
+    def spans(self, limit: int) -> Iterator[list[tuple[str, bool]]]:
+        """The first records as decoded runs of tokens, each with whether it counts: a preview."""
+        for encoded in itertools.islice(self.encoded(), limit):
+            counted = encoded.counted(self.count)
+            edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
+            yield [
+                (self.tokenizer.decode(encoded.input_ids[start:end].tolist()), bool(counted[start]))
+                for start, end in itertools.pairwise(edges)
+            ]
+
+    def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
+        if isinstance(result, ActError) or len(result.input_ids) <= self.max_length or result.answer.all():
+            return result
+        return ActError(
+            f"the record has {len(result.input_ids)} tokens and the limit is {self.max_length}; "
+            "raise the maximum length (--max-length) or shorten the record"
+        )
+
+
+class Skipped(NamedTuple):
+    """A bad record that a run left out."""
+
+    ability: str
+    record: int
+    place: str
+    reason: str
+
+
+class Stream:
+    """The batches of one pass over named corpora, one corpus after the other; the same settings give the same batches.
+
+    Windows hold :data:`act.batching.LOOK_AHEAD` records of one corpus (fewer long ones), so a window's documents appear
+    in no other. They begin at multiples of that number, so that several readers share out the very windows of one.
+
+    Args:
+        corpora: by ability; the name is empty where there is only one and nobody named it.
+        token_budget: tokens a batch, padding included.
+        packing: pieces follow each other in one row, without padding (see :class:`act.batching.Batch`).
+        shard: ``(i, n)``: only the records whose number leaves i when divided by n.
+        workers: processes that tokenise; 0: this one.
+        skip_bad_records: how many bad records to leave out before giving up.
+        look_ahead: records a window.
+        windows: ``(i, n)``: of the shard's windows, every n-th from the i-th on.
+        start: where to go on.
+        skipped: what was left out before ``start``.
+
+    Attributes:
+        skipped: the bad records left out so far.
+        stopped: abilities of which no more is wanted; add to it at any time.
+
+    Raises:
+        ActError: on iteration, a malformed record, or a corpus of which nothing counts.
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, Corpus],
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        packing: bool = False,
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        skip_bad_records: int = 0,
+        look_ahead: int = LOOK_AHEAD,
+        windows: Shard = (0, 1),
+        start: Position = BEGINNING,
+        skipped: Iterable[Skipped] = (),
+    ) -> None:
         if token_budget < 1:
             raise ActError(f"token budget is {token_budget}; expected at least 1 token")
-        pad_id = next((i for i in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id) if i is not None), 0)
-        return batches(self.sequences(), token_budget, pad_id)
+        if not (shard[1] >= 1 and 0 <= shard[0] < shard[1]):
+            raise ActError(f"shard is {shard[0]}/{shard[1]}; expected i/n with 0 <= i < n")
+        self.corpora = dict(corpora)
+        self.shard, self.windows = shard, windows
+        self.start = start
+        self.skipped = list(skipped)
+        self.stopped: set[str] = set()
+        self._token_budget, self._packing, self._workers = token_budget, packing, workers
+        self._skip_bad_records, self._look_ahead = skip_bad_records, look_ahead
 
-    def spans(self, limit: int) -> Iterator[tuple[str, str]]:
-        """What comes before the counted tokens and what counts, decoded, for the first records: a preview."""
-        for _, encoded in zip(range(limit), self.encoded(), strict=False):
-            positions = encoded.counted(self.count)
-            yield (
-                self.tokenizer.decode(encoded.input_ids[: positions.start]),
-                self.tokenizer.decode(encoded.input_ids[positions.start : positions.stop]),
-            )
+    def skipped_before(self, position: Position) -> list[Skipped]:
+        """What was left out before a position; the window under way is read again."""
+        order = {ability: number for number, ability in enumerate(self.corpora)}
+        return [skipped for skipped in self.skipped if (order[skipped.ability], skipped.record) < position[:2]]
 
-    def _encode(self, record: Mapping[str, Any]) -> Encoded:
-        if not isinstance(record, Mapping):
-            raise ActError(f"expected a JSON object with messages, prompt and completion, or text; got {record!r:.60}")
-        if "messages" in record:
-            encoded = self._encode_messages(record["messages"])
-        elif "prompt" in record and "completion" in record:
-            encoded = self._encode_completion(record["prompt"], record["completion"])
-        elif "text" in record:
-            return self._encode_text(record["text"])
-        else:
-            raise ActError(f"expected messages, prompt and completion, or text; got the keys {sorted(record)}")
-        if len(encoded.input_ids) > self.max_length:
+    def __iter__(self) -> Iterator[Batch]:
+        for number, (ability, corpus) in enumerate(self.corpora.items()):
+            if number >= self.start.corpus and ability not in self.stopped:
+                start = self.start if number == self.start.corpus else Position(number)
+                yield from self._of(corpus, ability, start)
+
+    def _of(self, corpus: Corpus, ability: str, start: Position) -> Iterator[Batch]:
+        pad_id = next((i for i in (corpus.tokenizer.pad_token_id, corpus.tokenizer.eos_token_id) if i is not None), 0)
+        counted = start != Position(start.corpus)  # what counted before the start is not known here
+        for first, following, window in self._windows(corpus, ability, start.record):
+            made = list(batches(window, self._token_budget, pad_id, self._packing))
+            for number, batch in enumerate(made, 1):
+                counted = counted or bool(batch.count_mask.any())
+                if first == start.record and number <= start.batch:
+                    continue
+                done = (
+                    Position(start.corpus, first, number) if number < len(made) else Position(start.corpus, following)
+                )
+                yield replace(batch, after=done)
+            if ability in self.stopped:
+                return
+        if not counted and self.shard[1] == self.windows[1] == 1:
             raise ActError(
-                f"the record has {len(encoded.input_ids)} tokens and the limit is {self.max_length}; "
-                "raise the maximum length (--max-length) or shorten the record"
+                f"{corpus.name}: no token would be counted; the corpus is empty or its records have no answer"
             )
-        return encoded
 
-    def _encode_text(self, text: Any) -> Encoded:
-        ids = self._tokens(_nonempty("text", text))
-        return Encoded(ids, 0, len(ids))
+    def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
+        """Windows with the record number at which each begins, and at which the next one does."""
+        window: list[Sequence] = []
+        records = tokens = 0
+        following = start
 
-    def _encode_completion(self, prompt: Any, completion: Any) -> Encoded:
-        if not isinstance(prompt, str):
-            raise ActError(f"prompt must be a string, got {prompt!r:.60}")
-        whole = self._tokens(prompt + _nonempty("completion", completion))
-        eos = self.tokenizer.eos_token_id
-        if eos is not None and whole[-1:] != [eos]:
-            whole = [*whole, eos]
-        return self._after_prefix(self._tokens(prompt), whole)
+        def block(number: int) -> int:
+            return number // self.shard[1] // self._look_ahead
 
-    def _encode_messages(self, messages: Any) -> Encoded:
-        if not (isinstance(messages, list) and messages and all(isinstance(m, Mapping) for m in messages)):
-            raise ActError(f"messages must be a list of objects with role and content, got {messages!r:.60}")
-        if messages[-1].get("role") != "assistant":
-            raise ActError(f"the record has no answer: its last message is by {messages[-1].get('role')!r}")
-        _nonempty("the assistant's content", messages[-1].get("content"))
-        if not self.tokenizer.chat_template:
-            raise ActError("the tokenizer has no chat template; use prompt and completion, or set one")
-        before = self._rendered(messages[:-1], add_generation_prompt=True)
-        encoded = self._after_prefix(before, self._rendered(messages, add_generation_prompt=False))
-        # White space that a template puts after its end-of-turn token is no part of the answer.
-        special = set(self.tokenizer.all_special_ids)
-        last = max((i for i in range(encoded.start, encoded.end) if encoded.input_ids[i] in special), default=None)
-        if last is not None and not self.tokenizer.decode(encoded.input_ids[last + 1 :]).strip():
-            return Encoded(encoded.input_ids, encoded.start, last + 1)
-        return encoded
+        def wanted(number: int) -> bool:
+            return block(number) % self.windows[1] == self.windows[0]
 
-    def _rendered(self, messages: list[Mapping[str, Any]], *, add_generation_prompt: bool) -> list[int]:
-        try:
-            text = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # jinja2 and the template itself raise anything
-            raise ActError(f"the chat template refused the messages: {error}") from error
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        last = block(start)
+        for entry, result in corpus.numbered(start, self.shard, self._workers, wanted):
+            if records and block(entry.number) != last:
+                yield start, following, window
+                start, window, records, tokens = following, [], 0, 0
+            last = block(entry.number)
+            following = entry.number + 1
+            records += 1
+            if isinstance(result, ActError):
+                self._skip(Skipped(ability, entry.number, entry.place, str(result)))
+            else:
+                window += corpus.pieces_of(result, entry.number, ability)
+                tokens += len(result.input_ids)
+            if tokens >= LOOK_AHEAD_TOKENS:
+                yield start, following, window
+                start, window, records, tokens = following, [], 0, 0
+        if records:
+            yield start, following, window
 
-    def _tokens(self, text: str) -> list[int]:
-        """With the special tokens that the tokenizer puts in front, without those it puts at the end."""
-        ids = self.tokenizer(text)["input_ids"]
-        bare = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        lead = next((i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare), 0)
-        return ids[: lead + len(bare)]
-
-    @staticmethod
-    def _after_prefix(prefix: list[int], whole: list[int]) -> Encoded:
-        if whole[: len(prefix)] != prefix:
-            at = next(i for i, (a, b) in enumerate(zip([*whole, None], prefix, strict=False)) if a != b)
-            raise ActError(
-                f"the prompt's {len(prefix)} tokens are not the beginning of the whole record's {len(whole)} "
-                f"(they part at token {at}), so the answer cannot be told apart; end the prompt where a token ends"
-            )
-        if len(whole) == len(prefix):
-            raise ActError("the record has no answer: prompt and whole record are the same tokens")
-        return Encoded(whole, len(prefix), len(whole))
-
-
-def _nonempty(what: str, value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ActError(f"the record has no answer: {what} is {value!r:.60}")
-    return value
-
-
-def _hash_and_lines(path: Path) -> tuple[str, int]:
-    digest, lines = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            lines += block.count(b"\n")
-    return digest.hexdigest()[:16], lines
-
-
-def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            place = f"line {number}"
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if line:
-                    yield place, json.loads(line) if path.suffix == ".jsonl" else {"text": line}
-            except UnicodeDecodeError as error:
-                raise ActError(f"{path}, {place}: not UTF-8 ({error}); convert the file") from error
-            except json.JSONDecodeError as error:
-                raise ActError(f"{path}, {place}: not JSON ({error}); expected one object a line") from error
+    def _skip(self, skipped: Skipped) -> None:
+        self.skipped.append(skipped)
+        if len(self.skipped) > self._skip_bad_records:
+            before = len(self.skipped) - 1
+            after = f" (after {before} others that were skipped)" if before else ""
+            raise ActError(f"{skipped.place}: {skipped.reason}{after}")

@@ -1,5 +1,9 @@
-"""The one exception of the package for input a person can mend."""
+"""The exceptions of the package: what a person can mend."""
 
 
 class ActError(ValueError):
     """What was given, what was expected, and what to do, in one sentence; the CLI prints it and exits with code 2."""
+
+
+class Interrupted(ActError):
+    """The run was told to stop, and did so between two batches; the CLI exits with code 130."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -10,18 +11,19 @@ from torch import nn
 from act.placement import values
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
     """A hash over one value from every row and every column of every parameter, taken along wrapped diagonals.
 
     Any transfer of a channel changes it (a whole row or column changes), and so does any fine-tune. Values are hashed
-    as float32, so a checkpoint keeps its fingerprint in a wider type, on several devices, and offloaded. Cost: as many
-    values as channels.
+    as float32, so a checkpoint keeps its fingerprint in a wider type, on several devices, offloaded, and on disk
+    (:class:`act.stored.StoredModel`), where nothing else is read. Cost: as many values as channels. Parameters are
+    taken in order of name.
     """
-    digest = hashlib.sha256()
-    for name, parameter in values(model):
-        digest.update(f"{name}{list(parameter.shape)}".encode())
-        digest.update(_diagonal(parameter).float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    pieces = {}
+    for name, parameter in values(model) if isinstance(model, nn.Module) else model.items():
+        diagonal = _diagonal(parameter.detach()).float().cpu().numpy().tobytes()
+        pieces[name] = f"{name}{list(parameter.shape)}".encode() + diagonal
+    return hashlib.sha256(b"".join(pieces[name] for name in sorted(pieces))).hexdigest()[:16]
 
 
 def _diagonal(x: torch.Tensor) -> torch.Tensor:

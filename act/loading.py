@@ -30,9 +30,32 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> nn.Mo
 
     if dtype not in DTYPES:
         raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    place = _device(device)
+    place = device_named(device)
     model = _from_pretrained(AutoModelForCausalLM, "model", name, dtype=dtype)
     return model.to(place).eval()
+
+
+def load_config(name: str, dtype: str = "auto") -> Any:
+    """The configuration of a model, with the dtype that it will have; raises ActError if there is none."""
+    from transformers import AutoConfig
+
+    if dtype not in DTYPES:
+        raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    config = _from_pretrained(AutoConfig, "model", name)
+    if dtype != "auto":
+        config.dtype = getattr(torch, dtype)
+    return config
+
+
+def empty_model(config: Any) -> nn.Module:
+    """The model of a configuration on the meta device: its shapes without its weights."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).eval()
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise ActError(f"cannot build a causal language model: {' '.join(str(error).split())[:300]}") from error
 
 
 def load_tokenizer(name: str) -> Any:
@@ -53,7 +76,8 @@ def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
         raise ActError(f"cannot load the {what} {name}: {' '.join(str(error).split())[:300]}") from error
 
 
-def _device(device: str) -> torch.device:
+def device_named(device: str) -> torch.device:
+    """The torch device of that name; ``auto`` is the first GPU, else the CPU. Raises ActError if it cannot be used."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

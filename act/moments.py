@@ -49,6 +49,16 @@ class Moments:
             return first
         return torch.cat([self._blocks[site.name].to(first.device) for site in self.space], dim=-1)
 
+    @property
+    def arenas(self) -> list[torch.Tensor]:
+        """What holds the numbers: the arena of each device, in a fixed order."""
+        return list(self._arenas.values())
+
+    def fill(self, arena: torch.Tensor) -> None:
+        """Take over the numbers of a flat arena."""
+        for site in self.space:
+            self.block(site.name).copy_(arena[..., site.channels])
+
     def gather(self) -> None:
         """Join the arenas of several devices to one, on the device of the first site."""
         arena = self.arena

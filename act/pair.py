@@ -65,7 +65,7 @@ class Lockstep:
                 raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
         self._models = {"donor": donor, "target": target}
         self._devices = {side: input_device(model) for side, model in self._models.items()}
-        self._moments = moments
+        self.moments = moments
         self._greenlets: dict[str, greenlet] = {}
         self._waiting: tuple[str, Site, torch.Tensor] | None = None
         self._taps: dict[str, Taps] = {}
@@ -132,7 +132,7 @@ class Lockstep:
                     f"site {site.name} gave {list(donor.shape)} in the donor and {list(target.shape)} in the target"
                 )
             mask = None if mask is None else mask.to(donor.device)
-            pair_moments(donor, target.to(donor.device), self._moments.block(site.name), mask)
+            pair_moments(donor, target.to(donor.device), self.moments.block(site.name), mask)
 
         return read
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +9,15 @@ import torch
 from torch import nn
 
 from act.channels import ChannelSpace
-from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
+from act.checkpoint import Checkpoint
 from act.errors import ActError
 from act.files import load_tensors, save_tensors, understood
-from act.fingerprint import fingerprint
+from act.job import Corpora, Job
 from act.moments import Moments
-from act.pair import common_space, lockstep
-from act.placement import input_device, run_devices
-from act.taps import taps
-from act.versions import versions
 from act_kernels import PAIR, STATISTICS
-from act_kernels.backends import choose
 from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, POSITIVE, SUM_ABS
 
-Batch = Mapping[str, torch.Tensor]
-
 SCHEMA = "act-profile/1"
-
-
-@dataclass
-class Seen:
-    """What a run has fed to the model so far: tokens without padding, those that counted, padding, and sequences."""
-
-    tokens: int = 0
-    counted: int = 0
-    padding: int = 0
-    sequences: int = 0
-
-
-Progress = Callable[[Seen], None]
-"""Called after each batch."""
 
 
 class Statistics:
@@ -198,120 +173,42 @@ def load(path: str | Path) -> Profile:
         return (PairProfile if header["pair"] else Profile)(moments, dict(header["source"]))
 
 
-def profile(
-    model: nn.Module,
-    corpus: Corpus | Iterable[Batch],
-    *,
-    token_budget: int = DEFAULT_TOKEN_BUDGET,
-    exclude: Iterable[str] = (),
-    fused: bool = True,
-    progress: Progress | None = None,
-) -> Profile:
-    """Stream ``corpus`` through ``model`` and accumulate the statistics of every channel.
+def profile(model: nn.Module, corpora: Corpora, *, checkpoint: Checkpoint | None = None, **options: Any) -> Any:
+    """Stream corpora through ``model`` once and accumulate the statistics of every channel.
 
     Args:
         model: a Hugging Face decoder model; it computes what it would compute anyway, and is left as it was.
-        corpus: a :class:`act.Corpus`, or batches: dicts of ``input_ids``, ``attention_mask`` and optionally
-            ``count_mask``, all ``[batch, length]``; without ``count_mask`` every attended token counts.
-        token_budget: tokens a batch, for a Corpus.
-        exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
-        fused: let statistics ride inside fused kernels; without it, every site is read by itself.
-        progress: see :data:`Progress`.
+        corpora: an :class:`act.Corpus`; several by the ability that each exercises; or batches: dicts of ``input_ids``,
+            ``attention_mask``, optionally ``count_mask`` and ``ability`` (:func:`act.batching.given_batches`).
+        checkpoint: where to keep the state of the run, to go on from it after whatever happens.
+        options: those of :class:`act.job.Job`.
+
+    Returns:
+        A :class:`Profile`; for several corpora, or rows labelled by ability, a dict of them by ability.
 
     Raises:
-        ActError: nothing was counted; a malformed record; a site whose output has no known shape.
+        ActError: nothing was counted; a malformed record; a site whose output has no known shape; a tokenizer that is
+            not the model's; a checkpoint of another run.
     """
-    space = ChannelSpace.from_model(model)
-    moments = Moments(space, device=run_devices(model, (site.name for site in space)))
-    exclude = sorted(exclude)
-    settings = {"token_budget": token_budget, "exclude": exclude, "fused": fused}
-    with taps(model, moments, fused=fused, exclude=exclude) as tapped:
-        measured = _stream(tapped.forward, corpus, input_device(model), progress, moments, settings)
-        measured["paths"] = dict(Counter(tapped.paths.values()))
-    return Profile(moments, _source({"model": model}, corpus, measured, settings))
+    return run_job(Job({"model": model}, corpora, **options), checkpoint)
 
 
 def profile_pair(
-    donor: nn.Module,
-    target: nn.Module,
-    corpus: Corpus | Iterable[Batch],
-    *,
-    token_budget: int = DEFAULT_TOKEN_BUDGET,
-    exclude: Iterable[str] = (),
-    fused: bool = True,
-    progress: Progress | None = None,
-) -> PairProfile:
-    """Stream ``corpus`` through both models in lockstep; arguments and errors as :func:`profile`.
+    donor: nn.Module, target: nn.Module, corpora: Corpora, *, checkpoint: Checkpoint | None = None, **options: Any
+) -> Any:
+    """Stream corpora through both models in lockstep; arguments and errors as :func:`profile`.
+
+    Returns:
+        A :class:`PairProfile`, or a dict of them by ability.
 
     Raises:
         ActError: also when the models are not of one architecture, naming the site that differs.
     """
-    space = common_space(donor, target)
-    moments = Moments(space, pair=True, device=run_devices(donor, (site.name for site in space)))
-    exclude = sorted(exclude)
-    settings = {"token_budget": token_budget, "exclude": exclude, "fused": fused}
-    with lockstep(donor, target, moments, fused=fused, exclude=exclude) as run:
-        measured = _stream(run.forward, corpus, input_device(target), progress, moments, settings)
-        measured["paths"] = dict(Counter(run.paths.values()))
-    return PairProfile(moments, _source({"donor": donor, "target": target}, corpus, measured, settings))
+    return run_job(Job({"donor": donor, "target": target}, corpora, **options), checkpoint)
 
 
-def _stream(
-    forward: Callable[[Batch, torch.Tensor], None],
-    corpus: Corpus | Iterable[Batch],
-    device: torch.device,
-    progress: Progress | None,
-    moments: Moments,
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    stream = corpus.batches(settings["token_budget"]) if isinstance(corpus, Corpus) else corpus
-    seen = Seen()
-    start = time.perf_counter()
-    with torch.inference_mode():
-        for batch in stream:
-            attended = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
-            count_mask = batch["count_mask"].bool() & attended if "count_mask" in batch else attended
-            inputs = {name: tensor.to(device) for name, tensor in batch.items() if name != "count_mask"}
-            forward(inputs, count_mask)
-            seen.tokens += int(attended.sum())
-            seen.counted += int(count_mask.sum())
-            seen.padding += int((~attended).sum())
-            seen.sequences += len(attended)
-            if progress:
-                progress(seen)
-    if not seen.counted:
-        raise ActError("no token was counted; the corpus is empty or its count masks are all False")
-    moments.gather()
-    return {
-        **asdict(seen),
-        "seconds": round(time.perf_counter() - start, 3),
-        "nonfinite": moments.nonfinite(),
-        "irregular": _irregular(moments, seen.counted, settings["exclude"]),
-    }
-
-
-def _irregular(moments: Moments, counted: int, exclude: Iterable[str]) -> dict[str, int]:
-    """Sites not fed a whole number of times the counted tokens (never reached, or routed), with the rows they saw."""
-    rows = {site.name: moments.rows_counted(site.name) for site in moments.space.without(exclude)}
-    return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
-
-
-def _source(
-    models: dict[str, nn.Module], corpus: Corpus | Iterable[Batch], measured: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, Any]:
-    described: dict[str, Any] = {"name": "batches", "fingerprint": None, **measured}
-    if isinstance(corpus, Corpus):
-        described.update(name=corpus.name, fingerprint=corpus.fingerprint, count=corpus.count)
-    device = input_device(next(iter(models.values())))
-    return {
-        "models": {
-            side: {
-                "name": getattr(model, "name_or_path", "") or type(model).__name__,
-                "fingerprint": fingerprint(model),
-            }
-            for side, model in models.items()
-        },
-        "corpora": [described],
-        "settings": {**settings, "backend": choose(device.type).backend.name},
-        "versions": versions(),
-    }
+def run_job(job: Job, checkpoint: Checkpoint | None = None) -> Any:
+    """The profile of a job, or a dict of them by ability."""
+    kind = PairProfile if job.pair else Profile
+    profiles = {ability: kind(moments, source) for ability, moments, source in job.run(checkpoint)}
+    return profiles if job.named or set(profiles) != {""} else profiles[""]

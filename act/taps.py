@@ -48,7 +48,7 @@ def taps(model: nn.Module, moments: Moments, *, fused: bool = True, exclude: Ite
     """
 
     def read(site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
-        column_moments(rows, moments.block(site.name), mask)
+        column_moments(rows, tapped.moments.block(site.name), mask)
 
     tapped = Taps(model, moments.space, read, moments=moments, fused=fused, exclude=exclude)
     try:
@@ -109,9 +109,21 @@ class Taps:
         self._pending = self._ready = None
         self._held.clear()
 
+    @property
+    def moments(self) -> Moments:
+        """Where the next forward accumulates; assign others of the same space and device between forwards."""
+        if self._moments is None:
+            raise RuntimeError("these taps feed a reader, not moments")
+        return self._moments
+
+    @moments.setter
+    def moments(self, moments: Moments) -> None:
+        self._moments = moments
+
     def start(self, count_mask: torch.Tensor) -> None:
         """Announce the next forward: bool ``[batch, length]``, True where a token counts."""
         self._pending = self._ready = None
+        self._riding = ()
         self._held.clear()
         self._count_mask = count_mask
         self._masks.clear()

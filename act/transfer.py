@@ -1,93 +1,157 @@
-"""Transfer: ``theta_target[row] += strength * (theta_donor[row] - theta_target[row])`` on the rows of a channel set."""
+"""Transfer: ``theta_target[row] += strength * (theta_donor[row] - theta_target[row])`` on the rows of a channel set.
+
+One implementation serves models in memory and checkpoints on disk: both are mappings of tensors.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from act.channel_set import ChannelSet
-from act.channels import ParameterSlice
+from act.channels import ParameterSlice, Site
 from act.errors import ActError
 from act.fingerprint import fingerprint
-from act.pair import common_space
+from act.patch import Change, Patch, Weights, rows_view
 from act.placement import require_in_memory
-from act_kernels import blend_rows, gather_rows
+from act_kernels import blend_rows
 from act_kernels.ops import FLOAT_DTYPES
+
+Overlap = Literal["sum", "mean", "first", "stronger"]
+VOCABULARY_KINDS = ("embed", "head")
 
 
 @dataclass(frozen=True)
-class Change:
-    """The rows of one parameter that a transfer changed, before and after, each ``[K, W]`` in the parameter's dtype."""
+class Graft:
+    """One donor of a transfer.
 
-    part: ParameterSlice
-    rows: torch.Tensor
-    before: torch.Tensor
-    after: torch.Tensor
+    Attributes:
+        donor: a model, or the weights of one on disk; only read.
+        channels: the channels to take from it.
+        strength: the paper's lambda, or one for each pattern (``fnmatch`` on site and parameter names, the first that
+            matches counts; what none matches stays as it is): ``{"*.mlp.*": 0.4, "*": 0.2}``.
+        tokens: for a donor with another vocabulary, ``(donor_ids, target_ids)`` of the tokens that both have
+            (:func:`shared_tokens`); without it, embedding and LM head of another size are left out.
+        name: what to call it in headers and model cards.
+    """
 
+    donor: nn.Module | Weights
+    channels: ChannelSet
+    strength: float | Mapping[str, float] = 0.4
+    tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+    name: str | None = None
 
-class Patch:
-    """What a transfer changed in a model, with the bytes that were there before."""
+    def strength_of(self, site: Site, parameter: str) -> float:
+        """The strength for one parameter of one site; 0 where no pattern matches."""
+        if not isinstance(self.strength, Mapping):
+            return float(self.strength)
+        for pattern, value in self.strength.items():
+            if fnmatchcase(site.name, pattern) or fnmatchcase(parameter, pattern):
+                return float(value)
+        return 0.0
 
-    def __init__(self, changes: list[Change], strength: float) -> None:
-        self.changes = changes
-        self.strength = strength
-
-    def __len__(self) -> int:
-        """Values changed."""
-        return sum(change.before.numel() for change in self.changes)
-
-    def revert(self, model: nn.Module) -> None:
-        """Give ``model`` back the bytes it had before the transfer.
-
-        Raises:
-            ActError: the rows no longer hold what the transfer wrote; nothing is written then.
-        """
-        parameters = dict(model.named_parameters())
-        views = [_rows_view(parameters[change.part.name], change.part.dim) for change in self.changes]
-        for change, view in zip(self.changes, views, strict=True):
-            if not _same_bytes(view[change.rows.to(view.device)], change.after):
-                raise ActError(
-                    f"{change.part.name} was changed after the transfer, so reverting would lose that change; "
-                    "load the model again instead"
-                )
-        for change, view in zip(self.changes, views, strict=True):
-            view[change.rows.to(view.device)] = change.before.to(view.device)
+    def describe(self) -> dict[str, Any]:
+        """Plain data for headers."""
+        models = self.channels.rule.get("models", {})
+        strength = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
+        name = self.name or models.get("donor", {}).get("name")
+        return {"donor": name, "strength": strength, "channels": len(self.channels), "rule": self.channels.rule}
 
 
-def transfer(donor: nn.Module, target: nn.Module, channels: ChannelSet, strength: float = 0.4) -> Patch:
+def transfer(
+    donor: nn.Module | Weights,
+    target: nn.Module | Weights,
+    channels: ChannelSet,
+    strength: float | Mapping[str, float] = 0.4,
+    *,
+    tokens: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Patch:
     """Blend the parameter rows of ``channels`` from donor into target, in place.
 
     Args:
         donor, target: models of the channel set's architecture; the donor is only read.
         channels: the channels to transfer.
-        strength: the paper's lambda; 1 copies the donor's rows bit for bit.
+        strength: the paper's lambda; 1 copies the donor's rows bit for bit. Or one for each pattern: :class:`Graft`.
+        tokens: the tokens shared with a donor of another vocabulary: :func:`shared_tokens`.
 
     Returns:
-        A :class:`Patch` whose ``revert(target)`` gives back the original bytes.
+        A :class:`Patch`: ``revert(target)`` gives back the original bytes, ``notes`` say what was left out.
 
     Raises:
         ActError: a negative or non-finite strength; models of another architecture, or other models than those the set
             was made for; a parameter that is not float32, bfloat16 or float16.
     """
-    require_strength(strength)
-    _require_models(donor, target, channels)
-    donor_parameters, target_parameters = (dict(model.named_parameters()) for model in (donor, target))
-    moves = [(part, rows) for site, rows in channels.space.split(channels.index) for part in site.parameters]
-    index = [rows for _, rows in moves]
-    new, old = (
-        [_rows_view(parameters[part.name], part.dim) for part, _ in moves]
-        for parameters in (donor_parameters, target_parameters)
-    )
-    memory = [torch.device("cpu")] * len(moves)
-    with torch.no_grad():
-        before = gather_rows(old, index, memory)
-        blend_rows(old, new, index, strength)
-        after = gather_rows(old, index, memory)
-    parts = [part for part, _ in moves]
-    return Patch([Change(*change) for change in zip(parts, index, before, after, strict=True)], strength)
+    return transfer_many([Graft(donor, channels, strength, tokens)], target)
+
+
+def transfer_many(grafts: Sequence[Graft], target: nn.Module | Weights, overlap: Overlap = "sum") -> Patch:
+    """Blend rows of several donors into one target, in place.
+
+    Args:
+        grafts: the donors with their channels and strengths.
+        target: the model to change.
+        overlap: for a row that several donors give, with steps ``strength_i * (theta_i - theta_target)``: their ``sum``
+            or ``mean``; or the step of the ``first`` donor listed, or of the ``stronger`` one (higher channel score).
+
+    Raises:
+        ActError: as :func:`transfer`; an unknown rule; rows of one donor that cross columns of another.
+    """
+    weights = weights_of(target, "target")
+    before = fingerprint(weights)
+    notes: list[str] = []
+    changes = list(blend(grafts, weights, overlap, notes, before))
+    header = {
+        "grafts": [graft.describe() for graft in grafts],
+        "overlap": overlap,
+        "notes": notes,
+        "before": before,
+        "after": fingerprint(weights),
+        "parameters": sorted(weights),
+    }
+    return Patch(changes, header)
+
+
+def blend(
+    grafts: Sequence[Graft], target: Weights, overlap: Overlap, notes: list[str], found: str | None = None
+) -> Iterator[Change]:
+    """Check everything, then blend one parameter at a time into ``target`` and yield what changed.
+
+    ``notes`` gets a sentence for everything left out; ``found`` is the target's fingerprint where it is known.
+    """
+    if overlap not in get_args(Overlap):
+        raise ActError(f"overlap is {overlap!r}; expected one of {', '.join(get_args(Overlap))}")
+    if not grafts:
+        raise ActError("no donor was given; expected at least one with its channels")
+    found = found or fingerprint(target)
+    for graft in grafts:
+        for value in graft.strength.values() if isinstance(graft.strength, Mapping) else [graft.strength]:
+            require_strength(value)
+        _require_set_of("target", found, target, graft.channels)
+        donor = weights_of(graft.donor, "donor")
+        if "donor" in graft.channels.rule.get("models", {}):
+            _require_set_of("donor", fingerprint(donor), donor, graft.channels)
+    for name, claims in _claims(grafts, target, notes).items():
+        yield _blend_one(name, claims, target[name], overlap)
+
+
+def shared_tokens(donor: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(donor_ids, target_ids)``, int64 ``[K]``: the token strings that both tokenizers have, in order of target id.
+
+    Raises:
+        ActError: they have no token in common.
+    """
+    theirs, ours = donor.get_vocab(), target.get_vocab()
+    pairs = sorted((number, theirs[token]) for token, number in ours.items() if token in theirs)
+    if not pairs:
+        raise ActError("the tokenizers of donor and target have no token in common; leave embedding and LM head out")
+    ids = torch.tensor(pairs, dtype=torch.int64)
+    return ids[:, 1].contiguous(), ids[:, 0].contiguous()
 
 
 def require_strength(strength: float) -> None:
@@ -96,31 +160,166 @@ def require_strength(strength: float) -> None:
         raise ActError(f"strength is {strength}; expected 0 (change nothing) or more, 1 copies the donor's rows")
 
 
-def _require_models(donor: nn.Module, target: nn.Module, channels: ChannelSet) -> None:
-    difference = channels.space.first_difference(common_space(donor, target))
-    if difference:
-        raise ActError(f"the channel set is of another architecture than the models: {difference}")
-    for side, model in (("donor", donor), ("target", target)):
-        require_in_memory(model, side)
-        expected = channels.rule.get("models", {}).get(side)
-        if expected and fingerprint(model) != expected["fingerprint"]:
-            raise ActError(
-                f"the channel set was made for the {side} {expected['name']} ({expected['fingerprint']}), but the "
-                f"{side} given has other weights ({fingerprint(model)}); rank a profile of these models"
-            )
-        for name, parameter in model.named_parameters():
-            if parameter.dtype not in FLOAT_DTYPES:
-                raise ActError(
-                    f"{name} of the {side} is {parameter.dtype}, which cannot be transferred; "
-                    "load the models unquantised, as float32, bfloat16 or float16"
-                )
+def weights_of(model: nn.Module | Weights, side: str) -> Weights:
+    """The parameters of a model by name, or the mapping as it is."""
+    if not isinstance(model, nn.Module):
+        return model
+    if getattr(model, "is_quantized", False) or hasattr(model, "hf_quantizer"):
+        raise ActError(
+            f"{type(model).__name__} is quantised, which can be profiled but not transferred; "
+            "load it unquantised, transfer, and quantise the result"
+        )
+    require_in_memory(model, side)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def _rows_view(parameter: torch.Tensor, dim: int) -> torch.Tensor:
-    """The parameter as ``[rows, rest]`` with channels first; a view that shares its memory."""
-    data = parameter.detach()
-    return data[:, None] if data.dim() == 1 else data.movedim(dim, 0)
+@dataclass(frozen=True)
+class _Claim:
+    """The rows of one parameter that one donor gives."""
+
+    part: ParameterSlice
+    source: Weights
+    rows: torch.Tensor
+    scores: torch.Tensor
+    strength: float
+    tokens: tuple[torch.Tensor, torch.Tensor] | None
+
+    @property
+    def rows_of_donor(self) -> torch.Tensor:
+        """The donor's matrix with channels first; looked up at each use, so that none stays mapped from disk."""
+        return rows_view(self.source[self.part.name], self.part.dim)
 
 
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(one.cpu().contiguous().view(torch.uint8), other.cpu().contiguous().view(torch.uint8))
+def _claims(grafts: Sequence[Graft], target: Weights, notes: list[str]) -> dict[str, list[_Claim]]:
+    claims: dict[str, list[_Claim]] = {}
+    for graft in grafts:
+        donor, space = weights_of(graft.donor, "donor"), graft.channels.space
+        for site, rows in space.split(graft.channels.index):
+            scores = graft.channels.scores[torch.searchsorted(graft.channels.index, rows + site.offset)]
+            for part in site.parameters:
+                if part.name not in donor or part.name not in target:
+                    side = "donor" if part.name not in donor else "target"
+                    raise ActError(
+                        f"the channel set is of another architecture than the models: the {side} has no {part.name} "
+                        "(tied embeddings in one model only?); rank again with --exclude embed --exclude head"
+                    )
+                old, new = target[part.name], donor[part.name]
+                for label, tensor in (("target", old), ("donor", new)):
+                    if tensor.dtype not in FLOAT_DTYPES:
+                        raise ActError(
+                            f"{part.name} of the {label} is {tensor.dtype}, which cannot be transferred; "
+                            "load the models unquantised, as float32, bfloat16 or float16"
+                        )
+                if old.shape[part.dim] != site.width:
+                    raise ActError(
+                        f"the channel set is of another architecture than the models: site {site.name} has "
+                        f"{site.width} channels against {old.shape[part.dim]} in the target"
+                    )
+                tokens = graft.tokens if site.kind in VOCABULARY_KINDS else None
+                if tokens is None and old.shape != new.shape:
+                    if site.kind not in (*VOCABULARY_KINDS, "position") or old.shape[1:] != new.shape[1:]:
+                        raise ActError(
+                            f"the channel set is of another architecture than the models: {part.name} is "
+                            f"{list(new.shape)} in the donor, {list(old.shape)} in the target"
+                        )
+                    notes.append(
+                        f"{len(rows)} channels of {site.name} were left out: {part.name} is {list(new.shape)} in the "
+                        f"donor, {list(old.shape)} in the target"
+                        + ("" if site.kind == "position" else "; align the tokens to include them")
+                    )
+                    continue
+                if tokens is not None and old.shape[1:] != new.shape[1:]:
+                    raise ActError(f"{part.name} is {list(new.shape)} in the donor, {list(old.shape)} in the target")
+                strength = graft.strength_of(site, part.name)
+                if strength == 0:
+                    continue
+                held = claims.setdefault(part.name, [])
+                if any(claim.part != part for claim in held):
+                    raise ActError(f"rows of one donor cross columns of another in {part.name}; exclude one of them")
+                held.append(_Claim(part, donor, rows, scores, strength, tokens))
+    return claims
+
+
+def _blend_one(name: str, claims: list[_Claim], parameter: torch.Tensor, overlap: Overlap) -> Change:
+    old = rows_view(parameter, claims[0].part.dim)
+    rows = torch.cat([claim.rows for claim in claims]).unique()
+    here = rows.to(old.device)
+    before = old[here].cpu()
+    if len(claims) == 1:
+        _blend_rows_of(claims[0], old, rows)
+    else:
+        for members, shared in _by_donors(claims, rows, overlap):
+            _blend_rows_together([claims[i] for i in members], old, shared, overlap)
+    return Change(claims[0].part, rows, before, old[here].cpu())
+
+
+def _blend_rows_of(claim: _Claim, old: torch.Tensor, rows: torch.Tensor) -> None:
+    new, here = claim.rows_of_donor, rows.to(old.device)
+    if (new.device, new.dtype) == (old.device, old.dtype) and claim.tokens is None:
+        blend_rows([old], [new], [rows], claim.strength)
+        return
+    blended = old[here].contiguous()
+    wanted = _wanted(claim, old, rows).to(old.dtype).contiguous()
+    blend_rows([blended], [wanted], [torch.arange(len(rows))], claim.strength)
+    old[here] = blended
+
+
+def _blend_rows_together(claims: list[_Claim], old: torch.Tensor, rows: torch.Tensor, overlap: Overlap) -> None:
+    """The sum or mean of several donors' steps is one step towards their mean, weighted by strength."""
+    here, every = rows.to(old.device), torch.arange(len(rows))
+    if len(claims) == 1:
+        return _blend_rows_of(claims[0], old, rows)
+    mean, total = _wanted(claims[0], old, rows).float().contiguous(), claims[0].strength
+    for claim in claims[1:]:
+        total += claim.strength
+        blend_rows([mean], [_wanted(claim, old, rows).float().contiguous()], [every], claim.strength / total)
+    blended = old[here].float().contiguous()
+    blend_rows([blended], [mean], [every], total if overlap == "sum" else total / len(claims))
+    old[here] = blended.to(old.dtype)
+
+
+def _wanted(claim: _Claim, old: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The donor's rows ``[K, W]`` on the target's device; where it lacks a token, the target's own values."""
+    new = claim.rows_of_donor
+    if claim.tokens is None:
+        return new[rows.to(new.device)].to(old.device)
+    donor_ids, target_ids = claim.tokens
+    wanted = old[rows.to(old.device)].to(torch.promote_types(old.dtype, new.dtype))
+    if claim.part.dim == 0:  # a row is a token
+        place = torch.full((old.shape[0],), -1, dtype=torch.int64)
+        place[target_ids] = donor_ids
+        found = place[rows] >= 0
+        wanted[found.to(old.device)] = new[place[rows][found].to(new.device)].to(wanted)
+    else:  # a row of the view is one column over all tokens
+        columns = new[rows.to(new.device)][:, donor_ids.to(new.device)]
+        wanted[:, target_ids.to(old.device)] = columns.to(wanted)
+    return wanted
+
+
+def _by_donors(
+    claims: list[_Claim], rows: torch.Tensor, overlap: Overlap
+) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
+    """Rows grouped by the donors whose steps they take."""
+    wants = torch.stack([torch.isin(rows, claim.rows) for claim in claims])
+    if overlap in ("first", "stronger"):
+        order = torch.full(wants.shape, -math.inf, dtype=torch.float64)
+        for i, claim in enumerate(claims):
+            order[i, wants[i]] = claim.scores.nan_to_num(nan=-1e300).double() if overlap == "stronger" else float(-i)
+        winner = order.argmax(0)  # the first of equals
+        wants = torch.nn.functional.one_hot(winner, len(claims)).T.bool()
+    for pattern in wants.T.unique(dim=0):
+        members = tuple(pattern.nonzero().flatten().tolist())
+        yield members, rows[(wants == pattern[:, None]).all(0)]
+
+
+def _require_set_of(side: str, found: str, weights: Weights, channels: ChannelSet) -> None:
+    names = {part.name for site in channels.space for part in site.parameters}
+    missing = sorted(names - set(weights))
+    if missing and len(missing) > 1:
+        raise ActError(f"the channel set is of another architecture than the models: the {side} has no {missing[0]}")
+    expected = channels.rule.get("models", {}).get(side)
+    if expected and found != expected["fingerprint"]:
+        raise ActError(
+            f"the channel set was made for the {side} {expected['name']} ({expected['fingerprint']}), but the "
+            f"{side} given has other weights ({found}); rank a profile of these models"
+        )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from act.cli import demo, env, pair, plan, rank, run, transfer
-from act.errors import ActError
+from act.cli import combine, demo, env, evaluate, pair, patch, plan, rank, recipe, run, transfer, tune
+from act.errors import ActError, Interrupted
 from act_kernels.backends import BackendError
 
 app = typer.Typer(
@@ -18,14 +19,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, pair, rank, transfer, plan, demo, env):
+for command in (run, pair, combine, rank, transfer, tune, evaluate, recipe, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
+app.add_typer(patch.app, name="patch")
 
 
 def main() -> None:
-    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2."""
+    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2, or 130."""
     try:
         app()
     except (ActError, BackendError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        interrupted = isinstance(error, Interrupted)
+        rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+        who = f"rank {rank}: " if rank != "0" else ""
+        print(f"{who}{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
+        sys.exit(130 if interrupted else 2)

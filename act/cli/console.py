@@ -5,36 +5,75 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from act.channel_set import ChannelSet
 from act.corpus import Corpus
-from act.profile import Profile, Seen
+from act.profile import Profile
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
 Output = Annotated[Path, typer.Option(help="Where to write the result.")]
 Device = Annotated[str, typer.Option(help="Torch device; auto is the first GPU, else the CPU.")]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
-CorpusFile = Annotated[Path, typer.Option("--corpus", help="A .jsonl file of records, or a .txt file of texts.")]
-Count = Annotated[str, typer.Option(help="Which tokens count: answer, predict (those before them) or all.")]
-MaxLength = Annotated[int, typer.Option(help="Longest sequence in tokens; longer texts are cut.")]
-TokenBudget = Annotated[int, typer.Option(help="Tokens a batch, padding included.")]
+CorpusNames = Annotated[
+    list[str],
+    typer.Option(
+        "--corpus",
+        help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id; repeat it as "
+        "NAME=PLACE for several abilities in one pass, each with a profile of its own in the folder --output.",
+    ),
+]
+CorpusPlace = Annotated[
+    str,
+    typer.Option(
+        "--corpus", help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id."
+    ),
+]
+Count = Annotated[str, typer.Option(help="Which tokens count: answer, predict (those before them), prompt or all.")]
+AnswerTurns = Annotated[str, typer.Option(help="Which messages by the assistant are answers: last or all.")]
+AbilityColumn = Annotated[str | None, typer.Option(help="Column that labels each record with its ability.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(help="Longest sequence in tokens; longer texts are cut. Default: the model's, to 2048."),
+]
+Overlap = Annotated[
+    int | None,
+    typer.Option(help="Tokens that a piece of a cut text repeats as context. Default: a sixteenth."),
+]
+TokenBudget = Annotated[str, typer.Option(help="Tokens a batch, or auto: what a GPU's memory allows.")]
+Packing = Annotated[str, typer.Option(help="Texts in one row, unpadded: on, off, or auto (flash attention).")]
+Workers = Annotated[int, typer.Option(help="Processes that tokenise; 0: a thread of this one.")]
+SkipBadRecords = Annotated[int, typer.Option(help="How many bad records to leave out, and list, before giving up.")]
+LookAhead = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 until stable."
+    ),
+]
+ShardOption = Annotated[str, typer.Option("--shard", help="i/n: every n-th record from the i-th on; see combine.")]
+UntilStable = Annotated[
+    bool, typer.Option(help="Stop when the top channels are certain; the records must be in random order.")
+]
+StableScore = Annotated[str, typer.Option(help="The score that ranks them: paired, mean-abs or mean-shift.")]
+StableTop = Annotated[str, typer.Option(help="Share of the channels that is the top set.")]
+StableOverlap = Annotated[float, typer.Option(help="Share of it that the whole corpus would give too.")]
+StableConfidence = Annotated[float, typer.Option(help="How certain that must be.")]
+CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints, beside the output; 0: none.")]
+LogFile = Annotated[Path | None, typer.Option("--log", help="Append what happens to this file, as JSON lines.")]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Module kinds not to measure (repeatable); without head, the LM head never runs."),
 ]
 Fused = Annotated[bool, typer.Option(help="Let statistics ride inside fused kernels; else read every site by itself.")]
 ShowSpans = Annotated[int, typer.Option(help="Print what the first N records would count, and stop.")]
-
-DEFAULT_MAX_LENGTH = 2048
 
 
 def quiet_transformers() -> None:
@@ -65,59 +104,88 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def print_spans(corpus: Corpus, limit: int) -> None:
-    """The context (dim) and the counted tokens (bold) of the first records."""
-    console = Console(highlight=False)
-    for before, counted in corpus.spans(limit):
-        console.print(before, style="dim", end="", markup=False)
-        console.print(counted, style="bold green", markup=False)
+def print_spans(corpora: Mapping[str, Corpus], limit: int) -> None:
+    """The first records of each corpus, the counted tokens bold and green, the others dim."""
+    console = Console(highlight=False, soft_wrap=True)
+    for ability, corpus in corpora.items():
+        if ability:
+            console.rule(ability)
+        for runs in corpus.spans(limit):
+            for text, counted in runs:
+                console.print(text, style="bold green" if counted else "dim", end="", markup=False)
+            console.print()
 
 
 @contextlib.contextmanager
-def progress_bar(corpus: Corpus) -> Iterator[Any]:
-    """A progress callback that draws a bar with tokens/s on stderr, if that is a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn(
-            "{task.fields[counted]:,} counted of {task.fields[tokens]:,} tokens, {task.fields[rate]:,.0f} tokens/s"
-        ),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+def counter(what: str) -> Iterator[Any]:
+    """A progress callback ``(doing, done, total)`` that draws a bar on stderr, if that is a terminal."""
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("profiling", total=corpus.size, counted=0, tokens=0, rate=0.0)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(what)
 
-        def show(seen: Seen) -> None:
-            rate = seen.tokens / max(progress.tasks[0].elapsed or 0, 1e-9)
-            progress.update(task, completed=seen.sequences, counted=seen.counted, tokens=seen.tokens, rate=rate)
+        def show(doing: str, done: int, total: int) -> None:
+            progress.update(task, description=f"{what}: {doing}", completed=done, total=total)
 
         yield show
 
 
 def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
     """Say what a run measured and where it is, with everything odd about it."""
+    result = _summary(profile, output)
+    if as_json:
+        print_json(result)
+    _explain(profile, result, as_json)
+
+
+def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool) -> None:
+    """The same for the profiles of several abilities, one JSON object in all."""
+    results = {ability: _summary(profile, folder / f"{ability}.safetensors") for ability, profile in profiles.items()}
+    if as_json:
+        print_json({"output": str(folder), "abilities": results})
+    for ability, result in results.items():
+        _explain(profiles[ability], result, as_json)
+
+
+def _summary(profile: Profile, output: Path) -> dict[str, Any]:
     measured = profile.source["corpora"][-1]
-    result = {
+    return {
         "output": str(output),
         "channels": len(profile.space),
         "sites": len(profile.space.sites),
-        **{key: measured[key] for key in ("sequences", "tokens", "counted", "padding", "seconds")},
+        **{key: measured[key] for key in ("records", "sequences", "tokens", "counted", "padding", "seconds")},
+        "padding_share": round(measured["padding"] / max(measured["padding"] + measured["tokens"], 1), 4),
+        "busy_share": round(1 - measured["waited"] / max(measured["seconds"], 1e-9), 4),
         "tokens_per_second": round(measured["tokens"] / max(measured["seconds"], 1e-9), 1),
         "backend": profile.source["settings"]["backend"],
         "paths": measured["paths"],
         "nonfinite": measured["nonfinite"],
         "irregular": measured["irregular"],
+        "skipped": measured["skipped"],
+        **({"stable": measured["stable"]} if "stable" in measured else {}),
         "uncovered": list(profile.space.uncovered),
     }
-    if as_json:
-        print_json(result)
-    else:
-        names = ("channels", "sites", "sequences", "tokens", "counted", "padding", "seconds", "tokens_per_second")
+
+
+def _explain(profile: Profile, result: dict[str, Any], as_json: bool) -> None:
+    """The table, if a person reads, and warnings."""
+    measured = profile.source["corpora"][-1]
+    if not as_json:
+        names = ("channels", "sites", "records", "tokens", "counted", "seconds", "tokens_per_second")
         rows = [[name.replace("_", " "), f"{result[name]:,}"] for name in names]
+        rows += [[name.replace("_", " "), f"{result[name]:.1%}"] for name in ("padding_share", "busy_share")]
         paths = ", ".join(f"{path} {sites}" for path, sites in result["paths"].items())
-        print_table(str(output), ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
+        print_table(result["output"], ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
+    if measured.get("stable") and not as_json:
+        stable = measured["stable"]
+        print(
+            f"stopped at {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
+            f"{stable['top']:.2%} by {stable['score']} is the whole corpus's (confidence {stable['confidence']:.0%})"
+        )
+    elif "stable" in measured and not measured["stable"]:
+        warn("the corpus ended before its top channels were certain; more text would still change them")
+    if measured["skipped"]:
+        listed = "; ".join(f"{skipped['place']}: {skipped['reason']}" for skipped in measured["skipped"])
+        warn(f"{len(measured['skipped'])} bad records were left out: {listed}")
     if measured["nonfinite"]:
         warn(f"NaN or infinite values were left out of the statistics of {_some(measured['nonfinite'])}")
     if measured["irregular"]:

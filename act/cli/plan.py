@@ -1,64 +1,117 @@
-"""``act-profile plan``: what a run will cover, and how each site is read."""
+"""``act-profile plan``: what a run will cover and cost, before it; the weights are not loaded."""
 
 from __future__ import annotations
 
 from collections import Counter
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from act.channels import ChannelSpace
 from act.cli import console
-from act.loading import load_model
-from act.moments import Moments
-from act.placement import input_device, run_devices
-from act.taps import taps
+from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
+from act.errors import ActError
+from act.loading import device_named, empty_model, load_config, load_tokenizer
+from act.plan import Cluster, Shape, assumptions, measure, path_of, tokens_of, unmoved
 
 
 def command(
-    model: Annotated[str, typer.Option(help="Folder in Hugging Face format, or hub id.")],
+    model: Annotated[str, typer.Option(help="Folder in Hugging Face format (config.json is enough), or hub id.")],
+    corpus: Annotated[list[str] | None, typer.Option(help="Corpora whose tokens to count (repeatable).")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="Records of each corpus to look at; 0: all.")] = 2000,
+    tokens: Annotated[float | None, typer.Option(help="Tokens to plan for, instead of a corpus.")] = None,
+    count: console.Count = "answer",
+    pair: Annotated[bool, typer.Option(help="Plan a pair run: two such models.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
+    gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs that one copy of the weights is spread over.")] = 1,
+    gpu_tflops: Annotated[
+        float | None, typer.Option(min=1e-6, help="TFLOP/s that one GPU gives a forward. Default: as measured here.")
+    ] = None,
+    token_budget: Annotated[int, typer.Option(min=1, help="Tokens a batch.")] = DEFAULT_TOKEN_BUDGET,
+    seconds: Annotated[float, typer.Option(min=0, help="Length of the measurement on this device; 0: none.")] = 3.0,
     exclude: console.Exclude = None,
     fused: console.Fused = True,
     device: console.Device = "auto",
     dtype: console.Dtype = "auto",
     as_json: console.Json = False,
 ) -> None:
-    """Show the sites and channels of a model, the kernel that reads each, and the parameters that no site covers."""
+    """Show sites and channels, what no site covers, tokens, work, memory and time of a run."""
     console.quiet_transformers()
-    loaded = load_model(model, dtype=dtype, device=device)
-    space = ChannelSpace.from_model(loaded)
-    tokens = torch.ones((1, 4), dtype=torch.long, device=input_device(loaded))
-    moments = Moments(space, device=run_devices(loaded, (site.name for site in space)))
-    with (
-        torch.inference_mode(),
-        taps(loaded, moments, fused=fused, exclude=exclude or ()) as tapped,
-    ):
-        tapped.forward({"input_ids": tokens, "attention_mask": tokens}, tokens.bool().cpu())
-        paths = {site.name: tapped.paths.get(site.name, "not measured") for site in space}
+    if corpus and tokens is not None:
+        raise ActError("give a corpus or a number of tokens, not both")
+    config = load_config(model, dtype)
+    empty = empty_model(config)
+    space = ChannelSpace.from_model(empty)
+    space.without(exclude or ())  # refuses unknown kinds
+    shape = Shape.of(empty, space)
+    text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
+    if corpus:
+        tokenizer = load_tokenizer(model)
+        text = tokens_of({name: Corpus.from_file(name, tokenizer, count=count) for name in corpus}, sample)
+    measured = measure(config, device_named(device), seconds, tuple(exclude or ()), fused) if seconds else None
+    paths = measured.pop("paths") if measured else {}
+    reasons = unmoved(empty, space)
     result: dict[str, Any] = {
         "channels": len(space),
+        "parameters": shape.parameters,
+        "active_parameters": shape.active,
         "sites": [
             {
                 "name": site.name,
                 "kind": site.kind,
                 "channels": site.width,
-                "path": paths[site.name],
+                "path": path_of(site.name, paths),
                 "tied_to": site.tied_to,
             }
             for site in space
         ],
         "uncovered": list(space.uncovered),
+        "reasons": reasons,
+        "memory": shape.memory(token_budget, pair),
+        "corpus": text,
+        "measured": measured,
     }
+    if text["tokens"]:
+        length = text.get("mean_length", 1024)
+        head = "head" not in (exclude or ())
+        work = (2 if pair else 1) * shape.flops(text["tokens"], text["counted"], length, head)
+        result["flops"] = work
+        if measured:
+            result["seconds_here"] = (2 if pair else 1) * text["tokens"] * measured["seconds_a_token"]
+            rate = shape.flops(1, 1, 256, head) / measured["seconds_a_token"]
+        if measured or gpu_tflops:
+            cluster = Cluster(flops=gpu_tflops * 1e12 if gpu_tflops else rate)
+            options = {"gpus": gpus, "gpus_a_model": gpus_a_model, "length": length, "pair": pair}
+            times = cluster.seconds(shape, text["tokens"], text["counted"], **options)
+            result["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(cluster)}
     if as_json:
         return console.print_json(result)
+    _print(model, space, result, paths)
+
+
+def _print(model: str, space: ChannelSpace, result: dict[str, Any], paths: dict[str, str]) -> None:
     groups: Counter[tuple[str, str]] = Counter()
     channels: Counter[tuple[str, str]] = Counter()
     for site in space:
-        group = site.kind, paths[site.name]
+        group = site.kind, path_of(site.name, paths)
         groups[group] += 1
         channels[group] += site.width
     rows = [[kind, path, f"{sites:,}", f"{channels[kind, path]:,}"] for (kind, path), sites in groups.items()]
     console.print_table(f"{model}: {len(space):,} channels", ["module kind", "read by", "sites", "channels"], rows)
-    for name in space.uncovered:
-        print(f"no site covers {name}: it is neither measured nor transferred")
+    for name, reason in result["reasons"].items():
+        print(f"no site covers {name}: it is neither measured nor transferred ({reason})")
+    for site in space:
+        if site.tied_to:
+            print(f"{site.name} shares its tensor with {site.tied_to}: it is measured, and transferred there only")
+    memory = [[name, f"{size / 2**20:,.1f} MiB"] for name, size in result["memory"].items()]
+    console.print_table("memory on a device", ["part", ""], memory)
+    if result["measured"]:
+        print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
+    if "flops" in result:
+        text = result["corpus"]
+        print(f"{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs")
+    if "seconds_here" in result:
+        print(f"on this device: {result['seconds_here']:,.0f} s")
+    if "cluster" in result:
+        cluster = {name: value for name, value in result["cluster"].items() if name != "assumptions"}
+        console.print_table("cluster (its rates are assumptions)", ["", ""], [[k, v] for k, v in cluster.items()])

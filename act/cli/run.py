@@ -3,41 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from act.checkpoint import EVERY
 from act.cli import console
-from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
-from act.files import require_output
-from act.loading import load_model, load_tokenizer
-from act.profile import profile
+from act.cli.measuring import Measuring, parsed_budget, parsed_promise, parsed_shard
+from act.corpus import DEFAULT_TOKEN_BUDGET
 
 
 def command(
     model: Annotated[str, typer.Option(help="Folder in Hugging Face format, or hub id.")],
-    corpus: console.CorpusFile,
+    corpus: console.CorpusNames,
     output: console.Output = Path("profile.safetensors"),
     count: console.Count = "answer",
-    max_length: console.MaxLength = console.DEFAULT_MAX_LENGTH,
-    token_budget: console.TokenBudget = DEFAULT_TOKEN_BUDGET,
+    answer_turns: console.AnswerTurns = "last",
+    ability_column: console.AbilityColumn = None,
+    max_length: console.MaxLength = None,
+    overlap: console.Overlap = None,
+    token_budget: console.TokenBudget = str(DEFAULT_TOKEN_BUDGET),
+    packing: console.Packing = "auto",
     exclude: console.Exclude = None,
     fused: console.Fused = True,
+    workers: console.Workers = 0,
+    skip_bad_records: console.SkipBadRecords = 0,
+    look_ahead: console.LookAhead = None,
+    shard: console.ShardOption = "0/1",
+    until_stable: console.UntilStable = False,
+    stable_score: console.StableScore = "mean-abs",
+    stable_top: console.StableTop = "5%",
+    stable_overlap: console.StableOverlap = 0.98,
+    stable_confidence: console.StableConfidence = 0.95,
     device: console.Device = "auto",
     dtype: console.Dtype = "auto",
+    checkpoint_every: console.CheckpointEvery = EVERY,
     show_spans: console.ShowSpans = 0,
+    log: console.LogFile = None,
     force: console.Force = False,
     as_json: console.Json = False,
 ) -> None:
     """Profile one model: the statistics of every channel over the counted tokens of a corpus."""
-    console.quiet_transformers()
-    require_output(output, force)
-    text = Corpus.from_file(corpus, load_tokenizer(model), count=count, max_length=max_length)
-    if show_spans:
-        return console.print_spans(text, show_spans)
-    loaded = load_model(model, dtype=dtype, device=device)
-    settings: dict[str, Any] = {"token_budget": token_budget, "exclude": exclude or (), "fused": fused}
-    with console.progress_bar(text) as progress:
-        result = profile(loaded, text, **settings, progress=progress)
-    result.save(output, force=force)
-    console.report_profile(result, output, as_json)
+    Measuring(
+        models={"model": model},
+        corpora=corpus,
+        output=output,
+        reading={
+            "count": count,
+            "answer_turns": answer_turns,
+            "ability_column": ability_column,
+            "max_length": max_length,
+            "overlap": overlap,
+        },
+        feeding={
+            "token_budget": parsed_budget(token_budget),
+            "packing": packing,
+            "exclude": exclude or (),
+            "fused": fused,
+            "workers": workers,
+            "skip_bad_records": skip_bad_records,
+            "shard": parsed_shard(shard),
+            **({"look_ahead": look_ahead} if look_ahead else {}),
+        },
+        loading={"device": device, "dtype": dtype},
+        stable=parsed_promise(until_stable, stable_score, stable_top, stable_overlap, stable_confidence),
+        show_spans=show_spans,
+        checkpoint_every=checkpoint_every,
+        log=log,
+        force=force,
+        as_json=as_json,
+    ).run()

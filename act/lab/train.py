@@ -13,7 +13,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from act.lab.evaluate import exact_match
-from act.lab.language import LANGUAGES, NEW_SKILLS, OLD_SKILLS, examples
+from act.lab.language import LANGUAGES, NEW_SKILLS, OLD_SKILLS, examples, skills_of
 from act.lab.models import load, save, tiny_llama
 from act.lab.tokenizer import build_tokenizer, encode
 
@@ -44,16 +44,16 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
 Batch = tuple[torch.Tensor, torch.Tensor]  # token ids and labels, both [B, S]
 
 
-def train_base(tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def train_base(tokenizer: PreTrainedTokenizerBase, seed: int, steps: int) -> PreTrainedModel:
     """Train a model from scratch on the old skills in all languages, with a warm-up and a cosine learning rate."""
     model = tiny_llama(tokenizer, seed)
-    batches = _batches(tokenizer, list(LANGUAGES), OLD_SKILLS, BASE_STEPS * BASE_BATCH, BASE_BATCH, seed)
+    batches = _batches(tokenizer, list(LANGUAGES), OLD_SKILLS, steps * BASE_BATCH, BASE_BATCH, seed)
     optimizer = _optimizer(model)
     for step, batch in enumerate(batches):
         warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        _train_step(model, optimizer, batch, BASE_RATE * warm * 0.5 * (1 + math.cos(math.pi * step / BASE_STEPS)))
+        _train_step(model, optimizer, batch, BASE_RATE * warm * 0.5 * (1 + math.cos(math.pi * step / steps)))
         if (step + 1) % 100 == 0:
-            print(f"base: step {step + 1} of {BASE_STEPS}", file=sys.stderr)
+            print(f"base: step {step + 1} of {steps}", file=sys.stderr)
     return model
 
 
@@ -81,6 +81,38 @@ def train_target(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed
     return model, MOST_STEPS
 
 
+def train_specialist(
+    base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, language: str, steps: int, rate: float, seed: int
+) -> PreTrainedModel:
+    """Train a copy of the base on all skills of one language, at a constant rate for a fixed number of steps."""
+    model = copy.deepcopy(base)
+    optimizer = _optimizer(model)
+    for batch in _batches(tokenizer, [language], skills_of(language), steps * TARGET_BATCH, TARGET_BATCH, seed):
+        _train_step(model, optimizer, batch, rate)
+    return model
+
+
+def tune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[Mapping[str, str]],
+    steps: int,
+    rate: float,
+    seed: int,
+) -> PreTrainedModel:
+    """A light fine-tune of a copy of ``model``, all parameters: passes over ``records`` until ``steps`` are done."""
+    model = copy.deepcopy(model)
+    inputs, labels = _padded(tokenizer, records)
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = _optimizer(model)
+    done = 0
+    while done < steps:
+        for chosen in torch.randperm(len(records), generator=generator).split(TARGET_BATCH)[: steps - done]:
+            _train_step(model, optimizer, (inputs[chosen], labels[chosen]), rate)
+            done += 1
+    return model
+
+
 def figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
     """Exact match on test records, for every entry of :data:`GROUPS`."""
     return {
@@ -105,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         directory = Path(scratch) / "models"
         tokenizer = build_tokenizer()
         start = time.perf_counter()
-        base = train_base(tokenizer, options.seed)
+        base = train_base(tokenizer, options.seed, BASE_STEPS)
         target, steps = train_target(base, tokenizer, options.seed)
         seconds = time.perf_counter() - start
         save(base, tokenizer, directory / "base")
@@ -124,8 +156,16 @@ def _batches(
     size: int,
     seed: int,
 ) -> Iterator[Batch]:
-    """Training records of the languages in equal parts, shuffled; padded on the right, which a causal model ignores."""
+    """Training records of the languages in equal parts, shuffled."""
     records = [record for language in languages for record in examples(language, skills, count // len(languages), seed)]
+    inputs, labels = _padded(tokenizer, records)
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))
+    for chosen in order.split(size):
+        yield inputs[chosen], labels[chosen]
+
+
+def _padded(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, str]]) -> Batch:
+    """Token ids and labels of records, padded on the right, which a causal model ignores."""
     encoded = encode(tokenizer, records)
     longest = max(len(ids) for ids, _ in encoded)
     pad = tokenizer.pad_token_id
@@ -133,9 +173,7 @@ def _batches(
     labels = torch.tensor(
         [[IGNORED] * answer + ids[answer:] + [IGNORED] * (longest - len(ids)) for ids, answer in encoded]
     )
-    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))
-    for chosen in order.split(size):
-        yield inputs[chosen], labels[chosen]
+    return inputs, labels
 
 
 def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:

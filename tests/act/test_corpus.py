@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import train_tokenizer
 
 from act import ActError, Corpus
-from act.batching import LOOK_AHEAD, batches
+from act.batching import LOOK_AHEAD
+from act.corpus import Stream
+from act.records import Entry
 
 CHAT = {
     "messages": [
@@ -24,11 +28,17 @@ def encode(record, tokenizer, **options):
 
 
 def counted_text(record, tokenizer, **options):
-    return next(Corpus.from_records([record], tokenizer, **options).spans(1))
+    """What comes before the counted tokens, and those."""
+    runs = next(Corpus.from_records([record], tokenizer, **options).spans(1))
+    return tuple(text for text, _ in runs)
+
+
+def positions(encoded, count):
+    return np.flatnonzero(encoded.counted(count)).tolist()
 
 
 def test_the_counted_tokens_of_a_chat_decode_to_the_answer(tokenizer):
-    before, counted = counted_text(CHAT, tokenizer)
+    before, counted, _ = counted_text(CHAT, tokenizer)
     assert counted == "The answer is five.</s>"
     assert before == "<|user|>\nWhat is two plus three?</s>\n<|assistant|>\n"
 
@@ -39,15 +49,16 @@ def test_the_counted_tokens_of_a_completion_decode_to_it(tokenizer):
 
 def test_predicting_positions_come_one_before_the_answer(tokenizer):
     encoded = encode(COMPLETION, tokenizer)
-    own, predicting = encoded.counted("answer"), encoded.counted("predict")
-    assert [position - 1 for position in own] == list(predicting)
-    assert len(encoded.counted("all")) == len(encoded.input_ids)
+    own, predicting = positions(encoded, "answer"), positions(encoded, "predict")
+    assert [position - 1 for position in own] == predicting
+    assert encoded.counted("all").all()
+    assert (encoded.counted("prompt") != encoded.counted("answer")).all()
 
 
 def test_all_of_a_text_counts_and_its_first_token_is_not_predicted(tokenizer):
     encoded = encode({"text": "a b c d"}, tokenizer)
-    assert len(encoded.counted("answer")) == len(encoded.input_ids)
-    assert encoded.counted("predict") == range(0, len(encoded.input_ids) - 1)
+    assert encoded.counted("answer").all()
+    assert positions(encoded, "predict") == list(range(len(encoded.input_ids) - 1))
 
 
 def test_long_texts_are_cut_and_every_token_counts_once(tokenizer):
@@ -108,7 +119,7 @@ def test_missing_empty_and_unknown_files(tokenizer, tmp_path):
     with pytest.raises(ActError, match="no such corpus"):
         Corpus.from_file(tmp_path / "none.jsonl", tokenizer)
     (tmp_path / "corpus.csv").write_text("a")
-    with pytest.raises(ActError, match=r"expected a \.jsonl file"):
+    with pytest.raises(ActError, match=r"expected \.jsonl or \.txt"):
         Corpus.from_file(tmp_path / "corpus.csv", tokenizer)
     (tmp_path / "corpus.jsonl").write_text("\n\n")
     with pytest.raises(ActError, match="no token would be counted"):
@@ -132,17 +143,21 @@ def test_batches_keep_to_the_budget_and_lose_nothing(tokenizer):
     assert padding / total < 0.05
 
 
+class Endless:
+    """A source that counts what is read of it."""
+
+    name, fingerprint, size, taken = "endless", "", None, 0
+
+    def read(self, start=0, shard=(0, 1)):
+        for number in itertools.count(start):
+            self.taken += 1
+            yield Entry(number, f"record {number}", COMPLETION)
+
+
 def test_a_stream_is_read_no_further_than_the_look_ahead(tokenizer):
-    read = []
-
-    def endless():
-        corpus = Corpus.from_records([COMPLETION], tokenizer)
-        while True:
-            read.append(1)
-            yield next(corpus.sequences())
-
-    next(batches(endless(), token_budget=100, pad_id=0))
-    assert len(read) == LOOK_AHEAD
+    source = Endless()
+    next(iter(Stream({"": Corpus(source, tokenizer)}, token_budget=100)))
+    assert source.taken == LOOK_AHEAD
 
 
 def test_the_same_file_gives_the_same_batches(tokenizer, tmp_path):

@@ -47,7 +47,7 @@ def paths_of(profile):
 def test_an_arena_on_each_device_is_gathered(monkeypatch):
     donor, model = tiny_model("qwen2", seed=1), tiny_model("qwen2")
     whole = act.profile(model, random_batches())
-    monkeypatch.setattr(sys.modules["act.profile"], "run_devices", split_by_layer)
+    monkeypatch.setattr(sys.modules["act.job"], "run_devices", split_by_layer)
     for run in (lambda: act.profile(model, random_batches()), lambda: act.profile_pair(donor, model, random_batches())):
         profile = run()
         assert profile.moments.arena is profile.moments.arena  # one arena again, not a copy

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command_line import act_profile
 from conftest import tiny_model
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -19,12 +17,6 @@ import act
 from act.channel_set import ChannelSet
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
-
-
-def act_profile(*arguments, cwd=None, env=None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "act", *map(str, arguments)]
-    environment = {**os.environ, **(env or {})}
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
 
 
 def succeed(*arguments) -> dict:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 
 import pytest
+from command_line import act_profile
 
 from act.lab import demo
 from act.lab.models import CHECKPOINTS, load
 
 
 def act_profile_demo(folder, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "act", "demo", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
+    return act_profile("demo", *arguments, cwd=folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,43 @@
+"""``act-profile combine``: one profile from those of the shards of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from act.cli import console
+from act.combine import combine
+from act.errors import ActError
+from act.files import require_output, written_whole
+from act.profile import Profile, load
+
+
+def command(
+    shards: Annotated[list[Path], typer.Argument(help="The profiles (or folders of them) that --shard i/n made.")],
+    output: console.Output = Path("profile.safetensors"),
+    partial: Annotated[bool, typer.Option(help="Combine them although some shards are missing.")] = False,
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Merge the profiles of the shards of one run; the result is that of the whole corpus."""
+    require_output(output, force)
+    if not any(path.is_dir() for path in shards):
+        profile = combine(map(load, shards), partial=partial)
+        profile.save(output, force=force)
+        return console.report_profile(profile, output, as_json)
+    contents = [{path.name for path in folder.glob("*.safetensors")} for folder in shards]
+    if not all(contents):
+        raise ActError("some of the shards are not folders of profiles; give the outputs of one run's --shard i/n each")
+    profiles: dict[str, Profile] = {}
+    for name in sorted(set.union(*contents)):
+        # An ability that labels rows may be in some shards only.
+        there = [folder / name for folder, names in zip(shards, contents, strict=True) if name in names]
+        profiles[name.removesuffix(".safetensors")] = combine(
+            map(load, there), partial=partial or len(there) < len(shards)
+        )
+    with written_whole(output, force=force, directory=True) as folder:
+        for ability, profile in profiles.items():
+            profile.save(folder / f"{ability}.safetensors")
+    console.report_profiles(profiles, output, as_json)

@@ -1,0 +1,182 @@
+"""What ``run`` and ``pair`` share: from the options of the command line to profiles on disk."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act.checkpoint import EVERY, Checkpoint
+from act.cli import console
+from act.cli.progress import Log, Progress
+from act.corpus import Corpus
+from act.distributed import Ranks, joined
+from act.errors import ActError
+from act.files import require_output, written_whole
+from act.job import Job, job_hash
+from act.loading import load_model, load_tokenizer
+from act.localize import parse_top
+from act.profile import Profile, load, run_job
+from act.stability import LOOK_AHEAD, Promise, UntilStable
+
+_NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<place>.+)")
+
+
+@dataclass
+class Measuring:
+    """One ``run`` or ``pair`` of the command line.
+
+    Args:
+        models: by side, as given.
+        corpora: as given: places, or ``NAME=PLACE``.
+        output: a profile, or the folder of one for each ability.
+        reading: options of :class:`act.corpus.Corpus`.
+        feeding: options of :class:`act.job.Job`.
+        loading: options of :func:`act.loading.load_model`.
+        stable: stop when this is certain.
+    """
+
+    models: Mapping[str, str]
+    corpora: list[str]
+    output: Path
+    reading: dict[str, Any]
+    feeding: dict[str, Any]
+    loading: dict[str, Any]
+    stable: Promise | None = None
+    show_spans: int = 0
+    checkpoint_every: float = EVERY
+    log: Path | None = None
+    force: bool = False
+    as_json: bool = False
+
+    def run(self) -> None:
+        """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
+        console.quiet_transformers()
+        with joined() as ranks:
+            self._run(ranks)
+
+    def _run(self, ranks: Ranks | None) -> None:
+        leads = ranks is None or ranks.leads
+        if leads:
+            self._require_output()
+        corpora = self._open_corpora(load_tokenizer(list(self.models.values())[-1]))
+        if self.show_spans:
+            return console.print_spans(corpora, self.show_spans) if leads else None
+        if self.stable and ranks:
+            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
+        several = "" not in corpora or self.reading["ability_column"] is not None
+        loading = (
+            {**self.loading, "device": ranks.device} if ranks and self.loading["device"] == "auto" else self.loading
+        )
+        models = {side: load_model(name, **loading) for side, name in self.models.items()}
+        with Log(self.log if leads else None), Progress(self.as_json) as progress:
+            until = UntilStable(self.stable) if self.stable else None
+            feeding = {**({"look_ahead": LOOK_AHEAD} if until else {}), **self.feeding}
+            observers = [*([until] if until else []), *([progress] if leads else [])]
+            progress.stability_of = until
+            job = Job(models, corpora.get("", corpora), observers=observers, ranks=ranks, **feeding)
+            progress.expect(job)
+            if until:
+                until.expect(job)
+            finished = leads and self._finished(job_hash(job.identity()))
+            if ranks.agreed(finished) if ranks else finished:
+                return
+            checkpoint = None
+            if self.checkpoint_every > 0:
+                checkpoint = Checkpoint(self._checkpoint_path(ranks), self.checkpoint_every, restart=self.force)
+            profiles = run_job(job, checkpoint)
+            if leads:
+                self._save(profiles)
+            if ranks:
+                ranks.wait()  # until the profile is on disk
+            if checkpoint:
+                checkpoint.remove()
+        if not leads:
+            return
+        if several:
+            console.report_profiles(profiles, self.output, self.as_json)
+        else:
+            console.report_profile(profiles, self.output, self.as_json)
+
+    def _checkpoint_path(self, ranks: Ranks | None) -> Path:
+        """Beside the output, one for each rank; refuses to leave those of another number of ranks aside."""
+        name = f"{self.output.name}.checkpoint"
+        ending = f"-of-{ranks.size}" if ranks else ""
+        others = [
+            path.name
+            for path in self.output.absolute().parent.glob(f"{glob.escape(name)}*")
+            if not (re.fullmatch(r"-\d+" + ending, path.name.removeprefix(name)) if ranks else path.name == name)
+        ]
+        if others and not self.force:
+            raise ActError(
+                f"{', '.join(sorted(others)[:3])}: a run over another number of ranks is unfinished; start as many "
+                "to go on, or delete these files to start anew"
+            )
+        return self.output.with_name(f"{name}-{ranks.rank}{ending}" if ranks else name)
+
+    def _require_output(self) -> None:
+        """Refuse an output that is there already, unless it may be this very run's."""
+        if not (self._profiles_there() and not self.force):
+            require_output(self.output, self.force)
+
+    def _profiles_there(self) -> list[Path]:
+        if self.output.is_dir():
+            return sorted(self.output.glob("*.safetensors"))
+        return [self.output] if self.output.is_file() else []
+
+    def _finished(self, job: str) -> bool:
+        """Whether the output is this job's already; another's is refused."""
+        if self.force or not self.output.exists():
+            return False
+        try:
+            found = {path: load(path) for path in self._profiles_there()}
+        except ActError:
+            found = {}
+        if not found or any(profile.source.get("job") != job for profile in found.values()):
+            require_output(self.output, self.force)
+        if self.as_json:
+            console.print_json({"output": str(self.output), "finished_before": True})
+        else:
+            print(f"{self.output} is finished already: the same models, corpora and settings; --force runs it again")
+        return True
+
+    def _save(self, profiles: Profile | dict[str, Profile]) -> None:
+        if isinstance(profiles, Profile):
+            profiles.save(self.output, force=self.force)
+            return
+        with written_whole(self.output, force=self.force, directory=True) as folder:
+            for ability, profile in profiles.items():
+                profile.save(folder / f"{ability}.safetensors")
+
+    def _open_corpora(self, tokenizer: Any) -> dict[str, Corpus]:
+        places: dict[str, str] = {}
+        for given in self.corpora:
+            named = None if Path(given).exists() else _NAMED.fullmatch(given)
+            name, place = (named["name"], named["place"]) if named else ("", given)
+            if name in places or (places and "" in (name, *places)):
+                raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
+            places[name] = place
+        return {name: Corpus.from_file(place, tokenizer, **self.reading) for name, place in places.items()}
+
+
+def parsed_budget(budget: str) -> Any:
+    """Tokens, or ``auto``."""
+    if budget == "auto" or budget.isdigit():
+        return budget if budget == "auto" else int(budget)
+    raise ActError(f"token budget is {budget!r}; expected a number of tokens, or auto")
+
+
+def parsed_shard(shard: str) -> tuple[int, int]:
+    """``i/n`` with 0 <= i < n."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ActError(f"shard is {shard!r}; expected i/n with 0 <= i < n, such as 0/4")
+    return int(found[1]), int(found[2])
+
+
+def parsed_promise(wanted: bool, score: str, top: str, overlap: float, confidence: float) -> Promise | None:
+    """What ``--until-stable`` and its options ask for."""
+    return Promise(score, parse_top(top), overlap, confidence) if wanted else None  # type: ignore[arg-type]

@@ -1,0 +1,89 @@
+"""``act-profile patch``: apply, revert, show and compose patches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from act.cli import console
+from act.files import require_output
+from act.folders import patch_folder, require_not_input
+from act.patch import Patch, compose, conflicts
+
+app = typer.Typer(help="Apply, revert, show or compose the rows that transfers changed.", no_args_is_help=True)
+PatchFile = Annotated[Path, typer.Argument(help="A patch, from act-profile transfer --output x.safetensors.")]
+Model = Annotated[Path, typer.Option(help="The model folder; it is not changed.")]
+NewFolder = Annotated[Path, typer.Option(help="Folder for the resulting model.")]
+
+
+@app.command()
+def apply(
+    patch: PatchFile, model: Model, output: NewFolder, force: console.Force = False, as_json: console.Json = False
+) -> None:
+    """Write the model with the patch's rows into a new folder."""
+    _write(patch, model, output, False, force, as_json)
+
+
+@app.command()
+def revert(
+    patch: PatchFile, model: Model, output: NewFolder, force: console.Force = False, as_json: console.Json = False
+) -> None:
+    """Write the model as it was before the patch, to the bit, into a new folder."""
+    _write(patch, model, output, True, force, as_json)
+
+
+@app.command()
+def show(patch: PatchFile, as_json: console.Json = False) -> None:
+    """What a patch changes, and where it came from."""
+    held = Patch.load(patch)
+    parameters = [
+        {
+            "parameter": change.part.name,
+            "dim": change.part.dim,
+            "rows": len(change.rows),
+            "values": change.after.numel(),
+        }
+        for change in held.changes
+    ]
+    header = {key: value for key, value in held.header.items() if key != "parameters"}
+    if as_json:
+        return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **header})
+    title = f"{patch}: {len(held):,} values; fingerprint {header['before']} -> {header['after']}"
+    rows = [[one["parameter"], one["dim"], f"{one['rows']:,}", f"{one['values']:,}"] for one in parameters]
+    console.print_table(title, ["parameter", "dim", "rows", "values"], rows)
+    for graft in header["grafts"]:
+        print(f"donor {graft['donor']}: {graft['channels']:,} channels at strength {graft['strength']}")
+
+
+@app.command("compose")
+def compose_command(
+    patches: Annotated[list[Path], typer.Argument(help="Patches made on the same model.")],
+    output: console.Output,
+    conflict: Annotated[str, typer.Option(help="Rows that two patches change: refuse, first or last wins.")] = "refuse",
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Several patches as one; the same row in two of them is a conflict."""
+    require_output(output, force)
+    require_not_input(output, patches)
+    held = [Patch.load(path) for path in patches]
+    found = conflicts(held)
+    joined = compose(held, conflict)  # type: ignore[arg-type]  # checked by compose
+    joined.save(output, force=force)
+    if as_json:
+        return console.print_json({"output": str(output), "values": len(joined), "conflicts": found})
+    rows = [[name, count] for name, count in found.items()]
+    console.print_table(f"{output}: {len(joined):,} values", ["rows in several patches", ""], rows)
+
+
+def _write(patch: Path, model: Path, output: Path, back: bool, force: bool, as_json: bool) -> None:
+    require_output(output, force)
+    held = Patch.load(patch)
+    require_not_input(output, [patch])
+    patch_folder(held, model, output, revert=back, force=force)
+    summary = {"output": str(output), "values": len(held), "parameters": len(held.changes)}
+    if as_json:
+        return console.print_json(summary)
+    console.print_table(str(output), ["", ""], [[name, f"{value:,}"] for name, value in list(summary.items())[1:]])

@@ -1,0 +1,154 @@
+"""How a run goes, for people on a terminal, for machines on stderr, and for the log."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from act.batching import Batch
+from act.errors import ActError
+from act.job import Job
+from act.run import Observer, Run
+from act.stability import UntilStable
+
+LINE_EVERY = 10.0  # seconds between two lines of progress
+
+log = logging.getLogger(__name__)
+
+
+class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
+    """A bar on a terminal; else, with ``as_json``, a JSON line on stderr every ten seconds; the log gets those too.
+
+    Attributes:
+        stability_of: the observer that knows how stable the top set is, if any.
+    """
+
+    def __init__(self, as_json: bool) -> None:
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Bar(*columns, console=console, disable=not console.is_terminal, transient=True)
+        self._task = self._bar.add_task("profiling", total=None, text="")
+        self._lines = as_json and not console.is_terminal
+        self._last = time.monotonic()
+        self._records: int | None = None
+        self._before = 0.0, 0
+        self.stability_of: UntilStable | None = None
+
+    @property
+    def stability(self) -> float | None:
+        """Certain share of the top set; None before the first look."""
+        return self.stability_of.stability if self.stability_of else None
+
+    def expect(self, job: Job) -> None:
+        """Learn how many records there will be."""
+        self._records = job.records
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def before_run(self, run: Run) -> None:
+        """Where a resumed run begins."""
+        self._before = run.seconds, run.total.tokens
+        self._bar.update(self._task, total=self._records, completed=run.total.records)
+
+    def after_batch(self, run: Run, batch: Batch) -> None:
+        """Draw, or write a line if it is time."""
+        line = self.measured(run)
+        stable = "" if self.stability is None else f", top set {self.stability:.1%} stable"
+        text = (
+            f"{line['counted']:,} counted of {line['tokens']:,} tokens, {line['tokens_per_second']:,.0f} tokens/s, "
+            f"{line['padding_share']:.1%} padding{stable}"
+        )
+        self._bar.update(self._task, completed=line["records"], text=text)
+        if time.monotonic() - self._last >= LINE_EVERY:
+            self._last = time.monotonic()
+            log.info("progress", extra={"fields": line})
+            if self._lines:
+                print(json.dumps({"event": "progress", **line}), file=sys.stderr, flush=True)
+
+    def after_run(self, run: Run) -> None:
+        """Log where it ended."""
+        log.info("finished", extra={"fields": self.measured(run)})
+
+    def measured(self, run: Run) -> dict[str, Any]:
+        """The state of the run as plain data."""
+        seen = run.total
+        seconds, tokens = self._before
+        elapsed = run.seconds - seconds
+        left = None
+        if self._records and seen.records:
+            left = max(0.0, run.seconds / seen.records * (self._records - seen.records))
+        return {
+            "records": seen.records,
+            "tokens": seen.tokens,
+            "counted": seen.counted,
+            "tokens_per_second": round((seen.tokens - tokens) / max(elapsed, 1e-9), 1),
+            "padding_share": round(seen.padding / max(seen.padding + seen.tokens, 1), 4),
+            "busy_share": round(1 - run.waited / max(run.seconds, 1e-9), 4),
+            "seconds": round(run.seconds, 3),
+            "seconds_left": None if left is None else round(left, 1),
+            "stability": self.stability,
+        }
+
+
+class Log(contextlib.AbstractContextManager[None]):
+    """The package's log during the block: warnings on stderr, everything as JSON lines appended to a file, if any."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._logger = logging.getLogger("act")
+        stderr = logging.StreamHandler(sys.stderr)
+        stderr.setLevel(logging.WARNING)
+        stderr.setFormatter(logging.Formatter("warning: %(message)s"))
+        self._handlers: list[logging.Handler] = [stderr]
+        if path:
+            try:
+                file = logging.FileHandler(path, encoding="utf-8")
+            except OSError as error:
+                raise ActError(f"cannot write the log {path}: {error.strerror}; choose another file") from error
+            file.setFormatter(JsonLines())
+            self._handlers.append(file)
+
+    def __enter__(self) -> None:
+        self._before = self._logger.level, self._logger.propagate
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        for handler in self._handlers:
+            self._logger.addHandler(handler)
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self._logger.info("ended", extra={"fields": {"error": str(error) or kind.__name__}})
+        for handler in self._handlers:
+            self._logger.removeHandler(handler)
+            handler.close()
+        level, self._logger.propagate = self._before
+        self._logger.setLevel(level)
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record: time, level, event, and its fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        fields = getattr(record, "fields", {})
+        return json.dumps({"time": moment, "level": record.levelname.lower(), "event": record.getMessage(), **fields})

@@ -1,0 +1,50 @@
+"""``act-profile recipe``: the whole run from one file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from act.cli import console
+
+
+def command(
+    recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+    dry_run: Annotated[bool, typer.Option(help="Check the recipe and its inputs, and print the plan.")] = False,
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Profile, rank, transfer, tune and evaluate as a recipe says; stages that are done are not done again."""
+    from act.recipe import Run, read_recipe
+
+    console.quiet_transformers()
+    run = Run(read_recipe(recipe), lambda step: print(f"… {step}", file=sys.stderr))
+    if dry_run:
+        plan = run.plan()
+        if as_json:
+            return console.print_json(
+                {"recipe": run.recipe.model_dump(), "key": run.key, "done": run.done(), "plan": plan}
+            )
+        rows = [[row["stage"], row["what"], "kept" if row["kept"] else "to do"] for row in plan]
+        console.print_table(f"{run.output}: {'up to date' if run.done() else 'to make'}", ["stage", "of", ""], rows)
+        return None
+    report = run.execute(force=force)
+    if as_json:
+        return console.print_json(report)
+    changes = {(row["after"], row["corpus"]): row for row in report["comparisons"]}
+    rows = []
+    for row in report["results"]:
+        change = changes.get((row["model"], row["corpus"]), {})
+        match = "" if row["match"] is None else f"{100 * row['match']:.1f}"
+        p = change.get("match_p")
+        rows.append(
+            [row["model"], row["corpus"], match, "" if p is None else f"{p:.3g}", f"{row['nll_per_token']:.3f}"]
+        )
+    if rows:
+        console.print_table("Figures", ["model", "corpus", "right, %", "p against target", "NLL a token"], rows)
+    for donor in report["donors"]:
+        print(f"{donor['channels']:,} channels of {donor['donor']} moved")
+    print(f"written to {report['output']}, with recipe.yaml and report.json")

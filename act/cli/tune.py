@@ -1,0 +1,66 @@
+"""``act-profile tune``: a light fine-tune that settles a transfer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from act.channel_set import ChannelSet
+from act.cli import console
+from act.corpus import Corpus
+from act.errors import ActError
+from act.files import require_output
+from act.loading import load_model, load_tokenizer
+from act.tune import TuneSettings, save_tuned, tune
+
+
+def command(
+    model: Annotated[str, typer.Option(help="The model to tune; it is not changed on disk.")],
+    corpus: console.CorpusPlace,
+    output: Annotated[Path, typer.Option(help="Folder for the tuned model.")],
+    replay: Annotated[str | None, typer.Option(help="Records of what is to be retained, mixed in.")] = None,
+    replay_share: Annotated[float, typer.Option(help="Share of the records drawn from --replay.")] = 0.5,
+    mode: Annotated[str, typer.Option(help="full, rows (of --channels only) or lora.")] = "full",
+    channels: Annotated[Path | None, typer.Option(help="Channel set whose rows are trained, for mode rows.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; one pass over the corpus by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Records a step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Of AdamW; falls linearly to 0.")] = 1e-4,
+    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters, for mode lora.")] = 8,
+    adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
+    seed: Annotated[int, typer.Option(help="Of the order of records, dropout and adapters.")] = 0,
+    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    max_length: console.MaxLength = None,
+    device: console.Device = "auto",
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Fine-tune on the answers of a corpus; run the same command again after a break, and it goes on."""
+    settings = TuneSettings(mode, steps, batch_size, learning_rate, replay_share, lora_rank, seed, save_steps)  # type: ignore[arg-type]
+    console.quiet_transformers()
+    require_output(output, force)
+    if channels and mode != "rows":
+        raise ActError(f"--channels has no effect in mode {mode}; leave it out, or choose --mode rows")
+    if adapter and mode != "lora":
+        raise ActError(f"mode {mode} makes no adapter; leave --adapter out, or choose --mode lora")
+    chosen = ChannelSet.load(channels) if channels else None
+    tokenizer = load_tokenizer(model)
+    text = Corpus.from_file(corpus, tokenizer, max_length=max_length)
+    kept = Corpus.from_file(replay, tokenizer, max_length=max_length) if replay else None
+    loaded = load_model(model, dtype="auto", device=device)
+    stored = next(loaded.parameters()).dtype
+    loaded = loaded.float() if stored.is_floating_point and mode != "rows" else loaded
+    checkpoints = output.absolute().parent / f".{output.name}.tuning"
+    result = tune(loaded, text, settings, replay=kept, channels=chosen, keep_adapter=adapter, checkpoints=checkpoints)
+    save_tuned(result.model, tokenizer, output, dtype=None if adapter else stored, force=force)
+    shutil.rmtree(checkpoints)
+    saved = {"full": "whole model", "rows": "whole model", "lora": "adapter" if adapter else "merged model"}[mode]
+    summary = {"output": str(output), "saved": saved, "mode": mode, **result.summary()}
+    if as_json:
+        return console.print_json(summary)
+    rows = [
+        [name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value] for name, value in summary.items()
+    ]
+    console.print_table(str(output), ["", ""], rows[1:])

@@ -1,0 +1,258 @@
+"""A job: which models over which corpora with which settings, and what tells it from another job."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from act.batching import LOOK_AHEAD, Batch, given_batches, prefetched
+from act.channels import ChannelSpace
+from act.checkpoint import Checkpoint
+from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus, Stream
+from act.distributed import Ranks
+from act.errors import ActError
+from act.fingerprint import fingerprint
+from act.limits import learned_positions, packs, token_budget_for, vocabulary
+from act.moments import Moments
+from act.pair import common_space, lockstep
+from act.placement import input_device, run_devices
+from act.records import Shard
+from act.run import Observer, Run
+from act.taps import taps
+from act.versions import versions
+from act_kernels.backends import choose
+
+Corpora = Corpus | Mapping[str, Corpus] | Iterable[Mapping[str, Any]]
+"""One corpus; several by the ability that each exercises; or batches (see :func:`act.batching.given_batches`)."""
+
+Packing = Literal["auto", "on", "off"]
+
+
+class Job:
+    """Everything that decides what a run counts.
+
+    Args:
+        models: ``{"model": …}``, or ``{"donor": …, "target": …}`` for a pair run.
+        corpora: see :data:`Corpora`.
+        exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
+        fused: let statistics ride inside fused kernels; without it, every site is read by itself.
+        token_budget: tokens a batch, padding included; ``"auto"``: what the free memory of a GPU allows.
+        packing: pieces in one row without padding: ``auto`` where the model's attention skips what lies between them.
+        shard: ``(i, n)``: every n-th record of each corpus, from the i-th on.
+        workers: processes that tokenise; 0: a thread of this one.
+        skip_bad_records: how many bad records to leave out before giving up.
+        look_ahead: records sorted by length together.
+        observers: look on between batches; see :class:`act.run.Observer`.
+        ranks: processes that read the shard together; the first one gets the results, the others none.
+
+    Attributes:
+        named: whether the corpora came with names.
+        space: the channel space.
+        settings: what decides the bits besides models and corpora, as plain data.
+
+    Raises:
+        ActError: models that are not of one architecture; a maximum length beyond the learned positions; a model that
+            cannot tell packed pieces apart.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        corpora: Corpora,
+        *,
+        exclude: Iterable[str] = (),
+        fused: bool = True,
+        token_budget: int | Literal["auto"] = DEFAULT_TOKEN_BUDGET,
+        packing: Packing = "auto",
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        skip_bad_records: int = 0,
+        look_ahead: int = LOOK_AHEAD,
+        observers: Sequence[Observer] = (),
+        ranks: Ranks | None = None,
+    ) -> None:
+        if packing not in get_args(Packing):
+            raise ActError(f"packing is {packing!r}; expected one of {', '.join(get_args(Packing))}")
+        self.models = dict(models)
+        self.pair = len(self.models) == 2
+        self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)
+        self.device = input_device(list(self.models.values())[-1])
+        self._places = run_devices(self._model, (site.name for site in self.space))
+        self.observers = list(observers)
+        self.named = isinstance(corpora, Mapping)
+        self.corpora: dict[str, Corpus] = {}
+        self._batches: Iterable[Mapping[str, Any]] = ()
+        if isinstance(corpora, Corpus):
+            corpora = {"": corpora}
+        if isinstance(corpora, Mapping):
+            positions = learned_positions(self._model)
+            self.corpora = {ability: corpus.fitted(positions) for ability, corpus in corpora.items()}
+        else:
+            self._batches = corpora
+        self._shard, self._workers, self._skip_bad_records = shard, workers, skip_bad_records
+        self._ranks = ranks
+        if ranks and not self.corpora:
+            raise ActError(
+                "several ranks need a corpus, of which each reads its part; batches of one's own cannot be shared out"
+            )
+        if token_budget == "auto":
+            token_budget = token_budget_for(self.models.values(), self.space, self.device)
+        self.settings: dict[str, Any] = {
+            "token_budget": token_budget,
+            "exclude": sorted(exclude),
+            "fused": fused,
+            "packing": bool(self.corpora) and self._packing(packing),
+            "look_ahead": look_ahead,
+            **{name: value for observer in self.observers for name, value in observer.settings().items()},
+        }
+
+    @property
+    def _model(self) -> nn.Module:
+        return next(iter(self.models.values()))
+
+    @property
+    def records(self) -> int | None:
+        """Records that a run will read, if known."""
+        sizes = [corpus.source.size for corpus in self.corpora.values()]
+        known = [-(-size // self._shard[1]) for size in sizes if size is not None]
+        return sum(known) if known and len(known) == len(sizes) else None
+
+    def _packing(self, wanted: Packing) -> bool:
+        if wanted == "off":
+            return False
+        refused = next((reason for model in self.models.values() if (reason := packs(model, wanted == "auto"))), None)
+        if refused and wanted == "on":
+            raise ActError(f"{refused}; leave packing off")
+        return refused is None
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this job from another, as plain data; the batches of one's own cannot be told apart."""
+        return {
+            "models": {side: fingerprint(model) for side, model in self.models.items()},
+            "corpora": {ability: corpus.identity() for ability, corpus in self.corpora.items()},
+            "settings": self.settings,
+            "shard": list(self._shard),
+        }
+
+    def run(self, checkpoint: Checkpoint | None = None) -> list[tuple[str, Moments, dict[str, Any]]]:
+        """Moments and provenance of each ability, after one pass.
+
+        Raises:
+            ActError: nothing was counted; a malformed record; a checkpoint of another job.
+        """
+        if checkpoint and not self.corpora:
+            raise ActError("a checkpoint needs a corpus; batches of one's own cannot be read again from their middle")
+        with self._tapped() as tapped:
+            run = Run(
+                tapped,
+                self.space,
+                pair=self.pair,
+                device=self.device,
+                places=self._places,
+                vocabulary=vocabulary(self._model),
+                observers=self.observers,
+            )
+            for ability, corpus in self.corpora.items():
+                if corpus.encoder.ability_column is None:
+                    run.begin(ability)
+            stream = self._stream(run, checkpoint)
+            with checkpoint.keeping(run, stream) if checkpoint and stream else contextlib.nullcontext():
+                run.over(self._given() if stream is None else prefetched(stream, self._prepared))
+                if self._ranks and stream:
+                    if checkpoint:
+                        checkpoint.write(run, stream)  # waiting for the others is no work to lose
+                    self._ranks.reduce(run, stream.skipped)
+            if self._ranks and not self._ranks.leads:
+                return []
+            if not run.total.counted and self._shard[1] == 1:
+                raise ActError("no token was counted; the corpus is empty or its count masks are all False")
+            paths = dict(Counter(tapped.paths.values()))
+        return self._results(run, stream, paths)
+
+    @contextlib.contextmanager
+    def _tapped(self) -> Iterator[Any]:
+        moments = Moments(self.space, pair=self.pair, device=self._places)
+        options = {"fused": self.settings["fused"], "exclude": self.settings["exclude"]}
+        watch: Any = lockstep if self.pair else taps
+        with watch(*self.models.values(), moments, **options) as tapped:
+            yield tapped
+
+    def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
+        if not self.corpora:
+            return None
+        stream = Stream(
+            self.corpora,
+            token_budget=self.settings["token_budget"],
+            packing=self.settings["packing"],
+            shard=self._shard,
+            windows=self._ranks.windows if self._ranks else (0, 1),
+            workers=self._workers,
+            skip_bad_records=self._skip_bad_records,
+            look_ahead=self.settings["look_ahead"],
+        )
+        if checkpoint:
+            checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
+        run.stopped = stream.stopped  # one set, so that the stream reads no more of what the run no longer takes
+        return stream
+
+    def _given(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            yield from given_batches(batch)
+
+    def _prepared(self, batch: Batch) -> Batch:
+        return batch.pinned() if self.device.type == "cuda" else batch
+
+    def _results(
+        self, run: Run, stream: Stream | None, paths: dict[str, int]
+    ) -> list[tuple[str, Moments, dict[str, Any]]]:
+        source = {
+            "models": {
+                side: {"name": getattr(model, "name_or_path", "") or type(model).__name__, "fingerprint": mark}
+                for (side, model), mark in zip(self.models.items(), self.identity()["models"].values(), strict=True)
+            },
+            "settings": {**self.settings, "backend": choose(self.device.type).backend.name},
+            "versions": versions(),
+            "job": job_hash(self.identity()) if stream else None,
+        }
+        results = []
+        for ability, moments in run.moments.items():
+            seen = run.seen[ability]
+            moments.gather()
+            key = ability if ability in self.corpora else next(iter(self.corpora), "")  # else rows were labelled
+            corpus = self.corpora.get(key)
+            described = {
+                **({"name": corpus.name, **corpus.identity()} if corpus else {"name": "batches", "fingerprint": None}),
+                **({"ability": ability} if ability else {}),
+                **({"shard": list(self._shard)} if self._shard[1] > 1 else {}),
+                **asdict(seen),
+                "seconds": round(run.seconds, 3),
+                "waited": round(run.waited, 3),
+                "paths": paths,
+                "nonfinite": moments.nonfinite(),
+                "irregular": self._irregular(moments, seen.counted),
+                "skipped": [skipped._asdict() for skipped in stream.skipped if skipped.ability == key]
+                if stream
+                else [],
+                **{name: value for observer in self.observers for name, value in observer.provenance(ability).items()},
+            }
+            results.append((ability, moments, {**source, "corpora": [described]}))
+        return results
+
+    def _irregular(self, moments: Moments, counted: int) -> dict[str, int]:
+        """Sites not fed a whole number of times the counted tokens (never reached, or routed), with the rows seen."""
+        if not counted:
+            return {}
+        rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings["exclude"])}
+        return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
+
+
+def job_hash(identity: dict[str, Any]) -> str:
+    """A short hash of :meth:`Job.identity`; a finished profile carries it."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,51 @@
+"""Judging a method by all its settings: the frontier of recovered against retained.
+
+Settings are chosen on validation records and reported on test records, for methods and controls alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
+
+KEPT = 0.95
+"""The share of the retained ability that a setting must keep to be chosen as a method's best."""
+
+
+class Point(NamedTuple):
+    """Exact match of the forgotten and of the retained ability, 0 to 1."""
+
+    forgotten: float
+    retained: float
+
+
+def relative(point: Point, target: Point, donor: Point) -> Point:
+    """The share of what was lost that came back, and the share of the retained ability that is left, within 0 to 1."""
+    recovered = (point.forgotten - target.forgotten) / (donor.forgotten - target.forgotten)
+    return Point(min(1.0, max(0.0, recovered)), min(1.0, point.retained / target.retained))
+
+
+def frontier(points: Mapping[Hashable, Point]) -> list[Hashable]:
+    """The settings that no other one beats in both, from the most retained to the most forgotten recovered."""
+    chosen: list[Hashable] = []
+    best = -1.0
+    for setting, point in sorted(points.items(), key=lambda item: (-item[1].retained, -item[1].forgotten)):
+        if point.forgotten > best:
+            chosen.append(setting)
+            best = point.forgotten
+    return chosen
+
+
+def area(points: Sequence[Point]) -> float:
+    """Of the unit square, the part below the staircase of relative points; doing nothing is the point (0, 1)."""
+    covered, reached = 0.0, 0.0
+    for point in sorted(points, key=lambda point: -point.forgotten):
+        covered += point.forgotten * max(0.0, point.retained - reached)
+        reached = max(reached, point.retained)
+    return covered
+
+
+def best_keeping(points: Mapping[Hashable, Point], target: Point, share: float = KEPT) -> Hashable | None:
+    """The setting that recovers most while it keeps ``share`` of what ``target`` retains; None if none does."""
+    keeping = [setting for setting, point in points.items() if point.retained >= share * target.retained]
+    return max(keeping, key=lambda setting: points[setting].forgotten, default=None)

@@ -1,0 +1,87 @@
+"""Every way the laboratory mixes models of one architecture: channels with strengths, and the usual merges as controls.
+
+Weights are dicts of tensors by parameter name. The merges add to a base the *task vectors* ``specialist - base``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from act.channels import ChannelSpace
+
+Weights = dict[str, torch.Tensor]
+
+
+def weights(model: nn.Module) -> Weights:
+    """A copy of a model's parameters."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def put(mixed: Weights, model: nn.Module) -> None:
+    """Write weights into a model."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(mixed[name])
+
+
+def graft(
+    target: Weights, donors: Sequence[Weights], strengths: Sequence[torch.Tensor], space: ChannelSpace
+) -> Weights:
+    """Move every channel of ``target`` towards the donors that want it, by the mean of what they want.
+
+    ``strengths`` are float ``[N]``, one a donor: 0 leaves a channel out, 1 copies the donor's rows. With one donor and
+    a constant strength on the channels of a set, this is :func:`act.transfer`.
+    """
+    wanting = torch.stack([strength > 0 for strength in strengths]).sum(0).clamp_min(1)
+    mixed = dict(target)
+    for site in space:
+        for part in site.parameters:
+            old = target[part.name]
+            shape = [-1 if dim == part.dim else 1 for dim in range(old.dim())]
+            new = old.clone()
+            for donor, strength in zip(donors, strengths, strict=True):
+                share = (strength / wanting)[site.channels].to(old.dtype).view(shape)
+                new += share * (donor[part.name] - old)
+            mixed[part.name] = new
+    return mixed
+
+
+def interpolated(target: Weights, donors: Sequence[Weights], strength: float) -> Weights:
+    """The whole of ``target`` moved towards the mean of the donors. With the base as the only donor this is task
+    arithmetic, ``base + (1 - strength) (target - base)``."""
+    return {
+        name: old.lerp(torch.stack([donor[name] for donor in donors]).mean(0), strength) for name, old in target.items()
+    }
+
+
+def task_arithmetic(base: Weights, specialists: Sequence[Weights], scale: float) -> Weights:
+    """``base + scale * sum of task vectors`` (Ilharco et al., arXiv 2212.04089)."""
+    return {name: old + scale * sum(one[name] - old for one in specialists) for name, old in base.items()}
+
+
+def ties(base: Weights, specialists: Sequence[Weights], density: float, scale: float) -> Weights:
+    """TIES (Yadav et al., arXiv 2306.01708): keep the largest ``density`` of each task vector, elect a sign for every
+    value by the sum over specialists, and add ``scale`` times the mean of those that agree with it."""
+    names = list(base)
+    vectors = torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in names]) for one in specialists])
+    kept = max(1, round(density * vectors.shape[1]))
+    for vector in vectors:
+        vector[vector.abs() < vector.abs().topk(kept).values[-1]] = 0
+    agreeing = vectors.sign() == vectors.sum(0).sign()
+    merged = (vectors * agreeing).sum(0) / ((vectors != 0) & agreeing).sum(0).clamp_min(1)
+    pieces = merged.split([base[name].numel() for name in names])
+    return {name: base[name] + scale * piece.view_as(base[name]) for name, piece in zip(names, pieces, strict=True)}
+
+
+def dare(base: Weights, specialists: Sequence[Weights], density: float, scale: float, seed: int) -> Weights:
+    """DARE (Yu et al., arXiv 2311.03099): drop all but a random ``density`` of each task vector, divide the rest by it,
+    and add ``scale`` times their sum."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = {}
+    for name, old in base.items():
+        kept = [(one[name] - old) * (torch.rand(old.shape, generator=generator) < density) for one in specialists]
+        mixed[name] = old + scale * sum(kept) / density
+    return mixed

@@ -1,0 +1,474 @@
+"""Recipes: one YAML file that says the whole run; checked with the line of each mistake, every stage kept by content.
+
+A stage's key is the hash of its inputs' contents and its settings, so a run that broke off goes on where it stopped,
+and a recipe whose inputs have not changed has nothing to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from act.channel_set import ChannelSet
+from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
+from act.errors import ActError
+from act.evaluate import Evaluation, compare, evaluate
+from act.files import require_output, written_whole
+from act.loading import load_model, load_tokenizer
+from act.localize import parse_top, rank
+from act.profile import load, profile_pair
+from act.transfer import require_strength, transfer
+from act.tune import TuneSettings, save_tuned, tune
+from act.versions import versions
+
+SCHEMA = "act-recipe/1"
+Say = Callable[[str], None]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Parameters(_Section):
+    """mergekit's words: ``weight`` is the strength, ``top_p`` the share of the channels."""
+
+    weight: float = 0.4
+    top_p: float | str = 0.05
+
+
+class Donor(_Section):
+    """A donor, the corpus of the ability it gives, and the corpus of what is to be kept."""
+
+    model: str
+    corpus: str
+    keep: str | None = None
+    parameters: Parameters = Parameters()
+
+
+class Tuning(_Section):
+    """A light fine-tune after the transfer; see :class:`act.TuneSettings`."""
+
+    corpus: str
+    replay: str | None = None
+    mode: Literal["full", "rows", "lora"] = "full"
+    steps: int | None = None
+    batch_size: int = 8
+    learning_rate: float = 1e-4
+    replay_share: float = 0.5
+    lora_rank: int = 8
+    seed: int = 0
+    save_steps: int = 50
+
+    def settings(self) -> TuneSettings:
+        """The same as :class:`act.TuneSettings`; raises ActError for a value out of range."""
+        return TuneSettings(**self.model_dump(exclude={"corpus", "replay"}))
+
+
+class Evaluating(_Section):
+    """Corpora by name to evaluate target, donors, result and controls on; settings apply to all."""
+
+    corpora: dict[str, str] = Field(min_length=1)
+    metric: Literal["auto", "exact", "number", "choice", "nll"] = "auto"
+    max_new_tokens: int | None = None
+    controls: list[Literal["random", "weight-diff", "interpolation"]] = []
+    interpolation: float = 0.2
+
+
+class Recipe(_Section):
+    """The whole run; ``base_model`` is the target."""
+
+    merge_method: Literal["act"]
+    base_model: str
+    models: list[Donor] = Field(min_length=1)
+    output: str
+    score: Literal["paired", "mean-abs", "mean-shift", "weight-diff", "random"] = "paired"
+    normalize: Literal["none", "mean", "std"] = "none"
+    include: list[str] = []
+    exclude: list[str] = []
+    count: Literal["answer", "predict", "all"] = "answer"
+    max_length: int = 2048
+    token_budget: int = DEFAULT_TOKEN_BUDGET
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    seed: int = 0
+    tune: Tuning | None = None
+    evaluate: Evaluating | None = None
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Raises:
+        ActError: no such file; not YAML; every mistake with its line, a misspelt key with the nearest one.
+    """
+    if not path.is_file():
+        raise ActError(f"no such recipe: {path}; expected a YAML file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        node, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ActError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ActError(f"{path} is empty or no mapping; expected keys such as merge_method, base_model and models")
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        found = [f"line {_line(node, one['loc'])}: {_mistake(one)}" for one in error.errors()]
+        raise ActError(f"{path}, {'; '.join(found)}") from error
+    for number, donor in enumerate(recipe.models):
+        for key, check in (("top_p", parse_top), ("weight", require_strength)):
+            try:
+                check(getattr(donor.parameters, key))
+            except ActError as error:
+                line = _line(node, ("models", number, "parameters", key))
+                raise ActError(f"{path}, line {line}: {error}") from error
+    if recipe.tune:
+        try:
+            recipe.tune.settings()
+        except ActError as error:
+            raise ActError(f"{path}, line {_line(node, ('tune',))}: {error}") from error
+    return recipe
+
+
+def _line(node: Any, place: tuple[Any, ...]) -> int:
+    """The line of the key (or, where it is missing, of the section) that an error is about."""
+    line = node.start_mark.line
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            match = next((pair for pair in node.value if pair[0].value == str(step)), None)
+            if match is None:
+                break
+            line, node = match[0].start_mark.line, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line
+        else:
+            break
+    return line + 1
+
+
+def _mistake(error: Any) -> str:
+    place = [step for step in error["loc"] if isinstance(step, str)]
+    key = error["loc"][-1]
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(key), _keys(error["loc"][:-1]), 1)
+        advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(_keys(error['loc'][:-1]))}"
+        return f"no key {key!r} here; {advice}"
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    return f"{'.'.join(place)} is {error['input']!r:.60}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _keys(place: tuple[Any, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "models": Donor,
+        "parameters": Parameters,
+        "tune": Tuning,
+        "evaluate": Evaluating,
+    }
+    names = [step for step in place if isinstance(step, str)]
+    return list((sections[names[-1]] if names else Recipe).model_fields)
+
+
+class Run:
+    """A recipe with the contents of its inputs; stages are kept in a folder beside the output.
+
+    Raises:
+        ActError: an input that does not exist. No weight is loaded.
+    """
+
+    def __init__(self, recipe: Recipe, say: Say = lambda step: None) -> None:
+        self.recipe = recipe
+        self.say = say
+        self.output = Path(recipe.output)
+        self.cache = self.output.absolute().parent / f".{self.output.name}.stages"
+        if not self.output.absolute().parent.is_dir():
+            raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
+        names = [recipe.base_model, *(donor.model for donor in recipe.models)]
+        self._models = {name: _model_content(name) for name in names}
+        corpora = [path for donor in recipe.models for path in (donor.corpus, donor.keep)]
+        corpora += [recipe.tune.corpus, recipe.tune.replay] if recipe.tune else []
+        corpora += [*recipe.evaluate.corpora.values()] if recipe.evaluate else []
+        self._corpora = {path: _corpus_content(path) for path in corpora if path}
+        self._loaded: dict[str, nn.Module] = {}
+
+    @property
+    def key(self) -> str:
+        """Hash of the whole run."""
+        settings = self.recipe.model_dump(exclude={"output", "base_model"})
+        for donor in settings["models"]:
+            donor["model"] = self._models[donor["model"]]
+        return _hash([settings, self._models[self.recipe.base_model], self._corpora])
+
+    def plan(self) -> list[dict[str, Any]]:
+        """The stages in order, and whether each is kept from an earlier run."""
+        stages = []
+        for donor in self.recipe.models:
+            for path in filter(None, (donor.corpus, donor.keep)):
+                stages.append(
+                    ("profile", f"{donor.model} and {self.recipe.base_model} on {path}", self._pair(donor, path))
+                )
+            stages.append(("rank", f"{donor.parameters.top_p} of the channels for {donor.corpus}", self._set(donor)))
+        stages.append(("transfer", " + ".join(d.model for d in self.recipe.models), self._path("model", "act")))
+        if self.recipe.tune:
+            stages.append(("tune", f"{self.recipe.tune.mode} on {self.recipe.tune.corpus}", self._path("tuned", "act")))
+        for variant in self._variants():
+            stages.append(("evaluate", variant, self._path("figures", variant, ".json")))
+        return [{"stage": stage, "what": what, "kept": path.exists()} for stage, what, path in stages]
+
+    def done(self) -> bool:
+        """Whether the output is what this recipe makes of these inputs."""
+        try:
+            found = yaml.safe_load((self.output / "recipe.yaml").read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError):
+            return False
+        return isinstance(found, dict) and found.get("run", {}).get("key") == self.key
+
+    def execute(self, *, force: bool = False) -> dict[str, Any]:
+        """Run the stages that are not kept, write the output, and return the report."""
+        if self.done():
+            self.say(f"{self.output} is up to date: inputs and recipe have not changed")
+            return json.loads((self.output / "report.json").read_text(encoding="utf-8"))
+        require_output(self.output, force)
+        self.cache.mkdir(exist_ok=True)
+        result = self._settled("act")
+        figures = {variant: self._figures(variant) for variant in self._variants()}
+        report = self._report(figures)
+        with written_whole(self.output, force=force, directory=True) as folder:
+            shutil.copytree(result, folder, dirs_exist_ok=True)
+            (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
+            run = {"schema": SCHEMA, "key": self.key, "models": self._models, "versions": versions()}
+            resolved = {**self.recipe.model_dump(), "run": run}
+            text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+            (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+        return report
+
+    def _variants(self) -> list[str]:
+        if not self.recipe.evaluate:
+            return []
+        donors = [f"donor {number}" for number in range(1, len(self.recipe.models) + 1)]
+        alone = ["tune without transfer"] if self.recipe.tune else []
+        return ["target", "act", *donors, *alone, *self.recipe.evaluate.controls]
+
+    def _path(self, stage: str, variant: str, suffix: str = "") -> Path:
+        recipe = self.recipe
+        ingredients: list[Any] = [
+            variant,
+            *(self._set(donor).name for donor in recipe.models),
+            recipe.seed,
+            recipe.dtype,
+        ]
+        ingredients += [donor.parameters.weight for donor in recipe.models]
+        if recipe.evaluate:
+            ingredients.append(recipe.evaluate.interpolation if variant == "interpolation" else None)
+        if stage != "model" and recipe.tune:
+            contents = [self._corpora.get(path) for path in (recipe.tune.corpus, recipe.tune.replay) if path]
+            ingredients += [recipe.tune.model_dump(), contents]
+        if stage == "figures":
+            ingredients += [recipe.evaluate and recipe.evaluate.model_dump(), self._corpora]
+        return self.cache / f"{stage}-{_hash([ingredients, recipe.max_length])}{suffix}"
+
+    def _pair(self, donor: Donor, corpus: str) -> Path:
+        recipe = self.recipe
+        models = [self._models[donor.model], self._models[recipe.base_model], self._corpora[corpus]]
+        settings = [recipe.count, recipe.max_length, recipe.token_budget, recipe.dtype]
+        return self.cache / f"pair-{_hash([models, settings])}.safetensors"
+
+    def _set(self, donor: Donor, score: str | None = None) -> Path:
+        recipe = self.recipe
+        pairs = [self._pair(donor, path).name for path in (donor.corpus, donor.keep) if path]
+        settings = [score or recipe.score, recipe.normalize, recipe.include, recipe.exclude, recipe.seed]
+        return self.cache / f"channels-{_hash([pairs, settings, donor.parameters.top_p])}.safetensors"
+
+    def _model(self, name: str) -> nn.Module:
+        if name not in self._loaded:
+            self._loaded[name] = load_model(name, dtype=self.recipe.dtype, device=self.recipe.device)
+        return self._loaded[name]
+
+    def _corpus(self, path: str, **options: Any) -> Corpus:
+        tokenizer = load_tokenizer(self.recipe.base_model)
+        return Corpus.from_file(path, tokenizer, max_length=self.recipe.max_length, **options)
+
+    def _profiled(self, donor: Donor, corpus: str) -> Any:
+        path = self._pair(donor, corpus)
+        if not path.exists():
+            self.say(f"profiling {donor.model} and {self.recipe.base_model} on {corpus}")
+            text = self._corpus(corpus, count=self.recipe.count)
+            models = self._model(donor.model), self._model(self.recipe.base_model)
+            profile_pair(*models, text, token_budget=self.recipe.token_budget).save(path)
+        return load(path)
+
+    def _channels(self, donor: Donor, score: str | None = None) -> ChannelSet:
+        path = self._set(donor, score)
+        if not path.exists():
+            profile = self._profiled(donor, donor.corpus)
+            score = score or self.recipe.score
+            contrast = donor.keep and score not in ("weight-diff", "random")
+            self.say(f"ranking the channels for {donor.corpus} by {score}")
+            rank(
+                profile,
+                score,  # type: ignore[arg-type]
+                donor.parameters.top_p,
+                keep=self._profiled(donor, donor.keep) if contrast and donor.keep else None,
+                normalize=self.recipe.normalize,
+                include=self.recipe.include,
+                exclude=self.recipe.exclude,
+                seed=self.recipe.seed,
+                donor=self._model(donor.model) if score == "weight-diff" else None,
+                target=self._model(self.recipe.base_model) if score == "weight-diff" else None,
+            ).save(path)
+        return ChannelSet.load(path)
+
+    def _transferred(self, variant: str) -> Path:
+        """The model folder of a variant: the transfer itself, or a control."""
+        path = self._path("model", variant)
+        if path.exists():
+            return path
+        self.say(f"making the model: {variant}")
+        target = load_model(self.recipe.base_model, dtype=self.recipe.dtype, device=self.recipe.device)
+        if variant == "interpolation":
+            assert self.recipe.evaluate
+            for donor in self.recipe.models:
+                _interpolate(
+                    target, self._model(donor.model), self.recipe.evaluate.interpolation / len(self.recipe.models)
+                )
+        elif variant != "tune without transfer":
+            score = None if variant == "act" else variant
+            taken = torch.empty(0, dtype=torch.int64)
+            for donor in self.recipe.models:
+                channels = self._channels(donor, score)
+                free = ~torch.isin(channels.index, taken)  # a row that two donors want is the first one's
+                taken = torch.cat([taken, channels.index[free]])
+                if len(self.recipe.models) > 1:  # the target has changed by then, but not in these rows
+                    rule = {**channels.rule, "models": {"donor": channels.rule["models"]["donor"]}}
+                    channels = ChannelSet(channels.space, channels.index[free], channels.scores[free], rule)
+                transfer(self._model(donor.model), target, channels, donor.parameters.weight)
+        save_tuned(target, load_tokenizer(self.recipe.base_model), path)
+        return path
+
+    def _settled(self, variant: str) -> Path:
+        """The model folder of a variant after the tune, if there is one."""
+        recipe, source = self.recipe, self._transferred(variant)
+        if not recipe.tune:
+            return source
+        path = self._path("tuned", variant)
+        if path.exists():
+            return path
+        self.say(f"tuning: {variant}")
+        model = load_model(str(source), device=recipe.device)
+        stored = next(model.parameters()).dtype
+        rows = None
+        if recipe.tune.mode == "rows":
+            score = variant if variant in ("random", "weight-diff") else None
+            sets = [self._channels(donor, score) for donor in recipe.models]
+            index = torch.cat([one.index for one in sets]).unique()
+            rows = ChannelSet(sets[0].space, index, torch.zeros(len(index), dtype=torch.float64), {})
+        else:
+            model = model.float()
+        tuned = tune(
+            model,
+            self._corpus(recipe.tune.corpus),
+            recipe.tune.settings(),
+            replay=self._corpus(recipe.tune.replay) if recipe.tune.replay else None,
+            channels=rows,
+            checkpoints=path.with_name(f"{path.name}.checkpoints"),
+        )
+        save_tuned(tuned.model, load_tokenizer(recipe.base_model), path, dtype=stored)
+        shutil.rmtree(path.with_name(f"{path.name}.checkpoints"))
+        return path
+
+    def _figures(self, variant: str) -> list[Evaluation]:
+        settings = self.recipe.evaluate
+        assert settings
+        path = self._path("figures", variant, ".json")
+        if not path.exists():
+            if variant == "target":
+                name = self.recipe.base_model
+            elif variant.startswith("donor "):
+                name = self.recipe.models[int(variant.split()[1]) - 1].model
+            else:
+                name = str(self._settled(variant))
+            self.say(f"evaluating: {variant}")
+            model = load_model(name, dtype=self.recipe.dtype, device=self.recipe.device)
+            found = [
+                evaluate(
+                    model,
+                    self._corpus(corpus),
+                    settings.metric,
+                    max_new_tokens=settings.max_new_tokens,
+                    token_budget=self.recipe.token_budget,
+                )
+                for corpus in settings.corpora.values()
+            ]
+            rows = []
+            for one in found:
+                right = None if one.right is None else one.right.tolist()
+                rows.append({**vars(one), "nll": one.nll.tolist(), "tokens": one.tokens.tolist(), "right": right})
+            with written_whole(path) as temporary:
+                temporary.write_text(json.dumps(rows), encoding="utf-8")
+        read = []
+        for row, corpus in zip(json.loads(path.read_text(encoding="utf-8")), settings.corpora, strict=True):
+            row |= {"nll": torch.tensor(row["nll"], dtype=torch.float64), "tokens": torch.tensor(row["tokens"])}
+            row |= {"right": None if row["right"] is None else torch.tensor(row["right"])}
+            read.append(Evaluation(**{**row, "model": variant, "corpus": corpus}))
+        return read
+
+    def _report(self, figures: dict[str, list[Evaluation]]) -> dict[str, Any]:
+        chosen = [{"donor": donor.model, "channels": len(self._channels(donor))} for donor in self.recipe.models]
+        before = figures.get("target", [])
+        return {
+            "output": str(self.output),
+            "key": self.key,
+            "donors": chosen,
+            "results": [one.summary() for found in figures.values() for one in found],
+            "comparisons": [
+                compare(*both).summary()
+                for variant, found in figures.items()
+                if variant != "target"
+                for both in zip(before, found, strict=True)
+            ],
+        }
+
+
+def _interpolate(target: nn.Module, donor: nn.Module, strength: float) -> None:
+    with torch.no_grad():
+        for mine, theirs in zip(target.parameters(), donor.parameters(), strict=True):
+            mine.lerp_(theirs.to(mine.device, mine.dtype), strength)
+
+
+def _hash(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _model_content(name: str) -> str:
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise ActError(f"no such model: {name}; expected a folder in Hugging Face format (with a config.json)")
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".safetensors", ".bin", ".jinja"))
+    if not any(path.suffix in (".safetensors", ".bin") for path in files):
+        raise ActError(f"{name} holds no weights; expected .safetensors files")
+    return _hash([[path.name, _content(path)] for path in files if path.name not in ("report.json",)])
+
+
+def _corpus_content(path: str) -> str:
+    if not Path(path).is_file():
+        raise ActError(f"no such corpus: {path}; expected a .jsonl or .txt file")
+    return _content(Path(path))
+
+
+def _content(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,191 @@
+"""A model folder's weights as a mapping of tensors that stay on disk."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from act.channels import ChannelSpace
+from act.errors import ActError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+
+
+class StoredModel(Mapping[str, torch.Tensor]):
+    """The safetensors shards of a model folder: ``stored[name]`` maps one tensor, and only pages used are read.
+
+    Attributes:
+        folder: the model folder.
+        shards: file name of a shard -> names of its tensors.
+        config: the model's ``config.json``.
+    """
+
+    def __init__(self, folder: str | Path, *, writable: bool = False) -> None:
+        """Read the headers; raises ActError if there are no safetensors, or a shard is missing or damaged."""
+        self.folder = Path(folder)
+        self._writable = writable
+        if not (self.folder / "config.json").is_file():
+            raise ActError(f"no such model: {folder}; expected a folder in Hugging Face format")
+        self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        self._where: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
+        self.shards: dict[str, list[str]] = {}
+        for file in self._files():
+            self.shards[file] = []
+            for name, place in _header(self.folder / file).items():
+                self._where[name] = place
+                self.shards[file].append(name)
+
+    def _files(self) -> list[str]:
+        index = self.folder / INDEX
+        if index.is_file():
+            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        if (self.folder / SINGLE).is_file():
+            return [SINGLE]
+        raise ActError(
+            f"{self.folder} holds no safetensors weights; load the model and save it again with save_pretrained"
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        path, dtype, shape, start, size = self._where[name]
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        skip = start % mmap.ALLOCATIONGRANULARITY
+        # A private mapping lets torch see a writable buffer while the file stays as it is.
+        access = mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_COPY
+        with path.open("r+b" if self._writable else "rb") as file:
+            view = mmap.mmap(file.fileno(), size + skip, access=access, offset=start - skip)
+        view.madvise(mmap.MADV_RANDOM)
+        return torch.frombuffer(view, dtype=dtype, count=size // dtype.itemsize, offset=skip).view(shape)
+
+    def shape(self, name: str) -> list[int]:
+        """The shape of a tensor, from the header."""
+        return self._where[name][2]
+
+    def shard_of(self, name: str) -> str:
+        """File name of the shard that holds a tensor."""
+        return self._where[name][0].name
+
+    def parameters(self, space: ChannelSpace) -> Parameters:
+        """The parameters that a model with this channel space has, under the names they have there.
+
+        Raises:
+            RenamedWeights: the checkpoint stores them under other names, or stores a tied tensor twice.
+        """
+        names = parameter_names(space)
+        missing = [name for name in names if name not in self._where]
+        twice = [
+            site.name
+            for site in space
+            if site.tied_to and f"{site.name}.weight" in self._where and f"{site.name}.weight" not in names
+        ]
+        if missing or twice:
+            name = (missing or twice)[0]
+            raise RenamedWeights(f"{self.folder} {'lacks' if missing else 'stores twice'} {name}")
+        return Parameters(self, names)
+
+
+class Parameters(Mapping[str, torch.Tensor]):
+    """Some tensors of a checkpoint, still on disk."""
+
+    def __init__(self, stored: StoredModel, names: Iterable[str]) -> None:
+        self.stored = stored
+        self._names = dict.fromkeys(names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self.stored[name]
+
+
+class RenamedWeights(ActError):
+    """The names in a checkpoint are not those of the model's parameters: only loading the model can tell."""
+
+
+def parameter_names(space: ChannelSpace) -> list[str]:
+    """The names of all parameters of a model with this channel space."""
+    covered = {part.name for site in space for part in site.parameters}
+    return sorted(covered | set(space.uncovered))
+
+
+def copy_model(source: StoredModel, folder: Path, changed: Iterable[str]) -> None:
+    """Fill ``folder`` with the files of a model: shards that hold ``changed`` tensors copied, the others hard-linked.
+
+    Tokenizer, config, generation config, chat template and index come along; a README is left out. A shard that cannot
+    be linked (another file system) is copied.
+    """
+    touched = {source.shard_of(name) for name in changed}
+    for path in sorted(source.folder.iterdir()):
+        weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+        if path.is_dir() or path.name.lower() == "readme.md" or (weights and path.name not in source.shards):
+            continue
+        if path.name in source.shards and path.name not in touched:
+            try:
+                os.link(path.resolve(), folder / path.name)
+                continue
+            except OSError:
+                pass
+        shutil.copyfile(path, folder / path.name)
+        (folder / path.name).chmod(0o644)
+
+
+def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, int]]:
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            end = os.fstat(file.fileno()).st_size
+            if not 2 <= length <= end - 8:
+                raise ValueError("its header does not fit")
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        places = {}
+        for name, entry in header.items():
+            start, stop = (8 + length + offset for offset in entry["data_offsets"])
+            if stop > end:
+                raise ValueError(f"{name} ends behind the file")
+            dtype = _DTYPES.get(entry["dtype"])
+            if dtype is None:
+                raise ActError(
+                    f"{name} in {path} is {entry['dtype']}, which cannot be transferred; give an unquantised checkpoint"
+                )
+            places[name] = (path, dtype, entry["shape"], start, stop - start)
+        return places
+    except ActError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise ActError(
+            f"{path} is missing, truncated or damaged ({error}); download or save the model again"
+        ) from error

@@ -1,0 +1,156 @@
+"""How much of a corpus ``--until-stable`` reads, and how often its promise holds.
+
+python benchmarks/stability.py --records 120000 --orders 3 --json OUT
+
+For each corpus of the demo, and GSM8K on two versions of stories260K where the shared data lies beside the checkout:
+the pair run over the whole corpus, then runs that stop when certain, over the same records in other random orders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import machine, write_json
+
+import act
+from act.job import Job
+from act.lab.demo import FORGOTTEN, RETAINED
+from act.lab.language import examples
+from act.lab.models import CHECKPOINTS, load
+from act.profile import run_job
+from act.stability import LOOK_AHEAD, Promise, UntilStable, quantity, rankable
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "real"))
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def demo(
+    ability: tuple[str, tuple[str, ...]], count: int
+) -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
+    """Donor, target, tokenizer, records and options of a demo corpus."""
+    (donor, tokenizer), (target, _) = (load(CHECKPOINTS / name) for name in ("base", "target"))
+    drawn: dict[str, str] = {}
+    for seed in range(count // 40_000 + 2):  # one draw gives at most 10,000 records a skill
+        draw = examples(ability[0], ability[1], min(count, 10_000 * len(ability[1])), seed)
+        drawn.update((record["prompt"], record["completion"]) for record in draw)
+        if len(drawn) >= count:
+            break
+    records = [{"prompt": prompt, "completion": f" {answer}"} for prompt, answer in list(drawn.items())[:count]]
+    return donor, target, tokenizer, records, {"count": "predict"}
+
+
+def stories() -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
+    """GSM8K questions on stories260K and a copy whose weights were shaken."""
+    from stories import load_model, load_tokenizer
+
+    donor, target = (load_model(DATA / "stories260K") for _ in range(2))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in target.parameters():
+            parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
+    rows = [json.loads(line) for line in (DATA / "gsm8k_train_2k.jsonl").open(encoding="utf-8")]
+    records = [{"text": " ".join(message["content"] for message in row["messages"])} for row in rows]
+    return donor, target, load_tokenizer(DATA / "stories260K"), records, {"count": "all", "max_length": 512}
+
+
+def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, Any]:
+    """Whole corpus once, then one stopped run an order."""
+    donor, target, tokenizer, records, options = made
+    models = {"donor": donor, "target": target}
+    job = Job(models, act.Corpus.from_records(records, tokenizer, **options))
+    whole = run_job(job)
+    ranked = rankable(job.space)
+    size = round(promise.top * len(ranked))
+
+    def top(profile: Any) -> set[int]:
+        total, count = quantity(profile.moments, promise.score)
+        widths = torch.tensor([site.width for site in profile.space])
+        means = (total / count.repeat_interleave(widths))[ranked].abs()
+        return set(means.topk(size).indices.tolist())
+
+    expected, runs = top(whole), []
+    for order in range(orders):
+        shuffled = random.Random(order).sample(records, len(records))
+        observer = UntilStable(promise)
+        stopped = Job(
+            models,
+            act.Corpus.from_records(shuffled, tokenizer, **options),
+            observers=[observer],
+            look_ahead=min(LOOK_AHEAD, len(records) // 64),
+        )
+        observer.expect(stopped)
+        start = time.perf_counter()
+        profile = run_job(stopped)
+        certificate = profile.source["corpora"][0]["stable"]
+        share = certificate["corpus_share"] if certificate else 1.0
+        runs.append(
+            {
+                "corpus_share": share,
+                "overlap": len(expected & top(profile)) / size,
+                "certain_overlap": certificate["certain_overlap"] if certificate else 1.0,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+        )
+        print(name, promise.score, runs[-1], flush=True)
+    return {
+        "corpus": name,
+        "records": len(records),
+        "score": promise.score,
+        "channels": size,
+        "promised": {"overlap": promise.overlap, "confidence": promise.confidence},
+        "kept": sum(run["overlap"] >= promise.overlap for run in runs) / len(runs),
+        "largest_share": max(run["corpus_share"] for run in runs),
+        "mean_share": sum(run["corpus_share"] for run in runs) / len(runs),
+        "least_overlap": min(run["overlap"] for run in runs),
+        "runs": runs,
+    }
+
+
+def seconds_of_a_look(channels: int) -> float:
+    """Time of one look at that many channels, most of them far from the threshold."""
+    from act.stability import GROUPS, GroupedSums, look
+
+    generator = torch.Generator().manual_seed(0)
+    means = torch.rand(channels, generator=generator, dtype=torch.float64).add_(0.01).pow_(-0.5)
+    groups, total = GroupedSums(torch.tensor([channels])), torch.zeros(channels, dtype=torch.float64)
+    for chunk in range(1, GROUPS + 1):
+        total += means * (1 + 1e-3 * torch.randn(channels, generator=generator))
+        groups.add(total, torch.tensor([float(chunk)], dtype=torch.float64))
+    start = time.perf_counter()
+    look(groups, torch.arange(channels), Promise(overlap=0.98))
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--records", type=int, default=120000)
+    parser.add_argument("--orders", type=int, default=3)
+    parser.add_argument("--channels", type=int, default=32_000_000)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    results = []
+    for name, ability in (("German", FORGOTTEN), ("English", RETAINED)):
+        results.append(measure(name, demo(ability, arguments.records), Promise(), arguments.orders))
+    if DATA.is_dir():
+        loose = Promise(overlap=0.9, confidence=0.9)
+        results.append(measure("GSM8K", stories(), loose, arguments.orders))
+    result = {"machine": machine(), "corpora": results}
+    if arguments.channels:
+        look = {"channels": arguments.channels, "seconds": round(seconds_of_a_look(arguments.channels), 2)}
+        result["look"] = look
+        print(look)
+    for each in results:
+        print({name: value for name, value in each.items() if name != "runs"})
+    write_json(arguments.json, result)
+
+
+if __name__ == "__main__":
+    main()

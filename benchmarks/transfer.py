@@ -1,0 +1,139 @@
+"""Does a transfer on disk run at the speed of copying the files, in the memory of a few tensors?
+
+    python benchmarks/transfer.py --json OUT [--gigabytes 8]
+
+Donor and target are synthetic sharded checkpoints (random bfloat16). ``act-profile transfer`` of 5 % of the channels
+runs in a process of its own and takes turns with ``cp`` of the target; both end with ``sync``, both find the files as
+the round before left them. The whole process counts: starting Python, reading headers, fingerprints, the model card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from measure import machine, median, spread, write_json
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from act.channel_set import ChannelSet
+from act.channels import ChannelSpace
+
+SHARD = 2 * 2**30
+SHARE, STRENGTH = 0.05, 0.4
+
+
+def config_of(gigabytes: float) -> LlamaConfig:
+    """A Llama whose width is 4096 and whose layers fill the size."""
+    layer = 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+    ends = 2 * 2 * 32000 * 4096
+    layers = max(1, round((gigabytes * 1e9 - ends) / layer))
+    return LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=layers, num_attention_heads=32,
+        num_key_value_heads=8, vocab_size=32000, dtype="bfloat16",
+    )  # fmt: skip
+
+
+def write_checkpoint(folder: Path, config: LlamaConfig, seed: int) -> int:
+    """Random weights in shards of about 2 GB with their index; returns the bytes of the tensors."""
+    folder.mkdir()
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+    generator = torch.Generator().manual_seed(seed)
+    shards: list[dict[str, torch.Size]] = [{}]
+    held = 0
+    for name, shape in shapes.items():
+        if held + 2 * shape.numel() > SHARD and shards[-1]:
+            shards.append({})
+            held = 0
+        shards[-1][name] = shape
+        held += 2 * shape.numel()
+    block = torch.randn(2**22, generator=generator).bfloat16()
+    index, total = {}, 0
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        tensors = {}
+        for name, shape in shard.items():
+            block = block.roll(int(torch.randint(1, 2**22, (1,), generator=generator)))
+            repeats = -(-shape.numel() // len(block))
+            tensors[name] = block.repeat(repeats)[: shape.numel()].view(shape).clone()
+            index[name] = file
+            total += 2 * shape.numel()
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": index})
+    )
+    return total
+
+
+def timed(arguments: list[str]) -> tuple[float, float]:
+    """Seconds of a process with the sync that follows, and its peak resident memory in MB."""
+    os.sync()
+    start = time.perf_counter()
+    pid = os.spawnvp(os.P_NOWAIT, arguments[0], arguments)
+    _, status, usage = os.wait4(pid, 0)
+    os.sync()
+    if status:
+        raise SystemExit(f"{' '.join(arguments)} failed")
+    return time.perf_counter() - start, usage.ru_maxrss / 1024
+
+
+def main() -> None:
+    """Print and write times and peaks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gigabytes", type=float, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the temporary checkpoints go (needs four times their size)")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        root = Path(scratch)
+        config = config_of(options.gigabytes)
+        sizes = [write_checkpoint(root / name, config, seed) for seed, name in enumerate(("donor", "target"))]
+        with torch.device("meta"):
+            space = ChannelSpace.from_model(AutoModelForCausalLM.from_config(config))
+        index = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))[: int(SHARE * len(space))]
+        ChannelSet(space, index, torch.zeros(len(index)), {}).save(root / "set.safetensors")
+        output = root / "output"
+        calls = {
+            "copy": ["cp", "-r", str(root / "target"), str(output)],
+            "transfer": [
+                sys.executable, "-m", "act", "transfer", "--donor", str(root / "donor"), "--target",
+                str(root / "target"), "--channels", str(root / "set.safetensors"), "--strength", str(STRENGTH),
+                "--output", str(output), "--json",
+            ],
+        }  # fmt: skip
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        peaks: dict[str, float] = dict.fromkeys(calls, 0.0)
+        for number in range(options.rounds + 1):
+            for name, arguments in calls.items():
+                seconds, peak = timed(arguments)
+                shutil.rmtree(output)
+                if number:  # the first round warms the cache
+                    times[name].append(seconds)
+                    peaks[name] = max(peaks[name], peak)
+    result = {
+        "gigabytes": round(sizes[0] / 1e9, 2),
+        "share": SHARE,
+        "copy_seconds": round(median(times["copy"]), 2),
+        "transfer_seconds": round(median(times["transfer"]), 2),
+        "speed_of_copy": round(median(times["copy"]) / median(times["transfer"]), 3),
+        "peak_mb": round(peaks["transfer"], 1),
+        "spread": {name: round(spread(values), 3) for name, values in times.items()},
+        "seconds": {name: [round(value, 2) for value in values] for name, values in times.items()},
+    }
+    print(json.dumps(result))
+    write_json(options.json, {"machine": machine(), "results": result})
+
+
+if __name__ == "__main__":
+    main()

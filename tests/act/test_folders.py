@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file
+from test_transfer import chosen, state
+
+import act
+from act.channels import ChannelSpace
+from act.fingerprint import fingerprint
+from act.folders import patch_folder, patch_of_folders, transfer_folders
+from act.patch import Patch
+from act.stored import StoredModel
+from act.transfer import Graft
+
+
+def shards(folder) -> dict[str, torch.Tensor]:
+    return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(params=["llama", "llama-tied-bias", "gpt2"])
+def models(request, tmp_path):
+    donor, target = (tiny_model(request.param, seed, torch.bfloat16) for seed in (0, 1))
+    donor.save_pretrained(tmp_path / "donor")
+    target.save_pretrained(tmp_path / "target", max_shard_size="20KB")
+    return donor, target
+
+
+def test_on_disk_gives_the_bytes_of_memory_and_leaves_the_inputs(models, tmp_path):
+    donor, target = models
+    space = ChannelSpace.from_model(target)
+    channels = chosen(space, 0.02)
+    assert fingerprint(StoredModel(tmp_path / "target").parameters(space)) == fingerprint(target)
+    inputs = {name: shards(tmp_path / name) for name in ("donor", "target")}
+    transfer_folders([Graft({}, channels, 0.4)], [tmp_path / "donor"], tmp_path / "target", tmp_path / "out")
+    patch = act.transfer(donor, target, channels, 0.4)
+    assert same(shards(tmp_path / "out"), {name: state(target)[name] for name in inputs["target"]})
+    assert all(same(shards(tmp_path / name), held) for name, held in inputs.items())
+    changed = {change.part.name for change in patch.changes}
+    source = StoredModel(tmp_path / "target")
+    for file, names in source.shards.items():
+        linked = os.path.samefile(tmp_path / "target" / file, tmp_path / "out" / file)
+        assert linked == (not changed & set(names))
+
+
+def test_a_patch_file_applies_and_reverts_to_the_bit_on_disk(models, tmp_path):
+    _, target = models
+    channels = chosen(ChannelSpace.from_model(target), 0.3)
+    held = shards(tmp_path / "target")
+    patch_of_folders([Graft({}, channels, 0.7)], [tmp_path / "donor"], tmp_path / "target").save(tmp_path / "p")
+    assert same(shards(tmp_path / "target"), held)
+    patch = Patch.load(tmp_path / "p")
+    patch_folder(patch, tmp_path / "target", tmp_path / "new")
+    assert not same(shards(tmp_path / "new"), held)
+    patch_folder(patch, tmp_path / "new", tmp_path / "back", revert=True)
+    assert same(shards(tmp_path / "back"), held)
+    with pytest.raises(act.ActError, match="does not hold the values"):
+        patch_folder(patch, tmp_path / "donor", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+    with pytest.raises(act.ActError, match="would overwrite the input"):
+        patch_folder(patch, tmp_path / "target", tmp_path / "target", force=True)
+
+
+def test_several_donors_follow_the_overlap_rule():
+    one, two, target = (tiny_model("llama", seed) for seed in range(3))
+    channels = chosen(ChannelSpace.from_model(target), 1.0)
+    before, first, second = state(target), state(one), state(two)
+    expected = {
+        "sum": lambda t, a, b: t + 0.4 * (a - t) + 0.2 * (b - t),
+        "mean": lambda t, a, b: t + (0.4 * (a - t) + 0.2 * (b - t)) / 2,
+        "first": lambda t, a, b: t + 0.4 * (a - t),
+    }
+    for overlap, rule in expected.items():
+        patch = act.transfer_many([Graft(one, channels, 0.4), Graft(two, channels, 0.2)], target, overlap)
+        for name, value in state(target).items():
+            wanted = rule(*(x[name].double() for x in (before, first, second)))
+            torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-6)
+        patch.revert(target)
+        assert same(state(target), before)
+
+
+def test_composing_reports_rows_that_two_patches_change():
+    donor, other, target = (tiny_model("llama", seed) for seed in range(3))
+    channels = chosen(ChannelSpace.from_model(target), 0.3)
+    patches = []
+    for giver in (donor, other):
+        patches.append(act.transfer(giver, target, channels))
+        patches[-1].revert(target)
+    with pytest.raises(act.ActError, match="are changed by two patches"):
+        act.compose(patches)
+    before = state(target)
+    joined = act.compose(patches, "last")
+    joined.apply(target)
+    held = state(target)
+    joined.revert(target)
+    assert same(state(target), before)
+    patches[1].apply(target)
+    assert same(state(target), held)
+
+
+def test_another_vocabulary_is_left_out_and_said_or_aligned():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    donor.resize_token_embeddings(310)
+    channels = chosen(ChannelSpace.from_model(target), 1.0)
+    before = state(target)
+    patch = act.transfer(donor, target, channels, 1.0)
+    assert [("lm_head" in note, "embed_tokens" in note) for note in patch.notes] == [(False, True), (True, False)]
+    assert torch.equal(target.lm_head.weight, before["lm_head.weight"])
+    patch.revert(target)
+    ids = torch.arange(5, 300)
+    act.transfer(donor, target, channels, 1.0, tokens=(ids + 10, ids))
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        assert torch.equal(state(target)[name][5:], state(donor)[name][15:])
+        assert torch.equal(state(target)[name][:5], before[name][:5])

@@ -1,0 +1,82 @@
+"""A real local Ray cluster: the profile of one process, also when a worker is killed on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import act
+import act.ray_data
+from act.errors import ActError
+from act.loading import load_model, load_tokenizer
+
+ray = pytest.importorskip("ray")
+pytest.importorskip("ray.data")
+
+RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(320)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("ray")
+    tiny_model("llama").save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(
+        num_cpus=3,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        runtime_env={
+            "env_vars": {"PYTHONPATH": os.environ.get("PYTHONPATH", "") or os.getcwd(), "OMP_NUM_THREADS": "1"}
+        },
+    )
+    yield
+    ray.shutdown()
+
+
+def kill_an_actor(killed: list[int]) -> None:
+    """Kill the first actor that counts, once it runs."""
+    from ray.util.state import list_actors
+
+    for _ in range(600):
+        pids = [
+            each.pid for each in list_actors(filters=[("state", "=", "ALIVE")]) if "Map" in each.class_name and each.pid
+        ]
+        if pids:
+            os.kill(pids[0], signal.SIGKILL)
+            killed.append(pids[0])
+            return
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_changes_no_bit(folder, cluster):
+    dataset = ray.data.from_items(RECORDS)
+    options = {"records_a_block": 40, "token_budget": 512}
+    killed: list[int] = []
+    thread = threading.Thread(target=kill_an_actor, args=(killed,))
+    thread.start()
+    disturbed = act.ray_data.profile_dataset({"model": str(folder)}, dataset, str(folder), actors=2, **options)
+    thread.join()
+    assert killed
+    torch.set_num_threads(1)
+    corpus = act.Corpus.from_records(RECORDS, load_tokenizer(str(folder)))
+    whole = act.profile(load_model(str(folder)), corpus, look_ahead=40, token_budget=512)
+    assert disturbed.source["corpora"][0]["records"] == 320
+    assert torch.equal(disturbed.count, whole.count)
+    a, b = whole.moments.arena, disturbed.moments.arena
+    assert float(((a - b).abs().amax(1) / a.abs().amax(1).clamp_min(1e-300)).max()) < 1e-12
+    bad = ray.data.from_items([{"prompt": "a"}])
+    with pytest.raises(ActError):
+        act.ray_data.profile_dataset({"model": str(folder)}, bad, str(folder))

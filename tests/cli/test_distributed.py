@@ -1,0 +1,157 @@
+"""Runs over several processes: ranks of ``torchrun`` and shards of a job array, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import act
+import act.combine
+import act.loading
+
+RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
+
+
+def act_profile(*arguments, ranks=0, code=0):
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
+    command = [sys.executable, *torchrun, "-m", "act", *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode != 0) == (code != 0), result.stderr
+    assert ranks or result.returncode == code, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("distributed")
+    for name, seed in (("model", 0), ("donor", 1)):
+        tiny_model("llama", seed).save_pretrained(path / name)
+        tokenizer.save_pretrained(path / name)
+    (path / "de.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    (path / "en.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:3]))
+    return path
+
+
+def options(folder, *more):
+    return ["run", "--model", folder / "model", "--token-budget", "256", "--look-ahead", "32", "--count", "all", *more]
+
+
+def relative(one, other):
+    """Largest difference, of each statistic relative to its largest value."""
+    a, b = one.moments.arena.flatten(0, -2), other.moments.arena.flatten(0, -2)
+    return float(((a - b).abs().amax(1) / a.abs().amax(1).clamp_min(1e-300)).max())
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    os.environ["OMP_NUM_THREADS"] = "1"  # as torchrun has it: other threads, other last bits of a matrix product
+    act_profile(*options(folder, "--corpus", folder / "de.jsonl", "--output", folder / "whole.safetensors"))
+    return act.load(folder / "whole.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_give_what_one_process_gives(folder, whole, tmp_path, ranks):
+    output = tmp_path / "p.safetensors"
+    arguments = options(folder, "--corpus", folder / "de.jsonl", "--output", output, "--json")
+    result = act_profile(*arguments, ranks=ranks)
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("{")]
+    assert json.loads(line)["records"] == 400
+    profile = act.load(output)
+    assert relative(whole, profile) < 1e-12
+    assert profile.source["corpora"][0]["counted"] == whole.source["corpora"][0]["counted"]
+    assert "shard" not in profile.source["corpora"][0]
+    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+    if ranks == 2:
+        assert "finished_before" in act_profile(*arguments, ranks=ranks).stdout
+        assert "finished_before" in act_profile(*arguments).stdout  # the same run, whoever did it
+
+
+@pytest.mark.slow
+def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path):
+    corpus = tmp_path / "long.jsonl"
+    corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 8))
+    output = tmp_path / "p.safetensors"
+    arguments = options(folder, "--corpus", corpus, "--output", output, "--checkpoint-every", "0.2")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*torchrun, "-m", "act", *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    checkpoints = [tmp_path / f"p.safetensors.checkpoint-{rank}-of-2" for rank in range(2)]
+    deadline = time.monotonic() + 60
+    while not all(path.exists() for path in checkpoints):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "run the same command to go on" in stderr or "another rank was lost" in stderr
+    assert not output.exists() and all(path.exists() for path in checkpoints)
+    refused = act_profile(*arguments, code=2)
+    assert "another number of ranks" in refused.stderr
+    act_profile(*arguments, ranks=2)
+    act_profile(*options(folder, "--corpus", corpus, "--output", tmp_path / "whole.safetensors"))
+    assert relative(act.load(tmp_path / "whole.safetensors"), act.load(output)) < 1e-12
+    assert not any(path.exists() for path in checkpoints)
+
+
+@pytest.mark.slow
+def test_ranks_with_nothing_to_read_and_with_abilities(folder, tmp_path):
+    corpora = ["--corpus", f"one={folder / 'de.jsonl'}", "--corpus", f"two={folder / 'en.jsonl'}"]
+    for name, ranks in (("ranks", 4), ("alone", 0)):
+        act_profile(*options(folder, *corpora, "--output", tmp_path / name), ranks=ranks)
+    for ability in ("one", "two"):
+        one, other = (act.load(tmp_path / name / f"{ability}.safetensors") for name in ("ranks", "alone"))
+        assert relative(other, one) < 1e-12
+
+
+@pytest.mark.slow
+def test_bad_input_of_ranks(folder, tmp_path):
+    result = act_profile(
+        *options(folder, "--corpus", tmp_path / "none.jsonl", "--output", tmp_path / "p"), ranks=2, code=2
+    )
+    assert "no such corpus" in result.stderr and 'Traceback (most recent call last):\n  File "/act' not in result.stderr
+    stable = options(folder, "--corpus", folder / "de.jsonl", "--output", tmp_path / "p", "--until-stable")
+    assert "works in one process" in act_profile(*stable, ranks=2, code=2).stderr
+
+
+def test_shards_combine_to_the_whole(folder, whole, tmp_path):
+    model = act.loading.load_model(str(folder / "model"))
+    corpus = act.Corpus.from_file(folder / "de.jsonl", act.loading.load_tokenizer(str(folder / "model")), count="all")
+    paths = []
+    for number in range(3):
+        paths.append(tmp_path / f"{number}.safetensors")
+        act.profile(model, corpus, token_budget=64, look_ahead=32, shard=(number, 3)).save(paths[-1])
+    output = tmp_path / "all.safetensors"
+    act_profile("combine", paths[2], paths[0], paths[1], "--output", output, "--json")
+    combined = act.load(output)
+    assert relative(whole, combined) < 1e-6  # float32 rounds otherwise in batches of other rows
+    assert combined.source["corpora"][0]["shards"] == 3
+    assert combined.source["corpora"][0]["records"] == 400
+    again = act.combine.combine([act.load(path) for path in paths])
+    assert torch.equal(again.moments.arena, combined.moments.arena)
+
+    refused = tmp_path / "refused"
+    missing = act_profile("combine", *paths[:2], "--output", refused, code=2)
+    assert "missing shards: 2/3" in missing.stderr
+    assert "given twice" in act_profile("combine", paths[0], *paths, "--output", refused, code=2).stderr
+    assert "not of a shard" in act_profile("combine", output, "--output", refused, code=2).stderr
+    partial = act.combine.combine([act.load(path) for path in paths[:2]], partial=True)
+    assert partial.source["corpora"][0]["shards"] == [0, 1]
+    act.profile(model, corpus, token_budget=128, look_ahead=32, shard=(2, 3)).save(tmp_path / "other.safetensors")
+    other = act_profile("combine", *paths[:2], tmp_path / "other.safetensors", "--output", refused, code=2)
+    assert "different settings (token_budget" in other.stderr
+    act.profile(model, corpus, token_budget=64, look_ahead=32, shard=(1, 2)).save(tmp_path / "half.safetensors")
+    assert (
+        "of a run of"
+        in act_profile("combine", paths[0], tmp_path / "half.safetensors", "--output", refused, code=2).stderr
+    )

@@ -1,0 +1,129 @@
+"""``run`` and ``pair`` as a user types them: several corpora, killed and repeated, with a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import command_line
+import pytest
+import torch
+from conftest import tiny_model
+
+import act
+
+RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "act", *map(str, arguments)]
+
+
+def act_profile(*arguments, code=0):
+    result = command_line.act_profile(*arguments)
+    assert result.returncode == code, result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("measuring")
+    for name, seed in (("model", 0), ("donor", 1)):
+        tiny_model("llama", seed).save_pretrained(path / name)
+        tokenizer.save_pretrained(path / name)
+    for name, part in (("de", RECORDS[:300]), ("en", RECORDS[300:])):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in part))
+    return path
+
+
+def options(folder, *more):
+    return ["run", "--model", folder / "model", "--token-budget", "64", *more]
+
+
+@pytest.mark.slow
+def test_killed_and_repeated_a_run_gives_the_same_bits_and_is_then_finished(folder, tmp_path):
+    whole, output = tmp_path / "whole", tmp_path / "killed"
+    corpora = ["--corpus", f"german={folder / 'de.jsonl'}", "--corpus", f"english={folder / 'en.jsonl'}"]
+    act_profile(*options(folder, *corpora, "--output", whole))
+    repeated = options(folder, *corpora, "--output", output, "--checkpoint-every", "0.01", "--log", tmp_path / "log")
+    checkpoint = tmp_path / "killed.checkpoint"
+    process = subprocess.Popen(command(*repeated), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    while not checkpoint.exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and checkpoint.exists() and not output.exists()
+    result = json.loads(act_profile(*repeated, "--json").stdout)
+    assert set(result["abilities"]) == {"german", "english"} and result["abilities"]["german"]["records"] == 300
+    for ability in ("german", "english"):
+        first, again = (act.load(path / f"{ability}.safetensors") for path in (whole, output))
+        assert torch.equal(first.moments.arena, again.moments.arena)
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert "resumed" in events and events[-1] == "finished"
+    assert not checkpoint.exists()
+    assert "finished already" in act_profile(*repeated).stdout
+    other = act_profile(*options(folder, *corpora[:2], "--output", output), code=2)
+    assert "exists already; pass --force" in other.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
+    arguments = [
+        "pair",
+        "--donor",
+        folder / "donor",
+        "--target",
+        folder / "model",
+        "--corpus",
+        folder / "de.jsonl",
+        "--token-budget",
+        "20",
+        "--output",
+        tmp_path / "pair",
+        "--checkpoint-every",
+        "0.01",
+    ]
+    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "pair.checkpoint").exists() and process.poll() is None:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate()
+    assert process.returncode == 130, stderr
+    assert stderr.startswith("stopped: interrupted after") and "run the same command to go on" in stderr
+    act_profile(*arguments)
+    assert os.listdir(tmp_path) == ["pair"] and act.load(tmp_path / "pair").source["corpora"][0]["records"] == 300
+
+
+def test_bad_records_are_skipped_and_listed(folder, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"text": "a b"}\n{"txt": "c"}\n')
+    result = act_profile(*options(folder, "--corpus", path, "--output", tmp_path / "p", "--skip-bad-records", "1"))
+    assert f"1 bad records were left out: {path}, line 2: expected" in result.stderr
+    refused = act_profile(*options(folder, "--corpus", path, "--output", tmp_path / "q"), code=2)
+    assert f"error: {path}, line 2: expected" in refused.stderr
+
+
+def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_path):
+    corpora = ["--corpus", f"german={folder / 'de.jsonl'}", "--corpus", f"english={folder / 'en.jsonl'}"]
+    shown = act_profile(*options(folder, *corpora, "--show-spans", "1")).stdout
+    assert "german" in shown and "english" in shown and "a b 300 300 c d" in shown
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text("".join(json.dumps({"text": f"a {n}", "skill": "xy"[n % 2]}) + "\n" for n in range(10)))
+    act_profile(*options(folder, "--corpus", labelled, "--ability-column", "skill", "--output", tmp_path / "skills"))
+    assert sorted(os.listdir(tmp_path / "skills")) == ["x.safetensors", "y.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
+        (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
+        (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
+        (["--corpus", "none.jsonl", "--token-budget", "many"], "token budget is 'many'"),
+    ],
+)
+def test_bad_options(folder, arguments, message, tmp_path):
+    assert message in act_profile(*options(folder, *arguments, "--output", tmp_path / "p"), code=2).stderr
