@@ -45,6 +45,8 @@ class Run:
     def __init__(self, device: torch.device) -> None:
         self.device, self.small, self.until = device, device.type != "cuda", time.monotonic()
         self.result: dict[str, Any] = {"device": str(device), "rehearsal": self.small, "phases": {}}
+        if self.small:
+            self.result["note"] = "the device is the CPU: small shapes that rehearse the code and say nothing of a GPU"
 
     def left(self) -> float:
         """Seconds left to the phase."""
@@ -58,7 +60,10 @@ def usable(device: torch.device) -> dict[str, str | None]:
 
 def environment(run: Run) -> dict[str, Any]:
     """GPU, driver, versions, commit, backends."""
-    found: dict[str, Any] = {**machine(), "act_kernels": act_kernels.__file__, "backends": usable(run.device)}
+    found: dict[str, Any] = {**machine(), "backends": usable(run.device)}
+    found["installed"] = (
+        HERE.parent not in Path(act_kernels.__file__).resolve().parents
+    )  # or imported from the checkout
     for package in ("pytest", "greenlet", "nnsight", "accelerate"):
         found[package] = importlib.util.find_spec(package) is not None
     if run.device.type == "cuda":
