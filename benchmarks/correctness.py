@@ -23,7 +23,7 @@ from act_kernels.backends import ENVIRONMENT_VARIABLE
 TESTS = Path(__file__).resolve().parents[1] / "tests" / "kernels"
 STRIDE = 7  # tests run in this many rounds, each a sample of all of them
 SHAPES = [(300, 512), (257, 65), (7, 123), (1, 1), (63, 5)]
-MODEL_SHAPES = [(2048, 3584), (64, 152064)]
+HIDDEN, HEAD = (2048, 3584), (64, 152064)  # tokens and channels of a 7B model
 LAYOUTS = ("all rows", "masked", "part of wider rows", "transposed", "not finite")
 OPTIONS: dict[str, Sequence[Any]] = {
     "column_moments": (None,),
@@ -244,5 +244,6 @@ def all_cases() -> list[Case]:
 
 def model_cases(small: bool) -> list[Case]:
     """Shapes of a 7B model, which the tests of the ops leave out, and one of each layout; ``small``: none so large."""
-    large = [(op, shape, torch.bfloat16, "masked") for shape in MODEL_SHAPES if not small for op in OPTIONS]
-    return [*large, *((op, SHAPES[-1 if small else 0], torch.bfloat16, layout) for layout in LAYOUTS for op in OPTIONS)]
+    large = [(op, HIDDEN) for op in OPTIONS] + [(op, HEAD) for op in ("column_moments", "pair_moments")]
+    cases = [] if small else [(op, shape, torch.bfloat16, "masked") for op, shape in large]
+    return cases + [(op, SHAPES[-1 if small else 0], torch.bfloat16, layout) for layout in LAYOUTS for op in OPTIONS]

@@ -97,11 +97,13 @@ def sanitizer(run: Run) -> dict[str, Any]:
     if run.small or "cuda" not in usable(run.device) or usable(run.device)["cuda"] or not Path(tool).exists():
         return {"skipped": "needs a GPU, the CUDA extension and compute-sanitizer"}
     found = {}
-    for kind in ("memcheck", "racecheck"):
-        again = [sys.executable, __file__, "--check-backend", "cuda", "--minutes", "1"]
+    for number, kind in enumerate(("memcheck", "racecheck")):
+        seconds = max(20, run.left() / (2 - number))
+        # Half of it for the checks: under the tool, starting takes long.
+        again = [sys.executable, __file__, "--check-backend", "cuda", "--minutes", str(seconds / 120)]
         command = [tool, "--tool", kind, "--error-exitcode", "9", *again]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(10, run.left()), check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
             found[kind] = {"clean": done.returncode == 0, "output": (done.stdout + done.stderr)[-2000:]}
         except subprocess.TimeoutExpired:
             found[kind] = {"cut": "ran out of time"}
@@ -346,7 +348,9 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     if options.check_backend:
         run.until = end
-        sys.exit(1 if correctness(run, options.check_backend)["failed"] else 0)
+        checked = correctness(run, options.check_backend)
+        print(f"{checked['passed']} passed, {checked['failed']} failed, {checked['cut']} cut")
+        sys.exit(1 if checked["failed"] or not checked["passed"] else 0)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{run.device.type}.json"
     for number, (name, share, phase) in enumerate(PHASES):
