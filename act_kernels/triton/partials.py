@@ -160,7 +160,8 @@ def empty_partials(splits: int, *measured: Measured) -> tuple[tuple[torch.Tensor
     """
     widths = [0 if moments is None else x.shape[1] for x, moments in measured]
     buffer = measured[0][0].new_empty((splits, SUMS, sum(widths)), dtype=torch.float32)
-    return tuple(view if view.shape[2] else None for view in buffer.split(widths, 2)), sum(widths)
+    views = buffer.split_with_sizes(widths, 2)
+    return tuple(view if width else None for view, width in zip(views, widths, strict=True)), sum(widths)
 
 
 @triton.jit
