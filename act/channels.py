@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from act.blocks import Block, block_from_json, block_to_json, find_blocks
 from act.errors import ActError
 from act.placement import ties_apart
 
@@ -33,11 +34,13 @@ _KINDS = {
     "up": ("up_proj", "w3", "fc1", "c_fc", "dense_h_to_4h"),
     "gate_up": ("gate_up_proj",),
     "down": ("down_proj", "w2", "fc2", "dense_4h_to_h"),
+    "router": ("gate",),
     "embed": ("embed_tokens", "wte", "embed_in"),
     "position": ("wpe", "embed_positions", "position_embeddings"),
     "head": ("lm_head", "embed_out"),
 }
 _KIND_OF_NAME = {name: kind for kind, names in _KINDS.items() for name in names}
+_KIND_OF_NAME |= {"attn.c_proj": "o", "mlp.c_proj": "down"}  # GPT-2 calls both the same
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Site:
 
     Attributes:
         name: module path, such as ``model.layers.0.self_attn.q_proj``.
-        kind: ``q k v o qkv gate up gate_up down norm embed head``, or the module's own name where none of these fits.
+        kind: ``q k v o qkv gate up gate_up down router norm embed head``, or the module's own name where none fits.
         layer: index of the decoder layer, None outside the stack.
         offset: flat index of its first channel.
         width: number of channels.
@@ -75,6 +78,12 @@ class Site:
         """Its part of a flat vector."""
         return slice(self.offset, self.offset + self.width)
 
+    @property
+    def inputs(self) -> ParameterSlice:
+        """The input columns of a linear's weight: the dimension across its channels."""
+        weight = self.parameters[0]
+        return ParameterSlice(weight.name, 1 - weight.dim)
+
 
 @dataclass(frozen=True)
 class ChannelSpace:
@@ -83,6 +92,8 @@ class ChannelSpace:
     sites: tuple[Site, ...]
     uncovered: tuple[str, ...] = ()
     """Names of parameters that no site covers: a transfer cannot move them."""
+    blocks: tuple[Block, ...] = ()
+    """The attention modules and MLPs whose heads and neurons are known."""
 
     @classmethod
     def from_model(cls, model: nn.Module, tied: Tied = "head") -> ChannelSpace:
@@ -128,7 +139,8 @@ class ChannelSpace:
             sites.append(Site(name, _kind(name, module), _layer(name), offset, width, parameters, tied_to))
             offset += width
         covered = {parameter.name for site in sites for parameter in site.parameters}
-        return cls(tuple(sites), tuple(name for name in names.values() if name not in covered))
+        blocks = find_blocks(model, {site.name: site.kind for site in sites}, {site.name: site.width for site in sites})
+        return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), blocks)
 
     def __len__(self) -> int:
         """Number of channels."""
@@ -206,7 +218,11 @@ class ChannelSpace:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for file headers; :meth:`from_json` reads it back."""
-        return {"sites": [asdict(site) for site in self.sites], "uncovered": list(self.uncovered)}
+        return {
+            "sites": [asdict(site) for site in self.sites],
+            "uncovered": list(self.uncovered),
+            "blocks": [block_to_json(block) for block in self.blocks],
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ChannelSpace:
@@ -215,7 +231,8 @@ class ChannelSpace:
             Site(**{**site, "parameters": tuple(ParameterSlice(**part) for part in site["parameters"])})
             for site in data["sites"]
         ]
-        return cls(tuple(sites), tuple(data["uncovered"]))
+        blocks = tuple(block_from_json(block) for block in data.get("blocks", ()))
+        return cls(tuple(sites), tuple(data["uncovered"]), blocks)
 
 
 def _channel_dims(module: nn.Module) -> dict[str, int]:
@@ -242,7 +259,7 @@ def _kind(name: str, module: nn.Module) -> str:
         return _KIND_OF_NAME.get(leaf, "embed")
     if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
         return "norm"
-    return _KIND_OF_NAME.get(leaf, leaf)
+    return _KIND_OF_NAME.get(".".join(name.split(".")[-2:])) or _KIND_OF_NAME.get(leaf, leaf)
 
 
 def _layer(name: str) -> int | None:

@@ -1,237 +1,281 @@
-"""Localisation: a score for every channel, and the channels with the highest scores."""
+"""Localisation: score every channel, normalise, contrast with what is to be kept, and take the best."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 
 from act.channel_set import ChannelSet
-from act.channels import ChannelSpace
+from act.channels import ChannelSpace, Site
 from act.errors import ActError
+from act.fingerprint import fingerprint
+from act.granularity import Granularity, Segment, segments
+from act.normalize import Normalize, normalized
 from act.pair import common_space
-from act.placement import require_in_memory
-from act.profile import PairProfile, Profile, Statistics, require_same_models
+from act.profile import PairProfile, Profile, require_same_models
+from act.scores import ACTIVATION_SCORES, Ability, Activations, corpora_of, lape, random_scores, weight_diff
+from act.selection import Amount, Scope, parse_amount, parse_top, pools
 
-Score = Literal["paired", "mean-abs", "mean-shift", "weight-diff", "random"]
-Normalize = Literal["none", "mean", "std"]
+__all__ = ["Score", "normalized", "parse_top", "random_scores", "rank", "weight_diff"]
 
-
-@dataclass(frozen=True)
-class Activations:
-    """What the activation scores need: both sides' statistics, the difference's where the run was paired."""
-
-    space: ChannelSpace
-    donor: Statistics
-    target: Statistics
-    difference: Statistics | None
-
-    @classmethod
-    def of(cls, profile: Profile | tuple[Profile, Profile]) -> Activations:
-        """From a pair profile, or from a (donor, target) tuple of single profiles over the same text."""
-        if isinstance(profile, PairProfile):
-            return cls(profile.space, profile.donor, profile.target, profile.difference)
-        if not isinstance(profile, tuple) or any(isinstance(side, PairProfile) for side in profile):
-            raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
-        donor, target = profile
-        difference = donor.space.first_difference(target.space)
-        if difference:
-            raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
-        corpora = [[corpus["fingerprint"] for corpus in side.source["corpora"]] for side in profile]
-        if corpora[0] != corpora[1]:
-            raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
-        return cls(donor.space, donor, target, None)
-
-
-def paired(activations: Activations) -> torch.Tensor:
-    """``mean |a_donor - a_target|`` over the counted tokens: eq. 2 of arXiv 2601.09398."""
-    if activations.difference is None:
-        raise ActError(
-            "score 'paired' needs a pair profile (act-profile pair): it cannot be rebuilt from two single ones; "
-            "use mean-abs or mean-shift with them"
-        )
-    return activations.difference.mean_abs
-
-
-def mean_abs(activations: Activations) -> torch.Tensor:
-    """``| mean |a_donor| - mean |a_target| |``: the other reading of the paper's score."""
-    return (activations.donor.mean_abs - activations.target.mean_abs).abs()
-
-
-def mean_shift(activations: Activations) -> torch.Tensor:
-    """``| mean a_donor - mean a_target |``."""
-    return (activations.donor.mean - activations.target.mean).abs()
-
-
-ACTIVATION_SCORES = {"paired": paired, "mean-abs": mean_abs, "mean-shift": mean_shift}
-
-
-def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None = None) -> torch.Tensor:
-    """Euclidean norm of ``theta_donor - theta_target`` over the parameter rows of each channel, float64 ``[N]``.
-
-    Channels whose tensor belongs to a tied site score 0.
-    """
-    space = space or common_space(donor, target)
-    for side, model in (("donor", donor), ("target", target)):
-        require_in_memory(model, side)
-    donor_parameters, target_parameters = (dict(model.named_parameters()) for model in (donor, target))
-    score = torch.zeros(len(space), dtype=torch.float64)
-    for site in space:
-        for part in site.parameters:
-            old = target_parameters[part.name].detach()
-            step = donor_parameters[part.name].detach().to(old.device).double() - old.double()
-            others = [dim for dim in range(step.dim()) if dim != part.dim]
-            score[site.channels] += (step.square().sum(others) if others else step.square()).cpu()
-    return score.sqrt()
-
-
-def random_scores(space: ChannelSpace, seed: int) -> torch.Tensor:
-    """Uniform scores: the control of equal size."""
-    return torch.rand(len(space), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def normalized(score: torch.Tensor, space: ChannelSpace, how: Normalize) -> torch.Tensor:
-    """The score divided by its mean or standard deviation over each site, so that wide-scale modules do not win."""
-    if how not in get_args(Normalize):
-        raise ActError(f"normalize is {how!r}; expected one of {', '.join(get_args(Normalize))}")
-    if how == "none":
-        return score
-    result = score.clone()
-    for site in space:
-        part = result[site.channels]
-        scale = part.nanmean() if how == "mean" else part[part.isfinite()].std(correction=0)
-        if scale > 0:
-            part /= scale
-    return result
-
-
-def parse_top(top: str | float) -> float:
-    """A share of the channels, from ``"5%"`` or ``0.05``; raises ActError unless it lies in (0, 1]."""
-    try:
-        share = float(top[:-1]) / 100 if isinstance(top, str) and top.endswith("%") else float(top)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        raise ActError(f"top is {top}; expected a share of the channels above 0 and up to 100%, such as 5% or 0.05")
-    return share
+Score = Literal["paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "lape", "weight-diff", "random"]
 
 
 def rank(
-    profile: Profile | tuple[Profile, Profile],
-    score: Score = "paired",
-    top: str | float = 0.05,
+    profile: Ability,
+    score: Score | torch.Tensor = "paired",
+    top: str | float | None = None,
     *,
-    keep: Profile | tuple[Profile, Profile] | None = None,
+    count: int | None = None,
+    mass: str | float | None = None,
+    keep: Ability | list[Ability] | None = None,
     normalize: Normalize = "none",
+    scope: Scope = "global",
+    granularity: Granularity | Sequence[Granularity] = "channel",
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     seed: int = 0,
     donor: nn.Module | None = None,
     target: nn.Module | None = None,
 ) -> ChannelSet:
-    """Score every channel, rank all channels of all modules together, and take the top share.
+    """Score every channel, rank all channels of all modules together, and take the best.
 
     Args:
-        profile: a pair profile of the ability, or (donor, target) profiles of it.
-        score: ``paired`` (the paper's), ``mean-abs``, ``mean-shift``, ``weight-diff`` (needs ``donor`` and ``target``)
-            or ``random`` (needs ``seed``).
-        top: share of the rankable channels: ``0.05`` or ``"5%"``.
-        keep: a profile of the ability to retain, of the same models. The score becomes the contrast: score on the
-            ability minus score on what to keep.
-        normalize: divide each module's scores by their ``mean`` or ``std`` before ranking (and before the contrast).
-        include, exclude: module kinds to rank only, or not to rank (``q k v o gate up down norm embed head`` …).
+        profile: a pair profile of the ability, or (donor, target) profiles of it; for ``lape`` a single profile too.
+        score: one of :data:`Score`, each explained in :mod:`act.scores`, or a score of your own, ``[N]``, NaN for none.
+            ``weight-diff`` needs ``donor`` and ``target``, ``random`` a ``seed``, ``lape`` other abilities as ``keep``
+            (of a pair profile it reads the donor's rates: the donor is who has the ability).
+        top, count, mass: how much to take, one of them (:class:`act.selection.Amount`); without any, ``top=0.05``.
+        keep: one profile, or a list of them, of abilities to retain, of the same models. The score becomes the
+            contrast: score on the ability, minus the largest of the scores on what to keep, so that a channel which any
+            of them needs is spared.
+        normalize: what scores are divided by, before the contrast: :func:`act.normalize.normalized`.
+        scope: rank everything together (``global``), or take the same share, count or mass of every module ``kind``,
+            ``layer`` or ``site``.
+        granularity: what is ranked as one: :func:`act.granularity.segments`. A unit's score is the mean of its
+            channels'; a unit with a channel that is not ranked is not ranked.
+        include, exclude: module kinds (``q k v o gate up down norm embed head`` …) or patterns of site names
+            (``*.layers.1?.mlp.*``) to rank only, or not to rank.
 
     Returns:
-        The channels, at least one. Channels that share a tensor owned by another site are not ranked.
+        The channels, with the input columns that belong to whole neurons and heads. Never chosen: channels that were
+        not counted in either model (``rule["unmeasured"]`` tells how many of which kind), and those that share a
+        tensor owned by another site.
 
     Raises:
-        ActError: an unknown score, kind or normalisation; a top outside (0, 1]; profiles of different models.
+        ActError: an unknown score, kind or other name; an amount out of range, or more than there is; profiles of
+            different models, texts or counted positions; a keep profile that is the ability's; models that are not the
+            profile's.
     """
-    share = parse_top(top)
-    activations = Activations.of(profile)
-    space = activations.space
-    values = _values(activations, score, normalize, seed, donor, target)
-    if keep is not None:
-        if score not in ACTIVATION_SCORES:
-            raise ActError(
-                f"score {score!r} does not look at activations, so a keep profile has no effect; leave it out"
-            )
-        sides, keep_sides = _as_tuple(profile), _as_tuple(keep)
-        if len(sides) != len(keep_sides):
-            raise ActError("the profile and the keep profile must both be pair profiles, or both donor's and target's")
-        for one, other in zip(sides, keep_sides, strict=True):
-            require_same_models(one, other)
-        values = values - _values(Activations.of(keep), score, normalize, seed, donor, target)
-    ranked = _rankable(space, include, exclude)
-    count = max(1, round(share * len(ranked)))
-    # Channels never counted have no score; a stable sort makes ties the same everywhere.
-    candidates = values[ranked].nan_to_num(nan=-math.inf)
-    order = candidates.argsort(descending=True, stable=True)[:count]
-    index = ranked[order]
+    amount = parse_amount(0.05 if top is None and count is None and mass is None else top, count, mass)
+    name = "custom" if isinstance(score, torch.Tensor) else score
+    if name not in (*get_args(Score), "custom"):
+        raise ActError(f"score is {score!r}; expected one of {', '.join(get_args(Score))}")
+    kept: list[Ability] = keep if isinstance(keep, list) else [] if keep is None else [keep]
+    _require_contrast(profile, kept, name)
+    space, include, exclude = _sides(profile)[0].space, list(include), list(exclude)
+    units = segments(space, granularity)
+    allowed = _allowed(space, include, exclude)
+
+    if isinstance(score, torch.Tensor):
+        values = _own_score(score, space)
+    elif score == "lape":
+        values = normalized(lape([_rates(ability) for ability in [profile, *kept]]), space, normalize, in_place=True)
+    elif score in ACTIVATION_SCORES:
+        values = _activation_score(score, profile, normalize)
+        values = _contrast(values, (_activation_score(score, ability, normalize) for ability in kept))
+    elif score == "weight-diff":
+        values = normalized(_weight_diff(profile, donor, target), space, normalize, in_place=True)
+    else:
+        values = normalized(random_scores(space, seed), space, normalize, in_place=True)
+
+    if name in ("custom", "weight-diff", "random"):
+        values.masked_fill_(~_counted(profile), torch.nan)  # the others have no score where nothing was counted
+    unmeasured = _leave_out(values, space, allowed)
+    index, inputs, ranked = _choose(values, units, amount, scope)
     rule = {
-        "score": score,
-        "top": share,
+        "score": name,
+        "top": amount.top,
+        "count": amount.count,
+        "mass": amount.mass,
         "normalize": normalize,
-        "contrast": keep is not None,
+        "scope": scope,
+        "granularity": [granularity] if isinstance(granularity, str) else list(granularity),
+        "contrast": bool(kept) and score != "lape",
+        "keep": [_corpora_names(ability) for ability in kept],
+        "corpora": _corpora_names(profile),
         "include": sorted(include),
         "exclude": sorted(exclude),
         "seed": seed if score == "random" else None,
-        "ranked": len(ranked),
+        "ranked": ranked,
+        "unmeasured": unmeasured,
         "models": _models(profile),
         "tied": {site.name: site.tied_to for site in space if site.tied_to},
     }
-    return ChannelSet(space, index, values[index], rule)
+    return ChannelSet(space, index, values[index], rule, inputs)
 
 
-def _values(
-    activations: Activations,
-    score: str,
-    normalize: Normalize,
-    seed: int,
-    donor: nn.Module | None,
-    target: nn.Module | None,
-) -> torch.Tensor:
-    if score in ACTIVATION_SCORES:
-        values = ACTIVATION_SCORES[score](activations).cpu()
-    elif score == "weight-diff":
-        if donor is None or target is None:
-            raise ActError("score 'weight-diff' needs the models themselves; give donor and target")
-        difference = common_space(donor, target).first_difference(activations.space)
-        if difference:
-            raise ActError(f"the models are not those of the profile: {difference}")
-        values = weight_diff(donor, target, activations.space)
-    elif score == "random":
-        values = random_scores(activations.space, seed)
-    else:
-        raise ActError(f"score is {score!r}; expected one of {', '.join(get_args(Score))}")
-    return normalized(values, activations.space, normalize)
+def _sides(ability: Ability) -> tuple[Profile, ...]:
+    return ability if isinstance(ability, tuple) else (ability,)
 
 
-def _as_tuple(profile: Profile | tuple[Profile, Profile]) -> tuple[Profile, ...]:
-    return profile if isinstance(profile, tuple) else (profile,)
+def _activation_score(score: str, ability: Ability, normalize: Normalize) -> torch.Tensor:
+    activations = Activations.of(ability)
+    values = ACTIVATION_SCORES[score](activations).cpu()
+    return normalized(values, activations.space, normalize, activations, in_place=True)
 
 
-def _models(profile: Profile | tuple[Profile, Profile]) -> dict[str, Any]:
-    if isinstance(profile, tuple):
-        return {side: one.source["models"]["model"] for side, one in zip(("donor", "target"), profile, strict=True)}
-    return profile.source["models"]
+def _contrast(values: torch.Tensor, kept: Iterable[torch.Tensor]) -> torch.Tensor:
+    most = None
+    for other in kept:
+        if torch.equal(values.view(torch.int64), other.view(torch.int64)):  # bits: NaN equals NaN
+            raise ActError("a keep profile gives every channel the score of the ability; give profiles of another text")
+        most = other if most is None else torch.maximum(most, other, out=most)
+    return values if most is None else values.sub_(most)
 
 
-def _rankable(space: ChannelSpace, include: Iterable[str], exclude: Iterable[str]) -> torch.Tensor:
-    include, exclude = set(include), set(exclude)
-    kinds = {site.kind for site in space}
-    unknown = (include | exclude) - kinds
-    if unknown:
-        raise ActError(f"no module kind {', '.join(sorted(unknown))}; this model has {', '.join(sorted(kinds))}")
-    chosen = [
-        torch.arange(site.offset, site.offset + site.width)
+def _rates(ability: Ability) -> torch.Tensor:
+    """Positive rates of the model that has the ability."""
+    first = _sides(ability)[0]
+    return (first.donor if isinstance(first, PairProfile) else first).positive_rate.cpu()
+
+
+def _own_score(score: torch.Tensor, space: ChannelSpace) -> torch.Tensor:
+    if score.shape != (len(space),):
+        raise ActError(f"the score has shape {list(score.shape)}; expected [{len(space)}], one value a channel")
+    return score.detach().to("cpu", torch.float64, copy=True)
+
+
+def _weight_diff(ability: Ability, donor: nn.Module | None, target: nn.Module | None) -> torch.Tensor:
+    if donor is None or target is None:
+        raise ActError("score 'weight-diff' needs the models themselves; give donor and target")
+    space = _sides(ability)[0].space
+    difference = common_space(donor, target).first_difference(space)
+    if difference:
+        raise ActError(f"the models are not those of the profile: {difference}")
+    expected = _models(ability)
+    for side, model in (("donor", donor), ("target", target)):
+        if side in expected and fingerprint(model) != expected[side]["fingerprint"]:
+            raise ActError(
+                f"the {side} given has other weights ({fingerprint(model)}) than the profile's, "
+                f"{expected[side]['name']} ({expected[side]['fingerprint']}); give the models that were profiled"
+            )
+    return weight_diff(donor, target, space)
+
+
+def _require_contrast(ability: Ability, kept: list[Ability], score: str) -> None:
+    if kept and score not in ACTIVATION_SCORES and score != "lape":
+        raise ActError(f"score {score!r} does not look at activations, so a keep profile has no effect; leave it out")
+    sides = _sides(ability)
+    positions = {corpus.get("count") for corpus in sides[0].source["corpora"]}
+    for other in map(_sides, kept):
+        if len(sides) != len(other) or isinstance(sides[0], PairProfile) != isinstance(other[0], PairProfile):
+            raise ActError("the profile and the keep profiles must all be pair profiles, or all donor's and target's")
+        for one, two in zip(sides, other, strict=True):
+            require_same_models(one, two)
+        texts = corpora_of(sides[0])
+        if texts == corpora_of(other[0]) and all(text[0] is not None for text in texts):
+            raise ActError(
+                f"a keep profile is of the ability's own text ({_corpora_names(ability)[0]}), so nothing is left to "
+                "rank; profile the ability to retain on another one"
+            )
+        if {corpus.get("count") for corpus in other[0].source["corpora"]} != positions:
+            raise ActError(
+                "a keep profile counts other positions than the ability's (--count); their scores cannot be compared, "
+                "profile both alike"
+            )
+
+
+def _allowed(space: ChannelSpace, include: list[str], exclude: list[str]) -> list[Site]:
+    kinds = sorted({site.kind for site in space})
+
+    def covers(word: str, site: Site) -> bool:
+        return site.kind == word if word in kinds else fnmatchcase(site.name, word)
+
+    for word in [*include, *exclude]:
+        if not any(covers(word, site) for site in space):
+            raise ActError(
+                f"no module kind {word}; this model has {', '.join(kinds)}, and no site matches it as a pattern"
+            )
+    allowed = [
+        site
         for site in space
-        if site.parameters and (not include or site.kind in include) and site.kind not in exclude
+        if site.parameters
+        and (not include or any(covers(word, site) for word in include))
+        and not any(covers(word, site) for word in exclude)
     ]
-    if not chosen:
+    if not allowed:
         raise ActError("include and exclude leave no module to rank")
-    return torch.cat(chosen)
+    return allowed
+
+
+def _counted(ability: Ability) -> torch.Tensor:
+    """Which channels both models were counted in, bool ``[N]``."""
+    statistics = [
+        one
+        for side in _sides(ability)
+        for one in ((side.donor, side.target) if isinstance(side, PairProfile) else (side,))
+    ]
+    return torch.stack([(one.count > 0).cpu() for one in statistics]).all(0)
+
+
+def _leave_out(values: torch.Tensor, space: ChannelSpace, allowed: list[Site]) -> dict[str, int]:
+    """Take the score of channels that must not be chosen; how many of the allowed have none, by kind."""
+    unmeasured: dict[str, int] = {}
+    missing = values.isnan()
+    if missing.any():
+        for site in allowed:
+            if count := int(missing[site.channels].count_nonzero()):
+                unmeasured[site.kind] = unmeasured.get(site.kind, 0) + count
+    names = {site.name for site in allowed}
+    for site in space:
+        if site.name not in names:
+            values[site.channels] = torch.nan
+    return unmeasured
+
+
+def _choose(
+    values: torch.Tensor, units: list[Segment], amount: Amount, scope: Scope
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
+    """The chosen channels, the columns that go with them, and how many channels had a score."""
+    index, inputs, ranked = [], {}, 0
+    for pool in pools(units, scope):
+        members = [units[number] for number in pool]
+        whole = len(members) == len(units) and all(segment.channels is None for segment in members)
+        scores = values if whole else torch.cat([segment.scores(values) for segment in members])
+        ends = torch.tensor([len(segment) for segment in members]).cumsum(0)
+        sizes = None
+        if any(segment.size > 1 for segment in members):
+            sizes = torch.cat([torch.full((len(segment),), segment.size) for segment in members])
+        chosen = amount.of(scores, sizes, "units" if sizes is not None else "channels")
+        ranked += (
+            len(scores) - int(scores.isnan().count_nonzero()) if sizes is None else int(sizes[~scores.isnan()].sum())
+        )
+        if whole:
+            index.append(chosen)
+            break
+        stops = torch.searchsorted(chosen, ends).tolist()
+        start = 0
+        for segment, stop, end in zip(members, stops, ends.tolist(), strict=True):
+            if stop > start:
+                taken = chosen[start:stop] - (end - len(segment))
+                index.append(segment.channels_of(taken))
+                inputs.update({site: columns[taken].flatten() for site, columns in segment.inputs.items()})
+            start = stop
+    if not sum(map(len, index)):
+        raise ActError("no channel has a score to rank by; measure the modules that are to be ranked")
+    return torch.cat(index), inputs, ranked
+
+
+def _models(ability: Ability) -> dict[str, Any]:
+    if isinstance(ability, tuple):
+        return {side: one.source["models"]["model"] for side, one in zip(("donor", "target"), ability, strict=True)}
+    return ability.source["models"]
+
+
+def _corpora_names(ability: Ability) -> list[str]:
+    return [corpus["name"] for corpus in _sides(ability)[0].source["corpora"]]

@@ -25,7 +25,8 @@ from act.errors import ActError
 from act.evaluate import Evaluation, compare, evaluate
 from act.files import require_output, written_whole
 from act.loading import load_model, load_tokenizer
-from act.localize import parse_top, rank
+from act.localize import Score, parse_top, rank
+from act.normalize import Normalize
 from act.profile import load, profile_pair
 from act.transfer import require_strength, transfer
 from act.tune import TuneSettings, save_tuned, tune
@@ -91,8 +92,8 @@ class Recipe(_Section):
     base_model: str
     models: list[Donor] = Field(min_length=1)
     output: str
-    score: Literal["paired", "mean-abs", "mean-shift", "weight-diff", "random"] = "paired"
-    normalize: Literal["none", "mean", "std"] = "none"
+    score: Score = "paired"
+    normalize: Normalize = "none"
     include: list[str] = []
     exclude: list[str] = []
     count: Literal["answer", "predict", "all"] = "answer"
@@ -239,7 +240,7 @@ class Run:
         if self.done():
             self.say(f"{self.output} is up to date: inputs and recipe have not changed")
             return json.loads((self.output / "report.json").read_text(encoding="utf-8"))
-        require_output(self.output, force)
+        require_output(self.output, force, [*self._models, *self._corpora])
         self.cache.mkdir(exist_ok=True)
         result = self._settled("act")
         figures = {variant: self._figures(variant) for variant in self._variants()}

@@ -230,9 +230,8 @@ def _rows(channels: ChannelSet | Patch) -> dict[tuple[str, int], torch.Tensor]:
         for change in channels.changes:
             found.setdefault((change.part.name, change.part.dim), []).append(change.rows)
     else:
-        for site, rows in channels.space.split(channels.index):
-            for part in site.parameters:
-                found.setdefault((part.name, part.dim), []).append(rows)
+        for part in channels.parts():
+            found.setdefault((part.slice.name, part.slice.dim), []).append(part.index)
     return {key: torch.cat(parts).unique() for key, parts in found.items()}
 
 

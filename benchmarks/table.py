@@ -197,6 +197,22 @@ def exactness() -> str:
     return text
 
 
+def ranking() -> str:
+    """Time and memory of ranking."""
+    found = load("rank-cpu")
+    if not found:
+        return ""
+    rows = [
+        [f"{row[k]:,}" for k in ("channels", "sites", "threads", "seconds", "cpu_seconds", "machine_load", "peak_mb")]
+        for row in found["results"]
+    ]
+    columns = ["channels", "sites", "threads", "seconds", "CPU seconds", "machine's load", "peak MB beside profiles"]
+    return (
+        "## Ranking\n\n`python benchmarks/rank.py --json OUT`: paired score by module's standard deviation, contrast, "
+        "top 5 %.\n\n" + table(columns, rows) + f"\n{made_on(found)}\n"
+    )
+
+
 def ability() -> str:
     """The laboratory's experiment: abilities moved, merged and tuned, each method beside its controls."""
     result = load("ability")
@@ -277,7 +293,7 @@ def draw_ability(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Write the page."""
-    page = INTRODUCTION + overhead() + fused() + moments() + registers() + exactness() + ability()
+    page = INTRODUCTION + overhead() + fused() + moments() + registers() + exactness() + ranking() + ability()
     (HERE / "README.md").write_text(page.rstrip() + "\n")
 
 

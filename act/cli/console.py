@@ -199,13 +199,20 @@ def report_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
     kinds = channels.by_kind()
     if as_json:
         shares = {kind: {"chosen": chosen, "channels": total} for kind, (chosen, total) in kinds.items()}
-        print_json({"output": str(output), "chosen": len(channels), "rule": channels.rule, "kinds": shares})
+        inputs = sum(map(len, channels.inputs.values()))
+        print_json(
+            {"output": str(output), "chosen": len(channels), "inputs": inputs, "rule": channels.rule, "kinds": shares}
+        )
         return
     rows = [[kind, f"{chosen:,}", f"{total:,}", f"{chosen / total:.1%}"] for kind, (chosen, total) in kinds.items()]
     title = f"{output}: {len(channels):,} of {channels.rule['ranked']:,} ranked channels"
     print_table(title, ["module kind", "chosen", "channels", "share"], rows)
     for site, owner in channels.rule["tied"].items():
         print(f"{site} shares its tensor with {owner} and is transferred there only")
+    if channels.inputs:
+        print(f"{sum(map(len, channels.inputs.values())):,} input columns that read these units go with them")
+    if channels.rule.get("unmeasured"):
+        warn(f"channels without a score (never counted?), so not ranked: {_some(channels.rule['unmeasured'])}")
 
 
 def _some(counts: dict[str, int]) -> str:

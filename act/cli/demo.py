@@ -10,7 +10,7 @@ import typer
 
 from act.cli import console
 from act.files import require_output
-from act.picture import draw_channel_map
+from act.report.pictures import draw_channel_map
 
 PICTURE = Path("act-demo.png")
 

@@ -13,27 +13,50 @@ from act.errors import ActError
 from act.files import require_output
 from act.loading import load_model
 from act.profile import Profile, load
+from act.selection import parse_amount
 
 
 def command(
     profiles: Annotated[list[Path], typer.Argument(help="A pair profile, or the donor's and the target's profiles.")],
     output: console.Output = Path("channels.safetensors"),
-    keep: Annotated[list[Path] | None, typer.Option(help="Profile of the ability to retain (contrast score).")] = None,
-    score: Annotated[str, typer.Option(help="paired, mean-abs, mean-shift, weight-diff or random.")] = "paired",
-    top: Annotated[str, typer.Option(help="Share of the channels to choose, such as 5% or 0.05.")] = "5%",
-    normalize: Annotated[str, typer.Option(help="Divide each module's scores by their mean or std, or none.")] = "none",
-    include: Annotated[list[str] | None, typer.Option(help="Module kinds to rank only (repeatable).")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="Module kinds not to rank (repeatable).")] = None,
+    keep: Annotated[
+        list[Path] | None,
+        typer.Option(help="Profile of an ability to retain (repeatable; with two profiles, donor's then target's)."),
+    ] = None,
+    score: Annotated[
+        str, typer.Option(help="paired, mean-abs, mean-shift, welch-t, cohen-d, lape, weight-diff or random.")
+    ] = "paired",
+    top: Annotated[str | None, typer.Option(help="Share of the channels to choose, such as 5% (the default).")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="Instead of --top: so many channels, pairs, neurons, heads.")
+    ] = None,
+    mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of positive scores.")] = None,
+    normalize: Annotated[
+        str, typer.Option(help="Divide scores by their module's mean or std, kind-mean, kind-std, channel, or none.")
+    ] = "none",
+    scope: Annotated[str, typer.Option(help="Rank global, or in each kind, layer or site by itself.")] = "global",
+    granularity: Annotated[
+        list[str] | None, typer.Option(help="channel, rotary-pair, neuron or head (repeatable): what is ranked as one.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(help="Module kinds, or patterns of site names, to rank only (repeatable).")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(help="Module kinds, or patterns of site names, not to rank (repeatable).")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random score.")] = 0,
     donor: Annotated[str | None, typer.Option(help="The donor model, for weight-diff.")] = None,
     target: Annotated[str | None, typer.Option(help="The target model, for weight-diff.")] = None,
     force: console.Force = False,
     as_json: console.Json = False,
 ) -> None:
-    """Rank all channels of all modules together and keep the top share as a channel set."""
-    localize.parse_top(top)
-    require_output(output, force)
-    ability = _one_or_two(profiles)
+    """Rank all channels of all modules together and keep the best as a channel set."""
+    if top is not None or count is not None or mass is not None:
+        parse_amount(top, count, mass)
+    require_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
+    if len(profiles) > 2:
+        raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or the donor's and the target's")
+    (ability,) = _abilities(profiles, len(profiles))
     models = {}
     if score == "weight-diff":
         if donor is None or target is None:
@@ -44,8 +67,12 @@ def command(
         ability,
         score,  # type: ignore[arg-type]  # checked by rank
         top,
-        keep=_one_or_two(keep) if keep else None,
+        count=count,
+        mass=mass,
+        keep=_abilities(keep, len(profiles)) if keep else None,
         normalize=normalize,  # type: ignore[arg-type]
+        scope=scope,  # type: ignore[arg-type]
+        granularity=granularity or "channel",  # type: ignore[arg-type]
         include=include or (),
         exclude=exclude or (),
         seed=seed,
@@ -55,8 +82,9 @@ def command(
     console.report_channels(channels, output, as_json)
 
 
-def _one_or_two(paths: list[Path]) -> Profile | tuple[Profile, Profile]:
-    if len(paths) > 2:
-        raise ActError(f"{len(paths)} profiles were given; expected a pair profile, or the donor's and the target's")
-    first, *rest = (load(path) for path in paths)
-    return (first, rest[0]) if rest else first
+def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Profile]]:
+    """Profiles by themselves, or in donor and target couples."""
+    if len(paths) % each:
+        raise ActError(f"{len(paths)} keep profiles were given; expected the donor's and the target's of each ability")
+    loaded = [load(path) for path in paths]
+    return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else loaded  # type: ignore[return-value]

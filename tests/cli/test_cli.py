@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,17 @@ def of_text(to: Path, text: str) -> Path:
     return to
 
 
+def other_tokens(f: Path, to: Path) -> Path:
+    """A model folder whose tokenizer swaps two tokens."""
+    shutil.copytree(f / "donor", to)
+    tokenizer = json.loads((to / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (to / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return to
+
+
 BAD = {
     "no such model": lambda f, t: (
         ["run", "--model", f / "none", "--corpus", f / "ability.jsonl"],
@@ -235,6 +247,10 @@ BAD = {
     "other vocabulary": lambda f, t: (
         ["pair", "--donor", f / "wide", "--target", f / "target", "--corpus", f / "ability.jsonl"],
         "lm_head has 310 channels against 300",
+    ),
+    "other tokens": lambda f, t: (
+        ["pair", "--donor", other_tokens(f, t / "d"), "--target", f / "target", "--corpus", f / "ability.jsonl"],
+        "to the donor's tokenizer and",
     ),
     "truncated profile": lambda f, t: (["rank", truncated(f / "pair.safetensors", t / "p")], "truncated or damaged"),
     "another schema version": lambda f, t: (
@@ -318,3 +334,43 @@ def test_force_replaces_a_model_folder(folder, channels, tmp_path):
     succeed("transfer", *models, "--output", output, "--force")
     assert not (output / "old").exists() and (output / "config.json").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_report_and_units(folder, pair, channels, tmp_path):
+    other = tmp_path / "other.safetensors"
+    models = ["--donor", folder / "donor", "--target", folder / "target"]
+    succeed("pair", *models, "--corpus", folder / "keep.jsonl", "--output", other)
+    texts = ["--corpus", folder / "ability.jsonl"]
+    report = succeed("report", pair, other, "--channels", channels, *models, *texts, "--output", tmp_path / "report")
+    assert {row["relation"] for row in report["overlaps"]} == {"disentanglement", "set"}
+    assert {row["second"] for row in report["overlaps"]} == {"other", "channels", "weight-diff"}
+    assert [row["ablated"] for row in report["necessity"]] == ["pair", "other", "random"]
+    assert report["files"] == sorted(path.name for path in (tmp_path / "report").iterdir())
+    table = act_profile("report", pair, other, "--output", tmp_path / "again")
+    assert table.returncode == 0 and "concentration of paired" in table.stdout and "two abilities" in table.stdout
+
+    chosen = tmp_path / "units"
+    units = ["--granularity", "neuron", "--granularity", "head", "--normalize", "kind-std", "--scope", "layer"]
+    ranked = succeed("rank", pair, "--keep", other, "--mass", "30%", *units, "--output", chosen)
+    assert ranked["inputs"] == sum(map(len, ChannelSet.load(chosen).inputs.values())) > 0
+    assert ranked["rule"]["granularity"] == ["neuron", "head"] and ranked["rule"]["mass"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["rank", "{pair}", "--keep", "{pair}"], "the ability's own text"),
+        (["rank", "{pair}", "--top", "5%", "--count", "3"], "one of top, count and mass"),
+        (["rank", "{pair}", "--count", "99999"], "99999 were asked for"),
+        (["rank", "{pair}", "--granularity", "layer"], "granularity is 'layer'; expected one of"),
+        (["rank", "{pair}", "--scope", "model"], "scope is 'model'; expected one of"),
+        (["rank", "{pair}", "--score", "lape"], "at least one other ability"),
+        (["report", "{pair}", "{pair}"], "same models and text"),
+        (["report", "{pair}", "--corpus", "x.jsonl"], "give --donor"),
+        (["report", "{pair}", "--top", "0"], "expected a share of the channels"),
+    ],
+)
+def test_ranking_that_makes_no_sense_is_one_sentence(pair, tmp_path, arguments, message):
+    result = act_profile(*(text.format(pair=pair) for text in arguments), "--output", tmp_path / "out")
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())

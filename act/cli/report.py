@@ -1,0 +1,138 @@
+"""``act-profile report``: tables and pictures of where abilities live, from their profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from torch import nn
+
+from act.channel_set import ChannelSet
+from act.cli import console
+from act.corpus import Corpus
+from act.errors import ActError
+from act.files import require_output
+from act.loading import load_model, load_tokenizer
+from act.localize import rank
+from act.profile import load
+from act.report.build import Report, build, measure
+from act.report.write import write
+from act.selection import parse_top
+
+
+def command(
+    profiles: Annotated[list[Path], typer.Argument(help="Pair profiles of one or several abilities.")],
+    output: Annotated[Path, typer.Option(help="Folder for tables, pictures and report.json.")] = Path("report"),
+    ability: Annotated[
+        list[str] | None,
+        typer.Option(help="What each profile is of, in their order; profiles of one ability show its stability."),
+    ] = None,
+    score: Annotated[str, typer.Option(help="An activation score, as in act-profile rank.")] = "paired",
+    normalize: Annotated[str, typer.Option(help="As in act-profile rank.")] = "none",
+    top: Annotated[str, typer.Option(help="Share of the channels that counts as an ability's set.")] = "5%",
+    include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
+    channels: Annotated[
+        list[Path] | None, typer.Option(help="Channel sets to compare with the abilities' (repeatable).")
+    ] = None,
+    donor: Annotated[str | None, typer.Option(help="The donor: for necessity, and with --target weight-diff.")] = None,
+    target: Annotated[str | None, typer.Option(help="The target: compares with weight-difference channels.")] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(help="Texts on which the donor's loss shows what each set is necessary for (repeatable)."),
+    ] = None,
+    max_length: console.MaxLength = None,
+    device: console.Device = "auto",
+    dtype: console.Dtype = "auto",
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Concentration, overlap against chance, stability, sufficiency and necessity of abilities' channels."""
+    require_output(output, force, [*profiles, *(channels or []), *(name for name in (donor, target) if name)])
+    share = parse_top(top)
+    if target and not donor:
+        raise ActError("--target compares with weight-difference channels, which needs --donor too")
+    if corpus and not donor:
+        raise ActError("--corpus measures the donor's loss with channels ablated; give --donor")
+    console.quiet_transformers()
+    ranking: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
+    measured = measure(
+        [load(path) for path in profiles],  # type: ignore[misc]  # checked by measure
+        ability or [path.stem for path in profiles],
+        score=score,  # type: ignore[arg-type]
+        normalize=normalize,  # type: ignore[arg-type]
+        top=share,
+        **ranking,
+    )
+    sets = {path.stem: ChannelSet.load(path) for path in channels or ()}
+    model, losses = None, {}
+    if donor and (target or corpus):
+        model = load_model(donor, dtype=dtype, device=device)
+    if target:
+        other = load_model(target, dtype=dtype, device=device)
+        sets["weight-diff"] = rank(measured[0].profile, "weight-diff", share, donor=model, target=other, **ranking)
+    if corpus:
+        tokenizer = load_tokenizer(str(donor))
+        for path in corpus:
+            losses[Path(path).stem] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length))
+    report = build(measured, top=share, sets=sets, model=model if losses else None, losses=losses)
+    files = write(report, output, force=force)
+    if as_json:
+        return console.print_json({"output": str(output), "files": files, **report.data})
+    _print(report, output)
+
+
+def _loss(text: Corpus) -> Callable[[nn.Module], float]:
+    """The mean loss of an answer token of a corpus, in nats."""
+    from act.evaluate import likelihoods
+
+    records = list(text.encoded())
+
+    def loss(model: nn.Module) -> float:
+        found = likelihoods(model, records, max_length=text.max_length)
+        return float(found.nll.sum() / found.tokens.sum())
+
+    return loss
+
+
+def _print(report: Report, output: Path) -> None:
+    data = report.data
+    rows = [
+        [
+            one["profile"],
+            f"{one['channels']:,}",
+            f"{one['gini']:.3f}",
+            f"{one['above_tenth']:.1%}",
+            _largest(one["kinds"]),
+        ]
+        for one in data["concentration"]
+    ]
+    columns = ["profile", "channels", "Gini", "above max / 10", "most of the top set"]
+    console.print_table(f"{output}: concentration of {data['score']}", columns, rows)
+    words = {"stability": "one ability", "disentanglement": "two abilities", "set": "a set"}
+    rows = [
+        [
+            row["first"],
+            row["second"],
+            words[row["relation"]],
+            f"{row['share']:.1%}",
+            f"{row['jaccard']:.3f}",
+            f"{row['jaccard_low']:.2f}-{row['jaccard_high']:.2f}",
+            f"{row['chance']:.3f}",
+        ]
+        for row in data["overlaps"]
+        if row["relation"] == "set" or row["share"] == data["top"]
+    ]
+    if rows:
+        columns = ["set", "other", "of", "share", "Jaccard", "95 % interval", "by chance"]
+        console.print_table("overlap", columns, rows)
+    if data["necessity"]:
+        rows = [[row["ablated"], row["text"], f"{row['whole']:.3f}", f"{row['loss']:.3f}"] for row in data["necessity"]]
+        console.print_table("necessity: loss of the donor, nats a token", ["ablated", "text", "whole", "ablated"], rows)
+
+
+def _largest(kinds: dict[str, dict[str, float]]) -> str:
+    best = sorted(kinds, key=lambda kind: -kinds[kind]["chosen"])[:2]
+    return ", ".join(f"{kind} {kinds[kind]['chosen']:.0%}" for kind in best)

@@ -1,0 +1,1 @@
+"""What profiles and channel sets say, as plain data, tables and pictures."""

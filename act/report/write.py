@@ -1,0 +1,63 @@
+"""A report as a folder: one JSON file, its tables as CSV, and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from act.files import written_whole
+from act.report.build import Report
+from act.report.pictures import draw_curves, draw_map, draw_overlaps, share_by_layer
+
+
+def write(report: Report, folder: Path, *, force: bool = False) -> list[str]:
+    """Write everything or nothing; the names of the files. Raises ActError if ``folder`` exists and force is False."""
+    data = report.data
+    with written_whole(folder, force=force, directory=True) as temporary:
+        (temporary / "report.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        for name, rows in _tables(report).items():
+            if rows:
+                with (temporary / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                    table = csv.DictWriter(file, list(rows[0]))
+                    table.writeheader()
+                    table.writerows(rows)
+        draw_curves(report.curves, data["sufficiency"], temporary / "concentration.png", _score_name(data))
+        for number, one in enumerate(report.measured, start=1):
+            title = f"{one.name}: where the top {100 * data['top']:g} % of all channels lie"
+            draw_map(*share_by_layer(one.top), temporary / f"map-{number}.png", title)
+        if len(report.matrix[0]) > 1:
+            draw_overlaps(
+                *report.matrix, temporary / "overlap.png", f"Overlap of the top {100 * data['top']:g} % of channels"
+            )
+        return sorted(path.name for path in temporary.iterdir())
+
+
+def _score_name(data: dict[str, Any]) -> str:
+    return data["score"] if data["normalize"] == "none" else f"{data['score']}, normalised by {data['normalize']}"
+
+
+def _tables(report: Report) -> dict[str, list[dict[str, Any]]]:
+    data = report.data
+    shares = [
+        {"profile": one["profile"], "by": by, "group": group, **cell}
+        for one in data["concentration"]
+        for by in ("kinds", "layers")
+        for group, cell in one[by].items()
+    ]
+    curves = [
+        {"profile": name, "threshold": threshold, "share_above": above}
+        for name, curve in report.curves.items()
+        for threshold, above in zip(curve.thresholds, curve.above, strict=True)
+    ]
+    summary = [
+        {key: one[key] for key in ("profile", "ability", "channels", "gini", "above_tenth")}
+        for one in data["concentration"]
+    ]
+    return {
+        "concentration": summary,
+        "shares": shares,
+        "ccdf": curves,
+        **{name: data[name] for name in ("overlaps", "sufficiency", "necessity")},
+    }

@@ -1,0 +1,110 @@
+"""How long does ranking take, and how much memory beside the profiles?
+
+    python benchmarks/rank.py --json OUT
+
+``act.rank`` on two pair profiles of a synthetic channel space, by default 32 million channels in 20,000 sites: paired
+score divided by the module's standard deviation, contrast against the second profile, top 5 %. The statistics that the
+score reads lie in memory; ``peak_mb`` is what comes on top of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+import torch
+from measure import machine, median, write_json
+
+import act
+from act.channels import ParameterSlice
+from act.moments import Moments
+from act_kernels import PAIR, STATISTICS
+from act_kernels.statistics import COUNT, SUM_ABS
+
+KINDS = ("q", "k", "v", "o", "gate", "up", "down", "norm")
+
+
+def make_space(channels: int, sites: int) -> act.ChannelSpace:
+    """Sites of uneven widths and all kinds."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.rand(sites, generator=generator).double() + 0.1
+    ends = (shares.cumsum(0) / shares.sum() * channels).round().long().tolist()
+    made, offset = [], 0
+    for number, end in enumerate(ends):
+        kind = KINDS[number % len(KINDS)]
+        name = f"model.layers.{number // len(KINDS)}.{kind}_proj"
+        parts = (ParameterSlice(f"{name}.weight", 0),)
+        made.append(act.Site(name, kind, number // len(KINDS), offset, end - offset, parts))
+        offset = end
+    return act.ChannelSpace(tuple(made))
+
+
+def make_profile(space: act.ChannelSpace, seed: int) -> act.PairProfile:
+    """A pair profile of which only what the paired score and the check of counts read is ever touched."""
+    moments = Moments.__new__(Moments)  # without its zeros, which would touch all of them
+    moments.space, moments.pair = space, True
+    moments._arenas = {None: torch.empty(len(PAIR), len(STATISTICS), len(space), dtype=torch.float64)}
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.rand(len(space.sites), generator=generator).mul(9).exp().double()
+    widths = torch.tensor([site.width for site in space])
+    for side in range(len(PAIR)):
+        moments.arena[side, COUNT] = 1000
+    difference = moments.arena[PAIR.index("difference"), SUM_ABS]
+    difference.exponential_(generator=generator)
+    difference *= scales.repeat_interleave(widths)
+    models = {side: {"name": side, "fingerprint": side} for side in ("donor", "target")}
+    corpus = {"name": f"corpus {seed}", "fingerprint": str(seed), "count": "answer"}
+    return act.PairProfile(moments, {"models": models, "corpora": [corpus]})
+
+
+def resident_megabytes(peak: bool = False) -> float:
+    """Resident memory of this process, or its peak since :func:`forget_peak` (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) / 1024
+
+
+def forget_peak() -> None:
+    """Let the peak start again from what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def main() -> None:
+    """Print and write time and memory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=32_000_000)
+    parser.add_argument("--sites", type=int, default=20_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    space = make_space(options.channels, options.sites)
+    ability, keep = make_profile(space, 0), make_profile(space, 1)
+    forget_peak()
+    before, times = resident_megabytes(), []
+    busy, work = os.getloadavg()[0], time.process_time()
+    for _ in range(options.rounds):
+        start = time.perf_counter()
+        channels = act.rank(ability, "paired", 0.05, keep=keep, normalize="std")
+        times.append(time.perf_counter() - start)
+    result = {
+        "channels": len(space),
+        "sites": len(space.sites),
+        "threads": options.threads,
+        "chosen": len(channels),
+        "seconds": round(median(times), 3),
+        "first_seconds": round(times[0], 3),
+        "worst_seconds": round(max(times), 3),
+        "cpu_seconds": round((time.process_time() - work) / options.rounds, 3),
+        "machine_load": round(busy, 1),
+        "profiles_mb": round(before),
+        "peak_mb": round(resident_megabytes(peak=True) - before),
+    }
+    print(result)
+    write_json(options.json, {"machine": machine(), "results": [result]})
+
+
+if __name__ == "__main__":
+    main()
