@@ -69,10 +69,10 @@ def transfer_folders(
         others = Parameters(source, sorted(parameters.keys() - claims.keys()))
         before = {name: Diagonal.of(parameter) for name, parameter in others.items()}
         after = dict(before)
-        following = [*list(claims.values())[1:], []]
-        for (name, held), coming in zip(claims.items(), following, strict=True):
+        following = iter([*list(claims.values())[1:], []])
+        for name, held in claims.items():
             rows, dim = rows_of(held), held[0].part.dim
-            for claim in coming:
+            for claim in next(following):
                 _prefetch(claim)
             parameter = copies[name]
             before[name] = Diagonal.of(parameter)

@@ -10,6 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ class Parameters(Mapping[str, torch.Tensor]):
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override]
         """Each name with its tensor, while the system reads the next: one after the other is fastest."""
         names = list(self._names)
-        for name, following in zip(names, [*names[1:], None], strict=True):
+        for name, following in zip_longest(names, names[1:]):
             if following:
                 self.stored.prefetch(following)
             yield name, self.stored[name]
