@@ -19,5 +19,6 @@ bench:
 	if command -v nvcc > /dev/null; then $(PYTHON) benchmarks/registers.py --json $(RESULTS)/registers.json; fi
 	$(PYTHON) benchmarks/accuracy.py --json $(RESULTS)/accuracy-cpu.json
 	$(PYTHON) benchmarks/memory.py --json $(RESULTS)/memory-cpu.json
+	$(PYTHON) benchmarks/transfer.py --json $(RESULTS)/transfer-cpu.json
 	$(PYTHON) benchmarks/rank.py --json $(RESULTS)/rank-cpu.json
 	$(PYTHON) benchmarks/table.py

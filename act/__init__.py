@@ -13,6 +13,7 @@ from act.evaluate import Comparison, Evaluation, compare, evaluate
 from act.localize import rank
 from act.patch import Patch, compose
 from act.profile import PairProfile, Profile, load, profile, profile_pair
+from act.sweep import Sweep, sweep
 from act.transfer import Graft, shared_tokens, transfer, transfer_many
 from act.tune import Tuned, TuneSettings, tune
 
@@ -28,6 +29,7 @@ __all__ = [
     "Patch",
     "Profile",
     "Site",
+    "Sweep",
     "TuneSettings",
     "Tuned",
     "compare",
@@ -38,6 +40,7 @@ __all__ = [
     "profile_pair",
     "rank",
     "shared_tokens",
+    "sweep",
     "transfer",
     "transfer_many",
     "tune",

@@ -291,12 +291,7 @@ class Stream:
         def wanted(number: int) -> bool:
             return block(number) % self.windows[1] == self.windows[0]
 
-        last = block(start)
         for entry, result in corpus.numbered(start, self.shard, self._workers, wanted):
-            if records and block(entry.number) != last:
-                yield start, following, window
-                start, window, records, tokens = following, [], 0, 0
-            last = block(entry.number)
             following = entry.number + 1
             records += 1
             if isinstance(result, ActError):
@@ -304,7 +299,7 @@ class Stream:
             else:
                 window += corpus.pieces_of(result, entry.number, ability)
                 tokens += len(result.input_ids)
-            if tokens >= LOOK_AHEAD_TOKENS:
+            if tokens >= LOOK_AHEAD_TOKENS or block(entry.number + self.shard[1]) != block(entry.number):
                 yield start, following, window
                 start, window, records, tokens = following, [], 0, 0
         if records:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,25 @@ from act.errors import ActError
 SCHEMA_KEY, HEADER_KEY = "schema", "header"
 
 
-def require_output(path: Path, force: bool) -> None:
-    """Raise :class:`ActError` if ``path`` exists and ``force`` is not set, or its folder does not: before any work."""
+def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise :class:`ActError` if ``path`` cannot be written, before any work.
+
+    That is: it exists and ``force`` is not set, its folder does not exist, or it is one of the ``inputs``.
+    """
+    require_not_input(path, inputs)
     if path.exists() and not force:
         raise ActError(f"{path} exists already; pass --force to replace it, or choose another output")
     if not path.absolute().parent.is_dir():
         raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
+
+
+def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Raise :class:`ActError` where an output would replace something that is read, or lie inside or around it."""
+    place = output.resolve()
+    for one in inputs:
+        held = Path(one).resolve()
+        if held.exists() and (place == held or held in place.parents or place in held.parents):
+            raise ActError(f"the output {output} would overwrite the input {one}; choose another output")
 
 
 @contextlib.contextmanager

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from act.errors import ActError
-from act.files import written_whole
-from act.fingerprint import fingerprint
+from act.files import require_not_input, written_whole
+from act.fingerprint import Diagonal, digest
 from act.model_card import write_card
 from act.patch import Patch
-from act.stored import Parameters, StoredModel, copy_model
-from act.transfer import Graft, Overlap, blend, transfer_many
+from act.stored import Parameters, StoredModel, copied
+from act.transfer import Claim, Graft, Overlap, blend, describe, plan, require_models, rows_of, transfer_many
 
 
 @dataclass
@@ -62,28 +62,27 @@ def transfer_folders(
     ]
     source = StoredModel(target)
     require_unquantised(source)
-    before = fingerprint(source.parameters(space))
-    changed = {
-        part.name
-        for graft in grafts
-        for site, _ in graft.channels.space.split(graft.channels.index)
-        for part in site.parameters
-    }
-    changed |= {name for graft in grafts for name in _input_names(graft)}
+    parameters = source.parameters(space)
     result = Transferred()
-    with written_whole(output, force=force, directory=True) as folder:
-        copy_model(source, folder, changed)
-        copies = StoredModel(folder, writable=True).parameters(space)
-        for change in blend(placed, copies, overlap, result.notes, before):
-            result.values += change.before.numel()
-            result.parameters += 1
-        result.header = {
-            "grafts": [graft.describe() for graft in placed],
-            "overlap": overlap,
-            "notes": result.notes,
-            "before": before,
-            "after": fingerprint(copies),
-        }
+    claims = plan(placed, parameters, overlap, result.notes)
+    with written_whole(output, force=force, directory=True) as folder, copied(source, folder, claims) as copies:
+        others = Parameters(source, sorted(parameters.keys() - claims.keys()))
+        before = {name: Diagonal.of(parameter) for name, parameter in others.items()}
+        after = dict(before)
+        following = iter([*list(claims.values())[1:], []])
+        for name, held in claims.items():
+            rows, dim = rows_of(held), held[0].part.dim
+            for claim in next(following):
+                _prefetch(claim)
+            parameter = copies[name]
+            before[name] = Diagonal.of(parameter)
+            blend({name: held}, {name: parameter}, overlap)
+            after[name] = before[name].reread(parameter, dim, rows)
+            result.values += len(rows) * (parameter.numel() // parameter.shape[dim])
+        require_models(placed, digest(before))
+        result.parameters = len(claims)
+        prints = {"before": digest(before), "after": digest(after)}
+        result.header = {**describe(placed, overlap, result.notes), **prints}
         write_card(folder, target, donors, result.header)
     return result
 
@@ -101,8 +100,7 @@ def patch_of_folders(
     ]
     source = StoredModel(target)
     require_unquantised(source)
-    parameters = source.parameters(grafts[0].channels.space)
-    return transfer_many(placed, dict(parameters), overlap)
+    return transfer_many(placed, source.parameters(grafts[0].channels.space), overlap)
 
 
 def patch_folder(
@@ -121,10 +119,9 @@ def patch_folder(
     missing = [name for name in names if name not in source]
     if missing:
         raise ActError(f"the patch is for another model: {model} has no {missing[0]}")
-    with written_whole(output, force=force, directory=True) as folder:
-        copy_model(source, folder, {change.part.name for change in patch.changes})
-        copies = Parameters(StoredModel(folder, writable=True), names)
-        (patch.revert if revert else patch.apply)(copies)
+    changed = [change.part.name for change in patch.changes]
+    with written_whole(output, force=force, directory=True) as folder, copied(source, folder, changed) as copies:
+        (patch.revert if revert else patch.apply)(Parameters(copies, names))
 
 
 def open_parameters(folder: str | Path, graft: Graft) -> Parameters:
@@ -143,15 +140,7 @@ def require_unquantised(stored: StoredModel) -> None:
         )
 
 
-def require_not_input(output: Path, inputs: Sequence[str | Path]) -> None:
-    """Raise :class:`ActError` where an output would replace something that is read, or lie inside or around it."""
-    place = output.resolve()
-    for one in inputs:
-        held = Path(one).resolve()
-        if held.exists() and (place == held or held in place.parents or place in held.parents):
-            raise ActError(f"the output {output} would overwrite the input {one}; choose another output")
-
-
-def _input_names(graft: Graft) -> list[str]:
-    inputs = getattr(graft.channels, "inputs", {})
-    return [graft.channels.space.site(name).parameters[0].name for name in inputs]
+def _prefetch(claim: Claim) -> None:
+    """Begin to read what a donor gives: its rows, or all of a tensor whose columns are wanted."""
+    assert isinstance(claim.source, Parameters)
+    claim.source.stored.prefetch(claim.part.name, None if claim.part.dim or claim.tokens else claim.rows)

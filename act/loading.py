@@ -24,14 +24,20 @@ def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> nn.Mo
         device: a torch device; ``auto`` is the first GPU, else the CPU.
 
     Raises:
-        ActError: no such model, a damaged one, or an unknown dtype or device.
+        ActError: no such model, a damaged or incomplete one, or an unknown dtype or device.
     """
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     place = device_named(device)
-    model = _from_pretrained(AutoModelForCausalLM, "model", name, dtype=dtype)
+    model, found = _from_pretrained(AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True)
+    absent = sorted(found["missing_keys"])  # without those that are tied, or made anew by the architecture
+    if absent:
+        raise ActError(
+            f"{name} lacks {len(absent)} of the model's weights, {absent[0]} for one, which would be random; "
+            "download or save the model again"
+        )
     return model.to(place).eval()
 
 
@@ -63,6 +69,17 @@ def load_tokenizer(name: str) -> Any:
     from transformers import AutoTokenizer
 
     return _from_pretrained(AutoTokenizer, "tokenizer", name)
+
+
+def require_same_tokens(donor: Any, target: Any) -> None:
+    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
+    tokens = {index: token for token, index in donor.get_vocab().items()}
+    for token, index in sorted(target.get_vocab().items(), key=lambda item: item[1]):
+        if tokens.get(index, token) != token:
+            raise ActError(
+                f"token {index} is {tokens[index]!r} to the donor's tokenizer and {token!r} to the target's, so the "
+                "models would read different texts; give two models with one vocabulary"
+            )
 
 
 def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:

@@ -103,6 +103,7 @@ class Patch:
         for number, change in enumerate(self.changes):
             for name in ("rows", "before", "after"):
                 tensors[f"{number}.{name}"] = getattr(change, name)
+            tensors[f"{number}.rows"] = change.rows.clone()  # weight and bias share theirs, which a file cannot
         header = {**self.header, "parts": [[change.part.name, change.part.dim] for change in self.changes]}
         save_tensors(Path(path), tensors, SCHEMA, header, force=force)
 

@@ -240,7 +240,7 @@ class Run:
         if self.done():
             self.say(f"{self.output} is up to date: inputs and recipe have not changed")
             return json.loads((self.output / "report.json").read_text(encoding="utf-8"))
-        require_output(self.output, force)
+        require_output(self.output, force, [*self._models, *self._corpora])
         self.cache.mkdir(exist_ok=True)
         result = self._settled("act")
         figures = {variant: self._figures(variant) for variant in self._variants()}

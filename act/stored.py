@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
 import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +46,10 @@ class StoredModel(Mapping[str, torch.Tensor]):
         config: the model's ``config.json``.
     """
 
-    def __init__(self, folder: str | Path, *, writable: bool = False) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Read the headers; raises ActError if there are no safetensors, or a shard is missing or damaged."""
         self.folder = Path(folder)
-        self._writable = writable
+        self._arriving: dict[str, Future[None]] = {}
         if not (self.folder / "config.json").is_file():
             raise ActError(f"no such model: {folder}; expected a folder in Hugging Face format")
         self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
@@ -78,12 +82,34 @@ class StoredModel(Mapping[str, torch.Tensor]):
         if not size:
             return torch.empty(shape, dtype=dtype)
         skip = start % mmap.ALLOCATIONGRANULARITY
+        writable = path.name in self._arriving
+        if writable:
+            self._arriving[path.name].result()
         # A private mapping lets torch see a writable buffer while the file stays as it is.
-        access = mmap.ACCESS_WRITE if self._writable else mmap.ACCESS_COPY
-        with path.open("r+b" if self._writable else "rb") as file:
+        access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY
+        with path.open("r+b" if writable else "rb") as file:
             view = mmap.mmap(file.fileno(), size + skip, access=access, offset=start - skip)
         view.madvise(mmap.MADV_RANDOM)
         return torch.frombuffer(view, dtype=dtype, count=size // dtype.itemsize, offset=skip).view(shape)
+
+    def prefetch(self, name: str, rows: torch.Tensor | None = None) -> None:
+        """Let the system begin to read a tensor, or some rows (sorted) of its first dimension, before it is used."""
+        path, _, shape, start, size = self._where[name]
+        if rows is None:
+            spans = [(start, size)]
+        else:
+            width = size // shape[0]
+            first = torch.cat([rows[:1], rows[1:][rows.diff() > 1]])  # runs of neighbours are one span
+            last = torch.cat([rows[:-1][rows.diff() > 1], rows[-1:]])
+            spans = [
+                (start + low * width, (high - low + 1) * width)
+                for low, high in zip(first.tolist(), last.tolist(), strict=True)
+            ]
+        if not hasattr(os, "posix_fadvise"):  # macOS
+            return
+        with path.open("rb") as file:
+            for offset, length in spans:
+                os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def shape(self, name: str) -> list[int]:
         """The shape of a tensor, from the header."""
@@ -130,6 +156,14 @@ class Parameters(Mapping[str, torch.Tensor]):
             raise KeyError(name)
         return self.stored[name]
 
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override]
+        """Each name with its tensor, while the system reads the next: one after the other is fastest."""
+        names = list(self._names)
+        for name, following in zip_longest(names, names[1:]):
+            if following:
+                self.stored.prefetch(following)
+            yield name, self.stored[name]
+
 
 class RenamedWeights(ActError):
     """The names in a checkpoint are not those of the model's parameters: only loading the model can tell."""
@@ -141,25 +175,45 @@ def parameter_names(space: ChannelSpace) -> list[str]:
     return sorted(covered | set(space.uncovered))
 
 
-def copy_model(source: StoredModel, folder: Path, changed: Iterable[str]) -> None:
+@contextlib.contextmanager
+def copied(source: StoredModel, folder: Path, changed: Iterable[str]) -> Iterator[StoredModel]:
     """Fill ``folder`` with the files of a model: shards that hold ``changed`` tensors copied, the others hard-linked.
 
     Tokenizer, config, generation config, chat template and index come along; a README is left out. A shard that cannot
     be linked (another file system) is copied.
+
+    Yields:
+        The copy, whose tensors can be written to (those of ``changed`` only). Shards are copied in the background, in
+        the order of ``changed``; taking a tensor waits for its shard. All are there when the block ends.
     """
-    touched = {source.shard_of(name) for name in changed}
+    touched = dict.fromkeys(source.shard_of(name) for name in changed)
+    copies = copy.copy(source)
+    copies.folder = folder
+    copies._where = {name: (folder / place[0].name, *place[1:]) for name, place in source._where.items()}
     for path in sorted(source.folder.iterdir()):
         weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
         if path.is_dir() or path.name.lower() == "readme.md" or (weights and path.name not in source.shards):
             continue
-        if path.name in source.shards and path.name not in touched:
+        if path.name not in source.shards:
+            _copy(path, folder)
+        elif path.name not in touched:
             try:
                 os.link(path.resolve(), folder / path.name)
-                continue
             except OSError:
-                pass
-        shutil.copyfile(path, folder / path.name)
-        (folder / path.name).chmod(0o644)
+                touched[path.name] = None
+    with ThreadPoolExecutor(1) as pool:
+        copies._arriving = {name: pool.submit(_copy, source.folder / name, folder) for name in touched}
+        try:
+            yield copies
+            for arriving in copies._arriving.values():
+                arriving.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _copy(path: Path, folder: Path) -> None:
+    shutil.copyfile(path, folder / path.name)  # by the kernel
+    (folder / path.name).chmod(0o644)
 
 
 def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, int]]:

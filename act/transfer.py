@@ -17,11 +17,12 @@ from torch import nn
 from act.channel_set import ChannelSet
 from act.channels import ParameterSlice, Site
 from act.errors import ActError
-from act.fingerprint import fingerprint
+from act.fingerprint import Diagonal, digest, fingerprint
 from act.patch import Change, Patch, Weights, rows_view
 from act.placement import require_in_memory
 from act_kernels import blend_rows
 from act_kernels.ops import FLOAT_DTYPES
+from act_kernels.rows import gather_rows
 
 Overlap = Literal["sum", "mean", "first", "stronger"]
 VOCABULARY_KINDS = ("embed", "head")
@@ -103,41 +104,44 @@ def transfer_many(grafts: Sequence[Graft], target: nn.Module | Weights, overlap:
         ActError: as :func:`transfer`; an unknown rule; rows of one donor that cross columns of another.
     """
     weights = weights_of(target, "target")
-    before = fingerprint(weights)
     notes: list[str] = []
-    changes = list(blend(grafts, weights, overlap, notes, before))
-    header = {
-        "grafts": [graft.describe() for graft in grafts],
-        "overlap": overlap,
-        "notes": notes,
-        "before": before,
-        "after": fingerprint(weights),
-        "parameters": sorted(weights),
-    }
-    return Patch(changes, header)
+    claims = plan(grafts, weights, overlap, notes)
+    diagonals = {name: Diagonal.of(parameter) for name, parameter in weights.items()}
+    require_models(grafts, before := digest(diagonals))
+    # Models in memory change in one launch a device. From disk, one parameter is mapped at a time.
+    together = [list(claims)] if isinstance(target, nn.Module) else [[name] for name in claims]
+    changes = []
+    for names in together:
+        held = {name: weights[name] for name in names}
+        places = [(held[name], claims[name][0].part, rows_of(claims[name])) for name in names]
+        old = _rows(places)
+        blend({name: claims[name] for name in names}, held, overlap)
+        for name, (parameter, part, rows), earlier, later in zip(names, places, old, _rows(places), strict=True):
+            changes.append(Change(part, rows, earlier, later))
+            diagonals[name] = diagonals[name].reread(parameter, part.dim, rows)
+    header = {**describe(grafts, overlap, notes), "before": before, "after": digest(diagonals)}
+    return Patch(changes, {**header, "parameters": sorted(weights)})
 
 
-def blend(
-    grafts: Sequence[Graft], target: Weights, overlap: Overlap, notes: list[str], found: str | None = None
-) -> Iterator[Change]:
-    """Check everything, then blend one parameter at a time into ``target`` and yield what changed.
+def describe(grafts: Sequence[Graft], overlap: Overlap, notes: list[str]) -> dict[str, Any]:
+    """What was asked of a transfer, and what was left out, as plain data for headers."""
+    return {"grafts": [graft.describe() for graft in grafts], "overlap": overlap, "notes": notes}
 
-    ``notes`` gets a sentence for everything left out; ``found`` is the target's fingerprint where it is known.
-    """
-    if overlap not in get_args(Overlap):
-        raise ActError(f"overlap is {overlap!r}; expected one of {', '.join(get_args(Overlap))}")
-    if not grafts:
-        raise ActError("no donor was given; expected at least one with its channels")
-    found = found or fingerprint(target)
+
+def require_models(grafts: Sequence[Graft], target: str) -> None:
+    """Raise :class:`ActError` where a set was made for models of other fingerprints; ``target`` is the target's."""
     for graft in grafts:
-        for value in graft.strength.values() if isinstance(graft.strength, Mapping) else [graft.strength]:
-            require_strength(value)
-        _require_set_of("target", found, target, graft.channels)
-        donor = weights_of(graft.donor, "donor")
-        if "donor" in graft.channels.rule.get("models", {}):
-            _require_set_of("donor", fingerprint(donor), donor, graft.channels)
-    for name, claims in _claims(grafts, target, notes).items():
-        yield _blend_one(name, claims, target[name], overlap)
+        expected = graft.channels.rule.get("models", {})
+        found = {"target": target}
+        if "donor" in expected:
+            found["donor"] = fingerprint(weights_of(graft.donor, "donor"))
+        for side, value in found.items():
+            if side in expected and value != expected[side]["fingerprint"]:
+                raise ActError(
+                    f"the channel set was made for the {side} {expected[side]['name']} "
+                    f"({expected[side]['fingerprint']}), but the {side} given has other weights ({value}); "
+                    "rank a profile of these models"
+                )
 
 
 def shared_tokens(donor: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -160,6 +164,12 @@ def require_strength(strength: float) -> None:
         raise ActError(f"strength is {strength}; expected 0 (change nothing) or more, 1 copies the donor's rows")
 
 
+def require_overlap(overlap: str) -> None:
+    """Raise :class:`ActError` for an unknown rule."""
+    if overlap not in get_args(Overlap):
+        raise ActError(f"overlap is {overlap!r}; expected one of {', '.join(get_args(Overlap))}")
+
+
 def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     """The parameters of a model by name, or the mapping as it is."""
     if not isinstance(model, nn.Module):
@@ -174,7 +184,7 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
 
 
 @dataclass(frozen=True)
-class _Claim:
+class Claim:
     """The rows of one parameter that one donor gives."""
 
     part: ParameterSlice
@@ -190,8 +200,20 @@ class _Claim:
         return rows_view(self.source[self.part.name], self.part.dim)
 
 
-def _claims(grafts: Sequence[Graft], target: Weights, notes: list[str]) -> dict[str, list[_Claim]]:
-    claims: dict[str, list[_Claim]] = {}
+def plan(grafts: Sequence[Graft], target: Weights, overlap: Overlap, notes: list[str]) -> dict[str, list[Claim]]:
+    """What each donor gives of each parameter, in model order, once all that can be checked without values has been.
+
+    ``notes`` gets a sentence for everything left out.
+    """
+    require_overlap(overlap)
+    if not grafts:
+        raise ActError("no donor was given; expected at least one with its channels")
+    for graft in grafts:
+        for value in graft.strength.values() if isinstance(graft.strength, Mapping) else [graft.strength]:
+            require_strength(value)
+        for side, weights in (("target", target), ("donor", weights_of(graft.donor, "donor"))):
+            _require_architecture(side, weights, graft.channels)
+    claims: dict[str, list[Claim]] = {}
     for graft in grafts:
         donor = weights_of(graft.donor, "donor")
         for moved in graft.channels.parts():
@@ -235,49 +257,50 @@ def _claims(grafts: Sequence[Graft], target: Weights, notes: list[str]) -> dict[
             held = claims.setdefault(part.name, [])
             if any(claim.part != part for claim in held):
                 raise ActError(f"rows of one donor cross columns of another in {part.name}; exclude one of them")
-            held.append(_Claim(part, donor, rows, moved.scores, strength, tokens))
+            held.append(Claim(part, donor, rows, moved.scores, strength, tokens))
     return claims
 
 
-def _blend_one(name: str, claims: list[_Claim], parameter: torch.Tensor, overlap: Overlap) -> Change:
-    old = rows_view(parameter, claims[0].part.dim)
-    rows = torch.cat([claim.rows for claim in claims]).unique()
-    here = rows.to(old.device)
-    before = old[here].cpu()
-    if len(claims) == 1:
-        _blend_rows_of(claims[0], old, rows)
-    else:
-        for members, shared in _by_donors(claims, rows, overlap):
-            _blend_rows_together([claims[i] for i in members], old, shared, overlap)
-    return Change(claims[0].part, rows, before, old[here].cpu())
+def rows_of(claims: Sequence[Claim]) -> torch.Tensor:
+    """The rows of a parameter that some donor gives, int64 ``[K]``, sorted."""
+    return claims[0].rows if len(claims) == 1 else torch.cat([claim.rows for claim in claims]).unique()
 
 
-def _blend_rows_of(claim: _Claim, old: torch.Tensor, rows: torch.Tensor) -> None:
-    new, here = claim.rows_of_donor, rows.to(old.device)
-    if (new.device, new.dtype) == (old.device, old.dtype) and claim.tokens is None:
-        blend_rows([old], [new], [rows], claim.strength)
-        return
-    blended = old[here].contiguous()
-    wanted = _wanted(claim, old, rows).to(old.dtype).contiguous()
-    blend_rows([blended], [wanted], [torch.arange(len(rows))], claim.strength)
-    old[here] = blended
+def _rows(places: Sequence[tuple[torch.Tensor, ParameterSlice, torch.Tensor]]) -> list[torch.Tensor]:
+    """The values of these rows, each ``[K, W]`` on the CPU."""
+    views = [rows_view(parameter, part.dim) for parameter, part, _ in places]
+    return gather_rows(views, [rows for *_, rows in places], [torch.device("cpu")] * len(places))
 
 
-def _blend_rows_together(claims: list[_Claim], old: torch.Tensor, rows: torch.Tensor, overlap: Overlap) -> None:
+def blend(claims: Mapping[str, list[Claim]], target: Mapping[str, torch.Tensor], overlap: Overlap) -> None:
+    """Blend what :func:`plan` found into the target, in place; rows of one donor in one launch a device."""
+    alone = {name: held[0] for name, held in claims.items() if len(held) == 1 and held[0].tokens is None}
+    blend_rows(
+        [rows_view(target[name], claim.part.dim) for name, claim in alone.items()],
+        [claim.rows_of_donor for claim in alone.values()],
+        [claim.rows for claim in alone.values()],
+        [claim.strength for claim in alone.values()],
+    )
+    for name in claims.keys() - alone.keys():
+        old = rows_view(target[name], claims[name][0].part.dim)
+        for members, rows in _by_donors(claims[name], rows_of(claims[name]), overlap):
+            _blend_together([claims[name][i] for i in members], old, rows, overlap)
+
+
+def _blend_together(claims: list[Claim], old: torch.Tensor, rows: torch.Tensor, overlap: Overlap) -> None:
     """The sum or mean of several donors' steps is one step towards their mean, weighted by strength."""
     here, every = rows.to(old.device), torch.arange(len(rows))
-    if len(claims) == 1:
-        return _blend_rows_of(claims[0], old, rows)
-    mean, total = _wanted(claims[0], old, rows).float().contiguous(), claims[0].strength
+    work = old.dtype if len(claims) == 1 else torch.float32
+    mean, total = _wanted(claims[0], old, rows).to(work).contiguous(), claims[0].strength
     for claim in claims[1:]:
         total += claim.strength
-        blend_rows([mean], [_wanted(claim, old, rows).float().contiguous()], [every], claim.strength / total)
-    blended = old[here].float().contiguous()
+        blend_rows([mean], [_wanted(claim, old, rows).to(work).contiguous()], [every], claim.strength / total)
+    blended = old[here].to(work).contiguous()
     blend_rows([blended], [mean], [every], total if overlap == "sum" else total / len(claims))
     old[here] = blended.to(old.dtype)
 
 
-def _wanted(claim: _Claim, old: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def _wanted(claim: Claim, old: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """The donor's rows ``[K, W]`` on the target's device; where it lacks a token, the target's own values."""
     new = claim.rows_of_donor
     if claim.tokens is None:
@@ -296,7 +319,7 @@ def _wanted(claim: _Claim, old: torch.Tensor, rows: torch.Tensor) -> torch.Tenso
 
 
 def _by_donors(
-    claims: list[_Claim], rows: torch.Tensor, overlap: Overlap
+    claims: list[Claim], rows: torch.Tensor, overlap: Overlap
 ) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
     """Rows grouped by the donors whose steps they take."""
     wants = torch.stack([torch.isin(rows, claim.rows) for claim in claims])
@@ -311,14 +334,7 @@ def _by_donors(
         yield members, rows[(wants == pattern[:, None]).all(0)]
 
 
-def _require_set_of(side: str, found: str, weights: Weights, channels: ChannelSet) -> None:
-    names = {part.name for site in channels.space for part in site.parameters}
-    missing = sorted(names - set(weights))
-    if missing and len(missing) > 1:
+def _require_architecture(side: str, weights: Weights, channels: ChannelSet) -> None:
+    missing = sorted({part.name for site in channels.space for part in site.parameters} - set(weights))
+    if len(missing) > 1:  # one may be missing where one of the models ties its embeddings
         raise ActError(f"the channel set is of another architecture than the models: the {side} has no {missing[0]}")
-    expected = channels.rule.get("models", {}).get(side)
-    if expected and found != expected["fingerprint"]:
-        raise ActError(
-            f"the channel set was made for the {side} {expected['name']} ({expected['fingerprint']}), but the "
-            f"{side} given has other weights ({found}); rank a profile of these models"
-        )

@@ -24,7 +24,7 @@ Every figure is a median of interleaved rounds in one process, written by the co
 and commit in its JSON under `results/`. `pytest benchmarks` runs a short form of all of them through pytest-benchmark;
 `make bench` makes the figures again, and `python benchmarks/table.py` this page. GPU figures: not yet
 measured; `python benchmarks/gpu.py --out DIR --minutes 8` proves and measures everything on a GPU in one call
-(`--device cpu` rehearses it; the figures of a rehearsal say nothing of a GPU).
+(`--device cpu` rehearses it, as in `results/gpu-rehearsal-cpu.json`; the figures of a rehearsal say nothing of a GPU).
 
 """
 
@@ -213,6 +213,21 @@ def ranking() -> str:
     )
 
 
+def transfer() -> str:
+    """Speed and memory of a transfer on disk."""
+    found = load("transfer-cpu")
+    if not found:
+        return ""
+    row = found["results"]
+    cells = [row[k] for k in ("gigabytes", "copy_seconds", "transfer_seconds", "speed_of_copy", "peak_mb")]
+    return (
+        "## Transfer on disk\n\n`python benchmarks/transfer.py --json OUT`: 5 % of the channels, whole processes that "
+        "take turns with `cp -r` of the target, `sync` included; fingerprints of both models are checked.\n\n"
+        + table(["GB a model", "copy, s", "transfer, s", "speed / copy", "peak MB resident"], [[str(c) for c in cells]])
+        + f"\n{made_on(found)}\n"
+    )
+
+
 def ability() -> str:
     """The laboratory's experiment: abilities moved, merged and tuned, each method beside its controls."""
     result = load("ability")
@@ -293,7 +308,9 @@ def draw_ability(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Write the page."""
-    page = INTRODUCTION + overhead() + fused() + moments() + registers() + exactness() + ranking() + ability()
+    page = (
+        INTRODUCTION + overhead() + fused() + moments() + registers() + exactness() + ranking() + transfer() + ability()
+    )
     (HERE / "README.md").write_text(page.rstrip() + "\n")
 
 

@@ -21,10 +21,13 @@ from pathlib import Path
 import torch
 from measure import machine, median, spread, write_json
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import LlamaConfig
 
 from act.channel_set import ChannelSet
 from act.channels import ChannelSpace
+from act.fingerprint import fingerprint
+from act.loading import empty_model
+from act.stored import StoredModel
 
 SHARD = 2 * 2**30
 SHARE, STRENGTH = 0.05, 0.4
@@ -46,8 +49,7 @@ def write_checkpoint(folder: Path, config: LlamaConfig, seed: int) -> int:
     folder.mkdir()
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
-    with torch.device("meta"):
-        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).named_parameters()}
+    shapes = {name: p.shape for name, p in empty_model(config).named_parameters()}
     generator = torch.Generator().manual_seed(seed)
     shards: list[dict[str, torch.Size]] = [{}]
     held = 0
@@ -99,10 +101,13 @@ def main() -> None:
         root = Path(scratch)
         config = config_of(options.gigabytes)
         sizes = [write_checkpoint(root / name, config, seed) for seed, name in enumerate(("donor", "target"))]
-        with torch.device("meta"):
-            space = ChannelSpace.from_model(AutoModelForCausalLM.from_config(config))
+        space = ChannelSpace.from_model(empty_model(config))
         index = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))[: int(SHARE * len(space))]
-        ChannelSet(space, index, torch.zeros(len(index)), {}).save(root / "set.safetensors")
+        models = {
+            name: {"name": name, "fingerprint": fingerprint(StoredModel(root / name).parameters(space))}
+            for name in ("donor", "target")
+        }
+        ChannelSet(space, index, torch.zeros(len(index)), {"models": models}).save(root / "set.safetensors")
         output = root / "output"
         calls = {
             "copy": ["cp", "-r", str(root / "target"), str(output)],

@@ -7,7 +7,23 @@ import sys
 
 import typer
 
-from act.cli import combine, demo, env, evaluate, pair, patch, plan, rank, recipe, report, run, transfer, tune
+from act.cli import (
+    combine,
+    demo,
+    env,
+    evaluate,
+    mergekit,
+    pair,
+    patch,
+    plan,
+    rank,
+    recipe,
+    report,
+    run,
+    sweep,
+    transfer,
+    tune,
+)
 from act.errors import ActError, Interrupted
 from act_kernels.backends import BackendError
 
@@ -19,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for command in (run, pair, combine, rank, report, transfer, tune, evaluate, recipe, plan, demo, env):
+for command in (run, pair, combine, rank, report, transfer, sweep, tune, evaluate, recipe, mergekit, plan, demo, env):
     app.command(command.__name__.rpartition(".")[2])(command.command)
 app.add_typer(patch.app, name="patch")
 

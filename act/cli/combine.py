@@ -22,7 +22,7 @@ def command(
     as_json: console.Json = False,
 ) -> None:
     """Merge the profiles of the shards of one run; the result is that of the whole corpus."""
-    require_output(output, force)
+    require_output(output, force, shards)
     if not any(path.is_dir() for path in shards):
         profile = combine(map(load, shards), partial=partial)
         profile.save(output, force=force)

@@ -42,7 +42,7 @@ def command(
     if not corpus and not task:
         raise ActError("nothing to evaluate on; give --corpus or --task")
     if details:
-        require_output(details, force)
+        require_output(details, force, [*model, *(corpus or []), *([before] if before else [])])
     if task:
         require_tasks(task, task_folder)
     evaluations: dict[str, list[Evaluation]] = {}

@@ -17,7 +17,7 @@ from act.distributed import Ranks, joined
 from act.errors import ActError
 from act.files import require_output, written_whole
 from act.job import Job, job_hash
-from act.loading import load_model, load_tokenizer
+from act.loading import load_model, load_tokenizer, require_same_tokens
 from act.localize import parse_top
 from act.profile import Profile, load, run_job
 from act.stability import LOOK_AHEAD, Promise, UntilStable
@@ -62,7 +62,7 @@ class Measuring:
         leads = ranks is None or ranks.leads
         if leads:
             self._require_output()
-        corpora = self._open_corpora(load_tokenizer(list(self.models.values())[-1]))
+        corpora = self._open_corpora(self._tokenizer())
         if self.show_spans:
             return console.print_spans(corpora, self.show_spans) if leads else None
         if self.stable and ranks:
@@ -117,10 +117,25 @@ class Measuring:
             )
         return self.output.with_name(f"{name}-{ranks.rank}{ending}" if ranks else name)
 
+    def _tokenizer(self) -> Any:
+        """The tokenizer of the model, or of the target, which must read as the donor's."""
+        *donor, model = self.models.values()
+        tokenizer = load_tokenizer(model)
+        for name in donor:
+            try:
+                other = load_tokenizer(name)
+            except ActError:
+                console.warn(f"{name} has no tokenizer, so nothing tells whether it reads the same tokens")
+            else:
+                require_same_tokens(other, tokenizer)
+        return tokenizer
+
     def _require_output(self) -> None:
         """Refuse an output that is there already, unless it may be this very run's."""
         if not (self._profiles_there() and not self.force):
-            require_output(self.output, self.force)
+            places = [corpus.partition("=")[2] or corpus for corpus in self.corpora]
+            files = [place for place in places if Path(place).is_file()]
+            require_output(self.output, self.force, [*self.models.values(), *files])
 
     def _profiles_there(self) -> list[Path]:
         if self.output.is_dir():

@@ -9,7 +9,7 @@ import typer
 
 from act.cli import console
 from act.files import require_output
-from act.folders import patch_folder, require_not_input
+from act.folders import patch_folder
 from act.patch import Patch, compose, conflicts
 
 app = typer.Typer(help="Apply, revert, show or compose the rows that transfers changed.", no_args_is_help=True)
@@ -66,8 +66,7 @@ def compose_command(
     as_json: console.Json = False,
 ) -> None:
     """Several patches as one; the same row in two of them is a conflict."""
-    require_output(output, force)
-    require_not_input(output, patches)
+    require_output(output, force, patches)
     held = [Patch.load(path) for path in patches]
     found = conflicts(held)
     joined = compose(held, conflict)  # type: ignore[arg-type]  # checked by compose
@@ -79,9 +78,8 @@ def compose_command(
 
 
 def _write(patch: Path, model: Path, output: Path, back: bool, force: bool, as_json: bool) -> None:
-    require_output(output, force)
+    require_output(output, force, [patch, model])
     held = Patch.load(patch)
-    require_not_input(output, [patch])
     patch_folder(held, model, output, revert=back, force=force)
     summary = {"output": str(output), "values": len(held), "parameters": len(held.changes)}
     if as_json:

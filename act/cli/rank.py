@@ -53,7 +53,7 @@ def command(
     """Rank all channels of all modules together and keep the best as a channel set."""
     if top is not None or count is not None or mass is not None:
         parse_amount(top, count, mass)
-    require_output(output, force)
+    require_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or the donor's and the target's")
     (ability,) = _abilities(profiles, len(profiles))

@@ -50,7 +50,7 @@ def command(
     as_json: console.Json = False,
 ) -> None:
     """Concentration, overlap against chance, stability, sufficiency and necessity of abilities' channels."""
-    require_output(output, force)
+    require_output(output, force, [*profiles, *(channels or []), *(name for name in (donor, target) if name)])
     share = parse_top(top)
     if target and not donor:
         raise ActError("--target compares with weight-difference channels, which needs --donor too")

@@ -11,7 +11,7 @@ from act.channel_set import ChannelSet
 from act.cli import console
 from act.errors import ActError
 from act.files import require_output, written_whole
-from act.folders import patch_of_folders, require_not_input, transfer_folders
+from act.folders import patch_of_folders, transfer_folders
 from act.loading import load_model, load_tokenizer
 from act.model_card import write_card
 from act.patch import Patch
@@ -47,10 +47,10 @@ def command(
         require_strength(value)
     if len(channels) != len(donor):
         raise ActError(f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor")
-    console.quiet_transformers()
-    require_output(output, force)
-    require_not_input(output, [*donor, target, *channels])
+    require_output(output, force, [*donor, target, *channels])
     patterns = dict(_pattern(text) for text in strength_of or [])
+    if align_tokens:
+        console.quiet_transformers()
     tokens = [shared_tokens(load_tokenizer(name), load_tokenizer(target)) if align_tokens else None for name in donor]
     grafts = [
         Graft({}, ChannelSet.load(path), {**patterns, "*": value} if patterns else value, aligned, name)
@@ -99,6 +99,7 @@ def _in_memory(
     dtype: str,
     force: bool,
 ) -> dict[str, Any]:
+    console.quiet_transformers()
     loaded = [
         Graft(load_model(name, dtype=dtype, device=device), graft.channels, graft.strength, graft.tokens, name)
         for graft, name in zip(grafts, donors, strict=True)

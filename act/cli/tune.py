@@ -40,7 +40,7 @@ def command(
     """Fine-tune on the answers of a corpus; run the same command again after a break, and it goes on."""
     settings = TuneSettings(mode, steps, batch_size, learning_rate, replay_share, lora_rank, seed, save_steps)  # type: ignore[arg-type]
     console.quiet_transformers()
-    require_output(output, force)
+    require_output(output, force, [name for name in (model, corpus, replay, channels) if name])
     if channels and mode != "rows":
         raise ActError(f"--channels has no effect in mode {mode}; leave it out, or choose --mode rows")
     if adapter and mode != "lora":

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import copy
 import os
+import tempfile
 
 import pytest
 import torch
 from conftest import tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from test_transfer import chosen, state
 
@@ -119,3 +123,40 @@ def test_another_vocabulary_is_left_out_and_said_or_aligned():
     for name in ("lm_head.weight", "model.embed_tokens.weight"):
         assert torch.equal(state(target)[name][5:], state(donor)[name][15:])
         assert torch.equal(state(target)[name][:5], before[name][:5])
+
+
+FAMILIES = {family: (tiny_model(family), tiny_model(family, seed=1)) for family in ("llama", "llama-tied-bias", "gpt2")}
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    family=st.sampled_from(sorted(FAMILIES)),
+    share=st.floats(0.001, 1),
+    strength=st.floats(0, 2),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 100),
+)
+def test_a_saved_patch_reverts_to_the_original_bytes(family, share, strength, dtype, seed):
+    donor, target = (copy.deepcopy(model).to(dtype) for model in FAMILIES[family])
+    before = state(target)
+    made = act.transfer(donor, target, chosen(ChannelSpace.from_model(target), share, seed), strength)
+    after = state(target)
+    with tempfile.TemporaryDirectory() as folder:
+        made.save(f"{folder}/patch")
+        patch = Patch.load(f"{folder}/patch")
+    assert patch.header["before"] == made.header["before"] and patch.header["after"] == fingerprint(target)
+    patch.revert(target)
+    assert same(state(target), before) and fingerprint(target) == patch.header["before"]
+    patch.apply(target)
+    assert same(state(target), after)
+
+
+def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models, tmp_path):
+    _, target = models
+    space = ChannelSpace.from_model(target)
+    held = chosen(space, 0.2)
+    rule = {"models": {"target": {"name": "another", "fingerprint": "0" * 16}}}
+    channels = act.ChannelSet(space, held.index, held.scores, rule)
+    with pytest.raises(act.ActError, match="made for the target another"):
+        transfer_folders([Graft({}, channels, 0.4)], [tmp_path / "donor"], tmp_path / "target", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["donor", "target"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,17 @@ def of_text(to: Path, text: str) -> Path:
     return to
 
 
+def other_tokens(f: Path, to: Path) -> Path:
+    """A model folder whose tokenizer swaps two tokens."""
+    shutil.copytree(f / "donor", to)
+    tokenizer = json.loads((to / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (to / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return to
+
+
 BAD = {
     "no such model": lambda f, t: (
         ["run", "--model", f / "none", "--corpus", f / "ability.jsonl"],
@@ -235,6 +247,10 @@ BAD = {
     "other vocabulary": lambda f, t: (
         ["pair", "--donor", f / "wide", "--target", f / "target", "--corpus", f / "ability.jsonl"],
         "lm_head has 310 channels against 300",
+    ),
+    "other tokens": lambda f, t: (
+        ["pair", "--donor", other_tokens(f, t / "d"), "--target", f / "target", "--corpus", f / "ability.jsonl"],
+        "to the donor's tokenizer and",
     ),
     "truncated profile": lambda f, t: (["rank", truncated(f / "pair.safetensors", t / "p")], "truncated or damaged"),
     "another schema version": lambda f, t: (

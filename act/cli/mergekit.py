@@ -1,0 +1,25 @@
+"""``act-profile mergekit``: run a mergekit configuration that says ``merge_method: act``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from act.cli import console
+from act.mergekit import merge
+
+
+def command(
+    config: Annotated[Path, typer.Argument(help="A mergekit configuration; each donor has channels and weight.")],
+    output: Annotated[Path, typer.Argument(help="Folder for the resulting model.")],
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Run a mergekit configuration in which merge_method may be act; mergekit must be installed."""
+    console.quiet_transformers()
+    merge(config, output, force=force)
+    if as_json:
+        return console.print_json({"output": str(output), "config": str(config)})
+    print(f"written to {output}")

@@ -1,0 +1,96 @@
+"""``act-profile sweep``: how much to transfer, and how strongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from act.cli import console
+from act.corpus import Corpus
+from act.errors import ActError
+from act.evaluate import evaluate
+from act.files import require_output, written_whole
+from act.loading import load_model, load_tokenizer
+from act.profile import load
+from act.sweep import Setting, sweep
+
+
+def command(
+    profile: Annotated[Path, typer.Argument(help="The pair profile that channels are ranked by.")],
+    donor: Annotated[str, typer.Option(help="The model that still has the ability.")],
+    target: Annotated[str, typer.Option(help="The model that lost it; it is not changed on disk.")],
+    corpus: Annotated[list[str], typer.Option(help="Records of the ability, to evaluate on (repeatable).")],
+    keep: Annotated[
+        list[str] | None, typer.Option(help="Records of what is to be retained, to evaluate on (repeatable).")
+    ] = None,
+    keep_profile: Annotated[
+        list[Path] | None, typer.Option(help="Pair profile of what is to be retained: --keep of act-profile rank.")
+    ] = None,
+    top: Annotated[list[str] | None, typer.Option(help="A share of the channels, such as 5% (repeatable).")] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
+    score: Annotated[str, typer.Option(help="As in act-profile rank.")] = "paired",
+    exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
+    metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
+    output: Annotated[Path | None, typer.Option(help="Write rows and frontier to this JSON file too.")] = None,
+    max_length: console.MaxLength = None,
+    device: console.Device = "auto",
+    dtype: console.Dtype = "auto",
+    force: console.Force = False,
+    as_json: console.Json = False,
+) -> None:
+    """Transfer each share at each strength in memory, evaluate, take it back; print all and the frontier."""
+    places = [*corpus, *(keep or [])]
+    if len(set(places)) < len(places):
+        raise ActError("the same records were given twice, in --corpus and --keep; give each once")
+    if output:
+        require_output(output, force, [profile, donor, target, *places, *(keep_profile or [])])
+    console.quiet_transformers()
+    tokenizer = load_tokenizer(target)
+    texts = {place: Corpus.from_file(place, tokenizer, max_length=max_length) for place in places}
+
+    def judge(model: Any) -> dict[str, float]:
+        """The share of right answers, or the mean log-likelihood of a token where answers cannot be told right."""
+        figures = {}
+        for place, text in texts.items():
+            found = evaluate(model, text, metric).summary()  # type: ignore[arg-type]  # checked by evaluate
+            right = found["match"]
+            figures[place] = -found["nll_per_token"] if right is None else right
+        return figures
+
+    with console.counter("sweep") as progress:
+        done: list[Setting] = []
+        total = 1 + len(set(top or range(5))) * len(set(strength or range(4)))
+
+        def report(setting: Setting) -> None:
+            done.append(setting)
+            progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
+
+        grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}
+        found = sweep(
+            load_model(donor, dtype=dtype, device=device),
+            load_model(target, dtype=dtype, device=device),
+            load(profile),
+            judge,
+            **grid,  # type: ignore[arg-type]
+            report=report,
+            score=score,
+            keep=[load(path) for path in keep_profile] if keep_profile else None,
+            exclude=exclude or (),
+        )
+    best = found.frontier
+    result = {"rows": [row.to_json() for row in found.rows], "frontier": [row.to_json() for row in best]}
+    if output:
+        with written_whole(output, force=force) as path:
+            path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+    if as_json:
+        return console.print_json(result)
+    names = [Path(place).name for place in places]
+    table = [
+        ["*" if row in best else "", f"{100 * row.top:g}%", f"{row.strength:g}", f"{row.channels:,}"]
+        + [f"{value:.3f}" for value in row.figures.values()]
+        for row in found.rows
+    ]
+    console.print_table("Sweep; * no other setting beats it", ["", "top", "strength", "channels", *names], table)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_model
+from safetensors.torch import load_file
+from test_transfer import chosen, state
+from typer.testing import CliRunner
+
+import act
+from act.channels import ChannelSpace
+from act.cli import app
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def models(tmp_path):
+    pytest.importorskip("mergekit")
+    held = {}
+    for seed, name in enumerate(("target", "one", "two")):
+        held[name] = tiny_model("llama", seed, torch.bfloat16)
+        held[name].save_pretrained(tmp_path / name)
+    for seed, name in enumerate(("one", "two")):
+        chosen(ChannelSpace.from_model(held["target"]), 0.3, seed).save(tmp_path / f"{name}.set")
+    return held
+
+
+def configured(folder, donors, **parameters):
+    entries = [
+        {
+            "model": str(folder / name),
+            "parameters": {"channels": str(folder / f"{name}.set"), "weight": weight},
+        }
+        for name, weight in donors.items()
+    ]
+    config = {"merge_method": "act", "base_model": str(folder / "target"), "models": entries, "parameters": parameters}
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("overlap", ["sum", "first"])
+def test_mergekit_gives_the_bytes_of_our_transfer(models, tmp_path, overlap):
+    config = configured(tmp_path, {"one": 0.4, "two": 0.7}, overlap=overlap)
+    from act.mergekit import merge
+
+    merge(config, tmp_path / "out")
+    sets = {name: act.ChannelSet.load(tmp_path / f"{name}.set") for name in ("one", "two")}
+    grafts = [act.Graft(models[name], sets[name], weight) for name, weight in (("one", 0.4), ("two", 0.7))]
+    before = state(models["target"])
+    act.transfer_many(grafts, models["target"], overlap)
+    expected = state(models["target"])
+    assert not torch.equal(expected["lm_head.weight"], before["lm_head.weight"])
+    merged = {name: t for path in (tmp_path / "out").glob("*.safetensors") for name, t in load_file(path).items()}
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+
+
+def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
+    from act.mergekit import merge
+
+    for donors, parameters, message in (
+        ({"one": -1.0}, {}, "strength is -1.0"),
+        ({"one": 0.4}, {"overlap": "most"}, "overlap is 'most'"),
+    ):
+        with pytest.raises(act.ActError, match=message):
+            merge(configured(tmp_path, donors, **parameters), tmp_path / "out")
+    rule = {"models": {"target": {"name": "another", "fingerprint": "0"}}}
+    held = act.ChannelSet.load(tmp_path / "one.set")
+    act.ChannelSet(held.space, held.index, held.scores, rule).save(tmp_path / "one.set", force=True)
+    with pytest.raises(act.ActError, match="made for the target another"):
+        merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")
+    with pytest.raises(act.ActError, match="would overwrite the input"):
+        merge(configured(tmp_path, {"one": 0.4}), tmp_path / "target", force=True)
+    (tmp_path / "config.yml").write_text("merge_method: act\nmodles: []\n")
+    with pytest.raises(act.ActError, match="mergekit cannot use"):
+        merge(tmp_path / "config.yml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_runs_it(models, tmp_path):
+    result = RUNNER.invoke(app, ["mergekit", str(configured(tmp_path, {"one": 0.4})), str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "config.json").is_file() and (tmp_path / "out" / "mergekit_config.yml").is_file()
+
+
+def test_without_mergekit_the_way_to_install_it_is_named(tmp_path, monkeypatch):
+    from act.mergekit import merge
+
+    monkeypatch.setitem(sys.modules, "mergekit", None)
+    with pytest.raises(act.ActError, match=r"act-profile\[mergekit\]"):
+        merge(tmp_path / "config.yml", tmp_path / "out")

@@ -1,0 +1,279 @@
+"""Transfer, patch files and sweeps as a user types them, on model folders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import act_profile
+from conftest import ATTENTION, SMALL, tiny_model
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+
+import act
+from act.channel_set import ChannelSet
+from act.channels import ChannelSpace
+from act.patch import Patch
+
+RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
+
+
+def succeed(*arguments) -> dict:
+    result = act_profile(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def refuse(*arguments) -> str:
+    result = act_profile(*arguments)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr
+    return " ".join(result.stderr.split())
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: t for path in sorted(folder.glob("*.safetensors")) for name, t in load_file(path).items()}
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def made_set(model, path: Path, share: float, seed: int) -> ChannelSet:
+    space = ChannelSpace.from_model(model)
+    count = max(1, int(share * len(space)))
+    index = torch.randperm(len(space), generator=torch.Generator().manual_seed(seed))[:count]
+    channels = ChannelSet(space, index, torch.rand(count, generator=torch.Generator().manual_seed(seed)), {})
+    channels.save(path)
+    return channels
+
+
+def variant(path: Path, config, tokenizer, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    """A target, two donors with a channel set each, and models that do not fit."""
+    path = tmp_path_factory.mktemp("transfer")
+    for seed, name in enumerate(("target", "one", "two")):
+        model = tiny_model("llama", seed)
+        model.save_pretrained(path / name, max_shard_size="20KB" if name == "target" else "1GB")
+        tokenizer.save_pretrained(path / name)
+        made_set(model, path / f"{name}.set", 0.2, seed)
+    wide = tiny_model("llama", 3)
+    wide.resize_token_embeddings(310)
+    wide.save_pretrained(path / "wide")
+    variant(path / "tied", LlamaConfig(**SMALL, **ATTENTION, tie_word_embeddings=True), tokenizer)
+    for name, positions in (("gpt2", 256), ("short", 128)):
+        config = GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=300, n_positions=positions)
+        variant(path / name, config, tokenizer)
+        made_set(AutoModelForCausalLM.from_config(config), path / f"{name}.set", 1.0, 0)
+    made_set(tiny_model("llama"), path / "all.set", 1.0, 0)
+    (path / "ability.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    (path / "keep.jsonl").write_text("".join(json.dumps({"text": record["prompt"]}) + "\n" for record in RECORDS))
+    return path
+
+
+def donors_of(f: Path, *names: str) -> list:
+    return [part for name in names for part in ("--donor", f / name, "--channels", f / f"{name}.set")]
+
+
+def loaded(f: Path, name: str):
+    return AutoModelForCausalLM.from_pretrained(f / name)
+
+
+@pytest.mark.parametrize("overlap", ["sum", "mean", "first", "stronger"])
+def test_two_donors_with_strengths_by_pattern(folder, tmp_path, overlap):
+    output = tmp_path / "out"
+    options = ["--strength", "0.4", "--strength", "0.7", "--strength-of", "*.mlp.*=0.1", "--overlap", overlap]
+    done = succeed(
+        "transfer", *donors_of(folder, "one", "two"), "--target", folder / "target", *options, "--output", output
+    )
+    assert done["path"] == "disk" and done["strength"] == [0.4, 0.7]
+    target = loaded(folder, "target")
+    grafts = [
+        act.Graft(loaded(folder, name), ChannelSet.load(folder / f"{name}.set"), {"*.mlp.*": 0.1, "*": value})
+        for name, value in (("one", 0.4), ("two", 0.7))
+    ]
+    patch = act.transfer_many(grafts, target, overlap)
+    assert done["values"] == len(patch)
+    assert same(tensors(output), dict(target.named_parameters()))
+    in_memory = tmp_path / "memory"
+    models = [*donors_of(folder, "one", "two"), "--target", folder / "target"]
+    assert succeed("transfer", *models, *options, "--in-memory", "--output", in_memory)["path"] == "memory"
+    assert same(tensors(in_memory), tensors(output))
+    card = (output / "README.md").read_text()
+    assert "base_model" in card and card.count("| donor |") == 2 and patch.header["after"] in card
+
+
+def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_path):
+    before = tensors(folder / "target")
+    files = {}
+    for name in ("one", "two"):
+        files[name] = tmp_path / f"{name}.safetensors"
+        made = succeed("transfer", *donors_of(folder, name), "--target", folder / "target", "--output", files[name])
+        assert made["path"] == "patch"
+    assert same(tensors(folder / "target"), before)
+    succeed("transfer", *donors_of(folder, "one"), "--target", folder / "target", "--output", tmp_path / "direct")
+    succeed("patch", "apply", files["one"], "--model", folder / "target", "--output", tmp_path / "patched")
+    assert same(tensors(tmp_path / "patched"), tensors(tmp_path / "direct"))
+    succeed("patch", "revert", files["one"], "--model", tmp_path / "patched", "--output", tmp_path / "back")
+    assert same(tensors(tmp_path / "back"), before)
+    shown = succeed("patch", "show", files["one"])
+    assert shown["values"] == len(Patch.load(files["one"])) == sum(change["values"] for change in shown["changes"])
+    assert "donor" in act_profile("patch", "show", files["one"]).stdout
+    both = [files["one"], files["two"]]
+    assert "are changed by two patches" in refuse("patch", "compose", *both, "--output", tmp_path / "both")
+    joined = succeed("patch", "compose", *both, "--conflict", "last", "--output", tmp_path / "both")
+    assert sum(joined["conflicts"].values()) > 0
+    succeed("patch", "apply", tmp_path / "both", "--model", folder / "target", "--output", tmp_path / "composed")
+    succeed("patch", "revert", tmp_path / "both", "--model", tmp_path / "composed", "--output", tmp_path / "again")
+    assert same(tensors(tmp_path / "again"), before)
+    for model, output, message in (
+        (folder / "one", tmp_path / "no", "does not hold the values"),
+        (folder / "gpt2", tmp_path / "no", "for another model"),
+        (folder / "target", folder / "target", "would overwrite the input"),
+        (folder / "target", files["one"], "would overwrite the input"),
+    ):
+        arguments = ["patch", "apply", files["one"], "--model", model, "--output", output, "--force"]
+        assert message in refuse(*arguments)
+    assert not (tmp_path / "no").exists()
+
+
+def test_whole_neurons_and_heads_move_their_input_columns(folder, tmp_path):
+    target, donor = loaded(folder, "target"), loaded(folder, "one")
+    pair = act.profile_pair(donor, target, [{"input_ids": torch.arange(40)[None]}])
+    channels = act.rank(pair, top=0.2, granularity=["neuron", "head"])
+    assert channels.inputs
+    channels.rule.pop("models")  # the folders' own names and fingerprints are tested elsewhere
+    channels.save(tmp_path / "set")
+    models = ["--donor", folder / "one", "--target", folder / "target", "--channels", tmp_path / "set"]
+    succeed("transfer", *models, "--strength", "1", "--output", tmp_path / "out")
+    before, after, given = tensors(folder / "target"), tensors(tmp_path / "out"), tensors(folder / "one")
+    expected = {name: value.clone() for name, value in before.items()}
+    for part in channels.parts():
+        name, dim = part.slice.name, part.slice.dim
+        expected[name].index_copy_(dim, part.index, given[name].index_select(dim, part.index))
+    assert same(after, expected)
+    assert any("down_proj" in name for name in channels.inputs)
+    patch = act.transfer(donor, target, channels, 1.0)
+    assert same(dict(target.named_parameters()), expected)
+    patch.revert(target)
+    assert same(dict(target.named_parameters()), before)
+
+
+def quantised(f: Path, t: Path) -> Path:
+    path = t / "quantised"
+    path.mkdir()
+    for file in (f / "target").iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
+    return path
+
+
+def incomplete(f: Path, t: Path) -> Path:
+    path = t / "incomplete"
+    path.mkdir()
+    for file in (f / "one").iterdir():
+        (path / file.name).write_bytes(file.read_bytes())
+    held = load_file(path / "model.safetensors")
+    del held["model.layers.1.mlp.up_proj.weight"]
+    save_file(held, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
+BAD = {
+    "one set for two donors": lambda f, t: (
+        ["--donor", f / "one", "--donor", f / "two", "--channels", f / "one.set", "--target", f / "target"],
+        "give one set for each donor",
+    ),
+    "too many strengths": lambda f, t: (
+        [*donors_of(f, "one"), "--strength", "1", "--strength", "2", "--target", f / "target"],
+        "give one for all, or one for each",
+    ),
+    "unknown overlap": lambda f, t: (
+        [*donors_of(f, "one"), "--overlap", "most", "--target", f / "target"],
+        "overlap is",
+    ),
+    "pattern without value": lambda f, t: (
+        [*donors_of(f, "one"), "--strength-of", "*.mlp.*", "--target", f / "target"],
+        "expected PATTERN=VALUE",
+    ),
+    "tied donor": lambda f, t: (
+        ["--donor", f / "tied", "--channels", f / "all.set", "--target", f / "target"],
+        "tied embeddings in one model only",
+    ),
+    "quantised target": lambda f, t: ([*donors_of(f, "one"), "--target", quantised(f, t)], "is quantised"),
+    "quantised donor": lambda f, t: (
+        ["--donor", quantised(f, t), "--channels", f / "one.set", "--target", f / "target"],
+        "is quantised",
+    ),
+    "weights missing": lambda f, t: (
+        [*donors_of(f, "one"), "--target", incomplete(f, t), "--in-memory"],
+        "lacks 1 of the model's weights, model.layers.1.mlp.up_proj.weight",
+    ),
+    "another architecture": lambda f, t: ([*donors_of(f, "gpt2"), "--target", f / "target"], "of another architecture"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_sentence_and_leaves_nothing(name, folder, tmp_path):
+    arguments, message = BAD[name](folder, tmp_path)
+    held = sorted(tmp_path.iterdir())
+    assert message in refuse("transfer", *arguments, "--output", tmp_path / "out")
+    assert sorted(tmp_path.iterdir()) == held
+
+
+def test_no_output_is_an_input_even_with_force(folder):
+    before = {name: tensors(folder / name) for name in ("target", "one")}
+    models = [*donors_of(folder, "one"), "--target", folder / "target", "--force"]
+    for output in (folder / "target", folder / "one", folder / "one.set", folder / "one" / "inside", folder):
+        for path in ([], ["--in-memory"]):
+            assert "would overwrite the input" in refuse("transfer", *models, *path, "--output", output)
+    tuning = ["tune", "--model", folder / "target", "--corpus", folder / "ability.jsonl", "--force"]
+    for output in (folder / "target", folder / "ability.jsonl"):
+        assert "would overwrite the input" in refuse(*tuning, "--output", output)
+    assert all(same(tensors(folder / name), held) for name, held in before.items())
+
+
+def test_another_vocabulary_or_position_table_is_left_out_and_said(folder, tmp_path):
+    done = succeed(
+        "transfer", "--donor", folder / "wide", "--channels", folder / "all.set", "--target", folder / "target",
+        "--output", tmp_path / "narrow",
+    )  # fmt: skip
+    assert len(done["notes"]) == 2 and all("align the tokens" in note for note in done["notes"])
+    before, after = tensors(folder / "target"), tensors(tmp_path / "narrow")
+    assert {name for name in before if torch.equal(before[name], after[name])} == {
+        "lm_head.weight",
+        "model.embed_tokens.weight",
+    }
+    done = succeed(
+        "transfer", "--donor", folder / "short", "--channels", folder / "gpt2.set", "--target", folder / "gpt2",
+        "--strength", "1", "--output", tmp_path / "positions", "--in-memory",
+    )  # fmt: skip
+    assert len(done["notes"]) == 1 and "transformer.wpe" in done["notes"][0]
+
+
+def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
+    pair = tmp_path / "pair.safetensors"
+    models = ["--donor", folder / "one", "--target", folder / "target"]
+    succeed("pair", *models, "--corpus", folder / "ability.jsonl", "--output", pair)
+    texts = ["--corpus", folder / "ability.jsonl", "--keep", folder / "keep.jsonl", "--metric", "nll"]
+    grid = ["--top", "5%", "--top", "50%", "--strength", "0.5", "--strength", "1"]
+    found = succeed("sweep", pair, *models, *texts, *grid, "--output", tmp_path / "sweep.json")
+    assert [(row["top"], row["strength"]) for row in found["rows"]] == [
+        (0, 0),
+        (0.05, 0.5),
+        (0.05, 1),
+        (0.5, 0.5),
+        (0.5, 1),
+    ]
+    assert found["frontier"] and all(row in found["rows"] for row in found["frontier"])
+    assert json.loads((tmp_path / "sweep.json").read_text()) == found
+    refused = refuse("sweep", pair, *models, *texts, *grid, "--output", pair, "--force")
+    assert "would overwrite the input" in refused
