@@ -147,6 +147,7 @@ def _quoted(text: str) -> str:
 
 
 setup(
+    license="Apache-2.0",
     ext_modules=[
         Pybind11Extension(
             "act_kernels._native",

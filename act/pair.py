@@ -53,6 +53,13 @@ class Lockstep:
     ) -> None:
         if importlib.util.find_spec("greenlet") is None:
             raise ActError("pair runs need greenlet, which is not installed; pip install greenlet")
+        shared = {module for module in donor.modules() if any(True for _ in module.parameters(recurse=False))}
+        both = next((name for name, module in target.named_modules() if module in shared), None)
+        if both is not None:
+            raise ActError(
+                f"donor and target are one model, or share the module {both!r}, whose tokens would count twice; "
+                "load the donor and the target as two models, or profile one model by act.profile"
+            )
         for one, other in zip(donor.parameters(), target.parameters(), strict=False):
             if one.dtype != other.dtype:
                 raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")

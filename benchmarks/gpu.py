@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -25,15 +25,16 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests" / "kernels")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "kernels")]
+sys.path.append(str(HERE.parent))  # last: an installed package has the extension, a bare checkout has not
 
 import torch  # noqa: E402
+from correctness import all_cases, by_checks, by_tests, forced, model_cases  # noqa: E402
 from kernels import CASES, FUSED_CASES  # noqa: E402
 from measure import machine, median, on_device, spread, write_json  # noqa: E402
-from oracle import DTYPES, assert_moments_close, random, truth  # noqa: E402
 
-from act_kernels import empty_moments, ops, reference  # noqa: E402
-from act_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, choose  # noqa: E402
+import act_kernels  # noqa: E402
+from act_kernels.backends import BACKENDS, choose  # noqa: E402
 
 LEAST_SHARE = {"triton": 0.85, "cuda": 0.75}  # of the copy bandwidth, for column and pair moments
 
@@ -44,23 +45,12 @@ class Run:
     def __init__(self, device: torch.device) -> None:
         self.device, self.small, self.until = device, device.type != "cuda", time.monotonic()
         self.result: dict[str, Any] = {"device": str(device), "rehearsal": self.small, "phases": {}}
+        if self.small:
+            self.result["note"] = "the device is the CPU: small shapes that rehearse the code and say nothing of a GPU"
 
     def left(self) -> float:
         """Seconds left to the phase."""
         return self.until - time.monotonic()
-
-
-@contextlib.contextmanager
-def forced(backend: str):
-    """Everything runs on one backend."""
-    before = os.environ.get(ENVIRONMENT_VARIABLE)
-    os.environ[ENVIRONMENT_VARIABLE] = backend
-    try:
-        yield
-    finally:
-        os.environ.pop(ENVIRONMENT_VARIABLE)
-        if before is not None:
-            os.environ[ENVIRONMENT_VARIABLE] = before
 
 
 def usable(device: torch.device) -> dict[str, str | None]:
@@ -71,7 +61,10 @@ def usable(device: torch.device) -> dict[str, str | None]:
 def environment(run: Run) -> dict[str, Any]:
     """GPU, driver, versions, commit, backends."""
     found: dict[str, Any] = {**machine(), "backends": usable(run.device)}
-    for package in ("greenlet", "nnsight", "accelerate"):
+    found["installed"] = (
+        HERE.parent not in Path(act_kernels.__file__).resolve().parents
+    )  # or imported from the checkout
+    for package in ("pytest", "greenlet", "nnsight", "accelerate"):
         found[package] = importlib.util.find_spec(package) is not None
     if run.device.type == "cuda":
         properties = torch.cuda.get_device_properties(run.device)
@@ -83,85 +76,19 @@ def environment(run: Run) -> dict[str, Any]:
     return found
 
 
-def check(op: str, shape: tuple[int, int], dtype: torch.dtype, masked: bool, device: torch.device) -> None:
-    """One op against float64 on the CPU; raises AssertionError."""
-    rows, channels = shape
-    x, y = random(rows, channels, dtype), random(rows, channels, dtype, seed=1)
-    mask = torch.arange(rows) % 3 != 1 if masked else None
-    there = [None if z is None else z.to(device) for z in (x, y, mask)]
-    dx, dy, dmask = there
-    blocks = empty_moments(channels, 3, device=device)
-    units = 0 if dtype == torch.float32 else 2 * torch.finfo(dtype).eps
-
-    def close(found: torch.Tensor, expected: torch.Tensor) -> None:
-        found, expected = found.cpu().double(), expected.double()
-        scale = expected.square().mean(-1, keepdim=True).sqrt() + expected.abs()
-        assert ((found - expected).abs() <= 1e-6 * scale + units * expected.abs() + 1e-7).all(), "output"
-
-    if op == "column_moments":
-        ops.column_moments(dx, blocks[0], dmask)
-        assert_moments_close(blocks[0].cpu(), truth(x, mask))
-    elif op == "pair_moments":
-        ops.pair_moments(dx, dy, blocks, dmask)
-        for block, values in zip(blocks.cpu(), (x, y, x.double() - y.double()), strict=True):
-            assert_moments_close(block, truth(values, mask), relative=2e-6)
-    elif op == "gated_mlp":
-        names = ("gate_moments", "up_moments", "product_moments")
-        out = ops.gated_mlp(dx, dy, mask=dmask, **dict(zip(names, blocks, strict=True)))
-        close(out, reference.gated_mlp(x, y, "silu", None, None, None, None))
-        for block, values in zip(blocks.cpu(), (x, y, out.cpu()), strict=True):
-            assert_moments_close(block, truth(values, mask))
-    elif op == "add_norm":
-        for style in ops.NORM_STYLES if channels > 1 else ops.NORM_STYLES[:3]:
-            blocks.zero_()
-            options = {"eps": 1e-5, "style": style, "x_moments": blocks[0], "norm_moments": blocks[1], "mask": dmask}
-            total, norm = ops.add_norm(dx, dy, dx[0].contiguous(), **options)
-            expected = reference.add_norm(x, y, x[0], None, 1e-5, style, None, None, None)
-            assert torch.equal(total.cpu(), expected[0]), "residual sum"
-            close(norm, expected[1])
-            for block, values in zip(blocks.cpu(), (x, norm.cpu()), strict=False):
-                assert_moments_close(block, truth(values, mask))
-    elif op == "rotary":
-        width = 2
-        q, k = (z.repeat(1, width).view(1, rows, channels, width).transpose(1, 2) for z in (x, y))
-        cos, sin = (table.expand(1, rows, width).contiguous() for table in (x[:, :1].cos(), x[:, :1].sin()))
-        wide = empty_moments(channels * width, 2, device=device)
-        given = [z.to(device) for z in (q, k, cos, sin)]
-        found = ops.rotary(*given, q_moments=wide[0], k_moments=wide[1], mask=dmask)
-        for one, other in zip(found, reference.rotary(q, k, cos, sin, False, False, *[None] * 5), strict=True):
-            close(one, other)
-        for block, z in zip(wide.cpu(), (q, k), strict=True):
-            assert_moments_close(block, truth(z.transpose(1, 2).flatten(2).flatten(0, 1), mask))
-    elif op == "blend_rows":
-        chosen = torch.arange(0, rows, 3)
-        for strength in (0.3, 0.8, 1.0):
-            blended, expected = x.to(device), x.clone()
-            ops.blend_rows([blended], [dy], [chosen], strength)
-            with forced("reference"):
-                ops.blend_rows([expected], [y], [chosen], strength)
-            close(blended, expected)
-
-
 def correctness(run: Run, only: str | None = None) -> dict[str, Any]:
-    """Every usable backend and op; the shapes that hurt, and large ones."""
-    shapes = [(300, 512), (257, 65), (7, 123), (1, 1), (63, 5)]
-    shapes += [] if run.small or only else [(2048, 3584), (64, 152064)]
+    """Every usable backend and op: checks at the shapes of real models, then the tests of the ops; or more checks."""
     names = [only] if only else [name for name, reason in usable(run.device).items() if reason is None]
-    passed, cut, failures = 0, 0, []
-    cases = [(o, s, d, m) for s in shapes for o in (*CASES, *FUSED_CASES) for d in DTYPES for m in (False, True)]
-    for op, shape, dtype, masked in cases:
-        for name in names:
-            if run.left() < 0:
-                cut += 1
-                continue
-            try:
-                with forced(name):
-                    check(op, shape, dtype, masked, run.device)
-                passed += 1
-            except Exception as error:
-                what = f"{name} {op} {list(shape)} {dtype} {'masked' if masked else 'all rows'}"
-                failures.append(f"{what}: {type(error).__name__}: {str(error)[:300]}")
-    return {"backends": names, "passed": passed, "failed": len(failures), "cut": cut, "failures": failures[:50]}
+    found: dict[str, Any] = {"backends": names}
+    if only:
+        found["checks"] = by_checks(names, run.device, run.until, all_cases())
+    else:
+        found["checks"] = by_checks(names, run.device, time.monotonic() + run.left() / 3, model_cases(run.small))
+        found["tests"] = by_tests(names, run.device, run.until)
+        if "passed" not in found["tests"]:
+            found["checks instead of tests"] = by_checks(names, run.device, run.until, all_cases())
+    counted = [part for part in found.values() if isinstance(part, dict) and "passed" in part]
+    return {**found, **{key: sum(part[key] for part in counted) for key in ("passed", "failed", "cut")}}
 
 
 def sanitizer(run: Run) -> dict[str, Any]:
@@ -170,11 +97,13 @@ def sanitizer(run: Run) -> dict[str, Any]:
     if run.small or "cuda" not in usable(run.device) or usable(run.device)["cuda"] or not Path(tool).exists():
         return {"skipped": "needs a GPU, the CUDA extension and compute-sanitizer"}
     found = {}
-    for kind in ("memcheck", "racecheck"):
-        again = [sys.executable, __file__, "--check-backend", "cuda", "--minutes", "1"]
+    for number, kind in enumerate(("memcheck", "racecheck")):
+        seconds = max(20, run.left() / (2 - number))
+        # Half of it for the checks: under the tool, starting takes long.
+        again = [sys.executable, __file__, "--check-backend", "cuda", "--minutes", str(seconds / 120)]
         command = [tool, "--tool", kind, "--error-exitcode", "9", *again]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=max(10, run.left()), check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
             found[kind] = {"clean": done.returncode == 0, "output": (done.stdout + done.stderr)[-2000:]}
         except subprocess.TimeoutExpired:
             found[kind] = {"cut": "ran out of time"}
@@ -186,8 +115,7 @@ def kernels(run: Run) -> list[dict[str, Any]]:
     wide = [(512, 384), (512, 1024), (64, 4096)] if run.small else [(16384, 3584), (16384, 18944), (2048, 152064)]
     cases = [(op, shape) for shape in wide for op in ("column_moments", "pair_moments")]
     cases += [(op, shape) for shape in wide[:2] for op in FUSED_CASES if op != "rotary" or shape[1] % 256 == 0]
-    # As many values as a 7B model has, in rows.
-    cases.append(("blend_rows", (4096, 256) if run.small else (2_000_000, 3584)))
+    cases.append(("blend_rows", (384, 256) if run.small else (18944, 3584)))
     names = [n for n, reason in usable(run.device).items() if reason is None and n != "reference"] or ["reference"]
     todo = [(op, shape, name) for op, shape in [("small", (256, 512)), *cases] for name in names]
     rows = []
@@ -207,6 +135,8 @@ def kernels(run: Run) -> list[dict[str, Any]]:
 
 def kernel(op: str, shape: tuple[int, int], run: Run, seconds: float) -> dict[str, Any]:
     """Medians of one case."""
+    if run.small:
+        seconds = min(seconds, 0.5)
     x, other = (torch.randn(shape, device=run.device, dtype=torch.bfloat16) for _ in range(2))
     if op == "small":
         call, _, _ = CASES["column_moments"](x, other)
@@ -214,7 +144,9 @@ def kernel(op: str, shape: tuple[int, int], run: Run, seconds: float) -> dict[st
         return {"seconds": median(times), "spread": round(spread(times), 3)}
     out = torch.empty_like(x)
     calls: dict[str, Callable[[], Any]] = {"copy": lambda: out.copy_(x)}
-    if op in CASES:
+    if op == "blend_rows":
+        calls["op"], moved = model_blend(*shape, layers=2 if run.small else 28, device=run.device)
+    elif op in CASES:
         calls["op"], _, moved = CASES[op](x, other)
     else:
         case = FUSED_CASES[op](x, other)
@@ -233,6 +165,25 @@ def kernel(op: str, shape: tuple[int, int], run: Run, seconds: float) -> dict[st
     for name in set(middle) - {"copy", "op"}:
         row[f"ratio_to_{name}"] = round(middle["op"] / middle[name], 4)
     return row
+
+
+def model_blend(inner: int, hidden: int, layers: int, device: torch.device) -> tuple[Callable[[], Any], int]:
+    """Every twentieth channel of a model like Qwen2.5-7B, and the bytes that must move.
+
+    The donors are parts of one buffer, ten times what a GPU's second-level cache holds, and the targets a whole model.
+    """
+    shapes = [(hidden, hidden)] * 2 + [(hidden // 7, hidden)] * 2 + [(inner, hidden)] * 2 + [(hidden, inner)]
+    pool = torch.randn(max(2**28 if device.type == "cuda" else 0, inner * hidden), device=device, dtype=torch.bfloat16)
+    targets, donors, rows, place = [], [], [], 0
+    for shape in shapes * layers:
+        size = shape[0] * shape[1]
+        place = 0 if place + size > len(pool) else place
+        donors.append(pool[place : place + size].view(shape))
+        targets.append(torch.zeros(shape, device=device, dtype=torch.bfloat16))
+        rows.append(torch.arange(len(rows) % 20, shape[0], 20))
+        place += size
+    moved = 3 * sum(len(chosen) * target.shape[1] for chosen, target in zip(rows, targets, strict=True)) * 2
+    return lambda: act_kernels.blend_rows(targets, donors, rows, 0.4), moved
 
 
 def forwards(run: Run) -> dict[str, Any]:
@@ -266,7 +217,7 @@ def forwards(run: Run) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": batch * length, "layers": layers, "hidden": hidden, "errors": {}}
 
     def timed(calls: dict[str, Callable[[], Any]], share: float) -> dict[str, list[float]]:
-        times = on_device(calls, run.device, max(0, run.left() * share))
+        times = on_device(calls, run.device, min(1.0 if run.small else 60.0, max(0, run.left() * share)))
         for name, values in times.items():
             found[f"{name}_s"], found[f"{name}_spread"] = median(values), round(spread(values), 4)
         return times
@@ -397,7 +348,9 @@ def main() -> None:
     end = time.monotonic() + 60 * options.minutes
     if options.check_backend:
         run.until = end
-        sys.exit(1 if correctness(run, options.check_backend)["failed"] else 0)
+        checked = correctness(run, options.check_backend)
+        print(f"{checked['passed']} passed, {checked['failed']} failed, {checked['cut']} cut")
+        sys.exit(1 if checked["failed"] or not checked["passed"] else 0)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"{run.device.type}.json"
     for number, (name, share, phase) in enumerate(PHASES):
@@ -410,6 +363,7 @@ def main() -> None:
             entry = {"error": traceback.format_exc()[-3000:]}
         entry["seconds"] = round(time.monotonic() - start, 1)
         run.result["phases"][name] = entry
+        gc.collect()
         if run.device.type == "cuda":
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()

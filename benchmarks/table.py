@@ -24,7 +24,7 @@ Every figure is a median of interleaved rounds in one process, written by the co
 and commit in its JSON under `results/`. `pytest benchmarks` runs a short form of all of them through pytest-benchmark;
 `make bench` makes the figures again, and `python benchmarks/table.py` this page. GPU figures: not yet
 measured; `python benchmarks/gpu.py --out DIR --minutes 8` proves and measures everything on a GPU in one call
-(`--device cpu` rehearses it; the figures of a rehearsal say nothing of a GPU).
+(`--device cpu` rehearses it, as in `results/gpu-rehearsal-cpu.json`; the figures of a rehearsal say nothing of a GPU).
 
 """
 

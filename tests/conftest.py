@@ -9,8 +9,8 @@ import torch
 import transformers
 from emulated import REASON as NOT_EMULATED
 from emulated import emulate
-from gpu import run_on_gpu
 from interpreter import INTERPRETED, correct_interpreter
+from on_gpu import run_on_gpu
 from oracle import ISAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -102,7 +102,11 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 EMULATED = pytest.param("cuda", marks=pytest.mark.skipif(NOT_EMULATED is not None, reason=str(NOT_EMULATED)))
-ON_GPU = ["triton on the GPU", "cuda on the GPU"] if torch.cuda.is_available() and not INTERPRETED else []
+ON_GPU = (
+    ["cuda on the GPU", "reference on the GPU", "triton on the GPU"]
+    if torch.cuda.is_available() and not INTERPRETED
+    else []
+)
 
 
 @pytest.fixture(params=["triton"] if INTERPRETED else [*ISAS, EMULATED, "reference", *ON_GPU])
@@ -121,7 +125,7 @@ def backend(request, monkeypatch):
         emulate(monkeypatch)
     elif name in ISAS:
         native._native.use_instruction_set(name)
-    yield name
+    yield request.param
     backends._choose.cache_clear()
     if ISAS:
         native._native.use_instruction_set(ISAS[0])

@@ -17,12 +17,14 @@ from act_kernels.triton.partials import (
     REGISTERS,
     WARPS,
     add_tile,
+    cdiv,
     contiguous_channels,
     counted_span,
     empty_partials,
     is_counted,
     load_values,
     merge_partials,
+    next_power_of_2,
     no_sums,
     plan_runs,
     run_bounds,
@@ -242,14 +244,14 @@ def add_norm(
     total = x if residual is None else x.new_empty((rows, channels))
     summed = addend if residual is None else total
     norm = x.new_empty((rows, channels))
-    channel_blocks = triton.cdiv(channels, BLOCK_C)
+    channel_blocks = cdiv(channels, BLOCK_C)
     run, splits = plan_runs(rows, channel_blocks)
     measured = ((addend, x_moments), (norm, norm_moments))
     (x_partials, norm_partials), plane = empty_partials(splits, *measured)
     centered = style == "layer"
     row_parts = x.new_empty((3 if centered else 1, channel_blocks, rows), dtype=torch.float32)
     scales = x.new_empty((3 if centered else 1, rows), dtype=torch.float32)
-    parts = triton.next_power_of_2(channel_blocks)
+    parts = next_power_of_2(channel_blocks)
     scale_rows = max(1, SCALE_TILE // parts)
     tiles = {"MAX_RUN": MAX_RUN, "UNROLL": UNROLL, "WARPS": WARPS, "BLOCK_C": BLOCK_C}
     options = {"num_warps": WARPS, "maxnreg": REGISTERS, "enable_fp_fusion": True}
@@ -271,7 +273,7 @@ def add_norm(
             **tiles,
             **options,
         )
-        row_scale_kernel[(triton.cdiv(rows, scale_rows),)](
+        row_scale_kernel[(cdiv(rows, scale_rows),)](
             row_parts,
             scales,
             rows,

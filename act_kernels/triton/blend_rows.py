@@ -25,7 +25,7 @@ def stepped(old, donor, strength):
     return tl.where(strength == 1, donor, (start + by * (end - start)).to(donor.dtype))
 
 
-@triton.jit(do_not_specialize=["blends"])
+@triton.jit(do_not_specialize=["like", "blends"])
 def blend_rows_kernel(
     like,
     table,

@@ -10,6 +10,7 @@ from act_kernels.triton.partials import (
     MAX_RUN,
     WARPS,
     add_tile,
+    cdiv,
     contiguous_channels,
     counted_span,
     empty_partials,
@@ -115,7 +116,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     x = contiguous_channels(x)
     rows, channels = x.shape
     block = block_channels(x.element_size())
-    channel_blocks = triton.cdiv(channels, block)
+    channel_blocks = cdiv(channels, block)
     run, splits = plan_runs(rows, channel_blocks)
     partials, plane = empty_partials(splits, (x, moments))
     with torch.cuda.device_of(x):

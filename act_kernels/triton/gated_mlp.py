@@ -14,6 +14,7 @@ from act_kernels.triton.partials import (
     REGISTERS,
     WARPS,
     add_tile,
+    cdiv,
     contiguous_channels,
     counted_span,
     empty_partials,
@@ -154,7 +155,7 @@ def gated_mlp(
     gate, up = contiguous_channels(gate), contiguous_channels(up)
     rows, channels = gate.shape
     product = gate.new_empty((rows, channels))
-    channel_blocks = triton.cdiv(channels, BLOCK_C)
+    channel_blocks = cdiv(channels, BLOCK_C)
     run, splits = plan_runs(rows, channel_blocks)
     measured = ((gate, gate_moments), (up, up_moments), (product, product_moments))
     partials, plane = empty_partials(splits, *measured)

@@ -10,6 +10,7 @@ from act_kernels.triton.partials import (
     MAX_RUN,
     WARPS,
     add_tile,
+    cdiv,
     contiguous_channels,
     counted_span,
     empty_partials,
@@ -91,7 +92,7 @@ def pair_moments(
     """``moments`` [3, 7, C] += statistics of ``donor``, ``target`` [T, C] and their difference."""
     donor, target = contiguous_channels(donor), contiguous_channels(target)
     rows, channels = donor.shape
-    channel_blocks = triton.cdiv(channels, BLOCK_C)
+    channel_blocks = cdiv(channels, BLOCK_C)
     run, splits = plan_runs(rows, channel_blocks)
     measured = tuple(zip((donor, target, donor), moments, strict=True))  # the last less target
     partials, plane = empty_partials(splits, *measured)

@@ -31,12 +31,22 @@ REGISTERS = 168  # for three programs per multiprocessor; the assembler may aim 
 Measured = tuple[torch.Tensor, torch.Tensor | None]  # a matrix [T, C] and its moments [7, C], None if not wanted
 
 
+def cdiv(n: int, size: int) -> int:
+    """``n / size`` rounded up; several of triton.cdiv, which also serves kernels, take as long as a launch."""
+    return -(-n // size)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is not below ``n``."""
+    return 1 << (n - 1).bit_length()
+
+
 def plan_runs(rows: int, channel_blocks: int) -> tuple[int, int]:
     """Rows per run and the number of runs: the longest runs that fill the GPU."""
-    wanted = triton.cdiv(PROGRAMS, channel_blocks)
-    run = triton.cdiv(triton.cdiv(rows, wanted), 32) * 32  # whole tiles
+    wanted = cdiv(PROGRAMS, channel_blocks)
+    run = cdiv(cdiv(rows, wanted), 32) * 32  # whole tiles
     run = min(max(run, MIN_RUN), MAX_RUN)
-    return run, triton.cdiv(rows, run)
+    return run, cdiv(rows, run)
 
 
 @triton.jit
@@ -150,7 +160,8 @@ def empty_partials(splits: int, *measured: Measured) -> tuple[tuple[torch.Tensor
     """
     widths = [0 if moments is None else x.shape[1] for x, moments in measured]
     buffer = measured[0][0].new_empty((splits, SUMS, sum(widths)), dtype=torch.float32)
-    return tuple(view if view.shape[2] else None for view in buffer.split(widths, 2)), sum(widths)
+    views = buffer.split_with_sizes(widths, 2)
+    return tuple(view if width else None for view, width in zip(views, widths, strict=True)), sum(widths)
 
 
 @triton.jit
@@ -324,10 +335,10 @@ def merge_partials(
     if not parts:
         return
     splits, _, _ = parts[0][0].shape
-    split_tile = min(32, triton.next_power_of_2(splits))
+    split_tile = min(32, next_power_of_2(splits))
     channel_tile = MERGE_TILE // split_tile
     widest = max(channels for *_, channels in parts)
-    merge_partials_kernel[(triton.cdiv(widest, channel_tile), len(parts))](
+    merge_partials_kernel[(cdiv(widest, channel_tile), len(parts))](
         parts,
         parts[0][0].stride(1),
         splits,

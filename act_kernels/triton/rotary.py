@@ -13,6 +13,7 @@ from act_kernels.triton.partials import (
     REGISTERS,
     WARPS,
     add_tile,
+    cdiv,
     contiguous_channels,
     counted_span,
     empty_partials,
@@ -264,7 +265,7 @@ def rotary(
         q_moments = empty_moments(q_rows.shape[1], device=q.device) if q_moments is None else q_moments
         k_moments = empty_moments(k_rows.shape[1], device=q.device) if k_moments is None else k_moments
 
-    blocks = sum(triton.cdiv(count, BLOCK) for count in counts)
+    blocks = sum(cdiv(count, BLOCK) for count in counts)
     run, splits = plan_runs(rows, blocks)
     measured = ((q_rows, q_moments), (k_rows, k_moments), (v_rows, v_moments))
     partials, plane = empty_partials(splits, *measured)

@@ -168,6 +168,20 @@ def test_models_of_different_width_are_refused():
         act.profile_pair(tiny_model("llama"), tiny_model("qwen2"), random_batches())
 
 
+def test_a_model_is_no_pair_with_itself_or_with_one_that_shares_its_modules():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    with pytest.raises(act.ActError, match=r"share the module 'model.embed_tokens'.*load the donor and the target as"):
+        act.profile_pair(donor, donor, random_batches())
+    own = target.model.layers[1]
+    target.model.layers[1] = donor.model.layers[1]
+    with pytest.raises(act.ActError, match=r"share the module 'model.layers.1.self_attn.q_proj'"):
+        act.profile_pair(donor, target, random_batches())
+    target.model.layers[1] = own
+    target.lm_head.weight = donor.lm_head.weight  # parameters may be shared: no site sees another model's tokens
+    act.profile_pair(donor, target, random_batches())
+    assert not any(module._forward_hooks for model in (donor, target) for module in model.modules())
+
+
 def test_a_compiled_model_is_refused():
     model = tiny_model("llama")
     with pytest.raises(act.ActError, match=r"torch\.compile"):

@@ -9,6 +9,8 @@ from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 ISAS = native._native.instruction_sets() if native.LOAD_ERROR is None else []
+EXACT = ("reference", *(isa for isa in ISAS if isa != "baseline"))
+"""Backends whose exponential is, bit for bit, that of PyTorch on this CPU."""
 
 
 def truth(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -6,8 +6,10 @@ device ``meta``, so shapes are those of real models. ``pytest -s`` prints what e
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,15 +26,11 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from act_kernels import triton as kernels  # noqa: E402
 from act_kernels.rows import Blend  # noqa: E402
+from act_kernels.triton import partials  # noqa: E402
 
-DTYPES = [torch.float32, torch.bfloat16]  # float16 differs in one conversion
-CASES = [  # rows aligned to 16 bytes, not aligned, and a size that Triton makes a constant
-    (3584, torch.float32),
-    (18944, torch.bfloat16),
-    (18943, torch.bfloat16),
-    (1, torch.float32),
-]
 TOKENS = 16384
+ARCHITECTURES = (80, 90, 100)
+EVERYWHERE = os.environ.get("ACT_COMPILE_ALL") == "1"  # also variations on every architecture: minutes
 
 
 class Driver:
@@ -51,7 +49,10 @@ class Driver:
         return 0
 
 
-@pytest.fixture(params=[80, 90], ids=lambda architecture: f"sm_{architecture}")
+on_one = pytest.mark.parametrize("compiled", [90], indirect=True, ids=["sm_90"])
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: f"sm_{architecture}")
 def compiled(request, monkeypatch):
     """The list of kernels that launches have compiled."""
     kernels = []
@@ -92,46 +93,125 @@ def meta(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
-def test_column_moments(compiled, dtype, channels, tmp_path):
-    block = empty_moments(channels, device="meta")
-    for mask in (None, meta(TOKENS, dtype=torch.bool)):
-        kernels.column_moments(meta(TOKENS, channels, dtype=dtype), block, mask)
-    assert_all_in_registers(compiled, tmp_path)
+def column_moments(channels: int, dtype: torch.dtype, masked: bool = True) -> None:
+    mask = meta(TOKENS, dtype=torch.bool) if masked else None
+    kernels.column_moments(meta(TOKENS, channels, dtype=dtype), empty_moments(channels, device="meta"), mask)
 
 
-@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
-def test_pair_moments(compiled, dtype, channels, tmp_path):
-    x = meta(TOKENS, channels, dtype=dtype)
-    for mask in (None, meta(TOKENS, dtype=torch.bool)):
-        kernels.pair_moments(x, x, empty_moments(channels, 3, device="meta"), mask)
-    assert_all_in_registers(compiled, tmp_path)
+def pair_moments(channels: int, dtype: torch.dtype, masked: bool = True) -> None:
+    x, mask = meta(TOKENS, channels, dtype=dtype), meta(TOKENS, dtype=torch.bool) if masked else None
+    kernels.pair_moments(x, x, empty_moments(channels, 3, device="meta"), mask)
 
 
 def blend(target: torch.Tensor) -> Blend:
     return Blend(target, target, torch.arange(700), 0.4)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_blend_rows(compiled, dtype, tmp_path):
+def blend_rows(dtype: torch.dtype) -> None:
+    """Rows of packs in one launch, columns and single values in another."""
     x = meta(18944, 3584, dtype=dtype)
-    kernels.blend_rows([blend(x), blend(x[:3584])])
-    assert "ld.global.v4" in compiled[-1].asm["ptx"] and "st.global.v4" in compiled[-1].asm["ptx"]
-    kernels.blend_rows([blend(x.t()), blend(x[:, :1]), blend(x)])
-    assert len(compiled) == 3
-    assert_all_in_registers(compiled, tmp_path)
+    kernels.blend_rows([blend(x.t()), blend(x[:, :1]), blend(x), blend(x[:3584])])
 
 
-@pytest.mark.parametrize("compiled", [100], indirect=True, ids=["sm_100"])
-def test_blackwell(compiled, tmp_path):
-    x, mask = meta(TOKENS, 3584, dtype=torch.bfloat16), meta(TOKENS, dtype=torch.bool)
-    kernels.column_moments(x, empty_moments(3584, device="meta"), mask)
-    kernels.pair_moments(x, x, empty_moments(3584, 3, device="meta"), mask)
-    kernels.blend_rows([blend(x)])
+def gated_mlp(channels: int, dtype: torch.dtype, activation: str, measured: int = 3, masked: bool = True) -> None:
+    """With moments of the last ``measured`` of gate, up and product."""
+    x, mask = meta(TOKENS, channels, dtype=dtype), meta(TOKENS, dtype=torch.bool) if masked else None
+    blocks = [None] * (3 - measured) + [empty_moments(channels, device="meta") for _ in range(measured)]
+    kernels.gated_mlp(x, x, activation, *blocks, mask)
+
+
+def rotary(width: int, turned: int, dtype: torch.dtype, interleaved: bool, measured: bool = True) -> None:
+    """Grouped heads with statistics of q, k and v for the counted tokens; or of nothing, rounded once."""
+    heads, key_heads, batch = (28, 4, 8) if width > 80 else (1, 1, TOKENS)
+    q, k = (meta(batch, TOKENS // batch, n * width, dtype=dtype) for n in (heads, key_heads))
+    q, k = (x.view(batch, TOKENS // batch, -1, width).transpose(1, 2) for x in (q, k))
+    cos = meta(1, TOKENS // batch, turned, dtype=dtype)
+    if measured:
+        blocks = [empty_moments(n * width, device="meta") for n in (heads, key_heads, key_heads)]
+        kernels.rotary(q, k, cos, cos, interleaved, False, k, *blocks, meta(TOKENS, dtype=torch.bool))
+    else:
+        kernels.rotary(q, k, cos, cos, interleaved, True, None, None, None, None, None)
+
+
+def add_norm(
+    channels: int, dtype: torch.dtype, style: str, residual: bool = True, measured: bool = True, masked: bool = True
+) -> None:
+    x, weight = meta(TOKENS, channels, dtype=dtype), meta(channels, dtype=dtype)
+    blocks = empty_moments(channels, 2, device="meta") if measured else (None, None)
+    mask = meta(TOKENS, dtype=torch.bool) if masked else None
+    bias = weight if style == "layer" else None
+    kernels.add_norm(x, x if residual else None, weight, bias, 1e-6, style, *blocks, mask)
+
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+
+PRINCIPAL = {  # every kernel, with all that it can measure
+    "column_moments": lambda: column_moments(18944, BF16),
+    "pair_moments": lambda: pair_moments(18944, BF16),
+    "blend_rows": lambda: blend_rows(BF16),
+    "gated_mlp": lambda: gated_mlp(18944, BF16, "silu"),
+    "rotary": lambda: rotary(128, 128, BF16, False),
+    "add_norm rms": lambda: add_norm(3584, BF16, "rms"),
+    "add_norm layer": lambda: add_norm(3584, BF16, "layer"),
+}
+VARIATIONS = {  # other types, rows not aligned to 16 bytes, a size that Triton makes a constant, options, no statistics
+    "column_moments float32": lambda: column_moments(3584, F32, masked=False),
+    "column_moments unaligned": lambda: column_moments(18943, BF16),
+    "column_moments one channel": lambda: column_moments(1, F32),
+    "column_moments float16": lambda: column_moments(152064, F16),
+    "pair_moments float32": lambda: pair_moments(3584, F32, masked=False),
+    "pair_moments unaligned": lambda: pair_moments(18943, BF16),
+    "blend_rows float32": lambda: blend_rows(F32),
+    "gated_mlp float32": lambda: gated_mlp(3584, F32, "gelu_tanh", masked=False),
+    "gated_mlp unaligned": lambda: gated_mlp(18943, BF16, "gelu"),
+    "gated_mlp of the product": lambda: gated_mlp(18944, BF16, "gelu", measured=1),
+    "gated_mlp without moments": lambda: gated_mlp(3584, BF16, "relu2", measured=0),
+    "rotary interleaved": lambda: rotary(128, 128, F32, True),
+    "rotary partial": lambda: rotary(256, 64, F32, False),
+    "rotary partial interleaved": lambda: rotary(256, 64, BF16, True),
+    "rotary odd": lambda: rotary(80, 40, BF16, False),
+    "rotary without moments": lambda: rotary(128, 128, BF16, False, measured=False),
+    "add_norm float32": lambda: add_norm(3584, F32, "layer", masked=False),
+    "add_norm unaligned": lambda: add_norm(18943, BF16, "rms_float"),
+    "add_norm without moments": lambda: add_norm(18944, BF16, "rms_one_plus", measured=False),
+    "add_norm without residual": lambda: add_norm(18944, BF16, "rms", residual=False),
+}
+SPREAD = [
+    (name, architecture)
+    for number, name in enumerate(VARIATIONS)
+    for architecture in (ARCHITECTURES if EVERYWHERE else [ARCHITECTURES[number % len(ARCHITECTURES)]])
+]
+
+
+@pytest.mark.parametrize("name", PRINCIPAL)
+def test_every_kernel(compiled, name, tmp_path):
+    PRINCIPAL[name]()
     assert_all_in_registers(compiled, tmp_path)
+    if name == "blend_rows":
+        single, packed = compiled
+        assert "ld.global.v4" in packed.asm["ptx"] and "st.global.v4" in packed.asm["ptx"]
+        compiled.remove(single)  # its values are where strides put them
     assert_vectors(compiled)
 
 
+@pytest.mark.parametrize(("name", "compiled"), SPREAD, indirect=["compiled"], ids=str)
+def test_variation(compiled, name, tmp_path):
+    VARIATIONS[name]()
+    assert_all_in_registers(compiled, tmp_path)
+    if "unaligned" not in name:
+        assert_vectors(compiled)
+
+
+@on_one
+def test_every_kernel_is_among_the_principal_ones(compiled):
+    for launch in PRINCIPAL.values():
+        launch()
+    sources = Path(kernels.__file__).parent.glob("*.py")
+    defined = {name for source in sources for name in re.findall(r"^def (\w+_kernel)\(", source.read_text(), re.M)}
+    assert {kernel.metadata.name for kernel in compiled} == defined and len(defined) > 8
+
+
+@on_one
 def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
     run = triton.JITFunction.run
     monkeypatch.setattr(triton.JITFunction, "run", lambda *args, **options: run(*args, **{**options, "maxnreg": 40}))
@@ -141,61 +221,7 @@ def test_a_spill_is_seen(compiled, tmp_path, monkeypatch):
         assert_all_in_registers(compiled, tmp_path)
 
 
-@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
-def test_gated_mlp(compiled, dtype, channels, tmp_path):
-    x = meta(TOKENS, channels, dtype=dtype)
-    gate, up, product = empty_moments(channels, 3, device="meta")
-    kernels.gated_mlp(x, x, "silu", gate, up, product, None)
-    kernels.gated_mlp(x, x, "gelu_tanh", gate, up, product, meta(TOKENS, dtype=torch.bool))
-    assert_all_in_registers(compiled, tmp_path)
-
-
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "relu2"])
-def test_gated_mlp_without_moments_or_some(compiled, activation, tmp_path):
-    x = meta(TOKENS, 3584, dtype=torch.bfloat16)
-    kernels.gated_mlp(x, x, activation, None, None, None, meta(TOKENS, dtype=torch.bool))
-    kernels.gated_mlp(x, x, activation, None, None, empty_moments(3584, device="meta"), None)
-    assert_all_in_registers(compiled, tmp_path)
-    assert_vectors(compiled)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
-@pytest.mark.parametrize(("width", "turned"), [(128, 128), (256, 64), (80, 40)], ids=["whole", "partial", "odd"])
-def test_rotary(compiled, dtype, interleaved, width, turned, tmp_path):
-    heads, key_heads, batch = (28, 4, 8) if width > 80 else (1, 1, TOKENS)
-    q = meta(batch, TOKENS // batch, heads * width, dtype=dtype).view(batch, -1, heads, width).transpose(1, 2)
-    k = meta(batch, TOKENS // batch, key_heads * width, dtype=dtype).view(batch, -1, key_heads, width).transpose(1, 2)
-    cos = meta(1, TOKENS // batch, turned, dtype=dtype)
-    mask = meta(TOKENS, dtype=torch.bool)
-    blocks = [empty_moments(n * width, device="meta") for n in (heads, key_heads, key_heads)]
-    kernels.rotary(q, k, cos, cos, interleaved, False, k, *blocks, mask)
-    kernels.rotary(q, k, cos, cos, interleaved, True, None, blocks[0], None, None, None)
-    assert_all_in_registers(compiled, tmp_path)
-    assert_vectors(compiled)
-
-
-@pytest.mark.parametrize(("channels", "dtype"), CASES, ids=str)
-@pytest.mark.parametrize("style", ["rms", "layer"])
-def test_add_norm(compiled, dtype, channels, style, tmp_path):
-    x, weight = meta(TOKENS, channels, dtype=dtype), meta(channels, dtype=dtype)
-    bias = weight if style == "layer" else None
-    blocks = empty_moments(channels, 2, device="meta")
-    kernels.add_norm(x, x, weight, bias, 1e-6, style, *blocks, None)
-    kernels.add_norm(x, x, weight, bias, 1e-6, style, *blocks, meta(TOKENS, dtype=torch.bool))
-    assert_all_in_registers(compiled, tmp_path)
-
-
-@pytest.mark.parametrize("style", ["rms", "rms_float", "rms_one_plus", "layer"])
-def test_add_norm_without_moments_or_residual(compiled, style, tmp_path):
-    x, weight = meta(TOKENS, 18944, dtype=torch.bfloat16), meta(18944, dtype=torch.bfloat16)
-    block = empty_moments(18944, device="meta")
-    kernels.add_norm(x, x, weight, None, 1e-6, style, None, None, None)
-    kernels.add_norm(x, None, weight, None, 1e-6, style, None, block, None)
-    assert_all_in_registers(compiled, tmp_path)
-    assert_vectors(compiled)
-
-
+@on_one
 def test_arithmetic_is_that_of_pytorch(compiled):
     x = meta(TOKENS, 512, dtype=torch.float32)
     kernels.gated_mlp(x, x, "silu", None, None, None, None)
@@ -203,6 +229,12 @@ def test_arithmetic_is_that_of_pytorch(compiled):
     q, cos = x.view(4, -1, 8, 64).transpose(1, 2), meta(1, TOKENS // 4, 64, dtype=torch.float32)
     kernels.rotary(q, q, cos, cos, False, False, None, None, None, None, None)
     assert "mul" in compiled[-1].asm["ptx"] and "fma" not in compiled[-1].asm["ptx"]
+
+
+def test_sizes_are_those_of_triton():
+    for n in range(1, 3000, 7):
+        assert partials.next_power_of_2(n) == triton.next_power_of_2(n)
+        assert partials.cdiv(n, 128) == triton.cdiv(n, 128)
 
 
 def test_old_triton_is_refused(monkeypatch):
