@@ -21,14 +21,17 @@ from torch import nn
 
 from act.channel_set import ChannelSet
 from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
+from act.encode import Count
 from act.errors import ActError
 from act.evaluate import Evaluation, compare, evaluate
 from act.files import require_output, written_whole
+from act.granularity import Granularity
 from act.loading import load_model, load_tokenizer
 from act.localize import Score, parse_top, rank
 from act.normalize import Normalize
 from act.profile import load, profile_pair
-from act.transfer import require_strength, transfer
+from act.selection import Scope
+from act.transfer import Graft, Overlap, require_strength, transfer_many
 from act.tune import TuneSettings, save_tuned, tune
 from act.versions import versions
 
@@ -41,19 +44,24 @@ class _Section(BaseModel):
 
 
 class Parameters(_Section):
-    """mergekit's words: ``weight`` is the strength, ``top_p`` the share of the channels."""
+    """mergekit's words: ``weight`` is the strength, or one for each pattern; ``top_p`` the share of the channels."""
 
-    weight: float = 0.4
+    weight: float | dict[str, float] = 0.4
     top_p: float | str = 0.05
 
 
 class Donor(_Section):
-    """A donor, the corpus of the ability it gives, and the corpus of what is to be kept."""
+    """A donor, the corpus of the ability it gives, and the corpus, or corpora, of what is to be kept."""
 
     model: str
     corpus: str
-    keep: str | None = None
+    keep: str | list[str] | None = None
     parameters: Parameters = Parameters()
+
+    @property
+    def kept(self) -> list[str]:
+        """The corpora of what is to be kept."""
+        return [self.keep] if isinstance(self.keep, str) else self.keep or []
 
 
 class Tuning(_Section):
@@ -94,9 +102,12 @@ class Recipe(_Section):
     output: str
     score: Score = "paired"
     normalize: Normalize = "none"
+    scope: Scope = "global"
+    granularity: list[Granularity] = ["channel"]
+    overlap: Overlap = "sum"
     include: list[str] = []
     exclude: list[str] = []
-    count: Literal["answer", "predict", "all"] = "answer"
+    count: Count = "answer"
     max_length: int = 2048
     token_budget: int = DEFAULT_TOKEN_BUDGET
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -127,9 +138,12 @@ def read_recipe(path: Path) -> Recipe:
         found = [f"line {_line(node, one['loc'])}: {_mistake(one)}" for one in error.errors()]
         raise ActError(f"{path}, {'; '.join(found)}") from error
     for number, donor in enumerate(recipe.models):
-        for key, check in (("top_p", parse_top), ("weight", require_strength)):
+        weight = donor.parameters.weight
+        weights = weight.values() if isinstance(weight, dict) else [weight]
+        checks = [("top_p", parse_top, donor.parameters.top_p), *(("weight", require_strength, one) for one in weights)]
+        for key, check, value in checks:
             try:
-                check(getattr(donor.parameters, key))
+                check(value)  # type: ignore[operator]
             except ActError as error:
                 line = _line(node, ("models", number, "parameters", key))
                 raise ActError(f"{path}, line {line}: {error}") from error
@@ -197,7 +211,7 @@ class Run:
             raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
         names = [recipe.base_model, *(donor.model for donor in recipe.models)]
         self._models = {name: _model_content(name) for name in names}
-        corpora = [path for donor in recipe.models for path in (donor.corpus, donor.keep)]
+        corpora: list[str | None] = [path for donor in recipe.models for path in (donor.corpus, *donor.kept)]
         corpora += [recipe.tune.corpus, recipe.tune.replay] if recipe.tune else []
         corpora += [*recipe.evaluate.corpora.values()] if recipe.evaluate else []
         self._corpora = {path: _corpus_content(path) for path in corpora if path}
@@ -215,7 +229,7 @@ class Run:
         """The stages in order, and whether each is kept from an earlier run."""
         stages = []
         for donor in self.recipe.models:
-            for path in filter(None, (donor.corpus, donor.keep)):
+            for path in (donor.corpus, *donor.kept):
                 stages.append(
                     ("profile", f"{donor.model} and {self.recipe.base_model} on {path}", self._pair(donor, path))
                 )
@@ -268,6 +282,7 @@ class Run:
             *(self._set(donor).name for donor in recipe.models),
             recipe.seed,
             recipe.dtype,
+            recipe.overlap,
         ]
         ingredients += [donor.parameters.weight for donor in recipe.models]
         if recipe.evaluate:
@@ -287,8 +302,9 @@ class Run:
 
     def _set(self, donor: Donor, score: str | None = None) -> Path:
         recipe = self.recipe
-        pairs = [self._pair(donor, path).name for path in (donor.corpus, donor.keep) if path]
-        settings = [score or recipe.score, recipe.normalize, recipe.include, recipe.exclude, recipe.seed]
+        pairs = [self._pair(donor, path).name for path in (donor.corpus, *donor.kept)]
+        settings: list[Any] = [score or recipe.score, recipe.normalize, recipe.scope, recipe.granularity]
+        settings += [recipe.include, recipe.exclude, recipe.seed]
         return self.cache / f"channels-{_hash([pairs, settings, donor.parameters.top_p])}.safetensors"
 
     def _model(self, name: str) -> nn.Module:
@@ -314,14 +330,16 @@ class Run:
         if not path.exists():
             profile = self._profiled(donor, donor.corpus)
             score = score or self.recipe.score
-            contrast = donor.keep and score not in ("weight-diff", "random")
+            kept = [] if score in ("weight-diff", "random") else [self._profiled(donor, path) for path in donor.kept]
             self.say(f"ranking the channels for {donor.corpus} by {score}")
             rank(
                 profile,
                 score,  # type: ignore[arg-type]
                 donor.parameters.top_p,
-                keep=self._profiled(donor, donor.keep) if contrast and donor.keep else None,
+                keep=kept or None,
                 normalize=self.recipe.normalize,
+                scope=self.recipe.scope,
+                granularity=self.recipe.granularity,
                 include=self.recipe.include,
                 exclude=self.recipe.exclude,
                 seed=self.recipe.seed,
@@ -345,15 +363,11 @@ class Run:
                 )
         elif variant != "tune without transfer":
             score = None if variant == "act" else variant
-            taken = torch.empty(0, dtype=torch.int64)
-            for donor in self.recipe.models:
-                channels = self._channels(donor, score)
-                free = ~torch.isin(channels.index, taken)  # a row that two donors want is the first one's
-                taken = torch.cat([taken, channels.index[free]])
-                if len(self.recipe.models) > 1:  # the target has changed by then, but not in these rows
-                    rule = {**channels.rule, "models": {"donor": channels.rule["models"]["donor"]}}
-                    channels = ChannelSet(channels.space, channels.index[free], channels.scores[free], rule)
-                transfer(self._model(donor.model), target, channels, donor.parameters.weight)
+            grafts = [
+                Graft(self._model(donor.model), self._channels(donor, score), donor.parameters.weight, name=donor.model)
+                for donor in self.recipe.models
+            ]
+            transfer_many(grafts, target, self.recipe.overlap)
         save_tuned(target, load_tokenizer(self.recipe.base_model), path)
         return path
 
@@ -373,7 +387,9 @@ class Run:
             score = variant if variant in ("random", "weight-diff") else None
             sets = [self._channels(donor, score) for donor in recipe.models]
             index = torch.cat([one.index for one in sets]).unique()
-            rows = ChannelSet(sets[0].space, index, torch.zeros(len(index), dtype=torch.float64), {})
+            names = {name for one in sets for name in one.inputs}
+            inputs = {name: torch.cat([one.inputs[name] for one in sets if name in one.inputs]) for name in names}
+            rows = ChannelSet(sets[0].space, index, torch.zeros(len(index), dtype=torch.float64), {}, inputs)
         else:
             model = model.float()
         tuned = tune(

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import act
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS
+from act.loading import load_model, load_tokenizer
 from act.recipe import Run, read_recipe
 
 
@@ -144,3 +145,47 @@ def test_missing_keys_and_inputs(folder):
     ):
         result = act_profile("recipe", written(folder, recipe(folder, **changed)), "--dry-run")
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_several_donors_of_whole_units_with_strengths_by_pattern(folder, tmp_path):
+    german, english = (str(folder / f"{name}.jsonl") for name in ("german", "english"))
+    base, target = str(CHECKPOINTS / "base"), str(CHECKPOINTS / "target")
+    donors = [
+        {"model": base, "corpus": german, "keep": [english], "parameters": {"weight": {"*.mlp.*": 0.5, "*": 1.0}}},
+        {"model": base, "corpus": english, "parameters": {"weight": 0.25, "top_p": 0.1}},
+    ]
+    options = {"granularity": ["neuron", "head"], "overlap": "mean", "output": str(tmp_path / "merged")}
+    path = written(tmp_path, recipe(folder, models=donors, tune=None, evaluate=None, **options))
+    Run(read_recipe(path)).execute()
+
+    models = [load_model(name) for name in (base, target)]
+    tokenizer = load_tokenizer(target)
+    pairs = [
+        act.profile_pair(*models, act.Corpus.from_file(corpus, tokenizer, count="predict"))
+        for corpus in (german, english)
+    ]
+    sets = [
+        act.rank(pairs[0], top=0.05, keep=[pairs[1]], granularity=["neuron", "head"]),
+        act.rank(pairs[1], top=0.1, granularity=["neuron", "head"]),
+    ]
+    assert all(one.inputs for one in sets)
+    strengths = [{"*.mlp.*": 0.5, "*": 1.0}, 0.25]
+    grafts = [act.Graft(models[0], one, strength) for one, strength in zip(sets, strengths, strict=True)]
+    act.transfer_many(grafts, models[1], "mean")
+    merged = load_model(str(tmp_path / "merged"))
+    for name, parameter in models[1].named_parameters():
+        assert torch.equal(merged.get_parameter(name), parameter.to(torch.float16).to(parameter.dtype)), name
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"overlap": "most"}, "line 22: overlap"),
+        ({"granularity": ["neurons"]}, "line 23: granularity"),
+        ({"scop": "kind"}, "line 22: .*scope"),
+    ],
+)
+def test_unknown_choices_are_named_with_their_line(folder, tmp_path, changed, message):
+    path = written(tmp_path, recipe(folder, **changed))
+    with pytest.raises(act.ActError, match=message):
+        read_recipe(path)
