@@ -69,19 +69,28 @@ def test_taps_leave_text_and_perplexity_alone(dtype, model, tokenizer, shared_da
         assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def independent_statistics(model, tokenizer, texts: list[str], length: int) -> dict[str, dict[str, torch.Tensor]]:
-    """Float64 mean and variance of every site by storing all its activations, one unpadded sequence at a time."""
+def independent_statistics(
+    model, tokenizer, texts: list[str], length: int, overlap: int
+) -> dict[str, dict[str, torch.Tensor]]:
+    """Float64 mean and variance of every site by storing all its activations, one unpadded sequence at a time.
+
+    A piece of a long text repeats the last ``overlap`` tokens of the one before, which count there.
+    """
+    repeated = 0
     stored: dict[str, list[torch.Tensor]] = {}
     handles = [
-        module.register_forward_hook(lambda _m, _i, out, name=name: stored.setdefault(name, []).append(out[0].double()))
+        module.register_forward_hook(
+            lambda _m, _i, out, name=name: stored.setdefault(name, []).append(out[0, repeated:].double())
+        )
         for name, module in model.named_modules()
         if isinstance(getattr(module, "weight", None), torch.nn.Parameter)
     ]
     with torch.no_grad():
         for text in texts:
             ids = tokenizer(text, return_tensors="pt")["input_ids"]
-            for piece in ids.split(length, dim=1):
-                model(input_ids=piece)
+            for start in range(0, max(1, ids.shape[1] - overlap), length - overlap):
+                repeated = overlap if start else 0
+                model(input_ids=ids[:, start : start + length])
     for handle in handles:
         handle.remove()
     joined = {name: torch.cat(parts) for name, parts in stored.items()}
@@ -103,10 +112,11 @@ def test_means_and_variances_equal_float64_over_stored_activations(
     corpus.write_text("\n".join(texts))
     output = tmp_path / "profile.safetensors"
     arguments = ["run", "--model", exported, "--corpus", corpus, "--output", output, "--max-length", "256", "--json"]
+    arguments += ["--overlap", "20"]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     profile = act.load(output)
-    expected = independent_statistics(model, tokenizer, [text.strip() for text in texts if text.strip()], 256)
+    expected = independent_statistics(model, tokenizer, [text.strip() for text in texts if text.strip()], 256, 20)
     assert json.loads(result.stdout)["counted"] == len(expected["model.norm"]["rows"])
     # The oracle runs unpadded, so the forward itself differs in the last float32 bits.
     for site in profile.space:
