@@ -273,9 +273,9 @@ def ability() -> str:
         + "\nA light tune from each start (half German, half replay; starts, steps and rate chosen on validation):\n\n"
         + table(["tune on, after", "forgotten", "retained"], tuned)
         + "\nWhat this does not show: attribution needs gradients, and whoever has them can also tune: 16 records "
-        "tuned without a transfer come near its untuned transfer, and interpolation followed by the same tune is as good "
-        "as any transfer. The scores from activations alone are not ability-specific at this size: paired does no better "
-        "than its own rows shuffled, or than the text of another language.\n" + f"\n{made_on(result)}\n"
+        "tuned without a transfer come near its untuned transfer, and interpolation followed by the same tune is as "
+        "good as any transfer. The scores from activations alone are not ability-specific at this size: paired does "
+        "no better than its own rows shuffled, or than the text of another language.\n" + f"\n{made_on(result)}\n"
     )
 
 
