@@ -110,6 +110,8 @@ def joined() -> Iterator[Ranks | None]:
         raise ActError(f"the ranks do not find each other ({_short(error)}); start them with torchrun") from error
     try:
         yield Ranks(dist.get_rank(), size, device)
+        with contextlib.suppress(RuntimeError):  # one that failed has said so; none takes the group away from another
+            dist.barrier()
     finally:
         dist.destroy_process_group()
 

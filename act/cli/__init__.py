@@ -42,11 +42,24 @@ app.add_typer(patch.app, name="patch")
 
 def main() -> None:
     """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2, or 130."""
+    ranked = os.environ.get("WORLD_SIZE", "1") != "1"
     try:
         app()
     except (ActError, BackendError) as error:
         interrupted = isinstance(error, Interrupted)
-        rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+        rank = os.environ.get("RANK", "0") if ranked else "0"
         who = f"rank {rank}: " if rank != "0" else ""
         print(f"{who}{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
-        sys.exit(130 if interrupted else 2)
+        _exit(130 if interrupted else 2, ranked)
+    except SystemExit as done:
+        _exit(done.code, ranked)
+
+
+def _exit(code: str | int | None, ranked: bool) -> None:
+    """End the process. A rank ends at once: threads of its process group have been seen to abort the interpreter's end,
+    and torchrun then counts a finished rank as failed."""
+    if not ranked or isinstance(code, str):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
