@@ -82,6 +82,14 @@ class Batch:
         attended = self.inputs.get("attention_mask")
         return self.size if attended is None else int(attended.sum())
 
+    @property
+    def padded_right(self) -> bool:
+        """Whether every row is attended from its first token on, without gaps."""
+        attended = self.inputs.get("attention_mask")
+        if attended is None or attended.shape != self.count_mask.shape or not attended.numel():
+            return False
+        return bool(attended[:, 0].all() and (attended[:, 1:] <= attended[:, :-1]).all())
+
     def pinned(self) -> Batch:
         """A copy in page-locked memory, from which a GPU fetches while the CPU goes on."""
         inputs = {name: x.pin_memory() for name, x in self.inputs.items()}

@@ -15,11 +15,11 @@ from torch import nn
 from act.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
-from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus, Stream
+from act.corpus import Corpus, Stream
 from act.distributed import Ranks
 from act.errors import ActError
 from act.fingerprint import fingerprint
-from act.limits import learned_positions, packs, token_budget_for, vocabulary
+from act.limits import causal, default_token_budget, learned_positions, packs, token_budget_for, vocabulary
 from act.moments import Moments
 from act.pair import common_space, lockstep
 from act.placement import input_device, run_devices
@@ -43,7 +43,8 @@ class Job:
         corpora: see :data:`Corpora`.
         exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
         fused: let statistics ride inside fused kernels; without it, every site is read by itself.
-        token_budget: tokens a batch, padding included; ``"auto"``: what the free memory of a GPU allows.
+        token_budget: tokens a batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
+            memory of a GPU allows.
         packing: pieces in one row without padding: ``auto`` where the model's attention skips what lies between them.
         shard: ``(i, n)``: every n-th record of each corpus, from the i-th on.
         workers: processes that tokenise; 0: a thread of this one.
@@ -69,7 +70,7 @@ class Job:
         *,
         exclude: Iterable[str] = (),
         fused: bool = True,
-        token_budget: int | Literal["auto"] = DEFAULT_TOKEN_BUDGET,
+        token_budget: int | Literal["auto"] | None = None,
         packing: Packing = "auto",
         shard: Shard = (0, 1),
         workers: int = 0,
@@ -102,7 +103,9 @@ class Job:
             raise ActError(
                 "several ranks need a corpus, of which each reads its part; batches of one's own cannot be shared out"
             )
-        if token_budget == "auto":
+        if token_budget is None:
+            token_budget = default_token_budget(self.device)
+        elif token_budget == "auto":
             token_budget = token_budget_for(self.models.values(), self.space, self.device)
         self.settings: dict[str, Any] = {
             "token_budget": token_budget,
@@ -149,6 +152,7 @@ class Job:
         """
         if checkpoint and not self.corpora:
             raise ActError("a checkpoint needs a corpus; batches of one's own cannot be read again from their middle")
+        unmasked = all(causal(model) for model in self.models.values())
         with self._tapped() as tapped:
             run = Run(
                 tapped,
@@ -157,6 +161,7 @@ class Job:
                 device=self.device,
                 places=self._places,
                 vocabulary=vocabulary(self._model),
+                causal=unmasked,
                 observers=self.observers,
             )
             for ability, corpus in self.corpora.items():

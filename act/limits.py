@@ -1,4 +1,4 @@
-"""What a model can take: positions, token ids, packed rows, and tokens a batch."""
+"""What a model can take: positions, token ids, packed rows, padding without a mask, and tokens a batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from act.placement import input_device
 PACKING_ATTENTION = ("flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention")
 """Attention that skips the blocks between packed pieces; others would compute and mask them."""
 
-DEFAULT_BUDGET = 8192
+CPU_BUDGET = 2048  # what a layer makes of a batch stays in the cache
+GPU_BUDGET = 8192
 BUDGETS = 1024, 65536
 MEMORY_SHARE = 0.5  # of what is free; the rest is for fragmentation, attention's workspace and the LM head's chunks
 
@@ -58,14 +59,34 @@ def packs(model: nn.Module, only_if_faster: bool) -> str | None:
     return None
 
 
+def causal(model: nn.Module) -> bool:
+    """Whether no token sees those after it, bit for bit, so that padding on the right needs no mask.
+
+    Without a mask, attention takes its fastest path (flash attention, on a GPU).
+    """
+    ids = torch.arange(1, 7, device=input_device(model)).repeat(2, 1)
+    ids[1, -2:] += 1
+    try:
+        with torch.inference_mode():
+            one, other = _logits(model, input_ids=ids % (vocabulary(model) or 1))[:, :-2]
+    except (TypeError, ValueError, RuntimeError, AttributeError):
+        return False
+    return torch.equal(one, other)
+
+
+def default_token_budget(device: torch.device) -> int:
+    """Tokens a batch where nobody says: the same on every machine, so that a run may go on elsewhere."""
+    return GPU_BUDGET if device.type == "cuda" else CPU_BUDGET
+
+
 def token_budget_for(models: Iterable[nn.Module], space: ChannelSpace, device: torch.device) -> int:
-    """Tokens a batch: 8192 on a CPU; on a GPU what half of its free memory holds, from 1024 to 65536.
+    """Tokens a batch: 2048 on a CPU; on a GPU what half of its free memory holds, from 1024 to 65536.
 
     A token takes, in each model, four of the widest site of the body (gate, up, their product and a copy) and twelve of
     the residual stream; if that is too little, a batch that does not fit is cut (see :class:`act.run.Run`).
     """
     if device.type != "cuda":
-        return DEFAULT_BUDGET
+        return CPU_BUDGET
     free, _ = torch.cuda.mem_get_info(device)
     return budget_of(free, sum(_bytes_a_token(model, space) for model in models))
 

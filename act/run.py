@@ -100,6 +100,7 @@ class Run:
         device: where inputs go.
         places: where the moments lie, as :class:`act.moments.Moments` takes it; None: on ``device``.
         vocabulary: rows of the embedding; batches with larger token ids are refused.
+        causal: whether the model does without a mask where padding is on the right (see :func:`act.limits.causal`).
         observers: called in this order.
 
     Attributes:
@@ -120,6 +121,7 @@ class Run:
         device: torch.device | str = "cpu",
         places: Place | Mapping[str, Place] = None,
         vocabulary: int | None = None,
+        causal: bool = False,
         observers: Sequence[Observer] = (),
     ) -> None:
         self.moments: dict[str, Moments] = {}
@@ -131,7 +133,7 @@ class Run:
         self.space, self.pair = space, pair
         self.device = torch.device(device)
         self.observers = list(observers)
-        self._tapped, self._vocabulary = tapped, vocabulary
+        self._tapped, self._vocabulary, self._causal = tapped, vocabulary, causal
         self._places = self.device if places is None else places
         self._before = [torch.empty_like(arena) for arena in self.empty_moments().arenas]
         self._ended = False
@@ -211,7 +213,12 @@ class Run:
         self.position = batch.after
 
     def _forward(self, batch: Batch, moments: Moments) -> None:
-        inputs = {name: x.to(self.device, non_blocking=True) for name, x in batch.inputs.items()}
+        unmasked = self._causal and batch.padded_right
+        inputs = {
+            name: x.to(self.device, non_blocking=True)
+            for name, x in batch.inputs.items()
+            if not (unmasked and name == "attention_mask")
+        }
         self._tapped.moments = moments
         self._tapped.forward(inputs, batch.count_mask)
 

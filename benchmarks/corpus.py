@@ -5,8 +5,8 @@
 End to end: read JSONL, tokenise through a chat template, forward the small model of ``overhead.py``, statistics.
 ``script`` is what most people write: rows in the order of the file, ``--batch`` at a time, padded to the longest of
 their batch; ``model(**batch)`` with its logits; hooks with float32 sum and sum of squares on every linear. ``nnsight``
-does the same through nnsight. ``act`` writes all statistics of all sites to a profile: of every token (``all``, as the
-script does; the ratios are of this one), or of the answers (``answer``, the default).
+does the same through nnsight. ``act`` writes all statistics of all sites, the LM head's too, to a profile: of every
+token (``all``, as the script does; the ratios are of this one), or of the answers (``answer``, the default).
 
 Corpora: GSM8K training rows, if ``../shared/data`` is beside the checkout, and synthetic conversations.
 """
@@ -19,6 +19,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ TEMPLATE = (
 
 def write_rows(folder: Path, corpus: str, rows: int) -> Path:
     """The first rows of GSM8K, or conversations whose lengths are log-normal, as in GSM8K, of 8,000 words."""
+    folder.mkdir(exist_ok=True)
     path = folder / f"{corpus}.jsonl"
     if corpus == "gsm8k":
         lines = GSM8K.read_text(encoding="utf-8").splitlines()[:rows]
@@ -147,12 +149,19 @@ def by_nnsight(model: nn.Module, path: Path, tokenizer: Any, batch: int) -> None
             )
 
 
-def measure(name: str, rows: int, batch: int, rounds: int, budget: int, threads: int) -> dict[str, Any]:
+def padding_share(path: Path, tokenizer: Any, budget: int) -> float:
+    """Of the tokens that the model would read, those that pad."""
+    batches = list(Stream({"": act.Corpus.from_file(path, tokenizer)}, token_budget=budget))
+    return 1 - sum(batch.tokens for batch in batches) / sum(batch.size for batch in batches)
+
+
+def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, threads: int) -> dict[str, Any]:
     """Medians of rounds in which the ways take turns on the same file."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         path = write_rows(folder, name, rows)
+        whole = write_rows(folder / "whole", name, 2000)
         # Hooks of one way must not slow another: each has its own copy of the model.
         model, hooked, traced = (build("small", torch.bfloat16) for _ in range(3))
         tokenizer = train_tokenizer(path, model.config.vocab_size)  # type: ignore[union-attr]
@@ -161,16 +170,14 @@ def measure(name: str, rows: int, batch: int, rounds: int, budget: int, threads:
 
         def profiled(count: str) -> None:
             corpus = act.Corpus.from_file(path, tokenizer, count=count)
-            profiles[count] = act.profile(model, corpus, token_budget=budget)
+            profiles[count] = act.profile(model, corpus)
             profiles[count].save(folder / f"{count}.safetensors", force=True)
 
-        ways: dict[str, Callable[[], Any]] = {
-            "script": lambda: script(hooked, path, tokenizer, batch),
-            "all": lambda: profiled("all"),
-            "answer": lambda: profiled("answer"),
-        }
+        ways: dict[str, Callable[[], Any]] = {"all": lambda: profiled("all"), "answer": lambda: profiled("answer")}
+        for batch in batches:
+            ways[f"script {batch}"] = partial(script, hooked, path, tokenizer, batch)
         if importlib.util.find_spec("nnsight") is not None:
-            ways["nnsight"] = lambda: by_nnsight(traced, path, tokenizer, batch)
+            ways["nnsight"] = lambda: by_nnsight(traced, path, tokenizer, batches[0])
         times: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way, call in ways.items():
@@ -179,21 +186,32 @@ def measure(name: str, rows: int, batch: int, rounds: int, budget: int, threads:
                 times[way].append(time.perf_counter() - start)
         middle = {way: median(values) for way, values in times.items()}
         measured = profiles["all"].source["corpora"][0]
-        slots = sum(inputs["input_ids"].numel() for inputs in padded(path, tokenizer, batch))
+        script_seconds = {batch: middle[f"script {batch}"] for batch in batches}
         return {
             "corpus": name,
             "rows": rows,
             "tokens": tokens,
-            "batch": batch,
-            "token_budget": budget,
-            "ratio_over_hook_script": round(middle["script"] / middle["all"], 3),
-            "ratio_over_hook_script_answers": round(middle["script"] / middle["answer"], 3),
+            "threads": threads,
+            "batch": batches[0],
+            "ratio_over_hook_script": round(script_seconds[batches[0]] / middle["all"], 3),
+            "ratio_over_hook_script_answers": round(script_seconds[batches[0]] / middle["answer"], 3),
+            "ratio_over_hook_script_by_batch": {
+                str(batch): round(seconds / middle["all"], 3) for batch, seconds in script_seconds.items()
+            },
             "ratio_over_nnsight": round(middle["nnsight"] / middle["all"], 3) if "nnsight" in middle else None,
-            "padding_share": round(measured["padding"] / (measured["padding"] + measured["tokens"]), 4),
-            "padding_share_script": round(1 - tokens / slots, 4),
+            "padding_budget": budget,
+            "padding_share": round(padding_share(whole, tokenizer, budget), 4),
+            "padding_share_script": {
+                str(batch): round(1 - tokens / slots(path, tokenizer, batch), 4) for batch in batches
+            },
             "busy_share": round(1 - measured["waited"] / measured["seconds"], 4),
             "tokens_per_second": {way: round(tokens / value, 1) for way, value in middle.items()},
         }
+
+
+def slots(path: Path, tokenizer: Any, batch: int) -> int:
+    """Tokens that the script reads, padding included."""
+    return sum(inputs["input_ids"].numel() for inputs in padded(path, tokenizer, batch))
 
 
 def feeding(rows: int) -> dict[str, float]:
@@ -224,11 +242,11 @@ def memory(sizes: list[int]) -> dict[str, float]:
 def main() -> None:
     """Print and write what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--batch", type=int, default=16, help="rows a batch of the script")
-    parser.add_argument("--budget", type=int, default=8192)
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rows", type=int, default=384, help="rows of the timed runs; padding is that of 2000")
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 8, 32], help="rows a batch of the script")
+    parser.add_argument("--budget", type=int, default=8192, help="tokens a batch, for the share of padding")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
     parser.add_argument("--corpus", choices=("gsm8k", "synthetic"), nargs="*", default=["gsm8k", "synthetic"])
     parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="TOKENS", help="peaks for these corpora")
     parser.add_argument("--json", type=Path, metavar="OUT")
@@ -238,8 +256,9 @@ def main() -> None:
         if name == "gsm8k" and not GSM8K.is_file():
             print(f"skipped: {GSM8K} is not there")
             continue
-        results.append(measure(name, options.rows, options.batch, options.rounds, options.budget, options.threads))
-        print(json.dumps(results[-1]))
+        for threads in options.threads:
+            results.append(measure(name, options.rows, options.batch, options.rounds, options.budget, threads))
+            print(json.dumps(results[-1]), flush=True)
     result: dict[str, Any] = {**(results[0] if results else {}), "corpora": results, "feeding": feeding(2000)}
     if options.memory:
         result["peak_megabytes"] = memory(options.memory)

@@ -48,7 +48,10 @@ Overlap = Annotated[
     int | None,
     typer.Option(help="Tokens that a piece of a cut text repeats as context. Default: a sixteenth."),
 ]
-TokenBudget = Annotated[str, typer.Option(help="Tokens a batch, or auto: what a GPU's memory allows.")]
+TokenBudget = Annotated[
+    str | None,
+    typer.Option(help="Tokens a batch, or auto: what a GPU's memory allows. Default: 2048 on a CPU, 8192 on a GPU."),
+]
 Packing = Annotated[str, typer.Option(help="Texts in one row, unpadded: on, off, or auto (flash attention).")]
 Workers = Annotated[int, typer.Option(help="Processes that tokenise; 0: a thread of this one.")]
 SkipBadRecords = Annotated[int, typer.Option(help="How many bad records to leave out, and list, before giving up.")]

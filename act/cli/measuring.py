@@ -177,10 +177,10 @@ class Measuring:
         return {name: Corpus.from_file(place, tokenizer, **self.reading) for name, place in places.items()}
 
 
-def parsed_budget(budget: str) -> Any:
-    """Tokens, or ``auto``."""
-    if budget == "auto" or budget.isdigit():
-        return budget if budget == "auto" else int(budget)
+def parsed_budget(budget: str | None) -> Any:
+    """Tokens, ``auto``, or None where nobody says."""
+    if budget is None or budget == "auto" or budget.isdigit():
+        return budget if budget in (None, "auto") else int(budget)
     raise ActError(f"token budget is {budget!r}; expected a number of tokens, or auto")
 
 

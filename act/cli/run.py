@@ -10,7 +10,6 @@ import typer
 from act.checkpoint import EVERY
 from act.cli import console
 from act.cli.measuring import Measuring, parsed_budget, parsed_promise, parsed_shard
-from act.corpus import DEFAULT_TOKEN_BUDGET
 
 
 def command(
@@ -22,7 +21,7 @@ def command(
     ability_column: console.AbilityColumn = None,
     max_length: console.MaxLength = None,
     overlap: console.Overlap = None,
-    token_budget: console.TokenBudget = str(DEFAULT_TOKEN_BUDGET),
+    token_budget: console.TokenBudget = None,
     packing: console.Packing = "auto",
     exclude: console.Exclude = None,
     fused: console.Fused = True,
