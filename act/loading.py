@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +13,67 @@ from safetensors import SafetensorError
 from torch import nn
 
 from act.errors import ActError
+from act.extras import optional
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
-def load_model(name: str, *, dtype: str = "auto", device: str = "auto") -> nn.Module:
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    max_memory: Mapping[str, str] | None = None,
+) -> nn.Module:
     """A causal language model in eval mode.
 
     Args:
         name: a folder in Hugging Face format, or a hub id.
         dtype: one of :data:`DTYPES`; ``auto`` keeps the checkpoint's.
         device: a torch device; ``auto`` is the first GPU, else the CPU.
+        device_map: one of :data:`DEVICE_MAPS`: accelerate spreads the model over GPUs, the CPU's memory and the disk.
+        max_memory: for ``device_map``, what a GPU by its number, or ``cpu``, may hold of the model, such as
+            ``{"0": "20GiB", "cpu": "64GiB"}``; None: nearly all that is free.
 
     Raises:
-        ActError: no such model, a damaged or incomplete one, or an unknown dtype or device.
+        ActError: no such model, a damaged or incomplete one, an unknown dtype or device, or both a device and a map.
     """
     from transformers import AutoModelForCausalLM
 
     if dtype not in DTYPES:
         raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
-    place = device_named(device)
-    model, found = _from_pretrained(AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True)
+    spread = _spread(device, device_map, max_memory)
+    model, found = _from_pretrained(
+        AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True, **spread
+    )
     absent = sorted(found["missing_keys"])  # without those that are tied, or made anew by the architecture
     if absent:
         raise ActError(
             f"{name} lacks {len(absent)} of the model's weights, {absent[0]} for one, which would be random; "
             "download or save the model again"
         )
-    return model.to(place).eval()
+    return model.eval() if spread else model.to(device_named(device)).eval()
+
+
+def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] | None) -> dict[str, Any]:
+    """What ``from_pretrained`` needs to spread the model; empty for a model on one device."""
+    if device_map is None:
+        device_named(device)  # before the weights are read
+        if max_memory:
+            raise ActError("a maximum memory was given without a device map, which it is for; add --device-map auto")
+        return {}
+    if device_map not in DEVICE_MAPS:
+        raise ActError(f"device map is {device_map!r}; expected one of {', '.join(DEVICE_MAPS)}")
+    if device != "auto":
+        raise ActError(f"device {device!r} and device map {device_map!r} were both given; leave one of them out")
+    optional("accelerate", "offload", "a device map")
+    for place, size in (max_memory or {}).items():
+        if not (re.fullmatch(r"\d+|cpu", place) and re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", size)):
+            raise ActError(f"maximum memory is {place}={size}; expected such as 0=20GiB or cpu=64GiB")
+    limits = {int(place) if place.isdigit() else place: size for place, size in (max_memory or {}).items()}
+    return {"device_map": device_map, "max_memory": limits or None}
 
 
 def load_config(name: str, dtype: str = "auto") -> Any:

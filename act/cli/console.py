@@ -22,6 +22,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 Force = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
 Output = Annotated[Path, typer.Option(help="Where to write the result.")]
 Device = Annotated[str, typer.Option(help="Torch device; auto is the first GPU, else the CPU.")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(help="auto, balanced, balanced_low_0 or sequential: spread the model over GPUs, memory and disk."),
+]
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(help="With --device-map, what a GPU or the cpu may hold of the model: 0=20GiB (repeatable)."),
+]
 Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
 CorpusNames = Annotated[
     list[str],

@@ -68,9 +68,13 @@ class Measuring:
         if self.stable and ranks:
             raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
         several = "" not in corpora or self.reading["ability_column"] is not None
-        loading = (
-            {**self.loading, "device": ranks.device} if ranks and self.loading["device"] == "auto" else self.loading
-        )
+        loading = dict(self.loading)
+        if ranks and loading["device_map"]:
+            raise ActError(
+                "--device-map takes all GPUs for one process; start it without torchrun, one --shard a machine"
+            )
+        if ranks and loading["device"] == "auto":
+            loading["device"] = ranks.device
         models = {side: load_model(name, **loading) for side, name in self.models.items()}
         with Log(self.log if leads else None), Progress(self.as_json) as progress:
             until = UntilStable(self.stable) if self.stable else None
@@ -182,6 +186,11 @@ def parsed_budget(budget: str | None) -> Any:
     if budget is None or budget == "auto" or budget.isdigit():
         return budget if budget in (None, "auto") else int(budget)
     raise ActError(f"token budget is {budget!r}; expected a number of tokens, or auto")
+
+
+def parsed_memory(given: list[str]) -> dict[str, str]:
+    """``PLACE=SIZE`` each."""
+    return {place: size for place, _, size in (each.partition("=") for each in given)}
 
 
 def parsed_shard(shard: str) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import typer
 
 from act.checkpoint import EVERY
 from act.cli import console
-from act.cli.measuring import Measuring, parsed_budget, parsed_promise, parsed_shard
+from act.cli.measuring import Measuring, parsed_budget, parsed_memory, parsed_promise, parsed_shard
 
 
 def command(
@@ -36,6 +36,8 @@ def command(
     stable_overlap: console.StableOverlap = 0.98,
     stable_confidence: console.StableConfidence = 0.95,
     device: console.Device = "auto",
+    device_map: console.DeviceMap = None,
+    max_memory: console.MaxMemory = None,
     dtype: console.Dtype = "auto",
     checkpoint_every: console.CheckpointEvery = EVERY,
     show_spans: console.ShowSpans = 0,
@@ -65,7 +67,12 @@ def command(
             "shard": parsed_shard(shard),
             **({"look_ahead": look_ahead} if look_ahead else {}),
         },
-        loading={"device": device, "dtype": dtype},
+        loading={
+            "device": device,
+            "device_map": device_map,
+            "max_memory": parsed_memory(max_memory or []),
+            "dtype": dtype,
+        },
         stable=parsed_promise(until_stable, stable_score, stable_top, stable_overlap, stable_confidence),
         show_spans=show_spans,
         checkpoint_every=checkpoint_every,
