@@ -16,6 +16,7 @@ from act.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Positi
 from act.encode import AnswerTurns, Count, Encoded, Encoder
 from act.errors import ActError
 from act.records import Dataset, Entry, Memory, Record, Shard, Source, open_source
+from act.token_cache import TokenCache
 from act.workers import ordered_map
 
 DEFAULT_TOKEN_BUDGET = 8192
@@ -61,6 +62,7 @@ class Corpus:
         self.count: Count = count
         self.name = name or source.name
         self._max_length, self._overlap = max_length, overlap
+        self._tokens: TokenCache | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, tokenizer: Any, **options: Any) -> Corpus:
@@ -109,6 +111,42 @@ class Corpus:
         fitted._max_length = positions
         return fitted
 
+    def cached(
+        self,
+        folder: str | Path,
+        workers: int = 0,
+        report: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ) -> Corpus:
+        """This corpus, read from its tokens in ``folder``; tokenised now, to its end, if they are not there.
+
+        What counts is decided on reading, so one file serves every count mode and maximum length.
+
+        Args:
+            folder: made if it is missing; a file in it for each corpus.
+            workers: processes that tokenise; 0: this one.
+            report: called while tokenising with the name, and how many records of how many (0: unknown) are done.
+
+        Raises:
+            ActError: a source whose content has no fingerprint; a folder that cannot be written.
+        """
+        if not self.source.fingerprint:
+            raise ActError(f"{self.name}: a stream has no fingerprint to find its tokens by; leave the token cache out")
+        encoder = self.encoder
+        tokens = TokenCache(
+            Path(folder),
+            {
+                "fingerprint": self.source.fingerprint,
+                "tokenizer": encoder.fingerprint,
+                "answer_turns": encoder.answer_turns,
+                "ability_column": encoder.ability_column,
+            },
+        )
+        if not tokens.there:
+            tokens.write(self._tokenised(workers=workers), lambda done: report(self.name, done, self.source.size or 0))
+        cached = copy.copy(self)
+        cached._tokens = tokens
+        return cached
+
     def identity(self) -> dict[str, Any]:
         """What decides which tokens count: content, tokenizer and settings, as plain data."""
         return {
@@ -129,6 +167,17 @@ class Corpus:
         wanted: Callable[[int], bool] = lambda number: True,
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
         """The wanted records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
+        tokens = self._tokens
+        found = tokens.read(start, shard, wanted) if tokens else self._tokenised(start, shard, workers, wanted)
+        return ((entry, self._checked(result)) for entry, result in found)
+
+    def _tokenised(
+        self,
+        start: int = 0,
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        wanted: Callable[[int], bool] = lambda number: True,
+    ) -> Iterator[tuple[Entry, Encoded | ActError]]:
         entries = (entry for entry in self.source.read(start, shard) if wanted(entry.number))
         # The results come in the order of the chunks, so each finds its entries at the front of the queue.
         sent: list[list[Entry]] = []
@@ -139,8 +188,7 @@ class Corpus:
                 yield [entry.record for entry in chunk]
 
         for results in ordered_map(self.encoder, chunks(), workers):
-            for entry, result in zip(sent.pop(0), results, strict=True):
-                yield entry, self._checked(result)
+            yield from zip(sent.pop(0), results, strict=True)
 
     def encoded(self) -> Iterator[Encoded]:
         """Every record as tokens with its answer, in order.

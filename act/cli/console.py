@@ -62,6 +62,10 @@ TokenBudget = Annotated[
 ]
 Packing = Annotated[str, typer.Option(help="Texts in one row, unpadded: on, off, or auto (flash attention).")]
 Workers = Annotated[int, typer.Option(help="Processes that tokenise; 0: a thread of this one.")]
+TokenCacheFolder = Annotated[
+    Path | None,
+    typer.Option("--token-cache", help="Folder that keeps the tokens of a corpus, so that no later run tokenises it."),
+]
 SkipBadRecords = Annotated[int, typer.Option(help="How many bad records to leave out, and list, before giving up.")]
 LookAhead = Annotated[
     int | None,

@@ -37,6 +37,7 @@ class Measuring:
         feeding: options of :class:`act.job.Job`.
         loading: options of :func:`act.loading.load_model`.
         stable: stop when this is certain.
+        token_cache: folder of the corpora's tokens; None: tokenise while the model runs.
     """
 
     models: Mapping[str, str]
@@ -46,6 +47,7 @@ class Measuring:
     feeding: dict[str, Any]
     loading: dict[str, Any]
     stable: Promise | None = None
+    token_cache: Path | None = None
     show_spans: int = 0
     checkpoint_every: float = EVERY
     log: Path | None = None
@@ -65,6 +67,8 @@ class Measuring:
         corpora = self._open_corpora(self._tokenizer())
         if self.show_spans:
             return console.print_spans(corpora, self.show_spans) if leads else None
+        if self.token_cache:
+            corpora = self._cached(corpora, self.token_cache, ranks)
         if self.stable and ranks:
             raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
         several = "" not in corpora or self.reading["ability_column"] is not None
@@ -179,6 +183,21 @@ class Measuring:
                 raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
             places[name] = place
         return {name: Corpus.from_file(place, tokenizer, **self.reading) for name, place in places.items()}
+
+    def _cached(self, corpora: dict[str, Corpus], folder: Path, ranks: Ranks | None) -> dict[str, Corpus]:
+        """The corpora from their tokens on disk, which the first rank writes where they are missing."""
+
+        def cached() -> dict[str, Corpus]:
+            with console.counter("tokenising") as report:
+                return {
+                    name: corpus.cached(folder, self.feeding["workers"], report) for name, corpus in corpora.items()
+                }
+
+        if ranks:
+            if ranks.leads:
+                cached()
+            ranks.wait()
+        return cached()
 
 
 def parsed_budget(budget: str | None) -> Any:

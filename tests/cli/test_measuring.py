@@ -97,6 +97,17 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
     assert os.listdir(tmp_path) == ["pair"] and act.load(tmp_path / "pair").source["corpora"][0]["records"] == 300
 
 
+def test_a_second_run_reads_the_tokens_of_the_first(folder, tmp_path):
+    corpus = options(folder, "--corpus", folder / "one.jsonl", "--token-cache", tmp_path / "tokens")
+    for number in range(2):
+        act_profile(*corpus, "--output", tmp_path / f"{number}.safetensors")
+    (tokens,) = (tmp_path / "tokens").iterdir()
+    first, second = (act.load(tmp_path / f"{number}.safetensors") for number in range(2))
+    assert torch.equal(first.moments.arena, second.moments.arena)
+    tokens.write_bytes(b"")
+    assert "delete the file" in act_profile(*corpus, "--output", tmp_path / "damaged", code=2).stderr
+
+
 def test_bad_records_are_skipped_and_listed(folder, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "a b"}\n{"txt": "c"}\n')
