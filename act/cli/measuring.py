@@ -57,6 +57,11 @@ class Measuring:
 
     def run(self) -> None:
         """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
+        if self.stable and self.feeding["shard"][1] > 1:
+            raise ActError(
+                "--until-stable ends each shard at another place, so combine could not merge them; leave out either "
+                "it or --shard"
+            )
         console.quiet_transformers()
         try:
             with joined() as ranks:
@@ -77,11 +82,6 @@ class Measuring:
             corpora = self._cached(corpora, self.token_cache, ranks)
         if self.stable and ranks:
             raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
-        if self.stable and self.feeding["shard"][1] > 1:
-            raise ActError(
-                "--until-stable speaks of a whole corpus and --shard reads a part of it, which no other shard's "
-                "certificate would fit; leave one of them out"
-            )
         several = "" not in corpora or self.reading["ability_column"] is not None
         loading = dict(self.loading)
         if ranks and loading["device_map"]:
