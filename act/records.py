@@ -57,6 +57,10 @@ class Source(Protocol):
         """The records of a shard from number ``start`` on, in order."""
         ...
 
+    def count(self) -> int | None:
+        """The number of records, by reading where ``size`` is not known; None: a stream, which is not read for it."""
+        ...
+
 
 class Memory:
     """Records in a list."""
@@ -73,12 +77,16 @@ class Memory:
         for number in range(_first(start, shard), len(self._records), shard[1]):
             yield Entry(number, f"{self.name}, record {number}", self._records[number])
 
+    def count(self) -> int | None:
+        """See :class:`Source`."""
+        return self.size
+
 
 class Files:
-    """Files one after the other, in the order given.
+    """Files one after the other, in the order given; what is damaged shows on reading.
 
     Raises:
-        ActError: no file, one of an unknown kind, a Parquet file whose footer cannot be read.
+        ActError: no file, or one of an unknown kind.
     """
 
     def __init__(self, paths: Iterable[Path], name: str) -> None:
@@ -110,13 +118,20 @@ class Files:
                     yield Entry(before + row, f"{path}, {place}" if place else str(path), record)
             before += row + 1
 
+    def count(self) -> int | None:
+        """See :class:`Source`. Nothing is parsed."""
+        if self.size is not None:
+            return self.size
+        return sum(1 for path in self._paths for _ in (_rows if path.suffix in TABLES else _lines)(path, _none))
+
 
 class Dataset:
     """A Hugging Face dataset, map-style or streaming.
 
     Args:
         dataset: what ``datasets.load_dataset`` gave for one split.
-        name, fingerprint: as in :class:`Source`; a map-style dataset has a fingerprint of its own.
+        name, fingerprint: as in :class:`Source`; a map-style dataset has a fingerprint of its own, a stream's is empty
+            unless given.
     """
 
     def __init__(self, dataset: Any, name: str = "dataset", fingerprint: str | None = None) -> None:
@@ -129,16 +144,17 @@ class Dataset:
         """See :class:`Source`."""
         number = start
         try:
-            for number, record in enumerate(self._dataset.skip(start) if start else self._dataset, start):
+            for record in self._dataset.skip(start) if start else self._dataset:
                 if number % shard[1] == shard[0]:
                     yield Entry(number, f"{self.name}, row {number}", record)
-        except (OSError, ValueError, RuntimeError) as error:  # networks and decoders
-            number += 1
-            yield Entry(
-                number,
-                f"{self.name}, row {number}",
-                ActError(f"the rows from here on cannot be read ({_short(error)})"),
-            )
+                number += 1
+        except Exception as error:  # networks, decoders and generators raise anything
+            reason = ActError(f"the rows from here on cannot be read ({_short(error)}); mend the dataset, or skip them")
+            yield Entry(number, f"{self.name}, row {number}", reason)
+
+    def count(self) -> int | None:
+        """See :class:`Source`."""
+        return self.size
 
 
 def open_source(corpus: str | Path) -> Source:
@@ -206,6 +222,10 @@ Wanted = Callable[[int], bool]
 Rows = Iterator[tuple[int, str, "Record | ActError"]]
 
 
+def _none(row: int) -> bool:
+    return False
+
+
 def _lines(path: Path, wanted: Wanted) -> Rows:
     """Rows ``(row, place, record)`` of a JSONL or text file without its empty lines; unparsed unless wanted."""
     parse = json.loads if _kind(path) == ".jsonl" else _text
@@ -235,6 +255,8 @@ def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
         return ActError(f"not UTF-8 ({error}); convert the file")
     except (json.JSONDecodeError, RecursionError) as error:
         return ActError(f"not JSON ({error}); expected one object a line")
+    except ValueError:  # of Python's limit on the digits of an integer
+        return ActError("a number has too many digits to be read; write it as a string")
 
 
 def _rows(path: Path, wanted: Wanted) -> Rows:
@@ -252,6 +274,8 @@ def _rows(path: Path, wanted: Wanted) -> Rows:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Iterable[bytes]]:
     with path.open("rb") as file:
+        if path.suffix in COMPRESSED and not path.stat().st_size:
+            raise EOFError("it has 0 bytes, and even an empty text has some when compressed")
         if path.suffix == ".gz":
             with gzip.open(file) as plain:
                 yield plain
