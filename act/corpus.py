@@ -24,6 +24,7 @@ from act.workers import ordered_map
 DEFAULT_TOKEN_BUDGET = 8192
 DEFAULT_MAX_LENGTH = 2048
 CHUNK = 128  # records tokenised together
+NOTHING_COUNTS = "no token would be counted; the corpus is empty or its records have no answer"
 
 
 class Corpus:
@@ -353,9 +354,7 @@ class Stream:
             if ability in self.stopped:
                 return
         if not counted and self.shard[1] == self.windows[1] == 1:
-            raise ActError(
-                f"{corpus.name}: no token would be counted; the corpus is empty or its records have no answer"
-            )
+            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
 
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
         """Windows with the record number at which each begins, and at which the next one does."""

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from act.channels import ChannelSpace
-from act.corpus import Corpus
+from act.corpus import NOTHING_COUNTS, Corpus
 from act.errors import ActError
 from act.limits import trained_positions
 from act.moments import Moments
@@ -224,10 +224,11 @@ def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
 
     Returns:
         ``records``, ``bad_records``, ``sequences``, ``tokens`` and ``counted``, scaled up from the sample where it was
-        ``sampled``; the ``longest`` sequence; ``mean_length``: of the sequences, ``attended_length``: of that of an average token.
+        ``sampled``; the ``longest`` sequence; ``mean_length``: of the sequences; ``attended_length``: of the sequence in
+        which an average token is.
 
     Raises:
-        ActError: a sample of a stream whose size nobody knows.
+        ActError: a sample of a stream whose size nobody knows; a corpus of which nothing counts.
     """
     result = dict.fromkeys(("records", "bad_records", "sequences", "tokens", "counted"), 0)
     longest, squares, sampled = 0, 0.0, False
@@ -248,6 +249,8 @@ def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
                 found["counted"] += int(piece.count_mask.sum())
                 squared += len(piece) ** 2
                 longest = max(longest, len(piece))
+        if not found["counted"]:
+            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
         scale = (size or 0) / max(found["records"], 1) if step > 1 else 1
         sampled |= step > 1
         squares += squared * scale

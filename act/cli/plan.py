@@ -122,7 +122,10 @@ def _print(model: str, space: ChannelSpace, result: dict[str, Any], paths: dict[
         print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
     if "flops" in result:
         text = result["corpus"]
-        print(f"{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs")
+        about = "about " if text.get("sampled") else ""
+        print(
+            f"{about}{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs"
+        )
         if text.get("bad_records"):
             print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
         if not result["attention_counted"]:
