@@ -15,7 +15,7 @@ from torch import nn
 
 from act.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches, pieces
 from act.encode import AnswerTurns, Count, Encoded, Encoder
-from act.errors import ActError
+from act.errors import ActError, BadRecord
 from act.limits import learned_positions, trained_positions
 from act.records import Dataset, Entry, Memory, Record, Shard, Source, open_source
 from act.token_cache import TokenCache
@@ -387,4 +387,4 @@ class Stream:
         if len(self.skipped) > self._skip_bad_records:
             before = len(self.skipped) - 1
             after = f" (after {before} others that were skipped)" if before else ""
-            raise ActError(f"{skipped.place}: {skipped.reason}{after}")
+            raise BadRecord(f"{skipped.place}: {skipped.reason}{after}")

@@ -121,9 +121,11 @@ class Job:
 
     @property
     def records(self) -> int | None:
-        """Records that a run will read, if known."""
+        """Records that a run (this rank of it) will read, if known."""
         sizes = [corpus.source.size for corpus in self.corpora.values()]
         known = [-(-size // self._shard[1]) for size in sizes if size is not None]
+        if self._ranks:
+            known = [self._ranks.share(size, self.settings["look_ahead"]) for size in known]
         return sum(known) if known and len(known) == len(sizes) else None
 
     def _packing(self, wanted: Packing) -> bool:
@@ -174,10 +176,10 @@ class Job:
             stream = self._stream(run, checkpoint)
             with checkpoint.keeping(run, stream) if checkpoint and stream else contextlib.nullcontext():
                 run.over(self._given() if stream is None else prefetched(stream, self._prepared))
+                if checkpoint and stream:
+                    checkpoint.close(run, stream)  # waiting for others, or for space on the disk, is no work to lose
                 if self._ranks and stream:
-                    if checkpoint:
-                        checkpoint.write(run, stream)  # waiting for the others is no work to lose
-                    self._ranks.reduce(run, stream.skipped)
+                    self._ranks.reduce(run, stream.skipped, self._skip_bad_records)
             if self._ranks and not self._ranks.leads:
                 return []
             if not run.total.counted and self._shard[1] == 1:

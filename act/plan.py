@@ -224,7 +224,7 @@ def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
 
     Returns:
         ``records``, ``bad_records``, ``sequences``, ``tokens`` and ``counted``, scaled up from the sample where it was
-        ``sampled``; the ``longest`` sequence; ``mean_length``: of the sequences; ``attended_length``: of the sequence in
+        ``sampled``; the ``longest`` sequence; ``mean_length``: of the sequences; ``attended_length``: of the one in
         which an average token is.
 
     Raises:

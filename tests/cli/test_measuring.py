@@ -98,7 +98,7 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
 
 
 def test_a_second_run_reads_the_tokens_of_the_first(folder, tmp_path):
-    corpus = options(folder, "--corpus", folder / "one.jsonl", "--token-cache", tmp_path / "tokens")
+    corpus = options(folder, "--corpus", folder / "de.jsonl", "--token-cache", tmp_path / "tokens")
     for number in range(2):
         act_profile(*corpus, "--output", tmp_path / f"{number}.safetensors")
     (tokens,) = (tmp_path / "tokens").iterdir()
