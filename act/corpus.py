@@ -203,7 +203,7 @@ class Corpus:
         workers: int = 0,
         wanted: Callable[[int], bool] = lambda number: True,
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
-        entries = (entry for entry in self.source.read(start, shard) if wanted(entry.number))
+        entries = self.source.read(start, shard, wanted)
         # The results come in the order of the chunks, so each finds its entries at the front of the queue.
         sent: list[list[Entry]] = []
 

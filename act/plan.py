@@ -273,7 +273,7 @@ def measure(
     A model too large to try is built one and two layers deep; the difference is the time of a layer.
 
     Raises:
-        ActError: even two layers do not fit.
+        ActError: even two layers do not fit, or do not run.
     """
     from transformers import AutoModelForCausalLM
 
@@ -292,6 +292,14 @@ def measure(
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ActError(
                 f"{depth} layers of the model do not fit on {device}; leave the measurement out (--seconds 0)"
+            ) from error
+        except ActError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # of the model's own code
+            short = " ".join(str(error).split())[:200]
+            raise ActError(
+                f"a model of this configuration does not run on {device} ({short}); "
+                "mend the configuration, or leave the measurement out (--seconds 0)"
             ) from error
         del model
     paths = found[-1][1]

@@ -21,6 +21,8 @@ from act.errors import ActError
 Record = Mapping[str, Any]
 Shard = tuple[int, int]
 """``(i, n)``: the records whose number leaves ``i`` when divided by ``n``."""
+Wanted = Callable[[int], bool]
+"""Whether the record of a number is wanted."""
 
 LINES, TABLES = (".jsonl", ".txt"), {".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst")
@@ -30,6 +32,14 @@ WHOLE_HASH_BYTES = 256 << 20  # larger files are hashed in samples
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
+
+
+def _all(number: int) -> bool:
+    return True
+
+
+def _none(number: int) -> bool:
+    return False
 
 
 class Entry(NamedTuple):
@@ -53,8 +63,8 @@ class Source(Protocol):
     fingerprint: str
     size: int | None
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
-        """The records of a shard from number ``start`` on, in order."""
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+        """The wanted records of a shard from number ``start`` on, in order."""
         ...
 
     def count(self) -> int | None:
@@ -72,9 +82,9 @@ class Memory:
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.size: int | None = len(self._records)
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
         """See :class:`Source`."""
-        for number in range(_first(start, shard), len(self._records), shard[1]):
+        for number in filter(wanted, range(_first(start, shard), len(self._records), shard[1])):
             yield Entry(number, f"{self.name}, record {number}", self._records[number])
 
     def count(self) -> int | None:
@@ -104,17 +114,21 @@ class Files:
             self.size = None if size is None or self.size is None else self.size + size
         self.fingerprint = digest.hexdigest()[:16]
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
-        """See :class:`Source`. A file that breaks off gives one entry that says so, and the next file follows."""
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+        """See :class:`Source`; lines that are not wanted are not parsed.
+
+        A file that breaks off gives one entry that says so, and the next file follows.
+        """
         before = 0
         for path in self._paths:
 
-            def wanted(row: int, before: int = before) -> bool:
-                return before + row >= start and (before + row) % shard[1] == shard[0]
+            def here(row: int, before: int = before) -> bool:
+                number = before + row
+                return number >= start and number % shard[1] == shard[0] and wanted(number)
 
             row = -1
-            for row, place, record in (_rows if path.suffix in TABLES else _lines)(path, wanted):
-                if wanted(row):
+            for row, place, record in (_rows if path.suffix in TABLES else _lines)(path, here):
+                if here(row):
                     yield Entry(before + row, f"{path}, {place}" if place else str(path), record)
             before += row + 1
 
@@ -140,12 +154,12 @@ class Dataset:
         self.fingerprint = fingerprint or str(getattr(dataset, "_fingerprint", ""))
         self.size: int | None = len(dataset) if hasattr(dataset, "__len__") else _split_size(dataset)
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
         """See :class:`Source`."""
         number = start
         try:
             for record in self._dataset.skip(start) if start else self._dataset:
-                if number % shard[1] == shard[0]:
+                if number % shard[1] == shard[0] and wanted(number):
                     yield Entry(number, f"{self.name}, row {number}", record)
                 number += 1
         except Exception as error:  # networks, decoders and generators raise anything
@@ -218,12 +232,7 @@ def _kind(path: Path) -> str | None:
     return path.suffix if path.suffix in (*LINES, *TABLES) else None
 
 
-Wanted = Callable[[int], bool]
 Rows = Iterator[tuple[int, str, "Record | ActError"]]
-
-
-def _none(row: int) -> bool:
-    return False
 
 
 def _lines(path: Path, wanted: Wanted) -> Rows:
