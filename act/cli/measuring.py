@@ -23,8 +23,6 @@ from act.localize import parse_top
 from act.profile import Profile, load, run_job
 from act.stability import LOOK_AHEAD, Promise, UntilStable
 
-_NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<place>.+)")
-
 
 @dataclass
 class Measuring:
@@ -77,7 +75,9 @@ class Measuring:
             self._require_output()
         corpora = self._open_corpora(self._tokenizer())
         if self.show_spans:
-            return console.print_spans(corpora, self.show_spans) if leads else None
+            if leads:
+                console.print_spans(corpora, self.show_spans, self.feeding["skip_bad_records"], self.as_json)
+            return
         if self.token_cache:
             corpora = self._cached(corpora, self.token_cache, ranks)
         if self.stable and ranks:
@@ -200,13 +200,7 @@ class Measuring:
                 profile.save(folder / f"{ability}.safetensors")
 
     def _open_corpora(self, tokenizer: Any) -> dict[str, Corpus]:
-        places: dict[str, str] = {}
-        for given in self.corpora:
-            named = None if Path(given).exists() else _NAMED.fullmatch(given)
-            name, place = (named["name"], named["place"]) if named else ("", given)
-            if name in places or (places and "" in (name, *places)):
-                raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
-            places[name] = place
+        places = console.places_of(self.corpora)
         return {name: Corpus.from_file(place, tokenizer, **self.reading) for name, place in places.items()}
 
     def _cached(self, corpora: dict[str, Corpus], folder: Path, ranks: Ranks | None) -> dict[str, Corpus]:
