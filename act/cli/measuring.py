@@ -61,6 +61,10 @@ class Measuring:
             self._run(ranks)
 
     def _run(self, ranks: Ranks | None) -> None:
+        if self.stable and ranks:
+            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
+        if self.stable and self.feeding["shard"][1] > 1:
+            raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave it or --shard out")
         leads = ranks is None or ranks.leads
         if leads:
             self._require_output()
@@ -69,8 +73,6 @@ class Measuring:
             return console.print_spans(corpora, self.show_spans) if leads else None
         if self.token_cache:
             corpora = self._cached(corpora, self.token_cache, ranks)
-        if self.stable and ranks:
-            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
         several = "" not in corpora or self.reading["ability_column"] is not None
         loading = dict(self.loading)
         if ranks and loading["device_map"]:
