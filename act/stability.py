@@ -20,15 +20,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from act.batching import Batch, Position
+from act.batching import LOOK_AHEAD, Batch, Position
 from act.channels import ChannelSpace
+from act.corpus import Corpus
 from act.errors import ActError
 from act.job import Job
 from act.moments import Moments
@@ -39,11 +40,10 @@ from act_kernels.statistics import COUNT, MEAN, SUM_ABS
 StableScore = Literal["paired", "mean-abs", "mean-shift"]
 
 GROUPS = 16  # at least; at twice as many, neighbours become one
-DRAWS = 200  # at least, and at most
-MOST_DRAWS = 4000
-WORK = 1 << 24  # channels drawn in a look, beyond the least draws
+DRAWS = 200, 2000  # at least, and at most where few channels are near the threshold
+WORK = 1 << 22  # numbers drawn in a look, but for the least draws
 GROWTH = 1.1, 1.25  # of the corpus read, between two looks: at least, and at most
-LOOK_AHEAD = 128  # records a chunk
+CHUNK = 128  # records at least
 FAR = 8.0  # standard errors from the threshold at which a channel is certain
 METHOD = "multivariate t draws from grouped chunks of documents, finite-corpus correction, error spent over looks"
 
@@ -222,20 +222,20 @@ def _spread(groups: GroupedSums, ranked: torch.Tensor) -> torch.Tensor:
 
 
 def _lost(means: torch.Tensor, errors: torch.Tensor, inside: torch.Tensor, places: int, seed: int) -> torch.Tensor:
-    """For each draw, how many channels of the present top set are not in its own, float64 ``[DRAWS]``."""
+    """For each draw, how many channels of the present top set are not in its own, float64 ``[draws]`` on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    draws = max(DRAWS, min(MOST_DRAWS, WORK // len(means)))
+    draws = max(DRAWS[0], min(DRAWS[1], WORK // len(means)))
     weights = torch.randn(draws, len(errors), generator=generator, dtype=torch.float64)
     # Wilson and Hilferty, for chi2 over its degrees of freedom: those need not be whole.
     part = 2 / (9 * _freedom(errors))
     normal = torch.randn(draws, 1, generator=generator, dtype=torch.float64)
     weights = (weights / (1 - part + math.sqrt(part) * normal).clamp_min(0.1) ** 1.5).to(errors)
-    lost = torch.empty(draws, dtype=torch.float64)
-    for draw in range(draws):
-        scores = (means + weights[draw] @ errors).abs()
-        least = scores.kthvalue(len(scores) - places + 1).values
-        lost[draw] = int((inside & (scores < least)).sum())
-    return lost
+    lost = []
+    for part in weights.split(max(1, WORK // len(means))):
+        scores = (means + part @ errors).abs()
+        least = scores.kthvalue(len(means) - places + 1, dim=1, keepdim=True).values
+        lost.append((inside & (scores < least)).sum(1))
+    return torch.cat(lost).double().cpu()
 
 
 def _freedom(errors: torch.Tensor) -> float:
@@ -276,7 +276,7 @@ def growth(found: Look, read: float, error: float) -> float:
     ``GROWTH[0]``, and ``GROWTH[1]`` where it is that or more.
     """
     least, most = GROWTH
-    for factor in torch.linspace(least, most, 16).tolist():
+    for factor in torch.linspace(least, most, 16, dtype=torch.float64).tolist():
         if factor * read >= 1:
             return factor
         shrunk = math.sqrt((1 - factor * read) / (1 - read) / factor)
@@ -342,6 +342,14 @@ class _Source(NamedTuple):
     ability: str
     size: int | None
     labelled: bool
+
+
+def look_ahead(corpora: Iterable[Corpus]) -> int:
+    """Records a chunk: a five hundredth of the smallest corpus, but 128 at least (or where its size is unknown).
+
+    A chunk is a window of its corpus, for batches across chunks would mix their documents; larger ones pad less.
+    """
+    return min(LOOK_AHEAD, max(CHUNK, min((corpus.source.size or 0 for corpus in corpora), default=0) // 500))
 
 
 class UntilStable(Observer):

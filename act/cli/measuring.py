@@ -20,7 +20,7 @@ from act.job import Job, job_hash
 from act.loading import load_model, load_tokenizer, require_same_tokens
 from act.localize import parse_top
 from act.profile import Profile, load, run_job
-from act.stability import LOOK_AHEAD, Promise, UntilStable
+from act.stability import Promise, UntilStable, look_ahead
 
 _NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<place>.+)")
 
@@ -84,7 +84,7 @@ class Measuring:
         models = {side: load_model(name, **loading) for side, name in self.models.items()}
         with Log(self.log if leads else None), Progress(self.as_json) as progress:
             until = UntilStable(self.stable) if self.stable else None
-            feeding = {**({"look_ahead": LOOK_AHEAD} if until else {}), **self.feeding}
+            feeding = {**({"look_ahead": look_ahead(corpora.values())} if until else {}), **self.feeding}
             observers = [*([until] if until else []), *([progress] if leads else [])]
             progress.stability_of = until
             job = Job(models, corpora.get("", corpora), observers=observers, ranks=ranks, **feeding)
