@@ -19,6 +19,10 @@ bench:
 	if command -v nvcc > /dev/null; then $(PYTHON) benchmarks/registers.py --json $(RESULTS)/registers.json; fi
 	$(PYTHON) benchmarks/accuracy.py --json $(RESULTS)/accuracy-cpu.json
 	$(PYTHON) benchmarks/memory.py --json $(RESULTS)/memory-cpu.json
+	$(PYTHON) benchmarks/corpus.py --threads 1 2 --memory 10000 1000000 10000000 --json $(RESULTS)/corpus-cpu.json
+	$(PYTHON) benchmarks/plan.py --json $(RESULTS)/plan-cpu.json
+	$(PYTHON) benchmarks/distributed.py --json $(RESULTS)/distributed-cpu.json
+	$(PYTHON) benchmarks/stability.py --json $(RESULTS)/stability-cpu.json
 	$(PYTHON) benchmarks/transfer.py --json $(RESULTS)/transfer-cpu.json
 	$(PYTHON) benchmarks/rank.py --json $(RESULTS)/rank-cpu.json
 	$(PYTHON) benchmarks/table.py

@@ -11,16 +11,20 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from act.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches, pieces
 from act.encode import AnswerTurns, Count, Encoded, Encoder
 from act.errors import ActError, BadRecord
+from act.limits import learned_positions, trained_positions
 from act.records import Dataset, Entry, Memory, Record, Shard, Source, open_source
+from act.token_cache import TokenCache
 from act.workers import ordered_map
 
 DEFAULT_TOKEN_BUDGET = 8192
 DEFAULT_MAX_LENGTH = 2048
 CHUNK = 128  # records tokenised together
+NOTHING_COUNTS = "no token would be counted; the corpus is empty or its records have no answer"
 
 
 class Corpus:
@@ -31,8 +35,8 @@ class Corpus:
         tokenizer: a Hugging Face tokenizer; conversations need its chat template.
         count: see :data:`act.encode.Count`.
         answer_turns: see :data:`act.encode.AnswerTurns`.
-        max_length: longest sequence in tokens; None: what the model takes, at most 2048. A longer ``text`` is cut to
-            pieces; other longer records are errors.
+        max_length: longest sequence in tokens; None: the positions of the model, at most 2048. A longer ``text`` is cut
+            to pieces; other longer records are errors.
         overlap: tokens that a piece repeats from the one before as context, uncounted; None: a sixteenth of the length.
         ability_column: the column that labels each record with its ability.
         name: for provenance and errors, instead of the source's.
@@ -61,6 +65,7 @@ class Corpus:
         self.count: Count = count
         self.name = name or source.name
         self._max_length, self._overlap = max_length, overlap
+        self._tokens: TokenCache | None = None
 
     @classmethod
     def from_file(cls, path: str | Path, tokenizer: Any, **options: Any) -> Corpus:
@@ -73,9 +78,14 @@ class Corpus:
         return cls(Memory(records), tokenizer, **options)
 
     @classmethod
-    def from_dataset(cls, dataset: Any, tokenizer: Any, **options: Any) -> Corpus:
-        """A corpus from a Hugging Face dataset, map-style or streaming."""
-        return cls(Dataset(dataset), tokenizer, **options)
+    def from_dataset(cls, dataset: Any, tokenizer: Any, *, fingerprint: str | None = None, **options: Any) -> Corpus:
+        """A corpus from a Hugging Face dataset, map-style or streaming.
+
+        Args:
+            fingerprint: what tells a streaming dataset from others, such as its name and revision; checkpoints and the
+                token cache need it.
+        """
+        return cls(Dataset(dataset, fingerprint=fingerprint), tokenizer, **options)
 
     @property
     def tokenizer(self) -> Any:
@@ -92,22 +102,75 @@ class Corpus:
         """Tokens of context that a later piece of a text repeats."""
         return self.max_length // 16 if self._overlap is None else self._overlap
 
-    def fitted(self, positions: int | None) -> Corpus:
-        """This corpus for a model that has learned that many positions; None: as many as one likes.
+    def fitted(self, learned: int | None, trained: int | None = None) -> Corpus:
+        """This corpus for a model.
+
+        Args:
+            learned: positions that the model has parameters for, and cannot go beyond; None: it computes them.
+            trained: positions that its configuration says it was made for; beyond them only where that was asked for.
 
         Raises:
-            ActError: a maximum length that was asked for and does not fit.
+            ActError: a maximum length that was asked for and does not fit, or an overlap that leaves nothing of it.
         """
-        if positions is None or self.max_length <= positions:
-            return self
-        if self._max_length is not None:
+        if self._max_length is not None and learned is not None and self._max_length > learned:
             raise ActError(
-                f"the maximum length is {self.max_length} tokens and the model has learned {positions} positions; "
-                f"set it to at most {positions} (--max-length)"
+                f"the maximum length is {self.max_length} tokens and the model has learned {learned} positions; "
+                f"set it to at most {learned} (--max-length)"
+            )
+        positions = min((given for given in (learned, trained) if given is not None), default=DEFAULT_MAX_LENGTH)
+        if self._max_length is not None or self.max_length <= positions:
+            return self
+        if self.overlap >= positions and self._overlap is not None:
+            raise ActError(
+                f"overlap is {self.overlap} tokens and the model has {positions} positions; "
+                f"set it below {positions} (--overlap)"
             )
         fitted = copy.copy(self)
         fitted._max_length = positions
         return fitted
+
+    def for_model(self, model: nn.Module) -> Corpus:
+        """This corpus :meth:`fitted` to the positions of a model."""
+        return self.fitted(learned_positions(model), trained_positions(getattr(model, "config", None)))
+
+    def cached(
+        self,
+        folder: str | Path,
+        workers: int = 0,
+        report: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ) -> Corpus:
+        """This corpus, read from its tokens in ``folder``; tokenised now, to its end, if they are not there.
+
+        What counts is decided on reading, so one file serves every count mode and maximum length.
+
+        Args:
+            folder: made if it is missing; a file in it for each corpus.
+            workers: processes that tokenise; 0: this one.
+            report: called while tokenising with the name, and how many records of how many (0: unknown) are done.
+
+        Raises:
+            ActError: a source whose content has no fingerprint; a folder that cannot be written.
+        """
+        if not self.source.fingerprint:
+            raise ActError(
+                f"{self.name}: a stream has no fingerprint to find its tokens by; give it one "
+                "(Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
+            )
+        encoder = self.encoder
+        tokens = TokenCache(
+            Path(folder),
+            {
+                "fingerprint": self.source.fingerprint,
+                "tokenizer": encoder.fingerprint,
+                "answer_turns": encoder.answer_turns,
+                "ability_column": encoder.ability_column,
+            },
+        )
+        if not tokens.there:
+            tokens.write(self._tokenised(workers=workers), lambda done: report(self.name, done, self.source.size or 0))
+        cached = copy.copy(self)
+        cached._tokens = tokens
+        return cached
 
     def identity(self) -> dict[str, Any]:
         """What decides which tokens count: content, tokenizer and settings, as plain data."""
@@ -129,7 +192,18 @@ class Corpus:
         wanted: Callable[[int], bool] = lambda number: True,
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
         """The wanted records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
-        entries = (entry for entry in self.source.read(start, shard) if wanted(entry.number))
+        tokens = self._tokens
+        found = tokens.read(start, shard, wanted) if tokens else self._tokenised(start, shard, workers, wanted)
+        return ((entry, self._checked(result)) for entry, result in found)
+
+    def _tokenised(
+        self,
+        start: int = 0,
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        wanted: Callable[[int], bool] = lambda number: True,
+    ) -> Iterator[tuple[Entry, Encoded | ActError]]:
+        entries = self.source.read(start, shard, wanted)
         # The results come in the order of the chunks, so each finds its entries at the front of the queue.
         sent: list[list[Entry]] = []
 
@@ -139,8 +213,7 @@ class Corpus:
                 yield [entry.record for entry in chunk]
 
         for results in ordered_map(self.encoder, chunks(), workers):
-            for entry, result in zip(sent.pop(0), results, strict=True):
-                yield entry, self._checked(result)
+            yield from zip(sent.pop(0), results, strict=True)
 
     def encoded(self) -> Iterator[Encoded]:
         """Every record as tokens with its answer, in order.
@@ -170,13 +243,16 @@ class Corpus:
 
     def spans(self, limit: int) -> Iterator[list[tuple[str, bool]]]:
         """The first records as decoded runs of tokens, each with whether it counts: a preview."""
-        for encoded in itertools.islice(self.encoded(), limit):
-            counted = encoded.counted(self.count)
-            edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
-            yield [
-                (self.tokenizer.decode(encoded.input_ids[start:end].tolist()), bool(counted[start]))
-                for start, end in itertools.pairwise(edges)
-            ]
+        return map(self.runs_of, itertools.islice(self.encoded(), limit))
+
+    def runs_of(self, encoded: Encoded) -> list[tuple[str, bool]]:
+        """The decoded runs of one record, each with whether it counts."""
+        counted = encoded.counted(self.count)
+        edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
+        return [
+            (self.tokenizer.decode(encoded.input_ids[start:end].tolist()), bool(counted[start]))
+            for start, end in itertools.pairwise(edges)
+        ]
 
     def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
         if isinstance(result, ActError) or len(result.input_ids) <= self.max_length or result.answer.all():
@@ -240,6 +316,9 @@ class Stream:
     ) -> None:
         if token_budget < 1:
             raise ActError(f"token budget is {token_budget}; expected at least 1 token")
+        for name, number in (("workers", workers), ("bad records to skip", skip_bad_records)):
+            if number < 0:
+                raise ActError(f"{name} is {number}; expected 0 or more")
         if not (shard[1] >= 1 and 0 <= shard[0] < shard[1]):
             raise ActError(f"shard is {shard[0]}/{shard[1]}; expected i/n with 0 <= i < n")
         self.corpora = dict(corpora)
@@ -278,9 +357,7 @@ class Stream:
             if ability in self.stopped:
                 return
         if not counted and not self._part:
-            raise ActError(
-                f"{corpus.name}: no token would be counted; the corpus is empty or its records have no answer"
-            )
+            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
 
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
         """Windows with the record number at which each begins, and at which the next one does."""

@@ -6,7 +6,8 @@ End to end: read JSONL, tokenise through a chat template, forward the small mode
 ``script`` is what most people write: rows in the order of the file, ``--batch`` at a time, padded to the longest of
 their batch; ``model(**batch)`` with its logits; hooks with float32 sum and sum of squares on every linear. ``nnsight``
 does the same through nnsight. ``act`` writes all statistics of all sites, the LM head's too, to a profile: of every
-token (``all``, as the script does; the ratios are of this one), or of the answers (``answer``, the default).
+token (``all``, as the script does; the ratios are of this one), or of the answers (``answer``, the default); ``packed``
+is ``all`` with the texts in one row, without padding.
 
 Corpora: GSM8K training rows, if ``../shared/data`` is beside the checkout, and synthetic conversations.
 """
@@ -168,12 +169,16 @@ def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, 
         tokens = sum(len(encoded.input_ids) for encoded in act.Corpus.from_file(path, tokenizer, count="all").encoded())
         profiles: dict[str, Any] = {}
 
-        def profiled(count: str) -> None:
+        def profiled(count: str, packing: str = "off") -> None:
             corpus = act.Corpus.from_file(path, tokenizer, count=count)
-            profiles[count] = act.profile(model, corpus)
+            profiles[count] = act.profile(model, corpus, packing=packing)
             profiles[count].save(folder / f"{count}.safetensors", force=True)
 
-        ways: dict[str, Callable[[], Any]] = {"all": lambda: profiled("all"), "answer": lambda: profiled("answer")}
+        ways: dict[str, Callable[[], Any]] = {
+            "packed": lambda: profiled("all", "on"),
+            "all": lambda: profiled("all"),
+            "answer": lambda: profiled("answer"),
+        }
         for batch in batches:
             ways[f"script {batch}"] = partial(script, hooked, path, tokenizer, batch)
         if importlib.util.find_spec("nnsight") is not None:
@@ -259,7 +264,9 @@ def main() -> None:
         for threads in options.threads:
             results.append(measure(name, options.rows, options.batch, options.rounds, options.budget, threads))
             print(json.dumps(results[-1]), flush=True)
-    result: dict[str, Any] = {**(results[0] if results else {}), "corpora": results, "feeding": feeding(2000)}
+    # At the top: the first corpus on most threads.
+    first = max((each for each in results if each["corpus"] == results[0]["corpus"]), key=lambda each: each["threads"])
+    result: dict[str, Any] = {**first, "corpora": results, "feeding": feeding(2000)}
     if options.memory:
         result["peak_megabytes"] = memory(options.memory)
     print(json.dumps({key: result[key] for key in ("feeding", "peak_megabytes") if key in result}))

@@ -228,6 +228,113 @@ def transfer() -> str:
     )
 
 
+def corpora() -> str:
+    """Whole runs, from a file to a profile."""
+    found = load("corpus-cpu")
+    if not found:
+        return ""
+    rows = []
+    for row in found["corpora"]:
+        ratios = row["ratio_over_hook_script_by_batch"]
+        rows.append(
+            [
+                f"{row['corpus']} x{row['threads']}",
+                *(row["tokens_per_second"][way] for way in ("all", "answer", "packed", "nnsight")),
+                ", ".join(f"{batch}: **{ratios[batch]:.2f}**" for batch in sorted(ratios, key=int)),
+                f"{row['ratio_over_hook_script_answers']:.2f}",
+                f"{row['ratio_over_nnsight']:.2f}",
+                f"{row['padding_share']:.1%}",
+                f"{row['busy_share']:.1%}",
+            ]
+        )
+    columns = [
+        "corpus, threads",
+        *(f"{way}, tokens/s" for way in ("all", "answers", "packed", "nnsight")),
+        "all / script, by its batch",
+        "answers / script",
+        "all / nnsight",
+        f"padding at {found['padding_budget']:,}",
+        "busy",
+    ]
+    feeding = found["feeding"]["tokens_per_second"]
+    peaks = ", ".join(f"{peak:,.0f} at {tokens}" for tokens, peak in found.get("peak_megabytes", {}).items())
+    return (
+        "## From a file to a profile\n\n`python benchmarks/corpus.py --json OUT`: the small model in bfloat16, its LM "
+        "head measured too. *script*: rows in their order, so many a batch (16 in the columns with one figure), padded "
+        "to the longest, with logits and hooks on every linear that keep float32 sums; *nnsight* the same. *packed*: "
+        "texts in one row without padding, which the attention of a CPU computes and masks. *busy*: the model did not "
+        "wait.\n\n"
+        + table(columns, rows)
+        + f"\nReading, tokenising and batching alone, in one process: {feeding:,.0f} tokens/s. "
+        + (f"Peak MB of a run, by tokens: {peaks}. " if peaks else "")
+        + f"{made_on(found)}\n"
+    )
+
+
+def foretold() -> str:
+    """What ``plan`` says against what a run takes."""
+    found = load("plan-cpu")
+    if not found:
+        return ""
+    names = ("model", "run", "count", "tokens", "mean_length", "foretold_seconds", "measured_seconds")
+    rows = [[*(row[name] for name in names), f"**{row['measured_over_foretold']:.2f}**"] for row in found["runs"]]
+    return (
+        "## Foretold and measured\n\n`python benchmarks/plan.py --json OUT`: `act-profile plan` before, and the run "
+        f"after, {found['threads']} thread.\n\n"
+        + table([*(name.replace("_", " ") for name in names), "measured / foretold"], rows)
+        + f"\n{made_on(found)}\n"
+    )
+
+
+def ranks() -> str:
+    """Two ranks beside one."""
+    found = load("distributed-cpu")
+    if not found:
+        return ""
+    one, two = (", ".join(f"{each:.1f}" for each in found["seconds"][count]) for count in ("1", "2"))
+    return (
+        "## Ranks\n\n`python benchmarks/distributed.py --json OUT`: one rank on one core took "
+        f"{one} s, two gloo ranks on two cores {two} s: **{found['speedup_of_two_ranks']:.2f}** times the speed. "
+        f"{made_on(found)}\n"
+    )
+
+
+def stable() -> str:
+    """How early a run may stop."""
+    found = load("stability-cpu")
+    if not found:
+        return ""
+    rows = [
+        [
+            row["corpus"],
+            f"{row['records']:,}",
+            f"{row['score']}, {row['channels']:,}",
+            f"{row['promised']['overlap']:.0%} at {row['promised']['confidence']:.0%}",
+            f"{row['mean_share']:.1%}",
+            f"{row['largest_share']:.1%}",
+            f"{row['least_overlap']:.4f}",
+            f"{row['kept']:.0%}",
+        ]
+        for row in found["corpora"]
+    ]
+    columns = [
+        "corpus",
+        "records",
+        "score, channels",
+        "promised",
+        "read, mean",
+        "most",
+        "least overlap",
+        "promises kept",
+    ]
+    return (
+        "## Until stable\n\n`python benchmarks/stability.py --json OUT`: runs over the same records in other orders, "
+        "each stopped by its certificate, against the top set of the whole corpus.\n\n"
+        + table(columns, rows)
+        + f"\n{made_on(found)}\n"
+    )
+
+
 def ability() -> str:
     """The laboratory's experiment: abilities moved, merged and tuned, each method beside its controls."""
     result = load("ability")
@@ -311,9 +418,12 @@ def draw_ability(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Write the page."""
-    page = (
-        INTRODUCTION + overhead() + fused() + moments() + registers() + exactness() + ranking() + transfer() + ability()
+    sections = (
+        *(overhead, fused, moments, registers, exactness),
+        *(corpora, foretold, ranks, stable),
+        *(ranking, transfer, ability),
     )
+    page = INTRODUCTION + "".join(section() for section in sections)
     (HERE / "README.md").write_text(page.rstrip() + "\n")
 
 

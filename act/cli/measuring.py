@@ -21,9 +21,7 @@ from act.job import Job, job_hash
 from act.loading import load_model, load_tokenizer, require_same_tokens
 from act.localize import parse_top
 from act.profile import Profile, load, run_job
-from act.stability import LOOK_AHEAD, Promise, UntilStable
-
-_NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<place>.+)")
+from act.stability import Promise, UntilStable, look_ahead
 
 
 @dataclass
@@ -38,6 +36,7 @@ class Measuring:
         feeding: options of :class:`act.job.Job`.
         loading: options of :func:`act.loading.load_model`.
         stable: stop when this is certain.
+        token_cache: folder of the corpora's tokens; None: tokenise while the model runs.
     """
 
     models: Mapping[str, str]
@@ -47,6 +46,7 @@ class Measuring:
     feeding: dict[str, Any]
     loading: dict[str, Any]
     stable: Promise | None = None
+    token_cache: Path | None = None
     show_spans: int = 0
     checkpoint_every: float = EVERY
     log: Path | None = None
@@ -70,14 +70,20 @@ class Measuring:
             raise Interrupted(f"interrupted; {kept}, and the same command goes on from there") from None
 
     def _run(self, ranks: Ranks | None) -> None:
+        if self.stable and ranks:
+            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
+        if self.stable and self.feeding["shard"][1] > 1:
+            raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave it or --shard out")
         leads = ranks is None or ranks.leads
         if leads:
             self._require_output()
         corpora = self._open_corpora(self._tokenizer())
         if self.show_spans:
-            return console.print_spans(corpora, self.show_spans) if leads else None
-        if self.stable and ranks:
-            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
+            if leads:
+                console.print_spans(corpora, self.show_spans, self.feeding["skip_bad_records"], self.as_json)
+            return
+        if self.token_cache:
+            corpora = self._cached(corpora, self.token_cache, ranks)
         several = "" not in corpora or self.reading["ability_column"] is not None
         loading = dict(self.loading)
         if ranks and loading["device_map"]:
@@ -89,7 +95,7 @@ class Measuring:
         models = {side: load_model(name, **loading) for side, name in self.models.items()}
         with Log(self.log if leads else None), Progress(self.as_json) as progress:
             until = UntilStable(self.stable) if self.stable else None
-            feeding = {**({"look_ahead": LOOK_AHEAD} if until else {}), **self.feeding}
+            feeding = {**({"look_ahead": look_ahead(corpora.values())} if until else {}), **self.feeding}
             observers = [*([until] if until else []), *([progress] if leads else [])]
             progress.stability_of = until
             job = Job(models, corpora.get("", corpora), observers=observers, ranks=ranks, **feeding)
@@ -196,14 +202,23 @@ class Measuring:
                 profile.save(folder / f"{ability}.safetensors")
 
     def _open_corpora(self, tokenizer: Any) -> dict[str, Corpus]:
-        places: dict[str, str] = {}
-        for given in self.corpora:
-            named = None if Path(given).exists() else _NAMED.fullmatch(given)
-            name, place = (named["name"], named["place"]) if named else ("", given)
-            if name in places or (places and "" in (name, *places)):
-                raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
-            places[name] = place
+        places = console.places_of(self.corpora)
         return {name: Corpus.from_file(place, tokenizer, **self.reading) for name, place in places.items()}
+
+    def _cached(self, corpora: dict[str, Corpus], folder: Path, ranks: Ranks | None) -> dict[str, Corpus]:
+        """The corpora from their tokens on disk, which the first rank writes where they are missing."""
+
+        def cached() -> dict[str, Corpus]:
+            with console.counter("tokenising") as report:
+                return {
+                    name: corpus.cached(folder, self.feeding["workers"], report) for name, corpus in corpora.items()
+                }
+
+        if ranks:
+            if ranks.leads:
+                cached()
+            ranks.wait()
+        return cached()
 
 
 def parsed_budget(budget: str | None) -> Any:

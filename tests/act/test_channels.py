@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from conftest import CONFIGS, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,3 +91,11 @@ def test_parameters_that_no_site_covers_are_listed():
 def test_a_model_without_channels_is_refused():
     with pytest.raises(ActError, match="no linear, norm or embedding"):
         ChannelSpace.from_model(nn.ReLU())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_model_without_values_has_the_same_space(family):
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+        space = ChannelSpace.from_model(empty)
+    assert space.to_json() == ChannelSpace.from_model(tiny_model(family)).to_json()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -146,6 +147,39 @@ def test_several_abilities_in_one_pass_are_what_each_is_alone(tokenizer):
     mixed = act.profile(model, Corpus.from_records(labelled[::-1], tokenizer, ability_column="skill"), token_budget=200)
     for ability in corpora:
         assert_same(mixed[ability], together[ability], rtol=1e-6)
+
+
+def test_labelled_rows_of_several_corpora_name_them_all_and_what_was_skipped(tokenizer):
+    first = [{**record, "skill": "one"} for record in texts(5)]
+    second = [{**record, "skill": skill} for record, skill in zip(texts(5, "e"), ["y", "x", "two", "two", 1.5], strict=True)]
+    corpora = {
+        name: Corpus.from_records(records, tokenizer, ability_column="skill", name=f"{name}.jsonl")
+        for name, records in (("x", first), ("y", second))
+    }
+    profiles = act.profile(tiny_model("llama"), corpora, skip_bad_records=1)
+    assert set(profiles) == {"one", "two", "x", "y"}
+    for profile in profiles.values():
+        (read,) = profile.source["corpora"]
+        assert (read["name"], read["count"]) == ("x.jsonl, y.jsonl", "answer")
+        assert [each["fingerprint"] for each in read["read"]] == [c.source.fingerprint for c in corpora.values()]
+        assert [(each["ability"], each["record"]) for each in read["skipped"]] == [("y", 4)]
+
+
+def test_a_checkpoint_needs_a_fingerprint(tokenizer, tmp_path):
+    model = tiny_model("llama")
+    stream = datasets.Dataset.from_list(texts(5)).to_iterable_dataset()
+    unknown = Corpus.from_dataset(stream, tokenizer)
+    assert act.profile(model, unknown).source["job"] is None
+    with pytest.raises(ActError, match="a stream without a fingerprint"):
+        act.profile(model, unknown, checkpoint=Checkpoint(tmp_path / "c"))
+    known = Corpus.from_dataset(stream, tokenizer, fingerprint="texts/1")
+    assert act.profile(model, known, checkpoint=Checkpoint(tmp_path / "c")).source["job"]
+
+
+@pytest.mark.parametrize("option", ["workers", "skip_bad_records"])
+def test_numbers_below_zero_are_refused(tokenizer, option):
+    with pytest.raises(ActError, match=r"is -1; expected 0 or more"):
+        act.profile(tiny_model("llama"), corpus(tokenizer), **{option: -1})
 
 
 def test_rows_of_a_mixed_batch_go_to_their_abilities():

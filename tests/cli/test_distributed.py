@@ -166,6 +166,12 @@ def test_bad_input_of_ranks(folder, tmp_path):
     assert "works in one process" in act_profile(*stable, ranks=2, code=2).stderr
 
 
+def test_a_shard_alone_cannot_tell_when_the_whole_is_certain(folder, tmp_path):
+    arguments = options(folder, "--corpus", folder / "de.jsonl", "--output", tmp_path / "p")
+    refused = act_profile(*arguments, "--until-stable", "--shard", "0/2", code=2)
+    assert "--shard" in refused.stderr and not (tmp_path / "p").exists()
+
+
 def test_shards_combine_to_the_whole(folder, whole, tmp_path, monkeypatch):
     model = act.loading.load_model(str(folder / "model"))
     corpus = act.Corpus.from_file(folder / "de.jsonl", act.loading.load_tokenizer(str(folder / "model")), count="all")

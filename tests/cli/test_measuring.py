@@ -99,6 +99,17 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
     assert os.listdir(tmp_path) == ["pair"] and act.load(tmp_path / "pair").source["corpora"][0]["records"] == 300
 
 
+def test_a_second_run_reads_the_tokens_of_the_first(folder, tmp_path):
+    corpus = options(folder, "--corpus", folder / "de.jsonl", "--token-cache", tmp_path / "tokens")
+    for number in range(2):
+        act_profile(*corpus, "--output", tmp_path / f"{number}.safetensors")
+    (tokens,) = (tmp_path / "tokens").iterdir()
+    first, second = (act.load(tmp_path / f"{number}.safetensors") for number in range(2))
+    assert torch.equal(first.moments.arena, second.moments.arena)
+    tokens.write_bytes(b"")
+    assert "delete the file" in act_profile(*corpus, "--output", tmp_path / "damaged", code=2).stderr
+
+
 def test_bad_records_are_skipped_and_listed(folder, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "a b"}\n{"txt": "c"}\n')
@@ -111,16 +122,42 @@ def test_bad_records_are_skipped_and_listed(folder, tmp_path):
 def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_path):
     corpora = ["--corpus", f"german={folder / 'de.jsonl'}", "--corpus", f"english={folder / 'en.jsonl'}"]
     shown = act_profile(*options(folder, *corpora, "--show-spans", "1")).stdout
-    assert "german" in shown and "english" in shown and "a b 300 300 c d" in shown
+    assert "german" in shown and "english" in shown and "a b 300[[ 300 c d" in shown
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text("".join(json.dumps({"text": f"a {n}", "skill": "xy"[n % 2]}) + "\n" for n in range(10)))
     act_profile(*options(folder, "--corpus", labelled, "--ability-column", "skill", "--output", tmp_path / "skills"))
     assert sorted(os.listdir(tmp_path / "skills")) == ["x.safetensors", "y.safetensors"]
 
 
+def test_spans_as_json_and_without_bad_records(folder, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"txt": "c"}\n{"prompt": "a b", "completion": " c"}\n')
+    arguments = options(folder, "--corpus", path, "--show-spans", "5", "--json")
+    result = act_profile(*arguments, "--skip-bad-records", "1")
+    assert json.loads(result.stdout) == {
+        "spans": {"": [[{"text": "a b", "counted": False}, {"text": " c</s>", "counted": True}]]}
+    }
+    assert f"left out {path}, line 1: expected" in result.stderr
+    assert f"error: {path}, line 1: expected" in act_profile(*arguments, code=2).stderr
+
+
+def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    path.write_text('{"text": "a", "skill": "x"}\n{"text": "b", "skill": "y"}\n{"text": "c", "skill": "../y"}\n')
+    labelled = ["--corpus", path, "--ability-column", "skill", "--output", tmp_path / "skills"]
+    result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
+    assert result.stderr.count("bad records were left out") == 1 and "'../y'; expected what can name" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
+    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--corpus", "none.jsonl", "--workers", "-1"], "'--workers'"),
+        (["--corpus", "none.jsonl", "--show-spans", "-1"], "'--show-spans'"),
+        (["--corpus", "none.jsonl", "--skip-bad-records", "-1"], "'--skip-bad-records'"),
+        (["--corpus", "..=none.jsonl"], "no such corpus: ..=none.jsonl"),
         (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
