@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, train_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from act import ActError, Corpus
 from act.batching import LOOK_AHEAD
