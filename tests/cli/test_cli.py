@@ -326,13 +326,17 @@ def test_existing_output_is_refused_without_force(folder, pair, tmp_path):
     assert len(ChannelSet.load(output)) > 0
 
 
-def test_force_replaces_a_model_folder(folder, channels, tmp_path):
+def test_force_replaces_a_model_folder_but_no_one_elses(folder, channels, tmp_path):
     output = tmp_path / "model"
-    output.mkdir()
-    (output / "old").write_text("old")
     models = ["--donor", folder / "donor", "--target", folder / "target", "--channels", channels]
+    succeed("transfer", *models, "--output", output)
+    (output / "config.json").write_text("{}")
     succeed("transfer", *models, "--output", output, "--force")
-    assert not (output / "old").exists() and (output / "config.json").exists()
+    assert json.loads((output / "config.json").read_text())
+    (output / "notes.txt").write_text("mine")
+    refused = act_profile("transfer", *models, "--output", output, "--force")
+    assert refused.returncode == 2 and "holds notes.txt, not written there by act-profile" in refused.stderr
+    assert (output / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -345,7 +349,7 @@ def test_report_and_units(folder, pair, channels, tmp_path):
     assert {row["relation"] for row in report["overlaps"]} == {"disentanglement", "set"}
     assert {row["second"] for row in report["overlaps"]} == {"other", "channels", "weight-diff"}
     assert [row["ablated"] for row in report["necessity"]] == ["pair", "other", "random"]
-    assert report["files"] == sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert report["files"] == sorted(path.name for path in (tmp_path / "report").glob("[!.]*"))
     table = act_profile("report", pair, other, "--output", tmp_path / "again")
     assert table.returncode == 0 and "concentration of paired" in table.stdout and "two abilities" in table.stdout
 
