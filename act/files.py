@@ -149,18 +149,27 @@ def load_tensors(path: Path, schema: str) -> tuple[dict[str, torch.Tensor], dict
     """
     kind = schema.partition("/")[0]
     if not path.is_file():
-        raise ActError(f"no such file: {path}; expected a {kind} file")
+        raise ActError(f"no such file: {path}; expected an {kind} file")
+    if not _begins_as_safetensors(path):
+        raise ActError(f"{path} is no safetensors file; expected an {kind} file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get(SCHEMA_KEY, "an unknown schema")
             if found != schema:
                 same_kind = found.partition("/")[0] == kind
-                advice = "make it again with this version" if same_kind else f"give a {kind} file"
+                advice = "make it again with this version" if same_kind else f"give an {kind} file"
                 raise ActError(f"{path} holds {found}, expected {schema}; {advice}")
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER_KEY])  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ActError(f"{path} is truncated or damaged ({error}); make it again") from error
+
+
+def _begins_as_safetensors(path: Path) -> bool:
+    """Whether a file begins as its format does: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) < 9 or start[8:] == b"{"  # one cut that short is damaged, whatever it was
 
 
 @contextlib.contextmanager

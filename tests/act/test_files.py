@@ -53,9 +53,12 @@ def test_header_and_tensors_come_back(tmp_path):
 
 def test_a_file_of_another_kind_is_named(tmp_path):
     save_tensors(tmp_path / "file", {"a": torch.zeros(1)}, "act-other/1", {})
-    with pytest.raises(ActError, match="holds act-other/1, expected act-test/1; give a act-test file"):
+    with pytest.raises(ActError, match="holds act-other/1, expected act-test/1; give an act-test file"):
         load_tensors(tmp_path / "file", "act-test/1")
-    (tmp_path / "text").write_text("hello")
+    (tmp_path / "text").write_text('{"text": "a b c"}')
+    with pytest.raises(ActError, match="text is no safetensors file; expected an act-test file"):
+        load_tensors(tmp_path / "text", "act-test/1")
+    (tmp_path / "text").write_bytes((tmp_path / "file").read_bytes()[:20])
     with pytest.raises(ActError, match="truncated or damaged"):
         load_tensors(tmp_path / "text", "act-test/1")
 

@@ -257,7 +257,7 @@ BAD = {
         ["rank", of_schema(f / "pair.safetensors", t / "p", "act-profile/99")],
         "holds act-profile/99, expected act-profile/1",
     ),
-    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give a act-profile file"),
+    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give an act-profile file"),
     "profile of another model": lambda f, t: (
         ["transfer", "--donor", f / "donor", "--target", f / "other", "--channels", f / "channels.safetensors"],
         "made for the target",

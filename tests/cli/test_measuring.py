@@ -124,7 +124,10 @@ def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_pa
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text("".join(json.dumps({"text": f"a {n}", "skill": "xy"[n % 2]}) + "\n" for n in range(10)))
     act_profile(*options(folder, "--corpus", labelled, "--ability-column", "skill", "--output", tmp_path / "skills"))
-    assert sorted(path.name for path in (tmp_path / "skills").glob("*.safetensors")) == ["x.safetensors", "y.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "skills").glob("*.safetensors")) == [
+        "x.safetensors",
+        "y.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
