@@ -126,7 +126,7 @@ def rank(
         "models": _models(profile),
         "tied": {site.name: site.tied_to for site in space if site.tied_to},
     }
-    return ChannelSet(space, chosen.index, values[chosen.index], rule, chosen.inputs)
+    return ChannelSet(space, chosen.channels, values[chosen.channels], rule, chosen.inputs)
 
 
 def _sides(ability: Ability) -> tuple[Profile, ...]:
@@ -264,7 +264,7 @@ def _leave_out(values: torch.Tensor, space: ChannelSpace, allowed: list[Site]) -
 class _Chosen(NamedTuple):
     """The chosen channels, the columns that go with them; of how many channels, and how many of them score <= 0."""
 
-    index: torch.Tensor
+    channels: torch.Tensor
     inputs: dict[str, torch.Tensor]
     ranked: int
     not_positive: int
