@@ -169,10 +169,11 @@ def _weight_diff(ability: Ability, donor: nn.Module | None, target: nn.Module | 
         raise ActError(f"the models are not those of the profile: {difference}")
     expected = _models(ability)
     for side, model in (("donor", donor), ("target", target)):
-        if side in expected and fingerprint(model) != expected[side]["fingerprint"]:
+        if side in expected and (found := fingerprint(model)) != expected[side]["fingerprint"]:
             raise ActError(
-                f"the {side} given has other weights ({fingerprint(model)}) than the profile's, "
-                f"{expected[side]['name']} ({expected[side]['fingerprint']}); give the models that were profiled"
+                f"the {side} given has other weights ({found}) than the profile's, "
+                f"{expected[side]['name']} ({expected[side]['fingerprint']}); give the models that were "
+                "profiled, in the dtype they had then"
             )
     return weight_diff(donor, target, space)
 

@@ -90,3 +90,17 @@ def test_parameters_that_no_site_covers_are_listed():
 def test_a_model_without_channels_is_refused():
     with pytest.raises(ActError, match="no linear, norm or embedding"):
         ChannelSpace.from_model(nn.ReLU())
+
+
+def test_adapters_are_refused():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ActError, match=r"q_proj has an adapter beside it.*merge it"):
+        ChannelSpace.from_model(adapted)
+    assert len(ChannelSpace.from_model(adapted.merge_and_unload())) == len(ChannelSpace.from_model(tiny_model("llama")))
+
+
+def test_excluding_every_kind_leaves_nothing():
+    space = ChannelSpace.from_model(tiny_model("gpt2"))
+    with pytest.raises(ActError, match="every module kind is excluded"):
+        space.without({site.kind for site in space})
