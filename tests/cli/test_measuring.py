@@ -126,7 +126,10 @@ def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_pa
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text("".join(json.dumps({"text": f"a {n}", "skill": "xy"[n % 2]}) + "\n" for n in range(10)))
     act_profile(*options(folder, "--corpus", labelled, "--ability-column", "skill", "--output", tmp_path / "skills"))
-    assert sorted(os.listdir(tmp_path / "skills")) == ["x.safetensors", "y.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "skills").glob("*.safetensors")) == [
+        "x.safetensors",
+        "y.safetensors",
+    ]
 
 
 def test_spans_as_json_and_without_bad_records(folder, tmp_path):
