@@ -41,7 +41,8 @@ class Activations:
         """The statistics of both sides.
 
         Raises:
-            ActError: a single profile; profiles of different architectures, texts or counted positions.
+            ActError: a single profile; profiles of different architectures, texts or counted positions; LM-head
+                channels that are other tokens in one than in the other, as far as their tokenizers tell.
         """
         if isinstance(ability, PairProfile):
             return cls(ability.space, ability.donor, ability.target, ability.difference)
@@ -53,6 +54,12 @@ class Activations:
             raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
         if corpora_of(donor) != corpora_of(target):
             raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
+        if _tokenizers_of(donor) != _tokenizers_of(target) and any(map(_head_counted, (donor, target))):
+            raise ActError(
+                "the profiles of donor and target were read by different tokenizers, so an LM-head channel may be one "
+                "token in one and another in the other; profile both without it (act-profile run --exclude head), or "
+                "use act-profile pair, which compares their tokens one by one"
+            )
         return cls(donor.space, donor, target, None)
 
 
@@ -61,6 +68,14 @@ def corpora_of(profile: Profile) -> list[tuple[Any, ...]]:
     return [
         tuple(corpus.get(key) for key in ("fingerprint", "count", "counted")) for corpus in profile.source["corpora"]
     ]
+
+
+def _tokenizers_of(profile: Profile) -> list[str | None]:
+    return [corpus.get("tokenizer") for corpus in profile.source["corpora"]]
+
+
+def _head_counted(profile: Profile) -> bool:
+    return any(bool((profile.count[site.channels] > 0).any()) for site in profile.space if site.kind == "head")
 
 
 def paired(activations: Activations) -> torch.Tensor:

@@ -102,5 +102,7 @@ def _setting(
         raise ActError(f"evaluate gave the figures {sorted(found)}; expected one or more, the same for every setting")
     bad = [name for name, value in found.items() if not math.isfinite(value)]
     if bad:
-        raise ActError(f"the figure {bad[0]} is {found[bad[0]]} at top {top}, strength {strength}; it cannot be compared")
+        raise ActError(
+            f"the figure {bad[0]} is {found[bad[0]]} at top {top}, strength {strength}; it cannot be compared"
+        )
     return Setting(top, strength, channels, found)
