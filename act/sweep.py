@@ -70,7 +70,7 @@ def sweep(
         report: told of every setting as soon as it is known.
 
     Raises:
-        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, NaN or infinite.
+        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, or not finite.
     """
     shares, steps = sorted({parse_top(top) for top in tops}), sorted(set(strengths))
     for strength in steps:
@@ -103,6 +103,7 @@ def _setting(
     bad = [name for name, value in found.items() if not math.isfinite(value)]
     if bad:
         raise ActError(
-            f"the figure {bad[0]} is {found[bad[0]]} at top {top}, strength {strength}; it cannot be compared"
+            f"the figure {bad[0]} is {found[bad[0]]} at top {top}, strength {strength}; it cannot be compared, "
+            "look for NaN in the weights of the models"
         )
     return Setting(top, strength, channels, found)
