@@ -120,7 +120,7 @@ class Recipe(_Section):
     include: list[str] = []
     exclude: list[str] = []
     count: Count = "answer"
-    max_length: int = Field(2048, ge=2)
+    max_length: int | None = Field(None, ge=2)
     token_budget: int = Field(DEFAULT_TOKEN_BUDGET, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"

@@ -70,7 +70,8 @@ def sweep(
         report: told of every setting as soon as it is known.
 
     Raises:
-        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, or not finite.
+        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, or
+            that are not finite.
     """
     shares, steps = sorted({parse_top(top) for top in tops}), sorted(set(strengths))
     for strength in steps:
