@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,7 @@ class Activations:
         if not isinstance(ability, tuple) or any(isinstance(side, PairProfile) for side in ability):
             raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
         donor, target = ability
-        difference = donor.space.first_difference(target.space)
-        if difference:
-            raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
+        statistics = _on_space_of(donor, target)
         if corpora_of(donor) != corpora_of(target):
             raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
         if _tokenizers_of(donor) != _tokenizers_of(target) and any(map(_head_counted, (donor, target))):
@@ -60,7 +58,7 @@ class Activations:
                 "token in one and another in the other; profile both without it (act-profile run --exclude head), or "
                 "use act-profile pair, which compares their tokens one by one"
             )
-        return cls(donor.space, donor, target, None)
+        return cls(donor.space, donor, statistics, None)
 
 
 def corpora_of(profile: Profile) -> list[tuple[Any, ...]]:
@@ -68,6 +66,29 @@ def corpora_of(profile: Profile) -> list[tuple[Any, ...]]:
     return [
         tuple(corpus.get(key) for key in ("fingerprint", "count", "counted")) for corpus in profile.source["corpora"]
     ]
+
+
+def _on_space_of(donor: Profile, target: Profile) -> Statistics:
+    """The target's statistics over the donor's channel space: LM heads that neither counted may differ in width."""
+    difference = donor.space.first_difference(target.space)
+    if difference is None:
+        return target
+    narrowed = [
+        [replace(site, offset=0, width=0 if site.kind == "head" else site.width) for site in profile.space]
+        for profile in (donor, target)
+    ]
+    if narrowed[0] != narrowed[1]:
+        raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
+    if any(map(_head_counted, (donor, target))):
+        raise ActError(
+            f"the profiles of donor and target are of different vocabularies: {difference}; "
+            "profile both without it (act-profile run --exclude head)"
+        )
+    block = torch.zeros(len(target.moments.arena), len(donor.space), dtype=torch.float64)
+    for mine, theirs in zip(donor.space, target.space, strict=True):
+        if mine.width == theirs.width:
+            block[:, mine.channels] = target.moments.arena[:, theirs.channels].cpu()
+    return Statistics(block)
 
 
 def _tokenizers_of(profile: Profile) -> list[str | None]:
