@@ -151,7 +151,9 @@ def test_several_abilities_in_one_pass_are_what_each_is_alone(tokenizer):
 
 def test_labelled_rows_of_several_corpora_name_them_all_and_what_was_skipped(tokenizer):
     first = [{**record, "skill": "one"} for record in texts(5)]
-    second = [{**record, "skill": skill} for record, skill in zip(texts(5, "e"), ["y", "x", "two", "two", 1.5], strict=True)]
+    second = [
+        {**record, "skill": skill} for record, skill in zip(texts(5, "e"), ["y", "x", "two", "two", 1.5], strict=True)
+    ]
     corpora = {
         name: Corpus.from_records(records, tokenizer, ability_column="skill", name=f"{name}.jsonl")
         for name, records in (("x", first), ("y", second))

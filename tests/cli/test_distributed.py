@@ -123,7 +123,7 @@ def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path, vic
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
     os.kill(sorted(map(int, children.split()))[victim], signal.SIGKILL)
     _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0 and "SIGKILL" in stderr or "exitcode: -9" in stderr, stderr
+    assert (process.returncode == 0 and "SIGKILL" in stderr) or "exitcode: -9" in stderr, stderr
     assert not any(path.exists() for path in checkpoints)
     act_profile(*arguments, "--output", undisturbed, ranks=2)
     assert torch.equal(act.load(output).moments.arena, act.load(undisturbed).moments.arena)
