@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -122,14 +121,19 @@ def require_same_tokens(donor: Any, target: Any) -> None:
         raise ActError(f"{difference}, so the models would read different texts; give two models with one vocabulary")
 
 
-def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
+def require_place(name: str, what: str) -> None:
+    """Raise :class:`ActError` for what is neither a folder nor like a hub id."""
     if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))):
         raise ActError(
             f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name"
         )
+
+
+def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
+    require_place(name, what)
     try:
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ActError(f"cannot load the {what} {name}: {' '.join(str(error).split())[:300]}") from error
 
 

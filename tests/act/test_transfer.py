@@ -78,12 +78,16 @@ def test_a_donor_of_another_dtype_is_cast():
 def test_reverting_a_model_that_changed_since_is_refused():
     donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
     patch = act.transfer(donor, target, chosen(ChannelSpace.from_model(target), 0.3))
+    with pytest.raises(act.ActError, match="holds the values from after the transfer already, so there is nothing to"):
+        patch.apply(target)
     with torch.no_grad():
         target.lm_head.weight.add_(1)
     held = state(target)
-    with pytest.raises(act.ActError, match="was changed after the transfer"):
+    with pytest.raises(act.ActError, match="does not hold the values that the transfer wrote: it was changed since"):
         patch.revert(target)
     assert all(torch.equal(parameter, held[name]) for name, parameter in state(target).items())
+    with pytest.raises(act.ActError, match="holds the values from before the transfer, so there is nothing to revert"):
+        patch.revert(tiny_model("llama", seed=1))
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
