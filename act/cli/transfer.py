@@ -103,10 +103,10 @@ def _tokenizer(model: str, needed: bool) -> Any:
     console.quiet_transformers()
     try:
         return load_tokenizer(model)
-    except ActError:
+    except ActError as error:
         if needed:
             raise
-        console.warn(f"{model} has no tokenizer, so nothing tells whether a token has the same id in donor and target")
+        console.warn(f"{error}; so nothing tells whether a token has the same id in donor and target")
         return None
 
 
