@@ -186,8 +186,8 @@ def _rotary(module: nn.Module, config: Any, head_dim: int) -> tuple[Literal["hal
     for namespace, name in rotary_functions(module):
         function = namespace[name]
         function = function.original if isinstance(function, RotaryFunction) else function
-        angle = torch.ones(1, turned, turned)
-        unit = torch.eye(turned)[None, None]
+        angle = torch.ones(1, turned, turned, device="cpu")
+        unit = torch.eye(turned, device="cpu")[None, None]
         try:
             mixed = function(unit, unit, angle.cos(), angle.sin())[0][0, 0]
         except Exception:  # a function that wants something else

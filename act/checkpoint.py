@@ -16,7 +16,7 @@ import torch
 
 from act.batching import Batch, Position
 from act.corpus import Skipped, Stream
-from act.errors import ActError, Interrupted
+from act.errors import ActError, BadRecord, Interrupted
 from act.files import load_tensors, save_tensors, understood
 from act.run import Observer, Run, Seen
 
@@ -32,7 +32,7 @@ class Checkpoint:
     Args:
         path: the file; a run that finds it there goes on from it.
         every: seconds between two writings.
-        restart: leave a checkpoint of another run aside instead of refusing it.
+        restart: leave a checkpoint that is damaged or of another run aside instead of refusing it.
     """
 
     def __init__(self, path: str | Path, every: float = EVERY, restart: bool = False) -> None:
@@ -41,6 +41,8 @@ class Checkpoint:
         self._identity: dict[str, Any] = {}
         self._written = 0.0
         self._safe: Position | None = None
+        self._safe_tokens = 0
+        self._closed = False
         self._signal: int | None = None
 
     def open(self, run: Run, stream: Stream, identity: dict[str, Any]) -> None:
@@ -52,8 +54,23 @@ class Checkpoint:
         self._identity = identity
         if not self.path.exists():
             return
-        tensors, header = load_tensors(self.path, SCHEMA)
-        different = first_difference(header.get("identity"), identity)
+        try:
+            tensors, header = load_tensors(self.path, SCHEMA)
+            with understood(self.path):
+                different = first_difference(header["identity"], identity)
+                position = Position(*header["position"])
+                seen = {ability: Seen(**each) for ability, each in header["seen"].items()}
+                arenas = {ability: tensors[f"moments.{ability}"] for ability in seen}
+                skipped = [Skipped(*each) for each in header["skipped"]]
+                times, stopped = (header["seconds"], header["waited"], header["max_tokens"]), set(header["stopped"])
+        except ActError as error:
+            damaged = str(error).rpartition(";")[0]
+            if self._restart:
+                log.warning("%s, so the run starts anew", damaged)
+                return
+            raise ActError(
+                f"{damaged}, so the run cannot go on from it; delete it, or pass --force, to start anew"
+            ) from error
         if different:
             if self._restart:
                 return
@@ -61,16 +78,16 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of another run ({different}); finish that run with its own command, or "
                 "delete the file to start anew"
             )
-        with understood(self.path):
-            for ability, seen in header["seen"].items():
-                run.begin(ability)
-                run.seen[ability] = Seen(**seen)
-                with torch.inference_mode(False):
-                    run.moments[ability].fill(tensors[f"moments.{ability}"])
-            run.position = self._safe = stream.start = Position(*header["position"])
-            run.seconds, run.waited, run.max_tokens = header["seconds"], header["waited"], header["max_tokens"]
-            stream.stopped |= set(header["stopped"])
-            stream.skipped[:] = [Skipped(*skipped) for skipped in header["skipped"]]
+        for ability, arena in arenas.items():
+            run.begin(ability)
+            run.seen[ability] = seen[ability]
+            with torch.inference_mode(False):
+                run.moments[ability].fill(arena)
+        run.position = self._safe = stream.start = position
+        run.seconds, run.waited, run.max_tokens = times
+        stream.stopped |= stopped
+        stream.skipped[:] = skipped
+        self._safe_tokens = run.total.tokens
         for number, observer in enumerate(run.observers):
             prefix = f"observers.{number}."
             observer.restore({name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)})
@@ -95,19 +112,32 @@ class Checkpoint:
         except ActError as error:
             if run.position is None:
                 raise
-            where = "; nothing was written" if not self.write(run, stream) else f", and is safe in {self.path}"
-            raise ActError(
-                f"{error}; what came before ({run.total.tokens:,} tokens) was counted{where}: the same command goes on "
-                "from there (a bad record can be left out with --skip-bad-records)"
-            ) from error
+            self.write(run, stream)
+            hint = " (a bad record can be left out with --skip-bad-records)" if isinstance(error, BadRecord) else ""
+            raise type(error)(f"{error}; {self.kept}{hint}") from error
         finally:
             run.observers.remove(writer)
+
+    @property
+    def kept(self) -> str:
+        """What is safe on disk and how to go on, to end a sentence with."""
+        if self._safe is None:
+            return "there is no checkpoint, so the same command starts anew"
+        return (
+            f"what came before ({self._safe_tokens:,} tokens) was counted and is safe in {self.path}: "
+            "the same command goes on from there"
+        )
+
+    def close(self, run: Run, stream: Stream) -> None:
+        """Write the state of a run that has read all it will; whatever happens to its moments then is not written."""
+        self.write(run, stream)
+        self._closed = True
 
     def write(self, run: Run, stream: Stream) -> bool:
         """Write the state of the run; False, with a warning, if that fails: the run itself can go on."""
         self._written = time.monotonic()
-        if run.position is None or run.position == self._safe:
-            return run.position is not None
+        if self._closed or run.position is None or run.position == self._safe:
+            return run.position is not None and run.position == self._safe
         at = run.position
         header = {
             "identity": self._identity,
@@ -128,7 +158,7 @@ class Checkpoint:
             kept = "an earlier one is still there" if self.path.exists() else "there is none yet"
             log.warning("the checkpoint could not be written (%s); %s, and the run goes on", error, kept)
             return False
-        self._safe = at
+        self._safe, self._safe_tokens = at, run.total.tokens
         log.info("checkpoint", extra={"fields": {"path": str(self.path), "tokens": run.total.tokens}})
         return True
 
@@ -140,7 +170,7 @@ class Checkpoint:
         """Write if it is time; end the run if a signal asked for it."""
         if self._signal is not None:
             if not self.write(run, stream):
-                raise Interrupted(f"interrupted after {run.total.tokens:,} tokens; no checkpoint could be written")
+                raise Interrupted(f"interrupted after {run.total.tokens:,} tokens; {self.kept}")
             raise Interrupted(
                 f"interrupted after {run.total.tokens:,} tokens, which are safe in {self.path}; "
                 "run the same command to go on from there"

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from torch import nn
 
 from act.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches, pieces
 from act.encode import AnswerTurns, Count, Encoded, Encoder
-from act.errors import ActError
+from act.errors import ActError, BadRecord
+from act.limits import learned_positions, trained_positions
 from act.records import Dataset, Entry, Memory, Record, Shard, Source, open_source
 from act.token_cache import TokenCache
 from act.workers import ordered_map
@@ -22,6 +24,7 @@ from act.workers import ordered_map
 DEFAULT_TOKEN_BUDGET = 8192
 DEFAULT_MAX_LENGTH = 2048
 CHUNK = 128  # records tokenised together
+NOTHING_COUNTS = "no token would be counted; the corpus is empty or its records have no answer"
 
 
 class Corpus:
@@ -32,8 +35,8 @@ class Corpus:
         tokenizer: a Hugging Face tokenizer; conversations need its chat template.
         count: see :data:`act.encode.Count`.
         answer_turns: see :data:`act.encode.AnswerTurns`.
-        max_length: longest sequence in tokens; None: what the model takes, at most 2048. A longer ``text`` is cut to
-            pieces; other longer records are errors.
+        max_length: longest sequence in tokens; None: the positions of the model, at most 2048. A longer ``text`` is cut
+            to pieces; other longer records are errors.
         overlap: tokens that a piece repeats from the one before as context, uncounted; None: a sixteenth of the length.
         ability_column: the column that labels each record with its ability.
         name: for provenance and errors, instead of the source's.
@@ -75,9 +78,14 @@ class Corpus:
         return cls(Memory(records), tokenizer, **options)
 
     @classmethod
-    def from_dataset(cls, dataset: Any, tokenizer: Any, **options: Any) -> Corpus:
-        """A corpus from a Hugging Face dataset, map-style or streaming."""
-        return cls(Dataset(dataset), tokenizer, **options)
+    def from_dataset(cls, dataset: Any, tokenizer: Any, *, fingerprint: str | None = None, **options: Any) -> Corpus:
+        """A corpus from a Hugging Face dataset, map-style or streaming.
+
+        Args:
+            fingerprint: what tells a streaming dataset from others, such as its name and revision; checkpoints and the
+                token cache need it.
+        """
+        return cls(Dataset(dataset, fingerprint=fingerprint), tokenizer, **options)
 
     @property
     def tokenizer(self) -> Any:
@@ -94,22 +102,36 @@ class Corpus:
         """Tokens of context that a later piece of a text repeats."""
         return self.max_length // 16 if self._overlap is None else self._overlap
 
-    def fitted(self, positions: int | None) -> Corpus:
-        """This corpus for a model that has learned that many positions; None: as many as one likes.
+    def fitted(self, learned: int | None, trained: int | None = None) -> Corpus:
+        """This corpus for a model.
+
+        Args:
+            learned: positions that the model has parameters for, and cannot go beyond; None: it computes them.
+            trained: positions that its configuration says it was made for; beyond them only where that was asked for.
 
         Raises:
-            ActError: a maximum length that was asked for and does not fit.
+            ActError: a maximum length that was asked for and does not fit, or an overlap that leaves nothing of it.
         """
-        if positions is None or self.max_length <= positions:
-            return self
-        if self._max_length is not None:
+        if self._max_length is not None and learned is not None and self._max_length > learned:
             raise ActError(
-                f"the maximum length is {self.max_length} tokens and the model has learned {positions} positions; "
-                f"set it to at most {positions} (--max-length)"
+                f"the maximum length is {self.max_length} tokens and the model has learned {learned} positions; "
+                f"set it to at most {learned} (--max-length)"
+            )
+        positions = min((given for given in (learned, trained) if given is not None), default=DEFAULT_MAX_LENGTH)
+        if self._max_length is not None or self.max_length <= positions:
+            return self
+        if self.overlap >= positions and self._overlap is not None:
+            raise ActError(
+                f"overlap is {self.overlap} tokens and the model has {positions} positions; "
+                f"set it below {positions} (--overlap)"
             )
         fitted = copy.copy(self)
         fitted._max_length = positions
         return fitted
+
+    def for_model(self, model: nn.Module) -> Corpus:
+        """This corpus :meth:`fitted` to the positions of a model."""
+        return self.fitted(learned_positions(model), trained_positions(getattr(model, "config", None)))
 
     def cached(
         self,
@@ -130,7 +152,10 @@ class Corpus:
             ActError: a source whose content has no fingerprint; a folder that cannot be written.
         """
         if not self.source.fingerprint:
-            raise ActError(f"{self.name}: a stream has no fingerprint to find its tokens by; leave the token cache out")
+            raise ActError(
+                f"{self.name}: a stream has no fingerprint to find its tokens by; give it one "
+                "(Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
+            )
         encoder = self.encoder
         tokens = TokenCache(
             Path(folder),
@@ -178,7 +203,7 @@ class Corpus:
         workers: int = 0,
         wanted: Callable[[int], bool] = lambda number: True,
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
-        entries = (entry for entry in self.source.read(start, shard) if wanted(entry.number))
+        entries = self.source.read(start, shard, wanted)
         # The results come in the order of the chunks, so each finds its entries at the front of the queue.
         sent: list[list[Entry]] = []
 
@@ -218,13 +243,16 @@ class Corpus:
 
     def spans(self, limit: int) -> Iterator[list[tuple[str, bool]]]:
         """The first records as decoded runs of tokens, each with whether it counts: a preview."""
-        for encoded in itertools.islice(self.encoded(), limit):
-            counted = encoded.counted(self.count)
-            edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
-            yield [
-                (self.tokenizer.decode(encoded.input_ids[start:end].tolist()), bool(counted[start]))
-                for start, end in itertools.pairwise(edges)
-            ]
+        return map(self.runs_of, itertools.islice(self.encoded(), limit))
+
+    def runs_of(self, encoded: Encoded) -> list[tuple[str, bool]]:
+        """The decoded runs of one record, each with whether it counts."""
+        counted = encoded.counted(self.count)
+        edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
+        return [
+            (self.tokenizer.decode(encoded.input_ids[start:end].tolist()), bool(counted[start]))
+            for start, end in itertools.pairwise(edges)
+        ]
 
     def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
         if isinstance(result, ActError) or len(result.input_ids) <= self.max_length or result.answer.all():
@@ -261,6 +289,7 @@ class Stream:
         windows: ``(i, n)``: of the shard's windows, every n-th from the i-th on.
         start: where to go on.
         skipped: what was left out before ``start``.
+        part: these corpora are parts of larger ones, so there may be nothing in them that counts.
 
     Attributes:
         skipped: the bad records left out so far.
@@ -283,9 +312,13 @@ class Stream:
         windows: Shard = (0, 1),
         start: Position = BEGINNING,
         skipped: Iterable[Skipped] = (),
+        part: bool = False,
     ) -> None:
         if token_budget < 1:
             raise ActError(f"token budget is {token_budget}; expected at least 1 token")
+        for name, number in (("workers", workers), ("bad records to skip", skip_bad_records)):
+            if number < 0:
+                raise ActError(f"{name} is {number}; expected 0 or more")
         if not (shard[1] >= 1 and 0 <= shard[0] < shard[1]):
             raise ActError(f"shard is {shard[0]}/{shard[1]}; expected i/n with 0 <= i < n")
         self.corpora = dict(corpora)
@@ -295,6 +328,7 @@ class Stream:
         self.stopped: set[str] = set()
         self._token_budget, self._packing, self._workers = token_budget, packing, workers
         self._skip_bad_records, self._look_ahead = skip_bad_records, look_ahead
+        self._part = part or shard[1] > 1 or windows[1] > 1
 
     def skipped_before(self, position: Position) -> list[Skipped]:
         """What was left out before a position; the window under way is read again."""
@@ -322,10 +356,8 @@ class Stream:
                 yield replace(batch, after=done)
             if ability in self.stopped:
                 return
-        if not counted and self.shard[1] == self.windows[1] == 1:
-            raise ActError(
-                f"{corpus.name}: no token would be counted; the corpus is empty or its records have no answer"
-            )
+        if not counted and not self._part:
+            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
 
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
         """Windows with the record number at which each begins, and at which the next one does."""
@@ -358,4 +390,4 @@ class Stream:
         if len(self.skipped) > self._skip_bad_records:
             before = len(self.skipped) - 1
             after = f" (after {before} others that were skipped)" if before else ""
-            raise ActError(f"{skipped.place}: {skipped.reason}{after}")
+            raise BadRecord(f"{skipped.place}: {skipped.reason}{after}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,10 @@ AnswerTurns = Literal["last", "all"]
 EXPECTED = (
     "messages, prompt and completion, question and answer, instruction and output, text, or input_ids and loss_mask"
 )
+
+LARGEST_ID = np.iinfo(np.int32).max
+LONGEST_NAME = 50  # characters of at most 4 bytes: the name of a file, and of its temporary copy, has 255 bytes
+_FILE_NAME = re.compile(rf"[^\s./\\\x00-\x1f][^/\\\x00-\x1f]{{0,{LONGEST_NAME - 1}}}")
 
 Steps = Generator[list[str], list[list[int]], "Encoded"]
 """Yields the texts of one record that need token ids, is sent those, and returns."""
@@ -96,6 +101,8 @@ class Encoder:
             try:
                 steps = self._steps(record)
                 wanted = next(steps)
+                for text in wanted:
+                    _require_characters(text)
                 waiting.append((len(results), steps, slice(len(texts), len(texts) + len(wanted))))
                 texts += wanted
                 results.append(ActError("not encoded"))
@@ -135,13 +142,13 @@ class Encoder:
         if _has(record, "messages"):
             encoded = yield from self._messages(record["messages"], mask)
         elif _has(record, "prompt", "completion"):
-            encoded = yield from self._completion(record["prompt"], record["completion"])
+            encoded = yield from self._completion(record["prompt"], record["completion"], mask)
         elif _has(record, "question", "answer"):
-            encoded = yield from self._turn(record["question"], record["answer"])
+            encoded = yield from self._turn(record["question"], record["answer"], mask)
         elif _has(record, "instruction", "output"):
             more = record.get("input")
             instruction = f"{record['instruction']}\n\n{more}" if more else record["instruction"]
-            encoded = yield from self._turn(instruction, record["output"])
+            encoded = yield from self._turn(instruction, record["output"], mask)
         elif _has(record, "input_ids"):
             encoded = _masked(record["input_ids"], mask)
         elif _has(record, "text"):
@@ -156,26 +163,34 @@ class Encoder:
         ability = record.get(self.ability_column)
         if not isinstance(ability, (str, int)):
             raise ActError(f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a name")
+        if not _FILE_NAME.fullmatch(str(ability)):
+            raise ActError(
+                f"the ability, column {self.ability_column}, is {ability!r:.60}; expected what can name a file: at "
+                f"most {LONGEST_NAME} characters, none of them a slash, and no dot or space in front"
+            )
+        _require_characters(str(ability))
         return str(ability)
 
     def _text(self, text: Any, mask: Any) -> Steps:
         (ids,) = yield [_nonempty("text", text)]
         return _masked([*self._lead, *ids], mask)
 
-    def _completion(self, prompt: Any, completion: Any) -> Steps:
+    def _completion(self, prompt: Any, completion: Any, mask: Any) -> Steps:
         if not isinstance(prompt, str):
             raise ActError(f"prompt must be a string, got {prompt!r:.60}")
         prefix, whole = yield [prompt, prompt + _nonempty("completion", completion)]
         eos = self.tokenizer.eos_token_id
         if eos is not None and whole[-1:] != [eos]:
             whole = [*whole, eos]
+        if mask is not None:
+            return _masked([*self._lead, *whole], mask)
         return _answered([*self._lead, *whole], [_after([*self._lead, *prefix], [*self._lead, *whole])])
 
-    def _turn(self, question: Any, answer: Any) -> Steps:
+    def _turn(self, question: Any, answer: Any, mask: Any) -> Steps:
         if not isinstance(question, str):
             raise ActError(f"the question must be a string, got {question!r:.60}")
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return (yield from self._messages(messages, None))
+        return (yield from self._messages(messages, mask))
 
     def _messages(self, messages: Any, mask: Any) -> Steps:
         if not (isinstance(messages, list) and messages and all(isinstance(m, Mapping) for m in messages)):
@@ -201,10 +216,7 @@ class Encoder:
     def _answer_turns(self, messages: list[Mapping[str, Any]], mask: Any) -> list[int]:
         turns = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
         if mask is not None:
-            if not isinstance(mask, list) or len(mask) != len(messages):
-                raise ActError(
-                    f"loss_mask must have one entry for each of the {len(messages)} messages, got {mask!r:.60}"
-                )
+            _require_mask(mask, len(messages), "messages")
             turns = [turn for turn in turns if mask[turn]]
             if not turns:
                 raise ActError("the record has no answer: loss_mask marks no message by the assistant")
@@ -266,14 +278,34 @@ def _answered(ids: list[int], spans: Iterable[range]) -> Encoded:
 
 
 def _masked(ids: Any, mask: Any) -> Encoded:
-    if not (isinstance(ids, list) and ids and all(isinstance(i, int) and i >= 0 for i in ids)):
+    if not (isinstance(ids, list) and ids):
         raise ActError(f"input_ids must be a list of token ids, got {ids!r:.60}")
+    for token in ids:
+        if not (isinstance(token, int) and 0 <= token <= LARGEST_ID):
+            raise ActError(f"input_ids must be a list of token ids, from 0 to {LARGEST_ID}, got {token!r:.60} in it")
     if mask is None:
         mask = [1] * len(ids)
-    if not isinstance(mask, list) or len(mask) != len(ids):
-        size = f"{len(mask)} entries" if isinstance(mask, list) else f"{mask!r:.60}"
-        raise ActError(f"loss_mask must have one entry for each of the {len(ids)} tokens, got {size}")
+    _require_mask(mask, len(ids), "tokens")
     return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool))
+
+
+def _require_mask(mask: Any, length: int, what: str) -> None:
+    if not isinstance(mask, list) or len(mask) != length:
+        size = f"{len(mask)} entries" if isinstance(mask, list) else f"{mask!r:.60}"
+        raise ActError(f"loss_mask must have one entry for each of the {length} {what}, got {size}")
+    for entry in mask:
+        if not (isinstance(entry, (bool, int, float)) and entry in (0, 1)):
+            raise ActError(f"loss_mask must hold 0 (does not count) and 1 (counts), got {entry!r:.60} in it")
+
+
+def _require_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise ActError(
+            f"the text has half a character, {half!r} at position {error.start}, as a cut emoji leaves it; mend it"
+        ) from error
 
 
 def _nonempty(what: str, value: Any) -> str:

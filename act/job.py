@@ -15,11 +15,11 @@ from torch import nn
 from act.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
-from act.corpus import Corpus, Stream
+from act.corpus import Corpus, Skipped, Stream
 from act.distributed import Ranks
 from act.errors import ActError
 from act.fingerprint import fingerprint
-from act.limits import causal, default_token_budget, learned_positions, packs, token_budget_for, vocabulary
+from act.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
 from act.moments import Moments
 from act.pair import common_space, lockstep
 from act.placement import input_device, run_devices
@@ -52,11 +52,13 @@ class Job:
         look_ahead: records sorted by length together.
         observers: look on between batches; see :class:`act.run.Observer`.
         ranks: processes that read the shard together; the first one gets the results, the others none.
+        part: the corpora are parts of larger ones, so nothing in them need count.
 
     Attributes:
         named: whether the corpora came with names.
         space: the channel space.
         settings: what decides the bits besides models and corpora, as plain data.
+        skipped: the bad records that the last run left out.
 
     Raises:
         ActError: models that are not of one architecture; a maximum length beyond the learned positions; a model that
@@ -78,6 +80,7 @@ class Job:
         look_ahead: int = LOOK_AHEAD,
         observers: Sequence[Observer] = (),
         ranks: Ranks | None = None,
+        part: bool = False,
     ) -> None:
         if packing not in get_args(Packing):
             raise ActError(f"packing is {packing!r}; expected one of {', '.join(get_args(Packing))}")
@@ -93,12 +96,12 @@ class Job:
         if isinstance(corpora, Corpus):
             corpora = {"": corpora}
         if isinstance(corpora, Mapping):
-            positions = learned_positions(self._model)
-            self.corpora = {ability: corpus.fitted(positions) for ability, corpus in corpora.items()}
+            self.corpora = {ability: corpus.for_model(self._model) for ability, corpus in corpora.items()}
         else:
             self._batches = corpora
         self._shard, self._workers, self._skip_bad_records = shard, workers, skip_bad_records
-        self._ranks = ranks
+        self._ranks, self._part = ranks, part or shard[1] > 1
+        self.skipped: list[Skipped] = []
         if ranks and not self.corpora:
             raise ActError(
                 "several ranks need a corpus, of which each reads its part; batches of one's own cannot be shared out"
@@ -122,9 +125,11 @@ class Job:
 
     @property
     def records(self) -> int | None:
-        """Records that a run will read, if known."""
+        """Records that a run (this rank of it) will read, if known."""
         sizes = [corpus.source.size for corpus in self.corpora.values()]
         known = [-(-size // self._shard[1]) for size in sizes if size is not None]
+        if self._ranks:
+            known = [self._ranks.share(size, self.settings["look_ahead"]) for size in known]
         return sum(known) if known and len(known) == len(sizes) else None
 
     def _packing(self, wanted: Packing) -> bool:
@@ -148,10 +153,15 @@ class Job:
         """Moments and provenance of each ability, after one pass.
 
         Raises:
-            ActError: nothing was counted; a malformed record; a checkpoint of another job.
+            ActError: nothing was counted; a malformed record; a checkpoint of another job, or of a stream.
         """
         if checkpoint and not self.corpora:
             raise ActError("a checkpoint needs a corpus; batches of one's own cannot be read again from their middle")
+        if checkpoint and (unknown := self._without_fingerprint()):
+            raise ActError(
+                f"{unknown} is a stream without a fingerprint, so its checkpoint could be taken for another's; give it "
+                "one (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
+            )
         unmasked = all(causal(model) for model in self.models.values())
         with self._tapped() as tapped:
             run = Run(
@@ -170,16 +180,21 @@ class Job:
             stream = self._stream(run, checkpoint)
             with checkpoint.keeping(run, stream) if checkpoint and stream else contextlib.nullcontext():
                 run.over(self._given() if stream is None else prefetched(stream, self._prepared))
+                if checkpoint and stream:
+                    checkpoint.close(run, stream)  # waiting for others, or for space on the disk, is no work to lose
                 if self._ranks and stream:
-                    if checkpoint:
-                        checkpoint.write(run, stream)  # waiting for the others is no work to lose
-                    self._ranks.reduce(run, stream.skipped)
+                    self._ranks.reduce(run, stream.skipped, self._skip_bad_records)
             if self._ranks and not self._ranks.leads:
                 return []
-            if not run.total.counted and self._shard[1] == 1:
+            if stream:
+                self.skipped = stream.skipped
+            if not run.total.counted and not self._part:
                 raise ActError("no token was counted; the corpus is empty or its count masks are all False")
             paths = dict(Counter(tapped.paths.values()))
         return self._results(run, stream, paths)
+
+    def _without_fingerprint(self) -> str | None:
+        return next((corpus.name for corpus in self.corpora.values() if not corpus.source.fingerprint), None)
 
     @contextlib.contextmanager
     def _tapped(self) -> Iterator[Any]:
@@ -201,6 +216,7 @@ class Job:
             workers=self._workers,
             skip_bad_records=self._skip_bad_records,
             look_ahead=self.settings["look_ahead"],
+            part=self._part,
         )
         if checkpoint:
             checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
@@ -224,16 +240,15 @@ class Job:
             },
             "settings": {**self.settings, "backend": choose(self.device.type).backend.name},
             "versions": versions(),
-            "job": job_hash(self.identity()) if stream else None,
+            "job": job_hash(self.identity()) if stream and not self._without_fingerprint() else None,
         }
         results = []
         for ability, moments in run.moments.items():
             seen = run.seen[ability]
             moments.gather()
-            key = ability if ability in self.corpora else next(iter(self.corpora), "")  # else rows were labelled
-            corpus = self.corpora.get(key)
+            corpora = self._read_for(ability)
             described = {
-                **({"name": corpus.name, **corpus.identity()} if corpus else {"name": "batches", "fingerprint": None}),
+                **_described(list(corpora.values())),
                 **({"ability": ability} if ability else {}),
                 **({"shard": list(self._shard)} if self._shard[1] > 1 else {}),
                 **asdict(seen),
@@ -242,13 +257,19 @@ class Job:
                 "paths": paths,
                 "nonfinite": moments.nonfinite(),
                 "irregular": self._irregular(moments, seen.counted),
-                "skipped": [skipped._asdict() for skipped in stream.skipped if skipped.ability == key]
-                if stream
-                else [],
+                "skipped": [each._asdict() for each in stream.skipped if each.ability in corpora] if stream else [],
                 **{name: value for observer in self.observers for name, value in observer.provenance(ability).items()},
             }
             results.append((ability, moments, {**source, "corpora": [described]}))
         return results
+
+    def _read_for(self, ability: str) -> dict[str, Corpus]:
+        """The corpora that may have records of an ability: that of its name, and all whose rows are labelled."""
+        return {
+            name: corpus
+            for name, corpus in self.corpora.items()
+            if name == ability or corpus.encoder.ability_column is not None
+        }
 
     def _irregular(self, moments: Moments, counted: int) -> dict[str, int]:
         """Sites not fed a whole number of times the counted tokens (never reached, or routed), with the rows seen."""
@@ -256,6 +277,21 @@ class Job:
             return {}
         rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings["exclude"])}
         return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
+
+
+def _described(corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Name and identity of what was read; of several corpora, what they have in common, and each under ``read``."""
+    if not corpora:
+        return {"name": "batches", "fingerprint": None}
+    first, *others = each = [{"name": corpus.name, **corpus.identity()} for corpus in corpora]
+    if not others:
+        return first
+    return {
+        **{key: value for key, value in first.items() if all(other[key] == value for other in others)},
+        "name": ", ".join(one["name"] for one in each),
+        "fingerprint": job_hash({"read": each}),
+        "read": each,
+    }
 
 
 def job_hash(identity: dict[str, Any]) -> str:

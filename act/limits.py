@@ -39,6 +39,13 @@ def learned_positions(model: nn.Module) -> int | None:
     return None
 
 
+def trained_positions(config: Any) -> int | None:
+    """Positions that a model was made for, as its configuration says; None where it does not say."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+    return next((positions for positions in found if isinstance(positions, int) and positions > 1), None)
+
+
 def packs(model: nn.Module, only_if_faster: bool) -> str | None:
     """None where pieces packed in one row with their own ``position_ids`` give what each gives alone, else why not."""
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)

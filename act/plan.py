@@ -23,8 +23,9 @@ import torch
 from torch import nn
 
 from act.channels import ChannelSpace
-from act.corpus import Corpus
+from act.corpus import NOTHING_COUNTS, Corpus
 from act.errors import ActError
+from act.limits import trained_positions
 from act.moments import Moments
 from act.taps import taps
 from act_kernels import PAIR, STATISTICS
@@ -41,7 +42,7 @@ class Shape:
         parameters: numbers in the model.
         active: weights that one token is multiplied with, without LM head and embedding.
         head: weights of the LM head.
-        attention: ``layers · heads · head size``.
+        attention: ``layers · heads · head size``; None: the configuration has no heads, and attention is not counted.
         channels: of the channel space.
         widest: channels of the widest site of the body; ``stream``: of the residual stream.
         layers: decoder layers.
@@ -51,7 +52,7 @@ class Shape:
     parameters: int
     active: int
     head: int
-    attention: int
+    attention: int | None
     channels: int
     widest: int
     stream: int
@@ -72,14 +73,12 @@ class Shape:
             if parameter.dim() < 2 or id(parameter) in embeddings or (output and parameter is output.weight):
                 continue
             active += parameter.numel() * _share(name, parameter, config)
-        heads = config.num_attention_heads
-        head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
         body = [site.width for site in space if site.kind != "head"]
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             active=round(active),
             head=head,
-            attention=config.num_hidden_layers * heads * head_size,
+            attention=_attention(config),
             channels=len(space),
             widest=max(body),
             stream=config.hidden_size,
@@ -89,7 +88,7 @@ class Shape:
 
     def flops(self, tokens: float, counted: float, length: float, head: bool = True) -> float:
         """Multiplications and additions of a forward over rows of that length."""
-        body = tokens * (2 * self.active + 4 * self.attention * length / 2)
+        body = tokens * (2 * self.active + 4 * (self.attention or 0) * length / 2)
         return body + (counted * 2 * self.head if head else 0)
 
     def memory(self, token_budget: int, pair: bool = False) -> dict[str, int]:
@@ -106,6 +105,16 @@ class Shape:
     def arena(self, pair: bool = False) -> int:
         """Bytes of the moments."""
         return (len(PAIR) if pair else 1) * len(STATISTICS) * self.channels * 8
+
+
+def _attention(config: Any) -> int | None:
+    """``layers · heads · head size``, of the layers that have attention."""
+    heads = getattr(config, "num_attention_heads", None)
+    if not heads:
+        return None
+    kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
+    layers = sum(kind not in LAYERS_WITHOUT_ATTENTION for kind in kinds)
+    return layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
 
 
 def _share(name: str, parameter: torch.Tensor, config: Any) -> float:
@@ -125,6 +134,7 @@ def _share(name: str, parameter: torch.Tensor, config: Any) -> float:
     return chosen / of
 
 
+LAYERS_WITHOUT_ATTENTION = ("linear_attention", "mamba", "conv", "moe", "mlp")
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
@@ -206,30 +216,53 @@ def _reason(name: str, parameter: torch.Tensor) -> str:
 
 
 def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
-    """Records, tokens and counted tokens of corpora, from ``sample`` evenly spaced records of each (0: from all)."""
-    result: dict[str, Any] = {"records": 0, "tokens": 0, "counted": 0, "sampled": False, "bad_records": 0}
-    longest = 0
+    """Records, tokens (of context repeated by cut texts too) and counted tokens of corpora.
+
+    Args:
+        corpora: fitted to the model.
+        sample: how many evenly spaced records of each to look at; 0: all.
+
+    Returns:
+        ``records``, ``bad_records``, ``sequences``, ``tokens`` and ``counted``, scaled up from the sample where it was
+        ``sampled``; the ``longest`` sequence; ``mean_length``: of the sequences; ``attended_length``: of the one in
+        which an average token is.
+
+    Raises:
+        ActError: a sample of a stream whose size nobody knows; a corpus of which nothing counts.
+    """
+    result = dict.fromkeys(("records", "bad_records", "sequences", "tokens", "counted"), 0)
+    longest, squares, sampled = 0, 0.0, False
     for corpus in corpora.values():
-        size = corpus.source.size
-        step = max(1, size // sample) if size and sample else 1
-        records = tokens = counted = 0
-        for number, (_, encoded) in enumerate(corpus.numbered(shard=(0, step))):
-            if sample and step == 1 and size is None and number == sample:
-                raise ActError(
-                    f"the size of {corpus.name} is not known, so a sample says nothing; count all (--sample 0)"
-                )
-            records += 1
+        size = corpus.source.count() if sample else None
+        if sample and size is None:
+            raise ActError(f"the size of {corpus.name} is not known, so a sample says nothing; count all (--sample 0)")
+        step = max(1, (size or 0) // sample) if sample else 1
+        found, squared = dict.fromkeys(result, 0), 0
+        for entry, encoded in corpus.numbered(shard=(0, step)):
+            found["records"] += 1
             if isinstance(encoded, ActError):
-                result["bad_records"] += 1
+                found["bad_records"] += 1
                 continue
-            tokens += len(encoded.input_ids)
-            counted += int(encoded.counted(corpus.count).sum())
-            longest = max(longest, min(len(encoded.input_ids), corpus.max_length))
-        scale = (size or records) / max(records, 1) if step > 1 else 1
-        result["sampled"] |= step > 1
-        for key, value in (("records", records), ("tokens", tokens), ("counted", counted)):
+            for piece in corpus.pieces_of(encoded, entry.number):
+                found["sequences"] += 1
+                found["tokens"] += len(piece)
+                found["counted"] += int(piece.count_mask.sum())
+                squared += len(piece) ** 2
+                longest = max(longest, len(piece))
+        if not found["counted"]:
+            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
+        scale = (size or 0) / max(found["records"], 1) if step > 1 else 1
+        sampled |= step > 1
+        squares += squared * scale
+        for key, value in found.items():
             result[key] += round(value * scale)
-    return {**result, "longest": longest, "mean_length": result["tokens"] / max(result["records"], 1)}
+    return {
+        **result,
+        "sampled": sampled,
+        "longest": longest,
+        "mean_length": result["tokens"] / max(result["sequences"], 1),
+        "attended_length": squares / max(result["tokens"], 1),
+    }
 
 
 def measure(
@@ -240,7 +273,7 @@ def measure(
     A model too large to try is built one and two layers deep; the difference is the time of a layer.
 
     Raises:
-        ActError: even two layers do not fit.
+        ActError: even two layers do not fit, or do not run.
     """
     from transformers import AutoModelForCausalLM
 
@@ -260,6 +293,14 @@ def measure(
             raise ActError(
                 f"{depth} layers of the model do not fit on {device}; leave the measurement out (--seconds 0)"
             ) from error
+        except ActError:
+            raise
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # of the model's own code
+            short = " ".join(str(error).split())[:200]
+            raise ActError(
+                f"a model of this configuration does not run on {device} ({short}); "
+                "mend the configuration, or leave the measurement out (--seconds 0)"
+            ) from error
         del model
     paths = found[-1][1]
     a_token = found[0][0] if len(found) == 1 else found[0][0] + (layers - 1) * max(0.0, found[1][0] - found[0][0])
@@ -270,7 +311,7 @@ def _shallow(config: Any, depth: int) -> Any:
     config = copy.deepcopy(config)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     text.num_hidden_layers = depth
-    if getattr(text, "layer_types", None):
+    if "layer_types" in vars(text) and text.layer_types:  # elsewhere computed from the number of layers
         text.layer_types = text.layer_types[:depth]
     return config
 
@@ -281,7 +322,7 @@ def _measured(
     tokens, length = MEASURED_TOKENS
     space = ChannelSpace.from_model(model)
     generator = torch.Generator().manual_seed(0)
-    length = min(length, getattr(model.config, "max_position_embeddings", length) or length)
+    length = min(length, trained_positions(model.config) or length)
     find: Any = model.get_input_embeddings
     ids = torch.randint(0, find().weight.shape[0], (tokens // length, length), generator=generator)
     inputs = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}

@@ -108,7 +108,7 @@ class Recipe(_Section):
     include: list[str] = []
     exclude: list[str] = []
     count: Count = "answer"
-    max_length: int = 2048
+    max_length: int | None = None
     token_budget: int = DEFAULT_TOKEN_BUDGET
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"

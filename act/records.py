@@ -21,6 +21,8 @@ from act.errors import ActError
 Record = Mapping[str, Any]
 Shard = tuple[int, int]
 """``(i, n)``: the records whose number leaves ``i`` when divided by ``n``."""
+Wanted = Callable[[int], bool]
+"""Whether the record of a number is wanted."""
 
 LINES, TABLES = (".jsonl", ".txt"), {".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst")
@@ -30,6 +32,14 @@ WHOLE_HASH_BYTES = 256 << 20  # larger files are hashed in samples
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
+
+
+def _all(number: int) -> bool:
+    return True
+
+
+def _none(number: int) -> bool:
+    return False
 
 
 class Entry(NamedTuple):
@@ -53,8 +63,12 @@ class Source(Protocol):
     fingerprint: str
     size: int | None
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
-        """The records of a shard from number ``start`` on, in order."""
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+        """The wanted records of a shard from number ``start`` on, in order."""
+        ...
+
+    def count(self) -> int | None:
+        """The number of records, by reading where ``size`` is not known; None: a stream, which is not read for it."""
         ...
 
 
@@ -68,17 +82,21 @@ class Memory:
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.size: int | None = len(self._records)
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
         """See :class:`Source`."""
-        for number in range(_first(start, shard), len(self._records), shard[1]):
+        for number in filter(wanted, range(_first(start, shard), len(self._records), shard[1])):
             yield Entry(number, f"{self.name}, record {number}", self._records[number])
+
+    def count(self) -> int | None:
+        """See :class:`Source`."""
+        return self.size
 
 
 class Files:
-    """Files one after the other, in the order given.
+    """Files one after the other, in the order given; what is damaged shows on reading.
 
     Raises:
-        ActError: no file, one of an unknown kind, a Parquet file whose footer cannot be read.
+        ActError: no file, or one of an unknown kind.
     """
 
     def __init__(self, paths: Iterable[Path], name: str) -> None:
@@ -96,19 +114,29 @@ class Files:
             self.size = None if size is None or self.size is None else self.size + size
         self.fingerprint = digest.hexdigest()[:16]
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
-        """See :class:`Source`. A file that breaks off gives one entry that says so, and the next file follows."""
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+        """See :class:`Source`; lines that are not wanted are not parsed.
+
+        A file that breaks off gives one entry that says so, and the next file follows.
+        """
         before = 0
         for path in self._paths:
 
-            def wanted(row: int, before: int = before) -> bool:
-                return before + row >= start and (before + row) % shard[1] == shard[0]
+            def here(row: int, before: int = before) -> bool:
+                number = before + row
+                return number >= start and number % shard[1] == shard[0] and wanted(number)
 
             row = -1
-            for row, place, record in (_rows if path.suffix in TABLES else _lines)(path, wanted):
-                if wanted(row):
+            for row, place, record in (_rows if path.suffix in TABLES else _lines)(path, here):
+                if here(row):
                     yield Entry(before + row, f"{path}, {place}" if place else str(path), record)
             before += row + 1
+
+    def count(self) -> int | None:
+        """See :class:`Source`. Nothing is parsed."""
+        if self.size is not None:
+            return self.size
+        return sum(1 for path in self._paths for _ in (_rows if path.suffix in TABLES else _lines)(path, _none))
 
 
 class Dataset:
@@ -116,7 +144,8 @@ class Dataset:
 
     Args:
         dataset: what ``datasets.load_dataset`` gave for one split.
-        name, fingerprint: as in :class:`Source`; a map-style dataset has a fingerprint of its own.
+        name, fingerprint: as in :class:`Source`; a map-style dataset has a fingerprint of its own, a stream's is empty
+            unless given.
     """
 
     def __init__(self, dataset: Any, name: str = "dataset", fingerprint: str | None = None) -> None:
@@ -125,20 +154,21 @@ class Dataset:
         self.fingerprint = fingerprint or str(getattr(dataset, "_fingerprint", ""))
         self.size: int | None = len(dataset) if hasattr(dataset, "__len__") else _split_size(dataset)
 
-    def read(self, start: int = 0, shard: Shard = (0, 1)) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
         """See :class:`Source`."""
         number = start
         try:
-            for number, record in enumerate(self._dataset.skip(start) if start else self._dataset, start):
-                if number % shard[1] == shard[0]:
+            for record in self._dataset.skip(start) if start else self._dataset:
+                if number % shard[1] == shard[0] and wanted(number):
                     yield Entry(number, f"{self.name}, row {number}", record)
-        except (OSError, ValueError, RuntimeError) as error:  # networks and decoders
-            number += 1
-            yield Entry(
-                number,
-                f"{self.name}, row {number}",
-                ActError(f"the rows from here on cannot be read ({_short(error)})"),
-            )
+                number += 1
+        except Exception as error:  # networks, decoders and generators raise anything
+            reason = ActError(f"the rows from here on cannot be read ({_short(error)}); mend the dataset, or skip them")
+            yield Entry(number, f"{self.name}, row {number}", reason)
+
+    def count(self) -> int | None:
+        """See :class:`Source`."""
+        return self.size
 
 
 def open_source(corpus: str | Path) -> Source:
@@ -202,7 +232,6 @@ def _kind(path: Path) -> str | None:
     return path.suffix if path.suffix in (*LINES, *TABLES) else None
 
 
-Wanted = Callable[[int], bool]
 Rows = Iterator[tuple[int, str, "Record | ActError"]]
 
 
@@ -235,6 +264,8 @@ def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
         return ActError(f"not UTF-8 ({error}); convert the file")
     except (json.JSONDecodeError, RecursionError) as error:
         return ActError(f"not JSON ({error}); expected one object a line")
+    except ValueError:  # of Python's limit on the digits of an integer
+        return ActError("a number has too many digits to be read; write it as a string")
 
 
 def _rows(path: Path, wanted: Wanted) -> Rows:
@@ -252,6 +283,8 @@ def _rows(path: Path, wanted: Wanted) -> Rows:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Iterable[bytes]]:
     with path.open("rb") as file:
+        if path.suffix in COMPRESSED and not path.stat().st_size:
+            raise EOFError("it has 0 bytes, and even an empty text has some when compressed")
         if path.suffix == ".gz":
             with gzip.open(file) as plain:
                 yield plain

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -41,25 +43,46 @@ def ordered_map(function: Callable[[A], B], chunks: Iterable[A], workers: int) -
     try:
         waiting: deque[Future[B]] = deque()
         for chunk in chunks:
-            waiting.append(pool.submit(_run, chunk))
+            with _without_ctrl_c():
+                waiting.append(pool.submit(_run, chunk))  # starts a worker if none is idle
             if len(waiting) == CHUNKS_AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise ActError(
-            "a tokenizer worker died (killed, or out of memory); nothing counted so far is lost: "
-            "run the same command again to go on from the last checkpoint, with fewer workers (--workers) if need be"
+            "a tokenizer worker died: it was killed, or memory ran out, which fewer workers (--workers) spare"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Processes started in the block never see SIGINT: Ctrl-C is for the main process, which ends them.
+
+    This thread has it blocked meanwhile, which a new process inherits.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the main one has ended, also one that was killed."""
+    parent = multiprocessing.parent_process()
+    if parent:
+        parent.join()
+        os._exit(1)
 
 
 def _run(chunk: Any) -> Any:

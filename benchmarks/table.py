@@ -259,10 +259,11 @@ def corpora() -> str:
     feeding = found["feeding"]["tokens_per_second"]
     peaks = ", ".join(f"{peak:,.0f} at {tokens}" for tokens, peak in found.get("peak_megabytes", {}).items())
     return (
-        "## From a file to a profile\n\n`python benchmarks/corpus.py --json OUT`: the small model in bfloat16, its LM head "
-        "measured too. *script*: rows in their order, so many a batch (16 in the columns with one figure), padded to the "
-        "longest, with logits and hooks on every linear that keep float32 sums; *nnsight* the same. *packed*: texts in "
-        "one row without padding, which the attention of a CPU computes and masks. *busy*: the model did not wait.\n\n"
+        "## From a file to a profile\n\n`python benchmarks/corpus.py --json OUT`: the small model in bfloat16, its LM "
+        "head measured too. *script*: rows in their order, so many a batch (16 in the columns with one figure), padded "
+        "to the longest, with logits and hooks on every linear that keep float32 sums; *nnsight* the same. *packed*: "
+        "texts in one row without padding, which the attention of a CPU computes and masks. *busy*: the model did not "
+        "wait.\n\n"
         + table(columns, rows)
         + f"\nReading, tokenising and batching alone, in one process: {feeding:,.0f} tokens/s. "
         + (f"Peak MB of a run, by tokens: {peaks}. " if peaks else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,10 @@ from rich.table import Table
 
 from act.channel_set import ChannelSet
 from act.corpus import Corpus
+from act.errors import ActError
 from act.profile import Profile
+
+_NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
@@ -50,7 +54,10 @@ AnswerTurns = Annotated[str, typer.Option(help="Which messages by the assistant 
 AbilityColumn = Annotated[str | None, typer.Option(help="Column that labels each record with its ability.")]
 MaxLength = Annotated[
     int | None,
-    typer.Option(help="Longest sequence in tokens; longer texts are cut. Default: the model's, to 2048."),
+    typer.Option(
+        help="Longest sequence in tokens: longer texts are cut, longer records with an answer are bad. "
+        "Default: the positions in the model's configuration, at most 2048."
+    ),
 ]
 Overlap = Annotated[
     int | None,
@@ -61,16 +68,18 @@ TokenBudget = Annotated[
     typer.Option(help="Tokens a batch, or auto: what a GPU's memory allows. Default: 2048 on a CPU, 8192 on a GPU."),
 ]
 Packing = Annotated[str, typer.Option(help="Texts in one row, unpadded: on, off, or auto (flash attention).")]
-Workers = Annotated[int, typer.Option(help="Processes that tokenise; 0: a thread of this one.")]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that tokenise; 0: a thread of this one.")]
 TokenCacheFolder = Annotated[
     Path | None,
     typer.Option("--token-cache", help="Folder that keeps the tokens of a corpus, so that no later run tokenises it."),
 ]
-SkipBadRecords = Annotated[int, typer.Option(help="How many bad records to leave out, and list, before giving up.")]
+SkipBadRecords = Annotated[
+    int, typer.Option(min=0, help="How many bad records to leave out, and list, before giving up.")
+]
 LookAhead = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 until stable."
+        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 and more until stable."
     ),
 ]
 ShardOption = Annotated[str, typer.Option("--shard", help="i/n: every n-th record from the i-th on; see combine.")]
@@ -81,14 +90,17 @@ StableScore = Annotated[str, typer.Option(help="The score that ranks them: paire
 StableTop = Annotated[str, typer.Option(help="Share of the channels that is the top set.")]
 StableOverlap = Annotated[float, typer.Option(help="Share of it that the whole corpus would give too.")]
 StableConfidence = Annotated[float, typer.Option(help="How certain that must be.")]
-CheckpointEvery = Annotated[float, typer.Option(help="Seconds between checkpoints, beside the output; 0: none.")]
+CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints, beside the output; 0: none.")]
 LogFile = Annotated[Path | None, typer.Option("--log", help="Append what happens to this file, as JSON lines.")]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Module kinds not to measure (repeatable); without head, the LM head never runs."),
 ]
 Fused = Annotated[bool, typer.Option(help="Let statistics ride inside fused kernels; else read every site by itself.")]
-ShowSpans = Annotated[int, typer.Option(help="Print what the first N records would count, and stop.")]
+ShowSpans = Annotated[
+    int,
+    typer.Option(min=0, help="Print what the first N records would count (green; [[so]] in a file), and stop."),
+]
 
 
 def quiet_transformers() -> None:
@@ -119,16 +131,49 @@ def warn(message: str) -> None:
     print(f"warning: {message}", file=sys.stderr)
 
 
-def print_spans(corpora: Mapping[str, Corpus], limit: int) -> None:
-    """The first records of each corpus, the counted tokens bold and green, the others dim."""
+def places_of(corpora: list[str]) -> dict[str, str]:
+    """The places of corpora by name; the name of a single one may be empty. Each is given as PLACE or NAME=PLACE."""
+    places: dict[str, str] = {}
+    for given in corpora:
+        named = None if Path(given).exists() else _NAMED.fullmatch(given)
+        name, place = (named["name"], named["place"]) if named else ("", given)
+        if name in places or (places and "" in (name, *places)):
+            raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
+        places[name] = place
+    return places
+
+
+def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int, as_json: bool) -> None:
+    """The first good records of each corpus, the counted tokens bold and green (in brackets in a file), others dim."""
     console = Console(highlight=False, soft_wrap=True)
+    skipped = 0
+    shown: dict[str, list[Any]] = {}
     for ability, corpus in corpora.items():
-        if ability:
+        shown[ability] = []
+        if ability and not as_json:
             console.rule(ability)
-        for runs in corpus.spans(limit):
-            for text, counted in runs:
-                console.print(text, style="bold green" if counted else "dim", end="", markup=False)
-            console.print()
+        for entry, encoded in corpus.numbered():
+            if len(shown[ability]) == limit:
+                break
+            if isinstance(encoded, ActError):
+                skipped += 1
+                if skipped > skip_bad_records:
+                    raise ActError(f"{entry.place}: {encoded}") from encoded
+                warn(f"left out {entry.place}: {encoded}")
+                continue
+            runs = corpus.runs_of(encoded)
+            shown[ability].append([{"text": text, "counted": counted} for text, counted in runs])
+            if not as_json:
+                _print_runs(console, runs)
+    if as_json:
+        print_json({"spans": shown})
+
+
+def _print_runs(console: Console, runs: list[tuple[str, bool]]) -> None:
+    for text, counted in runs:
+        marked = f"[[{text}]]" if counted and not console.is_terminal else text
+        console.print(marked, style="bold green" if counted else "dim", end="", markup=False)
+    console.print()
 
 
 @contextlib.contextmanager
@@ -150,6 +195,7 @@ def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
     if as_json:
         print_json(result)
     _explain(profile, result, as_json)
+    _warn_of_skipped(result["skipped"])
 
 
 def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool) -> None:
@@ -159,6 +205,9 @@ def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool
         print_json({"output": str(folder), "abilities": results})
     for ability, result in results.items():
         _explain(profiles[ability], result, as_json)
+    # A bad record among labelled ones may be of any of their abilities, and is in the profile of each.
+    skipped = {(each["ability"], each["record"]): each for result in results.values() for each in result["skipped"]}
+    _warn_of_skipped(list(skipped.values()))
 
 
 def _summary(profile: Profile, output: Path) -> dict[str, Any]:
@@ -198,15 +247,18 @@ def _explain(profile: Profile, result: dict[str, Any], as_json: bool) -> None:
         )
     elif "stable" in measured and not measured["stable"]:
         warn("the corpus ended before its top channels were certain; more text would still change them")
-    if measured["skipped"]:
-        listed = "; ".join(f"{skipped['place']}: {skipped['reason']}" for skipped in measured["skipped"])
-        warn(f"{len(measured['skipped'])} bad records were left out: {listed}")
     if measured["nonfinite"]:
         warn(f"NaN or infinite values were left out of the statistics of {_some(measured['nonfinite'])}")
     if measured["irregular"]:
         warn(f"sites that did not see every counted token (rows seen): {_some(measured['irregular'])}")
     if profile.space.uncovered:
         warn(f"parameters that no site covers, and no transfer moves: {', '.join(profile.space.uncovered[:5])}")
+
+
+def _warn_of_skipped(skipped: list[dict[str, Any]]) -> None:
+    if skipped:
+        listed = "; ".join(f"{each['place']}: {each['reason']}" for each in skipped)
+        warn(f"{len(skipped)} bad records were left out: {listed}")
 
 
 def report_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:

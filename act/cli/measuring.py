@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,13 @@ from act.cli import console
 from act.cli.progress import Log, Progress
 from act.corpus import Corpus
 from act.distributed import Ranks, joined
-from act.errors import ActError
+from act.errors import ActError, Interrupted
 from act.files import require_output, written_whole
 from act.job import Job, job_hash
 from act.loading import load_model, load_tokenizer, require_place, require_same_tokens
 from act.localize import parse_top
 from act.profile import Profile, load, run_job
-from act.stability import LOOK_AHEAD, Promise, UntilStable
-
-_NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<place>.+)")
+from act.stability import Promise, UntilStable, look_ahead
 
 
 @dataclass
@@ -58,21 +57,35 @@ class Measuring:
         """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
         if not self.checkpoint_every >= 0:
             raise ActError(f"--checkpoint-every is {self.checkpoint_every}; expected seconds, or 0 for no checkpoint")
+        if self.stable and self.feeding["shard"][1] > 1:
+            raise ActError(
+                "--until-stable ends each shard at another place, so combine could not merge them; leave out either "
+                "it or --shard"
+            )
         console.quiet_transformers()
-        with joined() as ranks:
-            self._run(ranks)
+        try:
+            with joined() as ranks:
+                self._run(ranks)
+        except KeyboardInterrupt:  # while no batch is under way, or the second one
+            there = self._checkpoints()
+            kept = f"what was counted before is safe in {there[0]}" if there else "nothing was counted before"
+            raise Interrupted(f"interrupted; {kept}, and the same command goes on from there") from None
 
     def _run(self, ranks: Ranks | None) -> None:
+        if self.stable and ranks:
+            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
+        if self.stable and self.feeding["shard"][1] > 1:
+            raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave it or --shard out")
         leads = ranks is None or ranks.leads
         if leads:
             self._require_output()
         corpora = self._open_corpora(self._tokenizer())
         if self.show_spans:
-            return console.print_spans(corpora, self.show_spans) if leads else None
+            if leads:
+                console.print_spans(corpora, self.show_spans, self.feeding["skip_bad_records"], self.as_json)
+            return
         if self.token_cache:
             corpora = self._cached(corpora, self.token_cache, ranks)
-        if self.stable and ranks:
-            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
         several = "" not in corpora or self.reading["ability_column"] is not None
         loading = dict(self.loading)
         if ranks and loading["device_map"]:
@@ -84,7 +97,7 @@ class Measuring:
         models = {side: load_model(name, **loading) for side, name in self.models.items()}
         with Log(self.log if leads else None), Progress(self.as_json) as progress:
             until = UntilStable(self.stable) if self.stable else None
-            feeding = {**({"look_ahead": LOOK_AHEAD} if until else {}), **self.feeding}
+            feeding = {**({"look_ahead": look_ahead(corpora.values())} if until else {}), **self.feeding}
             observers = [*([until] if until else []), *([progress] if leads else [])]
             progress.stability_of = until
             job = Job(models, corpora.get("", corpora), observers=observers, ranks=ranks, **feeding)
@@ -98,10 +111,11 @@ class Measuring:
             if self.checkpoint_every > 0:
                 checkpoint = Checkpoint(self._checkpoint_path(ranks), self.checkpoint_every, restart=self.force)
             profiles = run_job(job, checkpoint)
-            if leads:
-                self._save(profiles)
-            if ranks:
-                ranks.wait()  # until the profile is on disk
+            with self._kept(checkpoint):
+                if leads:
+                    self._save(profiles)
+                if ranks:
+                    ranks.wait()  # until the profile is on disk
             if checkpoint:
                 checkpoint.remove()
         if not leads:
@@ -111,18 +125,31 @@ class Measuring:
         else:
             console.report_profile(profiles, self.output, self.as_json)
 
+    @contextlib.contextmanager
+    def _kept(self, checkpoint: Checkpoint | None) -> Iterator[None]:
+        """Say where the statistics are, if what comes after the run fails."""
+        try:
+            yield
+        except ActError as error:
+            kept = checkpoint.kept if checkpoint else "nothing was kept (--checkpoint-every 0)"
+            raise type(error)(f"{error}; {kept}") from error
+
+    def _checkpoints(self) -> list[Path]:
+        """What is there of this output's checkpoints, of any number of ranks."""
+        return sorted(self.output.absolute().parent.glob(f"{glob.escape(self.output.name)}.checkpoint*"))
+
     def _checkpoint_path(self, ranks: Ranks | None) -> Path:
         """Beside the output, one for each rank; refuses to leave those of another number of ranks aside."""
         name = f"{self.output.name}.checkpoint"
         ending = f"-of-{ranks.size}" if ranks else ""
         others = [
             path.name
-            for path in self.output.absolute().parent.glob(f"{glob.escape(name)}*")
+            for path in self._checkpoints()
             if not (re.fullmatch(r"-\d+" + ending, path.name.removeprefix(name)) if ranks else path.name == name)
         ]
         if others and not self.force:
             raise ActError(
-                f"{', '.join(sorted(others)[:3])}: a run over another number of ranks is unfinished; start as many "
+                f"{', '.join(others[:3])}: a run over another number of ranks is unfinished; start as many "
                 "to go on, or delete these files to start anew"
             )
         return self.output.with_name(f"{name}-{ranks.rank}{ending}" if ranks else name)
@@ -179,13 +206,7 @@ class Measuring:
                 profile.save(folder / f"{ability}.safetensors")
 
     def _open_corpora(self, tokenizer: Any) -> dict[str, Corpus]:
-        places: dict[str, str] = {}
-        for given in self.corpora:
-            named = None if Path(given).exists() else _NAMED.fullmatch(given)
-            name, place = (named["name"], named["place"]) if named else ("", given)
-            if name in places or (places and "" in (name, *places)):
-                raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
-            places[name] = place
+        places = console.places_of(self.corpora)
         return {name: Corpus.from_file(place, tokenizer, **self.reading) for name, place in places.items()}
 
     def _cached(self, corpora: dict[str, Corpus], folder: Path, ranks: Ranks | None) -> dict[str, Corpus]:

@@ -17,10 +17,15 @@ from act.plan import Cluster, Shape, assumptions, measure, path_of, tokens_of, u
 
 def command(
     model: Annotated[str, typer.Option(help="Folder in Hugging Face format (config.json is enough), or hub id.")],
-    corpus: Annotated[list[str] | None, typer.Option(help="Corpora whose tokens to count (repeatable).")] = None,
+    corpus: Annotated[
+        list[str] | None, typer.Option(help="Corpus whose tokens to count; repeat it as NAME=PLACE for several.")
+    ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Records of each corpus to look at; 0: all.")] = 2000,
-    tokens: Annotated[float | None, typer.Option(help="Tokens to plan for, instead of a corpus.")] = None,
+    tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to plan for, instead of a corpus.")] = None,
     count: console.Count = "answer",
+    answer_turns: console.AnswerTurns = "last",
+    max_length: console.MaxLength = None,
+    overlap: console.Overlap = None,
     pair: Annotated[bool, typer.Option(help="Plan a pair run: two such models.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
     gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs that one copy of the weights is spread over.")] = 1,
@@ -47,7 +52,14 @@ def command(
     text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
     if corpus:
         tokenizer = load_tokenizer(model)
-        text = tokens_of({name: Corpus.from_file(name, tokenizer, count=count) for name in corpus}, sample)
+        reading: dict[str, Any] = {"answer_turns": answer_turns, "max_length": max_length, "overlap": overlap}
+        text = tokens_of(
+            {
+                name: Corpus.from_file(place, tokenizer, count=count, **reading).for_model(empty)
+                for name, place in console.places_of(corpus).items()
+            },
+            sample,
+        )
     measured = measure(config, device_named(device), seconds, tuple(exclude or ()), fused) if seconds else None
     paths = measured.pop("paths") if measured else {}
     reasons = unmoved(empty, space)
@@ -69,10 +81,11 @@ def command(
         "reasons": reasons,
         "memory": shape.memory(token_budget, pair),
         "corpus": text,
+        "attention_counted": shape.attention is not None,
         "measured": measured,
     }
     if text["tokens"]:
-        length = text.get("mean_length", 1024)
+        length = text.get("attended_length", 1024)
         head = "head" not in (exclude or ())
         work = (2 if pair else 1) * shape.flops(text["tokens"], text["counted"], length, head)
         result["flops"] = work
@@ -109,7 +122,14 @@ def _print(model: str, space: ChannelSpace, result: dict[str, Any], paths: dict[
         print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
     if "flops" in result:
         text = result["corpus"]
-        print(f"{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs")
+        about = "about " if text.get("sampled") else ""
+        print(
+            f"{about}{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs"
+        )
+        if text.get("bad_records"):
+            print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
+        if not result["attention_counted"]:
+            print("without attention, of which the configuration says nothing")
     if "seconds_here" in result:
         print(f"on this device: {result['seconds_here']:,.0f} s")
     if "cluster" in result:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from act.batching import Batch
 from act.errors import ActError
@@ -34,12 +35,13 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
 
     def __init__(self, as_json: bool) -> None:
         console = Console(stderr=True)
+        whole = Column(no_wrap=True)  # where the line is short, the text between wraps
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[text]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=20, table_column=whole),
+            TextColumn("{task.fields[text]}", table_column=Column()),
+            TimeElapsedColumn(table_column=whole),
+            TimeRemainingColumn(table_column=whole),
         )
         self._bar = Bar(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._bar.add_task("profiling", total=None, text="")

@@ -121,10 +121,9 @@ def _loss(text: Corpus) -> Callable[[nn.Module], float]:
     """The mean loss of an answer token of a corpus, in nats."""
     from act.evaluate import likelihoods
 
-    records = list(text.encoded())
-
     def loss(model: nn.Module) -> float:
-        found = likelihoods(model, records, max_length=text.max_length)
+        fitted = text.for_model(model)
+        found = likelihoods(model, list(fitted.encoded()), max_length=fitted.max_length)
         return float(found.nll.sum() / found.tokens.sum())
 
     return loss

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from conftest import CONFIGS, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,3 +105,11 @@ def test_excluding_every_kind_leaves_nothing():
     space = ChannelSpace.from_model(tiny_model("gpt2"))
     with pytest.raises(ActError, match="every module kind is excluded"):
         space.without({site.kind for site in space})
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_model_without_values_has_the_same_space(family):
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+        space = ChannelSpace.from_model(empty)
+    assert space.to_json() == ChannelSpace.from_model(tiny_model(family)).to_json()

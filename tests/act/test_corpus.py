@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import train_tokenizer
+from conftest import tiny_model, train_tokenizer
 
 from act import ActError, Corpus
 from act.batching import LOOK_AHEAD
@@ -68,6 +68,27 @@ def test_long_texts_are_cut_and_every_token_counts_once(tokenizer):
     assert sum(sequence.count_mask.sum() for sequence in sequences) == len(
         encode({"text": "a b c d e " * 30}, tokenizer).input_ids
     )
+
+
+def test_a_model_s_positions_are_the_longest_sequence_where_nobody_says(tokenizer):
+    texts = Corpus.from_records([{"text": "a b c d e " * 30}], tokenizer)
+    answers = Corpus.from_records([{"prompt": "a " * 50, "completion": " b"}], tokenizer)
+    model = tiny_model("llama")
+    assert texts.for_model(model).max_length == 256
+    model.config.max_position_embeddings = 16
+    assert max(map(len, texts.for_model(model).sequences())) == 16
+    with pytest.raises(ActError, match="the limit is 16; raise the maximum length"):
+        list(answers.for_model(model).encoded())
+    asked = Corpus.from_records([{"text": "a"}], tokenizer, max_length=100)
+    assert asked.for_model(model).max_length == 100  # rotary positions have no end
+    model.config.max_position_embeddings = 1 << 20
+    assert texts.for_model(model).max_length == 2048
+
+
+def test_an_overlap_leaves_something_of_a_model_s_positions(tokenizer):
+    corpus = Corpus.from_records([{"text": "a b c d e " * 300}], tokenizer, overlap=300)
+    with pytest.raises(ActError, match=r"overlap is 300 tokens and the model has 256 positions; set it below 256"):
+        corpus.for_model(tiny_model("gpt2"))
 
 
 def test_a_template_that_rewrites_history_is_an_error_not_a_guess():
@@ -148,8 +169,8 @@ class Endless:
 
     name, fingerprint, size, taken = "endless", "", None, 0
 
-    def read(self, start=0, shard=(0, 1)):
-        for number in itertools.count(start):
+    def read(self, start=0, shard=(0, 1), wanted=lambda number: True):
+        for number in filter(wanted, itertools.count(start)):
             self.taken += 1
             yield Entry(number, f"record {number}", COMPLETION)
 

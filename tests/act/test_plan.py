@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
+
+import datasets
 import pytest
 import torch
 import transformers
 from conftest import CONFIGS, tiny_model
 
+import act
+from act import ActError
 from act.channels import ChannelSpace
 from act.corpus import Corpus
 from act.loading import empty_model
@@ -85,6 +90,64 @@ def test_tokens_whole_and_sampled(tokenizer):
     assert whole["tokens"] == sum(len(each.input_ids) for each in corpus.encoded()) and not whole["sampled"]
     sampled = tokens_of({"": corpus}, 70)
     assert sampled["sampled"] and sampled["tokens"] == pytest.approx(whole["tokens"], rel=0.05)
+
+
+def test_texts_are_planned_as_a_run_cuts_them(tokenizer):
+    model = empty_model(CONFIGS["gpt2"]())
+    texts = {"": Corpus.from_records([{"text": "a b c d e " * 300}] * 3, tokenizer).for_model(model)}
+    plan = tokens_of(texts)
+    run = act.profile(tiny_model("gpt2"), texts).source["corpora"][0]
+    assert {key: plan[key] for key in ("sequences", "tokens", "counted")} == {
+        key: run[key] for key in ("sequences", "tokens", "counted")
+    }
+    assert plan["longest"] == 256 >= plan["attended_length"] >= plan["mean_length"] > 0
+
+
+def test_bad_records_are_scaled_up_and_archives_sampled(tokenizer, tmp_path):
+    lines = [b'{"txt": 1}' if number % 10 == 5 else b'{"text": "a b c"}' for number in range(300)]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    corpus = Corpus.from_file(tmp_path / "a.jsonl.gz", tokenizer)
+    plan = tokens_of({"": corpus}, 60)
+    assert plan["sampled"] and (plan["records"], plan["bad_records"]) == (300, 60)  # each fifth: 5, 15, ...
+    assert tokens_of({"": corpus}, 0)["bad_records"] == 30
+
+
+def test_a_corpus_that_counts_nothing_and_a_stream_of_unknown_size(tokenizer):
+    with pytest.raises(ActError, match="no token would be counted"):
+        tokens_of({"": Corpus.from_records([], tokenizer)})
+    stream = Corpus.from_dataset(datasets.Dataset.from_list([{"text": "a"}]).to_iterable_dataset(), tokenizer)
+    with pytest.raises(ActError, match=r"size of dataset is not known.*--sample 0"):
+        tokens_of({"": stream})
+    assert tokens_of({"": stream}, 0)["records"] == 1
+
+
+WITHOUT_HEADS = {
+    "mamba": lambda: transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=300),
+    "rwkv": lambda: transformers.RwkvConfig(hidden_size=32, num_hidden_layers=2, vocab_size=300),
+}
+
+
+@pytest.mark.parametrize("family", WITHOUT_HEADS)
+def test_models_without_attention_are_planned_without(family):
+    shape = shape_of(WITHOUT_HEADS[family]())
+    assert shape.attention is None and shape.flops(1, 1, 10) == shape.flops(1, 1, 1000)
+
+
+def test_layers_without_attention_are_told_and_need_no_setter():
+    config = transformers.JambaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2,
+        vocab_size=300, num_experts=2, mamba_d_state=8, use_mamba_kernels=False,
+    )  # fmt: skip
+    assert shape_of(config).attention == 32  # of the eight layers one has attention
+    assert measure(config, torch.device("cpu"), 0.01)["layers_measured"] == [8]
+
+
+def test_a_measured_row_fits_the_model():
+    config = transformers.MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=300, max_seq_len=64)
+    assert measure(config, torch.device("cpu"), 0.01)["tokens_per_second"] > 0
+    broken = transformers.Mamba2Config(hidden_size=32, num_hidden_layers=2, vocab_size=300, num_heads=4, head_dim=16)
+    with pytest.raises(ActError, match=r"does not run on cpu .*--seconds 0"):
+        measure(broken, torch.device("cpu"), 0.01)
 
 
 def test_measured_deep_and_shallow(monkeypatch):

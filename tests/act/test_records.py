@@ -13,7 +13,7 @@ from conftest import CHAT_TEMPLATE, train_tokenizer
 
 from act import ActError, Corpus
 from act.corpus import Stream
-from act.records import Memory, open_source
+from act.records import Dataset, Memory, open_source
 
 RECORDS = [{"text": f"text {number} é"} for number in range(7)]
 JSONL = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
@@ -131,6 +131,16 @@ def test_a_truncated_archive_is_told(kind, tmp_path):
     assert f"{path}: the file is truncated or damaged" in reason(path)
 
 
+@pytest.mark.parametrize("kind", [".jsonl.gz", ".jsonl.zst"])
+def test_an_archive_without_a_byte_is_no_empty_corpus(kind, tmp_path):
+    write(tmp_path, kind, [], "a")
+    write(tmp_path, ".jsonl", RECORDS, "c")
+    assert read(tmp_path) == list(enumerate(RECORDS))
+    (tmp_path / f"b{kind}").write_bytes(b"")
+    (number, damage), *rest = read(tmp_path)
+    assert "it has 0 bytes" in str(damage) and [record for _, record in rest] == RECORDS
+
+
 def test_a_broken_parquet_file_among_good_ones_is_named_and_can_be_left_out(tmp_path, tokenizer):
     for name in "abc":
         write(tmp_path, ".parquet", RECORDS, name)
@@ -155,6 +165,54 @@ def test_bad_records_are_skipped_up_to_a_number_and_listed(tmp_path, tokenizer):
     assert all(part in reason for part, reason in zip(("not JSON", "not UTF-8", "['other']"), reasons, strict=True))
     with pytest.raises(ActError, match=r"line 4: expected .* \(after 2 others that were skipped\)"):
         list(Stream({"": corpus}, skip_bad_records=2))
+
+
+def test_a_number_of_too_many_digits_costs_its_own_record_alone(tmp_path):
+    path = tmp_path / "long.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "b", "id": ' + "1" * 5000 + '}\n{"text": "c"}\n')
+    first, second, third = open_source(path).read()
+    assert "too many digits" in str(second.record) and second.place == f"{path}, line 2"
+    assert (first.record, third.record) == ({"text": "a"}, {"text": "c"})
+
+
+class Failing:
+    """A dataset whose rows end in an error of its own."""
+
+    def __init__(self, rows, error):
+        self.rows, self.error = rows, error
+
+    def __len__(self):
+        return len(RECORDS)
+
+    def skip(self, start):
+        return Failing(self.rows[start:], self.error)
+
+    def __iter__(self):
+        yield from self.rows
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [EOFError("cut"), KeyError("text"), OSError("no route")], ids=repr)
+@pytest.mark.parametrize(("whole", "start"), [(0, 0), (3, 0), (3, 2)])
+def test_a_dataset_that_fails_says_at_which_row(error, whole, start):
+    *rows, damage = Dataset(Failing(RECORDS[:whole], error), "rows").read(start)
+    assert [entry.record for entry in rows] == RECORDS[start:whole]
+    assert (damage.number, damage.place) == (whole, f"rows, row {whole}")
+    assert "rows from here on cannot be read" in str(damage.record)
+
+
+def test_lines_that_are_not_wanted_are_not_parsed(tmp_path, monkeypatch):
+    path = write(tmp_path, ".jsonl")
+    parsed = []
+    monkeypatch.setattr("act.records.json.loads", parsed.append)
+    assert [entry.number for entry in open_source(path).read(1, (1, 2), lambda number: number > 3)] == [5]
+    assert len(parsed) == 1
+    assert open_source(write(tmp_path, ".jsonl.gz")).count() == 7 and len(parsed) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_are_counted_in_every_kind_of_file(kind, tmp_path):
+    assert open_source(write(tmp_path, kind)).count() == 7 or kind == ".txt"
 
 
 def test_mixed_schemas_are_read_record_by_record(tokenizer):
@@ -200,6 +258,19 @@ def test_a_loss_mask_says_which_tokens_count(tokenizer):
     assert spans({"text": "a b c", "loss_mask": mask}, tokenizer) == expected
 
 
+def test_a_loss_mask_overrules_the_answer_of_every_kind_of_record(tokenizer):
+    completion = {"prompt": "a b c", "completion": " d e"}
+    whole = next(Corpus.from_records([completion], tokenizer).encoded())
+    mask = [1, *[0] * (len(whole.input_ids) - 1)]
+    masked = next(Corpus.from_records([{**completion, "loss_mask": mask}], tokenizer).encoded())
+    assert masked.input_ids.tolist() == whole.input_ids.tolist()
+    assert masked.answer.tolist() == [entry == 1 for entry in mask] != whole.answer.tolist()
+    for record in ({"question": "a", "answer": "b"}, {"instruction": "a", "output": "b"}):
+        assert spans({**record, "loss_mask": [0, 1]}, tokenizer) == spans(record, tokenizer)
+        with pytest.raises(ActError, match="loss_mask marks no message by the assistant"):
+            spans({**record, "loss_mask": [0, 0]}, tokenizer)
+
+
 def without_template():
     tokenizer = train_tokenizer(["a b c"])
     tokenizer.chat_template = None
@@ -222,11 +293,30 @@ def rewriting():
         ({"input_ids": ["a"]}, {}, "must be a list of token ids"),
         ({"question": "a", "answer": ""}, {}, "has no answer"),
         ({"text": "a", "skill": None}, {"ability_column": "skill"}, "column skill, is None"),
+        *(
+            ({"text": "a", "skill": label}, {"ability_column": "skill"}, "expected what can name a file")
+            for label in ("", "../evil", "en/x", ".hidden", "a\\b", " ", "a\nb", "x" * 51)
+        ),
+        ({"text": "eins \ud800"}, {}, r"half a character, '\\ud800' at position 5"),
+        ({"question": "\ud800", "answer": "a"}, {}, "half a character"),
+        ({"text": "a", "skill": "\ud800"}, {"ability_column": "skill"}, "half a character"),
+        ({"input_ids": [1, 2**31]}, {}, "from 0 to 2147483647, got 2147483648 in it"),
+        ({"input_ids": [1, 2], "loss_mask": [[1], [0]]}, {}, r"must hold 0 .* and 1 .*, got \[1\] in it"),
+        ({"input_ids": [1, 2], "loss_mask": ["0", "x"]}, {}, "got '0' in it"),
+        ({"messages": TURNS, "loss_mask": [0, 0, 0, 2]}, {}, "got 2 in it"),
+        ({"prompt": "a", "completion": " b", "loss_mask": [1]}, {}, "loss_mask must have one entry for each of the"),
+        ({"question": "a", "answer": "b", "loss_mask": [1]}, {}, "one entry for each of the 2 messages, got 1 entries"),
     ],
 )
 def test_bad_records(record, options, message, tokenizer):
     with pytest.raises(ActError, match=message):
         list(Corpus.from_records([record], tokenizer, **options).encoded())
+
+
+def test_a_record_that_cannot_be_encoded_leaves_its_neighbours(tokenizer):
+    records = [{"text": "a"}, {"text": "\ud800"}, {"text": "\N{GRINNING FACE}"}]
+    results = Corpus.from_records(records, tokenizer).encoder(records)
+    assert [isinstance(result, ActError) for result in results] == [False, True, False]
 
 
 def test_a_tokenizer_without_a_chat_template_or_one_that_rewrites(tokenizer):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import signal
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from conftest import random_batches, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import act
+import act.files
 from act.batching import batches, pieces, prefetched
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
@@ -123,11 +126,12 @@ def kill_worker(records):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_is_a_sentence(tokenizer):
+def test_a_worker_that_dies_is_a_sentence(tokenizer, tmp_path):
     dying = corpus(tokenizer)
     dying.encoder = kill_worker
-    with pytest.raises(ActError, match="a tokenizer worker died"):
+    with pytest.raises(ActError, match="a tokenizer worker died") as told:
         list(dying.numbered(workers=1))
+    assert "checkpoint" not in str(told.value)  # which knows itself whether there is one
 
 
 def test_several_abilities_in_one_pass_are_what_each_is_alone(tokenizer):
@@ -143,6 +147,41 @@ def test_several_abilities_in_one_pass_are_what_each_is_alone(tokenizer):
     mixed = act.profile(model, Corpus.from_records(labelled[::-1], tokenizer, ability_column="skill"), token_budget=200)
     for ability in corpora:
         assert_same(mixed[ability], together[ability], rtol=1e-6)
+
+
+def test_labelled_rows_of_several_corpora_name_them_all_and_what_was_skipped(tokenizer):
+    first = [{**record, "skill": "one"} for record in texts(5)]
+    second = [
+        {**record, "skill": skill} for record, skill in zip(texts(5, "e"), ["y", "x", "two", "two", 1.5], strict=True)
+    ]
+    corpora = {
+        name: Corpus.from_records(records, tokenizer, ability_column="skill", name=f"{name}.jsonl")
+        for name, records in (("x", first), ("y", second))
+    }
+    profiles = act.profile(tiny_model("llama"), corpora, skip_bad_records=1)
+    assert set(profiles) == {"one", "two", "x", "y"}
+    for profile in profiles.values():
+        (read,) = profile.source["corpora"]
+        assert (read["name"], read["count"]) == ("x.jsonl, y.jsonl", "answer")
+        assert [each["fingerprint"] for each in read["read"]] == [c.source.fingerprint for c in corpora.values()]
+        assert [(each["ability"], each["record"]) for each in read["skipped"]] == [("y", 4)]
+
+
+def test_a_checkpoint_needs_a_fingerprint(tokenizer, tmp_path):
+    model = tiny_model("llama")
+    stream = datasets.Dataset.from_list(texts(5)).to_iterable_dataset()
+    unknown = Corpus.from_dataset(stream, tokenizer)
+    assert act.profile(model, unknown).source["job"] is None
+    with pytest.raises(ActError, match="a stream without a fingerprint"):
+        act.profile(model, unknown, checkpoint=Checkpoint(tmp_path / "c"))
+    known = Corpus.from_dataset(stream, tokenizer, fingerprint="texts/1")
+    assert act.profile(model, known, checkpoint=Checkpoint(tmp_path / "c")).source["job"]
+
+
+@pytest.mark.parametrize("option", ["workers", "skip_bad_records"])
+def test_numbers_below_zero_are_refused(tokenizer, option):
+    with pytest.raises(ActError, match=r"is -1; expected 0 or more"):
+        act.profile(tiny_model("llama"), corpus(tokenizer), **{option: -1})
 
 
 def test_rows_of_a_mixed_batch_go_to_their_abilities():
@@ -347,9 +386,12 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
     ):
         with pytest.raises(ActError, match=rf"checkpoint of another run \(.*{message}"):
             again(**options)
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ActError, match="truncated or damaged"):
-        again()
+    whole = path.read_bytes()
+    for damaged in (whole[:-50], b"hello", whole.replace(b"position", b"positiom")):
+        path.write_bytes(damaged)
+        with pytest.raises(ActError, match=r"damaged.*, so the run cannot go on from it; delete it, or pass --force"):
+            again()
+    assert again(restart=True).source["corpora"][0]["records"] == 60
     with pytest.raises(ActError, match="needs a corpus"):
         act.profile(model, random_batches(), checkpoint=Checkpoint(tmp_path / "other"))
 
@@ -365,6 +407,41 @@ def test_a_full_disk_at_a_checkpoint_does_not_end_the_run(tokenizer, tmp_path, m
     assert "the disk is full" in caplog.text and "the run goes on" in caplog.text
 
 
+class Lost:
+    """Ranks of which one is lost while the moments are merged."""
+
+    windows, leads = (0, 1), True
+
+    def reduce(self, run, skipped, skip_bad_records):
+        run.moments[""].arena.mul_(2)
+        raise ActError("another rank was lost")
+
+
+def test_half_merged_moments_are_never_written(tokenizer, tmp_path, monkeypatch):
+    model, path = tiny_model("llama"), tmp_path / "checkpoint"
+    tries = iter([True])
+
+    def full_once(*arguments, save=act.files.save_file, **options):
+        if next(tries, False):
+            raise OSError(28, "No space left on device")
+        save(*arguments, **options)
+
+    monkeypatch.setattr("act.files.save_file", full_once)
+    options = {"token_budget": 150, "checkpoint": Checkpoint(path, 1000)}
+    with pytest.raises(ActError, match="was lost; there is no checkpoint, so the same command starts anew"):
+        act.profile(model, corpus(tokenizer), ranks=Lost(), **options)
+    assert not path.exists()
+    with pytest.raises(ActError, match=r"was lost; what came before \([\d,]+ tokens\) was counted and is safe in"):
+        act.profile(model, corpus(tokenizer), ranks=Lost(), token_budget=150, checkpoint=Checkpoint(path, 1000))
+    whole = act.profile(model, corpus(tokenizer), token_budget=150)
+    assert torch.equal(load_file(path)["moments."], whole.moments.arena)
+
+
+class Fails(Observer):
+    def after_batch(self, run, batch):
+        raise ActError("no more")
+
+
 def test_an_error_on_the_way_keeps_what_was_counted(tokenizer, tmp_path):
     path = tmp_path / "checkpoint"
     records = [*texts(40), {"txt": "a"}, *texts(10)]
@@ -373,6 +450,11 @@ def test_an_error_on_the_way_keeps_what_was_counted(tokenizer, tmp_path):
     mixed = Corpus.from_records(records, tokenizer)
     with pytest.raises(ActError, match=r"record 40: expected .*; what came before .* is safe in .*--skip-bad-records"):
         act.profile(model, mixed, checkpoint=Checkpoint(path), **options)
+    with pytest.raises(ActError) as told:
+        act.profile(
+            tiny_model("llama"), mixed, observers=[Fails()], checkpoint=Checkpoint(tmp_path / "other"), **options
+        )
+    assert "is safe in" in str(told.value) and "bad record" not in str(told.value)
     seen = After(lambda count, run: None)
     again = act.profile(model, mixed, checkpoint=Checkpoint(path), skip_bad_records=1, observers=[seen], **options)
     whole = act.profile(model, mixed, skip_bad_records=1, **options)

@@ -119,6 +119,17 @@ def test_plan_shows_the_path_of_every_site(folder):
     assert "add_norm" in table.stdout and "rotary" in table.stdout
 
 
+def test_plan_reads_a_corpus_as_run_does(folder):
+    corpora = ["--corpus", f"one={folder / 'ability.jsonl'}", "--corpus", f"two={folder / 'keep.jsonl'}"]
+    plan = ["plan", "--model", folder / "donor", "--seconds", "0"]
+    assert succeed(*plan, *corpora)["corpus"]["records"] == 8
+    texts = succeed(*plan, "--corpus", folder / "keep.jsonl")["corpus"]
+    cut = succeed(*plan, "--corpus", folder / "keep.jsonl", "--max-length", "4", "--overlap", "3")["corpus"]
+    assert cut["longest"] == 4 < texts["longest"] and cut["tokens"] > texts["tokens"] == texts["counted"]
+    assert cut["counted"] == texts["counted"]
+    assert "'--tokens'" in act_profile(*plan, "--tokens", "-5").stderr
+
+
 def test_excluded_kinds_are_not_measured(folder, tmp_path):
     options = [
         "--corpus",

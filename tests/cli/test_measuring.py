@@ -15,6 +15,8 @@ import torch
 from conftest import tiny_model
 
 import act
+import act.cli.measuring
+from act.errors import ActError, Interrupted
 
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
 
@@ -120,7 +122,7 @@ def test_bad_records_are_skipped_and_listed(folder, tmp_path):
 def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_path):
     corpora = ["--corpus", f"german={folder / 'de.jsonl'}", "--corpus", f"english={folder / 'en.jsonl'}"]
     shown = act_profile(*options(folder, *corpora, "--show-spans", "1")).stdout
-    assert "german" in shown and "english" in shown and "a b 300 300 c d" in shown
+    assert "german" in shown and "english" in shown and "a b 300[[ 300 c d" in shown
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text("".join(json.dumps({"text": f"a {n}", "skill": "xy"[n % 2]}) + "\n" for n in range(10)))
     act_profile(*options(folder, "--corpus", labelled, "--ability-column", "skill", "--output", tmp_path / "skills"))
@@ -130,14 +132,86 @@ def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_pa
     ]
 
 
+def test_spans_as_json_and_without_bad_records(folder, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"txt": "c"}\n{"prompt": "a b", "completion": " c"}\n')
+    arguments = options(folder, "--corpus", path, "--show-spans", "5", "--json")
+    result = act_profile(*arguments, "--skip-bad-records", "1")
+    assert json.loads(result.stdout) == {
+        "spans": {"": [[{"text": "a b", "counted": False}, {"text": " c</s>", "counted": True}]]}
+    }
+    assert f"left out {path}, line 1: expected" in result.stderr
+    assert f"error: {path}, line 1: expected" in act_profile(*arguments, code=2).stderr
+
+
+def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    path.write_text('{"text": "a", "skill": "x"}\n{"text": "b", "skill": "y"}\n{"text": "c", "skill": "../y"}\n')
+    labelled = ["--corpus", path, "--ability-column", "skill", "--output", tmp_path / "skills"]
+    result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
+    assert result.stderr.count("bad records were left out") == 1 and "'../y'; expected what can name" in result.stderr
+    assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
+    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").iterdir())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--corpus", "none.jsonl", "--workers", "-1"], "'--workers'"),
+        (["--corpus", "none.jsonl", "--show-spans", "-1"], "'--show-spans'"),
+        (["--corpus", "none.jsonl", "--skip-bad-records", "-1"], "'--skip-bad-records'"),
+        (["--corpus", "..=none.jsonl"], "no such corpus: ..=none.jsonl"),
         (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
+        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "combine could not merge them"),
         (["--corpus", "none.jsonl", "--token-budget", "many"], "token budget is 'many'"),
     ],
 )
 def test_bad_options(folder, arguments, message, tmp_path):
     assert message in act_profile(*options(folder, *arguments, "--output", tmp_path / "p"), code=2).stderr
+
+
+def in_process(folder, output, **options):
+    """One run of the demo's corpus in this process."""
+    return act.cli.measuring.Measuring(
+        models={"model": str(folder / "model")},
+        corpora=[str(folder / "de.jsonl")],
+        output=output,
+        reading={"ability_column": None},
+        feeding={"shard": (0, 1)},
+        loading={"device": "cpu", "device_map": None},
+        **options,
+    ).run()
+
+
+def test_what_was_counted_is_safe_when_the_profile_cannot_be_written(folder, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise ActError("the disk is full")
+
+    output, log = tmp_path / "p", tmp_path / "log"
+    with monkeypatch.context() as patched:
+        patched.setattr(act.Profile, "save", full)
+        with pytest.raises(
+            ActError, match=r"the disk is full; what came before .* is safe in .*p\.checkpoint: the same"
+        ):
+            in_process(folder, output)
+        with pytest.raises(ActError, match="the disk is full; nothing was kept"):
+            in_process(folder, tmp_path / "q", checkpoint_every=0)
+    in_process(folder, output, log=log)
+    in_process(folder, tmp_path / "whole")
+    assert torch.equal(act.load(output).moments.arena, act.load(tmp_path / "whole").moments.arena)
+    assert json.loads(log.read_text().splitlines()[0])["event"] == "resumed"
+    assert not (tmp_path / "p.checkpoint").exists()
+
+
+def test_ctrl_c_while_loading_is_a_sentence(folder, tmp_path, monkeypatch):
+    def pressed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(act.cli.measuring, "load_model", pressed)
+    with pytest.raises(Interrupted, match="interrupted; nothing was counted before, and the same command"):
+        in_process(folder, tmp_path / "p")
+    (tmp_path / "p.checkpoint").touch()
+    with pytest.raises(Interrupted, match=r"what was counted before is safe in .*p\.checkpoint"):
+        in_process(folder, tmp_path / "p")
