@@ -55,8 +55,6 @@ class Measuring:
 
     def run(self) -> None:
         """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
-        if not self.checkpoint_every >= 0:
-            raise ActError(f"--checkpoint-every is {self.checkpoint_every}; expected seconds, or 0 for no checkpoint")
         if self.stable and self.feeding["shard"][1] > 1:
             raise ActError(
                 "--until-stable ends each shard at another place, so combine could not merge them; leave out either "
