@@ -105,15 +105,20 @@ def load_tokenizer(name: str) -> Any:
     return _from_pretrained(AutoTokenizer, "tokenizer", name)
 
 
-def require_same_tokens(donor: Any, target: Any) -> None:
-    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
+def token_difference(donor: Any, target: Any) -> str | None:
+    """The first token id that means another token to another tokenizer, as a phrase; None where there is none."""
     tokens = {index: token for token, index in donor.get_vocab().items()}
     for token, index in sorted(target.get_vocab().items(), key=lambda item: item[1]):
         if tokens.get(index, token) != token:
-            raise ActError(
-                f"token {index} is {tokens[index]!r} to the donor's tokenizer and {token!r} to the target's, so the "
-                "models would read different texts; give two models with one vocabulary"
-            )
+            return f"token {index} is {tokens[index]!r} to the donor's tokenizer and {token!r} to the target's"
+    return None
+
+
+def require_same_tokens(donor: Any, target: Any) -> None:
+    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
+    difference = token_difference(donor, target)
+    if difference:
+        raise ActError(f"{difference}, so the models would read different texts; give two models with one vocabulary")
 
 
 def require_place(name: str, what: str) -> None:

@@ -239,11 +239,8 @@ def _require_columns(units: list[Segment], space: ChannelSpace, allowed: list[Si
 
 def _counted(ability: Ability) -> torch.Tensor:
     """Which channels both models were counted in, bool ``[N]``."""
-    statistics = [
-        one
-        for side in _sides(ability)
-        for one in ((side.donor, side.target) if isinstance(side, PairProfile) else (side,))
-    ]
+    both = ability if isinstance(ability, Profile) and not isinstance(ability, PairProfile) else Activations.of(ability)
+    statistics = (both,) if isinstance(both, Profile) else (both.donor, both.target)
     return torch.stack([(one.count > 0).cpu() for one in statistics]).all(0)
 
 

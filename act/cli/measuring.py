@@ -55,11 +55,6 @@ class Measuring:
 
     def run(self) -> None:
         """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
-        if self.stable and self.feeding["shard"][1] > 1:
-            raise ActError(
-                "--until-stable ends each shard at another place, so combine could not merge them; leave out either "
-                "it or --shard"
-            )
         console.quiet_transformers()
         try:
             with joined() as ranks:
@@ -108,7 +103,8 @@ class Measuring:
             checkpoint = None
             if self.checkpoint_every > 0:
                 checkpoint = Checkpoint(self._checkpoint_path(ranks), self.checkpoint_every, restart=self.force)
-            profiles = run_job(job, checkpoint)
+            with contextlib.nullcontext() if checkpoint else self._kept(None):
+                profiles = run_job(job, checkpoint)
             with self._kept(checkpoint):
                 if leads:
                     self._save(profiles)

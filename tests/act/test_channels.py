@@ -93,6 +93,14 @@ def test_a_model_without_channels_is_refused():
         ChannelSpace.from_model(nn.ReLU())
 
 
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_model_without_values_has_the_same_space(family):
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+        space = ChannelSpace.from_model(empty)
+    assert space.to_json() == ChannelSpace.from_model(tiny_model(family)).to_json()
+
+
 def test_adapters_are_refused():
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
@@ -105,11 +113,3 @@ def test_excluding_every_kind_leaves_nothing():
     space = ChannelSpace.from_model(tiny_model("gpt2"))
     with pytest.raises(ActError, match="every module kind is excluded"):
         space.without({site.kind for site in space})
-
-
-@pytest.mark.parametrize("family", CONFIGS)
-def test_a_model_without_values_has_the_same_space(family):
-    with torch.device("meta"):
-        empty = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
-        space = ChannelSpace.from_model(empty)
-    assert space.to_json() == ChannelSpace.from_model(tiny_model(family)).to_json()

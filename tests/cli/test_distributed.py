@@ -106,8 +106,7 @@ def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path, victim):
+def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path):
     corpus = tmp_path / "long.jsonl"
     corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 8))
     output, undisturbed = tmp_path / "p", tmp_path / "undisturbed"
@@ -121,9 +120,9 @@ def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path, vic
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    os.kill(sorted(map(int, children.split()))[victim], signal.SIGKILL)
+    os.kill(min(map(int, children.split())), signal.SIGKILL)
     _, stderr = process.communicate(timeout=240)
-    assert process.returncode == 0 and "SIGKILL" in stderr or "exitcode: -9" in stderr, stderr
+    assert process.returncode == 0 and "exitcode: -9" in stderr, stderr
     assert not any(path.exists() for path in checkpoints)
     act_profile(*arguments, "--output", undisturbed, ranks=2)
     assert torch.equal(act.load(output).moments.arena, act.load(undisturbed).moments.arena)

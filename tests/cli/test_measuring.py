@@ -151,7 +151,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
     result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
     assert result.stderr.count("bad records were left out") == 1 and "'../y'; expected what can name" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
-    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").iterdir())
+    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
         (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
-        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "combine could not merge them"),
+        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "leave it or --shard out"),
         (["--corpus", "none.jsonl", "--token-budget", "many"], "token budget is 'many'"),
     ],
 )
@@ -196,6 +196,10 @@ def test_what_was_counted_is_safe_when_the_profile_cannot_be_written(folder, tmp
             ActError, match=r"the disk is full; what came before .* is safe in .*p\.checkpoint: the same"
         ):
             in_process(folder, output)
+        with pytest.raises(ActError, match="the disk is full; nothing was kept"):
+            in_process(folder, tmp_path / "q", checkpoint_every=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(act.cli.measuring, "run_job", full)
         with pytest.raises(ActError, match="the disk is full; nothing was kept"):
             in_process(folder, tmp_path / "q", checkpoint_every=0)
     in_process(folder, output, log=log)
