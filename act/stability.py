@@ -151,7 +151,7 @@ class GroupedSums:
 
     def errors(self, index: torch.Tensor) -> torch.Tensor:
         """``sqrt(G / (G - 1)) e_g / sum n`` of some channels, float32 ``[G, K]``: squares sum to a variance."""
-        site = torch.arange(len(self._widths), device=index.device).repeat_interleave(self._widths)[index]
+        site = torch.bucketize(index, self._widths.cumsum(0), right=True)
         count = self._count[site]
         mean = (self._total[index] / count).nan_to_num()
         result = torch.empty(self.groups, len(index), dtype=torch.float32, device=index.device)
