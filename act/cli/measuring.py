@@ -18,7 +18,7 @@ from act.distributed import Ranks, joined
 from act.errors import ActError, Interrupted
 from act.files import require_output, written_whole
 from act.job import Job, job_hash
-from act.loading import load_model, load_tokenizer, require_same_tokens
+from act.loading import load_model, load_tokenizer, require_place, require_same_tokens
 from act.localize import parse_top
 from act.profile import Profile, load, run_job
 from act.stability import Promise, UntilStable, look_ahead
@@ -150,6 +150,8 @@ class Measuring:
 
     def _tokenizer(self) -> Any:
         """The tokenizer of the model, or of the target, which must read as the donor's."""
+        for name in self.models.values():
+            require_place(name, "model")
         *donor, model = self.models.values()
         tokenizer = load_tokenizer(model)
         for name in donor:

@@ -96,7 +96,7 @@ def test_texts_are_planned_as_a_run_cuts_them(tokenizer):
     model = empty_model(CONFIGS["gpt2"]())
     texts = {"": Corpus.from_records([{"text": "a b c d e " * 300}] * 3, tokenizer).for_model(model)}
     plan = tokens_of(texts)
-    run = act.profile(tiny_model("gpt2"), texts).source["corpora"][0]
+    run = act.profile(tiny_model("gpt2"), texts)[""].source["corpora"][0]
     assert {key: plan[key] for key in ("sequences", "tokens", "counted")} == {
         key: run[key] for key in ("sequences", "tokens", "counted")
     }
@@ -104,12 +104,12 @@ def test_texts_are_planned_as_a_run_cuts_them(tokenizer):
 
 
 def test_bad_records_are_scaled_up_and_archives_sampled(tokenizer, tmp_path):
-    lines = [b'{"txt": 1}' if number % 10 == 5 else b'{"text": "a b c"}' for number in range(300)]
+    lines = [b'{"txt": 1}' if number % 7 == 5 else b'{"text": "a b c"}' for number in range(300)]
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"\n".join(lines)))
     corpus = Corpus.from_file(tmp_path / "a.jsonl.gz", tokenizer)
     plan = tokens_of({"": corpus}, 60)
-    assert plan["sampled"] and (plan["records"], plan["bad_records"]) == (300, 60)  # each fifth: 5, 15, ...
-    assert tokens_of({"": corpus}, 0)["bad_records"] == 30
+    assert plan["sampled"] and plan["records"] == 300 and plan["bad_records"] == pytest.approx(43, abs=5)
+    assert tokens_of({"": corpus}, 0)["bad_records"] == 43
 
 
 def test_a_corpus_that_counts_nothing_and_a_stream_of_unknown_size(tokenizer):

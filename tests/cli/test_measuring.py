@@ -126,7 +126,10 @@ def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_pa
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text("".join(json.dumps({"text": f"a {n}", "skill": "xy"[n % 2]}) + "\n" for n in range(10)))
     act_profile(*options(folder, "--corpus", labelled, "--ability-column", "skill", "--output", tmp_path / "skills"))
-    assert sorted(os.listdir(tmp_path / "skills")) == ["x.safetensors", "y.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "skills").glob("*.safetensors")) == [
+        "x.safetensors",
+        "y.safetensors",
+    ]
 
 
 def test_spans_as_json_and_without_bad_records(folder, tmp_path):
@@ -148,7 +151,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
     result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
     assert result.stderr.count("bad records were left out") == 1 and "'../y'; expected what can name" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
-    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").iterdir())
+    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
