@@ -289,6 +289,7 @@ class Stream:
         windows: ``(i, n)``: of the shard's windows, every n-th from the i-th on.
         start: where to go on.
         skipped: what was left out before ``start``.
+        part: these corpora are parts of larger ones, so there may be nothing in them that counts.
 
     Attributes:
         skipped: the bad records left out so far.
@@ -311,6 +312,7 @@ class Stream:
         windows: Shard = (0, 1),
         start: Position = BEGINNING,
         skipped: Iterable[Skipped] = (),
+        part: bool = False,
     ) -> None:
         if token_budget < 1:
             raise ActError(f"token budget is {token_budget}; expected at least 1 token")
@@ -326,6 +328,7 @@ class Stream:
         self.stopped: set[str] = set()
         self._token_budget, self._packing, self._workers = token_budget, packing, workers
         self._skip_bad_records, self._look_ahead = skip_bad_records, look_ahead
+        self._part = part or shard[1] > 1 or windows[1] > 1
 
     def skipped_before(self, position: Position) -> list[Skipped]:
         """What was left out before a position; the window under way is read again."""
@@ -353,7 +356,7 @@ class Stream:
                 yield replace(batch, after=done)
             if ability in self.stopped:
                 return
-        if not counted and self.shard[1] == self.windows[1] == 1:
+        if not counted and not self._part:
             raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
 
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:

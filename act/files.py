@@ -97,8 +97,10 @@ def save_tensors(
         )
 
 
-def load_tensors(path: Path, schema: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors and header of a file written by :func:`save_tensors` with the same schema.
+def load_tensors(
+    path: Path, schema: str, *, header_only: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors (none with ``header_only``) and header of a file that :func:`save_tensors` wrote with this schema.
 
     Raises:
         ActError: no such file; truncated or not a safetensors file; another kind of file or another schema version.
@@ -114,7 +116,8 @@ def load_tensors(path: Path, schema: str) -> tuple[dict[str, torch.Tensor], dict
                 same_kind = found.partition("/")[0] == kind
                 advice = "make it again with this version" if same_kind else f"give a {kind} file"
                 raise ActError(f"{path} holds {found}, expected {schema}; {advice}")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(metadata[HEADER_KEY])  # noqa: SIM118
+            names = [] if header_only else file.keys()
+            return {name: file.get_tensor(name) for name in names}, json.loads(metadata[HEADER_KEY])
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ActError(f"{path} is truncated or damaged ({error}); make it again") from error
 

@@ -15,7 +15,7 @@ from torch import nn
 from act.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
-from act.corpus import Corpus, Stream
+from act.corpus import Corpus, Skipped, Stream
 from act.distributed import Ranks
 from act.errors import ActError
 from act.fingerprint import fingerprint
@@ -52,11 +52,13 @@ class Job:
         look_ahead: records sorted by length together.
         observers: look on between batches; see :class:`act.run.Observer`.
         ranks: processes that read the shard together; the first one gets the results, the others none.
+        part: the corpora are parts of larger ones, so nothing in them need count.
 
     Attributes:
         named: whether the corpora came with names.
         space: the channel space.
         settings: what decides the bits besides models and corpora, as plain data.
+        skipped: the bad records that the last run left out.
 
     Raises:
         ActError: models that are not of one architecture; a maximum length beyond the learned positions; a model that
@@ -78,6 +80,7 @@ class Job:
         look_ahead: int = LOOK_AHEAD,
         observers: Sequence[Observer] = (),
         ranks: Ranks | None = None,
+        part: bool = False,
     ) -> None:
         if packing not in get_args(Packing):
             raise ActError(f"packing is {packing!r}; expected one of {', '.join(get_args(Packing))}")
@@ -97,7 +100,8 @@ class Job:
         else:
             self._batches = corpora
         self._shard, self._workers, self._skip_bad_records = shard, workers, skip_bad_records
-        self._ranks = ranks
+        self._ranks, self._part = ranks, part or shard[1] > 1
+        self.skipped: list[Skipped] = []
         if ranks and not self.corpora:
             raise ActError(
                 "several ranks need a corpus, of which each reads its part; batches of one's own cannot be shared out"
@@ -182,7 +186,9 @@ class Job:
                     self._ranks.reduce(run, stream.skipped, self._skip_bad_records)
             if self._ranks and not self._ranks.leads:
                 return []
-            if not run.total.counted and self._shard[1] == 1:
+            if stream:
+                self.skipped = stream.skipped
+            if not run.total.counted and not self._part:
                 raise ActError("no token was counted; the corpus is empty or its count masks are all False")
             paths = dict(Counter(tapped.paths.values()))
         return self._results(run, stream, paths)
@@ -210,6 +216,7 @@ class Job:
             workers=self._workers,
             skip_bad_records=self._skip_bad_records,
             look_ahead=self.settings["look_ahead"],
+            part=self._part,
         )
         if checkpoint:
             checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})

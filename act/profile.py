@@ -79,6 +79,11 @@ class Profile(Statistics):
         """The channel space of the vectors."""
         return self.moments.space
 
+    @property
+    def pair(self) -> bool:
+        """Whether donor and target were measured."""
+        return self.moments.pair
+
     def site(self, name: str) -> Statistics:
         """The same vectors for one site, ``[width]`` each."""
         return Statistics(self._block[:, self.space.site(name).channels])
@@ -148,7 +153,27 @@ class PairProfile(Profile):
         return self.difference.mean_abs
 
 
-def require_same_models(first: Profile, second: Profile) -> None:
+class StoredProfile:
+    """A profile on disk of which only the header was read; raises ActError as :func:`load`.
+
+    Attributes:
+        space, pair, source: those of the profile.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _, header = load_tensors(path, SCHEMA, header_only=True)
+        with understood(path):
+            self.space = ChannelSpace.from_json(header["space"])
+            self.pair = bool(header["pair"])
+            self.source: dict[str, Any] = dict(header["source"])
+
+    def load(self) -> Profile:
+        """The whole profile."""
+        return load(self.path)
+
+
+def require_same_models(first: Profile | StoredProfile, second: Profile | StoredProfile) -> None:
     """Raise :class:`ActError` unless both profiles are of the same models, saying what differs."""
     difference = first.space.first_difference(second.space)
     if difference:

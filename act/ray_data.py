@@ -13,9 +13,12 @@ import numpy as np
 import torch
 
 from act.channels import ChannelSpace
+from act.combine import summed
 from act.corpus import Corpus
-from act.errors import ActError
+from act.distributed import nothing_counted
+from act.errors import ActError, BadRecord
 from act.job import Job
+from act.loading import load_config, load_model, load_tokenizer
 from act.moments import Moments
 from act.profile import PairProfile, Profile
 
@@ -32,8 +35,9 @@ def profile_dataset(
     records_a_block: int = BLOCK,
     corpus: Mapping[str, Any] | None = None,
     loading: Mapping[str, Any] | None = None,
+    skip_bad_records: int = 0,
     **options: Any,
-) -> Profile:
+) -> Any:
     """Profile models over a Ray dataset.
 
     Args:
@@ -43,14 +47,16 @@ def profile_dataset(
         actors: how many load the models and work at the same time.
         gpus_an_actor: GPUs that each holds; 0: a CPU core each.
         records_a_block: rows counted together, on whose batches the last bits depend; each sends back one arena.
+        skip_bad_records: how many bad records of the whole dataset to leave out before giving up.
         corpus, loading, options: options of :class:`act.Corpus`, :func:`act.loading.load_model` and
             :class:`act.job.Job`.
 
     Returns:
-        The profile, of the same bits whatever the number of actors and whatever died on the way.
+        The profile, of the same bits whatever the number of actors and whatever died on the way; for rows labelled by
+        ability, a dict of them by ability.
 
     Raises:
-        ActError: Ray is not installed; a bad record; nothing counted; a block that Ray could not finish.
+        ActError: Ray is not installed; no such model; a bad record; nothing counted; a block that Ray could not finish.
     """
     try:
         import ray
@@ -59,6 +65,9 @@ def profile_dataset(
         raise ActError("a Ray dataset needs Ray: pip install 'act-profile[ray]'") from error
     if actors < 1 or records_a_block < 1:
         raise ActError(f"{actors} actors and {records_a_block} records a block; expected at least 1 of each")
+    for name in models.values():  # what is wrong with names and options is better said here than by every actor
+        load_config(name)
+    Corpus.from_records([], load_tokenizer(tokenizer), **(corpus or {}))
     DataContext.get_current().execution_options.preserve_order = True  # so that equal datasets give equal bits
     made = {
         "models": dict(models),
@@ -74,32 +83,41 @@ def profile_dataset(
         compute=ActorPoolStrategy(size=actors),
         **({"num_gpus": gpus_an_actor} if gpus_an_actor else {"num_cpus": 1}),
     )
-    moments: Moments | None = None
+    moments: dict[str, Moments] = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
     source: dict[str, Any] = {}
+    skipped: list[dict[str, Any]] = []
+    before = 0  # records of the blocks so far
     try:
         for block in _blocks(blocks):
             if block["error"]:
                 raise ActError(block["error"])
-            part = block["source"]["corpora"][0]
-            if moments is None:
-                source = block["source"]
-                space = ChannelSpace.from_json(block["space"])
-                moments = Moments(space, pair=len(models) == 2)
-                total = {**part, "name": "ray dataset", "fingerprint": None}
-            else:
-                for name in ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited"):
-                    total[name] += part[name]
-            other = Moments(moments.space, pair=moments.pair)
-            other.arena.copy_(torch.from_numpy(block["arena"]).view_as(other.arena))
-            moments.merge(other)
+            for each in block["skipped"]:
+                number = before + each["record"]
+                if len(skipped) == skip_bad_records:
+                    after = f" (after {len(skipped)} others that were skipped)" if skipped else ""
+                    raise BadRecord(f"ray dataset, record {number}: {each['reason']}{after}")
+                skipped.append({**each, "record": number, "place": f"ray dataset, record {number}"})
+            before += block["records"]
+            for ability, arena, source in block["results"]:
+                if ability not in moments:
+                    moments[ability] = Moments(ChannelSpace.from_json(block["space"]), pair=len(models) == 2)
+                    parts[ability] = []
+                other = Moments(moments[ability].space, pair=moments[ability].pair)
+                other.arena.copy_(torch.from_numpy(arena).view_as(other.arena))
+                moments[ability].merge(other)
+                parts[ability].append(source["corpora"][0])
     except ray.exceptions.RayError as error:
         short = " ".join(str(error).split())[-300:]
         raise ActError(f"Ray could not finish the run, and nothing was written; run it again ({short})") from error
-    if moments is None or not total["counted"]:
-        raise ActError("no token was counted; the dataset is empty or its records have no answer")
-    total["nonfinite"] = moments.nonfinite()
-    kind = PairProfile if moments.pair else Profile
-    return kind(moments, {**source, "job": None, "corpora": [total]})
+    kind = PairProfile if len(models) == 2 else Profile
+    profiles = {}
+    for ability, total in moments.items():
+        described = {**summed(parts[ability], total), "name": "ray dataset", "fingerprint": None, "skipped": skipped}
+        profiles[ability] = kind(total, {**source, "job": None, "corpora": [described]})
+    if not any(profile.source["corpora"][0]["counted"] for profile in profiles.values()):
+        raise ActError(nothing_counted("ray dataset"))
+    return profiles[""] if set(profiles) == {""} else profiles
 
 
 def _blocks(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -120,11 +138,13 @@ class _Counted:
         loading: dict[str, Any],
         options: dict[str, Any],
     ) -> None:
-        from act.loading import load_model, load_tokenizer
-
-        self._models = {side: load_model(name, **loading) for side, name in models.items()}
-        self._tokenizer = load_tokenizer(tokenizer)
         self._corpus, self._options = corpus, options
+        self._error: str | None = None
+        try:
+            self._models = {side: load_model(name, **loading) for side, name in models.items()}
+            self._tokenizer = load_tokenizer(tokenizer)
+        except ActError as error:  # kept for the driver: Ray would start the actor again
+            self._error = str(error)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         import pickle
@@ -135,15 +155,24 @@ class _Counted:
             for row in zip(*rows.values(), strict=True)
         ]
         try:
-            job = Job(self._models, Corpus.from_records(records, self._tokenizer, **self._corpus), **self._options)
-            ((_, moments, source),) = job.run()
+            block = {"error": self._error} if self._error else self._block(records)
         except ActError as error:  # a value, not a crash: Ray would run the block again
-            block: dict[str, Any] = {"error": str(error)}
-        else:
-            arena = moments.arena.cpu().numpy().reshape(-1)
-            block = {"error": None, "arena": arena, "source": source, "space": job.space.to_json()}
+            block = {"error": str(error)}
         # An object array would let Arrow guess at the types of the parts.
         return {"block": np.array([pickle.dumps(block)], dtype=object)}
+
+    def _block(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        corpus = Corpus.from_records(records, self._tokenizer, **self._corpus)
+        # How many bad records are too many, the driver knows.
+        job = Job(self._models, corpus, skip_bad_records=len(records), part=True, **self._options)
+        results = [(ability, moments.arena.cpu().numpy().reshape(-1), source) for ability, moments, source in job.run()]
+        return {
+            "error": None,
+            "records": len(records),
+            "skipped": [skipped._asdict() for skipped in job.skipped],
+            "results": results,
+            "space": job.space.to_json(),
+        }
 
 
 def _plain(value: Any) -> Any:

@@ -18,29 +18,32 @@ grown by a quarter, and share the error between them (Bonferroni over the looks 
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from act.batching import Batch
+from act.batching import LOOK_AHEAD, Batch, Position
 from act.channels import ChannelSpace
+from act.corpus import Corpus
 from act.errors import ActError
 from act.job import Job
 from act.moments import Moments
-from act.run import Observer, Run
+from act.run import Observer, Run, Seen
 from act_kernels import PAIR
 from act_kernels.statistics import COUNT, MEAN, SUM_ABS
 
 StableScore = Literal["paired", "mean-abs", "mean-shift"]
 
 GROUPS = 16  # at least; at twice as many, neighbours become one
-DRAWS = 200
-GROWTH = 1.25  # of the corpus read, between two looks
-LOOK_AHEAD = 128  # records a chunk
+DRAWS = 200, 2000  # at least, and at most where few channels are near the threshold
+WORK = 1 << 22  # numbers drawn in a look, but for the least draws
+GROWTH = 1.1, 1.25  # of the corpus read, between two looks: at least, and at most
+CHUNK = 128  # records at least
 FAR = 8.0  # standard errors from the threshold at which a channel is certain
 METHOD = "multivariate t draws from grouped chunks of documents, finite-corpus correction, error spent over looks"
 
@@ -75,15 +78,22 @@ class Look:
 
     Attributes:
         size: channels in the top set.
-        expected: of them, channels expected not to be in the top set of the whole corpus.
+        allowed: of them, channels that the overlap allows not to be in the top set of the whole corpus.
+        expected: channels expected not to be in it.
+        variance: of their number.
         bound: at most as many are not in it, but for the error spent on this look.
-        stable: whether the bound is within what the overlap allows.
     """
 
     size: int
-    expected: float
-    bound: float
-    stable: bool
+    allowed: int
+    expected: float = 0.0
+    variance: float = 0.0
+    bound: float = 0.0
+
+    @property
+    def stable(self) -> bool:
+        """Whether the bound is within what the overlap allows."""
+        return self.bound <= self.allowed
 
     @property
     def overlap(self) -> float:
@@ -184,7 +194,7 @@ def look(
     allowed = math.floor((1 - promise.overlap) * size + 1e-9)
     rest = math.sqrt(max(0.0, 1 - read))
     if size == len(ranked) or rest == 0:
-        return Look(size, 0.0, 0.0, True)
+        return Look(size, allowed)
     means = groups.means()[ranked]
     scores = means.abs().nan_to_num(nan=-1.0)
     top = scores.topk(size + 1).values
@@ -196,15 +206,14 @@ def look(
     inside[scores.argsort(descending=True, stable=True)[:size]] = True
     expected = float(wrong[inside].sum())
     if expected > allowed:  # the draws could only say the same
-        return Look(size, expected, expected, False)
+        return Look(size, allowed, expected, expected, expected)
     near = (distance <= FAR * spread).nonzero().flatten()
     places = size - int((inside & (distance > FAR * spread)).sum())
     if not 0 < places < len(near):
-        return Look(size, 0.0, 0.0, True)
+        return Look(size, allowed)
     errors = groups.errors(ranked[near])
     lost = _lost(means[near].float(), errors * rest, inside[near], places, seed)
-    bound = _upper(lost, error)
-    return Look(size, float(lost.mean()), bound, bound <= allowed)
+    return Look(size, allowed, float(lost.mean()), float(lost.var()), _upper(lost, error))
 
 
 def _spread(groups: GroupedSums, ranked: torch.Tensor) -> torch.Tensor:
@@ -213,21 +222,20 @@ def _spread(groups: GroupedSums, ranked: torch.Tensor) -> torch.Tensor:
 
 
 def _lost(means: torch.Tensor, errors: torch.Tensor, inside: torch.Tensor, places: int, seed: int) -> torch.Tensor:
-    """For each draw, how many channels of the present top set are not in its own, float64 ``[DRAWS]``."""
+    """For each draw, how many channels of the present top set are not in its own, float64 ``[draws]`` on the CPU."""
     generator = torch.Generator().manual_seed(seed)
-    weights = torch.randn(DRAWS, len(errors), generator=generator, dtype=torch.float64)
-    # Wilson and Hilferty again, for chi2 over its degrees of freedom: those need not be whole.
+    draws = max(DRAWS[0], min(DRAWS[1], WORK // len(means)))
+    weights = torch.randn(draws, len(errors), generator=generator, dtype=torch.float64)
+    # Wilson and Hilferty, for chi2 over its degrees of freedom: those need not be whole.
     part = 2 / (9 * _freedom(errors))
-    scale = (1 - part + math.sqrt(part) * torch.randn(DRAWS, 1, generator=generator, dtype=torch.float64)).clamp_min(
-        0.1
-    )
-    weights = (weights / scale**1.5).to(errors)
-    lost = torch.empty(DRAWS, dtype=torch.float64)
-    for draw in range(DRAWS):
-        scores = (means + weights[draw] @ errors).abs()
-        least = scores.kthvalue(len(scores) - places + 1).values
-        lost[draw] = int((inside & (scores < least)).sum())
-    return lost
+    normal = torch.randn(draws, 1, generator=generator, dtype=torch.float64)
+    weights = (weights / (1 - part + math.sqrt(part) * normal).clamp_min(0.1) ** 1.5).to(errors)
+    lost = []
+    for part in weights.split(max(1, WORK // len(means))):
+        scores = (means + part @ errors).abs()
+        least = scores.kthvalue(len(means) - places + 1, dim=1, keepdim=True).values
+        lost.append((inside & (scores < least)).sum(1))
+    return torch.cat(lost).double().cpu()
 
 
 def _freedom(errors: torch.Tensor) -> float:
@@ -245,24 +253,103 @@ def _freedom(errors: torch.Tensor) -> float:
     return (count - 1) * max(1.0, float(trace**2 / squares.clamp_min(1e-300)))
 
 
-def _upper(values: torch.Tensor, error: float) -> float:
-    """The upper quantile of non-negative values: of the gamma distribution with their mean and variance
-    (Wilson and Hilferty), and no less than what the values themselves show."""
-    mean, variance = float(values.mean()), float(values.var())
-    empirical = float(values.quantile(1 - max(error, 1 / len(values))))
+def _upper(lost: torch.Tensor, error: float) -> float:
+    """What the number lost exceeds with at most that chance: exact if it is one more draw of the same kind, for then
+    its rank among them all is uniform; where the draws are too few to show it, of the gamma distribution."""
+    above = math.floor(error * (len(lost) + 1) + 1e-9)
+    return float(lost.topk(above).values[-1]) if above else _gamma(float(lost.mean()), float(lost.var()), error)
+
+
+def _gamma(mean: float, variance: float, error: float) -> float:
+    """The upper quantile of the gamma distribution with that mean and variance (Wilson and Hilferty)."""
     if variance == 0:
         return mean
     shape = mean**2 / variance
-    z = NormalDist().inv_cdf(1 - error)
-    cube = 1 - 1 / (9 * shape) + z / (3 * math.sqrt(shape))
-    return max(empirical, mean * max(cube, 0.0) ** 3)
+    cube = 1 - 1 / (9 * shape) + NormalDist().inv_cdf(1 - error) / (3 * math.sqrt(shape))
+    return mean * max(cube, 0.0) ** 3
 
 
-def error_of(number: int, first_read: float, error: float) -> float:
-    """What the ``number``-th look (from 1) may spend, where ``first_read`` of the corpus was read at the first one."""
-    if not 0 < first_read < 1:
-        return error / (number * (number + 1))
-    return error / max(1, math.floor(math.log(1 / first_read) / math.log(GROWTH)) + 1)
+def growth(found: Look, read: float, error: float) -> float:
+    """By what factor the corpus read must grow, it seems, for a look that may spend ``error`` to be certain.
+
+    Errors shrink with the root of what is read, and of what is left; so do the numbers of channels lost. At least
+    ``GROWTH[0]``, and ``GROWTH[1]`` where it is that or more.
+    """
+    least, most = GROWTH
+    for factor in torch.linspace(least, most, 16, dtype=torch.float64).tolist():
+        if factor * read >= 1:
+            return factor
+        shrunk = math.sqrt((1 - factor * read) / (1 - read) / factor)
+        # Numbers are whole: half a channel more than allowed rounds down.
+        if _gamma(found.expected * shrunk, found.variance * shrunk, error) < found.allowed + 0.5:
+            return factor
+    return most
+
+
+def error_of(number: int, error: float) -> float:
+    """What the ``number``-th look (from 1) may spend; all looks together spend ``error``."""
+    return error / (number * (number + 1))
+
+
+@dataclass
+class Watch:
+    """Decides when to look at one ability, and whether it is certain.
+
+    Whether a look is worth its error is forecast from what was read before, so that only looks that may well be certain
+    spend any; a forecast itself never ends a run.
+
+    Attributes:
+        looks: so far.
+        due: records read at the next look or forecast.
+        planned: whether it is a look.
+        found: by the last of either.
+    """
+
+    looks: int = 0
+    due: float = 0.0
+    planned: bool = False
+    found: Look | None = None
+
+    def certain(self, groups: GroupedSums, ranked: torch.Tensor, promise: Promise, records: int, read: float) -> bool:
+        """Whether the promise is kept, when a group has ended; arguments as :func:`look`."""
+        if groups.groups < GROUPS or records < self.due:
+            return False
+        found = self.found = look(
+            groups, ranked, promise, read=read, error=error_of(self.looks + 1, 1 - promise.confidence), seed=self.looks
+        )
+        if self.planned:
+            self.looks += 1
+            if found.stable:
+                return True
+        factor = growth(found, read, error_of(self.looks + 1, 1 - promise.confidence))
+        self.planned, self.due = factor < GROWTH[1], factor * records
+        return False
+
+    def state(self) -> torch.Tensor:
+        """For a checkpoint: all but what was found."""
+        return torch.tensor([self.looks, self.due, self.planned], dtype=torch.float64)
+
+    @classmethod
+    def restored(cls, state: torch.Tensor) -> Watch:
+        """The watch that had this :meth:`state`."""
+        looks, due, planned = state.tolist()
+        return cls(int(looks), due, bool(planned))
+
+
+class _Source(NamedTuple):
+    """A corpus: the ability whose name it has, its records if known, and whether these have labels of their own."""
+
+    ability: str
+    size: int | None
+    labelled: bool
+
+
+def look_ahead(corpora: Iterable[Corpus]) -> int:
+    """Records a chunk: a five hundredth of the smallest corpus, but 128 at least (or where its size is unknown).
+
+    A chunk is a window of its corpus, for batches across chunks would mix their documents; larger ones pad less.
+    """
+    return min(LOOK_AHEAD, max(CHUNK, min((corpus.source.size or 0 for corpus in corpora), default=0) // 500))
 
 
 class UntilStable(Observer):
@@ -273,16 +360,14 @@ class UntilStable(Observer):
 
     Attributes:
         certificates: by ability, plain data; an ability whose corpus ended first has none.
-        looks: the last one of each ability.
     """
 
     def __init__(self, promise: Promise) -> None:
         self.promise = promise
         self.certificates: dict[str, dict[str, Any]] = {}
-        self.looks: dict[str, Look] = {}
         self._groups: dict[str, GroupedSums] = {}
-        self._schedule: dict[str, list[float]] = {}  # looks so far, documents at the next, share read at the first
-        self._sizes: list[int | None] = []
+        self._watches: dict[str, Watch] = {}
+        self._sources: list[_Source] = []
         self._ranked = torch.empty(0, dtype=torch.int64)
         self._restored: dict[str, torch.Tensor] = {}
 
@@ -304,80 +389,100 @@ class UntilStable(Observer):
             raise ActError(f"stable score {self.promise.score!r} needs a pair run; a single one has mean-abs")
         if not job.corpora:
             raise ActError("until-stable needs a corpus: batches of one's own have no documents")
-        self._sizes = [corpus.source.size for corpus in job.corpora.values()]
+        self._sources = [
+            _Source(name, corpus.source.size, corpus.encoder.ability_column is not None)
+            for name, corpus in job.corpora.items()
+        ]
         self._ranked = rankable(job.space, job.settings["exclude"])
+
+    def before_run(self, run: Run) -> None:
+        """Take over what a checkpoint held, now that the moments tell the device."""
+        restored, self._restored = self._restored, {}
+        if "certificates" in restored:
+            self.certificates = json.loads(restored.pop("certificates").numpy().tobytes())
+        for ability in run.moments:
+            if f"{ability}.watch" in restored:
+                self._watches[ability] = Watch.restored(restored[f"{ability}.watch"])
+            prefix = f"{ability}.groups."
+            groups = {name.removeprefix(prefix): x for name, x in restored.items() if name.startswith(prefix)}
+            if "sums" in groups:
+                self._groups[ability] = self._new_groups(run, ability)
+                self._groups[ability].restore(groups)
 
     def after_batch(self, run: Run, batch: Batch) -> None:
         """At the end of a window, look at each ability that had a part in it."""
         after = batch.after
         if after is None or after.batch:
             return
-        size = self._sizes[after.corpus]
         for ability in [name for name in run.moments if name not in run.stopped]:
-            total, count = quantity(run.moments[ability], self.promise.score)
             if ability not in self._groups:
-                self._groups[ability] = self._new_groups(run.space, count.device, ability)
-            groups = self._groups[ability]
-            if groups.unchanged(count) or not groups.add(total, count) or groups.groups < GROUPS:
+                self._groups[ability], self._watches[ability] = self._new_groups(run, ability), Watch()
+            watch, groups = self._watches[ability], self._groups[ability]
+            total, count = quantity(run.moments[ability], self.promise.score)
+            if groups.unchanged(count) or not groups.add(total, count):
                 continue
-            self._look(run, ability, min(1.0, after.record / size) if size else 0.0)
+            records, read = run.seen[ability].records, self._share(after, ability)
+            if watch.certain(groups, self._ranked.to(groups.sums.device), self.promise, records, read):
+                self.certificates[ability] = self._certificate(watch, groups, run.seen[ability], read)
+                del self._groups[ability]  # as large as the moments
+                run.stop(ability)
 
-    def _new_groups(self, space: ChannelSpace, device: torch.device, ability: str) -> GroupedSums:
-        groups = GroupedSums(torch.tensor([site.width for site in space], device=device))
-        prefix = f"{ability}."
-        restored = {name.removeprefix(prefix): x for name, x in self._restored.items() if name.startswith(prefix)}
-        if restored:
-            groups.restore(restored)
-            self._schedule[ability] = restored["schedule"].tolist()
-        return groups
+    def _new_groups(self, run: Run, ability: str) -> GroupedSums:
+        device = run.moments[ability].arenas[0].device
+        return GroupedSums(torch.tensor([site.width for site in run.space], device=device))
 
-    def _look(self, run: Run, ability: str, read: float) -> None:
-        seen, groups = run.seen[ability], self._groups[ability]
-        number, due, first_read = self._schedule.get(ability, [0.0, 0.0, 0.0])
-        first_read = first_read if number else read
-        if seen.records < due:
-            return
-        number += 1
-        self._schedule[ability] = [number, GROWTH * seen.records, first_read]
-        error = error_of(int(number), first_read, 1 - self.promise.confidence)
-        ranked = self._ranked.to(groups.sums.device)
-        found = self.looks[ability] = look(groups, ranked, self.promise, read=read, error=error, seed=int(number))
-        if found.stable:
-            self.certificates[ability] = {
-                "method": METHOD,
-                **asdict(self.promise),
-                "channels": found.size,
-                "certain_overlap": round(found.overlap, 6),
-                "expected_overlap": round(1 - found.expected / found.size, 6),
-                "chunks": groups.chunks,
-                "groups": groups.groups,
-                "documents": seen.records,
-                "tokens": seen.counted,
-                "corpus_share": round(read, 6) if read else None,
-                "look": int(number),
-                "error_of_look": error,
-                "assumes": "documents in random order",
-            }
-            run.stop(ability)
+    @property
+    def _mixed(self) -> bool:
+        return len(self._sources) > 1 and any(source.labelled for source in self._sources)
+
+    def _share(self, after: Position, ability: str) -> float:
+        """Share read of the records that may be of this ability: its own corpus's and those with labels; 0: unknown."""
+        read = size = 0
+        for number, source in enumerate(self._sources):
+            if source.labelled or source.ability == ability:
+                if source.size is None:
+                    return 0.0
+                size += source.size
+                read += source.size if number < after.corpus else after.record if number == after.corpus else 0
+        return min(1.0, read / size) if size else 0.0
+
+    def _certificate(self, watch: Watch, groups: GroupedSums, seen: Seen, read: float) -> dict[str, Any]:
+        found = watch.found
+        assert found is not None  # it just said that the promise is kept
+        return {
+            "method": METHOD,
+            **asdict(self.promise),
+            "channels": found.size,
+            "certain_overlap": round(found.overlap, 6),
+            "expected_overlap": round(1 - found.expected / found.size, 6),
+            "chunks": groups.chunks,
+            "groups": groups.groups,
+            "documents": seen.records,
+            "tokens": seen.counted,
+            "corpus_share": round(read, 6) if read else None,
+            "look": watch.looks,
+            "error_of_look": error_of(watch.looks, 1 - self.promise.confidence),
+            "assumes": "documents in random order" + (", over all corpora" if self._mixed else ""),
+        }
 
     @property
     def stability(self) -> float | None:
         """The least certain overlap of the abilities looked at."""
-        return min((each.overlap for each in self.looks.values()), default=None)
+        found = [watch.found for watch in self._watches.values() if watch.found]
+        return min((each.overlap for each in found), default=None)
 
     def state(self) -> dict[str, torch.Tensor]:
         """For a checkpoint."""
-        return {
-            f"{ability}.{name}": x
-            for ability, groups in self._groups.items()
-            for name, x in (
-                groups.state()
-                | {"schedule": torch.tensor(self._schedule.get(ability, [0.0, 0.0, 0.0]), dtype=torch.float64)}
-            ).items()
-        }
+        text = json.dumps(self.certificates).encode()
+        result = {"certificates": torch.tensor(list(text), dtype=torch.uint8)}
+        for ability, watch in self._watches.items():
+            result[f"{ability}.watch"] = watch.state()
+            if ability in self._groups:
+                result |= {f"{ability}.groups.{name}": x for name, x in self._groups[ability].state().items()}
+        return result
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from :meth:`state`."""
+        """Go on from :meth:`state`, once the run begins."""
         self._restored = dict(state)
 
 

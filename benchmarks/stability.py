@@ -25,7 +25,7 @@ from act.lab.demo import FORGOTTEN, RETAINED
 from act.lab.language import examples
 from act.lab.models import CHECKPOINTS, load
 from act.profile import run_job
-from act.stability import LOOK_AHEAD, Promise, UntilStable, quantity, rankable
+from act.stability import Promise, UntilStable, look_ahead, quantity, rankable
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "real"))
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -79,12 +79,8 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
     for order in range(orders):
         shuffled = random.Random(order).sample(records, len(records))
         observer = UntilStable(promise)
-        stopped = Job(
-            models,
-            act.Corpus.from_records(shuffled, tokenizer, **options),
-            observers=[observer],
-            look_ahead=min(LOOK_AHEAD, len(records) // 64),
-        )
+        corpus = act.Corpus.from_records(shuffled, tokenizer, **options)
+        stopped = Job(models, corpus, observers=[observer], look_ahead=min(look_ahead([corpus]), len(records) // 64))
         observer.expect(stopped)
         start = time.perf_counter()
         profile = run_job(stopped)

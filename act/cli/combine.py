@@ -11,7 +11,7 @@ from act.cli import console
 from act.combine import combine
 from act.errors import ActError
 from act.files import require_output, written_whole
-from act.profile import Profile, load
+from act.profile import Profile
 
 
 def command(
@@ -24,7 +24,7 @@ def command(
     """Merge the profiles of the shards of one run; the result is that of the whole corpus."""
     require_output(output, force, shards)
     if not any(path.is_dir() for path in shards):
-        profile = combine(map(load, shards), partial=partial)
+        profile = combine(shards, partial=partial)
         profile.save(output, force=force)
         return console.report_profile(profile, output, as_json)
     contents = [{path.name for path in folder.glob("*.safetensors")} for folder in shards]
@@ -34,9 +34,7 @@ def command(
     for name in sorted(set.union(*contents)):
         # An ability that labels rows may be in some shards only.
         there = [folder / name for folder, names in zip(shards, contents, strict=True) if name in names]
-        profiles[name.removesuffix(".safetensors")] = combine(
-            map(load, there), partial=partial or len(there) < len(shards)
-        )
+        profiles[name.removesuffix(".safetensors")] = combine(there, partial=partial or len(there) < len(shards))
     with written_whole(output, force=force, directory=True) as folder:
         for ability, profile in profiles.items():
             profile.save(folder / f"{ability}.safetensors")

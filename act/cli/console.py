@@ -79,7 +79,7 @@ SkipBadRecords = Annotated[
 LookAhead = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 until stable."
+        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 and more until stable."
     ),
 ]
 ShardOption = Annotated[str, typer.Option("--shard", help="i/n: every n-th record from the i-th on; see combine.")]

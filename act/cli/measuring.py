@@ -21,7 +21,7 @@ from act.job import Job, job_hash
 from act.loading import load_model, load_tokenizer, require_same_tokens
 from act.localize import parse_top
 from act.profile import Profile, load, run_job
-from act.stability import LOOK_AHEAD, Promise, UntilStable
+from act.stability import Promise, UntilStable, look_ahead
 
 
 @dataclass
@@ -55,6 +55,11 @@ class Measuring:
 
     def run(self) -> None:
         """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
+        if self.stable and self.feeding["shard"][1] > 1:
+            raise ActError(
+                "--until-stable ends each shard at another place, so combine could not merge them; leave out either "
+                "it or --shard"
+            )
         console.quiet_transformers()
         try:
             with joined() as ranks:
@@ -65,6 +70,10 @@ class Measuring:
             raise Interrupted(f"interrupted; {kept}, and the same command goes on from there") from None
 
     def _run(self, ranks: Ranks | None) -> None:
+        if self.stable and ranks:
+            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
+        if self.stable and self.feeding["shard"][1] > 1:
+            raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave it or --shard out")
         leads = ranks is None or ranks.leads
         if leads:
             self._require_output()
@@ -75,13 +84,6 @@ class Measuring:
             return
         if self.token_cache:
             corpora = self._cached(corpora, self.token_cache, ranks)
-        if self.stable and ranks:
-            raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
-        if self.stable and self.feeding["shard"][1] > 1:
-            raise ActError(
-                "--until-stable speaks of a whole corpus and --shard reads a part of it, which no other shard's "
-                "certificate would fit; leave one of them out"
-            )
         several = "" not in corpora or self.reading["ability_column"] is not None
         loading = dict(self.loading)
         if ranks and loading["device_map"]:
@@ -93,7 +95,7 @@ class Measuring:
         models = {side: load_model(name, **loading) for side, name in self.models.items()}
         with Log(self.log if leads else None), Progress(self.as_json) as progress:
             until = UntilStable(self.stable) if self.stable else None
-            feeding = {**({"look_ahead": LOOK_AHEAD} if until else {}), **self.feeding}
+            feeding = {**({"look_ahead": look_ahead(corpora.values())} if until else {}), **self.feeding}
             observers = [*([until] if until else []), *([progress] if leads else [])]
             progress.stability_of = until
             job = Job(models, corpora.get("", corpora), observers=observers, ranks=ranks, **feeding)

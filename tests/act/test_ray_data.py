@@ -75,6 +75,47 @@ def test_a_worker_that_is_killed_changes_no_bit(folder, cluster):
     assert torch.equal(disturbed.count, whole.count)
     a, b = whole.moments.arena, disturbed.moments.arena
     assert float(((a - b).abs().amax(1) / a.abs().amax(1).clamp_min(1e-300)).max()) < 1e-12
-    bad = ray.data.from_items([{"prompt": "a"}])
-    with pytest.raises(ActError):
-        act.ray_data.profile_dataset({"model": str(folder)}, bad, str(folder))
+
+
+@pytest.mark.slow
+def test_bad_records_empty_blocks_and_abilities(folder, cluster):
+    model, name = {"model": str(folder)}, str(folder)
+    records: list[dict] = [{**record, "skill": "xy"[number % 2]} for number, record in enumerate(RECORDS[:80])]
+    for number in (5, *range(20, 40), 50):  # 20 to 39 are a block
+        records[number] = {**records[number], "completion": ""}
+    dataset = ray.data.from_items(records)
+    options = {"records_a_block": 20, "token_budget": 512}
+    profile = act.ray_data.profile_dataset(model, dataset, name, skip_bad_records=22, **options)
+    described = profile.source["corpora"][0]
+    assert described["records"] == 58 and described["irregular"] == {}
+    assert [each["record"] for each in described["skipped"]] == [5, *range(20, 40), 50]
+    assert described["skipped"][-1]["place"] == "ray dataset, record 50"
+    with pytest.raises(ActError, match=r"record 50: .*after 21 others"):
+        act.ray_data.profile_dataset(model, dataset, name, skip_bad_records=21, **options)
+    labelled = act.ray_data.profile_dataset(
+        model, dataset, name, skip_bad_records=22, corpus={"ability_column": "skill"}, **options
+    )
+    assert {ability: each.source["corpora"][0]["records"] for ability, each in labelled.items()} == {"x": 29, "y": 29}
+    assert sum(each.source["corpora"][0]["counted"] for each in labelled.values()) == described["counted"]
+    with pytest.raises(ActError, match="no token was counted"):
+        act.ray_data.profile_dataset(model, ray.data.from_items(records[20:40]), name, skip_bad_records=20)
+
+
+@pytest.mark.parametrize(
+    ("models", "options", "message"),
+    [
+        ({"model": "none"}, {}, "none"),
+        (None, {"corpus": {"count": "some"}}, "count is 'some'"),
+        (None, {"actors": 0}, "0 actors"),
+    ],
+)
+def test_bad_options_are_refused_before_ray_starts(folder, models, options, message):
+    with pytest.raises(ActError, match=message):
+        act.ray_data.profile_dataset(models or {"model": str(folder)}, None, str(folder), **options)
+
+
+@pytest.mark.slow
+def test_a_model_that_actors_cannot_load_is_one_sentence(folder, cluster):
+    dataset = ray.data.from_items(RECORDS[:10])
+    with pytest.raises(ActError, match="dtype is 'float8'"):
+        act.ray_data.profile_dataset({"model": str(folder)}, dataset, str(folder), loading={"dtype": "float8"})

@@ -12,8 +12,10 @@ import torch
 from conftest import random_batches, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import act
+import act.files
 from act.batching import batches, pieces, prefetched
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
@@ -124,11 +126,12 @@ def kill_worker(records):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_is_a_sentence(tokenizer):
+def test_a_worker_that_dies_is_a_sentence(tokenizer, tmp_path):
     dying = corpus(tokenizer)
     dying.encoder = kill_worker
-    with pytest.raises(ActError, match="a tokenizer worker died"):
+    with pytest.raises(ActError, match="a tokenizer worker died") as told:
         list(dying.numbered(workers=1))
+    assert "checkpoint" not in str(told.value)  # which knows itself whether there is one
 
 
 def test_several_abilities_in_one_pass_are_what_each_is_alone(tokenizer):
@@ -383,9 +386,12 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
     ):
         with pytest.raises(ActError, match=rf"checkpoint of another run \(.*{message}"):
             again(**options)
-    path.write_bytes(path.read_bytes()[:-50])
-    with pytest.raises(ActError, match="truncated or damaged"):
-        again()
+    whole = path.read_bytes()
+    for damaged in (whole[:-50], b"hello", whole.replace(b"position", b"positiom")):
+        path.write_bytes(damaged)
+        with pytest.raises(ActError, match=r"damaged.*, so the run cannot go on from it; delete it, or pass --force"):
+            again()
+    assert again(restart=True).source["corpora"][0]["records"] == 60
     with pytest.raises(ActError, match="needs a corpus"):
         act.profile(model, random_batches(), checkpoint=Checkpoint(tmp_path / "other"))
 
@@ -401,6 +407,41 @@ def test_a_full_disk_at_a_checkpoint_does_not_end_the_run(tokenizer, tmp_path, m
     assert "the disk is full" in caplog.text and "the run goes on" in caplog.text
 
 
+class Lost:
+    """Ranks of which one is lost while the moments are merged."""
+
+    windows, leads = (0, 1), True
+
+    def reduce(self, run, skipped, skip_bad_records):
+        run.moments[""].arena.mul_(2)
+        raise ActError("another rank was lost")
+
+
+def test_half_merged_moments_are_never_written(tokenizer, tmp_path, monkeypatch):
+    model, path = tiny_model("llama"), tmp_path / "checkpoint"
+    tries = iter([True])
+
+    def full_once(*arguments, save=act.files.save_file, **options):
+        if next(tries, False):
+            raise OSError(28, "No space left on device")
+        save(*arguments, **options)
+
+    monkeypatch.setattr("act.files.save_file", full_once)
+    options = {"token_budget": 150, "checkpoint": Checkpoint(path, 1000)}
+    with pytest.raises(ActError, match="was lost; there is no checkpoint, so the same command starts anew"):
+        act.profile(model, corpus(tokenizer), ranks=Lost(), **options)
+    assert not path.exists()
+    with pytest.raises(ActError, match=r"was lost; what came before \([\d,]+ tokens\) was counted and is safe in"):
+        act.profile(model, corpus(tokenizer), ranks=Lost(), token_budget=150, checkpoint=Checkpoint(path, 1000))
+    whole = act.profile(model, corpus(tokenizer), token_budget=150)
+    assert torch.equal(load_file(path)["moments."], whole.moments.arena)
+
+
+class Fails(Observer):
+    def after_batch(self, run, batch):
+        raise ActError("no more")
+
+
 def test_an_error_on_the_way_keeps_what_was_counted(tokenizer, tmp_path):
     path = tmp_path / "checkpoint"
     records = [*texts(40), {"txt": "a"}, *texts(10)]
@@ -409,6 +450,11 @@ def test_an_error_on_the_way_keeps_what_was_counted(tokenizer, tmp_path):
     mixed = Corpus.from_records(records, tokenizer)
     with pytest.raises(ActError, match=r"record 40: expected .*; what came before .* is safe in .*--skip-bad-records"):
         act.profile(model, mixed, checkpoint=Checkpoint(path), **options)
+    with pytest.raises(ActError) as told:
+        act.profile(
+            tiny_model("llama"), mixed, observers=[Fails()], checkpoint=Checkpoint(tmp_path / "other"), **options
+        )
+    assert "is safe in" in str(told.value) and "bad record" not in str(told.value)
     seen = After(lambda count, run: None)
     again = act.profile(model, mixed, checkpoint=Checkpoint(path), skip_bad_records=1, observers=[seen], **options)
     whole = act.profile(model, mixed, skip_bad_records=1, **options)

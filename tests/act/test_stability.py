@@ -13,7 +13,19 @@ from act.errors import ActError
 from act.job import Job
 from act.profile import run_job
 from act.run import Observer
-from act.stability import GROUPS, GROWTH, GroupedSums, Promise, UntilStable, error_of, look
+from act.stability import (
+    GROUPS,
+    GROWTH,
+    GroupedSums,
+    Look,
+    Promise,
+    UntilStable,
+    Watch,
+    error_of,
+    growth,
+    look,
+    look_ahead,
+)
 
 CHANNELS, DOCUMENTS, CHUNK = 1000, 4000, 16
 
@@ -41,14 +53,11 @@ def stopped(kind: str, seed: int, promise: Promise) -> tuple[float, float]:
     size = round(promise.top * CHANNELS)
     whole = set((sums.sum(0) / tokens.sum()).topk(size).indices.tolist())
     total, count = sums.cumsum(0)[CHUNK - 1 :: CHUNK], tokens.cumsum(0)[CHUNK - 1 :: CHUNK]
-    groups, number, due, first = GroupedSums(torch.tensor([CHANNELS])), 0, 0.0, 0.0
+    groups, watch, ranked = GroupedSums(torch.tensor([CHANNELS])), Watch(), torch.arange(CHANNELS)
     for chunk in range(len(total)):
-        read = (chunk + 1) / len(total)
-        if not groups.add(total[chunk], count[chunk : chunk + 1]) or groups.groups < GROUPS or read < due:
-            continue
-        number, due, first = number + 1, GROWTH * read, first or read
-        error = error_of(number, first, 1 - promise.confidence)
-        if look(groups, torch.arange(CHANNELS), promise, read=read, error=error, seed=number).stable:
+        documents, read = (chunk + 1) * CHUNK, (chunk + 1) / len(total)
+        ended = groups.add(total[chunk], count[chunk : chunk + 1])
+        if ended and watch.certain(groups, ranked, promise, documents, read):
             mine = set((total[chunk] / count[chunk]).topk(size).indices.tolist())
             return read, len(mine & whole) / size
     return 1.0, 1.0
@@ -86,15 +95,28 @@ def test_a_constant_score_is_stable_at_the_first_look_and_the_error_is_shared():
     for chunk in range(1, GROUPS + 1):
         groups.add(chunk * torch.arange(50.0, dtype=torch.float64), torch.tensor([float(chunk)], dtype=torch.float64))
     assert look(groups, torch.arange(50), Promise(top=0.1, overlap=1.0)).stable
-    assert sum(error_of(number, 0.0, 0.05) for number in range(1, 1000)) <= 0.05
-    looks = 1 + int(torch.log(torch.tensor(100.0)) / torch.log(torch.tensor(GROWTH)))
-    assert looks * error_of(1, 0.01, 0.05) <= 0.05 + 1e-12
+    assert sum(error_of(number, 0.05) for number in range(1, 1000)) <= 0.05
+
+
+def test_only_looks_that_may_be_certain_are_planned():
+    hopeless, near, sure = (
+        Look(size=200, allowed=4, expected=expected, variance=expected) for expected in (40, 1.55, 0.5)
+    )
+    assert growth(hopeless, 0.05, 0.025) == GROWTH[1]
+    assert GROWTH[0] < growth(near, 0.05, 0.025) < GROWTH[1]
+    assert growth(near, 0.5, 0.025) < growth(near, 0.05, 0.025), "what is left shrinks faster the more is read"
+    assert growth(sure, 0.0, 0.025) == GROWTH[0]
 
 
 @pytest.mark.parametrize("bad", [{"top": 0.0}, {"overlap": 1.5}, {"confidence": 1.0}, {"score": "median"}])
 def test_bad_promises(bad):
     with pytest.raises(ActError, match="expected"):
         Promise(**bad)
+
+
+def test_chunks_grow_with_the_corpus(tokenizer):
+    small, large = (Corpus.from_records([{"text": "a"}] * size, tokenizer) for size in (1000, 100_000))
+    assert look_ahead([small]) == look_ahead([small, large]) == 128 and look_ahead([large]) == 200
 
 
 def make(tokenizer, *more: Observer) -> tuple[Job, UntilStable]:
@@ -134,6 +156,46 @@ def test_a_run_stops_with_a_certificate_and_resumes_to_the_same_bits(tokenizer, 
     again = run_job(resumed, Checkpoint(tmp_path / "c"))
     assert torch.equal(again["one"].moments.arena, profiles["one"].moments.arena)
     assert again["one"].source["corpora"][0]["stable"] == certificate
+
+
+def test_any_chain_of_interruptions_gives_the_same_profiles_and_certificates(tokenizer, tmp_path):
+    whole = run_job(make(tokenizer)[0])
+    batches = Counted()
+    run_job(make(tokenizer, batches)[0])
+    # A batch after each resume: checkpoints in the middle of a window; the last ones after "one" was certain.
+    for number, chain in enumerate([(9, 1, 1), (5, 1, 5, 1), (batches.seen - 2,), (batches.seen - 3, 1)]):
+        path = tmp_path / str(number)
+        for batch in chain:
+            with pytest.raises(ActError, match="goes on from there"):
+                run_job(make(tokenizer, Failing(batch))[0], Checkpoint(path, every=0))
+        resumed = run_job(make(tokenizer, Observer())[0], Checkpoint(path))
+        for ability, profile in whole.items():
+            assert torch.equal(resumed[ability].moments.arena, profile.moments.arena)
+            found, expected = (each.source["corpora"][0] for each in (resumed[ability], profile))
+            assert found["stable"] == expected["stable"] and found["records"] == expected["records"]
+
+
+class Counted(Observer):
+    """Counts batches."""
+
+    seen = 0
+
+    def after_batch(self, run, batch) -> None:
+        self.seen += 1
+
+
+def test_the_share_read_of_labelled_rows_is_of_all_corpora(tokenizer):
+    def corpus(number: int) -> Corpus:
+        texts = [{"text": f"a b c {row * 7919 % 1000}", "skill": "one"} for row in range(number)]
+        return Corpus.from_records(texts, tokenizer, ability_column="skill")
+
+    until = UntilStable(Promise(score="mean-abs", top=0.2, overlap=0.5, confidence=0.5))
+    corpora = {"x": corpus(200), "y": corpus(400)}
+    job = Job({"model": tiny_model("llama")}, corpora, observers=[until], look_ahead=8, token_budget=512)
+    until.expect(job)
+    found = run_job(job)["one"].source["corpora"][0]
+    assert found["stable"]["corpus_share"] == pytest.approx(found["records"] / 600, abs=1e-6)
+    assert "all corpora" in found["stable"]["assumes"]
 
 
 def test_what_cannot_be_stable(tokenizer):

@@ -16,6 +16,7 @@ from conftest import tiny_model
 import act
 import act.combine
 import act.loading
+from act.errors import ActError
 
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
 
@@ -105,6 +106,48 @@ def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path, victim):
+    corpus = tmp_path / "long.jsonl"
+    corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 8))
+    output, undisturbed = tmp_path / "p", tmp_path / "undisturbed"
+    arguments = options(folder, "--corpus", corpus, "--checkpoint-every", "0.2")
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
+    command = [sys.executable, "-m", *torchrun, "-m", "act", *map(str, arguments)]
+    process = subprocess.Popen([*command, "--output", output], stderr=subprocess.PIPE, text=True)
+    checkpoints = [tmp_path / f"p.checkpoint-{rank}-of-2" for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while not all(path.exists() for path in checkpoints):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
+    os.kill(sorted(map(int, children.split()))[victim], signal.SIGKILL)
+    _, stderr = process.communicate(timeout=240)
+    assert process.returncode == 0 and "SIGKILL" in stderr or "exitcode: -9" in stderr, stderr
+    assert not any(path.exists() for path in checkpoints)
+    act_profile(*arguments, "--output", undisturbed, ranks=2)
+    assert torch.equal(act.load(output).moments.arena, act.load(undisturbed).moments.arena)
+
+
+@pytest.mark.slow
+def test_ranks_refuse_together_what_one_process_refuses(folder, tmp_path):
+    bad, empty, output = tmp_path / "bad.jsonl", tmp_path / "empty.jsonl", tmp_path / "p"
+    lines = (folder / "de.jsonl").read_text().splitlines()
+    bad.write_text("\n".join(["{", *lines[:100], "{", *lines[100:], ""]))  # one for each rank
+    empty.write_text('{"prompt": "a", "completion": ""}\n')
+    arguments = options(folder, "--output", output, "--skip-bad-records", "1")
+    refused = act_profile(*arguments, "--corpus", bad, ranks=2, code=2).stderr
+    assert "line 102: not JSON" in refused and "to leave them out, pass --skip-bad-records 2" in refused
+    assert "another rank was lost" not in refused and not output.exists()
+    act_profile(*arguments, "--skip-bad-records", "2", "--corpus", bad, ranks=2)
+    exists = act_profile(*arguments, "--corpus", folder / "de.jsonl", ranks=2, code=2).stderr
+    assert "exists already" in exists and "another rank was lost" not in exists
+    corpora = ["--corpus", f"x={folder / 'de.jsonl'}", "--corpus", f"y={empty}", "--output", tmp_path / "q"]
+    refused = act_profile(*arguments, *corpora, ranks=2, code=2).stderr
+    assert "y: no token was counted; it is empty" in refused and not (tmp_path / "q").exists()
+
+
+@pytest.mark.slow
 def test_ranks_with_nothing_to_read_and_with_abilities(folder, tmp_path):
     corpora = ["--corpus", f"one={folder / 'de.jsonl'}", "--corpus", f"two={folder / 'en.jsonl'}"]
     for name, ranks in (("ranks", 4), ("alone", 0)):
@@ -124,7 +167,13 @@ def test_bad_input_of_ranks(folder, tmp_path):
     assert "works in one process" in act_profile(*stable, ranks=2, code=2).stderr
 
 
-def test_shards_combine_to_the_whole(folder, whole, tmp_path):
+def test_a_shard_alone_cannot_tell_when_the_whole_is_certain(folder, tmp_path):
+    arguments = options(folder, "--corpus", folder / "de.jsonl", "--output", tmp_path / "p")
+    refused = act_profile(*arguments, "--until-stable", "--shard", "0/2", code=2)
+    assert "--shard" in refused.stderr and not (tmp_path / "p").exists()
+
+
+def test_shards_combine_to_the_whole(folder, whole, tmp_path, monkeypatch):
     model = act.loading.load_model(str(folder / "model"))
     corpus = act.Corpus.from_file(folder / "de.jsonl", act.loading.load_tokenizer(str(folder / "model")), count="all")
     paths = []
@@ -139,6 +188,15 @@ def test_shards_combine_to_the_whole(folder, whole, tmp_path):
     assert combined.source["corpora"][0]["records"] == 400
     again = act.combine.combine([act.load(path) for path in paths])
     assert torch.equal(again.moments.arena, combined.moments.arena)
+
+    with monkeypatch.context() as patched:  # headers are enough to refuse
+        patched.setattr(act.combine.StoredProfile, "load", None)
+        with pytest.raises(ActError, match="missing shards: 0/3"):
+            act.combine.combine(paths[1:])
+    assert torch.equal(act.combine.combine(paths).moments.arena, combined.moments.arena)
+    nothing = act.Corpus.from_records([], corpus.tokenizer)
+    with pytest.raises(ActError, match="no token was counted; it is empty"):
+        act.combine.combine([act.profile(model, nothing, shard=(number, 2)) for number in range(2)])
 
     refused = tmp_path / "refused"
     missing = act_profile("combine", *paths[:2], "--output", refused, code=2)

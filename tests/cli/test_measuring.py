@@ -15,6 +15,8 @@ import torch
 from conftest import tiny_model
 
 import act
+import act.cli.measuring
+from act.errors import ActError, Interrupted
 
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
 
@@ -159,8 +161,54 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
         (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
+        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "combine could not merge them"),
         (["--corpus", "none.jsonl", "--token-budget", "many"], "token budget is 'many'"),
     ],
 )
 def test_bad_options(folder, arguments, message, tmp_path):
     assert message in act_profile(*options(folder, *arguments, "--output", tmp_path / "p"), code=2).stderr
+
+
+def in_process(folder, output, **options):
+    """One run of the demo's corpus in this process."""
+    return act.cli.measuring.Measuring(
+        models={"model": str(folder / "model")},
+        corpora=[str(folder / "de.jsonl")],
+        output=output,
+        reading={"ability_column": None},
+        feeding={"shard": (0, 1)},
+        loading={"device": "cpu", "device_map": None},
+        **options,
+    ).run()
+
+
+def test_what_was_counted_is_safe_when_the_profile_cannot_be_written(folder, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise ActError("the disk is full")
+
+    output, log = tmp_path / "p", tmp_path / "log"
+    with monkeypatch.context() as patched:
+        patched.setattr(act.Profile, "save", full)
+        with pytest.raises(
+            ActError, match=r"the disk is full; what came before .* is safe in .*p\.checkpoint: the same"
+        ):
+            in_process(folder, output)
+        with pytest.raises(ActError, match="the disk is full; nothing was kept"):
+            in_process(folder, tmp_path / "q", checkpoint_every=0)
+    in_process(folder, output, log=log)
+    in_process(folder, tmp_path / "whole")
+    assert torch.equal(act.load(output).moments.arena, act.load(tmp_path / "whole").moments.arena)
+    assert json.loads(log.read_text().splitlines()[0])["event"] == "resumed"
+    assert not (tmp_path / "p.checkpoint").exists()
+
+
+def test_ctrl_c_while_loading_is_a_sentence(folder, tmp_path, monkeypatch):
+    def pressed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(act.cli.measuring, "load_model", pressed)
+    with pytest.raises(Interrupted, match="interrupted; nothing was counted before, and the same command"):
+        in_process(folder, tmp_path / "p")
+    (tmp_path / "p.checkpoint").touch()
+    with pytest.raises(Interrupted, match=r"what was counted before is safe in .*p\.checkpoint"):
+        in_process(folder, tmp_path / "p")
