@@ -141,7 +141,7 @@ def evaluate(
         raise ActError(f"metric is {metric!r}; expected one of {', '.join(get_args(Metric))}")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ActError(f"max new tokens is {max_new_tokens}; expected at least 1")
-    corpus = corpus.for_model(model)
+    corpus = corpus.for_models(model)
     records = list(corpus.encoded())
     if not records:
         raise ActError(f"{corpus.name}: no record to evaluate")
