@@ -127,7 +127,11 @@ def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
 
     A dict of ``input_ids``, ``attention_mask`` and optionally ``count_mask``, all ``[batch, length]``, and whatever
     else the model takes, ``[batch, …]``; every attended token counts where there is no ``count_mask``.
+
+    Raises:
+        ActError: no dict, no ``input_ids``, or one that is not integers; a mask of another shape.
     """
+    _require_batch(batch)
     inputs = {name: x for name, x in batch.items() if name not in ("count_mask", "ability")}
     attended = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
     count_mask = batch["count_mask"].bool() & attended if "count_mask" in batch else attended
@@ -143,6 +147,28 @@ def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
         rows = torch.tensor([label == ability for label in labels], device=attended.device)
         part = {name: x[rows] for name, x in inputs.items()}
         yield Batch(part, count_mask[rows], ability, records=int(rows.sum()))
+
+
+def _require_batch(batch: Any) -> None:
+    if not isinstance(batch, Mapping):
+        raise ActError(f"a batch is of type {type(batch).__name__}; expected a dict of tensors, input_ids among them")
+    if "input_ids" not in batch:
+        held = ", ".join(map(str, batch)) or "nothing"
+        raise ActError(f"a batch holds no input_ids, only {held}; give the token ids, integers [batch, length]")
+    for name in ("input_ids", "attention_mask", "count_mask"):
+        if name in batch and not isinstance(batch[name], torch.Tensor):
+            raise ActError(
+                f"{name} of a batch is of type {type(batch[name]).__name__}; expected a tensor [batch, length]"
+            )
+    ids = batch["input_ids"]
+    if ids.dim() != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ActError(f"input_ids of a batch are {ids.dtype} {list(ids.shape)}; expected integers [batch, length]")
+    for name in ("attention_mask", "count_mask"):
+        if name in batch and batch[name].shape != ids.shape:
+            raise ActError(
+                f"{name} of a batch has the shape {list(batch[name].shape)}; expected {list(ids.shape)}, that of its "
+                "input_ids"
+            )
 
 
 def pieces(

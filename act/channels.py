@@ -106,7 +106,7 @@ class ChannelSpace:
                 the same, but cannot be transferred, so no tensor is ever transferred twice.
 
         Raises:
-            ActError: the model has no such module.
+            ActError: the model has no such module, or adapters beside its modules.
         """
         apart = ties_apart(model)
 
@@ -116,6 +116,11 @@ class ChannelSpace:
         names = {id(parameter): name for name, parameter in model.named_parameters() if id(parameter) not in apart}
         found = []
         for name, module in model.named_modules():
+            if name.endswith(".base_layer"):
+                raise ActError(
+                    f"{name.removesuffix('.base_layer')} has an adapter beside it, which no channel of the model is; "
+                    "merge it (merge_and_unload of peft, or act-profile tune --merge), and save the whole model"
+                )
             dims = _channel_dims(module)
             if dims:
                 found.append((name, module, dims))
@@ -165,11 +170,17 @@ class ChannelSpace:
             raise ActError(f"no site called {name}; the first of {len(self.sites)} is {self.sites[0].name}") from None
 
     def without(self, kinds: Iterable[str]) -> list[Site]:
-        """The sites of other module kinds than these; raises ActError for a kind that the model does not have."""
+        """The sites of other module kinds than these.
+
+        Raises:
+            ActError: a kind that the model does not have; nothing is left.
+        """
         excluded, known = set(kinds), {site.kind for site in self.sites}
         if excluded - known:
             unknown, has = ", ".join(sorted(excluded - known)), ", ".join(sorted(known))
             raise ActError(f"no module kind {unknown}; this model has {has}")
+        if excluded == known:
+            raise ActError("every module kind is excluded, so there is nothing to measure; exclude fewer")
         return [site for site in self.sites if site.kind not in excluded]
 
     def locate(self, channel: int) -> tuple[Site, int]:

@@ -258,7 +258,9 @@ class Corpus:
         ]
 
     def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
-        if isinstance(result, ActError) or len(result.input_ids) <= self.max_length or result.answer.all():
+        if isinstance(result, ActError) or len(result.input_ids) <= self.max_length:
+            return result
+        if result.answer[len(self.encoder.lead) :].all():  # a text, which may be cut
             return result
         return ActError(
             f"the record has {len(result.input_ids)} tokens and the limit is {self.max_length}; "

@@ -127,7 +127,7 @@ class Encoder:
         return self.tokenizer(texts, **options)["input_ids"]
 
     @cached_property
-    def _lead(self) -> list[int]:
+    def lead(self) -> list[int]:
         """The special tokens that the tokenizer puts in front of a text."""
         ids, bare = self.tokenizer("a")["input_ids"], self._bare(["a"])[0]
         return next((ids[:i] for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare), [])
@@ -173,7 +173,9 @@ class Encoder:
 
     def _text(self, text: Any, mask: Any) -> Steps:
         (ids,) = yield [_nonempty("text", text)]
-        return _masked([*self._lead, *ids], mask)
+        if mask is None:  # what the tokenizer puts in front is no text, and holds the largest activations of all
+            mask = [0] * len(self.lead) + [1] * len(ids)
+        return _masked([*self.lead, *ids], mask)
 
     def _completion(self, prompt: Any, completion: Any, mask: Any) -> Steps:
         if not isinstance(prompt, str):
@@ -183,8 +185,8 @@ class Encoder:
         if eos is not None and whole[-1:] != [eos]:
             whole = [*whole, eos]
         if mask is not None:
-            return _masked([*self._lead, *whole], mask)
-        return _answered([*self._lead, *whole], [_after([*self._lead, *prefix], [*self._lead, *whole])])
+            return _masked([*self.lead, *whole], mask)
+        return _answered([*self.lead, *whole], [_after([*self.lead, *prefix], [*self.lead, *whole])])
 
     def _turn(self, question: Any, answer: Any, mask: Any) -> Steps:
         if not isinstance(question, str):

@@ -64,7 +64,7 @@ class Evaluation:
     cut: int = 0
 
     def summary(self) -> dict[str, Any]:
-        """Means with their standard errors, as plain data; match figures are None for ``nll``."""
+        """Means with their standard errors, as plain data; None for what there is none of, or is no finite number."""
         per_token, per_record = ratio_and_error(self.nll, self.tokens), mean_and_error(self.nll)
         match = (None, None) if self.right is None else mean_and_error(self.right.double())
         return {
@@ -74,9 +74,9 @@ class Evaluation:
             "metric": self.metric,
             "records": len(self.nll),
             "tokens": int(self.tokens.sum()),
-            "nll_per_token": per_token[0],
+            "nll_per_token": finite(per_token[0]),
             "nll_per_token_se": finite(per_token[1]),
-            "nll_per_record": per_record[0],
+            "nll_per_record": finite(per_record[0]),
             "nll_per_record_se": finite(per_record[1]),
             "match": match[0],
             "match_se": finite(match[1]),
@@ -105,9 +105,9 @@ class Comparison:
             "before": self.before,
             "after": self.after,
             "corpus": self.corpus,
-            "nll_per_token_difference": self.nll and self.nll.difference,
+            "nll_per_token_difference": finite(self.nll.difference if self.nll else None),
             "nll_per_token_difference_se": finite(self.nll.standard_error if self.nll else None),
-            "nll_p": self.nll and self.nll.p,
+            "nll_p": finite(self.nll.p if self.nll else None),
             "match_difference": self.match and self.match.difference,
             "match_difference_se": finite(self.match.standard_error if self.match else None),
             "match_p": self.match and self.match.p,
@@ -123,6 +123,7 @@ def evaluate(
     *,
     max_new_tokens: int | None = None,
     token_budget: int = DEFAULT_TOKEN_BUDGET,
+    name: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Evaluate a Hugging Face causal language model on every record of ``corpus``.
@@ -133,14 +134,17 @@ def evaluate(
             likeliest to begin the answer; ``nll``: likelihood only; ``auto``: the one that all records fit.
         max_new_tokens: limit of an answer; by default the longest answer and some room.
         token_budget: tokens a batch, padding and answers included.
+        name: what to call the model; else the name it was loaded by, which of an adapter is its base's.
 
     Raises:
-        ActError: no record; an unknown metric, or one that a record does not fit.
+        ActError: no record; an unknown metric, or one that a record does not fit; a number out of range.
     """
     if metric not in get_args(Metric):
         raise ActError(f"metric is {metric!r}; expected one of {', '.join(get_args(Metric))}")
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ActError(f"max new tokens is {max_new_tokens}; expected at least 1")
+    if token_budget < 1:
+        raise ActError(f"token budget is {token_budget}; expected at least 1 token")
     corpus = corpus.for_models(model)
     records = list(corpus.encoded())
     if not records:
@@ -162,7 +166,7 @@ def evaluate(
             outputs, cut = _answers(model, corpus, exercises, scored.greedy, limit, token_budget, report)
             right = torch.tensor([_same(chosen, given, e.answer) for given, e in zip(outputs, exercises, strict=True)])
     return Evaluation(
-        getattr(model, "name_or_path", "") or type(model).__name__,
+        name or getattr(model, "name_or_path", "") or type(model).__name__,
         fingerprint(model),
         corpus.name,
         corpus.source.fingerprint,

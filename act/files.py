@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,16 +20,19 @@ from safetensors.torch import save_file
 from act.errors import ActError
 
 SCHEMA_KEY, HEADER_KEY = "schema", "header"
+MANIFEST = ".act-profile"  # in each folder written: the files that --force may replace, one a line
 
 
 def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
     """Raise :class:`ActError` if ``path`` cannot be written, before any work.
 
-    That is: it exists and ``force`` is not set, its folder does not exist, or it is one of the ``inputs``.
+    That is: it exists and ``force`` is not set, it is a folder with files in it that were not written by
+    :func:`written_whole`, its folder does not exist, or it is one of the ``inputs``.
     """
     require_not_input(path, inputs)
     if path.exists() and not force:
         raise ActError(f"{path} exists already; pass --force to replace it, or choose another output")
+    _require_own(path)
     if not path.absolute().parent.is_dir():
         raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
 
@@ -42,12 +46,36 @@ def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
             raise ActError(f"the output {output} would overwrite the input {one}; choose another output")
 
 
+def _require_own(path: Path) -> None:
+    """Raise :class:`ActError` for a folder with files that its manifest does not name."""
+    if not path.is_dir():
+        return
+    manifest = path / MANIFEST
+    known = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    if foreign := [name for name in _files(path) if name not in {MANIFEST, *known}]:
+        more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
+        raise ActError(
+            f"{path} holds {foreign[0]}{more}, not written there by act-profile, so --force does not replace the "
+            "folder; move them away, or choose another output"
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below a folder, by relative name."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
 @contextlib.contextmanager
 def written_whole(path: Path, *, force: bool = False, directory: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed onto it when the block ends, removed if it raises.
 
+    Who may read the result is for the umask to say, whatever wrote it. A folder gets a list of its files,
+    :data:`MANIFEST`, and is replaced only while it holds no others.
+
     Raises:
-        ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
+        ActError: ``path`` exists and ``force`` is False; it is a folder with files of someone else's; its folder does
+            not exist; the disk is full.
     """
     require_output(path, force)
     if path.is_dir() and not directory:
@@ -61,6 +89,11 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
         if directory:
             temporary.mkdir()
         yield temporary
+        if directory:
+            names = [name for name in _files(temporary) if name != MANIFEST]
+            (temporary / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        _give_usual_mode(temporary, scratch)
+        _require_own(path)  # again: files may have come meanwhile
         if path.is_dir() and not path.is_symlink():
             path.replace(scratch / "replaced")  # a rename cannot replace a folder that holds files
         try:
@@ -77,6 +110,17 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
         raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _give_usual_mode(written: Path, scratch: Path) -> None:
+    """Give what was written the mode of any new file (safetensors files come as 0600); not files linked elsewhere."""
+    usual = scratch / "usual"
+    usual.touch()
+    mode = stat.S_IMODE(usual.stat().st_mode)
+    for file in [written / name for name in _files(written)] if written.is_dir() else [written]:
+        found = file.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != mode:
+            file.chmod(mode)
 
 
 def _is_disk_full(error: BaseException) -> bool:
@@ -107,19 +151,28 @@ def load_tensors(
     """
     kind = schema.partition("/")[0]
     if not path.is_file():
-        raise ActError(f"no such file: {path}; expected a {kind} file")
+        raise ActError(f"no such file: {path}; expected an {kind} file")
+    if not _begins_as_safetensors(path):
+        raise ActError(f"{path} is no safetensors file; expected an {kind} file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get(SCHEMA_KEY, "an unknown schema")
             if found != schema:
                 same_kind = found.partition("/")[0] == kind
-                advice = "make it again with this version" if same_kind else f"give a {kind} file"
+                advice = "make it again with this version" if same_kind else f"give an {kind} file"
                 raise ActError(f"{path} holds {found}, expected {schema}; {advice}")
             names = [] if header_only else file.keys()
             return {name: file.get_tensor(name) for name in names}, json.loads(metadata[HEADER_KEY])
     except (SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise ActError(f"{path} is truncated or damaged ({error}); make it again") from error
+
+
+def _begins_as_safetensors(path: Path) -> bool:
+    """Whether a file begins as its format does: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) < 9 or start[8:] == b"{"  # one cut that short is damaged, whatever it was
 
 
 @contextlib.contextmanager

@@ -34,8 +34,8 @@ class TaskFigure:
             "model": self.model,
             "task": self.task,
             "metric": self.metric,
-            "value": self.value,
-            "se": self.standard_error,
+            "value": finite(self.value),
+            "se": finite(self.standard_error),
             "documents": len(self.per_document),
         }
 
@@ -67,12 +67,14 @@ def run_tasks(
     limit: int | None = None,
     fewshot: int | None = None,
     batch_size: int = 8,
+    name: str | None = None,
 ) -> list[TaskFigure]:
     """Run tasks on a loaded model; every metric of every task and subtask.
 
     Args:
         limit: documents a task at most; all by default.
         fewshot: examples in each prompt; the task's own number by default.
+        name: what to call the model; else the name it was loaded by.
 
     Raises:
         ActError: as :func:`require_tasks`; a task whose data cannot be had.
@@ -89,7 +91,7 @@ def run_tasks(
     except Exception as error:  # data sets, templates and metrics raise anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ActError(f"cannot run {', '.join(names)}: {reason}") from error
-    name = getattr(model, "name_or_path", "") or type(model).__name__
+    name = name or getattr(model, "name_or_path", "") or type(model).__name__
     return [
         TaskFigure(name, task, metric, float(value), _standard_error(values, key), _documents(found, task, key))
         for task, values in found["results"].items()
@@ -116,9 +118,9 @@ def compare_tasks(before: Sequence[TaskFigure], after: Sequence[TaskFigure]) -> 
                 "after": new.model,
                 "task": new.task,
                 "metric": new.metric,
-                "difference": new.value - was.value,
+                "difference": finite(new.value - was.value),
                 "se": test and finite(test.standard_error),
-                "p": test and test.p,
+                "p": finite(test.p if test else None),
             }
         )
     return rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -106,25 +105,35 @@ def load_tokenizer(name: str) -> Any:
     return _from_pretrained(AutoTokenizer, "tokenizer", name)
 
 
-def require_same_tokens(donor: Any, target: Any) -> None:
-    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
+def token_difference(donor: Any, target: Any) -> str | None:
+    """The first token id that means another token to another tokenizer, as a phrase; None where there is none."""
     tokens = {index: token for token, index in donor.get_vocab().items()}
     for token, index in sorted(target.get_vocab().items(), key=lambda item: item[1]):
         if tokens.get(index, token) != token:
-            raise ActError(
-                f"token {index} is {tokens[index]!r} to the donor's tokenizer and {token!r} to the target's, so the "
-                "models would read different texts; give two models with one vocabulary"
-            )
+            return f"token {index} is {tokens[index]!r} to the donor's tokenizer and {token!r} to the target's"
+    return None
 
 
-def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
+def require_same_tokens(donor: Any, target: Any) -> None:
+    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
+    difference = token_difference(donor, target)
+    if difference:
+        raise ActError(f"{difference}, so the models would read different texts; give two models with one vocabulary")
+
+
+def require_place(name: str, what: str) -> None:
+    """Raise :class:`ActError` for what is neither a folder nor like a hub id."""
     if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))):
         raise ActError(
             f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name"
         )
+
+
+def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
+    require_place(name, what)
     try:
         return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise ActError(f"cannot load the {what} {name}: {' '.join(str(error).split())[:300]}") from error
 
 

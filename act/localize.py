@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -64,12 +64,13 @@ def rank(
     Returns:
         The channels, with the input columns that belong to whole neurons and heads. Never chosen: channels that were
         not counted in either model (``rule["unmeasured"]`` tells how many of which kind), and those that share a
-        tensor owned by another site.
+        tensor owned by another site. ``rule["not_positive"]`` tells how many of the chosen have a score of 0 or below,
+        for which nothing speaks but that more were asked for; ``mass=1`` takes none of these.
 
     Raises:
         ActError: an unknown score, kind or other name; an amount out of range, or more than there is; profiles of
             different models, texts or counted positions; a keep profile that is the ability's; models that are not the
-            profile's.
+            profile's; scores that are all 0; an excluded module whose columns belong to the units.
     """
     amount = parse_amount(0.05 if top is None and count is None and mass is None else top, count, mass)
     name = "custom" if isinstance(score, torch.Tensor) else score
@@ -79,7 +80,8 @@ def rank(
     _require_contrast(profile, kept, name)
     space, include, exclude = _sides(profile)[0].space, list(include), list(exclude)
     units = segments(space, granularity)
-    allowed = _allowed(space, include, exclude)
+    included, excluded = _covered(include, space), _covered(exclude, space)
+    allowed = _allowed(space, included, excluded)
 
     if isinstance(score, torch.Tensor):
         values = _own_score(score, space)
@@ -96,7 +98,14 @@ def rank(
     if name in ("custom", "weight-diff", "random"):
         values.masked_fill_(~_counted(profile), torch.nan)  # the others have no score where nothing was counted
     unmeasured = _leave_out(values, space, allowed)
-    index, inputs, ranked = _choose(values, units, amount, scope)
+    if excluded:
+        _require_columns(units, space, allowed, excluded)
+    if name != "custom" and not values.isnan().all() and not values.nan_to_num().any():
+        raise ActError(
+            f"every channel has the {name} score 0, so nothing can be ranked: what is compared does not differ; "
+            "give two models that differ, or a text on which they do"
+        )
+    chosen = _choose(values, units, amount, scope)
     rule = {
         "score": name,
         "top": amount.top,
@@ -111,12 +120,13 @@ def rank(
         "include": sorted(include),
         "exclude": sorted(exclude),
         "seed": seed if score == "random" else None,
-        "ranked": ranked,
+        "ranked": chosen.ranked,
+        "not_positive": chosen.not_positive,
         "unmeasured": unmeasured,
         "models": _models(profile),
         "tied": {site.name: site.tied_to for site in space if site.tied_to},
     }
-    return ChannelSet(space, index, values[index], rule, inputs)
+    return ChannelSet(space, chosen.channels, values[chosen.channels], rule, chosen.inputs)
 
 
 def _sides(ability: Ability) -> tuple[Profile, ...]:
@@ -159,10 +169,11 @@ def _weight_diff(ability: Ability, donor: nn.Module | None, target: nn.Module | 
         raise ActError(f"the models are not those of the profile: {difference}")
     expected = _models(ability)
     for side, model in (("donor", donor), ("target", target)):
-        if side in expected and fingerprint(model) != expected[side]["fingerprint"]:
+        if side in expected and (found := fingerprint(model)) != expected[side]["fingerprint"]:
             raise ActError(
-                f"the {side} given has other weights ({fingerprint(model)}) than the profile's, "
-                f"{expected[side]['name']} ({expected[side]['fingerprint']}); give the models that were profiled"
+                f"the {side} given has other weights ({found}) than the profile's, "
+                f"{expected[side]['name']} ({expected[side]['fingerprint']}); give the models that were "
+                "profiled, in the dtype they had then"
             )
     return weight_diff(donor, target, space)
 
@@ -190,36 +201,46 @@ def _require_contrast(ability: Ability, kept: list[Ability], score: str) -> None
             )
 
 
-def _allowed(space: ChannelSpace, include: list[str], exclude: list[str]) -> list[Site]:
-    kinds = sorted({site.kind for site in space})
-
-    def covers(word: str, site: Site) -> bool:
-        return site.kind == word if word in kinds else fnmatchcase(site.name, word)
-
-    for word in [*include, *exclude]:
-        if not any(covers(word, site) for site in space):
+def _covered(words: Iterable[str], space: ChannelSpace) -> set[str]:
+    """The names of the sites whose kind is one of the words, or, where no kind is called so, that match it."""
+    kinds, found = {site.kind for site in space}, set()
+    for word in words:
+        sites = {site.name for site in space if (site.kind == word if word in kinds else fnmatchcase(site.name, word))}
+        if not sites:
             raise ActError(
-                f"no module kind {word}; this model has {', '.join(kinds)}, and no site matches it as a pattern"
+                f"no module kind {word}; this model has {', '.join(sorted(kinds))}, and no site matches it as a pattern"
             )
-    allowed = [
-        site
-        for site in space
-        if site.parameters
-        and (not include or any(covers(word, site) for word in include))
-        and not any(covers(word, site) for word in exclude)
-    ]
+        found |= sites
+    return found
+
+
+def _allowed(space: ChannelSpace, included: set[str], excluded: set[str]) -> list[Site]:
+    sites = [site for site in space if site.parameters and site.name not in excluded]
+    allowed = [site for site in sites if not included or site.name in included]
     if not allowed:
         raise ActError("include and exclude leave no module to rank")
     return allowed
 
 
+def _require_columns(units: list[Segment], space: ChannelSpace, allowed: list[Site], excluded: set[str]) -> None:
+    """Raise :class:`ActError` where units that are ranked would move columns of an excluded module."""
+    ranked = torch.zeros(len(space), dtype=torch.bool)
+    for site in allowed:
+        ranked[site.channels] = True
+    for segment in units:
+        for name in segment.inputs:
+            assert segment.channels is not None
+            if name in excluded and ranked[segment.channels].all(1).any():
+                raise ActError(
+                    f"{name} is excluded, but its columns move with each {segment.kind} that it reads; exclude the "
+                    "modules before it too, or rank by channel"
+                )
+
+
 def _counted(ability: Ability) -> torch.Tensor:
     """Which channels both models were counted in, bool ``[N]``."""
-    statistics = [
-        one
-        for side in _sides(ability)
-        for one in ((side.donor, side.target) if isinstance(side, PairProfile) else (side,))
-    ]
+    both = ability if isinstance(ability, Profile) and not isinstance(ability, PairProfile) else Activations.of(ability)
+    statistics = (both,) if isinstance(both, Profile) else (both.donor, both.target)
     return torch.stack([(one.count > 0).cpu() for one in statistics]).all(0)
 
 
@@ -238,11 +259,17 @@ def _leave_out(values: torch.Tensor, space: ChannelSpace, allowed: list[Site]) -
     return unmeasured
 
 
-def _choose(
-    values: torch.Tensor, units: list[Segment], amount: Amount, scope: Scope
-) -> tuple[torch.Tensor, dict[str, torch.Tensor], int]:
-    """The chosen channels, the columns that go with them, and how many channels had a score."""
-    index, inputs, ranked = [], {}, 0
+class _Chosen(NamedTuple):
+    """The chosen channels, the columns that go with them; of how many channels, and how many of them score <= 0."""
+
+    channels: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+    ranked: int
+    not_positive: int
+
+
+def _choose(values: torch.Tensor, units: list[Segment], amount: Amount, scope: Scope) -> _Chosen:
+    index, inputs, ranked, not_positive = [], {}, 0, 0
     for pool in pools(units, scope):
         members = [units[number] for number in pool]
         whole = len(members) == len(units) and all(segment.channels is None for segment in members)
@@ -255,6 +282,8 @@ def _choose(
         ranked += (
             len(scores) - int(scores.isnan().count_nonzero()) if sizes is None else int(sizes[~scores.isnan()].sum())
         )
+        idle = chosen[scores[chosen] <= 0]
+        not_positive += len(idle) if sizes is None else int(sizes[idle].sum())
         if whole:
             index.append(chosen)
             break
@@ -267,8 +296,21 @@ def _choose(
                 inputs.update({site: columns[taken].flatten() for site, columns in segment.inputs.items()})
             start = stop
     if not sum(map(len, index)):
-        raise ActError("no channel has a score to rank by; measure the modules that are to be ranked")
-    return torch.cat(index), inputs, ranked
+        raise ActError(_nothing(values, units, ranked))
+    return _Chosen(torch.cat(index), inputs, ranked, not_positive)
+
+
+def _nothing(values: torch.Tensor, units: list[Segment], ranked: int) -> str:
+    """Why nothing was chosen."""
+    if values.isnan().all():
+        return "no channel has a score to rank by; measure the modules that are to be ranked"
+    if ranked:
+        return "no score is above 0, so there is no mass to take a share of; give top or count instead"
+    names = " or ".join(sorted({segment.kind for segment in units if segment.size > 1}))
+    return (
+        f"no whole {names} can be ranked: some of the modules that make it are not included, excluded or not measured; "
+        "include all of them, such as gate and up for neurons, or rank by channel"
+    )
 
 
 def _models(ability: Ability) -> dict[str, Any]:

@@ -20,15 +20,30 @@ from typing import Any
 import torch
 
 from act.channel_set import ChannelSet, Part
+from act.channels import ParameterSlice
 from act.errors import ActError
 from act.extras import optional
 from act.files import require_output, written_whole
 from act.fingerprint import fingerprint
 from act.folders import open_parameters
+from act.loading import load_tokenizer, token_difference
 from act.stored import StoredModel
-from act.transfer import Claim, Graft, blend, donor_fingerprint, require_models, require_overlap, require_strength
+from act.transfer import (
+    Claim,
+    Graft,
+    blend,
+    donor_fingerprint,
+    require_models,
+    require_overlap,
+    require_parallel,
+    require_strength,
+)
 
 NAME = "act"
+_NAME_MODELS: dict[str, tuple[str, ...]] = {  # keys of mergekit that name a model, and words of theirs that do not
+    **dict.fromkeys(("model", "base_model", "path", "lora"), ()),
+    **dict.fromkeys(("tokenizer_source", "source"), ("base", "union")),
+}
 
 
 def register() -> None:
@@ -98,7 +113,7 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False) -> Non
     output = Path(output)
     try:
         text = Path(config).read_text(encoding="utf-8")
-        plan = MergeConfiguration.model_validate(yaml.safe_load(text))
+        plan = MergeConfiguration.model_validate(_absolute(yaml.safe_load(text)))
     except (OSError, yaml.YAMLError, ValidationError, RuntimeError) as error:
         raise ActError(f"mergekit cannot use {config}: {' '.join(str(error).split())[:400]}") from error
     require_output(output, force, [config, *(reference.model.path for reference in plan.referenced_models())])
@@ -107,8 +122,22 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False) -> Non
     with written_whole(output, force=force, directory=True) as folder:
         try:
             run_merge(plan, str(folder), MergeOptions(copy_tokenizer=True, quiet=True), config_source=text)
-        except (RuntimeError, ValueError, TypeError) as error:
-            raise ActError(f"mergekit cannot merge by {config}: {' '.join(str(error).split())[:400]}") from error
+        except Exception as error:  # its planner, its hub client and its card raise anything
+            reason = " ".join(str(error).split())[:400] or type(error).__name__
+            raise ActError(f"mergekit cannot merge by {config}: {reason}") from error
+
+
+def _absolute(settings: Any, key: str = "") -> Any:
+    """A configuration with model folders named from the root: mergekit asks the hub about names such as ``base``."""
+    if isinstance(settings, list):
+        return [_absolute(one, key) for one in settings]
+    if isinstance(settings, dict):
+        return {key: _absolute(value, key) for key, value in settings.items()}
+    if not isinstance(settings, str) or key not in _NAME_MODELS or settings in _NAME_MODELS[key]:
+        return settings
+    folders = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in settings.split("+")]
+    plain = not any(mark in name for name in folders for mark in "+@")  # which mergekit reads as adapter and revision
+    return "+".join(folders) if plain else settings
 
 
 def _check(plan: Any) -> None:
@@ -117,6 +146,7 @@ def _check(plan: Any) -> None:
         raise ActError("merge_method act needs base_model (the target) and models (the donors)")
     base = plan.base_model.model.path
     grafts = []
+    parts: dict[str, list[ParameterSlice]] = {}
     for entry in plan.models:
         settings = {**(plan.parameters or {}), **(entry.parameters or {})}
         if entry.model.model.path == base:
@@ -128,13 +158,33 @@ def _check(plan: Any) -> None:
             raise ActError(f"weight of {entry.model.model.path} is {weight}; merge_method act takes one number")
         require_strength(weight)
         grafts.append(Graft({}, ChannelSet.load(settings["channels"]), weight, name=entry.model.model.path))
+        for part in grafts[-1].channels.parts():
+            parts.setdefault(part.slice.name, []).append(part.slice)
+    for held in parts.values():
+        require_parallel(held)
     require_overlap((plan.parameters or {}).get("overlap", "sum"))
+    if plan.tokenizer_source is None and plan.tokenizer is None:  # else mergekit renumbers tokens itself
+        _require_same_tokens([graft for graft in grafts if graft.moves_tokens], base)
     if all(Path(name).is_dir() for name in (base, *(graft.name or "" for graft in grafts))):
         for graft in grafts:
             donor = open_parameters(graft.name or "", graft)
             target = fingerprint(StoredModel(base).parameters(graft.channels.space))
             graft = Graft(donor, graft.channels, graft.strength)
             require_models([graft], target, [donor_fingerprint(graft)])
+
+
+def _require_same_tokens(grafts: list[Graft], target: str) -> None:
+    """Raise :class:`ActError` where rows or columns of tokens would come from a donor that numbers them otherwise."""
+    for graft in grafts:
+        try:
+            difference = token_difference(load_tokenizer(str(graft.name)), load_tokenizer(target))
+        except ActError:
+            continue  # a model without a tokenizer: nothing to compare
+        if difference:
+            raise ActError(
+                f"{graft.name} cannot give embedding or LM head to {target}: {difference}; rank again with "
+                "--exclude embed --exclude head, or use act-profile transfer --align-tokens"
+            )
 
 
 @lru_cache(maxsize=8)

@@ -24,8 +24,22 @@ def licence_of(folder: str | Path) -> str:
     return str(data.get("license_name") or licence) if licence else "not stated"
 
 
-def write_card(folder: Path, target: str | Path, donors: Sequence[str | Path], header: dict[str, Any]) -> None:
-    """Write ``README.md`` for a model made by a transfer; ``header`` is the patch's."""
+def write_card(
+    folder: Path,
+    target: str | Path,
+    donors: Sequence[str | Path],
+    header: dict[str, Any],
+    *,
+    command: str = "act-profile transfer",
+    afterwards: str = "",
+) -> None:
+    """Write ``README.md`` for a model made by a transfer.
+
+    Args:
+        header: the patch's.
+        command: what made it.
+        afterwards: a sentence on what was done after the transfer.
+    """
     from huggingface_hub import ModelCardData
 
     data = ModelCardData(
@@ -39,7 +53,7 @@ def write_card(folder: Path, target: str | Path, donors: Sequence[str | Path], h
         "---",
         f"# {Path(target).name} with rows of {', '.join(Path(donor).name for donor in donors)}",
         "",
-        "Made by `act-profile transfer` (arXiv 2601.09398): the parameter rows of the chosen channels were blended,",
+        f"Made by `{command}` (arXiv 2601.09398): the parameter rows of the chosen channels were blended,",
         "`target += strength * (donor - target)`; everything else is the target's.",
         "",
         "| | model | licence | channels | strength | chosen by |",
@@ -55,5 +69,6 @@ def write_card(folder: Path, target: str | Path, donors: Sequence[str | Path], h
         )
     lines += ["", f"Rows that several donors give: {header['overlap']}." if len(donors) > 1 else ""]
     lines += [f"- {note}" for note in header["notes"]]
-    lines += ["", f"Fingerprint of the target before: `{header['before']}`, after: `{header['after']}`."]
+    lines += ["", f"Fingerprint before the transfer: `{header['before']}`, after it: `{header['after']}`."]
+    lines += ["", afterwards] if afterwards else []
     (folder / CARD).write_text("\n".join(lines) + "\n")

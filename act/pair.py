@@ -33,8 +33,8 @@ def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
     difference = spaces[0].first_difference(spaces[1])
     if difference:
         raise ActError(
-            f"donor and target are not of one architecture: {difference}; "
-            "give two models derived from the same base, with the same vocabulary"
+            f"donor and target are not of one architecture: {difference}; give two models derived from the same base, "
+            "with the same vocabulary (else profile each by itself, without the LM head, and rank the two profiles)"
         )
     return spaces[0]
 

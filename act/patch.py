@@ -80,17 +80,12 @@ class Patch:
                     f"({expected.dtype}, {expected[:1].numel()} values a row), which this model does not have"
                 )
             if change.rows.max() >= len(found) or not same_bytes(found[change.rows.to(found.device)], expected):
-                reason = (
-                    "does not hold the values the patch was made on; apply it to the model it was made for"
-                    if forward
-                    else "was changed after the transfer, so reverting would lose that change; load the model again"
-                )
-                raise ActError(f"{change.part.name} {reason}")
+                raise ActError(f"{change.part.name} {_unexpected(change, found, forward)}")
         side = "before" if forward else "after"
         expected_print = self.header.get(side)
-        if expected_print and fingerprint(weights) != expected_print:
+        if expected_print and (found_print := fingerprint(weights)) != expected_print:
             raise ActError(
-                f"the model has the fingerprint {fingerprint(weights)}, the patch expects {expected_print} {side} the "
+                f"the model has the fingerprint {found_print}, the patch expects {expected_print} {side} the "
                 f"transfer: some parameter was changed after the transfer, or it is another model"
             )
         for change in self.changes:
@@ -119,6 +114,20 @@ class Patch:
         except KeyError as error:
             raise ActError(f"{path} lacks {error}; make it again") from error
         return cls(changes, header)
+
+
+def _unexpected(change: Change, found: torch.Tensor, forward: bool) -> str:
+    """What is wrong with rows that are not those the patch expects."""
+    there = change.rows.max() < len(found)
+    if there and same_bytes(found[change.rows.to(found.device)], change.after if forward else change.before):
+        done = "after the transfer already" if forward else "before the transfer"
+        return f"holds the values from {done}, so there is nothing to {'apply' if forward else 'revert'}"
+    if forward:
+        return "does not hold the values the patch was made on; apply it to the model it was made for"
+    return (
+        "does not hold the values that the transfer wrote: it was changed since, which reverting would lose, or it is "
+        "another model; give the model that came out of the transfer"
+    )
 
 
 def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from act.channels import ChannelSpace
 from act.checkpoint import Checkpoint
+from act.corpus import Corpus
 from act.errors import ActError
 from act.files import load_tensors, save_tensors, understood
 from act.job import Corpora, Job
@@ -215,6 +217,7 @@ def profile(model: nn.Module, corpora: Corpora, *, checkpoint: Checkpoint | None
         ActError: nothing was counted; a malformed record; a site whose output has no known shape; a tokenizer that is
             not the model's; a checkpoint of another run.
     """
+    _require_arguments({"model": model}, corpora)
     return run_job(Job({"model": model}, corpora, **options), checkpoint)
 
 
@@ -229,7 +232,26 @@ def profile_pair(
     Raises:
         ActError: also when the models are not of one architecture, naming the site that differs.
     """
+    _require_arguments({"donor": donor, "target": target}, corpora)
     return run_job(Job({"donor": donor, "target": target}, corpora, **options), checkpoint)
+
+
+def _require_arguments(models: Mapping[str, Any], corpora: Any) -> None:
+    for side, model in models.items():
+        if not isinstance(model, nn.Module):
+            raise ActError(
+                f"the {side} is of type {type(model).__name__}; expected a model that act.loading.load_model loaded"
+            )
+    expected = "an act.Corpus (from_file, from_records), a dict of them by ability, or batches"
+    if isinstance(corpora, (str, Path)):
+        raise ActError(f"the corpus is given by its name, {corpora}; expected {expected}")
+    if isinstance(corpora, Mapping) and not (
+        corpora and all(isinstance(corpus, Corpus) for corpus in corpora.values())
+    ):
+        held = ", ".join(sorted({type(corpus).__name__ for corpus in corpora.values()})) or "nothing"
+        raise ActError(f"the corpora are a dict that holds {held}; expected {expected}, such as a list of them")
+    if not isinstance(corpora, (Corpus, Iterable)):
+        raise ActError(f"the corpus is of type {type(corpora).__name__}; expected {expected}")
 
 
 def run_job(job: Job, checkpoint: Checkpoint | None = None) -> Any:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,16 +26,21 @@ from act.errors import ActError
 from act.evaluate import Evaluation, compare, evaluate
 from act.files import require_output, written_whole
 from act.granularity import Granularity
-from act.loading import load_model, load_tokenizer
+from act.loading import load_model, load_tokenizer, token_difference
 from act.localize import Score, parse_top, rank
+from act.model_card import write_card
 from act.normalize import Normalize
 from act.profile import load, profile_pair
+from act.records import open_source
 from act.selection import Scope
 from act.transfer import Graft, Overlap, require_strength, transfer_many
 from act.tune import TuneSettings, save_tuned, tune
 from act.versions import versions
 
-SCHEMA = "act-recipe/1"
+SCHEMA = "act-recipe/2"
+RESOLVED = "recipe.yaml"
+MOST_SEED = 2**32 - 1  # what transformers takes
+BLIND_SCORES = ("weight-diff", "random")  # they do not look at activations
 Say = Callable[[str], None]
 
 
@@ -51,7 +56,10 @@ class Parameters(_Section):
 
 
 class Donor(_Section):
-    """A donor, the corpus of the ability it gives, and the corpus, or corpora, of what is to be kept."""
+    """A donor, the corpus of the ability it gives, and the corpus, or corpora, of what is to be kept.
+
+    A corpus, here and below, is whatever :func:`act.records.open_source` opens.
+    """
 
     model: str
     corpus: str
@@ -71,15 +79,19 @@ class Tuning(_Section):
     replay: str | None = None
     mode: Literal["full", "rows", "lora"] = "full"
     steps: int | None = None
-    batch_size: int = 8
-    learning_rate: float = 1e-4
-    replay_share: float = 0.5
-    lora_rank: int = 8
-    seed: int = 0
-    save_steps: int = 50
+    batch_size: int = TuneSettings.batch_size
+    learning_rate: float = TuneSettings.learning_rate
+    replay_share: float = TuneSettings.replay_share
+    lora_rank: int = TuneSettings.lora_rank
+    seed: int = Field(0, ge=0, le=MOST_SEED)
+    save_steps: int = TuneSettings.save_steps
 
     def settings(self) -> TuneSettings:
-        """The same as :class:`act.TuneSettings`; raises ActError for a value out of range."""
+        """The same as :class:`act.TuneSettings`; raises ActError for a value out of range, or one without effect."""
+        if self.replay_share != TuneSettings.replay_share and self.replay is None:
+            raise ActError(f"replay_share {self.replay_share} is a share of nothing; give replay, or leave it out")
+        if self.lora_rank != TuneSettings.lora_rank and self.mode != "lora":
+            raise ActError(f"lora_rank has no effect in mode {self.mode}; leave it out, or choose mode lora")
         return TuneSettings(**self.model_dump(exclude={"corpus", "replay"}))
 
 
@@ -88,9 +100,9 @@ class Evaluating(_Section):
 
     corpora: dict[str, str] = Field(min_length=1)
     metric: Literal["auto", "exact", "number", "choice", "nll"] = "auto"
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = Field(None, ge=1)
     controls: list[Literal["random", "weight-diff", "interpolation"]] = []
-    interpolation: float = 0.2
+    interpolation: float = Field(0.2, ge=0, le=1)
 
 
 class Recipe(_Section):
@@ -108,11 +120,11 @@ class Recipe(_Section):
     include: list[str] = []
     exclude: list[str] = []
     count: Count = "answer"
-    max_length: int | None = None
-    token_budget: int = DEFAULT_TOKEN_BUDGET
+    max_length: int | None = Field(None, ge=2)
+    token_budget: int = Field(DEFAULT_TOKEN_BUDGET, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
-    seed: int = 0
+    seed: int = Field(0, ge=0, le=MOST_SEED)
     tune: Tuning | None = None
     evaluate: Evaluating | None = None
 
@@ -147,12 +159,22 @@ def read_recipe(path: Path) -> Recipe:
             except ActError as error:
                 line = _line(node, ("models", number, "parameters", key))
                 raise ActError(f"{path}, line {line}: {error}") from error
+        for key, wrong in _without_effect(recipe, donor):
+            raise ActError(f"{path}, line {_line(node, ('models', number, key))}: {wrong}")
     if recipe.tune:
         try:
             recipe.tune.settings()
         except ActError as error:
             raise ActError(f"{path}, line {_line(node, ('tune',))}: {error}") from error
     return recipe
+
+
+def _without_effect(recipe: Recipe, donor: Donor) -> Iterator[tuple[str, str]]:
+    """Keys of a donor that do not go with the score, and why."""
+    if donor.keep and recipe.score in BLIND_SCORES:
+        yield "keep", f"score {recipe.score} does not look at activations, so keep has no effect; leave it out"
+    if not donor.keep and recipe.score == "lape":
+        yield "corpus", "score lape compares abilities; give the corpus of at least one other as keep"
 
 
 def _line(node: Any, place: tuple[Any, ...]) -> int:
@@ -199,7 +221,8 @@ class Run:
     """A recipe with the contents of its inputs; stages are kept in a folder beside the output.
 
     Raises:
-        ActError: an input that does not exist. No weight is loaded.
+        ActError: an input that does not exist; a donor to whose tokenizer a token id is another token than to the
+            target's. No weight is loaded.
     """
 
     def __init__(self, recipe: Recipe, say: Say = lambda step: None) -> None:
@@ -216,6 +239,21 @@ class Run:
         corpora += [*recipe.evaluate.corpora.values()] if recipe.evaluate else []
         self._corpora = {path: _corpus_content(path) for path in corpora if path}
         self._loaded: dict[str, nn.Module] = {}
+        self._tokenizer = load_tokenizer(recipe.base_model)
+        for name in dict.fromkeys(donor.model for donor in recipe.models):
+            self._require_same_tokens(name)
+
+    def _require_same_tokens(self, donor: str) -> None:
+        try:
+            theirs = load_tokenizer(donor)
+        except ActError:
+            return self.say(f"{donor} has no tokenizer, so nothing tells whether it reads the same tokens")
+        difference = token_difference(theirs, self._tokenizer)
+        if difference:
+            raise ActError(
+                f"{donor} cannot be a donor for {self.recipe.base_model}: {difference}, so the models would read "
+                "different texts; give models with one vocabulary"
+            )
 
     @property
     def key(self) -> str:
@@ -223,7 +261,7 @@ class Run:
         settings = self.recipe.model_dump(exclude={"output", "base_model"})
         for donor in settings["models"]:
             donor["model"] = self._models[donor["model"]]
-        return _hash([settings, self._models[self.recipe.base_model], self._corpora])
+        return _hash([SCHEMA, settings, self._models[self.recipe.base_model], self._corpora])
 
     def plan(self) -> list[dict[str, Any]]:
         """The stages in order, and whether each is kept from an earlier run."""
@@ -242,18 +280,37 @@ class Run:
         return [{"stage": stage, "what": what, "kept": path.exists()} for stage, what, path in stages]
 
     def done(self) -> bool:
-        """Whether the output is what this recipe makes of these inputs."""
+        """Whether the output is what this recipe makes of these inputs, and all of it is there."""
+        return self._lacking() == []
+
+    def _lacking(self) -> list[str] | None:
+        """Files of the output that are gone or of another size; None where it is not what this recipe makes."""
         try:
-            found = yaml.safe_load((self.output / "recipe.yaml").read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError):
-            return False
-        return isinstance(found, dict) and found.get("run", {}).get("key") == self.key
+            found = yaml.safe_load((self.output / RESOLVED).read_text(encoding="utf-8"))["run"]
+            files = found["files"].items() if found["key"] == self.key else None
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError, AttributeError):
+            return None
+        sizes = _sizes(self.output)
+        return None if files is None else [name for name, size in files if sizes.get(name) != size]
 
     def execute(self, *, force: bool = False) -> dict[str, Any]:
-        """Run the stages that are not kept, write the output, and return the report."""
-        if self.done():
+        """Run the stages that are not kept, write the output, and return the report.
+
+        Args:
+            force: replace the output, also one that is up to date.
+
+        Raises:
+            ActError: as the stages do; the output exists, is not what this recipe makes, and ``force`` is False.
+        """
+        lacking = None if force else self._lacking()
+        if lacking == []:
             self.say(f"{self.output} is up to date: inputs and recipe have not changed")
             return json.loads((self.output / "report.json").read_text(encoding="utf-8"))
+        if lacking:
+            raise ActError(
+                f"{self.output} was made by this recipe, but {lacking[0]} is missing or was changed since; "
+                "pass --force to write it again from the stages that are kept"
+            )
         require_output(self.output, force, [*self._models, *self._corpora])
         self.cache.mkdir(exist_ok=True)
         result = self._settled("act")
@@ -262,11 +319,20 @@ class Run:
         with written_whole(self.output, force=force, directory=True) as folder:
             shutil.copytree(result, folder, dirs_exist_ok=True)
             (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
-            run = {"schema": SCHEMA, "key": self.key, "models": self._models, "versions": versions()}
+            files = _sizes(folder)
+            run = {"schema": SCHEMA, "key": self.key, "models": self._models, "versions": versions(), "files": files}
             resolved = {**self.recipe.model_dump(), "run": run}
             text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
-            (folder / "recipe.yaml").write_text(text, encoding="utf-8")
+            (folder / RESOLVED).write_text(text, encoding="utf-8")
+            self._write_card(folder)
         return report
+
+    def _write_card(self, folder: Path) -> None:
+        recipe = self.recipe
+        donors = [donor.model for donor in recipe.models]
+        tuned = recipe.tune and f"Afterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}."
+        header = self._moved()["header"]
+        write_card(folder, recipe.base_model, donors, header, command="act-profile recipe", afterwards=tuned or "")
 
     def _variants(self) -> list[str]:
         if not self.recipe.evaluate:
@@ -283,6 +349,7 @@ class Run:
             recipe.seed,
             recipe.dtype,
             recipe.overlap,
+            SCHEMA,
         ]
         ingredients += [donor.parameters.weight for donor in recipe.models]
         if recipe.evaluate:
@@ -304,8 +371,12 @@ class Run:
         recipe = self.recipe
         pairs = [self._pair(donor, path).name for path in (donor.corpus, *donor.kept)]
         settings: list[Any] = [score or recipe.score, recipe.normalize, recipe.scope, recipe.granularity]
-        settings += [recipe.include, recipe.exclude, recipe.seed]
+        settings += [recipe.include, recipe.exclude, self._seed(donor)]
         return self.cache / f"channels-{_hash([pairs, settings, donor.parameters.top_p])}.safetensors"
+
+    def _seed(self, donor: Donor) -> int:
+        """A seed for each donor: one for all would draw the same channels from each, a smaller set in all."""
+        return self.recipe.seed + next(number for number, one in enumerate(self.recipe.models) if one is donor)
 
     def _model(self, name: str) -> nn.Module:
         if name not in self._loaded:
@@ -313,8 +384,7 @@ class Run:
         return self._loaded[name]
 
     def _corpus(self, path: str, **options: Any) -> Corpus:
-        tokenizer = load_tokenizer(self.recipe.base_model)
-        return Corpus.from_file(path, tokenizer, max_length=self.recipe.max_length, **options)
+        return Corpus.from_file(path, self._tokenizer, max_length=self.recipe.max_length, **options)
 
     def _profiled(self, donor: Donor, corpus: str) -> Any:
         path = self._pair(donor, corpus)
@@ -330,7 +400,7 @@ class Run:
         if not path.exists():
             profile = self._profiled(donor, donor.corpus)
             score = score or self.recipe.score
-            kept = [] if score in ("weight-diff", "random") else [self._profiled(donor, path) for path in donor.kept]
+            kept = [] if score in BLIND_SCORES else [self._profiled(donor, path) for path in donor.kept]
             self.say(f"ranking the channels for {donor.corpus} by {score}")
             rank(
                 profile,
@@ -342,7 +412,7 @@ class Run:
                 granularity=self.recipe.granularity,
                 include=self.recipe.include,
                 exclude=self.recipe.exclude,
-                seed=self.recipe.seed,
+                seed=self._seed(donor),
                 donor=self._model(donor.model) if score == "weight-diff" else None,
                 target=self._model(self.recipe.base_model) if score == "weight-diff" else None,
             ).save(path)
@@ -357,19 +427,25 @@ class Run:
         target = load_model(self.recipe.base_model, dtype=self.recipe.dtype, device=self.recipe.device)
         if variant == "interpolation":
             assert self.recipe.evaluate
-            for donor in self.recipe.models:
-                _interpolate(
-                    target, self._model(donor.model), self.recipe.evaluate.interpolation / len(self.recipe.models)
-                )
+            donors = [self._model(donor.model) for donor in self.recipe.models]
+            _interpolate(target, donors, self.recipe.evaluate.interpolation)
         elif variant != "tune without transfer":
             score = None if variant == "act" else variant
             grafts = [
                 Graft(self._model(donor.model), self._channels(donor, score), donor.parameters.weight, name=donor.model)
                 for donor in self.recipe.models
             ]
-            transfer_many(grafts, target, self.recipe.overlap)
-        save_tuned(target, load_tokenizer(self.recipe.base_model), path)
+            patch = transfer_many(grafts, target, self.recipe.overlap)
+            header = {key: value for key, value in patch.header.items() if key != "parameters"}
+            moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
+            with written_whole(self._path("moved", variant, ".json"), force=True) as temporary:
+                temporary.write_text(json.dumps(moved), encoding="utf-8")
+        save_tuned(target, self._tokenizer, path)
         return path
+
+    def _moved(self) -> dict[str, Any]:
+        """What the transfer changed: values, parameters, and the header of its patch."""
+        return json.loads(self._path("moved", "act", ".json").read_text(encoding="utf-8"))
 
     def _settled(self, variant: str) -> Path:
         """The model folder of a variant after the tune, if there is one."""
@@ -400,7 +476,7 @@ class Run:
             channels=rows,
             checkpoints=path.with_name(f"{path.name}.checkpoints"),
         )
-        save_tuned(tuned.model, load_tokenizer(recipe.base_model), path, dtype=stored)
+        save_tuned(tuned.model, self._tokenizer, path, dtype=stored)
         shutil.rmtree(path.with_name(f"{path.name}.checkpoints"))
         return path
 
@@ -441,12 +517,14 @@ class Run:
         return read
 
     def _report(self, figures: dict[str, list[Evaluation]]) -> dict[str, Any]:
-        chosen = [{"donor": donor.model, "channels": len(self._channels(donor))} for donor in self.recipe.models]
+        moved = self._moved()
+        grafts = moved["header"]["grafts"]
         before = figures.get("target", [])
         return {
             "output": str(self.output),
             "key": self.key,
-            "donors": chosen,
+            "donors": [{key: graft[key] for key in ("donor", "channels", "strength")} for graft in grafts],
+            "moved": {"values": moved["values"], "parameters": moved["parameters"], "notes": moved["header"]["notes"]},
             "results": [one.summary() for found in figures.values() for one in found],
             "comparisons": [
                 compare(*both).summary()
@@ -457,10 +535,16 @@ class Run:
         }
 
 
-def _interpolate(target: nn.Module, donor: nn.Module, strength: float) -> None:
-    with torch.no_grad():
-        for mine, theirs in zip(target.parameters(), donor.parameters(), strict=True):
-            mine.lerp_(theirs.to(mine.device, mine.dtype), strength)
+@torch.no_grad()
+def _interpolate(target: nn.Module, donors: Sequence[nn.Module], strength: float) -> None:
+    """``target += strength * (mean of the donors - target)``, in place: all donors blended from where it was."""
+    for mine, *theirs in zip(target.parameters(), *(donor.parameters() for donor in donors), strict=True):
+        wide = mine.to(torch.promote_types(mine.dtype, torch.float32))
+        mine.copy_(wide.lerp(torch.stack([one.to(wide) for one in theirs]).mean(0), strength))
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
 
 
 def _hash(data: Any) -> str:
@@ -478,9 +562,7 @@ def _model_content(name: str) -> str:
 
 
 def _corpus_content(path: str) -> str:
-    if not Path(path).is_file():
-        raise ActError(f"no such corpus: {path}; expected a .jsonl or .txt file")
-    return _content(Path(path))
+    return open_source(path).fingerprint
 
 
 def _content(path: Path) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,19 +41,24 @@ class Activations:
         """The statistics of both sides.
 
         Raises:
-            ActError: a single profile; profiles of different architectures, texts or counted positions.
+            ActError: a single profile; profiles of different architectures, texts or counted positions; LM-head
+                channels that are other tokens in one than in the other, as far as their tokenizers tell.
         """
         if isinstance(ability, PairProfile):
             return cls(ability.space, ability.donor, ability.target, ability.difference)
         if not isinstance(ability, tuple) or any(isinstance(side, PairProfile) for side in ability):
             raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
         donor, target = ability
-        difference = donor.space.first_difference(target.space)
-        if difference:
-            raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
+        statistics = _on_space_of(donor, target)
         if corpora_of(donor) != corpora_of(target):
             raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
-        return cls(donor.space, donor, target, None)
+        if _tokenizers_of(donor) != _tokenizers_of(target) and any(map(_head_counted, (donor, target))):
+            raise ActError(
+                "the profiles of donor and target were read by different tokenizers, so an LM-head channel may be one "
+                "token in one and another in the other; profile both without it (act-profile run --exclude head), or "
+                "use act-profile pair, which compares their tokens one by one"
+            )
+        return cls(donor.space, donor, statistics, None)
 
 
 def corpora_of(profile: Profile) -> list[tuple[Any, ...]]:
@@ -61,6 +66,37 @@ def corpora_of(profile: Profile) -> list[tuple[Any, ...]]:
     return [
         tuple(corpus.get(key) for key in ("fingerprint", "count", "counted")) for corpus in profile.source["corpora"]
     ]
+
+
+def _on_space_of(donor: Profile, target: Profile) -> Statistics:
+    """The target's statistics over the donor's channel space: LM heads that neither counted may differ in width."""
+    difference = donor.space.first_difference(target.space)
+    if difference is None:
+        return target
+    narrowed = [
+        [replace(site, offset=0, width=0 if site.kind == "head" else site.width) for site in profile.space]
+        for profile in (donor, target)
+    ]
+    if narrowed[0] != narrowed[1]:
+        raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
+    if any(map(_head_counted, (donor, target))):
+        raise ActError(
+            f"the profiles of donor and target are of different vocabularies: {difference}; "
+            "profile both without it (act-profile run --exclude head)"
+        )
+    block = torch.zeros(len(target.moments.arena), len(donor.space), dtype=torch.float64)
+    for mine, theirs in zip(donor.space, target.space, strict=True):
+        if mine.width == theirs.width:
+            block[:, mine.channels] = target.moments.arena[:, theirs.channels].cpu()
+    return Statistics(block)
+
+
+def _tokenizers_of(profile: Profile) -> list[str | None]:
+    return [corpus.get("tokenizer") for corpus in profile.source["corpora"]]
+
+
+def _head_counted(profile: Profile) -> bool:
+    return any(bool((profile.count[site.channels] > 0).any()) for site in profile.space if site.kind == "head")
 
 
 def paired(activations: Activations) -> torch.Tensor:

@@ -36,10 +36,13 @@ def mcnemar(before: torch.Tensor, after: torch.Tensor) -> Difference:
 def sign_flip(differences: torch.Tensor, seed: int = 0) -> Difference:
     """Mean of paired differences (float ``[R]``) and its permutation test: each sign is flipped or not by a fair coin.
 
-    All ``2^R`` ways for at most :data:`EXACT_UP_TO` records, else :data:`FLIPS` drawn ways and the observed one.
+    All ``2^R`` ways for at most :data:`EXACT_UP_TO` records, else :data:`FLIPS` drawn ways and the observed one. NaN
+    throughout where a difference is NaN or infinite: nothing is known then.
     """
     values = differences.double()
     count = len(values)
+    if not values.isfinite().all():
+        return Difference(math.nan, math.nan, math.nan)
     mean, error = mean_and_error(values)
     if count <= EXACT_UP_TO:
         signs = (torch.arange(2**count)[:, None] >> torch.arange(count)) & 1
@@ -71,5 +74,5 @@ def ratio_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, fl
 
 
 def finite(value: float | None) -> float | None:
-    """``value``, or None where there is none: JSON has no NaN."""
-    return None if value is None or math.isnan(value) else value
+    """``value``, or None where there is none: JSON has neither NaN nor infinity."""
+    return value if value is not None and math.isfinite(value) else None

@@ -47,12 +47,19 @@ class StoredModel(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Read the headers; raises ActError if there are no safetensors, or a shard is missing or damaged."""
+        """Read the headers.
+
+        Raises:
+            RenamedWeights: there are weights, but no safetensors.
+            ActError: no weights; a configuration, index or shard that is missing or damaged.
+        """
         self.folder = Path(folder)
         self._arriving: dict[str, Future[None]] = {}
+        if (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file():
+            raise ActError(f"{folder} is an adapter, not a model; merge it into its model and give the result")
         if not (self.folder / "config.json").is_file():
             raise ActError(f"no such model: {folder}; expected a folder in Hugging Face format")
-        self.config: dict[str, Any] = json.loads((self.folder / "config.json").read_text())
+        self.config = _mapping(self.folder / "config.json")
         self._where: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
         self.shards: dict[str, list[str]] = {}
         for file in self._files():
@@ -64,12 +71,19 @@ class StoredModel(Mapping[str, torch.Tensor]):
     def _files(self) -> list[str]:
         index = self.folder / INDEX
         if index.is_file():
-            return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            places = _mapping(index).get("weight_map")
+            if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+                raise ActError(f"{index} has no weight_map from tensors to files; download or save the model again")
+            return sorted(set(places.values()))
         if (self.folder / SINGLE).is_file():
             return [SINGLE]
-        raise ActError(
-            f"{self.folder} holds no safetensors weights; load the model and save it again with save_pretrained"
-        )
+        other = next((path.name for path in sorted(self.folder.glob("*.bin"))), None)
+        if other:
+            raise RenamedWeights(
+                f"{self.folder} holds {other} and no safetensors; "
+                "to work on its files, load the model and save it again with save_pretrained"
+            )
+        raise ActError(f"{self.folder} holds no weights; expected .safetensors files")
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -134,7 +148,10 @@ class StoredModel(Mapping[str, torch.Tensor]):
         ]
         if missing or twice:
             name = (missing or twice)[0]
-            raise RenamedWeights(f"{self.folder} {'lacks' if missing else 'stores twice'} {name}")
+            raise RenamedWeights(
+                f"{self.folder} {'lacks' if missing else 'stores twice'} {name}: "
+                "names on disk differ from those of the parameters"
+            )
         return Parameters(self, names)
 
 
@@ -166,7 +183,7 @@ class Parameters(Mapping[str, torch.Tensor]):
 
 
 class RenamedWeights(ActError):
-    """The names in a checkpoint are not those of the model's parameters: only loading the model can tell."""
+    """A checkpoint whose tensors are not the model's parameters by name: only loading the model can tell."""
 
 
 def parameter_names(space: ChannelSpace) -> list[str]:
@@ -216,6 +233,16 @@ def _copy(path: Path, folder: Path) -> None:
     (folder / path.name).chmod(0o644)
 
 
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ActError(f"{path} is no JSON ({error}); download or save the model again") from error
+    if not isinstance(found, dict):
+        raise ActError(f"{path} holds {type(found).__name__}, expected a JSON object; download or save the model again")
+    return found
+
+
 def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, int]]:
     try:
         with path.open("rb") as file:
@@ -239,7 +266,7 @@ def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, in
         return places
     except ActError:
         raise
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ActError(
             f"{path} is missing, truncated or damaged ({error}); download or save the model again"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,7 +70,8 @@ def sweep(
         report: told of every setting as soon as it is known.
 
     Raises:
-        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, or NaN.
+        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, or
+            that are not finite.
     """
     shares, steps = sorted({parse_top(top) for top in tops}), sorted(set(strengths))
     for strength in steps:
@@ -78,10 +80,10 @@ def sweep(
         raise ActError("a sweep needs at least one share of the channels and one strength")
     if ranking.get("score") == "weight-diff":
         ranking = {**ranking, "donor": donor, "target": target}
+    sets = [rank(profile, top=top, **ranking) for top in shares]  # a slip in its options shows before the evaluations
     rows = [_setting(0.0, 0.0, 0, evaluate(target), None)]
     report(rows[0])
-    for top in shares:
-        channels = rank(profile, top=top, **ranking)
+    for top, channels in zip(shares, sets, strict=True):
         for strength in steps:
             patch = transfer(donor, target, channels, strength)
             try:
@@ -99,7 +101,10 @@ def _setting(
     found = {name: float(value) for name, value in figures.items()}
     if not found or (expected is not None and set(found) != set(expected)):
         raise ActError(f"evaluate gave the figures {sorted(found)}; expected one or more, the same for every setting")
-    bad = [name for name, value in found.items() if value != value]
+    bad = [name for name, value in found.items() if not math.isfinite(value)]
     if bad:
-        raise ActError(f"the figure {bad[0]} is not a number at top {top}, strength {strength}; it cannot be compared")
+        raise ActError(
+            f"the figure {bad[0]} is {found[bad[0]]} at top {top}, strength {strength}; it cannot be compared, "
+            "look for NaN in the weights of the models"
+        )
     return Setting(top, strength, channels, found)

@@ -40,6 +40,8 @@ class Graft:
         tokens: for a donor with another vocabulary, ``(donor_ids, target_ids)`` of the tokens that both have
             (:func:`shared_tokens`); without it, embedding and LM head of another size are left out.
         name: what to call it in headers and model cards.
+        token_difference: how the donor's token ids differ from the target's, if they do
+            (:func:`act.loading.token_difference`): without ``tokens``, embedding and LM head are left out then.
     """
 
     donor: nn.Module | Weights
@@ -47,6 +49,12 @@ class Graft:
     strength: float | Mapping[str, float] = 0.4
     tokens: tuple[torch.Tensor, torch.Tensor] | None = None
     name: str | None = None
+    token_difference: str | None = None
+
+    @property
+    def moves_tokens(self) -> bool:
+        """Whether it has channels of the embedding or the LM head, whose rows or columns are those of tokens."""
+        return any(part.site.kind in VOCABULARY_KINDS for part in self.channels.parts())
 
     def strength_of(self, site: Site, parameter: str) -> float:
         """The strength for one parameter of one site; 0 where no pattern matches."""
@@ -145,7 +153,7 @@ def require_models(grafts: Sequence[Graft], target: str, donors: Sequence[str | 
                 raise ActError(
                     f"the channel set was made for the {side} {expected[side]['name']} "
                     f"({expected[side]['fingerprint']}), but the {side} given has other weights ({value}); "
-                    "rank a profile of these models"
+                    "rank a profile of these models, or load them in the type they were profiled in (--dtype)"
                 )
 
 
@@ -218,6 +226,7 @@ def plan(grafts: Sequence[Graft], target: Weights, overlap: Overlap, notes: list
             require_strength(value)
         for side, weights in (("target", target), ("donor", weights_of(graft.donor, "donor"))):
             _require_architecture(side, weights, graft.channels)
+    _require_patterns(grafts)
     claims: dict[str, list[Claim]] = {}
     for graft in grafts:
         donor = weights_of(graft.donor, "donor")
@@ -242,6 +251,12 @@ def plan(grafts: Sequence[Graft], target: Weights, overlap: Overlap, notes: list
                     f"{site.width} channels against {old.shape[part.dim]} in the target"
                 )
             tokens = graft.tokens if site.kind in VOCABULARY_KINDS else None
+            if tokens is None and graft.token_difference and site.kind in VOCABULARY_KINDS:
+                notes.append(
+                    f"{len(rows)} channels of {site.name} were left out: {graft.token_difference}; "
+                    "align the tokens to include them"
+                )
+                continue
             if tokens is None and old.shape != new.shape:
                 if site.kind not in (*VOCABULARY_KINDS, "position") or old.shape[1:] != new.shape[1:]:
                     raise ActError(
@@ -260,10 +275,33 @@ def plan(grafts: Sequence[Graft], target: Weights, overlap: Overlap, notes: list
             if strength == 0:
                 continue
             held = claims.setdefault(part.name, [])
-            if any(claim.part != part for claim in held):
-                raise ActError(f"rows of one donor cross columns of another in {part.name}; exclude one of them")
+            require_parallel([*(claim.part for claim in held), part])
             held.append(Claim(part, donor, rows, moved.scores, strength, tokens))
     return claims
+
+
+def require_parallel(parts: Sequence[ParameterSlice]) -> None:
+    """Raise :class:`ActError` where donors give rows and columns of one parameter, which cross."""
+    if len(set(parts)) > 1:
+        raise ActError(f"rows of one donor cross columns of another in {parts[0].name}; exclude one of them")
+
+
+def _require_patterns(grafts: Sequence[Graft]) -> None:
+    """Raise :class:`ActError` for a strength by patterns of which one matches nothing that a donor with it gives."""
+    names: dict[str, set[str]] = {}
+    for graft in grafts:
+        if isinstance(graft.strength, Mapping):
+            if not graft.strength:
+                raise ActError("strength is {}; expected a number, or at least one pattern with its strength")
+            given = {name for part in graft.channels.parts() for name in (part.site.name, part.slice.name)}
+            for pattern in graft.strength:
+                names.setdefault(pattern, set()).update(given)
+    for pattern, given in names.items():
+        if not any(fnmatchcase(name, pattern) for name in given):
+            raise ActError(
+                f"the strength pattern {pattern!r} matches none of the {len(given)} chosen sites and parameters, such "
+                f"as {min(given, default='none at all')}; mend the pattern, or leave it out"
+            )
 
 
 def rows_of(claims: Sequence[Claim]) -> torch.Tensor:

@@ -36,10 +36,14 @@ def seconds(corpus: Path, folder: Path, ranks: int) -> float:
         *("run", "--model", str(MODEL), "--dtype", "float32", "--corpus", str(corpus), "--output", str(output)),
         *("--count", "all", "--look-ahead", "256", "--force", "--json"),
     ]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    cores = ["taskset", "-c", ",".join(map(str, range(ranks)))]
+    command = [sys.executable, "-m", "act", *arguments]
+    if ranks == 1:
+        command = ["taskset", "-c", "0", *command]
+    else:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--no-python"]
+        command = [sys.executable, *torchrun, "sh", "-c", 'exec taskset -c "$LOCAL_RANK" "$@"', "act", *command]
     done = subprocess.run(
-        [*cores, sys.executable, *torchrun, "-m", "act", *arguments],
+        command,
         capture_output=True,
         text=True,
         check=True,

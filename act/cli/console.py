@@ -263,6 +263,18 @@ def _warn_of_skipped(skipped: list[dict[str, Any]]) -> None:
 
 def report_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
     """Say what was chosen, by module kind."""
+    _print_channels(channels, output, as_json)
+    if unmeasured := channels.rule.get("unmeasured"):
+        never = "never above 0" if channels.rule["score"] == "lape" else "never counted"
+        warn(f"channels without a score ({never}), so not ranked: {_some(unmeasured)}")
+    if idle := channels.rule.get("not_positive"):
+        warn(
+            f"{idle:,} of the {len(channels):,} chosen channels have a score of 0 or below, so nothing speaks for them "
+            "but that so many were asked for; choose fewer, or those above 0 with --mass 100%"
+        )
+
+
+def _print_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
     kinds = channels.by_kind()
     if as_json:
         shares = {kind: {"chosen": chosen, "channels": total} for kind, (chosen, total) in kinds.items()}
@@ -278,8 +290,6 @@ def report_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
         print(f"{site} shares its tensor with {owner} and is transferred there only")
     if channels.inputs:
         print(f"{sum(map(len, channels.inputs.values())):,} input columns that read these units go with them")
-    if channels.rule.get("unmeasured"):
-        warn(f"channels without a score (never counted?), so not ranked: {_some(channels.rule['unmeasured'])}")
 
 
 def _some(counts: dict[str, int]) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +18,7 @@ from act.evaluate import Comparison, Evaluation, compare, evaluate
 from act.files import require_output, written_whole
 from act.harness import TaskFigure, compare_tasks, require_tasks, run_tasks
 from act.loading import load_model, load_tokenizer
-from act.significance import mean_and_error
+from act.significance import finite, mean_and_error
 
 
 def command(
@@ -53,9 +55,9 @@ def command(
         corpora = [Corpus.from_file(path, tokenizer, max_length=max_length) for path in corpus or ()]
         loaded = load_model(name, dtype=dtype, device=device)
         with console.counter(name) as progress:
-            settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "token_budget": token_budget}
+            settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "token_budget": token_budget, "name": name}
             evaluations[name] = [evaluate(loaded, text, metric, **settings, progress=progress) for text in corpora]  # type: ignore[arg-type]
-        options: dict[str, Any] = {"folder": task_folder, "limit": limit, "fewshot": fewshot}
+        options: dict[str, Any] = {"folder": task_folder, "limit": limit, "fewshot": fewshot, "name": name}
         figures[name] = run_tasks(loaded, tokenizer, task, **options) if task else []
         del loaded
     later = names[1:] if before else []
@@ -67,6 +69,12 @@ def command(
         with written_whole(details, force=force) as path:
             _write_details(path, [one for name in names for one in evaluations[name]])
     everything = [one for name in names for one in evaluations[name]]
+    for one in everything:
+        if bad := int((~one.nll.isfinite()).sum()):
+            console.warn(
+                f"{one.model} gives NaN or infinity for {bad} of {len(one.nll)} records of {one.corpus}: "
+                "its likelihood is unknown there, and its answers are chance; look for NaN in its weights"
+            )
     task_figures = [one.summary() for name in names for one in figures[name]]
     if as_json:
         return console.print_json(
@@ -79,11 +87,13 @@ def command(
         )
     print_evaluations(everything, comparisons)
     if task_figures:
-        rows = [[_name(f["model"]), f["task"], f["metric"], _pm(f["value"], f["se"], 3)] for f in task_figures]
+        called = _names(f["model"] for f in task_figures)
+        rows = [[called[f["model"]], f["task"], f["metric"], _pm(f["value"], f["se"], 3)] for f in task_figures]
         console.print_table("Tasks of lm-evaluation-harness", ["model", "task", "metric", "value"], rows)
     if task_changes:
+        called = _names(row["after"] for row in task_changes)
         rows = [
-            [_name(row["after"]), row["task"], row["metric"], _pm(row["difference"], row["se"], 3, "+"), _p(row["p"])]
+            [called[row["after"]], row["task"], row["metric"], _pm(row["difference"], row["se"], 3, "+"), _p(row["p"])]
             for row in task_changes
         ]
         console.print_table(f"Tasks, against {before}", ["model", "task", "metric", "difference", "p"], rows)
@@ -92,12 +102,13 @@ def command(
 def print_evaluations(evaluations: list[Evaluation], comparisons: list[Comparison]) -> None:
     """Tables of figures, and of differences with their paired tests."""
     rows = []
+    called = _names(one.model for one in evaluations) | _names(one.corpus for one in evaluations)
     for one in evaluations:
         it = one.summary()
         mean, error = (math.nan, None) if one.right is None else mean_and_error(100 * one.right.double())
         match = "" if one.right is None else _pm(mean, error, 1)
         nll = _pm(it["nll_per_token"], it["nll_per_token_se"], 3)
-        rows.append([_name(one.model), _name(one.corpus), one.metric, f"{it['records']:,}", match, nll])
+        rows.append([called[one.model], called[one.corpus], one.metric, f"{it['records']:,}", match, nll])
     if rows:
         names = ["model", "corpus", "metric", "records", "right, %", "NLL a token"]
         console.print_table("Figures, ± standard error", names, rows)
@@ -108,8 +119,8 @@ def print_evaluations(evaluations: list[Evaluation], comparisons: list[Compariso
         solved, likelihood = change.match, change.nll
         rows.append(
             [
-                _name(change.after),
-                _name(change.corpus),
+                called[change.after],
+                called[change.corpus],
                 _pm(100 * solved.difference, 100 * solved.standard_error, 1, "+") if solved else "",
                 f"+{change.gained} -{change.lost}" if solved else "",
                 _p(solved.p) if solved else "",
@@ -119,7 +130,7 @@ def print_evaluations(evaluations: list[Evaluation], comparisons: list[Compariso
         )
     if rows:
         names = ["model", "corpus", "right, %", "records", "McNemar p", "NLL a token", "sign-flip p"]
-        console.print_table(f"Against {_name(comparisons[0].before)}", names, rows)
+        console.print_table(f"Against {called[comparisons[0].before]}", names, rows)
 
 
 def _write_details(path: Path, evaluations: list[Evaluation]) -> None:
@@ -130,7 +141,7 @@ def _write_details(path: Path, evaluations: list[Evaluation]) -> None:
                     "model": one.model,
                     "corpus": one.corpus,
                     "record": record,
-                    "nll": one.nll[record].item(),
+                    "nll": finite(one.nll[record].item()),
                     "tokens": int(one.tokens[record]),
                     "right": None if one.right is None else bool(one.right[record]),
                     "output": one.outputs and one.outputs[record],
@@ -138,13 +149,18 @@ def _write_details(path: Path, evaluations: list[Evaluation]) -> None:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _name(path: str) -> str:
-    return Path(path).name or path
+def _names(paths: Iterable[str]) -> dict[str, str]:
+    """The last part of each path, or all of it where that would call two of them alike."""
+    short = {path: Path(path).name or path for path in paths}
+    counts = Counter(short.values())
+    return {path: name if counts[name] == 1 else path for path, name in short.items()}
 
 
-def _pm(value: float, error: float | None, digits: int, sign: str = "") -> str:
+def _pm(value: float | None, error: float | None, digits: int, sign: str = "") -> str:
+    if value is None or math.isnan(value):
+        return "unknown"
     return f"{value:{sign}.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def _p(p: float | None) -> str:
-    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
+    return "" if p is None or math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"

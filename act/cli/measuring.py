@@ -18,7 +18,7 @@ from act.distributed import Ranks, joined
 from act.errors import ActError, Interrupted
 from act.files import require_output, written_whole
 from act.job import Job, job_hash
-from act.loading import load_model, load_tokenizer, require_same_tokens
+from act.loading import load_model, load_tokenizer, require_place, require_same_tokens
 from act.localize import parse_top
 from act.profile import Profile, load, run_job
 from act.stability import Promise, UntilStable, look_ahead
@@ -55,11 +55,6 @@ class Measuring:
 
     def run(self) -> None:
         """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
-        if self.stable and self.feeding["shard"][1] > 1:
-            raise ActError(
-                "--until-stable ends each shard at another place, so combine could not merge them; leave out either "
-                "it or --shard"
-            )
         console.quiet_transformers()
         try:
             with joined() as ranks:
@@ -108,7 +103,8 @@ class Measuring:
             checkpoint = None
             if self.checkpoint_every > 0:
                 checkpoint = Checkpoint(self._checkpoint_path(ranks), self.checkpoint_every, restart=self.force)
-            profiles = run_job(job, checkpoint)
+            with contextlib.nullcontext() if checkpoint else self._kept(None):
+                profiles = run_job(job, checkpoint)
             with self._kept(checkpoint):
                 if leads:
                     self._save(profiles)
@@ -154,6 +150,8 @@ class Measuring:
 
     def _tokenizer(self) -> Any:
         """The tokenizer of the model, or of the target, which must read as the donor's."""
+        for name in self.models.values():
+            require_place(name, "model")
         *donor, model = self.models.values()
         tokenizer = load_tokenizer(model)
         for name in donor:

@@ -50,7 +50,8 @@ def show(patch: PatchFile, as_json: console.Json = False) -> None:
     header = {key: value for key, value in held.header.items() if key != "parameters"}
     if as_json:
         return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **header})
-    title = f"{patch}: {len(held):,} values; fingerprint {header['before']} -> {header['after']}"
+    after = header["after"] or "not known, as it is composed of several"
+    title = f"{patch}: {len(held):,} values; fingerprint {header['before']} -> {after}"
     rows = [[one["parameter"], one["dim"], f"{one['rows']:,}", f"{one['values']:,}"] for one in parameters]
     console.print_table(title, ["parameter", "dim", "rows", "values"], rows)
     for graft in header["grafts"]:

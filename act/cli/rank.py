@@ -44,7 +44,7 @@ def command(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Module kinds, or patterns of site names, not to rank (repeatable).")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the random score.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of the random score; 0 by default.")] = None,
     donor: Annotated[str | None, typer.Option(help="The donor model, for weight-diff.")] = None,
     target: Annotated[str | None, typer.Option(help="The target model, for weight-diff.")] = None,
     force: console.Force = False,
@@ -53,6 +53,10 @@ def command(
     """Rank all channels of all modules together and keep the best as a channel set."""
     if top is not None or count is not None or mass is not None:
         parse_amount(top, count, mass)
+    if score != "weight-diff" and (donor or target):
+        raise ActError(f"--donor and --target have no effect on score {score}; leave them out, or rank by weight-diff")
+    if score != "random" and seed is not None:
+        raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by random")
     require_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or the donor's and the target's")
@@ -75,7 +79,7 @@ def command(
         granularity=granularity or "channel",  # type: ignore[arg-type]
         include=include or (),
         exclude=exclude or (),
-        seed=seed,
+        seed=seed or 0,
         **models,
     )
     channels.save(output, force=force)

@@ -32,6 +32,9 @@ def command(
         console.print_table(f"{run.output}: {'up to date' if run.done() else 'to make'}", ["stage", "of", ""], rows)
         return None
     report = run.execute(force=force)
+    moved = report["moved"]
+    for note in moved["notes"]:
+        console.warn(note)
     if as_json:
         return console.print_json(report)
     changes = {(row["after"], row["corpus"]): row for row in report["comparisons"]}
@@ -46,5 +49,13 @@ def command(
     if rows:
         console.print_table("Figures", ["model", "corpus", "right, %", "p against target", "NLL a token"], rows)
     for donor in report["donors"]:
-        print(f"{donor['channels']:,} channels of {donor['donor']} moved")
+        print(f"{donor['channels']:,} channels of {donor['donor']} at strength {_strength(donor['strength'])}")
+    print(f"{moved['values']:,} values of {moved['parameters']:,} parameters moved")
     print(f"written to {report['output']}, with recipe.yaml and report.json")
+
+
+def _strength(strength: float | dict[str, float]) -> str:
+    """One number, or every pattern with its own."""
+    if not isinstance(strength, dict):
+        return f"{strength:g}"
+    return ", ".join(f"{value:g} for {pattern}" for pattern, value in strength.items())

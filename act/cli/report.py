@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,23 +51,36 @@ def command(
     as_json: console.Json = False,
 ) -> None:
     """Concentration, overlap against chance, stability, sufficiency and necessity of abilities' channels."""
-    require_output(output, force, [*profiles, *(channels or []), *(name for name in (donor, target) if name)])
+    inputs: list[str | Path] = [
+        *profiles,
+        *(channels or []),
+        *(corpus or []),
+        *(name for name in (donor, target) if name),
+    ]
+    require_output(output, force, inputs)
     share = parse_top(top)
     if target and not donor:
         raise ActError("--target compares with weight-difference channels, which needs --donor too")
     if corpus and not donor:
         raise ActError("--corpus measures the donor's loss with channels ablated; give --donor")
+    if donor and not (target or corpus):
+        raise ActError("--donor has no effect by itself; give --corpus or --target too, or leave it out")
+    if ability is None:
+        _require_told_apart(profiles)
+    taken = ability or [path.stem for path in profiles]
+    set_names = _names("--channels", [str(path) for path in channels or ()], [*taken, "random", "weight-diff"])
+    text_names = _names("--corpus", corpus or [])
     console.quiet_transformers()
     ranking: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
     measured = measure(
         [load(path) for path in profiles],  # type: ignore[misc]  # checked by measure
-        ability or [path.stem for path in profiles],
+        taken,
         score=score,  # type: ignore[arg-type]
         normalize=normalize,  # type: ignore[arg-type]
         top=share,
         **ranking,
     )
-    sets = {path.stem: ChannelSet.load(path) for path in channels or ()}
+    sets = {name: ChannelSet.load(path) for name, path in zip(set_names, channels or (), strict=True)}
     model, losses = None, {}
     if donor and (target or corpus):
         model = load_model(donor, dtype=dtype, device=device)
@@ -75,13 +89,32 @@ def command(
         sets["weight-diff"] = rank(measured[0].profile, "weight-diff", share, donor=model, target=other, **ranking)
     if corpus:
         tokenizer = load_tokenizer(str(donor))
-        for path in corpus:
-            losses[Path(path).stem] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length))
+        for name, path in zip(text_names, corpus, strict=True):
+            losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length))
     report = build(measured, top=share, sets=sets, model=model if losses else None, losses=losses)
     files = write(report, output, force=force)
     if as_json:
         return console.print_json({"output": str(output), "files": files, **report.data})
     _print(report, output)
+
+
+def _require_told_apart(profiles: list[Path]) -> None:
+    stems = {path.resolve(): path.stem for path in profiles}
+    if len(set(stems.values())) < len(stems):
+        (name, _), *_ = Counter(stems.values()).most_common(1)
+        raise ActError(
+            f"several profiles are called {name}; say with --ability what each is of, in their order (one name for two "
+            "of one ability, whose stability they show)"
+        )
+
+
+def _names(option: str, places: list[str], taken: Iterable[str] = ()) -> list[str]:
+    """A name for each file or folder: its stem; the whole path where another has, or something else is called so."""
+    if len({Path(place).resolve() for place in places}) < len(places):
+        twice = Counter(str(Path(place).resolve()) for place in places).most_common(1)[0][0]
+        raise ActError(f"{option} was given {twice} twice; give each once")
+    stems = Counter([*(Path(place).stem for place in places), *taken])
+    return [Path(place).stem if stems[Path(place).stem] == 1 else place for place in places]
 
 
 def _loss(text: Corpus) -> Callable[[nn.Module], float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,11 @@ def command(
     top: Annotated[list[str] | None, typer.Option(help="A share of the channels, such as 5% (repeatable).")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
     score: Annotated[str, typer.Option(help="As in act-profile rank.")] = "paired",
-    exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
+    normalize: Annotated[str, typer.Option(help="As in act-profile rank.")] = "none",
+    scope: Annotated[str, typer.Option(help="As in act-profile rank.")] = "global",
+    granularity: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
+    include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="Write rows and frontier to this JSON file too.")] = None,
     max_length: console.MaxLength = None,
@@ -57,7 +62,8 @@ def command(
         for place, text in texts.items():
             found = evaluate(model, text, metric).summary()  # type: ignore[arg-type]  # checked by evaluate
             right = found["match"]
-            figures[place] = -found["nll_per_token"] if right is None else right
+            likelihood = math.nan if found["nll_per_token"] is None else -found["nll_per_token"]
+            figures[place] = likelihood if right is None else right
         return figures
 
     with console.counter("sweep") as progress:
@@ -78,6 +84,10 @@ def command(
             report=report,
             score=score,
             keep=[load(path) for path in keep_profile] if keep_profile else None,
+            normalize=normalize,
+            scope=scope,
+            granularity=granularity or "channel",
+            include=include or (),
             exclude=exclude or (),
         )
     best = found.frontier

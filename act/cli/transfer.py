@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,7 +14,7 @@ from act.cli import console
 from act.errors import ActError
 from act.files import require_output, written_whole
 from act.folders import patch_of_folders, transfer_folders
-from act.loading import load_model, load_tokenizer
+from act.loading import load_model, load_tokenizer, token_difference
 from act.model_card import write_card
 from act.patch import Patch
 from act.stored import RenamedWeights
@@ -49,21 +51,21 @@ def command(
         raise ActError(f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor")
     require_output(output, force, [*donor, target, *channels])
     patterns = dict(_pattern(text) for text in strength_of or [])
-    if align_tokens:
-        console.quiet_transformers()
-    tokens = [shared_tokens(load_tokenizer(name), load_tokenizer(target)) if align_tokens else None for name in donor]
-    grafts = [
-        Graft({}, ChannelSet.load(path), {**patterns, "*": value} if patterns else value, aligned, name)
-        for path, value, aligned, name in zip(channels, strengths, tokens, donor, strict=True)
-    ]
     on_disk = not in_memory and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
+    if on_disk and device != "auto":
+        raise ActError(f"--device {device} has no effect on files; add --in-memory, or leave --device out")
+    grafts = [
+        Graft({}, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value, name=name)
+        for path, value, name in zip(channels, strengths, donor, strict=True)
+    ]
+    grafts = list(_with_tokens(grafts, target, align_tokens))
     try:
         if not on_disk:
             raise RenamedWeights("the models are to be loaded")
         summary = _on_disk(grafts, donor, target, output, overlap, force)
     except RenamedWeights as reason:
         if on_disk:
-            console.warn(f"loading the models, as {reason}: names on disk differ from those of the parameters")
+            console.warn(f"loading the models, which takes their whole size in memory: {reason}")
         summary = _in_memory(grafts, donor, target, output, overlap, device, dtype, force)
     notes = summary.pop("notes")
     summary = {
@@ -71,13 +73,41 @@ def command(
         "channels": sum(len(graft.channels) for graft in grafts),
         **summary,
         "strength": strengths[0] if len(strengths) == 1 else strengths,
+        **({"strength_of": patterns} if patterns else {}),
     }
     for note in notes:
         console.warn(note)
     if as_json:
         return console.print_json({**summary, "notes": notes})
+    summary |= {"strength_of": ", ".join(f"{name}={value}" for name, value in patterns.items())} if patterns else {}
     rows = [[name, f"{value:,}" if isinstance(value, int | float) else value] for name, value in summary.items()]
     console.print_table(str(output), ["", ""], rows[1:])
+
+
+def _with_tokens(grafts: list[Graft], target: str, align: bool) -> Iterator[Graft]:
+    """The grafts; those that move rows or columns of tokens know which are shared, or how they differ."""
+    moving = any(graft.moves_tokens for graft in grafts)
+    ours = _tokenizer(target, align) if moving else None
+    for graft in grafts:
+        theirs = _tokenizer(str(graft.name), align) if graft.moves_tokens else None
+        if theirs is None or ours is None:
+            yield graft
+        elif align:
+            yield replace(graft, tokens=shared_tokens(theirs, ours))
+        else:
+            yield replace(graft, token_difference=token_difference(theirs, ours))
+
+
+def _tokenizer(model: str, needed: bool) -> Any:
+    """The tokenizer of a model, or, where it is not needed, None with a warning."""
+    console.quiet_transformers()
+    try:
+        return load_tokenizer(model)
+    except ActError as error:
+        if needed:
+            raise
+        console.warn(f"{error}; so nothing tells whether a token has the same id in donor and target")
+        return None
 
 
 def _on_disk(
@@ -101,7 +131,7 @@ def _in_memory(
 ) -> dict[str, Any]:
     console.quiet_transformers()
     loaded = [
-        Graft(load_model(name, dtype=dtype, device=device), graft.channels, graft.strength, graft.tokens, name)
+        replace(graft, donor=load_model(name, dtype=dtype, device=device))
         for graft, name in zip(grafts, donors, strict=True)
     ]
     result = load_model(target, dtype=dtype, device=device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,13 +22,15 @@ def command(
     corpus: console.CorpusPlace,
     output: Annotated[Path, typer.Option(help="Folder for the tuned model.")],
     replay: Annotated[str | None, typer.Option(help="Records of what is to be retained, mixed in.")] = None,
-    replay_share: Annotated[float, typer.Option(help="Share of the records drawn from --replay.")] = 0.5,
+    replay_share: Annotated[
+        float | None, typer.Option(help="Share of the records drawn from --replay; 0.5 by default.")
+    ] = None,
     mode: Annotated[str, typer.Option(help="full, rows (of --channels only) or lora.")] = "full",
     channels: Annotated[Path | None, typer.Option(help="Channel set whose rows are trained, for mode rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; one pass over the corpus by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Records a step.")] = 8,
     learning_rate: Annotated[float, typer.Option(help="Of AdamW; falls linearly to 0.")] = 1e-4,
-    lora_rank: Annotated[int, typer.Option(help="Rank of the adapters, for mode lora.")] = 8,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters, for mode lora; 8 by default.")] = None,
     adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
@@ -38,13 +40,19 @@ def command(
     as_json: console.Json = False,
 ) -> None:
     """Fine-tune on the answers of a corpus; run the same command again after a break, and it goes on."""
-    settings = TuneSettings(mode, steps, batch_size, learning_rate, replay_share, lora_rank, seed, save_steps)  # type: ignore[arg-type]
+    given: dict[str, Any] = {"replay_share": replay_share, "lora_rank": lora_rank}
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = TuneSettings(mode, steps, batch_size, learning_rate, seed=seed, save_steps=save_steps, **given)  # type: ignore[arg-type]
     console.quiet_transformers()
     require_output(output, force, [name for name in (model, corpus, replay, channels) if name])
     if channels and mode != "rows":
         raise ActError(f"--channels has no effect in mode {mode}; leave it out, or choose --mode rows")
     if adapter and mode != "lora":
         raise ActError(f"mode {mode} makes no adapter; leave --adapter out, or choose --mode lora")
+    if lora_rank is not None and mode != "lora":
+        raise ActError(f"--lora-rank has no effect in mode {mode}; leave it out, or choose --mode lora")
+    if replay_share is not None and not replay:
+        raise ActError("--replay-share has no effect without --replay; give the records to mix in, or leave it out")
     chosen = ChannelSet.load(channels) if channels else None
     tokenizer = load_tokenizer(model)
     text = Corpus.from_file(corpus, tokenizer, max_length=max_length)

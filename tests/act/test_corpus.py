@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model, train_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from act import ActError, Corpus
 from act.batching import LOOK_AHEAD
@@ -188,3 +189,15 @@ def test_the_same_file_gives_the_same_batches(tokenizer, tmp_path):
     first, second = (list(Corpus.from_file(path, tokenizer).batches(200)) for _ in range(2))
     assert len(first) == len(second)
     assert all(torch.equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, second, strict=True))
+
+
+def test_what_the_tokenizer_puts_in_front_of_a_text_does_not_count():
+    tokenizer = train_tokenizer(["a b c d e"])
+    bos = tokenizer.convert_tokens_to_ids("</s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", bos)])
+    record = {"text": "a b c d e " * 20}
+    encoded = encode(record, tokenizer)
+    assert encoded.input_ids[0] == bos and not encoded.answer[0] and encoded.answer[1:].all()
+    assert positions(encoded, "all")[0] == positions(encoded, "prompt")[0] == positions(encoded, "predict")[0] == 0
+    cut = list(Corpus.from_records([record], tokenizer, max_length=30).sequences())  # still a text
+    assert len(cut) > 1 and sum(piece.count_mask.sum() for piece in cut) == len(encoded.input_ids) - 1

@@ -153,6 +153,7 @@ def test_answers_are_cut_at_the_limit_and_it_is_said(target):
     [
         (CHOICE, {"metric": "blue"}, "expected one of auto, exact"),
         (CHOICE, {"max_new_tokens": 0}, "at least 1"),
+        (CHOICE, {"token_budget": 0}, "token budget is 0; expected at least 1"),
         ([], {}, "no record"),
         ([{"text": "a b"}], {"metric": "exact"}, "--metric nll"),
         (CHOICE, {"metric": "number"}, "no number in the answer"),
@@ -162,6 +163,25 @@ def test_answers_are_cut_at_the_limit_and_it_is_said(target):
 def test_what_cannot_be_evaluated_is_said(records, options, message, tokenizer):
     with pytest.raises(act.ActError, match=message):
         act.evaluate(tiny_model("llama"), act.Corpus.from_records(records, tokenizer), **options)
+
+
+def test_a_model_is_called_by_the_name_that_was_given(tokenizer):
+    model, corpus = tiny_model("llama"), act.Corpus.from_records(CHOICE, tokenizer)
+    model.name_or_path = "its-base"
+    before, after = (act.evaluate(model, corpus, "nll", name=name) for name in (None, "its-adapter"))
+    assert (before.model, after.summary()["model"]) == ("its-base", "its-adapter")
+    assert act.compare(before, after).summary()["after"] == "its-adapter"
+
+
+def test_what_is_no_number_is_none_and_significant_of_nothing(tokenizer):
+    whole, broken = tiny_model("llama"), tiny_model("llama")
+    with torch.no_grad():
+        broken.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    corpus = act.Corpus.from_records(CHOICE, tokenizer)
+    before, after = (act.evaluate(model, corpus, "nll") for model in (whole, broken))
+    for found in (after.summary(), act.compare(before, after).summary()):
+        json.dumps(found, allow_nan=False)
+    assert after.summary()["nll_per_token"] is None and act.compare(before, after).summary()["nll_p"] is None
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,43 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
     with pytest.raises(act.ActError, match="made for the target another"):
         transfer_folders([Graft({}, channels, 0.4)], [tmp_path / "donor"], tmp_path / "target", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["donor", "target"]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("config.json", "{oops", "config.json is no JSON"),
+        ("config.json", "[]", "config.json holds list, expected a JSON object"),
+        ("model.safetensors.index.json", "", "index.json is no JSON"),
+        ("model.safetensors.index.json", "{}", "has no weight_map from tensors to files"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "has no weight_map from tensors to files"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "b.safetensors"}}',
+            "b.safetensors is missing, truncated",
+        ),
+        ("model.safetensors", "", "model.safetensors is missing, truncated"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(tmp_path, file, text, message):
+    tiny_model("llama").save_pretrained(tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(act.ActError, match=message):
+        StoredModel(tmp_path)
+
+
+@pytest.mark.parametrize("header", [b"[]", b'{"a": []}', b'{"a": {"dtype": "F32"}}', b'{"a": {"data_offsets": 3}}'])
+def test_a_header_that_is_none_is_one_sentence(tmp_path, header):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(act.ActError, match="is missing, truncated or damaged"):
+        StoredModel(tmp_path)
+
+
+def test_a_folder_without_weights_and_an_adapter_are_told_apart(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(act.ActError, match="is an adapter, not a model"):
+        StoredModel(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(act.ActError, match="holds no weights"):
+        StoredModel(tmp_path)

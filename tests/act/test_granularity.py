@@ -185,3 +185,18 @@ def test_a_column_has_the_score_of_its_unit(pair):
             score = pair.mean_abs_diff
             expected = (score[gate.offset + part.index] + score[up.offset + part.index]) / 2
             torch.testing.assert_close(part.scores, expected)
+
+
+def test_units_do_not_move_columns_that_are_excluded(pair):
+    for word, granularity in (("down", "neuron"), ("*.layers.1.mlp.down_proj", ["neuron", "channel"]), ("o", "head")):
+        with pytest.raises(act.ActError, match=r"(down|o)_proj is excluded, but its columns move with each (neuron|h)"):
+            act.rank(pair, count=3, granularity=granularity, exclude=[word])
+    channels = act.rank(pair, count=40, granularity="neuron", exclude=["*.layers.1.*", "o"])
+    assert set(channels.inputs) == {"model.layers.0.mlp.down_proj"}
+
+
+def test_a_part_of_a_unit_is_not_ranked_and_said_so(pair):
+    with pytest.raises(act.ActError, match=r"no whole neuron can be ranked.*gate and up"):
+        act.rank(pair, granularity="neuron", include=["gate"])
+    with pytest.raises(act.ActError, match="no whole head or neuron can be ranked"):
+        act.rank(pair, granularity=["neuron", "head"], include=["gate", "q"])

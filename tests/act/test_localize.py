@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from conftest import random_batches, tiny_model
@@ -143,3 +145,24 @@ def test_a_set_outside_its_space_is_refused(pair):
     for index in ([len(pair.space)], [3, 3], [-1]):
         with pytest.raises(act.ActError, match="distinct indices"):
             ChannelSet(pair.space, torch.tensor(index), torch.zeros(len(index)), {})
+
+
+@pytest.mark.parametrize("score", ["paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "weight-diff"])
+def test_models_that_do_not_differ_cannot_be_ranked(models, score):
+    donor = models[0]
+    same = act.profile_pair(donor, copy.deepcopy(donor), random_batches())
+    with pytest.raises(act.ActError, match=f"every channel has the {score} score 0.*give two models that differ"):
+        act.rank(same, score, donor=donor, target=donor)
+
+
+def test_channels_that_score_nothing_are_told(models):
+    donor, target = models[0], copy.deepcopy(models[0])
+    with torch.no_grad():
+        target.lm_head.weight[7] += 1
+    pair = act.profile_pair(donor, target, random_batches())
+    channels = act.rank(pair, count=10)
+    assert (channels.scores > 0).sum() == 1 and channels.rule["not_positive"] == 9
+    only = act.rank(pair, mass=1)
+    assert only.index.tolist() == [pair.space.channel("lm_head", 7)] and only.rule["not_positive"] == 0
+    with pytest.raises(act.ActError, match="no score is above 0, so there is no mass"):
+        act.rank(pair, -pair.mean_abs_diff, mass=0.5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -58,6 +59,77 @@ def test_mergekit_gives_the_bytes_of_our_transfer(models, tmp_path, overlap):
     merged = {name: t for path in (tmp_path / "out").glob("*.safetensors") for name, t in load_file(path).items()}
     assert merged.keys() == expected.keys()
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
+
+
+def test_bare_relative_names_need_no_hub(models, tmp_path, monkeypatch):
+    from mergekit import card
+
+    from act.mergekit import merge
+
+    monkeypatch.setattr(
+        card.huggingface_hub, "repo_exists", lambda name, **_: pytest.fail(f"the hub was asked: {name}")
+    )
+    config = configured(tmp_path, {"one": 0.4})
+    expected = merge(config, tmp_path / "absolute") or load_file(tmp_path / "absolute" / "model.safetensors")
+    config.write_text(config.read_text().replace(f"{tmp_path}/", ""))
+    monkeypatch.chdir(tmp_path)
+    merge("config.yml", "relative")
+    found = load_file("relative/model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    text = config.read_text().replace("base_model: target", "base_model: nowhere")
+    config.write_text(text)
+    with pytest.raises(act.ActError, match="mergekit cannot merge by"):
+        merge("config.yml", "none")
+
+
+def test_names_that_are_words_of_mergekit_stay(tmp_path, monkeypatch):
+    from act.mergekit import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "donor", "a+b"):
+        (tmp_path / name).mkdir()
+    given = {
+        "merge_method": "donor",
+        "base_model": "base",
+        "models": [{"model": "donor+base", "parameters": {"weight": 0.4}}, {"model": "org/base"}, {"model": "a+b"}],
+        "tokenizer_source": "base",
+    }
+    root = str(tmp_path)
+    assert _absolute(given) == {
+        "merge_method": "donor",
+        "base_model": f"{root}/base",
+        "models": [
+            {"model": f"{root}/donor+{root}/base", "parameters": {"weight": 0.4}},
+            {"model": "org/base"},
+            {"model": "a+b"},
+        ],
+        "tokenizer_source": "base",
+    }
+
+
+def test_rows_that_cross_columns_and_other_tokens_are_refused(models, tmp_path, tokenizer):
+    from act.mergekit import merge
+
+    space = ChannelSpace.from_model(models["target"])
+    down = space.site("model.layers.0.mlp.down_proj")
+    up = space.site("model.layers.0.mlp.up_proj")
+    rows, units = (torch.tensor([site.offset + 1]) for site in (down, up))
+    one = torch.ones(1, dtype=torch.float64)
+    act.ChannelSet(space, rows, one, {}).save(tmp_path / "one.set", force=True)
+    act.ChannelSet(space, units, one, {}, {down.name: torch.tensor([1])}).save(tmp_path / "two.set", force=True)
+    with pytest.raises(act.ActError, match=r"cross columns of another in model.layers.0.mlp.down_proj.weight; exclude"):
+        merge(configured(tmp_path, {"one": 0.4, "two": 0.4}), tmp_path / "out")
+
+    tokenizer.save_pretrained(tmp_path / "target")
+    swapped = json.loads((tmp_path / "target" / "tokenizer.json").read_text())
+    words = swapped["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    tokenizer.save_pretrained(tmp_path / "one")
+    (tmp_path / "one" / "tokenizer.json").write_text(json.dumps(swapped))
+    merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")  # no row of a token moves
+    chosen(space, 1.0).save(tmp_path / "one.set", force=True)
+    with pytest.raises(act.ActError, match=r"cannot give embedding or LM head .*: token \d+ is '[ab]' to the donor's"):
+        merge(configured(tmp_path, {"one": 0.4}), tmp_path / "none")
 
 
 def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):

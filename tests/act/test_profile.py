@@ -259,3 +259,41 @@ def test_rows_of_a_norm_over_heads_are_in_token_order(heads):
         assert found == heads and torch.equal(rows, by_token.reshape(-1, 4))
     with pytest.raises(act.ActError, match="expected"):
         as_rows(torch.randn(3, 7, 4), tokens, site)
+
+
+IDS = torch.ones(2, 5, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("corpora", "message"),
+    [
+        ([{}], "holds no input_ids, only nothing"),
+        ([{"ids": IDS}], "holds no input_ids, only ids"),
+        ([{"input_ids": IDS.float()}], r"input_ids of a batch are torch.float32 \[2, 5\]; expected integers"),
+        ([{"input_ids": IDS[0]}], r"torch.int64 \[5\]; expected integers \[batch, length\]"),
+        ([{"input_ids": IDS.tolist()}], "input_ids of a batch is of type list; expected a tensor"),
+        ([{"input_ids": IDS, "count_mask": IDS[:, :3]}], r"count_mask of a batch has the shape \[2, 3\]; expected"),
+        ([{"input_ids": IDS, "attention_mask": IDS[:1]}], r"attention_mask of a batch has the shape \[1, 5\]"),
+        ([{"input_ids": IDS, "attention_mask": None}], "attention_mask of a batch is of type NoneType"),
+        (["text"], "a batch is of type str; expected a dict"),
+        (IDS, "a batch is of type Tensor; expected a dict"),
+        ("corpus.jsonl", "given by its name, corpus.jsonl; expected an act.Corpus"),
+        (None, "the corpus is of type NoneType; expected an act.Corpus"),
+        (3, "the corpus is of type int; expected an act.Corpus"),
+        ({}, "a dict that holds nothing; expected an act.Corpus"),
+        ({"input_ids": IDS}, "a dict that holds Tensor; expected .* such as a list"),
+    ],
+)
+def test_what_is_no_corpus_and_no_batch_is_one_sentence(corpora, message):
+    model = tiny_model("llama")
+    with pytest.raises(act.ActError, match=message):
+        act.profile(model, corpora)
+    with pytest.raises(act.ActError, match=message):
+        act.profile_pair(model, tiny_model("llama", seed=1), corpora)
+
+
+def test_the_name_of_a_model_is_no_model():
+    with pytest.raises(act.ActError, match=r"the model is of type str; expected a model"):
+        act.profile("org/name", random_batches())
+    with pytest.raises(act.ActError, match=r"the target is of type NoneType; expected a model"):
+        act.profile_pair(tiny_model("llama"), None, random_batches())

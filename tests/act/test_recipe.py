@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -15,7 +16,7 @@ import act
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS
 from act.loading import load_model, load_tokenizer
-from act.recipe import Run, read_recipe
+from act.recipe import Run, _interpolate, read_recipe
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,15 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
         ("top_p: 5%", "top_p: 700%", "line 9: top is 700%"),
         ("  steps: 2", "  steps: many", "line 14: tune.steps is 'many'"),
         ("  steps: 2", "  steps: 0", "line 11: steps is 0"),
+        ("  steps: 2", "  replay_share: 0.9\n  replay: null", "line 11: replay_share 0.9 is a share of nothing"),
+        ("  steps: 2", "  lora_rank: 4", "line 11: lora_rank has no effect in mode full"),
+        ("  steps: 2", "  seed: -1", "line 14: tune.seed is -1"),
+        ("count: predict", "max_length: 0", "line 10: max_length is 0; input should be greater than or equal to 2"),
+        ("count: predict", "token_budget: 0", "line 10: token_budget is 0"),
+        ("count: predict", "seed: 5000000000", "line 10: seed is 5000000000"),
+        ("  controls:", "  interpolation: 7\n  controls:", "line 19: evaluate.interpolation is 7"),
+        ("  controls:", "  max_new_tokens: 0\n  controls:", "line 19: evaluate.max_new_tokens is 0"),
+        ("count: predict", "score: random", "line 6: score random does not look at activations, so keep has no effect"),
         ("merge_method: act", "merge_method: ties", "line 1: merge_method is 'ties'"),
         ("count: predict", "output", "is not YAML"),
     ],
@@ -177,15 +187,107 @@ def test_several_donors_of_whole_units_with_strengths_by_pattern(folder, tmp_pat
         assert torch.equal(merged.get_parameter(name), parameter.to(torch.float16).to(parameter.dtype)), name
 
 
+def light(folder, **changed) -> dict:
+    """A recipe of one transfer, and nothing after it."""
+    german = str(folder / "german.jsonl")
+    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "parameters": {"weight": 1.0, "top_p": "5%"}}]
+    return recipe(folder, **{"models": donors, "tune": None, "evaluate": None, **changed})
+
+
+def test_a_donor_of_other_tokens_is_refused_before_anything_is_run(folder, tmp_path):
+    donor = tmp_path / "renumbered"
+    shutil.copytree(CHECKPOINTS / "base", donor)
+    tokenizer = json.loads((donor / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    one, other = list(words)[-2:]
+    words[one], words[other] = words[other], words[one]
+    (donor / "tokenizer.json").write_text(json.dumps(tokenizer))
+    data = light(folder, output=str(tmp_path / "out"))
+    data["models"][0]["model"] = str(donor)
+    for more in ([], ["--dry-run"]):
+        result = act_profile("recipe", written(tmp_path, data), *more)
+        assert result.returncode == 2 and "cannot be a donor" in result.stderr, result.stderr
+        assert f"is {other!r} to the donor's tokenizer" in result.stderr or f"is {one!r} to the" in result.stderr
+    assert not list(tmp_path.glob(".out*"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (donor / name).unlink()
+    said = []
+    Run(read_recipe(written(tmp_path, data)), said.append)
+    assert "nothing tells whether it reads the same tokens" in said[0]
+
+
+def test_an_output_that_lacks_a_file_is_not_done(folder, tmp_path):
+    """Also: corpora as folders and globs, the card, and what is said of the values moved."""
+    corpora = tmp_path / "corpora"
+    corpora.mkdir()
+    shutil.copy(folder / "german.jsonl", corpora / "german.jsonl")
+    weight = {"*.mlp.*": 0.5, "*": 1.0}
+    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": str(corpora), "parameters": {"weight": weight}}]
+    output = tmp_path / "mended"
+    path = written(tmp_path, light(folder, models=donors, output=str(output)))
+    first = act_profile("recipe", path)
+    assert first.returncode == 0, first.stderr
+    assert "at strength 0.5 for *.mlp.*, 1 for *" in first.stdout and "values of" in first.stdout
+    report = json.loads((output / "report.json").read_text())
+    assert report["moved"]["values"] > 0 and report["donors"][0]["strength"] == weight
+    card = (output / "README.md").read_text()
+    assert "Made by `act-profile recipe`" in card and card.count("| donor | base |") == 1
+    assert Run(read_recipe(path)).done()
+
+    kept = (output / "model.safetensors").read_bytes()
+    (output / "model.safetensors").unlink()
+    assert not Run(read_recipe(path)).done()
+    refused = act_profile("recipe", path)
+    assert refused.returncode == 2 and "model.safetensors is missing or was changed since" in refused.stderr
+    said = []
+    Run(read_recipe(path), said.append).execute(force=True)
+    assert (output / "model.safetensors").read_bytes() == kept and said == []
+    (output / "README.md").write_text("my own words")  # not what a run depends on
+    assert Run(read_recipe(path)).done()
+    Run(read_recipe(path), said.append).execute(force=True)
+    assert "my own words" not in (output / "README.md").read_text() and said == []
+
+    donors[0]["corpus"] = str(corpora / "*.jsonl")
+    run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(output)))))
+    assert not run.done() and [stage["kept"] for stage in run.plan()] == [True, True, True]
+    shutil.copy(folder / "english.jsonl", corpora / "other.jsonl")
+    assert not any(stage["kept"] for stage in Run(run.recipe).plan())
+
+
+def test_random_controls_of_several_donors_are_of_equal_size(folder, tmp_path):
+    donors = [
+        {"model": str(CHECKPOINTS / "base"), "corpus": str(folder / f"{name}.jsonl"), "parameters": {"top_p": "20%"}}
+        for name in ("german", "english")
+    ]
+    run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(tmp_path / "out"), seed=3))))
+    run.cache.mkdir()
+    one, other = (run._channels(donor, "random") for donor in run.recipe.models)
+    assert (one.rule["seed"], other.rule["seed"]) == (3, 4) and len(one) == len(other)
+    shared = int(torch.isin(one.index, other.index).sum())
+    assert shared < 0.3 * len(one)  # a fifth by chance, all of them from one seed
+
+
+def test_interpolation_blends_all_donors_from_where_the_target_was():
+    target, *donors = (torch.nn.Linear(1, 1, bias=False) for _ in range(3))
+    with torch.no_grad():
+        for value, model in enumerate((target, *donors)):
+            model.weight.fill_(value)
+    _interpolate(target, donors, 1.0)
+    assert target.weight.item() == 1.5
+    _interpolate(target, donors[:1], 0.5)
+    assert target.weight.item() == 1.25
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        ({"score": "lape"}, "line 5: score lape compares abilities"),
         ({"overlap": "most"}, "line 22: overlap"),
         ({"granularity": ["neurons"]}, "line 23: granularity"),
         ({"scop": "kind"}, "line 22: .*scope"),
     ],
 )
 def test_unknown_choices_are_named_with_their_line(folder, tmp_path, changed, message):
-    path = written(tmp_path, recipe(folder, **changed))
+    path = written(tmp_path, (light if "score" in changed else recipe)(folder, **changed))
     with pytest.raises(act.ActError, match=message):
         read_recipe(path)

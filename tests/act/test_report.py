@@ -78,7 +78,7 @@ def test_a_report_tells_stability_from_disentanglement(profiles, tmp_path):
     assert names[-1] == "random" and all(matrix[i][i] == 1 for i in range(4))
 
     files = write(report, tmp_path / "report")
-    assert files == sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "report").glob("[!.]*"))
     assert json.loads((tmp_path / "report" / "report.json").read_text()) == report.data
     with (tmp_path / "report" / "overlaps.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -172,3 +173,36 @@ def test_donor_and_target_over_different_texts_are_refused(models):
 def test_weight_diff_of_other_models_is_refused(models, pair):
     with pytest.raises(act.ActError, match="the target given has other weights"):
         act.rank(pair, "weight-diff", donor=models[0], target=tiny_model("llama", seed=7))
+
+
+def test_lm_head_channels_of_other_tokens_are_refused(models, tokenizer):
+    records = [{"text": "a b c d e"}, {"text": "What is two plus three?"}]
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = None  # to its hash another tokenizer, which reads these records the same
+    corpora = [act.Corpus.from_records(records, one, count="all") for one in (tokenizer, other)]
+    sides = [act.profile(model, corpus) for model, corpus in zip(models, corpora, strict=True)]
+    with pytest.raises(act.ActError, match=r"read by different tokenizers.* --exclude head"):
+        act.rank(tuple(sides), "mean-abs")
+    sides = [act.profile(model, corpus, exclude=["head"]) for model, corpus in zip(models, corpora, strict=True)]
+    chosen = act.rank(tuple(sides), "mean-abs", 1.0)
+    assert chosen.by_kind()["head"] == (0, 300) and chosen.by_kind()["embed"] == (32, 32)
+
+
+def test_other_vocabularies_are_ranked_without_the_lm_head(models, tokenizer):
+    donor, target = models[0], tiny_model("llama", seed=1)
+    target.resize_token_embeddings(310)
+    corpus = act.Corpus.from_records([{"text": "a b c d e"}], tokenizer, count="all")
+    with pytest.raises(act.ActError, match="lm_head has 300 channels against 310; profile both without it"):
+        act.rank(tuple(act.profile(model, corpus) for model in (donor, target)), "mean-abs")
+    sides = tuple(act.profile(model, corpus, exclude=["head"]) for model in (donor, target))
+    same = tuple(act.profile(model, corpus, exclude=["head"]) for model in models)
+    for score in ("mean-abs", "cohen-d", "random"):
+        one, other = (act.rank(pair, score, 0.2) for pair in (sides, same))
+        assert torch.equal(one.index, other.index) and torch.equal(one.scores, other.scores)
+    every = act.rank(sides, "mean-abs", 1.0)
+    patch = act.transfer(donor, target, every, 1.0)
+    assert ["embed_tokens" in note for note in patch.notes] == [True]
+    patch.revert(target)
+    ids = torch.arange(300)
+    act.transfer(donor, target, every, 1.0, tokens=(ids, ids))
+    assert torch.equal(target.get_input_embeddings().weight[:300], donor.get_input_embeddings().weight)

@@ -26,6 +26,13 @@ def test_sign_flip_of_few_is_exact():
     assert sign_flip(torch.tensor([3.0, 1.0])).p == 2 / 4
 
 
+@pytest.mark.parametrize("count", [3, 40])
+def test_sign_flip_of_what_is_no_number_is_none(count):
+    for bad in (math.nan, math.inf):
+        assert math.isnan(sign_flip(torch.tensor([bad] + [1.0] * count)).p)
+    assert finite(math.inf) is None and finite(0.5) == 0.5
+
+
 def test_sign_flip_of_many():
     generator = torch.Generator().manual_seed(1)
     noise = torch.randn(300, generator=generator)

@@ -80,7 +80,8 @@ def test_the_target_is_its_own_again_after_an_exception(models):
         ({"tops": []}, "at least one share"),
         ({"strengths": [-1.0]}, "strength is -1.0"),
         ({"evaluate": lambda model: {}}, "one or more"),
-        ({"evaluate": lambda model: {"a": float("nan")}}, "is not a number"),
+        ({"evaluate": lambda model: {"a": float("nan")}}, "figure a is nan"),
+        ({"evaluate": lambda model: {"a": float("-inf")}}, "figure a is -inf"),
     ],
 )
 def test_bad_input_is_refused(models, options, message):

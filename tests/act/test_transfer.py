@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,12 +78,16 @@ def test_a_donor_of_another_dtype_is_cast():
 def test_reverting_a_model_that_changed_since_is_refused():
     donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
     patch = act.transfer(donor, target, chosen(ChannelSpace.from_model(target), 0.3))
+    with pytest.raises(act.ActError, match="holds the values from after the transfer already, so there is nothing to"):
+        patch.apply(target)
     with torch.no_grad():
         target.lm_head.weight.add_(1)
     held = state(target)
-    with pytest.raises(act.ActError, match="was changed after the transfer"):
+    with pytest.raises(act.ActError, match="does not hold the values that the transfer wrote: it was changed since"):
         patch.revert(target)
     assert all(torch.equal(parameter, held[name]) for name, parameter in state(target).items())
+    with pytest.raises(act.ActError, match="holds the values from before the transfer, so there is nothing to revert"):
+        patch.revert(tiny_model("llama", seed=1))
 
 
 @pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
@@ -109,3 +114,43 @@ def test_quantised_weights_are_refused():
     target.lm_head.weight = torch.nn.Parameter(target.lm_head.weight.detach().to(torch.int8), requires_grad=False)
     with pytest.raises(act.ActError, match=r"lm_head\.weight of the target is torch\.int8"):
         act.transfer(donor, target, channels)
+
+
+def test_a_strength_pattern_that_matches_nothing_is_refused():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    space = ChannelSpace.from_model(target)
+    held = state(target)
+    for strength, message in (
+        ({"*.mpl.*": 0.4}, r"the strength pattern '\*.mpl.\*' matches none of the \d+ chosen sites"),
+        ({"*.mlp.*": 0.4, "*.mpl.*": 0.4, "*": 0.2}, r"'\*.mpl.\*'"),
+        ({}, "strength is {}; expected a number"),
+    ):
+        with pytest.raises(act.ActError, match=message):
+            act.transfer(donor, target, chosen(space, 0.3), strength)
+    assert all(torch.equal(parameter, held[name]) for name, parameter in state(target).items())
+    mlp = space.site("model.layers.0.mlp.up_proj").channels
+    only = ChannelSet(space, torch.arange(mlp.start, mlp.stop), torch.ones(mlp.stop - mlp.start).double(), {})
+    with pytest.raises(act.ActError, match=r"such as model.layers.0.mlp.up_proj"):
+        act.transfer(donor, target, only, {"*.self_attn.*": 0.4})
+    by_pattern = {"*.self_attn.*": 0.1, "*.mlp.*": 1.0}  # one of the donors has channels of each
+    grafts = [act.Graft(donor, one, by_pattern) for one in (only, chosen(space, 0.3))]
+    act.transfer_many(grafts, target, "first")
+    assert torch.equal(target.model.layers[0].mlp.up_proj.weight, donor.model.layers[0].mlp.up_proj.weight)
+
+
+def test_channels_of_other_tokens_are_left_out_unless_aligned():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    channels = chosen(ChannelSpace.from_model(target), 1.0)
+    held = state(target)
+    graft = act.Graft(donor, channels, 1.0, token_difference="token 3 is 'a' to the donor's tokenizer")
+    assert graft.moves_tokens
+    patch = act.transfer_many([graft], target)
+    assert len(patch.notes) == 2 and all(
+        "token 3 is 'a'" in note and "align the tokens" in note for note in patch.notes
+    )
+    same = {name for name, parameter in state(target).items() if torch.equal(parameter, held[name])}
+    assert same == {"lm_head.weight", "model.embed_tokens.weight"}
+    patch.revert(target)
+    ids = torch.arange(300)
+    act.transfer_many([replace(graft, tokens=(ids, ids))], target)
+    assert torch.equal(target.lm_head.weight, donor.lm_head.weight)

@@ -226,6 +226,19 @@ def of_text(to: Path, text: str) -> Path:
     return to
 
 
+KINDS = ("embed", "norm", "gate", "up", "down", "head")
+
+
+def excluded(*kinds: str) -> list[str]:
+    return [word for kind in kinds for word in ("--exclude", kind)]
+
+
+def of_config(to: Path, text: str) -> Path:
+    to.mkdir()
+    (to / "config.json").write_text(text)
+    return to
+
+
 def other_tokens(f: Path, to: Path) -> Path:
     """A model folder whose tokenizer swaps two tokens."""
     shutil.copytree(f / "donor", to)
@@ -268,7 +281,7 @@ BAD = {
         ["rank", of_schema(f / "pair.safetensors", t / "p", "act-profile/99")],
         "holds act-profile/99, expected act-profile/1",
     ),
-    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give a act-profile file"),
+    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give an act-profile file"),
     "profile of another model": lambda f, t: (
         ["transfer", "--donor", f / "donor", "--target", f / "other", "--channels", f / "channels.safetensors"],
         "made for the target",
@@ -301,6 +314,35 @@ BAD = {
     "unknown count": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--count", "some"],
         "count is 'some'",
+    ),
+    "donor for another score": lambda f, t: (
+        ["rank", f / "pair.safetensors", "--donor", f / "donor", "--target", f / "target"],
+        "--donor and --target have no effect on score paired",
+    ),
+    "seed for another score": lambda f, t: (
+        ["rank", f / "pair.safetensors", "--seed", "0"],
+        "--seed has no effect on score paired",
+    ),
+    "records for a profile": lambda f, t: (["rank", f / "ability.jsonl"], "is no safetensors file; expected an act-pr"),
+    "every kind excluded": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", *excluded(*"qkvo", *KINDS)],
+        "every module kind is excluded",
+    ),
+    "checkpoints in the past": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--checkpoint-every", "-5"],
+        "Invalid value for '--checkpoint-every'",
+    ),
+    "configuration that is a list": lambda f, t: (
+        ["pair", "--donor", of_config(t / "list", "[]"), "--target", f / "target", "--corpus", f / "ability.jsonl"],
+        "cannot load the model",
+    ),
+    "replay share without replay": lambda f, t: (
+        ["tune", "--model", f / "target", "--corpus", f / "ability.jsonl", "--replay-share", "0.9"],
+        "--replay-share has no effect without --replay",
+    ),
+    "rank of no adapter": lambda f, t: (
+        ["tune", "--model", f / "target", "--corpus", f / "ability.jsonl", "--lora-rank", "4"],
+        "--lora-rank has no effect in mode full",
     ),
     "no such option": lambda f, t: (["rank", f / "pair.safetensors", "--tops", "3%"], "No such option"),
 }
@@ -337,13 +379,17 @@ def test_existing_output_is_refused_without_force(folder, pair, tmp_path):
     assert len(ChannelSet.load(output)) > 0
 
 
-def test_force_replaces_a_model_folder(folder, channels, tmp_path):
+def test_force_replaces_a_model_folder_but_no_one_elses(folder, channels, tmp_path):
     output = tmp_path / "model"
-    output.mkdir()
-    (output / "old").write_text("old")
     models = ["--donor", folder / "donor", "--target", folder / "target", "--channels", channels]
+    succeed("transfer", *models, "--output", output)
+    (output / "config.json").write_text("{}")
     succeed("transfer", *models, "--output", output, "--force")
-    assert not (output / "old").exists() and (output / "config.json").exists()
+    assert json.loads((output / "config.json").read_text())
+    (output / "notes.txt").write_text("mine")
+    refused = act_profile("transfer", *models, "--output", output, "--force")
+    assert refused.returncode == 2 and "holds notes.txt, not written there by act-profile" in refused.stderr
+    assert (output / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -356,7 +402,7 @@ def test_report_and_units(folder, pair, channels, tmp_path):
     assert {row["relation"] for row in report["overlaps"]} == {"disentanglement", "set"}
     assert {row["second"] for row in report["overlaps"]} == {"other", "channels", "weight-diff"}
     assert [row["ablated"] for row in report["necessity"]] == ["pair", "other", "random"]
-    assert report["files"] == sorted(path.name for path in (tmp_path / "report").iterdir())
+    assert report["files"] == sorted(path.name for path in (tmp_path / "report").glob("[!.]*"))
     table = act_profile("report", pair, other, "--output", tmp_path / "again")
     assert table.returncode == 0 and "concentration of paired" in table.stdout and "two abilities" in table.stdout
 
@@ -365,6 +411,43 @@ def test_report_and_units(folder, pair, channels, tmp_path):
     ranked = succeed("rank", pair, "--keep", other, "--mass", "30%", *units, "--output", chosen)
     assert ranked["inputs"] == sum(map(len, ChannelSet.load(chosen).inputs.values())) > 0
     assert ranked["rule"]["granularity"] == ["neuron", "head"] and ranked["rule"]["mass"] == 0.3
+
+
+def test_a_report_tells_files_of_one_name_apart(folder, pair, channels, tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in (pair, channels, folder / "ability.jsonl"):
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())
+    one, two = tmp_path / "one", tmp_path / "two"
+    sets = ["--channels", one / channels.name, "--channels", two / channels.name]
+    texts = ["--donor", folder / "donor", "--corpus", one / "ability.jsonl", "--corpus", two / "ability.jsonl"]
+    report = succeed("report", pair, *sets, *texts, "--output", tmp_path / "report")
+    assert [row["second"] for row in report["overlaps"]] == [str(one / channels.name), str(two / channels.name)]
+    assert {row["text"] for row in report["necessity"]} == {str(one / "ability.jsonl"), str(two / "ability.jsonl")}
+    for arguments, message in (
+        ([pair, *sets[:2], *sets[:2]], "twice; give each once"),
+        ([one / pair.name, two / pair.name], "several profiles are called pair; say with --ability"),
+    ):
+        refused = act_profile("report", *arguments, "--output", tmp_path / "none")
+        assert refused.returncode == 2 and message in refused.stderr
+
+
+def test_what_does_not_exist_is_said_first(folder, tmp_path):
+    places = ["--target", folder / "target", "--corpus", folder / "ability.jsonl"]
+    refused = act_profile("pair", "--donor", tmp_path / "nowhere", *places, "--output", tmp_path / "p")
+    assert refused.returncode == 2 and "no such model" in refused.stderr and "warning" not in refused.stderr
+
+
+def test_channels_with_nothing_for_them_are_said(folder, tmp_path):
+    donor = tiny_model("llama")
+    with torch.no_grad():
+        donor.lm_head.weight[7] += 1
+    donor.save_pretrained(tmp_path / "near")
+    models = ["--donor", tmp_path / "near", "--target", folder / "donor"]
+    succeed("pair", *models, "--corpus", folder / "ability.jsonl", "--output", tmp_path / "near.pair")
+    ranked = act_profile("rank", tmp_path / "near.pair", "--count", "9", "--output", tmp_path / "set", "--json")
+    assert "8 of the 9 chosen channels have a score of 0 or below" in ranked.stderr
+    assert json.loads(ranked.stdout)["rule"]["not_positive"] == 8
 
 
 @pytest.mark.parametrize(
@@ -378,6 +461,7 @@ def test_report_and_units(folder, pair, channels, tmp_path):
         (["rank", "{pair}", "--score", "lape"], "at least one other ability"),
         (["report", "{pair}", "{pair}"], "same models and text"),
         (["report", "{pair}", "--corpus", "x.jsonl"], "give --donor"),
+        (["report", "{pair}", "--donor", "x"], "--donor has no effect by itself"),
         (["report", "{pair}", "--top", "0"], "expected a share of the channels"),
     ],
 )

@@ -126,7 +126,10 @@ def test_spans_of_each_ability_are_shown_and_rows_can_be_labelled(folder, tmp_pa
     labelled = tmp_path / "labelled.jsonl"
     labelled.write_text("".join(json.dumps({"text": f"a {n}", "skill": "xy"[n % 2]}) + "\n" for n in range(10)))
     act_profile(*options(folder, "--corpus", labelled, "--ability-column", "skill", "--output", tmp_path / "skills"))
-    assert sorted(os.listdir(tmp_path / "skills")) == ["x.safetensors", "y.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "skills").glob("*.safetensors")) == [
+        "x.safetensors",
+        "y.safetensors",
+    ]
 
 
 def test_spans_as_json_and_without_bad_records(folder, tmp_path):
@@ -148,7 +151,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
     result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
     assert result.stderr.count("bad records were left out") == 1 and "'../y'; expected what can name" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
-    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").iterdir())
+    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
         (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
         (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
-        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "combine could not merge them"),
+        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "leave it or --shard out"),
         (["--corpus", "none.jsonl", "--token-budget", "many"], "token budget is 'many'"),
     ],
 )
@@ -193,6 +196,10 @@ def test_what_was_counted_is_safe_when_the_profile_cannot_be_written(folder, tmp
             ActError, match=r"the disk is full; what came before .* is safe in .*p\.checkpoint: the same"
         ):
             in_process(folder, output)
+        with pytest.raises(ActError, match="the disk is full; nothing was kept"):
+            in_process(folder, tmp_path / "q", checkpoint_every=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(act.cli.measuring, "run_job", full)
         with pytest.raises(ActError, match="the disk is full; nothing was kept"):
             in_process(folder, tmp_path / "q", checkpoint_every=0)
     in_process(folder, output, log=log)

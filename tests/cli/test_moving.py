@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from command_line import act_profile
 from conftest import ATTENTION, SMALL, tiny_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import act
 from act.channel_set import ChannelSet
@@ -130,6 +131,7 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     assert "are changed by two patches" in refuse("patch", "compose", *both, "--output", tmp_path / "both")
     joined = succeed("patch", "compose", *both, "--conflict", "last", "--output", tmp_path / "both")
     assert sum(joined["conflicts"].values()) > 0
+    assert "not known, as it is composed" in " ".join(act_profile("patch", "show", tmp_path / "both").stdout.split())
     succeed("patch", "apply", tmp_path / "both", "--model", folder / "target", "--output", tmp_path / "composed")
     succeed("patch", "revert", tmp_path / "both", "--model", tmp_path / "composed", "--output", tmp_path / "again")
     assert same(tensors(tmp_path / "again"), before)
@@ -176,6 +178,37 @@ def quantised(f: Path, t: Path) -> Path:
     return path
 
 
+def copied(source: Path, path: Path) -> Path:
+    shutil.copytree(source, path)
+    return path
+
+
+def damaged(f: Path, t: Path, file: str, text: str) -> Path:
+    (copied(f / "target", t / "damaged") / file).write_text(text)
+    return t / "damaged"
+
+
+def adapter(f: Path, t: Path) -> Path:
+    (copied(f / "target", t / "adapter") / "config.json").rename(t / "adapter" / "adapter_config.json")
+    return t / "adapter"
+
+
+def renumbered(source: Path, path: Path) -> Path:
+    """The same model with each token's id moved on by one, in its tokenizer, embedding and LM head."""
+    tokenizer = json.loads((copied(source, path) / "tokenizer.json").read_text())
+    count = len(tokenizer["model"]["vocab"])
+    for name, number in tokenizer["model"]["vocab"].items():
+        tokenizer["model"]["vocab"][name] = (number + 1) % count
+    for token in tokenizer["added_tokens"]:
+        token["id"] = (token["id"] + 1) % count
+    (path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    held = load_file(path / "model.safetensors")
+    for name in ("lm_head.weight", "model.embed_tokens.weight"):
+        held[name][:count] = held[name][:count].roll(1, 0)
+    save_file(held, path / "model.safetensors", metadata={"format": "pt"})
+    return path
+
+
 def incomplete(f: Path, t: Path) -> Path:
     path = t / "incomplete"
     path.mkdir()
@@ -212,6 +245,22 @@ BAD = {
     "quantised donor": lambda f, t: (
         ["--donor", quantised(f, t), "--channels", f / "one.set", "--target", f / "target"],
         "is quantised",
+    ),
+    "pattern that matches nothing": lambda f, t: (
+        [*donors_of(f, "one"), "--strength-of", "*.mpl.*=0.2", "--target", f / "target"],
+        "the strength pattern '*.mpl.*' matches none of the",
+    ),
+    "device for files": lambda f, t: (
+        [*donors_of(f, "one"), "--target", f / "target", "--device", "cpu"],
+        "--device cpu has no effect on files; add --in-memory",
+    ),
+    "configuration that is no JSON": lambda f, t: (
+        [*donors_of(f, "one"), "--target", damaged(f, t, "config.json", "{oops")],
+        "config.json is no JSON",
+    ),
+    "adapter": lambda f, t: (
+        [*donors_of(f, "one"), "--target", adapter(f, t)],
+        "is an adapter, not a model; merge it",
     ),
     "weights missing": lambda f, t: (
         [*donors_of(f, "one"), "--target", incomplete(f, t), "--in-memory"],
@@ -259,6 +308,53 @@ def test_another_vocabulary_or_position_table_is_left_out_and_said(folder, tmp_p
     assert len(done["notes"]) == 1 and "transformer.wpe" in done["notes"][0]
 
 
+def test_tokens_numbered_otherwise_are_left_out_or_aligned(folder, tmp_path):
+    donor = renumbered(folder / "one", tmp_path / "donor")
+    models = ["--target", folder / "target", "--channels", folder / "all.set", "--strength", "1"]
+    plain = succeed("transfer", "--donor", folder / "one", *models, "--output", tmp_path / "plain")
+    assert not plain["notes"]
+    expected, target = tensors(tmp_path / "plain"), tensors(folder / "target")
+    for more in ([], ["--in-memory"]):
+        output = tmp_path / f"out{len(more)}"
+        done = succeed("transfer", "--donor", donor, *models, *more, "--output", output)
+        assert len(done["notes"]) == 2 and all("to the donor's tokenizer and" in note for note in done["notes"])
+        assert all(
+            torch.equal(value, (target if name.startswith(("lm_head", "model.embed")) else expected)[name])
+            for name, value in tensors(output).items()
+        )
+    aligned = tmp_path / "aligned"
+    done = succeed("transfer", "--donor", donor, *models, "--align-tokens", "--output", aligned)
+    count = len(AutoTokenizer.from_pretrained(donor))
+    assert not done["notes"]
+    assert all(torch.equal(value[:count], expected[name][:count]) for name, value in tensors(aligned).items())
+
+
+def test_a_pattern_for_everything_overrules_the_strength(folder, tmp_path):
+    models = [*donors_of(folder, "one"), "--target", folder / "target"]
+    by_pattern = ["--strength-of", "*.mlp.*=0.3", "--strength-of", "*=0.7"]
+    done = succeed("transfer", *models, *by_pattern, "--output", tmp_path / "out")
+    assert done["strength_of"] == {"*.mlp.*": 0.3, "*": 0.7} and done["values"] > 0
+    same_strength = ["--strength", "0.7", "--strength-of", "*.mlp.*=0.3"]
+    succeed("transfer", *models, *same_strength, "--output", tmp_path / "same")
+    assert same(tensors(tmp_path / "out"), tensors(tmp_path / "same"))
+    shown = act_profile("transfer", *models, *by_pattern, "--output", tmp_path / "shown").stdout
+    assert "*.mlp.*=0.3" in shown and "values" in shown
+
+
+def test_pickled_weights_are_loaded_and_it_is_said(folder, tmp_path):
+    target = copied(folder / "one", tmp_path / "target")
+    torch.save(load_file(target / "model.safetensors"), target / "pytorch_model.bin")
+    (target / "model.safetensors").unlink()
+    models = [*donors_of(folder, "two"), "--output"]
+    result = act_profile("transfer", "--target", target, *models, tmp_path / "out")
+    assert result.returncode == 0 and "holds pytorch_model.bin and no safetensors" in result.stderr, result.stderr
+    succeed("transfer", "--target", folder / "one", *models, tmp_path / "expected")
+    assert same(tensors(tmp_path / "out"), tensors(tmp_path / "expected"))
+    succeed("transfer", "--target", folder / "one", *models, tmp_path / "patch.safetensors")
+    patching = ["patch", "apply", tmp_path / "patch.safetensors", "--model", target, "--output", tmp_path / "no"]
+    assert "load the model and save it again" in refuse(*patching)
+
+
 def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     pair = tmp_path / "pair.safetensors"
     models = ["--donor", folder / "one", "--target", folder / "target"]
@@ -275,5 +371,21 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     ]
     assert found["frontier"] and all(row in found["rows"] for row in found["frontier"])
     assert json.loads((tmp_path / "sweep.json").read_text()) == found
+    chosen = [
+        "--normalize",
+        "std",
+        "--scope",
+        "layer",
+        "--granularity",
+        "neuron",
+        "--include",
+        "gate",
+        "--include",
+        "up",
+    ]
+    swept = succeed("sweep", pair, *models, *texts, *grid, *chosen)
+    ranked = succeed("rank", pair, "--top", "50%", *chosen, "--output", tmp_path / "set")
+    assert swept["rows"][-1]["channels"] == ranked["chosen"] != found["rows"][-1]["channels"]
+    assert "normalize is 'no'" in refuse("sweep", pair, *models, *texts, *grid, "--normalize", "no")
     refused = refuse("sweep", pair, *models, *texts, *grid, "--output", pair, "--force")
     assert "would overwrite the input" in refused
