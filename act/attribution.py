@@ -60,7 +60,7 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            for sequence in corpus.for_model(target).sequences():
+            for sequence in corpus.for_models(target).sequences():
                 ids = torch.as_tensor(sequence.input_ids, dtype=torch.int64, device=moved[0].device)[None]
                 wanted = torch.as_tensor(sequence.count_mask, device=ids.device)
                 wanted = wanted[:-1] if shift else wanted[1:]

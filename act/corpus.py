@@ -129,9 +129,12 @@ class Corpus:
         fitted._max_length = positions
         return fitted
 
-    def for_model(self, model: nn.Module) -> Corpus:
-        """This corpus :meth:`fitted` to the positions of a model."""
-        return self.fitted(learned_positions(model), trained_positions(getattr(model, "config", None)))
+    def for_models(self, *models: nn.Module) -> Corpus:
+        """This corpus :meth:`fitted` to the positions that all these models have."""
+        learned = [positions for model in models if (positions := learned_positions(model)) is not None]
+        found = [trained_positions(getattr(model, "config", None)) for model in models]
+        trained = [positions for positions in found if positions is not None]
+        return self.fitted(min(learned, default=None), min(trained, default=None))
 
     def cached(
         self,

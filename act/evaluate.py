@@ -145,7 +145,7 @@ def evaluate(
         raise ActError(f"max new tokens is {max_new_tokens}; expected at least 1")
     if token_budget < 1:
         raise ActError(f"token budget is {token_budget}; expected at least 1 token")
-    corpus = corpus.for_model(model)
+    corpus = corpus.for_models(model)
     records = list(corpus.encoded())
     if not records:
         raise ActError(f"{corpus.name}: no record to evaluate")

@@ -97,7 +97,7 @@ class Job:
         if isinstance(corpora, Corpus):
             corpora = {"": corpora}
         if isinstance(corpora, Mapping):
-            self.corpora = {ability: corpus.for_model(self._model) for ability, corpus in corpora.items()}
+            self.corpora = {ability: corpus.for_models(*self.models.values()) for ability, corpus in corpora.items()}
         else:
             self._batches = corpora
         self._shard, self._workers, self._skip_bad_records = shard, workers, skip_bad_records

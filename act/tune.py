@@ -112,8 +112,8 @@ def tune(
     settings = settings or TuneSettings()
     optional("accelerate", "tune", "act-profile tune")
     _require_trainable(model, settings.mode, keep_adapter)
-    own = _records(corpus.for_model(model))
-    other = _records(replay.for_model(model)) if replay is not None else []
+    own = _records(corpus.for_models(model))
+    other = _records(replay.for_models(model)) if replay is not None else []
     order = _order(len(own), len(other), settings)
     examples = [own[at] if at < len(own) else other[at - len(own)] for at in order]
     transformers = optional("transformers", "tune", "act-profile tune")

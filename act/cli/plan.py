@@ -55,7 +55,7 @@ def command(
         reading: dict[str, Any] = {"answer_turns": answer_turns, "max_length": max_length, "overlap": overlap}
         text = tokens_of(
             {
-                name: Corpus.from_file(place, tokenizer, count=count, **reading).for_model(empty)
+                name: Corpus.from_file(place, tokenizer, count=count, **reading).for_models(empty)
                 for name, place in console.places_of(corpus).items()
             },
             sample,

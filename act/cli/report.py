@@ -122,7 +122,7 @@ def _loss(text: Corpus) -> Callable[[nn.Module], float]:
     from act.evaluate import likelihoods
 
     def loss(model: nn.Module) -> float:
-        fitted = text.for_model(model)
+        fitted = text.for_models(model)
         found = likelihoods(model, list(fitted.encoded()), max_length=fitted.max_length)
         return float(found.nll.sum() / found.tokens.sum())
 

@@ -75,21 +75,22 @@ def test_a_model_s_positions_are_the_longest_sequence_where_nobody_says(tokenize
     texts = Corpus.from_records([{"text": "a b c d e " * 30}], tokenizer)
     answers = Corpus.from_records([{"prompt": "a " * 50, "completion": " b"}], tokenizer)
     model = tiny_model("llama")
-    assert texts.for_model(model).max_length == 256
+    assert texts.for_models(model).max_length == 256
     model.config.max_position_embeddings = 16
-    assert max(map(len, texts.for_model(model).sequences())) == 16
+    assert max(map(len, texts.for_models(model).sequences())) == 16
     with pytest.raises(ActError, match="the limit is 16; raise the maximum length"):
-        list(answers.for_model(model).encoded())
+        list(answers.for_models(model).encoded())
     asked = Corpus.from_records([{"text": "a"}], tokenizer, max_length=100)
-    assert asked.for_model(model).max_length == 100  # rotary positions have no end
+    assert asked.for_models(model).max_length == 100  # rotary positions have no end
+    assert texts.for_models(tiny_model("llama"), model).max_length == 16
     model.config.max_position_embeddings = 1 << 20
-    assert texts.for_model(model).max_length == 2048
+    assert texts.for_models(model).max_length == 2048
 
 
 def test_an_overlap_leaves_something_of_a_model_s_positions(tokenizer):
     corpus = Corpus.from_records([{"text": "a b c d e " * 300}], tokenizer, overlap=300)
     with pytest.raises(ActError, match=r"overlap is 300 tokens and the model has 256 positions; set it below 256"):
-        corpus.for_model(tiny_model("gpt2"))
+        corpus.for_models(tiny_model("gpt2"))
 
 
 def test_a_template_that_rewrites_history_is_an_error_not_a_guess():

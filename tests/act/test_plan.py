@@ -94,7 +94,7 @@ def test_tokens_whole_and_sampled(tokenizer):
 
 def test_texts_are_planned_as_a_run_cuts_them(tokenizer):
     model = empty_model(CONFIGS["gpt2"]())
-    texts = {"": Corpus.from_records([{"text": "a b c d e " * 300}] * 3, tokenizer).for_model(model)}
+    texts = {"": Corpus.from_records([{"text": "a b c d e " * 300}] * 3, tokenizer).for_models(model)}
     plan = tokens_of(texts)
     run = act.profile(tiny_model("gpt2"), texts)[""].source["corpora"][0]
     assert {key: plan[key] for key in ("sequences", "tokens", "counted")} == {
