@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from torch import nn
@@ -140,10 +141,14 @@ class Job:
             raise ActError(f"{refused}; leave packing off")
         return refused is None
 
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {side: fingerprint(model) for side, model in self.models.items()}  # once: it reads all weights
+
     def identity(self) -> dict[str, Any]:
         """What tells this job from another, as plain data; the batches of one's own cannot be told apart."""
         return {
-            "models": {side: fingerprint(model) for side, model in self.models.items()},
+            "models": self._fingerprints,
             "corpora": {ability: corpus.identity() for ability, corpus in self.corpora.items()},
             "settings": self.settings,
             "shard": list(self._shard),
@@ -236,7 +241,7 @@ class Job:
         source = {
             "models": {
                 side: {"name": getattr(model, "name_or_path", "") or type(model).__name__, "fingerprint": mark}
-                for (side, model), mark in zip(self.models.items(), self.identity()["models"].values(), strict=True)
+                for (side, model), mark in zip(self.models.items(), self._fingerprints.values(), strict=True)
             },
             "settings": {**self.settings, "backend": choose(self.device.type).backend.name},
             "versions": versions(),

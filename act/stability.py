@@ -10,10 +10,13 @@ gathered in 16 to 32 **groups**; with sums ``y_g`` and counts ``n_g`` of a chann
 with one standard normal ``w_g`` a group, shared by the channels, so that what makes channels rise and fall together
 stays in; ``f`` is the share of the corpus that was read (what has been read cannot change any more: the finite
 population correction), and the last factor, shared too, turns the normal into a t for the few groups. Each draw of the
-means gives a top set; the number of channels of the present top set that it lacks is fitted by a gamma distribution,
-whose upper quantile must stay within what the wanted overlap allows. Looks are taken each time the corpus read has
-grown by a quarter, and share the error between them (Bonferroni over the looks that fit into the corpus;
-``1 / (k (k + 1))`` where its size is not known), so that looking often does not make the promise weaker.
+means gives a top set, and the number of channels of the present top set that it lacks. If what the whole corpus will
+give is one more draw of that kind, then its rank among all of them is uniform: so the number that the whole corpus
+lacks exceeds the ``floor(a · (draws + 1))``-th largest one with a chance of at most ``a``.
+
+Looking often must not make the promise weaker, so looks share the error: the ``k``-th one may spend ``1 / (k (k + 1))``
+of it, half at the first. Hopeless looks would spend it for nothing; therefore each look is planned before its data is
+read, from a forecast that lets the present draws shrink as the corpus grows, and that can itself never end a run.
 """
 
 from __future__ import annotations

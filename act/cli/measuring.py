@@ -55,8 +55,6 @@ class Measuring:
 
     def run(self) -> None:
         """Do it, and report; a finished run is not done again. Of several ranks, the first writes and prints."""
-        if not self.checkpoint_every >= 0:
-            raise ActError(f"--checkpoint-every is {self.checkpoint_every}; expected seconds, or 0 for no checkpoint")
         console.quiet_transformers()
         try:
             with joined() as ranks:

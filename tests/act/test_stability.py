@@ -65,7 +65,7 @@ def stopped(kind: str, seed: int, promise: Promise) -> tuple[float, float]:
 
 @pytest.mark.parametrize("kind", ["plain", "heavy", "correlated", "ties"])
 def test_the_promise_is_kept_as_often_as_stated(kind):
-    promise = Promise(top=0.1, overlap=0.92, confidence=0.9)
+    promise = Promise(top=0.1, overlap=0.97, confidence=0.9)  # most take several looks
     runs = [stopped(kind, seed, promise) for seed in range(20)]
     assert sum(overlap >= promise.overlap for _, overlap in runs) >= 18, runs
     if kind == "plain":

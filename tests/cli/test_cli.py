@@ -330,7 +330,7 @@ BAD = {
     ),
     "checkpoints in the past": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--checkpoint-every", "-5"],
-        "--checkpoint-every is -5.0; expected seconds",
+        "Invalid value for '--checkpoint-every'",
     ),
     "configuration that is a list": lambda f, t: (
         ["pair", "--donor", of_config(t / "list", "[]"), "--target", f / "target", "--corpus", f / "ability.jsonl"],

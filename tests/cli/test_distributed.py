@@ -23,7 +23,7 @@ RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * 
 
 def act_profile(*arguments, ranks=0, code=0):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks else []
-    command = [sys.executable, *torchrun, "-m", "act", *map(str, arguments)]
+    command = [sys.executable, *torchrun, "-m", *(["--"] if ranks else []), "act", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode != 0) == (code != 0), result.stderr
     assert ranks or result.returncode == code, result.stderr
@@ -63,14 +63,14 @@ def whole(folder):
 def test_ranks_give_what_one_process_gives(folder, whole, tmp_path, ranks):
     output = tmp_path / "p.safetensors"
     arguments = options(folder, "--corpus", folder / "de.jsonl", "--output", output, "--json")
-    result = act_profile(*arguments, ranks=ranks)
+    result = act_profile(*arguments, "--log", tmp_path / "log", ranks=ranks)
     (line,) = [line for line in result.stdout.splitlines() if line.startswith("{")]
     assert json.loads(line)["records"] == 400
     profile = act.load(output)
     assert relative(whole, profile) < 1e-12
     assert profile.source["corpora"][0]["counted"] == whole.source["corpora"][0]["counted"]
     assert "shard" not in profile.source["corpora"][0]
-    assert [path.name for path in tmp_path.iterdir()] == ["p.safetensors"]
+    assert {path.name for path in tmp_path.iterdir()} == {"p.safetensors", "log"}
     if ranks == 2:
         assert "finished_before" in act_profile(*arguments, ranks=ranks).stdout
         assert "finished_before" in act_profile(*arguments).stdout  # the same run, whoever did it
