@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
 from act.encode import Count
 from act.errors import ActError
 from act.evaluate import Evaluation, compare, evaluate
-from act.files import require_output, written_whole
+from act.files import MANIFEST, require_output, written_whole
 from act.granularity import Granularity
 from act.loading import load_model, load_tokenizer, token_difference
 from act.localize import Score, parse_top, rank
@@ -317,7 +318,7 @@ class Run:
         figures = {variant: self._figures(variant) for variant in self._variants()}
         report = self._report(figures)
         with written_whole(self.output, force=force, directory=True) as folder:
-            shutil.copytree(result, folder, dirs_exist_ok=True)
+            shutil.copytree(result, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
             (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
             files = _sizes(folder)
             run = {"schema": SCHEMA, "key": self.key, "models": self._models, "versions": versions(), "files": files}
@@ -430,11 +431,7 @@ class Run:
             donors = [self._model(donor.model) for donor in self.recipe.models]
             _interpolate(target, donors, self.recipe.evaluate.interpolation)
         elif variant != "tune without transfer":
-            score = None if variant == "act" else variant
-            grafts = [
-                Graft(self._model(donor.model), self._channels(donor, score), donor.parameters.weight, name=donor.model)
-                for donor in self.recipe.models
-            ]
+            grafts = [self._graft(donor, variant) for donor in self.recipe.models]
             patch = transfer_many(grafts, target, self.recipe.overlap)
             header = {key: value for key, value in patch.header.items() if key != "parameters"}
             moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
@@ -442,6 +439,14 @@ class Run:
                 temporary.write_text(json.dumps(moved), encoding="utf-8")
         save_tuned(target, self._tokenizer, path)
         return path
+
+    def _graft(self, donor: Donor, variant: str) -> Graft:
+        channels = self._channels(donor, None if variant == "act" else variant)
+        graft = Graft(self._model(donor.model), channels, donor.parameters.weight, name=donor.model)
+        if variant == "act" or not isinstance(graft.strength, dict):
+            return graft
+        # The channels of a control are others, and need not be where each pattern is for.
+        return replace(graft, strength={key: value for key, value in graft.strength.items() if graft.matches(key)} or 0)
 
     def _moved(self) -> dict[str, Any]:
         """What the transfer changed: values, parameters, and the header of its patch."""

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -55,6 +56,15 @@ class Graft:
     def moves_tokens(self) -> bool:
         """Whether it has channels of the embedding or the LM head, whose rows or columns are those of tokens."""
         return any(part.site.kind in VOCABULARY_KINDS for part in self.channels.parts())
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The sites and parameters that it gives something of: what the patterns of a strength may match."""
+        return frozenset(name for part in self.channels.parts() for name in (part.site.name, part.slice.name))
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a pattern matches one of :attr:`names`."""
+        return any(fnmatchcase(name, pattern) for name in self.names)
 
     def strength_of(self, site: Site, parameter: str) -> float:
         """The strength for one parameter of one site; 0 where no pattern matches."""
@@ -288,19 +298,19 @@ def require_parallel(parts: Sequence[ParameterSlice]) -> None:
 
 def _require_patterns(grafts: Sequence[Graft]) -> None:
     """Raise :class:`ActError` for a strength by patterns of which one matches nothing that a donor with it gives."""
-    names: dict[str, set[str]] = {}
+    having: dict[str, list[Graft]] = {}
     for graft in grafts:
         if isinstance(graft.strength, Mapping):
             if not graft.strength:
                 raise ActError("strength is {}; expected a number, or at least one pattern with its strength")
-            given = {name for part in graft.channels.parts() for name in (part.site.name, part.slice.name)}
             for pattern in graft.strength:
-                names.setdefault(pattern, set()).update(given)
-    for pattern, given in names.items():
-        if not any(fnmatchcase(name, pattern) for name in given):
+                having.setdefault(pattern, []).append(graft)
+    for pattern, those in having.items():
+        if not any(graft.matches(pattern) for graft in those):
+            names = sorted(those[0].names) or ["none at all"]
             raise ActError(
-                f"the strength pattern {pattern!r} matches none of the {len(given)} chosen sites and parameters, such "
-                f"as {min(given, default='none at all')}; mend the pattern, or leave it out"
+                f"the strength pattern {pattern!r} matches none of the chosen sites and parameters, "
+                f"such as {names[0]}; mend the pattern, or leave it out"
             )
 
 

@@ -267,6 +267,23 @@ def test_random_controls_of_several_donors_are_of_equal_size(folder, tmp_path):
     assert shared < 0.3 * len(one)  # a fifth by chance, all of them from one seed
 
 
+def test_a_control_need_not_have_channels_for_each_pattern(folder, tmp_path):
+    data = light(folder, output=str(tmp_path / "out"), score="random")
+    data["models"][0]["parameters"] = {"top_p": "0.5%"}
+    run = Run(read_recipe(written(tmp_path, data)))
+    run.cache.mkdir()
+    chosen, control = (
+        {part.site.name for part in run._channels(run.recipe.models[0], score).parts()}
+        for score in (None, "weight-diff")
+    )
+    data["models"][0]["parameters"]["weight"] = {min(chosen - control): 1.0}
+    run = Run(read_recipe(written(tmp_path, data)))
+    before = load_model(str(CHECKPOINTS / "target")).state_dict()
+    for variant, moves in (("act", True), ("weight-diff", False)):
+        after = load_model(str(run._transferred(variant))).state_dict()
+        assert any(not torch.equal(after[name], before[name]) for name in before) == moves
+
+
 def test_interpolation_blends_all_donors_from_where_the_target_was():
     target, *donors = (torch.nn.Linear(1, 1, bias=False) for _ in range(3))
     with torch.no_grad():

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaC
 import act
 from act.channel_set import ChannelSet
 from act.channels import ChannelSpace
+from act.cli.evaluate import _names
 from act.patch import Patch
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
@@ -389,3 +390,21 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     assert "normalize is 'no'" in refuse("sweep", pair, *models, *texts, *grid, "--normalize", "no")
     refused = refuse("sweep", pair, *models, *texts, *grid, "--output", pair, "--force")
     assert "would overwrite the input" in refused
+
+
+def test_evaluating_a_model_with_nan_is_said_and_valid_json(folder, tmp_path):
+    broken = copied(folder / "one", tmp_path / "one")  # of the same last name, too
+    held = load_file(broken / "model.safetensors")
+    held["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(held, broken / "model.safetensors", metadata={"format": "pt"})
+    models = ["--before", folder / "one", "--model", broken, "--corpus", folder / "ability.jsonl", "--metric", "nll"]
+    details = tmp_path / "details.jsonl"
+    result = act_profile("evaluate", *models, "--details", details, "--json")
+    assert result.returncode == 0 and f"{broken} gives NaN or infinity for 4 of 4 records" in result.stderr
+    for line in (result.stdout, *details.read_text().splitlines()):
+        json.loads(line, parse_constant=pytest.fail)
+    found = json.loads(result.stdout)
+    assert [row["model"] for row in found["results"]] == [str(folder / "one"), str(broken)]
+    assert found["results"][1]["nll_per_token"] is None and found["comparisons"][0]["nll_p"] is None
+    called = _names([str(folder / "one"), str(broken), "a/mended"])
+    assert called == {str(folder / "one"): str(folder / "one"), str(broken): str(broken), "a/mended": "mended"}
