@@ -24,7 +24,7 @@ from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
 from act.encode import Count
 from act.errors import ActError
 from act.evaluate import Evaluation, compare, evaluate
-from act.files import require_output, written_whole
+from act.files import MANIFEST, require_output, written_whole
 from act.granularity import Granularity
 from act.loading import load_model, load_tokenizer, token_difference
 from act.localize import Score, parse_top, rank
@@ -317,7 +317,7 @@ class Run:
         figures = {variant: self._figures(variant) for variant in self._variants()}
         report = self._report(figures)
         with written_whole(self.output, force=force, directory=True) as folder:
-            shutil.copytree(result, folder, dirs_exist_ok=True)
+            shutil.copytree(result, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
             (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
             files = _sizes(folder)
             run = {"schema": SCHEMA, "key": self.key, "models": self._models, "versions": versions(), "files": files}
