@@ -64,7 +64,7 @@ def test_killed_and_repeated_a_run_gives_the_same_bits_and_is_then_finished(fold
         first, again = (act.load(path / f"{ability}.safetensors") for path in (whole, output))
         assert torch.equal(first.moments.arena, again.moments.arena)
     events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
-    assert "resumed" in events and events[-1] == "finished"
+    assert "resumed" in events and "finished" in events[-2:]  # a checkpoint may follow
     assert not checkpoint.exists()
     assert "finished already" in act_profile(*repeated).stdout
     other = act_profile(*options(folder, *corpora[:2], "--output", output), code=2)
