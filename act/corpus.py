@@ -180,6 +180,7 @@ class Corpus:
         return {
             "fingerprint": self.source.fingerprint,
             "tokenizer": self.encoder.fingerprint,
+            "vocabulary": self.encoder.vocabulary,
             "count": self.count,
             "answer_turns": self.encoder.answer_turns,
             "max_length": self.max_length,

@@ -92,6 +92,12 @@ class Encoder:
         vocabulary = inner.to_str() if inner is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(f"{vocabulary}{self.tokenizer.chat_template}".encode()).hexdigest()[:16]
 
+    @cached_property
+    def vocabulary(self) -> str:
+        """A hash of which id is which token, and of no more: a chat template does not change it."""
+        tokens = json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        return hashlib.sha256(tokens.encode(errors="surrogatepass")).hexdigest()[:16]
+
     def __call__(self, records: Iterable[Record | ActError]) -> list[Encoded | ActError]:
         """Each record as :class:`Encoded`, or what is wrong with it, in order; one call of the tokenizer for all."""
         results: list[Encoded | ActError] = []

@@ -52,9 +52,9 @@ class Activations:
         statistics = _on_space_of(donor, target)
         if corpora_of(donor) != corpora_of(target):
             raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
-        if _tokenizers_of(donor) != _tokenizers_of(target) and any(map(_head_counted, (donor, target))):
+        if _vocabularies_of(donor) != _vocabularies_of(target) and any(map(_head_counted, (donor, target))):
             raise ActError(
-                "the profiles of donor and target were read by different tokenizers, so an LM-head channel may be one "
+                "the profiles of donor and target have different vocabularies, so an LM-head channel may be one "
                 "token in one and another in the other; profile both without it (act-profile run --exclude head), or "
                 "use act-profile pair, which compares their tokens one by one"
             )
@@ -91,8 +91,8 @@ def _on_space_of(donor: Profile, target: Profile) -> Statistics:
     return Statistics(block)
 
 
-def _tokenizers_of(profile: Profile) -> list[str | None]:
-    return [corpus.get("tokenizer") for corpus in profile.source["corpora"]]
+def _vocabularies_of(profile: Profile) -> list[str | None]:
+    return [corpus.get("vocabulary") for corpus in profile.source["corpora"]]
 
 
 def _head_counted(profile: Profile) -> bool:

@@ -178,10 +178,16 @@ def test_weight_diff_of_other_models_is_refused(models, pair):
 def test_lm_head_channels_of_other_tokens_are_refused(models, tokenizer):
     records = [{"text": "a b c d e"}, {"text": "What is two plus three?"}]
     other = copy.deepcopy(tokenizer)
-    other.chat_template = None  # to its hash another tokenizer, which reads these records the same
+    other.chat_template = None  # the same tokens
+    sides = [
+        act.profile(model, act.Corpus.from_records(records, one, count="all"))
+        for model, one in zip(models, (tokenizer, other), strict=True)
+    ]
+    assert act.rank(tuple(sides), "mean-abs", 1.0).by_kind()["head"] == (300, 300)
+    other.add_tokens(["<new>"])  # another vocabulary, which reads these records the same
     corpora = [act.Corpus.from_records(records, one, count="all") for one in (tokenizer, other)]
     sides = [act.profile(model, corpus) for model, corpus in zip(models, corpora, strict=True)]
-    with pytest.raises(act.ActError, match=r"read by different tokenizers.* --exclude head"):
+    with pytest.raises(act.ActError, match=r"have different vocabularies.* --exclude head"):
         act.rank(tuple(sides), "mean-abs")
     sides = [act.profile(model, corpus, exclude=["head"]) for model, corpus in zip(models, corpora, strict=True)]
     chosen = act.rank(tuple(sides), "mean-abs", 1.0)
