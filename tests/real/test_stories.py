@@ -89,7 +89,7 @@ def independent_statistics(
         for text in texts:
             ids = tokenizer(text, return_tensors="pt")["input_ids"]
             for start in range(0, max(1, ids.shape[1] - overlap), length - overlap):
-                repeated = overlap if start else 0
+                repeated = overlap if start else 1  # <s>, which is no text
                 model(input_ids=ids[:, start : start + length])
     for handle in handles:
         handle.remove()
