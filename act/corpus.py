@@ -17,7 +17,7 @@ from act.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Positi
 from act.encode import AnswerTurns, Count, Encoded, Encoder
 from act.errors import ActError, BadRecord
 from act.limits import learned_positions, trained_positions
-from act.records import Dataset, Entry, Memory, Record, Shard, Source, open_source
+from act.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
 from act.token_cache import TokenCache
 from act.workers import ordered_map
 
@@ -159,18 +159,13 @@ class Corpus:
                 f"{self.name}: a stream has no fingerprint to find its tokens by; give it one "
                 "(Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
             )
-        encoder = self.encoder
-        tokens = TokenCache(
-            Path(folder),
-            {
-                "fingerprint": self.source.fingerprint,
-                "tokenizer": encoder.fingerprint,
-                "answer_turns": encoder.answer_turns,
-                "ability_column": encoder.ability_column,
-            },
-        )
+        identity = self.identity()
+        deciding = ("fingerprint", "tokenizer", "answer_turns", "ability_column")  # not what counts, nor the cuts
+        tokens = TokenCache(Path(folder), {name: identity[name] for name in deciding})
         if not tokens.there:
-            tokens.write(self._tokenised(workers=workers), lambda done: report(self.name, done, self.source.size or 0))
+            tokens.write(
+                self._tokenised(0, (0, 1), workers, every), lambda done: report(self.name, done, self.source.size or 0)
+            )
         cached = copy.copy(self)
         cached._tokens = tokens
         return cached
@@ -189,11 +184,7 @@ class Corpus:
         }
 
     def numbered(
-        self,
-        start: int = 0,
-        shard: Shard = (0, 1),
-        workers: int = 0,
-        wanted: Callable[[int], bool] = lambda number: True,
+        self, start: int = 0, shard: Shard = (0, 1), workers: int = 0, wanted: Wanted = every
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
         """The wanted records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
         tokens = self._tokens
@@ -201,11 +192,7 @@ class Corpus:
         return ((entry, self._checked(result)) for entry, result in found)
 
     def _tokenised(
-        self,
-        start: int = 0,
-        shard: Shard = (0, 1),
-        workers: int = 0,
-        wanted: Callable[[int], bool] = lambda number: True,
+        self, start: int, shard: Shard, workers: int, wanted: Wanted
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
         entries = self.source.read(start, shard, wanted)
         # The results come in the order of the chunks, so each finds its entries at the front of the queue.

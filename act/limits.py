@@ -94,7 +94,7 @@ def token_budget_for(models: Iterable[nn.Module], space: ChannelSpace, device: t
     the residual stream; if that is too little, a batch that does not fit is cut (see :class:`act.run.Run`).
     """
     if device.type != "cuda":
-        return CPU_BUDGET
+        return default_token_budget(device)
     free, _ = torch.cuda.mem_get_info(device)
     return budget_of(free, sum(_bytes_a_token(model, space) for model in models))
 

@@ -34,7 +34,8 @@ SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
 
 
-def _all(number: int) -> bool:
+def every(number: int) -> bool:
+    """All of them: a :data:`Wanted`."""
     return True
 
 
@@ -63,7 +64,7 @@ class Source(Protocol):
     fingerprint: str
     size: int | None
 
-    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
         """The wanted records of a shard from number ``start`` on, in order."""
         ...
 
@@ -82,7 +83,7 @@ class Memory:
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.size: int | None = len(self._records)
 
-    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
         """See :class:`Source`."""
         for number in filter(wanted, range(_first(start, shard), len(self._records), shard[1])):
             yield Entry(number, f"{self.name}, record {number}", self._records[number])
@@ -114,7 +115,7 @@ class Files:
             self.size = None if size is None or self.size is None else self.size + size
         self.fingerprint = digest.hexdigest()[:16]
 
-    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
         """See :class:`Source`; lines that are not wanted are not parsed.
 
         A file that breaks off gives one entry that says so, and the next file follows.
@@ -154,7 +155,7 @@ class Dataset:
         self.fingerprint = fingerprint or str(getattr(dataset, "_fingerprint", ""))
         self.size: int | None = len(dataset) if hasattr(dataset, "__len__") else _split_size(dataset)
 
-    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = _all) -> Iterator[Entry]:
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
         """See :class:`Source`."""
         number = start
         try:

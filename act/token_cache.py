@@ -14,7 +14,7 @@ import numpy as np
 from act.encode import Encoded
 from act.errors import ActError
 from act.files import written_whole
-from act.records import Entry, Shard
+from act.records import Entry, Shard, Wanted
 
 SCHEMA = "act-tokens/1"
 GROUP = 1024  # records that are written, and read, together
@@ -66,7 +66,7 @@ class TokenCache:
                 done += len(group)
                 report(done)
 
-    def read(self, start: int, shard: Shard, wanted: Callable[[int], bool]) -> Iterator[Tokenised]:
+    def read(self, start: int, shard: Shard, wanted: Wanted) -> Iterator[Tokenised]:
         """The wanted records of a shard from number ``start`` on.
 
         Raises:

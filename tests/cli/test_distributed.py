@@ -76,6 +76,16 @@ def test_ranks_give_what_one_process_gives(folder, whole, tmp_path, ranks):
         assert "finished_before" in act_profile(*arguments).stdout  # the same run, whoever did it
 
 
+def ranks_of(torchrun, checkpoints, patience) -> list[int]:
+    """Process ids of the ranks, once each has a checkpoint, which it must in ``patience`` seconds."""
+    deadline = time.monotonic() + patience
+    while not all(path.exists() for path in checkpoints):
+        assert torchrun.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(torchrun.pid)], capture_output=True, text=True).stdout
+    return [int(child) for child in children.split()]
+
+
 @pytest.mark.slow
 def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path):
     corpus = tmp_path / "long.jsonl"
@@ -87,12 +97,7 @@ def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path
         [*torchrun, "-m", "act", *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )
     checkpoints = [tmp_path / f"p.safetensors.checkpoint-{rank}-of-2" for rank in range(2)]
-    deadline = time.monotonic() + 60
-    while not all(path.exists() for path in checkpoints):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    os.kill(int(children.split()[-1]), signal.SIGKILL)
+    os.kill(ranks_of(process, checkpoints, 60)[-1], signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "run the same command to go on" in stderr or "another rank was lost" in stderr
@@ -115,12 +120,7 @@ def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path):
     command = [sys.executable, "-m", *torchrun, "-m", "act", *map(str, arguments)]
     process = subprocess.Popen([*command, "--output", output], stderr=subprocess.PIPE, text=True)
     checkpoints = [tmp_path / f"p.checkpoint-{rank}-of-2" for rank in range(2)]
-    deadline = time.monotonic() + 120
-    while not all(path.exists() for path in checkpoints):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True).stdout
-    os.kill(min(map(int, children.split())), signal.SIGKILL)
+    os.kill(min(ranks_of(process, checkpoints, 120)), signal.SIGKILL)
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0 and "exitcode: -9" in stderr, stderr
     assert not any(path.exists() for path in checkpoints)
