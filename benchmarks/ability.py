@@ -27,9 +27,7 @@ from typing import Any
 import torch
 from measure import machine, write_json
 
-from act.attribution import attribution, fall_per_cost
-from act.channels import ChannelSpace
-from act.corpus import Corpus
+from act.data.corpus import Corpus
 from act.lab import regimes
 from act.lab.evaluate import Exam
 from act.lab.frontier import Point, area, best_keeping, frontier, relative
@@ -39,8 +37,10 @@ from act.lab.models import tiny_llama
 from act.lab.regimes import ENGLISH, GERMAN, NEW_ENGLISH, OLD_ENGLISH, SIBLINGS, SPANISH, SWAHILI, Ability, Regime
 from act.lab.tokenizer import build_tokenizer
 from act.lab.train import tune
-from act.localize import normalized, random_scores, weight_diff
-from act.profile import profile_pair
+from act.models.channels import ChannelSpace
+from act.profiling.measure import profile_pair
+from act.ranking.attribution import attribution, fall_per_cost
+from act.ranking.rank import normalized, random_scores, weight_diff
 
 SETTINGS: dict[str, Any] = {
     "tops": [0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45],

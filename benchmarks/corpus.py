@@ -34,7 +34,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import act
-from act.corpus import Stream
+from act.data.stream import Stream
 
 GSM8K = Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k_train_2k.jsonl"
 TEMPLATE = (

@@ -23,8 +23,8 @@ from measure import machine, median, write_json
 from act.lab.demo import FORGOTTEN
 from act.lab.language import examples
 from act.lab.models import CHECKPOINTS
-from act.loading import load_config
-from act.plan import measure
+from act.models.loading import load_config
+from act.profiling.plan import measure
 
 MODEL = CHECKPOINTS / "base"
 

@@ -191,9 +191,9 @@ def forwards(run: Run) -> dict[str, Any]:
     from overhead import by_nnsight, by_sums
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from act.channels import ChannelSpace
-    from act.moments import Moments
-    from act.taps import taps
+    from act.models.channels import ChannelSpace
+    from act.profiles.moments import Moments
+    from act.taps.taps import taps
 
     layers, hidden, inner, heads, kv, vocabulary = (28, 3584, 18944, 28, 4, 152064)
     batch, length = 16, 1024
@@ -276,7 +276,7 @@ def forwards(run: Run) -> dict[str, Any]:
         found["share_of_matmul"] = round(found["model_tflops"] / found["matmul_tflops"], 4)
 
     def pair() -> None:
-        from act.pair import lockstep
+        from act.taps.lockstep import lockstep
 
         with lockstep(donor, model, Moments(space, pair=True, device=run.device), exclude=["head"]) as both:
             timed({"pair": lambda: both.forward(inputs, count_mask)}, 0.3)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from act.files import written_whole
-from act.versions import versions
+from act.core.files import written_whole
+from act.core.versions import versions
 
 
 def interleaved(calls: dict[str, Callable[[], Any]], seconds: float = 1.0, rounds: int = 7) -> dict[str, list[float]]:

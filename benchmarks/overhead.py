@@ -22,10 +22,10 @@ from measure import interleaved, machine, median, spread, write_json
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from act.channels import ChannelSpace
-from act.moments import Moments
-from act.pair import lockstep
-from act.taps import taps
+from act.models.channels import ChannelSpace
+from act.profiles.moments import Moments
+from act.taps.lockstep import lockstep
+from act.taps.taps import taps
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QWEN2 = {"num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 8192, "max_position_embeddings": 1024}

@@ -18,8 +18,8 @@ import torch
 from measure import machine, median, write_json
 
 import act
-from act.channels import ParameterSlice
-from act.moments import Moments
+from act.models.channels import ParameterSlice
+from act.profiles.moments import Moments
 from act_kernels import PAIR, STATISTICS
 from act_kernels.statistics import COUNT, SUM_ABS
 

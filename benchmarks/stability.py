@@ -20,14 +20,14 @@ import torch
 from measure import machine, write_json
 
 import act
-from act.job import Job
 from act.lab.demo import FORGOTTEN, RETAINED
 from act.lab.language import examples
 from act.lab.models import CHECKPOINTS, load
-from act.profile import run_job
-from act.stability import Promise, UntilStable, look_ahead, quantity, rankable
+from act.profiling.job import Job
+from act.profiling.measure import run_job
+from act.profiling.stability import Promise, UntilStable, look_ahead, quantity, rankable
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "real"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "trained"))
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -111,7 +111,7 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
 
 def seconds_of_a_look(channels: int) -> float:
     """Time of one look at that many channels, most of them far from the threshold."""
-    from act.stability import GROUPS, GroupedSums, look
+    from act.profiling.stability import GROUPS, GroupedSums, look
 
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(channels, generator=generator, dtype=torch.float64).add_(0.01).pow_(-0.5)

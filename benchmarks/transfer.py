@@ -23,11 +23,11 @@ from measure import machine, median, spread, write_json
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from act.channel_set import ChannelSet
-from act.channels import ChannelSpace
-from act.fingerprint import fingerprint
-from act.loading import empty_model
-from act.stored import StoredModel
+from act.editing.stored import StoredModel
+from act.models.channels import ChannelSpace
+from act.models.fingerprint import fingerprint
+from act.models.loading import empty_model
+from act.ranking.channel_set import ChannelSet
 
 SHARD = 2 * 2**30
 SHARE, STRENGTH = 0.05, 0.4

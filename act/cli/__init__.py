@@ -24,7 +24,7 @@ from act.cli import (
     transfer,
     tune,
 )
-from act.errors import ActError, Interrupted
+from act.core.errors import ActError, Interrupted
 from act_kernels.backends import BackendError
 
 app = typer.Typer(

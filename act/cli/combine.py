@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from act.cli import console
-from act.combine import combine
-from act.errors import ActError
-from act.files import require_output, written_whole
-from act.profile import Profile
+from act.core.errors import ActError
+from act.core.files import require_output, written_whole
+from act.profiles.combine import combine
+from act.profiles.profile import Profile
 
 
 def command(

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from act.channel_set import ChannelSet
-from act.corpus import Corpus
-from act.errors import ActError
-from act.profile import Profile
+from act.core.errors import ActError
+from act.data.corpus import Corpus
+from act.profiles.profile import Profile
+from act.ranking.channel_set import ChannelSet
 
 _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from act.cli import console
-from act.files import require_output
+from act.core.files import require_output
 from act.report.pictures import draw_channel_map
 
 PICTURE = Path("act-demo.png")

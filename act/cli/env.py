@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from act.cli import console
-from act.versions import versions
+from act.core.versions import versions
 from act_kernels import cuda, native
 from act_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, choose
 

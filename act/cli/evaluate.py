@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from act.cli import console
-from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
-from act.errors import ActError
-from act.evaluate import Comparison, Evaluation, compare, evaluate
-from act.files import require_output, written_whole
-from act.harness import TaskFigure, compare_tasks, require_tasks, run_tasks
-from act.loading import load_model, load_tokenizer
-from act.significance import finite, mean_and_error
+from act.core.errors import ActError
+from act.core.files import require_output, written_whole
+from act.data.corpus import Corpus
+from act.data.stream import DEFAULT_TOKEN_BUDGET
+from act.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
+from act.evaluation.harness import TaskFigure, compare_tasks, require_tasks, run_tasks
+from act.evaluation.significance import finite, mean_and_error
+from act.models.loading import load_model, load_tokenizer
 
 
 def command(

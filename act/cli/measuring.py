@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from act.checkpoint import EVERY, Checkpoint
 from act.cli import console
 from act.cli.progress import Log, Progress
-from act.corpus import Corpus
-from act.distributed import Ranks, joined
-from act.errors import ActError, Interrupted
-from act.files import require_output, written_whole
-from act.job import Job, job_hash
-from act.loading import load_model, load_tokenizer, require_place, require_same_tokens
-from act.localize import parse_top
-from act.profile import Profile, load, run_job
-from act.stability import Promise, UntilStable, look_ahead
+from act.core.errors import ActError, Interrupted
+from act.core.files import require_output, written_whole
+from act.data.corpus import Corpus
+from act.models.loading import load_model, load_tokenizer, require_place, require_same_tokens
+from act.profiles.profile import Profile, load
+from act.profiling.checkpoint import EVERY, Checkpoint
+from act.profiling.job import Job, job_hash
+from act.profiling.measure import run_job
+from act.profiling.ranks import Ranks, joined
+from act.profiling.stability import Promise, UntilStable, look_ahead
+from act.ranking.rank import parse_top
 
 
 @dataclass
@@ -32,9 +33,9 @@ class Measuring:
         models: by side, as given.
         corpora: as given: places, or ``NAME=PLACE``.
         output: a profile, or the folder of one for each ability.
-        reading: options of :class:`act.corpus.Corpus`.
-        feeding: options of :class:`act.job.Job`.
-        loading: options of :func:`act.loading.load_model`.
+        reading: options of :class:`act.data.corpus.Corpus`.
+        feeding: options of :class:`act.profiling.job.Job`.
+        loading: options of :func:`act.models.loading.load_model`.
         stable: stop when this is certain.
         token_cache: folder of the corpora's tokens; None: tokenise while the model runs.
     """

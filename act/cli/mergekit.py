@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from act.cli import console
-from act.mergekit import merge
+from act.editing.mergekit import merge
 
 
 def command(

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from act.cli import console
-from act.files import require_output
-from act.folders import patch_folder
-from act.patch import Patch, compose, conflicts
+from act.core.files import require_output
+from act.editing.folders import patch_folder
+from act.editing.patch import Patch, compose, conflicts
 
 app = typer.Typer(help="Apply, revert, show or compose the rows that transfers changed.", no_args_is_help=True)
 PatchFile = Annotated[Path, typer.Argument(help="A patch, from act-profile transfer --output x.safetensors.")]

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from act.channels import ChannelSpace
 from act.cli import console
-from act.corpus import DEFAULT_TOKEN_BUDGET, Corpus
-from act.errors import ActError
-from act.loading import device_named, empty_model, load_config, load_tokenizer
-from act.plan import Cluster, Shape, assumptions, measure, path_of, tokens_of, unmoved
+from act.core.errors import ActError
+from act.data.corpus import Corpus
+from act.data.stream import DEFAULT_TOKEN_BUDGET
+from act.models.channels import ChannelSpace
+from act.models.loading import device_named, empty_model, load_config, load_tokenizer
+from act.profiling.plan import Cluster, Shape, assumptions, measure, path_of, tokens_of, unmoved
 
 
 def command(

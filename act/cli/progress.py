@@ -15,11 +15,11 @@ from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainin
 from rich.progress import Progress as Bar
 from rich.table import Column
 
-from act.batching import Batch
-from act.errors import ActError
-from act.job import Job
-from act.run import Observer, Run
-from act.stability import UntilStable
+from act.core.errors import ActError
+from act.data.batching import Batch
+from act.profiling.job import Job
+from act.profiling.run import Observer, Run
+from act.profiling.stability import UntilStable
 
 LINE_EVERY = 10.0  # seconds between two lines of progress
 

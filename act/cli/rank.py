@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from act import localize
 from act.cli import console
-from act.errors import ActError
-from act.files import require_output
-from act.loading import load_model
-from act.profile import Profile, load
-from act.selection import parse_amount
+from act.core.errors import ActError
+from act.core.files import require_output
+from act.models.loading import load_model
+from act.profiles.profile import Profile, load
+from act.ranking import rank as ranking
+from act.ranking.selection import parse_amount
 
 
 def command(
@@ -67,7 +67,7 @@ def command(
             raise ActError("score weight-diff compares the models themselves; give --donor and --target")
         console.quiet_transformers()
         models = {"donor": load_model(donor, device="cpu"), "target": load_model(target, device="cpu")}
-    channels = localize.rank(
+    channels = ranking.rank(
         ability,
         score,  # type: ignore[arg-type]  # checked by rank
         top,

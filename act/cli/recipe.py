@@ -18,7 +18,7 @@ def command(
     as_json: console.Json = False,
 ) -> None:
     """Profile, rank, transfer, tune and evaluate as a recipe says; stages that are done are not done again."""
-    from act.recipe import Run, read_recipe
+    from act.recipes.recipe import Run, read_recipe
 
     console.quiet_transformers()
     run = Run(read_recipe(recipe), lambda step: print(f"… {step}", file=sys.stderr))

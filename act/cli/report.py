@@ -10,17 +10,17 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from act.channel_set import ChannelSet
 from act.cli import console
-from act.corpus import Corpus
-from act.errors import ActError
-from act.files import require_output
-from act.loading import load_model, load_tokenizer
-from act.localize import rank
-from act.profile import load
+from act.core.errors import ActError
+from act.core.files import require_output
+from act.data.corpus import Corpus
+from act.models.loading import load_model, load_tokenizer
+from act.profiles.profile import load
+from act.ranking.channel_set import ChannelSet
+from act.ranking.rank import rank
+from act.ranking.selection import parse_top
 from act.report.build import Report, build, measure
 from act.report.write import write
-from act.selection import parse_top
 
 
 def command(
@@ -119,7 +119,7 @@ def _names(option: str, places: list[str], taken: Iterable[str] = ()) -> list[st
 
 def _loss(text: Corpus) -> Callable[[nn.Module], float]:
     """The mean loss of an answer token of a corpus, in nats."""
-    from act.evaluate import likelihoods
+    from act.evaluation.evaluate import likelihoods
 
     def loss(model: nn.Module) -> float:
         fitted = text.for_models(model)

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from act.checkpoint import EVERY
 from act.cli import console
 from act.cli.measuring import Measuring, parsed_budget, parsed_memory, parsed_promise, parsed_shard
+from act.profiling.checkpoint import EVERY
 
 
 def command(

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from act.cli import console
-from act.corpus import Corpus
-from act.errors import ActError
-from act.evaluate import evaluate
-from act.files import require_output, written_whole
-from act.loading import load_model, load_tokenizer
-from act.profile import load
-from act.sweep import Setting, sweep
+from act.core.errors import ActError
+from act.core.files import require_output, written_whole
+from act.data.corpus import Corpus
+from act.evaluation.evaluate import evaluate
+from act.evaluation.sweep import Setting, sweep
+from act.models.loading import load_model, load_tokenizer
+from act.profiles.profile import load
 
 
 def command(

@@ -9,16 +9,16 @@ from typing import Annotated, Any
 
 import typer
 
-from act.channel_set import ChannelSet
 from act.cli import console
-from act.errors import ActError
-from act.files import require_output, written_whole
-from act.folders import patch_of_folders, transfer_folders
-from act.loading import load_model, load_tokenizer, token_difference
-from act.model_card import write_card
-from act.patch import Patch
-from act.stored import RenamedWeights
-from act.transfer import Graft, require_strength, shared_tokens, transfer_many
+from act.core.errors import ActError
+from act.core.files import require_output, written_whole
+from act.editing.folders import patch_of_folders, transfer_folders
+from act.editing.model_card import write_card
+from act.editing.patch import Patch
+from act.editing.stored import RenamedWeights
+from act.editing.transfer import Graft, require_strength, shared_tokens, transfer_many
+from act.models.loading import load_model, load_tokenizer, token_difference
+from act.ranking.channel_set import ChannelSet
 
 
 def command(

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from act.channel_set import ChannelSet
 from act.cli import console
-from act.corpus import Corpus
-from act.errors import ActError
-from act.files import require_output
-from act.loading import load_model, load_tokenizer
-from act.tune import TuneSettings, save_tuned, tune
+from act.core.errors import ActError
+from act.core.files import require_output
+from act.data.corpus import Corpus
+from act.editing.tune import TuneSettings, save_tuned, tune
+from act.models.loading import load_model, load_tokenizer
+from act.ranking.channel_set import ChannelSet
 
 
 def command(

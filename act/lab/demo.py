@@ -15,14 +15,14 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from act.channel_set import ChannelSet
-from act.corpus import Corpus
+from act.data.corpus import Corpus
+from act.editing.transfer import transfer
 from act.lab.evaluate import exact_match
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS, load
-from act.localize import rank
-from act.profile import profile_pair
-from act.transfer import transfer
+from act.profiling.measure import profile_pair
+from act.ranking.channel_set import ChannelSet
+from act.ranking.rank import rank
 
 FORGOTTEN = ("German", OLD_SKILLS)
 RETAINED = ("English", OLD_SKILLS + NEW_SKILLS)

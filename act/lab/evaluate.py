@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from act.encode import Encoded
-from act.evaluate import likelihoods
+from act.data.encode import Encoded
+from act.evaluation.evaluate import likelihoods
 from act.lab.tokenizer import encode
 
 

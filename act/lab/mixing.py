@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from act.channels import ChannelSpace
+from act.models.channels import ChannelSpace
 
 Weights = dict[str, torch.Tensor]
 

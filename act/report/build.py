@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from act.analysis import (
+from act.core.errors import ActError
+from act.models.channels import Site
+from act.profiles.profile import PairProfile, require_same_models
+from act.ranking.analysis import (
     Concentration,
     concentration,
     necessity,
@@ -20,13 +23,10 @@ from act.analysis import (
     sufficiency,
     top_channels,
 )
-from act.channel_set import ChannelSet
-from act.channels import Site
-from act.errors import ActError
-from act.localize import Score, rank
-from act.normalize import Normalize
-from act.profile import PairProfile, require_same_models
-from act.scores import corpora_of
+from act.ranking.channel_set import ChannelSet
+from act.ranking.normalize import Normalize
+from act.ranking.rank import Score, rank
+from act.ranking.scores import corpora_of
 
 SUFFICIENCY_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 OVERLAP_SHARES = (0.01, 0.05, 0.1)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from act.analysis import Concentration
-from act.channel_set import ChannelSet
-from act.files import written_whole
+from act.core.files import written_whole
+from act.ranking.analysis import Concentration
+from act.ranking.channel_set import ChannelSet
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":")

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from act.files import written_whole
+from act.core.files import written_whole
 from act.report.build import Report
 from act.report.pictures import draw_curves, draw_map, draw_overlaps, share_by_layer
 

@@ -14,9 +14,9 @@ import torch
 from conftest import tiny_model
 
 import act
-import act.combine
-import act.loading
-from act.errors import ActError
+import act.models.loading
+import act.profiles.combine
+from act.core.errors import ActError
 
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
 
@@ -173,8 +173,10 @@ def test_a_shard_alone_cannot_tell_when_the_whole_is_certain(folder, tmp_path):
 
 
 def test_shards_combine_to_the_whole(folder, whole, tmp_path, monkeypatch):
-    model = act.loading.load_model(str(folder / "model"))
-    corpus = act.Corpus.from_file(folder / "de.jsonl", act.loading.load_tokenizer(str(folder / "model")), count="all")
+    model = act.models.loading.load_model(str(folder / "model"))
+    corpus = act.Corpus.from_file(
+        folder / "de.jsonl", act.models.loading.load_tokenizer(str(folder / "model")), count="all"
+    )
     paths = []
     for number in range(3):
         paths.append(tmp_path / f"{number}.safetensors")
@@ -185,24 +187,24 @@ def test_shards_combine_to_the_whole(folder, whole, tmp_path, monkeypatch):
     assert relative(whole, combined) < 1e-6  # float32 rounds otherwise in batches of other rows
     assert combined.source["corpora"][0]["shards"] == 3
     assert combined.source["corpora"][0]["records"] == 400
-    again = act.combine.combine([act.load(path) for path in paths])
+    again = act.profiles.combine.combine([act.load(path) for path in paths])
     assert torch.equal(again.moments.arena, combined.moments.arena)
 
     with monkeypatch.context() as patched:  # headers are enough to refuse
-        patched.setattr(act.combine.StoredProfile, "load", None)
+        patched.setattr(act.profiles.combine.StoredProfile, "load", None)
         with pytest.raises(ActError, match="missing shards: 0/3"):
-            act.combine.combine(paths[1:])
-    assert torch.equal(act.combine.combine(paths).moments.arena, combined.moments.arena)
+            act.profiles.combine.combine(paths[1:])
+    assert torch.equal(act.profiles.combine.combine(paths).moments.arena, combined.moments.arena)
     nothing = act.Corpus.from_records([], corpus.tokenizer)
     with pytest.raises(ActError, match="no token was counted; it is empty"):
-        act.combine.combine([act.profile(model, nothing, shard=(number, 2)) for number in range(2)])
+        act.profiles.combine.combine([act.profile(model, nothing, shard=(number, 2)) for number in range(2)])
 
     refused = tmp_path / "refused"
     missing = act_profile("combine", *paths[:2], "--output", refused, code=2)
     assert "missing shards: 2/3" in missing.stderr
     assert "given twice" in act_profile("combine", paths[0], *paths, "--output", refused, code=2).stderr
     assert "not of a shard" in act_profile("combine", output, "--output", refused, code=2).stderr
-    partial = act.combine.combine([act.load(path) for path in paths[:2]], partial=True)
+    partial = act.profiles.combine.combine([act.load(path) for path in paths[:2]], partial=True)
     assert partial.source["corpora"][0]["shards"] == [0, 1]
     act.profile(model, corpus, token_budget=128, look_ahead=32, shard=(2, 3)).save(tmp_path / "other.safetensors")
     other = act_profile("combine", *paths[:2], tmp_path / "other.safetensors", "--output", refused, code=2)

@@ -16,7 +16,7 @@ from conftest import tiny_model
 
 import act
 import act.cli.measuring
-from act.errors import ActError, Interrupted
+from act.core.errors import ActError, Interrupted
 
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
 

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import act
-from act.channel_set import ChannelSet
-from act.channels import ChannelSpace
 from act.cli.evaluate import _names
-from act.patch import Patch
+from act.editing.patch import Patch
+from act.models.channels import ChannelSpace
+from act.ranking.channel_set import ChannelSet
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
 

@@ -13,15 +13,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from act.channel_set import ChannelSet
-from act.channels import ChannelSpace
+from act.editing.transfer import transfer
 from act.lab.evaluate import Exam, exact_match
 from act.lab.frontier import Point, area, best_keeping, frontier, relative
 from act.lab.language import NEW_SKILLS, examples
 from act.lab.mixing import dare, graft, interpolated, put, task_arithmetic, ties, weights
 from act.lab.models import CHECKPOINTS, load
 from act.lab.train import tune
-from act.transfer import transfer
+from act.models.channels import ChannelSpace
+from act.ranking.channel_set import ChannelSet
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARE = st.floats(0, 1)

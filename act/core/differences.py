@@ -1,0 +1,18 @@
+"""Where two plain values differ, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def first_difference(found: Any, expected: Any, path: str = "") -> str | None:
+    """Where two plain values first differ, in words; None where they do not."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in [*expected, *(key for key in found if key not in expected)]:
+            inner = f"{path} {key}".strip() or "the corpus"
+            different = first_difference(found.get(key), expected.get(key), inner)
+            if different:
+                return different
+        return None
+    found = list(found) if isinstance(found, tuple) else found
+    return None if found == expected else f"{path}: {found!r:.60} there, {expected!r:.60} here"

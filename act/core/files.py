@@ -1,0 +1,184 @@
+"""Writing and reading files so that nothing half-written is ever left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from act.core.errors import ActError
+
+SCHEMA_KEY, HEADER_KEY = "schema", "header"
+MANIFEST = ".act-profile"  # in each folder written: the files that --force may replace, one a line
+
+
+def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise :class:`ActError` if ``path`` cannot be written, before any work.
+
+    That is: it exists and ``force`` is not set, it is a folder with files in it that were not written by
+    :func:`written_whole`, its folder does not exist, or it is one of the ``inputs``.
+    """
+    require_not_input(path, inputs)
+    if path.exists() and not force:
+        raise ActError(f"{path} exists already; pass --force to replace it, or choose another output")
+    _require_own(path)
+    if not path.absolute().parent.is_dir():
+        raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
+
+
+def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
+    """Raise :class:`ActError` where an output would replace something that is read, or lie inside or around it."""
+    place = output.resolve()
+    for one in inputs:
+        held = Path(one).resolve()
+        if held.exists() and (place == held or held in place.parents or place in held.parents):
+            raise ActError(f"the output {output} would overwrite the input {one}; choose another output")
+
+
+def _require_own(path: Path) -> None:
+    """Raise :class:`ActError` for a folder with files that its manifest does not name."""
+    if not path.is_dir():
+        return
+    manifest = path / MANIFEST
+    known = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    if foreign := [name for name in _files(path) if name not in {MANIFEST, *known}]:
+        more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
+        raise ActError(
+            f"{path} holds {foreign[0]}{more}, not written there by act-profile, so --force does not replace the "
+            "folder; move them away, or choose another output"
+        )
+
+
+def _files(folder: Path) -> list[str]:
+    """Every file below a folder, by relative name."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path, *, force: bool = False, directory: bool = False) -> Iterator[Path]:
+    """A temporary path beside ``path``, renamed onto it when the block ends, removed if it raises.
+
+    Who may read the result is for the umask to say, whatever wrote it. A folder gets a list of its files,
+    :data:`MANIFEST`, and is replaced only while it holds no others.
+
+    Raises:
+        ActError: ``path`` exists and ``force`` is False; it is a folder with files of someone else's; its folder does
+            not exist; the disk is full.
+    """
+    require_output(path, force)
+    if path.is_dir() and not directory:
+        raise ActError(f"cannot write {path}: it is a folder; choose another output")
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
+    except OSError as error:
+        raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
+    try:
+        temporary = scratch / path.name
+        if directory:
+            temporary.mkdir()
+        yield temporary
+        if directory:
+            names = [name for name in _files(temporary) if name != MANIFEST]
+            (temporary / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
+        _give_usual_mode(temporary, scratch)
+        _require_own(path)  # again: files may have come meanwhile
+        if path.is_dir() and not path.is_symlink():
+            path.replace(scratch / "replaced")  # a rename cannot replace a folder that holds files
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if (scratch / "replaced").exists():
+                (scratch / "replaced").replace(path)
+            raise
+    except (OSError, SafetensorError) as error:
+        if _is_disk_full(error):
+            raise ActError(f"the disk is full while writing {path}; nothing was changed, free some space") from error
+        if isinstance(error, OSError) and error.filename and str(scratch) in str(error.filename):
+            raise ActError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _give_usual_mode(written: Path, scratch: Path) -> None:
+    """Give what was written the mode of any new file (safetensors files come as 0600); not files linked elsewhere."""
+    usual = scratch / "usual"
+    usual.touch()
+    mode = stat.S_IMODE(usual.stat().st_mode)
+    for file in [written / name for name in _files(written)] if written.is_dir() else [written]:
+        found = file.lstat()
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and stat.S_IMODE(found.st_mode) != mode:
+            file.chmod(mode)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return "No space left on device" in str(error) or "StorageFull" in str(error)
+
+
+def save_tensors(
+    path: Path, tensors: dict[str, torch.Tensor], schema: str, header: dict[str, Any], *, force: bool = False
+) -> None:
+    """Write one safetensors file whose metadata holds the schema (``name/version``) and a JSON header."""
+    with written_whole(path, force=force) as temporary:
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()},
+            temporary,
+            metadata={SCHEMA_KEY: schema, HEADER_KEY: json.dumps(header)},
+        )
+
+
+def load_tensors(
+    path: Path, schema: str, *, header_only: bool = False
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors (none with ``header_only``) and header of a file that :func:`save_tensors` wrote with this schema.
+
+    Raises:
+        ActError: no such file; truncated or not a safetensors file; another kind of file or another schema version.
+    """
+    kind = schema.partition("/")[0]
+    if not path.is_file():
+        raise ActError(f"no such file: {path}; expected an {kind} file")
+    if not _begins_as_safetensors(path):
+        raise ActError(f"{path} is no safetensors file; expected an {kind} file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            found = metadata.get(SCHEMA_KEY, "an unknown schema")
+            if found != schema:
+                same_kind = found.partition("/")[0] == kind
+                advice = "make it again with this version" if same_kind else f"give an {kind} file"
+                raise ActError(f"{path} holds {found}, expected {schema}; {advice}")
+            names = [] if header_only else file.keys()
+            return {name: file.get_tensor(name) for name in names}, json.loads(metadata[HEADER_KEY])
+    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        raise ActError(f"{path} is truncated or damaged ({error}); make it again") from error
+
+
+def _begins_as_safetensors(path: Path) -> bool:
+    """Whether a file begins as its format does: eight bytes of length, then a JSON object."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) < 9 or start[8:] == b"{"  # one cut that short is damaged, whatever it was
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """Turns what goes wrong while a file's header and tensors are put to use into an :class:`ActError`."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ActError(f"{path} is damaged: header and tensors do not fit ({error!r:.200}); make it again") from error

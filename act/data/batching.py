@@ -1,0 +1,280 @@
+"""Batches of one ability, filled to a token budget from windows of the corpus sorted by length, never held whole."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from act.core.errors import ActError
+
+LOOK_AHEAD = 2048  # records sorted together: padding of a few percent, memory of a few megabytes
+LOOK_AHEAD_TOKENS = 1 << 21  # closes a window of long records early
+PREFETCHED = 4  # batches that wait for the model
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """A piece of a document, its ability, and the number of its record."""
+
+    input_ids: np.ndarray  # int32 [length]
+    count_mask: np.ndarray  # bool [length]
+    document: int = 0
+    ability: str = ""
+    first: bool = True  # of its document's pieces
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class Position(NamedTuple):
+    """What a run has done of its corpora: ``batch`` batches of the window that begins at ``record`` of ``corpus``."""
+
+    corpus: int = 0
+    record: int = 0
+    batch: int = 0
+
+
+BEGINNING = Position()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of one ability.
+
+    Attributes:
+        inputs: what the model gets: ``input_ids`` and ``attention_mask`` (int64 ``[batch, length]``), or, packed,
+            ``input_ids`` and ``position_ids`` that begin at 0 in each piece (int64 ``[1, length]``).
+        count_mask: bool ``[batch, length]`` on the CPU: the tokens that count, none of them padding.
+        ability: the ability that the rows exercise; empty in a corpus without names.
+        documents: record numbers, int64 ``[pieces]``, in the order of the rows, or of the pieces in a packed row.
+        records: how many of those documents begin in this batch.
+        after: where the corpora stand once this batch is done; None outside a corpus.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    count_mask: torch.Tensor
+    ability: str = ""
+    documents: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    records: int = 0
+    after: Position | None = None
+
+    @property
+    def packed(self) -> bool:
+        """Whether the pieces follow each other in one row, told apart by ``position_ids``."""
+        return "attention_mask" not in self.inputs and "position_ids" in self.inputs and len(self.count_mask) == 1
+
+    @property
+    def size(self) -> int:
+        """Tokens, padding included."""
+        return self.count_mask.numel()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens without padding."""
+        attended = self.inputs.get("attention_mask")
+        return self.size if attended is None else int(attended.sum())
+
+    @property
+    def padded_right(self) -> bool:
+        """Whether every row is attended from its first token on, without gaps."""
+        attended = self.inputs.get("attention_mask")
+        if attended is None or attended.shape != self.count_mask.shape or not attended.numel():
+            return False
+        return bool(attended[:, 0].all() and (attended[:, 1:] <= attended[:, :-1]).all())
+
+    def pinned(self) -> Batch:
+        """A copy in page-locked memory, from which a GPU fetches while the CPU goes on."""
+        inputs = {name: x.pin_memory() for name, x in self.inputs.items()}
+        return replace(self, inputs=inputs, count_mask=self.count_mask.pin_memory())
+
+    def halves(self) -> tuple[Batch, Batch] | None:
+        """Two batches of about half the tokens; None where only one piece is left."""
+        if self.packed:
+            starts = (self.inputs["position_ids"][0] == 0).nonzero().flatten().tolist()[1:]
+            middle = min(starts, key=lambda start: abs(2 * start - self.size), default=None)
+            if middle is None:
+                return None
+            pieces = starts.index(middle) + 1
+            cuts: Any = [(..., slice(None, middle)), (..., slice(middle, None))]
+        else:
+            if len(self.count_mask) < 2:
+                return None
+            pieces = len(self.count_mask) // 2
+            cuts = [slice(None, pieces), slice(pieces, None)]
+        first, second = (
+            replace(
+                self,
+                inputs={name: x[part] for name, x in self.inputs.items()},
+                count_mask=self.count_mask[part],
+                documents=documents,
+                records=0,
+            )
+            for part, documents in zip(cuts, (self.documents[:pieces], self.documents[pieces:]), strict=True)
+        )
+        return first, second
+
+
+def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
+    """A user's batch as one :class:`Batch`, or as one of each ability that its ``ability`` ``[batch]`` names.
+
+    A dict of ``input_ids``, ``attention_mask`` and optionally ``count_mask``, all ``[batch, length]``, and whatever
+    else the model takes, ``[batch, …]``; every attended token counts where there is no ``count_mask``.
+
+    Raises:
+        ActError: no dict, no ``input_ids``, or one that is not integers; a mask of another shape.
+    """
+    _require_batch(batch)
+    inputs = {name: x for name, x in batch.items() if name not in ("count_mask", "ability")}
+    attended = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    count_mask = batch["count_mask"].bool() & attended if "count_mask" in batch else attended
+    if "ability" not in batch:
+        yield Batch(inputs, count_mask, records=len(count_mask))
+        return
+    labels = [
+        str(label) for label in (batch["ability"].tolist() if hasattr(batch["ability"], "tolist") else batch["ability"])
+    ]
+    if len(labels) != len(count_mask):
+        raise ActError(f"ability names {len(labels)} rows, the batch has {len(count_mask)}; expected one for each")
+    for ability in sorted(set(labels)):
+        rows = torch.tensor([label == ability for label in labels], device=attended.device)
+        part = {name: x[rows] for name, x in inputs.items()}
+        yield Batch(part, count_mask[rows], ability, records=int(rows.sum()))
+
+
+def _require_batch(batch: Any) -> None:
+    if not isinstance(batch, Mapping):
+        raise ActError(f"a batch is of type {type(batch).__name__}; expected a dict of tensors, input_ids among them")
+    if "input_ids" not in batch:
+        held = ", ".join(map(str, batch)) or "nothing"
+        raise ActError(f"a batch holds no input_ids, only {held}; give the token ids, integers [batch, length]")
+    for name in ("input_ids", "attention_mask", "count_mask"):
+        if name in batch and not isinstance(batch[name], torch.Tensor):
+            raise ActError(
+                f"{name} of a batch is of type {type(batch[name]).__name__}; expected a tensor [batch, length]"
+            )
+    ids = batch["input_ids"]
+    if ids.dim() != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise ActError(f"input_ids of a batch are {ids.dtype} {list(ids.shape)}; expected integers [batch, length]")
+    for name in ("attention_mask", "count_mask"):
+        if name in batch and batch[name].shape != ids.shape:
+            raise ActError(
+                f"{name} of a batch has the shape {list(batch[name].shape)}; expected {list(ids.shape)}, that of its "
+                "input_ids"
+            )
+
+
+def pieces(
+    ids: np.ndarray, count_mask: np.ndarray, max_length: int, overlap: int, document: int = 0, ability: str = ""
+) -> Iterator[Sequence]:
+    """A document cut to sequences of at most ``max_length``; each begins with the ``overlap`` tokens before it.
+
+    Those give context only: every position counts in exactly one piece.
+    """
+    start = 0
+    while True:
+        end = start + max_length
+        mask = count_mask[start:end].copy()
+        mask[: overlap if start else 0] = False
+        yield Sequence(ids[start:end], mask, document, ability, start == 0)
+        if end >= len(ids):
+            return
+        start = end - overlap
+
+
+def batches(window: Iterable[Sequence], token_budget: int, pad_id: int, packing: bool = False) -> Iterator[Batch]:
+    """The sequences of a window in batches of at most ``token_budget`` tokens, padding included, of one ability each.
+
+    Longest first, so that a budget too large for the memory shows at once; a sequence longer than the budget gets a
+    batch of its own. The order depends on nothing else.
+    """
+    ordered = sorted(window, key=lambda sequence: (sequence.ability, -len(sequence), sequence.document))
+    while ordered:
+        end = _full(ordered, token_budget, packing)
+        yield (_pack if packing else _pad)(ordered[:end], pad_id)
+        del ordered[:end]
+
+
+def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
+    """How many of the first sequences make one batch."""
+    tokens = 0
+    for number, sequence in enumerate(ordered):
+        tokens = tokens + len(sequence) if packing else (number + 1) * len(ordered[0])
+        if number and (tokens > token_budget or sequence.ability != ordered[0].ability):
+            return number
+    return len(ordered)
+
+
+def _pad(sequences: list[Sequence], pad_id: int) -> Batch:
+    shape = len(sequences), len(sequences[0])
+    ids, attended = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    count_mask = np.zeros(shape, dtype=bool)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence.input_ids
+        attended[row, : len(sequence)] = 1
+        count_mask[row, : len(sequence)] = sequence.count_mask
+    return _batch(sequences, {"input_ids": ids, "attention_mask": attended}, count_mask)
+
+
+def _pack(sequences: list[Sequence], pad_id: int) -> Batch:
+    ids = np.concatenate([sequence.input_ids for sequence in sequences]).astype(np.int64)
+    places = np.concatenate([np.arange(len(sequence)) for sequence in sequences])
+    count_mask = np.concatenate([sequence.count_mask for sequence in sequences])
+    return _batch(sequences, {"input_ids": ids[None], "position_ids": places[None]}, count_mask[None])
+
+
+def _batch(sequences: list[Sequence], inputs: dict[str, np.ndarray], count_mask: np.ndarray) -> Batch:
+    return Batch(
+        {name: torch.from_numpy(x) for name, x in inputs.items()},
+        torch.from_numpy(count_mask),
+        sequences[0].ability,
+        np.asarray([sequence.document for sequence in sequences], dtype=np.int64),
+        sum(sequence.first for sequence in sequences),
+    )
+
+
+def prefetched(
+    items: Iterable[T], prepare: Callable[[T], T] = lambda item: item, ahead: int = PREFETCHED
+) -> Iterator[T]:
+    """The items in order, made (and prepared) by a thread that stays at most ``ahead`` of them in front."""
+    ready: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
+    closed = threading.Event()
+
+    def put(kind: str, item: Any) -> bool:
+        while not closed.is_set():
+            try:
+                ready.put((kind, item), timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if not put("item", prepare(item)):
+                    return
+            put("end", None)
+        except BaseException as error:
+            put("error", error)
+
+    thread = threading.Thread(target=produce, name="act-batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            kind, item = ready.get()
+            if kind == "error":
+                raise item
+            if kind == "end":
+                return
+            yield item
+    finally:
+        closed.set()
+        thread.join()

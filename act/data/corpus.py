@@ -1,0 +1,247 @@
+"""Corpora: records that exercise an ability, tokenised, with the tokens that count, in batches."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from torch import nn
+
+from act.core.errors import ActError
+from act.data.batching import Sequence, pieces
+from act.data.encode import AnswerTurns, Count, Encoded, Encoder
+from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
+from act.data.token_cache import TokenCache
+from act.data.workers import ordered_map
+from act.models.limits import learned_positions, trained_positions
+
+DEFAULT_MAX_LENGTH = 2048
+CHUNK = 128  # records tokenised together
+
+
+class Corpus:
+    """Records and the tokenizer that turns them into counted tokens; reads its source anew on each pass.
+
+    Args:
+        source: where the records come from; :meth:`from_file`, :meth:`from_records` and :meth:`from_dataset` make one.
+        tokenizer: a Hugging Face tokenizer; conversations need its chat template.
+        count: see :data:`act.data.encode.Count`.
+        answer_turns: see :data:`act.data.encode.AnswerTurns`.
+        max_length: longest sequence in tokens; None: the positions of the model, at most 2048. A longer ``text`` is cut
+            to pieces; other longer records are errors.
+        overlap: tokens that a piece repeats from the one before as context, uncounted; None: a sixteenth of the length.
+        ability_column: the column that labels each record with its ability.
+        name: for provenance and errors, instead of the source's.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Any,
+        *,
+        count: Count = "answer",
+        answer_turns: AnswerTurns = "last",
+        max_length: int | None = None,
+        overlap: int | None = None,
+        ability_column: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        if count not in get_args(Count):
+            raise ActError(f"count is {count!r}; expected one of {', '.join(get_args(Count))}")
+        if max_length is not None and max_length < 2:
+            raise ActError(f"max length is {max_length}; expected at least 2 tokens")
+        if overlap is not None and not 0 <= overlap < (max_length or DEFAULT_MAX_LENGTH):
+            raise ActError(f"overlap is {overlap}; expected 0 or more tokens, and fewer than the maximum length")
+        self.source = source
+        self.encoder = Encoder(tokenizer, answer_turns, ability_column)
+        self.count: Count = count
+        self.name = name or source.name
+        self._max_length, self._overlap = max_length, overlap
+        self._tokens: TokenCache | None = None
+
+    @classmethod
+    def from_file(cls, path: str | Path, tokenizer: Any, **options: Any) -> Corpus:
+        """A corpus from a file, folder, glob or hub id: see :func:`act.data.records.open_source`."""
+        return cls(open_source(path), tokenizer, **options)
+
+    @classmethod
+    def from_records(cls, records: Iterable[Record], tokenizer: Any, **options: Any) -> Corpus:
+        """A corpus from records in memory."""
+        return cls(Memory(records), tokenizer, **options)
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, tokenizer: Any, *, fingerprint: str | None = None, **options: Any) -> Corpus:
+        """A corpus from a Hugging Face dataset, map-style or streaming.
+
+        Args:
+            fingerprint: what tells a streaming dataset from others, such as its name and revision; checkpoints and the
+                token cache need it.
+        """
+        return cls(Dataset(dataset, fingerprint=fingerprint), tokenizer, **options)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer."""
+        return self.encoder.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Longest sequence in tokens."""
+        return self._max_length or DEFAULT_MAX_LENGTH
+
+    @property
+    def overlap(self) -> int:
+        """Tokens of context that a later piece of a text repeats."""
+        return self.max_length // 16 if self._overlap is None else self._overlap
+
+    def fitted(self, learned: int | None, trained: int | None = None) -> Corpus:
+        """This corpus for a model.
+
+        Args:
+            learned: positions that the model has parameters for, and cannot go beyond; None: it computes them.
+            trained: positions that its configuration says it was made for; beyond them only where that was asked for.
+
+        Raises:
+            ActError: a maximum length that was asked for and does not fit, or an overlap that leaves nothing of it.
+        """
+        if self._max_length is not None and learned is not None and self._max_length > learned:
+            raise ActError(
+                f"the maximum length is {self.max_length} tokens and the model has learned {learned} positions; "
+                f"set it to at most {learned} (--max-length)"
+            )
+        positions = min((given for given in (learned, trained) if given is not None), default=DEFAULT_MAX_LENGTH)
+        if self._max_length is not None or self.max_length <= positions:
+            return self
+        if self.overlap >= positions and self._overlap is not None:
+            raise ActError(
+                f"overlap is {self.overlap} tokens and the model has {positions} positions; "
+                f"set it below {positions} (--overlap)"
+            )
+        fitted = copy.copy(self)
+        fitted._max_length = positions
+        return fitted
+
+    def for_models(self, *models: nn.Module) -> Corpus:
+        """This corpus :meth:`fitted` to the positions that all these models have."""
+        learned = [positions for model in models if (positions := learned_positions(model)) is not None]
+        found = [trained_positions(getattr(model, "config", None)) for model in models]
+        trained = [positions for positions in found if positions is not None]
+        return self.fitted(min(learned, default=None), min(trained, default=None))
+
+    def cached(
+        self,
+        folder: str | Path,
+        workers: int = 0,
+        report: Callable[[str, int, int], None] = lambda name, done, total: None,
+    ) -> Corpus:
+        """This corpus, read from its tokens in ``folder``; tokenised now, to its end, if they are not there.
+
+        What counts is decided on reading, so one file serves every count mode and maximum length.
+
+        Args:
+            folder: made if it is missing; a file in it for each corpus.
+            workers: processes that tokenise; 0: this one.
+            report: called while tokenising with the name, and how many records of how many (0: unknown) are done.
+
+        Raises:
+            ActError: a source whose content has no fingerprint; a folder that cannot be written.
+        """
+        if not self.source.fingerprint:
+            raise ActError(
+                f"{self.name}: a stream has no fingerprint to find its tokens by; give it one "
+                "(Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
+            )
+        identity = self.identity()
+        deciding = ("fingerprint", "tokenizer", "answer_turns", "ability_column")  # not what counts, nor the cuts
+        tokens = TokenCache(Path(folder), {name: identity[name] for name in deciding})
+        if not tokens.there:
+            tokens.write(
+                self._tokenised(0, (0, 1), workers, every), lambda done: report(self.name, done, self.source.size or 0)
+            )
+        cached = copy.copy(self)
+        cached._tokens = tokens
+        return cached
+
+    def identity(self) -> dict[str, Any]:
+        """What decides which tokens count: content, tokenizer and settings, as plain data."""
+        return {
+            "fingerprint": self.source.fingerprint,
+            "tokenizer": self.encoder.fingerprint,
+            "vocabulary": self.encoder.vocabulary,
+            "count": self.count,
+            "answer_turns": self.encoder.answer_turns,
+            "max_length": self.max_length,
+            "overlap": self.overlap,
+            "ability_column": self.encoder.ability_column,
+        }
+
+    def numbered(
+        self, start: int = 0, shard: Shard = (0, 1), workers: int = 0, wanted: Wanted = every
+    ) -> Iterator[tuple[Entry, Encoded | ActError]]:
+        """The wanted records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
+        tokens = self._tokens
+        found = tokens.read(start, shard, wanted) if tokens else self._tokenised(start, shard, workers, wanted)
+        return ((entry, self._checked(result)) for entry, result in found)
+
+    def _tokenised(
+        self, start: int, shard: Shard, workers: int, wanted: Wanted
+    ) -> Iterator[tuple[Entry, Encoded | ActError]]:
+        entries = self.source.read(start, shard, wanted)
+        # The results come in the order of the chunks, so each finds its entries at the front of the queue.
+        sent: list[list[Entry]] = []
+
+        def chunks() -> Iterator[list[Record | ActError]]:
+            while chunk := list(itertools.islice(entries, CHUNK)):
+                sent.append(chunk)
+                yield [entry.record for entry in chunk]
+
+        for results in ordered_map(self.encoder, chunks(), workers):
+            yield from zip(sent.pop(0), results, strict=True)
+
+    def encoded(self) -> Iterator[Encoded]:
+        """Every record as tokens with its answer, in order.
+
+        Raises:
+            ActError: a malformed record, an answer that is empty or cannot be told from its prompt.
+        """
+        for entry, result in self.numbered():
+            if isinstance(result, ActError):
+                raise ActError(f"{entry.place}: {result}") from result
+            yield result
+
+    def sequences(self) -> Iterator[Sequence]:
+        """Every record as sequences of at most ``max_length`` tokens with a count mask; errors as :meth:`encoded`."""
+        for number, encoded in enumerate(self.encoded()):
+            yield from self.pieces_of(encoded, number)
+
+    def pieces_of(self, encoded: Encoded, document: int, ability: str = "") -> Iterator[Sequence]:
+        """The sequences of one record."""
+        mask = encoded.counted(self.count)
+        return pieces(encoded.input_ids, mask, self.max_length, self.overlap, document, encoded.ability or ability)
+
+    def spans(self, limit: int) -> Iterator[list[tuple[str, bool]]]:
+        """The first records as decoded runs of tokens, each with whether it counts: a preview."""
+        return map(self.runs_of, itertools.islice(self.encoded(), limit))
+
+    def runs_of(self, encoded: Encoded) -> list[tuple[str, bool]]:
+        """The decoded runs of one record, each with whether it counts."""
+        counted = encoded.counted(self.count)
+        edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
+        return [
+            (self.tokenizer.decode(encoded.input_ids[start:end].tolist()), bool(counted[start]))
+            for start, end in itertools.pairwise(edges)
+        ]
+
+    def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
+        if isinstance(result, ActError) or len(result.input_ids) <= self.max_length:
+            return result
+        if result.answer[len(self.encoder.lead) :].all():  # a text, which may be cut
+            return result
+        return ActError(
+            f"the record has {len(result.input_ids)} tokens and the limit is {self.max_length}; "
+            "raise the maximum length (--max-length) or shorten the record"
+        )

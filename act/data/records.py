@@ -1,0 +1,362 @@
+"""Where records come from: files, folders, globs, hub ids and lists, each with a number and a place for errors.
+
+JSONL and text are read line by line here, so that an error can name its line and one bad record can be skipped;
+everything else goes through Hugging Face ``datasets``, file by file, so that an error can name its file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from act.core.errors import ActError
+
+Record = Mapping[str, Any]
+Shard = tuple[int, int]
+"""``(i, n)``: the records whose number leaves ``i`` when divided by ``n``."""
+Wanted = Callable[[int], bool]
+"""Whether the record of a number is wanted."""
+
+LINES, TABLES = (".jsonl", ".txt"), {".parquet": "parquet", ".arrow": "arrow"}
+COMPRESSED = (".gz", ".zst")
+EXPECTED = "expected .jsonl or .txt (also .gz or .zst), .parquet or .arrow files, a folder or glob of them, or a hub id"
+
+WHOLE_HASH_BYTES = 256 << 20  # larger files are hashed in samples
+SAMPLES, SAMPLE_BYTES = 256, 1 << 16
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
+
+
+def every(number: int) -> bool:
+    """All of them: a :data:`Wanted`."""
+    return True
+
+
+def _none(number: int) -> bool:
+    return False
+
+
+class Entry(NamedTuple):
+    """A record, or why it cannot be read; its number counts from 0 over the whole source."""
+
+    number: int
+    place: str
+    record: Record | ActError
+
+
+class Source(Protocol):
+    """Records that can be read again, from any number on.
+
+    Attributes:
+        name: for errors and provenance.
+        fingerprint: hash of the content.
+        size: number of records if known, estimated for large files.
+    """
+
+    name: str
+    fingerprint: str
+    size: int | None
+
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
+        """The wanted records of a shard from number ``start`` on, in order."""
+        ...
+
+    def count(self) -> int | None:
+        """The number of records, by reading where ``size`` is not known; None: a stream, which is not read for it."""
+        ...
+
+
+class Memory:
+    """Records in a list."""
+
+    def __init__(self, records: Iterable[Record], name: str = "records") -> None:
+        self._records = list(records)
+        self.name = name
+        content = json.dumps(self._records, sort_keys=True, default=str)
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+        self.size: int | None = len(self._records)
+
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
+        """See :class:`Source`."""
+        for number in filter(wanted, range(_first(start, shard), len(self._records), shard[1])):
+            yield Entry(number, f"{self.name}, record {number}", self._records[number])
+
+    def count(self) -> int | None:
+        """See :class:`Source`."""
+        return self.size
+
+
+class Files:
+    """Files one after the other, in the order given; what is damaged shows on reading.
+
+    Raises:
+        ActError: no file, or one of an unknown kind.
+    """
+
+    def __init__(self, paths: Iterable[Path], name: str) -> None:
+        self._paths = list(paths)
+        self.name = name
+        if not self._paths:
+            raise ActError(f"no such corpus: {name}; {EXPECTED}")
+        digest = hashlib.sha256()
+        self.size: int | None = 0
+        for path in self._paths:
+            if _kind(path) is None:
+                raise ActError(f"cannot read {path}: {EXPECTED}")
+            block, size = _hash_and_size(path)
+            digest.update(block)
+            self.size = None if size is None or self.size is None else self.size + size
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
+        """See :class:`Source`; lines that are not wanted are not parsed.
+
+        A file that breaks off gives one entry that says so, and the next file follows.
+        """
+        before = 0
+        for path in self._paths:
+
+            def here(row: int, before: int = before) -> bool:
+                number = before + row
+                return number >= start and number % shard[1] == shard[0] and wanted(number)
+
+            row = -1
+            for row, place, record in (_rows if path.suffix in TABLES else _lines)(path, here):
+                if here(row):
+                    yield Entry(before + row, f"{path}, {place}" if place else str(path), record)
+            before += row + 1
+
+    def count(self) -> int | None:
+        """See :class:`Source`. Nothing is parsed."""
+        if self.size is not None:
+            return self.size
+        return sum(1 for path in self._paths for _ in (_rows if path.suffix in TABLES else _lines)(path, _none))
+
+
+class Dataset:
+    """A Hugging Face dataset, map-style or streaming.
+
+    Args:
+        dataset: what ``datasets.load_dataset`` gave for one split.
+        name, fingerprint: as in :class:`Source`; a map-style dataset has a fingerprint of its own, a stream's is empty
+            unless given.
+    """
+
+    def __init__(self, dataset: Any, name: str = "dataset", fingerprint: str | None = None) -> None:
+        self._dataset = dataset
+        self.name = name
+        self.fingerprint = fingerprint or str(getattr(dataset, "_fingerprint", ""))
+        self.size: int | None = len(dataset) if hasattr(dataset, "__len__") else _split_size(dataset)
+
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
+        """See :class:`Source`."""
+        number = start
+        try:
+            for record in self._dataset.skip(start) if start else self._dataset:
+                if number % shard[1] == shard[0] and wanted(number):
+                    yield Entry(number, f"{self.name}, row {number}", record)
+                number += 1
+        except Exception as error:  # networks, decoders and generators raise anything
+            reason = ActError(f"the rows from here on cannot be read ({_short(error)}); mend the dataset, or skip them")
+            yield Entry(number, f"{self.name}, row {number}", reason)
+
+    def count(self) -> int | None:
+        """See :class:`Source`."""
+        return self.size
+
+
+def open_source(corpus: str | Path) -> Source:
+    """The source that a path, folder, glob or hub id (``org/name``, ``…:split``, ``…:config:split``) names.
+
+    Raises:
+        ActError: nothing of that name, or nothing in it that can be read.
+    """
+    name, path = str(corpus), Path(corpus)
+    if path.is_file():
+        return Files([path], name)
+    if path.is_dir():
+        if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
+            return Dataset(_datasets("load_from_disk", name), name)
+        return Files(sorted(p for p in path.rglob("*") if p.is_file() and _kind(p)), name)
+    found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+    if found:
+        return Files(found, name)
+    if _HUB_ID.fullmatch(name) and not any(suffix in path.suffixes for suffix in (*LINES, *TABLES)):
+        return _hub(name)
+    raise ActError(f"no such corpus: {name}; {EXPECTED}")
+
+
+def _hub(name: str) -> Dataset:
+    identifier, *rest = name.split(":")
+    split = rest[-1] if rest else "train"
+    config = rest[0] if len(rest) == 2 else None
+    from huggingface_hub import HfApi
+
+    try:
+        revision = HfApi().dataset_info(identifier).sha
+    except Exception as error:  # the client raises what its HTTP library raises
+        raise ActError(f"no such corpus: {name}, neither a file nor a hub id that answers ({_short(error)})") from error
+    loaded = _datasets("load_dataset", identifier, config, split=split, revision=revision, streaming=True)
+    return Dataset(loaded, name, hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:16])
+
+
+def _datasets(function: str, name: str, *arguments: Any, **options: Any) -> Any:
+    import datasets
+
+    try:
+        return getattr(datasets, function)(name, *arguments, **options)
+    except Exception as error:  # builders raise anything
+        raise ActError(f"cannot read the corpus {name}: {_short(error)}") from error
+
+
+def _split_size(dataset: Any) -> int | None:
+    split = (getattr(dataset.info, "splits", None) or {}).get(str(dataset.split))
+    return split.num_examples if split else None
+
+
+def _first(start: int, shard: Shard) -> int:
+    return start + (shard[0] - start) % shard[1]
+
+
+def _kind(path: Path) -> str | None:
+    """``.jsonl``, ``.txt``, ``.parquet``, ``.arrow``, or None for what cannot be read."""
+    suffixes = path.suffixes
+    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and suffixes[-2] in LINES:
+        return suffixes[-2]
+    return path.suffix if path.suffix in (*LINES, *TABLES) else None
+
+
+Rows = Iterator[tuple[int, str, "Record | ActError"]]
+
+
+def _lines(path: Path, wanted: Wanted) -> Rows:
+    """Rows ``(row, place, record)`` of a JSONL or text file without its empty lines; unparsed unless wanted."""
+    parse = json.loads if _kind(path) == ".jsonl" else _text
+    row = -1
+    try:
+        with _opened(path) as file:
+            for line, raw in enumerate(file, 1):
+                if not (raw := raw.removeprefix(b"\xef\xbb\xbf").strip() if line == 1 else raw.strip()):
+                    continue
+                row += 1
+                yield row, f"line {line}", _parsed(raw, parse) if wanted(row) else {}
+    except Exception as error:  # gzip, zlib and zstandard raise their own
+        if isinstance(error, (GeneratorExit, ActError)):
+            raise
+        advice = f"the {row + 1:,} records before are whole; get the file again"
+        yield row + 1, "", ActError(f"the file is truncated or damaged ({_short(error)}); {advice}")
+
+
+def _text(line: str) -> Record:
+    return {"text": line}
+
+
+def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
+    try:
+        return parse(raw.decode())
+    except UnicodeDecodeError as error:
+        return ActError(f"not UTF-8 ({error}); convert the file")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return ActError(f"not JSON ({error}); expected one object a line")
+    except ValueError:  # of Python's limit on the digits of an integer
+        return ActError("a number has too many digits to be read; write it as a string")
+
+
+def _rows(path: Path, wanted: Wanted) -> Rows:
+    """Rows of a Parquet or Arrow file, through ``datasets``."""
+    row = -1
+    try:
+        rows = _datasets("load_dataset", TABLES[path.suffix], data_files=str(path), split="train", streaming=True)
+        for row, record in enumerate(rows):
+            yield row, f"row {row}", record
+    except Exception as error:  # pyarrow and datasets raise their own
+        advice = f"the {row + 1:,} records before are whole; make it again or leave it out"
+        yield row + 1, "", ActError(f"the file is truncated or damaged ({_short(error)}); {advice}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Iterable[bytes]]:
+    with path.open("rb") as file:
+        if path.suffix in COMPRESSED and not path.stat().st_size:
+            raise EOFError("it has 0 bytes, and even an empty text has some when compressed")
+        if path.suffix == ".gz":
+            with gzip.open(file) as plain:
+                yield plain
+        elif path.suffix == ".zst":
+            try:
+                import zstandard
+            except ImportError as error:
+                raise ActError(f"{path} needs zstandard: pip install zstandard") from error
+            yield _lines_of(_unpacked(file, zstandard.ZstdDecompressor))
+        else:
+            yield file
+
+
+def _unpacked(file: BinaryIO, decompressor: Any) -> Iterator[bytes]:
+    """The content of a zstd file, block by block; its stream readers would take a cut-off file for a whole one."""
+    frame = None
+    while block := file.read(1 << 20):
+        while block:
+            frame = frame or decompressor().decompressobj()
+            yield frame.decompress(block)
+            block = frame.unused_data if frame.eof else b""
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("it ends inside a compressed frame")
+
+
+def _lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _hash_and_size(path: Path) -> tuple[bytes, int | None]:
+    """A hash of the content (of its size and evenly spaced samples, if large) and the number of records, if cheap."""
+    size = path.stat().st_size
+    digest, lines, read = hashlib.sha256(str(size).encode()), 0, 0
+    with path.open("rb") as file:
+        if size <= WHOLE_HASH_BYTES:
+            blocks: Iterable[bytes] = iter(lambda: file.read(1 << 20), b"")
+        else:
+            blocks = (_at(file, start) for start in range(0, size, size // SAMPLES))
+        last = b"\n"
+        for block in blocks:
+            digest.update(block)
+            read += len(block)
+            lines += block.count(b"\n")
+            last = block[-1:]
+    if path.suffix == ".parquet":
+        return digest.digest(), _parquet_rows(path)
+    if path.suffix in LINES:
+        return digest.digest(), lines + (last != b"\n") if read == size else lines * size // read
+    return digest.digest(), None
+
+
+def _at(file: Any, start: int) -> bytes:
+    file.seek(start)
+    return file.read(SAMPLE_BYTES)
+
+
+def _parquet_rows(path: Path) -> int | None:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(path).num_rows
+    except (OSError, pyarrow.ArrowException):
+        return None  # reading it will say what is wrong, or skip it
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

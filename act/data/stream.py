@@ -1,0 +1,151 @@
+"""The batches of one pass over named corpora, in an order that depends on corpora and settings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from act.core.errors import ActError, BadRecord
+from act.data.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches
+from act.data.corpus import Corpus
+from act.data.records import Shard
+
+DEFAULT_TOKEN_BUDGET = 8192
+NOTHING_COUNTS = "no token would be counted; the corpus is empty or its records have no answer"
+
+
+class Skipped(NamedTuple):
+    """A bad record that a run left out."""
+
+    ability: str
+    record: int
+    place: str
+    reason: str
+
+
+class Stream:
+    """The batches of one pass over named corpora, one corpus after the other; the same settings give the same batches.
+
+    Windows hold :data:`act.data.batching.LOOK_AHEAD` records of one corpus (fewer long ones), so a window's documents
+    appear in no other. They begin at multiples of that number, so that several readers share out the very windows
+    of one.
+
+    Args:
+        corpora: by ability; the name is empty where there is only one and nobody named it.
+        token_budget: tokens a batch, padding included.
+        packing: pieces follow each other in one row, without padding (see :class:`act.data.batching.Batch`).
+        shard: ``(i, n)``: only the records whose number leaves i when divided by n.
+        workers: processes that tokenise; 0: this one.
+        skip_bad_records: how many bad records to leave out before giving up.
+        look_ahead: records a window.
+        windows: ``(i, n)``: of the shard's windows, every n-th from the i-th on.
+        start: where to go on.
+        skipped: what was left out before ``start``.
+        part: these corpora are parts of larger ones, so there may be nothing in them that counts.
+
+    Attributes:
+        skipped: the bad records left out so far.
+        stopped: abilities of which no more is wanted; add to it at any time.
+
+    Raises:
+        ActError: on iteration, a malformed record, or a corpus of which nothing counts.
+    """
+
+    def __init__(
+        self,
+        corpora: Mapping[str, Corpus],
+        *,
+        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        packing: bool = False,
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        skip_bad_records: int = 0,
+        look_ahead: int = LOOK_AHEAD,
+        windows: Shard = (0, 1),
+        start: Position = BEGINNING,
+        skipped: Iterable[Skipped] = (),
+        part: bool = False,
+    ) -> None:
+        if token_budget < 1:
+            raise ActError(f"token budget is {token_budget}; expected at least 1 token")
+        for name, number in (("workers", workers), ("bad records to skip", skip_bad_records)):
+            if number < 0:
+                raise ActError(f"{name} is {number}; expected 0 or more")
+        if not (shard[1] >= 1 and 0 <= shard[0] < shard[1]):
+            raise ActError(f"shard is {shard[0]}/{shard[1]}; expected i/n with 0 <= i < n")
+        self.corpora = dict(corpora)
+        self.shard, self.windows = shard, windows
+        self.start = start
+        self.skipped = list(skipped)
+        self.stopped: set[str] = set()
+        self._token_budget, self._packing, self._workers = token_budget, packing, workers
+        self._skip_bad_records, self._look_ahead = skip_bad_records, look_ahead
+        self._part = part or shard[1] > 1 or windows[1] > 1
+
+    def skipped_before(self, position: Position) -> list[Skipped]:
+        """What was left out before a position; the window under way is read again."""
+        order = {ability: number for number, ability in enumerate(self.corpora)}
+        return [skipped for skipped in self.skipped if (order[skipped.ability], skipped.record) < position[:2]]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, (ability, corpus) in enumerate(self.corpora.items()):
+            if number >= self.start.corpus and ability not in self.stopped:
+                start = self.start if number == self.start.corpus else Position(number)
+                yield from self._of(corpus, ability, start)
+
+    def _of(self, corpus: Corpus, ability: str, start: Position) -> Iterator[Batch]:
+        pad_id = next((i for i in (corpus.tokenizer.pad_token_id, corpus.tokenizer.eos_token_id) if i is not None), 0)
+        counted = start != Position(start.corpus)  # what counted before the start is not known here
+        for first, following, window in self._windows(corpus, ability, start.record):
+            made = list(batches(window, self._token_budget, pad_id, self._packing))
+            for number, batch in enumerate(made, 1):
+                counted = counted or bool(batch.count_mask.any())
+                if first == start.record and number <= start.batch:
+                    continue
+                done = (
+                    Position(start.corpus, first, number) if number < len(made) else Position(start.corpus, following)
+                )
+                yield replace(batch, after=done)
+            if ability in self.stopped:
+                return
+        if not counted and not self._part:
+            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
+
+    def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
+        """Windows with the record number at which each begins, and at which the next one does."""
+        window: list[Sequence] = []
+        records = tokens = 0
+        following = start
+
+        def block(number: int) -> int:
+            return number // self.shard[1] // self._look_ahead
+
+        def wanted(number: int) -> bool:
+            return block(number) % self.windows[1] == self.windows[0]
+
+        for entry, result in corpus.numbered(start, self.shard, self._workers, wanted):
+            following = entry.number + 1
+            records += 1
+            if isinstance(result, ActError):
+                self._skip(Skipped(ability, entry.number, entry.place, str(result)))
+            else:
+                window += corpus.pieces_of(result, entry.number, ability)
+                tokens += len(result.input_ids)
+            if tokens >= LOOK_AHEAD_TOKENS or block(entry.number + self.shard[1]) != block(entry.number):
+                yield start, following, window
+                start, window, records, tokens = following, [], 0, 0
+        if records:
+            yield start, following, window
+
+    def _skip(self, skipped: Skipped) -> None:
+        self.skipped.append(skipped)
+        if len(self.skipped) > self._skip_bad_records:
+            before = len(self.skipped) - 1
+            after = f" (after {before} others that were skipped)" if before else ""
+            raise BadRecord(f"{skipped.place}: {skipped.reason}{after}")
+
+
+def nothing_counted(name: str) -> str:
+    """What to say of an ability that stayed empty."""
+    return f"{name or 'the corpus'}: no token was counted; it is empty or its records have no answer"

@@ -1,0 +1,141 @@
+"""Tasks of lm-evaluation-harness by name, through its Python API."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.core.extras import optional
+from act.evaluation.significance import finite, sign_flip
+
+
+@dataclass(frozen=True)
+class TaskFigure:
+    """One metric of one task: its value and standard error (None where the harness gives none), and per document
+    what it is the mean of, where it is a mean."""
+
+    model: str
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None
+    per_document: dict[int, float]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain data, without the documents."""
+        return {
+            "model": self.model,
+            "task": self.task,
+            "metric": self.metric,
+            "value": finite(self.value),
+            "se": finite(self.standard_error),
+            "documents": len(self.per_document),
+        }
+
+
+def require_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
+    """The harness's task manager; raises ActError if the package is missing or a task unknown, naming near ones.
+
+    Args:
+        folder: task files of your own, beside those of the harness.
+    """
+    tasks = optional("lm_eval.tasks", "eval", "a task of lm-evaluation-harness")
+    if folder is not None and not folder.is_dir():
+        raise ActError(f"no such folder of tasks: {folder}")
+    manager = tasks.TaskManager(include_path=str(folder) if folder else None)
+    for name in names:
+        if name not in manager.all_tasks:
+            near = difflib.get_close_matches(name, manager.all_tasks, 3)
+            advice = f"did you mean {' or '.join(near)}?" if near else "see lm-eval ls tasks for the names there are"
+            raise ActError(f"no task called {name!r} in lm-evaluation-harness; {advice}")
+    return manager
+
+
+def run_tasks(
+    model: nn.Module,
+    tokenizer: Any,
+    names: Sequence[str],
+    *,
+    folder: Path | None = None,
+    limit: int | None = None,
+    fewshot: int | None = None,
+    batch_size: int = 8,
+    name: str | None = None,
+) -> list[TaskFigure]:
+    """Run tasks on a loaded model; every metric of every task and subtask.
+
+    Args:
+        limit: documents a task at most; all by default.
+        fewshot: examples in each prompt; the task's own number by default.
+        name: what to call the model; else the name it was loaded by.
+
+    Raises:
+        ActError: as :func:`require_tasks`; a task whose data cannot be had.
+    """
+    manager = require_tasks(names, folder)
+    evaluator = optional("lm_eval.evaluator", "eval", "a task of lm-evaluation-harness")
+    wrapped = optional("lm_eval.models.huggingface", "eval", "a task of lm-evaluation-harness").HFLM(
+        pretrained=model, tokenizer=tokenizer, batch_size=batch_size
+    )
+    try:
+        found = evaluator.simple_evaluate(
+            wrapped, tasks=list(names), task_manager=manager, limit=limit, num_fewshot=fewshot, bootstrap_iters=0
+        )
+    except Exception as error:  # data sets, templates and metrics raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ActError(f"cannot run {', '.join(names)}: {reason}") from error
+    name = name or getattr(model, "name_or_path", "") or type(model).__name__
+    return [
+        TaskFigure(name, task, metric, float(value), _standard_error(values, key), _documents(found, task, key))
+        for task, values in found["results"].items()
+        for key, value in values.items()
+        if isinstance(value, (int, float)) and "," in key and "_stderr" not in key
+        for metric in [key.removesuffix(",none")]
+    ]
+
+
+def compare_tasks(before: Sequence[TaskFigure], after: Sequence[TaskFigure]) -> list[dict[str, Any]]:
+    """For every figure of both: the difference, and where it is a mean over documents its paired sign-flip test."""
+    old = {(figure.task, figure.metric): figure for figure in before}
+    rows = []
+    for new in after:
+        was = old.get((new.task, new.metric))
+        if was is None:
+            continue
+        shared = sorted(was.per_document.keys() & new.per_document.keys())
+        change = [new.per_document[document] - was.per_document[document] for document in shared]
+        test = sign_flip(torch.tensor(change)) if shared else None
+        rows.append(
+            {
+                "before": was.model,
+                "after": new.model,
+                "task": new.task,
+                "metric": new.metric,
+                "difference": finite(new.value - was.value),
+                "se": test and finite(test.standard_error),
+                "p": finite(test.p if test else None),
+            }
+        )
+    return rows
+
+
+def _standard_error(values: dict[str, Any], key: str) -> float | None:
+    metric, _, name = key.partition(",")
+    found = values.get(f"{metric}_stderr,{name}")
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def _documents(found: dict[str, Any], task: str, key: str) -> dict[int, float]:
+    metric, _, name = key.partition(",")
+    return {
+        sample["doc_id"]: float(sample[metric])
+        for sample in found.get("samples", {}).get(task, [])
+        if isinstance(sample.get(metric), (int, float)) and sample.get("filter", name) == name
+    }

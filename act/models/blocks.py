@@ -1,0 +1,199 @@
+"""The blocks of a model whose channels belong together: attention heads and MLP neurons.
+
+A block says which rows of its sites make head ``h`` or neuron ``j``, and which input columns of its last linear read
+them. Layouts of fused projections are read from the model's configuration; where a layout is not known there is no
+block, and whoever needs one says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from act.models.rotary import RotaryFunction, rotary_functions
+
+# Fused projections: all queries, then all keys, then all values; every other known model goes group by group.
+_QKV_IN_BLOCKS = ("gpt2", "phi3", "phi4_multimodal", "mpt", "dbrx", "baichuan", "qwen", "gpt_bigcode")
+_QKV_IN_GROUPS = ("gpt_neox", "gpt_neox_japanese", "bloom", "falcon", "internlm2")
+
+Rows = dict[str, torch.Tensor]
+"""Site name -> int64 ``[units, width of a unit]``: the rows of every unit."""
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One attention module, by site names; ``q == k == v``: one fused projection.
+
+    A unit is a key-value head with all the query heads that read it (one head each without grouped queries), so that
+    no query is left with foreign keys.
+    """
+
+    q: str
+    k: str
+    v: str
+    o: str
+    heads: int
+    groups: int
+    """Key-value heads."""
+    head_dim: int
+    layout: Literal["separate", "blocks", "groups"] = "separate"
+    """Of a fused projection: all queries, keys and values one after the other, or the same for each key-value head."""
+    rotary: Literal["half", "interleaved"] | None = None
+    """Whether position turns dimension j with ``j + rotary_dim / 2``, or ``2 j`` with ``2 j + 1``."""
+    rotary_dim: int = 0
+
+    def roles(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The rows of queries ``[heads, head_dim]``, keys and values ``[groups, head_dim]`` in their sites."""
+        h, g, d = self.heads, self.groups, self.head_dim
+        if self.layout == "separate":
+            return _grid(0, h, d), _grid(0, g, d), _grid(0, g, d)
+        if self.layout == "blocks":
+            return _grid(0, h, d), _grid(h, g, d), _grid(h + g, g, d)
+        grouped = _grid(0, h + 2 * g, d).view(g, h // g + 2, d)
+        return grouped[:, :-2].reshape(h, d), grouped[:, -2], grouped[:, -1]
+
+    def rows(self) -> Rows:
+        """The rows of every unit."""
+        q, k, v = (role.reshape(self.groups, -1) for role in self.roles())
+        if self.layout == "separate":
+            return {self.q: q, self.k: k, self.v: v}
+        return {self.q: torch.cat([q, k, v], dim=1)}
+
+    def inputs(self) -> Rows:
+        """The input columns of ``o`` that read every unit."""
+        return {self.o: _grid(0, self.heads, self.head_dim).view(self.groups, -1)}
+
+    def pairs(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Site and rows ``[pairs, 2]`` that the rotary embedding turns together, for queries and for keys."""
+        half = self.rotary_dim // 2
+        first = torch.arange(half) if self.rotary == "half" else 2 * torch.arange(half)
+        second = first + (half if self.rotary == "half" else 1)
+        q, k, _ = self.roles()
+        for site, role in ((self.q, q), (self.k, k)) if self.rotary else ():
+            yield site, torch.stack([role[:, first], role[:, second]], dim=-1).view(-1, 2)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """One MLP, by site names; a unit is a neuron.
+
+    ``gate == up``: halves of one projection; ``gate is None``: no gate.
+    """
+
+    gate: str | None
+    up: str
+    down: str
+    neurons: int
+
+    def rows(self) -> Rows:
+        """The rows of every neuron."""
+        one = torch.arange(self.neurons)[:, None]
+        if self.gate == self.up:
+            return {self.up: torch.cat([one, one + self.neurons], dim=1)}
+        return {site: one for site in (self.gate, self.up) if site}
+
+    def inputs(self) -> Rows:
+        """The input column of ``down`` that reads every neuron."""
+        return {self.down: torch.arange(self.neurons)[:, None]}
+
+
+Block = Attention | Mlp
+
+
+def find_blocks(model: nn.Module, kinds: dict[str, str], widths: dict[str, int]) -> tuple[Block, ...]:
+    """The blocks of a model whose sites have these kinds and widths, in site order."""
+    families: dict[str, dict[str, str]] = {}
+    for name, kind in kinds.items():
+        families.setdefault(name.rpartition(".")[0], {}).setdefault(kind, name)
+    found = []
+    for parent, sites in families.items():
+        block = _attention(model, parent, sites, widths) or _mlp(model, sites, widths)
+        if block:
+            found.append(block)
+    return tuple(found)
+
+
+def block_to_json(block: Block) -> dict[str, Any]:
+    """Plain data; :func:`block_from_json` reads it back."""
+    return {"block": type(block).__name__, **asdict(block)}
+
+
+def block_from_json(data: dict[str, Any]) -> Block:
+    """The inverse of :func:`block_to_json`."""
+    fields = dict(data)
+    return {"Attention": Attention, "Mlp": Mlp}[fields.pop("block")](**fields)
+
+
+def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:
+    return torch.arange(start * head_dim, (start + heads) * head_dim).view(heads, head_dim)
+
+
+def _inputs(model: nn.Module, site: str) -> int:
+    """Input width of a linear."""
+    module = model.get_submodule(site)
+    return int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[index]
+
+
+def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dict[str, int]) -> Attention | None:
+    config = getattr(model, "config", None)
+    module = model.get_submodule(parent)
+    head_dim = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
+    if "o" not in sites or not isinstance(head_dim, int):
+        return None
+    heads, rest = divmod(_inputs(model, sites["o"]), head_dim)
+    turn = _rotary(module, config, head_dim)
+    if rest:
+        return None
+    if {"q", "k", "v"} <= sites.keys():
+        q, k, v = (sites[kind] for kind in "qkv")
+        groups = widths[k] // head_dim
+        if widths[q] != heads * head_dim or not widths[k] == widths[v] == groups * head_dim or heads % groups:
+            return None
+        return Attention(q, k, v, sites["o"], heads, groups, head_dim, "separate", *turn)
+    family = getattr(config, "model_type", None)
+    if "qkv" not in sites or family not in _QKV_IN_BLOCKS + _QKV_IN_GROUPS:
+        return None
+    groups = (widths[sites["qkv"]] // head_dim - heads) // 2
+    layout: Literal["blocks", "groups"] = "blocks" if family in _QKV_IN_BLOCKS else "groups"
+    if family == "gpt_bigcode" and groups == heads:
+        layout = "groups"
+    if groups < 1 or (heads + 2 * groups) * head_dim != widths[sites["qkv"]] or heads % groups:
+        return None
+    fused = sites["qkv"]
+    return Attention(fused, fused, fused, sites["o"], heads, groups, head_dim, layout, *turn)
+
+
+def _mlp(model: nn.Module, sites: dict[str, str], widths: dict[str, int]) -> Mlp | None:
+    if "down" not in sites:
+        return None
+    neurons = _inputs(model, sites["down"])
+    if "gate_up" in sites and widths[sites["gate_up"]] == 2 * neurons:
+        return Mlp(sites["gate_up"], sites["gate_up"], sites["down"], neurons)
+    if "up" not in sites or any(widths[sites[kind]] != neurons for kind in ("gate", "up") if kind in sites):
+        return None
+    return Mlp(sites.get("gate"), sites["up"], sites["down"], neurons)
+
+
+def _rotary(module: nn.Module, config: Any, head_dim: int) -> tuple[Literal["half", "interleaved"] | None, int]:
+    """How the module's rotary function turns dimensions, found by turning unit vectors, and how many it turns."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+    turned = int(head_dim * share)
+    for namespace, name in rotary_functions(module):
+        function = namespace[name]
+        function = function.original if isinstance(function, RotaryFunction) else function
+        angle = torch.ones(1, turned, turned, device="cpu")
+        unit = torch.eye(turned, device="cpu")[None, None]
+        try:
+            mixed = function(unit, unit, angle.cos(), angle.sin())[0][0, 0]
+        except Exception:  # a function that wants something else
+            continue
+        if turned % 2 == 0 and mixed[0, turned // 2] != 0:
+            return "half", turned
+        if turned % 2 == 0 and mixed[0, 1] != 0:
+            return "interleaved", turned
+    return None, 0

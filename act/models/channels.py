@@ -1,0 +1,290 @@
+"""The channel space of a model: every site in a fixed order, one flat index for all their channels.
+
+A **channel** is one output dimension of a trainable module (a linear, a norm, the embedding, the LM head); a **site**
+is the output of one such module. The space maps a flat index to ``(site, row)`` and to the parameter slices that
+produce that channel.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.models.blocks import Block, block_from_json, block_to_json, find_blocks
+from act.models.placement import ties_apart
+
+Tied = Literal["head", "embed"]
+
+_KINDS = {
+    "q": ("q_proj", "query"),
+    "k": ("k_proj", "key"),
+    "v": ("v_proj", "value"),
+    "o": ("o_proj", "out_proj", "dense"),
+    "qkv": ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "W_pack"),
+    "gate": ("gate_proj", "w1"),
+    "up": ("up_proj", "w3", "fc1", "c_fc", "dense_h_to_4h"),
+    "gate_up": ("gate_up_proj",),
+    "down": ("down_proj", "w2", "fc2", "dense_4h_to_h"),
+    "router": ("gate",),
+    "embed": ("embed_tokens", "wte", "embed_in"),
+    "position": ("wpe", "embed_positions", "position_embeddings"),
+    "head": ("lm_head", "embed_out"),
+}
+_KIND_OF_NAME = {name: kind for kind, names in _KINDS.items() for name in names}
+_KIND_OF_NAME |= {"attn.c_proj": "o", "mlp.c_proj": "down"}  # GPT-2 calls both the same
+
+
+@dataclass(frozen=True)
+class ParameterSlice:
+    """The part of a parameter behind a channel: index ``row`` of dimension ``dim`` (0: a row, 1: a column)."""
+
+    name: str
+    dim: int
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where channels are read.
+
+    Attributes:
+        name: module path, such as ``model.layers.0.self_attn.q_proj``.
+        kind: ``q k v o qkv gate up gate_up down router norm embed head``, or the module's own name where none fits.
+        layer: index of the decoder layer, None outside the stack.
+        offset: flat index of its first channel.
+        width: number of channels.
+        parameters: what a transfer of one of its channels copies; empty where the tensor belongs to ``tied_to``.
+        tied_to: the site that owns the tensor these channels share, if any.
+    """
+
+    name: str
+    kind: str
+    layer: int | None
+    offset: int
+    width: int
+    parameters: tuple[ParameterSlice, ...]
+    tied_to: str | None = None
+
+    @property
+    def channels(self) -> slice:
+        """Its part of a flat vector."""
+        return slice(self.offset, self.offset + self.width)
+
+    @property
+    def inputs(self) -> ParameterSlice:
+        """The input columns of a linear's weight: the dimension across its channels."""
+        weight = self.parameters[0]
+        return ParameterSlice(weight.name, 1 - weight.dim)
+
+
+@dataclass(frozen=True)
+class ChannelSpace:
+    """The ordered sites of one model; see :meth:`from_model`."""
+
+    sites: tuple[Site, ...]
+    uncovered: tuple[str, ...] = ()
+    """Names of parameters that no site covers: a transfer cannot move them."""
+    blocks: tuple[Block, ...] = ()
+    """The attention modules and MLPs whose heads and neurons are known."""
+
+    @classmethod
+    def from_model(cls, model: nn.Module, tied: Tied = "head") -> ChannelSpace:
+        """Every ``nn.Linear`` (and Hugging Face ``Conv1D``), norm and embedding of a decoder model, in module order.
+
+        Args:
+            model: a Hugging Face model, or any module made of such parts; meta tensors are fine.
+            tied: which of two sites that share one tensor owns it. ``head``: a channel is a row (one token) of the
+                tensor, read at the LM head; ``embed``: a column, read at the embedding. The other site is measured all
+                the same, but cannot be transferred, so no tensor is ever transferred twice.
+
+        Raises:
+            ActError: the model has no such module, or adapters beside its modules.
+        """
+        apart = ties_apart(model)
+
+        def identity(parameter: nn.Parameter) -> int:
+            return apart.get(id(parameter), id(parameter))
+
+        names = {id(parameter): name for name, parameter in model.named_parameters() if id(parameter) not in apart}
+        found = []
+        for name, module in model.named_modules():
+            if name.endswith(".base_layer"):
+                raise ActError(
+                    f"{name.removesuffix('.base_layer')} has an adapter beside it, which no channel of the model is; "
+                    "merge it (merge_and_unload of peft, or act-profile tune --merge), and save the whole model"
+                )
+            dims = _channel_dims(module)
+            if dims:
+                found.append((name, module, dims))
+        if not found:
+            raise ActError(
+                f"{type(model).__name__} has no linear, norm or embedding module; give a decoder language model"
+            )
+        owners: dict[int, str] = {}
+        for name, module, _ in sorted(found, key=lambda item: isinstance(item[1], nn.Embedding) == (tied == "head")):
+            owners.setdefault(identity(module.weight), name)
+        sites: list[Site] = []
+        offset = 0
+        for name, module, dims in found:
+            owner = owners[identity(module.weight)]
+            tied_to = owner if owner != name else None
+            parameters = tuple(
+                ParameterSlice(names[identity(getattr(module, attribute))], dim) for attribute, dim in dims.items()
+            )
+            width = module.weight.shape[dims["weight"]]
+            parameters = () if tied_to else parameters
+            sites.append(Site(name, _kind(name, module), _layer(name), offset, width, parameters, tied_to))
+            offset += width
+        covered = {parameter.name for site in sites for parameter in site.parameters}
+        blocks = find_blocks(model, {site.name: site.kind for site in sites}, {site.name: site.width for site in sites})
+        return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), blocks)
+
+    def __len__(self) -> int:
+        """Number of channels."""
+        return self.sites[-1].offset + self.sites[-1].width
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.sites)
+
+    @cached_property
+    def _by_name(self) -> dict[str, Site]:
+        return {site.name: site for site in self.sites}
+
+    @cached_property
+    def _offsets(self) -> list[int]:
+        return [site.offset for site in self.sites]
+
+    def site(self, name: str) -> Site:
+        """The site called ``name``; raises ActError if there is none."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise ActError(f"no site called {name}; the first of {len(self.sites)} is {self.sites[0].name}") from None
+
+    def without(self, kinds: Iterable[str]) -> list[Site]:
+        """The sites of other module kinds than these.
+
+        Raises:
+            ActError: a kind that the model does not have; nothing is left.
+        """
+        excluded, known = set(kinds), {site.kind for site in self.sites}
+        if excluded - known:
+            unknown, has = ", ".join(sorted(excluded - known)), ", ".join(sorted(known))
+            raise ActError(f"no module kind {unknown}; this model has {has}")
+        if excluded == known:
+            raise ActError("every module kind is excluded, so there is nothing to measure; exclude fewer")
+        return [site for site in self.sites if site.kind not in excluded]
+
+    def locate(self, channel: int) -> tuple[Site, int]:
+        """The ``(site, row)`` of a flat index; raises IndexError outside ``[0, len(space))``."""
+        if not 0 <= channel < len(self):
+            raise IndexError(f"channel {channel} is outside [0, {len(self)})")
+        site = self.sites[bisect.bisect_right(self._offsets, channel) - 1]
+        return site, channel - site.offset
+
+    def channel(self, site: str, row: int) -> int:
+        """The flat index of row ``row`` of a site; raises IndexError outside its width."""
+        found = self.site(site)
+        if not 0 <= row < found.width:
+            raise IndexError(f"row {row} is outside [0, {found.width}) of {site}")
+        return found.offset + row
+
+    def split(self, channels: torch.Tensor) -> Iterator[tuple[Site, torch.Tensor]]:
+        """The sites that a sorted int64 vector of flat indices touches, each with its rows ``[K]``."""
+        ends = torch.tensor([site.offset + site.width for site in self.sites])
+        stops = torch.searchsorted(channels, ends).tolist()
+        start = 0
+        for site, stop in zip(self.sites, stops, strict=True):
+            if stop > start:
+                yield site, channels[start:stop] - site.offset
+            start = stop
+
+    def first_difference(self, other: ChannelSpace) -> str | None:
+        """What first tells ``other`` from this space, as a phrase, or None where they are the same."""
+        for mine, theirs in zip(self.sites, other.sites, strict=False):
+            if mine.name != theirs.name:
+                return f"site {mine.name} against {theirs.name}"
+            if mine.width != theirs.width:
+                return f"site {mine.name} has {mine.width} channels against {theirs.width}"
+            if mine != theirs:
+                return f"site {mine.name} is made by other parameters (tied in one model only?)"
+        if len(self.sites) != len(other.sites):
+            longer = self if len(self.sites) > len(other.sites) else other
+            extra = longer.sites[min(len(self.sites), len(other.sites))]
+            return f"site {extra.name} exists in one model only"
+        return None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the sites: equal for models of one architecture and size, whatever their weights."""
+        return hashlib.sha256(repr(self.sites).encode()).hexdigest()[:16]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for file headers; :meth:`from_json` reads it back."""
+        return {
+            "sites": [asdict(site) for site in self.sites],
+            "uncovered": list(self.uncovered),
+            "blocks": [block_to_json(block) for block in self.blocks],
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ChannelSpace:
+        """The inverse of :meth:`to_json`."""
+        sites = [
+            Site(**{**site, "parameters": tuple(ParameterSlice(**part) for part in site["parameters"])})
+            for site in data["sites"]
+        ]
+        blocks = tuple(block_from_json(block) for block in data.get("blocks", ()))
+        return cls(tuple(sites), tuple(data["uncovered"]), blocks)
+
+
+def _channel_dims(module: nn.Module) -> dict[str, int]:
+    """Parameter names of a module that has channels, each with the dimension that its channels index."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, nn.Parameter):
+        return {}
+    if isinstance(module, nn.Embedding):
+        return {"weight": 1}
+    if isinstance(module, nn.Linear):
+        dim = 0
+    elif type(module).__name__ == "Conv1D" and weight.dim() == 2:  # GPT-2's linear, stored transposed
+        dim = 1
+    elif "norm" in type(module).__name__.lower() and weight.dim() == 1:
+        dim = 0
+    else:
+        return {}
+    return {"weight": dim, **({"bias": 0} if isinstance(getattr(module, "bias", None), nn.Parameter) else {})}
+
+
+def _kind(name: str, module: nn.Module) -> str:
+    leaf = name.rpartition(".")[2]
+    if isinstance(module, nn.Embedding):
+        return _KIND_OF_NAME.get(leaf, "embed")
+    if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
+        return "norm"
+    return _KIND_OF_NAME.get(".".join(name.split(".")[-2:])) or _KIND_OF_NAME.get(leaf, leaf)
+
+
+def _layer(name: str) -> int | None:
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return int(match.group(1)) if match else None
+
+
+def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
+    """The channel space that both models share; raises ActError naming the first site that differs."""
+    spaces = ChannelSpace.from_model(donor), ChannelSpace.from_model(target)
+    difference = spaces[0].first_difference(spaces[1])
+    if difference:
+        raise ActError(
+            f"donor and target are not of one architecture: {difference}; give two models derived from the same base, "
+            "with the same vocabulary (else profile each by itself, without the LM head, and rank the two profiles)"
+        )
+    return spaces[0]

@@ -1,0 +1,149 @@
+"""Loading Hugging Face models and tokenizers, with errors a person can act on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from act.core.errors import ActError
+from act.core.extras import optional
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    max_memory: Mapping[str, str] | None = None,
+) -> nn.Module:
+    """A causal language model in eval mode.
+
+    Args:
+        name: a folder in Hugging Face format, or a hub id.
+        dtype: one of :data:`DTYPES`; ``auto`` keeps the checkpoint's.
+        device: a torch device; ``auto`` is the first GPU, else the CPU.
+        device_map: one of :data:`DEVICE_MAPS`: accelerate spreads the model over GPUs, the CPU's memory and the disk.
+        max_memory: for ``device_map``, what a GPU by its number, or ``cpu``, may hold of the model, such as
+            ``{"0": "20GiB", "cpu": "64GiB"}``; None: nearly all that is free.
+
+    Raises:
+        ActError: no such model, a damaged or incomplete one, an unknown dtype or device, or both a device and a map.
+    """
+    from transformers import AutoModelForCausalLM
+
+    if dtype not in DTYPES:
+        raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    spread = _spread(device, device_map, max_memory)
+    model, found = _from_pretrained(
+        AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True, **spread
+    )
+    absent = sorted(found["missing_keys"])  # without those that are tied, or made anew by the architecture
+    if absent:
+        raise ActError(
+            f"{name} lacks {len(absent)} of the model's weights, {absent[0]} for one, which would be random; "
+            "download or save the model again"
+        )
+    return model.eval() if spread else model.to(device_named(device)).eval()
+
+
+def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] | None) -> dict[str, Any]:
+    """What ``from_pretrained`` needs to spread the model; empty for a model on one device."""
+    if device_map is None:
+        device_named(device)  # before the weights are read
+        if max_memory:
+            raise ActError("a maximum memory was given without a device map, which it is for; add --device-map auto")
+        return {}
+    if device_map not in DEVICE_MAPS:
+        raise ActError(f"device map is {device_map!r}; expected one of {', '.join(DEVICE_MAPS)}")
+    if device != "auto":
+        raise ActError(f"device {device!r} and device map {device_map!r} were both given; leave one of them out")
+    optional("accelerate", "offload", "a device map")
+    for place, size in (max_memory or {}).items():
+        if not (re.fullmatch(r"\d+|cpu", place) and re.fullmatch(r"\d+(\.\d+)?[KMGT]i?B", size)):
+            raise ActError(f"maximum memory is {place}={size}; expected such as 0=20GiB or cpu=64GiB")
+    limits = {int(place) if place.isdigit() else place: size for place, size in (max_memory or {}).items()}
+    return {"device_map": device_map, "max_memory": limits or None}
+
+
+def load_config(name: str, dtype: str = "auto") -> Any:
+    """The configuration of a model, with the dtype that it will have; raises ActError if there is none."""
+    from transformers import AutoConfig
+
+    if dtype not in DTYPES:
+        raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    config = _from_pretrained(AutoConfig, "model", name)
+    if dtype != "auto":
+        config.dtype = getattr(torch, dtype)
+    return config
+
+
+def empty_model(config: Any) -> nn.Module:
+    """The model of a configuration on the meta device: its shapes without its weights."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config).eval()
+    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
+        raise ActError(f"cannot build a causal language model: {' '.join(str(error).split())[:300]}") from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a model; raises ActError if there is none."""
+    from transformers import AutoTokenizer
+
+    return _from_pretrained(AutoTokenizer, "tokenizer", name)
+
+
+def token_difference(donor: Any, target: Any) -> str | None:
+    """The first token id that means another token to another tokenizer, as a phrase; None where there is none."""
+    tokens = {index: token for token, index in donor.get_vocab().items()}
+    for token, index in sorted(target.get_vocab().items(), key=lambda item: item[1]):
+        if tokens.get(index, token) != token:
+            return f"token {index} is {tokens[index]!r} to the donor's tokenizer and {token!r} to the target's"
+    return None
+
+
+def require_same_tokens(donor: Any, target: Any) -> None:
+    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
+    difference = token_difference(donor, target)
+    if difference:
+        raise ActError(f"{difference}, so the models would read different texts; give two models with one vocabulary")
+
+
+def require_place(name: str, what: str) -> None:
+    """Raise :class:`ActError` for what is neither a folder nor like a hub id."""
+    if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))):
+        raise ActError(
+            f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name"
+        )
+
+
+def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
+    require_place(name, what)
+    try:
+        return loader.from_pretrained(name, **options)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise ActError(f"cannot load the {what} {name}: {' '.join(str(error).split())[:300]}") from error
+
+
+def device_named(device: str) -> torch.device:
+    """The torch device of that name; ``auto`` is the first GPU, else the CPU. Raises ActError if it cannot be used."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ActError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error
+    return place

@@ -1,0 +1,103 @@
+"""Where the parts of a model live: on one device, spread over several by ``device_map``, or offloaded by accelerate.
+
+An offloaded parameter is on the ``meta`` device outside its module's forward; a hook of accelerate (``_hf_hook``, read
+here by its attributes, so that accelerate need not be installed) holds its values and knows where the module runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+
+
+def run_devices(model: nn.Module, names: Iterable[str]) -> dict[str, torch.device]:
+    """The device on which each of these modules runs and its output comes to be, by name."""
+    modules = dict(model.named_modules())
+    return {name: _run_device(modules, name) for name in names}
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """The device that the token ids belong on: that of the embedding, or else of the first parameter."""
+    modules = dict(model.named_modules())
+    embed = getattr(model, "get_input_embeddings", lambda: None)()
+    name = next((name for name, module in modules.items() if module is embed), None)
+    if name is None:
+        name = next(iter(dict(model.named_parameters())), "").rpartition(".")[0]
+    return _run_device(modules, name)
+
+
+def values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter's name and values, once; offloaded ones as accelerate keeps them.
+
+    Raises:
+        ActError: a parameter without values.
+    """
+    modules = dict(model.named_modules())
+    apart = ties_apart(model)
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in apart:
+            yield name, (_offloaded(modules, name) if parameter.is_meta else parameter).detach()
+
+
+def require_in_memory(model: nn.Module, what: str) -> None:
+    """Raise :class:`ActError` if a parameter of the model, called ``what``, is offloaded or was never loaded."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ActError(
+                f"{name} of the {what} is not in memory (offloaded, or on the meta device), so it cannot be changed or "
+                "compared; load the model without offloading, with device_map='cpu' if it does not fit on the GPUs"
+            )
+
+
+def ties_apart(model: nn.Module) -> dict[int, int]:
+    """Ids of the LM head's and the embedding's weight where offloading has made two parameters of one tied tensor."""
+    config = getattr(model, "config", None)
+    parts = [getattr(model, name, lambda: None)() for name in ("get_output_embeddings", "get_input_embeddings")]
+    head, embed = (getattr(part, "weight", None) for part in parts)
+    if not getattr(config, "tie_word_embeddings", False) or head is None or embed is None:
+        return {}
+    return {id(head): id(embed)} if head is not embed and (head.is_meta or embed.is_meta) else {}
+
+
+def moves_only(hook: Any) -> bool:
+    """Whether a hook of accelerate only brings a module's input to the module's device."""
+    named = type(hook).__name__ == "AlignDevicesHook"
+    return named and not hook.offload and not hook.io_same_device
+
+
+def _run_device(modules: dict[str, nn.Module], name: str) -> torch.device:
+    parameter = next(modules[name].parameters(), None)
+    if parameter is not None and not parameter.is_meta:
+        return parameter.device
+    for hook in _hooks(modules, name):
+        if getattr(hook, "execution_device", None) is not None:
+            place = hook.execution_device
+            return torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
+    return torch.device("meta" if parameter is not None else "cpu")
+
+
+def _offloaded(modules: dict[str, nn.Module], name: str) -> torch.Tensor:
+    owner = name.rpartition(".")[0]
+    while True:
+        for hook in _hooks(modules, owner, upwards=False):
+            kept = getattr(hook, "weights_map", None)
+            local = name[len(owner) + 1 :] if owner else name
+            if kept is not None and local in kept:
+                return kept[local]
+        if not owner:
+            raise ActError(f"{name} has no values (it is on the meta device); load the model with its weights")
+        owner = owner.rpartition(".")[0]
+
+
+def _hooks(modules: dict[str, nn.Module], name: str, upwards: bool = True) -> Iterator[Any]:
+    """Accelerate's hooks on a module, and on those around it from the inside out."""
+    hook = getattr(modules[name], "_hf_hook", None)
+    if hook is not None:
+        yield from getattr(hook, "hooks", (hook,))
+    if upwards and name:
+        yield from _hooks(modules, name.rpartition(".")[0])

@@ -1,0 +1,94 @@
+"""Shards of one run, made anywhere and in any order, merged to the profile of the whole corpus."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from act.core.differences import first_difference
+from act.core.errors import ActError
+from act.data.stream import nothing_counted
+from act.profiles.moments import Moments
+from act.profiles.profile import PairProfile, Profile, StoredProfile, require_same_models
+
+SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
+PER_SHARD = (*SUMMED, "shard", "paths", "nonfinite", "irregular", "skipped")
+
+
+def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) -> Profile:
+    """Merge the profiles that ``shard=(i, n)`` gave, in the order of i, whatever the order given.
+
+    Args:
+        shards: one profile of each shard, or its file; of files, the headers are read first and then one at a time, so
+            memory holds two profiles, however many shards there are.
+        partial: allow some to be missing; the source then says which are there.
+
+    Raises:
+        ActError: none; not a shard, or one of another run; one that is there twice, or is missing; nothing was counted.
+    """
+    by_number: dict[int, Profile | StoredProfile] = {}
+    size = 0
+    for given in shards:
+        shard = given if isinstance(given, Profile) else StoredProfile(Path(given))
+        number, of = _shard(shard)
+        size = size or of
+        if of != size:
+            raise ActError(f"shard {number}/{of} is of a run of {of} shards, others are of {size}; give one run's")
+        if number in by_number:
+            raise ActError(f"shard {number}/{size} was given twice; give each shard once, or its text counts twice")
+        by_number[number] = shard
+    if not by_number:
+        raise ActError("no shard was given; give the profiles that --shard i/n made")
+    missing = [f"{number}/{size}" for number in range(size) if number not in by_number]
+    if missing and not partial:
+        some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise ActError(f"missing shards: {some}; run them too, or leave them out on purpose with --partial")
+    numbers = sorted(by_number)
+    first = by_number[numbers[0]]
+    for number in numbers[1:]:
+        _require_same_run(first, by_number[number], f"shards {numbers[0]}/{size} and {number}/{size}")
+    corpora = [by_number[number].source["corpora"][0] for number in numbers]
+    if not any(each["counted"] for each in corpora):
+        raise ActError(nothing_counted(corpora[0]["name"]))
+    merged = Moments(first.space, pair=first.pair)
+    for number in numbers:
+        shard = by_number[number]
+        merged.merge((shard if isinstance(shard, Profile) else shard.load()).moments)
+    corpus = {**summed(corpora, merged), "shards": numbers if missing else size, **({"of": size} if missing else {})}
+    return (PairProfile if first.pair else Profile)(merged, {**first.source, "job": None, "corpora": [corpus]})
+
+
+def summed(corpora: Sequence[dict[str, Any]], moments: Moments) -> dict[str, Any]:
+    """What to say of a corpus, from what its parts said of theirs and the moments of all."""
+    totals = {name: sum(each[name] for each in corpora) for name in SUMMED}
+    return {
+        **{name: value for name, value in corpora[0].items() if name not in PER_SHARD},
+        **{name: round(total, 3) if name in ("seconds", "waited") else total for name, total in totals.items()},
+        "paths": next((each["paths"] for each in corpora if each["paths"]), {}),
+        "nonfinite": moments.nonfinite(),
+        "irregular": dict(sum((Counter(each["irregular"]) for each in corpora), Counter())),
+        "skipped": [skipped for each in corpora for skipped in each["skipped"]],
+    }
+
+
+def _shard(profile: Profile | StoredProfile) -> tuple[int, int]:
+    corpora = profile.source["corpora"]
+    if len(corpora) != 1 or "shard" not in corpora[0]:
+        raise ActError(f"the profile of {corpora[0]['name']} is not of a shard; give those that --shard i/n made")
+    number, size = corpora[0]["shard"]
+    return number, size
+
+
+def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredProfile, which: str) -> None:
+    if first.pair != other.pair:
+        raise ActError(f"{which} are one of a pair of models and one of a single model; give one run's")
+    require_same_models(first, other)
+    for part, one, two in (
+        ("settings", first.source["settings"], other.source["settings"]),
+        ("corpora", *({k: v for k, v in p.source["corpora"][0].items() if k not in PER_SHARD} for p in (first, other))),
+    ):
+        different = first_difference(two, one)
+        if different:
+            raise ActError(f"{which} have different {part} ({different}); give the shards of one run")

@@ -1,0 +1,89 @@
+"""Streaming statistics of every channel of a model, in one flat arena."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from act.models.channels import ChannelSpace
+from act_kernels import PAIR, empty_moments, merge_moments
+from act_kernels.statistics import COUNT, NONFINITE
+
+Place = torch.device | str | None
+
+
+class Moments:
+    """The arena of one run: float64 ``[7, N]`` for one model, ``[3, 7, N]`` for a pair (donor, target, difference).
+
+    Rows are :data:`act_kernels.STATISTICS`; a site's block is a view into it, which kernels update in place. A model
+    that is spread over devices has an arena on each of them, for the sites that run there, until :meth:`gather`.
+
+    Args:
+        space: the channel space.
+        pair: whether donor, target and difference are held.
+        device: of the arena, or of every site by its name (:func:`act.models.placement.run_devices`).
+    """
+
+    def __init__(self, space: ChannelSpace, pair: bool = False, device: Place | Mapping[str, Place] = None) -> None:
+        self.space = space
+        self.pair = pair
+        places = device if isinstance(device, Mapping) else {site.name: device for site in space}
+        widths: dict[Place, int] = {}
+        starts = {}
+        for site in space:
+            starts[site.name] = widths.setdefault(places[site.name], 0)
+            widths[places[site.name]] += site.width
+        lead = (len(PAIR),) if pair else ()
+        self._arenas = {place: empty_moments(width, *lead, device=place) for place, width in widths.items()}
+        self._blocks = {
+            site.name: self._arenas[places[site.name]][..., starts[site.name] : starts[site.name] + site.width]
+            for site in space
+        }
+
+    @property
+    def arena(self) -> torch.Tensor:
+        """The arena of all channels in flat order; while there is one on each of several devices, a copy of them."""
+        first, *others = self._arenas.values()
+        if not others:
+            return first
+        return torch.cat([self._blocks[site.name].to(first.device) for site in self.space], dim=-1)
+
+    @property
+    def arenas(self) -> list[torch.Tensor]:
+        """What holds the numbers: the arena of each device, in a fixed order."""
+        return list(self._arenas.values())
+
+    def fill(self, arena: torch.Tensor) -> None:
+        """Take over the numbers of a flat arena."""
+        for site in self.space:
+            self.block(site.name).copy_(arena[..., site.channels])
+
+    def gather(self) -> None:
+        """Join the arenas of several devices to one, on the device of the first site."""
+        arena = self.arena
+        self._arenas = {arena.device: arena}
+        self._blocks = {site.name: arena[..., site.channels] for site in self.space}
+
+    def block(self, site: str) -> torch.Tensor:
+        """The view of one site, ``[7, C]`` or ``[3, 7, C]``, on the device where the site runs."""
+        return self._blocks[site]
+
+    def merge(self, other: Moments) -> None:
+        """Add what another run over other text measured; exact up to float64 rounding, in any order."""
+        if len(self._arenas) == 1:
+            merge_moments(self.arena, other.arena.to(self.arena.device))
+            return
+        for name, block in self._blocks.items():
+            merge_moments(block, other.block(name).to(block.device))
+
+    def nonfinite(self) -> dict[str, int]:
+        """NaN and infinite values met, by site, for the sites that met any (the largest over a pair's models)."""
+        counts = {site.name: int(self.block(site.name)[..., NONFINITE, :].sum(-1).max()) for site in self.space}
+        return {name: count for name, count in counts.items() if count}
+
+    def rows_counted(self, site: str) -> int:
+        """Rows that the site was fed, non-finite values included."""
+        block = self.block(site)
+        first = block if block.dim() == 2 else block[0]
+        return int(first[COUNT, 0] + first[NONFINITE, 0])

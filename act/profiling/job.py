@@ -1,0 +1,305 @@
+"""A job: which models over which corpora with which settings, and what tells it from another job."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from act.core.errors import ActError
+from act.core.versions import versions
+from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
+from act.data.corpus import Corpus
+from act.data.records import Shard
+from act.data.stream import Skipped, Stream
+from act.models.channels import ChannelSpace, common_space
+from act.models.fingerprint import fingerprint
+from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
+from act.models.placement import input_device, run_devices
+from act.profiles.moments import Moments
+from act.profiling.checkpoint import Checkpoint
+from act.profiling.ranks import Ranks
+from act.profiling.run import Observer, Run
+from act.taps.lockstep import lockstep
+from act.taps.taps import taps
+from act_kernels.backends import choose
+
+Corpora = Corpus | Mapping[str, Corpus] | Iterable[Mapping[str, Any]]
+"""One corpus; several by the ability that each exercises; or batches (see :func:`act.data.batching.given_batches`)."""
+
+Packing = Literal["auto", "on", "off"]
+
+
+class Job:
+    """Everything that decides what a run counts.
+
+    Args:
+        models: ``{"model": …}``, or ``{"donor": …, "target": …}`` for a pair run.
+        corpora: see :data:`Corpora`.
+        exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
+        fused: let statistics ride inside fused kernels; without it, every site is read by itself.
+        token_budget: tokens a batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
+            memory of a GPU allows.
+        packing: pieces in one row without padding: ``auto`` where the model's attention skips what lies between them.
+        shard: ``(i, n)``: every n-th record of each corpus, from the i-th on.
+        workers: processes that tokenise; 0: a thread of this one.
+        skip_bad_records: how many bad records to leave out before giving up.
+        look_ahead: records sorted by length together.
+        observers: look on between batches; see :class:`act.profiling.run.Observer`.
+        ranks: processes that read the shard together; the first one gets the results, the others none.
+        part: the corpora are parts of larger ones, so nothing in them need count.
+
+    Attributes:
+        named: whether the corpora came with names.
+        space: the channel space.
+        settings: what decides the bits besides models and corpora, as plain data.
+        skipped: the bad records that the last run left out.
+
+    Raises:
+        ActError: models that are not of one architecture; a maximum length beyond the learned positions; a model that
+            cannot tell packed pieces apart.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        corpora: Corpora,
+        *,
+        exclude: Iterable[str] = (),
+        fused: bool = True,
+        token_budget: int | Literal["auto"] | None = None,
+        packing: Packing = "auto",
+        shard: Shard = (0, 1),
+        workers: int = 0,
+        skip_bad_records: int = 0,
+        look_ahead: int = LOOK_AHEAD,
+        observers: Sequence[Observer] = (),
+        ranks: Ranks | None = None,
+        part: bool = False,
+    ) -> None:
+        if packing not in get_args(Packing):
+            raise ActError(f"packing is {packing!r}; expected one of {', '.join(get_args(Packing))}")
+        self.models = dict(models)
+        self.pair = len(self.models) == 2
+        self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)
+        self.device = input_device(list(self.models.values())[-1])
+        self._places = run_devices(self._model, (site.name for site in self.space))
+        self.observers = list(observers)
+        self.named = isinstance(corpora, Mapping)
+        self.corpora: dict[str, Corpus] = {}
+        self._batches: Iterable[Mapping[str, Any]] = ()
+        if isinstance(corpora, Corpus):
+            corpora = {"": corpora}
+        if isinstance(corpora, Mapping):
+            self.corpora = {ability: corpus.for_models(*self.models.values()) for ability, corpus in corpora.items()}
+        else:
+            self._batches = corpora
+        self._shard, self._workers, self._skip_bad_records = shard, workers, skip_bad_records
+        self._ranks, self._part = ranks, part or shard[1] > 1
+        self.skipped: list[Skipped] = []
+        if ranks and not self.corpora:
+            raise ActError(
+                "several ranks need a corpus, of which each reads its part; batches of one's own cannot be shared out"
+            )
+        if token_budget is None:
+            token_budget = default_token_budget(self.device)
+        elif token_budget == "auto":
+            token_budget = token_budget_for(self.models.values(), self.space, self.device)
+        self.settings: dict[str, Any] = {
+            "token_budget": token_budget,
+            "exclude": sorted(exclude),
+            "fused": fused,
+            "packing": bool(self.corpora) and self._packing(packing),
+            "look_ahead": look_ahead,
+            **{name: value for observer in self.observers for name, value in observer.settings().items()},
+        }
+
+    @property
+    def _model(self) -> nn.Module:
+        return next(iter(self.models.values()))
+
+    @property
+    def records(self) -> int | None:
+        """Records that a run (this rank of it) will read, if known."""
+        sizes = [corpus.source.size for corpus in self.corpora.values()]
+        known = [-(-size // self._shard[1]) for size in sizes if size is not None]
+        if self._ranks:
+            known = [self._ranks.share(size, self.settings["look_ahead"]) for size in known]
+        return sum(known) if known and len(known) == len(sizes) else None
+
+    def _packing(self, wanted: Packing) -> bool:
+        if wanted == "off":
+            return False
+        refused = next((reason for model in self.models.values() if (reason := packs(model, wanted == "auto"))), None)
+        if refused and wanted == "on":
+            raise ActError(f"{refused}; leave packing off")
+        return refused is None
+
+    @cached_property
+    def _fingerprints(self) -> dict[str, str]:
+        return {side: fingerprint(model) for side, model in self.models.items()}  # once: it reads all weights
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this job from another, as plain data; the batches of one's own cannot be told apart."""
+        return {
+            "models": self._fingerprints,
+            "corpora": {ability: corpus.identity() for ability, corpus in self.corpora.items()},
+            "settings": self.settings,
+            "shard": list(self._shard),
+        }
+
+    def run(self, checkpoint: Checkpoint | None = None) -> list[tuple[str, Moments, dict[str, Any]]]:
+        """Moments and provenance of each ability, after one pass.
+
+        Raises:
+            ActError: nothing was counted; a malformed record; a checkpoint of another job, or of a stream.
+        """
+        if checkpoint and not self.corpora:
+            raise ActError("a checkpoint needs a corpus; batches of one's own cannot be read again from their middle")
+        if checkpoint and (unknown := self._without_fingerprint()):
+            raise ActError(
+                f"{unknown} is a stream without a fingerprint, so its checkpoint could be taken for another's; give it "
+                "one (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
+            )
+        unmasked = all(causal(model) for model in self.models.values())
+        with self._tapped() as tapped:
+            run = Run(
+                tapped,
+                self.space,
+                pair=self.pair,
+                device=self.device,
+                places=self._places,
+                vocabulary=vocabulary(self._model),
+                causal=unmasked,
+                observers=self.observers,
+            )
+            for ability, corpus in self.corpora.items():
+                if corpus.encoder.ability_column is None:
+                    run.begin(ability)
+            stream = self._stream(run, checkpoint)
+            with checkpoint.keeping(run, stream) if checkpoint and stream else contextlib.nullcontext():
+                run.over(self._given() if stream is None else prefetched(stream, self._prepared))
+                if checkpoint and stream:
+                    checkpoint.close(run, stream)  # waiting for others, or for space on the disk, is no work to lose
+                if self._ranks and stream:
+                    self._ranks.reduce(run, stream.skipped, self._skip_bad_records)
+            if self._ranks and not self._ranks.leads:
+                return []
+            if stream:
+                self.skipped = stream.skipped
+            if not run.total.counted and not self._part:
+                raise ActError("no token was counted; the corpus is empty or its count masks are all False")
+            paths = dict(Counter(tapped.paths.values()))
+        return self._results(run, stream, paths)
+
+    def _without_fingerprint(self) -> str | None:
+        return next((corpus.name for corpus in self.corpora.values() if not corpus.source.fingerprint), None)
+
+    @contextlib.contextmanager
+    def _tapped(self) -> Iterator[Any]:
+        moments = Moments(self.space, pair=self.pair, device=self._places)
+        options = {"fused": self.settings["fused"], "exclude": self.settings["exclude"]}
+        watch: Any = lockstep if self.pair else taps
+        with watch(*self.models.values(), moments, **options) as tapped:
+            yield tapped
+
+    def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
+        if not self.corpora:
+            return None
+        stream = Stream(
+            self.corpora,
+            token_budget=self.settings["token_budget"],
+            packing=self.settings["packing"],
+            shard=self._shard,
+            windows=self._ranks.windows if self._ranks else (0, 1),
+            workers=self._workers,
+            skip_bad_records=self._skip_bad_records,
+            look_ahead=self.settings["look_ahead"],
+            part=self._part,
+        )
+        if checkpoint:
+            checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
+        run.stopped = stream.stopped  # one set, so that the stream reads no more of what the run no longer takes
+        return stream
+
+    def _given(self) -> Iterator[Batch]:
+        for batch in self._batches:
+            yield from given_batches(batch)
+
+    def _prepared(self, batch: Batch) -> Batch:
+        return batch.pinned() if self.device.type == "cuda" else batch
+
+    def _results(
+        self, run: Run, stream: Stream | None, paths: dict[str, int]
+    ) -> list[tuple[str, Moments, dict[str, Any]]]:
+        source = {
+            "models": {
+                side: {"name": getattr(model, "name_or_path", "") or type(model).__name__, "fingerprint": mark}
+                for (side, model), mark in zip(self.models.items(), self._fingerprints.values(), strict=True)
+            },
+            "settings": {**self.settings, "backend": choose(self.device.type).backend.name},
+            "versions": versions(),
+            "job": job_hash(self.identity()) if stream and not self._without_fingerprint() else None,
+        }
+        results = []
+        for ability, moments in run.moments.items():
+            seen = run.seen[ability]
+            moments.gather()
+            corpora = self._read_for(ability)
+            described = {
+                **_described(list(corpora.values())),
+                **({"ability": ability} if ability else {}),
+                **({"shard": list(self._shard)} if self._shard[1] > 1 else {}),
+                **asdict(seen),
+                "seconds": round(run.seconds, 3),
+                "waited": round(run.waited, 3),
+                "paths": paths,
+                "nonfinite": moments.nonfinite(),
+                "irregular": self._irregular(moments, seen.counted),
+                "skipped": [each._asdict() for each in stream.skipped if each.ability in corpora] if stream else [],
+                **{name: value for observer in self.observers for name, value in observer.provenance(ability).items()},
+            }
+            results.append((ability, moments, {**source, "corpora": [described]}))
+        return results
+
+    def _read_for(self, ability: str) -> dict[str, Corpus]:
+        """The corpora that may have records of an ability: that of its name, and all whose rows are labelled."""
+        return {
+            name: corpus
+            for name, corpus in self.corpora.items()
+            if name == ability or corpus.encoder.ability_column is not None
+        }
+
+    def _irregular(self, moments: Moments, counted: int) -> dict[str, int]:
+        """Sites not fed a whole number of times the counted tokens (never reached, or routed), with the rows seen."""
+        if not counted:
+            return {}
+        rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings["exclude"])}
+        return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
+
+
+def _described(corpora: Sequence[Corpus]) -> dict[str, Any]:
+    """Name and identity of what was read; of several corpora, what they have in common, and each under ``read``."""
+    if not corpora:
+        return {"name": "batches", "fingerprint": None}
+    first, *others = each = [{"name": corpus.name, **corpus.identity()} for corpus in corpora]
+    if not others:
+        return first
+    return {
+        **{key: value for key, value in first.items() if all(other[key] == value for other in others)},
+        "name": ", ".join(one["name"] for one in each),
+        "fingerprint": job_hash({"read": each}),
+        "read": each,
+    }
+
+
+def job_hash(identity: dict[str, Any]) -> str:
+    """A short hash of :meth:`Job.identity`; a finished profile carries it."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

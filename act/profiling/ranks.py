@@ -1,0 +1,214 @@
+"""Several processes, one run: ``torchrun`` starts them, each reads a shard of the corpus, their moments meet once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from act.core.errors import ActError
+from act.data.records import Shard
+from act.data.stream import Skipped, nothing_counted
+from act.profiling.run import Run, Seen
+
+T = TypeVar("T")
+
+MEETING = timedelta(minutes=5)  # in which all ranks must have started
+PATIENCE = timedelta(hours=24)  # that the first rank to end waits for the last; a rank that dies is noticed at once
+
+
+class LostRank(ActError):
+    """Another rank has ended, so this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The place of this process among those that ``torchrun`` started, and the store in which they leave notes."""
+
+    rank: int
+    size: int
+    device: str
+    store: dist.Store
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes and prints."""
+        return self.rank == 0
+
+    @property
+    def windows(self) -> Shard:
+        """The windows of the corpus that this rank reads: the same windows, so the same batches, as one process's."""
+        return self.rank, self.size
+
+    def share(self, records: int, look_ahead: int) -> int:
+        """How many of that many records lie in this rank's windows."""
+        windows, rest = divmod(records, look_ahead)
+        mine = windows // self.size + (windows % self.size > self.rank)
+        return mine * look_ahead + (rest if windows % self.size == self.rank else 0)
+
+    def agreed(self, value: T) -> T:
+        """The first rank's value, on every rank."""
+        box: list[Any] = [value]
+        with self._together():
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.agreed(None)
+        with self._together():
+            dist.all_gather_object([None] * self.size, None)
+
+    def reduce(self, run: Run, skipped: list[Skipped], skip_bad_records: int) -> None:
+        """Bring moments, counts and skipped records of all ranks together in the first one's.
+
+        Neighbours merge, then neighbouring pairs, and so on: ``log2(size)`` steps, one arena more memory, and an order
+        that depends on the number of ranks alone, so the same ranks give the same bits.
+
+        Raises:
+            ActError: an ability of which no rank counted anything; more bad records than may be skipped.
+            LostRank: a rank was lost, or the first one refused.
+        """
+        gathered: list[Any] = [None] * self.size
+        with self._together():
+            dist.all_gather_object(gathered, (run.seen, skipped, run.seconds, run.waited))
+        abilities = _union(seen for seen, *_ in gathered)
+        total = {name: sum((seen[name] for seen, *_ in gathered if name in seen), Seen()) for name in abilities}
+        every = sorted((each for _, part, *_ in gathered for each in part), key=lambda each: each.record)
+        self._check(total, every, skip_bad_records)
+        with self._together():
+            for ability in abilities:
+                run.begin(ability)
+                self._merge(run, ability)
+        run.seen = total
+        skipped[:] = every
+        run.seconds, run.waited = (max(each[place] for each in gathered) for place in (2, 3))
+
+    def _check(self, total: dict[str, Seen], skipped: list[Skipped], skip_bad_records: int) -> None:
+        """Refuse, on every rank, what one process would have refused on its way."""
+        refusal = next((nothing_counted(ability) for ability, seen in total.items() if not seen.counted), None)
+        if len(skipped) > skip_bad_records:
+            over = skipped[skip_bad_records]
+            refusal = (
+                f"{over.place}: {over.reason} (the ranks met {len(skipped)} bad records together; to leave them out, "
+                f"pass --skip-bad-records {len(skipped)})"
+            )
+        if refusal:
+            raise ActError(refusal) if self.leads else LostRank(_ended_by(0))
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        """Turn what a collective raises when a peer is gone into a sentence."""
+        try:
+            yield
+        except RuntimeError as error:  # torch.distributed's errors are of this kind
+            refused = self._note()
+            what = f"another rank was lost ({_short(error)})" if refused is None else _ended_by(refused)
+            raise LostRank(what) from error
+
+    def _note(self) -> int | None:
+        """The rank that has left a note that it ended the run; None where there is none, or no store any more."""
+        with contextlib.suppress(RuntimeError):
+            return next((rank for rank in range(self.size) if self.store.check([f"ended{rank}"])), None)
+        return None
+
+    def leave_note(self) -> None:
+        """Tell the others that this rank ends the run, and says why itself."""
+        with contextlib.suppress(RuntimeError):
+            self.store.set(f"ended{self.rank}", "")
+
+    def _merge(self, run: Run, ability: str) -> None:
+        moments, step = run.moments[ability], 1
+        moments.gather()
+        while step < self.size:
+            if self.rank % (2 * step):
+                dist.send(moments.arena, self.rank - step)
+                return
+            if self.rank + step < self.size:
+                other = run.empty_moments()
+                other.gather()
+                dist.recv(other.arena, self.rank + step)
+                moments.merge(other)
+            step *= 2
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks | None]:
+    """The ranks of this process in the block, if ``torchrun`` started it with others; else None.
+
+    GPUs talk through NCCL, CPUs through gloo.
+
+    Raises:
+        ActError: the others did not come.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1 or "RANK" not in os.environ:
+        yield None
+        return
+    device = "cpu"
+    if torch.cuda.is_available():
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        torch.cuda.set_device(local)
+        device = f"cuda:{local}"
+    backend = "cpu:gloo,cuda:nccl" if device != "cpu" else "gloo"
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=MEETING))
+        store = _met(store, rank, size)
+        dist.init_process_group(backend, timeout=MEETING, store=store, rank=rank, world_size=size)
+        dist.distributed_c10d._set_pg_timeout(PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        raise ActError(f"the ranks do not find each other ({_short(error)}); start them with torchrun") from error
+    ranks = Ranks(rank, size, device, store)
+    try:
+        yield ranks
+        with contextlib.suppress(RuntimeError):  # one that failed has said so; none takes the group away from another
+            dist.barrier()
+    except BaseException as error:
+        if not isinstance(error, LostRank):
+            ranks.leave_note()
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _met(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of the store that only the processes of this start of the ranks use.
+
+    ``torchrun`` keeps one store over restarts (``--max-restarts``) and counts those of each machine by itself, so the
+    first rank draws a name, the others draw theirs, and each goes on once it finds its own among those that the first
+    one has met: what an earlier start has left in the store cannot be taken for an answer.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("leader", mine)
+        met = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
+        store.set(f"{mine}/met", " ".join(met))
+        return dist.PrefixStore(mine, store)
+    deadline = time.monotonic() + MEETING.total_seconds()
+    while time.monotonic() < deadline:
+        leader = store.get("leader").decode()
+        store.set(f"{leader}/{rank}", mine)
+        if store.check([f"{leader}/met"]) and mine in store.get(f"{leader}/met").decode().split():
+            return dist.PrefixStore(leader, store)
+        time.sleep(0.05)
+    raise RuntimeError(f"rank 0 did not come within {MEETING.total_seconds() / 60:.0f} minutes")
+
+
+def _ended_by(rank: int) -> str:
+    return f"rank {rank} ended the run, and its own message says why"
+
+
+def _union(groups: Iterable[Iterable[str]]) -> list[str]:
+    return list(dict.fromkeys(name for group in groups for name in group))
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]

@@ -1,0 +1,182 @@
+"""A run over a Ray dataset: any of Ray Data's sources, one actor a GPU (or CPU), Ray's own fault tolerance.
+
+Each block of rows comes back as moments of its own, and the driver merges them in the order of the blocks. An actor
+keeps nothing between blocks, so a block that Ray runs again, because an actor or a machine died, counts once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from act.core.errors import ActError, BadRecord
+from act.data.corpus import Corpus
+from act.data.stream import nothing_counted
+from act.models.channels import ChannelSpace
+from act.models.loading import load_config, load_model, load_tokenizer
+from act.profiles.combine import summed
+from act.profiles.moments import Moments
+from act.profiles.profile import PairProfile, Profile
+from act.profiling.job import Job
+
+BLOCK = 16384  # records whose moments come back as one arena
+
+
+def profile_dataset(
+    models: Mapping[str, str],
+    dataset: Any,
+    tokenizer: str,
+    *,
+    actors: int = 1,
+    gpus_an_actor: float = 0,
+    records_a_block: int = BLOCK,
+    corpus: Mapping[str, Any] | None = None,
+    loading: Mapping[str, Any] | None = None,
+    skip_bad_records: int = 0,
+    **options: Any,
+) -> Any:
+    """Profile models over a Ray dataset.
+
+    Args:
+        models: ``{"model": name}`` or ``{"donor": name, "target": name}``: folders or hub ids that every machine reads.
+        dataset: a ``ray.data.Dataset`` whose rows are records (see :class:`act.Corpus`).
+        tokenizer: the name of the tokenizer, as for the models.
+        actors: how many load the models and work at the same time.
+        gpus_an_actor: GPUs that each holds; 0: a CPU core each.
+        records_a_block: rows counted together, on whose batches the last bits depend; each sends back one arena.
+        skip_bad_records: how many bad records of the whole dataset to leave out before giving up.
+        corpus, loading, options: options of :class:`act.Corpus`, :func:`act.models.loading.load_model` and
+            :class:`act.profiling.job.Job`.
+
+    Returns:
+        The profile, of the same bits whatever the number of actors and whatever died on the way; for rows labelled by
+        ability, a dict of them by ability.
+
+    Raises:
+        ActError: Ray is not installed; no such model; a bad record; nothing counted; a block that Ray could not finish.
+    """
+    try:
+        import ray
+        from ray.data import ActorPoolStrategy, DataContext
+    except ImportError as error:
+        raise ActError("a Ray dataset needs Ray: pip install 'act-profile[ray]'") from error
+    if actors < 1 or records_a_block < 1:
+        raise ActError(f"{actors} actors and {records_a_block} records a block; expected at least 1 of each")
+    for name in models.values():  # what is wrong with names and options is better said here than by every actor
+        load_config(name)
+    Corpus.from_records([], load_tokenizer(tokenizer), **(corpus or {}))
+    DataContext.get_current().execution_options.preserve_order = True  # so that equal datasets give equal bits
+    made = {
+        "models": dict(models),
+        "tokenizer": tokenizer,
+        "corpus": dict(corpus or {}),
+        "loading": dict(loading or {}),
+        "options": options,
+    }
+    blocks = dataset.map_batches(
+        _Counted,
+        fn_constructor_kwargs=made,
+        batch_size=records_a_block,
+        compute=ActorPoolStrategy(size=actors),
+        **({"num_gpus": gpus_an_actor} if gpus_an_actor else {"num_cpus": 1}),
+    )
+    moments: dict[str, Moments] = {}
+    parts: dict[str, list[dict[str, Any]]] = {}
+    source: dict[str, Any] = {}
+    skipped: list[dict[str, Any]] = []
+    before = 0  # records of the blocks so far
+    try:
+        for block in _blocks(blocks):
+            if block["error"]:
+                raise ActError(block["error"])
+            for each in block["skipped"]:
+                number = before + each["record"]
+                if len(skipped) == skip_bad_records:
+                    after = f" (after {len(skipped)} others that were skipped)" if skipped else ""
+                    raise BadRecord(f"ray dataset, record {number}: {each['reason']}{after}")
+                skipped.append({**each, "record": number, "place": f"ray dataset, record {number}"})
+            before += block["records"]
+            for ability, arena, source in block["results"]:
+                if ability not in moments:
+                    moments[ability] = Moments(ChannelSpace.from_json(block["space"]), pair=len(models) == 2)
+                    parts[ability] = []
+                other = Moments(moments[ability].space, pair=moments[ability].pair)
+                other.arena.copy_(torch.from_numpy(arena).view_as(other.arena))
+                moments[ability].merge(other)
+                parts[ability].append(source["corpora"][0])
+    except ray.exceptions.RayError as error:
+        short = " ".join(str(error).split())[-300:]
+        raise ActError(f"Ray could not finish the run, and nothing was written; run it again ({short})") from error
+    kind = PairProfile if len(models) == 2 else Profile
+    profiles = {}
+    for ability, total in moments.items():
+        described = {**summed(parts[ability], total), "name": "ray dataset", "fingerprint": None, "skipped": skipped}
+        profiles[ability] = kind(total, {**source, "job": None, "corpora": [described]})
+    if not any(profile.source["corpora"][0]["counted"] for profile in profiles.values()):
+        raise ActError(nothing_counted("ray dataset"))
+    return profiles[""] if set(profiles) == {""} else profiles
+
+
+def _blocks(dataset: Any) -> Iterator[dict[str, Any]]:
+    import pickle
+
+    for row in dataset.iter_rows():
+        yield pickle.loads(row["block"])
+
+
+class _Counted:
+    """An actor: loads the models once, turns a block of rows into one row that holds its moments."""
+
+    def __init__(
+        self,
+        models: dict[str, str],
+        tokenizer: str,
+        corpus: dict[str, Any],
+        loading: dict[str, Any],
+        options: dict[str, Any],
+    ) -> None:
+        self._corpus, self._options = corpus, options
+        self._error: str | None = None
+        try:
+            self._models = {side: load_model(name, **loading) for side, name in models.items()}
+            self._tokenizer = load_tokenizer(tokenizer)
+        except ActError as error:  # kept for the driver: Ray would start the actor again
+            self._error = str(error)
+
+    def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import pickle
+
+        columns = list(rows)
+        records = [
+            {name: _plain(value) for name, value in zip(columns, row, strict=True) if value is not None}
+            for row in zip(*rows.values(), strict=True)
+        ]
+        try:
+            block = {"error": self._error} if self._error else self._block(records)
+        except ActError as error:  # a value, not a crash: Ray would run the block again
+            block = {"error": str(error)}
+        # An object array would let Arrow guess at the types of the parts.
+        return {"block": np.array([pickle.dumps(block)], dtype=object)}
+
+    def _block(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        corpus = Corpus.from_records(records, self._tokenizer, **self._corpus)
+        # How many bad records are too many, the driver knows.
+        job = Job(self._models, corpus, skip_bad_records=len(records), part=True, **self._options)
+        results = [(ability, moments.arena.cpu().numpy().reshape(-1), source) for ability, moments, source in job.run()]
+        return {
+            "error": None,
+            "records": len(records),
+            "skipped": [skipped._asdict() for skipped in job.skipped],
+            "results": results,
+            "space": job.space.to_json(),
+        }
+
+
+def _plain(value: Any) -> Any:
+    """Lists and numbers of Python for those of numpy, at any depth."""
+    if isinstance(value, np.ndarray):
+        return [_plain(each) for each in value.tolist()]
+    return value.item() if isinstance(value, np.generic) else value

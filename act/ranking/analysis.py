@@ -1,0 +1,240 @@
+"""What scores and channel sets say of abilities: concentration, overlap, sufficiency and necessity.
+
+Pure functions over score vectors (float64 ``[N]``, NaN where a channel has no score) and sets; plain data comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.models.channels import ChannelSpace, Site
+from act.models.fingerprint import fingerprint
+from act.profiles.profile import PairProfile, Profile, Statistics
+from act.ranking.channel_set import ChannelSet
+from act.ranking.selection import best
+
+CONFIDENCE = 0.95
+_Z = 1.959964  # of a two-sided 95 % interval
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """Two sets of channels against chance, which draws both at random from the same ``population`` channels.
+
+    Attributes:
+        jaccard: channels in both, over channels in either.
+        coefficient: channels in both, over the smaller set.
+        jaccard_low, jaccard_high: 95 % interval of the Jaccard overlap, from Wilson's interval of ``coefficient``, as
+            if channels were chosen independently (those of one head or neuron are not: it is narrow rather than wide).
+        chance: expected Jaccard overlap of random sets (at the expected number in both).
+        chance_low, chance_high: the central 95 % of random sets, exact (hypergeometric).
+        p_value: probability that random sets share at least as many channels.
+    """
+
+    one: int
+    other: int
+    both: int
+    population: int
+    jaccard: float
+    coefficient: float
+    jaccard_low: float
+    jaccard_high: float
+    chance: float
+    chance_low: float
+    chance_high: float
+    p_value: float
+
+
+def overlap(one: torch.Tensor, other: torch.Tensor, population: int) -> Overlap:
+    """The :class:`Overlap` of two vectors of distinct flat indices; raises ActError for an empty set."""
+    a, b = len(one), len(other)
+    if not a or not b or max(a, b) > population:
+        raise ActError(f"cannot compare sets of {a} and {b} of {population} channels; expected 1 to {population}")
+    both = int(torch.isin(one, other).sum())
+
+    def jaccard(shared: float) -> float:
+        return shared / (a + b - shared)
+
+    low, high = _wilson(both, min(a, b))
+    shared, probability = _hypergeometric(a, b, population)
+    upto = probability.cumsum()
+    tail = (1 - CONFIDENCE) / 2
+    chance_low, chance_high = (shared[min(int(np.searchsorted(upto, p)), len(shared) - 1)] for p in (tail, 1 - tail))
+    return Overlap(
+        a,
+        b,
+        both,
+        population,
+        jaccard(both),
+        both / min(a, b),
+        jaccard(low * min(a, b)),
+        jaccard(high * min(a, b)),
+        jaccard(a * b / population),
+        jaccard(float(chance_low)),
+        jaccard(float(chance_high)),
+        float(min(1.0, probability[shared >= both].sum())),
+    )
+
+
+def _wilson(hits: int, trials: int) -> tuple[float, float]:
+    share, z2 = hits / trials, _Z**2 / trials
+    middle = (share + z2 / 2) / (1 + z2)
+    half = _Z / (1 + z2) * math.sqrt(share * (1 - share) / trials + z2 / trials / 4)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _hypergeometric(a: int, b: int, population: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers that random sets of ``a`` and ``b`` may share, and their probabilities."""
+    shared = torch.arange(max(0, a + b - population), min(a, b) + 1, dtype=torch.float64)
+
+    def log_choose(n: torch.Tensor | float, k: torch.Tensor | float) -> torch.Tensor:
+        n, k = torch.as_tensor(n, dtype=torch.float64), torch.as_tensor(k, dtype=torch.float64)
+        return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
+
+    log = log_choose(a, shared) + log_choose(population - a, b - shared) - log_choose(population, b)
+    probability = log.exp()
+    return shared.numpy(), (probability / probability.sum()).numpy()
+
+
+def top_channels(score: torch.Tensor, share: float) -> torch.Tensor:
+    """Sorted flat indices of the top share of the channels that have a score, at least one."""
+    return best(score, max(1, round(share * _scored(score))))
+
+
+def overlaps(scores: Mapping[str, torch.Tensor], shares: Sequence[float]) -> Iterator[tuple[float, str, str, Overlap]]:
+    """Share, the two names, and the overlap of the top sets, for every pair of scores and every share.
+
+    Between scores of one ability (disjoint texts, other seeds, smaller corpora) this is its **stability**; between
+    abilities, one minus it is their **disentanglement**. Only channels that both scores cover are drawn from.
+    """
+    for share in shares:
+        for (one, a), (other, b) in itertools.combinations(scores.items(), 2):
+            unscored = a.isnan() | b.isnan()
+            first, second = (top_channels(score.masked_fill(unscored, math.nan), share) for score in (a, b))
+            yield share, one, other, overlap(first, second, int((~unscored).sum()))
+
+
+@dataclass(frozen=True)
+class Concentration:
+    """How unevenly a score is spread over channels.
+
+    Attributes:
+        gini: 0: all alike; towards 1: all in one channel.
+        above_tenth: share of channels above a tenth of the largest score.
+        thresholds, above: the complementary CDF: share of channels above each threshold.
+    """
+
+    gini: float
+    above_tenth: float
+    thresholds: list[float]
+    above: list[float]
+
+
+def concentration(score: torch.Tensor, points: int = 200) -> Concentration:
+    """Of the finite scores, none below 0; thresholds are spaced evenly in their logarithm.
+
+    Raises:
+        ActError: scores below 0, as a contrast has, or none above it.
+    """
+    values = score[score.isfinite()].sort().values
+    if not len(values) or values[0] < 0 or values[-1] == 0:
+        raise ActError("concentration needs scores of 0 or more, some above it; a contrast has none, use a plain score")
+    n = len(values)
+    place = torch.arange(1, n + 1, dtype=torch.float64)
+    gini = float(2 * (place * values).sum() / (n * values.sum()) - (n + 1) / n)
+    least = values[values > 0][0].log()
+    thresholds = torch.linspace(float(least), float(values[-1].log()), points, dtype=torch.float64).exp()
+    above = (n - torch.searchsorted(values, thresholds, right=True)).double() / n
+    tenth = (n - int(torch.searchsorted(values, values[-1] / 10, right=True))) / n
+    return Concentration(gini, tenth, thresholds.tolist(), above.tolist())
+
+
+def shares_by(score: torch.Tensor, space: ChannelSpace, key: Callable[[Site], str]) -> dict[str, dict[str, float]]:
+    """For every group of sites: share of the channels that have a score, and of the sum of positive scores."""
+    channels, mass = dict[str, float](), dict[str, float]()
+    known = score.isfinite()
+    positive = score.where(known, 0.0).clamp(min=0)
+    for site in space:
+        channels[key(site)] = channels.get(key(site), 0) + int(known[site.channels].sum())
+        mass[key(site)] = mass.get(key(site), 0) + float(positive[site.channels].sum())
+    total, sum_ = max(1, int(known.sum())), float(positive.sum()) or 1.0
+    return {group: {"channels": channels[group] / total, "score": mass[group] / sum_} for group in channels}
+
+
+def sufficiency(score: torch.Tensor, shares: Sequence[float]) -> list[float]:
+    """Share of the sum of positive scores that the top channels hold, for each share of the channels."""
+    values = score[score.isfinite()].clamp(min=0).sort(descending=True).values
+    if not len(values) or values[0] == 0:
+        raise ActError("no channel has a score above 0")
+    held = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    return [float(held[max(1, round(share * len(values)))] / held[-1]) for share in shares]
+
+
+@contextlib.contextmanager
+def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterator[None]:
+    """Over the block, the outputs of ``channels`` in ``model`` are their means in ``profile``, whatever the input.
+
+    Mean-ablation: what depends on the input is taken away, the channel's constant part stays. The model must be one of
+    the profile's (donor or target of a pair). Its forward is restored when the block ends.
+
+    Raises:
+        ActError: a model that is not the profile's, a set of another architecture, or channels without a mean.
+    """
+    difference = channels.space.first_difference(profile.space)
+    if difference:
+        raise ActError(f"the channel set and the profile are of different architectures: {difference}")
+    mean = _statistics_of(model, profile).mean
+    if mean[channels.index].isnan().any():
+        raise ActError("some channels of the set were never counted in the profile, so they have no mean to put there")
+    handles = []
+    try:
+        for site, rows in channels.space.split(channels.index):
+            fill = mean[rows + site.offset]
+            handles.append(model.get_submodule(site.name).register_forward_hook(_filling(rows, fill)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _statistics_of(model: nn.Module, profile: Profile) -> Statistics:
+    found = fingerprint(model)
+    for side, described in profile.source["models"].items():
+        if described["fingerprint"] == found:
+            return getattr(profile, side) if isinstance(profile, PairProfile) else profile
+    raise ActError(f"the model ({found}) is not one that the profile measured; ablate with the profile's own models")
+
+
+def _filling(rows: torch.Tensor, fill: torch.Tensor) -> Callable[..., torch.Tensor]:
+    def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+        return output.index_copy(
+            -1,
+            rows.to(output.device),
+            fill.to(output.device, output.dtype).expand(*output.shape[:-1], len(rows)),
+        )
+
+    return hook
+
+
+def necessity(
+    model: nn.Module, sets: Mapping[str, ChannelSet], profile: Profile, loss: Callable[[nn.Module], float]
+) -> dict[str, float]:
+    """The loss of a model as it is (``"whole"``) and with each set ablated; a random set is the control."""
+    losses = {"whole": loss(model)}
+    for name, channels in sets.items():
+        with ablated(model, channels, profile):
+            losses[name] = loss(model)
+    return losses
+
+
+def _scored(score: torch.Tensor) -> int:
+    return len(score) - int(score.isnan().count_nonzero())

@@ -1,0 +1,132 @@
+"""Channel sets: the chosen channels, with the rule that chose them, in one safetensors file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from act.core.errors import ActError
+from act.core.files import load_tensors, save_tensors, understood
+from act.models.channels import ChannelSpace, ParameterSlice, Site
+
+SCHEMA = "act-channels/2"
+_INPUTS = "inputs."
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a transfer moves of one parameter.
+
+    Attributes:
+        index: where along ``slice.dim``, sorted and distinct, int64 ``[K]``.
+        scores: of the channel, or of the unit that a column carries on (the mean of its chosen channels'), ``[K]``.
+    """
+
+    site: Site
+    slice: ParameterSlice
+    index: torch.Tensor
+    scores: torch.Tensor
+
+
+class ChannelSet:
+    """A sorted selection of channels of one channel space, and of the input columns that read them.
+
+    Attributes:
+        space: the channel space.
+        index: sorted distinct flat indices, int64 ``[K]``.
+        scores: the score of each, float64 ``[K]``.
+        rule: how they were chosen, and the models they were chosen for, as plain data.
+        inputs: site name -> sorted distinct input columns of that linear, int64, in site order: what carries whole
+            neurons (columns of ``down``) and heads (columns of ``o``) on; empty for a set of single channels.
+    """
+
+    def __init__(
+        self,
+        space: ChannelSpace,
+        index: torch.Tensor,
+        scores: torch.Tensor,
+        rule: dict[str, Any],
+        inputs: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        if len(index) and not (index.diff() > 0).all():
+            order = index.argsort()
+            index, scores = index[order], scores[order]
+        self.space = space
+        self.index = index
+        self.scores = scores
+        self.rule = rule
+        columns = {name: columns.unique() for name, columns in (inputs or {}).items() if len(columns)}
+        self.inputs = {name: columns[name] for name in sorted(columns, key=lambda name: space.site(name).offset)}
+        if len(index) and not (self.index[0] >= 0 and self.index[-1] < len(space) and (self.index.diff() > 0).all()):
+            raise ActError(f"a channel set needs distinct indices in [0, {len(space)})")
+        crossing = [name for name in self.inputs if self._holds(space.site(name))]
+        if crossing:
+            raise ActError(
+                f"the set holds both channels (rows) and input columns of {crossing[0]}, which cross in one tensor; "
+                "choose either its channels, or the neurons or heads that it reads"
+            )
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def _holds(self, site: Site) -> bool:
+        """Whether some channel of a site is chosen."""
+        first, last = torch.searchsorted(self.index, torch.tensor([site.offset, site.offset + site.width])).tolist()
+        return last > first
+
+    def parts(self) -> Iterator[Part]:
+        """Every parameter that a transfer of the set touches, each named once: no value lies in two parts.
+
+        Channels give their rows (of weight and bias; columns of an embedding); :attr:`inputs` the columns of a weight.
+        """
+        for site, rows in self.space.split(self.index):
+            for slice in site.parameters:
+                yield Part(site, slice, rows, self._scores_of(rows + site.offset))
+        for name, columns in self.inputs.items():
+            site = self.space.site(name)
+            yield Part(site, site.inputs, columns, self._column_scores(name, columns))
+
+    def _scores_of(self, channels: torch.Tensor) -> torch.Tensor:
+        return self.scores[torch.searchsorted(self.index, channels)]
+
+    def _column_scores(self, reader: str, columns: torch.Tensor) -> torch.Tensor:
+        for block in self.space.blocks:
+            if reader in block.inputs():
+                rows = [rows + self.space.site(name).offset for name, rows in block.rows().items()]
+                members = torch.cat(rows, dim=1)[columns // block.inputs()[reader].shape[1]]  # columns lie unit by unit
+                known = torch.isin(members, self.index)
+                place = torch.searchsorted(self.index, members[known])
+                scores = torch.full(members.shape, torch.nan, dtype=self.scores.dtype)
+                scores[known] = self.scores[place]
+                return scores.nanmean(1).nan_to_num(0.0)
+        raise ActError(f"the neurons or heads that {reader} reads are not known in this channel space; rank again")
+
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """Channels chosen and channels there are, for every module kind, in model order."""
+        chosen: Counter[str] = Counter()
+        for site, rows in self.space.split(self.index):
+            chosen[site.kind] += len(rows)
+        total: dict[str, int] = {}
+        for site in self.space:
+            total[site.kind] = total.get(site.kind, 0) + site.width
+        return {kind: (chosen[kind], width) for kind, width in total.items()}
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write the set; raises ActError if ``path`` exists and ``force`` is False, or the disk is full."""
+        header = {"space": self.space.to_json(), "rule": self.rule}
+        columns = {_INPUTS + name: columns for name, columns in self.inputs.items()}
+        save_tensors(Path(path), {"index": self.index, "scores": self.scores, **columns}, SCHEMA, header, force=force)
+
+    @classmethod
+    def load(cls, path: str | Path) -> ChannelSet:
+        """Read a set; raises ActError if the file is missing, damaged or of another schema version."""
+        tensors, header = load_tensors(Path(path), SCHEMA)
+        inputs = {name[len(_INPUTS) :]: columns for name, columns in tensors.items() if name.startswith(_INPUTS)}
+        with understood(Path(path)):
+            space = ChannelSpace.from_json(header["space"])
+            return cls(space, tensors["index"], tensors["scores"], header["rule"], inputs)

@@ -1,0 +1,138 @@
+"""A short forward that records what flows between the parts of a model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from act.models.placement import input_device
+from act.models.rotary import RotaryFunction, rotary_functions
+from act_kernels.ops import FLOAT_DTYPES
+
+PROBE_TOKENS = 5
+ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+
+
+@dataclass
+class Flow:
+    """Input and output of one module in the probe."""
+
+    input: torch.Tensor
+    output: torch.Tensor
+
+
+@dataclass
+class Flows:
+    seen: dict[str, Flow] = field(default_factory=dict)
+    outer: dict[str, Flow] = field(default_factory=dict)
+    """The same for modules that hold linears."""
+    sums: dict[str, str] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    """How often each was called: modules used again in one forward are not fused with their neighbours."""
+    turned: set[str] = field(default_factory=set)
+    """Linears whose output goes into a rotary embedding as it is."""
+
+
+class Traced(torch.Tensor):
+    """A site's output that notes the sum it goes into; any other operation leaves it a plain tensor."""
+
+    origin: str
+    added: dict[int, tuple[str, torch.Tensor]]
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if is_idle_dropout(func, args, kwargs or {}):
+            return args[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+            if func in ADDITIONS and len(args) == 2 and not kwargs:
+                for one, other in (args, args[::-1]):
+                    if isinstance(one, Traced) and isinstance(other, torch.Tensor) and one.shape == other.shape:
+                        one.added[id(result)] = (one.origin, result)
+            return result
+
+
+def probe(model: nn.Module, sites: dict[str, nn.Module]) -> Flows | None:
+    parameter = next(model.parameters(), None)
+    if parameter is None or parameter.dtype not in FLOAT_DTYPES:
+        return None
+    flows = Flows()
+    added: dict[int, tuple[str, torch.Tensor]] = {}
+    storages: dict[int, tuple[str, torch.Tensor]] = {}
+
+    def note_rotary(q: torch.Tensor, k: torch.Tensor, *_: Any) -> None:
+        for x in (q, k):
+            name, _output = storages.get(x.untyped_storage().data_ptr(), ("", x))
+            flows.turned.add(name)
+
+    def note(name: str, is_site: bool) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            if (
+                len(args) != 1
+                or kwargs
+                or not isinstance(args[0], torch.Tensor)
+                or not isinstance(output, torch.Tensor)
+            ):
+                return None
+            flows.calls[name] += 1
+            if is_site and isinstance(args[0], Traced):
+                flows.sums.setdefault(args[0].origin, name)
+            elif is_site and id(args[0]) in added:
+                flows.sums.setdefault(added[id(args[0])][0], name)
+            given = plain(args[0])
+            (flows.seen if is_site else flows.outer)[name] = Flow(given, plain(output).clone())
+            if not is_site:
+                return None
+            storages[output.untyped_storage().data_ptr()] = name, output
+            traced = plain(output).as_subclass(Traced)
+            traced.origin, traced.added = name, added
+            return traced
+
+        return hook
+
+    holders = {name.rpartition(".")[0] for name in sites} - set(sites)
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if name in sites or name in holders:
+                handle = module.register_forward_hook(note(name, name in sites), with_kwargs=True)
+                stack.callback(handle.remove)
+        for namespace, name in rotary_functions(model):
+            stack.callback(RotaryFunction.add(namespace, name, note_rotary))
+        stack.enter_context(_eval_mode(model))
+        stack.enter_context(torch.no_grad())
+        try:
+            ids = torch.arange(1, PROBE_TOKENS + 1, device=input_device(model))[None] % 8
+            model(input_ids=ids, use_cache=False)
+        except Exception:  # whatever a model that wants other inputs raises: it is not fused
+            return None
+    return flows
+
+
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off for the probe; every module's own mode comes back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def is_idle_dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call is a dropout that drops nothing."""
+    if func is not torch.nn.functional.dropout:
+        return False
+    given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+    return not given.get("training", True) or given.get("p") == 0
+
+
+def plain(x: torch.Tensor) -> torch.Tensor:
+    return x.as_subclass(torch.Tensor)

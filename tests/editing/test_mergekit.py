@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_model
+from safetensors.torch import load_file
+from test_transfer import chosen, state
+from typer.testing import CliRunner
+
+import act
+from act.cli import app
+from act.models.channels import ChannelSpace
+
+RUNNER = CliRunner()
+
+
+@pytest.fixture
+def models(tmp_path):
+    pytest.importorskip("mergekit")
+    held = {}
+    for seed, name in enumerate(("target", "one", "two")):
+        held[name] = tiny_model("llama", seed, torch.bfloat16)
+        held[name].save_pretrained(tmp_path / name)
+    for seed, name in enumerate(("one", "two")):
+        chosen(ChannelSpace.from_model(held["target"]), 0.3, seed).save(tmp_path / f"{name}.set")
+    return held
+
+
+def configured(folder, donors, **parameters):
+    entries = [
+        {
+            "model": str(folder / name),
+            "parameters": {"channels": str(folder / f"{name}.set"), "weight": weight},
+        }
+        for name, weight in donors.items()
+    ]
+    config = {"merge_method": "act", "base_model": str(folder / "target"), "models": entries, "parameters": parameters}
+    path = folder / "config.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("overlap", ["sum", "first"])
+def test_mergekit_gives_the_bytes_of_our_transfer(models, tmp_path, overlap):
+    config = configured(tmp_path, {"one": 0.4, "two": 0.7}, overlap=overlap)
+    from act.editing.mergekit import merge
+
+    merge(config, tmp_path / "out")
+    sets = {name: act.ChannelSet.load(tmp_path / f"{name}.set") for name in ("one", "two")}
+    grafts = [act.Graft(models[name], sets[name], weight) for name, weight in (("one", 0.4), ("two", 0.7))]
+    before = state(models["target"])
+    act.transfer_many(grafts, models["target"], overlap)
+    expected = state(models["target"])
+    assert not torch.equal(expected["lm_head.weight"], before["lm_head.weight"])
+    merged = {name: t for path in (tmp_path / "out").glob("*.safetensors") for name, t in load_file(path).items()}
+    assert merged.keys() == expected.keys()
+    assert all(torch.equal(merged[name], expected[name]) for name in expected)
+
+
+def test_bare_relative_names_need_no_hub(models, tmp_path, monkeypatch):
+    from mergekit import card
+
+    from act.editing.mergekit import merge
+
+    monkeypatch.setattr(
+        card.huggingface_hub, "repo_exists", lambda name, **_: pytest.fail(f"the hub was asked: {name}")
+    )
+    config = configured(tmp_path, {"one": 0.4})
+    expected = merge(config, tmp_path / "absolute") or load_file(tmp_path / "absolute" / "model.safetensors")
+    config.write_text(config.read_text().replace(f"{tmp_path}/", ""))
+    monkeypatch.chdir(tmp_path)
+    merge("config.yml", "relative")
+    found = load_file("relative/model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+    def offline(*_, **__):
+        raise OSError("the hub does not answer")
+
+    monkeypatch.setattr("mergekit.merge.run_merge", offline)
+    with pytest.raises(act.ActError, match=r"mergekit cannot merge by config.yml: the hub does not answer"):
+        merge("config.yml", "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_names_that_are_words_of_mergekit_stay(tmp_path, monkeypatch):
+    from act.editing.mergekit import _absolute
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("base", "donor", "a+b"):
+        (tmp_path / name).mkdir()
+    given = {
+        "merge_method": "donor",
+        "base_model": "base",
+        "models": [{"model": "donor+base", "parameters": {"weight": 0.4}}, {"model": "org/base"}, {"model": "a+b"}],
+        "tokenizer_source": "base",
+    }
+    root = str(tmp_path)
+    assert _absolute(given) == {
+        "merge_method": "donor",
+        "base_model": f"{root}/base",
+        "models": [
+            {"model": f"{root}/donor+{root}/base", "parameters": {"weight": 0.4}},
+            {"model": "org/base"},
+            {"model": "a+b"},
+        ],
+        "tokenizer_source": "base",
+    }
+
+
+def test_rows_that_cross_columns_and_other_tokens_are_refused(models, tmp_path, tokenizer):
+    from act.editing.mergekit import merge
+
+    space = ChannelSpace.from_model(models["target"])
+    down = space.site("model.layers.0.mlp.down_proj")
+    up = space.site("model.layers.0.mlp.up_proj")
+    rows, units = (torch.tensor([site.offset + 1]) for site in (down, up))
+    one = torch.ones(1, dtype=torch.float64)
+    act.ChannelSet(space, rows, one, {}).save(tmp_path / "one.set", force=True)
+    act.ChannelSet(space, units, one, {}, {down.name: torch.tensor([1])}).save(tmp_path / "two.set", force=True)
+    with pytest.raises(act.ActError, match=r"cross columns of another in model.layers.0.mlp.down_proj.weight; exclude"):
+        merge(configured(tmp_path, {"one": 0.4, "two": 0.4}), tmp_path / "out")
+
+    tokenizer.save_pretrained(tmp_path / "target")
+    swapped = json.loads((tmp_path / "target" / "tokenizer.json").read_text())
+    words = swapped["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    tokenizer.save_pretrained(tmp_path / "one")
+    (tmp_path / "one" / "tokenizer.json").write_text(json.dumps(swapped))
+    merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")  # no row of a token moves
+    chosen(space, 1.0).save(tmp_path / "one.set", force=True)
+    with pytest.raises(act.ActError, match=r"cannot give embedding or LM head .*: token \d+ is '[ab]' to the donor's"):
+        merge(configured(tmp_path, {"one": 0.4}), tmp_path / "none")
+
+
+def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
+    from act.editing.mergekit import merge
+
+    for donors, parameters, message in (
+        ({"one": -1.0}, {}, "strength is -1.0"),
+        ({"one": 0.4}, {"overlap": "most"}, "overlap is 'most'"),
+    ):
+        with pytest.raises(act.ActError, match=message):
+            merge(configured(tmp_path, donors, **parameters), tmp_path / "out")
+    rule = {"models": {"target": {"name": "another", "fingerprint": "0"}}}
+    held = act.ChannelSet.load(tmp_path / "one.set")
+    act.ChannelSet(held.space, held.index, held.scores, rule).save(tmp_path / "one.set", force=True)
+    with pytest.raises(act.ActError, match="made for the target another"):
+        merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")
+    with pytest.raises(act.ActError, match="would overwrite the input"):
+        merge(configured(tmp_path, {"one": 0.4}), tmp_path / "target", force=True)
+    (tmp_path / "config.yml").write_text("merge_method: act\nmodles: []\n")
+    with pytest.raises(act.ActError, match="mergekit cannot use"):
+        merge(tmp_path / "config.yml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_runs_it(models, tmp_path):
+    result = RUNNER.invoke(app, ["mergekit", str(configured(tmp_path, {"one": 0.4})), str(tmp_path / "out"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "out" / "config.json").is_file() and (tmp_path / "out" / "mergekit_config.yml").is_file()
+
+
+def test_without_mergekit_the_way_to_install_it_is_named(tmp_path, monkeypatch):
+    from act.editing.mergekit import merge
+
+    monkeypatch.setitem(sys.modules, "mergekit", None)
+    with pytest.raises(act.ActError, match=r"act-profile\[mergekit\]"):
+        merge(tmp_path / "config.yml", tmp_path / "out")

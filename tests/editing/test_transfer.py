@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import CONFIGS, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import act
+from act.models.channels import ChannelSpace
+from act.ranking.channel_set import ChannelSet
+
+MODELS = {family: (tiny_model(family), tiny_model(family, seed=1)) for family in ("llama", "llama-tied-bias", "gpt2")}
+
+
+def chosen(space: ChannelSpace, share: float, seed: int = 0) -> ChannelSet:
+    index = torch.randperm(len(space), generator=torch.Generator().manual_seed(seed))[: max(1, int(share * len(space)))]
+    return ChannelSet(space, index, torch.zeros(len(index)), {})
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_exactly_the_chosen_rows_move(family):
+    donor, target = tiny_model(family), tiny_model(family, seed=1)
+    space = ChannelSpace.from_model(target)
+    channels = chosen(space, 0.2)
+    before, source = state(target), state(donor)
+    act.transfer(donor, target, channels, strength=0.4)
+    touched = {(part.name, part.dim): rows for site, rows in space.split(channels.index) for part in site.parameters}
+    for name, after in state(target).items():
+        expected = before[name].double()
+        for (changed, dim), rows in touched.items():
+            if changed == name:
+                old, new = before[name].double(), source[name].double()
+                blended = old + 0.4 * (new - old)
+                expected.index_copy_(dim, rows, blended.index_select(dim, rows))
+        torch.testing.assert_close(after.double(), expected, rtol=2e-7, atol=1e-8)
+    assert torch.equal(
+        state(donor)["model.embed_tokens.weight" if family != "gpt2" else "transformer.wte.weight"],
+        source["model.embed_tokens.weight" if family != "gpt2" else "transformer.wte.weight"],
+    )
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    family=st.sampled_from(sorted(MODELS)),
+    share=st.floats(0.001, 1),
+    strength=st.floats(0, 2),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 100),
+)
+def test_reverting_gives_back_the_original_bytes(family, share, strength, dtype, seed):
+    donor, target = (copy.deepcopy(model).to(dtype) for model in MODELS[family])
+    before = state(target)
+    patch = act.transfer(donor, target, chosen(ChannelSpace.from_model(target), share, seed), strength)
+    patch.revert(target)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in state(target).items())
+
+
+def test_strength_one_on_all_channels_makes_the_target_the_donor():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    act.transfer(donor, target, chosen(ChannelSpace.from_model(target), 1.0), strength=1.0)
+    assert all(torch.equal(a, b) for a, b in zip(state(donor).values(), state(target).values(), strict=True))
+
+
+def test_a_donor_of_another_dtype_is_cast():
+    donor, target = tiny_model("llama", dtype=torch.float32), tiny_model("llama", seed=1, dtype=torch.bfloat16)
+    act.transfer(donor, target, chosen(ChannelSpace.from_model(target), 1.0), strength=1.0)
+    assert all(torch.equal(a.bfloat16(), b) for a, b in zip(state(donor).values(), state(target).values(), strict=True))
+
+
+def test_reverting_a_model_that_changed_since_is_refused():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    patch = act.transfer(donor, target, chosen(ChannelSpace.from_model(target), 0.3))
+    with pytest.raises(act.ActError, match="holds the values from after the transfer already, so there is nothing to"):
+        patch.apply(target)
+    with torch.no_grad():
+        target.lm_head.weight.add_(1)
+    held = state(target)
+    with pytest.raises(act.ActError, match="does not hold the values that the transfer wrote: it was changed since"):
+        patch.revert(target)
+    assert all(torch.equal(parameter, held[name]) for name, parameter in state(target).items())
+    with pytest.raises(act.ActError, match="holds the values from before the transfer, so there is nothing to revert"):
+        patch.revert(tiny_model("llama", seed=1))
+
+
+@pytest.mark.parametrize("strength", [-0.1, float("nan"), float("inf")])
+def test_a_strength_outside_its_range_is_refused(strength):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    with pytest.raises(act.ActError, match="expected 0"):
+        act.transfer(donor, target, chosen(ChannelSpace.from_model(target), 0.3), strength)
+
+
+def test_a_set_made_for_other_models_is_refused():
+    donor, target, other = (tiny_model("llama", seed=seed) for seed in range(3))
+    batches = [{"input_ids": torch.arange(20)[None]}]
+    channels = act.rank(act.profile_pair(donor, target, batches))
+    with pytest.raises(act.ActError, match="made for the target"):
+        act.transfer(donor, other, channels)
+    with pytest.raises(act.ActError, match="of another architecture"):
+        act.transfer(tiny_model("gpt2"), tiny_model("gpt2", seed=1), channels)
+    act.transfer(donor, target, channels)
+
+
+def test_quantised_weights_are_refused():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    channels = chosen(ChannelSpace.from_model(target), 0.3)
+    target.lm_head.weight = torch.nn.Parameter(target.lm_head.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(act.ActError, match=r"lm_head\.weight of the target is torch\.int8"):
+        act.transfer(donor, target, channels)
+
+
+def test_a_strength_pattern_that_matches_nothing_is_refused():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    space = ChannelSpace.from_model(target)
+    held = state(target)
+    for strength, message in (
+        ({"*.mpl.*": 0.4}, r"the strength pattern '\*.mpl.\*' matches none of the chosen sites"),
+        ({"*.mlp.*": 0.4, "*.mpl.*": 0.4, "*": 0.2}, r"'\*.mpl.\*'"),
+        ({}, "strength is {}; expected a number"),
+    ):
+        with pytest.raises(act.ActError, match=message):
+            act.transfer(donor, target, chosen(space, 0.3), strength)
+    assert all(torch.equal(parameter, held[name]) for name, parameter in state(target).items())
+    mlp = space.site("model.layers.0.mlp.up_proj").channels
+    only = ChannelSet(space, torch.arange(mlp.start, mlp.stop), torch.ones(mlp.stop - mlp.start).double(), {})
+    with pytest.raises(act.ActError, match=r"such as model.layers.0.mlp.up_proj"):
+        act.transfer(donor, target, only, {"*.self_attn.*": 0.4})
+    by_pattern = {"*.self_attn.*": 0.1, "*.mlp.*": 1.0}  # one of the donors has channels of each
+    grafts = [act.Graft(donor, one, by_pattern) for one in (only, chosen(space, 0.3))]
+    act.transfer_many(grafts, target, "first")
+    assert torch.equal(target.model.layers[0].mlp.up_proj.weight, donor.model.layers[0].mlp.up_proj.weight)
+
+
+def test_channels_of_other_tokens_are_left_out_unless_aligned():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    channels = chosen(ChannelSpace.from_model(target), 1.0)
+    held = state(target)
+    graft = act.Graft(donor, channels, 1.0, token_difference="token 3 is 'a' to the donor's tokenizer")
+    assert graft.moves_tokens
+    patch = act.transfer_many([graft], target)
+    assert len(patch.notes) == 2 and all(
+        "token 3 is 'a'" in note and "align the tokens" in note for note in patch.notes
+    )
+    same = {name for name, parameter in state(target).items() if torch.equal(parameter, held[name])}
+    assert same == {"lm_head.weight", "model.embed_tokens.weight"}
+    patch.revert(target)
+    ids = torch.arange(300)
+    act.transfer_many([replace(graft, tokens=(ids, ids))], target)
+    assert torch.equal(target.lm_head.weight, donor.lm_head.weight)

@@ -1,0 +1,199 @@
+"""Tuning: what moves, what does not, that it repeats, and that it goes on after a break."""
+
+from __future__ import annotations
+
+import copy
+import sys
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import act
+from act.editing.tune import _order, save_tuned
+
+RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
+OTHERS = [{"prompt": "The answer", "completion": " is five."}]
+
+
+def settings(**changed) -> act.TuneSettings:
+    return act.TuneSettings(**{"steps": 4, "batch_size": 2, "learning_rate": 1e-2, **changed})
+
+
+def corpus(tokenizer, records=RECORDS) -> act.Corpus:
+    return act.Corpus.from_records(records, tokenizer)
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def channels(tokenizer):
+    donor, target = tiny_model("llama-tied-bias", 0), tiny_model("llama-tied-bias", 1)
+    pair = act.profile_pair(donor, target, corpus(tokenizer))
+    return act.rank(pair, top=0.05)
+
+
+def test_full_tuning_lowers_the_loss_and_repeats_bit_for_bit(tokenizer):
+    results = []
+    for _ in range(2):
+        model = tiny_model("llama")
+        before = act.evaluate(model, corpus(tokenizer), "nll").nll.sum()
+        tuned = act.tune(model, corpus(tokenizer), settings(steps=12), replay=corpus(tokenizer, OTHERS))
+        assert tuned.model is model and not model.training
+        assert act.evaluate(model, corpus(tokenizer), "nll").nll.sum() < 0.9 * before
+        assert (tuned.records, tuned.replayed) == (12, 12)
+        results.append((weights(model), tuned.summary()))
+    assert same(results[0][0], results[1][0]) and results[0][1] == results[1][1]
+    other = tiny_model("llama")
+    act.tune(other, corpus(tokenizer), settings(steps=12, seed=1), replay=corpus(tokenizer, OTHERS))
+    assert not same(weights(other), results[0][0])
+
+
+def test_the_first_step_is_the_gradient_of_the_answer_tokens(tokenizer):
+    model = tiny_model("llama")
+    reference = copy.deepcopy(model)
+    act.tune(model, corpus(tokenizer, RECORDS[:1]), settings(steps=1, batch_size=1, learning_rate=1e-3))
+    encoded = next(corpus(tokenizer, RECORDS[:1]).encoded())
+    logits = reference(input_ids=torch.tensor([encoded.input_ids])).logits[0, encoded.start - 1 : encoded.end - 1]
+    loss = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(encoded.input_ids[encoded.start : encoded.end].tolist())
+    )
+    loss.backward()
+    for (name, after), before in zip(model.named_parameters(), reference.parameters(), strict=True):
+        clear = before.grad.abs() > 1e-4 * before.grad.abs().max()
+        step = (after - before)[clear]
+        torch.testing.assert_close(step, -1e-3 * before.grad[clear].sign(), rtol=0.05, atol=1e-6, msg=name)
+
+
+def test_rows_change_alone_and_adam_holds_them_alone(tokenizer, channels, monkeypatch):
+    model = tiny_model("llama-tied-bias", 1)
+    before = weights(model)
+    module, sizes = sys.modules["act.editing.tune"], {}
+    real = module._train
+
+    def spied(trained, *given):
+        sizes["parameters"] = sum(parameter.numel() for parameter in trained.parameters())
+        sizes["state"] = sum(value.numel() for value in trained.state_dict().values())
+        return real(trained, *given)
+
+    monkeypatch.setattr(module, "_train", spied)
+    tuned = act.tune(model, corpus(tokenizer), settings(mode="rows"), channels=channels)
+    allowed = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in model.named_parameters()}
+    for site, rows in channels.space.split(channels.index):
+        for part in site.parameters:
+            allowed[part.name].index_fill_(part.dim, rows, True)
+    count = sum(int(mask.sum()) for mask in allowed.values())
+    assert (
+        tuned.trained_values
+        == sizes["parameters"]
+        == sizes["state"]
+        == count
+        < sum(p.numel() for p in model.parameters())
+    )
+    changed = 0
+    for name, value in model.named_parameters():
+        assert torch.equal(value[~allowed[name]], before[name][~allowed[name]]), name
+        changed += int((value != before[name]).sum())
+    assert changed > 0.5 * count
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_rows_of_a_patch(tokenizer, channels):
+    donor, target = tiny_model("llama-tied-bias", 0), tiny_model("llama-tied-bias", 1)
+    channels.rule.clear()
+    patch = act.transfer(donor, target, channels, 0.5)
+    other = copy.deepcopy(target)
+    act.tune(target, corpus(tokenizer), settings(mode="rows"), channels=channels)
+    act.tune(other, corpus(tokenizer), settings(mode="rows"), channels=patch)
+    assert same(weights(target), weights(other))
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_lora(tokenizer, tmp_path, keep):
+    pytest.importorskip("peft")
+    model = tiny_model("llama")
+    before = weights(model)
+    tuned = act.tune(model, corpus(tokenizer), settings(mode="lora", lora_rank=2), keep_adapter=keep)
+    save_tuned(tuned.model, tokenizer, tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_config.json").exists() == keep
+    if not keep:
+        assert set(weights(tuned.model)) == set(before) and not same(before, weights(tuned.model))
+        assert torch.equal(before["model.embed_tokens.weight"], tuned.model.state_dict()["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize("mode", ["full", "rows", "lora"])
+def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monkeypatch, mode, channels):
+    from transformers import Trainer
+
+    options = {"settings": settings(mode=mode, steps=6, save_steps=2), "channels": channels if mode == "rows" else None}
+
+    def fresh():
+        return tiny_model("llama-tied-bias", 1)
+
+    whole = act.tune(fresh(), corpus(tokenizer), **options)
+    real = Trainer.training_step
+    calls = []
+
+    def breaking(self, *given, **named):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(Trainer, "training_step", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "checkpoint-5").mkdir()  # one that was being written when the power went
+    resumed = act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
+    assert resumed.resumed_from == 2 and len(calls) == 4 + 4
+    assert same(weights(whole.model), weights(resumed.model))
+    again = act.tune(
+        tiny_model("llama-tied-bias", 2), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints"
+    )
+    assert again.resumed_from == 0
+
+
+def test_the_mix_has_its_share_and_goes_through_everything():
+    order = _order(10, 4, settings(steps=None, batch_size=4, replay_share=0.5))
+    assert sorted(at for at in order if at < 10) == list(range(10))
+    assert sum(at >= 10 for at in order) == 10 and set(order) == set(range(14))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"mode": "half"}, "expected one of full, rows, lora"),
+        ({"steps": 0}, "at least 1"),
+        ({"learning_rate": 0.0}, "above 0"),
+        ({"replay_share": 1.0}, "less than 1"),
+        ({"mode": "rows"}, "give a channel set"),
+    ],
+)
+def test_settings_that_cannot_be(changed, message, tokenizer):
+    with pytest.raises(act.ActError, match=message):
+        act.tune(tiny_model("llama"), corpus(tokenizer), settings(**changed))
+
+
+def test_quantised_and_narrow_weights_are_refused(tokenizer):
+    model = tiny_model("llama")
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(
+        torch.zeros(48, 32, dtype=torch.int8), requires_grad=False
+    )
+    with pytest.raises(act.ActError, match=r"up_proj\.weight is quantised"):
+        act.tune(model, corpus(tokenizer), settings())
+    with pytest.raises(act.ActError, match="float16, too narrow"):
+        act.tune(tiny_model("llama", dtype=torch.float16), corpus(tokenizer), settings())
+    with pytest.raises(act.ActError, match="no record"):
+        act.tune(tiny_model("llama"), corpus(tokenizer, []), settings())
+
+
+def test_a_missing_package_is_one_sentence(tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(act.ActError, match=r"pip install 'act-profile\[tune\]'"):
+        act.tune(tiny_model("llama"), corpus(tokenizer), settings())

@@ -1,0 +1,231 @@
+"""Evaluations against one forward a record and stock generation."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from conftest import tiny_model, train_tokenizer
+
+import act
+from act.evaluation.evaluate import generate, likelihoods
+from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
+from act.lab.models import CHECKPOINTS, load
+
+CHOICE = [
+    {"prompt": f"{question}\nA. one\nB. two\nC. three\nAnswer:", "completion": f" {letter}"}
+    for question, letter in (("a b", "A"), ("What is c?", "C"), ("The d", "B"), ("e", "C"))
+]
+
+
+@pytest.fixture(scope="module")
+def target():
+    return load(CHECKPOINTS / "target")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load(CHECKPOINTS / "base")
+
+
+def lab_corpus(tokenizer, language: str = "English", count: int = 96) -> act.Corpus:
+    records = [
+        {"prompt": record["prompt"], "completion": " " + record["completion"]}
+        for record in examples(
+            language, OLD_SKILLS + NEW_SKILLS if language == "English" else OLD_SKILLS, count, split="test"
+        )
+    ]
+    return act.Corpus.from_records(records, tokenizer)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_likelihoods_equal_one_plain_forward_a_record(family, tokenizer):
+    model = tiny_model(family)
+    corpus = act.Corpus.from_records([*CHOICE, {"text": "The answer is five."}], tokenizer)
+    records = list(corpus.encoded())
+    found = likelihoods(model, records, token_budget=60)
+    for number, record in enumerate(records):
+        ids = torch.tensor([record.input_ids])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0].double().log_softmax(-1)
+        positions = range(max(1, record.start), record.end)
+        expected = -sum(logits[i - 1, record.input_ids[i]].item() for i in positions)
+        assert found.nll[number].item() == pytest.approx(expected, rel=1e-5)
+        assert found.tokens[number] == len(positions)
+        assert found.greedy[number] == all(logits[i - 1].argmax() == record.input_ids[i] for i in positions)
+
+
+def test_a_long_text_is_cut_but_every_token_is_predicted(tokenizer):
+    model = tiny_model("llama")
+    corpus = act.Corpus.from_records([{"text": "What is two plus three? " * 8}], tokenizer, max_length=7)
+    result = act.evaluate(model, corpus)
+    assert result.metric == "nll" and result.right is None
+    assert result.tokens.tolist() == [len(next(corpus.encoded()).input_ids) - 1]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+def test_generation_in_batches_equals_generation_alone(family, tokenizer):
+    model = tiny_model(family)
+    model.generation_config.do_sample = True  # a checkpoint's own sampling must not be used
+    model.generation_config.repetition_penalty = 5.0
+    prompts = [tokenizer(text)["input_ids"] for text in ("a b c d e", "What is", "The answer is five. a b", "c")]
+    own = model.generation_config
+    written = {at: tokens for at, tokens, _ in generate(model, prompts, limit=6, stop={1}, pad_id=0, token_budget=40)}
+    assert model.generation_config is own
+    for at, prompt in enumerate(prompts):
+        ids = list(prompt)
+        for _ in range(6):
+            with torch.no_grad():
+                token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+            if token == 1:
+                break
+            ids.append(token)
+        assert written[at] == ids[len(prompt) :]
+
+
+def test_exact_match_equals_likelihood_where_a_word_is_a_token(target):
+    corpus = lab_corpus(target[1])
+    result = act.evaluate(target[0], corpus)
+    greedy = likelihoods(target[0], list(corpus.encoded())).greedy
+    assert result.metric == "exact" and 0 < int(greedy.sum()) < len(greedy)
+    assert torch.equal(result.right, greedy)
+    wrong = int((~greedy).nonzero()[0])
+    assert result.outputs[wrong].strip() != list(corpus.spans(wrong + 1))[wrong][-1][0].strip()
+
+
+def test_comparison_finds_what_was_forgotten(base, target):
+    before, after = (act.evaluate(model, lab_corpus(tokenizer, "German", 24)) for model, tokenizer in (base, target))
+    change = act.compare(before, after)
+    assert change.match.difference == -1 and change.lost == 24 and change.match.p == 2 / 2**24
+    assert change.nll.difference > 1 and change.nll.p < 0.001
+    tokens = before.tokens.sum()
+    assert change.nll.difference == pytest.approx(((after.nll.sum() - before.nll.sum()) / tokens).item())
+    other = act.evaluate(base[0], lab_corpus(base[1], "Spanish", 24), metric="nll")
+    with pytest.raises(act.ActError, match="same records"):
+        act.compare(before, other)
+
+
+def test_choice_is_the_likeliest_letter(tokenizer):
+    model = tiny_model("llama", seed=3)
+    corpus = act.Corpus.from_records(CHOICE, tokenizer)
+    result = act.evaluate(model, corpus)
+    assert result.metric == "choice"
+    for at, record in enumerate(CHOICE):
+        scores = {}
+        for letter in "ABC":
+            changed = act.Corpus.from_records([{**record, "completion": f" {letter}"}], tokenizer)
+            encoded = next(changed.encoded())
+            first = next(
+                i for i in range(encoded.start, encoded.end) if letter in tokenizer.decode(encoded.input_ids[i])
+            )
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([encoded.input_ids])).logits[0, first - 1]
+            scores[letter] = logits[encoded.input_ids[first]].item()
+        best = max(scores, key=scores.get)
+        assert result.outputs[at] == best
+        assert bool(result.right[at]) == (best == record["completion"].strip())
+
+
+def test_number_ignores_how_the_answer_is_worded(monkeypatch, tokenizer):
+    model = tiny_model("llama")
+    corpus = act.Corpus.from_records(
+        [{"prompt": "two plus three", "completion": " 2+3\n#### 5"}, {"prompt": "a", "completion": " 1\n#### 7"}],
+        tokenizer,
+    )
+    monkeypatch.setattr(
+        sys.modules["act.evaluation.evaluate"],
+        "generate",
+        lambda model, prompts, **_: ((at, tokenizer("it is 5.0")["input_ids"], True) for at in range(len(prompts))),
+    )
+    result = act.evaluate(model, corpus)
+    assert result.metric == "number" and result.right.tolist() == [True, False] and result.cut == 0
+
+
+def test_answers_are_cut_at_the_limit_and_it_is_said(target):
+    result = act.evaluate(target[0], lab_corpus(target[1], "German", 12), max_new_tokens=1)
+    assert result.cut > 0 and not result.right.any()
+
+
+@pytest.mark.parametrize(
+    ("records", "options", "message"),
+    [
+        (CHOICE, {"metric": "blue"}, "expected one of auto, exact"),
+        (CHOICE, {"max_new_tokens": 0}, "at least 1"),
+        (CHOICE, {"token_budget": 0}, "token budget is 0; expected at least 1"),
+        ([], {}, "no record"),
+        ([{"text": "a b"}], {"metric": "exact"}, "--metric nll"),
+        (CHOICE, {"metric": "number"}, "no number in the answer"),
+        ([{"prompt": "a", "completion": " b"}], {"metric": "choice"}, "expected options in the prompt"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said(records, options, message, tokenizer):
+    with pytest.raises(act.ActError, match=message):
+        act.evaluate(tiny_model("llama"), act.Corpus.from_records(records, tokenizer), **options)
+
+
+def test_a_model_is_called_by_the_name_that_was_given(tokenizer):
+    model, corpus = tiny_model("llama"), act.Corpus.from_records(CHOICE, tokenizer)
+    model.name_or_path = "its-base"
+    before, after = (act.evaluate(model, corpus, "nll", name=name) for name in (None, "its-adapter"))
+    assert (before.model, after.summary()["model"]) == ("its-base", "its-adapter")
+    assert act.compare(before, after).summary()["after"] == "its-adapter"
+
+
+def test_what_is_no_number_is_none_and_significant_of_nothing(tokenizer):
+    whole, broken = tiny_model("llama"), tiny_model("llama")
+    with torch.no_grad():
+        broken.model.layers[0].mlp.up_proj.weight[0, 0] = float("nan")
+    corpus = act.Corpus.from_records(CHOICE, tokenizer)
+    before, after = (act.evaluate(model, corpus, "nll") for model in (whole, broken))
+    for found in (after.summary(), act.compare(before, after).summary()):
+        json.dumps(found, allow_nan=False)
+    assert after.summary()["nll_per_token"] is None and act.compare(before, after).summary()["nll_p"] is None
+
+
+@pytest.mark.parametrize(
+    ("name", "metric"), [("gsm8k_test_200", "number"), ("mgsm_de", "number"), ("science_en", "choice")]
+)
+def test_real_records_choose_their_metric(name, metric, shared_data):
+    records = [json.loads(line) for line in (shared_data / f"{name}.jsonl").open(encoding="utf-8")][:6]
+    tokenizer = train_tokenizer([message["content"] for record in records for message in record["messages"]], 600)
+    model = tiny_model("llama")
+    model.resize_token_embeddings(len(tokenizer))
+    model.config.max_position_embeddings = 4096
+    result = act.evaluate(model, act.Corpus.from_records(records, tokenizer), max_new_tokens=4)
+    assert result.metric == metric and result.right is not None and len(result.right) == 6
+
+
+def test_a_missing_package_is_one_sentence(monkeypatch):
+    from act.evaluation.harness import require_tasks
+
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(act.ActError, match=r"pip install 'act-profile\[eval\]'"):
+        require_tasks(["gsm8k"])
+
+
+@pytest.mark.slow
+def test_tasks_of_the_harness(base, target, tmp_path):
+    pytest.importorskip("lm_eval")
+    from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
+
+    with (tmp_path / "german.jsonl").open("w", encoding="utf-8") as file:
+        for record in examples("German", ("max",), 12, split="test"):
+            file.write(json.dumps(record) + "\n")
+    (tmp_path / "german_max.yaml").write_text(
+        "task: german_max\ndataset_path: json\ndataset_kwargs: {data_files: {test: "
+        + str(tmp_path / "german.jsonl")
+        + "}}\n"
+        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{prompt}}'\n"
+        "doc_to_choice: [null, eins, zwei, drei, vier, fünf, sechs, sieben, acht, neun, one, two, three, four, five, six, seven, eight, nine]\ndoc_to_target: '{{completion}}'\n"
+        "metric_list: [{metric: acc}]\n".replace("[null,", "['null',")
+    )
+    with pytest.raises(act.ActError, match=r"no task called .german_mix.*german_max"):
+        require_tasks(["german_mix"], tmp_path)
+    before, after = (
+        run_tasks(model, tokenizer, ["german_max"], folder=tmp_path, fewshot=0) for model, tokenizer in (base, target)
+    )
+    (row,) = compare_tasks(before, after)
+    assert (before[0].task, before[0].metric, len(before[0].per_document)) == ("german_max", "acc", 12)
+    assert before[0].value == 1 and row["difference"] < -0.5 and row["p"] < 0.05

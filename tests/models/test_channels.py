@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from conftest import CONFIGS, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from act.core.errors import ActError
+from act.models.channels import ChannelSpace
+
+SPACE = ChannelSpace.from_model(tiny_model("llama"))
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_every_parameter_is_behind_exactly_one_channel(family):
+    model = tiny_model(family)
+    space = ChannelSpace.from_model(model)
+    assert space.uncovered == ()
+    names = [part.name for site in space for part in site.parameters]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    parameters = dict(model.named_parameters())
+    for site in space:
+        for part in site.parameters:
+            assert parameters[part.name].shape[part.dim] == site.width
+    assert len(space) == sum(site.width for site in space)
+
+
+def test_kinds_and_layers_of_a_llama():
+    by_name = {site.name: site for site in SPACE}
+    assert by_name["model.embed_tokens"].kind == "embed" and by_name["model.embed_tokens"].layer is None
+    assert by_name["model.layers.1.mlp.gate_proj"].kind == "gate" and by_name["model.layers.1.mlp.gate_proj"].layer == 1
+    assert by_name["model.layers.0.input_layernorm"].kind == "norm"
+    assert by_name["lm_head"].kind == "head" and by_name["lm_head"].width == 300
+    assert {site.kind for site in SPACE} == {"embed", "q", "k", "v", "o", "gate", "up", "down", "norm", "head"}
+
+
+@pytest.mark.parametrize(("tied", "owner", "other"), [("head", "lm_head", "embed"), ("embed", "embed", "lm_head")])
+def test_a_tied_tensor_belongs_to_one_site(tied, owner, other):
+    space = ChannelSpace.from_model(tiny_model("llama-tied-bias"), tied=tied)
+    sites = {"embed": space.site("model.embed_tokens"), "lm_head": space.site("lm_head")}
+    assert sites[owner].parameters and sites[owner].tied_to is None
+    assert not sites[other].parameters and sites[other].tied_to == sites[owner].name
+    assert sites["embed"].width == 32 and sites["lm_head"].width == 300
+
+
+@given(st.integers(0, len(SPACE) - 1))
+def test_flat_index_and_site_row_are_inverse(channel):
+    site, row = SPACE.locate(channel)
+    assert 0 <= row < site.width
+    assert SPACE.channel(site.name, row) == channel
+
+
+@given(st.sets(st.integers(0, len(SPACE) - 1)))
+def test_split_covers_every_chosen_channel_once(chosen):
+    index = torch.tensor(sorted(chosen), dtype=torch.int64)
+    parts = [rows + site.offset for site, rows in SPACE.split(index)]
+    assert torch.equal(torch.cat([index[:0], *parts]), index)
+
+
+@pytest.mark.parametrize("channel", [-1, len(SPACE)])
+def test_an_index_outside_the_space_is_refused(channel):
+    with pytest.raises(IndexError, match="outside"):
+        SPACE.locate(channel)
+
+
+def test_json_round_trip():
+    space = ChannelSpace.from_model(tiny_model("llama-tied-bias"))
+    again = ChannelSpace.from_json(space.to_json())
+    assert again == space and again.fingerprint == space.fingerprint
+
+
+def test_the_first_difference_is_named():
+    other = ChannelSpace.from_model(tiny_model("qwen2"))
+    assert "q_proj is made by other parameters" in SPACE.first_difference(other)
+    assert SPACE.first_difference(ChannelSpace.from_model(tiny_model("llama", seed=5))) is None
+
+
+def test_parameters_that_no_site_covers_are_listed():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 4)
+            self.experts = nn.Parameter(torch.zeros(2, 3, 4))
+
+    assert ChannelSpace.from_model(Odd()).uncovered == ("experts",)
+
+
+def test_a_model_without_channels_is_refused():
+    with pytest.raises(ActError, match="no linear, norm or embedding"):
+        ChannelSpace.from_model(nn.ReLU())
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_a_model_without_values_has_the_same_space(family):
+    with torch.device("meta"):
+        empty = transformers.AutoModelForCausalLM.from_config(CONFIGS[family]())
+        space = ChannelSpace.from_model(empty)
+    assert space.to_json() == ChannelSpace.from_model(tiny_model(family)).to_json()
+
+
+def test_adapters_are_refused():
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(ActError, match=r"q_proj has an adapter beside it.*merge it"):
+        ChannelSpace.from_model(adapted)
+    assert len(ChannelSpace.from_model(adapted.merge_and_unload())) == len(ChannelSpace.from_model(tiny_model("llama")))
+
+
+def test_excluding_every_kind_leaves_nothing():
+    space = ChannelSpace.from_model(tiny_model("gpt2"))
+    with pytest.raises(ActError, match="every module kind is excluded"):
+        space.without({site.kind for site in space})

@@ -1,0 +1,209 @@
+"""``--until-stable``: the promise holds, over repeated looks, and a stopped run resumes to the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import act
+from act.core.errors import ActError
+from act.data.corpus import Corpus
+from act.profiling.checkpoint import Checkpoint
+from act.profiling.job import Job
+from act.profiling.measure import run_job
+from act.profiling.run import Observer
+from act.profiling.stability import (
+    GROUPS,
+    GROWTH,
+    GroupedSums,
+    Look,
+    Promise,
+    UntilStable,
+    Watch,
+    error_of,
+    growth,
+    look,
+    look_ahead,
+)
+
+CHANNELS, DOCUMENTS, CHUNK = 1000, 4000, 16
+
+
+def population(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums a document ``[documents, channels]`` and its tokens ``[documents]``."""
+    g = torch.Generator().manual_seed(seed)
+    centre = (torch.rand(CHANNELS, generator=g) + 0.01).pow(-0.5)
+    noise = torch.randn(DOCUMENTS, CHANNELS, generator=g)
+    scale = 0.5
+    if kind == "heavy":  # t with three degrees of freedom
+        squares = sum(torch.randn(DOCUMENTS, CHANNELS, generator=g).square() for _ in range(3))
+        noise = noise / (squares / 3).sqrt()
+    elif kind == "correlated":
+        noise = noise + torch.randn(DOCUMENTS, 2, generator=g) @ torch.randn(2, CHANNELS, generator=g)
+    elif kind == "ties":
+        centre = torch.where(torch.arange(CHANNELS) < CHANNELS // 2, 1.0, 1.0 + 0.001 * centre)
+    tokens = torch.randint(1, 9, (DOCUMENTS,), generator=g).double()
+    return (centre * (1 + scale * noise)).double() * tokens[:, None], tokens
+
+
+def stopped(kind: str, seed: int, promise: Promise) -> tuple[float, float]:
+    """Share read and true overlap of a stopped reading."""
+    sums, tokens = population(kind, seed)
+    size = round(promise.top * CHANNELS)
+    whole = set((sums.sum(0) / tokens.sum()).topk(size).indices.tolist())
+    total, count = sums.cumsum(0)[CHUNK - 1 :: CHUNK], tokens.cumsum(0)[CHUNK - 1 :: CHUNK]
+    groups, watch, ranked = GroupedSums(torch.tensor([CHANNELS])), Watch(), torch.arange(CHANNELS)
+    for chunk in range(len(total)):
+        documents, read = (chunk + 1) * CHUNK, (chunk + 1) / len(total)
+        ended = groups.add(total[chunk], count[chunk : chunk + 1])
+        if ended and watch.certain(groups, ranked, promise, documents, read):
+            mine = set((total[chunk] / count[chunk]).topk(size).indices.tolist())
+            return read, len(mine & whole) / size
+    return 1.0, 1.0
+
+
+@pytest.mark.parametrize("kind", ["plain", "heavy", "correlated", "ties"])
+def test_the_promise_is_kept_as_often_as_stated(kind):
+    promise = Promise(top=0.1, overlap=0.97, confidence=0.9)  # most take several looks
+    runs = [stopped(kind, seed, promise) for seed in range(20)]
+    assert sum(overlap >= promise.overlap for _, overlap in runs) >= 18, runs
+    if kind == "plain":
+        assert sum(read for read, _ in runs) / len(runs) < 0.6, "it must also stop"
+
+
+def test_groups_keep_sums_and_memory():
+    groups = GroupedSums(torch.tensor([3, 2]))
+    totals = torch.rand(200, 5, dtype=torch.float64).cumsum(0)
+    counts = torch.tensor([[4.0, 2.0]], dtype=torch.float64) * torch.arange(1, 201)[:, None]
+    for total, count in zip(totals, counts, strict=True):
+        groups.add(total, count)
+    assert GROUPS <= groups.groups < 2 * GROUPS + 1 and groups.sums.shape == (2 * GROUPS, 5)
+    last = groups.groups * 8  # 200 chunks in groups of 8
+    torch.testing.assert_close(groups.sums.sum(0).double(), totals[last - 1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        groups.means(), totals[last - 1] / counts[last - 1].repeat_interleave(torch.tensor([3, 2]))
+    )
+    torch.testing.assert_close(groups.errors(torch.arange(5)).sum(0), torch.zeros(5), rtol=0, atol=1e-5)
+    other = GroupedSums(torch.tensor([3, 2]))
+    other.restore(groups.state())
+    assert torch.equal(other.sums, groups.sums) and torch.equal(other.means(), groups.means())
+
+
+def test_a_constant_score_is_stable_at_the_first_look_and_the_error_is_shared():
+    groups = GroupedSums(torch.tensor([50]))
+    for chunk in range(1, GROUPS + 1):
+        groups.add(chunk * torch.arange(50.0, dtype=torch.float64), torch.tensor([float(chunk)], dtype=torch.float64))
+    assert look(groups, torch.arange(50), Promise(top=0.1, overlap=1.0)).stable
+    assert sum(error_of(number, 0.05) for number in range(1, 1000)) <= 0.05
+
+
+def test_only_looks_that_may_be_certain_are_planned():
+    hopeless, near, sure = (
+        Look(size=200, allowed=4, expected=expected, variance=expected) for expected in (40, 1.55, 0.5)
+    )
+    assert growth(hopeless, 0.05, 0.025) == GROWTH[1]
+    assert GROWTH[0] < growth(near, 0.05, 0.025) < GROWTH[1]
+    assert growth(near, 0.5, 0.025) < growth(near, 0.05, 0.025), "what is left shrinks faster the more is read"
+    assert growth(sure, 0.0, 0.025) == GROWTH[0]
+
+
+@pytest.mark.parametrize("bad", [{"top": 0.0}, {"overlap": 1.5}, {"confidence": 1.0}, {"score": "median"}])
+def test_bad_promises(bad):
+    with pytest.raises(ActError, match="expected"):
+        Promise(**bad)
+
+
+def test_chunks_grow_with_the_corpus(tokenizer):
+    small, large = (Corpus.from_records([{"text": "a"}] * size, tokenizer) for size in (1000, 100_000))
+    assert look_ahead([small]) == look_ahead([small, large]) == 128 and look_ahead([large]) == 200
+
+
+def make(tokenizer, *more: Observer) -> tuple[Job, UntilStable]:
+    texts = [{"text": f"a b c d e {number * 7919 % 1000} " * (1 + number % 3)} for number in range(600)]
+    until = UntilStable(Promise(score="mean-abs", top=0.2, overlap=0.8, confidence=0.9))
+    corpora = {"one": Corpus.from_records(texts, tokenizer), "two": Corpus.from_records(texts[:40], tokenizer)}
+    job = Job({"model": tiny_model("llama")}, corpora, observers=[until, *more], look_ahead=8, token_budget=512)
+    until.expect(job)
+    return job, until
+
+
+class Failing(Observer):
+    """Ends the run at a batch."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def after_batch(self, run, batch) -> None:
+        self.left -= 1
+        if not self.left:
+            raise ActError("enough")
+
+
+def test_a_run_stops_with_a_certificate_and_resumes_to_the_same_bits(tokenizer, tmp_path):
+    job, _ = make(tokenizer)
+    profiles = run_job(job)
+    corpus = profiles["one"].source["corpora"][0]
+    certificate = corpus["stable"]
+    assert certificate["certain_overlap"] >= 0.8 and certificate["corpus_share"] < 1
+    assert corpus["records"] == certificate["documents"] < 600 and corpus["counted"] == certificate["tokens"]
+    assert profiles["two"].source["corpora"][0]["stable"] is None  # five chunks are too few to tell
+    checkpoint = Checkpoint(tmp_path / "c", every=0)
+    cut, _ = make(tokenizer, Failing(7))
+    with pytest.raises(ActError, match="goes on from there"):
+        run_job(cut, checkpoint)
+    resumed, _ = make(tokenizer, Observer())
+    again = run_job(resumed, Checkpoint(tmp_path / "c"))
+    assert torch.equal(again["one"].moments.arena, profiles["one"].moments.arena)
+    assert again["one"].source["corpora"][0]["stable"] == certificate
+
+
+def test_any_chain_of_interruptions_gives_the_same_profiles_and_certificates(tokenizer, tmp_path):
+    whole = run_job(make(tokenizer)[0])
+    batches = Counted()
+    run_job(make(tokenizer, batches)[0])
+    # A batch after each resume: checkpoints in the middle of a window; the last ones after "one" was certain.
+    for number, chain in enumerate([(9, 1, 1), (5, 1, 5, 1), (batches.seen - 2,), (batches.seen - 3, 1)]):
+        path = tmp_path / str(number)
+        for batch in chain:
+            with pytest.raises(ActError, match="goes on from there"):
+                run_job(make(tokenizer, Failing(batch))[0], Checkpoint(path, every=0))
+        resumed = run_job(make(tokenizer, Observer())[0], Checkpoint(path))
+        for ability, profile in whole.items():
+            assert torch.equal(resumed[ability].moments.arena, profile.moments.arena)
+            found, expected = (each.source["corpora"][0] for each in (resumed[ability], profile))
+            assert found["stable"] == expected["stable"] and found["records"] == expected["records"]
+
+
+class Counted(Observer):
+    """Counts batches."""
+
+    seen = 0
+
+    def after_batch(self, run, batch) -> None:
+        self.seen += 1
+
+
+def test_the_share_read_of_labelled_rows_is_of_all_corpora(tokenizer):
+    def corpus(number: int) -> Corpus:
+        texts = [{"text": f"a b c {row * 7919 % 1000}", "skill": "one"} for row in range(number)]
+        return Corpus.from_records(texts, tokenizer, ability_column="skill")
+
+    until = UntilStable(Promise(score="mean-abs", top=0.2, overlap=0.5, confidence=0.5))
+    corpora = {"x": corpus(200), "y": corpus(400)}
+    job = Job({"model": tiny_model("llama")}, corpora, observers=[until], look_ahead=8, token_budget=512)
+    until.expect(job)
+    found = run_job(job)["one"].source["corpora"][0]
+    assert found["stable"]["corpus_share"] == pytest.approx(found["records"] / 600, abs=1e-6)
+    assert "all corpora" in found["stable"]["assumes"]
+
+
+def test_what_cannot_be_stable(tokenizer):
+    corpus = Corpus.from_records([{"text": "a b c"}], tokenizer)
+    until = UntilStable(Promise())
+    with pytest.raises(ActError, match="pair run"):
+        until.expect(Job({"model": tiny_model("llama")}, corpus, observers=[until]))
+    single = UntilStable(Promise(score="mean-abs"))
+    with pytest.raises(ActError, match="documents"):
+        single.expect(Job({"model": tiny_model("llama")}, [], observers=[single]))
+    assert act.ActError is ActError

@@ -1,0 +1,310 @@
+"""Recipes as a user writes them: the result, what is kept, and what is said about mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+import yaml
+from command_line import act_profile
+from safetensors.torch import load_file
+
+import act
+from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
+from act.lab.models import CHECKPOINTS
+from act.models.loading import load_model, load_tokenizer
+from act.recipes.recipe import Run, _interpolate, read_recipe
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe")
+    for name, language, skills in (("german", "German", OLD_SKILLS), ("english", "English", OLD_SKILLS + NEW_SKILLS)):
+        with (path / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for record in examples(language, skills, 32):
+                file.write(json.dumps({"prompt": record["prompt"], "completion": " " + record["completion"]}) + "\n")
+    return path
+
+
+def recipe(folder, **changed) -> dict:
+    german, english = str(folder / "german.jsonl"), str(folder / "english.jsonl")
+    return {
+        "merge_method": "act",
+        "base_model": str(CHECKPOINTS / "target"),
+        "models": [
+            {
+                "model": str(CHECKPOINTS / "base"),
+                "corpus": german,
+                "keep": english,
+                "parameters": {"weight": 1.0, "top_p": "5%"},
+            }
+        ],
+        "count": "predict",
+        "tune": {"corpus": german, "replay": english, "steps": 2, "learning_rate": 0.001},
+        "evaluate": {"corpora": {"forgotten": german}, "controls": ["random"]},
+        "output": str(folder / "mended"),
+        **changed,
+    }
+
+
+def written(folder, data: dict, name: str = "recipe.yaml"):
+    path = folder / name
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+@pytest.mark.slow
+def test_a_recipe_gives_what_the_commands_give_and_is_done_once(folder, tmp_path):
+    path = written(folder, recipe(folder))
+    plan = json.loads(act_profile("recipe", path, "--dry-run", "--json").stdout)
+    assert not plan["done"] and not any(stage["kept"] for stage in plan["plan"]) and not (folder / "mended").exists()
+    first = act_profile("recipe", path, "--json")
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    figures = {row["model"]: row["match"] for row in report["results"]}
+    assert set(figures) == {"target", "act", "donor 1", "tune without transfer", "random"}
+    assert figures["act"] > figures["random"] + 0.1 and report["donors"][0]["channels"] == 229
+    again = act_profile("recipe", path, "--json")
+    assert json.loads(again.stdout) == report and "up to date" in again.stderr and "profiling" not in again.stderr
+    resolved = yaml.safe_load((folder / "mended" / "recipe.yaml").read_text())
+    assert resolved["score"] == "paired" and resolved["tune"]["batch_size"] == 8
+
+    models = ["--donor", CHECKPOINTS / "base", "--target", CHECKPOINTS / "target"]
+    for name in ("german", "english"):
+        corpus = ["--corpus", folder / f"{name}.jsonl", "--count", "predict"]
+        assert not act_profile("pair", *models, *corpus, "--output", tmp_path / name).returncode
+    ranked = ["--keep", tmp_path / "english", "--top", "5%", "--output", tmp_path / "set"]
+    assert not act_profile("rank", tmp_path / "german", *ranked).returncode
+    moved = ["--channels", tmp_path / "set", "--strength", "1.0", "--output", tmp_path / "moved"]
+    assert not act_profile("transfer", *models, *moved).returncode
+    tuning = ["--replay", folder / "english.jsonl", "--steps", "2", "--learning-rate", "0.001"]
+    corpus = ["--corpus", folder / "german.jsonl", "--output", tmp_path / "tuned"]
+    assert not act_profile("tune", "--model", tmp_path / "moved", *corpus, *tuning).returncode
+    one, other = (load_file(path / "model.safetensors") for path in (folder / "mended", tmp_path / "tuned"))
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
+    data = recipe(
+        folder, output=str(folder / "broken"), tune=None, evaluate={"corpora": {"g": str(folder / "german.jsonl")}}
+    )
+    module = sys.modules["act.recipes.recipe"]
+    real, said = module.evaluate, []
+    monkeypatch.setattr(module, "evaluate", lambda *given, **named: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        Run(read_recipe(written(folder, data)), said.append).execute()
+    assert not (folder / "broken").exists() and any("profiling" in step for step in said)
+    monkeypatch.setattr(module, "evaluate", real)
+    said.clear()
+    Run(read_recipe(written(folder, data)), said.append).execute()
+    assert (folder / "broken").exists() and {step.split(":")[0] for step in said} == {"evaluating"}
+
+    changed = recipe(folder, output=str(folder / "broken"), tune=None, evaluate=None, score="mean-abs")
+    with pytest.raises(act.ActError, match="exists already"):
+        Run(read_recipe(written(folder, changed))).execute()
+    said.clear()
+    Run(read_recipe(written(folder, changed)), said.append).execute(force=True)
+    assert not any("profiling" in step for step in said) and any("ranking" in step for step in said)
+
+
+@pytest.mark.parametrize(
+    ("find", "replace", "message"),
+    [
+        ("count: predict", "coumt: predict", r"line 10: no key 'coumt' here; did you mean 'count'\?"),
+        ("    weight: 1.0", "    wieght: 1.0", r"line 8: no key 'wieght' here; did you mean 'weight'\?"),
+        ("    weight: 1.0", "    weight: -1", "line 8: strength is -1"),
+        ("top_p: 5%", "top_p: 700%", "line 9: top is 700%"),
+        ("  steps: 2", "  steps: many", "line 14: tune.steps is 'many'"),
+        ("  steps: 2", "  steps: 0", "line 11: steps is 0"),
+        ("  steps: 2", "  replay_share: 0.9\n  replay: null", "line 11: replay_share 0.9 is a share of nothing"),
+        ("  steps: 2", "  lora_rank: 4", "line 11: lora_rank has no effect in mode full"),
+        ("  steps: 2", "  seed: -1", "line 14: tune.seed is -1"),
+        ("count: predict", "max_length: 0", "line 10: max_length is 0; input should be greater than or equal to 2"),
+        ("count: predict", "token_budget: 0", "line 10: token_budget is 0"),
+        ("count: predict", "seed: 5000000000", "line 10: seed is 5000000000"),
+        ("  controls:", "  interpolation: 7\n  controls:", "line 19: evaluate.interpolation is 7"),
+        ("  controls:", "  max_new_tokens: 0\n  controls:", "line 19: evaluate.max_new_tokens is 0"),
+        ("count: predict", "score: random", "line 6: score random does not look at activations, so keep has no effect"),
+        ("merge_method: act", "merge_method: ties", "line 1: merge_method is 'ties'"),
+        ("count: predict", "output", "is not YAML"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(folder, find, replace, message):
+    path = written(folder, recipe(folder), "wrong.yaml")
+    text = path.read_text()
+    assert find in text
+    path.write_text(text.replace(find, replace, 1))
+    with pytest.raises(act.ActError, match=message):
+        read_recipe(path)
+
+
+def test_missing_keys_and_inputs(folder):
+    data = recipe(folder)
+    del data["base_model"]
+    with pytest.raises(act.ActError, match="the key 'base_model' is missing"):
+        read_recipe(written(folder, data))
+    with pytest.raises(act.ActError, match="no such recipe"):
+        read_recipe(folder / "none.yaml")
+    for changed, message in (
+        ({"base_model": str(folder / "none")}, "no such model"),
+        ({"output": str(folder / "a" / "b")}, "folder does not exist"),
+        ({"evaluate": {"corpora": {"x": "none.jsonl"}}}, "no such corpus: none.jsonl"),
+    ):
+        result = act_profile("recipe", written(folder, recipe(folder, **changed)), "--dry-run")
+        assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_several_donors_of_whole_units_with_strengths_by_pattern(folder, tmp_path):
+    german, english = (str(folder / f"{name}.jsonl") for name in ("german", "english"))
+    base, target = str(CHECKPOINTS / "base"), str(CHECKPOINTS / "target")
+    donors = [
+        {"model": base, "corpus": german, "keep": [english], "parameters": {"weight": {"*.mlp.*": 0.5, "*": 1.0}}},
+        {"model": base, "corpus": english, "parameters": {"weight": 0.25, "top_p": 0.1}},
+    ]
+    options = {"granularity": ["neuron", "head"], "overlap": "mean", "output": str(tmp_path / "merged")}
+    path = written(tmp_path, recipe(folder, models=donors, tune=None, evaluate=None, **options))
+    Run(read_recipe(path)).execute()
+
+    models = [load_model(name) for name in (base, target)]
+    tokenizer = load_tokenizer(target)
+    pairs = [
+        act.profile_pair(*models, act.Corpus.from_file(corpus, tokenizer, count="predict"))
+        for corpus in (german, english)
+    ]
+    sets = [
+        act.rank(pairs[0], top=0.05, keep=[pairs[1]], granularity=["neuron", "head"]),
+        act.rank(pairs[1], top=0.1, granularity=["neuron", "head"]),
+    ]
+    assert all(one.inputs for one in sets)
+    strengths = [{"*.mlp.*": 0.5, "*": 1.0}, 0.25]
+    grafts = [act.Graft(models[0], one, strength) for one, strength in zip(sets, strengths, strict=True)]
+    act.transfer_many(grafts, models[1], "mean")
+    merged = load_model(str(tmp_path / "merged"))
+    for name, parameter in models[1].named_parameters():
+        assert torch.equal(merged.get_parameter(name), parameter.to(torch.float16).to(parameter.dtype)), name
+
+
+def light(folder, **changed) -> dict:
+    """A recipe of one transfer, and nothing after it."""
+    german = str(folder / "german.jsonl")
+    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "parameters": {"weight": 1.0, "top_p": "5%"}}]
+    return recipe(folder, **{"models": donors, "tune": None, "evaluate": None, **changed})
+
+
+def test_a_donor_of_other_tokens_is_refused_before_anything_is_run(folder, tmp_path):
+    donor = tmp_path / "renumbered"
+    shutil.copytree(CHECKPOINTS / "base", donor)
+    tokenizer = json.loads((donor / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    one, other = list(words)[-2:]
+    words[one], words[other] = words[other], words[one]
+    (donor / "tokenizer.json").write_text(json.dumps(tokenizer))
+    data = light(folder, output=str(tmp_path / "out"))
+    data["models"][0]["model"] = str(donor)
+    for more in ([], ["--dry-run"]):
+        result = act_profile("recipe", written(tmp_path, data), *more)
+        assert result.returncode == 2 and "cannot be a donor" in result.stderr, result.stderr
+        assert f"is {other!r} to the donor's tokenizer" in result.stderr or f"is {one!r} to the" in result.stderr
+    assert not list(tmp_path.glob(".out*"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (donor / name).unlink()
+    said = []
+    Run(read_recipe(written(tmp_path, data)), said.append)
+    assert "nothing tells whether it reads the same tokens" in said[0]
+
+
+def test_an_output_that_lacks_a_file_is_not_done(folder, tmp_path):
+    """Also: corpora as folders and globs, the card, and what is said of the values moved."""
+    corpora = tmp_path / "corpora"
+    corpora.mkdir()
+    shutil.copy(folder / "german.jsonl", corpora / "german.jsonl")
+    weight = {"*.mlp.*": 0.5, "*": 1.0}
+    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": str(corpora), "parameters": {"weight": weight}}]
+    output = tmp_path / "mended"
+    path = written(tmp_path, light(folder, models=donors, output=str(output)))
+    first = act_profile("recipe", path)
+    assert first.returncode == 0, first.stderr
+    assert "at strength 0.5 for *.mlp.*, 1 for *" in first.stdout and "values of" in first.stdout
+    report = json.loads((output / "report.json").read_text())
+    assert report["moved"]["values"] > 0 and report["donors"][0]["strength"] == weight
+    card = (output / "README.md").read_text()
+    assert "Made by `act-profile recipe`" in card and card.count("| donor | base |") == 1
+    assert Run(read_recipe(path)).done()
+
+    kept = (output / "model.safetensors").read_bytes()
+    (output / "model.safetensors").unlink()
+    assert not Run(read_recipe(path)).done()
+    refused = act_profile("recipe", path)
+    assert refused.returncode == 2 and "model.safetensors is missing or was changed since" in refused.stderr
+    said = []
+    Run(read_recipe(path), said.append).execute(force=True)
+    assert (output / "model.safetensors").read_bytes() == kept and said == []
+    (output / "README.md").write_text("my own words")  # not what a run depends on
+    assert Run(read_recipe(path)).done()
+    Run(read_recipe(path), said.append).execute(force=True)
+    assert "my own words" not in (output / "README.md").read_text() and said == []
+
+    donors[0]["corpus"] = str(corpora / "*.jsonl")
+    run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(output)))))
+    assert not run.done() and [stage["kept"] for stage in run.plan()] == [True, True, True]
+    shutil.copy(folder / "english.jsonl", corpora / "other.jsonl")
+    assert not any(stage["kept"] for stage in Run(run.recipe).plan())
+
+
+def test_random_controls_of_several_donors_are_of_equal_size(folder, tmp_path):
+    donors = [
+        {"model": str(CHECKPOINTS / "base"), "corpus": str(folder / f"{name}.jsonl"), "parameters": {"top_p": "20%"}}
+        for name in ("german", "english")
+    ]
+    run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(tmp_path / "out"), seed=3))))
+    run.cache.mkdir()
+    one, other = (run._channels(donor, "random") for donor in run.recipe.models)
+    assert (one.rule["seed"], other.rule["seed"]) == (3, 4) and len(one) == len(other)
+    shared = int(torch.isin(one.index, other.index).sum())
+    assert shared < 0.3 * len(one)  # a fifth by chance, all of them from one seed
+
+
+def test_a_control_need_not_have_channels_for_each_pattern(folder, tmp_path):
+    data = light(folder, output=str(tmp_path / "out"), score="random")
+    data["models"][0]["parameters"] = {"top_p": "0.5%"}
+    run = Run(read_recipe(written(tmp_path, data)))
+    run.cache.mkdir()
+    chosen, control = (
+        {part.site.name for part in run._channels(run.recipe.models[0], score).parts()}
+        for score in (None, "weight-diff")
+    )
+    data["models"][0]["parameters"]["weight"] = {min(chosen - control): 1.0}
+    run = Run(read_recipe(written(tmp_path, data)))
+    before = load_model(str(CHECKPOINTS / "target")).state_dict()
+    for variant, moves in (("act", True), ("weight-diff", False)):
+        after = load_model(str(run._transferred(variant))).state_dict()
+        assert any(not torch.equal(after[name], before[name]) for name in before) == moves
+
+
+def test_interpolation_blends_all_donors_from_where_the_target_was():
+    target, *donors = (torch.nn.Linear(1, 1, bias=False) for _ in range(3))
+    with torch.no_grad():
+        for value, model in enumerate((target, *donors)):
+            model.weight.fill_(value)
+    _interpolate(target, donors, 1.0)
+    assert target.weight.item() == 1.5
+    _interpolate(target, donors[:1], 0.5)
+    assert target.weight.item() == 1.25
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"score": "lape"}, "line 5: score lape compares abilities"),
+        ({"overlap": "most"}, "line 22: overlap"),
+        ({"granularity": ["neurons"]}, "line 23: granularity"),
+        ({"scop": "kind"}, "line 22: .*scope"),
+    ],
+)
+def test_unknown_choices_are_named_with_their_line(folder, tmp_path, changed, message):
+    path = written(tmp_path, (light if "score" in changed else recipe)(folder, **changed))
+    with pytest.raises(act.ActError, match=message):
+        read_recipe(path)

@@ -1,0 +1,114 @@
+"""Reports: their numbers, tables and pictures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from conftest import tiny_model
+
+import act
+from act.core.errors import ActError
+from act.models.channels import ChannelSpace
+from act.ranking.channel_set import ChannelSet
+from act.report.build import build, measure
+from act.report.pictures import draw_channel_map, share_by_layer
+from act.report.write import write
+
+
+@pytest.fixture
+def channels():
+    space = ChannelSpace.from_model(tiny_model("llama"))
+    q = space.site("model.layers.1.self_attn.q_proj")
+    head = space.site("lm_head")
+    index = torch.cat([torch.arange(q.offset, q.offset + q.width // 4), torch.tensor([head.offset])])
+    return ChannelSet(space, index, torch.ones(len(index)).double(), {})
+
+
+def test_shares_are_of_the_right_layer_and_module(channels):
+    rows, columns, share = share_by_layer(channels)
+    assert rows == ["input", "layer 0", "layer 1", "output"]
+    assert columns == ["embed", "q", "k", "v", "o", "gate", "up", "down", "norm", "head"]
+    assert share[rows.index("layer 1"), columns.index("q")] == 0.25
+    assert share[rows.index("output"), columns.index("head")] == 1 / 300
+    assert share[rows.index("layer 0"), columns.index("q")] == 0
+    assert math.isnan(share[rows.index("input"), columns.index("q")])
+
+
+def test_the_picture_is_a_png_and_replaces_nothing(channels, tmp_path):
+    path = tmp_path / "map.png"
+    draw_channel_map(channels, path, "where")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ActError, match="exists already"):
+        draw_channel_map(channels, path, "where")
+
+
+@pytest.fixture(scope="module")
+def profiles(tokenizer):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    texts = {"one": ["a b c", "d e"], "more": ["e d", "c b a"], "other": ["What is two plus three?"]}
+    return {
+        name: act.profile_pair(
+            donor, target, act.Corpus.from_records([{"text": t} for t in kept], tokenizer, count="all")
+        )
+        for name, kept in texts.items()
+    }
+
+
+def test_a_report_tells_stability_from_disentanglement(profiles, tmp_path):
+    measured = measure(list(profiles.values()), ["letters", "letters", "words"], top=0.1)
+    assert [one.name for one in measured] == ["letters", "letters 2", "words"]
+    random = act.rank(profiles["one"], "random", 0.1)
+    report = build(
+        measured,
+        top=0.1,
+        sets={"random": random},
+        model=tiny_model("llama"),
+        losses={"text": lambda model: float(model(torch.arange(8)[None]).logits.detach().std())},
+    )
+    relations = {(row["relation"], row["first"], row["second"]) for row in report.data["overlaps"]}
+    assert ("stability", "letters", "letters 2") in relations and ("disentanglement", "letters", "words") in relations
+    assert ("set", "words", "random") in relations and len(relations) == 3 + 3
+    assert [row["ablated"] for row in report.data["necessity"]] == ["letters", "letters 2", "words", "random"]
+    assert len({row["channels"] for row in report.data["necessity"]}) == 1
+    names, matrix = report.matrix
+    assert names[-1] == "random" and all(matrix[i][i] == 1 for i in range(4))
+
+    files = write(report, tmp_path / "report")
+    assert files == sorted(path.name for path in (tmp_path / "report").glob("[!.]*"))
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == report.data
+    with (tmp_path / "report" / "overlaps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["jaccard"]) for row in rows] == [row["jaccard"] for row in report.data["overlaps"]]
+    for picture in ("concentration.png", "overlap.png", "map-1.png", "map-2.png", "map-3.png"):
+        assert (tmp_path / "report" / picture).read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ActError, match="exists already"):
+        write(report, tmp_path / "report")
+
+
+def test_shares_of_groups_add_up(profiles):
+    (one,) = build(measure([profiles["one"]], top=0.1), top=0.1).data["concentration"]
+    for by in ("kinds", "layers"):
+        for share in ("channels", "score", "chosen"):
+            assert sum(cell[share] for cell in one[by].values()) == pytest.approx(1)
+
+
+def test_profiles_that_cannot_be_compared_are_refused(profiles, tokenizer):
+    with pytest.raises(ActError, match="profiles 1 and 2 are of the same models and text"):
+        measure([profiles["one"], profiles["one"]])
+    with pytest.raises(ActError, match="2 abilities were named for 1 profiles"):
+        measure([profiles["one"]], ["a", "b"])
+    corpus = act.Corpus.from_records([{"text": "c c"}], tokenizer, count="all")
+    with pytest.raises(ActError, match="give pair profiles"):
+        measure([act.profile(tiny_model("llama"), corpus)])
+    seed = act.profile_pair(tiny_model("llama", seed=3), tiny_model("llama", seed=4), corpus)
+    across = build(measure([profiles["one"], seed], ["letters", "letters"])).data["overlaps"]
+    assert {row["relation"] for row in across} == {"stability"}
+    with pytest.raises(ActError, match="different models: the donor"):
+        build(measure([profiles["one"], seed], ["letters", "words"]))
+    wide = act.profile_pair(tiny_model("qwen2"), tiny_model("qwen2", seed=1), corpus)
+    with pytest.raises(ActError, match="different architectures"):
+        measure([profiles["one"], wide])
