@@ -11,7 +11,7 @@ from typing import Any, get_args
 import numpy as np
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.data.batching import Sequence, pieces
 from act.data.encode import AnswerTurns, Count, Encoded, Encoder
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
@@ -50,8 +50,7 @@ class Corpus:
         ability_column: str | None = None,
         name: str | None = None,
     ) -> None:
-        if count not in get_args(Count):
-            raise ActError(f"count is {count!r}; expected one of {', '.join(get_args(Count))}")
+        require_choice("count", count, get_args(Count))
         if max_length is not None and max_length < 2:
             raise ActError(f"max length is {max_length}; expected at least 2 tokens")
         if overlap is not None and not 0 <= overlap < (max_length or DEFAULT_MAX_LENGTH):

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.data.records import Record
 
 Count = Literal["answer", "predict", "all", "prompt"]
@@ -79,8 +79,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any, answer_turns: AnswerTurns = "last", ability_column: str | None = None) -> None:
-        if answer_turns not in get_args(AnswerTurns):
-            raise ActError(f"answer turns is {answer_turns!r}; expected one of {', '.join(get_args(AnswerTurns))}")
+        require_choice("answer turns", answer_turns, get_args(AnswerTurns))
         self.tokenizer = tokenizer
         self.answer_turns: AnswerTurns = answer_turns
         self.ability_column = ability_column

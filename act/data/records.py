@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
 
 Record = Mapping[str, Any]
 Shard = tuple[int, int]
@@ -164,7 +164,7 @@ class Dataset:
                     yield Entry(number, f"{self.name}, row {number}", record)
                 number += 1
         except Exception as error:  # networks, decoders and generators raise anything
-            reason = ActError(f"the rows from here on cannot be read ({_short(error)}); mend the dataset, or skip them")
+            reason = ActError(f"the rows from here on cannot be read ({brief(error)}); mend the dataset, or skip them")
             yield Entry(number, f"{self.name}, row {number}", reason)
 
     def count(self) -> int | None:
@@ -202,7 +202,7 @@ def _hub(name: str) -> Dataset:
     try:
         revision = HfApi().dataset_info(identifier).sha
     except Exception as error:  # the client raises what its HTTP library raises
-        raise ActError(f"no such corpus: {name}, neither a file nor a hub id that answers ({_short(error)})") from error
+        raise ActError(f"no such corpus: {name}, neither a file nor a hub id that answers ({brief(error)})") from error
     loaded = _datasets("load_dataset", identifier, config, split=split, revision=revision, streaming=True)
     return Dataset(loaded, name, hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:16])
 
@@ -213,7 +213,7 @@ def _datasets(function: str, name: str, *arguments: Any, **options: Any) -> Any:
     try:
         return getattr(datasets, function)(name, *arguments, **options)
     except Exception as error:  # builders raise anything
-        raise ActError(f"cannot read the corpus {name}: {_short(error)}") from error
+        raise ActError(f"cannot read the corpus {name}: {brief(error)}") from error
 
 
 def _split_size(dataset: Any) -> int | None:
@@ -251,7 +251,7 @@ def _lines(path: Path, wanted: Wanted) -> Rows:
         if isinstance(error, (GeneratorExit, ActError)):
             raise
         advice = f"the {row + 1:,} records before are whole; get the file again"
-        yield row + 1, "", ActError(f"the file is truncated or damaged ({_short(error)}); {advice}")
+        yield row + 1, "", ActError(f"the file is truncated or damaged ({brief(error)}); {advice}")
 
 
 def _text(line: str) -> Record:
@@ -278,7 +278,7 @@ def _rows(path: Path, wanted: Wanted) -> Rows:
             yield row, f"row {row}", record
     except Exception as error:  # pyarrow and datasets raise their own
         advice = f"the {row + 1:,} records before are whole; make it again or leave it out"
-        yield row + 1, "", ActError(f"the file is truncated or damaged ({_short(error)}); {advice}")
+        yield row + 1, "", ActError(f"the file is truncated or damaged ({brief(error)}); {advice}")
 
 
 @contextlib.contextmanager
@@ -356,7 +356,3 @@ def _parquet_rows(path: Path) -> int | None:
         return pyarrow.parquet.read_metadata(path).num_rows
     except (OSError, pyarrow.ArrowException):
         return None  # reading it will say what is wrong, or skip it
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
 from act.core.files import written_whole
 from act.data.encode import Encoded
 from act.data.records import Entry, Shard, Wanted
@@ -82,7 +82,9 @@ class TokenCache:
                     if chosen:
                         yield from _read(file.read_row_group(group), chosen)
         except (ArrowException, OSError) as error:
-            raise ActError(f"{self.path}: damaged tokens ({_short(error)}); delete the file and run again") from error
+            raise ActError(
+                f"{self.path}: damaged tokens ({brief(error, 120)}); delete the file and run again"
+            ) from error
 
 
 def _row(entry: Entry, result: Encoded | ActError) -> dict[str, Any]:
@@ -109,7 +111,3 @@ def _read(table: Any, numbers: list[int]) -> Iterator[Tokenised]:
         else:
             ids, answer = (columns[name][at].values.to_numpy(zero_copy_only=False) for name in ("input_ids", "answer"))
             yield entry, Encoded(ids.astype(np.int32), answer.astype(bool), abilities[at])
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

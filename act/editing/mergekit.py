@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
 from act.core.extras import optional
 from act.core.files import require_output, written_whole
 from act.editing.folders import open_parameters
@@ -115,7 +115,7 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False) -> Non
         text = Path(config).read_text(encoding="utf-8")
         plan = MergeConfiguration.model_validate(_absolute(yaml.safe_load(text)))
     except (OSError, yaml.YAMLError, ValidationError, RuntimeError) as error:
-        raise ActError(f"mergekit cannot use {config}: {' '.join(str(error).split())[:400]}") from error
+        raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
     require_output(output, force, [config, *(reference.model.path for reference in plan.referenced_models())])
     if plan.merge_method == NAME:
         _check(plan)
@@ -123,7 +123,7 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False) -> Non
         try:
             run_merge(plan, str(folder), MergeOptions(copy_tokenizer=True, quiet=True), config_source=text)
         except Exception as error:  # its planner, its hub client and its card raise anything
-            reason = " ".join(str(error).split())[:400] or type(error).__name__
+            reason = brief(error, 400)
             raise ActError(f"mergekit cannot merge by {config}: {reason}") from error
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from act.core.errors import ActError
-from act.core.files import load_tensors, save_tensors
+from act.core.errors import ActError, require_choice
+from act.core.tensor_files import load_tensors, save_tensors
 from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
 
@@ -141,8 +141,7 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
         ActError: patches of different models; conflicts under ``refuse``, or rows of one crossing columns of another.
     """
     patches = list(patches)
-    if conflict not in get_args(Conflict):
-        raise ActError(f"conflict is {conflict!r}; expected one of {', '.join(get_args(Conflict))}")
+    require_choice("conflict", conflict, get_args(Conflict))
     if not patches:
         raise ActError("no patch was given; expected at least one")
     before = {patch.header.get("before") for patch in patches}

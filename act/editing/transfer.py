@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.editing.patch import Change, Patch, Weights, rows_view
 from act.models.channels import ParameterSlice, Site
 from act.models.fingerprint import Diagonal, digest, fingerprint
@@ -189,8 +189,7 @@ def require_strength(strength: float) -> None:
 
 def require_overlap(overlap: str) -> None:
     """Raise :class:`ActError` for an unknown rule."""
-    if overlap not in get_args(Overlap):
-        raise ActError(f"overlap is {overlap!r}; expected one of {', '.join(get_args(Overlap))}")
+    require_choice("overlap", overlap, get_args(Overlap))
 
 
 def weights_of(model: nn.Module | Weights, side: str) -> Weights:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.core.extras import optional
 from act.core.files import written_whole
 from act.data.corpus import Corpus
@@ -56,8 +56,7 @@ class TuneSettings:
     save_steps: int = 50
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
-            raise ActError(f"mode is {self.mode!r}; expected one of {', '.join(get_args(Mode))}")
+        require_choice("mode", self.mode, get_args(Mode))
         for name in ("batch_size", "lora_rank", "save_steps"):
             if getattr(self, name) < 1:
                 raise ActError(f"{name.replace('_', ' ')} is {getattr(self, name)}; expected at least 1")

@@ -1,0 +1,4 @@
+"""How well a model does: answers and likelihoods, paired tests, benchmark tasks, sweeps of settings.
+
+Nothing here decides which channels move.
+"""

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.data.corpus import Corpus
 from act.data.encode import Encoded
 from act.data.pieces import Piece, pieces
@@ -141,8 +141,7 @@ def evaluate(
     Raises:
         ActError: no record; an unknown metric, or one that a record does not fit; a number out of range.
     """
-    if metric not in get_args(Metric):
-        raise ActError(f"metric is {metric!r}; expected one of {', '.join(get_args(Metric))}")
+    require_choice("metric", metric, get_args(Metric))
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ActError(f"max new tokens is {max_new_tokens}; expected at least 1")
     if token_budget < 1:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
 from act.core.extras import optional
 from act.evaluation.significance import finite, sign_flip
 
@@ -89,7 +89,7 @@ def run_tasks(
             wrapped, tasks=list(names), task_manager=manager, limit=limit, num_fewshot=fewshot, bootstrap_iters=0
         )
     except Exception as error:  # data sets, templates and metrics raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = brief(error)
         raise ActError(f"cannot run {', '.join(names)}: {reason}") from error
     name = name or getattr(model, "name_or_path", "") or type(model).__name__
     return [

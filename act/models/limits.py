@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from act.core.errors import brief
 from act.models.channels import ChannelSpace
 from act.models.placement import input_device
 
@@ -59,7 +60,7 @@ def packs(model: nn.Module, only_if_faster: bool) -> str | None:
             packed = _logits(model, input_ids=ids, position_ids=positions)[:, 5:]
             alone = _logits(model, input_ids=ids[:, 5:], position_ids=positions[:, 5:])
     except (TypeError, ValueError, RuntimeError) as error:
-        return f"the model does not take packed rows ({' '.join(str(error).split())[:100]})"
+        return f"the model does not take packed rows ({brief(error, 100)})"
     tolerance = 1e-4 if packed.dtype == torch.float32 else 3e-2
     if not torch.allclose(packed, alone, rtol=tolerance, atol=tolerance * float(alone.abs().max())):
         return "the model lets packed pieces see each other"

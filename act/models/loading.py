@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief, require_choice
 from act.core.extras import optional
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -41,8 +41,7 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM
 
-    if dtype not in DTYPES:
-        raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require_choice("dtype", dtype, DTYPES)
     spread = _spread(device, device_map, max_memory)
     model, found = _from_pretrained(
         AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True, **spread
@@ -63,8 +62,7 @@ def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] |
         if max_memory:
             raise ActError("a maximum memory was given without a device map, which it is for; add --device-map auto")
         return {}
-    if device_map not in DEVICE_MAPS:
-        raise ActError(f"device map is {device_map!r}; expected one of {', '.join(DEVICE_MAPS)}")
+    require_choice("device map", device_map, DEVICE_MAPS)
     if device != "auto":
         raise ActError(f"device {device!r} and device map {device_map!r} were both given; leave one of them out")
     optional("accelerate", "offload", "a device map")
@@ -79,8 +77,7 @@ def load_config(name: str, dtype: str = "auto") -> Any:
     """The configuration of a model, with the dtype that it will have; raises ActError if there is none."""
     from transformers import AutoConfig
 
-    if dtype not in DTYPES:
-        raise ActError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    require_choice("dtype", dtype, DTYPES)
     config = _from_pretrained(AutoConfig, "model", name)
     if dtype != "auto":
         config.dtype = getattr(torch, dtype)
@@ -95,7 +92,7 @@ def empty_model(config: Any) -> nn.Module:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config).eval()
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        raise ActError(f"cannot build a causal language model: {' '.join(str(error).split())[:300]}") from error
+        raise ActError(f"cannot build a causal language model: {brief(error, 300)}") from error
 
 
 def load_tokenizer(name: str) -> Any:
@@ -134,7 +131,7 @@ def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
     try:
         return loader.from_pretrained(name, **options)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ActError(f"cannot load the {what} {name}: {' '.join(str(error).split())[:300]}") from error
+        raise ActError(f"cannot load the {what} {name}: {brief(error, 300)}") from error
 
 
 def device_named(device: str) -> torch.device:

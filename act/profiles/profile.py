@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from act.core.errors import ActError
-from act.core.files import load_tensors, save_tensors, understood
+from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act_kernels import PAIR, STATISTICS

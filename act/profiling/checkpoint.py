@@ -16,7 +16,7 @@ import torch
 
 from act.core.differences import first_difference
 from act.core.errors import ActError, BadRecord, Interrupted
-from act.core.files import load_tensors, save_tensors, understood
+from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.data.batching import Batch, Position
 from act.data.stream import Skipped, Stream
 from act.profiling.run import Observer, Run, Seen

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.core.versions import versions
 from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.data.corpus import Corpus
@@ -84,8 +84,7 @@ class Job:
         ranks: Ranks | None = None,
         part: bool = False,
     ) -> None:
-        if packing not in get_args(Packing):
-            raise ActError(f"packing is {packing!r}; expected one of {', '.join(get_args(Packing))}")
+        require_choice("packing", packing, get_args(Packing))
         self.models = dict(models)
         self.pair = len(self.models) == 2
         self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
 from act.data.corpus import Corpus
 from act.data.stream import NOTHING_COUNTS
 from act.models.channels import ChannelSpace
@@ -297,7 +297,7 @@ def measure(
         except ActError:
             raise
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # of the model's own code
-            short = " ".join(str(error).split())[:200]
+            short = brief(error)
             raise ActError(
                 f"a model of this configuration does not run on {device} ({short}); "
                 "mend the configuration, or leave the measurement out (--seconds 0)"

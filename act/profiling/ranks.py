@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
 from act.data.records import Shard
 from act.data.stream import Skipped, nothing_counted
 from act.profiling.run import Run, Seen
@@ -111,7 +111,7 @@ class Ranks:
             yield
         except RuntimeError as error:  # torch.distributed's errors are of this kind
             refused = self._note()
-            what = f"another rank was lost ({_short(error)})" if refused is None else _ended_by(refused)
+            what = f"another rank was lost ({brief(error, 120)})" if refused is None else _ended_by(refused)
             raise LostRank(what) from error
 
     def _note(self) -> int | None:
@@ -165,7 +165,7 @@ def joined() -> Iterator[Ranks | None]:
         dist.init_process_group(backend, timeout=MEETING, store=store, rank=rank, world_size=size)
         dist.distributed_c10d._set_pg_timeout(PATIENCE)
     except (ValueError, RuntimeError) as error:
-        raise ActError(f"the ranks do not find each other ({_short(error)}); start them with torchrun") from error
+        raise ActError(f"the ranks do not find each other ({brief(error, 120)}); start them with torchrun") from error
     ranks = Ranks(rank, size, device, store)
     try:
         yield ranks
@@ -208,7 +208,3 @@ def _ended_by(rank: int) -> str:
 
 def _union(groups: Iterable[Iterable[str]]) -> list[str]:
     return list(dict.fromkeys(name for group in groups for name in group))
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:120]

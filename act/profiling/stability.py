@@ -30,7 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.data.batching import LOOK_AHEAD, Batch, Position
 from act.data.corpus import Corpus
 from act.models.channels import ChannelSpace
@@ -65,8 +65,7 @@ class Promise:
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
-        if self.score not in get_args(StableScore):
-            raise ActError(f"stable score is {self.score!r}; expected one of {', '.join(get_args(StableScore))}")
+        require_choice("stable score", self.score, get_args(StableScore))
         if not 0 < self.top < 1:
             raise ActError(f"stable top is {self.top}; expected a share of the channels between 0 and 1")
         if not 0 < self.overlap <= 1:

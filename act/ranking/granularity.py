@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import torch
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.models.blocks import Attention, Mlp, Rows
 from act.models.channels import ChannelSpace, Site
 
@@ -69,8 +69,7 @@ def segments(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
     """
     names: list[str] = [granularity] if isinstance(granularity, str) else list(granularity)
     for name in names or [""]:
-        if name not in get_args(Granularity):
-            raise ActError(f"granularity is {name!r}; expected one of {', '.join(get_args(Granularity))}")
+        require_choice("granularity", name, get_args(Granularity))
     if set(names) == {"channel"}:
         return [Segment(site.kind, site.layer, site.name, site) for site in space]
     found = [unit for block in space.blocks for unit in _units(space, block, names)]

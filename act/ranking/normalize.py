@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.models.channels import ChannelSpace
 from act.ranking.scores import Activations, spread
 
@@ -41,8 +41,7 @@ def normalized(
     Raises:
         ActError: an unknown ``how``; ``channel`` without activations.
     """
-    if how not in get_args(Normalize):
-        raise ActError(f"normalize is {how!r}; expected one of {', '.join(get_args(Normalize))}")
+    require_choice("normalize", how, get_args(Normalize))
     score = score if in_place else score.clone()
     if how == "none":
         return score

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.models.channels import ChannelSpace, Site, common_space
 from act.models.fingerprint import fingerprint
 from act.profiles.profile import PairProfile, Profile, require_same_models
@@ -74,8 +74,7 @@ def rank(
     """
     amount = parse_amount(0.05 if top is None and count is None and mass is None else top, count, mass)
     name = "custom" if isinstance(score, torch.Tensor) else score
-    if name not in (*get_args(Score), "custom"):
-        raise ActError(f"score is {score!r}; expected one of {', '.join(get_args(Score))}")
+    require_choice("score", name, (*get_args(Score), "custom"))
     kept: list[Ability] = keep if isinstance(keep, list) else [] if keep is None else [keep]
     _require_contrast(profile, kept, name)
     space, include, exclude = _sides(profile)[0].space, list(include), list(exclude)

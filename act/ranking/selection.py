@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import torch
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.ranking.granularity import Segment
 
 Scope = Literal["global", "kind", "layer", "site"]
@@ -85,8 +85,7 @@ def pools(segments: Sequence[Segment], scope: Scope) -> Iterator[list[int]]:
     Raises:
         ActError: an unknown scope.
     """
-    if scope not in get_args(Scope):
-        raise ActError(f"scope is {scope!r}; expected one of {', '.join(get_args(Scope))}")
+    require_choice("scope", scope, get_args(Scope))
     groups: dict[object, list[int]] = {}
     for number, segment in enumerate(segments):
         key = {"global": None, "kind": segment.kind, "layer": segment.layer, "site": segment.name}[scope]

@@ -1,1 +1,4 @@
-"""What profiles and channel sets say, as plain data, tables and pictures."""
+"""Profiles and channel sets in tables and pictures.
+
+Its numbers come from act.ranking.analysis; no arithmetic on profiles belongs here.
+"""

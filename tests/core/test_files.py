@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from act.core.errors import ActError
-from act.core.files import load_tensors, require_output, save_tensors, written_whole
+from act.core.files import require_output, written_whole
+from act.core.tensor_files import load_tensors, save_tensors
 from act.profiles.profile import SCHEMA, load
 from act.ranking import channel_set
 from act.ranking.channel_set import ChannelSet
@@ -22,7 +23,7 @@ def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
     def full(*_args, **_options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("act.core.files.save_file", full)
+    monkeypatch.setattr("act.core.tensor_files.save_file", full)
     with pytest.raises(ActError, match=r"disk is full while writing .*kept; nothing was changed"):
         save_tensors(path, {"x": torch.zeros(3)}, "act-test/1", {}, force=True)
     assert path.read_text() == "precious" and [entry.name for entry in tmp_path.iterdir()] == ["kept"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import act
-import act.core.files
+import act.core.tensor_files
 from act.core.errors import ActError, Interrupted
 from act.data.batching import batches, pieces, prefetched
 from act.data.corpus import Corpus
@@ -401,7 +401,7 @@ def test_a_full_disk_at_a_checkpoint_does_not_end_the_run(tokenizer, tmp_path, m
     def full(*arguments, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("act.core.files.save_file", full)
+    monkeypatch.setattr("act.core.tensor_files.save_file", full)
     path = tmp_path / "checkpoint"
     profile = act.profile(tiny_model("llama"), corpus(tokenizer), token_budget=150, checkpoint=Checkpoint(path, 0))
     assert profile.source["corpora"][0]["records"] == 60 and not path.exists()
@@ -422,12 +422,12 @@ def test_half_merged_moments_are_never_written(tokenizer, tmp_path, monkeypatch)
     model, path = tiny_model("llama"), tmp_path / "checkpoint"
     tries = iter([True])
 
-    def full_once(*arguments, save=act.core.files.save_file, **options):
+    def full_once(*arguments, save=act.core.tensor_files.save_file, **options):
         if next(tries, False):
             raise OSError(28, "No space left on device")
         save(*arguments, **options)
 
-    monkeypatch.setattr("act.core.files.save_file", full_once)
+    monkeypatch.setattr("act.core.tensor_files.save_file", full_once)
     options = {"token_budget": 150, "checkpoint": Checkpoint(path, 1000)}
     with pytest.raises(ActError, match="was lost; there is no checkpoint, so the same command starts anew"):
         act.profile(model, corpus(tokenizer), ranks=Lost(), **options)
