@@ -20,15 +20,13 @@ from act.core.errors import ActError, require_choice
 from act.core.extras import optional
 from act.core.files import written_whole
 from act.data.corpus import Corpus
-from act.data.pieces import Piece, pieces
+from act.data.pieces import IGNORED, Piece, collate, pieces
 from act.editing.patch import Patch
 from act.models.fingerprint import fingerprint
 from act.ranking.channel_set import ChannelSet
 
 Mode = Literal["full", "rows", "lora"]
 """What is trained: every weight, the rows of a channel set or patch, or low-rank adapters of every linear (peft)."""
-
-IGNORED = -100  # the label of tokens that are no part of an answer
 
 
 @dataclass(frozen=True)
@@ -261,18 +259,6 @@ def _order(own: int, other: int, settings: TuneSettings) -> list[int]:
     return [chosen[at] for at in torch.randperm(total, generator=generator).tolist()]
 
 
-def _collate(batch: list[Piece]) -> dict[str, torch.Tensor]:
-    shape = len(batch), max(len(piece.ids) for piece in batch)
-    ids, mask = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.int64)
-    labels = torch.full(shape, IGNORED)
-    for row, piece in enumerate(batch):
-        end = len(piece.ids)
-        ids[row, :end] = torch.tensor(piece.ids)
-        mask[row, :end] = 1
-        labels[row, piece.first : end] = ids[row, piece.first : end]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
 def _usable_checkpoint(folder: Path, identity: str) -> int:
     """The step of the last whole checkpoint of this very run; checkpoints of another are removed."""
     identity_file = folder / "identity"
@@ -331,7 +317,7 @@ def _train(
             dataloader_pin_memory=False,
             use_cpu=next(model.parameters()).device.type == "cpu",
         )
-        trainer = AnswerTrainer(trained, arguments, data_collator=_collate, train_dataset=examples)
+        trainer = AnswerTrainer(trained, arguments, data_collator=collate, train_dataset=examples)
         trainer.remove_callback(PrinterCallback)
         start = str(checkpoints / f"checkpoint-{resumed}") if checkpoints and resumed else None
         trainer.train(resume_from_checkpoint=start)
