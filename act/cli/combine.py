@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
 from act.profiles.combine import combine
@@ -16,10 +16,10 @@ from act.profiles.profile import Profile
 
 def command(
     shards: Annotated[list[Path], typer.Argument(help="The profiles (or folders of them) that --shard i/n made.")],
-    output: console.Output = Path("profile.safetensors"),
+    output: options.Output = Path("profile.safetensors"),
     partial: Annotated[bool, typer.Option(help="Combine them although some shards are missing.")] = False,
-    force: console.Force = False,
-    as_json: console.Json = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Merge the profiles of the shards of one run; the result is that of the whole corpus."""
     require_output(output, force, shards)

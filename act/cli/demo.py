@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.files import require_output
 from act.report.pictures import draw_channel_map
 
@@ -19,8 +19,8 @@ def command(
     picture: Annotated[
         Path, typer.Option(help="Where to save the map of the ability (the default is replaced).")
     ] = PICTURE,
-    force: console.Force = False,
-    as_json: console.Json = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Give a small model the language back that it forgot, beside controls of equal size; under a minute."""
     from act.lab import demo

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from act.cli import console
+from act.cli import console, options
 from act.core.versions import versions
 from act_kernels import cuda, native
 from act_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, choose
 
 
-def command(as_json: console.Json = False) -> None:
+def command(as_json: options.Json = False) -> None:
     """Print versions, devices, and which backend runs where, with the reason why the others do not."""
     device_types = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     result: dict[str, Any] = {

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
 from act.data.corpus import Corpus
@@ -33,12 +33,12 @@ def command(
     limit: Annotated[int | None, typer.Option(help="Documents of each task at most.")] = None,
     fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt of a task.")] = None,
     details: Annotated[Path | None, typer.Option(help="Write every record's figures and answer, as JSONL.")] = None,
-    max_length: console.MaxLength = None,
+    max_length: options.MaxLength = None,
     token_budget: Annotated[int, typer.Option(help="Tokens a batch, padding included.")] = DEFAULT_TOKEN_BUDGET,
-    device: console.Device = "auto",
-    dtype: console.Dtype = "auto",
-    force: console.Force = False,
-    as_json: console.Json = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Answer likelihood and right answers on a corpus; with --before, what changed and whether it is luck."""
     console.quiet_transformers()

@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.editing.mergekit import merge
 
 
 def command(
     config: Annotated[Path, typer.Argument(help="A mergekit configuration; each donor has channels and weight.")],
     output: Annotated[Path, typer.Argument(help="Folder for the resulting model.")],
-    force: console.Force = False,
-    as_json: console.Json = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Run a mergekit configuration in which merge_method may be act; mergekit must be installed."""
     console.quiet_transformers()

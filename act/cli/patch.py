@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.files import require_output
 from act.editing.folders import patch_folder
 from act.editing.patch import Patch, compose, conflicts
@@ -20,7 +20,7 @@ NewFolder = Annotated[Path, typer.Option(help="Folder for the resulting model.")
 
 @app.command()
 def apply(
-    patch: PatchFile, model: Model, output: NewFolder, force: console.Force = False, as_json: console.Json = False
+    patch: PatchFile, model: Model, output: NewFolder, force: options.Force = False, as_json: options.Json = False
 ) -> None:
     """Write the model with the patch's rows into a new folder."""
     _write(patch, model, output, False, force, as_json)
@@ -28,14 +28,14 @@ def apply(
 
 @app.command()
 def revert(
-    patch: PatchFile, model: Model, output: NewFolder, force: console.Force = False, as_json: console.Json = False
+    patch: PatchFile, model: Model, output: NewFolder, force: options.Force = False, as_json: options.Json = False
 ) -> None:
     """Write the model as it was before the patch, to the bit, into a new folder."""
     _write(patch, model, output, True, force, as_json)
 
 
 @app.command()
-def show(patch: PatchFile, as_json: console.Json = False) -> None:
+def show(patch: PatchFile, as_json: options.Json = False) -> None:
     """What a patch changes, and where it came from."""
     held = Patch.load(patch)
     parameters = [
@@ -61,10 +61,10 @@ def show(patch: PatchFile, as_json: console.Json = False) -> None:
 @app.command("compose")
 def compose_command(
     patches: Annotated[list[Path], typer.Argument(help="Patches made on the same model.")],
-    output: console.Output,
+    output: options.Output,
     conflict: Annotated[str, typer.Option(help="Rows that two patches change: refuse, first or last wins.")] = "refuse",
-    force: console.Force = False,
-    as_json: console.Json = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Several patches as one; the same row in two of them is a conflict."""
     require_output(output, force, patches)

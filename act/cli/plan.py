@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.data.corpus import Corpus
 from act.data.stream import DEFAULT_TOKEN_BUDGET
@@ -23,10 +23,10 @@ def command(
     ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Records of each corpus to look at; 0: all.")] = 2000,
     tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to plan for, instead of a corpus.")] = None,
-    count: console.Count = "answer",
-    answer_turns: console.AnswerTurns = "last",
-    max_length: console.MaxLength = None,
-    overlap: console.Overlap = None,
+    count: options.Count = "answer",
+    answer_turns: options.AnswerTurns = "last",
+    max_length: options.MaxLength = None,
+    overlap: options.Overlap = None,
     pair: Annotated[bool, typer.Option(help="Plan a pair run: two such models.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
     gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs that one copy of the weights is spread over.")] = 1,
@@ -35,11 +35,11 @@ def command(
     ] = None,
     token_budget: Annotated[int, typer.Option(min=1, help="Tokens a batch.")] = DEFAULT_TOKEN_BUDGET,
     seconds: Annotated[float, typer.Option(min=0, help="Length of the measurement on this device; 0: none.")] = 3.0,
-    exclude: console.Exclude = None,
-    fused: console.Fused = True,
-    device: console.Device = "auto",
-    dtype: console.Dtype = "auto",
-    as_json: console.Json = False,
+    exclude: options.Exclude = None,
+    fused: options.Fused = True,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    as_json: options.Json = False,
 ) -> None:
     """Show sites and channels, what no site covers, tokens, work, memory and time of a run."""
     console.quiet_transformers()

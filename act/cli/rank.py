@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
 from act.models.loading import load_model
@@ -18,7 +18,7 @@ from act.ranking.selection import parse_amount
 
 def command(
     profiles: Annotated[list[Path], typer.Argument(help="A pair profile, or the donor's and the target's profiles.")],
-    output: console.Output = Path("channels.safetensors"),
+    output: options.Output = Path("channels.safetensors"),
     keep: Annotated[
         list[Path] | None,
         typer.Option(help="Profile of an ability to retain (repeatable; with two profiles, donor's then target's)."),
@@ -47,8 +47,8 @@ def command(
     seed: Annotated[int | None, typer.Option(help="Seed of the random score; 0 by default.")] = None,
     donor: Annotated[str | None, typer.Option(help="The donor model, for weight-diff.")] = None,
     target: Annotated[str | None, typer.Option(help="The target model, for weight-diff.")] = None,
-    force: console.Force = False,
-    as_json: console.Json = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Rank all channels of all modules together and keep the best as a channel set."""
     if top is not None or count is not None or mass is not None:

@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 
 
 def command(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     dry_run: Annotated[bool, typer.Option(help="Check the recipe and its inputs, and print the plan.")] = False,
-    force: console.Force = False,
-    as_json: console.Json = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Profile, rank, transfer, tune and evaluate as a recipe says; stages that are done are not done again."""
     from act.recipes.recipe import Run, read_recipe

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from torch import nn
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
 from act.data.corpus import Corpus
@@ -44,11 +44,11 @@ def command(
         list[str] | None,
         typer.Option(help="Texts on which the donor's loss shows what each set is necessary for (repeatable)."),
     ] = None,
-    max_length: console.MaxLength = None,
-    device: console.Device = "auto",
-    dtype: console.Dtype = "auto",
-    force: console.Force = False,
-    as_json: console.Json = False,
+    max_length: options.MaxLength = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Concentration, overlap against chance, stability, sufficiency and necessity of abilities' channels."""
     inputs: list[str | Path] = [

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
 from act.data.corpus import Corpus
@@ -40,11 +40,11 @@ def command(
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="Write rows and frontier to this JSON file too.")] = None,
-    max_length: console.MaxLength = None,
-    device: console.Device = "auto",
-    dtype: console.Dtype = "auto",
-    force: console.Force = False,
-    as_json: console.Json = False,
+    max_length: options.MaxLength = None,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Transfer each share at each strength in memory, evaluate, take it back; print all and the frontier."""
     places = [*corpus, *(keep or [])]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
 from act.editing.folders import patch_of_folders, transfer_folders
@@ -38,10 +38,10 @@ def command(
         bool, typer.Option(help="Match embedding and LM-head rows of another vocabulary by token string.")
     ] = False,
     in_memory: Annotated[bool, typer.Option(help="Load the models instead of working on their files.")] = False,
-    device: console.Device = "auto",
-    dtype: console.Dtype = "auto",
-    force: console.Force = False,
-    as_json: console.Json = False,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Blend the chosen channels of the donors into the target; write a model folder, or a patch file."""
     strengths = _one_each("--strength", strength or [0.4], len(donor))

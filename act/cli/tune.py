@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
 from act.data.corpus import Corpus
@@ -19,7 +19,7 @@ from act.ranking.channel_set import ChannelSet
 
 def command(
     model: Annotated[str, typer.Option(help="The model to tune; it is not changed on disk.")],
-    corpus: console.CorpusPlace,
+    corpus: options.CorpusPlace,
     output: Annotated[Path, typer.Option(help="Folder for the tuned model.")],
     replay: Annotated[str | None, typer.Option(help="Records of what is to be retained, mixed in.")] = None,
     replay_share: Annotated[
@@ -34,10 +34,10 @@ def command(
     adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
     seed: Annotated[int, typer.Option(help="Of the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    max_length: console.MaxLength = None,
-    device: console.Device = "auto",
-    force: console.Force = False,
-    as_json: console.Json = False,
+    max_length: options.MaxLength = None,
+    device: options.Device = "auto",
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Fine-tune on the answers of a corpus; run the same command again after a break, and it goes on."""
     given: dict[str, Any] = {"replay_share": replay_share, "lora_rank": lora_rank}
