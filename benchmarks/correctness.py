@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from oracle import DTYPES, ISAS, assert_moments_close, random, truth
+from kernels.oracle import DTYPES, ISAS, assert_moments_close, random, truth
 
 from act_kernels import empty_moments, ops
 from act_kernels.backends import ENVIRONMENT_VARIABLE

@@ -25,13 +25,13 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests" / "kernels")]
+sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 sys.path.append(str(HERE.parent))  # last: an installed package has the extension, a bare checkout has not
 
 import torch  # noqa: E402
 from correctness import all_cases, by_checks, by_tests, forced, model_cases  # noqa: E402
-from kernels import CASES, FUSED_CASES  # noqa: E402
 from measure import machine, median, on_device, spread, write_json  # noqa: E402
+from ops import CASES, FUSED_CASES  # noqa: E402
 
 import act_kernels  # noqa: E402
 from act_kernels.backends import BACKENDS, choose  # noqa: E402

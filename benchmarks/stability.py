@@ -27,7 +27,7 @@ from act.profiling.job import Job
 from act.profiling.measure import run_job
 from act.profiling.stability import Promise, UntilStable, look_ahead, quantity, rankable
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "trained"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -48,7 +48,7 @@ def demo(
 
 def stories() -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
     """GSM8K questions on stories260K and a copy whose weights were shaken."""
-    from stories import load_model, load_tokenizer
+    from trained.stories import load_model, load_tokenizer
 
     donor, target = (load_model(DATA / "stories260K") for _ in range(2))
     torch.manual_seed(0)

@@ -128,9 +128,7 @@ def moments() -> str:
     if source is None:
         return ""
     columns = ["op, type, threads", "C", "GB/s", "copy GB/s", "time / copy", "x faster than PyTorch operators"]
-    command = (
-        "`python benchmarks/kernels.py --op column_moments --json OUT`, T = 2048; GB/s of bytes that must move.\n\n"
-    )
+    command = "`python benchmarks/ops.py --op column_moments --json OUT`, T = 2048; GB/s of bytes that must move.\n\n"
     return f"## Kernels beside a copy\n\n{command}{table(columns, rows)}\n{made_on(source)}\n"
 
 
@@ -147,7 +145,7 @@ def fused() -> str:
         return ""
     columns = ["op, type, threads", "C", "GB/s", "time / stock operators", "time / same op without statistics"]
     command = (
-        "`python benchmarks/kernels.py --op gated_mlp --json OUT`, with statistics; the stock operators have none.\n\n"
+        "`python benchmarks/ops.py --op gated_mlp --json OUT`, with statistics; the stock operators have none.\n\n"
     )
     return f"## Fused ops\n\n{command}{table(columns, rows)}\n{made_on(source)}\n"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CASES, DTYPES, FUSED_CASES
+from ops import CASES, DTYPES, FUSED_CASES
 from overhead import calls_of
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from emulated import REASON as NOT_EMULATED
-from emulated import emulate
-from interpreter import INTERPRETED, correct_interpreter
-from on_gpu import run_on_gpu
-from oracle import ISAS
+from kernels.emulated import REASON as NOT_EMULATED
+from kernels.emulated import emulate
+from kernels.interpreter import INTERPRETED, correct_interpreter
+from kernels.on_gpu import run_on_gpu
+from kernels.oracle import ISAS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from act_kernels import backends, native

@@ -92,7 +92,7 @@ def test_what_is_not_installed_is_left_out_with_a_reason(tmp_path):
 
 @pytest.mark.slow
 def test_a_wrong_kernel_is_found(tmp_path):
-    folders = [str(BENCHMARKS), str(BENCHMARKS.parent), str(BENCHMARKS.parent / "tests" / "kernels")]
+    folders = [str(BENCHMARKS), str(BENCHMARKS.parent), str(BENCHMARKS.parent / "tests")]
     run = subprocess.run([sys.executable, "-c", BROKEN, *folders], capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     checks, tests = json.loads(run.stdout)

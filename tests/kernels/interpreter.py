@@ -2,7 +2,7 @@
 
 The interpreter replaces ``triton.jit`` when a kernel is defined, so TRITON_INTERPRET is set before a process starts:
 ``TRITON_INTERPRET=1 python -m pytest tests/kernels`` runs these tests on interpreted Triton instead of the C++ kernels,
-and :mod:`test_triton_interpreted` does so in a process of its own.
+and :mod:`kernels.test_triton_interpreted` does so in a process of its own.
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ import warnings
 
 import pytest
 import torch
-from interpreter import INTERPRETED
 
 from act_kernels import backends, cuda, native
 from act_kernels.backends import BackendError, choose
+from kernels.interpreter import INTERPRETED
 
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreted process forces Triton")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import INTERPRETED
-from oracle import DTYPES, random
 
 from act_kernels import gather_rows, ops
 from act_kernels import rows as rows_module
+from kernels.interpreter import INTERPRETED
+from kernels.oracle import DTYPES, random
 
 pytestmark = pytest.mark.usefixtures("backend")
 

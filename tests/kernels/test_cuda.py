@@ -6,13 +6,13 @@ import importlib.util
 import os
 from pathlib import Path
 
-import emulated
 import pytest
 import torch
-from interpreter import INTERPRETED
-from oracle import DTYPES, assert_moments_close, random, truth
 
 from act_kernels import cuda, empty_moments, native, ops
+from kernels import emulated
+from kernels.interpreter import INTERPRETED
+from kernels.oracle import DTYPES, assert_moments_close, random, truth
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "registers.py"
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreted process is for Triton")

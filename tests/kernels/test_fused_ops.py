@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import INTERPRETED
-from oracle import DTYPES, EXACT, ISAS, assert_moments_close, random, truth
 
 from act_kernels import empty_moments, native, ops, reference
+from kernels.interpreter import INTERPRETED
+from kernels.oracle import DTYPES, EXACT, ISAS, assert_moments_close, random, truth
 
 pytestmark = pytest.mark.usefixtures("backend")
 

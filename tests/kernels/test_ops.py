@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import INTERPRETED
-from oracle import DTYPES, assert_moments_close, random, truth
 
 from act_kernels import empty_moments, merge_moments, ops, reference
 from act_kernels.statistics import COUNT, M2, MEAN, NONFINITE
+from kernels.interpreter import INTERPRETED
+from kernels.oracle import DTYPES, assert_moments_close, random, truth
 
 SHAPES = [(0, 5), (1, 1), (1, 64), (7, 123), (63, 5), (257, 65), (500, 512), (1030, 33), (64, 3001)]
 if INTERPRETED:

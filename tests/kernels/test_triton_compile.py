@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from interpreter import INTERPRETED
 
 from act_kernels import backends, empty_moments
+from kernels.interpreter import INTERPRETED
 
 if INTERPRETED:
     pytest.skip("an interpreted process compiles nothing", allow_module_level=True)

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from interpreter import INTERPRETED
 
 import act_kernels
+from kernels.interpreter import INTERPRETED
 
 FOLDER = Path(__file__).parent
 OPS = [name for name in act_kernels.__all__ if hasattr(torch.ops.act_kernels, name)]

@@ -7,7 +7,6 @@ import json
 
 import pytest
 import torch
-from stories import PUBLISHED_SAMPLE, load_model, load_tokenizer
 from torch.nn.functional import cross_entropy
 from typer.testing import CliRunner
 
@@ -16,6 +15,7 @@ from act.cli import app
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.taps.taps import taps
+from trained.stories import PUBLISHED_SAMPLE, load_model, load_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 ``speedup_over_torch``: against the same statistics by operators. Fused ops: ``ratio_to_stock`` is their time with
 statistics over that of the stock operators without any; ``ratio_to_plain`` over the same op without statistics.
 
-python benchmarks/kernels.py --op column_moments --json OUT
+python benchmarks/ops.py --op column_moments --json OUT
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Tests of act_kernels on every backend, and what they share."""
