@@ -5,44 +5,108 @@ channels = act.rank(pair, score="paired", top=0.05)
 patch = act.transfer(donor, target, channels, strength=0.4)
 """
 
-from act.core.errors import ActError
-from act.data.corpus import Corpus
-from act.editing.patch import Patch, compose
-from act.editing.transfer import Graft, shared_tokens, transfer, transfer_many
-from act.editing.tune import Tuned, TuneSettings, tune
-from act.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
-from act.evaluation.sweep import Sweep, sweep
-from act.models.channels import ChannelSpace, Site
-from act.profiles.profile import PairProfile, Profile, load
-from act.profiling.measure import profile, profile_pair
-from act.ranking.channel_set import ChannelSet
-from act.ranking.rank import rank
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from act.core.errors import ActError
+    from act.data.corpus import Corpus
+    from act.editing import mergekit
+    from act.editing.patch import Patch, compose
+    from act.editing.transfer import Graft, shared_tokens, transfer, transfer_many
+    from act.editing.tune import Tuned, TuneSettings, tune
+    from act.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
+    from act.evaluation.sweep import Sweep, sweep
+    from act.models.channels import ChannelSpace, Site
+    from act.profiles.profile import PairProfile, Profile, Statistics, load
+    from act.profiling import ray_data
+    from act.profiling.checkpoint import Checkpoint
+    from act.profiling.measure import profile, profile_pair
+    from act.profiling.run import Observer
+    from act.ranking import attribution
+    from act.ranking.channel_set import ChannelSet
+    from act.ranking.rank import rank
+    from act.recipes import recipe
+
+    __version__: str
+
+_NAMES = {
+    "act.core.errors": ("ActError",),
+    "act.data.corpus": ("Corpus",),
+    "act.editing.patch": ("Patch", "compose"),
+    "act.editing.transfer": ("Graft", "shared_tokens", "transfer", "transfer_many"),
+    "act.editing.tune": ("TuneSettings", "Tuned", "tune"),
+    "act.evaluation.evaluate": ("Comparison", "Evaluation", "compare", "evaluate"),
+    "act.evaluation.sweep": ("Sweep", "sweep"),
+    "act.models.channels": ("ChannelSpace", "Site"),
+    "act.profiles.profile": ("PairProfile", "Profile", "Statistics", "load"),
+    "act.profiling.checkpoint": ("Checkpoint",),
+    "act.profiling.measure": ("profile", "profile_pair"),
+    "act.profiling.run": ("Observer",),
+    "act.ranking.channel_set": ("ChannelSet",),
+    "act.ranking.rank": ("rank",),
+}
+_MODULES = {
+    "attribution": "act.ranking.attribution",
+    "mergekit": "act.editing.mergekit",
+    "ray_data": "act.profiling.ray_data",
+    "recipe": "act.recipes.recipe",
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "ActError",
     "ChannelSet",
     "ChannelSpace",
+    "Checkpoint",
     "Comparison",
     "Corpus",
     "Evaluation",
     "Graft",
+    "Observer",
     "PairProfile",
     "Patch",
     "Profile",
     "Site",
+    "Statistics",
     "Sweep",
     "TuneSettings",
     "Tuned",
+    "__version__",
+    "attribution",
     "compare",
     "compose",
     "evaluate",
     "load",
+    "mergekit",
     "profile",
     "profile_pair",
     "rank",
+    "ray_data",
+    "recipe",
     "shared_tokens",
     "sweep",
     "transfer",
     "transfer_many",
     "tune",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a name stands for when it is first used (PEP 562), so that ``import act`` itself costs nothing."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(_MODULES[name])
+    elif name == "__version__":
+        value = importlib.import_module("importlib.metadata").version("act-profile")
+    else:
+        raise AttributeError(f"module 'act' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -25,7 +25,6 @@ from act.cli import (
     tune,
 )
 from act.core.errors import ActError, Interrupted
-from act_kernels.backends import BackendError
 
 app = typer.Typer(
     name="act-profile",
@@ -41,23 +40,35 @@ app.add_typer(patch.app, name="patch")
 
 
 def main() -> None:
-    """Run the command line; what a person can mend becomes one sentence on stderr and exit code 2, or 130."""
+    """Run the command line.
+
+    An error that the user can fix becomes one sentence on stderr and exit code 2, an interruption exit code 130.
+    """
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
     try:
         app()
-    except (ActError, BackendError) as error:
+    except SystemExit as done:
+        _exit(done.code, ranked)
+    except Exception as error:
+        if not _can_be_fixed(error):
+            raise
         interrupted = isinstance(error, Interrupted)
         rank = os.environ.get("RANK", "0") if ranked else "0"
         who = f"rank {rank}: " if rank != "0" else ""
         print(f"{who}{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
         _exit(130 if interrupted else 2, ranked)
-    except SystemExit as done:
-        _exit(done.code, ranked)
+
+
+def _can_be_fixed(error: Exception) -> bool:
+    backends = sys.modules.get("act_kernels.backends")  # not imported for this: it needs torch
+    return isinstance(error, ActError) or (backends is not None and isinstance(error, backends.BackendError))
 
 
 def _exit(code: str | int | None, ranked: bool) -> None:
-    """End the process. A rank ends at once: threads of its process group have been seen to abort the interpreter's end,
-    and torchrun then counts a finished rank as failed."""
+    """End the process; a rank without the interpreter's shutdown.
+
+    Threads of a process group can abort that shutdown, and torchrun then counts a finished rank as failed.
+    """
     if not ranked or isinstance(code, str):
         sys.exit(code)
     sys.stdout.flush()

@@ -6,16 +6,17 @@ import os
 import platform
 from typing import Any
 
-import torch
-
 from act.cli import console, options
 from act.core.versions import versions
-from act_kernels import cuda, native
-from act_kernels.backends import BACKENDS, ENVIRONMENT_VARIABLE, choose
 
 
 def command(as_json: options.Json = False) -> None:
     """Print versions, devices, and which backend runs where, with the reason why the others do not."""
+    import torch
+
+    from act_kernels import cuda, native
+    from act_kernels.backends import ENVIRONMENT_VARIABLE
+
     device_types = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     result: dict[str, Any] = {
         "versions": versions(),
@@ -39,6 +40,8 @@ def command(as_json: options.Json = False) -> None:
 
 
 def _backends(device_type: str) -> dict[str, str]:
+    from act_kernels.backends import BACKENDS, choose
+
     try:
         choice = choose(device_type)
     except RuntimeError as error:
