@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -13,6 +13,7 @@ from act.core.errors import ActError, require_choice
 from act.models.channels import ChannelSpace, Site, common_space
 from act.models.fingerprint import fingerprint
 from act.profiles.profile import PairProfile, Profile, require_same_models
+from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet
 from act.ranking.granularity import Granularity, Segment, segments
 from act.ranking.normalize import Normalize, normalized
@@ -122,7 +123,7 @@ def rank(
         "ranked": chosen.ranked,
         "not_positive": chosen.not_positive,
         "unmeasured": unmeasured,
-        "models": _models(profile),
+        "models": {side: model.to_json() for side, model in _models(profile).items()},
         "tied": {site.name: site.tied_to for site in space if site.tied_to},
     }
     return ChannelSet(space, chosen.channels, values[chosen.channels], rule, chosen.inputs)
@@ -168,10 +169,10 @@ def _weight_diff(ability: Ability, donor: nn.Module | None, target: nn.Module | 
         raise ActError(f"the models are not those of the profile: {difference}")
     expected = _models(ability)
     for side, model in (("donor", donor), ("target", target)):
-        if side in expected and (found := fingerprint(model)) != expected[side]["fingerprint"]:
+        if side in expected and (found := fingerprint(model)) != expected[side].fingerprint:
             raise ActError(
                 f"the {side} given has other weights ({found}) than the profile's, "
-                f"{expected[side]['name']} ({expected[side]['fingerprint']}); give the models that were "
+                f"{expected[side]}; give the models that were "
                 "profiled, in the dtype they had then"
             )
     return weight_diff(donor, target, space)
@@ -181,7 +182,7 @@ def _require_contrast(ability: Ability, kept: list[Ability], score: str) -> None
     if kept and score not in ACTIVATION_SCORES and score != "lape":
         raise ActError(f"score {score!r} does not look at activations, so a keep profile has no effect; leave it out")
     sides = _sides(ability)
-    positions = {corpus.get("count") for corpus in sides[0].source["corpora"]}
+    positions = {corpus.count for corpus in sides[0].provenance.corpora}
     for other in map(_sides, kept):
         if len(sides) != len(other) or isinstance(sides[0], PairProfile) != isinstance(other[0], PairProfile):
             raise ActError("the profile and the keep profiles must all be pair profiles, or all donor's and target's")
@@ -193,7 +194,7 @@ def _require_contrast(ability: Ability, kept: list[Ability], score: str) -> None
                 f"a keep profile is of the ability's own text ({_corpora_names(ability)[0]}), so nothing is left to "
                 "rank; profile the ability to retain on another one"
             )
-        if {corpus.get("count") for corpus in other[0].source["corpora"]} != positions:
+        if {corpus.count for corpus in other[0].provenance.corpora} != positions:
             raise ActError(
                 "a keep profile counts other positions than the ability's (--count); their scores cannot be compared, "
                 "profile both alike"
@@ -312,11 +313,11 @@ def _nothing(values: torch.Tensor, units: list[Segment], ranked: int) -> str:
     )
 
 
-def _models(ability: Ability) -> dict[str, Any]:
+def _models(ability: Ability) -> Mapping[str, ModelRead]:
     if isinstance(ability, tuple):
-        return {side: one.source["models"]["model"] for side, one in zip(("donor", "target"), ability, strict=True)}
-    return ability.source["models"]
+        return {side: one.provenance.models["model"] for side, one in zip(("donor", "target"), ability, strict=True)}
+    return ability.provenance.models
 
 
 def _corpora_names(ability: Ability) -> list[str]:
-    return [corpus["name"] for corpus in _sides(ability)[0].source["corpora"]]
+    return [corpus.name for corpus in _sides(ability)[0].provenance.corpora]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -60,11 +59,9 @@ class Activations:
         return cls(donor.space, donor, statistics, None)
 
 
-def corpora_of(profile: Profile) -> list[tuple[Any, ...]]:
+def corpora_of(profile: Profile) -> list[tuple[str | None, str | None, int]]:
     """What tells the texts of a profile from others: fingerprint, positions that count, and how many did."""
-    return [
-        tuple(corpus.get(key) for key in ("fingerprint", "count", "counted")) for corpus in profile.source["corpora"]
-    ]
+    return [(corpus.fingerprint, corpus.count, corpus.counted) for corpus in profile.provenance.corpora]
 
 
 def _on_space_of(donor: Profile, target: Profile) -> Statistics:
@@ -91,7 +88,7 @@ def _on_space_of(donor: Profile, target: Profile) -> Statistics:
 
 
 def _vocabularies_of(profile: Profile) -> list[str | None]:
-    return [corpus.get("vocabulary") for corpus in profile.source["corpora"]]
+    return [corpus.vocabulary for corpus in profile.provenance.corpora]
 
 
 def _head_counted(profile: Profile) -> bool:

@@ -80,14 +80,14 @@ def measure(
         if difference := profiles[0].space.first_difference(profile.space):
             raise ActError(f"the profiles are of different architectures: {difference}")
         corpora = corpora_of(profile)
-        text = profile.source["models"], corpora
+        text = profile.provenance.models, corpora
         if text in texts and corpora[0][0] is not None:
             raise ActError(
                 f"profiles {texts.index(text) + 1} and {number + 1} are of the same models and text, so comparing them "
                 "says nothing; give each once"
             )
         texts.append(text)
-        ability = abilities[number] if abilities else profile.source["corpora"][0]["name"]
+        ability = abilities[number] if abilities else profile.provenance.corpora[0].name
         ranked = rank(profile, score, 1.0, normalize=normalize, include=include, exclude=exclude)
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
         values[ranked.index] = ranked.scores

@@ -11,6 +11,7 @@ from conftest import random_batches, tiny_model
 
 import act
 from act.profiles.moments import Moments
+from act.profiles.provenance import Provenance
 from act.ranking.normalize import normalized
 from act.ranking.scores import Activations, cohen_d, lape, welch_t
 from act_kernels import column_moments
@@ -32,7 +33,7 @@ def two_profiles(donor: torch.Tensor, target: torch.Tensor) -> Activations:
     for values in (donor, target):
         moments = Moments(space)
         column_moments(values, moments.arena)
-        sides.append(act.Profile(moments, {"corpora": []}))
+        sides.append(act.Profile(moments, Provenance()))
     return Activations.of(tuple(sides))
 
 
