@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from act.ranking.rule import Rule
+
 CARD = "README.md"
 
 
@@ -61,11 +63,9 @@ def write_card(
         f"| target | {Path(target).name} | {licence_of(target)} | | | |",
     ]
     for donor, graft in zip(donors, header["grafts"], strict=True):
-        rule = graft["rule"]
-        chosen = ", ".join(f"{key} {rule[key]}" for key in ("score", "top", "normalize", "contrast") if key in rule)
         lines.append(
             f"| donor | {Path(donor).name} | {licence_of(donor)} | {graft['channels']:,} "
-            f"| {graft['strength']} | {chosen} |"
+            f"| {graft['strength']} | {Rule.from_json(graft['rule'])} |"
         )
     lines += ["", f"Rows that several donors give: {header['overlap']}." if len(donors) > 1 else ""]
     lines += [f"- {note}" for note in header["notes"]]
