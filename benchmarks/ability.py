@@ -40,8 +40,7 @@ from act.lab.train import tune
 from act.models.channels import ChannelSpace
 from act.profiling.measure import profile_pair
 from act.ranking.attribution import attribution, fall_per_cost
-from act.ranking.normalize import normalized
-from act.ranking.weights import random_scores, weight_diff
+from act.ranking.rank import normalized, random_scores, weight_diff
 
 SETTINGS: dict[str, Any] = {
     "tops": [0.01, 0.02, 0.035, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.45],

@@ -190,7 +190,7 @@ def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, 
                 call()
                 times[way].append(time.perf_counter() - start)
         middle = {way: median(values) for way, values in times.items()}
-        measured = profiles["all"].source["corpora"][0]
+        measured = profiles["all"].provenance.corpora[0]
         script_seconds = {batch: middle[f"script {batch}"] for batch in batches}
         return {
             "corpus": name,
@@ -209,7 +209,7 @@ def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, 
             "padding_share_script": {
                 str(batch): round(1 - tokens / slots(path, tokenizer, batch), 4) for batch in batches
             },
-            "busy_share": round(1 - measured["waited"] / measured["seconds"], 4),
+            "busy_share": round(1 - measured.waited / measured.seconds, 4),
             "tokens_per_second": {way: round(tokens / value, 1) for way, value in middle.items()},
         }
 

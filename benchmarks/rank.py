@@ -20,6 +20,7 @@ from measure import machine, median, write_json
 import act
 from act.models.channels import ParameterSlice
 from act.profiles.moments import Moments
+from act.profiles.provenance import CorpusRead, ModelRead, Provenance
 from act_kernels import PAIR, STATISTICS
 from act_kernels.statistics import COUNT, SUM_ABS
 
@@ -54,9 +55,9 @@ def make_profile(space: act.ChannelSpace, seed: int) -> act.PairProfile:
     difference = moments.arena[PAIR.index("difference"), SUM_ABS]
     difference.exponential_(generator=generator)
     difference *= scales.repeat_interleave(widths)
-    models = {side: {"name": side, "fingerprint": side} for side in ("donor", "target")}
-    corpus = {"name": f"corpus {seed}", "fingerprint": str(seed), "count": "answer"}
-    return act.PairProfile(moments, {"models": models, "corpora": [corpus]})
+    models = {side: ModelRead(side, side) for side in ("donor", "target")}
+    corpus = CorpusRead(f"corpus {seed}", str(seed), count="answer")
+    return act.PairProfile(moments, Provenance(models=models, corpora=(corpus,)))
 
 
 def resident_megabytes(peak: bool = False) -> float:

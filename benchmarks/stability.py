@@ -84,7 +84,7 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
         observer.expect(stopped)
         start = time.perf_counter()
         profile = run_job(stopped)
-        certificate = profile.source["corpora"][0]["stable"]
+        certificate = profile.provenance.corpora[0].extra["stable"]
         share = certificate["corpus_share"] if certificate else 1.0
         runs.append(
             {

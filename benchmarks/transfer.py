@@ -28,7 +28,6 @@ from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
 from act.models.loading import empty_model
 from act.ranking.channel_set import ChannelSet
-from act.ranking.rule import Rule
 
 SHARD = 2 * 2**30
 SHARE, STRENGTH = 0.05, 0.4
@@ -108,7 +107,7 @@ def main() -> None:
             name: {"name": name, "fingerprint": fingerprint(StoredModel(root / name).parameters(space))}
             for name in ("donor", "target")
         }
-        ChannelSet(space, index, torch.zeros(len(index)), Rule(models=models)).save(root / "set.safetensors")
+        ChannelSet(space, index, torch.zeros(len(index)), {"models": models}).save(root / "set.safetensors")
         output = root / "output"
         calls = {
             "copy": ["cp", "-r", str(root / "target"), str(output)],

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from act.cli import console, options
+from act.cli import options
+from act.cli.profile_report import report_profile, report_profiles
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
-from act.profiles.combine import combine
-from act.profiles.profile import Profile
+
+if TYPE_CHECKING:
+    from act.profiles.profile import Profile
 
 
 def command(
@@ -22,11 +24,13 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Merge the profiles of the shards of one run; the result is that of the whole corpus."""
+    from act.profiles.combine import combine
+
     require_output(output, force, shards)
     if not any(path.is_dir() for path in shards):
         profile = combine(shards, partial=partial)
         profile.save(output, force=force)
-        return console.report_profile(profile, output, as_json)
+        return report_profile(profile, output, as_json)
     contents = [{path.name for path in folder.glob("*.safetensors")} for folder in shards]
     if not all(contents):
         raise ActError("some of the shards are not folders of profiles; give the outputs of one run's --shard i/n each")
@@ -38,4 +42,4 @@ def command(
     with written_whole(output, force=force, directory=True) as folder:
         for ability, profile in profiles.items():
             profile.save(folder / f"{ability}.safetensors")
-    console.report_profiles(profiles, output, as_json)
+    report_profiles(profiles, output, as_json)

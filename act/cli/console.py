@@ -18,7 +18,7 @@ from act.core.errors import ActError
 
 if TYPE_CHECKING:
     from act.data.corpus import Corpus
-    from act.profiles.profile import Profile
+    from act.ranking.channel_set import ChannelSet
 
 _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
@@ -109,79 +109,38 @@ def counter(what: str) -> Iterator[Any]:
         yield show
 
 
-def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
-    """Say what a run measured and where it is, with everything odd about it."""
-    result = _summary(profile, output)
-    if as_json:
-        print_json(result)
-    _explain(profile, result, as_json)
-    _warn_of_skipped(result["skipped"])
-
-
-def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool) -> None:
-    """The same for the profiles of several abilities, one JSON object in all."""
-    results = {ability: _summary(profile, folder / f"{ability}.safetensors") for ability, profile in profiles.items()}
-    if as_json:
-        print_json({"output": str(folder), "abilities": results})
-    for ability, result in results.items():
-        _explain(profiles[ability], result, as_json)
-    # A bad record among labelled ones may be of any of their abilities, and is in the profile of each.
-    skipped = {(each["ability"], each["record"]): each for result in results.values() for each in result["skipped"]}
-    _warn_of_skipped(list(skipped.values()))
-
-
-def _summary(profile: Profile, output: Path) -> dict[str, Any]:
-    measured = profile.source["corpora"][-1]
-    return {
-        "output": str(output),
-        "channels": len(profile.space),
-        "sites": len(profile.space.sites),
-        **{key: measured[key] for key in ("records", "sequences", "tokens", "counted", "padding", "seconds")},
-        "padding_share": round(measured["padding"] / max(measured["padding"] + measured["tokens"], 1), 4),
-        "busy_share": round(1 - measured["waited"] / max(measured["seconds"], 1e-9), 4),
-        "tokens_per_second": round(measured["tokens"] / max(measured["seconds"], 1e-9), 1),
-        "backend": profile.source["settings"]["backend"],
-        "paths": measured["paths"],
-        "nonfinite": measured["nonfinite"],
-        "irregular": measured["irregular"],
-        "skipped": measured["skipped"],
-        **({"stable": measured["stable"]} if "stable" in measured else {}),
-        "uncovered": list(profile.space.uncovered),
-    }
-
-
-def _explain(profile: Profile, result: dict[str, Any], as_json: bool) -> None:
-    """The table, if a person reads, and warnings."""
-    measured = profile.source["corpora"][-1]
-    if not as_json:
-        names = ("channels", "sites", "records", "tokens", "counted", "seconds", "tokens_per_second")
-        rows = [[name.replace("_", " "), f"{result[name]:,}"] for name in names]
-        rows += [[name.replace("_", " "), f"{result[name]:.1%}"] for name in ("padding_share", "busy_share")]
-        paths = ", ".join(f"{path} {sites}" for path, sites in result["paths"].items())
-        print_table(result["output"], ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
-    if measured.get("stable") and not as_json:
-        stable = measured["stable"]
-        print(
-            f"stopped at {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
-            f"{stable['top']:.2%} by {stable['score']} is the whole corpus's (confidence {stable['confidence']:.0%})"
+def report_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
+    """Say what was chosen, by module kind."""
+    _print_channels(channels, output, as_json)
+    if unmeasured := channels.rule.get("unmeasured"):
+        never = "never above 0" if channels.rule["score"] == "lape" else "never counted"
+        warn(f"channels without a score ({never}), so not ranked: {some(unmeasured)}")
+    if idle := channels.rule.get("not_positive"):
+        warn(
+            f"{idle:,} of the {len(channels):,} chosen channels have a score of 0 or below, so nothing speaks for them "
+            "but that so many were asked for; choose fewer, or those above 0 with --mass 100%"
         )
-    elif "stable" in measured and not measured["stable"]:
-        warn("the corpus ended before its top channels were certain; more text would still change them")
-    if measured["nonfinite"]:
-        warn(f"NaN or infinite values were left out of the statistics of {first_few(measured['nonfinite'])}")
-    if measured["irregular"]:
-        warn(f"sites that did not see every counted token (rows seen): {first_few(measured['irregular'])}")
-    if profile.space.uncovered:
-        warn(f"parameters that no site covers, and no transfer moves: {', '.join(profile.space.uncovered[:5])}")
 
 
-def _warn_of_skipped(skipped: list[dict[str, Any]]) -> None:
-    if skipped:
-        listed = "; ".join(f"{each['place']}: {each['reason']}" for each in skipped)
-        warn(f"{len(skipped)} bad records were left out: {listed}")
+def _print_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
+    kinds = channels.by_kind()
+    if as_json:
+        shares = {kind: {"chosen": chosen, "channels": total} for kind, (chosen, total) in kinds.items()}
+        inputs = sum(map(len, channels.inputs.values()))
+        print_json(
+            {"output": str(output), "chosen": len(channels), "inputs": inputs, "rule": channels.rule, "kinds": shares}
+        )
+        return
+    rows = [[kind, f"{chosen:,}", f"{total:,}", f"{chosen / total:.1%}"] for kind, (chosen, total) in kinds.items()]
+    title = f"{output}: {len(channels):,} of {channels.rule['ranked']:,} ranked channels"
+    print_table(title, ["module kind", "chosen", "channels", "share"], rows)
+    for site, owner in channels.rule["tied"].items():
+        print(f"{site} shares its tensor with {owner} and is transferred there only")
+    if channels.inputs:
+        print(f"{sum(map(len, channels.inputs.values())):,} input columns that read these units go with them")
 
 
-def first_few(counts: Mapping[str, int]) -> str:
-    """The first five counts, as a phrase."""
+def some(counts: Mapping[str, int]) -> str:
+    """The first five names with their counts, and how many more there are."""
     shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:5])
     return shown + (f" and {len(counts) - 5} more" if len(counts) > 5 else "")

@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from act.cli import console
+from act.cli.profile_report import report_profile, report_profiles
 from act.cli.progress import Log, Progress
 from act.core.errors import ActError, Interrupted
 from act.core.files import require_output, written_whole
 from act.data.corpus import Corpus
 from act.models.loading import load_model, load_tokenizer, require_place, require_same_tokens
 from act.profiles.profile import Profile, load
+from act.profiles.provenance import short_hash
 from act.profiling.checkpoint import EVERY, Checkpoint
-from act.profiling.job import Job, job_hash
+from act.profiling.job import Job
 from act.profiling.measure import run_job
 from act.profiling.ranks import Ranks, joined
 from act.profiling.stability import Promise, UntilStable, look_ahead
-from act.ranking.selection import parse_top
+from act.ranking.rank import parse_top
 
 
 @dataclass
@@ -98,7 +100,7 @@ class Measuring:
             progress.expect(job)
             if until:
                 until.expect(job)
-            finished = leads and self._finished(job_hash(job.identity()))
+            finished = leads and self._finished(short_hash(job.identity()))
             if ranks.agreed(finished) if ranks else finished:
                 return
             checkpoint = None
@@ -116,9 +118,9 @@ class Measuring:
         if not leads:
             return
         if several:
-            console.report_profiles(profiles, self.output, self.as_json)
+            report_profiles(profiles, self.output, self.as_json)
         else:
-            console.report_profile(profiles, self.output, self.as_json)
+            report_profile(profiles, self.output, self.as_json)
 
     @contextlib.contextmanager
     def _kept(self, checkpoint: Checkpoint | None) -> Iterator[None]:
@@ -184,7 +186,7 @@ class Measuring:
             found = {path: load(path) for path in self._profiles_there()}
         except ActError:
             found = {}
-        if not found or any(profile.source.get("job") != job for profile in found.values()):
+        if not found or any(profile.provenance.job != job for profile in found.values()):
             require_output(self.output, self.force)
         if self.as_json:
             console.print_json({"output": str(self.output), "finished_before": True})

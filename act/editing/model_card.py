@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from act.ranking.rule import Rule
-
 CARD = "README.md"
 
 
@@ -63,9 +61,11 @@ def write_card(
         f"| target | {Path(target).name} | {licence_of(target)} | | | |",
     ]
     for donor, graft in zip(donors, header["grafts"], strict=True):
+        rule = graft["rule"]
+        chosen = ", ".join(f"{key} {rule[key]}" for key in ("score", "top", "normalize", "contrast") if key in rule)
         lines.append(
             f"| donor | {Path(donor).name} | {licence_of(donor)} | {graft['channels']:,} "
-            f"| {graft['strength']} | {Rule.from_json(graft['rule'])} |"
+            f"| {graft['strength']} | {chosen} |"
         )
     lines += ["", f"Rows that several donors give: {header['overlap']}." if len(donors) > 1 else ""]
     lines += [f"- {note}" for note in header["notes"]]

@@ -77,11 +77,10 @@ class Graft:
 
     def describe(self) -> dict[str, Any]:
         """Plain data for headers."""
-        models = self.channels.rule.models
+        models = self.channels.rule.get("models", {})
         strength = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
         name = self.name or models.get("donor", {}).get("name")
-        rule = self.channels.rule.to_json()
-        return {"donor": name, "strength": strength, "channels": len(self.channels), "rule": rule}
+        return {"donor": name, "strength": strength, "channels": len(self.channels), "rule": self.channels.rule}
 
 
 def transfer(
@@ -149,7 +148,7 @@ def describe(grafts: Sequence[Graft], overlap: Overlap, notes: list[str]) -> dic
 
 def donor_fingerprint(graft: Graft) -> str | None:
     """The donor's fingerprint, where the set says which it should have; all of a donor on disk is read for it."""
-    if "donor" not in graft.channels.rule.models:
+    if "donor" not in graft.channels.rule.get("models", {}):
         return None
     return fingerprint(weights_of(graft.donor, "donor"))
 
@@ -157,7 +156,7 @@ def donor_fingerprint(graft: Graft) -> str | None:
 def require_models(grafts: Sequence[Graft], target: str, donors: Sequence[str | None]) -> None:
     """Raise :class:`ActError` where a set was made for models of other fingerprints than these."""
     for graft, donor in zip(grafts, donors, strict=True):
-        expected = graft.channels.rule.models
+        expected = graft.channels.rule.get("models", {})
         found = {"target": target, "donor": donor}
         for side, value in found.items():
             if side in expected and value != expected[side]["fingerprint"]:

@@ -11,8 +11,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.editing.transfer import require_strength, transfer
-from act.ranking.activations import Ability
-from act.ranking.rank import rank
+from act.ranking.rank import Ability, rank
 from act.ranking.selection import parse_top
 
 

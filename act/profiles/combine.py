@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from act.core.differences import first_difference
 from act.core.errors import ActError
 from act.data.stream import nothing_counted
 from act.profiles.moments import Moments
 from act.profiles.profile import PairProfile, Profile, StoredProfile, require_same_models
-
-SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
-PER_SHARD = (*SUMMED, "shard", "paths", "nonfinite", "irregular", "skipped")
+from act.profiles.provenance import CorpusRead
 
 
 def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) -> Profile:
@@ -49,36 +46,23 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
     first = by_number[numbers[0]]
     for number in numbers[1:]:
         _require_same_run(first, by_number[number], f"shards {numbers[0]}/{size} and {number}/{size}")
-    corpora = [by_number[number].source["corpora"][0] for number in numbers]
-    if not any(each["counted"] for each in corpora):
-        raise ActError(nothing_counted(corpora[0]["name"]))
+    corpora = [by_number[number].provenance.corpora[0] for number in numbers]
+    if not any(each.counted for each in corpora):
+        raise ActError(nothing_counted(corpora[0].name))
     merged = Moments(first.space, pair=first.pair)
     for number in numbers:
         shard = by_number[number]
         merged.merge((shard if isinstance(shard, Profile) else shard.load()).moments)
-    corpus = {**summed(corpora, merged), "shards": numbers if missing else size, **({"of": size} if missing else {})}
-    return (PairProfile if first.pair else Profile)(merged, {**first.source, "job": None, "corpora": [corpus]})
-
-
-def summed(corpora: Sequence[dict[str, Any]], moments: Moments) -> dict[str, Any]:
-    """What to say of a corpus, from what its parts said of theirs and the moments of all."""
-    totals = {name: sum(each[name] for each in corpora) for name in SUMMED}
-    return {
-        **{name: value for name, value in corpora[0].items() if name not in PER_SHARD},
-        **{name: round(total, 3) if name in ("seconds", "waited") else total for name, total in totals.items()},
-        "paths": next((each["paths"] for each in corpora if each["paths"]), {}),
-        "nonfinite": moments.nonfinite(),
-        "irregular": dict(sum((Counter(each["irregular"]) for each in corpora), Counter())),
-        "skipped": [skipped for each in corpora for skipped in each["skipped"]],
-    }
+    there = {"shards": tuple(numbers), "of": size} if missing else {"shards": size}
+    corpus = replace(CorpusRead.merged(corpora, merged.nonfinite()), **there)
+    return (PairProfile if first.pair else Profile)(merged, first.provenance.over(corpus))
 
 
 def _shard(profile: Profile | StoredProfile) -> tuple[int, int]:
-    corpora = profile.source["corpora"]
-    if len(corpora) != 1 or "shard" not in corpora[0]:
-        raise ActError(f"the profile of {corpora[0]['name']} is not of a shard; give those that --shard i/n made")
-    number, size = corpora[0]["shard"]
-    return number, size
+    corpus, *others = profile.provenance.corpora
+    if others or corpus.shard is None:
+        raise ActError(f"the profile of {corpus.name} is not of a shard; give those that --shard i/n made")
+    return corpus.shard
 
 
 def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredProfile, which: str) -> None:
@@ -86,8 +70,8 @@ def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredPro
         raise ActError(f"{which} are one of a pair of models and one of a single model; give one run's")
     require_same_models(first, other)
     for part, one, two in (
-        ("settings", first.source["settings"], other.source["settings"]),
-        ("corpora", *({k: v for k, v in p.source["corpora"][0].items() if k not in PER_SHARD} for p in (first, other))),
+        ("settings", *(p.provenance.settings.to_json() for p in (first, other))),
+        ("corpora", *(p.provenance.corpora[0].shared_by_shards() for p in (first, other))),
     ):
         different = first_difference(two, one)
         if different:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -11,6 +10,7 @@ from act.core.errors import ActError
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
+from act.profiles.provenance import Provenance
 from act_kernels import PAIR, STATISTICS
 from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, POSITIVE, SUM_ABS
 
@@ -59,13 +59,13 @@ class Profile(Statistics):
 
     Attributes:
         moments: the arena ``[7, N]``.
-        source: provenance as plain data: model, corpus, settings, versions.
+        provenance: which models read which text, and how.
     """
 
-    def __init__(self, moments: Moments, source: dict[str, Any]) -> None:
+    def __init__(self, moments: Moments, provenance: Provenance) -> None:
         super().__init__(self._own_block(moments))
         self.moments = moments
-        self.source = source
+        self.provenance = provenance
 
     @staticmethod
     def _own_block(moments: Moments) -> torch.Tensor:
@@ -93,8 +93,7 @@ class Profile(Statistics):
         merged = Moments(self.space, pair=self.moments.pair)
         merged.arena.copy_(self.moments.arena)
         merged.merge(other.moments)
-        source = {**self.source, "corpora": [*self.source["corpora"], *other.source["corpora"]]}
-        return type(self)(merged, source)
+        return type(self)(merged, self.provenance.merged(other.provenance))
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the profile; raises ActError if ``path`` exists and ``force`` is False, or the disk is full."""
@@ -105,7 +104,7 @@ class Profile(Statistics):
             for side, block in blocks.items()
             for statistic, row in zip(STATISTICS, block, strict=True)
         }
-        header = {"space": self.space.to_json(), "source": self.source, "pair": self.moments.pair}
+        header = {"space": self.space.to_json(), "source": self.provenance.to_json(), "pair": self.moments.pair}
         save_tensors(Path(path), tensors, SCHEMA, header, force=force)
 
 
@@ -154,7 +153,7 @@ class StoredProfile:
     """A profile on disk of which only the header was read; raises ActError as :func:`load`.
 
     Attributes:
-        space, pair, source: those of the profile.
+        space, pair, provenance: those of the profile.
     """
 
     def __init__(self, path: Path) -> None:
@@ -163,7 +162,7 @@ class StoredProfile:
         with understood(path):
             self.space = ChannelSpace.from_json(header["space"])
             self.pair = bool(header["pair"])
-            self.source: dict[str, Any] = dict(header["source"])
+            self.provenance = Provenance.from_json(header["source"])
 
     def load(self) -> Profile:
         """The whole profile."""
@@ -175,12 +174,12 @@ def require_same_models(first: Profile | StoredProfile, second: Profile | Stored
     difference = first.space.first_difference(second.space)
     if difference:
         raise ActError(f"the profiles are of different architectures: {difference}")
-    for side, model in first.source["models"].items():
-        other = second.source["models"].get(side, {})
-        if other.get("fingerprint") != model["fingerprint"]:
+    for side, model in first.provenance.models.items():
+        other = second.provenance.models.get(side)
+        if other is None or other.fingerprint != model.fingerprint:
             raise ActError(
-                f"the profiles are of different models: the {side} is {model['name']} ({model['fingerprint']}) in one "
-                f"and {other.get('name')} ({other.get('fingerprint')}) in the other; profile the same models for both"
+                f"the profiles are of different models: the {side} is {model} in one and {other} in the other; "
+                "profile the same models for both"
             )
 
 
@@ -192,4 +191,4 @@ def load(path: str | Path) -> Profile:
         sides = [f"{side}." for side in PAIR] if header["pair"] else [""]
         blocks = [torch.stack([tensors[side + statistic] for statistic in STATISTICS]) for side in sides]
         moments.arena.copy_(torch.stack(blocks) if header["pair"] else blocks[0])
-        return (PairProfile if header["pair"] else Profile)(moments, dict(header["source"]))
+        return (PairProfile if header["pair"] else Profile)(moments, Provenance.from_json(header["source"]))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -24,6 +22,7 @@ from act.models.fingerprint import fingerprint
 from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
 from act.models.placement import input_device, run_devices
 from act.profiles.moments import Moments
+from act.profiles.provenance import CorpusIdentity, CorpusRead, ModelRead, Provenance, Settings, short_hash
 from act.profiling.checkpoint import Checkpoint
 from act.profiling.ranks import Ranks
 from act.profiling.run import Observer, Run
@@ -154,7 +153,7 @@ class Job:
             "shard": list(self._shard),
         }
 
-    def run(self, checkpoint: Checkpoint | None = None) -> list[tuple[str, Moments, dict[str, Any]]]:
+    def run(self, checkpoint: Checkpoint | None = None) -> list[tuple[str, Moments, Provenance]]:
         """Moments and provenance of each ability, after one pass.
 
         Raises:
@@ -235,37 +234,38 @@ class Job:
     def _prepared(self, batch: Batch) -> Batch:
         return batch.pinned() if self.device.type == "cuda" else batch
 
-    def _results(
-        self, run: Run, stream: Stream | None, paths: dict[str, int]
-    ) -> list[tuple[str, Moments, dict[str, Any]]]:
-        source = {
-            "models": {
-                side: {"name": getattr(model, "name_or_path", "") or type(model).__name__, "fingerprint": mark}
+    def _results(self, run: Run, stream: Stream | None, paths: dict[str, int]) -> list[tuple[str, Moments, Provenance]]:
+        provenance = Provenance(
+            models={
+                side: ModelRead(getattr(model, "name_or_path", "") or type(model).__name__, mark)
                 for (side, model), mark in zip(self.models.items(), self._fingerprints.values(), strict=True)
             },
-            "settings": {**self.settings, "backend": choose(self.device.type).backend.name},
-            "versions": versions(),
-            "job": job_hash(self.identity()) if stream and not self._without_fingerprint() else None,
-        }
+            settings=Settings.from_json({**self.settings, "backend": choose(self.device.type).backend.name}),
+            versions=versions(),
+            job=short_hash(self.identity()) if stream and not self._without_fingerprint() else None,
+        )
         results = []
         for ability, moments in run.moments.items():
             seen = run.seen[ability]
             moments.gather()
             corpora = self._read_for(ability)
-            described = {
-                **_described(list(corpora.values())),
-                **({"ability": ability} if ability else {}),
-                **({"shard": list(self._shard)} if self._shard[1] > 1 else {}),
+            joined = CorpusRead.joined(
+                [CorpusIdentity(corpus.name, **corpus.identity()) for corpus in corpora.values()]
+            )
+            read = replace(
+                joined,
+                ability=ability,
+                shard=self._shard if self._shard[1] > 1 else None,
                 **asdict(seen),
-                "seconds": round(run.seconds, 3),
-                "waited": round(run.waited, 3),
-                "paths": paths,
-                "nonfinite": moments.nonfinite(),
-                "irregular": self._irregular(moments, seen.counted),
-                "skipped": [each._asdict() for each in stream.skipped if each.ability in corpora] if stream else [],
-                **{name: value for observer in self.observers for name, value in observer.provenance(ability).items()},
-            }
-            results.append((ability, moments, {**source, "corpora": [described]}))
+                seconds=round(run.seconds, 3),
+                waited=round(run.waited, 3),
+                paths=paths,
+                nonfinite=moments.nonfinite(),
+                irregular=self._irregular(moments, seen.counted),
+                skipped=tuple(each for each in stream.skipped if each.ability in corpora) if stream else (),
+                extra={k: v for observer in self.observers for k, v in observer.provenance(ability).items()},
+            )
+            results.append((ability, moments, replace(provenance, corpora=(read,))))
         return results
 
     def _read_for(self, ability: str) -> dict[str, Corpus]:
@@ -282,23 +282,3 @@ class Job:
             return {}
         rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings["exclude"])}
         return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
-
-
-def _described(corpora: Sequence[Corpus]) -> dict[str, Any]:
-    """Name and identity of what was read; of several corpora, what they have in common, and each under ``read``."""
-    if not corpora:
-        return {"name": "batches", "fingerprint": None}
-    first, *others = each = [{"name": corpus.name, **corpus.identity()} for corpus in corpora]
-    if not others:
-        return first
-    return {
-        **{key: value for key, value in first.items() if all(other[key] == value for other in others)},
-        "name": ", ".join(one["name"] for one in each),
-        "fingerprint": job_hash({"read": each}),
-        "read": each,
-    }
-
-
-def job_hash(identity: dict[str, Any]) -> str:
-    """A short hash of :meth:`Job.identity`; a finished profile carries it."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]

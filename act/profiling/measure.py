@@ -70,5 +70,5 @@ def _require_arguments(models: Mapping[str, Any], corpora: Any) -> None:
 def run_job(job: Job, checkpoint: Checkpoint | None = None) -> Any:
     """The profile of a job, or a dict of them by ability."""
     kind = PairProfile if job.pair else Profile
-    profiles = {ability: kind(moments, source) for ability, moments, source in job.run(checkpoint)}
+    profiles = {ability: kind(moments, provenance) for ability, moments, provenance in job.run(checkpoint)}
     return profiles if job.named or set(profiles) != {""} else profiles[""]

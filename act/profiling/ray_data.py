@@ -7,6 +7,7 @@ keeps nothing between blocks, so a block that Ray runs again, because an actor o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,12 @@ import torch
 
 from act.core.errors import ActError, BadRecord
 from act.data.corpus import Corpus
-from act.data.stream import nothing_counted
+from act.data.stream import Skipped, nothing_counted
 from act.models.channels import ChannelSpace
 from act.models.loading import load_config, load_model, load_tokenizer
-from act.profiles.combine import summed
 from act.profiles.moments import Moments
 from act.profiles.profile import PairProfile, Profile
+from act.profiles.provenance import CorpusRead, Provenance
 from act.profiling.job import Job
 
 BLOCK = 16384  # records whose moments come back as one arena
@@ -84,38 +85,39 @@ def profile_dataset(
         **({"num_gpus": gpus_an_actor} if gpus_an_actor else {"num_cpus": 1}),
     )
     moments: dict[str, Moments] = {}
-    parts: dict[str, list[dict[str, Any]]] = {}
-    source: dict[str, Any] = {}
-    skipped: list[dict[str, Any]] = []
+    parts: dict[str, list[CorpusRead]] = {}
+    provenance = Provenance()
+    skipped: list[Skipped] = []
     before = 0  # records of the blocks so far
     try:
         for block in _blocks(blocks):
             if block["error"]:
                 raise ActError(block["error"])
             for each in block["skipped"]:
-                number = before + each["record"]
+                number = before + each.record
                 if len(skipped) == skip_bad_records:
                     after = f" (after {len(skipped)} others that were skipped)" if skipped else ""
-                    raise BadRecord(f"ray dataset, record {number}: {each['reason']}{after}")
-                skipped.append({**each, "record": number, "place": f"ray dataset, record {number}"})
+                    raise BadRecord(f"ray dataset, record {number}: {each.reason}{after}")
+                skipped.append(each._replace(record=number, place=f"ray dataset, record {number}"))
             before += block["records"]
-            for ability, arena, source in block["results"]:
+            for ability, arena, provenance in block["results"]:
                 if ability not in moments:
                     moments[ability] = Moments(ChannelSpace.from_json(block["space"]), pair=len(models) == 2)
                     parts[ability] = []
                 other = Moments(moments[ability].space, pair=moments[ability].pair)
                 other.arena.copy_(torch.from_numpy(arena).view_as(other.arena))
                 moments[ability].merge(other)
-                parts[ability].append(source["corpora"][0])
+                parts[ability].append(provenance.corpora[0])
     except ray.exceptions.RayError as error:
         short = " ".join(str(error).split())[-300:]
         raise ActError(f"Ray could not finish the run, and nothing was written; run it again ({short})") from error
     kind = PairProfile if len(models) == 2 else Profile
     profiles = {}
     for ability, total in moments.items():
-        described = {**summed(parts[ability], total), "name": "ray dataset", "fingerprint": None, "skipped": skipped}
-        profiles[ability] = kind(total, {**source, "job": None, "corpora": [described]})
-    if not any(profile.source["corpora"][0]["counted"] for profile in profiles.values()):
+        read = CorpusRead.merged(parts[ability], total.nonfinite())
+        read = replace(read, name="ray dataset", fingerprint=None, skipped=tuple(skipped))
+        profiles[ability] = kind(total, provenance.over(read))
+    if not any(profile.provenance.corpora[0].counted for profile in profiles.values()):
         raise ActError(nothing_counted("ray dataset"))
     return profiles[""] if set(profiles) == {""} else profiles
 
@@ -165,11 +167,11 @@ class _Counted:
         corpus = Corpus.from_records(records, self._tokenizer, **self._corpus)
         # How many bad records are too many, the driver knows.
         job = Job(self._models, corpus, skip_bad_records=len(records), part=True, **self._options)
-        results = [(ability, moments.arena.cpu().numpy().reshape(-1), source) for ability, moments, source in job.run()]
+        results = [(ability, moments.arena.cpu().numpy().reshape(-1), found) for ability, moments, found in job.run()]
         return {
             "error": None,
             "records": len(records),
-            "skipped": [skipped._asdict() for skipped in job.skipped],
+            "skipped": job.skipped,
             "results": results,
             "space": job.space.to_json(),
         }

@@ -208,8 +208,8 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
 
 def _statistics_of(model: nn.Module, profile: Profile) -> Statistics:
     found = fingerprint(model)
-    for side, described in profile.source["models"].items():
-        if described["fingerprint"] == found:
+    for side, measured in profile.provenance.models.items():
+        if measured.fingerprint == found:
             return getattr(profile, side) if isinstance(profile, PairProfile) else profile
     raise ActError(f"the model ({found}) is not one that the profile measured; ablate with the profile's own models")
 

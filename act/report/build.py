@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.channels import Site
 from act.profiles.profile import PairProfile, require_same_models
-from act.ranking.activations import corpora_of
 from act.ranking.analysis import (
     Concentration,
     concentration,
@@ -26,8 +25,8 @@ from act.ranking.analysis import (
 )
 from act.ranking.channel_set import ChannelSet
 from act.ranking.normalize import Normalize
-from act.ranking.rank import rank
-from act.ranking.scores import ScoreName
+from act.ranking.rank import Score, rank
+from act.ranking.scores import corpora_of
 
 SUFFICIENCY_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 OVERLAP_SHARES = (0.01, 0.05, 0.1)
@@ -59,7 +58,7 @@ def measure(
     profiles: Sequence[PairProfile],
     abilities: Sequence[str] = (),
     *,
-    score: ScoreName = "paired",
+    score: Score = "paired",
     normalize: Normalize = "none",
     top: float = 0.05,
     include: Iterable[str] = (),
@@ -81,19 +80,19 @@ def measure(
         if difference := profiles[0].space.first_difference(profile.space):
             raise ActError(f"the profiles are of different architectures: {difference}")
         corpora = corpora_of(profile)
-        text = profile.source["models"], corpora
+        text = profile.provenance.models, corpora
         if text in texts and corpora[0][0] is not None:
             raise ActError(
                 f"profiles {texts.index(text) + 1} and {number + 1} are of the same models and text, so comparing them "
                 "says nothing; give each once"
             )
         texts.append(text)
-        ability = abilities[number] if abilities else profile.source["corpora"][0]["name"]
+        ability = abilities[number] if abilities else profile.provenance.corpora[0].name
         ranked = rank(profile, score, 1.0, normalize=normalize, include=include, exclude=exclude)
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
         values[ranked.index] = ranked.scores
         best = top_channels(values, top)
-        chosen = ChannelSet(profile.space, best, values[best], replace(ranked.rule, top=top))
+        chosen = ChannelSet(profile.space, best, values[best], {**ranked.rule, "top": top})
         same = sum(one.ability == ability for one in result)
         result.append(Measured(f"{ability} {same + 1}" if same else ability, ability, profile, values, chosen))
     return result
@@ -132,8 +131,8 @@ def build(
     population = int((~measured[0].score.isnan()).sum())
     matrix = [[overlap(one, other, max(population, len(one), len(other))).jaccard for other in index] for one in index]
     data = {
-        "score": measured[0].top.rule.score,
-        "normalize": measured[0].top.rule.normalize,
+        "score": measured[0].top.rule["score"],
+        "normalize": measured[0].top.rule["normalize"],
         "top": top,
         "concentration": [_concentration(one, curves[one.name]) for one in measured],
         "overlaps": _overlaps(measured, shares) + _with_sets(measured, sets),
@@ -166,7 +165,7 @@ def _concentration(one: Measured, curve: Concentration) -> dict[str, Any]:
         "profile": one.name,
         "ability": one.ability,
         "channels": int((~one.score.isnan()).sum()),
-        "unmeasured": one.top.rule.unmeasured,
+        "unmeasured": one.top.rule["unmeasured"],
         "gini": curve.gini,
         "above_tenth": curve.above_tenth,
         **shares,
@@ -215,8 +214,8 @@ def _necessity(
     measured: Sequence[Measured], model: nn.Module, losses: Mapping[str, Callable[[nn.Module], float]], seed: int
 ) -> list[dict[str, Any]]:
     first = measured[0]
-    random = rank(first.profile, "random", count=len(first.top), seed=seed, include=first.top.rule.include,
-                  exclude=first.top.rule.exclude)  # fmt: skip
+    random = rank(first.profile, "random", count=len(first.top), seed=seed, include=first.top.rule["include"],
+                  exclude=first.top.rule["exclude"])  # fmt: skip
     rows = []
     for name, loss in losses.items():
         by_profile = [necessity(model, {one.name: one.top}, one.profile, loss) for one in measured] + [

@@ -68,8 +68,8 @@ def test_ranks_give_what_one_process_gives(folder, whole, tmp_path, ranks):
     assert json.loads(line)["records"] == 400
     profile = act.load(output)
     assert relative(whole, profile) < 1e-12
-    assert profile.source["corpora"][0]["counted"] == whole.source["corpora"][0]["counted"]
-    assert "shard" not in profile.source["corpora"][0]
+    assert profile.provenance.corpora[0].counted == whole.provenance.corpora[0].counted
+    assert profile.provenance.corpora[0].shard is None
     assert {path.name for path in tmp_path.iterdir()} == {"p.safetensors", "log"}
     if ranks == 2:
         assert "finished_before" in act_profile(*arguments, ranks=ranks).stdout
@@ -185,8 +185,8 @@ def test_shards_combine_to_the_whole(folder, whole, tmp_path, monkeypatch):
     act_profile("combine", paths[2], paths[0], paths[1], "--output", output, "--json")
     combined = act.load(output)
     assert relative(whole, combined) < 1e-6  # float32 rounds otherwise in batches of other rows
-    assert combined.source["corpora"][0]["shards"] == 3
-    assert combined.source["corpora"][0]["records"] == 400
+    assert combined.provenance.corpora[0].shards == 3
+    assert combined.provenance.corpora[0].records == 400
     again = act.profiles.combine.combine([act.load(path) for path in paths])
     assert torch.equal(again.moments.arena, combined.moments.arena)
 
@@ -205,7 +205,7 @@ def test_shards_combine_to_the_whole(folder, whole, tmp_path, monkeypatch):
     assert "given twice" in act_profile("combine", paths[0], *paths, "--output", refused, code=2).stderr
     assert "not of a shard" in act_profile("combine", output, "--output", refused, code=2).stderr
     partial = act.profiles.combine.combine([act.load(path) for path in paths[:2]], partial=True)
-    assert partial.source["corpora"][0]["shards"] == [0, 1]
+    assert partial.provenance.corpora[0].shards == (0, 1)
     act.profile(model, corpus, token_budget=128, look_ahead=32, shard=(2, 3)).save(tmp_path / "other.safetensors")
     other = act_profile("combine", *paths[:2], tmp_path / "other.safetensors", "--output", refused, code=2)
     assert "different settings (token_budget" in other.stderr

@@ -96,7 +96,7 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
     assert process.returncode == 130, stderr
     assert stderr.startswith("stopped: interrupted after") and "run the same command to go on" in stderr
     act_profile(*arguments)
-    assert os.listdir(tmp_path) == ["pair"] and act.load(tmp_path / "pair").source["corpora"][0]["records"] == 300
+    assert os.listdir(tmp_path) == ["pair"] and act.load(tmp_path / "pair").provenance.corpora[0].records == 300
 
 
 def test_a_second_run_reads_the_tokens_of_the_first(folder, tmp_path):
@@ -151,7 +151,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
     result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
     assert result.stderr.count("bad records were left out") == 1 and "'../y'; expected what can name" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
-    assert all(act.load(p).source["corpora"][0]["skipped"] for p in (tmp_path / "skills").glob("*.safetensors"))
+    assert all(act.load(p).provenance.corpora[0].skipped for p in (tmp_path / "skills").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_the_profile_is_the_same_job(tokenizer, tmp_path):
     model = tiny_model("llama")
     plain, cached = act.profile(model, corpus), act.profile(model, corpus.cached(tmp_path))
     assert torch.equal(plain.moments.arena, cached.moments.arena)
-    assert plain.source["job"] == cached.source["job"]
+    assert plain.provenance.job == cached.provenance.job
 
 
 def test_a_damaged_file_and_a_file_in_the_way_are_named(tokenizer, tmp_path):

@@ -51,7 +51,7 @@ def test_a_model_spread_over_memory_and_disk_counts_the_same(tmp_path):
     spread = load_model(str(tmp_path), device_map="auto", max_memory={"cpu": "40KB"})
     assert any(parameter.is_meta for parameter in spread.parameters())
     profile = act.profile(spread, random_batches())
-    assert profile.source["models"]["model"]["fingerprint"] == whole.source["models"]["model"]["fingerprint"]
+    assert profile.provenance.models["model"].fingerprint == whole.provenance.models["model"].fingerprint
     torch.testing.assert_close(profile.moments.arena, whole.moments.arena, rtol=1e-6, atol=1e-6)
     assert any(parameter.is_meta for parameter in spread.parameters())
 

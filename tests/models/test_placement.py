@@ -13,7 +13,6 @@ from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
 from act.models.placement import input_device, run_devices
 from act.profiles.moments import Moments
-from act.ranking.weights import weight_diff
 from act_kernels import column_moments
 
 accelerate = pytest.importorskip("accelerate")
@@ -42,7 +41,7 @@ def split_by_layer(model, names):
 
 
 def paths_of(profile):
-    return profile.source["corpora"][0]["paths"]
+    return profile.provenance.corpora[0].paths
 
 
 def test_an_arena_on_each_device_is_gathered(monkeypatch):
@@ -110,7 +109,7 @@ def test_offloaded_models_are_profiled_and_known_again(family, tmp_path):
             profile = act.profile(model, random_batches())
             assert torch.equal(profile.count, plain.count)
             torch.testing.assert_close(profile.mean_abs, plain.mean_abs, rtol=1e-6, atol=1e-7)
-        assert profile.source["models"] == plain.source["models"]
+        assert profile.provenance.models == plain.provenance.models
         assert profile.space == plain.space
         assert any(parameter.is_meta for parameter in model.parameters())
 
@@ -120,7 +119,7 @@ def test_an_offloaded_donor_runs_in_lockstep():
     expected = act.profile_pair(donor, target, random_batches())
     found = act.profile_pair(offloaded(donor), hooked(target), random_batches())
     torch.testing.assert_close(found.mean_abs_diff, expected.mean_abs_diff, rtol=1e-6, atol=1e-7)
-    assert found.source["models"] == expected.source["models"]
+    assert found.provenance.models == expected.provenance.models
 
 
 def test_weights_that_are_not_in_memory_are_refused():
@@ -130,7 +129,7 @@ def test_weights_that_are_not_in_memory_are_refused():
     with pytest.raises(act.ActError, match=r"of the target is not in memory .* load the model without offloading"):
         act.transfer(donor, target, channels)
     with pytest.raises(act.ActError, match="not in memory"):
-        weight_diff(donor, target)
+        act.ranking.rank.weight_diff(donor, target)
     with torch.device("meta"):
         empty = tiny_model("llama")
     with pytest.raises(act.ActError, match=r"has no values .* load the model with its weights"):

@@ -96,9 +96,9 @@ def test_texts_are_planned_as_a_run_cuts_them(tokenizer):
     model = empty_model(CONFIGS["gpt2"]())
     texts = {"": Corpus.from_records([{"text": "a b c d e " * 300}] * 3, tokenizer).for_models(model)}
     plan = tokens_of(texts)
-    run = act.profile(tiny_model("gpt2"), texts)[""].source["corpora"][0]
+    run = act.profile(tiny_model("gpt2"), texts)[""].provenance.corpora[0]
     assert {key: plan[key] for key in ("sequences", "tokens", "counted")} == {
-        key: run[key] for key in ("sequences", "tokens", "counted")
+        key: getattr(run, key) for key in ("sequences", "tokens", "counted")
     }
     assert plan["longest"] == 256 >= plan["attended_length"] >= plan["mean_length"] > 0
 

@@ -69,7 +69,7 @@ def test_profile_equals_stored_activations(family, fused):
     for name, rows in expected.items():
         error = FUSED_ERROR if fused or profile.space.site(name).kind == "head" else 1e-7
         assert_statistics(profile.site(name), rows, error)
-    assert profile.source["corpora"][0]["irregular"] == {}
+    assert profile.provenance.corpora[0].irregular == {}
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -200,8 +200,8 @@ def test_nonfinite_activations_are_reported_by_site():
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight[3] = float("nan")
     profile = act.profile(model, random_batches())
-    nonfinite = profile.source["corpora"][0]["nonfinite"]
-    assert nonfinite["model.layers.1.mlp.down_proj"] == profile.source["corpora"][0]["counted"]
+    nonfinite = profile.provenance.corpora[0].nonfinite
+    assert nonfinite["model.layers.1.mlp.down_proj"] == profile.provenance.corpora[0].counted
     assert "model.layers.0.mlp.down_proj" not in nonfinite
     site = profile.site("model.layers.1.mlp.down_proj")
     assert site.count[3] == 0 and site.mean[3].isnan() and site.mean[:3].isfinite().all()
@@ -220,7 +220,7 @@ def test_adding_profiles_equals_one_run(tmp_path):
     parts = [act.profile_pair(donor, target, batches[:1]), act.profile_pair(donor, target, batches[1:])]
     for merged in (parts[0] + parts[1], parts[1] + parts[0]):
         torch.testing.assert_close(merged.moments.arena, whole.moments.arena, rtol=1e-6, atol=1e-9)
-        assert len(merged.source["corpora"]) == 2
+        assert len(merged.provenance.corpora) == 2
 
 
 def test_saved_profiles_come_back_whole(tmp_path):
@@ -230,7 +230,7 @@ def test_saved_profiles_come_back_whole(tmp_path):
     ):
         profile.save(tmp_path / f"{number}.safetensors")
         again = act.load(tmp_path / f"{number}.safetensors")
-        assert type(again) is type(profile) and again.source == profile.source and again.space == profile.space
+        assert type(again) is type(profile) and again.provenance == profile.provenance and again.space == profile.space
         assert torch.equal(again.moments.arena, profile.moments.arena)
 
 

@@ -73,7 +73,7 @@ def test_a_worker_that_is_killed_changes_no_bit(folder, cluster):
     torch.set_num_threads(1)
     corpus = act.Corpus.from_records(RECORDS, load_tokenizer(str(folder)))
     whole = act.profile(load_model(str(folder)), corpus, look_ahead=40, token_budget=512)
-    assert disturbed.source["corpora"][0]["records"] == 320
+    assert disturbed.provenance.corpora[0].records == 320
     assert torch.equal(disturbed.count, whole.count)
     a, b = whole.moments.arena, disturbed.moments.arena
     assert float(((a - b).abs().amax(1) / a.abs().amax(1).clamp_min(1e-300)).max()) < 1e-12
@@ -88,17 +88,17 @@ def test_bad_records_empty_blocks_and_abilities(folder, cluster):
     dataset = ray.data.from_items(records)
     options = {"records_a_block": 20, "token_budget": 512}
     profile = act.profiling.ray_data.profile_dataset(model, dataset, name, skip_bad_records=22, **options)
-    described = profile.source["corpora"][0]
-    assert described["records"] == 58 and described["irregular"] == {}
-    assert [each["record"] for each in described["skipped"]] == [5, *range(20, 40), 50]
-    assert described["skipped"][-1]["place"] == "ray dataset, record 50"
+    described = profile.provenance.corpora[0]
+    assert described.records == 58 and described.irregular == {}
+    assert [each.record for each in described.skipped] == [5, *range(20, 40), 50]
+    assert described.skipped[-1].place == "ray dataset, record 50"
     with pytest.raises(ActError, match=r"record 50: .*after 21 others"):
         act.profiling.ray_data.profile_dataset(model, dataset, name, skip_bad_records=21, **options)
     labelled = act.profiling.ray_data.profile_dataset(
         model, dataset, name, skip_bad_records=22, corpus={"ability_column": "skill"}, **options
     )
-    assert {ability: each.source["corpora"][0]["records"] for ability, each in labelled.items()} == {"x": 29, "y": 29}
-    assert sum(each.source["corpora"][0]["counted"] for each in labelled.values()) == described["counted"]
+    assert {ability: each.provenance.corpora[0].records for ability, each in labelled.items()} == {"x": 29, "y": 29}
+    assert sum(each.provenance.corpora[0].counted for each in labelled.values()) == described.counted
     with pytest.raises(ActError, match="no token was counted"):
         act.profiling.ray_data.profile_dataset(model, ray.data.from_items(records[20:40]), name, skip_bad_records=20)
 

@@ -141,7 +141,7 @@ def test_several_abilities_in_one_pass_are_what_each_is_alone(tokenizer):
     together = act.profile(model, corpora, token_budget=200)
     for ability, alone in corpora.items():
         assert torch.equal(together[ability].moments.arena, act.profile(model, alone, token_budget=200).moments.arena)
-        assert together[ability].source["corpora"][0]["ability"] == ability
+        assert together[ability].provenance.corpora[0].ability == ability
     labelled = [{**record, "skill": "one"} for record in texts(30)] + [
         {**record, "skill": "two"} for record in texts(20, "e")
     ]
@@ -162,21 +162,21 @@ def test_labelled_rows_of_several_corpora_name_them_all_and_what_was_skipped(tok
     profiles = act.profile(tiny_model("llama"), corpora, skip_bad_records=1)
     assert set(profiles) == {"one", "two", "x", "y"}
     for profile in profiles.values():
-        (read,) = profile.source["corpora"]
-        assert (read["name"], read["count"]) == ("x.jsonl, y.jsonl", "answer")
-        assert [each["fingerprint"] for each in read["read"]] == [c.source.fingerprint for c in corpora.values()]
-        assert [(each["ability"], each["record"]) for each in read["skipped"]] == [("y", 4)]
+        (read,) = profile.provenance.corpora
+        assert (read.name, read.count) == ("x.jsonl, y.jsonl", "answer")
+        assert [each.fingerprint for each in read.read] == [c.source.fingerprint for c in corpora.values()]
+        assert [(each.ability, each.record) for each in read.skipped] == [("y", 4)]
 
 
 def test_a_checkpoint_needs_a_fingerprint(tokenizer, tmp_path):
     model = tiny_model("llama")
     stream = datasets.Dataset.from_list(texts(5)).to_iterable_dataset()
     unknown = Corpus.from_dataset(stream, tokenizer)
-    assert act.profile(model, unknown).source["job"] is None
+    assert act.profile(model, unknown).provenance.job is None
     with pytest.raises(ActError, match="a stream without a fingerprint"):
         act.profile(model, unknown, checkpoint=Checkpoint(tmp_path / "c"))
     known = Corpus.from_dataset(stream, tokenizer, fingerprint="texts/1")
-    assert act.profile(model, known, checkpoint=Checkpoint(tmp_path / "c")).source["job"]
+    assert act.profile(model, known, checkpoint=Checkpoint(tmp_path / "c")).provenance.job
 
 
 @pytest.mark.parametrize("option", ["workers", "skip_bad_records"])
@@ -203,7 +203,7 @@ def test_packed_rows_give_the_same_statistics(family, tokenizer):
     padded, packed = (
         act.profile(model, corpus(tokenizer), token_budget=200, packing=packing) for packing in ("off", "on")
     )
-    assert packed.source["corpora"][0]["padding"] == 0 < padded.source["corpora"][0]["padding"]
+    assert packed.provenance.corpora[0].padding == 0 < padded.provenance.corpora[0].padding
     assert torch.equal(packed.count, padded.count)
     for statistic in ("mean", "var", "mean_abs", "max_abs"):
         torch.testing.assert_close(getattr(packed, statistic), getattr(padded, statistic), rtol=1e-3, atol=1e-5)
@@ -264,11 +264,11 @@ def test_an_ability_that_is_stopped_is_read_no_further(tokenizer):
     corpora = {"one": corpus(tokenizer, 50), "two": corpus(tokenizer, 50)}
     options = {"token_budget": 100, "look_ahead": 10}
     profiles = act.profile(tiny_model("llama"), corpora, observers=[After(stop)], **options)
-    counted = {ability: profile.source["corpora"][0]["records"] for ability, profile in profiles.items()}
+    counted = {ability: profile.provenance.corpora[0].records for ability, profile in profiles.items()}
     assert 0 < counted["one"] < 20 and counted["two"] == 50
     end = After(lambda count, run: run.stop() if count == 2 else None)
     ended = act.profile(tiny_model("llama"), corpora["one"], observers=[end], **options)
-    assert 0 < ended.source["corpora"][0]["records"] < 20
+    assert 0 < ended.provenance.corpora[0].records < 20
 
 
 def test_prefetching_keeps_order_errors_and_ends_with_its_reader():
@@ -332,7 +332,9 @@ def test_a_run_goes_on_to_the_same_bits(tokenizer, tmp_path, pair, at):
     for ability in corpora:
         assert torch.equal(again[ability].moments.arena, whole[ability].moments.arena)
         for key in ("tokens", "counted", "padding", "records", "sequences"):
-            assert again[ability].source["corpora"][0][key] == whole[ability].source["corpora"][0][key]
+            assert getattr(again[ability].provenance.corpora[0], key) == getattr(
+                whole[ability].provenance.corpora[0], key
+            )
 
 
 class Remembers(Observer):
@@ -392,7 +394,7 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(ActError, match=r"damaged.*, so the run cannot go on from it; delete it, or pass --force"):
             again()
-    assert again(restart=True).source["corpora"][0]["records"] == 60
+    assert again(restart=True).provenance.corpora[0].records == 60
     with pytest.raises(ActError, match="needs a corpus"):
         act.profile(model, random_batches(), checkpoint=Checkpoint(tmp_path / "other"))
 
@@ -404,7 +406,7 @@ def test_a_full_disk_at_a_checkpoint_does_not_end_the_run(tokenizer, tmp_path, m
     monkeypatch.setattr("act.core.tensor_files.save_file", full)
     path = tmp_path / "checkpoint"
     profile = act.profile(tiny_model("llama"), corpus(tokenizer), token_budget=150, checkpoint=Checkpoint(path, 0))
-    assert profile.source["corpora"][0]["records"] == 60 and not path.exists()
+    assert profile.provenance.corpora[0].records == 60 and not path.exists()
     assert "the disk is full" in caplog.text and "the run goes on" in caplog.text
 
 
@@ -461,8 +463,8 @@ def test_an_error_on_the_way_keeps_what_was_counted(tokenizer, tmp_path):
     whole = act.profile(model, mixed, skip_bad_records=1, **options)
     assert torch.equal(again.moments.arena, whole.moments.arena)
     assert seen.count < len(list(Stream({"": mixed}, skip_bad_records=1, **options)))
-    (skipped,) = again.source["corpora"][0]["skipped"]
-    assert skipped["record"] == 40 and "expected" in skipped["reason"]
+    (skipped,) = again.provenance.corpora[0].skipped
+    assert skipped.record == 40 and "expected" in skipped.reason
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

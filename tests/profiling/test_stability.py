@@ -143,11 +143,11 @@ class Failing(Observer):
 def test_a_run_stops_with_a_certificate_and_resumes_to_the_same_bits(tokenizer, tmp_path):
     job, _ = make(tokenizer)
     profiles = run_job(job)
-    corpus = profiles["one"].source["corpora"][0]
-    certificate = corpus["stable"]
+    corpus = profiles["one"].provenance.corpora[0]
+    certificate = corpus.extra["stable"]
     assert certificate["certain_overlap"] >= 0.8 and certificate["corpus_share"] < 1
-    assert corpus["records"] == certificate["documents"] < 600 and corpus["counted"] == certificate["tokens"]
-    assert profiles["two"].source["corpora"][0]["stable"] is None  # five chunks are too few to tell
+    assert corpus.records == certificate["documents"] < 600 and corpus.counted == certificate["tokens"]
+    assert profiles["two"].provenance.corpora[0].extra["stable"] is None  # five chunks are too few to tell
     checkpoint = Checkpoint(tmp_path / "c", every=0)
     cut, _ = make(tokenizer, Failing(7))
     with pytest.raises(ActError, match="goes on from there"):
@@ -155,7 +155,7 @@ def test_a_run_stops_with_a_certificate_and_resumes_to_the_same_bits(tokenizer, 
     resumed, _ = make(tokenizer, Observer())
     again = run_job(resumed, Checkpoint(tmp_path / "c"))
     assert torch.equal(again["one"].moments.arena, profiles["one"].moments.arena)
-    assert again["one"].source["corpora"][0]["stable"] == certificate
+    assert again["one"].provenance.corpora[0].extra["stable"] == certificate
 
 
 def test_any_chain_of_interruptions_gives_the_same_profiles_and_certificates(tokenizer, tmp_path):
@@ -171,8 +171,8 @@ def test_any_chain_of_interruptions_gives_the_same_profiles_and_certificates(tok
         resumed = run_job(make(tokenizer, Observer())[0], Checkpoint(path))
         for ability, profile in whole.items():
             assert torch.equal(resumed[ability].moments.arena, profile.moments.arena)
-            found, expected = (each.source["corpora"][0] for each in (resumed[ability], profile))
-            assert found["stable"] == expected["stable"] and found["records"] == expected["records"]
+            found, expected = (each.provenance.corpora[0] for each in (resumed[ability], profile))
+            assert found.extra["stable"] == expected.extra["stable"] and found.records == expected.records
 
 
 class Counted(Observer):
@@ -193,9 +193,9 @@ def test_the_share_read_of_labelled_rows_is_of_all_corpora(tokenizer):
     corpora = {"x": corpus(200), "y": corpus(400)}
     job = Job({"model": tiny_model("llama")}, corpora, observers=[until], look_ahead=8, token_budget=512)
     until.expect(job)
-    found = run_job(job)["one"].source["corpora"][0]
-    assert found["stable"]["corpus_share"] == pytest.approx(found["records"] / 600, abs=1e-6)
-    assert "all corpora" in found["stable"]["assumes"]
+    found = run_job(job)["one"].provenance.corpora[0]
+    assert found.extra["stable"]["corpus_share"] == pytest.approx(found.records / 600, abs=1e-6)
+    assert "all corpora" in found.extra["stable"]["assumes"]
 
 
 def test_what_cannot_be_stable(tokenizer):

@@ -185,7 +185,7 @@ def test_an_unwanted_head_never_runs():
     head = profile.site("lm_head")
     assert (head.count == 0).all() and head.mean.isnan().all()
     assert (profile.site("model.norm").count > 0).all()
-    assert profile.source["corpora"][0]["irregular"] == {}
+    assert profile.provenance.corpora[0].irregular == {}
     pair = act.profile_pair(model, tiny_model("llama", seed=1), [batch], exclude=["head", "embed"])
     assert (pair.site("model.embed_tokens").count == 0).all() and (pair.site("model.norm").count > 0).all()
 
@@ -273,7 +273,7 @@ def test_a_model_that_cannot_be_probed_runs_as_it_is():
             return self.first(attention_mask[..., None].expand(-1, -1, 4).float())
 
     profile = act.profile(Odd(), random_batches())
-    assert profile.source["corpora"][0]["paths"] == {"column_moments": 1}
+    assert profile.provenance.corpora[0].paths == {"column_moments": 1}
 
 
 def test_two_runs_give_the_same_bits():

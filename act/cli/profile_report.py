@@ -1,0 +1,95 @@
+"""What ``run``, ``pair`` and ``combine`` say of the profiles they made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from act.cli.console import print_json, print_table, some, warn
+
+if TYPE_CHECKING:
+    from act.data.stream import Skipped
+    from act.profiles.profile import Profile
+
+
+def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
+    """Print what a run measured and where its profile is, and warn of everything odd about it."""
+    if as_json:
+        print_json(_summary(profile, output))
+    else:
+        _print_summary(profile, output)
+    _warn(profile)
+    _warn_of_skipped(profile.provenance.corpora[-1].skipped)
+
+
+def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool) -> None:
+    """The same for the profiles of several abilities, as one JSON object."""
+    outputs = {ability: folder / f"{ability}.safetensors" for ability in profiles}
+    if as_json:
+        results = {ability: _summary(profile, outputs[ability]) for ability, profile in profiles.items()}
+        print_json({"output": str(folder), "abilities": results})
+    for ability, profile in profiles.items():
+        if not as_json:
+            _print_summary(profile, outputs[ability])
+        _warn(profile)
+    # A bad record among labelled ones may be of any of their abilities, and is in the profile of each.
+    skipped = [each for profile in profiles.values() for each in profile.provenance.corpora[-1].skipped]
+    _warn_of_skipped({(each.ability, each.record): each for each in skipped}.values())
+
+
+def _summary(profile: Profile, output: Path) -> dict[str, Any]:
+    read = profile.provenance.corpora[-1]
+    return {
+        "output": str(output),
+        "channels": len(profile.space),
+        "sites": len(profile.space.sites),
+        "records": read.records,
+        "sequences": read.sequences,
+        "tokens": read.tokens,
+        "counted": read.counted,
+        "padding": read.padding,
+        "seconds": read.seconds,
+        "padding_share": round(read.padding / max(read.padding + read.tokens, 1), 4),
+        "busy_share": round(1 - read.waited / max(read.seconds, 1e-9), 4),
+        "tokens_per_second": round(read.tokens / max(read.seconds, 1e-9), 1),
+        "backend": profile.provenance.settings.backend,
+        "paths": dict(read.paths),
+        "nonfinite": dict(read.nonfinite),
+        "irregular": dict(read.irregular),
+        "skipped": [skipped._asdict() for skipped in read.skipped],
+        **({"stable": read.extra["stable"]} if "stable" in read.extra else {}),
+        "uncovered": list(profile.space.uncovered),
+    }
+
+
+def _print_summary(profile: Profile, output: Path) -> None:
+    result, read = _summary(profile, output), profile.provenance.corpora[-1]
+    names = ("channels", "sites", "records", "tokens", "counted", "seconds", "tokens_per_second")
+    rows = [[name.replace("_", " "), f"{result[name]:,}"] for name in names]
+    rows += [[name.replace("_", " "), f"{result[name]:.1%}"] for name in ("padding_share", "busy_share")]
+    paths = ", ".join(f"{path} {sites}" for path, sites in read.paths.items())
+    print_table(result["output"], ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
+    if stable := read.extra.get("stable"):
+        print(
+            f"stopped at {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
+            f"{stable['top']:.2%} by {stable['score']} is the whole corpus's (confidence {stable['confidence']:.0%})"
+        )
+
+
+def _warn(profile: Profile) -> None:
+    read = profile.provenance.corpora[-1]
+    if "stable" in read.extra and not read.extra["stable"]:
+        warn("the corpus ended before its top channels were certain; more text would still change them")
+    if read.nonfinite:
+        warn(f"NaN or infinite values were left out of the statistics of {some(read.nonfinite)}")
+    if read.irregular:
+        warn(f"sites that did not see every counted token (rows seen): {some(read.irregular)}")
+    if profile.space.uncovered:
+        warn(f"parameters that no site covers, and no transfer moves: {', '.join(profile.space.uncovered[:5])}")
+
+
+def _warn_of_skipped(skipped: Iterable[Skipped]) -> None:
+    listed = [f"{each.place}: {each.reason}" for each in skipped]
+    if listed:
+        warn(f"{len(listed)} bad records were left out: {'; '.join(listed)}")

@@ -1,0 +1,289 @@
+"""What a run was: which models read which text with which settings, as a profile's file tells it.
+
+Each class reads and writes the JSON of schema ``act-profile/1``; no other code knows its keys.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from act.data.records import Shard
+from act.data.stream import Skipped
+
+
+@dataclass(frozen=True)
+class ModelRead:
+    """A model that was measured.
+
+    Attributes:
+        name: the folder or hub id that it was loaded from, or the name of its class.
+        fingerprint: of its weights, see :func:`act.models.fingerprint.fingerprint`.
+    """
+
+    name: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.fingerprint})"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the header of a file."""
+        return {"name": self.name, "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModelRead:
+        """The inverse of :meth:`to_json`."""
+        return cls(data["name"], data["fingerprint"])
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bits of a run besides its models and corpora; None where a file does not say.
+
+    Attributes:
+        token_budget: tokens per batch, padding included.
+        exclude: module kinds that were not measured, sorted.
+        fused: whether statistics were collected inside fused kernels.
+        packing: whether pieces of text shared a row.
+        look_ahead: records sorted by length together.
+        backend: the kernels that ran, such as ``native``.
+        extra: settings of observers, by name.
+    """
+
+    token_budget: int | None = None
+    exclude: tuple[str, ...] = ()
+    fused: bool | None = None
+    packing: bool | None = None
+    look_ahead: int | None = None
+    backend: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the header of a file."""
+        known = {name: getattr(self, name) for name in _names(Settings)}
+        return {**known, "exclude": list(self.exclude), **self.extra}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Settings:
+        """The inverse of :meth:`to_json`; keys it does not know become :attr:`extra`."""
+        known, extra = _known(Settings, data)
+        return cls(**{**known, "exclude": tuple(data.get("exclude", ()))}, extra=extra)
+
+
+@dataclass(frozen=True)
+class CorpusIdentity:
+    """A text and how it became counted tokens; None where this is not known, as of batches that a caller made.
+
+    Attributes:
+        name: the file, folder or hub id.
+        fingerprint: of the content.
+        tokenizer: fingerprint of the tokenizer and its chat template.
+        vocabulary: fingerprint of the tokens and their ids alone.
+        count: which positions count: ``answer``, ``predict``, ``prompt`` or ``all``.
+        answer_turns: which messages are answers: ``last`` or ``all``.
+        max_length: longest sequence in tokens.
+        overlap: tokens that a piece of a cut text repeats.
+        ability_column: the column that labels each record with its ability.
+    """
+
+    name: str
+    fingerprint: str | None = None
+    tokenizer: str | None = None
+    vocabulary: str | None = None
+    count: str | None = None
+    answer_turns: str | None = None
+    max_length: int | None = None
+    overlap: int | None = None
+    ability_column: str | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data of these fields; those of the encoding only where a corpus was encoded."""
+        encoding = {name: getattr(self, name) for name in _ENCODING}
+        known = any(value is not None for value in encoding.values())
+        return {"name": self.name, "fingerprint": self.fingerprint, **(encoding if known else {})}
+
+    @classmethod
+    def from_identity(cls, data: Mapping[str, Any]) -> CorpusIdentity:
+        """The inverse of :meth:`identity`."""
+        return cls(**{name: data[name] for name in _IDENTITY if name in data})
+
+
+_IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
+_ENCODING = _IDENTITY[2:]
+_SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
+_PER_SHARD = (*_SUMMED, "shard", "paths", "nonfinite", "irregular", "skipped")
+
+
+@dataclass(frozen=True)
+class CorpusRead(CorpusIdentity):
+    """What a run read of a corpus, and what it met there.
+
+    Attributes:
+        read: the corpora, where several were read as one; the other fields then say what they have in common.
+        ability: the ability it exercises; empty if it has no name.
+        shard: ``(i, n)``, where only every n-th record was read, from the i-th on.
+        tokens: tokens read, without padding.
+        counted: those of them that count.
+        padding: tokens of padding.
+        sequences: rows, or pieces of packed rows.
+        records: records that were read.
+        seconds: how long the run took.
+        waited: the part of it in which the model waited for a batch.
+        paths: sites by the kernel that read them.
+        nonfinite: NaN and infinite values left out, by site.
+        irregular: rows seen by the sites that did not see every counted token a whole number of times.
+        skipped: bad records that were left out.
+        extra: what observers say of it, by name, such as ``stable``: the certificate of ``--until-stable``, or None.
+        shards: the number of shards merged to this; the numbers of those that are there, where some are missing.
+        of: how many shards there should be, where some are missing.
+    """
+
+    read: tuple[CorpusIdentity, ...] = ()
+    ability: str = ""
+    shard: Shard | None = None
+    tokens: int = 0
+    counted: int = 0
+    padding: int = 0
+    sequences: int = 0
+    records: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    paths: Mapping[str, int] = field(default_factory=dict)
+    nonfinite: Mapping[str, int] = field(default_factory=dict)
+    irregular: Mapping[str, int] = field(default_factory=dict)
+    skipped: tuple[Skipped, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    shards: int | tuple[int, ...] | None = None
+    of: int | None = None
+
+    @classmethod
+    def joined(cls, corpora: Sequence[CorpusIdentity]) -> CorpusRead:
+        """The corpora read as one, before anything was counted; none of them: batches that a caller made."""
+        if not corpora:
+            return cls("batches")
+        first, *others = each = [corpus.identity() for corpus in corpora]
+        if not others:
+            return cls(**first)
+        shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+        name = ", ".join(corpus.name for corpus in corpora)
+        return cls(**{**shared, "name": name, "fingerprint": short_hash({"read": each})}, read=tuple(corpora))
+
+    @classmethod
+    def merged(cls, parts: Sequence[CorpusRead], nonfinite: Mapping[str, int]) -> CorpusRead:
+        """What was read of a corpus, from what was read of its parts; ``nonfinite`` is that of their merged moments."""
+        totals = {name: sum(getattr(each, name) for each in parts) for name in _SUMMED}
+        for name in ("seconds", "waited"):
+            totals[name] = round(totals[name], 3)
+        return replace(
+            parts[0],
+            **totals,
+            shard=None,
+            paths=next((each.paths for each in parts if each.paths), {}),
+            nonfinite=nonfinite,
+            irregular=dict(sum((Counter(each.irregular) for each in parts), Counter())),
+            skipped=tuple(skipped for each in parts for skipped in each.skipped),
+        )
+
+    def shared_by_shards(self) -> dict[str, Any]:
+        """What the shards of one run have in common, as plain data."""
+        return {name: value for name, value in self.to_json().items() if name not in _PER_SHARD}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the header of a file."""
+        return {
+            **self.identity(),
+            **({"read": [corpus.identity() for corpus in self.read]} if self.read else {}),
+            **({"ability": self.ability} if self.ability else {}),
+            **({"shard": list(self.shard)} if self.shard else {}),
+            **{name: getattr(self, name) for name in _SUMMED},
+            "paths": dict(self.paths),
+            "nonfinite": dict(self.nonfinite),
+            "irregular": dict(self.irregular),
+            "skipped": [skipped._asdict() for skipped in self.skipped],
+            **self.extra,
+            **({"shards": list(self.shards) if isinstance(self.shards, tuple) else self.shards} if self.shards else {}),
+            **({"of": self.of} if self.of else {}),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CorpusRead:
+        """The inverse of :meth:`to_json`; keys it does not know become :attr:`extra`."""
+        known, extra = _known(CorpusRead, data)
+        shards = known.get("shards")
+        known |= {
+            "read": tuple(CorpusIdentity.from_identity(each) for each in known.get("read", ())),
+            "shard": tuple(known["shard"]) if "shard" in known else None,
+            "skipped": tuple(Skipped(**each) for each in known.get("skipped", ())),
+            "shards": tuple(shards) if isinstance(shards, list) else shards,
+        }
+        return cls(**known, extra=extra)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What a run was.
+
+    Attributes:
+        models: ``{"model": …}``, or ``{"donor": …, "target": …}`` of a pair run.
+        settings: what else decides the bits.
+        versions: of Python and the packages that decide a number, by name.
+        job: hash of all that decides what the run counted; None where this cannot be told, or after a merge of parts.
+        corpora: what was read: one corpus, or several where profiles were added.
+    """
+
+    models: Mapping[str, ModelRead] = field(default_factory=dict)
+    settings: Settings = field(default_factory=Settings)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    job: str | None = None
+    corpora: tuple[CorpusRead, ...] = ()
+
+    def merged(self, other: Provenance) -> Provenance:
+        """That of a profile of both corpora: these settings and versions, and the text of both."""
+        return replace(self, corpora=(*self.corpora, *other.corpora))
+
+    def over(self, corpus: CorpusRead) -> Provenance:
+        """The same run, over a corpus that is merged from parts of one."""
+        return replace(self, job=None, corpora=(corpus,))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the header of a file."""
+        return {
+            "models": {side: model.to_json() for side, model in self.models.items()},
+            "settings": self.settings.to_json(),
+            "versions": dict(self.versions),
+            "job": self.job,
+            "corpora": [corpus.to_json() for corpus in self.corpora],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Provenance:
+        """The inverse of :meth:`to_json`; raises KeyError, TypeError or AttributeError where ``data`` is none."""
+        return cls(
+            models={side: ModelRead.from_json(model) for side, model in data["models"].items()},
+            settings=Settings.from_json(data["settings"]),
+            versions=dict(data["versions"]),
+            job=data.get("job"),
+            corpora=tuple(CorpusRead.from_json(corpus) for corpus in data["corpora"]),
+        )
+
+
+def short_hash(data: Any) -> str:
+    """16 hexadecimal digits that tell plain data from other data."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _names(kind: Any) -> list[str]:
+    """The fields of one of the classes above that its JSON has under their own names."""
+    return [each.name for each in fields(kind) if each.name != "extra"]
+
+
+def _known(kind: Any, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The items of ``data`` that are fields of a class above, and all others."""
+    names = set(_names(kind))
+    known = {name: value for name, value in data.items() if name in names}
+    return known, {name: value for name, value in data.items() if name not in names}
