@@ -21,19 +21,26 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]  # "kernels" is the folder of the tests
 sys.path.append(str(HERE.parent))  # last: an installed package has the extension, a bare checkout has not
 
 import torch  # noqa: E402
-from correctness import all_cases, by_checks, by_tests, forced, model_cases  # noqa: E402
-from measure import machine, median, on_device, spread, write_json  # noqa: E402
-from ops import CASES, FUSED_CASES  # noqa: E402
+from baselines import by_nnsight, by_sums  # noqa: E402
+from cases import CASES, FUSED, MOMENTS  # noqa: E402
+from kernels.correctness import all_cases, by_checks, by_tests, forced, model_cases  # noqa: E402
+from measure import Call, Times, machine, median, medians, on_device, spread, write_json  # noqa: E402
+from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 
 import act_kernels  # noqa: E402
+from act.models.channels import ChannelSpace  # noqa: E402
+from act.profiles.moments import Moments  # noqa: E402
+from act.taps.lockstep import lockstep  # noqa: E402
+from act.taps.taps import taps  # noqa: E402
 from act_kernels.backends import BACKENDS, choose  # noqa: E402
 
 LEAST_SHARE = {"triton": 0.85, "cuda": 0.75}  # of the copy bandwidth, for column and pair moments
@@ -113,8 +120,8 @@ def sanitizer(run: Run) -> dict[str, Any]:
 def kernels(run: Run) -> list[dict[str, Any]]:
     """Ops beside a copy of the same tensor, on every fast backend."""
     wide = [(512, 384), (512, 1024), (64, 4096)] if run.small else [(16384, 3584), (16384, 18944), (2048, 152064)]
-    cases = [(op, shape) for shape in wide for op in ("column_moments", "pair_moments")]
-    cases += [(op, shape) for shape in wide[:2] for op in FUSED_CASES if op != "rotary" or shape[1] % 256 == 0]
+    cases = [(op, shape) for shape in wide for op in MOMENTS]
+    cases += [(op, shape) for shape in wide[:2] for op in FUSED if op != "rotary" or shape[1] % 256 == 0]
     cases.append(("blend_rows", (384, 256) if run.small else (18944, 3584)))
     names = [n for n, reason in usable(run.device).items() if reason is None and n != "reference"] or ["reference"]
     todo = [(op, shape, name) for op, shape in [("small", (256, 512)), *cases] for name in names]
@@ -139,42 +146,43 @@ def kernel(op: str, shape: tuple[int, int], run: Run, seconds: float) -> dict[st
         seconds = min(seconds, 0.5)
     x, other = (torch.randn(shape, device=run.device, dtype=torch.bfloat16) for _ in range(2))
     if op == "small":
-        call, _, _ = CASES["column_moments"](x, other)
+        call = MOMENTS["column_moments"](x, other).op
         times = on_device({"op": call}, run.device, min(seconds, 1), wall=True, least=20)["op"]
         return {"seconds": median(times), "spread": round(spread(times), 3)}
     out = torch.empty_like(x)
-    calls: dict[str, Callable[[], Any]] = {"copy": lambda: out.copy_(x)}
+    calls: dict[str, Call] = {"copy": lambda: out.copy_(x)}
     if op == "blend_rows":
         calls["op"], moved = model_blend(*shape, layers=2 if run.small else 28, device=run.device)
-    elif op in CASES:
-        calls["op"], _, moved = CASES[op](x, other)
     else:
-        case = FUSED_CASES[op](x, other)
-        calls.update(op=case.measured, plain=case.plain, stock=case.stock)
-        moved = case.moved
-    times = on_device(calls, run.device, min(seconds / 2, 6))
-    middle = {name: median(values) for name, values in times.items()}
+        case = CASES[op](x, other)
+        calls["op"], moved = case.op, case.moved
+        if case.plain:
+            calls.update(plain=case.plain, stock=case.operators)
+    rounds = on_device(calls, run.device, min(seconds / 2, 6))
+    middle = medians(rounds)
     copied = 2 * x.nbytes / middle["copy"]
     row = {
         "seconds": middle["op"],
-        "spread": round(spread(times["op"]), 3),
+        "spread": round(spread(rounds["op"]), 3),
         "gbps": round(moved / middle["op"] / 1e9, 2),
         "copy_gbps": round(copied / 1e9, 2),
         "share_of_copy": round(moved / middle["op"] / copied, 4),
     }
-    for name in set(middle) - {"copy", "op"}:
-        row[f"ratio_to_{name}"] = round(middle["op"] / middle[name], 4)
-    return row
+    ratios = {f"ratio_to_{name}": round(middle["op"] / value, 4) for name, value in middle.items()}
+    return row | {name: ratio for name, ratio in ratios.items() if name not in ("ratio_to_copy", "ratio_to_op")}
 
 
-def model_blend(inner: int, hidden: int, layers: int, device: torch.device) -> tuple[Callable[[], Any], int]:
+def model_blend(inner: int, hidden: int, layers: int, device: torch.device) -> tuple[Call, int]:
     """Every twentieth channel of a model like Qwen2.5-7B, and the bytes that must move.
 
     The donors are parts of one buffer, ten times what a GPU's second-level cache holds, and the targets a whole model.
     """
     shapes = [(hidden, hidden)] * 2 + [(hidden // 7, hidden)] * 2 + [(inner, hidden)] * 2 + [(hidden, inner)]
     pool = torch.randn(max(2**28 if device.type == "cuda" else 0, inner * hidden), device=device, dtype=torch.bfloat16)
-    targets, donors, rows, place = [], [], [], 0
+    targets: list[torch.Tensor] = []
+    donors: list[torch.Tensor] = []
+    rows: list[torch.Tensor] = []
+    place = 0
     for shape in shapes * layers:
         size = shape[0] * shape[1]
         place = 0 if place + size > len(pool) else place
@@ -186,44 +194,45 @@ def model_blend(inner: int, hidden: int, layers: int, device: torch.device) -> t
     return lambda: act_kernels.blend_rows(targets, donors, rows, 0.4), moved
 
 
-def forwards(run: Run) -> dict[str, Any]:
-    """The 7B shape: plain, hooks, nnsight, profiled and pair forwards, memory, and the share of a matmul rate."""
-    from overhead import by_nnsight, by_sums
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+class Forwards:
+    """Whole forwards of the 7B shape, each step a method that adds what it found; a rehearsal takes a tiny model."""
 
-    from act.models.channels import ChannelSpace
-    from act.profiles.moments import Moments
-    from act.taps.taps import taps
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        layers, hidden, inner, heads, kv, vocabulary, batch, length = (
+            (2, 64, 128, 4, 2, 512, 2, 32) if run.small else (28, 3584, 18944, 28, 4, 152064, 16, 1024)
+        )
+        config = Qwen2Config(  # type: ignore[call-arg]
+            hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+            num_key_value_heads=kv, vocab_size=vocabulary, attn_implementation="sdpa",
+        )  # fmt: skip
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            with run.device:
+                self.model, self.donor = (Qwen2ForCausalLM(config).eval() for _ in range(2))
+        finally:
+            torch.set_default_dtype(before)
+        ids = torch.randint(0, vocabulary, (batch, length), device=run.device)
+        self.inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        self.count_mask = torch.ones(batch, length, dtype=torch.bool)
+        self.space = ChannelSpace.from_model(self.model)
+        self.plain = partial(self.model, **self.inputs, use_cache=False)
+        self.found: dict[str, Any] = {"tokens": batch * length, "layers": layers, "hidden": hidden, "errors": {}}
 
-    layers, hidden, inner, heads, kv, vocabulary = (28, 3584, 18944, 28, 4, 152064)
-    batch, length = 16, 1024
-    if run.small:
-        layers, hidden, inner, heads, kv, vocabulary, batch, length = 2, 64, 128, 4, 2, 512, 2, 32
-    config = Qwen2Config(
-        hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=kv, vocab_size=vocabulary, attn_implementation="sdpa",
-    )  # fmt: skip
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with run.device:
-            model, donor = (Qwen2ForCausalLM(config).eval() for _ in range(2))
-    finally:
-        torch.set_default_dtype(before)
-    ids = torch.randint(0, vocabulary, (batch, length), device=run.device)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    count_mask = torch.ones(batch, length, dtype=torch.bool)
-    space = ChannelSpace.from_model(model)
-    found: dict[str, Any] = {"tokens": batch * length, "layers": layers, "hidden": hidden, "errors": {}}
-
-    def timed(calls: dict[str, Callable[[], Any]], share: float) -> dict[str, list[float]]:
-        times = on_device(calls, run.device, min(1.0 if run.small else 60.0, max(0, run.left() * share)))
+    def note(self, times: Times) -> None:
+        """Median and spread of each call."""
         for name, values in times.items():
-            found[f"{name}_s"], found[f"{name}_spread"] = median(values), round(spread(values), 4)
-        return times
+            self.found[f"{name}_s"], self.found[f"{name}_spread"] = median(values), round(spread(values), 4)
 
-    def peak(call: Callable[[], Any]) -> int | None:
-        if run.small:
+    def timed(self, name: str, call: Call, share: float) -> None:
+        """One call, for a share of the time that is left."""
+        most = 1.0 if self.run.small else 60.0
+        self.note(on_device({name: call}, self.run.device, min(most, max(0, self.run.left() * share))))
+
+    def peak(self, call: Call) -> int | None:
+        """Bytes allocated on the GPU at the most while ``call`` runs."""
+        if self.run.small:
             return None
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
@@ -232,69 +241,69 @@ def forwards(run: Run) -> dict[str, Any]:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - start
 
-    def tried(what: str, step: Callable[[], None]) -> None:
-        if run.left() < 0 and what != "profiled":
-            found["errors"][what] = "cut: ran out of time"
-            return
+    def profiled(self) -> None:
+        """Plain and profiled forwards in turns. Taps come and go, so that the plain forward runs without any."""
+        rounds: Times = {"plain": [], "profiled": []}
+        least = 2 if self.run.small else 5
+        for _ in range(2 if self.run.small else 3):
+            rounds["plain"] += on_device({"_": self.plain}, self.run.device, 0, least=least)["_"]
+            with taps(self.model, Moments(self.space, device=self.run.device), exclude=["head"]) as tapped:
+                call = partial(tapped.forward, self.inputs, self.count_mask)
+                call()  # warms up
+                rounds["profiled"] += on_device({"_": call}, self.run.device, 0, least=least)["_"]
+                self.found["profiled_peak"] = self.peak(call)
+                self.found["paths"] = sorted(set(tapped.paths.values()))
+        self.note(rounds)
+        self.found["plain_peak"] = self.peak(self.plain)
+        self.found["ratio"] = round(self.found["profiled_s"] / self.found["plain_s"], 4)
+
+    def matmul(self) -> None:
+        """The rate of a large matrix product, and the share of it that a profiled forward reaches."""
+        size = 256 if self.run.small else 8192
+        a, b = (torch.randn(size, size, device=self.run.device, dtype=torch.bfloat16) for _ in range(2))
+        self.timed("matmul", lambda: a @ b, 0.05)
+        rate = 2 * size**3 / self.found["matmul_s"] / 1e12
+        (batch, length), layers, hidden = self.count_mask.shape, self.found["layers"], self.found["hidden"]
+        parameters = self.model.named_parameters()
+        body = sum(p.numel() for name, p in parameters if "embed" not in name and "lm_head" not in name)
+        flops = 2 * body * batch * length + 2 * layers * batch * length**2 * hidden  # causal attention
+        reached = flops / self.found["profiled_s"] / 1e12
+        self.found.update(matmul_tflops=rate, model_tflops=reached, share_of_matmul=round(reached / rate, 4))
+
+    def pair(self) -> None:
+        """Donor and target in lockstep."""
+        moments = Moments(self.space, pair=True, device=self.run.device)
+        with lockstep(self.donor, self.model, moments, exclude=["head"]) as both:
+            self.timed("pair", lambda: both.forward(self.inputs, self.count_mask), 0.3)
+        self.found["pair_ratio"] = round(self.found["pair_s"] / self.found["plain_s"] / 2, 4)
+
+    def hooks(self) -> None:
+        """The hooks most people write."""
+        self.timed("hooks", partial(by_sums(self.model), **self.inputs, use_cache=False), 0.3)
+
+    def nnsight(self) -> None:
+        """The same through nnsight."""
+        call = by_nnsight(self.model)
+        if call is None:
+            raise RuntimeError("nnsight is not installed")
+        self.timed("nnsight", partial(call, **self.inputs, use_cache=False), 0.5)
+
+
+@torch.inference_mode()
+def forwards(run: Run) -> dict[str, Any]:
+    """Plain, hooked, nnsight, profiled and pair forwards, memory, and the share of the rate of a matrix product."""
+    whole = Forwards(run)
+    errors = whole.found["errors"]
+    for step in (whole.profiled, whole.matmul, whole.pair, whole.hooks, whole.nnsight):
+        name = step.__name__
+        if run.left() < 0 and name != "profiled":
+            errors[name] = "cut: ran out of time"
+            continue
         try:
             step()
         except Exception as error:
-            found["errors"][what] = f"{type(error).__name__}: {str(error)[:500]}"
-
-    def plain() -> None:
-        model(**inputs, use_cache=False)
-
-    def profiled() -> None:
-        # Taps come and go round by round, so that the plain forward runs without any.
-        with taps(model, Moments(space, device=run.device), exclude=["head"]) as tapped:
-            tapped.forward(inputs, count_mask)  # warms up
-            moments = on_device({"profiled": lambda: tapped.forward(inputs, count_mask)}, run.device, 0, least=least)
-            found["profiled_peak"] = peak(lambda: tapped.forward(inputs, count_mask))
-            rounds.setdefault("profiled", []).extend(moments["profiled"])
-            found["paths"] = sorted(set(tapped.paths.values()))
-
-    rounds: dict[str, list[float]] = {}
-    least = 2 if run.small else 5
-
-    def alternating() -> None:
-        for _ in range(2 if run.small else 3):
-            rounds.setdefault("plain", []).extend(on_device({"plain": plain}, run.device, 0, least=least)["plain"])
-            profiled()
-        for name, values in rounds.items():
-            found[f"{name}_s"], found[f"{name}_spread"] = median(values), round(spread(values), 4)
-        found["plain_peak"] = peak(plain)
-        found["ratio"] = round(found["profiled_s"] / found["plain_s"], 4)
-
-    def matmul() -> None:
-        size = 256 if run.small else 8192
-        a, b = (torch.randn(size, size, device=run.device, dtype=torch.bfloat16) for _ in range(2))
-        times = timed({"matmul": lambda: a @ b}, 0.05)["matmul"]
-        found["matmul_tflops"] = 2 * size**3 / median(times) / 1e12
-        body = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
-        flops = 2 * body * batch * length + 2 * layers * batch * length**2 * hidden  # causal attention
-        found["model_tflops"] = flops / found["profiled_s"] / 1e12
-        found["share_of_matmul"] = round(found["model_tflops"] / found["matmul_tflops"], 4)
-
-    def pair() -> None:
-        from act.taps.lockstep import lockstep
-
-        with lockstep(donor, model, Moments(space, pair=True, device=run.device), exclude=["head"]) as both:
-            timed({"pair": lambda: both.forward(inputs, count_mask)}, 0.3)
-        found["pair_ratio"] = round(found["pair_s"] / found["plain_s"] / 2, 4)
-
-    def nnsight() -> None:
-        call = by_nnsight(model, inputs)
-        if call is None:
-            raise RuntimeError("nnsight is not installed")
-        timed({"nnsight": call}, 0.5)
-
-    with torch.inference_mode():
-        tried("profiled", alternating)
-        tried("matmul", matmul)
-        tried("pair", pair)
-        tried("hooks", lambda: timed({"hooks": by_sums(model, inputs)}, 0.3) and None)
-        tried("nnsight", nnsight)
-    return found
+            errors[name] = f"{type(error).__name__}: {str(error)[:500]}"
+    return whole.found
 
 
 def targets(run: Run) -> list[dict[str, Any]]:
@@ -309,7 +318,7 @@ def targets(run: Run) -> list[dict[str, Any]]:
         name = f"{row['op']} {row['T']}x{row['C']} {row['backend']}"
         if row["op"] == "small":
             add(name, row.get("seconds"), 12e-6)
-        elif row["op"] in ("column_moments", "pair_moments"):
+        elif row["op"] in MOMENTS:
             add(name, row.get("share_of_copy"), LEAST_SHARE.get(row["backend"], 0.85), below=False)
         elif row["op"] == "blend_rows":
             add(name, row.get("share_of_copy"), 0.70, below=False)

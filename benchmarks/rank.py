@@ -9,13 +9,13 @@ score reads lie in memory; ``peak_mb`` is what comes on top of them.
 
 from __future__ import annotations
 
-import argparse
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from measure import machine, median, write_json
+from measure import median, options, record, seconds_of
 
 import act
 from act.models.channels import ParameterSlice
@@ -60,51 +60,42 @@ def make_profile(space: act.ChannelSpace, seed: int) -> act.PairProfile:
     return act.PairProfile(moments, Provenance(models=models, corpora=(corpus,)))
 
 
-def resident_megabytes(peak: bool = False) -> float:
-    """Resident memory of this process, or its peak since :func:`forget_peak` (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:" if peak else "VmRSS:")[1].split()[0]) / 1024
-
-
-def forget_peak() -> None:
-    """Let the peak start again from what is resident now."""
-    Path("/proc/self/clear_refs").write_text("5")
+def megabytes(line: str) -> float:
+    """A line of this process's status (Linux): ``VmRSS`` is resident memory, ``VmHWM`` its peak."""
+    return int(Path("/proc/self/status").read_text().split(f"{line}:")[1].split()[0]) / 1024
 
 
 def main() -> None:
     """Print and write time and memory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--channels", type=int, default=32_000_000)
     parser.add_argument("--sites", type=int, default=20_000)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    space = make_space(options.channels, options.sites)
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    space = make_space(given.channels, given.sites)
     ability, keep = make_profile(space, 0), make_profile(space, 1)
-    forget_peak()
-    before, times = resident_megabytes(), []
-    busy, work = os.getloadavg()[0], time.process_time()
-    for _ in range(options.rounds):
-        start = time.perf_counter()
-        channels = act.rank(ability, "paired", 0.05, keep=keep, normalize="std")
-        times.append(time.perf_counter() - start)
+    ranked = partial(act.rank, ability, "paired", 0.05, keep=keep, normalize="std")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    before, busy, work = megabytes("VmRSS"), os.getloadavg()[0], time.process_time()
+    times = [seconds_of(ranked) for _ in range(given.rounds)]
+    work, peak = time.process_time() - work, megabytes("VmHWM")
     result = {
         "channels": len(space),
         "sites": len(space.sites),
-        "threads": options.threads,
-        "chosen": len(channels),
+        "threads": given.threads,
+        "chosen": len(ranked()),
         "seconds": round(median(times), 3),
         "first_seconds": round(times[0], 3),
         "worst_seconds": round(max(times), 3),
-        "cpu_seconds": round((time.process_time() - work) / options.rounds, 3),
+        "cpu_seconds": round(work / given.rounds, 3),
         "machine_load": round(busy, 1),
         "profiles_mb": round(before),
-        "peak_mb": round(resident_megabytes(peak=True) - before),
+        "peak_mb": round(peak - before),
     }
     print(result)
-    write_json(options.json, {"machine": machine(), "results": [result]})
+    record(given.json, {"results": [result]})
 
 
 if __name__ == "__main__":

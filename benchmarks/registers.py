@@ -5,7 +5,6 @@ python benchmarks/registers.py --json OUT
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -15,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measure import machine, write_json
+from measure import options, record
 
 SOURCES = sorted((Path(__file__).resolve().parents[1] / "csrc" / "cuda").glob("*.cu"))
 ARCHITECTURES = ("80", "90", "100")
@@ -61,8 +60,8 @@ def measure(architectures: tuple[str, ...] = ARCHITECTURES) -> list[dict[str, An
 
     def one(source: Path, architecture: str, folder: str) -> list[dict[str, Any]]:
         target = os.path.join(folder, f"{source.stem}-{architecture}.cubin")
-        options = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", "-o", target]
-        run = subprocess.run([compiler, *options, str(source)], capture_output=True, text=True)
+        flags = ["-std=c++17", "-O3", f"-arch=sm_{architecture}", "-Xptxas=-v", "-cubin", "-o", target]
+        run = subprocess.run([compiler, *flags, str(source)], capture_output=True, text=True)
         if run.returncode:
             raise RuntimeError(f"{source.name} does not compile for sm_{architecture}:\n{run.stderr[-3000:]}")
         return parse(run.stdout + run.stderr)
@@ -74,14 +73,13 @@ def measure(architectures: tuple[str, ...] = ARCHITECTURES) -> list[dict[str, An
 
 def main() -> None:
     """Print a table, and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = options(__doc__)
     parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES)
-    options = parser.parse_args()
-    rows = measure(tuple(options.architectures))
+    given = parser.parse_args()
+    rows = measure(tuple(given.architectures))
     for row in rows:
         print(" ".join(f"{row[key]!s:>{width}}" for key, width in zip(row, (24, 9, 7, 4, 4, 4, 6), strict=True)))
-    write_json(options.json, {"machine": machine(), "nvcc": nvcc(), "results": rows})
+    record(given.json, {"nvcc": nvcc(), "results": rows})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How much of a corpus ``--until-stable`` reads, and how often its promise holds.
 
-python benchmarks/stability.py --records 120000 --orders 3 --json OUT
+    python benchmarks/stability.py --records 120000 --orders 3 --json OUT
 
 For each corpus of the demo, and GSM8K on two versions of stories260K where the shared data lies beside the checkout:
 the pair run over the whole corpus, then runs that stop when certain, over the same records in other random orders.
@@ -8,8 +8,6 @@ the pair run over the whole corpus, then runs that stop when certain, over the s
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import sys
 import time
@@ -17,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import machine, write_json
+from measure import options, record, seconds_of
+from workloads import DATA, GSM8K, read_lines
 
 import act
 from act.lab.demo import FORGOTTEN, RETAINED
@@ -25,10 +24,18 @@ from act.lab.language import examples
 from act.lab.models import CHECKPOINTS, load
 from act.profiling.job import Job
 from act.profiling.measure import run_job
-from act.profiling.stability import Promise, UntilStable, look_ahead, quantity, rankable
+from act.profiling.stability import (
+    GROUPS,
+    GroupedSums,
+    Promise,
+    UntilStable,
+    look,
+    look_ahead,
+    quantity,
+    rankable,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def demo(
@@ -55,8 +62,7 @@ def stories() -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
     with torch.no_grad():
         for parameter in target.parameters():
             parameter.add_(0.1 * parameter.std() * torch.randn_like(parameter))
-    rows = [json.loads(line) for line in (DATA / "gsm8k_train_2k.jsonl").open(encoding="utf-8")]
-    records = [{"text": " ".join(message["content"] for message in row["messages"])} for row in rows]
+    records = [{"text": " ".join(turn["content"] for turn in row["messages"])} for row in read_lines(GSM8K)]
     return donor, target, load_tokenizer(DATA / "stories260K"), records, {"count": "all", "max_length": 512}
 
 
@@ -111,41 +117,35 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
 
 def seconds_of_a_look(channels: int) -> float:
     """Time of one look at that many channels, most of them far from the threshold."""
-    from act.profiling.stability import GROUPS, GroupedSums, look
-
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(channels, generator=generator, dtype=torch.float64).add_(0.01).pow_(-0.5)
     groups, total = GroupedSums(torch.tensor([channels])), torch.zeros(channels, dtype=torch.float64)
     for chunk in range(1, GROUPS + 1):
         total += means * (1 + 1e-3 * torch.randn(channels, generator=generator))
         groups.add(total, torch.tensor([float(chunk)], dtype=torch.float64))
-    start = time.perf_counter()
-    look(groups, torch.arange(channels), Promise(overlap=0.98))
-    return time.perf_counter() - start
+    return seconds_of(lambda: look(groups, torch.arange(channels), Promise(overlap=0.98)))
 
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--records", type=int, default=120000)
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--channels", type=int, default=32_000_000)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     results = []
     for name, ability in (("German", FORGOTTEN), ("English", RETAINED)):
-        results.append(measure(name, demo(ability, arguments.records), Promise(), arguments.orders))
+        results.append(measure(name, demo(ability, given.records), Promise(), given.orders))
     if DATA.is_dir():
         loose = Promise(overlap=0.9, confidence=0.9)
-        results.append(measure("GSM8K", stories(), loose, arguments.orders))
-    result = {"machine": machine(), "corpora": results}
-    if arguments.channels:
-        look = {"channels": arguments.channels, "seconds": round(seconds_of_a_look(arguments.channels), 2)}
-        result["look"] = look
-        print(look)
+        results.append(measure("GSM8K", stories(), loose, given.orders))
+    result: dict[str, Any] = {"corpora": results}
+    if given.channels:
+        result["look"] = {"channels": given.channels, "seconds": round(seconds_of_a_look(given.channels), 2)}
+        print(result["look"])
     for each in results:
         print({name: value for name, value in each.items() if name != "runs"})
-    write_json(arguments.json, result)
+    record(given.json, result)
 
 
 if __name__ == "__main__":

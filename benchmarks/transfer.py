@@ -9,17 +9,17 @@ the round before left them. The whole process counts: starting Python, reading h
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
-from measure import machine, median, spread, write_json
+from measure import in_turns, medians, options, record, run_process, spread
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
@@ -52,13 +52,10 @@ def write_checkpoint(folder: Path, config: LlamaConfig, seed: int) -> int:
     shapes = {name: p.shape for name, p in empty_model(config).named_parameters()}
     generator = torch.Generator().manual_seed(seed)
     shards: list[dict[str, torch.Size]] = [{}]
-    held = 0
     for name, shape in shapes.items():
-        if held + 2 * shape.numel() > SHARD and shards[-1]:
+        if shards[-1] and 2 * sum(each.numel() for each in [*shards[-1].values(), shape]) > SHARD:
             shards.append({})
-            held = 0
         shards[-1][name] = shape
-        held += 2 * shape.numel()
     block = torch.randn(2**22, generator=generator).bfloat16()
     index, total = {}, 0
     for number, shard in enumerate(shards, 1):
@@ -77,29 +74,27 @@ def write_checkpoint(folder: Path, config: LlamaConfig, seed: int) -> int:
     return total
 
 
-def timed(arguments: list[str]) -> tuple[float, float]:
-    """Seconds of a process with the sync that follows, and its peak resident memory in MB."""
+def timed(command: list[str], output: Path) -> tuple[float, float]:
+    """Seconds of a process with the sync that follows, and its peak resident megabytes; its output is removed."""
     os.sync()
     start = time.perf_counter()
-    pid = os.spawnvp(os.P_NOWAIT, arguments[0], arguments)
-    _, status, usage = os.wait4(pid, 0)
+    _, peak = run_process(command)
     os.sync()
-    if status:
-        raise SystemExit(f"{' '.join(arguments)} failed")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    seconds = time.perf_counter() - start
+    shutil.rmtree(output)
+    return seconds, peak
 
 
 def main() -> None:
     """Print and write times and peaks."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options(__doc__)
     parser.add_argument("--gigabytes", type=float, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the temporary checkpoints go (needs four times their size)")
-    parser.add_argument("--json", type=Path, metavar="OUT")
-    options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         root = Path(scratch)
-        config = config_of(options.gigabytes)
+        config = config_of(given.gigabytes)
         sizes = [write_checkpoint(root / name, config, seed) for seed, name in enumerate(("donor", "target"))]
         space = ChannelSpace.from_model(empty_model(config))
         index = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))[: int(SHARE * len(space))]
@@ -117,27 +112,21 @@ def main() -> None:
                 "--output", str(output), "--json",
             ],
         }  # fmt: skip
-        times: dict[str, list[float]] = {name: [] for name in calls}
-        peaks: dict[str, float] = dict.fromkeys(calls, 0.0)
-        for number in range(options.rounds + 1):
-            for name, arguments in calls.items():
-                seconds, peak = timed(arguments)
-                shutil.rmtree(output)
-                if number:  # the first round warms the cache
-                    times[name].append(seconds)
-                    peaks[name] = max(peaks[name], peak)
+        found = in_turns({name: partial(timed, call, output) for name, call in calls.items()}, given.rounds + 1)
+    times = {name: [seconds for seconds, _ in each[1:]] for name, each in found.items()}  # the first warms the cache
+    middle = medians(times)
     result = {
         "gigabytes": round(sizes[0] / 1e9, 2),
         "share": SHARE,
-        "copy_seconds": round(median(times["copy"]), 2),
-        "transfer_seconds": round(median(times["transfer"]), 2),
-        "speed_of_copy": round(median(times["copy"]) / median(times["transfer"]), 3),
-        "peak_mb": round(peaks["transfer"], 1),
+        "copy_seconds": round(middle["copy"], 2),
+        "transfer_seconds": round(middle["transfer"], 2),
+        "speed_of_copy": round(middle["copy"] / middle["transfer"], 3),
+        "peak_mb": round(max(peak for _, peak in found["transfer"][1:]), 1),
         "spread": {name: round(spread(values), 3) for name, values in times.items()},
         "seconds": {name: [round(value, 2) for value in values] for name, values in times.items()},
     }
     print(json.dumps(result))
-    write_json(options.json, {"machine": machine(), "results": result})
+    record(given.json, {"results": result})
 
 
 if __name__ == "__main__":

@@ -1,12 +1,6 @@
-"""The experiment: its mixes against their definitions, its frontier, and a short run of the whole."""
+"""How the laboratory mixes and judges models: mixes against their definitions, the frontier, exams."""
 
 from __future__ import annotations
-
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +17,6 @@ from act.lab.train import tune
 from act.models.channels import ChannelSpace
 from act.ranking.channel_set import ChannelSet
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARE = st.floats(0, 1)
 POINTS = st.lists(st.builds(Point, SHARE, SHARE), max_size=6)
 
@@ -115,35 +108,3 @@ def test_an_exam_is_exact_match_and_a_tune_leaves_its_model_alone(models):
     assert any(not torch.equal(before[name], value) for name, value in weights(tuned).items())
     put(before, tuned)
     assert_same(weights(tuned), before, rtol=0, atol=0)
-
-
-@pytest.mark.slow
-def test_a_short_run_has_the_promised_fields(tmp_path):
-    out = tmp_path / "ability.json"
-    result = subprocess.run(
-        [sys.executable, "benchmarks/ability.py", "--quick", "--seeds", "0", "--json", str(out)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    figures = json.loads(out.read_text())
-    assert set(figures["controls"]) < set(figures["recovery"]) == set(figures["gain_at_95"])
-    assert set(figures["merge_controls"]) < set(figures["merging"])
-    for part in ("recovery", "merging"):
-        assert all(0 <= by_seed["0"] <= 1 for by_seed in figures[part].values())
-    assert figures["recovery"]["attribution / cost"]["0"] > figures["recovery"]["random"]["0"]
-    assert {"settings", "machine", "command", "analysis", "tuned", "verdict"} <= set(figures)
-
-
-def test_every_rule_and_control_moves_as_many_channels(tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import ability
-
-    lab = ability.Lab(ability.QUICK, tmp_path, seed=0)
-    for share in (0.01, 0.3):
-        sizes = {rule: int(lab.top(score, share).sum()) for rule, score in ability.scores(lab).items()}
-        assert set(sizes.values()) == {round(share * len(lab.space))}
-        assert {name for name in ability.CONTROLS if name in sizes} and {"random", "weight-diff"} <= set(sizes)

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernels.oracle import DTYPES, ISAS, assert_moments_close, random, truth
 
 from act_kernels import empty_moments, ops
 from act_kernels.backends import ENVIRONMENT_VARIABLE
+from kernels.oracle import DTYPES, ISAS, assert_moments_close, random, truth
 
-TESTS = Path(__file__).resolve().parents[1] / "tests" / "kernels"
+TESTS = Path(__file__).resolve().parent
 STRIDE = 7  # tests run in this many rounds, each a sample of all of them
 SHAPES = [(300, 512), (257, 65), (7, 123), (1, 1), (63, 5)]
 HIDDEN, HEAD = (2048, 3584), (64, 152064)  # tokens and channels of a 7B model
@@ -87,7 +87,7 @@ class Tally:
 
     @staticmethod
     def _backend(item: Any) -> str:
-        return getattr(item, "callspec", None) and item.callspec.params.get("backend", "")
+        return item.callspec.params.get("backend", "") if hasattr(item, "callspec") else ""
 
 
 def by_tests(names: Sequence[str], device: torch.device, until: float) -> dict[str, Any]:
