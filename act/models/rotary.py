@@ -1,7 +1,7 @@
 """The rotary functions of modeling files, replaced in their namespace while taps are on.
 
 Attention modules call ``apply_rotary_pos_emb(q, k, cos, sin)`` as a plain function, so no hook on a module sees it.
-It is recognised by its parameters, and its arithmetic by trying it on random values.
+It is recognised by its parameters, and what it computes by trying it on random values.
 """
 
 from __future__ import annotations
@@ -17,46 +17,73 @@ from torch import nn
 from act_kernels import rotary
 from act_kernels.ops import FLOAT_DTYPES
 
+Rotated = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
-class Turn:
-    """How a function turns pairs: the options of :func:`act_kernels.rotary`, and how it reads cos and sin."""
+class RotaryStyle:
+    """How a function rotates pairs: the options of :func:`act_kernels.rotary`, and how it reads cos and sin."""
 
     interleaved: bool
     round_once: bool
     repeat: bool = False
-    """The first half of cos and sin holds one value a pair, to be repeated for both its members."""
+    """The first half of cos and sin holds one value per pair, to be repeated for both its members."""
 
     def _widened(self, angles: torch.Tensor) -> torch.Tensor:
         return angles[..., : angles.shape[-1] // 2].repeat_interleave(2, dim=-1) if self.repeat else angles
 
-    def apply(self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **moments: Any) -> Any:
-        """Turned q and k; ``moments`` are those of :func:`act_kernels.rotary`."""
-        cos, sin = self._widened(cos), self._widened(sin)
-        return rotary(q, k, cos, sin, interleaved=self.interleaved, round_once=self.round_once, **moments)
+    def apply(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        *,
+        v: torch.Tensor | None = None,
+        q_moments: torch.Tensor | None = None,
+        k_moments: torch.Tensor | None = None,
+        v_moments: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> Rotated:
+        """Rotated q and k; arguments as :func:`act_kernels.rotary` takes them."""
+        return rotary(
+            q,
+            k,
+            self._widened(cos),
+            self._widened(sin),
+            interleaved=self.interleaved,
+            round_once=self.round_once,
+            v=v,
+            q_moments=q_moments,
+            k_moments=k_moments,
+            v_moments=v_moments,
+            mask=mask,
+        )
 
 
-TURNS = tuple(Turn(*options) for options in ((False, False), (False, True), (True, False), (True, True)))
-TURNS += tuple(Turn(True, round_once, repeat=True) for round_once in (False, True))
+ROTARY_STYLES = tuple(RotaryStyle(*options) for options in ((False, False), (False, True), (True, False), (True, True)))
+ROTARY_STYLES += tuple(RotaryStyle(True, round_once, repeat=True) for round_once in (False, True))
 
-Handler = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Turn], Any]
+Handler = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, RotaryStyle], "Rotated | None"]
+"""Called with q, k, cos, sin and the style; returns None to leave the call to the next handler or the original."""
 
 
 class RotaryFunction:
-    """Stands in for one function; calls that no handler wants, or that it cannot reproduce, go to the original."""
+    """Stands in for one function; calls that no handler takes, or whose style is not known, go to the original."""
 
     _installed: ClassVar[dict[tuple[int, str], RotaryFunction]] = {}
 
     def __init__(self, namespace: dict[str, Any], name: str) -> None:
         self.namespace, self.name, self.original = namespace, name, namespace[name]
         self.handlers: list[Handler] = []
-        self._turns: dict[tuple[torch.dtype, torch.device, int, int], Turn | None] = {}
+        self._styles: dict[tuple[torch.dtype, torch.device, int, int], RotaryStyle | None] = {}
 
     @classmethod
     def add(cls, namespace: dict[str, Any], name: str, handler: Handler) -> Callable[[], None]:
-        """Offer calls of a function to ``handler``; the last handler to be taken away puts the function back.
+        """Offer calls of a function to ``handler``.
 
-        Returns the function that takes the handler away.
+        Returns:
+            A function that removes the handler; when the last is removed, the original is put back.
         """
         key = (id(namespace), name)
         stand_in = cls._installed.get(key)
@@ -75,14 +102,14 @@ class RotaryFunction:
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
     ) -> Any:
-        if not (more or named or torch.compiler.is_compiling()) and (turn := self._turn(q, k, cos, sin)):
+        if not (more or named or torch.compiler.is_compiling()) and (style := self._style(q, k, cos, sin)):
             for handler in self.handlers:
-                result = handler(q, k, cos, sin, turn)
+                result = handler(q, k, cos, sin, style)
                 if result is not None:
                     return result
         return self.original(q, k, cos, sin, *more, **named)
 
-    def _turn(self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> Turn | None:
+    def _style(self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> RotaryStyle | None:
         if not (q.dim() == k.dim() == 4 and cos.dim() == sin.dim() == 3 and cos.shape == sin.shape):
             return None
         if q.dtype not in FLOAT_DTYPES or not q.dtype == k.dtype == cos.dtype == sin.dtype:
@@ -92,26 +119,26 @@ class RotaryFunction:
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad):
             return None
         key = (q.dtype, q.device, q.shape[3], cos.shape[2])
-        if key not in self._turns:
-            self._turns[key] = self._recognise(*key)
-        return self._turns[key]
+        if key not in self._styles:
+            self._styles[key] = self._recognise(*key)
+        return self._styles[key]
 
-    def _recognise(self, dtype: torch.dtype, device: torch.device, width: int, turned: int) -> Turn | None:
-        """The turn that gives the original's bits on random values, if any."""
-        if turned % 2 or turned > width:
+    def _recognise(self, dtype: torch.dtype, device: torch.device, width: int, rotated: int) -> RotaryStyle | None:
+        """The style that gives the original's bits on random values, if any."""
+        if rotated % 2 or rotated > width:
             return None
         generator = torch.Generator().manual_seed(0)
         q, k = (torch.randn(2, heads, 3, width, generator=generator).to(device, dtype) for heads in (2, 1))
-        angle = torch.randn(2, 3, turned // 2, generator=generator).repeat(1, 1, 2)
+        angle = torch.randn(2, 3, rotated // 2, generator=generator).repeat(1, 1, 2)
         cos, sin = angle.cos().to(device, dtype), angle.sin().to(device, dtype)
         try:
             expected = self.original(q, k, cos, sin)
-        except Exception:  # a function that wants something else is left alone
+        except Exception:  # a function that takes other arguments is left alone
             return None
-        for turn in TURNS:
-            found = turn.apply(q, k, cos, sin)
+        for style in ROTARY_STYLES:
+            found = style.apply(q, k, cos, sin)
             if all(torch.equal(one, other) for one, other in zip(found, expected, strict=True)):
-                return turn
+                return style
         return None
 
 

@@ -1,8 +1,8 @@
-"""Which parts of a model can run through fused kernels: recognised by what they compute, not by what they are called.
+"""Which parts of a model can run through fused kernels: recognised by what they compute, not by their names.
 
 A short probe forward records what flows between linears, norms and residual sums. A part is fused only where the fused
-op gives back what the part itself gave, but for float32's own rounding and one unit in the last place of the dtype;
-everything else runs as it is, and its sites are read one by one.
+op reproduces the part's output, to float32's rounding plus one unit in the last place of the dtype. Everything else
+runs as it is, and its sites are read one by one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from act.models.channels import ChannelSpace
 from act.models.placement import moves_only
-from act.taps.probe import Flow, Flows, probe
+from act.taps.probe import Call, Recording, probe
 from act_kernels import add_norm, gated_mlp
 from act_kernels.ops import ACTIVATIONS, FLOAT_DTYPES
 
@@ -25,19 +25,19 @@ NORM_STYLES = ("rms", "rms_one_plus", "rms_float", "layer")
 
 @dataclass(frozen=True)
 class GatedMlp:
-    """``down(activation(gate(x)) * up(x))``, by module names; ``gate == up``: halves of one projection."""
+    """``down(activation(gate(x)) * up(x))``, by module names; ``gate == up``: the two halves of one projection."""
 
     gate: str
     up: str
     down: str
     activation: str
     gate_first: bool = True
-    """Of one projection's two halves, whether the first is the gate."""
+    """Whether the gate is the first half, where gate and up are one projection."""
 
 
 @dataclass(frozen=True)
 class Norm:
-    """What :func:`act_kernels.add_norm` needs beside the tensors."""
+    """The options of :func:`act_kernels.add_norm`."""
 
     style: str
     eps: float
@@ -45,56 +45,58 @@ class Norm:
 
 @dataclass(frozen=True)
 class Fusion:
-    """The parts of one model that run fused, by module name."""
+    """The parts of one model that can run fused, by module name."""
 
     mlps: dict[str, GatedMlp] = field(default_factory=dict)
     norms: dict[str, Norm] = field(default_factory=dict)
     sums: dict[str, str] = field(default_factory=dict)
-    """Site whose output a norm reads, by itself or added to the residual -> that norm."""
+    """Site -> the norm that reads its output, by itself or added to the residual."""
     attentions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Attention module -> its projections that read the same input (q, k and v, or one for all)."""
+    """Attention module -> its projections that read the same input (q, k and v, or all in one)."""
 
 
 def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
     """The :class:`Fusion` of a model on its device, found by one forward over a few tokens.
 
-    Empty where the model cannot be probed with ``input_ids`` alone, is in a dtype that no kernel takes, or computes
-    gradients: it then runs as it is.
+    Empty, so that the model runs as it is, where it cannot be probed with ``input_ids`` alone or is in a dtype that no
+    kernel takes.
     """
     modules = dict(model.named_modules())
-    flows = probe(model, {site.name: modules[site.name] for site in space})
-    if flows is None:
+    recording = probe(model, {site.name for site in space})
+    if recording is None:
         return Fusion()
-    norms = {name: norm for name, flow in flows.seen.items() if (norm := _norm(modules[name], flow))}
+    norms = {name: norm for name, call in recording.sites.items() if (norm := _norm(modules[name], call))}
     mlps: dict[str, GatedMlp] = {}
     attentions: dict[str, tuple[str, ...]] = {}
     for name, module in modules.items():
         linears = [
             child
             for child in (f"{name}.{leaf}" if name else leaf for leaf, _ in module.named_children())
-            if child in flows.seen and isinstance(modules[child], nn.Linear)
+            if child in recording.sites and isinstance(modules[child], nn.Linear)
         ]
-        if mlp := _gated_mlp(module, flows, name, linears):
+        if mlp := _gated_mlp(module, recording, name, linears):
             mlps[name] = mlp
-        turned = [child for child in linears if child in flows.turned]
-        if turned and all(flows.calls[child] == 1 for child in linears):
-            attentions[name] = tuple(child for child in linears if _reads_like(flows, turned[0], child))
+        rotated = [child for child in linears if child in recording.rotated]
+        if rotated and all(recording.counts[child] == 1 for child in linears):
+            attentions[name] = tuple(child for child in linears if _reads_like(recording, rotated[0], child))
     sums = {
-        site: norm for site, norm in flows.sums.items() if norm in norms and flows.calls[site] == flows.calls[norm] == 1
+        site: norm
+        for site, norm in recording.sums.items()
+        if norm in norms and recording.counts[site] == recording.counts[norm] == 1
     }
-    if any(_hooked(module) for name, module in modules.items() if name in norms or name not in flows.seen):
+    if any(_hooked(module) for name, module in modules.items() if name in norms or name not in recording.sites):
         sums = {}  # a hook may edit the residual sum in place before its norm reads it
     return Fusion(mlps, norms, sums, attentions)
 
 
-def _reads_like(flows: Flows, one: str, other: str) -> bool:
+def _reads_like(recording: Recording, one: str, other: str) -> bool:
     """Whether two modules read the same tensor."""
-    a, b = flows.seen[one].input, flows.seen[other].input
+    a, b = recording.sites[one].input, recording.sites[other].input
     return a.data_ptr() == b.data_ptr() and a.shape == b.shape
 
 
 def _untouched(module: nn.Module) -> bool:
-    """Whether the module runs its class's forward, behind no more than a move of its input to its device."""
+    """Whether the module runs its class's forward, and any hook of accelerate only moves its input to its device."""
     if "forward" not in vars(module):
         return "_hf_hook" not in vars(module)
     original = getattr(vars(module).get("_old_forward"), "__func__", None)
@@ -102,28 +104,26 @@ def _untouched(module: nn.Module) -> bool:
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether somebody wants to see, or change, what the module is given or gives."""
+    """Whether the module has forward hooks, which may read or change its inputs and outputs."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _gated_mlp(module: nn.Module, flows: Flows, name: str, linears: list[str]) -> GatedMlp | None:
-    if len(linears) not in (2, 3) or name not in flows.outer or not _untouched(module):
+def _gated_mlp(module: nn.Module, recording: Recording, name: str, linears: list[str]) -> GatedMlp | None:
+    if len(linears) not in (2, 3) or name not in recording.holders or not _untouched(module):
         return None
     if any(_hooked(part) for path, part in module.named_modules(prefix=name) if path != name and path not in linears):
         return None  # an activation module would not be called
     if any(isinstance(child, nn.Dropout) and child.p > 0 for child in module.modules()):
         return None
-    whole = flows.outer[name]
-    if len({x.device for linear in linears for x in (flows.seen[linear].input, flows.seen[linear].output)}) > 1:
+    whole = recording.holders[name]
+    calls = {linear: recording.sites[linear] for linear in linears}
+    if len({x.device for call in calls.values() for x in (call.input, call.output)}) > 1:
         return None
-    readers = [linear for linear in linears if flows.seen[linear].input.data_ptr() == whole.input.data_ptr()]
+    readers = [linear for linear in linears if calls[linear].input.data_ptr() == whole.input.data_ptr()]
     others = [linear for linear in linears if linear not in readers]
-    if len(others) != 1 or not _same(whole.output, flows.seen[others[0]].output):
+    if len(others) != 1 or not _same(whole.output, calls[others[0]].output):
         return None
-    trials = [
-        {linear: flows.seen[linear] for linear in linears},
-        _wide_trial(module, name, linears, whole.input, readers),
-    ]
+    trials = [calls, _wide_trial(module, name, linears, whole.input, readers)]
     best, least = None, float("inf")
     for mlp in _candidates(readers, others[0]):
         errors = [_error(_product(mlp, trial), trial[mlp.down].input) for trial in trials]
@@ -142,15 +142,15 @@ def _candidates(readers: list[str], down: str) -> Iterator[GatedMlp]:
 
 def _wide_trial(
     module: nn.Module, name: str, linears: list[str], x: torch.Tensor, readers: list[str]
-) -> dict[str, Flow]:
-    """The flows of an MLP for inputs that make its gates wide: few small values cannot tell two GELUs apart."""
+) -> dict[str, Call]:
+    """The calls in an MLP for inputs that spread its gates widely: small values cannot tell two GELUs apart."""
     parts = {linear: module.get_submodule(linear[len(name) + 1 :]) for linear in linears}
     with torch.no_grad():
         reach = max(parts[reader](x).float().std() for reader in readers).clamp(min=1e-6)
         wide = torch.randn(1, 16, x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x)
-        flows: dict[str, Flow] = {}
+        calls: dict[str, Call] = {}
         handles = [
-            part.register_forward_hook(lambda _, args, output, of=of: flows.update({of: Flow(args[0], output)}))
+            part.register_forward_hook(lambda _, args, output, of=of: calls.update({of: Call(args[0], output)}))
             for of, part in parts.items()
         ]
         try:
@@ -158,10 +158,10 @@ def _wide_trial(
         finally:
             for handle in handles:
                 handle.remove()
-    return flows
+    return calls
 
 
-def _product(mlp: GatedMlp, trial: dict[str, Flow]) -> torch.Tensor:
+def _product(mlp: GatedMlp, trial: dict[str, Call]) -> torch.Tensor:
     gate, up = halves(trial[mlp.gate].output, trial[mlp.up].output, mlp.gate == mlp.up, mlp.gate_first)
     return gated_mlp(gate.flatten(0, -2), up.flatten(0, -2), mlp.activation).view(gate.shape)
 
@@ -174,23 +174,23 @@ def halves(gate: torch.Tensor, up: torch.Tensor, fused: bool, gate_first: bool) 
     return (first, second) if gate_first else (second, first)
 
 
-def _norm(module: nn.Module, flow: Flow) -> Norm | None:
+def _norm(module: nn.Module, call: Call) -> Norm | None:
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    x = flow.input
+    x = call.input
     if isinstance(module, nn.Linear | nn.Embedding) or not isinstance(eps, float) or not _untouched(module):
         return None
     if not isinstance(weight, nn.Parameter) or weight.shape != x.shape[-1:] or weight.dtype != x.dtype:
         return None
     if weight.device != x.device:
         return None
-    if x.dtype not in FLOAT_DTYPES or flow.output.dtype != x.dtype or flow.output.shape != x.shape:
+    if x.dtype not in FLOAT_DTYPES or call.output.dtype != x.dtype or call.output.shape != x.shape:
         return None
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     best, least = None, float("inf")
     for style in ("layer",) if bias is not None else NORM_STYLES:
         _, norm = add_norm(x.flatten(0, -2), None, weight, bias, eps=eps, style=style)
-        error = _error(norm, flow.output.flatten(0, -2))
+        error = _error(norm, call.output.flatten(0, -2))
         if error < least:
             best, least = Norm(style, eps), error
     return best
@@ -201,7 +201,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Sum of absolute differences; infinite if any exceeds float32's own rounding and one unit in the last place."""
+    """Sum of absolute differences; infinite if any exceeds float32's rounding plus one unit in the last place."""
     if found.shape != expected.shape:
         return float("inf")
     found, wide = found.float(), expected.float()
@@ -214,7 +214,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def needs_gradient(x: torch.Tensor, module: nn.Module | None = None) -> bool:
-    """Whether autograd would record an operation on ``x`` and the parameters of ``module``; fused ops have none."""
+    """Whether autograd would record an operation on ``x`` and the parameters of ``module``; fused ops cannot be."""
     if not torch.is_grad_enabled():
         return False
     return x.requires_grad or (module is not None and any(p.requires_grad for p in module.parameters()))

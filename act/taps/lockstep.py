@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -20,7 +19,8 @@ from act.core.errors import ActError
 from act.models.channels import Site
 from act.models.placement import input_device
 from act.profiles.moments import Moments
-from act.taps.taps import Reader, Taps
+from act.taps.sink import ReaderSink
+from act.taps.taps import Taps
 from act_kernels import pair_moments
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ class Lockstep:
         fused: bool = True,
         exclude: Iterable[str] = (),
     ) -> None:
-        if importlib.util.find_spec("greenlet") is None:
-            raise ActError("pair runs need greenlet, which is not installed; pip install greenlet")
         shared = {module for module in donor.modules() if any(True for _ in module.parameters(recurse=False))}
         both = next((name for name, module in target.named_modules() if module in shared), None)
         if both is not None:
@@ -59,7 +57,8 @@ class Lockstep:
         self._taps: dict[str, Taps] = {}
         try:
             for side, model in self._models.items():
-                self._taps[side] = Taps(model, moments.space, self._reader(side), fused=fused, exclude=exclude)
+                sink = ReaderSink(partial(self._meet, side))
+                self._taps[side] = Taps(model, moments.space, sink, fused=fused, exclude=exclude)
         except BaseException:
             self.remove()
             raise
@@ -80,7 +79,7 @@ class Lockstep:
         Raises:
             ActError: the models do not reach the same sites in the same order.
         """
-        from greenlet import GreenletExit, getcurrent, greenlet
+        from greenlet import GreenletExit, getcurrent, greenlet  # single models run where it is not installed
 
         self._waiting = None
         parent = getcurrent()
@@ -102,27 +101,23 @@ class Lockstep:
             self._greenlets.clear()
             self._waiting = None
 
-    def _reader(self, side: str) -> Reader:
-        other = "target" if side == "donor" else "donor"
-
-        def read(site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
-            if self._waiting is None:
-                self._waiting = (side, site, rows)
-                self._greenlets[other].switch()
-                return
-            _, expected, waiting_rows = self._waiting
-            if expected is not site:
-                raise ActError(f"donor and target disagree on the order of sites: {expected.name} against {site.name}")
-            self._waiting = None
-            donor, target = (rows, waiting_rows) if side == "donor" else (waiting_rows, rows)
-            if donor.shape != target.shape:
-                raise ActError(
-                    f"site {site.name} gave {list(donor.shape)} in the donor and {list(target.shape)} in the target"
-                )
-            mask = None if mask is None else mask.to(donor.device)
-            pair_moments(donor, target.to(donor.device), self.moments.block(site.name), mask)
-
-        return read
+    def _meet(self, side: str, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Wait at a site for the other model; the second to arrive feeds both outputs to the kernel."""
+        if self._waiting is None:
+            self._waiting = (side, site, rows)
+            self._greenlets["target" if side == "donor" else "donor"].switch()
+            return
+        _, expected, waiting_rows = self._waiting
+        if expected is not site:
+            raise ActError(f"donor and target disagree on the order of sites: {expected.name} against {site.name}")
+        self._waiting = None
+        donor, target = (rows, waiting_rows) if side == "donor" else (waiting_rows, rows)
+        if donor.shape != target.shape:
+            raise ActError(
+                f"site {site.name} gave {list(donor.shape)} in the donor and {list(target.shape)} in the target"
+            )
+        mask = None if mask is None else mask.to(donor.device)
+        pair_moments(donor, target.to(donor.device), self.moments.block(site.name), mask)
 
 
 @contextlib.contextmanager

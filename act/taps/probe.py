@@ -20,27 +20,31 @@ ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__r
 
 
 @dataclass
-class Flow:
-    """Input and output of one module in the probe."""
+class Call:
+    """Input and output of a module in the probe."""
 
     input: torch.Tensor
     output: torch.Tensor
 
 
 @dataclass
-class Flows:
-    seen: dict[str, Flow] = field(default_factory=dict)
-    outer: dict[str, Flow] = field(default_factory=dict)
-    """The same for modules that hold linears."""
+class Recording:
+    """What the probe saw, by module name."""
+
+    sites: dict[str, Call] = field(default_factory=dict)
+    """The last call of each site that takes one tensor and returns one."""
+    holders: dict[str, Call] = field(default_factory=dict)
+    """The same for the modules that sites are children of."""
     sums: dict[str, str] = field(default_factory=dict)
-    calls: Counter[str] = field(default_factory=Counter)
+    """Site -> the site that reads its output, or the sum of its output and another tensor."""
+    counts: Counter[str] = field(default_factory=Counter)
     """How often each was called: modules used again in one forward are not fused with their neighbours."""
-    turned: set[str] = field(default_factory=set)
+    rotated: set[str] = field(default_factory=set)
     """Linears whose output goes into a rotary embedding as it is."""
 
 
-class Traced(torch.Tensor):
-    """A site's output that notes the sum it goes into; any other operation leaves it a plain tensor."""
+class TracedOutput(torch.Tensor):
+    """A site's output that notes the sum it goes into; the result of any operation is a plain tensor."""
 
     origin: str
     added: dict[int, tuple[str, torch.Tensor]]
@@ -53,23 +57,27 @@ class Traced(torch.Tensor):
             result = func(*args, **(kwargs or {}))
             if func in ADDITIONS and len(args) == 2 and not kwargs:
                 for one, other in (args, args[::-1]):
-                    if isinstance(one, Traced) and isinstance(other, torch.Tensor) and one.shape == other.shape:
+                    if isinstance(one, TracedOutput) and isinstance(other, torch.Tensor) and one.shape == other.shape:
                         one.added[id(result)] = (one.origin, result)
             return result
 
 
-def probe(model: nn.Module, sites: dict[str, nn.Module]) -> Flows | None:
+def probe(model: nn.Module, sites: set[str]) -> Recording | None:
+    """Run the model in eval mode on :data:`PROBE_TOKENS` tokens and record its sites and the modules around them.
+
+    None where the model does not run with ``input_ids`` alone, or is in a dtype that no kernel takes.
+    """
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.dtype not in FLOAT_DTYPES:
         return None
-    flows = Flows()
+    recording = Recording()
     added: dict[int, tuple[str, torch.Tensor]] = {}
     storages: dict[int, tuple[str, torch.Tensor]] = {}
 
     def note_rotary(q: torch.Tensor, k: torch.Tensor, *_: Any) -> None:
         for x in (q, k):
             name, _output = storages.get(x.untyped_storage().data_ptr(), ("", x))
-            flows.turned.add(name)
+            recording.rotated.add(name)
 
     def note(name: str, is_site: bool) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -80,23 +88,23 @@ def probe(model: nn.Module, sites: dict[str, nn.Module]) -> Flows | None:
                 or not isinstance(output, torch.Tensor)
             ):
                 return None
-            flows.calls[name] += 1
-            if is_site and isinstance(args[0], Traced):
-                flows.sums.setdefault(args[0].origin, name)
+            recording.counts[name] += 1
+            if is_site and isinstance(args[0], TracedOutput):
+                recording.sums.setdefault(args[0].origin, name)
             elif is_site and id(args[0]) in added:
-                flows.sums.setdefault(added[id(args[0])][0], name)
-            given = plain(args[0])
-            (flows.seen if is_site else flows.outer)[name] = Flow(given, plain(output).clone())
+                recording.sums.setdefault(added[id(args[0])][0], name)
+            given, plain_output = (x.as_subclass(torch.Tensor) for x in (args[0], output))
+            (recording.sites if is_site else recording.holders)[name] = Call(given, plain_output.clone())
             if not is_site:
                 return None
             storages[output.untyped_storage().data_ptr()] = name, output
-            traced = plain(output).as_subclass(Traced)
+            traced = plain_output.as_subclass(TracedOutput)
             traced.origin, traced.added = name, added
             return traced
 
         return hook
 
-    holders = {name.rpartition(".")[0] for name in sites} - set(sites)
+    holders = {name.rpartition(".")[0] for name in sites} - sites
     with contextlib.ExitStack() as stack:
         for name, module in model.named_modules():
             if name in sites or name in holders:
@@ -109,14 +117,14 @@ def probe(model: nn.Module, sites: dict[str, nn.Module]) -> Flows | None:
         try:
             ids = torch.arange(1, PROBE_TOKENS + 1, device=input_device(model))[None] % 8
             model(input_ids=ids, use_cache=False)
-        except Exception:  # whatever a model that wants other inputs raises: it is not fused
+        except Exception:  # a model that needs other inputs may raise anything; it is not fused
             return None
-    return flows
+    return recording
 
 
 @contextlib.contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off for the probe; every module's own mode comes back."""
+    """Dropout off for the probe; afterwards every module has its own mode again."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -132,7 +140,3 @@ def is_idle_dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return False
     given = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
     return not given.get("training", True) or given.get("p") == 0
-
-
-def plain(x: torch.Tensor) -> torch.Tensor:
-    return x.as_subclass(torch.Tensor)

@@ -13,7 +13,9 @@ import act
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.taps.lockstep import lockstep
-from act.taps.taps import Taps, as_rows, taps
+from act.taps.measurement import as_rows
+from act.taps.sink import ReaderSink
+from act.taps.taps import Taps, taps
 
 
 def stored_activations(model, batches) -> dict[str, torch.Tensor]:
@@ -185,7 +187,7 @@ def test_a_model_is_no_pair_with_itself_or_with_one_that_shares_its_modules():
 def test_a_compiled_model_is_refused():
     model = tiny_model("llama")
     with pytest.raises(act.ActError, match=r"torch\.compile"):
-        Taps(torch.compile(model), ChannelSpace.from_model(model), lambda *_: None)
+        Taps(torch.compile(model), ChannelSpace.from_model(model), ReaderSink(lambda *_: None))
 
 
 def test_nothing_counted_is_an_error():

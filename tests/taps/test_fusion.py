@@ -14,9 +14,10 @@ from transformers.models.llama import modeling_llama
 import act
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
-from act.taps import taps as taps_module
+from act.taps import head
 from act.taps.fusion import recognise
-from act.taps.taps import taps
+from act.taps.sink import ReaderSink
+from act.taps.taps import Taps, taps
 from act_kernels.backends import choose
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -140,7 +141,7 @@ def test_everything_is_put_back(family):
     modeling = __import__(type(model).__module__, fromlist=["_"])
     rotary = modeling.apply_rotary_pos_emb
     before = {name: (dict(module.__dict__), module.forward) for name, module in model.named_modules()}
-    one, other = (taps_module.Taps(model, ChannelSpace.from_model(model), lambda *_: None) for _ in range(2))
+    one, other = (Taps(model, ChannelSpace.from_model(model), ReaderSink(lambda *_: None)) for _ in range(2))
     assert modeling.apply_rotary_pos_emb is not rotary
     one.remove()  # the first to come is the first to go
     other.remove()
@@ -163,7 +164,7 @@ def test_an_exception_in_the_model_restores_it():
 def test_the_head_sees_counted_rows_only_in_chunks(monkeypatch):
     model, batch = tiny_model("llama"), random_batches(3)[2]
     expected, _ = profiled(model, batch)
-    monkeypatch.setattr(taps_module, "HEAD_CHUNK_BYTES", 1)
+    monkeypatch.setattr(head, "HEAD_CHUNK_BYTES", 1)
     shapes = []
     original = model.lm_head.forward
     model.lm_head.forward = lambda rows: shapes.append(tuple(rows.shape)) or original(rows)

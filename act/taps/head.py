@@ -1,0 +1,62 @@
+"""The LM head: where a forward runs for its statistics, the head sees counted tokens only, or does not run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from act.taps.attachments import Attachments
+from act.taps.measurement import Measurement, as_rows
+
+HEAD_CHUNK_BYTES = 32 << 20  # output of the LM head that exists at a time
+
+
+class Head:
+    """The LM head of one model, if it has one."""
+
+    def __init__(self, model: nn.Module, measurement: Measurement) -> None:
+        find: Callable[[], nn.Module | None] = getattr(model, "get_output_embeddings", lambda: None)
+        head = find()
+        self._name = next((name for name, module in model.named_modules() if head is not None and module is head), None)
+        self._measurement = measurement
+        self._ends_here = False
+
+    def attach(self, attachments: Attachments) -> set[str]:
+        """Step in before the head; in a whole forward it is read by a hook, like any other site."""
+        if self._name is not None:
+            attachments.before(self._name, self._before)
+        return set()
+
+    def reset(self) -> None:
+        """Let forwards run to their end."""
+        self._ends_here = False
+
+    @contextlib.contextmanager
+    def ends_forward(self) -> Iterator[None]:
+        """The forward within ends at the head, which is given the counted rows, in chunks, if it is to be measured."""
+        self._ends_here = True
+        try:
+            yield
+        except _HeadReached:
+            pass
+        finally:
+            self.reset()
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if not self._ends_here:
+            return
+        site = self._measurement.sites.get(self._name or "")
+        if site is not None:
+            hidden, heads = as_rows(args[0], self._measurement.tokens, site)
+            mask = self._measurement.mask(hidden.device, heads)
+            counted = hidden if mask is None else hidden[mask]
+            for rows in counted.split(max(16, HEAD_CHUNK_BYTES // (site.width * hidden.element_size()))):
+                self._measurement.read_rows(site, module.forward(rows), None)
+        raise _HeadReached
+
+
+class _HeadReached(BaseException):
+    """Ends a forward that runs for its statistics; no model catches it by mistake."""

@@ -1,0 +1,56 @@
+"""Where the outputs of sites go: into moments, or to a function that reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from act.models.channels import Site
+from act.profiles.moments import Moments
+from act_kernels import column_moments
+
+Reader = Callable[[Site, torch.Tensor, "torch.Tensor | None"], None]
+"""Called with a site, its output as rows ``[R, C]``, and the bool mask ``[R]`` of the rows that count (None: all)."""
+
+
+class Sink(Protocol):
+    """What the taps of one model feed, site by site, in the order of computation."""
+
+    def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Take the output of a site as rows ``[R, C]``; ``mask``: bool ``[R]``, True where a row counts (None: all)."""
+        ...
+
+    def block(self, site: Site) -> torch.Tensor | None:
+        """The float64 ``[7, C]`` that a fused kernel may accumulate the site into; None: every output must be read."""
+        ...
+
+
+class MomentsSink:
+    """Accumulates every site into :attr:`moments`, which may be replaced between forwards."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+
+    def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Accumulate one output."""
+        column_moments(rows, self.moments.block(site.name), mask)
+
+    def block(self, site: Site) -> torch.Tensor:
+        """The site's part of the moments."""
+        return self.moments.block(site.name)
+
+
+class ReaderSink:
+    """Hands every output to a function; fused kernels then compute without measuring."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """Hand over one output."""
+        self._reader(site, rows, mask)
+
+    def block(self, site: Site) -> None:
+        """None: nothing rides along."""
