@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from act.core.errors import ActError
     from act.data.corpus import Corpus
     from act.editing import mergekit
+    from act.editing.donor import Donor, shared_tokens
     from act.editing.patch import Patch, compose
-    from act.editing.transfer import Graft, shared_tokens, transfer, transfer_many
+    from act.editing.transfer import transfer, transfer_many
     from act.editing.tune import Tuned, TuneSettings, tune
     from act.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
     from act.evaluation.sweep import Sweep, sweep
@@ -35,8 +36,9 @@ if TYPE_CHECKING:
 _NAMES = {
     "act.core.errors": ("ActError",),
     "act.data.corpus": ("Corpus",),
+    "act.editing.donor": ("Donor", "shared_tokens"),
     "act.editing.patch": ("Patch", "compose"),
-    "act.editing.transfer": ("Graft", "shared_tokens", "transfer", "transfer_many"),
+    "act.editing.transfer": ("transfer", "transfer_many"),
     "act.editing.tune": ("TuneSettings", "Tuned", "tune"),
     "act.evaluation.evaluate": ("Comparison", "Evaluation", "compare", "evaluate"),
     "act.evaluation.sweep": ("Sweep", "sweep"),
@@ -63,8 +65,8 @@ __all__ = [
     "Checkpoint",
     "Comparison",
     "Corpus",
+    "Donor",
     "Evaluation",
-    "Graft",
     "Observer",
     "PairProfile",
     "Patch",

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from act.cli import console, options
-from act.editing.mergekit import merge
 
 
 def command(
@@ -18,6 +17,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Run a mergekit configuration in which merge_method may be act; mergekit must be installed."""
+    from act.editing.mergekit import merge
+
     console.quiet_transformers()
     merge(config, output, force=force)
     if as_json:

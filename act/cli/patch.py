@@ -9,8 +9,6 @@ import typer
 
 from act.cli import console, options
 from act.core.files import require_output
-from act.editing.folders import patch_folder
-from act.editing.patch import Patch, compose, conflicts
 
 app = typer.Typer(help="Apply, revert, show or compose the rows that transfers changed.", no_args_is_help=True)
 PatchFile = Annotated[Path, typer.Argument(help="A patch, from act-profile transfer --output x.safetensors.")]
@@ -36,26 +34,28 @@ def revert(
 
 @app.command()
 def show(patch: PatchFile, as_json: options.Json = False) -> None:
-    """What a patch changes, and where it came from."""
+    """Show what a patch changes, and where it came from."""
+    from act.editing.patch import Patch
+
     held = Patch.load(patch)
     parameters = [
         {
-            "parameter": change.part.name,
-            "dim": change.part.dim,
+            "parameter": change.parameter.name,
+            "dim": change.parameter.dim,
             "rows": len(change.rows),
             "values": change.after.numel(),
         }
         for change in held.changes
     ]
-    header = {key: value for key, value in held.header.items() if key != "parameters"}
     if as_json:
-        return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **header})
-    after = header["after"] or "not known, as it is composed of several"
-    title = f"{patch}: {len(held):,} values; fingerprint {header['before']} -> {after}"
+        known = {key: value for key, value in held.provenance.to_json().items() if key != "parameters"}
+        return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **known})
+    after = held.provenance.after or "not known, as it is composed of several"
+    title = f"{patch}: {len(held):,} values; fingerprint {held.provenance.before} -> {after}"
     rows = [[one["parameter"], one["dim"], f"{one['rows']:,}", f"{one['values']:,}"] for one in parameters]
     console.print_table(title, ["parameter", "dim", "rows", "values"], rows)
-    for graft in header["grafts"]:
-        print(f"donor {graft['donor']}: {graft['channels']:,} channels at strength {graft['strength']}")
+    for donor in held.provenance.donors:
+        print(f"donor {donor.name}: {donor.channels:,} channels at strength {donor.strength}")
 
 
 @app.command("compose")
@@ -66,7 +66,9 @@ def compose_command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Several patches as one; the same row in two of them is a conflict."""
+    """Write several patches as one; the same row in two of them is a conflict."""
+    from act.editing.patch import Patch, compose, conflicts
+
     require_output(output, force, patches)
     held = [Patch.load(path) for path in patches]
     found = conflicts(held)
@@ -79,6 +81,9 @@ def compose_command(
 
 
 def _write(patch: Path, model: Path, output: Path, back: bool, force: bool, as_json: bool) -> None:
+    from act.editing.folders import patch_folder
+    from act.editing.patch import Patch
+
     require_output(output, force, [patch, model])
     held = Patch.load(patch)
     patch_folder(held, model, output, revert=back, force=force)

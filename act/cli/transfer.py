@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
-from act.editing.folders import patch_of_folders, transfer_folders
-from act.editing.model_card import write_card
-from act.editing.patch import Patch
-from act.editing.stored import RenamedWeights
-from act.editing.transfer import Graft, require_strength, shared_tokens, transfer_many
-from act.models.loading import load_model, load_tokenizer, token_difference
-from act.ranking.channel_set import ChannelSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from act.editing.donor import Donor
+    from act.editing.patch import Patch
+    from act.editing.rows import Overlap
 
 
 def command(
@@ -44,6 +44,10 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Blend the chosen channels of the donors into the target; write a model folder, or a patch file."""
+    from act.editing.donor import Donor, require_strength
+    from act.editing.stored import RenamedWeights
+    from act.ranking.channel_set import ChannelSet
+
     strengths = _one_each("--strength", strength or [0.4], len(donor))
     for value in strengths:
         require_strength(value)
@@ -54,23 +58,23 @@ def command(
     on_disk = not in_memory and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
     if on_disk and device != "auto":
         raise ActError(f"--device {device} has no effect on files; add --in-memory, or leave --device out")
-    grafts = [
-        Graft({}, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value, name=name)
-        for path, value, name in zip(channels, strengths, donor, strict=True)
+    donors = [
+        Donor(name, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value)
+        for name, path, value in zip(donor, channels, strengths, strict=True)
     ]
-    grafts = list(_with_tokens(grafts, target, align_tokens))
+    donors = list(_with_tokens(donors, target, align_tokens))
     try:
         if not on_disk:
             raise RenamedWeights("the models are to be loaded")
-        summary = _on_disk(grafts, donor, target, output, overlap, force)
+        summary = _on_disk(donors, target, output, overlap, force)  # type: ignore[arg-type]  # checked by the plan
     except RenamedWeights as reason:
         if on_disk:
             console.warn(f"loading the models, which takes their whole size in memory: {reason}")
-        summary = _in_memory(grafts, donor, target, output, overlap, device, dtype, force)
+        summary = _in_memory(donors, target, output, overlap, device, dtype, force)  # type: ignore[arg-type]
     notes = summary.pop("notes")
     summary = {
         "output": str(output),
-        "channels": sum(len(graft.channels) for graft in grafts),
+        "channels": sum(len(one.channels) for one in donors),
         **summary,
         "strength": strengths[0] if len(strengths) == 1 else strengths,
         **({"strength_of": patterns} if patterns else {}),
@@ -84,22 +88,27 @@ def command(
     console.print_table(str(output), ["", ""], rows[1:])
 
 
-def _with_tokens(grafts: list[Graft], target: str, align: bool) -> Iterator[Graft]:
-    """The grafts; those that move rows or columns of tokens know which are shared, or how they differ."""
-    moving = any(graft.moves_tokens for graft in grafts)
+def _with_tokens(donors: list[Donor], target: str, align: bool) -> Iterator[Donor]:
+    """The donors; those that give rows or columns of tokens know which are shared, or how they differ."""
+    from act.editing.donor import shared_tokens
+    from act.models.loading import token_difference
+
+    moving = any(donor.moves_tokens for donor in donors)
     ours = _tokenizer(target, align) if moving else None
-    for graft in grafts:
-        theirs = _tokenizer(str(graft.name), align) if graft.moves_tokens else None
+    for donor in donors:
+        theirs = _tokenizer(str(donor.model), align) if donor.moves_tokens else None
         if theirs is None or ours is None:
-            yield graft
+            yield donor
         elif align:
-            yield replace(graft, tokens=shared_tokens(theirs, ours))
+            yield replace(donor, tokens=shared_tokens(theirs, ours))
         else:
-            yield replace(graft, token_difference=token_difference(theirs, ours))
+            yield replace(donor, token_difference=token_difference(theirs, ours))
 
 
-def _tokenizer(model: str, needed: bool) -> Any:
-    """The tokenizer of a model, or, where it is not needed, None with a warning."""
+def _tokenizer(model: str, needed: bool) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model; where there is none, None with a warning, or an error if it is ``needed``."""
+    from act.models.loading import load_tokenizer
+
     console.quiet_transformers()
     try:
         return load_tokenizer(model)
@@ -110,29 +119,28 @@ def _tokenizer(model: str, needed: bool) -> Any:
         return None
 
 
-def _on_disk(
-    grafts: list[Graft], donors: list[str], target: str, output: Path, overlap: Any, force: bool
-) -> dict[str, Any]:
+def _on_disk(donors: list[Donor], target: str, output: Path, overlap: Overlap, force: bool) -> dict[str, Any]:
+    from act.editing.folders import patch_of_folders, transfer_folders
+
     if output.suffix == ".safetensors":
-        return _saved(patch_of_folders(grafts, donors, target, overlap), output, force)
-    done = transfer_folders(grafts, donors, target, output, overlap, force=force)
-    return {"values": done.values, "parameters": done.parameters, "notes": done.notes, "path": "disk"}
+        return _saved(patch_of_folders(donors, target, overlap), output, force)
+    done = transfer_folders(donors, target, output, overlap, force=force)
+    notes = list(done.provenance.notes)
+    return {"values": done.values, "parameters": done.parameters, "notes": notes, "path": "disk"}
 
 
 def _in_memory(
-    grafts: list[Graft],
-    donors: list[str],
-    target: str,
-    output: Path,
-    overlap: Any,
-    device: str,
-    dtype: str,
-    force: bool,
+    donors: list[Donor], target: str, output: Path, overlap: Overlap, device: str, dtype: str, force: bool
 ) -> dict[str, Any]:
+    from act.editing.model_card import write_card
+    from act.editing.transfer import transfer_many
+    from act.models.loading import load_model, load_tokenizer
+
     console.quiet_transformers()
+    names = [str(donor.model) for donor in donors]
     loaded = [
-        replace(graft, donor=load_model(name, dtype=dtype, device=device))
-        for graft, name in zip(grafts, donors, strict=True)
+        replace(donor, model=load_model(name, dtype=dtype, device=device), name=name)
+        for donor, name in zip(donors, names, strict=True)
     ]
     result = load_model(target, dtype=dtype, device=device)
     patch = transfer_many(loaded, result, overlap)
@@ -141,13 +149,17 @@ def _in_memory(
     with written_whole(output, force=force, directory=True) as folder:
         result.save_pretrained(folder)  # type: ignore[operator]
         load_tokenizer(target).save_pretrained(folder)
-        write_card(folder, target, donors, patch.header)
-    return {"values": len(patch), "parameters": len(patch.changes), "notes": patch.notes, "path": "memory"}
+        write_card(folder, target, patch.provenance)
+    return _summary(patch, "memory")
 
 
 def _saved(patch: Patch, output: Path, force: bool) -> dict[str, Any]:
     patch.save(output, force=force)
-    return {"values": len(patch), "parameters": len(patch.changes), "notes": patch.notes, "path": "patch"}
+    return _summary(patch, "patch")
+
+
+def _summary(patch: Patch, path: str) -> dict[str, Any]:
+    return {"values": len(patch), "parameters": len(patch.changes), "notes": patch.notes, "path": path}
 
 
 def _one_each(option: str, values: list[float], donors: int) -> list[float]:

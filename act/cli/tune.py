@@ -11,28 +11,24 @@ import typer
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
-from act.data.corpus import Corpus
-from act.editing.tune import TuneSettings, save_tuned, tune
-from act.models.loading import load_model, load_tokenizer
-from act.ranking.channel_set import ChannelSet
 
 
 def command(
     model: Annotated[str, typer.Option(help="The model to tune; it is not changed on disk.")],
     corpus: options.CorpusPlace,
     output: Annotated[Path, typer.Option(help="Folder for the tuned model.")],
-    replay: Annotated[str | None, typer.Option(help="Records of what is to be retained, mixed in.")] = None,
+    replay: Annotated[str | None, typer.Option(help="Records of what the model is to retain, mixed in.")] = None,
     replay_share: Annotated[
-        float | None, typer.Option(help="Share of the records drawn from --replay; 0.5 by default.")
+        float | None, typer.Option(help="Share of the records that come from --replay; 0.5 by default.")
     ] = None,
     mode: Annotated[str, typer.Option(help="full, rows (of --channels only) or lora.")] = "full",
     channels: Annotated[Path | None, typer.Option(help="Channel set whose rows are trained, for mode rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; one pass over the corpus by default.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Records a step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Of AdamW; falls linearly to 0.")] = 1e-4,
+    batch_size: Annotated[int, typer.Option(help="Records per step.")] = 8,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW; falls linearly to 0.")] = 1e-4,
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters, for mode lora; 8 by default.")] = None,
     adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
-    seed: Annotated[int, typer.Option(help="Of the order of records, dropout and adapters.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
@@ -40,6 +36,11 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Fine-tune on the answers of a corpus; run the same command again after a break, and it goes on."""
+    from act.data.corpus import Corpus
+    from act.editing.tune import TuneSettings, save_tuned, tune
+    from act.models.loading import load_model, load_tokenizer
+    from act.ranking.channel_set import ChannelSet
+
     given: dict[str, Any] = {"replay_share": replay_share, "lora_rank": lora_rank}
     given = {name: value for name, value in given.items() if value is not None}
     settings = TuneSettings(mode, steps, batch_size, learning_rate, seed=seed, save_steps=save_steps, **given)  # type: ignore[arg-type]

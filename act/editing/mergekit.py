@@ -15,29 +15,23 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from act.core.errors import ActError, brief
+from act.core.errors import ActError, brief, require_choice
 from act.core.extras import optional
 from act.core.files import require_output, written_whole
-from act.editing.folders import open_parameters
+from act.editing.donor import Donor
+from act.editing.rows import DonorRows, Overlap, blend, by_parameter
 from act.editing.stored import StoredModel
-from act.editing.transfer import (
-    Claim,
-    Graft,
-    blend,
-    donor_fingerprint,
-    require_models,
-    require_overlap,
-    require_parallel,
-    require_strength,
-)
-from act.models.channels import ParameterSlice
+from act.editing.transfer_plan import TransferPlan
 from act.models.fingerprint import fingerprint
 from act.models.loading import load_tokenizer, token_difference
-from act.ranking.channel_set import ChannelSet, Part
+from act.ranking.channel_set import ChannelSet, ChosenRows
+
+if TYPE_CHECKING:
+    from mergekit.config import MergeConfiguration
 
 NAME = "act"
 _NAME_MODELS: dict[str, tuple[str, ...]] = {  # keys of mergekit that name a model, and words of theirs that do not
@@ -66,15 +60,14 @@ def register() -> None:
 
     def act(group: Any, channels: Any, weight: Any = 0.4, overlap: str = "sum") -> torch.Tensor:
         name, base = group.metadata.name, group.base.tensor.clone()
-        require_overlap(overlap)
-        claims = [
-            Claim(part.slice, {name: entry.tensor}, part.index, part.scores, float(weight[entry.id]), None)
+        require_choice("overlap", overlap, get_args(Overlap))
+        given = by_parameter(
+            DonorRows(chosen, {name: entry.tensor}, float(weight[entry.id]))
             for entry in group.non_base
-            for part in _parts(channels[entry.id]).get(name, [])
+            for chosen in _rows(channels[entry.id]).get(name, [])
             if weight[entry.id]
-        ]
-        if claims:
-            blend({name: claims}, {name: base}, overlap)  # type: ignore[arg-type]  # checked
+        )
+        blend(given, {name: base}, overlap)  # type: ignore[arg-type]  # checked
         return base
 
     act.__annotations__ = {
@@ -140,57 +133,50 @@ def _absolute(settings: Any, key: str = "") -> Any:
     return "+".join(folders) if plain else settings
 
 
-def _check(plan: Any) -> None:
+def _check(plan: MergeConfiguration) -> None:
     """What the transfer checks of whole models, before mergekit takes them apart; only of models in folders."""
     if not plan.models or not plan.base_model:
         raise ActError("merge_method act needs base_model (the target) and models (the donors)")
     base = plan.base_model.model.path
-    grafts = []
-    parts: dict[str, list[ParameterSlice]] = {}
+    donors = []
     for entry in plan.models:
-        settings = {**(plan.parameters or {}), **(entry.parameters or {})}
-        if entry.model.model.path == base:
+        name, settings = entry.model.model.path, {**(plan.parameters or {}), **(entry.parameters or {})}
+        if name == base:
             continue
-        if not isinstance(settings.get("channels"), str):
-            raise ActError(f"{entry.model.model.path} has no parameter channels; give the file of a channel set")
-        weight = settings.get("weight", 0.4)
+        channels, weight = settings.get("channels"), settings.get("weight", 0.4)
+        if not isinstance(channels, str):
+            raise ActError(f"{name} has no parameter channels; give the file of a channel set")
         if not isinstance(weight, int | float):
-            raise ActError(f"weight of {entry.model.model.path} is {weight}; merge_method act takes one number")
-        require_strength(weight)
-        grafts.append(Graft({}, ChannelSet.load(settings["channels"]), weight, name=entry.model.model.path))
-        for part in grafts[-1].channels.parts():
-            parts.setdefault(part.slice.name, []).append(part.slice)
-    for held in parts.values():
-        require_parallel(held)
-    require_overlap((plan.parameters or {}).get("overlap", "sum"))
+            raise ActError(f"weight of {name} is {weight}; merge_method act takes one number")
+        donors.append(Donor(name, ChannelSet.load(channels), weight))
+    overlap: Any = (plan.parameters or {}).get("overlap", "sum")
+    require_choice("overlap", overlap, get_args(Overlap))
+    by_parameter(chosen for donor in donors for chosen in donor.channels.rows())
     if plan.tokenizer_source is None and plan.tokenizer is None:  # else mergekit renumbers tokens itself
-        _require_same_tokens([graft for graft in grafts if graft.moves_tokens], base)
-    if all(Path(name).is_dir() for name in (base, *(graft.name or "" for graft in grafts))):
-        for graft in grafts:
-            donor = open_parameters(graft.name or "", graft)
-            target = fingerprint(StoredModel(base).parameters(graft.channels.space))
-            graft = Graft(donor, graft.channels, graft.strength)
-            require_models([graft], target, [donor_fingerprint(graft)])
+        for donor in donors:
+            _require_same_tokens(donor, base)
+    if donors and all(Path(name).is_dir() for name in (base, *(str(donor.model) for donor in donors))):
+        target = StoredModel(base).parameters(donors[0].channels.space)
+        checked = TransferPlan.make(donors, target, overlap)
+        checked.require_models(fingerprint(target), checked.donor_fingerprints())
 
 
-def _require_same_tokens(grafts: list[Graft], target: str) -> None:
-    """Raise :class:`ActError` where rows or columns of tokens would come from a donor that numbers them otherwise."""
-    for graft in grafts:
-        try:
-            difference = token_difference(load_tokenizer(str(graft.name)), load_tokenizer(target))
-        except ActError:
-            continue  # a model without a tokenizer: nothing to compare
-        if difference:
-            raise ActError(
-                f"{graft.name} cannot give embedding or LM head to {target}: {difference}; rank again with "
-                "--exclude embed --exclude head, or use act-profile transfer --align-tokens"
-            )
+def _require_same_tokens(donor: Donor, target: str) -> None:
+    """Raise :class:`ActError` where rows or columns of tokens would come from a donor that numbers them differently."""
+    if not donor.moves_tokens:
+        return
+    try:
+        difference = token_difference(load_tokenizer(str(donor.model)), load_tokenizer(target))
+    except ActError:
+        return  # a model without a tokenizer: nothing to compare
+    if difference:
+        raise ActError(
+            f"{donor.model} cannot give embedding or LM head to {target}: {difference}; rank again with "
+            "--exclude embed --exclude head, or use act-profile transfer --align-tokens"
+        )
 
 
 @lru_cache(maxsize=8)
-def _parts(path: str) -> dict[str, list[Part]]:
-    """The parts of a channel set by parameter name."""
-    parts: dict[str, list[Part]] = {}
-    for part in ChannelSet.load(path).parts():
-        parts.setdefault(part.slice.name, []).append(part)
-    return parts
+def _rows(path: str) -> dict[str, list[ChosenRows]]:
+    """What a channel set names, by parameter."""
+    return by_parameter(ChannelSet.load(path).rows())

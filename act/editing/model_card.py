@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from act.editing.provenance import TransferProvenance
 
 CARD = "README.md"
+CHOSEN_BY = ("score", "top", "normalize", "contrast")
 
 
 def licence_of(folder: str | Path) -> str:
@@ -27,8 +28,7 @@ def licence_of(folder: str | Path) -> str:
 def write_card(
     folder: Path,
     target: str | Path,
-    donors: Sequence[str | Path],
-    header: dict[str, Any],
+    transfer: TransferProvenance,
     *,
     command: str = "act-profile transfer",
     afterwards: str = "",
@@ -36,14 +36,16 @@ def write_card(
     """Write ``README.md`` for a model made by a transfer.
 
     Args:
-        header: the patch's.
+        folder: the new model's.
+        target: the model that was changed: a folder or a hub id, as the donors' names in ``transfer`` are.
         command: what made it.
         afterwards: a sentence on what was done after the transfer.
     """
     from huggingface_hub import ModelCardData
 
+    donors = [(donor, donor.name or "unnamed") for donor in transfer.donors]
     data = ModelCardData(
-        base_model=[Path(name).name for name in (target, *donors)],
+        base_model=[Path(name).name for name in (target, *(name for _, name in donors))],
         library_name="transformers",
         tags=["merge", "act-profile", "ability-transfer"],
     )
@@ -51,7 +53,7 @@ def write_card(
         "---",
         data.to_yaml(),
         "---",
-        f"# {Path(target).name} with rows of {', '.join(Path(donor).name for donor in donors)}",
+        f"# {Path(target).name} with rows of {', '.join(Path(name).name for _, name in donors)}",
         "",
         f"Made by `{command}` (arXiv 2601.09398): the parameter rows of the chosen channels were blended,",
         "`target += strength * (donor - target)`; everything else is the target's.",
@@ -60,15 +62,13 @@ def write_card(
         "|---|---|---|---|---|---|",
         f"| target | {Path(target).name} | {licence_of(target)} | | | |",
     ]
-    for donor, graft in zip(donors, header["grafts"], strict=True):
-        rule = graft["rule"]
-        chosen = ", ".join(f"{key} {rule[key]}" for key in ("score", "top", "normalize", "contrast") if key in rule)
+    for donor, name in donors:
+        chosen = ", ".join(f"{key} {donor.rule[key]}" for key in CHOSEN_BY if key in donor.rule)
         lines.append(
-            f"| donor | {Path(donor).name} | {licence_of(donor)} | {graft['channels']:,} "
-            f"| {graft['strength']} | {chosen} |"
+            f"| donor | {Path(name).name} | {licence_of(name)} | {donor.channels:,} | {donor.strength} | {chosen} |"
         )
-    lines += ["", f"Rows that several donors give: {header['overlap']}." if len(donors) > 1 else ""]
-    lines += [f"- {note}" for note in header["notes"]]
-    lines += ["", f"Fingerprint before the transfer: `{header['before']}`, after it: `{header['after']}`."]
+    lines += ["", f"Rows that several donors give: {transfer.overlap}." if len(donors) > 1 else ""]
+    lines += [f"- {note}" for note in transfer.notes]
+    lines += ["", f"Fingerprint before the transfer: `{transfer.before}`, after it: `{transfer.after}`."]
     lines += ["", afterwards] if afterwards else []
-    (folder / CARD).write_text("\n".join(lines) + "\n")
+    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 
 from act.core.errors import ActError, require_choice
-from act.core.tensor_files import load_tensors, save_tensors
+from act.core.tensor_files import load_tensors, save_tensors, understood
+from act.editing.provenance import TransferProvenance
+from act.editing.rows import Weights, by_parameter
 from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
 
 SCHEMA = "act-patch/1"
 Conflict = Literal["refuse", "first", "last"]
-Weights = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Change:
-    """The rows of one parameter that a transfer changed, before and after, each ``[K, W]`` in the parameter's dtype."""
+class ChangedRows:
+    """The rows of one parameter that a transfer changed (columns, where ``parameter.dim`` is 1).
 
-    part: ParameterSlice
+    Attributes:
+        rows: where along ``parameter.dim``, sorted and distinct, int64 ``[K]``.
+        before, after: their values ``[K, W]`` in the parameter's dtype.
+    """
+
+    parameter: ParameterSlice
     rows: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
@@ -35,22 +42,58 @@ class Patch:
 
     Attributes:
         changes: the rows changed; no value lies in two changes.
-        header: plain data: ``grafts`` (donors, channels, strengths), ``overlap``, ``notes``, and the fingerprints of
-            the model ``before`` and ``after``, over its ``parameters``.
+        provenance: the donors, and the fingerprints of the model before and after.
+
+    >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
+    >>> patch = act.transfer(donor, target, channels)
+    >>> patch.revert(target)  # the bytes from before
+    >>> patch.apply(target)
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     patch.save(f"{folder}/ability.safetensors")
+    ...     same = act.Patch.load(f"{folder}/ability.safetensors")
+    >>> same.revert(target)
     """
 
-    def __init__(self, changes: list[Change], header: dict[str, Any]) -> None:
-        self.changes = changes
-        self.header = header
+    def __init__(self, changes: Sequence[ChangedRows], provenance: TransferProvenance) -> None:
+        self.changes = list(changes)
+        self.provenance = provenance
 
     def __len__(self) -> int:
         """Values changed."""
         return sum(change.before.numel() for change in self.changes)
 
+    def __repr__(self) -> str:
+        return f"Patch({self._size()}, from {self._donors()} to {self.provenance.target})"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows: one row per donor."""
+        rows = "".join(
+            f"<tr><td>{escape(donor.name or 'unnamed')}</td><td>{donor.channels:,}</td>"
+            f"<td>{escape(str(donor.strength))}</td></tr>"
+            for donor in self.provenance.donors
+        )
+        return (
+            f"<table><caption>Patch of {self._size()}, to {escape(self.provenance.target)}</caption>"
+            f"<thead><tr><th>donor</th><th>channels</th><th>strength</th></tr></thead><tbody>{rows}</tbody></table>"
+        )
+
+    def _size(self) -> str:
+        rows = sum(len(change.rows) for change in self.changes)
+        return f"{rows:,} rows of {len(self.changes):,} parameters, {_readable(self.nbytes)}"
+
+    def _donors(self) -> str:
+        return " and ".join(donor.name or "an unnamed donor" for donor in self.provenance.donors) or "no donor"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values that the patch writes; it holds as many from before."""
+        return sum(change.after.nbytes for change in self.changes)
+
     @property
     def notes(self) -> list[str]:
         """What was left out, and why."""
-        return self.header.get("notes", [])
+        return list(self.provenance.notes)
 
     def apply(self, model: nn.Module | Weights) -> None:
         """Write the rows into a model that holds those from before.
@@ -72,24 +115,24 @@ class Patch:
     def _write(self, model: nn.Module | Weights, forward: bool) -> None:
         weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
         for change in self.changes:
-            found = rows_view(weights[change.part.name], change.part.dim) if change.part.name in weights else None
+            found = change.parameter.matrix(weights) if change.parameter.name in weights else None
             expected = change.before if forward else change.after
             if found is None or found.shape[1:].numel() != expected[:1].numel() or found.dtype != expected.dtype:
                 raise ActError(
-                    f"the patch is for another model: it changes {change.part.name} "
-                    f"({expected.dtype}, {expected[:1].numel()} values a row), which this model does not have"
+                    f"the patch is for another model: it changes {change.parameter.name} "
+                    f"({expected.dtype}, {expected[:1].numel()} values per row), which this model does not have"
                 )
             if change.rows.max() >= len(found) or not same_bytes(found[change.rows.to(found.device)], expected):
-                raise ActError(f"{change.part.name} {_unexpected(change, found, forward)}")
+                raise ActError(f"{change.parameter.name} {_unexpected(change, found, forward)}")
         side = "before" if forward else "after"
-        expected_print = self.header.get(side)
+        expected_print = self.provenance.before if forward else self.provenance.after
         if expected_print and (found_print := fingerprint(weights)) != expected_print:
             raise ActError(
                 f"the model has the fingerprint {found_print}, the patch expects {expected_print} {side} the "
                 f"transfer: some parameter was changed after the transfer, or it is another model"
             )
         for change in self.changes:
-            view = rows_view(weights[change.part.name], change.part.dim)
+            view = change.parameter.matrix(weights)
             view[change.rows.to(view.device)] = (change.after if forward else change.before).to(view.device)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
@@ -99,24 +142,28 @@ class Patch:
             for name in ("rows", "before", "after"):
                 tensors[f"{number}.{name}"] = getattr(change, name)
             tensors[f"{number}.rows"] = change.rows.clone()  # weight and bias share theirs, which a file cannot
-        header = {**self.header, "parts": [[change.part.name, change.part.dim] for change in self.changes]}
+        header = {
+            **self.provenance.to_json(),
+            "parts": [[change.parameter.name, change.parameter.dim] for change in self.changes],
+        }
         save_tensors(Path(path), tensors, SCHEMA, header, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
         """Read a patch; raises ActError if the file is missing, damaged or of another schema version."""
         tensors, header = load_tensors(Path(path), SCHEMA)
-        try:
+        with understood(Path(path)):
             changes = [
-                Change(ParameterSlice(*part), *(tensors[f"{number}.{name}"] for name in ("rows", "before", "after")))
-                for number, part in enumerate(header.pop("parts"))
+                ChangedRows(
+                    ParameterSlice(*parameter),
+                    *(tensors[f"{number}.{name}"] for name in ("rows", "before", "after")),
+                )
+                for number, parameter in enumerate(header["parts"])
             ]
-        except KeyError as error:
-            raise ActError(f"{path} lacks {error}; make it again") from error
-        return cls(changes, header)
+            return cls(changes, TransferProvenance.from_json(header))
 
 
-def _unexpected(change: Change, found: torch.Tensor, forward: bool) -> str:
+def _unexpected(change: ChangedRows, found: torch.Tensor, forward: bool) -> str:
     """What is wrong with rows that are not those the patch expects."""
     there = change.rows.max() < len(found)
     if there and same_bytes(found[change.rows.to(found.device)], change.after if forward else change.before):
@@ -139,14 +186,23 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
 
     Raises:
         ActError: patches of different models; conflicts under ``refuse``, or rows of one crossing columns of another.
+
+    >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
+    >>> patches = []
+    >>> for strength in (0.2, 0.4):
+    ...     patches.append(act.transfer(donor, target, channels, strength))
+    ...     patches[-1].revert(target)
+    >>> both = act.compose(patches, conflict="last")
+    >>> both.apply(target)
+    >>> both.revert(target)
     """
     patches = list(patches)
     require_choice("conflict", conflict, get_args(Conflict))
     if not patches:
         raise ActError("no patch was given; expected at least one")
-    before = {patch.header.get("before") for patch in patches}
+    before = {patch.provenance.before for patch in patches}
     if len(before) > 1:
-        raise ActError("the patches were made on different models; make each on the model they are to be applied to")
+        raise ActError("the patches were made on different models; make each on the model it is to be applied to")
     found = conflicts(patches)
     if found and conflict == "refuse":
         name, count = next(iter(found.items()))
@@ -154,51 +210,53 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
             f"{sum(found.values())} rows are changed by two patches, {count} of them in {name}; "
             "say which wins with conflict 'first' or 'last'"
         )
-    merged: dict[str, Change] = {}
-    for patch in patches if conflict != "last" else reversed(patches):
-        for change in patch.changes:
-            held = merged.get(change.part.name)
-            if held is None:
-                merged[change.part.name] = change
-                continue
-            if held.part != change.part:
-                raise ActError(f"rows of one patch cross columns of another in {change.part.name}; apply one of them")
-            new = ~torch.isin(change.rows, held.rows)
-            rows = torch.cat([held.rows, change.rows[new]])
-            order = rows.argsort()
-            joined = {
-                side: torch.cat([getattr(held, side), getattr(change, side)[new]])[order]
-                for side in ("before", "after")
-            }
-            merged[change.part.name] = replace(held, rows=rows[order], before=joined["before"], after=joined["after"])
-    header = {
-        "grafts": [graft for patch in patches for graft in patch.header.get("grafts", [])],
-        "conflict": conflict,
-        "conflicts": found,
-        "notes": [note for patch in patches for note in patch.notes],
-        "before": before.pop(),
-        "parameters": patches[0].header.get("parameters"),
-        "after": None,  # each row is compared instead: the model itself is not here to be hashed
-    }
-    return Patch(list(merged.values()), header)
+    changes = [change for patch in (patches[::-1] if conflict == "last" else patches) for change in patch.changes]
+    provenance = TransferProvenance(
+        donors=tuple(donor for patch in patches for donor in patch.provenance.donors),
+        before=before.pop(),
+        after=None,  # each row is compared instead: the model itself is not here to be hashed
+        parameters=patches[0].provenance.parameters,
+        notes=tuple(note for patch in patches for note in patch.notes),
+        conflict=conflict,
+        conflicts=found,
+    )
+    return Patch([_joined(held) for held in by_parameter(changes, "patch").values()], provenance)
 
 
 def conflicts(patches: Iterable[Patch]) -> dict[str, int]:
-    """Parameter name -> rows that more than one patch changes."""
-    rows: dict[tuple[str, int], list[torch.Tensor]] = {}
-    for patch in patches:
-        for change in patch.changes:
-            rows.setdefault((change.part.name, change.part.dim), []).append(change.rows)
+    """Parameter name -> rows that more than one patch changes.
+
+    Raises:
+        ActError: rows of one patch cross columns of another.
+    """
+    changes = by_parameter((change for patch in patches for change in patch.changes), "patch")
     counts = {
-        name: int((torch.cat(found).unique(return_counts=True)[1] > 1).sum()) for (name, _), found in rows.items()
+        name: int((torch.cat([change.rows for change in held]).unique(return_counts=True)[1] > 1).sum())
+        for name, held in changes.items()
     }
     return {name: count for name, count in counts.items() if count}
 
 
-def rows_view(parameter: torch.Tensor, dim: int) -> torch.Tensor:
-    """The parameter as ``[rows, rest]`` with channels first; a view that shares its memory."""
-    data = parameter.detach()
-    return data[:, None] if data.dim() == 1 else data.movedim(dim, 0)
+def _joined(held: Sequence[ChangedRows]) -> ChangedRows:
+    """The changes of one parameter as one; a row that several change is the first one's."""
+    if len(held) == 1:
+        return held[0]
+    rows, order = torch.cat([change.rows for change in held]).sort(stable=True)
+    first = torch.ones(len(rows), dtype=torch.bool)
+    first[1:] = rows.diff() > 0
+    before, after = (
+        torch.cat([getattr(change, side) for change in held])[order[first]] for side in ("before", "after")
+    )
+    return ChangedRows(held[0].parameter, rows[first], before, after)
+
+
+def _readable(size: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} GB"
 
 
 def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:

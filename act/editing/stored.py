@@ -51,7 +51,8 @@ class StoredModel(Mapping[str, torch.Tensor]):
 
         Raises:
             RenamedWeights: there are weights, but no safetensors.
-            ActError: no weights; a configuration, index or shard that is missing or damaged.
+            ActError: no weights; a configuration, index or shard that is missing or damaged; a quantized model, whose
+                stored values are not the parameters.
         """
         self.folder = Path(folder)
         self._arriving: dict[str, Future[None]] = {}
@@ -60,6 +61,11 @@ class StoredModel(Mapping[str, torch.Tensor]):
         if not (self.folder / "config.json").is_file():
             raise ActError(f"no such model: {folder}; expected a folder in Hugging Face format")
         self.config = _mapping(self.folder / "config.json")
+        if "quantization_config" in self.config:
+            raise ActError(
+                f"{folder} is quantised, which can be profiled but not transferred; "
+                "give the unquantised checkpoint, transfer, and quantise the result"
+            )
         self._where: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
         self.shards: dict[str, list[str]] = {}
         for file in self._files():
@@ -124,10 +130,6 @@ class StoredModel(Mapping[str, torch.Tensor]):
         with path.open("rb") as file:
             for offset, length in spans:
                 os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
-
-    def shape(self, name: str) -> list[int]:
-        """The shape of a tensor, from the header."""
-        return self._where[name][2]
 
     def shard_of(self, name: str) -> str:
         """File name of the shard that holds a tensor."""

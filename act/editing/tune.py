@@ -225,10 +225,10 @@ def _rows(channels: ChannelSet | Patch) -> dict[tuple[str, int], torch.Tensor]:
     found: dict[tuple[str, int], list[torch.Tensor]] = {}
     if isinstance(channels, Patch):
         for change in channels.changes:
-            found.setdefault((change.part.name, change.part.dim), []).append(change.rows)
+            found.setdefault((change.parameter.name, change.parameter.dim), []).append(change.rows)
     else:
-        for part in channels.parts():
-            found.setdefault((part.slice.name, part.slice.dim), []).append(part.index)
+        for chosen in channels.rows():
+            found.setdefault((chosen.parameter.name, chosen.parameter.dim), []).append(chosen.rows)
     return {key: torch.cat(parts).unique() for key, parts in found.items()}
 
 

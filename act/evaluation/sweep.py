@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from act.core.errors import ActError
-from act.editing.transfer import require_strength, transfer
+from act.editing.donor import require_strength
+from act.editing.transfer import transfer
 from act.ranking.rank import Ability, rank
 from act.ranking.selection import parse_top
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -49,6 +49,11 @@ class ParameterSlice:
 
     name: str
     dim: int
+
+    def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The parameter as ``[R, W]``, channels first: a view that shares its memory, without gradient."""
+        parameter = weights[self.name].detach()
+        return parameter[:, None] if parameter.dim() == 1 else parameter.movedim(self.dim, 0)
 
 
 @dataclass(frozen=True)

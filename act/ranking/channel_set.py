@@ -19,17 +19,18 @@ _INPUTS = "inputs."
 
 
 @dataclass(frozen=True)
-class Part:
-    """What a transfer moves of one parameter.
+class ChosenRows:
+    """The rows of one parameter that a channel set names (columns, where ``parameter.dim`` is 1).
 
     Attributes:
-        index: where along ``slice.dim``, sorted and distinct, int64 ``[K]``.
-        scores: of the channel, or of the unit that a column carries on (the mean of its chosen channels'), ``[K]``.
+        rows: where along ``parameter.dim``, sorted and distinct, int64 ``[K]``.
+        scores: of each row's channel, or of the unit that a column carries on (the mean of its chosen channels),
+            float64 ``[K]``.
     """
 
     site: Site
-    slice: ParameterSlice
-    index: torch.Tensor
+    parameter: ParameterSlice
+    rows: torch.Tensor
     scores: torch.Tensor
 
 
@@ -79,17 +80,17 @@ class ChannelSet:
         first, last = torch.searchsorted(self.index, torch.tensor([site.offset, site.offset + site.width])).tolist()
         return last > first
 
-    def parts(self) -> Iterator[Part]:
-        """Every parameter that a transfer of the set touches, each named once: no value lies in two parts.
+    def rows(self) -> Iterator[ChosenRows]:
+        """The rows of every parameter that a transfer of the set touches; each parameter is named once.
 
         Channels give their rows (of weight and bias; columns of an embedding); :attr:`inputs` the columns of a weight.
         """
         for site, rows in self.space.split(self.index):
-            for slice in site.parameters:
-                yield Part(site, slice, rows, self._scores_of(rows + site.offset))
+            for parameter in site.parameters:
+                yield ChosenRows(site, parameter, rows, self._scores_of(rows + site.offset))
         for name, columns in self.inputs.items():
             site = self.space.site(name)
-            yield Part(site, site.inputs, columns, self._column_scores(name, columns))
+            yield ChosenRows(site, site.inputs, columns, self._column_scores(name, columns))
 
     def _scores_of(self, channels: torch.Tensor) -> torch.Tensor:
         return self.scores[torch.searchsorted(self.index, channels)]

@@ -27,8 +27,12 @@ from act.data.corpus import Corpus
 from act.data.encode import Count
 from act.data.records import open_source
 from act.data.stream import DEFAULT_TOKEN_BUDGET
+from act.editing.donor import Donor as TransferDonor
+from act.editing.donor import require_strength
 from act.editing.model_card import write_card
-from act.editing.transfer import Graft, Overlap, require_strength, transfer_many
+from act.editing.provenance import TransferProvenance
+from act.editing.rows import Overlap
+from act.editing.transfer import transfer_many
 from act.editing.tune import TuneSettings, save_tuned, tune
 from act.evaluation.evaluate import Evaluation, compare, evaluate
 from act.models.loading import load_model, load_tokenizer, token_difference
@@ -332,10 +336,9 @@ class Run:
 
     def _write_card(self, folder: Path) -> None:
         recipe = self.recipe
-        donors = [donor.model for donor in recipe.models]
         tuned = recipe.tune and f"Afterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}."
-        header = self._moved()["header"]
-        write_card(folder, recipe.base_model, donors, header, command="act-profile recipe", afterwards=tuned or "")
+        made = TransferProvenance.from_json(self._moved()["header"])
+        write_card(folder, recipe.base_model, made, command="act-profile recipe", afterwards=tuned or "")
 
     def _variants(self) -> list[str]:
         if not self.recipe.evaluate:
@@ -430,25 +433,25 @@ class Run:
         target = load_model(self.recipe.base_model, dtype=self.recipe.dtype, device=self.recipe.device)
         if variant == "interpolation":
             assert self.recipe.evaluate
-            donors = [self._model(donor.model) for donor in self.recipe.models]
-            _interpolate(target, donors, self.recipe.evaluate.interpolation)
+            models = [self._model(donor.model) for donor in self.recipe.models]
+            _interpolate(target, models, self.recipe.evaluate.interpolation)
         elif variant != "tune without transfer":
-            grafts = [self._graft(donor, variant) for donor in self.recipe.models]
-            patch = transfer_many(grafts, target, self.recipe.overlap)
-            header = {key: value for key, value in patch.header.items() if key != "parameters"}
+            donors = [self._donor(donor, variant) for donor in self.recipe.models]
+            patch = transfer_many(donors, target, self.recipe.overlap)
+            header = {key: value for key, value in patch.provenance.to_json().items() if key != "parameters"}
             moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
             with written_whole(self._path("moved", variant, ".json"), force=True) as temporary:
                 temporary.write_text(json.dumps(moved), encoding="utf-8")
         save_tuned(target, self._tokenizer, path)
         return path
 
-    def _graft(self, donor: Donor, variant: str) -> Graft:
+    def _donor(self, donor: Donor, variant: str) -> TransferDonor:
         channels = self._channels(donor, None if variant == "act" else variant)
-        graft = Graft(self._model(donor.model), channels, donor.parameters.weight, name=donor.model)
-        if variant == "act" or not isinstance(graft.strength, dict):
-            return graft
+        made = TransferDonor(self._model(donor.model), channels, donor.parameters.weight, name=donor.model)
+        if variant == "act" or not isinstance(made.strength, dict):
+            return made
         # The channels of a control are others, and need not be where each pattern is for.
-        return replace(graft, strength={key: value for key, value in graft.strength.items() if graft.matches(key)} or 0)
+        return replace(made, strength={key: value for key, value in made.strength.items() if made.matches(key)} or 0)
 
     def _moved(self) -> dict[str, Any]:
         """What the transfer changed: values, parameters, and the header of its patch."""
@@ -525,12 +528,12 @@ class Run:
 
     def _report(self, figures: dict[str, list[Evaluation]]) -> dict[str, Any]:
         moved = self._moved()
-        grafts = moved["header"]["grafts"]
+        given = moved["header"]["grafts"]
         before = figures.get("target", [])
         return {
             "output": str(self.output),
             "key": self.key,
-            "donors": [{key: graft[key] for key in ("donor", "channels", "strength")} for graft in grafts],
+            "donors": [{key: donor[key] for key in ("donor", "channels", "strength")} for donor in given],
             "moved": {"values": moved["values"], "parameters": moved["parameters"], "notes": moved["header"]["notes"]},
             "results": [one.summary() for found in figures.values() for one in found],
             "comparisons": [

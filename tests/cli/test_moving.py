@@ -97,11 +97,11 @@ def test_two_donors_with_strengths_by_pattern(folder, tmp_path, overlap):
     )
     assert done["path"] == "disk" and done["strength"] == [0.4, 0.7]
     target = loaded(folder, "target")
-    grafts = [
-        act.Graft(loaded(folder, name), ChannelSet.load(folder / f"{name}.set"), {"*.mlp.*": 0.1, "*": value})
+    donors = [
+        act.Donor(loaded(folder, name), ChannelSet.load(folder / f"{name}.set"), {"*.mlp.*": 0.1, "*": value})
         for name, value in (("one", 0.4), ("two", 0.7))
     ]
-    patch = act.transfer_many(grafts, target, overlap)
+    patch = act.transfer_many(donors, target, overlap)
     assert done["values"] == len(patch)
     assert same(tensors(output), dict(target.named_parameters()))
     in_memory = tmp_path / "memory"
@@ -109,7 +109,7 @@ def test_two_donors_with_strengths_by_pattern(folder, tmp_path, overlap):
     assert succeed("transfer", *models, *options, "--in-memory", "--output", in_memory)["path"] == "memory"
     assert same(tensors(in_memory), tensors(output))
     card = (output / "README.md").read_text()
-    assert "base_model" in card and card.count("| donor |") == 2 and patch.header["after"] in card
+    assert "base_model" in card and card.count("| donor |") == 2 and patch.provenance.after in card
 
 
 def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_path):
@@ -158,9 +158,9 @@ def test_whole_neurons_and_heads_move_their_input_columns(folder, tmp_path):
     succeed("transfer", *models, "--strength", "1", "--output", tmp_path / "out")
     before, after, given = tensors(folder / "target"), tensors(tmp_path / "out"), tensors(folder / "one")
     expected = {name: value.clone() for name, value in before.items()}
-    for part in channels.parts():
-        name, dim = part.slice.name, part.slice.dim
-        expected[name].index_copy_(dim, part.index, given[name].index_select(dim, part.index))
+    for chosen in channels.rows():
+        name, dim = chosen.parameter.name, chosen.parameter.dim
+        expected[name].index_copy_(dim, chosen.rows, given[name].index_select(dim, chosen.rows))
     assert same(after, expected)
     assert any("down_proj" in name for name in channels.inputs)
     patch = act.transfer(donor, target, channels, 1.0)

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from test_transfer import chosen, state
 
 import act
+from act.editing.donor import Donor
 from act.editing.folders import patch_folder, patch_of_folders, transfer_folders
 from act.editing.patch import Patch
 from act.editing.stored import StoredModel
-from act.editing.transfer import Graft
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
 
@@ -43,11 +43,11 @@ def test_on_disk_gives_the_bytes_of_memory_and_leaves_the_inputs(models, tmp_pat
     channels = chosen(space, 0.02)
     assert fingerprint(StoredModel(tmp_path / "target").parameters(space)) == fingerprint(target)
     inputs = {name: shards(tmp_path / name) for name in ("donor", "target")}
-    transfer_folders([Graft({}, channels, 0.4)], [tmp_path / "donor"], tmp_path / "target", tmp_path / "out")
+    transfer_folders([Donor(tmp_path / "donor", channels, 0.4)], tmp_path / "target", tmp_path / "out")
     patch = act.transfer(donor, target, channels, 0.4)
     assert same(shards(tmp_path / "out"), {name: state(target)[name] for name in inputs["target"]})
     assert all(same(shards(tmp_path / name), held) for name, held in inputs.items())
-    changed = {change.part.name for change in patch.changes}
+    changed = {change.parameter.name for change in patch.changes}
     source = StoredModel(tmp_path / "target")
     for file, names in source.shards.items():
         linked = os.path.samefile(tmp_path / "target" / file, tmp_path / "out" / file)
@@ -58,7 +58,7 @@ def test_a_patch_file_applies_and_reverts_to_the_bit_on_disk(models, tmp_path):
     _, target = models
     channels = chosen(ChannelSpace.from_model(target), 0.3)
     held = shards(tmp_path / "target")
-    patch_of_folders([Graft({}, channels, 0.7)], [tmp_path / "donor"], tmp_path / "target").save(tmp_path / "p")
+    patch_of_folders([Donor(tmp_path / "donor", channels, 0.7)], tmp_path / "target").save(tmp_path / "p")
     assert same(shards(tmp_path / "target"), held)
     patch = Patch.load(tmp_path / "p")
     patch_folder(patch, tmp_path / "target", tmp_path / "new")
@@ -82,7 +82,7 @@ def test_several_donors_follow_the_overlap_rule():
         "first": lambda t, a, b: t + 0.4 * (a - t),
     }
     for overlap, rule in expected.items():
-        patch = act.transfer_many([Graft(one, channels, 0.4), Graft(two, channels, 0.2)], target, overlap)
+        patch = act.transfer_many([Donor(one, channels, 0.4), Donor(two, channels, 0.2)], target, overlap)
         for name, value in state(target).items():
             wanted = rule(*(x[name].double() for x in (before, first, second)))
             torch.testing.assert_close(value.double(), wanted, rtol=1e-6, atol=1e-6)
@@ -144,9 +144,9 @@ def test_a_saved_patch_reverts_to_the_original_bytes(family, share, strength, dt
     with tempfile.TemporaryDirectory() as folder:
         made.save(f"{folder}/patch")
         patch = Patch.load(f"{folder}/patch")
-    assert patch.header["before"] == made.header["before"] and patch.header["after"] == fingerprint(target)
+    assert patch.provenance.before == made.provenance.before and patch.provenance.after == fingerprint(target)
     patch.revert(target)
-    assert same(state(target), before) and fingerprint(target) == patch.header["before"]
+    assert same(state(target), before) and fingerprint(target) == patch.provenance.before
     patch.apply(target)
     assert same(state(target), after)
 
@@ -158,7 +158,7 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
     rule = {"models": {"target": {"name": "another", "fingerprint": "0" * 16}}}
     channels = act.ChannelSet(space, held.index, held.scores, rule)
     with pytest.raises(act.ActError, match="made for the target another"):
-        transfer_folders([Graft({}, channels, 0.4)], [tmp_path / "donor"], tmp_path / "target", tmp_path / "out")
+        transfer_folders([Donor(tmp_path / "donor", channels, 0.4)], tmp_path / "target", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["donor", "target"]
 
 

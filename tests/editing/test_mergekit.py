@@ -51,9 +51,9 @@ def test_mergekit_gives_the_bytes_of_our_transfer(models, tmp_path, overlap):
 
     merge(config, tmp_path / "out")
     sets = {name: act.ChannelSet.load(tmp_path / f"{name}.set") for name in ("one", "two")}
-    grafts = [act.Graft(models[name], sets[name], weight) for name, weight in (("one", 0.4), ("two", 0.7))]
+    donors = [act.Donor(models[name], sets[name], weight) for name, weight in (("one", 0.4), ("two", 0.7))]
     before = state(models["target"])
-    act.transfer_many(grafts, models["target"], overlap)
+    act.transfer_many(donors, models["target"], overlap)
     expected = state(models["target"])
     assert not torch.equal(expected["lm_head.weight"], before["lm_head.weight"])
     merged = {name: t for path in (tmp_path / "out").glob("*.safetensors") for name, t in load_file(path).items()}

@@ -133,8 +133,8 @@ def test_a_strength_pattern_that_matches_nothing_is_refused():
     with pytest.raises(act.ActError, match=r"such as model.layers.0.mlp.up_proj"):
         act.transfer(donor, target, only, {"*.self_attn.*": 0.4})
     by_pattern = {"*.self_attn.*": 0.1, "*.mlp.*": 1.0}  # one of the donors has channels of each
-    grafts = [act.Graft(donor, one, by_pattern) for one in (only, chosen(space, 0.3))]
-    act.transfer_many(grafts, target, "first")
+    donors = [act.Donor(donor, one, by_pattern) for one in (only, chosen(space, 0.3))]
+    act.transfer_many(donors, target, "first")
     assert torch.equal(target.model.layers[0].mlp.up_proj.weight, donor.model.layers[0].mlp.up_proj.weight)
 
 
@@ -142,9 +142,9 @@ def test_channels_of_other_tokens_are_left_out_unless_aligned():
     donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
     channels = chosen(ChannelSpace.from_model(target), 1.0)
     held = state(target)
-    graft = act.Graft(donor, channels, 1.0, token_difference="token 3 is 'a' to the donor's tokenizer")
-    assert graft.moves_tokens
-    patch = act.transfer_many([graft], target)
+    giver = act.Donor(donor, channels, 1.0, token_difference="token 3 is 'a' to the donor's tokenizer")
+    assert giver.moves_tokens
+    patch = act.transfer_many([giver], target)
     assert len(patch.notes) == 2 and all(
         "token 3 is 'a'" in note and "align the tokens" in note for note in patch.notes
     )
@@ -152,5 +152,5 @@ def test_channels_of_other_tokens_are_left_out_unless_aligned():
     assert same == {"lm_head.weight", "model.embed_tokens.weight"}
     patch.revert(target)
     ids = torch.arange(300)
-    act.transfer_many([replace(graft, tokens=(ids, ids))], target)
+    act.transfer_many([replace(giver, tokens=(ids, ids))], target)
     assert torch.equal(target.lm_head.weight, donor.lm_head.weight)

@@ -121,9 +121,9 @@ def test_whole_neurons_carry_their_columns(pair, tmp_path):
 def test_no_value_lies_in_two_parts(models, pair, granularity, top):
     channels = act.rank(pair, top=top, granularity=granularity)
     touched = {name: torch.zeros_like(parameter) for name, parameter in models[0].named_parameters()}
-    for part in channels.parts():
-        touched[part.slice.name].movedim(part.slice.dim, 0)[part.index] += 1
-        assert (part.index.diff() > 0).all()
+    for chosen in channels.rows():
+        touched[chosen.parameter.name].movedim(chosen.parameter.dim, 0)[chosen.rows] += 1
+        assert (chosen.rows.diff() > 0).all()
     assert max(count.max() for count in touched.values()) == 1
     if top == 0.1:
         assert len(channels) <= max(32, round(0.1 * channels.rule["ranked"]))  # at least one head, of 32 channels
@@ -133,9 +133,9 @@ def test_all_heads_and_neurons_are_all_of_attention_and_mlp(models, pair):
     channels = act.rank(pair, top=1.0, granularity=["neuron", "head"])
     touched = {name: 0 for name, _ in models[0].named_parameters()}
     shapes = {name: parameter.shape for name, parameter in models[0].named_parameters()}
-    for part in channels.parts():
-        shape = shapes[part.slice.name]
-        touched[part.slice.name] += len(part.index) * (shape.numel() // shape[part.slice.dim])
+    for chosen in channels.rows():
+        shape = shapes[chosen.parameter.name]
+        touched[chosen.parameter.name] += len(chosen.rows) * (shape.numel() // shape[chosen.parameter.dim])
     whole = {name for name, count in touched.items() if count == shapes[name].numel()}
     assert whole == {name for name in shapes if "proj" in name} and sum(count > 0 for count in touched.values()) == 14
 
@@ -165,26 +165,26 @@ def test_a_transfer_moves_rows_and_columns_and_comes_back(family):
     wanted = dict(donor.named_parameters())
     patch = act.transfer(donor, target, channels, 1.0)
     expected = {name: parameter.clone() for name, parameter in before.items()}
-    for part in channels.parts():
-        old, new = (weights[part.slice.name].movedim(part.slice.dim, 0) for weights in (expected, wanted))
-        old[part.index] = new[part.index].detach()
-    assert channels.inputs and {part.slice.name for part in channels.parts()} >= {
+    for chosen in channels.rows():
+        old, new = (weights[chosen.parameter.name].movedim(chosen.parameter.dim, 0) for weights in (expected, wanted))
+        old[chosen.rows] = new[chosen.rows].detach()
+    assert channels.inputs and {chosen.parameter.name for chosen in channels.rows()} >= {
         channels.space.site(name).inputs.name for name in channels.inputs
     }
     assert all(torch.equal(parameter, expected[name]) for name, parameter in target.named_parameters())
-    assert sum(len(part.index) for part in channels.parts()) == sum(len(change.rows) for change in patch.changes)
+    assert sum(len(chosen.rows) for chosen in channels.rows()) == sum(len(change.rows) for change in patch.changes)
     patch.revert(target)
     assert all(torch.equal(parameter, before[name]) for name, parameter in target.named_parameters())
 
 
 def test_a_column_has_the_score_of_its_unit(pair):
     channels = act.rank(pair, count=4, granularity="neuron")
-    for part in channels.parts():
-        if part.slice.dim == 1:
-            gate, up = (pair.space.site(part.site.name.replace("down", name)) for name in ("gate", "up"))
+    for chosen in channels.rows():
+        if chosen.parameter.dim == 1:
+            gate, up = (pair.space.site(chosen.site.name.replace("down", name)) for name in ("gate", "up"))
             score = pair.mean_abs_diff
-            expected = (score[gate.offset + part.index] + score[up.offset + part.index]) / 2
-            torch.testing.assert_close(part.scores, expected)
+            expected = (score[gate.offset + chosen.rows] + score[up.offset + chosen.rows]) / 2
+            torch.testing.assert_close(chosen.scores, expected)
 
 
 def test_units_do_not_move_columns_that_are_excluded(pair):

@@ -180,8 +180,8 @@ def test_several_donors_of_whole_units_with_strengths_by_pattern(folder, tmp_pat
     ]
     assert all(one.inputs for one in sets)
     strengths = [{"*.mlp.*": 0.5, "*": 1.0}, 0.25]
-    grafts = [act.Graft(models[0], one, strength) for one, strength in zip(sets, strengths, strict=True)]
-    act.transfer_many(grafts, models[1], "mean")
+    donors = [act.Donor(models[0], one, strength) for one, strength in zip(sets, strengths, strict=True)]
+    act.transfer_many(donors, models[1], "mean")
     merged = load_model(str(tmp_path / "merged"))
     for name, parameter in models[1].named_parameters():
         assert torch.equal(merged.get_parameter(name), parameter.to(torch.float16).to(parameter.dtype)), name
@@ -273,7 +273,7 @@ def test_a_control_need_not_have_channels_for_each_pattern(folder, tmp_path):
     run = Run(read_recipe(written(tmp_path, data)))
     run.cache.mkdir()
     chosen, control = (
-        {part.site.name for part in run._channels(run.recipe.models[0], score).parts()}
+        {chosen.site.name for chosen in run._channels(run.recipe.models[0], score).rows()}
         for score in (None, "weight-diff")
     )
     data["models"][0]["parameters"]["weight"] = {min(chosen - control): 1.0}

@@ -1,0 +1,155 @@
+"""A donor of a transfer: a model, which of its channels are taken, and how strongly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.editing.provenance import DonorUsed
+from act.editing.rows import Tokens, Weights
+from act.editing.stored import StoredModel
+from act.models.fingerprint import fingerprint
+from act.models.placement import require_in_memory
+from act.ranking.channel_set import ChannelSet, ChosenRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VOCABULARY_KINDS = ("embed", "head")
+
+
+@dataclass(frozen=True)
+class Donor:
+    """One donor of a transfer.
+
+    Attributes:
+        model: the model, its folder, or its weights by parameter name; only read.
+        channels: the channels to take from it.
+        strength: the paper's lambda: 0 changes nothing, 1 copies the donor's rows. Or one for each pattern of site and
+            parameter names, of which the first that matches counts: ``{"*.mlp.*": 0.4, "*": 0.2}``. Rows that no
+            pattern matches stay as they are.
+        tokens: for a donor with another vocabulary, the ids of the tokens that both have (:func:`act.shared_tokens`).
+        name: what to call it in patches and model cards; by default its folder.
+        token_difference: how its token ids differ from the target's, if they do
+            (:func:`act.models.loading.token_difference`). Without ``tokens``, embedding and LM head are left out then,
+            as they are where their sizes differ.
+
+    Raises:
+        ActError: a negative or non-finite strength, or no pattern.
+
+    >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
+    >>> patch = act.transfer_many([act.Donor(donor, channels, {"model.layers.*": 0.4, "*": 0.2})], target)
+    >>> patch.revert(target)
+    """
+
+    model: nn.Module | Weights | str | Path
+    channels: ChannelSet
+    strength: float | Mapping[str, float] = 0.4
+    tokens: Tokens | None = None
+    name: str | None = None
+    token_difference: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strength, Mapping) and not self.strength:
+            raise ActError("strength is {}; expected a number, or at least one pattern with its strength")
+        for value in self.strength.values() if isinstance(self.strength, Mapping) else [self.strength]:
+            require_strength(value)
+
+    @property
+    def weights(self) -> Weights:
+        """The parameters of the model by name; those of a folder stay on disk."""
+        if isinstance(self.model, str | Path):
+            return StoredModel(self.model).parameters(self.channels.space)
+        return weights_of(self.model, "donor")
+
+    @property
+    def moves_tokens(self) -> bool:
+        """Whether it gives channels of the embedding or the LM head, whose columns or rows are those of tokens."""
+        return any(chosen.site.kind in VOCABULARY_KINDS for chosen in self.channels.rows())
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The sites and parameters that it gives something of: what the patterns of a strength may match."""
+        return frozenset(name for chosen in self.channels.rows() for name in (chosen.site.name, chosen.parameter.name))
+
+    def matches(self, pattern: str) -> bool:
+        """Whether a pattern matches one of :attr:`names`."""
+        return any(fnmatchcase(name, pattern) for name in self.names)
+
+    def strength_of(self, chosen: ChosenRows) -> float:
+        """The strength for these rows; 0 where no pattern matches."""
+        if not isinstance(self.strength, Mapping):
+            return float(self.strength)
+        names = chosen.site.name, chosen.parameter.name
+        found = (value for pattern, value in self.strength.items() if any(fnmatchcase(name, pattern) for name in names))
+        return float(next(found, 0.0))
+
+    def fingerprint(self) -> str | None:
+        """The model's fingerprint, where the set says which it should have; every weight is read for it."""
+        return fingerprint(self.weights) if "donor" in self.made_for else None
+
+    @property
+    def made_for(self) -> Mapping[str, Mapping[str, str]]:
+        """Name and fingerprint of the ``donor`` and ``target`` that the channels were chosen for, where known."""
+        made_for: Mapping[str, Mapping[str, str]] = self.channels.rule.get("models", {})
+        return made_for
+
+    def used(self) -> DonorUsed:
+        """What patches and model cards say of it."""
+        folder = str(self.model) if isinstance(self.model, str | Path) else None
+        name = self.name or folder or self.made_for.get("donor", {}).get("name")
+        strength = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
+        return DonorUsed(name, len(self.channels), strength, self.channels.rule)
+
+
+def require_strength(strength: float) -> None:
+    """Raise :class:`ActError` unless ``strength`` is a finite number of at least 0."""
+    if not (math.isfinite(strength) and strength >= 0):
+        raise ActError(f"strength is {strength}; expected 0 (change nothing) or more, 1 copies the donor's rows")
+
+
+def weights_of(model: nn.Module | Weights, side: str) -> Weights:
+    """The parameters of a model by name, or the mapping as it is.
+
+    Raises:
+        ActError: the model is quantized, or not all in memory.
+    """
+    if not isinstance(model, nn.Module):
+        return model
+    if getattr(model, "is_quantized", False) or hasattr(model, "hf_quantizer"):
+        raise ActError(
+            f"{type(model).__name__} is quantised, which can be profiled but not transferred; "
+            "load it unquantised, transfer, and quantise the result"
+        )
+    require_in_memory(model, side)
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def shared_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> Tokens:
+    """The token strings that two tokenizers share, as ids: what :func:`transfer` takes as ``tokens``.
+
+    Returns:
+        ``(donor_ids, target_ids)``, both int64 ``[K]``, in order of target id.
+
+    Raises:
+        ActError: they have no token in common.
+
+    >>> donor_ids, target_ids = act.shared_tokens(tokenizer, tokenizer)
+    >>> bool((donor_ids == target_ids).all())
+    True
+    """
+    theirs, ours = donor.get_vocab(), target.get_vocab()
+    pairs = sorted((number, theirs[token]) for token, number in ours.items() if token in theirs)
+    if not pairs:
+        raise ActError("the tokenizers of donor and target have no token in common; leave embedding and LM head out")
+    ids = torch.tensor(pairs, dtype=torch.int64)
+    return ids[:, 1].contiguous(), ids[:, 0].contiguous()

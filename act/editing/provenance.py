@@ -1,0 +1,88 @@
+"""Where a transfer took its rows from: plain records for patch files, model cards and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DonorUsed:
+    """What a transfer took from one donor.
+
+    Attributes:
+        name: the donor's; None where it is not known.
+        channels: how many channels were chosen.
+        strength: one number, or one for each pattern of names.
+        rule: what chose the channels, and for which models; see :attr:`act.ChannelSet.rule`.
+    """
+
+    name: str | None
+    channels: int
+    strength: float | dict[str, float]
+    rule: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_json` reads it back."""
+        return {"donor": self.name, "strength": self.strength, "channels": self.channels, "rule": self.rule}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DonorUsed:
+        """The inverse of :meth:`to_json`."""
+        return cls(data["donor"], data["channels"], data["strength"], data["rule"])
+
+
+@dataclass(frozen=True)
+class TransferProvenance:
+    """How rows came into a model, and into which.
+
+    Attributes:
+        donors: what each donor gave.
+        before, after: fingerprints of the model; ``after`` is None for a composed patch, as no such model was there.
+        parameters: names of the parameters that the fingerprints cover.
+        overlap: what happened to rows that several donors gave; None for a composed patch.
+        notes: what was left out, and why.
+        conflict, conflicts: of a composed patch, which patch won, and the rows in dispute by parameter.
+    """
+
+    donors: tuple[DonorUsed, ...] = ()
+    before: str | None = None
+    after: str | None = None
+    parameters: tuple[str, ...] = ()
+    overlap: str | None = None
+    notes: tuple[str, ...] = ()
+    conflict: str | None = None
+    conflicts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """The name of the model before the transfer, where a channel set knows it, else its fingerprint."""
+        names = [donor.rule.get("models", {}).get("target", {}).get("name") for donor in self.donors]
+        return next((name for name in names if name), self.before or "an unknown model")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; :meth:`from_json` reads it back."""
+        composed = {"conflict": self.conflict, "conflicts": dict(self.conflicts)}
+        return {
+            "grafts": [donor.to_json() for donor in self.donors],
+            **(composed if self.conflict else {"overlap": self.overlap}),
+            "notes": list(self.notes),
+            "before": self.before,
+            "after": self.after,
+            "parameters": list(self.parameters),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TransferProvenance:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            tuple(DonorUsed.from_json(one) for one in data.get("grafts", ())),
+            data.get("before"),
+            data.get("after"),
+            tuple(data.get("parameters") or ()),
+            data.get("overlap"),
+            tuple(data.get("notes", ())),
+            data.get("conflict"),
+            data.get("conflicts", {}),
+        )

@@ -1,0 +1,146 @@
+"""Rows of parameters: grouped by parameter, and blended, from one donor or several."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import torch
+
+from act.core.errors import ActError
+from act.models.channels import ParameterSlice
+from act.ranking.channel_set import ChosenRows
+from act_kernels import blend_rows
+
+Weights = Mapping[str, torch.Tensor]
+Tokens = tuple[torch.Tensor, torch.Tensor]
+"""``(donor_ids, target_ids)`` of the tokens that two vocabularies share, both int64 ``[K]``."""
+Overlap = Literal["sum", "mean", "first", "stronger"]
+
+
+class Rows(Protocol):
+    """Rows of one parameter, int64 ``[K]``; columns where ``parameter.dim`` is 1."""
+
+    @property
+    def parameter(self) -> ParameterSlice: ...
+    @property
+    def rows(self) -> torch.Tensor: ...
+
+
+R = TypeVar("R", bound=Rows)
+
+
+def by_parameter(rows: Iterable[R], owner: str = "donor") -> dict[str, list[R]]:
+    """Rows grouped by the name of their parameter, in order of appearance.
+
+    Raises:
+        ActError: rows of one ``owner`` cross columns of another.
+    """
+    found: dict[str, list[R]] = {}
+    for one in rows:
+        held = found.setdefault(one.parameter.name, [])
+        if held and held[0].parameter != one.parameter:
+            raise ActError(f"rows of one {owner} cross columns of another in {one.parameter.name}; exclude one of them")
+        held.append(one)
+    return found
+
+
+def union(held: Sequence[Rows]) -> torch.Tensor:
+    """All the rows of one parameter, sorted and distinct, int64 ``[K]``."""
+    return held[0].rows if len(held) == 1 else torch.cat([one.rows for one in held]).unique()
+
+
+@dataclass(frozen=True)
+class DonorRows:
+    """The rows of one parameter that one donor gives.
+
+    Attributes:
+        weights: the donor's, by parameter name.
+        tokens: where rows or columns are those of tokens that the donor numbers differently.
+    """
+
+    chosen: ChosenRows
+    weights: Weights
+    strength: float
+    tokens: Tokens | None = None
+
+    @property
+    def parameter(self) -> ParameterSlice:
+        """Which parameter."""
+        return self.chosen.parameter
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Which of its rows, sorted and distinct, int64 ``[K]``."""
+        return self.chosen.rows
+
+    @property
+    def matrix(self) -> torch.Tensor:
+        """The donor's values ``[R, W]``; looked up at each use, so that none stays mapped from disk."""
+        return self.parameter.matrix(self.weights)
+
+
+def blend(given: Mapping[str, Sequence[DonorRows]], target: Weights, overlap: Overlap) -> None:
+    """Blend the given rows into the parameters of ``target``, in place.
+
+    Rows that one donor gives take one launch per device; see :func:`act.transfer_many` for ``overlap``.
+    """
+    alone = [held[0] for held in given.values() if len(held) == 1 and held[0].tokens is None]
+    blend_rows(
+        [one.parameter.matrix(target) for one in alone],
+        [one.matrix for one in alone],
+        [one.rows for one in alone],
+        [one.strength for one in alone],
+    )
+    for held in given.values():
+        if len(held) > 1 or held[0].tokens is not None:
+            old = held[0].parameter.matrix(target)
+            for givers, rows in _by_givers(held, overlap):
+                _blend_together(givers, old, rows, overlap)
+
+
+def _by_givers(held: Sequence[DonorRows], overlap: Overlap) -> Iterator[tuple[list[DonorRows], torch.Tensor]]:
+    """Rows grouped by the donors whose steps they take."""
+    rows = union(held)
+    takes = torch.stack([torch.isin(rows, one.rows) for one in held])
+    if overlap in ("first", "stronger"):
+        order = torch.full(takes.shape, -math.inf, dtype=torch.float64)
+        for i, one in enumerate(held):
+            scores = one.chosen.scores.nan_to_num(nan=-1e300).double()
+            order[i, takes[i]] = scores if overlap == "stronger" else float(-i)
+        takes = torch.nn.functional.one_hot(order.argmax(0), len(held)).T.bool()  # the first of equals
+    for pattern in takes.T.unique(dim=0):
+        yield [held[i] for i in pattern.nonzero().flatten().tolist()], rows[(takes == pattern[:, None]).all(0)]
+
+
+def _blend_together(givers: Sequence[DonorRows], old: torch.Tensor, rows: torch.Tensor, overlap: Overlap) -> None:
+    """The sum or mean of several donors' steps is one step towards their mean, weighted by strength."""
+    here, every = rows.to(old.device), torch.arange(len(rows))
+    work = old.dtype if len(givers) == 1 else torch.float32
+    mean, total = _wanted(givers[0], old, rows).to(work).contiguous(), givers[0].strength
+    for one in givers[1:]:
+        total += one.strength
+        blend_rows([mean], [_wanted(one, old, rows).to(work).contiguous()], [every], one.strength / total)
+    blended = old[here].to(work).contiguous()
+    blend_rows([blended], [mean], [every], total if overlap == "sum" else total / len(givers))
+    old[here] = blended.to(old.dtype)
+
+
+def _wanted(giver: DonorRows, old: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """The donor's rows ``[K, W]`` on the target's device; where it lacks a token, the target's own values."""
+    new = giver.matrix
+    if giver.tokens is None:
+        return new[rows.to(new.device)].to(old.device)
+    donor_ids, target_ids = giver.tokens
+    wanted = old[rows.to(old.device)].to(torch.promote_types(old.dtype, new.dtype))
+    if giver.parameter.dim == 0:  # a row is a token
+        place = torch.full((old.shape[0],), -1, dtype=torch.int64)
+        place[target_ids] = donor_ids
+        found = place[rows] >= 0
+        wanted[found.to(old.device)] = new[place[rows][found].to(new.device)].to(wanted)
+    else:  # a row of the matrix is one column over all tokens
+        columns = new[rows.to(new.device)][:, donor_ids.to(new.device)]
+        wanted[:, target_ids.to(old.device)] = columns.to(wanted)
+    return wanted

@@ -1,0 +1,171 @@
+"""The plan of a transfer: which rows each donor gives, checked against shapes and types before any value is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+
+from act.core.errors import ActError, require_choice
+from act.editing.donor import VOCABULARY_KINDS, Donor
+from act.editing.provenance import TransferProvenance
+from act.editing.rows import DonorRows, Overlap, Weights, blend, by_parameter, union
+from act.models.channels import ParameterSlice
+from act.ranking.channel_set import ChannelSet, ChosenRows
+from act_kernels.ops import FLOAT_DTYPES
+from act_kernels.rows import gather_rows
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """What a transfer will do to a target; :meth:`make` checks it, :meth:`blend` does it.
+
+    Attributes:
+        donors: the donors.
+        overlap: what happens to rows that several donors give; see :func:`act.transfer_many`.
+        given: parameter name -> the rows that each donor gives of it, in model order.
+        notes: what was left out, and why.
+    """
+
+    donors: Sequence[Donor]
+    overlap: Overlap
+    given: Mapping[str, Sequence[DonorRows]]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def make(cls, donors: Sequence[Donor], target: Weights, overlap: Overlap = "sum") -> TransferPlan:
+        """Decide what each donor gives.
+
+        Raises:
+            ActError: no donor; an unknown overlap rule; models of another architecture than a channel set; a parameter
+                that cannot be blended; a strength pattern that matches nothing; rows of one donor that cross columns
+                of another.
+        """
+        require_choice("overlap", overlap, get_args(Overlap))
+        if not donors:
+            raise ActError("no donor was given; expected at least one with its channels")
+        weights = [donor.weights for donor in donors]
+        for donor, theirs in zip(donors, weights, strict=True):
+            _require_architecture("target", target, donor.channels)
+            _require_architecture("donor", theirs, donor.channels)
+        _require_patterns(donors)
+        given: list[DonorRows] = []
+        notes: list[str] = []
+        for donor, theirs in zip(donors, weights, strict=True):
+            for chosen in donor.channels.rows():
+                reason = _why_left_out(donor, chosen, *_blendable(chosen, theirs, target))
+                if reason:
+                    notes.append(f"{len(chosen.rows)} channels of {chosen.site.name} were left out: {reason}")
+                elif strength := donor.strength_of(chosen):
+                    tokens = donor.tokens if chosen.site.kind in VOCABULARY_KINDS else None
+                    given.append(DonorRows(chosen, theirs, strength, tokens))
+        return cls(donors, overlap, by_parameter(given), tuple(notes))
+
+    def changed(self, name: str) -> tuple[ParameterSlice, torch.Tensor]:
+        """The rows of one parameter that will change, int64 ``[K]``, sorted and distinct."""
+        held = self.given[name]
+        return held[0].parameter, union(held)
+
+    def values(self, target: Weights) -> list[torch.Tensor]:
+        """The values of the changing rows of each parameter of ``target``, each ``[K, W]`` on the CPU."""
+        changed = [self.changed(name) for name in target]
+        matrices = [parameter.matrix(target) for parameter, _ in changed]
+        return gather_rows(matrices, [rows for _, rows in changed], [torch.device("cpu")] * len(changed))
+
+    def blend(self, target: Weights) -> None:
+        """Blend what the donors give into the parameters of ``target``, in place: all of the plan's, or some."""
+        blend({name: self.given[name] for name in target}, target, self.overlap)
+
+    def donor_fingerprints(self) -> list[str | None]:
+        """The fingerprints of the donors whose channel sets say which they should have."""
+        return [donor.fingerprint() for donor in self.donors]
+
+    def require_models(self, target: str, donors: Sequence[str | None]) -> None:
+        """Raise :class:`ActError` where a set was made for models of other fingerprints than these."""
+        for donor, theirs in zip(self.donors, donors, strict=True):
+            for side, found in (("target", target), ("donor", theirs)):
+                expected = donor.made_for.get(side)
+                if expected and found != expected["fingerprint"]:
+                    raise ActError(
+                        f"the channel set was made for the {side} {expected['name']} ({expected['fingerprint']}), but "
+                        f"the {side} given has other weights ({found}); rank a profile of these models, or load them "
+                        "in the type they were profiled in (--dtype)"
+                    )
+
+    def provenance(self, before: str, after: str, parameters: Sequence[str]) -> TransferProvenance:
+        """What patches and model cards say of the transfer, from the fingerprints of the target."""
+        donors = tuple(donor.used() for donor in self.donors)
+        return TransferProvenance(donors, before, after, tuple(sorted(parameters)), self.overlap, self.notes)
+
+
+def _require_architecture(side: str, weights: Weights, channels: ChannelSet) -> None:
+    missing = sorted({one.name for site in channels.space for one in site.parameters} - set(weights))
+    if len(missing) > 1:  # one may be missing where one of the models ties its embeddings
+        raise ActError(f"the channel set is of another architecture than the models: the {side} has no {missing[0]}")
+
+
+def _require_patterns(donors: Sequence[Donor]) -> None:
+    """Raise :class:`ActError` for a strength pattern that matches nothing that any donor with it gives."""
+    having: dict[str, list[Donor]] = {}
+    for donor in donors:
+        for pattern in donor.strength if isinstance(donor.strength, Mapping) else ():
+            having.setdefault(pattern, []).append(donor)
+    for pattern, those in having.items():
+        if not any(donor.matches(pattern) for donor in those):
+            example = min(those[0].names, default="none at all")
+            raise ActError(
+                f"the strength pattern {pattern!r} matches none of the chosen sites and parameters, "
+                f"such as {example}; correct the pattern, or leave it out"
+            )
+
+
+def _blendable(chosen: ChosenRows, donor: Weights, target: Weights) -> tuple[torch.Tensor, torch.Tensor]:
+    """The parameter of donor and target.
+
+    Raises:
+        ActError: a model does not have it; a type or number of channels that cannot be blended.
+    """
+    name, dim = chosen.parameter.name, chosen.parameter.dim
+    found = []
+    for side, weights in (("donor", donor), ("target", target)):
+        if name not in weights:
+            raise ActError(
+                f"the channel set is of another architecture than the models: the {side} has no {name} "
+                "(tied embeddings in one model only?); rank again with --exclude embed --exclude head"
+            )
+        found.append(weights[name])
+        if found[-1].dtype not in FLOAT_DTYPES:
+            raise ActError(
+                f"{name} of the {side} is {found[-1].dtype}, which cannot be transferred; "
+                "load the models unquantised, as float32, bfloat16 or float16"
+            )
+    new, old = found
+    wanted = chosen.site.width if chosen.parameter in chosen.site.parameters else new.shape[dim]
+    if old.shape[dim] != wanted:
+        raise ActError(
+            f"the channel set is of another architecture than the models: site {chosen.site.name} has "
+            f"{wanted} channels against {old.shape[dim]} in the target"
+        )
+    return new, old
+
+
+def _why_left_out(donor: Donor, chosen: ChosenRows, new: torch.Tensor, old: torch.Tensor) -> str | None:
+    """Why rows cannot move between models of the same architecture, or None; ``new`` is the donor's parameter.
+
+    Raises:
+        ActError: the shapes differ in more than the number of tokens or positions.
+    """
+    kind = chosen.site.kind
+    of_tokens = kind in VOCABULARY_KINDS
+    aligned = of_tokens and donor.tokens is not None
+    if of_tokens and not aligned and donor.token_difference:
+        return f"{donor.token_difference}; align the tokens to include them"
+    same_rest = new.shape[1:] == old.shape[1:]
+    if new.shape == old.shape or (aligned and same_rest):
+        return None
+    difference = f"{chosen.parameter.name} is {list(new.shape)} in the donor, {list(old.shape)} in the target"
+    if not (same_rest and (of_tokens or kind == "position")):
+        raise ActError(f"the channel set is of another architecture than the models: {difference}")
+    return f"{difference}; align the tokens to include them" if of_tokens else difference
