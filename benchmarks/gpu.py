@@ -39,7 +39,6 @@ from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 import act_kernels  # noqa: E402
 from act.models.channels import ChannelSpace  # noqa: E402
 from act.profiles.moments import Moments  # noqa: E402
-from act.taps.lockstep import lockstep  # noqa: E402
 from act.taps.taps import taps  # noqa: E402
 from act_kernels.backends import BACKENDS, choose  # noqa: E402
 
@@ -272,6 +271,8 @@ class Forwards:
 
     def pair(self) -> None:
         """Donor and target in lockstep."""
+        from act.taps.lockstep import lockstep  # needs greenlet, which may be absent
+
         moments = Moments(self.space, pair=True, device=self.run.device)
         with lockstep(self.donor, self.model, moments, exclude=["head"]) as both:
             self.timed("pair", lambda: both.forward(self.inputs, self.count_mask), 0.3)
