@@ -35,7 +35,7 @@ from act.profiling.stability import (
     rankable,
 )
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
 
 def demo(
@@ -44,9 +44,9 @@ def demo(
     """Donor, target, tokenizer, records and options of a demo corpus."""
     (donor, tokenizer), (target, _) = (load(CHECKPOINTS / name) for name in ("base", "target"))
     drawn: dict[str, str] = {}
-    for seed in range(count // 40_000 + 2):  # one draw gives at most 10,000 records a skill
-        draw = examples(ability[0], ability[1], min(count, 10_000 * len(ability[1])), seed)
-        drawn.update((record["prompt"], record["completion"]) for record in draw)
+    for seed in range(count // 40_000 + 2):  # one draw gives at most 10,000 records per skill
+        draw = examples(*ability, min(count, 10_000 * len(ability[1])), seed)
+        drawn.update((each["prompt"], each["completion"]) for each in draw)
         if len(drawn) >= count:
             break
     records = [{"prompt": prompt, "completion": f" {answer}"} for prompt, answer in list(drawn.items())[:count]]
@@ -67,10 +67,10 @@ def stories() -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
 
 
 def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, Any]:
-    """Whole corpus once, then one stopped run an order."""
-    donor, target, tokenizer, records, options = made
+    """The whole corpus once, then one stopped run per order."""
+    donor, target, tokenizer, records, settings = made
     models = {"donor": donor, "target": target}
-    job = Job(models, act.Corpus.from_records(records, tokenizer, **options))
+    job = Job(models, act.Corpus.from_records(records, tokenizer, **settings))
     whole = run_job(job)
     ranked = rankable(job.space)
     size = round(promise.top * len(ranked))
@@ -85,7 +85,7 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
     for order in range(orders):
         shuffled = random.Random(order).sample(records, len(records))
         observer = UntilStable(promise)
-        corpus = act.Corpus.from_records(shuffled, tokenizer, **options)
+        corpus = act.Corpus.from_records(shuffled, tokenizer, **settings)
         stopped = Job(models, corpus, observers=[observer], look_ahead=min(look_ahead([corpus]), len(records) // 64))
         observer.expect(stopped)
         start = time.perf_counter()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -44,17 +43,18 @@ def methods(result: Result) -> str:
         | {title: cell(result[field].get(name)) for title, field in FIGURES.items()}
         for name in names
     ]
-    return table(rows, {title: f"{{{title}}}" for title in rows[0]})
+    return table(rows, "| method | " + " | ".join(FIGURES) + " |", "| {method} | {" + "} | {".join(FIGURES) + "} |")
 
 
 def verdict(result: Result) -> str:
     """Our first rule beside the best control of each seed."""
     rows = [
-        {"figure": figure} | {f"seed_{seed}": f"{ours:.2f} / {best:.2f}" for seed, (ours, best) in by_seed.items()}
+        {"figure": figure} | {f"seed {seed}": f"{ours:.2f} / {best:.2f}" for seed, (ours, best) in by_seed.items()}
         for figure, by_seed in result["verdict"].items()
     ]
-    title = "attribution / cost against the best control"
-    return table(rows, {title: "{figure}", **{f"seed {seed}": f"{{seed_{seed}}}" for seed in result["target"]}})
+    seeds = [f"seed {seed}" for seed in result["target"]]
+    head = " | ".join(["| attribution / cost against the best control", *seeds])
+    return table(rows, f"{head} |", "| {figure} | {" + "} | {".join(seeds) + "} |")
 
 
 def tuned(result: Result) -> str:
@@ -65,7 +65,7 @@ def tuned(result: Result) -> str:
         for count, starts in result["tuned"].items()
         for start, seeds in starts.items()
     ]
-    return table(rows, {"tune on, after": "{start}", "forgotten": "{forgotten}", "retained": "{retained}"})
+    return table(rows, "| tune on, after | forgotten | retained |", "| {start} | {forgotten} | {retained} |")
 
 
 def tables(result: Result) -> str:
@@ -105,8 +105,8 @@ def draw(result: Result, path: Path) -> None:
 
 def page(text: str) -> str:
     """The page with its tables filled."""
-    sections = (methods, verdict, tuned, made_on)
-    return filled(text, {section.__name__: partial(section, load()) for section in sections})
+    sections = {section.__name__: section for section in (methods, verdict, tuned, made_on)}
+    return filled(text, lambda name: sections[name](load()))
 
 
 def main() -> None:
