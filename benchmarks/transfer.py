@@ -27,7 +27,9 @@ from act.editing.stored import StoredModel
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
 from act.models.loading import empty_model
+from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet
+from act.ranking.rule import Rule
 
 SHARD = 2 * 2**30
 SHARE, STRENGTH = 0.05, 0.4
@@ -99,10 +101,10 @@ def main() -> None:
         space = ChannelSpace.from_model(empty_model(config))
         index = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))[: int(SHARE * len(space))]
         models = {
-            name: {"name": name, "fingerprint": fingerprint(StoredModel(root / name).parameters(space))}
+            name: ModelRead(name, fingerprint(StoredModel(root / name).parameters(space)))
             for name in ("donor", "target")
         }
-        ChannelSet(space, index, torch.zeros(len(index)), {"models": models}).save(root / "set.safetensors")
+        ChannelSet(space, index, torch.zeros(len(index)), Rule(models=models)).save(root / "set.safetensors")
         output = root / "output"
         calls = {
             "copy": ["cp", "-r", str(root / "target"), str(output)],

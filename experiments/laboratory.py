@@ -20,10 +20,10 @@ from act.lab.tokenizer import build_tokenizer
 from act.models.channels import ChannelSpace
 from act.profiling.measure import profile_pair
 from act.ranking.attribution import attribution, fall_per_cost
-from act.ranking.granularity import segments
+from act.ranking.granularity import units_of
 from act.ranking.normalize import normalized
-from act.ranking.scores import random_scores, weight_diff
 from act.ranking.selection import best
+from act.ranking.weights import random_scores, weight_diff
 
 Scores = dict[str, torch.Tensor]
 Setting = tuple[Any, ...]
@@ -84,7 +84,7 @@ class Lab:
     def by_unit(self, score: torch.Tensor) -> torch.Tensor:
         """The mean over each neuron (gate, up row) and head (q, k, v rows), given to each of their channels."""
         pooled = score.clone()
-        for units in segments(self.space, ["neuron", "head"]):
+        for units in units_of(self.space, ["neuron", "head"]):
             assert units.channels is not None
             pooled[units.channels] = units.scores(score)[:, None].expand(units.channels.shape)
         return pooled

@@ -19,7 +19,7 @@ from act.lab.train import tune
 from act.profiling.measure import profile_pair
 from act.ranking.analysis import concentration, overlap, sufficiency, top_channels
 from act.ranking.attribution import attribution, fall_per_cost
-from act.ranking.scores import random_scores, weight_diff
+from act.ranking.weights import random_scores, weight_diff
 
 
 def recovery_methods(lab: Lab, by_rule: Scores) -> dict[str, Candidates]:

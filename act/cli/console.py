@@ -18,7 +18,6 @@ from act.core.errors import ActError
 
 if TYPE_CHECKING:
     from act.data.corpus import Corpus
-    from act.ranking.channel_set import ChannelSet
 
 _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
@@ -107,37 +106,6 @@ def counter(what: str) -> Iterator[Any]:
             progress.update(task, description=f"{what}: {doing}", completed=done, total=total)
 
         yield show
-
-
-def report_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
-    """Say what was chosen, by module kind."""
-    _print_channels(channels, output, as_json)
-    if unmeasured := channels.rule.get("unmeasured"):
-        never = "never above 0" if channels.rule["score"] == "lape" else "never counted"
-        warn(f"channels without a score ({never}), so not ranked: {some(unmeasured)}")
-    if idle := channels.rule.get("not_positive"):
-        warn(
-            f"{idle:,} of the {len(channels):,} chosen channels have a score of 0 or below, so nothing speaks for them "
-            "but that so many were asked for; choose fewer, or those above 0 with --mass 100%"
-        )
-
-
-def _print_channels(channels: ChannelSet, output: Path, as_json: bool) -> None:
-    kinds = channels.by_kind()
-    if as_json:
-        shares = {kind: {"chosen": chosen, "channels": total} for kind, (chosen, total) in kinds.items()}
-        inputs = sum(map(len, channels.inputs.values()))
-        print_json(
-            {"output": str(output), "chosen": len(channels), "inputs": inputs, "rule": channels.rule, "kinds": shares}
-        )
-        return
-    rows = [[kind, f"{chosen:,}", f"{total:,}", f"{chosen / total:.1%}"] for kind, (chosen, total) in kinds.items()]
-    title = f"{output}: {len(channels):,} of {channels.rule['ranked']:,} ranked channels"
-    print_table(title, ["module kind", "chosen", "channels", "share"], rows)
-    for site, owner in channels.rule["tied"].items():
-        print(f"{site} shares its tensor with {owner} and is transferred there only")
-    if channels.inputs:
-        print(f"{sum(map(len, channels.inputs.values())):,} input columns that read these units go with them")
 
 
 def some(counts: Mapping[str, int]) -> str:

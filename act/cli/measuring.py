@@ -24,7 +24,7 @@ from act.profiling.job import Job
 from act.profiling.measure import run_job
 from act.profiling.ranks import Ranks, joined
 from act.profiling.stability import Promise, UntilStable, look_ahead
-from act.ranking.rank import parse_top
+from act.ranking.selection import parse_top
 
 
 @dataclass

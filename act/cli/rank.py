@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
-from act.models.loading import load_model
-from act.profiles.profile import Profile, load
-from act.ranking import rank as ranking
-from act.ranking.selection import parse_amount
+from act.ranking.scores import SCORES, score_named, score_names
+
+if TYPE_CHECKING:
+    from act.profiles.profile import Profile
+    from act.ranking.channel_set import ChannelSet
+    from act.ranking.granularity import Granularity
+    from act.ranking.normalize import Normalize
+    from act.ranking.scores import ScoreName
+    from act.ranking.selection import Scope
+
+_SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items())
 
 
 def command(
@@ -23,72 +30,114 @@ def command(
         list[Path] | None,
         typer.Option(help="Profile of an ability to retain (repeatable; with two profiles, donor's then target's)."),
     ] = None,
-    score: Annotated[
-        str, typer.Option(help="paired, mean-abs, mean-shift, welch-t, cohen-d, lape, weight-diff or random.")
-    ] = "paired",
+    score: Annotated[str, typer.Option(help=f"What to rank by. {_SCORES}.")] = "paired",
     top: Annotated[str | None, typer.Option(help="Share of the channels to choose, such as 5% (the default).")] = None,
     count: Annotated[
-        int | None, typer.Option(help="Instead of --top: so many channels, pairs, neurons, heads.")
+        int | None, typer.Option(help="Instead of --top: number of channels, pairs, neurons or heads.")
     ] = None,
     mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of positive scores.")] = None,
     normalize: Annotated[
         str, typer.Option(help="Divide scores by their module's mean or std, kind-mean, kind-std, channel, or none.")
     ] = "none",
-    scope: Annotated[str, typer.Option(help="Rank global, or in each kind, layer or site by itself.")] = "global",
+    scope: Annotated[
+        str, typer.Option(help="Rank all together (global), or each kind, layer or site by itself.")
+    ] = "global",
     granularity: Annotated[
-        list[str] | None, typer.Option(help="channel, rotary-pair, neuron or head (repeatable): what is ranked as one.")
+        list[str] | None,
+        typer.Option(help="channel, rotary-pair, neuron or head (repeatable): what is ranked as one unit."),
     ] = None,
     include: Annotated[
-        list[str] | None, typer.Option(help="Module kinds, or patterns of site names, to rank only (repeatable).")
+        list[str] | None, typer.Option(help="Rank only these module kinds, or patterns of site names (repeatable).")
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Module kinds, or patterns of site names, not to rank (repeatable).")
+        list[str] | None, typer.Option(help="Do not rank these module kinds, or patterns of site names (repeatable).")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the random score; 0 by default.")] = None,
-    donor: Annotated[str | None, typer.Option(help="The donor model, for weight-diff.")] = None,
-    target: Annotated[str | None, typer.Option(help="The target model, for weight-diff.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(help=f"Seed of {score_names(lambda score: score.takes_seed)}; 0 by default.")
+    ] = None,
+    donor: Annotated[
+        str | None, typer.Option(help=f"The donor model, for {score_names(lambda score: score.needs_models)}.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help=f"The target model, for {score_names(lambda score: score.needs_models)}.")
+    ] = None,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Rank all channels of all modules together and keep the best as a channel set."""
+    from act.models.loading import load_model
+    from act.ranking.rank import rank
+    from act.ranking.selection import parse_amount
+
     if top is not None or count is not None or mass is not None:
         parse_amount(top, count, mass)
-    if score != "weight-diff" and (donor or target):
-        raise ActError(f"--donor and --target have no effect on score {score}; leave them out, or rank by weight-diff")
-    if score != "random" and seed is not None:
-        raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by random")
+    record = score_named(score)
+    if (donor or target) and not record.needs_models:
+        others = score_names(lambda score: score.needs_models)
+        raise ActError(f"--donor and --target have no effect on score {score}; leave them out, or rank by {others}")
+    if seed is not None and not record.takes_seed:
+        others = score_names(lambda score: score.takes_seed)
+        raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by {others}")
     require_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or the donor's and the target's")
     (ability,) = _abilities(profiles, len(profiles))
     models = {}
-    if score == "weight-diff":
+    if record.needs_models:
         if donor is None or target is None:
-            raise ActError("score weight-diff compares the models themselves; give --donor and --target")
+            raise ActError(f"score {score} compares the models themselves; give --donor and --target")
         console.quiet_transformers()
         models = {"donor": load_model(donor, device="cpu"), "target": load_model(target, device="cpu")}
-    channels = ranking.rank(
+    channels = rank(
         ability,
-        score,  # type: ignore[arg-type]  # checked by rank
+        cast("ScoreName", score),
         top,
         count=count,
         mass=mass,
         keep=_abilities(keep, len(profiles)) if keep else None,
-        normalize=normalize,  # type: ignore[arg-type]
-        scope=scope,  # type: ignore[arg-type]
-        granularity=granularity or "channel",  # type: ignore[arg-type]
+        normalize=cast("Normalize", normalize),
+        scope=cast("Scope", scope),
+        granularity=cast("list[Granularity]", granularity or ["channel"]),
         include=include or (),
         exclude=exclude or (),
         seed=seed or 0,
         **models,
     )
     channels.save(output, force=force)
-    console.report_channels(channels, output, as_json)
+    _report(channels, output, as_json)
 
 
 def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Profile]]:
     """Profiles by themselves, or in donor and target couples."""
+    from act.profiles.profile import load
+
     if len(paths) % each:
         raise ActError(f"{len(paths)} keep profiles were given; expected the donor's and the target's of each ability")
     loaded = [load(path) for path in paths]
-    return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else loaded  # type: ignore[return-value]
+    return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else [*loaded]
+
+
+def _report(channels: ChannelSet, output: Path, as_json: bool) -> None:
+    """Say what was chosen, by module kind, and what is odd about it."""
+    rule, kinds = channels.rule, channels.by_kind()
+    inputs = sum(map(len, channels.inputs.values()))
+    if as_json:
+        shares = {kind: {"chosen": chosen, "channels": total} for kind, (chosen, total) in kinds.items()}
+        result = {"output": str(output), "chosen": len(channels), "inputs": inputs}
+        console.print_json({**result, "rule": rule.to_json(), "kinds": shares})
+    else:
+        rows = [[kind, f"{chosen:,}", f"{total:,}", f"{chosen / total:.1%}"] for kind, (chosen, total) in kinds.items()]
+        title = f"{output}: {len(channels):,} of {rule.ranked or 0:,} ranked channels"
+        console.print_table(title, ["module kind", "chosen", "channels", "share"], rows)
+        for site, owner in rule.tied.items():
+            print(f"{site} shares its tensor with {owner} and is transferred there only")
+        if inputs:
+            print(f"{inputs:,} input columns that read these units go with them")
+    if rule.unmeasured:
+        why = score_named(rule.score).no_score
+        console.warn(f"channels without a score ({why}), so not ranked: {console.some(rule.unmeasured)}")
+    if rule.not_positive:
+        console.warn(
+            f"{rule.not_positive:,} of the {len(channels):,} chosen channels have a score of 0 or below, so nothing "
+            "speaks for them but that so many were asked for; choose fewer, or those above 0 with --mass 100%"
+        )

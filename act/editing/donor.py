@@ -19,6 +19,7 @@ from act.editing.rows import Tokens, Weights
 from act.editing.stored import StoredModel
 from act.models.fingerprint import fingerprint
 from act.models.placement import require_in_memory
+from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet, ChosenRows
 
 if TYPE_CHECKING:
@@ -98,15 +99,14 @@ class Donor:
         return fingerprint(self.weights) if "donor" in self.made_for else None
 
     @property
-    def made_for(self) -> Mapping[str, Mapping[str, str]]:
-        """Name and fingerprint of the ``donor`` and ``target`` that the channels were chosen for, where known."""
-        made_for: Mapping[str, Mapping[str, str]] = self.channels.rule.get("models", {})
-        return made_for
+    def made_for(self) -> Mapping[str, ModelRead]:
+        """The ``donor`` and ``target`` that the channels were chosen for, where known."""
+        return self.channels.rule.models
 
     def used(self) -> DonorUsed:
         """What patches and model cards say of it."""
         folder = str(self.model) if isinstance(self.model, str | Path) else None
-        name = self.name or folder or self.made_for.get("donor", {}).get("name")
+        name = self.name or folder or (self.made_for["donor"].name if "donor" in self.made_for else None)
         strength = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
         return DonorUsed(name, len(self.channels), strength, self.channels.rule)
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from act.editing.provenance import TransferProvenance
 
 CARD = "README.md"
-CHOSEN_BY = ("score", "top", "normalize", "contrast")
 
 
 def licence_of(folder: str | Path) -> str:
@@ -63,9 +62,8 @@ def write_card(
         f"| target | {Path(target).name} | {licence_of(target)} | | | |",
     ]
     for donor, name in donors:
-        chosen = ", ".join(f"{key} {donor.rule[key]}" for key in CHOSEN_BY if key in donor.rule)
         lines.append(
-            f"| donor | {Path(name).name} | {licence_of(name)} | {donor.channels:,} | {donor.strength} | {chosen} |"
+            f"| donor | {Path(name).name} | {licence_of(name)} | {donor.channels:,} | {donor.strength} | {donor.rule} |"
         )
     lines += ["", f"Rows that several donors give: {transfer.overlap}." if len(donors) > 1 else ""]
     lines += [f"- {note}" for note in transfer.notes]

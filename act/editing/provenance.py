@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from act.ranking.rule import Rule
+
 
 @dataclass(frozen=True)
 class DonorUsed:
@@ -21,16 +23,16 @@ class DonorUsed:
     name: str | None
     channels: int
     strength: float | dict[str, float]
-    rule: Mapping[str, Any]
+    rule: Rule
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; :meth:`from_json` reads it back."""
-        return {"donor": self.name, "strength": self.strength, "channels": self.channels, "rule": self.rule}
+        return {"donor": self.name, "strength": self.strength, "channels": self.channels, "rule": self.rule.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DonorUsed:
         """The inverse of :meth:`to_json`."""
-        return cls(data["donor"], data["channels"], data["strength"], data["rule"])
+        return cls(data["donor"], data["channels"], data["strength"], Rule.from_json(data["rule"]))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class TransferProvenance:
     @property
     def target(self) -> str:
         """The name of the model before the transfer, where a channel set knows it, else its fingerprint."""
-        names = [donor.rule.get("models", {}).get("target", {}).get("name") for donor in self.donors]
+        names = (donor.rule.models["target"].name for donor in self.donors if "target" in donor.rule.models)
         return next((name for name in names if name), self.before or "an unknown model")
 
     def to_json(self) -> dict[str, Any]:

@@ -87,10 +87,10 @@ class TransferPlan:
         for donor, theirs in zip(self.donors, donors, strict=True):
             for side, found in (("target", target), ("donor", theirs)):
                 expected = donor.made_for.get(side)
-                if expected and found != expected["fingerprint"]:
+                if expected and found != expected.fingerprint:
                     raise ActError(
-                        f"the channel set was made for the {side} {expected['name']} ({expected['fingerprint']}), but "
-                        f"the {side} given has other weights ({found}); rank a profile of these models, or load them "
+                        f"the channel set was made for the {side} {expected}, "
+                        f"but the {side} given has other weights ({found}); rank a profile of these models, or load them "
                         "in the type they were profiled in (--dtype)"
                     )
 

@@ -12,7 +12,8 @@ from torch import nn
 from act.core.errors import ActError
 from act.editing.donor import require_strength
 from act.editing.transfer import transfer
-from act.ranking.rank import Ability, rank
+from act.ranking.activations import Ability
+from act.ranking.rank import rank
 from act.ranking.selection import parse_top
 
 

@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from act.core.errors import ActError
+from act.core.extras import optional
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.models.channels import ChannelSpace, ParameterSlice, Site
+from act.ranking.rule import Rule
+
+if TYPE_CHECKING:
+    import pandas
 
 SCHEMA = "act-channels/2"
 _INPUTS = "inputs."
@@ -41,9 +47,17 @@ class ChannelSet:
         space: the channel space.
         index: sorted distinct flat indices, int64 ``[K]``.
         scores: the score of each, float64 ``[K]``.
-        rule: how they were chosen, and the models they were chosen for, as plain data.
+        rule: how they were chosen, and the models they were chosen for.
         inputs: site name -> sorted distinct input columns of that linear, int64, in site order: what carries whole
             neurons (columns of ``down``) and heads (columns of ``o``) on; empty for a set of single channels.
+
+    >>> space = act.ChannelSpace.from_model(model)
+    >>> first = space.site("model.layers.0.mlp.down_proj").offset
+    >>> act.ChannelSet(space, torch.tensor([first, first + 2]), torch.tensor([3.0, 1.0]))  # doctest: +ELLIPSIS
+    ChannelSet(2 of ... channels by custom: down 2)
+
+    Raises:
+        ActError: indices outside the space, or twice the same; rows and input columns of one linear.
     """
 
     def __init__(
@@ -51,7 +65,7 @@ class ChannelSet:
         space: ChannelSpace,
         index: torch.Tensor,
         scores: torch.Tensor,
-        rule: dict[str, Any],
+        rule: Rule | None = None,
         inputs: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         if len(index) and not (index.diff() > 0).all():
@@ -60,7 +74,7 @@ class ChannelSet:
         self.space = space
         self.index = index
         self.scores = scores
-        self.rule = rule
+        self.rule = rule or Rule()
         columns = {name: columns.unique() for name, columns in (inputs or {}).items() if len(columns)}
         self.inputs = {name: columns[name] for name in sorted(columns, key=lambda name: space.site(name).offset)}
         if len(index) and not (self.index[0] >= 0 and self.index[-1] < len(space) and (self.index.diff() > 0).all()):
@@ -73,7 +87,46 @@ class ChannelSet:
             )
 
     def __len__(self) -> int:
+        """Number of channels."""
         return len(self.index)
+
+    def __repr__(self) -> str:
+        most = [(kind, chosen) for kind, (chosen, _) in self.by_kind().items() if chosen]
+        most.sort(key=lambda one: -one[1])
+        kinds = ", ".join([f"{kind} {chosen:,}" for kind, chosen in most[:3]] + ["…"] * (len(most) > 3))
+        return f"ChannelSet({len(self):,} of {len(self.space):,} channels by {self.rule}{kinds and f': {kinds}'})"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows: chosen channels by module kind."""
+        rows = "".join(
+            f"<tr><td>{escape(kind)}</td><td>{chosen:,}</td><td>{total:,}</td><td>{chosen / total:.1%}</td></tr>"
+            for kind, (chosen, total) in self.by_kind().items()
+        )
+        return (
+            f"<table><caption>{len(self):,} of {len(self.space):,} channels by {escape(str(self.rule))}</caption>"
+            "<thead><tr><th>module kind</th><th>chosen</th><th>channels</th><th>share</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table>"
+        )
+
+    def to_frame(self) -> pandas.DataFrame:
+        """One row per channel: ``site``, ``kind``, ``layer`` (missing outside the stack), ``row`` and ``score``.
+
+        Raises:
+            ActError: pandas is not installed.
+        """
+        pandas = optional("pandas", "frame", "a table of channels")
+        places = [(site, rows) for site, rows in self.space.split(self.index)]
+        counts = torch.tensor([len(rows) for _, rows in places], dtype=torch.int64)
+        number = torch.arange(len(places)).repeat_interleave(counts).numpy()
+        return pandas.DataFrame(
+            {
+                "site": pandas.Series([site.name for site, _ in places], dtype=object).take(number).to_numpy(),
+                "kind": pandas.Series([site.kind for site, _ in places], dtype=object).take(number).to_numpy(),
+                "layer": pandas.array([site.layer for site, _ in places], dtype="Int64").take(number),
+                "row": torch.cat([self.index.new_empty(0), *(rows for _, rows in places)]).numpy(),
+                "score": self.scores.numpy(),
+            }
+        )
 
     def _holds(self, site: Site) -> bool:
         """Whether some channel of a site is chosen."""
@@ -119,7 +172,7 @@ class ChannelSet:
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the set; raises ActError if ``path`` exists and ``force`` is False, or the disk is full."""
-        header = {"space": self.space.to_json(), "rule": self.rule}
+        header = {"space": self.space.to_json(), "rule": self.rule.to_json()}
         columns = {_INPUTS + name: columns for name, columns in self.inputs.items()}
         save_tensors(Path(path), {"index": self.index, "scores": self.scores, **columns}, SCHEMA, header, force=force)
 
@@ -130,4 +183,4 @@ class ChannelSet:
         inputs = {name[len(_INPUTS) :]: columns for name, columns in tensors.items() if name.startswith(_INPUTS)}
         with understood(Path(path)):
             space = ChannelSpace.from_json(header["space"])
-            return cls(space, tensors["index"], tensors["scores"], header["rule"], inputs)
+            return cls(space, tensors["index"], tensors["scores"], Rule.from_json(header["rule"]), inputs)

@@ -1,4 +1,4 @@
-"""Granularity: what is ranked as one, a single channel, a rotary pair, or a whole neuron or head with its columns."""
+"""Granularity: what is ranked as one unit: a channel, a rotary pair, or a whole neuron or head with its columns."""
 
 from __future__ import annotations
 
@@ -10,52 +10,51 @@ import torch
 
 from act.core.errors import ActError, require_choice
 from act.models.blocks import Attention, Mlp, Rows
-from act.models.channels import ChannelSpace, Site
+from act.models.channels import ChannelSpace
 
 Granularity = Literal["channel", "rotary-pair", "neuron", "head"]
 
 
 @dataclass(frozen=True)
-class Segment:
-    """Units of one kind in one place: all channels of ``site``, or the rows of ``channels``."""
+class Units:
+    """Units of one kind in one place.
+
+    Attributes:
+        kind: module kind of the channels, or ``neuron`` or ``head``.
+        layer: index of the decoder layer, None outside the stack.
+        name: the site, or the module of the neurons or heads.
+        channels: flat indices, int64 ``[units, channels of each]``; a slice where each channel is a unit.
+        inputs: site name -> the input columns that move with each unit, int64 ``[units, columns of each]``.
+    """
 
     kind: str
     layer: int | None
     name: str
-    site: Site | None = None
-    channels: torch.Tensor | None = None
-    """Flat indices, int64 ``[units, channels of each]``."""
+    channels: slice | torch.Tensor
     inputs: Rows = field(default_factory=dict)
-    """Input columns that move with each unit."""
 
     def scores(self, values: torch.Tensor) -> torch.Tensor:
-        """The score of every unit: the mean of its channels'; none if one of them has none."""
-        if self.channels is None:
-            assert self.site is not None
-            return values[self.site.channels]
-        return values[self.channels].mean(1)
+        """The score of every unit, ``[units]``: the mean of its channels'; NaN if one of them has none."""
+        found = values[self.channels]
+        return found if isinstance(self.channels, slice) else found.mean(1)
 
     def __len__(self) -> int:
-        """Units."""
-        if self.channels is None:
-            assert self.site is not None
-            return self.site.width
-        return len(self.channels)
+        """Number of units."""
+        return self.channels.stop - self.channels.start if isinstance(self.channels, slice) else len(self.channels)
 
     @property
     def size(self) -> int:
-        """Channels of a unit."""
-        return 1 if self.channels is None else self.channels.shape[1]
+        """Channels per unit."""
+        return 1 if isinstance(self.channels, slice) else self.channels.shape[1]
 
-    def channels_of(self, units: torch.Tensor) -> torch.Tensor:
-        """Flat indices of the channels of some units."""
-        if self.channels is None:
-            assert self.site is not None
-            return units + self.site.offset
-        return self.channels[units].flatten()
+    def channels_of(self, numbers: torch.Tensor) -> torch.Tensor:
+        """Flat indices of the channels of the units with these numbers."""
+        if isinstance(self.channels, slice):
+            return numbers + self.channels.start
+        return self.channels[numbers].flatten()
 
 
-def segments(space: ChannelSpace, granularity: Granularity | Sequence[Granularity]) -> list[Segment]:
+def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularity]) -> list[Units]:
     """The units of a space, in order.
 
     ``neuron``: gate row, up row and down column. ``head``: query, key and value rows and the columns of ``o``; a
@@ -71,39 +70,38 @@ def segments(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
     for name in names or [""]:
         require_choice("granularity", name, get_args(Granularity))
     if set(names) == {"channel"}:
-        return [Segment(site.kind, site.layer, site.name, site) for site in space]
-    found = [unit for block in space.blocks for unit in _units(space, block, names)]
+        return [Units(site.kind, site.layer, site.name, site.channels) for site in space]
+    found = [units for block in space.blocks for units in _units_of_block(space, block, names)]
     _require_found(found, names)
     if {"channel", "rotary-pair"} & set(names):
         taken = torch.zeros(len(space), dtype=torch.bool)
-        for segment in found:
-            assert segment.channels is not None
-            taken[segment.channels.flatten()] = True
-            for name in segment.inputs:
+        for units in found:
+            taken[units.channels] = True
+            for name in units.inputs:
                 taken[space.site(name).channels] = True
         for site in space:
             free = (~taken[site.channels]).nonzero()
             if len(free):
-                found.append(Segment(site.kind, site.layer, site.name, channels=free + site.offset))
+                found.append(Units(site.kind, site.layer, site.name, free + site.offset))
     return found
 
 
-def _units(space: ChannelSpace, block: Attention | Mlp, names: Sequence[str]) -> list[Segment]:
+def _units_of_block(space: ChannelSpace, block: Attention | Mlp, names: Sequence[str]) -> list[Units]:
     what = "neuron" if isinstance(block, Mlp) else "head"
     if what in names:
         inputs = block.inputs()
         (reader,) = inputs
         rows = [rows + space.site(name).offset for name, rows in block.rows().items()]
         layer = space.site(reader).layer
-        return [Segment(what, layer, reader.rpartition(".")[0], channels=torch.cat(rows, dim=1), inputs=inputs)]
+        return [Units(what, layer, reader.rpartition(".")[0], torch.cat(rows, dim=1), inputs)]
     if "rotary-pair" in names and isinstance(block, Attention):
         turned = [(space.site(name), pairs) for name, pairs in block.pairs()]
-        return [Segment(site.kind, site.layer, site.name, channels=pairs + site.offset) for site, pairs in turned]
+        return [Units(site.kind, site.layer, site.name, pairs + site.offset) for site, pairs in turned]
     return []
 
 
-def _require_found(found: list[Segment], names: Sequence[str]) -> None:
-    have = {segment.kind for segment in found}
+def _require_found(found: list[Units], names: Sequence[str]) -> None:
+    have = {units.kind for units in found}
     for name in names:
         if name in ("neuron", "head") and name not in have:
             raise ActError(

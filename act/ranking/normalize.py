@@ -10,7 +10,8 @@ import torch
 
 from act.core.errors import ActError, require_choice
 from act.models.channels import ChannelSpace
-from act.ranking.scores import Activations, spread
+from act.ranking.activations import Activations
+from act.ranking.scores import spread
 
 Normalize = Literal["none", "mean", "std", "kind-mean", "kind-std", "channel"]
 _CHANNELS_AT_ONCE = 1 << 20

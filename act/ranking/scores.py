@@ -1,102 +1,109 @@
-"""Scores: a number for every channel, higher where an ability is more at home; float64 ``[N]``, NaN for none.
+"""Scores: one number per channel, higher where an ability is more at home; float64 ``[N]``, NaN for none.
 
-``d`` is the donor, ``t`` the target; means and variances are over the counted tokens of all samples together.
+Each is a record in :data:`SCORES`, which the ranking, the command line and recipes all ask. In formulas ``d`` is the
+donor, ``t`` the target; means and variances are over the counted tokens of all samples together. The module loads
+without PyTorch, since the command line lists the scores in its help.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-import torch
-from torch import nn
+from act.core.errors import ActError, require_choice
 
-from act.core.errors import ActError
-from act.models.channels import ChannelSpace, common_space
-from act.models.placement import require_in_memory
-from act.profiles.profile import PairProfile, Profile, Statistics
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
-Ability = Profile | tuple[Profile, Profile]
-"""What was measured on one ability: a pair profile, or (donor, target) profiles over the same text."""
+    from act.ranking.activations import Ability, Activations
 
-ACTIVE_SHARE = 0.95  # of all activation probabilities lie below LAPE's threshold, as in its paper
-_ROWS_AT_ONCE = 4096
+ScoreName = Literal["paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "lape", "weight-diff", "random"]
 
 
 @dataclass(frozen=True)
-class Activations:
-    """What the activation scores need: both sides' statistics, the difference's where the run was paired."""
+class Evidence:
+    """What a score may look at.
 
-    space: ChannelSpace
-    donor: Statistics
-    target: Statistics
-    difference: Statistics | None
+    Attributes:
+        ability: the profiles of the ability.
+        others: those of other abilities, for a score that compares them.
+        donor, target: the models, for a score that needs them.
+        seed: for a score that draws numbers.
+    """
 
-    @classmethod
-    def of(cls, ability: Ability) -> Activations:
-        """The statistics of both sides.
+    ability: Ability
+    others: Sequence[Ability] = ()
+    donor: nn.Module | None = None
+    target: nn.Module | None = None
+    seed: int = 0
 
-        Raises:
-            ActError: a single profile; profiles of different architectures, texts or counted positions; LM-head
-                channels that are other tokens in one than in the other, as far as their tokenizers tell.
-        """
-        if isinstance(ability, PairProfile):
-            return cls(ability.space, ability.donor, ability.target, ability.difference)
-        if not isinstance(ability, tuple) or any(isinstance(side, PairProfile) for side in ability):
-            raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
-        donor, target = ability
-        statistics = _on_space_of(donor, target)
-        if corpora_of(donor) != corpora_of(target):
-            raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
-        if _vocabularies_of(donor) != _vocabularies_of(target) and any(map(_head_counted, (donor, target))):
-            raise ActError(
-                "the profiles of donor and target have different vocabularies, so an LM-head channel may be one "
-                "token in one and another in the other; profile both without it (act-profile run --exclude head), or "
-                "use act-profile pair, which compares their tokens one by one"
-            )
-        return cls(donor.space, donor, statistics, None)
+    @cached_property
+    def activations(self) -> Activations:
+        """The statistics of donor and target; raises ActError as :meth:`Activations.of`."""
+        from act.ranking.activations import Activations
+
+        return Activations.of(self.ability)
 
 
-def corpora_of(profile: Profile) -> list[tuple[str | None, str | None, int]]:
-    """What tells the texts of a profile from others: fingerprint, positions that count, and how many did."""
-    return [(corpus.fingerprint, corpus.count, corpus.counted) for corpus in profile.provenance.corpora]
+@dataclass(frozen=True)
+class Score:
+    """What there is to know of one score.
+
+    Attributes:
+        name: what it is called in Python, on the command line and in files.
+        summary: what it measures, in a few words.
+        function: the scores of all channels, in memory of their own.
+        keep: what the profiles of abilities to retain do: their scores are subtracted (``contrast``), or the score is
+            itself a comparison of abilities and needs them (``compare``); None for a score that looks at no activation.
+        needs_models: whether it needs donor and target themselves.
+        takes_seed: whether it depends on a seed.
+        no_score: why a measured channel may have none.
+    """
+
+    name: ScoreName | Literal["custom"]
+    summary: str
+    function: Callable[[Evidence], torch.Tensor]
+    keep: Literal["contrast", "compare"] | None = None
+    needs_models: bool = False
+    takes_seed: bool = False
+    no_score: str = "never counted"
+
+    @property
+    def looks_at_activations(self) -> bool:
+        """Whether it is made of what was measured, so that a channel that was never counted has none."""
+        return self.keep is not None
+
+    @property
+    def takes_single_profiles(self) -> bool:
+        """Whether the profile of one model is enough, without the other model's."""
+        return self.keep != "contrast"
+
+    def wrong_keep(self, given: bool) -> str | None:
+        """Why abilities to retain cannot be given, or left out, with this score; None where they can."""
+        if given and self.keep is None:
+            return f"score {self.name} does not look at activations, so keep has no effect; leave it out"
+        if not given and self.keep == "compare":
+            return f"score {self.name} compares abilities; give at least one other ability as keep"
+        return None
 
 
-def _on_space_of(donor: Profile, target: Profile) -> Statistics:
-    """The target's statistics over the donor's channel space: LM heads that neither counted may differ in width."""
-    difference = donor.space.first_difference(target.space)
-    if difference is None:
-        return target
-    narrowed = [
-        [replace(site, offset=0, width=0 if site.kind == "head" else site.width) for site in profile.space]
-        for profile in (donor, target)
-    ]
-    if narrowed[0] != narrowed[1]:
-        raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
-    if any(map(_head_counted, (donor, target))):
-        raise ActError(
-            f"the profiles of donor and target are of different vocabularies: {difference}; "
-            "profile both without it (act-profile run --exclude head)"
-        )
-    block = torch.zeros(len(target.moments.arena), len(donor.space), dtype=torch.float64)
-    for mine, theirs in zip(donor.space, target.space, strict=True):
-        if mine.width == theirs.width:
-            block[:, mine.channels] = target.moments.arena[:, theirs.channels].cpu()
-    return Statistics(block)
+def score_named(name: str) -> Score:
+    """The record of a score; raises ActError, with the names that there are, for another."""
+    require_choice("score", name, SCORES)
+    return SCORES[name]
 
 
-def _vocabularies_of(profile: Profile) -> list[str | None]:
-    return [corpus.vocabulary for corpus in profile.provenance.corpora]
-
-
-def _head_counted(profile: Profile) -> bool:
-    return any(bool((profile.count[site.channels] > 0).any()) for site in profile.space if site.kind == "head")
+def score_names(where: Callable[[Score], bool] = lambda score: True) -> str:
+    """The scores of which something is true, as a phrase: ``paired, mean-abs or mean-shift``."""
+    *most, last = (name for name, score in SCORES.items() if where(score))
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 def paired(activations: Activations) -> torch.Tensor:
-    """``mean |a_d - a_t|``: eq. 2 of arXiv 2601.09398. Needs a pair profile."""
+    """``mean |a_d - a_t|``: eq. 2 of arXiv 2601.09398; raises ActError without a pair profile."""
     if activations.difference is None:
         raise ActError(
             "score 'paired' needs a pair profile (act-profile pair): it cannot be rebuilt from two single ones; "
@@ -121,9 +128,9 @@ def welch_t(activations: Activations) -> torch.Tensor:
     A ranking, not a test: tokens of one text are not independent. No score for a channel counted once; infinite where
     neither model varies but they differ.
     """
-    noise = torch.zeros(())
-    for side in (activations.donor, activations.target):
-        noise = noise + side.var / (side.count - 1)  # var / (n - 1) = s^2 / n
+    donor, target = activations.donor, activations.target
+    noise = donor.var / (donor.count - 1)  # var / (n - 1) = s^2 / n
+    noise += target.var / (target.count - 1)
     return _in_units_of(mean_shift(activations), noise.sqrt_())
 
 
@@ -140,65 +147,49 @@ def spread(activations: Activations) -> torch.Tensor:
     return (activations.donor.var + activations.target.var).div_(2).sqrt_()
 
 
-ACTIVATION_SCORES: dict[str, Callable[[Activations], torch.Tensor]] = {
-    "paired": paired,
-    "mean-abs": mean_abs,
-    "mean-shift": mean_shift,
-    "welch-t": welch_t,
-    "cohen-d": cohen_d,
-}
-
-
-def lape(rates: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Language activation probability entropy of ``rates[0]`` against the others: Tang et al., arXiv 2402.16438.
-
-    ``p_j`` is the share of tokens of ability j at which the channel is above zero; ``H = -sum q_j log q_j`` with
-    ``q_j = p_j / sum p``. The paper takes the lowest entropies among channels that some ability activates often, and
-    gives each to the abilities that do. As one number for ability 0 of L: ``log L - H`` (from 0, used alike by all, to
-    ``log L``, by one alone) where ``p_0`` reaches the 95th percentile of all probabilities; ``-H`` elsewhere, which is
-    below every one of those. No score where it is never above zero.
-
-    Args:
-        rates: positive rates ``[N]`` of one model on L >= 2 abilities, the wanted one first.
-    """
-    if len(rates) < 2:
-        raise ActError("score 'lape' compares abilities; give the profiles of at least one other ability as keep")
-    total = torch.stack(list(rates)).sum(0)
-    entropy = torch.zeros_like(total)
-    for rate in rates:
-        entropy -= torch.special.xlogy(rate / total, rate / total)
-    known = torch.cat([rate[rate.isfinite()] for rate in rates]).numpy()
-    place = math.ceil(ACTIVE_SHARE * len(known)) - 1
-    threshold = np.partition(known, place)[place] if len(known) else math.nan
-    return torch.where(rates[0] >= threshold, math.log(len(rates)) - entropy, -entropy)
-
-
-def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None = None) -> torch.Tensor:
-    """``|| theta_d - theta_t ||_2`` over each channel's parameter rows; 0 where the tensor belongs to a tied site."""
-    space = space or common_space(donor, target)
-    for side, model in (("donor", donor), ("target", target)):
-        require_in_memory(model, side)
-    donor_parameters, target_parameters = (dict(model.named_parameters()) for model in (donor, target))
-    score = torch.zeros(len(space), dtype=torch.float64)
-    for site in space:
-        squares = score[site.channels]
-        for part in site.parameters:
-            old, new = target_parameters[part.name].detach(), donor_parameters[part.name].detach()
-            for start in range(0, len(old), _ROWS_AT_ONCE):
-                rows = slice(start, start + _ROWS_AT_ONCE)
-                step = (new[rows].to(old.device).double() - old[rows].double()).square_()
-                if part.dim == 0:
-                    squares[rows] += step.flatten(1).sum(1).cpu() if step.dim() > 1 else step.cpu()
-                else:
-                    squares += step.sum(0).cpu()
-    return score.sqrt_()
-
-
-def random_scores(space: ChannelSpace, seed: int) -> torch.Tensor:
-    """Uniform in [0, 1): the control of equal size."""
-    return torch.rand(len(space), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
 def _in_units_of(score: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``score / scale``, 0 where both are 0."""
-    return torch.where((score == 0) & (scale == 0), 0.0, score / scale)
+    nothing = (score == 0) & (scale == 0)
+    return score.div_(scale).masked_fill_(nothing, 0.0)
+
+
+def _of_activations(formula: Callable[[Activations], torch.Tensor]) -> Callable[[Evidence], torch.Tensor]:
+    return lambda evidence: formula(evidence.activations)
+
+
+def _lape(evidence: Evidence) -> torch.Tensor:
+    from act.ranking.activations import positive_rate
+    from act.ranking.lape import lape
+
+    return lape([positive_rate(ability) for ability in (evidence.ability, *evidence.others)])
+
+
+def _weight_diff(evidence: Evidence) -> torch.Tensor:
+    from act.ranking.activations import require_models, space_of
+    from act.ranking.weights import weight_diff
+
+    if evidence.donor is None or evidence.target is None:
+        raise ActError("score 'weight-diff' needs the models themselves; give donor and target")
+    require_models(evidence.ability, evidence.donor, evidence.target)
+    return weight_diff(evidence.donor, evidence.target, space_of(evidence.ability))
+
+
+def _random(evidence: Evidence) -> torch.Tensor:
+    from act.ranking.activations import space_of
+    from act.ranking.weights import random_scores
+
+    return random_scores(space_of(evidence.ability), evidence.seed)
+
+
+def _records() -> Iterator[Score]:
+    yield Score("paired", "mean |donor - target|, of a pair profile", _of_activations(paired), "contrast")
+    yield Score("mean-abs", "difference of mean absolute activations", _of_activations(mean_abs), "contrast")
+    yield Score("mean-shift", "difference of means", _of_activations(mean_shift), "contrast")
+    yield Score("welch-t", "difference of means in standard errors", _of_activations(welch_t), "contrast")
+    yield Score("cohen-d", "difference of means in standard deviations", _of_activations(cohen_d), "contrast")
+    yield Score("lape", "how much one ability alone activates a channel", _lape, "compare", no_score="never above 0")
+    yield Score("weight-diff", "norm of the difference of the parameter rows", _weight_diff, needs_models=True)
+    yield Score("random", "a control", _random, takes_seed=True)
+
+
+SCORES: dict[str, Score] = {score.name: score for score in _records()}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
 from act.core.errors import ActError, require_choice
-from act.ranking.granularity import Segment
+from act.ranking.granularity import Units
 
 Scope = Literal["global", "kind", "layer", "site"]
 
@@ -79,22 +79,110 @@ def best(scores: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([index, ties]).sort().values
 
 
-def pools(segments: Sequence[Segment], scope: Scope) -> Iterator[list[int]]:
-    """The segments that are ranked together, by number; sites outside the decoder stack are one layer.
+class Selection(NamedTuple):
+    """What was chosen, and from how much.
+
+    Attributes:
+        channels: flat indices, int64 ``[K]``, in no order.
+        inputs: site name -> the input columns that go with the chosen units.
+        ranked: channels that had a score.
+        not_positive: chosen channels with a score of 0 or below.
+    """
+
+    channels: torch.Tensor
+    inputs: dict[str, torch.Tensor]
+    ranked: int
+    not_positive: int
+
+
+def select(values: torch.Tensor, units: Sequence[Units], amount: Amount, scope: Scope) -> Selection:
+    """The best-scored units of every pool of the scope.
+
+    Args:
+        values: the score of every channel, float64 ``[N]``, NaN for one that must not be chosen.
+
+    Raises:
+        ActError: an unknown scope; fewer units have a score than were asked for; nothing can be chosen.
+    """
+    found = [_select(values, pool, amount) for pool in pools(units, scope)]
+    ranked = sum(one.ranked for one in found)
+    channels = torch.cat([one.channels for one in found])
+    if not len(channels):
+        raise ActError(_nothing(values, units, ranked))
+    inputs = {site: columns for one in found for site, columns in one.inputs.items()}
+    return Selection(channels, inputs, ranked, sum(one.not_positive for one in found))
+
+
+def pools(units: Sequence[Units], scope: Scope) -> list[list[Units]]:
+    """The units that are ranked together; sites outside the decoder stack are one layer.
 
     Raises:
         ActError: an unknown scope.
     """
     require_choice("scope", scope, get_args(Scope))
-    groups: dict[object, list[int]] = {}
-    for number, segment in enumerate(segments):
-        key = {"global": None, "kind": segment.kind, "layer": segment.layer, "site": segment.name}[scope]
-        groups.setdefault(key, []).append(number)
-    yield from groups.values()
+    groups: dict[object, list[Units]] = {}
+    for one in units:
+        key = {"global": None, "kind": one.kind, "layer": one.layer, "site": one.name}[scope]
+        groups.setdefault(key, []).append(one)
+    return list(groups.values())
+
+
+def _select(values: torch.Tensor, pool: list[Units], amount: Amount) -> Selection:
+    run = _one_run(pool)
+    scores = torch.cat([units.scores(values) for units in pool]) if run is None else values[run]
+    sizes = None
+    if any(units.size > 1 for units in pool):
+        sizes = torch.cat([torch.full((len(units),), units.size) for units in pool])
+    chosen = amount.of(scores, sizes, "channels" if sizes is None else "units")
+    idle = chosen[scores[chosen] <= 0]
+    if sizes is None:
+        ranked, not_positive = len(scores) - int(scores.isnan().count_nonzero()), len(idle)
+    else:
+        ranked, not_positive = int(sizes[~scores.isnan()].sum()), int(sizes[idle].sum())
+    if run is not None:
+        return Selection(chosen + run.start, {}, ranked, not_positive)
+    index, inputs, start = [chosen.new_empty(0)], dict[str, torch.Tensor](), 0
+    ends = torch.tensor([len(units) for units in pool]).cumsum(0)
+    for units, stop, end in zip(pool, torch.searchsorted(chosen, ends).tolist(), ends.tolist(), strict=True):
+        if stop > start:
+            taken = chosen[start:stop] - (end - len(units))
+            index.append(units.channels_of(taken))
+            inputs.update({site: columns[taken].flatten() for site, columns in units.inputs.items()})
+        start = stop
+    return Selection(torch.cat(index), inputs, ranked, not_positive)
+
+
+def _one_run(pool: list[Units]) -> slice | None:
+    """The part of the flat vector that a pool of single channels is, so that no score is copied; None if it is not."""
+    stop: int | None = None
+    for units in pool:
+        if not isinstance(units.channels, slice) or stop not in (None, units.channels.start):
+            return None
+        stop = units.channels.stop
+    first = pool[0].channels
+    return slice(first.start, stop) if isinstance(first, slice) else None
+
+
+def _nothing(values: torch.Tensor, units: Sequence[Units], ranked: int) -> str:
+    """Why nothing was chosen."""
+    if values.isnan().all():
+        return "no channel has a score to rank by; measure the modules that are to be ranked"
+    if ranked:
+        return "no score is above 0, so there is no mass to take a share of; give top or count instead"
+    names = " or ".join(sorted({one.kind for one in units if one.size > 1}))
+    return (
+        f"no whole {names} can be ranked: some of the modules that make it are not included, excluded or not measured; "
+        "include all of them, such as gate and up for neurons, or rank by channel"
+    )
 
 
 def parse_top(share: str | float, name: str = "top", of: str = "the channels") -> float:
-    """A share of the channels, from ``"5%"`` or ``0.05``; raises ActError unless it lies in (0, 1]."""
+    """A share of the channels, from ``"5%"`` or ``0.05``; raises ActError unless it lies in (0, 1].
+
+    >>> from act.ranking.selection import parse_top
+    >>> parse_top("5%")
+    0.05
+    """
     try:
         value = float(share[:-1]) / 100 if isinstance(share, str) and share.endswith("%") else float(share)
     except ValueError:

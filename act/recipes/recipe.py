@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -41,13 +41,13 @@ from act.profiling.measure import profile_pair
 from act.ranking.channel_set import ChannelSet
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
-from act.ranking.rank import Score, parse_top, rank
-from act.ranking.selection import Scope
+from act.ranking.rank import rank
+from act.ranking.scores import SCORES, ScoreName
+from act.ranking.selection import Scope, parse_top
 
 SCHEMA = "act-recipe/2"
 RESOLVED = "recipe.yaml"
 MOST_SEED = 2**32 - 1  # what transformers takes
-BLIND_SCORES = ("weight-diff", "random")  # they do not look at activations
 Say = Callable[[str], None]
 
 
@@ -119,7 +119,7 @@ class Recipe(_Section):
     base_model: str
     models: list[Donor] = Field(min_length=1)
     output: str
-    score: Score = "paired"
+    score: ScoreName = "paired"
     normalize: Normalize = "none"
     scope: Scope = "global"
     granularity: list[Granularity] = ["channel"]
@@ -178,10 +178,8 @@ def read_recipe(path: Path) -> Recipe:
 
 def _without_effect(recipe: Recipe, donor: Donor) -> Iterator[tuple[str, str]]:
     """Keys of a donor that do not go with the score, and why."""
-    if donor.keep and recipe.score in BLIND_SCORES:
-        yield "keep", f"score {recipe.score} does not look at activations, so keep has no effect; leave it out"
-    if not donor.keep and recipe.score == "lape":
-        yield "corpus", "score lape compares abilities; give the corpus of at least one other as keep"
+    if wrong := SCORES[recipe.score].wrong_keep(bool(donor.keep)):
+        yield "keep" if donor.keep else "corpus", wrong
 
 
 def _line(node: Any, place: tuple[Any, ...]) -> int:
@@ -405,12 +403,12 @@ class Run:
         path = self._set(donor, score)
         if not path.exists():
             profile = self._profiled(donor, donor.corpus)
-            score = score or self.recipe.score
-            kept = [] if score in BLIND_SCORES else [self._profiled(donor, path) for path in donor.kept]
-            self.say(f"ranking the channels for {donor.corpus} by {score}")
+            record = SCORES[score or self.recipe.score]
+            kept = [self._profiled(donor, path) for path in donor.kept] if record.looks_at_activations else []
+            self.say(f"ranking the channels for {donor.corpus} by {record.name}")
             rank(
                 profile,
-                score,  # type: ignore[arg-type]
+                cast(ScoreName, record.name),
                 donor.parameters.top_p,
                 keep=kept or None,
                 normalize=self.recipe.normalize,
@@ -419,8 +417,8 @@ class Run:
                 include=self.recipe.include,
                 exclude=self.recipe.exclude,
                 seed=self._seed(donor),
-                donor=self._model(donor.model) if score == "weight-diff" else None,
-                target=self._model(self.recipe.base_model) if score == "weight-diff" else None,
+                donor=self._model(donor.model) if record.needs_models else None,
+                target=self._model(self.recipe.base_model) if record.needs_models else None,
             ).save(path)
         return ChannelSet.load(path)
 
@@ -475,7 +473,7 @@ class Run:
             index = torch.cat([one.index for one in sets]).unique()
             names = {name for one in sets for name in one.inputs}
             inputs = {name: torch.cat([one.inputs[name] for one in sets if name in one.inputs]) for name in names}
-            rows = ChannelSet(sets[0].space, index, torch.zeros(len(index), dtype=torch.float64), {}, inputs)
+            rows = ChannelSet(sets[0].space, index, torch.zeros(len(index), dtype=torch.float64), inputs=inputs)
         else:
             model = model.float()
         tuned = tune(

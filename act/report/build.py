@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.channels import Site
 from act.profiles.profile import PairProfile, require_same_models
+from act.ranking.activations import corpora_of
 from act.ranking.analysis import (
     Concentration,
     concentration,
@@ -25,8 +26,8 @@ from act.ranking.analysis import (
 )
 from act.ranking.channel_set import ChannelSet
 from act.ranking.normalize import Normalize
-from act.ranking.rank import Score, rank
-from act.ranking.scores import corpora_of
+from act.ranking.rank import rank
+from act.ranking.scores import ScoreName
 
 SUFFICIENCY_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 OVERLAP_SHARES = (0.01, 0.05, 0.1)
@@ -58,7 +59,7 @@ def measure(
     profiles: Sequence[PairProfile],
     abilities: Sequence[str] = (),
     *,
-    score: Score = "paired",
+    score: ScoreName = "paired",
     normalize: Normalize = "none",
     top: float = 0.05,
     include: Iterable[str] = (),
@@ -92,7 +93,7 @@ def measure(
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
         values[ranked.index] = ranked.scores
         best = top_channels(values, top)
-        chosen = ChannelSet(profile.space, best, values[best], {**ranked.rule, "top": top})
+        chosen = ChannelSet(profile.space, best, values[best], replace(ranked.rule, top=top))
         same = sum(one.ability == ability for one in result)
         result.append(Measured(f"{ability} {same + 1}" if same else ability, ability, profile, values, chosen))
     return result
@@ -131,8 +132,8 @@ def build(
     population = int((~measured[0].score.isnan()).sum())
     matrix = [[overlap(one, other, max(population, len(one), len(other))).jaccard for other in index] for one in index]
     data = {
-        "score": measured[0].top.rule["score"],
-        "normalize": measured[0].top.rule["normalize"],
+        "score": measured[0].top.rule.score,
+        "normalize": measured[0].top.rule.normalize,
         "top": top,
         "concentration": [_concentration(one, curves[one.name]) for one in measured],
         "overlaps": _overlaps(measured, shares) + _with_sets(measured, sets),
@@ -165,7 +166,7 @@ def _concentration(one: Measured, curve: Concentration) -> dict[str, Any]:
         "profile": one.name,
         "ability": one.ability,
         "channels": int((~one.score.isnan()).sum()),
-        "unmeasured": one.top.rule["unmeasured"],
+        "unmeasured": one.top.rule.unmeasured,
         "gini": curve.gini,
         "above_tenth": curve.above_tenth,
         **shares,
@@ -214,8 +215,8 @@ def _necessity(
     measured: Sequence[Measured], model: nn.Module, losses: Mapping[str, Callable[[nn.Module], float]], seed: int
 ) -> list[dict[str, Any]]:
     first = measured[0]
-    random = rank(first.profile, "random", count=len(first.top), seed=seed, include=first.top.rule["include"],
-                  exclude=first.top.rule["exclude"])  # fmt: skip
+    random = rank(first.profile, "random", count=len(first.top), seed=seed, include=first.top.rule.include,
+                  exclude=first.top.rule.exclude)  # fmt: skip
     rows = []
     for name, loss in losses.items():
         by_profile = [necessity(model, {one.name: one.top}, one.profile, loss) for one in measured] + [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def made_set(model, path: Path, share: float, seed: int) -> ChannelSet:
     space = ChannelSpace.from_model(model)
     count = max(1, int(share * len(space)))
     index = torch.randperm(len(space), generator=torch.Generator().manual_seed(seed))[:count]
-    channels = ChannelSet(space, index, torch.rand(count, generator=torch.Generator().manual_seed(seed)), {})
+    channels = ChannelSet(space, index, torch.rand(count, generator=torch.Generator().manual_seed(seed)))
     channels.save(path)
     return channels
 
@@ -152,7 +153,7 @@ def test_whole_neurons_and_heads_move_their_input_columns(folder, tmp_path):
     pair = act.profile_pair(donor, target, [{"input_ids": torch.arange(40)[None]}])
     channels = act.rank(pair, top=0.2, granularity=["neuron", "head"])
     assert channels.inputs
-    channels.rule.pop("models")  # the folders' own names and fingerprints are tested elsewhere
+    channels.rule = replace(channels.rule, models={})  # the folders' own names and fingerprints are tested elsewhere
     channels.save(tmp_path / "set")
     models = ["--donor", folder / "one", "--target", folder / "target", "--channels", tmp_path / "set"]
     succeed("transfer", *models, "--strength", "1", "--output", tmp_path / "out")

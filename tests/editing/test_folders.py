@@ -19,6 +19,8 @@ from act.editing.patch import Patch
 from act.editing.stored import StoredModel
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
+from act.profiles.provenance import ModelRead
+from act.ranking.rule import Rule
 
 
 def shards(folder) -> dict[str, torch.Tensor]:
@@ -155,7 +157,7 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
     _, target = models
     space = ChannelSpace.from_model(target)
     held = chosen(space, 0.2)
-    rule = {"models": {"target": {"name": "another", "fingerprint": "0" * 16}}}
+    rule = Rule(models={"target": ModelRead("another", "0" * 16)})
     channels = act.ChannelSet(space, held.index, held.scores, rule)
     with pytest.raises(act.ActError, match="made for the target another"):
         transfer_folders([Donor(tmp_path / "donor", channels, 0.4)], tmp_path / "target", tmp_path / "out")

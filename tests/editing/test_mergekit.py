@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 import act
 from act.cli import app
 from act.models.channels import ChannelSpace
+from act.profiles.provenance import ModelRead
+from act.ranking.rule import Rule
 
 RUNNER = CliRunner()
 
@@ -119,8 +121,8 @@ def test_rows_that_cross_columns_and_other_tokens_are_refused(models, tmp_path, 
     up = space.site("model.layers.0.mlp.up_proj")
     rows, units = (torch.tensor([site.offset + 1]) for site in (down, up))
     one = torch.ones(1, dtype=torch.float64)
-    act.ChannelSet(space, rows, one, {}).save(tmp_path / "one.set", force=True)
-    act.ChannelSet(space, units, one, {}, {down.name: torch.tensor([1])}).save(tmp_path / "two.set", force=True)
+    act.ChannelSet(space, rows, one).save(tmp_path / "one.set", force=True)
+    act.ChannelSet(space, units, one, inputs={down.name: torch.tensor([1])}).save(tmp_path / "two.set", force=True)
     with pytest.raises(act.ActError, match=r"cross columns of another in model.layers.0.mlp.down_proj.weight; exclude"):
         merge(configured(tmp_path, {"one": 0.4, "two": 0.4}), tmp_path / "out")
 
@@ -145,7 +147,7 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
     ):
         with pytest.raises(act.ActError, match=message):
             merge(configured(tmp_path, donors, **parameters), tmp_path / "out")
-    rule = {"models": {"target": {"name": "another", "fingerprint": "0"}}}
+    rule = Rule(models={"target": ModelRead("another", "0")})
     held = act.ChannelSet.load(tmp_path / "one.set")
     act.ChannelSet(held.space, held.index, held.scores, rule).save(tmp_path / "one.set", force=True)
     with pytest.raises(act.ActError, match="made for the target another"):

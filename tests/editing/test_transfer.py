@@ -18,7 +18,7 @@ MODELS = {family: (tiny_model(family), tiny_model(family, seed=1)) for family in
 
 def chosen(space: ChannelSpace, share: float, seed: int = 0) -> ChannelSet:
     index = torch.randperm(len(space), generator=torch.Generator().manual_seed(seed))[: max(1, int(share * len(space)))]
-    return ChannelSet(space, index, torch.zeros(len(index)), {})
+    return ChannelSet(space, index, torch.zeros(len(index)))
 
 
 def state(model) -> dict[str, torch.Tensor]:
@@ -129,7 +129,7 @@ def test_a_strength_pattern_that_matches_nothing_is_refused():
             act.transfer(donor, target, chosen(space, 0.3), strength)
     assert all(torch.equal(parameter, held[name]) for name, parameter in state(target).items())
     mlp = space.site("model.layers.0.mlp.up_proj").channels
-    only = ChannelSet(space, torch.arange(mlp.start, mlp.stop), torch.ones(mlp.stop - mlp.start).double(), {})
+    only = ChannelSet(space, torch.arange(mlp.start, mlp.stop), torch.ones(mlp.stop - mlp.start).double())
     with pytest.raises(act.ActError, match=r"such as model.layers.0.mlp.up_proj"):
         act.transfer(donor, target, only, {"*.self_attn.*": 0.4})
     by_pattern = {"*.self_attn.*": 0.1, "*.mlp.*": 1.0}  # one of the donors has channels of each

@@ -11,6 +11,7 @@ from conftest import tiny_model
 
 import act
 from act.editing.tune import _order, save_tuned
+from act.ranking.rule import Rule
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
 OTHERS = [{"prompt": "The answer", "completion": " is five."}]
@@ -106,7 +107,7 @@ def test_rows_change_alone_and_adam_holds_them_alone(tokenizer, channels, monkey
 
 def test_rows_of_a_patch(tokenizer, channels):
     donor, target = tiny_model("llama-tied-bias", 0), tiny_model("llama-tied-bias", 1)
-    channels.rule.clear()
+    channels.rule = Rule()
     patch = act.transfer(donor, target, channels, 0.5)
     other = copy.deepcopy(target)
     act.tune(target, corpus(tokenizer), settings(mode="rows"), channels=channels)

@@ -40,7 +40,7 @@ def test_a_graft_of_one_donor_is_a_transfer(models):
     strength = torch.zeros(len(space))
     strength[index] = 0.4
     grafted = graft(weights(target), [weights(donor)], [strength], space)
-    patch = transfer(donor, target, ChannelSet(space, index, torch.zeros(300), {}), 0.4)
+    patch = transfer(donor, target, ChannelSet(space, index, torch.zeros(300)), 0.4)
     transferred = weights(target)
     patch.revert(target)
     assert_same(grafted, transferred, rtol=1e-5, atol=1e-7)

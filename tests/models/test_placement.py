@@ -13,6 +13,7 @@ from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
 from act.models.placement import input_device, run_devices
 from act.profiles.moments import Moments
+from act.ranking.weights import weight_diff
 from act_kernels import column_moments
 
 accelerate = pytest.importorskip("accelerate")
@@ -129,7 +130,7 @@ def test_weights_that_are_not_in_memory_are_refused():
     with pytest.raises(act.ActError, match=r"of the target is not in memory .* load the model without offloading"):
         act.transfer(donor, target, channels)
     with pytest.raises(act.ActError, match="not in memory"):
-        act.ranking.rank.weight_diff(donor, target)
+        weight_diff(donor, target)
     with torch.device("meta"):
         empty = tiny_model("llama")
     with pytest.raises(act.ActError, match=r"has no values .* load the model with its weights"):

@@ -146,7 +146,7 @@ def test_ablation_of_what_was_not_measured_is_refused(models, pair):
         with ablated(tiny_model("llama", seed=5), channels, pair):
             pass
     partly = act.profile_pair(*models, random_batches(), exclude=["head"])
-    head = ChannelSet(pair.space, torch.tensor([len(pair.space) - 1]), torch.ones(1), {})
+    head = ChannelSet(pair.space, torch.tensor([len(pair.space) - 1]), torch.ones(1))
     with pytest.raises(ActError, match="never counted in the profile"):
         with ablated(models[0], head, partly):
             pass

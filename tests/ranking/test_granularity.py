@@ -11,7 +11,7 @@ import act
 from act.models.blocks import Attention, Mlp
 from act.models.channels import ChannelSpace
 from act.ranking.channel_set import ChannelSet
-from act.ranking.granularity import segments
+from act.ranking.granularity import units_of
 
 MORE = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**SMALL, num_attention_heads=4, max_position_embeddings=256),
@@ -67,8 +67,8 @@ def test_rows_of_a_unit_feed_its_columns_and_no_others(family):
 @pytest.mark.parametrize("family", [*CONFIGS, *MORE])
 def test_every_row_belongs_to_one_unit(family):
     space = ChannelSpace.from_model(tiny_model(family))
-    units = segments(space, ["neuron", "head"])
-    channels = torch.cat([segment.channels.flatten() for segment in units])
+    units = units_of(space, ["neuron", "head"])
+    channels = torch.cat([one.channels.flatten() for one in units])
     assert len(channels.unique()) == len(channels)
     expected = {"q", "k", "v", "qkv", "gate", "up", "gate_up"}
     assert len(channels) == sum(site.width for site in space if site.kind in expected)
@@ -76,7 +76,7 @@ def test_every_row_belongs_to_one_unit(family):
 
 def test_grouped_heads_stay_together():
     space = ChannelSpace.from_model(tiny_model("llama"))
-    head = segments(space, "head")[0]
+    head = units_of(space, "head")[0]
     assert head.channels.shape == (2, 16 + 8 + 8) and head.inputs["model.layers.0.self_attn.o_proj"].shape == (2, 16)
 
 
@@ -88,7 +88,7 @@ def test_rotary_pairs():
     partial = ChannelSpace.from_model(tiny_model("phi")).blocks[0]
     assert dict(partial.pairs())[partial.k].tolist()[:3] == [[0, 2], [1, 3], [8, 10]]
     space = ChannelSpace.from_model(tiny_model("phi"))
-    assert sum(len(segment) * segment.size for segment in segments(space, "rotary-pair")) == len(space)
+    assert sum(len(one) * one.size for one in units_of(space, "rotary-pair")) == len(space)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_whole_neurons_carry_their_columns(pair, tmp_path):
     channels = act.rank(pair, count=5, granularity="neuron")
     assert len(channels) == 10 and sum(map(len, channels.inputs.values())) == 5
     score = pair.mean_abs_diff
-    mean = torch.cat([score[segment.channels].mean(1) for segment in segments(pair.space, "neuron")])
+    mean = torch.cat([score[one.channels].mean(1) for one in units_of(pair.space, "neuron")])
     assert sorted(channels.scores.unique().tolist()) == sorted(score[channels.index].unique().tolist())
     chosen = mean.topk(5).indices
     assert {int(unit) % 48 for unit in chosen} == {int(c) for columns in channels.inputs.values() for c in columns}
@@ -126,7 +126,7 @@ def test_no_value_lies_in_two_parts(models, pair, granularity, top):
         assert (chosen.rows.diff() > 0).all()
     assert max(count.max() for count in touched.values()) == 1
     if top == 0.1:
-        assert len(channels) <= max(32, round(0.1 * channels.rule["ranked"]))  # at least one head, of 32 channels
+        assert len(channels) <= max(32, round(0.1 * channels.rule.ranked))  # at least one head, of 32 channels
 
 
 def test_all_heads_and_neurons_are_all_of_attention_and_mlp(models, pair):
@@ -143,18 +143,18 @@ def test_all_heads_and_neurons_are_all_of_attention_and_mlp(models, pair):
 def test_rows_and_columns_of_one_linear_are_refused(pair):
     down = pair.space.site("model.layers.0.mlp.down_proj")
     with pytest.raises(act.ActError, match="cross in one tensor"):
-        ChannelSet(pair.space, torch.tensor([down.offset]), torch.ones(1), {}, {down.name: torch.tensor([0])})
+        ChannelSet(pair.space, torch.tensor([down.offset]), torch.ones(1), inputs={down.name: torch.tensor([0])})
 
 
 def test_a_model_of_unknown_layout_is_refused(pair):
     bare = ChannelSpace(pair.space.sites)
     for granularity, match in (("head", "no head"), ("neuron", "no neuron"), ("rotary-pair", "no rotary embedding")):
         with pytest.raises(act.ActError, match=match):
-            segments(bare, granularity)
+            units_of(bare, granularity)
     with pytest.raises(act.ActError, match="granularity is 'layer'; expected one of"):
-        segments(bare, "layer")
+        units_of(bare, "layer")
     with pytest.raises(act.ActError, match="no rotary embedding"):
-        segments(ChannelSpace.from_model(tiny_model("gpt2")), "rotary-pair")
+        units_of(ChannelSpace.from_model(tiny_model("gpt2")), "rotary-pair")
 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "phi", "gpt_neox"])

@@ -8,7 +8,9 @@ from conftest import random_batches, tiny_model
 
 import act
 from act.ranking.channel_set import ChannelSet
-from act.ranking.rank import normalized, parse_top, weight_diff
+from act.ranking.normalize import normalized
+from act.ranking.selection import parse_top
+from act.ranking.weights import weight_diff
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +56,12 @@ def test_contrast_subtracts_the_score_on_what_to_keep(pair, keep):
     channels = act.rank(pair, top=0.1, keep=keep)
     expected = pair.mean_abs_diff - keep.mean_abs_diff
     assert torch.equal(channels.scores, expected[channels.index])
-    assert channels.rule["contrast"] is True
+    assert channels.rule.contrast is True
     assert channels.scores.min() >= expected.topk(len(channels)).values.min()
 
 
 def test_keep_with_a_score_that_does_not_look_at_activations_is_refused(pair, keep, models):
-    with pytest.raises(act.ActError, match="keep profile has no effect"):
+    with pytest.raises(act.ActError, match="keep has no effect"):
         act.rank(pair, "random", keep=keep)
 
 
@@ -113,7 +115,7 @@ def test_channels_of_a_tied_tensor_are_ranked_once():
     pair = act.profile_pair(tiny_model("llama-tied-bias"), tiny_model("llama-tied-bias", seed=1), random_batches())
     channels = act.rank(pair, top=1.0)
     assert channels.by_kind()["embed"][0] == 0 and channels.by_kind()["head"] == (300, 300)
-    assert channels.rule["tied"] == {"model.embed_tokens": "lm_head"}
+    assert channels.rule.tied == {"model.embed_tokens": "lm_head"}
 
 
 @pytest.mark.parametrize(("top", "share"), [("5%", 0.05), (0.05, 0.05), ("0.5", 0.5), ("100%", 1.0), (1, 1.0)])
@@ -144,7 +146,7 @@ def test_channel_sets_are_saved_whole(pair, tmp_path):
 def test_a_set_outside_its_space_is_refused(pair):
     for index in ([len(pair.space)], [3, 3], [-1]):
         with pytest.raises(act.ActError, match="distinct indices"):
-            ChannelSet(pair.space, torch.tensor(index), torch.zeros(len(index)), {})
+            ChannelSet(pair.space, torch.tensor(index), torch.zeros(len(index)))
 
 
 @pytest.mark.parametrize("score", ["paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "weight-diff"])
@@ -161,8 +163,8 @@ def test_channels_that_score_nothing_are_told(models):
         target.lm_head.weight[7] += 1
     pair = act.profile_pair(donor, target, random_batches())
     channels = act.rank(pair, count=10)
-    assert (channels.scores > 0).sum() == 1 and channels.rule["not_positive"] == 9
+    assert (channels.scores > 0).sum() == 1 and channels.rule.not_positive == 9
     only = act.rank(pair, mass=1)
-    assert only.index.tolist() == [pair.space.channel("lm_head", 7)] and only.rule["not_positive"] == 0
+    assert only.index.tolist() == [pair.space.channel("lm_head", 7)] and only.rule.not_positive == 0
     with pytest.raises(act.ActError, match="no score is above 0, so there is no mass"):
         act.rank(pair, -pair.mean_abs_diff, mass=0.5)

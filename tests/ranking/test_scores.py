@@ -12,8 +12,10 @@ from conftest import random_batches, tiny_model
 import act
 from act.profiles.moments import Moments
 from act.profiles.provenance import Provenance
+from act.ranking.activations import Activations
+from act.ranking.lape import lape
 from act.ranking.normalize import normalized
-from act.ranking.scores import Activations, cohen_d, lape, welch_t
+from act.ranking.scores import cohen_d, welch_t
 from act_kernels import column_moments
 
 
@@ -70,7 +72,7 @@ def test_lape_ranks_profiles_of_one_model(models, pair):
     channels = act.rank(german, "lape", 0.02, keep=[english, french])
     rates = [profile.positive_rate for profile in (german, english, french)]
     assert torch.equal(channels.scores, lape(rates)[channels.index])
-    assert channels.rule["models"].keys() == {"model"} and channels.rule["contrast"] is False
+    assert channels.rule.models.keys() == {"model"} and channels.rule.contrast is False
     of_pair = act.rank(pair, "lape", 0.02, keep=act.profile_pair(*models, random_batches(seed=1)))
     assert (of_pair.scores > 0).all()
     with pytest.raises(act.ActError, match="different models"):
@@ -110,8 +112,8 @@ def test_channels_never_counted_are_never_chosen(models):
         chosen = act.rank(pair, score, 1.0, donor=models[0], target=models[1])
         kinds = chosen.by_kind()
         assert kinds["head"][0] == kinds["gate"][0] == 0 and kinds["up"] == (96, 96)
-        assert chosen.rule["unmeasured"] == {"gate": 96, "head": 300}
-        assert chosen.rule["ranked"] == len(chosen) == len(pair.space) - 396
+        assert chosen.rule.unmeasured == {"gate": 96, "head": 300}
+        assert chosen.rule.ranked == len(chosen) == len(pair.space) - 396
     with pytest.raises(act.ActError, match="200 were asked for, but only 96 channels have a score"):
         act.rank(pair, count=200, include=["gate", "up"])
     with pytest.raises(act.ActError, match="no channel has a score"):
@@ -125,8 +127,8 @@ def test_a_score_of_your_own(pair):
     score = torch.arange(len(pair.space)).double()
     channels = act.rank(pair, score, count=3)
     assert channels.index.tolist() == list(range(len(pair.space) - 3, len(pair.space)))
-    assert channels.rule["score"] == "custom"
-    with pytest.raises(act.ActError, match="one value a channel"):
+    assert channels.rule.score == "custom"
+    with pytest.raises(act.ActError, match="one value per channel"):
         act.rank(pair, score[:-1])
 
 

@@ -262,7 +262,7 @@ def test_random_controls_of_several_donors_are_of_equal_size(folder, tmp_path):
     run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(tmp_path / "out"), seed=3))))
     run.cache.mkdir()
     one, other = (run._channels(donor, "random") for donor in run.recipe.models)
-    assert (one.rule["seed"], other.rule["seed"]) == (3, 4) and len(one) == len(other)
+    assert (one.rule.seed, other.rule.seed) == (3, 4) and len(one) == len(other)
     shared = int(torch.isin(one.index, other.index).sum())
     assert shared < 0.3 * len(one)  # a fifth by chance, all of them from one seed
 

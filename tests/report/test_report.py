@@ -25,7 +25,7 @@ def channels():
     q = space.site("model.layers.1.self_attn.q_proj")
     head = space.site("lm_head")
     index = torch.cat([torch.arange(q.offset, q.offset + q.width // 4), torch.tensor([head.offset])])
-    return ChannelSet(space, index, torch.ones(len(index)).double(), {})
+    return ChannelSet(space, index, torch.ones(len(index)).double())
 
 
 def test_shares_are_of_the_right_layer_and_module(channels):

@@ -1,0 +1,159 @@
+"""What a ranking is made from: the profiles of an ability, and whether they may be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.models.channels import ChannelSpace, common_space
+from act.models.fingerprint import fingerprint
+from act.profiles.profile import PairProfile, Profile, Statistics, require_same_models
+from act.profiles.provenance import ModelRead
+
+Ability = Profile | tuple[Profile, Profile]
+"""What was measured on one ability: a pair profile, or (donor, target) profiles over the same text."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the activation scores need: both sides' statistics, the difference's where the run was paired."""
+
+    space: ChannelSpace
+    donor: Statistics
+    target: Statistics
+    difference: Statistics | None
+
+    @classmethod
+    def of(cls, ability: Ability) -> Activations:
+        """The statistics of both sides.
+
+        Raises:
+            ActError: a single profile; profiles of different architectures, texts or counted positions; LM-head
+                channels that are other tokens in one than in the other, as far as their tokenizers tell.
+        """
+        if isinstance(ability, PairProfile):
+            return cls(ability.space, ability.donor, ability.target, ability.difference)
+        if not isinstance(ability, tuple) or any(isinstance(side, PairProfile) for side in ability):
+            raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
+        donor, target = ability
+        statistics = _on_space_of(donor, target)
+        if corpora_of(donor) != corpora_of(target):
+            raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
+        if _vocabularies_of(donor) != _vocabularies_of(target) and any(map(_head_counted, (donor, target))):
+            raise ActError(
+                "the profiles of donor and target have different vocabularies, so an LM-head channel may be one "
+                "token in one and another in the other; profile both without it (act-profile run --exclude head), or "
+                "use act-profile pair, which compares their tokens one by one"
+            )
+        return cls(donor.space, donor, statistics, None)
+
+
+def sides(ability: Ability) -> tuple[Profile, ...]:
+    """The profiles of an ability: the donor's and the target's, or one."""
+    return ability if isinstance(ability, tuple) else (ability,)
+
+
+def space_of(ability: Ability) -> ChannelSpace:
+    """The channel space that an ability is ranked in."""
+    return sides(ability)[0].space
+
+
+def corpora_of(profile: Profile) -> list[tuple[str | None, str | None, int]]:
+    """What tells the texts of a profile from others: fingerprint, positions that count, and how many did."""
+    return [(corpus.fingerprint, corpus.count, corpus.counted) for corpus in profile.provenance.corpora]
+
+
+def corpus_names(ability: Ability) -> list[str]:
+    """What the texts of an ability are called."""
+    return [corpus.name for corpus in sides(ability)[0].provenance.corpora]
+
+
+def models_of(ability: Ability) -> Mapping[str, ModelRead]:
+    """The models that were measured: ``donor`` and ``target``, or ``model``."""
+    if isinstance(ability, tuple):
+        return {side: one.provenance.models["model"] for side, one in zip(("donor", "target"), ability, strict=True)}
+    return ability.provenance.models
+
+
+def positive_rate(ability: Ability) -> torch.Tensor:
+    """Positive rates ``[N]`` of the model that has the ability: the donor, or the only one."""
+    first = sides(ability)[0]
+    return (first.donor if isinstance(first, PairProfile) else first).positive_rate.cpu()
+
+
+def counted(ability: Ability) -> torch.Tensor:
+    """Which channels were counted in every model, bool ``[N]``."""
+    both = ability if isinstance(ability, Profile) and not isinstance(ability, PairProfile) else Activations.of(ability)
+    statistics = (both,) if isinstance(both, Profile) else (both.donor, both.target)
+    return torch.stack([(one.count > 0).cpu() for one in statistics]).all(0)
+
+
+def require_models(ability: Ability, donor: nn.Module, target: nn.Module) -> None:
+    """Raise :class:`ActError` unless these are the models that were measured."""
+    difference = common_space(donor, target).first_difference(space_of(ability))
+    if difference:
+        raise ActError(f"the models are not those of the profile: {difference}")
+    expected = models_of(ability)
+    for side, model in (("donor", donor), ("target", target)):
+        if side in expected and (found := fingerprint(model)) != expected[side].fingerprint:
+            raise ActError(
+                f"the {side} given has other weights ({found}) than the profile's, "
+                f"{expected[side]}; give the models that were profiled, in the dtype they had then"
+            )
+
+
+def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
+    """Raise :class:`ActError` unless all are of the same models and positions, on other texts than the first."""
+    first = sides(ability)
+    positions = {corpus.count for corpus in first[0].provenance.corpora}
+    texts = corpora_of(first[0])
+    for other in map(sides, kept):
+        if len(first) != len(other) or isinstance(first[0], PairProfile) != isinstance(other[0], PairProfile):
+            raise ActError("the profile and the keep profiles must all be pair profiles, or all donor's and target's")
+        for one, two in zip(first, other, strict=True):
+            require_same_models(one, two)
+        if texts == corpora_of(other[0]) and all(text[0] is not None for text in texts):
+            raise ActError(
+                f"a keep profile is of the ability's own text ({corpus_names(ability)[0]}), so nothing is left to "
+                "rank; profile the ability to retain on another one"
+            )
+        if {corpus.count for corpus in other[0].provenance.corpora} != positions:
+            raise ActError(
+                "a keep profile counts other positions than the ability's (--count); their scores cannot be compared, "
+                "profile both alike"
+            )
+
+
+def _on_space_of(donor: Profile, target: Profile) -> Statistics:
+    """The target's statistics over the donor's channel space: LM heads that neither counted may differ in width."""
+    difference = donor.space.first_difference(target.space)
+    if difference is None:
+        return target
+    narrowed = [
+        [replace(site, offset=0, width=0 if site.kind == "head" else site.width) for site in profile.space]
+        for profile in (donor, target)
+    ]
+    if narrowed[0] != narrowed[1]:
+        raise ActError(f"the profiles of donor and target are of different architectures: {difference}")
+    if any(map(_head_counted, (donor, target))):
+        raise ActError(
+            f"the profiles of donor and target are of different vocabularies: {difference}; "
+            "profile both without it (act-profile run --exclude head)"
+        )
+    block = torch.zeros(len(target.moments.arena), len(donor.space), dtype=torch.float64)
+    for mine, theirs in zip(donor.space, target.space, strict=True):
+        if mine.width == theirs.width:
+            block[:, mine.channels] = target.moments.arena[:, theirs.channels].cpu()
+    return Statistics(block)
+
+
+def _vocabularies_of(profile: Profile) -> list[str | None]:
+    return [corpus.vocabulary for corpus in profile.provenance.corpora]
+
+
+def _head_counted(profile: Profile) -> bool:
+    return any(bool((profile.count[site.channels] > 0).any()) for site in profile.space if site.kind == "head")

@@ -1,0 +1,88 @@
+"""Which sites may be chosen from: those that are included, not excluded, and own their tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+
+from act.core.errors import ActError
+from act.models.channels import ChannelSpace, Site
+from act.ranking.granularity import Units
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """The sites of a space that may be chosen from.
+
+    Attributes:
+        sites: these, in model order.
+        excluded: names of the sites that were named as excluded.
+    """
+
+    space: ChannelSpace
+    sites: tuple[Site, ...]
+    excluded: frozenset[str]
+
+    @classmethod
+    def of(cls, space: ChannelSpace, include: Iterable[str], exclude: Iterable[str]) -> Eligible:
+        """The sites that ``include`` covers (all, where it is empty) and ``exclude`` does not.
+
+        Both hold module kinds, or patterns of site names. Sites without parameters of their own are never eligible.
+
+        Raises:
+            ActError: a word that covers no site; no site is left.
+        """
+        included, excluded = _covered(include, space), _covered(exclude, space)
+        sites = [site for site in space if site.parameters and site.name not in excluded]
+        eligible = tuple(site for site in sites if not included or site.name in included)
+        if not eligible:
+            raise ActError("include and exclude leave no module to rank")
+        return cls(space, eligible, frozenset(excluded))
+
+    def unmeasured(self, values: torch.Tensor) -> dict[str, int]:
+        """How many eligible channels have no score in ``values`` ``[N]``, by module kind."""
+        found: dict[str, int] = {}
+        missing = values.isnan()
+        if missing.any():
+            for site in self.sites:
+                if count := int(missing[site.channels].count_nonzero()):
+                    found[site.kind] = found.get(site.kind, 0) + count
+        return found
+
+    def leave_out_others(self, values: torch.Tensor) -> None:
+        """Put NaN into ``values`` ``[N]`` wherever a channel is not eligible, in place."""
+        names = {site.name for site in self.sites}
+        for site in self.space:
+            if site.name not in names:
+                values[site.channels] = torch.nan
+
+    def require_columns(self, units: Sequence[Units]) -> None:
+        """Raise :class:`ActError` where units that are ranked would move columns of an excluded module."""
+        if not self.excluded:
+            return
+        ranked = torch.zeros(len(self.space), dtype=torch.bool)
+        for site in self.sites:
+            ranked[site.channels] = True
+        for one in units:
+            for name in one.inputs:
+                if name in self.excluded and ranked[one.channels].all(1).any():
+                    raise ActError(
+                        f"{name} is excluded, but its columns move with each {one.kind} that it reads; exclude the "
+                        "modules before it too, or rank by channel"
+                    )
+
+
+def _covered(words: Iterable[str], space: ChannelSpace) -> set[str]:
+    """The names of the sites whose kind is one of the words, or, where no kind is called so, that match it."""
+    kinds, found = {site.kind for site in space}, set()
+    for word in words:
+        sites = {site.name for site in space if (site.kind == word if word in kinds else fnmatchcase(site.name, word))}
+        if not sites:
+            raise ActError(
+                f"no module kind {word}; this model has {', '.join(sorted(kinds))}, and no site matches it as a pattern"
+            )
+        found |= sites
+    return found

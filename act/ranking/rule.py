@@ -1,0 +1,94 @@
+"""The rule of a channel set: what chose its channels, and for which models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from act.profiles.provenance import ModelRead
+
+if TYPE_CHECKING:
+    from act.ranking.granularity import Granularity
+    from act.ranking.normalize import Normalize
+    from act.ranking.scores import ScoreName
+    from act.ranking.selection import Scope
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What chose a channel set; ``Rule()`` where a caller chose the channels.
+
+    Attributes:
+        score: name of the score; ``custom`` for one of the caller's own.
+        top, count, mass: how much was asked for; at most one is set.
+        normalize, scope, granularity, include, exclude: as given to :func:`act.rank`.
+        contrast: whether scores on what to keep were subtracted.
+        keep: names of the corpora of each ability to retain.
+        corpora: names of the corpora of the ability.
+        seed: of the random score.
+        ranked: channels that were ranked; None where a caller chose.
+        not_positive: chosen channels with a score of 0 or below.
+        unmeasured: channels that might have been chosen but have no score, by module kind.
+        models: ``donor`` and ``target`` (or ``model``) that the set was made for; a
+            transfer refuses others. Empty: any.
+        tied: sites that share the tensor of another, and that site.
+    """
+
+    score: ScoreName | Literal["custom"] = "custom"
+    top: float | None = None
+    count: int | None = None
+    mass: float | None = None
+    normalize: Normalize = "none"
+    scope: Scope = "global"
+    granularity: tuple[Granularity, ...] = ("channel",)
+    contrast: bool = False
+    keep: tuple[tuple[str, ...], ...] = ()
+    corpora: tuple[str, ...] = ()
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    seed: int | None = None
+    ranked: int | None = None
+    not_positive: int = 0
+    unmeasured: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, ModelRead] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """The rule as a phrase.
+
+        >>> from act.ranking.rule import Rule
+        >>> print(Rule("paired", top=0.05, normalize="std", contrast=True))
+        paired, top 5%, normalized by std, contrasted with what to keep
+        """
+        shares = [f"{name} {100 * share:g}%" for name, share in (("top", self.top), ("mass", self.mass)) if share]
+        return ", ".join(
+            [
+                self.score,
+                *shares,
+                *([f"count {self.count:,}"] if self.count else []),
+                *([f"normalized by {self.normalize}"] if self.normalize != "none" else []),
+                *([f"in each {self.scope}"] if self.scope != "global" else []),
+                *([f"by {' and '.join(self.granularity)}"] if self.granularity != ("channel",) else []),
+                *(["contrasted with what to keep"] if self.contrast else []),
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for file headers and reports; :meth:`from_json` reads it back."""
+        return {name: _listed(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Rule:
+        """The inverse of :meth:`to_json`; what is missing has its default, as in files of a set chosen by hand."""
+        known = [one.name for one in fields(cls) if one.name in data]
+        models = {side: ModelRead.from_json(model) for side, model in data.get("models", {}).items()}
+        return cls(**{**{name: _tupled(data[name]) for name in known}, "models": models})
+
+
+def _listed(value: object) -> object:
+    return [_listed(one) for one in value] if isinstance(value, tuple) else value
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(_tupled(one) for one in value) if isinstance(value, list) else value
