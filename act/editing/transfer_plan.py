@@ -90,8 +90,8 @@ class TransferPlan:
                 if expected and found != expected.fingerprint:
                     raise ActError(
                         f"the channel set was made for the {side} {expected}, "
-                        f"but the {side} given has other weights ({found}); rank a profile of these models, or load them "
-                        "in the type they were profiled in (--dtype)"
+                        f"but the {side} given has other weights ({found}); rank a profile of these models, "
+                        "or load them in the type they were profiled in (--dtype)"
                     )
 
     def provenance(self, before: str, after: str, parameters: Sequence[str]) -> TransferProvenance:
