@@ -147,7 +147,7 @@ def _in_memory(
     if output.suffix == ".safetensors":
         return _saved(patch, output, force)
     with written_whole(output, force=force, directory=True) as folder:
-        result.save_pretrained(folder)  # type: ignore[operator]
+        result.save_pretrained(folder)
         load_tokenizer(target).save_pretrained(folder)
         write_card(folder, target, patch.provenance)
     return _summary(patch, "memory")

@@ -1,8 +1,8 @@
 """The blocks of a model whose channels belong together: attention heads and MLP neurons.
 
 A block says which rows of its sites make head ``h`` or neuron ``j``, and which input columns of its last linear read
-them. Layouts of fused projections are read from the model's configuration; where a layout is not known there is no
-block, and whoever needs one says so.
+them. Layouts of fused projections are read from the model's configuration; where a layout is not known, there is no
+block, and ranking by heads or neurons is refused.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ Rows = dict[str, torch.Tensor]
 class Attention:
     """One attention module, by site names; ``q == k == v``: one fused projection.
 
-    A unit is a key-value head with all the query heads that read it (one head each without grouped queries), so that
-    no query is left with foreign keys.
+    A unit is a key-value head with all the query heads that read it (one without grouped queries), so that queries
+    and their keys always move together.
     """
 
     q: str
@@ -41,10 +41,12 @@ class Attention:
     """Key-value heads."""
     head_dim: int
     layout: Literal["separate", "blocks", "groups"] = "separate"
-    """Of a fused projection: all queries, keys and values one after the other, or the same for each key-value head."""
+    """Of a fused projection. ``blocks``: all queries, then all keys, then all values; ``groups``: the same order within
+    each key-value head."""
     rotary: Literal["half", "interleaved"] | None = None
-    """Whether position turns dimension j with ``j + rotary_dim / 2``, or ``2 j`` with ``2 j + 1``."""
+    """Which dimensions are rotated together. ``half``: j and j + rotary_dim / 2; ``interleaved``: 2 j and 2 j + 1."""
     rotary_dim: int = 0
+    """Dimensions of a head that the rotary embedding rotates."""
 
     def roles(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The rows of queries ``[heads, head_dim]``, keys and values ``[groups, head_dim]`` in their sites."""
@@ -68,7 +70,7 @@ class Attention:
         return {self.o: _grid(0, self.heads, self.head_dim).view(self.groups, -1)}
 
     def pairs(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Site and rows ``[pairs, 2]`` that the rotary embedding turns together, for queries and for keys."""
+        """Site and rows ``[pairs, 2]`` that the rotary embedding rotates together, for queries and for keys."""
         half = self.rotary_dim // 2
         first = torch.arange(half) if self.rotary == "half" else 2 * torch.arange(half)
         second = first + (half if self.rotary == "half" else 1)
@@ -125,7 +127,8 @@ def block_to_json(block: Block) -> dict[str, Any]:
 def block_from_json(data: dict[str, Any]) -> Block:
     """The inverse of :func:`block_to_json`."""
     fields = dict(data)
-    return {"Attention": Attention, "Mlp": Mlp}[fields.pop("block")](**fields)
+    block: type[Attention | Mlp] = {"Attention": Attention, "Mlp": Mlp}[fields.pop("block")]
+    return block(**fields)
 
 
 def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:
@@ -145,7 +148,7 @@ def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dic
     if "o" not in sites or not isinstance(head_dim, int):
         return None
     heads, rest = divmod(_inputs(model, sites["o"]), head_dim)
-    turn = _rotary(module, config, head_dim)
+    rotary = _rotary(module, config, head_dim)
     if rest:
         return None
     if {"q", "k", "v"} <= sites.keys():
@@ -153,7 +156,7 @@ def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dic
         groups = widths[k] // head_dim
         if widths[q] != heads * head_dim or not widths[k] == widths[v] == groups * head_dim or heads % groups:
             return None
-        return Attention(q, k, v, sites["o"], heads, groups, head_dim, "separate", *turn)
+        return Attention(q, k, v, sites["o"], heads, groups, head_dim, "separate", *rotary)
     family = getattr(config, "model_type", None)
     if "qkv" not in sites or family not in _QKV_IN_BLOCKS + _QKV_IN_GROUPS:
         return None
@@ -164,7 +167,7 @@ def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dic
     if groups < 1 or (heads + 2 * groups) * head_dim != widths[sites["qkv"]] or heads % groups:
         return None
     fused = sites["qkv"]
-    return Attention(fused, fused, fused, sites["o"], heads, groups, head_dim, layout, *turn)
+    return Attention(fused, fused, fused, sites["o"], heads, groups, head_dim, layout, *rotary)
 
 
 def _mlp(model: nn.Module, sites: dict[str, str], widths: dict[str, int]) -> Mlp | None:
@@ -179,21 +182,21 @@ def _mlp(model: nn.Module, sites: dict[str, str], widths: dict[str, int]) -> Mlp
 
 
 def _rotary(module: nn.Module, config: Any, head_dim: int) -> tuple[Literal["half", "interleaved"] | None, int]:
-    """How the module's rotary function turns dimensions, found by turning unit vectors, and how many it turns."""
+    """How the module's rotary function pairs dimensions, found by rotating unit vectors, and how many it rotates."""
     rope = getattr(config, "rope_parameters", None) or {}
     share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
-    turned = int(head_dim * share)
+    rotated = int(head_dim * share)
     for namespace, name in rotary_functions(module):
         function = namespace[name]
         function = function.original if isinstance(function, RotaryFunction) else function
-        angle = torch.ones(1, turned, turned, device="cpu")
-        unit = torch.eye(turned, device="cpu")[None, None]
+        angle = torch.ones(1, rotated, rotated, device="cpu")
+        unit = torch.eye(rotated, device="cpu")[None, None]
         try:
             mixed = function(unit, unit, angle.cos(), angle.sin())[0][0, 0]
-        except Exception:  # a function that wants something else
+        except Exception:  # a function that takes other arguments
             continue
-        if turned % 2 == 0 and mixed[0, turned // 2] != 0:
-            return "half", turned
-        if turned % 2 == 0 and mixed[0, 1] != 0:
-            return "interleaved", turned
+        if rotated % 2 == 0 and mixed[0, rotated // 2] != 0:
+            return "half", rotated
+        if rotated % 2 == 0 and mixed[0, 1] != 0:
+            return "interleaved", rotated
     return None, 0

@@ -8,11 +8,12 @@ produce that channel.
 from __future__ import annotations
 
 import bisect
-import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from html import escape
 from typing import Any, Literal
 
 import torch
@@ -62,12 +63,12 @@ class Site:
 
     Attributes:
         name: module path, such as ``model.layers.0.self_attn.q_proj``.
-        kind: ``q k v o qkv gate up gate_up down router norm embed head``, or the module's own name where none fits.
+        kind: ``q k v o qkv gate up gate_up down router norm embed position head``, or else the last part of ``name``.
         layer: index of the decoder layer, None outside the stack.
         offset: flat index of its first channel.
         width: number of channels.
-        parameters: what a transfer of one of its channels copies; empty where the tensor belongs to ``tied_to``.
-        tied_to: the site that owns the tensor these channels share, if any.
+        parameters: what the transfer of a channel copies; empty where the tensor belongs to ``tied_to``.
+        tied_to: the site that owns the tensor, where two sites share one and this is not the owner.
     """
 
     name: str
@@ -80,19 +81,26 @@ class Site:
 
     @property
     def channels(self) -> slice:
-        """Its part of a flat vector."""
+        """Its channels in a flat vector."""
         return slice(self.offset, self.offset + self.width)
 
     @property
     def inputs(self) -> ParameterSlice:
-        """The input columns of a linear's weight: the dimension across its channels."""
+        """The weight of a linear along its input columns, the other dimension than its channels."""
         weight = self.parameters[0]
         return ParameterSlice(weight.name, 1 - weight.dim)
 
 
 @dataclass(frozen=True)
 class ChannelSpace:
-    """The ordered sites of one model; see :meth:`from_model`."""
+    """The ordered sites of one model.
+
+    Example:
+        >>> space = act.ChannelSpace.from_model(model)
+        >>> site, row = space.locate(0)
+        >>> site.kind, row, space.channel(site.name, row)
+        ('embed', 0, 0)
+    """
 
     sites: tuple[Site, ...]
     uncovered: tuple[str, ...] = ()
@@ -107,11 +115,11 @@ class ChannelSpace:
         Args:
             model: a Hugging Face model, or any module made of such parts; meta tensors are fine.
             tied: which of two sites that share one tensor owns it. ``head``: a channel is a row (one token) of the
-                tensor, read at the LM head; ``embed``: a column, read at the embedding. The other site is measured all
-                the same, but cannot be transferred, so no tensor is ever transferred twice.
+                tensor, read at the LM head; ``embed``: a column, read at the embedding. The other site is measured too,
+                but cannot be transferred, so no tensor is ever transferred twice.
 
         Raises:
-            ActError: the model has no such module, or adapters beside its modules.
+            ActError: the model has no such module, or has adapters beside its modules.
         """
         apart = ties_apart(model)
 
@@ -123,7 +131,7 @@ class ChannelSpace:
         for name, module in model.named_modules():
             if name.endswith(".base_layer"):
                 raise ActError(
-                    f"{name.removesuffix('.base_layer')} has an adapter beside it, which no channel of the model is; "
+                    f"{name.removesuffix('.base_layer')} has an adapter beside it, whose weights no channel covers; "
                     "merge it (merge_and_unload of peft, or act-profile tune --merge), and save the whole model"
                 )
             dims = _channel_dims(module)
@@ -152,6 +160,19 @@ class ChannelSpace:
         blocks = find_blocks(model, {site.name: site.kind for site in sites}, {site.name: site.width for site in sites})
         return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), blocks)
 
+    def __repr__(self) -> str:
+        layers = {site.layer for site in self.sites} - {None}
+        text = f"{_many(len(self), 'channel')} at {_many(len(self.sites), 'site')} in {_many(len(layers), 'layer')}"
+        uncovered = f", {_many(len(self.uncovered), 'parameter')} uncovered" if self.uncovered else ""
+        return f"<ChannelSpace: {text}{uncovered}>"
+
+    def _repr_html_(self) -> str:
+        """A table of the module kinds, for notebooks."""
+        sites = Counter(site.kind for site in self.sites)
+        channels = {kind: sum(site.width for site in self.sites if site.kind == kind) for kind in sites}
+        rows = "".join(f"<tr><td>{kind}<td>{sites[kind]:,}<td>{channels[kind]:,}" for kind in sites)
+        return f"{escape(repr(self))}<table><tr><th>kind<th>sites<th>channels{rows}</table>"
+
     def __len__(self) -> int:
         """Number of channels."""
         return self.sites[-1].offset + self.sites[-1].width
@@ -175,10 +196,10 @@ class ChannelSpace:
             raise ActError(f"no site called {name}; the first of {len(self.sites)} is {self.sites[0].name}") from None
 
     def without(self, kinds: Iterable[str]) -> list[Site]:
-        """The sites of other module kinds than these.
+        """The sites of all module kinds but these.
 
         Raises:
-            ActError: a kind that the model does not have; nothing is left.
+            ActError: the model has no such kind; no site is left.
         """
         excluded, known = set(kinds), {site.kind for site in self.sites}
         if excluded - known:
@@ -213,7 +234,7 @@ class ChannelSpace:
             start = stop
 
     def first_difference(self, other: ChannelSpace) -> str | None:
-        """What first tells ``other`` from this space, as a phrase, or None where they are the same."""
+        """The first difference between ``other`` and this space, as a phrase; None where they are the same."""
         for mine, theirs in zip(self.sites, other.sites, strict=False):
             if mine.name != theirs.name:
                 return f"site {mine.name} against {theirs.name}"
@@ -227,13 +248,8 @@ class ChannelSpace:
             return f"site {extra.name} exists in one model only"
         return None
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the sites: equal for models of one architecture and size, whatever their weights."""
-        return hashlib.sha256(repr(self.sites).encode()).hexdigest()[:16]
-
     def to_json(self) -> dict[str, Any]:
-        """Plain data, for file headers; :meth:`from_json` reads it back."""
+        """Plain data for file headers; :meth:`from_json` reads it back."""
         return {
             "sites": [asdict(site) for site in self.sites],
             "uncovered": list(self.uncovered),
@@ -249,6 +265,26 @@ class ChannelSpace:
         ]
         blocks = tuple(block_from_json(block) for block in data.get("blocks", ()))
         return cls(tuple(sites), tuple(data["uncovered"]), blocks)
+
+
+def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
+    """The channel space of both models.
+
+    Raises:
+        ActError: their spaces differ; the message names the first site that does.
+    """
+    spaces = ChannelSpace.from_model(donor), ChannelSpace.from_model(target)
+    difference = spaces[0].first_difference(spaces[1])
+    if difference:
+        raise ActError(
+            f"donor and target differ in architecture: {difference}; give two models derived from the same base, "
+            "with the same vocabulary (or profile each by itself, without the LM head, and rank the two profiles)"
+        )
+    return spaces[0]
+
+
+def _many(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _channel_dims(module: nn.Module) -> dict[str, int]:
@@ -281,15 +317,3 @@ def _kind(name: str, module: nn.Module) -> str:
 def _layer(name: str) -> int | None:
     match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
     return int(match.group(1)) if match else None
-
-
-def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
-    """The channel space that both models share; raises ActError naming the first site that differs."""
-    spaces = ChannelSpace.from_model(donor), ChannelSpace.from_model(target)
-    difference = spaces[0].first_difference(spaces[1])
-    if difference:
-        raise ActError(
-            f"donor and target are not of one architecture: {difference}; give two models derived from the same base, "
-            "with the same vocabulary (else profile each by itself, without the LM head, and rank the two profiles)"
-        )
-    return spaces[0]

@@ -1,4 +1,4 @@
-"""What tells one set of weights from another: every value counts, at the speed of memory."""
+"""A fingerprint of a model's weights in which every value counts, computed at the speed of memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import nn
 
 from act.models.placement import values
 
-_VALUES_AT_ONCE = 1 << 16  # where float32 bits must be made: they stay in a CPU's cache
+_VALUES_AT_ONCE = 1 << 16  # converted to float32 at a time, so that the copy stays in a CPU's cache
 
 
 def fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
     """A hash over the bits of every parameter: the sum of each row, and one value of every row and column.
 
-    One changed value changes it, wherever it is; so do rows or columns that trade places. Values count as float32, so a
-    checkpoint keeps its fingerprint in a wider type, on several devices, offloaded, and on disk
+    Any changed value changes it; so do rows or columns that trade places. Values count as float32, so a checkpoint
+    keeps its fingerprint in a wider dtype, on several devices, offloaded, and on disk
     (:class:`act.editing.stored.StoredModel`). Cost: one pass over the weights. Parameters are taken in order of name.
     """
     pairs = values(model) if isinstance(model, nn.Module) else model.items()
@@ -27,13 +27,13 @@ def fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
 
 @dataclass(frozen=True)
 class Diagonal:
-    """What a fingerprint takes from one parameter, on the CPU.
+    """The part of a fingerprint that comes from one parameter, on the CPU.
 
     Attributes:
-        shape: the parameter's.
-        values: float32, one a row and column, along wrapped diagonals: all of a vector.
-        sums: of a matrix, the bits of each row's float32 values, added modulo 2^32 (integers, so that no order or
-            device gives another result): int32 ``shape[:-1]``.
+        shape: the shape of the parameter.
+        values: float32, one for each row and column, along wrapped diagonals; of a vector, all values.
+        sums: int32 ``shape[:-1]``: for each row of a matrix, the bits of its values as float32, added modulo 2^32.
+            Sums of integers are the same in any order and on any device.
     """
 
     shape: tuple[int, ...]
@@ -42,7 +42,7 @@ class Diagonal:
 
     @classmethod
     def of(cls, parameter: torch.Tensor) -> Diagonal:
-        """Read it."""
+        """The diagonal of a parameter."""
         steps = torch.arange(max(parameter.shape, default=1))
         return cls(tuple(parameter.shape), _read(parameter, steps), _sums(parameter.detach()))
 
@@ -77,10 +77,10 @@ def _read(parameter: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 def _sums(x: torch.Tensor) -> torch.Tensor:
     if x.dim() < 2 or not x.numel():
         return torch.empty(0, dtype=torch.int32)
-    # A sum in the type of its terms wraps around, which is meant, and needs no wider copy of them.
+    # A sum in the dtype of its terms wraps around, as intended, and needs no wider copy of them.
     if x.dtype == torch.float32:
         return x.view(torch.int32).sum(-1, dtype=torch.int32).cpu()
     if x.dtype == torch.bfloat16:  # the upper half of a float32
         return x.view(torch.int16).sum(-1, dtype=torch.int16).cpu().int() << 16
-    parts = x.split(max(1, _VALUES_AT_ONCE // x[0].numel()))
+    parts = torch.split(x, max(1, _VALUES_AT_ONCE // x[0].numel()))
     return torch.cat([part.float().view(torch.int32).sum(-1, dtype=torch.int32).cpu() for part in parts])

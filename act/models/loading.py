@@ -1,18 +1,20 @@
-"""Loading Hugging Face models and tokenizers, with errors a person can act on."""
+"""Loading Hugging Face models and tokenizers, with errors that say what to do."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from act.core.errors import ActError, brief, require_choice
 from act.core.extras import optional
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -25,7 +27,7 @@ def load_model(
     device: str = "auto",
     device_map: str | None = None,
     max_memory: Mapping[str, str] | None = None,
-) -> nn.Module:
+) -> PreTrainedModel:
     """A causal language model in eval mode.
 
     Args:
@@ -33,11 +35,12 @@ def load_model(
         dtype: one of :data:`DTYPES`; ``auto`` keeps the checkpoint's.
         device: a torch device; ``auto`` is the first GPU, else the CPU.
         device_map: one of :data:`DEVICE_MAPS`: accelerate spreads the model over GPUs, the CPU's memory and the disk.
-        max_memory: for ``device_map``, what a GPU by its number, or ``cpu``, may hold of the model, such as
-            ``{"0": "20GiB", "cpu": "64GiB"}``; None: nearly all that is free.
+        max_memory: with ``device_map``, how much of the model each GPU (by number) and ``cpu`` may hold, such as
+            ``{"0": "20GiB", "cpu": "64GiB"}``; None: nearly all free memory.
 
     Raises:
-        ActError: no such model, a damaged or incomplete one, an unknown dtype or device, or both a device and a map.
+        ActError: the model does not exist, is damaged or incomplete; the dtype or the device is unknown; both a device
+            and a device map are given.
     """
     from transformers import AutoModelForCausalLM
 
@@ -46,13 +49,14 @@ def load_model(
     model, found = _from_pretrained(
         AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True, **spread
     )
-    absent = sorted(found["missing_keys"])  # without those that are tied, or made anew by the architecture
+    absent = sorted(found["missing_keys"])  # without those that are tied, or that the architecture computes itself
     if absent:
         raise ActError(
             f"{name} lacks {len(absent)} of the model's weights, {absent[0]} for one, which would be random; "
             "download or save the model again"
         )
-    return model.eval() if spread else model.to(device_named(device)).eval()
+    placed: PreTrainedModel = (model if spread else model.to(device_named(device))).eval()
+    return placed
 
 
 def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] | None) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] |
     if device_map is None:
         device_named(device)  # before the weights are read
         if max_memory:
-            raise ActError("a maximum memory was given without a device map, which it is for; add --device-map auto")
+            raise ActError("a maximum memory was given without a device map, which it limits; add --device-map auto")
         return {}
     require_choice("device map", device_map, DEVICE_MAPS)
     if device != "auto":
@@ -73,37 +77,48 @@ def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] |
     return {"device_map": device_map, "max_memory": limits or None}
 
 
-def load_config(name: str, dtype: str = "auto") -> Any:
-    """The configuration of a model, with the dtype that it will have; raises ActError if there is none."""
+def load_config(name: str, dtype: str = "auto") -> PretrainedConfig:
+    """The configuration of a model, with the dtype that the model is to have.
+
+    Raises:
+        ActError: there is no such configuration; the dtype is unknown.
+    """
     from transformers import AutoConfig
 
     require_choice("dtype", dtype, DTYPES)
-    config = _from_pretrained(AutoConfig, "model", name)
+    config: PretrainedConfig = _from_pretrained(AutoConfig, "model", name)
     if dtype != "auto":
         config.dtype = getattr(torch, dtype)
     return config
 
 
-def empty_model(config: Any) -> nn.Module:
-    """The model of a configuration on the meta device: its shapes without its weights."""
+def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration on the meta device: its shapes without its weights.
+
+    Raises:
+        ActError: no causal language model can be built from the configuration.
+    """
     from transformers import AutoModelForCausalLM
 
+    loader: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config).eval()
+            model: PreTrainedModel = loader.from_config(config).eval()
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise ActError(f"cannot build a causal language model: {brief(error, 300)}") from error
+    return model
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ActError if there is none."""
     from transformers import AutoTokenizer
 
-    return _from_pretrained(AutoTokenizer, "tokenizer", name)
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, "tokenizer", name)
+    return tokenizer
 
 
-def token_difference(donor: Any, target: Any) -> str | None:
-    """The first token id that means another token to another tokenizer, as a phrase; None where there is none."""
+def token_difference(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> str | None:
+    """The first token id that stands for different tokens in two tokenizers, as a phrase; None where there is none."""
     tokens = {index: token for token, index in donor.get_vocab().items()}
     for token, index in sorted(target.get_vocab().items(), key=lambda item: item[1]):
         if tokens.get(index, token) != token:
@@ -111,15 +126,15 @@ def token_difference(donor: Any, target: Any) -> str | None:
     return None
 
 
-def require_same_tokens(donor: Any, target: Any) -> None:
-    """Raise :class:`ActError` where a token id means another token to another tokenizer: a pair reads the same ids."""
+def require_same_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
+    """Raise :class:`ActError` where a token id stands for different tokens in two tokenizers: a pair reads one text."""
     difference = token_difference(donor, target)
     if difference:
         raise ActError(f"{difference}, so the models would read different texts; give two models with one vocabulary")
 
 
 def require_place(name: str, what: str) -> None:
-    """Raise :class:`ActError` for what is neither a folder nor like a hub id."""
+    """Raise :class:`ActError` for a name that is neither a folder nor a possible hub id."""
     if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))):
         raise ActError(
             f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name"
@@ -135,7 +150,11 @@ def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
 
 
 def device_named(device: str) -> torch.device:
-    """The torch device of that name; ``auto`` is the first GPU, else the CPU. Raises ActError if it cannot be used."""
+    """The torch device of that name; ``auto`` is the first GPU, else the CPU.
+
+    Raises:
+        ActError: there is no such device, or it cannot be used.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,7 +1,7 @@
 """Where the parts of a model live: on one device, spread over several by ``device_map``, or offloaded by accelerate.
 
-An offloaded parameter is on the ``meta`` device outside its module's forward; a hook of accelerate (``_hf_hook``, read
-here by its attributes, so that accelerate need not be installed) holds its values and knows where the module runs.
+Outside its module's forward, an offloaded parameter is on the ``meta`` device. A hook of accelerate (``_hf_hook``)
+holds its values and knows where the module runs; only its attributes are read, so accelerate need not be installed.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
+from act.models.embeddings import input_embedding, lm_head
 
 
 def run_devices(model: nn.Module, names: Iterable[str]) -> dict[str, torch.device]:
-    """The device on which each of these modules runs and its output comes to be, by name."""
+    """The device on which each of these modules runs, and which its output is on, by name."""
     modules = dict(model.named_modules())
     return {name: _run_device(modules, name) for name in names}
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """The device that the token ids belong on: that of the embedding, or else of the first parameter."""
+    """The device for the token ids: that of the input embedding, or else of the first parameter."""
     modules = dict(model.named_modules())
-    embed = getattr(model, "get_input_embeddings", lambda: None)()
+    embed = input_embedding(model)
     name = next((name for name, module in modules.items() if module is embed), None)
     if name is None:
         name = next(iter(dict(model.named_parameters())), "").rpartition(".")[0]
@@ -32,7 +33,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter's name and values, once; offloaded ones as accelerate keeps them.
+    """Name and values of every parameter, once each; of offloaded ones, the tensors that accelerate keeps.
 
     Raises:
         ActError: a parameter without values.
@@ -45,7 +46,7 @@ def values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def require_in_memory(model: nn.Module, what: str) -> None:
-    """Raise :class:`ActError` if a parameter of the model, called ``what``, is offloaded or was never loaded."""
+    """Raise :class:`ActError` if a parameter of the model (``what``: donor or target) is offloaded or not loaded."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ActError(
@@ -55,10 +56,9 @@ def require_in_memory(model: nn.Module, what: str) -> None:
 
 
 def ties_apart(model: nn.Module) -> dict[int, int]:
-    """Ids of the LM head's and the embedding's weight where offloading has made two parameters of one tied tensor."""
+    """Ids of the LM head's and the embedding's weight, where offloading has split one tied tensor in two."""
     config = getattr(model, "config", None)
-    parts = [getattr(model, name, lambda: None)() for name in ("get_output_embeddings", "get_input_embeddings")]
-    head, embed = (getattr(part, "weight", None) for part in parts)
+    head, embed = (getattr(part, "weight", None) for part in (lm_head(model), input_embedding(model)))
     if not getattr(config, "tie_word_embeddings", False) or head is None or embed is None:
         return {}
     return {id(head): id(embed)} if head is not embed and (head.is_meta or embed.is_meta) else {}
@@ -88,14 +88,15 @@ def _offloaded(modules: dict[str, nn.Module], name: str) -> torch.Tensor:
             kept = getattr(hook, "weights_map", None)
             local = name[len(owner) + 1 :] if owner else name
             if kept is not None and local in kept:
-                return kept[local]
+                tensor: torch.Tensor = kept[local]
+                return tensor
         if not owner:
             raise ActError(f"{name} has no values (it is on the meta device); load the model with its weights")
         owner = owner.rpartition(".")[0]
 
 
 def _hooks(modules: dict[str, nn.Module], name: str, upwards: bool = True) -> Iterator[Any]:
-    """Accelerate's hooks on a module, and on those around it from the inside out."""
+    """Accelerate's hooks on a module and, ``upwards``, on the modules around it, innermost first."""
     hook = getattr(modules[name], "_hf_hook", None)
     if hook is not None:
         yield from getattr(hook, "hooks", (hook,))

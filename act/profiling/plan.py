@@ -323,7 +323,7 @@ def _measured(
     tokens, length = MEASURED_TOKENS
     space = ChannelSpace.from_model(model)
     generator = torch.Generator().manual_seed(0)
-    length = min(length, trained_positions(model.config) or length)
+    length = min(length, trained_positions(getattr(model, "config", None)) or length)
     find: Any = model.get_input_embeddings
     ids = torch.randint(0, find().weight.shape[0], (tokens // length, length), generator=generator)
     inputs = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
+from act.models.embeddings import lm_head
 from act.taps.attachments import Attachments
 from act.taps.measurement import Measurement, as_rows
 
@@ -18,9 +20,8 @@ class Head:
     """The LM head of one model, if it has one."""
 
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
-        find: Callable[[], nn.Module | None] = getattr(model, "get_output_embeddings", lambda: None)
-        head = find()
-        self._name = next((name for name, module in model.named_modules() if head is not None and module is head), None)
+        head = lm_head(model)
+        self._name = next((name for name, module in model.named_modules() if module is head), None)
         self._measurement = measurement
         self._ends_here = False
 
@@ -53,7 +54,7 @@ class Head:
             hidden, heads = as_rows(args[0], self._measurement.tokens, site)
             mask = self._measurement.mask(hidden.device, heads)
             counted = hidden if mask is None else hidden[mask]
-            for rows in counted.split(max(16, HEAD_CHUNK_BYTES // (site.width * hidden.element_size()))):
+            for rows in torch.split(counted, max(16, HEAD_CHUNK_BYTES // (site.width * hidden.element_size()))):
                 self._measurement.read_rows(site, module.forward(rows), None)
         raise _HeadReached
 

@@ -69,7 +69,7 @@ def test_an_index_outside_the_space_is_refused(channel):
 def test_json_round_trip():
     space = ChannelSpace.from_model(tiny_model("llama-tied-bias"))
     again = ChannelSpace.from_json(space.to_json())
-    assert again == space and again.fingerprint == space.fingerprint
+    assert again == space
 
 
 def test_the_first_difference_is_named():
@@ -85,7 +85,14 @@ def test_parameters_that_no_site_covers_are_listed():
             self.linear = nn.Linear(3, 4)
             self.experts = nn.Parameter(torch.zeros(2, 3, 4))
 
-    assert ChannelSpace.from_model(Odd()).uncovered == ("experts",)
+    space = ChannelSpace.from_model(Odd())
+    assert space.uncovered == ("experts",)
+    assert repr(space) == "<ChannelSpace: 4 channels at 1 site in 0 layers, 1 parameter uncovered>"
+
+
+def test_its_repr_counts_what_it_holds():
+    assert repr(SPACE) == f"<ChannelSpace: {len(SPACE):,} channels at 21 sites in 2 layers>"
+    assert f"<tr><td>q<td>2<td>{2 * 32}" in SPACE._repr_html_()
 
 
 def test_a_model_without_channels_is_refused():

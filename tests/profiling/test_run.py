@@ -213,7 +213,7 @@ def test_packing_is_chosen_only_where_attention_gains_and_refused_where_pieces_w
     model = tiny_model("llama")
     assert Job({"model": model}, corpus(tokenizer)).settings["packing"] is False
     model.forward = lambda original=model.forward, position_ids=None, **inputs: original(**inputs)
-    with pytest.raises(ActError, match="lets packed pieces see each other"):
+    with pytest.raises(ActError, match="lets packed pieces attend to each other"):
         Job({"model": model}, corpus(tokenizer), packing="on")
 
 

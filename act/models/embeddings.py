@@ -1,0 +1,24 @@
+"""Where tokens enter a model and where they leave it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+
+def input_embedding(model: nn.Module) -> nn.Module | None:
+    """The module that embeds token ids, if the model has one."""
+    return _found_by(getattr(model, "get_input_embeddings", None))
+
+
+def lm_head(model: nn.Module) -> nn.Module | None:
+    """The module that gives the logits, if the model has one."""
+    return _found_by(getattr(model, "get_output_embeddings", None))
+
+
+def _found_by(find: Callable[[], nn.Module | None] | None) -> nn.Module | None:
+    try:
+        return find() if find else None
+    except NotImplementedError:
+        return None
