@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from act.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
     from act.evaluation.sweep import Sweep, sweep
     from act.models.channels import ChannelSpace, Site
-    from act.profiles.profile import PairProfile, Profile, Statistics, load
+    from act.profiles.profile import PairProfile, Profile, load
+    from act.profiles.statistics import Statistics
     from act.profiling import ray_data
     from act.profiling.checkpoint import Checkpoint
     from act.profiling.measure import profile, profile_pair
@@ -43,7 +44,8 @@ _NAMES = {
     "act.evaluation.evaluate": ("Comparison", "Evaluation", "compare", "evaluate"),
     "act.evaluation.sweep": ("Sweep", "sweep"),
     "act.models.channels": ("ChannelSpace", "Site"),
-    "act.profiles.profile": ("PairProfile", "Profile", "Statistics", "load"),
+    "act.profiles.profile": ("PairProfile", "Profile", "load"),
+    "act.profiles.statistics": ("Statistics",),
     "act.profiling.checkpoint": ("Checkpoint",),
     "act.profiling.measure": ("profile", "profile_pair"),
     "act.profiling.run": ("Observer",),

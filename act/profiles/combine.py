@@ -1,4 +1,4 @@
-"""Shards of one run, made anywhere and in any order, merged to the profile of the whole corpus."""
+"""Merging the profiles of the shards of one run, made anywhere and in any order."""
 
 from __future__ import annotations
 
@@ -15,15 +15,25 @@ from act.profiles.provenance import CorpusRead
 
 
 def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) -> Profile:
-    """Merge the profiles that ``shard=(i, n)`` gave, in the order of i, whatever the order given.
+    """Merge the profiles of the shards of one run into that of the whole corpus.
+
+    They are merged in the order of the shards' numbers, so the order in which they are given does not change a bit.
 
     Args:
-        shards: one profile of each shard, or its file; of files, the headers are read first and then one at a time, so
-            memory holds two profiles, however many shards there are.
-        partial: allow some to be missing; the source then says which are there.
+        shards: the profile of each ``shard=(i, n)``, or its file. Headers of files are read first, then one file at a
+            time, so memory holds two profiles however many shards there are.
+        partial: allow shards to be missing; the provenance then says which ones are there.
+
+    Returns:
+        A :class:`act.PairProfile` if the shards are.
 
     Raises:
-        ActError: none; not a shard, or one of another run; one that is there twice, or is missing; nothing was counted.
+        ActError: no shard; a profile that is not of a shard, or is of another run; a shard that is given twice or
+            missing; a run that counted nothing.
+
+    >>> from act.profiles.combine import combine
+    >>> combine(act.profile(model, corpus, shard=(number, 2)) for number in range(2))
+    <Profile of LlamaForCausalLM over records: 940 channels at 21 sites, 24 tokens counted>
     """
     by_number: dict[int, Profile | StoredProfile] = {}
     size = 0
@@ -32,7 +42,7 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
         number, of = _shard(shard)
         size = size or of
         if of != size:
-            raise ActError(f"shard {number}/{of} is of a run of {of} shards, others are of {size}; give one run's")
+            raise ActError(f"shard {number}/{of} is of a run of {of} shards, others of {size}; give those of one run")
         if number in by_number:
             raise ActError(f"shard {number}/{size} was given twice; give each shard once, or its text counts twice")
         by_number[number] = shard
@@ -59,15 +69,16 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
 
 
 def _shard(profile: Profile | StoredProfile) -> tuple[int, int]:
-    corpus, *others = profile.provenance.corpora
-    if others or corpus.shard is None:
-        raise ActError(f"the profile of {corpus.name} is not of a shard; give those that --shard i/n made")
-    return corpus.shard
+    corpora = profile.provenance.corpora
+    if len(corpora) != 1 or corpora[0].shard is None:
+        names = ", ".join(corpus.name for corpus in corpora) or "no text"
+        raise ActError(f"the profile of {names} is not of a shard; give those that --shard i/n made")
+    return corpora[0].shard
 
 
 def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredProfile, which: str) -> None:
     if first.pair != other.pair:
-        raise ActError(f"{which} are one of a pair of models and one of a single model; give one run's")
+        raise ActError(f"{which} are one of a pair of models and one of a single model; give those of one run")
     require_same_models(first, other)
     for part, one, two in (
         ("settings", *(p.provenance.settings.to_json() for p in (first, other))),

@@ -21,8 +21,9 @@ class Moments:
 
     Args:
         space: the channel space.
-        pair: whether donor, target and difference are held.
-        device: of the arena, or of every site by its name (:func:`act.models.placement.run_devices`).
+        pair: hold the moments of donor, target and difference.
+        device: where the arena lies, or each site's part of it, by the site's name
+            (:func:`act.models.placement.run_devices`).
     """
 
     def __init__(self, space: ChannelSpace, pair: bool = False, device: Place | Mapping[str, Place] = None) -> None:
@@ -43,7 +44,7 @@ class Moments:
 
     @property
     def arena(self) -> torch.Tensor:
-        """The arena of all channels in flat order; while there is one on each of several devices, a copy of them."""
+        """All channels in flat order, ``[7, N]`` or ``[3, 7, N]``; a copy while they are on several devices."""
         first, *others = self._arenas.values()
         if not others:
             return first
@@ -51,16 +52,16 @@ class Moments:
 
     @property
     def arenas(self) -> list[torch.Tensor]:
-        """What holds the numbers: the arena of each device, in a fixed order."""
+        """The arena of each device, in a fixed order; together they hold every number once."""
         return list(self._arenas.values())
 
     def fill(self, arena: torch.Tensor) -> None:
-        """Take over the numbers of a flat arena."""
+        """Copy the numbers of a flat arena, ``[7, N]`` or ``[3, 7, N]``, to where they belong."""
         for site in self.space:
             self.block(site.name).copy_(arena[..., site.channels])
 
     def gather(self) -> None:
-        """Join the arenas of several devices to one, on the device of the first site."""
+        """Join the arenas of several devices into one, on the device of the first site."""
         arena = self.arena
         self._arenas = {arena.device: arena}
         self._blocks = {site.name: arena[..., site.channels] for site in self.space}
@@ -70,7 +71,10 @@ class Moments:
         return self._blocks[site]
 
     def merge(self, other: Moments) -> None:
-        """Add what another run over other text measured; exact up to float64 rounding, in any order."""
+        """Add the moments of a run over other text, by the formula of Chan et al.; exact up to float64 rounding.
+
+        See :func:`act_kernels.merge_moments`.
+        """
         if len(self._arenas) == 1:
             merge_moments(self.arena, other.arena.to(self.arena.device))
             return
@@ -78,12 +82,15 @@ class Moments:
             merge_moments(block, other.block(name).to(block.device))
 
     def nonfinite(self) -> dict[str, int]:
-        """NaN and infinite values met, by site, for the sites that met any (the largest over a pair's models)."""
+        """How many NaN and infinite values were left out, by site; of a pair, the larger number of the two models.
+
+        Sites that met none are not listed.
+        """
         counts = {site.name: int(self.block(site.name)[..., NONFINITE, :].sum(-1).max()) for site in self.space}
         return {name: count for name, count in counts.items() if count}
 
     def rows_counted(self, site: str) -> int:
-        """Rows that the site was fed, non-finite values included."""
+        """How many rows (tokens, or tokens times heads) the site was fed, those with non-finite values included."""
         block = self.block(site)
         first = block if block.dim() == 2 else block[0]
         return int(first[COUNT, 0] + first[NONFINITE, 0])

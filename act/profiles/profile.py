@@ -3,73 +3,60 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from act.core.errors import ActError
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.models.channels import ChannelSpace
+from act.profiles import tables
 from act.profiles.moments import Moments
 from act.profiles.provenance import Provenance
+from act.profiles.statistics import PairStatistics, Statistics
 from act_kernels import PAIR, STATISTICS
-from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, POSITIVE, SUM_ABS
+
+if TYPE_CHECKING:
+    import pandas
+    import rich.table
 
 SCHEMA = "act-profile/1"
 
 
-class Statistics:
-    """Finalised statistics of a block ``[7, N]``: flat float64 vectors; NaN where no finite value was counted."""
-
-    def __init__(self, block: torch.Tensor) -> None:
-        self._block = block
-
-    @property
-    def count(self) -> torch.Tensor:
-        """Finite values counted."""
-        return self._block[COUNT]
-
-    @property
-    def mean(self) -> torch.Tensor:
-        """Mean."""
-        return torch.where(self.count > 0, self._block[MEAN], torch.nan)
-
-    @property
-    def var(self) -> torch.Tensor:
-        """Population variance, ``M2 / count``."""
-        return self._block[M2] / self.count
-
-    @property
-    def mean_abs(self) -> torch.Tensor:
-        """Mean of absolute values."""
-        return self._block[SUM_ABS] / self.count
-
-    @property
-    def max_abs(self) -> torch.Tensor:
-        """Largest absolute value."""
-        return torch.where(self.count > 0, self._block[MAX_ABS], torch.nan)
-
-    @property
-    def positive_rate(self) -> torch.Tensor:
-        """Share of values above zero."""
-        return self._block[POSITIVE] / self.count
-
-
 class Profile(Statistics):
-    """The statistics of one model over a corpus.
+    """The statistics of one model over a corpus: float64 vectors ``[N]`` over all channels of the model.
 
     Attributes:
         moments: the arena ``[7, N]``.
         provenance: which models read which text, and how.
+
+    >>> profile = act.profile(model, corpus)
+    >>> profile
+    <Profile of LlamaForCausalLM over records: 940 channels at 21 sites, 24 tokens counted>
+    >>> profile.var.shape, profile.var.dtype
+    (torch.Size([940]), torch.float64)
+    >>> site, row = profile.space.locate(int(profile.max_abs.argmax()))
+    >>> bool(profile.site(site.name).max_abs[row] == profile.max_abs.max())
+    True
+    >>> profile.provenance.corpora[0].records
+    12
     """
 
     def __init__(self, moments: Moments, provenance: Provenance) -> None:
-        super().__init__(self._own_block(moments))
+        super().__init__(moments.arena)
         self.moments = moments
         self.provenance = provenance
 
-    @staticmethod
-    def _own_block(moments: Moments) -> torch.Tensor:
-        return moments.arena
+    def __repr__(self) -> str:
+        return f"<{tables.sentence(self)}>"
+
+    def _repr_html_(self) -> str:
+        """The table that a notebook shows."""
+        return tables.html(self)
+
+    def __rich__(self) -> rich.table.Table:
+        """The table that rich prints."""
+        return tables.rich_table(self)
 
     @property
     def space(self) -> ChannelSpace:
@@ -78,15 +65,31 @@ class Profile(Statistics):
 
     @property
     def pair(self) -> bool:
-        """Whether donor and target were measured."""
+        """Whether a donor and a target were measured."""
         return self.moments.pair
 
     def site(self, name: str) -> Statistics:
-        """The same vectors for one site, ``[width]`` each."""
-        return Statistics(self._block[:, self.space.site(name).channels])
+        """The same vectors for one site, ``[width]`` each; views into the profile's moments.
+
+        Raises:
+            ActError: there is no site of this name.
+
+        >>> act.profile(model, corpus).site("lm_head").mean_abs.shape
+        torch.Size([300])
+        """
+        return Statistics(self._arena[:, self.space.site(name).channels])
 
     def __add__(self, other: Profile) -> Profile:
-        """The profile of both corpora together; raises ActError unless kind, models and settings agree."""
+        """The profile over the texts of both, as one run over both would give, up to float64 rounding.
+
+        Raises:
+            ActError: one profile is of a pair and the other of a single model, or they are of different models.
+
+        >>> first, second = (act.profile(model, corpus, shard=(number, 2)) for number in range(2))
+        >>> whole = act.profile(model, corpus)
+        >>> torch.allclose((first + second).mean, whole.mean, atol=1e-6)
+        True
+        """
         if type(self) is not type(other):
             raise ActError(f"cannot add a {type(other).__name__} to a {type(self).__name__}")
         require_same_models(self, other)
@@ -95,8 +98,37 @@ class Profile(Statistics):
         merged.merge(other.moments)
         return type(self)(merged, self.provenance.merged(other.provenance))
 
+    def to_frame(self) -> pandas.DataFrame:
+        """A table with one row per channel, indexed by the channel.
+
+        Columns: ``site``, ``kind``, ``layer`` (missing outside the layers), ``row`` (its number within the site), and
+        one for each vector: ``count``, ``mean``, ``var``, ``mean_abs``, ``max_abs`` and ``positive_rate``, preceded by
+        ``donor_`` and ``target_`` for a pair, and then ``mean_diff``, ``var_diff`` and ``mean_abs_diff``.
+
+        Raises:
+            ActError: pandas is not installed.
+
+        >>> frame = act.profile(model, corpus).to_frame()
+        >>> frame[frame.kind == "up"].groupby("layer").mean_abs.mean().index.tolist()
+        [0, 1]
+        """
+        return tables.frame(self)
+
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the profile; raises ActError if ``path`` exists and ``force`` is False, or the disk is full."""
+        """Write the profile to one safetensors file; :func:`act.load` reads it.
+
+        Args:
+            path: the file, which is there whole or not at all.
+            force: replace a file that is there already.
+
+        Raises:
+            ActError: the file exists and ``force`` is False; the disk is full.
+
+        >>> profile = act.profile(model, corpus)
+        >>> profile.save("english.safetensors")
+        >>> torch.equal(act.load("english.safetensors").mean, profile.mean)
+        True
+        """
         arena = self.moments.arena.cpu()
         blocks = dict(zip(PAIR, arena, strict=True)) if self.moments.pair else {"": arena}
         tensors = {
@@ -108,52 +140,45 @@ class Profile(Statistics):
         save_tensors(Path(path), tensors, SCHEMA, header, force=force)
 
 
-class PairProfile(Profile):
-    """The statistics of donor and target over the same tokens, and of donor - target.
+class PairProfile(Profile, PairStatistics):
+    """The statistics of a donor and a target over the same tokens, and of donor - target.
 
-    The plain vectors (``mean``, ``var``, …) and ``site`` are the target's; ``donor`` and ``target`` give either side.
+    The plain vectors (``mean``, ``var``, …) are the target's; ``donor`` and ``target`` give those of either side.
+
+    Attributes:
+        moments: the arena ``[3, 7, N]``: donor, target, difference.
+
+    >>> pair = act.profile_pair(donor, target, corpus)
+    >>> pair
+    <PairProfile of LlamaForCausalLM and LlamaForCausalLM over records: 940 channels at 21 sites, 24 tokens counted>
+    >>> pair.mean_abs_diff.shape
+    torch.Size([940])
+    >>> torch.equal(pair.mean, pair.target.mean)
+    True
     """
 
-    @staticmethod
-    def _own_block(moments: Moments) -> torch.Tensor:
-        return moments.arena[PAIR.index("target")]
+    def site(self, name: str) -> PairStatistics:
+        """The same vectors for one site, ``[width]`` each; views into the profile's moments.
 
-    @property
-    def donor(self) -> Statistics:
-        """The donor's statistics."""
-        return Statistics(self.moments.arena[PAIR.index("donor")])
+        Raises:
+            ActError: there is no site of this name.
 
-    @property
-    def target(self) -> Statistics:
-        """The target's statistics."""
-        return Statistics(self._block)
-
-    @property
-    def difference(self) -> Statistics:
-        """The statistics of donor - target."""
-        return Statistics(self.moments.arena[PAIR.index("difference")])
-
-    @property
-    def mean_diff(self) -> torch.Tensor:
-        """Mean of donor - target."""
-        return self.difference.mean
-
-    @property
-    def var_diff(self) -> torch.Tensor:
-        """Population variance of donor - target."""
-        return self.difference.var
-
-    @property
-    def mean_abs_diff(self) -> torch.Tensor:
-        """Mean of ``|donor - target|``: the paper's score (eq. 2)."""
-        return self.difference.mean_abs
+        >>> pair = act.profile_pair(donor, target, corpus)
+        >>> up = pair.site("model.layers.0.mlp.up_proj")
+        >>> up.mean_abs_diff.shape, up.donor.var.shape
+        (torch.Size([48]), torch.Size([48]))
+        """
+        return PairStatistics(self._arena[..., self.space.site(name).channels])
 
 
 class StoredProfile:
-    """A profile on disk of which only the header was read; raises ActError as :func:`load`.
+    """A profile on disk of which only the header was read.
 
     Attributes:
         space, pair, provenance: those of the profile.
+
+    Raises:
+        ActError: as :func:`load`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -184,7 +209,18 @@ def require_same_models(first: Profile | StoredProfile, second: Profile | Stored
 
 
 def load(path: str | Path) -> Profile:
-    """Read a profile or pair profile; raises ActError if it is missing, damaged or of another schema version."""
+    """Read a profile that :meth:`Profile.save`, or ``act-profile run`` or ``pair``, wrote.
+
+    Returns:
+        A :class:`PairProfile` if the file holds one.
+
+    Raises:
+        ActError: the file is missing, damaged, of another kind or of another schema version.
+
+    >>> act.profile_pair(donor, target, corpus).save("pair.safetensors")
+    >>> type(act.load("pair.safetensors")).__name__
+    'PairProfile'
+    """
     tensors, header = load_tensors(Path(path), SCHEMA)
     with understood(Path(path)):
         moments = Moments(ChannelSpace.from_json(header["space"]), pair=header["pair"])

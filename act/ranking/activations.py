@@ -11,8 +11,9 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.channels import ChannelSpace, common_space
 from act.models.fingerprint import fingerprint
-from act.profiles.profile import PairProfile, Profile, Statistics, require_same_models
+from act.profiles.profile import PairProfile, Profile, require_same_models
 from act.profiles.provenance import ModelRead
+from act.profiles.statistics import Statistics
 
 Ability = Profile | tuple[Profile, Profile]
 """What was measured on one ability: a pair profile, or (donor, target) profiles over the same text."""

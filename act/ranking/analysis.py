@@ -18,7 +18,8 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.channels import ChannelSpace, Site
 from act.models.fingerprint import fingerprint
-from act.profiles.profile import PairProfile, Profile, Statistics
+from act.profiles.profile import PairProfile, Profile
+from act.profiles.statistics import Statistics
 from act.ranking.channel_set import ChannelSet
 from act.ranking.selection import best
 

@@ -15,6 +15,7 @@ from act.core.errors import ActError
 from act.core.extras import optional
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.models.channels import ChannelSpace, ParameterSlice, Site
+from act.profiles.tables import places
 from act.ranking.rule import Rule
 
 if TYPE_CHECKING:
@@ -115,18 +116,7 @@ class ChannelSet:
             ActError: pandas is not installed.
         """
         pandas = optional("pandas", "frame", "a table of channels")
-        places = [(site, rows) for site, rows in self.space.split(self.index)]
-        counts = torch.tensor([len(rows) for _, rows in places], dtype=torch.int64)
-        number = torch.arange(len(places)).repeat_interleave(counts).numpy()
-        return pandas.DataFrame(
-            {
-                "site": pandas.Series([site.name for site, _ in places], dtype=object).take(number).to_numpy(),
-                "kind": pandas.Series([site.kind for site, _ in places], dtype=object).take(number).to_numpy(),
-                "layer": pandas.array([site.layer for site, _ in places], dtype="Int64").take(number),
-                "row": torch.cat([self.index.new_empty(0), *(rows for _, rows in places)]).numpy(),
-                "score": self.scores.numpy(),
-            }
-        )
+        return pandas.DataFrame({**places(self.space, self.index), "score": self.scores.numpy()})
 
     def _holds(self, site: Site) -> bool:
         """Whether some channel of a site is chosen."""

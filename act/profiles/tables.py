@@ -1,0 +1,108 @@
+"""How a profile shows itself: in one line, as a small table, as a data frame."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import torch
+
+from act.core.extras import optional
+from act.profiles.statistics import PairStatistics, Statistics
+
+if TYPE_CHECKING:
+    import pandas
+    import rich.table
+
+    from act.models.channels import ChannelSpace
+    from act.profiles.profile import Profile
+
+VECTORS = ("count", "mean", "var", "mean_abs", "max_abs", "positive_rate")
+DIFFERENCES = ("mean_diff", "var_diff", "mean_abs_diff")
+
+
+def sentence(profile: Profile) -> str:
+    """One line: what it is, of which models and text, how many channels and tokens."""
+    models = " and ".join(model.name for model in profile.provenance.models.values()) or "an unknown model"
+    counted = sum(corpus.counted for corpus in profile.provenance.corpora)
+    return (
+        f"{type(profile).__name__} of {models} over {_text(profile)}: {len(profile.space):,} channels at "
+        f"{_sites(profile)}, {counted:,} tokens counted"
+    )
+
+
+def html(profile: Profile) -> str:
+    """A small HTML table."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _rows(profile))
+    return f"<table><caption>{type(profile).__name__}</caption><tbody>{rows}</tbody></table>"
+
+
+def rich_table(profile: Profile) -> rich.table.Table:
+    """A small table for a terminal."""
+    from rich.markup import escape as plain
+    from rich.table import Table
+
+    table = Table(title=type(profile).__name__, title_justify="left", show_header=False)
+    for name, value in _rows(profile):
+        table.add_row(name, plain(value))
+    return table
+
+
+def frame(profile: Profile) -> pandas.DataFrame:
+    """A data frame with one row per channel; see :meth:`act.Profile.to_frame`."""
+    pandas = optional("pandas", "frame", "a data frame of channels")
+    if isinstance(profile, PairStatistics):
+        vectors = {**_vectors(profile.donor, "donor_"), **_vectors(profile.target, "target_")}
+        vectors |= {name: getattr(profile, name) for name in DIFFERENCES}
+    else:
+        vectors = _vectors(profile)
+    columns = {name: vector.cpu().numpy() for name, vector in vectors.items()}
+    return pandas.DataFrame({**places(profile.space, torch.arange(len(profile.space))), **columns})
+
+
+def places(space: ChannelSpace, channels: torch.Tensor) -> dict[str, object]:
+    """The columns that say where channels lie: ``site``, ``kind``, ``layer`` and ``row``, as pandas arrays.
+
+    Args:
+        space: the channel space.
+        channels: sorted distinct flat indices, int64 ``[K]``.
+
+    Raises:
+        ActError: pandas is not installed.
+    """
+    pandas = optional("pandas", "frame", "a data frame of channels")
+    sites, rows = zip(*space.split(channels), strict=True) if len(channels) else ((), ())
+    widths = torch.tensor([len(each) for each in rows], dtype=torch.int64)
+    number = torch.arange(len(sites)).repeat_interleave(widths).numpy()
+    kinds = list(dict.fromkeys(site.kind for site in sites))
+    codes = torch.tensor([kinds.index(site.kind) for site in sites], dtype=torch.int64).numpy()
+    return {
+        "site": pandas.Categorical.from_codes(number, [site.name for site in sites]),
+        "kind": pandas.Categorical.from_codes(codes[number], kinds),
+        "layer": pandas.array([site.layer for site in sites], dtype="Int64").take(number),
+        "row": torch.cat([channels.new_empty(0), *rows]).numpy(),
+    }
+
+
+def _vectors(statistics: Statistics, prefix: str = "") -> dict[str, torch.Tensor]:
+    return {prefix + name: getattr(statistics, name) for name in VECTORS}
+
+
+def _rows(profile: Profile) -> list[tuple[str, str]]:
+    corpora = profile.provenance.corpora
+    tokens, counted = (sum(getattr(corpus, name) for corpus in corpora) for name in ("tokens", "counted"))
+    return [
+        *((side, str(model)) for side, model in profile.provenance.models.items()),
+        ("text", _text(profile)),
+        ("tokens", f"{tokens:,}, of which {counted:,} counted"),
+        ("channels", f"{len(profile.space):,} at {_sites(profile)}"),
+    ]
+
+
+def _text(profile: Profile) -> str:
+    return ", ".join(corpus.name for corpus in profile.provenance.corpora) or "no text"
+
+
+def _sites(profile: Profile) -> str:
+    sites = len(profile.space.sites)
+    return f"{sites} site{'' if sites == 1 else 's'}"
