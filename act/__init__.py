@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from act.editing.patch import Patch, compose
     from act.editing.transfer import transfer, transfer_many
     from act.editing.tune import Tuned, TuneSettings, tune
-    from act.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
+    from act.evaluation.comparison import Comparison, compare
+    from act.evaluation.evaluate import Evaluation, evaluate
     from act.evaluation.sweep import Sweep, sweep
     from act.models.channels import ChannelSpace, Site
     from act.profiles.profile import PairProfile, Profile, load
@@ -41,7 +42,8 @@ _NAMES = {
     "act.editing.patch": ("Patch", "compose"),
     "act.editing.transfer": ("transfer", "transfer_many"),
     "act.editing.tune": ("TuneSettings", "Tuned", "tune"),
-    "act.evaluation.evaluate": ("Comparison", "Evaluation", "compare", "evaluate"),
+    "act.evaluation.comparison": ("Comparison", "compare"),
+    "act.evaluation.evaluate": ("Evaluation", "evaluate"),
     "act.evaluation.sweep": ("Sweep", "sweep"),
     "act.models.channels": ("ChannelSpace", "Site"),
     "act.profiles.profile": ("PairProfile", "Profile", "load"),

@@ -10,7 +10,6 @@ import typer
 
 from act.cli import console, options
 from act.core.files import require_output
-from act.report.pictures import draw_channel_map
 
 PICTURE = Path("act-demo.png")
 
@@ -22,8 +21,9 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Give a small model the language back that it forgot, beside controls of equal size; under a minute."""
+    """Give a small model back the language that it forgot, beside controls of equal size; under a minute."""
     from act.lab import demo
+    from act.report.pictures import draw_channel_map
 
     console.quiet_transformers()
     force = force or picture == PICTURE

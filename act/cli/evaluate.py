@@ -7,19 +7,18 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
-from act.data.corpus import Corpus
-from act.data.stream import DEFAULT_TOKEN_BUDGET
-from act.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
-from act.evaluation.harness import TaskFigure, compare_tasks, require_tasks, run_tasks
-from act.evaluation.significance import finite, mean_and_error
-from act.models.loading import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from act.evaluation.comparison import Comparison
+    from act.evaluation.evaluate import Evaluation
+    from act.evaluation.harness import TaskChange, TaskFigure
 
 
 def command(
@@ -34,13 +33,22 @@ def command(
     fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt of a task.")] = None,
     details: Annotated[Path | None, typer.Option(help="Write every record's figures and answer, as JSONL.")] = None,
     max_length: options.MaxLength = None,
-    token_budget: Annotated[int, typer.Option(help="Tokens a batch, padding included.")] = DEFAULT_TOKEN_BUDGET,
+    token_budget: Annotated[
+        int | None,
+        typer.Option(help="Tokens per batch, padding included. Default: 2048 on a CPU, 8192 on a GPU."),
+    ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Answer likelihood and right answers on a corpus; with --before, what changed and whether it is luck."""
+    from act.data.corpus import Corpus
+    from act.evaluation.comparison import compare
+    from act.evaluation.evaluate import evaluate
+    from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
+    from act.models.loading import load_model, load_tokenizer
+
     console.quiet_transformers()
     if not corpus and not task:
         raise ActError("nothing to evaluate on; give --corpus or --task")
@@ -56,10 +64,23 @@ def command(
         corpora = [Corpus.from_file(path, tokenizer, max_length=max_length) for path in corpus or ()]
         loaded = load_model(name, dtype=dtype, device=device)
         with console.counter(name) as progress:
-            settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "token_budget": token_budget, "name": name}
-            evaluations[name] = [evaluate(loaded, text, metric, **settings, progress=progress) for text in corpora]  # type: ignore[arg-type]
-        options: dict[str, Any] = {"folder": task_folder, "limit": limit, "fewshot": fewshot, "name": name}
-        figures[name] = run_tasks(loaded, tokenizer, task, **options) if task else []
+            evaluations[name] = [
+                evaluate(
+                    loaded,
+                    text,
+                    metric,  # type: ignore[arg-type]  # checked by evaluate
+                    max_new_tokens=max_new_tokens,
+                    token_budget=token_budget,
+                    name=name,
+                    progress=progress,
+                )
+                for text in corpora
+            ]
+        figures[name] = (
+            run_tasks(loaded, tokenizer, task, folder=task_folder, limit=limit, fewshot=fewshot, name=name)
+            if task
+            else []
+        )
         del loaded
     later = names[1:] if before else []
     comparisons = [
@@ -76,65 +97,93 @@ def command(
                 f"{one.model} gives NaN or infinity for {bad} of {len(one.nll)} records of {one.corpus}: "
                 "its likelihood is unknown there, and its answers are chance; look for NaN in its weights"
             )
-    task_figures = [one.summary() for name in names for one in figures[name]]
     if as_json:
         return console.print_json(
             {
                 "results": [one.summary() for one in everything],
                 "comparisons": [one.summary() for one in comparisons],
-                "tasks": task_figures,
+                "tasks": [one.summary() for name in names for one in figures[name]],
                 "task_comparisons": task_changes,
             }
         )
-    print_evaluations(everything, comparisons)
-    if task_figures:
-        called = _names(f["model"] for f in task_figures)
-        rows = [[called[f["model"]], f["task"], f["metric"], _pm(f["value"], f["se"], 3)] for f in task_figures]
-        console.print_table("Tasks of lm-evaluation-harness", ["model", "task", "metric", "value"], rows)
-    if task_changes:
-        called = _names(row["after"] for row in task_changes)
-        rows = [
-            [called[row["after"]], row["task"], row["metric"], _pm(row["difference"], row["se"], 3, "+"), _p(row["p"])]
-            for row in task_changes
-        ]
-        console.print_table(f"Tasks, against {before}", ["model", "task", "metric", "difference", "p"], rows)
+    _print_figures(everything)
+    _print_comparisons(comparisons)
+    _print_tasks([one for name in names for one in figures[name]])
+    _print_task_changes(task_changes)
 
 
-def print_evaluations(evaluations: list[Evaluation], comparisons: list[Comparison]) -> None:
-    """Tables of figures, and of differences with their paired tests."""
+def _print_figures(evaluations: list[Evaluation]) -> None:
+    from act.evaluation.significance import mean_and_error, with_error
+
     rows = []
     called = _names(one.model for one in evaluations) | _names(one.corpus for one in evaluations)
     for one in evaluations:
         it = one.summary()
-        mean, error = (math.nan, None) if one.right is None else mean_and_error(100 * one.right.double())
-        match = "" if one.right is None else _pm(mean, error, 1)
-        nll = _pm(it["nll_per_token"], it["nll_per_token_se"], 3)
+        match = "" if one.right is None else with_error(*mean_and_error(100 * one.right.double()), 1)
+        nll = with_error(it["nll_per_token"], it["nll_per_token_se"], 3)
         rows.append([called[one.model], called[one.corpus], one.metric, f"{it['records']:,}", match, nll])
     if rows:
-        names = ["model", "corpus", "metric", "records", "right, %", "NLL a token"]
+        names = ["model", "corpus", "metric", "records", "right, %", "NLL per token"]
         console.print_table("Figures, ± standard error", names, rows)
     if cut := sum(one.cut for one in evaluations):
         console.warn(f"{cut} answers were cut at the limit of new tokens; --max-new-tokens raises it")
+
+
+def _print_comparisons(comparisons: list[Comparison]) -> None:
+    from act.evaluation.significance import with_error
+
     rows = []
-    for change in comparisons:
-        solved, likelihood = change.match, change.nll
+    called = _names(name for one in comparisons for name in (one.before, one.after))
+    called |= _names(one.corpus for one in comparisons)
+    for one in comparisons:
+        match, nll = one.match, one.nll
         rows.append(
             [
-                called[change.after],
-                called[change.corpus],
-                _pm(100 * solved.difference, 100 * solved.standard_error, 1, "+") if solved else "",
-                f"+{change.gained} -{change.lost}" if solved else "",
-                _p(solved.p) if solved else "",
-                _pm(likelihood.difference, likelihood.standard_error, 3, "+") if likelihood else "other tokens",
-                _p(likelihood.p) if likelihood else "",
+                called[one.after],
+                called[one.corpus],
+                with_error(100 * match.difference, 100 * match.standard_error, 1, "+") if match else "",
+                f"+{one.gained} -{one.lost}" if match else "",
+                _p(match.p) if match else "",
+                with_error(nll.difference, nll.standard_error, 3, "+") if nll else "other tokens",
+                _p(nll.p) if nll else "",
             ]
         )
     if rows:
-        names = ["model", "corpus", "right, %", "records", "McNemar p", "NLL a token", "sign-flip p"]
+        names = ["model", "corpus", "right, %", "records", "McNemar p", "NLL per token", "sign-flip p"]
         console.print_table(f"Against {called[comparisons[0].before]}", names, rows)
 
 
+def _print_tasks(figures: list[TaskFigure]) -> None:
+    from act.evaluation.significance import with_error
+
+    called = _names(one.model for one in figures)
+    rows = [[called[one.model], one.task, one.metric, with_error(one.value, one.standard_error, 3)] for one in figures]
+    if rows:
+        console.print_table("Tasks of lm-evaluation-harness", ["model", "task", "metric", "value"], rows)
+
+
+def _print_task_changes(changes: list[TaskChange]) -> None:
+    from act.evaluation.significance import with_error
+
+    called = _names(row["after"] for row in changes)
+    rows = [
+        [
+            called[row["after"]],
+            row["task"],
+            row["metric"],
+            with_error(row["difference"], row["se"], 3, "+"),
+            _p(row["p"]),
+        ]
+        for row in changes
+    ]
+    if rows:
+        names = ["model", "task", "metric", "difference", "p"]
+        console.print_table(f"Tasks, against {changes[0]['before']}", names, rows)
+
+
 def _write_details(path: Path, evaluations: list[Evaluation]) -> None:
+    from act.evaluation.significance import finite
+
     with path.open("w", encoding="utf-8") as file:
         for one in evaluations:
             for record in range(len(one.nll)):
@@ -155,12 +204,6 @@ def _names(paths: Iterable[str]) -> dict[str, str]:
     short = {path: Path(path).name or path for path in paths}
     counts = Counter(short.values())
     return {path: name if counts[name] == 1 else path for path, name in short.items()}
-
-
-def _pm(value: float | None, error: float | None, digits: int, sign: str = "") -> str:
-    if value is None or math.isnan(value):
-        return "unknown"
-    return f"{value:{sign}.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def _p(p: float | None) -> str:

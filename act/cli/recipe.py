@@ -18,6 +18,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Profile, rank, transfer, tune and evaluate as a recipe says; stages that are done are not done again."""
+    from act.evaluation.significance import with_error
     from act.recipes.recipe import Run, read_recipe
 
     console.quiet_transformers()
@@ -36,18 +37,16 @@ def command(
     for note in moved["notes"]:
         console.warn(note)
     if as_json:
-        return console.print_json(report)
+        return console.print_json({**report})
     changes = {(row["after"], row["corpus"]): row for row in report["comparisons"]}
     rows = []
     for row in report["results"]:
-        change = changes.get((row["model"], row["corpus"]), {})
+        change = changes.get((row["model"], row["corpus"]))
         match = "" if row["match"] is None else f"{100 * row['match']:.1f}"
-        p = change.get("match_p")
-        rows.append(
-            [row["model"], row["corpus"], match, "" if p is None else f"{p:.3g}", f"{row['nll_per_token']:.3f}"]
-        )
+        p = "" if change is None or change["match_p"] is None else f"{change['match_p']:.3g}"
+        rows.append([row["model"], row["corpus"], match, p, with_error(row["nll_per_token"], None, 3)])
     if rows:
-        console.print_table("Figures", ["model", "corpus", "right, %", "p against target", "NLL a token"], rows)
+        console.print_table("Figures", ["model", "corpus", "right, %", "p against target", "NLL per token"], rows)
     for donor in report["donors"]:
         print(f"{donor['channels']:,} channels of {donor['donor']} at strength {_strength(donor['strength'])}")
     print(f"{moved['values']:,} values of {moved['parameters']:,} parameters moved")

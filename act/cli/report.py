@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from torch import nn
 
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
-from act.data.corpus import Corpus
-from act.models.loading import load_model, load_tokenizer
-from act.profiles.profile import load
-from act.ranking.channel_set import ChannelSet
-from act.ranking.rank import rank
-from act.ranking.selection import parse_top
-from act.report.build import Report, build, measure
-from act.report.write import write
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from act.data.corpus import Corpus
+    from act.report.build import Report
 
 
 def command(
@@ -51,6 +48,15 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Concentration, overlap against chance, stability, sufficiency and necessity of abilities' channels."""
+    from act.data.corpus import Corpus
+    from act.models.loading import load_model, load_tokenizer
+    from act.profiles.profile import load
+    from act.ranking.channel_set import ChannelSet
+    from act.ranking.rank import rank
+    from act.ranking.selection import parse_top
+    from act.report.build import build, measure
+    from act.report.write import write
+
     inputs: list[str | Path] = [
         *profiles,
         *(channels or []),
@@ -118,8 +124,8 @@ def _names(option: str, places: list[str], taken: Iterable[str] = ()) -> list[st
 
 
 def _loss(text: Corpus) -> Callable[[nn.Module], float]:
-    """The mean loss of an answer token of a corpus, in nats."""
-    from act.evaluation.evaluate import likelihoods
+    """The mean loss per answer token of a corpus, in nats."""
+    from act.evaluation.likelihoods import likelihoods
 
     def loss(model: nn.Module) -> float:
         fitted = text.for_models(model)
@@ -162,7 +168,9 @@ def _print(report: Report, output: Path) -> None:
         console.print_table("overlap", columns, rows)
     if data["necessity"]:
         rows = [[row["ablated"], row["text"], f"{row['whole']:.3f}", f"{row['loss']:.3f}"] for row in data["necessity"]]
-        console.print_table("necessity: loss of the donor, nats a token", ["ablated", "text", "whole", "ablated"], rows)
+        console.print_table(
+            "necessity: loss of the donor, nats per token", ["ablated", "text", "whole", "ablated"], rows
+        )
 
 
 def _largest(kinds: dict[str, dict[str, float]]) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
-from act.data.corpus import Corpus
-from act.evaluation.evaluate import evaluate
-from act.evaluation.sweep import Setting, sweep
-from act.models.loading import load_model, load_tokenizer
-from act.profiles.profile import load
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from act.evaluation.sweep import Setting
 
 
 def command(
@@ -46,7 +46,13 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Transfer each share at each strength in memory, evaluate, take it back; print all and the frontier."""
+    """Transfer each share at each strength in memory, evaluate, and take it back; print all and the frontier."""
+    from act.data.corpus import Corpus
+    from act.evaluation.evaluate import evaluate
+    from act.evaluation.sweep import sweep
+    from act.models.loading import load_model, load_tokenizer
+    from act.profiles.profile import load
+
     places = [*corpus, *(keep or [])]
     if len(set(places)) < len(places):
         raise ActError("the same records were given twice, in --corpus and --keep; give each once")
@@ -56,9 +62,9 @@ def command(
     tokenizer = load_tokenizer(target)
     texts = {place: Corpus.from_file(place, tokenizer, max_length=max_length) for place in places}
 
-    def judge(model: Any) -> dict[str, float]:
-        """The share of right answers, or the mean log-likelihood of a token where answers cannot be told right."""
-        figures = {}
+    def judge(model: nn.Module) -> dict[str, float]:
+        """The share of right answers, or the mean log-likelihood per token where the metric judges no answer."""
+        figures: dict[str, float] = {}
         for place, text in texts.items():
             found = evaluate(model, text, metric).summary()  # type: ignore[arg-type]  # checked by evaluate
             right = found["match"]
@@ -82,11 +88,11 @@ def command(
             judge,
             **grid,  # type: ignore[arg-type]
             report=report,
-            score=score,
+            score=score,  # type: ignore[arg-type]  # this and the next three are checked by rank
             keep=[load(path) for path in keep_profile] if keep_profile else None,
-            normalize=normalize,
-            scope=scope,
-            granularity=granularity or "channel",
+            normalize=normalize,  # type: ignore[arg-type]
+            scope=scope,  # type: ignore[arg-type]
+            granularity=granularity or "channel",  # type: ignore[arg-type]
             include=include or (),
             exclude=exclude or (),
         )

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -15,11 +15,41 @@ from act.core.errors import ActError, brief
 from act.core.extras import optional
 from act.evaluation.significance import finite, sign_flip
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class TaskSummary(TypedDict):
+    """One metric of one task as plain data; None where there is no finite number."""
+
+    model: str
+    task: str
+    metric: str
+    value: float | None
+    se: float | None
+    documents: int
+
+
+class TaskChange(TypedDict):
+    """One metric of one task in two models: the difference, its standard error and p-value, where it is a mean."""
+
+    before: str
+    after: str
+    task: str
+    metric: str
+    difference: float | None
+    se: float | None
+    p: float | None
+
 
 @dataclass(frozen=True)
 class TaskFigure:
-    """One metric of one task: its value and standard error (None where the harness gives none), and per document
-    what it is the mean of, where it is a mean."""
+    """One metric of one task.
+
+    Attributes:
+        standard_error: None where the harness gives none.
+        per_document: by number of the document, the values that the metric is the mean of; empty where it is no mean.
+    """
 
     model: str
     task: str
@@ -28,7 +58,7 @@ class TaskFigure:
     standard_error: float | None
     per_document: dict[int, float]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> TaskSummary:
         """Plain data, without the documents."""
         return {
             "model": self.model,
@@ -41,10 +71,13 @@ class TaskFigure:
 
 
 def require_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
-    """The harness's task manager; raises ActError if the package is missing or a task unknown, naming near ones.
+    """The harness's task manager.
 
     Args:
         folder: task files of your own, beside those of the harness.
+
+    Raises:
+        ActError: the package is missing; no such folder; an unknown task, with the names that come near.
     """
     tasks = optional("lm_eval.tasks", "eval", "a task of lm-evaluation-harness")
     if folder is not None and not folder.is_dir():
@@ -60,7 +93,7 @@ def require_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
 
 def run_tasks(
     model: nn.Module,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     names: Sequence[str],
     *,
     folder: Path | None = None,
@@ -72,12 +105,12 @@ def run_tasks(
     """Run tasks on a loaded model; every metric of every task and subtask.
 
     Args:
-        limit: documents a task at most; all by default.
+        limit: documents per task at most; all by default.
         fewshot: examples in each prompt; the task's own number by default.
         name: what to call the model; else the name it was loaded by.
 
     Raises:
-        ActError: as :func:`require_tasks`; a task whose data cannot be had.
+        ActError: as :func:`require_tasks`; a task that cannot be run, such as one whose data cannot be downloaded.
     """
     manager = require_tasks(names, folder)
     evaluator = optional("lm_eval.evaluator", "eval", "a task of lm-evaluation-harness")
@@ -89,8 +122,7 @@ def run_tasks(
             wrapped, tasks=list(names), task_manager=manager, limit=limit, num_fewshot=fewshot, bootstrap_iters=0
         )
     except Exception as error:  # data sets, templates and metrics raise anything
-        reason = brief(error)
-        raise ActError(f"cannot run {', '.join(names)}: {reason}") from error
+        raise ActError(f"cannot run {', '.join(names)}: {brief(error)}") from error
     name = name or getattr(model, "name_or_path", "") or type(model).__name__
     return [
         TaskFigure(name, task, metric, float(value), _standard_error(values, key), _documents(found, task, key))
@@ -101,10 +133,10 @@ def run_tasks(
     ]
 
 
-def compare_tasks(before: Sequence[TaskFigure], after: Sequence[TaskFigure]) -> list[dict[str, Any]]:
+def compare_tasks(before: Sequence[TaskFigure], after: Sequence[TaskFigure]) -> list[TaskChange]:
     """For every figure of both: the difference, and where it is a mean over documents its paired sign-flip test."""
     old = {(figure.task, figure.metric): figure for figure in before}
-    rows = []
+    rows: list[TaskChange] = []
     for new in after:
         was = old.get((new.task, new.metric))
         if was is None:
@@ -119,7 +151,7 @@ def compare_tasks(before: Sequence[TaskFigure], after: Sequence[TaskFigure]) -> 
                 "task": new.task,
                 "metric": new.metric,
                 "difference": finite(new.value - was.value),
-                "se": test and finite(test.standard_error),
+                "se": finite(test.standard_error if test else None),
                 "p": finite(test.p if test else None),
             }
         )

@@ -1,4 +1,4 @@
-"""Paired tests: did the same records go better, or was it luck?"""
+"""Means with their standard errors, and paired tests: did the same records go better, or was it luck?"""
 
 from __future__ import annotations
 
@@ -76,3 +76,10 @@ def ratio_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, fl
 def finite(value: float | None) -> float | None:
     """``value``, or None where there is none: JSON has neither NaN nor infinity."""
     return value if value is not None and math.isfinite(value) else None
+
+
+def with_error(value: float | None, error: float | None, digits: int, sign: str = "") -> str:
+    """A figure with its standard error, such as ``93.8 ± 2.5``; ``sign="+"`` shows that of a positive one too."""
+    if value is None or not math.isfinite(value):
+        return "unknown"
+    return f"{value:{sign}.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")

@@ -1,20 +1,25 @@
-"""Sweeps: every share of the channels with every strength, each transferred, judged and taken back."""
+"""Sweeps: every share of the channels with every strength, each transferred, evaluated and taken back."""
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
+import torch
 from torch import nn
 
 from act.core.errors import ActError
 from act.editing.donor import require_strength
 from act.editing.transfer import transfer
+from act.evaluation.frontier import frontier
 from act.ranking.activations import Ability
+from act.ranking.granularity import Granularity
+from act.ranking.normalize import Normalize
 from act.ranking.rank import rank
-from act.ranking.selection import parse_top
+from act.ranking.scores import SCORES, ScoreName
+from act.ranking.selection import Scope, parse_top
 
 
 @dataclass(frozen=True)
@@ -26,28 +31,47 @@ class Setting:
     channels: int
     figures: Mapping[str, float] = field(hash=False)
 
-    def beaten_by(self, other: Setting) -> bool:
-        """Whether ``other`` is as good in every figure, and better in one."""
-        pairs = [(value, other.figures[name]) for name, value in self.figures.items()]
-        return all(mine <= theirs for mine, theirs in pairs) and any(mine < theirs for mine, theirs in pairs)
-
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, float]:
         """Plain data, one row of a table."""
         return {"top": self.top, "strength": self.strength, "channels": self.channels, **self.figures}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sweep:
-    """What a sweep found: ``rows`` in order of share and strength; the first is the target as it was."""
+    """What a sweep found.
+
+    Attributes:
+        rows: in order of share and strength; the first is the target as it was.
+
+    >>> from act.evaluation.sweep import Setting, Sweep
+    >>> Sweep((Setting(0, 0, 0, {"right": 0.1}), Setting(0.05, 1, 229, {"right": 0.4})))
+    Sweep(2 settings, 1 on the frontier; top 0.05 at strength 1 gives right 0.4)
+    """
 
     rows: tuple[Setting, ...]
 
     @property
     def frontier(self) -> list[Setting]:
         """The settings that no other one beats, ordered by the first figure, the best of it last."""
-        best = [row for row in self.rows if not any(row.beaten_by(other) for other in self.rows)]
-        first = next(iter(self.rows[0].figures))
-        return sorted(best, key=lambda row: row.figures[first])
+        names = list(self.rows[0].figures)
+        unbeaten = frontier([[row.figures[name] for name in names] for row in self.rows])
+        return sorted((self.rows[place] for place in unbeaten), key=lambda row: row.figures[names[0]])
+
+    def __repr__(self) -> str:
+        best = self.frontier[-1]
+        figures = ", ".join(f"{name} {value:.3g}" for name, value in best.figures.items())
+        return (
+            f"Sweep({len(self.rows)} settings, {len(self.frontier)} on the frontier; "
+            f"top {best.top:g} at strength {best.strength:g} gives {figures})"
+        )
+
+    def _repr_html_(self) -> str:
+        best = self.frontier
+        names = ["", *self.rows[0].to_json()]
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        rows = (["*" if row in best else "", *(f"{value:g}" for value in row.to_json().values())] for row in self.rows)
+        body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+        return f"<table><tr>{head}</tr>{body}</table><p>* no other setting beats it</p>"
 
 
 def sweep(
@@ -58,31 +82,62 @@ def sweep(
     *,
     tops: Sequence[str | float] = (0.01, 0.02, 0.05, 0.1, 0.2),
     strengths: Sequence[float] = (0.2, 0.4, 0.7, 1.0),
+    score: ScoreName | torch.Tensor = "paired",
+    keep: Ability | list[Ability] | None = None,
+    normalize: Normalize = "none",
+    scope: Scope = "global",
+    granularity: Granularity | Sequence[Granularity] = "channel",
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    seed: int = 0,
     report: Callable[[Setting], None] = lambda setting: None,
-    **ranking: Any,
 ) -> Sweep:
     """Transfer every share of the channels at every strength, and evaluate each.
 
     Args:
         donor, target: the models in memory. The target holds its own bytes again afterwards, also after an exception.
-        profile: what :func:`act.rank` reads; ``ranking`` is the rest of its arguments (``score``, ``keep`` …).
+        profile: what :func:`act.rank` reads.
         evaluate: gives figures by name, the same names each time; of each, more is better.
         tops: shares of the channels, such as ``"5%"`` or 0.05.
         strengths: the paper's lambda.
-        report: told of every setting as soon as it is known.
+        score, keep, normalize, scope, granularity, include, exclude, seed: as in :func:`act.rank`.
+        report: called with every setting as soon as it is known.
 
     Raises:
         ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, or
             that are not finite.
+
+    >>> pair = act.profile_pair(donor, target, corpus)
+    >>> def likelihood(model):
+    ...     return {"log-likelihood": -act.evaluate(model, corpus, "nll").nll.mean().item()}
+    >>> found = act.sweep(donor, target, pair, likelihood, tops=["5%"], strengths=[0.5, 1.0])
+    >>> [(row.top, row.strength) for row in found.rows]
+    [(0.0, 0.0), (0.05, 0.5), (0.05, 1.0)]
     """
     shares, steps = sorted({parse_top(top) for top in tops}), sorted(set(strengths))
     for strength in steps:
         require_strength(strength)
     if not shares or not steps:
         raise ActError("a sweep needs at least one share of the channels and one strength")
-    if ranking.get("score") == "weight-diff":
-        ranking = {**ranking, "donor": donor, "target": target}
-    sets = [rank(profile, top=top, **ranking) for top in shares]  # a slip in its options shows before the evaluations
+    include, exclude = list(include), list(exclude)
+    by_weights = isinstance(score, str) and score in SCORES and SCORES[score].needs_models
+    sets = [  # all before the first evaluation: a mistake in the options shows at once
+        rank(
+            profile,
+            score,
+            top,
+            keep=keep,
+            normalize=normalize,
+            scope=scope,
+            granularity=granularity,
+            include=include,
+            exclude=exclude,
+            seed=seed,
+            donor=donor if by_weights else None,
+            target=target if by_weights else None,
+        )
+        for top in shares
+    ]
     rows = [_setting(0.0, 0.0, 0, evaluate(target), None)]
     report(rows[0])
     for top, channels in zip(shares, sets, strict=True):

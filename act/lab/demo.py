@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from act.data.corpus import Corpus
+from act.editing.interpolation import interpolate
 from act.editing.transfer import transfer
 from act.lab.evaluate import exact_match
+from act.lab.frontier import Point, best_keeping
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS, load
 from act.profiling.measure import profile_pair
@@ -29,7 +30,6 @@ RETAINED = ("English", OLD_SKILLS + NEW_SKILLS)
 LOCALIZE_RECORDS, TEST_RECORDS = 128, 512
 TOP, STRENGTH, SEED = 0.05, 1.0, 0
 INTERPOLATIONS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
-KEPT = 0.95  # share of the retained ability that an interpolation must keep to be chosen
 
 Figures = dict[str, float]
 
@@ -100,19 +100,16 @@ def _figures_after(
 
 
 def _best_interpolation(donor: PreTrainedModel, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The strength that recovers most on validation records while it keeps :data:`KEPT`: the control at its best."""
-    least = KEPT * _figures(target, tokenizer, "validation")["retained"]
+    """The strength that recovers most on validation records while it keeps enough: the control at its best."""
     tried = {
-        strength: _figures(_interpolated(donor, target, strength), tokenizer, "validation")
+        strength: Point(**_figures(_interpolated(donor, target, strength), tokenizer, "validation"))
         for strength in INTERPOLATIONS
     }
-    keeping = {strength: figures for strength, figures in tried.items() if figures["retained"] >= least}
-    return max(keeping or tried, key=lambda strength: tried[strength]["forgotten"])
+    best = best_keeping(tried, Point(**_figures(target, tokenizer, "validation")))
+    return max(tried, key=lambda strength: tried[strength].forgotten) if best is None else best
 
 
 def _interpolated(donor: PreTrainedModel, target: PreTrainedModel, strength: float) -> PreTrainedModel:
     mixed = copy.deepcopy(target)
-    with torch.no_grad():
-        for parameter, other in zip(mixed.parameters(), donor.parameters(), strict=True):
-            parameter.lerp_(other, strength)
+    interpolate(mixed, [donor], strength)
     return mixed

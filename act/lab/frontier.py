@@ -6,7 +6,11 @@ Settings are chosen on validation records and reported on test records, for meth
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+from act.evaluation.frontier import frontier as unbeaten
+
+Setting = TypeVar("Setting", bound=Hashable)
 
 KEPT = 0.95
 """The share of the retained ability that a setting must keep to be chosen as a method's best."""
@@ -25,15 +29,16 @@ def relative(point: Point, target: Point, donor: Point) -> Point:
     return Point(min(1.0, max(0.0, recovered)), min(1.0, point.retained / target.retained))
 
 
-def frontier(points: Mapping[Hashable, Point]) -> list[Hashable]:
-    """The settings that no other one beats in both, from the most retained to the most forgotten recovered."""
-    chosen: list[Hashable] = []
-    best = -1.0
-    for setting, point in sorted(points.items(), key=lambda item: (-item[1].retained, -item[1].forgotten)):
-        if point.forgotten > best:
-            chosen.append(setting)
-            best = point.forgotten
-    return chosen
+def frontier(points: Mapping[Setting, Point]) -> list[Setting]:
+    """The settings that no other one beats in both, from the most retained to the most forgotten recovered.
+
+    Of settings with equal figures, the first.
+    """
+    first: dict[Point, Setting] = {}
+    for setting, point in points.items():
+        first.setdefault(point, setting)
+    distinct = list(first)
+    return [first[point] for point in sorted(distinct[place] for place in unbeaten(distinct))]
 
 
 def area(points: Sequence[Point]) -> float:
@@ -45,7 +50,7 @@ def area(points: Sequence[Point]) -> float:
     return covered
 
 
-def best_keeping(points: Mapping[Hashable, Point], target: Point, share: float = KEPT) -> Hashable | None:
+def best_keeping(points: Mapping[Setting, Point], target: Point, share: float = KEPT) -> Setting | None:
     """The setting that recovers most while it keeps ``share`` of what ``target`` retains; None if none does."""
     keeping = [setting for setting, point in points.items() if point.retained >= share * target.retained]
     return max(keeping, key=lambda setting: points[setting].forgotten, default=None)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from act.editing.interpolation import interpolate
 from act.models.channels import ChannelSpace
 
 Weights = dict[str, torch.Tensor]
@@ -52,9 +53,9 @@ def graft(
 def interpolated(target: Weights, donors: Sequence[Weights], strength: float) -> Weights:
     """The whole of ``target`` moved towards the mean of the donors. With the base as the only donor this is task
     arithmetic, ``base + (1 - strength) (target - base)``."""
-    return {
-        name: old.lerp(torch.stack([donor[name] for donor in donors]).mean(0), strength) for name, old in target.items()
-    }
+    mixed = {name: old.clone() for name, old in target.items()}
+    interpolate(mixed, donors, strength)
+    return mixed
 
 
 def task_arithmetic(base: Weights, specialists: Sequence[Weights], scale: float) -> Weights:

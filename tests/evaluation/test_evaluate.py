@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from conftest import tiny_model, train_tokenizer
 
 import act
-from act.evaluation.evaluate import generate, likelihoods
+from act.evaluation.generation import Generated, generate
+from act.evaluation.likelihoods import likelihoods
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS, load
 
@@ -72,7 +74,8 @@ def test_generation_in_batches_equals_generation_alone(family, tokenizer):
     model.generation_config.repetition_penalty = 5.0
     prompts = [tokenizer(text)["input_ids"] for text in ("a b c d e", "What is", "The answer is five. a b", "c")]
     own = model.generation_config
-    written = {at: tokens for at, tokens, _ in generate(model, prompts, limit=6, stop={1}, pad_id=0, token_budget=40)}
+    found = generate(model, prompts, limit=6, stop={1}, pad_id=0, token_budget=40)
+    written = {answer.place: answer.tokens for answer in found}
     assert model.generation_config is own
     for at, prompt in enumerate(prompts):
         ids = list(prompt)
@@ -137,7 +140,9 @@ def test_number_ignores_how_the_answer_is_worded(monkeypatch, tokenizer):
     monkeypatch.setattr(
         sys.modules["act.evaluation.evaluate"],
         "generate",
-        lambda model, prompts, **_: ((at, tokenizer("it is 5.0")["input_ids"], True) for at in range(len(prompts))),
+        lambda model, prompts, **_: (
+            Generated(at, tokenizer("it is 5.0")["input_ids"], True) for at in range(len(prompts))
+        ),
     )
     result = act.evaluate(model, corpus)
     assert result.metric == "number" and result.right.tolist() == [True, False] and result.cut == 0
@@ -229,3 +234,25 @@ def test_tasks_of_the_harness(base, target, tmp_path):
     (row,) = compare_tasks(before, after)
     assert (before[0].task, before[0].metric, len(before[0].per_document)) == ("german_max", "acc", 12)
     assert before[0].value == 1 and row["difference"] < -0.5 and row["p"] < 0.05
+
+
+def test_what_is_printed_of_evaluations_and_comparisons(tokenizer):
+    corpus = act.Corpus.from_records(CHOICE, tokenizer, name="<choices>")
+    before, after = (act.evaluate(tiny_model("llama", seed), corpus, name=name) for seed, name in ((3, "a"), (4, "b")))
+    assert re.fullmatch(
+        r"Evaluation\(a on <choices>: 4 records, right choices \d+\.0 ± \d+\.\d %, NLL \d\.\d{3} ± \d\.\d{3} per token\)",
+        repr(before),
+    )
+    assert "<choices>" not in before._repr_html_() and "&lt;choices&gt;" in before._repr_html_()
+    change = act.compare(before, after)
+    assert re.match(
+        r"Comparison\(b against a on <choices>: right answers [+-]\d+\.0 ± .* points \(\+\d -\d records", repr(change)
+    )
+    assert "<choices>" not in change._repr_html_() and change._repr_html_().count("<li>") == 2
+
+
+def test_an_evaluation_is_read_back_from_its_plain_data(tokenizer):
+    for metric in ("choice", "nll"):
+        found = act.evaluate(tiny_model("llama"), act.Corpus.from_records(CHOICE, tokenizer), metric)
+        read = act.Evaluation.from_json(json.loads(json.dumps(found.to_json())))
+        assert read.summary() == found.summary() and torch.equal(read.nll, found.nll) and read.outputs == found.outputs

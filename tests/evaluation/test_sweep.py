@@ -1,12 +1,17 @@
+"""Sweeps: every setting is what it names, and is taken back; the frontier is what no other setting beats."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 from conftest import random_batches, tiny_model
-from test_transfer import state
 
 import act
 from act.evaluation.sweep import Setting, Sweep
+
+
+def state(model):
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +59,10 @@ def test_the_frontier_leaves_out_what_is_beaten():
     rows = [
         Setting(0.1 * i, 1.0, i, {"a": a, "b": b}) for i, (a, b) in enumerate([(0, 9), (5, 5), (4, 5), (9, 0), (5, 5)])
     ]
-    assert [row.channels for row in Sweep(tuple(rows)).frontier] == [0, 1, 4, 3]
+    found = Sweep(tuple(rows))
+    assert [row.channels for row in found.frontier] == [0, 1, 4, 3]
+    assert repr(found) == "Sweep(5 settings, 4 on the frontier; top 0.3 at strength 1 gives a 9, b 0)"
+    assert found._repr_html_().count("<tr>") == 6 and found._repr_html_().count("<td>*</td>") == 4
 
 
 def test_the_target_is_its_own_again_after_an_exception(models):

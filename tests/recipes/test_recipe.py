@@ -13,10 +13,12 @@ from command_line import act_profile
 from safetensors.torch import load_file
 
 import act
+from act.editing.interpolation import interpolate
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS
 from act.models.loading import load_model, load_tokenizer
-from act.recipes.recipe import Run, _interpolate, read_recipe
+from act.recipes.recipe import Run, read_recipe
+from act.recipes.variants import Variant, compared, result
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
     data = recipe(
         folder, output=str(folder / "broken"), tune=None, evaluate={"corpora": {"g": str(folder / "german.jsonl")}}
     )
-    module = sys.modules["act.recipes.recipe"]
+    module = sys.modules["act.recipes.stages"]
     real, said = module.evaluate, []
     monkeypatch.setattr(module, "evaluate", lambda *given, **named: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
@@ -260,8 +262,8 @@ def test_random_controls_of_several_donors_are_of_equal_size(folder, tmp_path):
         for name in ("german", "english")
     ]
     run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(tmp_path / "out"), seed=3))))
-    run.cache.mkdir()
-    one, other = (run._channels(donor, "random") for donor in run.recipe.models)
+    run.cache.folder.mkdir()
+    one, other = (run.stages.rank(donor, "random") for donor in run.recipe.models)
     assert (one.rule.seed, other.rule.seed) == (3, 4) and len(one) == len(other)
     shared = int(torch.isin(one.index, other.index).sum())
     assert shared < 0.3 * len(one)  # a fifth by chance, all of them from one seed
@@ -271,16 +273,17 @@ def test_a_control_need_not_have_channels_for_each_pattern(folder, tmp_path):
     data = light(folder, output=str(tmp_path / "out"), score="random")
     data["models"][0]["parameters"] = {"top_p": "0.5%"}
     run = Run(read_recipe(written(tmp_path, data)))
-    run.cache.mkdir()
+    run.cache.folder.mkdir()
     chosen, control = (
-        {chosen.site.name for chosen in run._channels(run.recipe.models[0], score).rows()}
-        for score in (None, "weight-diff")
+        {chosen.site.name for chosen in run.stages.rank(run.recipe.models[0], score).rows()}
+        for score in ("random", "weight-diff")
     )
     data["models"][0]["parameters"]["weight"] = {min(chosen - control): 1.0}
     run = Run(read_recipe(written(tmp_path, data)))
     before = load_model(str(CHECKPOINTS / "target")).state_dict()
-    for variant, moves in (("act", True), ("weight-diff", False)):
-        after = load_model(str(run._transferred(variant))).state_dict()
+    control = Variant("weight-diff", "transfer", score="weight-diff")
+    for variant, moves in ((result(run.recipe), True), (control, False)):
+        after = load_model(str(run.stages.transfer(variant))).state_dict()
         assert any(not torch.equal(after[name], before[name]) for name in before) == moves
 
 
@@ -289,9 +292,9 @@ def test_interpolation_blends_all_donors_from_where_the_target_was():
     with torch.no_grad():
         for value, model in enumerate((target, *donors)):
             model.weight.fill_(value)
-    _interpolate(target, donors, 1.0)
+    interpolate(target, donors, 1.0)
     assert target.weight.item() == 1.5
-    _interpolate(target, donors[:1], 0.5)
+    interpolate(target, donors[:1], 0.5)
     assert target.weight.item() == 1.25
 
 
@@ -308,3 +311,43 @@ def test_unknown_choices_are_named_with_their_line(folder, tmp_path, changed, me
     path = written(tmp_path, (light if "score" in changed else recipe)(folder, **changed))
     with pytest.raises(act.ActError, match=message):
         read_recipe(path)
+
+
+def test_the_order_of_patterns_and_of_corpora_decides(folder, tmp_path):
+    """The first pattern that matches counts, and figures are kept in the order of their corpora."""
+    german, english = (str(folder / f"{name}.jsonl") for name in ("german", "english"))
+
+    def paths(weight: dict, corpora: dict):
+        donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "parameters": {"weight": weight}}]
+        data = recipe(folder, models=donors, evaluate={"corpora": corpora}, output=str(tmp_path / "out"))
+        run = Run(read_recipe(written(tmp_path, data)))
+        variant = result(run.recipe)
+        return run.key, run.cache.model(variant), run.cache.figures(variant)
+
+    patterns, corpora = {"*.mlp.*": 0.5, "*": 1.0}, {"g": german, "e": english}
+    first = paths(patterns, corpora)
+    assert first == paths(patterns, corpora)
+    other = paths(dict(reversed(patterns.items())), corpora)
+    assert other[0] != first[0] and other[1] != first[1]
+    swapped = paths(patterns, dict(reversed(corpora.items())))
+    assert swapped[0] != first[0] and swapped[1] == first[1] and swapped[2] != first[2]
+
+
+def test_one_more_control_redoes_nothing_else(folder, tmp_path):
+    def kept_in(controls: list):
+        evaluating = {"corpora": {"g": str(folder / "german.jsonl")}, "controls": controls}
+        data = light(folder, evaluate=evaluating, output=str(tmp_path / "out"))
+        return Run(read_recipe(written(tmp_path, data)))
+
+    few, more = kept_in(["random"]), kept_in(["random", "interpolation"])
+    assert few.key != more.key
+    shared = [cache.figures(variant) for cache in (few.cache, more.cache) for variant in compared(few.recipe)]
+    assert shared[: len(shared) // 2] == shared[len(shared) // 2 :]
+
+
+def test_an_output_of_another_version_is_refused_in_a_sentence(folder, tmp_path):
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "recipe.yaml").write_text(yaml.safe_dump({"run": {"schema": "act-recipe/2", "key": "x", "files": {}}}))
+    result = act_profile("recipe", written(tmp_path, light(folder, output=str(output))))
+    assert result.returncode == 2 and "made by another version of act-profile (act-recipe/2" in result.stderr

@@ -1,0 +1,117 @@
+"""Records as exercises: what is asked, which answer is right, and what makes an answer right."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from act.core.errors import ActError
+from act.data.corpus import Corpus
+from act.data.encode import Encoded
+from act.evaluation.answers import is_number, letter, number, options
+from act.evaluation.likelihoods import Choice
+
+Metric = Literal["auto", "exact", "number", "choice", "nll"]
+"""What makes an answer right: the same text, the same final number, the likeliest letter; ``nll`` judges none."""
+
+ROOM = 8  # tokens beyond the longest answer: the same text may be spelt by other tokens
+ROOM_TO_REASON = 256  # a model may reason before its number where the reference gives the number only
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A record, the text of its answer, and the letters of the options in its prompt."""
+
+    record: Encoded
+    answer: str
+    options: str
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens before the answer."""
+        ids: list[int] = self.record.input_ids[: self.record.start].tolist()
+        return ids
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of the answer."""
+        return self.record.end - self.record.start
+
+    @property
+    def last_token(self) -> int:
+        """The token that ends the answer."""
+        return int(self.record.input_ids[self.record.end - 1])
+
+    @property
+    def is_choice(self) -> bool:
+        """Whether the answer begins with the letter of an option."""
+        found = letter(self.answer)
+        return found is not None and found in self.options
+
+    def solved_by(self, given: str, metric: Metric) -> bool:
+        """Whether ``given`` is right."""
+        if metric == "choice":
+            return given == letter(self.answer)
+        return number(given) == number(self.answer) if metric == "number" else given.strip() == self.answer.strip()
+
+
+def exercises_of(corpus: Corpus) -> list[Exercise]:
+    """Every record of a corpus; raises ActError where there is none."""
+    tokenizer, found = corpus.tokenizer, []
+    for record in corpus.encoded():
+        ids = record.input_ids.tolist()
+        answer = tokenizer.decode(ids[record.start : record.end], skip_special_tokens=True)
+        found.append(Exercise(record, answer, options(tokenizer.decode(ids[: record.start]))))
+    if not found:
+        raise ActError(f"{corpus.name}: no record to evaluate")
+    return found
+
+
+def fitting_metric(exercises: Sequence[Exercise]) -> Metric:
+    """The metric that all records fit."""
+    if any(exercise.record.start == 0 for exercise in exercises):
+        return "nll"
+    if all(exercise.is_choice for exercise in exercises):
+        return "choice"
+    return "number" if all(is_number(exercise.answer) for exercise in exercises) else "exact"
+
+
+def require_answers(corpus: Corpus, exercises: Sequence[Exercise], metric: Metric) -> None:
+    """Raise ActError for a record that has nothing to answer, or no number where one is compared."""
+    for place, exercise in enumerate(exercises):
+        if exercise.record.start == 0:
+            raise ActError(f"{corpus.name}, record {place} is a text without a prompt to answer; use --metric nll")
+        if metric == "number" and number(exercise.answer) is None:
+            raise ActError(f"{corpus.name}, record {place}: no number in the answer {exercise.answer!r:.60}")
+
+
+def choices_of(corpus: Corpus, exercises: Sequence[Exercise]) -> list[Choice]:
+    """Where the letter of each answer is, and the tokens that would be there for each option.
+
+    Raises:
+        ActError: a record without options or an answer among them; an option that the tokenizer has no token for.
+    """
+    tokenizer = corpus.tokenizer
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    found = []
+    for place, exercise in enumerate(exercises):
+        right = letter(exercise.answer)
+        if right is None or not exercise.is_choice:
+            raise ActError(
+                f"{corpus.name}, record {place}: expected options in the prompt, one per line (A. … B. …), and an "
+                f"answer that begins with one of their letters; got {exercise.answer!r:.60}"
+            )
+        tokens: list[str] = tokenizer.convert_ids_to_tokens(exercise.record.input_ids.tolist())
+        at = next(i for i in range(exercise.record.start, len(tokens)) if right in tokens[i])
+        candidates = [tokens[at].replace(right, other, 1) for other in exercise.options]
+        if missing := [token for token in candidates if token not in vocabulary]:
+            raise ActError(f"{corpus.name}, record {place}: the tokenizer has no token {missing[0]!r} to answer with")
+        found.append(Choice(at, [vocabulary[token] for token in candidates]))
+    return found
+
+
+def room_for(exercises: Sequence[Exercise], metric: Metric) -> int:
+    """New tokens that an answer may take: those of the longest and some more."""
+    longest = max(exercise.answer_length for exercise in exercises)
+    return max(2 * longest, ROOM_TO_REASON) if metric == "number" else longest + ROOM

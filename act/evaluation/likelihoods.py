@@ -1,0 +1,131 @@
+"""How likely a model finds the answers: one forward per record."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from act.data.encode import Encoded
+from act.data.pieces import IGNORED, Piece, collate, pieces
+from act.models.limits import default_token_budget
+from act.models.placement import input_device
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done, and how many there are."""
+
+LOGITS_AT_ONCE = 1024  # rows of the vocabulary's width turned to float32 together
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A token of a record that stands for the answer (its place in the record), and the tokens it could have been."""
+
+    place: int
+    candidates: list[int]
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """What one forward per record tells.
+
+    Attributes:
+        nll: negative log-likelihood of each record's answer in nats, float64 ``[R]``.
+        tokens: how many tokens each answer has, int64 ``[R]``.
+        greedy: whether each token of the answer was the likeliest one, bool ``[R]``: greedy decoding then gives exactly
+            this answer.
+        picked: where choices were given, the number of the likeliest candidate of each record.
+    """
+
+    nll: torch.Tensor
+    tokens: torch.Tensor
+    greedy: torch.Tensor
+    picked: list[int]
+
+
+@torch.inference_mode()
+def likelihoods(
+    model: nn.Module,
+    records: Sequence[Encoded],
+    *,
+    choices: Sequence[Choice] = (),
+    max_length: int = 1 << 30,
+    token_budget: int | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Likelihoods:
+    """The likelihood of every record's answer; of all tokens but the first, for texts.
+
+    Args:
+        model: a Hugging Face causal language model.
+        records: tokens with the span of the answer; texts longer than ``max_length`` are cut to pieces.
+        choices: none, or one per record.
+        token_budget: tokens per batch, padding included; by default 2048 on a CPU, 8192 on a GPU.
+    """
+    device = input_device(model)
+    budget = token_budget or default_token_budget(device)
+    nll = torch.zeros(len(records), dtype=torch.float64)
+    tokens, wrong = (torch.zeros(len(records), dtype=torch.int64) for _ in range(2))
+    picked = [0] * len(choices)
+    parts = list(pieces(records, max_length))
+    done = 0
+    with evaluating(model):
+        for places in by_length([len(piece.ids) for piece in parts], budget):
+            batch = [parts[place] for place in places]
+            logits, labels, start = _logits(model, batch, device)
+            rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
+            owners = torch.tensor([piece.record for piece in batch])[rows]
+            for chunk in torch.arange(len(rows)).split(LOGITS_AT_ONCE):
+                found = logits[rows[chunk], columns[chunk]].float()
+                wanted = labels[rows[chunk], columns[chunk]].to(found.device)
+                loss = nn.functional.cross_entropy(found, wanted, reduction="none")
+                nll.index_add_(0, owners[chunk], loss.double().cpu())
+                wrong.index_add_(0, owners[chunk], (found.argmax(-1) != wanted).long().cpu())
+                tokens.index_add_(0, owners[chunk], torch.ones_like(chunk))
+            if choices:
+                for row, piece in enumerate(batch):
+                    choice = choices[piece.record]
+                    picked[piece.record] = int(logits[row, choice.place - 1 - start, choice.candidates].argmax())
+            done += len(batch)
+            progress("scoring", done, len(parts))
+    return Likelihoods(nll, tokens, wrong == 0, picked)
+
+
+def _logits(model: nn.Module, batch: Sequence[Piece], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Logits ``[B, T, vocabulary]`` from the first position that predicts an answer token on, what each is to predict
+    (int64 ``[B, T]``, :data:`IGNORED` elsewhere), and that position. Rows are padded on the right."""
+    inputs = collate(batch)
+    width = inputs["input_ids"].shape[1]
+    start = min(piece.first for piece in batch) - 1
+    keep = {"logits_to_keep": width - start} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    logits: torch.Tensor = model(
+        input_ids=inputs["input_ids"].to(device),
+        attention_mask=inputs["attention_mask"].to(device),
+        use_cache=False,
+        **keep,
+    ).logits
+    return logits[:, start - width : -1], inputs["labels"][:, start + 1 :], start
+
+
+def by_length(lengths: Sequence[int], token_budget: int, extra: int = 0) -> Iterator[list[int]]:
+    """Places of sequences in batches of at most ``token_budget`` tokens, the longest first; ``extra`` is kept free in
+    each row."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    while order:
+        fitting = max(1, token_budget // (lengths[order[0]] + extra))
+        yield order[:fitting]
+        order = order[fitting:]
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, and afterwards as before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

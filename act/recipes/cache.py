@@ -1,0 +1,163 @@
+"""Where the result of each stage is kept: a file or folder named by a hash of all that decides it.
+
+Hence a run that broke off goes on where it stopped, and a change redoes the stages that depend on it, and no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from act.core.errors import ActError
+from act.data.records import open_source
+from act.ranking.scores import SCORES, ScoreName
+from act.recipes.schema import Donor, Recipe
+from act.recipes.variants import Variant
+
+SCHEMA = "act-recipe/3"
+"""Of recipe.yaml in the output; part of every hash, so that no stage is taken from a version that did it otherwise."""
+
+WEIGHTS = (".safetensors", ".bin")
+MODEL_FILES = (*WEIGHTS, ".json", ".jinja")
+
+
+class Cache:
+    """The paths of a recipe's stages in one folder.
+
+    Attributes:
+        models, corpora: of every input, by the name the recipe gives it, the hash of its content.
+
+    Raises:
+        ActError: a model or corpus that does not exist. No weight is loaded, but each is read once.
+    """
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self.folder = folder
+        names = dict.fromkeys([recipe.base_model, *(donor.model for donor in recipe.models)])
+        self.models = {name: _model_content(name) for name in names}
+        self.corpora = {place: open_source(place).fingerprint for place in recipe.corpora()}
+        self._recipe = recipe
+
+    @property
+    def key(self) -> str:
+        """Of the whole run."""
+        settings = self._recipe.model_dump(exclude={"output", "base_model"})
+        for donor in settings["models"]:
+            donor["model"] = self.models[donor["model"]]
+        return _hash(recipe=settings, base_model=self.models[self._recipe.base_model], corpora=self.corpora)
+
+    def profile(self, donor: Donor, corpus: str) -> Path:
+        """The pair profile of a donor and the target on a corpus."""
+        recipe = self._recipe
+        decided = _hash(
+            donor=self.models[donor.model],
+            target=self.models[recipe.base_model],
+            corpus=self.corpora[corpus],
+            count=recipe.count,
+            max_length=recipe.max_length,
+            token_budget=recipe.token_budget,
+            dtype=recipe.dtype,
+        )
+        return self.folder / f"pair-{decided}.safetensors"
+
+    def channels(self, donor: Donor, score: ScoreName) -> Path:
+        """The channel set of a donor by a score."""
+        recipe = self._recipe
+        decided = _hash(
+            profile=self.profile(donor, donor.corpus).name,
+            keep=[self.profile(donor, corpus).name for corpus in donor.kept],
+            score=score,
+            top_p=donor.parameters.top_p,
+            normalize=recipe.normalize,
+            scope=recipe.scope,
+            granularity=recipe.granularity,
+            include=recipe.include,
+            exclude=recipe.exclude,
+            seed=self.seed(donor) if SCORES[score].takes_seed else None,
+        )
+        return self.folder / f"channels-{decided}.safetensors"
+
+    def seed(self, donor: Donor) -> int:
+        """A seed per donor: one for all would draw the same channels from each, a smaller set in all."""
+        return self._recipe.seed + next(number for number, one in enumerate(self._recipe.models) if one is donor)
+
+    def model(self, variant: Variant) -> Path:
+        """The model folder of a variant before any tune."""
+        return self.folder / f"model-{self._making(variant)}"
+
+    def moved(self, variant: Variant) -> Path:
+        """What the transfer of a variant changed."""
+        return self.folder / f"moved-{self._making(variant)}.json"
+
+    def tuned(self, variant: Variant) -> Path:
+        """The model folder of a variant after the tune."""
+        recipe = self._recipe
+        assert recipe.tune
+        decided = _hash(
+            model=self.model(variant).name,
+            tune=recipe.tune.model_dump(exclude={"corpus", "replay"}),
+            corpus=self.corpora[recipe.tune.corpus],
+            replay=self.corpora[recipe.tune.replay] if recipe.tune.replay else None,
+            rows=self._sets(variant.score or recipe.score) if recipe.tune.mode == "rows" else None,
+            max_length=recipe.max_length,
+        )
+        return self.folder / f"tuned-{decided}"
+
+    def figures(self, variant: Variant) -> Path:
+        """The evaluations of a variant, on each corpus in order."""
+        recipe = self._recipe
+        assert recipe.evaluate
+        given = self.models[variant.folder] if variant.folder is not None else None
+        decided = _hash(
+            model=given or (self.tuned(variant) if recipe.tune else self.model(variant)).name,
+            corpora=[self.corpora[place] for place in recipe.evaluate.corpora.values()],
+            metric=recipe.evaluate.metric,
+            max_new_tokens=recipe.evaluate.max_new_tokens,
+            max_length=recipe.max_length,
+            token_budget=recipe.token_budget,
+            dtype=recipe.dtype,
+        )
+        return self.folder / f"figures-{decided}.json"
+
+    def _making(self, variant: Variant) -> str:
+        recipe = self._recipe
+        transferred, moved = variant.origin == "transfer", variant.origin == "interpolation"
+        return _hash(
+            origin=variant.origin,
+            control=variant.name != "act",
+            target=self.models[recipe.base_model],
+            dtype=recipe.dtype,
+            channels=self._sets(variant.score or recipe.score) if transferred else None,
+            strengths=[donor.parameters.weight for donor in recipe.models] if transferred else None,
+            overlap=recipe.overlap if transferred else None,
+            donors=[self.models[donor.model] for donor in recipe.models] if moved else None,
+            interpolation=recipe.evaluate.interpolation if moved and recipe.evaluate else None,
+        )
+
+    def _sets(self, score: ScoreName) -> list[str]:
+        return [self.channels(donor, score).name for donor in self._recipe.models]
+
+
+def _hash(**named: Any) -> str:
+    """Of settings as they stand: the order of patterns and of corpora decides, too."""
+    return hashlib.sha256(json.dumps({"schema": SCHEMA, **named}, default=str).encode()).hexdigest()[:16]
+
+
+def _model_content(name: str) -> str:
+    folder = Path(name)
+    if not (folder / "config.json").is_file():
+        raise ActError(f"no such model: {name}; expected a folder in Hugging Face format (with a config.json)")
+    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES and path.name != "report.json")
+    if not any(path.suffix in WEIGHTS for path in files):
+        raise ActError(f"{name} holds no weights; expected .safetensors files")
+    return _hash(files={path.name: _file_content(path) for path in files})
+
+
+def _file_content(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]

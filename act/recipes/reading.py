@@ -1,0 +1,124 @@
+"""Reading a recipe: every mistake is named with its line, a misspelt key with the one that was meant."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+from pydantic import ValidationError
+
+from act.core.errors import ActError, brief
+from act.editing.donor import require_strength
+from act.ranking.scores import SCORES
+from act.ranking.selection import parse_top
+from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Section, Tuning
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+SECTIONS: dict[str, type[Section]] = {
+    "models": Donor,
+    "parameters": Parameters,
+    "tune": Tuning,
+    "evaluate": Evaluating,
+}
+
+Place = tuple[int | str, ...]
+"""Keys and numbers of items that lead to a place of a YAML file, from its root."""
+
+
+def read_recipe(path: str | Path) -> Recipe:
+    """Read and check a recipe; no model or corpus is opened.
+
+    Raises:
+        ActError: no such file; not YAML; one or more mistakes, each with its line.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> models = "[{model: donor, corpus: german.jsonl}]"
+    >>> text = f"merge_method: act\\nbase_model: target\\noutput: out\\nmodels: {models}\\n"
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, "recipe.yaml")
+    ...     _ = path.write_text(text)
+    ...     recipe = act.recipe.read_recipe(path)
+    >>> recipe.base_model, recipe.models[0].parameters.weight
+    ('target', 0.4)
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ActError(f"no such recipe: {path}; expected a YAML file")
+    try:
+        text = path.read_text(encoding="utf-8")
+        root, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ActError(f"{path} is not YAML: {brief(error, 300)}") from error
+    if not isinstance(data, dict):
+        raise ActError(f"{path} is empty or not a mapping; expected keys such as merge_method, base_model and models")
+    try:
+        recipe = Recipe.model_validate(data)
+    except ValidationError as error:
+        found = [f"line {_line(root, one['loc'])}: {_mistake(one)}" for one in error.errors()]
+        raise ActError(f"{path}, {'; '.join(found)}") from error
+    for place, mistake in _contradictions(recipe):
+        raise ActError(f"{path}, line {_line(root, place)}: {mistake}")
+    return recipe
+
+
+def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
+    """What the schema cannot tell: values that a stage would refuse, and keys that have no effect together."""
+    for number, donor in enumerate(recipe.models):
+        place = ("models", number)
+        weight = donor.parameters.weight
+        try:
+            parse_top(donor.parameters.top_p)
+        except ActError as error:
+            yield (*place, "parameters", "top_p"), error
+        try:
+            for strength in weight.values() if isinstance(weight, dict) else [weight]:
+                require_strength(strength)
+        except ActError as error:
+            yield (*place, "parameters", "weight"), error
+        if wrong := SCORES[recipe.score].wrong_keep(bool(donor.keep)):
+            yield (*place, "keep" if donor.keep else "corpus"), ActError(wrong)
+    if recipe.tune:
+        try:
+            recipe.tune.settings()
+        except ActError as error:
+            yield ("tune",), error
+
+
+def _line(node: yaml.Node, place: Place) -> int:
+    """The line of the key that an error is about, or of the section that lacks it."""
+    line = node.start_mark.line
+    for step in place:
+        if isinstance(node, yaml.MappingNode):
+            match = next((pair for pair in node.value if pair[0].value == str(step)), None)
+            if match is None:
+                break
+            line, node = match[0].start_mark.line, match[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+            node = node.value[step]
+            line = node.start_mark.line
+        else:
+            break
+    return int(line) + 1
+
+
+def _mistake(error: ErrorDetails) -> str:
+    *sections, key = error["loc"]
+    if error["type"] == "extra_forbidden":
+        keys = _keys(sections)
+        near = difflib.get_close_matches(str(key), keys, 1)
+        advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(keys)}"
+        return f"no key {key!r} here; {advice}"
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    names = [step for step in error["loc"] if isinstance(step, str)]
+    return f"{'.'.join(names)} is {error['input']!r:.60}; {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def _keys(sections: list[int | str]) -> list[str]:
+    names = [step for step in sections if isinstance(step, str)]
+    return list((SECTIONS[names[-1]] if names else Recipe).model_fields)

@@ -1,0 +1,191 @@
+"""The stages of a recipe, one method each: it returns what is kept, or does the work once and keeps it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import nn
+
+from act.core.files import written_whole
+from act.data.corpus import Corpus
+from act.data.encode import Count
+from act.editing.donor import Donor as TransferDonor
+from act.editing.interpolation import interpolate
+from act.editing.transfer import transfer_many
+from act.editing.tune import save_tuned, tune
+from act.evaluation.evaluate import Evaluation, evaluate
+from act.models.loading import load_model
+from act.profiles.profile import PairProfile, load
+from act.profiling.measure import profile_pair
+from act.ranking.channel_set import ChannelSet
+from act.ranking.rank import rank
+from act.ranking.scores import SCORES, ScoreName
+from act.recipes.cache import Cache
+from act.recipes.schema import Donor, Recipe, Tuning
+from act.recipes.variants import Variant
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Say = Callable[[str], None]
+"""Told what is being done, one line per step."""
+
+
+class Moved(TypedDict):
+    """What a transfer changed: values, parameters, and the header of its patch."""
+
+    values: int
+    parameters: int
+    header: dict[str, Any]
+
+
+class Stages:
+    """The work of a recipe; loaded donors and targets that are only read are shared between stages."""
+
+    def __init__(self, recipe: Recipe, cache: Cache, tokenizer: PreTrainedTokenizerBase, say: Say) -> None:
+        self._recipe, self._cache, self._tokenizer, self._say = recipe, cache, tokenizer, say
+        self._loaded: dict[str, nn.Module] = {}
+
+    def profile(self, donor: Donor, corpus: str) -> PairProfile:
+        """The pair profile of a donor and the target on a corpus."""
+        path, target = self._cache.profile(donor, corpus), self._recipe.base_model
+        if not path.exists():
+            self._say(f"profiling {donor.model} and {target} on {corpus}")
+            text = self._corpus(corpus, self._recipe.count)
+            budget = self._recipe.token_budget
+            profile_pair(self._shared(donor.model), self._shared(target), text, token_budget=budget).save(path)
+        found = load(path)
+        assert isinstance(found, PairProfile)
+        return found
+
+    def rank(self, donor: Donor, score: ScoreName) -> ChannelSet:
+        """The channels to take from a donor."""
+        path, recipe = self._cache.channels(donor, score), self._recipe
+        if not path.exists():
+            profile = self.profile(donor, donor.corpus)
+            looks = SCORES[score].looks_at_activations
+            kept = [self.profile(donor, corpus) for corpus in donor.kept] if looks else []
+            self._say(f"ranking the channels for {donor.corpus} by {score}")
+            by_weights = SCORES[score].needs_models
+            rank(
+                profile,
+                score,
+                donor.parameters.top_p,
+                keep=[*kept] or None,
+                normalize=recipe.normalize,
+                scope=recipe.scope,
+                granularity=recipe.granularity,
+                include=recipe.include,
+                exclude=recipe.exclude,
+                seed=self._cache.seed(donor),
+                donor=self._shared(donor.model) if by_weights else None,
+                target=self._shared(recipe.base_model) if by_weights else None,
+            ).save(path)
+        return ChannelSet.load(path)
+
+    def transfer(self, variant: Variant) -> Path:
+        """The model folder of a variant before any tune."""
+        path, recipe = self._cache.model(variant), self._recipe
+        if path.exists():
+            return path
+        self._say(f"making the model: {variant.name}")
+        target = load_model(recipe.base_model, dtype=recipe.dtype, device=recipe.device)
+        if variant.origin == "interpolation":
+            assert recipe.evaluate
+            interpolate(target, [self._shared(donor.model) for donor in recipe.models], recipe.evaluate.interpolation)
+        elif variant.origin == "transfer":
+            patch = transfer_many([self._given(donor, variant) for donor in recipe.models], target, recipe.overlap)
+            header = {key: value for key, value in patch.provenance.to_json().items() if key != "parameters"}
+            moved: Moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
+            with written_whole(self._cache.moved(variant), force=True) as temporary:
+                temporary.write_text(json.dumps(moved), encoding="utf-8")
+        save_tuned(target, self._tokenizer, path)
+        return path
+
+    def moved(self, variant: Variant) -> Moved:
+        """What the transfer of a variant changed."""
+        found: Moved = json.loads(self._cache.moved(variant).read_text(encoding="utf-8"))
+        return found
+
+    def tune(self, variant: Variant) -> Path:
+        """The model folder of a variant after the tune, if the recipe has one."""
+        source, settings = self.transfer(variant), self._recipe.tune
+        if not settings:
+            return source
+        path = self._cache.tuned(variant)
+        if path.exists():
+            return path
+        self._say(f"tuning: {variant.name}")
+        model = load_model(str(source), device=self._recipe.device)
+        stored = next(model.parameters()).dtype
+        checkpoints = path.with_name(f"{path.name}.checkpoints")
+        tuned = tune(
+            model if settings.mode == "rows" else model.float(),
+            self._corpus(settings.corpus),
+            settings.settings(),
+            replay=self._corpus(settings.replay) if settings.replay else None,
+            channels=self._rows(variant, settings),
+            checkpoints=checkpoints,
+        )
+        save_tuned(tuned.model, self._tokenizer, path, dtype=stored)
+        shutil.rmtree(checkpoints)
+        return path
+
+    def evaluate(self, variant: Variant) -> list[Evaluation]:
+        """The evaluations of a variant, one per corpus, under the names that the recipe gives."""
+        path, recipe, settings = self._cache.figures(variant), self._recipe, self._recipe.evaluate
+        assert settings
+        if not path.exists():
+            folder = variant.folder or str(self.tune(variant))
+            self._say(f"evaluating: {variant.name}")
+            model = load_model(folder, dtype=recipe.dtype, device=recipe.device)
+            found = [
+                evaluate(
+                    model,
+                    self._corpus(place),
+                    settings.metric,
+                    max_new_tokens=settings.max_new_tokens,
+                    token_budget=recipe.token_budget,
+                )
+                for place in settings.corpora.values()
+            ]
+            with written_whole(path) as temporary:
+                temporary.write_text(json.dumps([one.to_json() for one in found]), encoding="utf-8")
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            replace(Evaluation.from_json(row), model=variant.name, corpus=name)
+            for row, name in zip(rows, settings.corpora, strict=True)
+        ]
+
+    def _given(self, donor: Donor, variant: Variant) -> TransferDonor:
+        channels = self.rank(donor, variant.score or self._recipe.score)
+        given = TransferDonor(self._shared(donor.model), channels, donor.parameters.weight, name=donor.model)
+        if variant.name == "act" or not isinstance(given.strength, dict):
+            return given
+        # The channels of a control are others, and need not be where each pattern is for.
+        return replace(given, strength={key: value for key, value in given.strength.items() if given.matches(key)} or 0)
+
+    def _rows(self, variant: Variant, settings: Tuning) -> ChannelSet | None:
+        """The channels of all donors together, where only their rows are tuned."""
+        if settings.mode != "rows":
+            return None
+        sets = [self.rank(donor, variant.score or self._recipe.score) for donor in self._recipe.models]
+        index = torch.cat([one.index for one in sets]).unique()
+        names = {name for one in sets for name in one.inputs}
+        inputs = {name: torch.cat([one.inputs[name] for one in sets if name in one.inputs]) for name in names}
+        return ChannelSet(sets[0].space, index, torch.zeros(len(index), dtype=torch.float64), inputs=inputs)
+
+    def _shared(self, name: str) -> nn.Module:
+        """A model that is only read."""
+        if name not in self._loaded:
+            self._loaded[name] = load_model(name, dtype=self._recipe.dtype, device=self._recipe.device)
+        return self._loaded[name]
+
+    def _corpus(self, place: str, count: Count = "answer") -> Corpus:
+        return Corpus.from_file(place, self._tokenizer, max_length=self._recipe.max_length, count=count)
