@@ -1,19 +1,17 @@
-"""How many exercises a model solves."""
+"""How many exercises of the synthetic language a model solves, by the likelihoods of :mod:`act.evaluation`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from act.data.encode import Encoded
-from act.evaluation.evaluate import likelihoods
+from act.evaluation.likelihoods import likelihoods
 from act.lab.tokenizer import encode
 
 
 class Exam:
-    """Records tokenised once, to examine many models: ``exam(model)`` is the share of records solved.
+    """Records tokenised once, for many models: ``exam(model)`` is the share of records solved.
 
     A record is solved if its greedy decoding is exactly the completion, end-of-sequence token included. Nothing is
     generated: one word is one token, so a completion has one spelling, and greedy decoding gives it if and only if each
@@ -25,9 +23,7 @@ class Exam:
     ) -> None:
         if not records:
             raise ValueError("no records to evaluate")
-        self._encoded = [
-            Encoded(np.asarray(ids), np.arange(len(ids)) >= answer) for ids, answer in encode(tokenizer, records)
-        ]
+        self._encoded = encode(tokenizer, records)
         self._token_budget = token_budget
 
     def __call__(self, model: PreTrainedModel) -> float:
@@ -41,5 +37,5 @@ def exact_match(
     records: Sequence[Mapping[str, str]],
     token_budget: int = 8192,
 ) -> float:
-    """The share of records that ``model`` solves, for one look; see :class:`Exam`."""
+    """The share of records that ``model`` solves; for several models, :class:`Exam` tokenises only once."""
     return Exam(tokenizer, records, token_budget)(model)

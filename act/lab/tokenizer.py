@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
+import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from act.data.encode import Encoded
 from act.lab.language import vocabulary
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
-
-
-class Encoded(NamedTuple):
-    """A record as token ids: prompt, completion and the end-of-sequence token; the answer starts at ``answer``."""
-
-    ids: list[int]
-    answer: int
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -38,7 +32,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, str]]) -> list[Encoded]:
-    """Tokenise records as ``prompt + " " + completion`` and the end-of-sequence token.
+    """Tokenise records as ``prompt + " " + completion`` and the end-of-sequence token, with the answer marked.
 
     Raises:
         ValueError: the tokens of a prompt are not the first tokens of its record, so the answer has no clear start.
@@ -50,7 +44,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, st
     for record, prompt, text in zip(records, prompts, texts, strict=True):
         if text[: len(prompt)] != prompt:
             raise ValueError(f"the tokens of the prompt are not a prefix of the tokens of the record: {record}")
-    return [Encoded([*text, tokenizer.eos_token_id], len(prompt)) for prompt, text in zip(prompts, texts, strict=True)]
+    ended = [np.array([*text, tokenizer.eos_token_id], dtype=np.int32) for text in texts]
+    return [Encoded(ids, np.arange(len(ids)) >= len(prompt)) for ids, prompt in zip(ended, prompts, strict=True)]
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -21,6 +21,7 @@ import transformers
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from act.data.pieces import IGNORED, collate, pieces
 from act.lab.evaluate import exact_match
 from act.lab.language import LANGUAGES, NEW_SKILLS, OLD_SKILLS, examples, skills_of
 from act.lab.models import load, save, tiny_llama
@@ -32,7 +33,6 @@ MORE_STEPS, MOST_STEPS = 25, 400  # a target that is not ready after TARGET_STEP
 KNOWS_NEW, KNOWS_ENGLISH, FORGOT = 0.93, 0.91, 0.10
 """A target is ready at this exact match of the new skills and of all English at least, of other languages below."""
 RECORDS_PER_FIGURE = 512
-IGNORED = -100  # the label of tokens that are not part of an answer
 
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "English, old skills": ("English", OLD_SKILLS),
@@ -166,14 +166,8 @@ def _batches(
 
 def _padded(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, str]]) -> Batch:
     """Token ids and labels of records, padded on the right, which a causal model ignores."""
-    encoded = encode(tokenizer, records)
-    longest = max(len(ids) for ids, _ in encoded)
-    pad = tokenizer.pad_token_id
-    inputs = torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in encoded])
-    labels = torch.tensor(
-        [[IGNORED] * answer + ids[answer:] + [IGNORED] * (longest - len(ids)) for ids, answer in encoded]
-    )
-    return inputs, labels
+    batch = collate(list(pieces(encode(tokenizer, records), tokenizer.model_max_length)), tokenizer.pad_token_id)
+    return batch["input_ids"], batch["labels"]
 
 
 def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:

@@ -137,7 +137,7 @@ def test_encode_marks_the_answer():
     tokenizer = build_tokenizer()
     record = {"prompt": "kopiere eins zwei =", "completion": "eins zwei"}
     (encoded,) = encode(tokenizer, [record])
-    assert tokenizer.convert_ids_to_tokens(encoded.ids[encoded.answer :]) == ["eins", "zwei", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(encoded.input_ids[encoded.start :]) == ["eins", "zwei", "</s>"]
     assert encode(tokenizer, []) == []
 
 
