@@ -59,7 +59,8 @@ def register() -> None:
         return
 
     def act(group: Any, channels: Any, weight: Any = 0.4, overlap: str = "sum") -> torch.Tensor:
-        name, base = group.metadata.name, group.base.tensor.clone()
+        name = group.metadata.name
+        base: torch.Tensor = group.base.tensor.clone()
         require_choice("overlap", overlap, get_args(Overlap))
         given = by_parameter(
             DonorRows(chosen, {name: entry.tensor}, float(weight[entry.id]))

@@ -5,25 +5,28 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
-from torch.utils.data import SequentialSampler
 
 from act.core.errors import ActError, require_choice
 from act.core.extras import optional
 from act.core.files import written_whole
 from act.data.corpus import Corpus
-from act.data.pieces import IGNORED, Piece, collate, pieces
+from act.data.pieces import Piece, pieces
 from act.editing.patch import Patch
+from act.editing.row_tuning import RowTuned, rows_to_train
+from act.editing.trainer import train, usable_checkpoint
+from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
 from act.ranking.channel_set import ChannelSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Mode = Literal["full", "rows", "lora"]
 """What is trained: every weight, the rows of a channel set or patch, or low-rank adapters of every linear (peft)."""
@@ -35,13 +38,19 @@ class TuneSettings:
 
     Attributes:
         mode: see :data:`Mode`.
-        steps: optimiser steps; None: one pass over the corpus.
-        batch_size: records a step.
+        steps: optimiser steps; None: as many as one pass over the corpus takes.
+        batch_size: records per step.
         learning_rate: of AdamW without weight decay; falls linearly to 0.
         replay_share: share of the records drawn from the replay corpus, if one is given.
         lora_rank: rank of the adapters; their scale is 2.
         seed: of the order of records, dropout and adapters; on a CPU the same seed gives the same bits.
         save_steps: steps between checkpoints.
+
+    Raises:
+        ActError: a setting out of range.
+
+    >>> act.TuneSettings(mode="lora", steps=100, lora_rank=4).learning_rate
+    0.0001
     """
 
     mode: Mode = "full"
@@ -68,7 +77,20 @@ class TuneSettings:
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a tuning did. ``model`` is the tuned model (with its adapter, where that was kept)."""
+    """What a fine-tune did.
+
+    Attributes:
+        model: the tuned model, with its adapter where that was kept.
+        steps: optimiser steps, those before a break included.
+        resumed_from: the step of the checkpoint it went on from; 0: it began anew.
+        records, replayed: how many records of the corpus and of the replay corpus were trained on.
+        trained_values: how many values the optimiser trained.
+        loss: the mean loss per predicted token over the last ten steps.
+
+    >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4))
+    >>> tuned.records, tuned.replayed
+    (8, 0)
+    """
 
     model: nn.Module
     steps: int
@@ -78,7 +100,7 @@ class Tuned:
     trained_values: int
     loss: float
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, int | float]:
         """The figures, as plain data."""
         return {name: value for name, value in vars(self).items() if name != "model"}
 
@@ -93,9 +115,12 @@ def tune(
     keep_adapter: bool = False,
     checkpoints: Path | None = None,
 ) -> Tuned:
-    """Train ``model`` in place on the answers of ``corpus`` (all tokens of its texts), mean loss a token.
+    """Fine-tune a model in place on the answers of a corpus (on all tokens of its texts).
 
     Args:
+        model: a Hugging Face causal language model.
+        corpus: what to train on.
+        settings: how; by default one pass that trains every weight.
         replay: records of what is to be retained, mixed in at ``settings.replay_share``.
         channels: for ``rows``: whose parameter rows (and columns) are trained. Nothing else changes by a bit, and the
             optimiser holds its moments for these rows only.
@@ -105,31 +130,41 @@ def tune(
 
     Raises:
         ActError: a setting out of range; no record; quantised weights; a missing package; rows without channels.
+
+    >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3))
+    >>> tuned.model is model
+    True
     """
     settings = settings or TuneSettings()
     optional("accelerate", "tune", "act-profile tune")
     _require_trainable(model, settings.mode, keep_adapter)
+    if settings.mode == "rows" and channels is None:
+        raise ActError("mode rows needs to know which rows: give a channel set (--channels)")
     own = _records(corpus.for_models(model))
     other = _records(replay.for_models(model)) if replay is not None else []
     order = _order(len(own), len(other), settings)
     examples = [own[at] if at < len(own) else other[at - len(own)] for at in order]
-    transformers = optional("transformers", "tune", "act-profile tune")
-    transformers.set_seed(settings.seed)
-    before = fingerprint(model)
+    rows = rows_to_train(channels) if settings.mode == "rows" and channels is not None else {}
+    identity = _identity(model, settings, [corpus, replay], rows, keep_adapter) if checkpoints else ""
+    optional("transformers", "tune", "act-profile tune").set_seed(settings.seed)
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    trained = _trained(model, settings, channels)
+    trained = _trained(model, settings, rows)
     values = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    resumed = 0
-    if checkpoints:
-        rows = _rows(channels) if settings.mode == "rows" and channels is not None else {}
-        chosen = {f"{name}:{dim}": index.tolist() for (name, dim), index in rows.items()}
-        data = [corpus.source.fingerprint, replay.source.fingerprint if replay else None]
-        state = json.dumps([asdict(settings), before, data, chosen, keep_adapter])
-        resumed = _usable_checkpoint(checkpoints, hashlib.sha256(state.encode()).hexdigest()[:16])
+    resumed = usable_checkpoint(checkpoints, identity) if checkpoints else 0
     try:
-        loss = _train(trained, examples, settings, model, checkpoints, resumed)
+        loss = train(
+            trained,
+            examples,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+            device=next(model.parameters()).device,
+            checkpoints=checkpoints,
+            save_steps=settings.save_steps,
+            resume_at=resumed,
+        )
     finally:
-        if isinstance(trained, _RowTuned):
+        if isinstance(trained, RowTuned):
             trained.write()
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(frozen.get(name, True))
@@ -140,52 +175,6 @@ def tune(
     replayed = sum(at >= len(own) for at in order)
     steps = len(order) // settings.batch_size
     return Tuned(result.eval(), steps, resumed, len(order) - replayed, replayed, values, loss)
-
-
-class _RowTuned(nn.Module):
-    """A model of which only some rows are trained: its parameters are the changes of these rows, float32.
-
-    The model itself is no submodule, so optimiser and checkpoints hold the rows alone.
-    """
-
-    def __init__(self, model: nn.Module, rows: dict[tuple[str, int], torch.Tensor]) -> None:
-        super().__init__()
-        self._held = [model]
-        named = dict(model.named_parameters())
-        self.config = model.config
-        self._keys = list(rows)
-        self.changes = nn.ParameterList()
-        for number, ((name, dim), index) in enumerate(rows.items()):
-            parameter = named[name]
-            shape = [*parameter.shape]
-            shape[dim] = len(index)
-            self.changes.append(nn.Parameter(torch.zeros(shape, device=parameter.device)))
-            self.register_buffer(f"index_{number}", index.to(parameter.device), persistent=False)
-        model.requires_grad_(False)
-
-    def _changed(self) -> dict[str, torch.Tensor]:
-        named = dict(self._held[0].named_parameters())
-        result: dict[str, torch.Tensor] = {}
-        for number, (name, dim) in enumerate(self._keys):
-            weight = result.get(name, named[name])
-            change = self.changes[number].to(weight.dtype)
-            result[name] = weight.index_add(dim, getattr(self, f"index_{number}"), change)
-        return result
-
-    def train(self, mode: bool = True) -> _RowTuned:
-        self._held[0].train(mode)
-        return super().train(mode)
-
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        return torch.func.functional_call(self._held[0], self._changed(), (), inputs)
-
-    @torch.no_grad()
-    def write(self) -> None:
-        """Add the changes to the model's rows."""
-        named = dict(self._held[0].named_parameters())
-        for name, weight in self._changed().items():
-            named[name].copy_(weight)
 
 
 def _require_trainable(model: nn.Module, mode: str, keep_adapter: bool) -> None:
@@ -200,36 +189,32 @@ def _require_trainable(model: nn.Module, mode: str, keep_adapter: bool) -> None:
             raise ActError(f"{name} is float16, too narrow for training; load the model as float32 or bfloat16")
 
 
-def _trained(model: nn.Module, settings: TuneSettings, channels: ChannelSet | Patch | None) -> nn.Module:
+def _trained(model: nn.Module, settings: TuneSettings, rows: Mapping[ParameterSlice, torch.Tensor]) -> nn.Module:
+    """The module whose parameters are trained."""
     if settings.mode == "rows":
-        if channels is None:
-            raise ActError("mode rows needs to know which rows: give a channel set (--channels)")
-        rows = _rows(channels)
-        named = dict(model.named_parameters())
-        for (name, dim), index in rows.items():
-            if name not in named or named[name].shape[dim] <= int(index.max()):
-                raise ActError(f"the channels are of another model: it has no such rows of {name}")
-        return _RowTuned(model, rows)
+        return RowTuned(model, rows)
     if settings.mode == "lora":
         peft = optional("peft", "tune", "mode lora")
-        config = peft.LoraConfig(
-            r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        return peft.get_peft_model(model, config)
+        rank = settings.lora_rank
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        adapted: nn.Module = peft.get_peft_model(model, config)
+        return adapted
     model.requires_grad_(True)
     return model
 
 
-def _rows(channels: ChannelSet | Patch) -> dict[tuple[str, int], torch.Tensor]:
-    """Rows to train, by parameter name and dimension."""
-    found: dict[tuple[str, int], list[torch.Tensor]] = {}
-    if isinstance(channels, Patch):
-        for change in channels.changes:
-            found.setdefault((change.parameter.name, change.parameter.dim), []).append(change.rows)
-    else:
-        for chosen in channels.rows():
-            found.setdefault((chosen.parameter.name, chosen.parameter.dim), []).append(chosen.rows)
-    return {key: torch.cat(parts).unique() for key, parts in found.items()}
+def _identity(
+    model: nn.Module,
+    settings: TuneSettings,
+    corpora: Sequence[Corpus | None],
+    rows: Mapping[ParameterSlice, torch.Tensor],
+    keep_adapter: bool,
+) -> str:
+    """A hash of all that decides the result: checkpoints of another are of no use."""
+    data = [corpus.source.fingerprint if corpus else None for corpus in corpora]
+    chosen = {f"{place.name}:{place.dim}": index.tolist() for place, index in rows.items()}
+    state = json.dumps([asdict(settings), fingerprint(model), data, chosen, keep_adapter])
+    return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
 def _records(corpus: Corpus) -> list[Piece]:
@@ -259,76 +244,19 @@ def _order(own: int, other: int, settings: TuneSettings) -> list[int]:
     return [chosen[at] for at in torch.randperm(total, generator=generator).tolist()]
 
 
-def _usable_checkpoint(folder: Path, identity: str) -> int:
-    """The step of the last whole checkpoint of this very run; checkpoints of another are removed."""
-    identity_file = folder / "identity"
-    if folder.exists() and (not identity_file.is_file() or identity_file.read_text() != identity):
-        if not identity_file.is_file() and any(folder.iterdir()):
-            raise ActError(f"{folder} is no folder of checkpoints; name a new one")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    identity_file.write_text(identity)
-    for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # written last: the run ended while saving
-            shutil.rmtree(checkpoint)
-    return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
-
-
-def _train(
-    trained: nn.Module,
-    examples: list[Piece],
-    settings: TuneSettings,
-    model: nn.Module,
-    checkpoints: Path | None,
-    resumed: int,
-) -> float:
-    """Run the Hugging Face trainer over ``examples`` in their order; the mean loss of the last steps."""
-    from transformers import Trainer, TrainingArguments
-    from transformers.trainer_callback import PrinterCallback
-
-    class AnswerTrainer(Trainer):
-        def _get_train_sampler(self, *_: Any) -> Any:
-            return SequentialSampler(examples)
-
-        def compute_loss(
-            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-        ) -> Any:
-            labels = inputs.pop("labels")[:, 1:]
-            outputs = model(**inputs)
-            logits = outputs.logits[:, :-1].float().flatten(0, 1)
-            loss = nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)
-            return (loss, outputs) if return_outputs else loss
-
-    with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrainingArguments(
-            output_dir=str(checkpoints or scratch),
-            max_steps=len(examples) // settings.batch_size,
-            per_device_train_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            seed=settings.seed,
-            save_strategy="steps" if checkpoints else "no",
-            save_steps=settings.save_steps,
-            save_total_limit=1,
-            logging_strategy="steps",
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            use_cpu=next(model.parameters()).device.type == "cpu",
-        )
-        trainer = AnswerTrainer(trained, arguments, data_collator=collate, train_dataset=examples)
-        trainer.remove_callback(PrinterCallback)
-        start = str(checkpoints / f"checkpoint-{resumed}") if checkpoints and resumed else None
-        trainer.train(resume_from_checkpoint=start)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return sum(losses[-10:]) / len(losses[-10:])
-
-
 def save_tuned(
-    model: nn.Module, tokenizer: Any, output: Path, *, dtype: torch.dtype | None = None, force: bool = False
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
 ) -> None:
-    """Write a model (or adapter) folder with its tokenizer, whole or not at all; ``dtype`` None keeps the model's."""
+    """Write a model (or adapter) folder with its tokenizer, whole or not at all; ``dtype`` None keeps the model's.
+
+    Raises:
+        ActError: ``output`` exists and ``force`` is False, or the disk is full.
+    """
     with written_whole(output, force=force, directory=True) as folder:
         if dtype is not None:
             model = model.to(dtype)

@@ -76,14 +76,14 @@ def test_rows_change_alone_and_adam_holds_them_alone(tokenizer, channels, monkey
     model = tiny_model("llama-tied-bias", 1)
     before = weights(model)
     module, sizes = sys.modules["act.editing.tune"], {}
-    real = module._train
+    real = module.train
 
-    def spied(trained, *given):
+    def spied(trained, *given, **named):
         sizes["parameters"] = sum(parameter.numel() for parameter in trained.parameters())
         sizes["state"] = sum(value.numel() for value in trained.state_dict().values())
-        return real(trained, *given)
+        return real(trained, *given, **named)
 
-    monkeypatch.setattr(module, "_train", spied)
+    monkeypatch.setattr(module, "train", spied)
     tuned = act.tune(model, corpus(tokenizer), settings(mode="rows"), channels=channels)
     allowed = {name: torch.zeros_like(value, dtype=torch.bool) for name, value in model.named_parameters()}
     for site, rows in channels.space.split(channels.index):

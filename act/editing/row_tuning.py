@@ -1,0 +1,74 @@
+"""Training some rows of a model: everything else stays as it is, to the bit, and takes no optimiser state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.editing.patch import Patch
+from act.editing.rows import Rows, by_parameter, union
+from act.models.channels import ParameterSlice
+from act.ranking.channel_set import ChannelSet
+
+
+def rows_to_train(channels: ChannelSet | Patch) -> dict[ParameterSlice, torch.Tensor]:
+    """The rows of each parameter that a set names or a patch changes, int64 ``[K]``, sorted and distinct."""
+    rows: Iterable[Rows] = channels.changes if isinstance(channels, Patch) else channels.rows()
+    return {held[0].parameter: union(held) for held in by_parameter(rows).values()}
+
+
+class RowTuned(nn.Module):
+    """A model of which only some rows are trained: its parameters are the changes of these rows, float32.
+
+    The model itself is no submodule, so optimiser and checkpoints hold the rows alone.
+
+    Raises:
+        ActError: the model does not have these rows.
+    """
+
+    def __init__(self, model: nn.Module, rows: Mapping[ParameterSlice, torch.Tensor]) -> None:
+        super().__init__()
+        self._held = [model]
+        self._places = list(rows)
+        self.config = model.config
+        self.changes = nn.ParameterList()
+        weights = dict(model.named_parameters())
+        for number, (place, index) in enumerate(rows.items()):
+            weight = weights.get(place.name)
+            if weight is None or weight.shape[place.dim] <= int(index.max()):
+                raise ActError(f"the channels are of another model: it has no such rows of {place.name}")
+            shape = [*weight.shape]
+            shape[place.dim] = len(index)
+            self.changes.append(nn.Parameter(torch.zeros(shape, device=weight.device)))
+            self.register_buffer(f"index_{number}", index.to(weight.device), persistent=False)
+        model.requires_grad_(False)
+
+    def _changed(self) -> dict[str, torch.Tensor]:
+        weights = dict(self._held[0].named_parameters())
+        return {
+            place.name: weights[place.name].index_add(
+                place.dim, getattr(self, f"index_{number}"), change.to(weights[place.name].dtype)
+            )
+            for number, (place, change) in enumerate(zip(self._places, self.changes, strict=True))
+        }
+
+    def train(self, mode: bool = True) -> RowTuned:
+        """Switch the model, too, to training or evaluation."""
+        self._held[0].train(mode)
+        return super().train(mode)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """What the model returns with the changes added; both arguments are int64 ``[B, S]``."""
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        return torch.func.functional_call(self._held[0], self._changed(), (), inputs)
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Add the changes to the model's rows."""
+        weights = dict(self._held[0].named_parameters())
+        for name, weight in self._changed().items():
+            weights[name].copy_(weight)
