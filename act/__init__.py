@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from act.profiling import ray_data
     from act.profiling.checkpoint import Checkpoint
     from act.profiling.measure import profile, profile_pair
-    from act.profiling.run import Observer
+    from act.profiling.observer import Observer
+    from act.profiling.until_stable import UntilStable
     from act.ranking import attribution
     from act.ranking.channel_set import ChannelSet
     from act.ranking.rank import rank
@@ -50,7 +51,8 @@ _NAMES = {
     "act.profiles.statistics": ("Statistics",),
     "act.profiling.checkpoint": ("Checkpoint",),
     "act.profiling.measure": ("profile", "profile_pair"),
-    "act.profiling.run": ("Observer",),
+    "act.profiling.observer": ("Observer",),
+    "act.profiling.until_stable": ("UntilStable",),
     "act.ranking.channel_set": ("ChannelSet",),
     "act.ranking.rank": ("rank",),
 }
@@ -80,6 +82,7 @@ __all__ = [
     "Sweep",
     "TuneSettings",
     "Tuned",
+    "UntilStable",
     "__version__",
     "attribution",
     "compare",

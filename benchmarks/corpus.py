@@ -108,7 +108,7 @@ def feeding(rows: int) -> dict[str, float]:
     """Tokens per second of reading, tokenising and batching alone, in this process."""
     with tempfile.TemporaryDirectory() as scratch:
         path = write_conversations(Path(scratch), "synthetic", rows)
-        stream = Stream({"": act.Corpus.from_file(path, train_tokenizer(path, 8192))})
+        stream = Stream({"": act.Corpus.from_file(path, train_tokenizer(path, 8192))}, token_budget=8192)
         counted: list[int] = []
         seconds = seconds_of(lambda: counted.extend(batch.tokens for batch in stream))
         return {"tokens_per_second": round(sum(counted) / seconds, 1)}

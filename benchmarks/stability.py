@@ -24,16 +24,8 @@ from act.lab.language import examples
 from act.lab.models import CHECKPOINTS, load
 from act.profiling.job import Job
 from act.profiling.measure import run_job
-from act.profiling.stability import (
-    GROUPS,
-    GroupedSums,
-    Promise,
-    UntilStable,
-    look,
-    look_ahead,
-    quantity,
-    rankable,
-)
+from act.profiling.stability import GROUPS, Criterion, GroupedSums, check
+from act.profiling.until_stable import UntilStable, look_ahead, quantity, rankable
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -66,17 +58,17 @@ def stories() -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
     return donor, target, load_tokenizer(DATA / "stories260K"), records, {"count": "all", "max_length": 512}
 
 
-def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, Any]:
+def measure(name: str, made: Any, criterion: Criterion, orders: int) -> dict[str, Any]:
     """The whole corpus once, then one stopped run per order."""
     donor, target, tokenizer, records, settings = made
     models = {"donor": donor, "target": target}
     job = Job(models, act.Corpus.from_records(records, tokenizer, **settings))
     whole = run_job(job)
     ranked = rankable(job.space)
-    size = round(promise.top * len(ranked))
+    size = round(criterion.top * len(ranked))
 
     def top(profile: Any) -> set[int]:
-        total, count = quantity(profile.moments, promise.score)
+        total, count = quantity(profile.moments, criterion.score)
         widths = torch.tensor([site.width for site in profile.space])
         means = (total / count.repeat_interleave(widths))[ranked].abs()
         return set(means.topk(size).indices.tolist())
@@ -84,10 +76,9 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
     expected, runs = top(whole), []
     for order in range(orders):
         shuffled = random.Random(order).sample(records, len(records))
-        observer = UntilStable(promise)
+        observer = UntilStable(**vars(criterion))
         corpus = act.Corpus.from_records(shuffled, tokenizer, **settings)
         stopped = Job(models, corpus, observers=[observer], look_ahead=min(look_ahead([corpus]), len(records) // 64))
-        observer.expect(stopped)
         start = time.perf_counter()
         profile = run_job(stopped)
         certificate = profile.provenance.corpora[0].extra["stable"]
@@ -100,14 +91,14 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
                 "seconds": round(time.perf_counter() - start, 2),
             }
         )
-        print(name, promise.score, runs[-1], flush=True)
+        print(name, criterion.score, runs[-1], flush=True)
     return {
         "corpus": name,
         "records": len(records),
-        "score": promise.score,
+        "score": criterion.score,
         "channels": size,
-        "promised": {"overlap": promise.overlap, "confidence": promise.confidence},
-        "kept": sum(run["overlap"] >= promise.overlap for run in runs) / len(runs),
+        "promised": {"overlap": criterion.overlap, "confidence": criterion.confidence},
+        "kept": sum(run["overlap"] >= criterion.overlap for run in runs) / len(runs),
         "largest_share": max(run["corpus_share"] for run in runs),
         "mean_share": sum(run["corpus_share"] for run in runs) / len(runs),
         "least_overlap": min(run["overlap"] for run in runs),
@@ -115,15 +106,15 @@ def measure(name: str, made: Any, promise: Promise, orders: int) -> dict[str, An
     }
 
 
-def seconds_of_a_look(channels: int) -> float:
-    """Time of one look at that many channels, most of them far from the threshold."""
+def seconds_of_a_check(channels: int) -> float:
+    """Seconds that one check takes at that many channels, most of them far from the threshold."""
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(channels, generator=generator, dtype=torch.float64).add_(0.01).pow_(-0.5)
     groups, total = GroupedSums(torch.tensor([channels])), torch.zeros(channels, dtype=torch.float64)
     for chunk in range(1, GROUPS + 1):
         total += means * (1 + 1e-3 * torch.randn(channels, generator=generator))
         groups.add(total, torch.tensor([float(chunk)], dtype=torch.float64))
-    return seconds_of(lambda: look(groups, torch.arange(channels), Promise(overlap=0.98)))
+    return seconds_of(lambda: check(groups, torch.arange(channels), Criterion(overlap=0.98)))
 
 
 def main() -> None:
@@ -135,13 +126,13 @@ def main() -> None:
     given = parser.parse_args()
     results = []
     for name, ability in (("German", FORGOTTEN), ("English", RETAINED)):
-        results.append(measure(name, demo(ability, given.records), Promise(), given.orders))
+        results.append(measure(name, demo(ability, given.records), Criterion(), given.orders))
     if DATA.is_dir():
-        loose = Promise(overlap=0.9, confidence=0.9)
+        loose = Criterion(overlap=0.9, confidence=0.9)
         results.append(measure("GSM8K", stories(), loose, given.orders))
     result: dict[str, Any] = {"corpora": results}
     if given.channels:
-        result["look"] = {"channels": given.channels, "seconds": round(seconds_of_a_look(given.channels), 2)}
+        result["look"] = {"channels": given.channels, "seconds": round(seconds_of_a_check(given.channels), 2)}
         print(result["look"])
     for each in results:
         print({name: value for name, value in each.items() if name != "runs"})

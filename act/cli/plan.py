@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
-from act.data.corpus import Corpus
-from act.data.stream import DEFAULT_TOKEN_BUDGET
-from act.models.channels import ChannelSpace
-from act.models.loading import device_named, empty_model, load_config, load_tokenizer
-from act.profiling.plan import Cluster, Shape, assumptions, measure, path_of, tokens_of, unmoved
+
+if TYPE_CHECKING:
+    from act.data.encode import AnswerTurns, Count
+    from act.models.channels import ChannelSpace
 
 
 def command(
@@ -33,7 +32,9 @@ def command(
     gpu_tflops: Annotated[
         float | None, typer.Option(min=1e-6, help="TFLOP/s that one GPU gives a forward. Default: as measured here.")
     ] = None,
-    token_budget: Annotated[int, typer.Option(min=1, help="Tokens a batch.")] = DEFAULT_TOKEN_BUDGET,
+    token_budget: Annotated[
+        int | None, typer.Option(min=1, help="Tokens per batch. Default: 2048 on a CPU, 8192 on a GPU.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Length of the measurement on this device; 0: none.")] = 3.0,
     exclude: options.Exclude = None,
     fused: options.Fused = True,
@@ -42,6 +43,12 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Show sites and channels, what no site covers, tokens, work, memory and time of a run."""
+    from act.data.corpus import Corpus
+    from act.models.channels import ChannelSpace
+    from act.models.limits import default_token_budget
+    from act.models.loading import device_named, empty_model, load_config, load_tokenizer
+    from act.profiling.plan import Cluster, Shape, assumptions, measure, path_of, tokens_of, unmoved
+
     console.quiet_transformers()
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
@@ -53,15 +60,22 @@ def command(
     text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
     if corpus:
         tokenizer = load_tokenizer(model)
-        reading: dict[str, Any] = {"answer_turns": answer_turns, "max_length": max_length, "overlap": overlap}
         text = tokens_of(
             {
-                name: Corpus.from_file(place, tokenizer, count=count, **reading).for_models(empty)
+                name: Corpus.from_file(
+                    place,
+                    tokenizer,
+                    count=cast("Count", count),
+                    answer_turns=cast("AnswerTurns", answer_turns),
+                    max_length=max_length,
+                    overlap=overlap,
+                ).for_models(empty)
                 for name, place in console.places_of(corpus).items()
             },
             sample,
         )
-    measured = measure(config, device_named(device), seconds, tuple(exclude or ()), fused) if seconds else None
+    place = device_named(device)
+    measured = measure(config, place, seconds, tuple(exclude or ()), fused) if seconds else None
     paths = measured.pop("paths") if measured else {}
     reasons = unmoved(empty, space)
     result: dict[str, Any] = {
@@ -80,7 +94,7 @@ def command(
         ],
         "uncovered": list(space.uncovered),
         "reasons": reasons,
-        "memory": shape.memory(token_budget, pair),
+        "memory": shape.memory(token_budget or default_token_budget(place), pair),
         "corpus": text,
         "attention_counted": shape.attention is not None,
         "measured": measured,
@@ -104,6 +118,8 @@ def command(
 
 
 def _print(model: str, space: ChannelSpace, result: dict[str, Any], paths: dict[str, str]) -> None:
+    from act.profiling.plan import path_of
+
     groups: Counter[tuple[str, str]] = Counter()
     channels: Counter[tuple[str, str]] = Counter()
     for site in space:

@@ -1,4 +1,4 @@
-"""How a run goes, for people on a terminal, for machines on stderr, and for the log."""
+"""The progress of a run: for people on a terminal, for machines on stderr, and in the log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,10 +16,13 @@ from rich.progress import Progress as Bar
 from rich.table import Column
 
 from act.core.errors import ActError
-from act.data.batching import Batch
-from act.profiling.job import Job
-from act.profiling.run import Observer, Run
-from act.profiling.stability import UntilStable
+from act.profiling.observer import Observer
+
+if TYPE_CHECKING:
+    from act.data.batching import Batch
+    from act.profiling.job import Job
+    from act.profiling.run import Run
+    from act.profiling.until_stable import UntilStable
 
 LINE_EVERY = 10.0  # seconds between two lines of progress
 
@@ -27,15 +30,16 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
-    """A bar on a terminal; else, with ``as_json``, a JSON line on stderr every ten seconds; the log gets those too.
+    """A bar on a terminal, else, with ``as_json``, a JSON line on stderr every ten seconds, which also goes to the log.
 
-    Attributes:
-        stability_of: the observer that knows how stable the top set is, if any.
+    Args:
+        as_json: whether to write JSON lines.
+        until: the observer that knows how stable the top set is, if there is one.
     """
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, until: UntilStable | None = None) -> None:
         console = Console(stderr=True)
-        whole = Column(no_wrap=True)  # where the line is short, the text between wraps
+        whole = Column(no_wrap=True)  # on a narrow terminal, only the text between them wraps
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20, table_column=whole),
@@ -49,15 +53,15 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         self._last = time.monotonic()
         self._records: int | None = None
         self._before = 0.0, 0
-        self.stability_of: UntilStable | None = None
+        self._until = until
 
     @property
     def stability(self) -> float | None:
-        """Certain share of the top set; None before the first look."""
-        return self.stability_of.stability if self.stability_of else None
+        """Certain share of the top set; None before the first check."""
+        return self._until.stability if self._until else None
 
-    def expect(self, job: Job) -> None:
-        """Learn how many records there will be."""
+    def prepare(self, job: Job) -> None:
+        """Note how many records there will be."""
         self._records = job.records
 
     def __enter__(self) -> Progress:
@@ -68,12 +72,12 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         self._bar.stop()
 
     def before_run(self, run: Run) -> None:
-        """Where a resumed run begins."""
+        """Note where a resumed run begins."""
         self._before = run.seconds, run.total.tokens
         self._bar.update(self._task, total=self._records, completed=run.total.records)
 
     def after_batch(self, run: Run, batch: Batch) -> None:
-        """Draw, or write a line if it is time."""
+        """Draw the bar, or write a line if it is time."""
         line = self.measured(run)
         stable = "" if self.stability is None else f", top set {self.stability:.1%} stable"
         text = (
@@ -88,7 +92,7 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
                 print(json.dumps({"event": "progress", **line}), file=sys.stderr, flush=True)
 
     def after_run(self, run: Run) -> None:
-        """Log where it ended."""
+        """Log the final state."""
         log.info("finished", extra={"fields": self.measured(run)})
 
     def measured(self, run: Run) -> dict[str, Any]:
@@ -113,7 +117,7 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
 
 
 class Log(contextlib.AbstractContextManager[None]):
-    """The package's log during the block: warnings on stderr, everything as JSON lines appended to a file, if any."""
+    """The package's log during the block: warnings go to stderr, everything is appended to a file, if given."""
 
     def __init__(self, path: Path | None) -> None:
         self._logger = logging.getLogger("act")
@@ -147,10 +151,10 @@ class Log(contextlib.AbstractContextManager[None]):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record: time, level, event, and its fields."""
+    """One JSON object per log record: time, level, event, and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line."""
+        """See :class:`logging.Formatter`."""
         moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
         fields = getattr(record, "fields", {})
         return json.dumps({"time": moment, "level": record.levelname.lower(), "event": record.getMessage(), **fields})

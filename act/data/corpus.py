@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 from torch import nn
@@ -19,29 +19,43 @@ from act.data.token_cache import TokenCache
 from act.data.workers import ordered_map
 from act.models.limits import learned_positions, trained_positions
 
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
 DEFAULT_MAX_LENGTH = 2048
 CHUNK = 128  # records tokenised together
 
 
 class Corpus:
-    """Records and the tokenizer that turns them into counted tokens; reads its source anew on each pass.
+    """Records, and the tokenizer that turns them into tokens, some of which count; every pass reads the source anew.
 
     Args:
         source: where the records come from; :meth:`from_file`, :meth:`from_records` and :meth:`from_dataset` make one.
         tokenizer: a Hugging Face tokenizer; conversations need its chat template.
-        count: see :data:`act.data.encode.Count`.
-        answer_turns: see :data:`act.data.encode.AnswerTurns`.
+        count: which tokens count: see :data:`act.data.encode.Count`.
+        answer_turns: which messages are answers: see :data:`act.data.encode.AnswerTurns`.
         max_length: longest sequence in tokens; None: the positions of the model, at most 2048. A longer ``text`` is cut
-            to pieces; other longer records are errors.
-        overlap: tokens that a piece repeats from the one before as context, uncounted; None: a sixteenth of the length.
+            into pieces; other longer records are errors.
+        overlap: tokens of context that a piece repeats from the one before, and that do not count again; None: a
+            sixteenth of the length.
         ability_column: the column that labels each record with its ability.
-        name: for provenance and errors, instead of the source's.
+        name: used in provenance and errors instead of the source's name.
+
+    Raises:
+        ActError: an unknown choice, or a length or overlap outside its range.
+
+    >>> corpus = act.Corpus.from_records([{"prompt": "What is two plus three?", "completion": " five"}], tokenizer)
+    >>> corpus  # doctest: +ELLIPSIS
+    <Corpus 'records': 1 record, answer tokens count, tokenizer ...>
+    >>> [text for text, counted in next(corpus.spans(1)) if counted]
+    [' five</s>']
     """
 
     def __init__(
         self,
         source: Source,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         count: Count = "answer",
         answer_turns: AnswerTurns = "last",
@@ -63,27 +77,94 @@ class Corpus:
         self._tokens: TokenCache | None = None
 
     @classmethod
-    def from_file(cls, path: str | Path, tokenizer: Any, **options: Any) -> Corpus:
-        """A corpus from a file, folder, glob or hub id: see :func:`act.data.records.open_source`."""
-        return cls(open_source(path), tokenizer, **options)
+    def from_file(
+        cls,
+        path: str | Path,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        count: Count = "answer",
+        answer_turns: AnswerTurns = "last",
+        max_length: int | None = None,
+        overlap: int | None = None,
+        ability_column: str | None = None,
+        name: str | None = None,
+    ) -> Corpus:
+        """A corpus from a file, folder, glob or hub id (see :func:`act.data.records.open_source`)."""
+        return cls(
+            open_source(path),
+            tokenizer,
+            count=count,
+            answer_turns=answer_turns,
+            max_length=max_length,
+            overlap=overlap,
+            ability_column=ability_column,
+            name=name,
+        )
 
     @classmethod
-    def from_records(cls, records: Iterable[Record], tokenizer: Any, **options: Any) -> Corpus:
+    def from_records(
+        cls,
+        records: Iterable[Record],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        count: Count = "answer",
+        answer_turns: AnswerTurns = "last",
+        max_length: int | None = None,
+        overlap: int | None = None,
+        ability_column: str | None = None,
+        name: str | None = None,
+    ) -> Corpus:
         """A corpus from records in memory."""
-        return cls(Memory(records), tokenizer, **options)
+        return cls(
+            Memory(records),
+            tokenizer,
+            count=count,
+            answer_turns=answer_turns,
+            max_length=max_length,
+            overlap=overlap,
+            ability_column=ability_column,
+            name=name,
+        )
 
     @classmethod
-    def from_dataset(cls, dataset: Any, tokenizer: Any, *, fingerprint: str | None = None, **options: Any) -> Corpus:
+    def from_dataset(
+        cls,
+        dataset: datasets.Dataset | datasets.IterableDataset,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        fingerprint: str | None = None,
+        count: Count = "answer",
+        answer_turns: AnswerTurns = "last",
+        max_length: int | None = None,
+        overlap: int | None = None,
+        ability_column: str | None = None,
+        name: str | None = None,
+    ) -> Corpus:
         """A corpus from a Hugging Face dataset, map-style or streaming.
 
         Args:
-            fingerprint: what tells a streaming dataset from others, such as its name and revision; checkpoints and the
-                token cache need it.
+            fingerprint: what distinguishes a streaming dataset from others, such as its name and revision; checkpoints
+                and the token cache need it.
         """
-        return cls(Dataset(dataset, fingerprint=fingerprint), tokenizer, **options)
+        return cls(
+            Dataset(dataset, fingerprint=fingerprint),
+            tokenizer,
+            count=count,
+            answer_turns=answer_turns,
+            max_length=max_length,
+            overlap=overlap,
+            ability_column=ability_column,
+            name=name,
+        )
+
+    def __repr__(self) -> str:
+        size = self.source.size
+        records = "records" if size is None else f"{size:,} record{'' if size == 1 else 's'}"
+        tokenizer = self.tokenizer.name_or_path or type(self.tokenizer).__name__
+        return f"<Corpus {self.name!r}: {records}, {self.count} tokens count, tokenizer {tokenizer}>"
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer."""
         return self.encoder.tokenizer
 
@@ -231,7 +312,7 @@ class Corpus:
         counted = encoded.counted(self.count)
         edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
         return [
-            (self.tokenizer.decode(encoded.input_ids[start:end].tolist()), bool(counted[start]))
+            (str(self.tokenizer.decode(encoded.input_ids[start:end].tolist())), bool(counted[start]))
             for start, end in itertools.pairwise(edges)
         ]
 

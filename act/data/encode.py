@@ -11,12 +11,15 @@ import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from act.core.errors import ActError, require_choice
 from act.data.records import Record
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Count = Literal["answer", "predict", "all", "prompt"]
 """Counted positions: the answer tokens' own (as in the paper), those that predict an answer token, all, or the rest."""
@@ -78,7 +81,9 @@ class Encoder:
         ability_column: the column that labels a record with its ability, if any.
     """
 
-    def __init__(self, tokenizer: Any, answer_turns: AnswerTurns = "last", ability_column: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, answer_turns: AnswerTurns = "last", ability_column: str | None = None
+    ) -> None:
         require_choice("answer turns", answer_turns, get_args(AnswerTurns))
         self.tokenizer = tokenizer
         self.answer_turns: AnswerTurns = answer_turns
@@ -238,7 +243,7 @@ class Encoder:
     def _without_white_space(self, ids: list[int], span: range) -> range:
         """The span without the white space that a template puts after its end-of-turn token."""
         last = max((i for i in span if ids[i] in self._special), default=None)
-        if last is not None and not self.tokenizer.decode(ids[last + 1 : span.stop]).strip():
+        if last is not None and not str(self.tokenizer.decode(ids[last + 1 : span.stop])).strip():
             return range(span.start, last + 1)
         return span
 
@@ -248,11 +253,12 @@ class Encoder:
 
     def _rendered(self, messages: list[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
             )
         except Exception as error:  # jinja2 and the template itself raise anything
             raise ActError(f"the chat template refused the messages: {error}") from error
+        return str(rendered)
 
 
 def _has(record: Record, *keys: str) -> bool:

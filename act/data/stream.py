@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from act.core.errors import ActError, BadRecord
 from act.data.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches
 from act.data.corpus import Corpus
 from act.data.records import Shard
 
-DEFAULT_TOKEN_BUDGET = 8192
-NOTHING_COUNTS = "no token would be counted; the corpus is empty or its records have no answer"
-
 
 class Skipped(NamedTuple):
-    """A bad record that a run left out."""
+    """A bad record that a run skipped."""
 
     ability: str
     record: int
@@ -27,36 +24,35 @@ class Skipped(NamedTuple):
 class Stream:
     """The batches of one pass over named corpora, one corpus after the other; the same settings give the same batches.
 
-    Windows hold :data:`act.data.batching.LOOK_AHEAD` records of one corpus (fewer long ones), so a window's documents
-    appear in no other. They begin at multiples of that number, so that several readers share out the very windows
-    of one.
+    A window holds :data:`act.data.batching.LOOK_AHEAD` records of one corpus (fewer if they are long), so no document
+    appears in two windows. Windows begin at multiples of that number, so several readers can divide among themselves
+    the same windows that one reader would see.
 
     Args:
-        corpora: by ability; the name is empty where there is only one and nobody named it.
-        token_budget: tokens a batch, padding included.
+        corpora: by ability; the name of a single corpus may be empty.
+        token_budget: tokens per batch, padding included.
         packing: pieces follow each other in one row, without padding (see :class:`act.data.batching.Batch`).
-        shard: ``(i, n)``: only the records whose number leaves i when divided by n.
+        shard: ``(i, n)``: only the records whose number leaves the remainder i when divided by n.
         workers: processes that tokenise; 0: this one.
-        skip_bad_records: how many bad records to leave out before giving up.
-        look_ahead: records a window.
-        windows: ``(i, n)``: of the shard's windows, every n-th from the i-th on.
-        start: where to go on.
-        skipped: what was left out before ``start``.
-        part: these corpora are parts of larger ones, so there may be nothing in them that counts.
+        skip_bad_records: how many bad records to skip before giving up.
+        look_ahead: records per window.
+        windows: ``(i, n)``: of the shard's windows, every n-th, starting with the i-th.
+        start: where to begin.
+        part: the corpora are parts of larger ones, so it is no error if nothing in them counts.
 
     Attributes:
-        skipped: the bad records left out so far.
-        stopped: abilities of which no more is wanted; add to it at any time.
+        skipped: the bad records skipped so far.
+        stopped: abilities that are not read further; may be added to at any time.
 
     Raises:
-        ActError: on iteration, a malformed record, or a corpus of which nothing counts.
+        ActError: on iteration, a malformed record, or a corpus in which nothing counts.
     """
 
     def __init__(
         self,
         corpora: Mapping[str, Corpus],
         *,
-        token_budget: int = DEFAULT_TOKEN_BUDGET,
+        token_budget: int,
         packing: bool = False,
         shard: Shard = (0, 1),
         workers: int = 0,
@@ -64,7 +60,6 @@ class Stream:
         look_ahead: int = LOOK_AHEAD,
         windows: Shard = (0, 1),
         start: Position = BEGINNING,
-        skipped: Iterable[Skipped] = (),
         part: bool = False,
     ) -> None:
         if token_budget < 1:
@@ -77,16 +72,26 @@ class Stream:
         self.corpora = dict(corpora)
         self.shard, self.windows = shard, windows
         self.start = start
-        self.skipped = list(skipped)
+        self.skipped: list[Skipped] = []
         self.stopped: set[str] = set()
         self._token_budget, self._packing, self._workers = token_budget, packing, workers
         self._skip_bad_records, self._look_ahead = skip_bad_records, look_ahead
         self._part = part or shard[1] > 1 or windows[1] > 1
 
-    def skipped_before(self, position: Position) -> list[Skipped]:
-        """What was left out before a position; the window under way is read again."""
+    def start_at(self, position: Position) -> None:
+        """Begin the next iteration at ``position``; what was skipped from there on will be read again."""
         order = {ability: number for number, ability in enumerate(self.corpora)}
-        return [skipped for skipped in self.skipped if (order[skipped.ability], skipped.record) < position[:2]]
+        self.start = position
+        self.skipped[:] = [each for each in self.skipped if (order[each.ability], each.record) < position[:2]]
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep besides the position, which only the reader of the batches knows."""
+        return {"skipped": list(self.skipped), "stopped": sorted(self.stopped)}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned; then call :meth:`start_at`."""
+        skipped, stopped = [Skipped(*each) for each in state["skipped"]], set(state["stopped"])
+        self.skipped[:], self.stopped = skipped, stopped
 
     def __iter__(self) -> Iterator[Batch]:
         for number, (ability, corpus) in enumerate(self.corpora.items()):
@@ -96,7 +101,7 @@ class Stream:
 
     def _of(self, corpus: Corpus, ability: str, start: Position) -> Iterator[Batch]:
         pad_id = next((i for i in (corpus.tokenizer.pad_token_id, corpus.tokenizer.eos_token_id) if i is not None), 0)
-        counted = start != Position(start.corpus)  # what counted before the start is not known here
+        counted = start != Position(start.corpus)  # whether anything before the start counted is not known here
         for first, following, window in self._windows(corpus, ability, start.record):
             made = list(batches(window, self._token_budget, pad_id, self._packing))
             for number, batch in enumerate(made, 1):
@@ -110,10 +115,10 @@ class Stream:
             if ability in self.stopped:
                 return
         if not counted and not self._part:
-            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
+            raise ActError(nothing_counted(corpus.name))
 
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
-        """Windows with the record number at which each begins, and at which the next one does."""
+        """Windows, each with the number of its first record and that of the next window's."""
         window: list[Sequence] = []
         records = tokens = 0
         following = start
@@ -140,12 +145,19 @@ class Stream:
 
     def _skip(self, skipped: Skipped) -> None:
         self.skipped.append(skipped)
-        if len(self.skipped) > self._skip_bad_records:
-            before = len(self.skipped) - 1
-            after = f" (after {before} others that were skipped)" if before else ""
-            raise BadRecord(f"{skipped.place}: {skipped.reason}{after}")
+        require_few(self.skipped, self._skip_bad_records)
+
+
+def require_few(skipped: list[Skipped], allowed: int) -> None:
+    """Raise :class:`BadRecord` where more bad records were met than may be skipped, about the first one too many."""
+    if len(skipped) <= allowed:
+        return
+    over = skipped[allowed]
+    after = f" (after {allowed} others that were skipped)" if allowed else ""
+    total = f"; there are at least {len(skipped)} bad records" if len(skipped) > allowed + 1 else ""
+    raise BadRecord(f"{over.place}: {over.reason}{after}{total}")
 
 
 def nothing_counted(name: str) -> str:
-    """What to say of an ability that stayed empty."""
+    """The sentence about an ability or corpus in which no token counted."""
     return f"{name or 'the corpus'}: no token was counted; it is empty or its records have no answer"

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run on disk, so that whatever ends it, the same command goes on to the same bits."""
+"""Checkpoints: the state of a run on disk, so that whatever ends it, the same command continues to the same bits."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -18,25 +17,42 @@ from act.core.differences import first_difference
 from act.core.errors import ActError, BadRecord, Interrupted
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.data.batching import Batch, Position
-from act.data.stream import Skipped, Stream
-from act.profiling.run import Observer, Run, Seen
+from act.data.stream import Stream
+from act.profiling.defaults import CHECKPOINT_EVERY
+from act.profiling.observer import Observer
+from act.profiling.run import Run
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "act-checkpoint/1"
-EVERY = 60.0  # seconds
+SCHEMA = "act-checkpoint/2"
+
+
+class Resumable(Protocol):
+    """What a checkpoint keeps: a run, its stream and its observers."""
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain data (what JSON can hold), by name."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned."""
+        ...
 
 
 class Checkpoint:
-    """Keeps a run on disk: every so many seconds, at Ctrl-C or SIGTERM, and before an error ends it.
+    """Keeps the state of a run on disk: at intervals, at Ctrl-C or SIGTERM, and before an error ends the run.
 
     Args:
-        path: the file; a run that finds it there goes on from it.
-        every: seconds between two writings.
-        restart: leave a checkpoint that is damaged or of another run aside instead of refusing it.
+        path: the file; a run that finds it continues from it.
+        every: seconds between two checkpoints.
+        restart: ignore a checkpoint that is damaged or of another run instead of refusing it.
+
+    >>> checkpoint = act.Checkpoint("run.checkpoint", every=60)
+    >>> act.profile(model, corpus, checkpoint=checkpoint).save("profile.safetensors")
+    >>> checkpoint.remove()  # only now that the profile is saved
     """
 
-    def __init__(self, path: str | Path, every: float = EVERY, restart: bool = False) -> None:
+    def __init__(self, path: str | Path, every: float = CHECKPOINT_EVERY, restart: bool = False) -> None:
         self.path = Path(path)
         self._every, self._restart = every, restart
         self._identity: dict[str, Any] = {}
@@ -47,24 +63,23 @@ class Checkpoint:
         self._signal: int | None = None
 
     def open(self, run: Run, stream: Stream, identity: dict[str, Any]) -> None:
-        """Put run and stream where the checkpoint left them, if there is one.
+        """Restore run, stream and observers from the checkpoint, if there is one.
 
         Raises:
-            ActError: it is damaged, or of another run.
+            ActError: it is damaged, of an older schema, or of another run.
         """
         self._identity = identity
         if not self.path.exists():
             return
+        before = {name: part.state() for name, part in _parts(run, stream).items()}
         try:
             tensors, header = load_tensors(self.path, SCHEMA)
             with understood(self.path):
                 different = first_difference(header["identity"], identity)
-                position = Position(*header["position"])
-                seen = {ability: Seen(**each) for ability, each in header["seen"].items()}
-                arenas = {ability: tensors[f"moments.{ability}"] for ability in seen}
-                skipped = [Skipped(*each) for each in header["skipped"]]
-                times, stopped = (header["seconds"], header["waited"], header["max_tokens"]), set(header["stopped"])
+                if not different:
+                    _restore(run, stream, _joined(header["state"], tensors))
         except ActError as error:
+            _restore(run, stream, before)
             damaged = str(error).rpartition(";")[0]
             if self._restart:
                 log.warning("%s, so the run starts anew", damaged)
@@ -79,24 +94,12 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of another run ({different}); finish that run with its own command, or "
                 "delete the file to start anew"
             )
-        for ability, arena in arenas.items():
-            run.begin(ability)
-            run.seen[ability] = seen[ability]
-            with torch.inference_mode(False):
-                run.moments[ability].fill(arena)
-        run.position = self._safe = stream.start = position
-        run.seconds, run.waited, run.max_tokens = times
-        stream.stopped |= stopped
-        stream.skipped[:] = skipped
-        self._safe_tokens = run.total.tokens
-        for number, observer in enumerate(run.observers):
-            prefix = f"observers.{number}."
-            observer.restore({name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)})
+        self._safe, self._safe_tokens = run.position, run.total.tokens
         log.info("resumed", extra={"fields": {"path": str(self.path), "tokens": run.total.tokens}})
 
     @contextlib.contextmanager
     def keeping(self, run: Run, stream: Stream) -> Iterator[None]:
-        """Watch over a run during the block.
+        """Write checkpoints of a run during the block.
 
         Raises:
             Interrupted: after SIGINT or SIGTERM, with the checkpoint written.
@@ -121,7 +124,7 @@ class Checkpoint:
 
     @property
     def kept(self) -> str:
-        """What is safe on disk and how to go on, to end a sentence with."""
+        """The end of a sentence: what is safe on disk, and how to continue."""
         if self._safe is None:
             return "there is no checkpoint, so the same command starts anew"
         return (
@@ -130,36 +133,33 @@ class Checkpoint:
         )
 
     def close(self, run: Run, stream: Stream) -> None:
-        """Write the state of a run that has read all it will; whatever happens to its moments then is not written."""
+        """Write the state of a run that has read everything; later changes to its moments are not written."""
         self.write(run, stream)
         self._closed = True
 
     def write(self, run: Run, stream: Stream) -> bool:
-        """Write the state of the run; False, with a warning, if that fails: the run itself can go on."""
+        """Write the state of the run; returns False, with a warning, if that fails: the run itself can continue."""
         self._written = time.monotonic()
         if self._closed or run.position is None or run.position == self._safe:
             return run.position is not None and run.position == self._safe
-        at = run.position
-        header = {
-            "identity": self._identity,
-            "position": at,
-            "seen": {ability: asdict(seen) for ability, seen in run.seen.items()},
-            "seconds": run.seconds,
-            "waited": run.waited,
-            "max_tokens": run.max_tokens,
-            "stopped": sorted(stream.stopped),
-            "skipped": stream.skipped_before(at),
+        state = {name: part.state() for name, part in _parts(run, stream).items()}
+        plain = {
+            name: {key: value for key, value in part.items() if not isinstance(value, torch.Tensor)}
+            for name, part in state.items()
         }
-        tensors = {f"moments.{ability}": moments.arena.cpu() for ability, moments in run.moments.items()}
-        for number, observer in enumerate(run.observers):
-            tensors.update({f"observers.{number}.{name}": x for name, x in observer.state().items()})
+        tensors = {
+            f"{name}.{key}": value
+            for name, part in state.items()
+            for key, value in part.items()
+            if isinstance(value, torch.Tensor)
+        }
         try:
-            save_tensors(self.path, tensors, SCHEMA, header, force=True)
+            save_tensors(self.path, tensors, SCHEMA, {"identity": self._identity, "state": plain}, force=True)
         except (ActError, OSError) as error:
             kept = "an earlier one is still there" if self.path.exists() else "there is none yet"
             log.warning("the checkpoint could not be written (%s); %s, and the run goes on", error, kept)
             return False
-        self._safe, self._safe_tokens = at, run.total.tokens
+        self._safe, self._safe_tokens = run.position, run.total.tokens
         log.info("checkpoint", extra={"fields": {"path": str(self.path), "tokens": run.total.tokens}})
         return True
 
@@ -168,7 +168,7 @@ class Checkpoint:
         self.path.unlink(missing_ok=True)
 
     def after_batch(self, run: Run, stream: Stream) -> None:
-        """Write if it is time; end the run if a signal asked for it."""
+        """Write a checkpoint if it is due; end the run if a signal asked for it."""
         if self._signal is not None:
             if not self.write(run, stream):
                 raise Interrupted(f"interrupted after {run.total.tokens:,} tokens; {self.kept}")
@@ -181,7 +181,7 @@ class Checkpoint:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """Let the batch under way end before SIGINT and SIGTERM take effect; a second one takes effect at once."""
+        """Let the current batch end before SIGINT or SIGTERM takes effect; a second signal takes effect at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -200,10 +200,32 @@ class Checkpoint:
 
 
 class _Writer(Observer):
-    """The last observer of a run, so that it sees what the others did."""
+    """The last observer of a run, so that what the others did is included."""
 
     def __init__(self, checkpoint: Checkpoint, stream: Stream) -> None:
         self._checkpoint, self._stream = checkpoint, stream
 
     def after_batch(self, run: Run, batch: Batch) -> None:
         self._checkpoint.after_batch(run, self._stream)
+
+
+def _parts(run: Run, stream: Stream) -> dict[str, Resumable]:
+    """Everything with a state, by its name in the file."""
+    return {"run": run, "stream": stream, **{f"observers.{i}": each for i, each in enumerate(run.observers)}}
+
+
+def _restore(run: Run, stream: Stream, state: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, part in _parts(run, stream).items():
+        if state.get(name):
+            part.restore(state[name])
+    if run.position is not None:
+        stream.start_at(run.position)
+
+
+def _joined(plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
+    """The states of all parts, from their plain data and their tensors in the file."""
+    state = {name: dict(part) for name, part in plain.items()}
+    for name, part in state.items():
+        prefix = f"{name}."
+        part |= {key.removeprefix(prefix): x for key, x in tensors.items() if key.startswith(prefix)}
+    return state

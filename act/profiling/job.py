@@ -1,4 +1,4 @@
-"""A job: which models over which corpora with which settings, and what tells it from another job."""
+"""A job: which models, corpora and settings, and what distinguishes it from another job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 from torch import nn
 
@@ -24,8 +24,9 @@ from act.models.placement import input_device, run_devices
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusIdentity, CorpusRead, ModelRead, Provenance, Settings, short_hash
 from act.profiling.checkpoint import Checkpoint
+from act.profiling.observer import Observer
 from act.profiling.ranks import Ranks
-from act.profiling.run import Observer, Run
+from act.profiling.run import Run, Tapped
 from act.taps.lockstep import lockstep
 from act.taps.taps import taps
 from act_kernels.backends import choose
@@ -34,6 +35,21 @@ Corpora = Corpus | Mapping[str, Corpus] | Iterable[Mapping[str, Any]]
 """One corpus; several by the ability that each exercises; or batches (see :func:`act.data.batching.given_batches`)."""
 
 Packing = Literal["auto", "on", "off"]
+TokenBudget = int | Literal["auto"] | None
+
+
+class JobOptions(TypedDict, total=False):
+    """The keywords of :func:`act.profile`, :func:`act.profile_pair` and :class:`Job`, as the latter describes them."""
+
+    exclude: Iterable[str]
+    fused: bool
+    token_budget: TokenBudget
+    packing: Packing
+    shard: Shard
+    workers: int
+    skip_bad_records: int
+    look_ahead: int | None
+    observers: Sequence[Observer]
 
 
 class Job:
@@ -43,27 +59,29 @@ class Job:
         models: ``{"model": …}``, or ``{"donor": …, "target": …}`` for a pair run.
         corpora: see :data:`Corpora`.
         exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
-        fused: let statistics ride inside fused kernels; without it, every site is read by itself.
-        token_budget: tokens a batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
+        fused: collect statistics inside fused kernels; if False, every site is read separately.
+        token_budget: tokens per batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
             memory of a GPU allows.
-        packing: pieces in one row without padding: ``auto`` where the model's attention skips what lies between them.
-        shard: ``(i, n)``: every n-th record of each corpus, from the i-th on.
-        workers: processes that tokenise; 0: a thread of this one.
-        skip_bad_records: how many bad records to leave out before giving up.
-        look_ahead: records sorted by length together.
-        observers: look on between batches; see :class:`act.profiling.run.Observer`.
+        packing: put several pieces in one row without padding; ``"auto"``: if the model's attention skips what lies
+            between them.
+        shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
+        workers: processes that tokenise; 0: a thread of this process.
+        skip_bad_records: how many bad records to skip before giving up.
+        look_ahead: records that are sorted by length together; None: 2048, or fewer if an observer needs that.
+        observers: called between batches; see :class:`act.profiling.observer.Observer`.
         ranks: processes that read the shard together; the first one gets the results, the others none.
-        part: the corpora are parts of larger ones, so nothing in them need count.
+        part: the corpora are parts of larger ones, so it is no error if nothing in them counts.
+        fingerprints: of the models by side, if they are known; None: computed from all weights when needed.
 
     Attributes:
-        named: whether the corpora came with names.
+        named: whether the corpora were given by name.
         space: the channel space.
         settings: what decides the bits besides models and corpora, as plain data.
-        skipped: the bad records that the last run left out.
+        skipped: the bad records that the last run skipped.
 
     Raises:
         ActError: models that are not of one architecture; a maximum length beyond the learned positions; a model that
-            cannot tell packed pieces apart.
+            mixes up packed pieces; an observer that cannot work with this job.
     """
 
     def __init__(
@@ -73,15 +91,16 @@ class Job:
         *,
         exclude: Iterable[str] = (),
         fused: bool = True,
-        token_budget: int | Literal["auto"] | None = None,
+        token_budget: TokenBudget = None,
         packing: Packing = "auto",
         shard: Shard = (0, 1),
         workers: int = 0,
         skip_bad_records: int = 0,
-        look_ahead: int = LOOK_AHEAD,
+        look_ahead: int | None = None,
         observers: Sequence[Observer] = (),
         ranks: Ranks | None = None,
         part: bool = False,
+        fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         require_choice("packing", packing, get_args(Packing))
         self.models = dict(models)
@@ -99,25 +118,31 @@ class Job:
             self.corpora = {ability: corpus.for_models(*self.models.values()) for ability, corpus in corpora.items()}
         else:
             self._batches = corpora
-        self._shard, self._workers, self._skip_bad_records = shard, workers, skip_bad_records
-        self._ranks, self._part = ranks, part or shard[1] > 1
+        self.exclude, self.shard, self.ranks = sorted(exclude), shard, ranks
+        self._workers, self._skip_bad_records = workers, skip_bad_records
+        self._part, self._known_fingerprints = part or shard[1] > 1, fingerprints
         self.skipped: list[Skipped] = []
         if ranks and not self.corpora:
             raise ActError(
-                "several ranks need a corpus, of which each reads its part; batches of one's own cannot be shared out"
+                "several ranks need a corpus, of which each reads its part; batches cannot be divided among them"
             )
         if token_budget is None:
             token_budget = default_token_budget(self.device)
         elif token_budget == "auto":
             token_budget = token_budget_for(self.models.values(), self.space, self.device)
+        if look_ahead is None:
+            allowed = (observer.look_ahead(self.corpora.values()) for observer in self.observers)
+            look_ahead = min((most for most in allowed if most is not None), default=LOOK_AHEAD)
         self.settings: dict[str, Any] = {
             "token_budget": token_budget,
-            "exclude": sorted(exclude),
+            "exclude": self.exclude,
             "fused": fused,
             "packing": bool(self.corpora) and self._packing(packing),
             "look_ahead": look_ahead,
-            **{name: value for observer in self.observers for name, value in observer.settings().items()},
         }
+        for observer in self.observers:
+            observer.prepare(self)
+            self.settings |= observer.settings()
 
     @property
     def _model(self) -> nn.Module:
@@ -127,9 +152,9 @@ class Job:
     def records(self) -> int | None:
         """Records that a run (this rank of it) will read, if known."""
         sizes = [corpus.source.size for corpus in self.corpora.values()]
-        known = [-(-size // self._shard[1]) for size in sizes if size is not None]
-        if self._ranks:
-            known = [self._ranks.share(size, self.settings["look_ahead"]) for size in known]
+        known = [-(-size // self.shard[1]) for size in sizes if size is not None]
+        if self.ranks:
+            known = [self.ranks.share(size, self.settings["look_ahead"]) for size in known]
         return sum(known) if known and len(known) == len(sizes) else None
 
     def _packing(self, wanted: Packing) -> bool:
@@ -141,16 +166,17 @@ class Job:
         return refused is None
 
     @cached_property
-    def _fingerprints(self) -> dict[str, str]:
-        return {side: fingerprint(model) for side, model in self.models.items()}  # once: it reads all weights
+    def _fingerprints(self) -> Mapping[str, str]:
+        # Once: it reads all weights.
+        return self._known_fingerprints or {side: fingerprint(model) for side, model in self.models.items()}
 
     def identity(self) -> dict[str, Any]:
-        """What tells this job from another, as plain data; the batches of one's own cannot be told apart."""
+        """What distinguishes this job from another, as plain data; batches that the user made are not part of it."""
         return {
-            "models": self._fingerprints,
+            "models": dict(self._fingerprints),
             "corpora": {ability: corpus.identity() for ability, corpus in self.corpora.items()},
             "settings": self.settings,
-            "shard": list(self._shard),
+            "shard": list(self.shard),
         }
 
     def run(self, checkpoint: Checkpoint | None = None) -> list[tuple[str, Moments, Provenance]]:
@@ -160,11 +186,11 @@ class Job:
             ActError: nothing was counted; a malformed record; a checkpoint of another job, or of a stream.
         """
         if checkpoint and not self.corpora:
-            raise ActError("a checkpoint needs a corpus; batches of one's own cannot be read again from their middle")
+            raise ActError("a checkpoint needs a corpus; batches cannot be read again from the middle")
         if checkpoint and (unknown := self._without_fingerprint()):
             raise ActError(
-                f"{unknown} is a stream without a fingerprint, so its checkpoint could be taken for another's; give it "
-                "one (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
+                f"{unknown} is a stream without a fingerprint, so its checkpoint could be mistaken for another's; give "
+                "it one (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
             )
         unmasked = all(causal(model) for model in self.models.values())
         with self._tapped() as tapped:
@@ -185,10 +211,10 @@ class Job:
             with checkpoint.keeping(run, stream) if checkpoint and stream else contextlib.nullcontext():
                 run.over(self._given() if stream is None else prefetched(stream, self._prepared))
                 if checkpoint and stream:
-                    checkpoint.close(run, stream)  # waiting for others, or for space on the disk, is no work to lose
-                if self._ranks and stream:
-                    self._ranks.reduce(run, stream.skipped, self._skip_bad_records)
-            if self._ranks and not self._ranks.leads:
+                    checkpoint.close(run, stream)  # an interruption while waiting for others loses nothing
+                if self.ranks and stream:
+                    self.ranks.reduce(run, stream.skipped, self._skip_bad_records)
+            if self.ranks and not self.ranks.leads:
                 return []
             if stream:
                 self.skipped = stream.skipped
@@ -201,11 +227,10 @@ class Job:
         return next((corpus.name for corpus in self.corpora.values() if not corpus.source.fingerprint), None)
 
     @contextlib.contextmanager
-    def _tapped(self) -> Iterator[Any]:
+    def _tapped(self) -> Iterator[Tapped]:
         moments = Moments(self.space, pair=self.pair, device=self._places)
-        options = {"fused": self.settings["fused"], "exclude": self.settings["exclude"]}
-        watch: Any = lockstep if self.pair else taps
-        with watch(*self.models.values(), moments, **options) as tapped:
+        attach: Any = lockstep if self.pair else taps
+        with attach(*self.models.values(), moments, fused=self.settings["fused"], exclude=self.exclude) as tapped:
             yield tapped
 
     def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
@@ -215,8 +240,8 @@ class Job:
             self.corpora,
             token_budget=self.settings["token_budget"],
             packing=self.settings["packing"],
-            shard=self._shard,
-            windows=self._ranks.windows if self._ranks else (0, 1),
+            shard=self.shard,
+            windows=self.ranks.windows if self.ranks else (0, 1),
             workers=self._workers,
             skip_bad_records=self._skip_bad_records,
             look_ahead=self.settings["look_ahead"],
@@ -224,7 +249,7 @@ class Job:
         )
         if checkpoint:
             checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
-        run.stopped = stream.stopped  # one set, so that the stream reads no more of what the run no longer takes
+        run.stopped = stream.stopped  # one set: the stream skips what the run no longer takes
         return stream
 
     def _given(self) -> Iterator[Batch]:
@@ -255,7 +280,7 @@ class Job:
             read = replace(
                 joined,
                 ability=ability,
-                shard=self._shard if self._shard[1] > 1 else None,
+                shard=self.shard if self.shard[1] > 1 else None,
                 **asdict(seen),
                 seconds=round(run.seconds, 3),
                 waited=round(run.waited, 3),

@@ -2,56 +2,180 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import nn
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.data.records import Shard
 from act.profiles.profile import PairProfile, Profile
 from act.profiling.checkpoint import Checkpoint
-from act.profiling.job import Corpora, Job
+from act.profiling.job import Corpora, Job, JobOptions, Packing, TokenBudget
+from act.profiling.observer import Observer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-def profile(model: nn.Module, corpora: Corpora, *, checkpoint: Checkpoint | None = None, **options: Any) -> Any:
+@overload
+def profile(
+    model: nn.Module,
+    corpora: Corpus | Iterable[Mapping[str, Any]],
+    *,
+    checkpoint: Checkpoint | None = None,
+    **options: Unpack[JobOptions],
+) -> Profile: ...
+
+
+@overload
+def profile(
+    model: nn.Module,
+    corpora: Mapping[str, Corpus],
+    *,
+    checkpoint: Checkpoint | None = None,
+    **options: Unpack[JobOptions],
+) -> dict[str, Profile]: ...
+
+
+def profile(
+    model: nn.Module,
+    corpora: Corpora,
+    *,
+    checkpoint: Checkpoint | None = None,
+    exclude: Iterable[str] = (),
+    fused: bool = True,
+    token_budget: TokenBudget = None,
+    packing: Packing = "auto",
+    shard: Shard = (0, 1),
+    workers: int = 0,
+    skip_bad_records: int = 0,
+    look_ahead: int | None = None,
+    observers: Sequence[Observer] = (),
+) -> Profile | dict[str, Profile]:
     """Stream corpora through ``model`` once and accumulate the statistics of every channel.
 
     Args:
-        model: a Hugging Face decoder model; it computes what it would compute anyway, and is left as it was.
-        corpora: an :class:`act.Corpus`; several by the ability that each exercises; or batches: dicts of ``input_ids``,
-            ``attention_mask``, optionally ``count_mask`` and ``ability`` (:func:`act.data.batching.given_batches`).
-        checkpoint: where to keep the state of the run, to go on from it after whatever happens.
-        options: those of :class:`act.profiling.job.Job`.
+        model: a Hugging Face decoder model; its outputs do not change, and it is left as it was.
+        corpora: an :class:`act.Corpus`; several, by the ability that each exercises; or batches: dicts of
+            ``input_ids``, ``attention_mask``, optionally ``count_mask`` and ``ability``
+            (:func:`act.data.batching.given_batches`).
+        checkpoint: where to keep the state of the run, so that it can continue after any interruption.
+        exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
+        fused: collect statistics inside fused kernels; if False, every site is read separately.
+        token_budget: tokens per batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
+            memory of a GPU allows.
+        packing: put several pieces in one row without padding; ``"auto"``: if the model's attention skips what lies
+            between them.
+        shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
+        workers: processes that tokenise; 0: a thread of this process.
+        skip_bad_records: how many bad records to skip before giving up.
+        look_ahead: records that are sorted by length together; None: 2048, or fewer if an observer needs that.
+        observers: called between batches, such as :class:`act.UntilStable`.
 
     Returns:
-        A :class:`Profile`; for several corpora, or rows labelled by ability, a dict of them by ability.
+        A :class:`Profile`; for several corpora, or records labelled by ability, a dict of them by ability.
 
     Raises:
         ActError: nothing was counted; a malformed record; a site whose output has no known shape; a tokenizer that is
             not the model's; a checkpoint of another run.
+
+    >>> profile = act.profile(model, corpus)
+    >>> len(profile.mean) == len(profile.space)
+    True
     """
     _require_arguments({"model": model}, corpora)
-    return run_job(Job({"model": model}, corpora, **options), checkpoint)
+    job = Job(
+        {"model": model},
+        corpora,
+        exclude=exclude,
+        fused=fused,
+        token_budget=token_budget,
+        packing=packing,
+        shard=shard,
+        workers=workers,
+        skip_bad_records=skip_bad_records,
+        look_ahead=look_ahead,
+        observers=observers,
+    )
+    return run_job(job, checkpoint)
+
+
+@overload
+def profile_pair(
+    donor: nn.Module,
+    target: nn.Module,
+    corpora: Corpus | Iterable[Mapping[str, Any]],
+    *,
+    checkpoint: Checkpoint | None = None,
+    **options: Unpack[JobOptions],
+) -> PairProfile: ...
+
+
+@overload
+def profile_pair(
+    donor: nn.Module,
+    target: nn.Module,
+    corpora: Mapping[str, Corpus],
+    *,
+    checkpoint: Checkpoint | None = None,
+    **options: Unpack[JobOptions],
+) -> dict[str, PairProfile]: ...
 
 
 def profile_pair(
-    donor: nn.Module, target: nn.Module, corpora: Corpora, *, checkpoint: Checkpoint | None = None, **options: Any
-) -> Any:
-    """Stream corpora through both models in lockstep; arguments and errors as :func:`profile`.
+    donor: nn.Module,
+    target: nn.Module,
+    corpora: Corpora,
+    *,
+    checkpoint: Checkpoint | None = None,
+    exclude: Iterable[str] = (),
+    fused: bool = True,
+    token_budget: TokenBudget = None,
+    packing: Packing = "auto",
+    shard: Shard = (0, 1),
+    workers: int = 0,
+    skip_bad_records: int = 0,
+    look_ahead: int | None = None,
+    observers: Sequence[Observer] = (),
+) -> PairProfile | dict[str, PairProfile]:
+    """Stream corpora through both models in lockstep; other arguments and errors as for :func:`profile`.
+
+    Args:
+        donor: the model that has the ability.
+        target: the model that lacks it, of the same architecture.
+        corpora: as :func:`profile` takes them.
 
     Returns:
-        A :class:`PairProfile`, or a dict of them by ability.
+        A :class:`PairProfile`; for several corpora, or records labelled by ability, a dict of them by ability.
 
     Raises:
-        ActError: also when the models are not of one architecture, naming the site that differs.
+        ActError: also if the models are not of one architecture, naming the site that differs.
+
+    >>> pair = act.profile_pair(donor, target, corpus)
+    >>> bool((pair.mean_diff - (pair.donor.mean - pair.target.mean)).abs().max() < 1e-6)
+    True
     """
     _require_arguments({"donor": donor, "target": target}, corpora)
-    return run_job(Job({"donor": donor, "target": target}, corpora, **options), checkpoint)
+    job = Job(
+        {"donor": donor, "target": target},
+        corpora,
+        exclude=exclude,
+        fused=fused,
+        token_budget=token_budget,
+        packing=packing,
+        shard=shard,
+        workers=workers,
+        skip_bad_records=skip_bad_records,
+        look_ahead=look_ahead,
+        observers=observers,
+    )
+    return run_job(job, checkpoint)
 
 
-def _require_arguments(models: Mapping[str, Any], corpora: Any) -> None:
+def _require_arguments(models: Mapping[str, object], corpora: object) -> None:
     for side, model in models.items():
         if not isinstance(model, nn.Module):
             raise ActError(f"the {side} is of type {type(model).__name__}; expected a model that from_pretrained gave")
@@ -68,7 +192,7 @@ def _require_arguments(models: Mapping[str, Any], corpora: Any) -> None:
 
 
 def run_job(job: Job, checkpoint: Checkpoint | None = None) -> Any:
-    """The profile of a job, or a dict of them by ability."""
+    """The profile of a job, or a dict of them by ability; of a pair run, pair profiles."""
     kind = PairProfile if job.pair else Profile
     profiles = {ability: kind(moments, provenance) for ability, moments, provenance in job.run(checkpoint)}
     return profiles if job.named or set(profiles) != {""} else profiles[""]

@@ -24,7 +24,7 @@ from torch import nn
 
 from act.core.errors import ActError, brief
 from act.data.corpus import Corpus
-from act.data.stream import NOTHING_COUNTS
+from act.data.stream import nothing_counted
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
 from act.profiles.moments import Moments
@@ -251,7 +251,7 @@ def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
                 squared += len(piece) ** 2
                 longest = max(longest, len(piece))
         if not found["counted"]:
-            raise ActError(f"{corpus.name}: {NOTHING_COUNTS}")
+            raise ActError(nothing_counted(corpus.name))
         scale = (size or 0) / max(found["records"], 1) if step > 1 else 1
         sampled |= step > 1
         squares += squared * scale

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from act.core.errors import ActError, brief
 from act.data.records import Shard
-from act.data.stream import Skipped, nothing_counted
+from act.data.stream import Skipped, nothing_counted, require_few
 from act.profiling.run import Run, Seen
 
 T = TypeVar("T")
@@ -94,15 +94,15 @@ class Ranks:
 
     def _check(self, total: dict[str, Seen], skipped: list[Skipped], skip_bad_records: int) -> None:
         """Refuse, on every rank, what one process would have refused on its way."""
-        refusal = next((nothing_counted(ability) for ability, seen in total.items() if not seen.counted), None)
-        if len(skipped) > skip_bad_records:
-            over = skipped[skip_bad_records]
-            refusal = (
-                f"{over.place}: {over.reason} (the ranks met {len(skipped)} bad records together; to leave them out, "
-                f"pass --skip-bad-records {len(skipped)})"
-            )
-        if refusal:
-            raise ActError(refusal) if self.leads else LostRank(_ended_by(0))
+        try:
+            require_few(skipped, skip_bad_records)
+            for ability, seen in total.items():
+                if not seen.counted:
+                    raise ActError(nothing_counted(ability))
+        except ActError as error:
+            if self.leads:
+                raise
+            raise LostRank(_ended_by(0)) from error
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from act.core.errors import ActError, BadRecord
+from act.core.errors import ActError
 from act.data.corpus import Corpus
-from act.data.stream import Skipped, nothing_counted
+from act.data.stream import Skipped, nothing_counted, require_few
 from act.models.channels import ChannelSpace
+from act.models.fingerprint import fingerprint
 from act.models.loading import load_config, load_model, load_tokenizer
 from act.profiles.moments import Moments
 from act.profiles.profile import PairProfile, Profile
@@ -95,10 +96,8 @@ def profile_dataset(
                 raise ActError(block["error"])
             for each in block["skipped"]:
                 number = before + each.record
-                if len(skipped) == skip_bad_records:
-                    after = f" (after {len(skipped)} others that were skipped)" if skipped else ""
-                    raise BadRecord(f"ray dataset, record {number}: {each.reason}{after}")
                 skipped.append(each._replace(record=number, place=f"ray dataset, record {number}"))
+                require_few(skipped, skip_bad_records)
             before += block["records"]
             for ability, arena, provenance in block["results"]:
                 if ability not in moments:
@@ -144,6 +143,7 @@ class _Counted:
         self._error: str | None = None
         try:
             self._models = {side: load_model(name, **loading) for side, name in models.items()}
+            self._fingerprints = {side: fingerprint(model) for side, model in self._models.items()}  # reads all weights
             self._tokenizer = load_tokenizer(tokenizer)
         except ActError as error:  # kept for the driver: Ray would start the actor again
             self._error = str(error)
@@ -165,8 +165,15 @@ class _Counted:
 
     def _block(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         corpus = Corpus.from_records(records, self._tokenizer, **self._corpus)
-        # How many bad records are too many, the driver knows.
-        job = Job(self._models, corpus, skip_bad_records=len(records), part=True, **self._options)
+        # The driver decides how many bad records are too many.
+        job = Job(
+            self._models,
+            corpus,
+            skip_bad_records=len(records),
+            part=True,
+            fingerprints=self._fingerprints,
+            **self._options,
+        )
         results = [(ability, moments.arena.cpu().numpy().reshape(-1), found) for ability, moments, found in job.run()]
         return {
             "error": None,

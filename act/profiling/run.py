@@ -1,11 +1,11 @@
-"""A run: batches go through tapped models, each ability into moments of its own; observers look on between batches."""
+"""A run: feeds batches to tapped models, keeps moments per ability, and calls observers between batches."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from act.core.errors import ActError
 from act.data.batching import Batch, Position
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments, Place
+from act.profiling.observer import Observer
 
 log = logging.getLogger(__name__)
 
@@ -52,64 +53,33 @@ class Tapped(Protocol):
     """One tapped model (:class:`act.taps.taps.Taps`), or two in lockstep (:class:`act.taps.lockstep.Lockstep`)."""
 
     moments: Moments
+    paths: dict[str, str]
 
     def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
         """Run the model for its statistics."""
         ...
 
 
-class Observer:
-    """Looks on while a run goes; each method does nothing by default.
-
-    An observer may call :meth:`Run.stop`, and may put other moments in the place of those in :attr:`Run.moments`, as
-    long as they are back when the run ends.
-    """
-
-    def before_run(self, run: Run) -> None:
-        """Called before the first batch, after a checkpoint was restored."""
-
-    def after_batch(self, run: Run, batch: Batch) -> None:
-        """Called when ``batch`` has been counted whole."""
-
-    def after_run(self, run: Run) -> None:
-        """Called when the run ended by itself or was stopped, not after an exception."""
-
-    def settings(self) -> dict[str, Any]:
-        """What of it decides which tokens count, as plain data: part of the settings of the job."""
-        return {}
-
-    def provenance(self, ability: str) -> dict[str, Any]:
-        """What it has to say of an ability's profile, as plain data."""
-        return {}
-
-    def state(self) -> dict[str, torch.Tensor]:
-        """What a checkpoint must hold for the observer to go on."""
-        return {}
-
-    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what :meth:`state` gave."""
-
-
 class Run:
-    """Feeds batches and keeps one :class:`Moments` for each ability.
+    """Feeds batches to tapped models and keeps one :class:`Moments` per ability.
 
     Args:
-        tapped: what runs; its moments are replaced by those of each batch's ability.
+        tapped: what runs; before each batch it is given the moments of the batch's ability.
         space: the channel space.
         pair: whether donor and target run.
-        device: where inputs go.
-        places: where the moments lie, as :class:`act.profiles.moments.Moments` takes it; None: on ``device``.
-        vocabulary: rows of the embedding; batches with larger token ids are refused.
+        device: of the inputs.
+        places: of the moments, as :class:`act.profiles.moments.Moments` takes them; None: ``device``.
+        vocabulary: rows of the embedding; larger token ids are an error.
         causal: whether the model needs no mask where padding is on the right (see :func:`act.models.limits.causal`).
         observers: called in this order.
 
     Attributes:
         moments, seen: by ability, in the order of their first batches.
-        position: where the corpora stand after the last batch.
-        seconds: time spent in :meth:`over`, also before a restored checkpoint.
-        waited: the part of it in which the model waited for a batch.
+        position: in the corpora, after the last batch; None before the first.
+        seconds: time spent in :meth:`over`, including that before a restored checkpoint.
+        waited: the part of it spent waiting for a batch.
         stopped: abilities that take no more batches.
-        max_tokens: larger batches are cut; None until memory ran out once.
+        max_tokens: larger batches are split; None until memory has run out once.
     """
 
     def __init__(
@@ -144,18 +114,18 @@ class Run:
         return sum(self.seen.values(), Seen())
 
     def empty_moments(self) -> Moments:
-        """New moments of the kind and place that this run fills."""
+        """Moments like those that this run fills, without anything counted."""
         with torch.inference_mode(False):
             return Moments(self.space, pair=self.pair, device=self._places)
 
     def begin(self, ability: str) -> None:
-        """Make room for an ability, if there is none yet."""
+        """Create moments for an ability, unless it has some."""
         if ability not in self.moments:
             self.moments[ability] = self.empty_moments()
             self.seen[ability] = Seen()
 
     def stop(self, ability: str | None = None) -> None:
-        """Take no more batches of an ability; None: end after this batch."""
+        """Take no more batches of an ability; None: end the whole run after this batch."""
         if ability is None:
             self._ended = True
         else:
@@ -165,7 +135,7 @@ class Run:
         """Feed the batches until they end or the run is stopped.
 
         Raises:
-            ActError: one sequence alone does not fit into memory; a token id that the model does not know.
+            ActError: a single sequence does not fit into memory; a token id beyond the model's embedding.
         """
         for observer in self.observers:
             observer.before_run(self)
@@ -186,7 +156,7 @@ class Run:
             observer.after_run(self)
 
     def feed(self, batch: Batch) -> None:
-        """Count one batch: whole, or not at all if this raises."""
+        """Count one batch completely, or not at all if this raises."""
         ids = batch.inputs["input_ids"]
         if self._vocabulary is not None and ids.numel() and int(ids.max()) >= self._vocabulary:
             raise ActError(
@@ -207,10 +177,32 @@ class Run:
                     arena.copy_(copy)
                 if not _is_out_of_memory(error):
                     raise
-            # Out of the handler, so that the error no longer holds the activations.
+            # Outside the handler, where the error no longer keeps the activations alive.
             self._back_off(batch)
         self.seen[batch.ability].add(batch)
         self.position = batch.after
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        return {
+            "position": self.position,
+            "seen": {ability: asdict(seen) for ability, seen in self.seen.items()},
+            "seconds": self.seconds,
+            "waited": self.waited,
+            "max_tokens": self.max_tokens,
+            **{f"moments.{ability}": moments.arena.cpu() for ability, moments in self.moments.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned; leaves the run as it is if that raises."""
+        position = None if state["position"] is None else Position(*state["position"])
+        seen = {ability: Seen(**each) for ability, each in state["seen"].items()}
+        moments = {ability: self.empty_moments() for ability in seen}
+        with torch.inference_mode(False):
+            for ability, each in moments.items():
+                each.fill(state[f"moments.{ability}"])
+        self.seconds, self.waited, self.max_tokens = state["seconds"], state["waited"], state["max_tokens"]
+        self.position, self.seen, self.moments = position, seen, moments
 
     def _forward(self, batch: Batch, moments: Moments) -> None:
         unmasked = self._causal and batch.padded_right
@@ -223,12 +215,12 @@ class Run:
         self._tapped.forward(inputs, batch.count_mask)
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """The batch, cut until no part that can be cut has more than ``max_tokens``."""
+        """The batch, halved until no part has more than ``max_tokens``, or cannot be halved."""
         halves = batch.halves() if self.max_tokens is not None and batch.size > self.max_tokens else None
         return [batch] if halves is None else [part for half in halves for part in self._parts(half)]
 
     def _back_off(self, batch: Batch) -> None:
-        """Lower ``max_tokens`` below the largest part that was tried."""
+        """Lower ``max_tokens`` below the size of the largest part that was tried."""
         largest = max(self._parts(batch), key=lambda part: part.size)
         halves = largest.halves()
         if halves is None:
@@ -239,7 +231,7 @@ class Run:
         self.max_tokens = max(half.size for half in halves)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        log.warning("out of memory; batches are cut to %d tokens from here on", self.max_tokens)
+        log.warning("out of memory; batches are split to %d tokens from here on", self.max_tokens)
 
     def _awaited(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         stream = iter(batches)
@@ -253,7 +245,7 @@ class Run:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch raises its own class for GPUs, and a plain RuntimeError for the CPU."""
+    """PyTorch raises a class of its own on GPUs, and a plain RuntimeError on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from act.core.errors import ActError
 from act.data.encode import Count
-from act.data.stream import DEFAULT_TOKEN_BUDGET
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
 from act.evaluation.evaluate import Metric
@@ -102,7 +101,7 @@ class Recipe(Section):
     exclude: list[str] = []
     count: Count = "answer"
     max_length: int | None = Field(None, ge=2)
-    token_budget: int = Field(DEFAULT_TOKEN_BUDGET, ge=1)
+    token_budget: int | None = Field(None, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
     seed: int = Field(0, ge=0, le=MAX_SEED)

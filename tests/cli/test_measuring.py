@@ -15,7 +15,8 @@ import torch
 from conftest import tiny_model
 
 import act
-import act.cli.measuring
+from act.cli.measuring import Measuring
+from act.cli.measuring_options import MeasuringOptions
 from act.core.errors import ActError, Interrupted
 
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
@@ -174,15 +175,8 @@ def test_bad_options(folder, arguments, message, tmp_path):
 
 def in_process(folder, output, **options):
     """One run of the demo's corpus in this process."""
-    return act.cli.measuring.Measuring(
-        models={"model": str(folder / "model")},
-        corpora=[str(folder / "de.jsonl")],
-        output=output,
-        reading={"ability_column": None},
-        feeding={"shard": (0, 1)},
-        loading={"device": "cpu", "device_map": None},
-        **options,
-    ).run()
+    corpus = [str(folder / "de.jsonl")]
+    Measuring({"model": str(folder / "model")}, MeasuringOptions(corpus=corpus, output=output, **options)).run()
 
 
 def test_what_was_counted_is_safe_when_the_profile_cannot_be_written(folder, tmp_path, monkeypatch, capsys):
@@ -199,7 +193,7 @@ def test_what_was_counted_is_safe_when_the_profile_cannot_be_written(folder, tmp
         with pytest.raises(ActError, match="the disk is full; nothing was kept"):
             in_process(folder, tmp_path / "q", checkpoint_every=0)
     with monkeypatch.context() as patched:
-        patched.setattr(act.cli.measuring, "run_job", full)
+        patched.setattr("act.profiling.measure.run_job", full)
         with pytest.raises(ActError, match="the disk is full; nothing was kept"):
             in_process(folder, tmp_path / "q", checkpoint_every=0)
     in_process(folder, output, log=log)
@@ -213,7 +207,7 @@ def test_ctrl_c_while_loading_is_a_sentence(folder, tmp_path, monkeypatch):
     def pressed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(act.cli.measuring, "load_model", pressed)
+    monkeypatch.setattr("act.models.loading.load_model", pressed)
     with pytest.raises(Interrupted, match="interrupted; nothing was counted before, and the same command"):
         in_process(folder, tmp_path / "p")
     (tmp_path / "p.checkpoint").touch()

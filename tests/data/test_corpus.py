@@ -146,7 +146,7 @@ def test_missing_empty_and_unknown_files(tokenizer, tmp_path):
     with pytest.raises(ActError, match=r"expected \.jsonl or \.txt"):
         Corpus.from_file(tmp_path / "corpus.csv", tokenizer)
     (tmp_path / "corpus.jsonl").write_text("\n\n")
-    with pytest.raises(ActError, match="no token would be counted"):
+    with pytest.raises(ActError, match="no token was counted"):
         list(batches_of(Corpus.from_file(tmp_path / "corpus.jsonl", tokenizer)))
 
 

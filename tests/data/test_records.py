@@ -147,8 +147,8 @@ def test_a_broken_parquet_file_among_good_ones_is_named_and_can_be_left_out(tmp_
     broken = cut(tmp_path / "b.parquet", 300)
     corpus = Corpus.from_file(tmp_path, tokenizer)
     with pytest.raises(ActError, match=rf"{broken}: the file is truncated or damaged"):
-        list(Stream({"": corpus}))
-    stream = Stream({"": corpus}, skip_bad_records=1)
+        list(Stream({"": corpus}, token_budget=100))
+    stream = Stream({"": corpus}, token_budget=100, skip_bad_records=1)
     assert sum(batch.records for batch in stream) == 14
     assert [skipped.place for skipped in stream.skipped] == [str(broken)]
 
@@ -158,13 +158,13 @@ def test_bad_records_are_skipped_up_to_a_number_and_listed(tmp_path, tokenizer):
     lines = [b'{"text": "a"}', b"{", b'{"text": "\xff"}', b'{"other": 1}', b'{"prompt": "a", "completion": " b"}']
     path.write_bytes(b"\n".join(lines))
     corpus = Corpus.from_file(path, tokenizer)
-    stream = Stream({"german": corpus}, skip_bad_records=3)
+    stream = Stream({"german": corpus}, token_budget=100, skip_bad_records=3)
     assert sum(batch.records for batch in stream) == 2
     assert [(skipped.ability, skipped.record) for skipped in stream.skipped] == [("german", n) for n in (1, 2, 3)]
     reasons = [skipped.reason for skipped in stream.skipped]
     assert all(part in reason for part, reason in zip(("not JSON", "not UTF-8", "['other']"), reasons, strict=True))
     with pytest.raises(ActError, match=r"line 4: expected .* \(after 2 others that were skipped\)"):
-        list(Stream({"": corpus}, skip_bad_records=2))
+        list(Stream({"": corpus}, token_budget=100, skip_bad_records=2))
 
 
 def test_a_number_of_too_many_digits_costs_its_own_record_alone(tmp_path):

@@ -29,7 +29,7 @@ def refusing(monkeypatch):
 def batches(corpus, **options):
     return [
         (batch.ability, batch.inputs["input_ids"].tolist(), batch.count_mask.tolist(), batch.documents.tolist())
-        for batch in Stream({"": corpus}, **options)
+        for batch in Stream({"": corpus}, token_budget=8192, **options)
     ]
 
 
@@ -65,10 +65,13 @@ def test_bad_records_stay_bad(tokenizer, tmp_path):
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     plain = Corpus.from_file(tmp_path / "c.jsonl", tokenizer)
     cached = plain.cached(tmp_path / "tokens")
-    found, expected = Stream({"": cached}, skip_bad_records=2), Stream({"": plain}, skip_bad_records=2)
+    found, expected = (
+        Stream({"": cached}, token_budget=100, skip_bad_records=2),
+        Stream({"": plain}, token_budget=100, skip_bad_records=2),
+    )
     assert len(list(found)) == len(list(expected)) and found.skipped == expected.skipped and len(found.skipped) == 2
     with pytest.raises(ActError, match="line 2"):
-        list(Stream({"": cached}))
+        list(Stream({"": cached}, token_budget=100))
 
 
 def test_the_profile_is_the_same_job(tokenizer, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import act
-from act.core.errors import ActError
+from act.core.errors import ActError, BadRecord
 from act.data.stream import Skipped
 from act.profiling.job import Job
 from act.profiling.ranks import LostRank, Ranks, _met
@@ -50,14 +50,18 @@ def test_what_all_ranks_together_may_not_is_refused_by_the_first():
     bad = [Skipped("", number, f"line {number}", "not JSON") for number in range(3)]
     counted = {"x": Seen(counted=1), "y": Seen()}
     ranks()._check({"x": Seen(counted=1)}, bad, 3)
-    for rank, kind, messages in (
-        (0, ActError, ("y: no token", "line 2: not JSON")),
-        (1, LostRank, ("rank 0 ended",) * 2),
+    for rank, kinds, messages in (
+        (0, (ActError, BadRecord), ("y: no token", "line 2: not JSON .after 2 others that were skipped")),
+        (1, (LostRank, LostRank), ("rank 0 ended",) * 2),
     ):
-        for total, allowed, message in ((counted, 3, messages[0]), ({"x": Seen(counted=1)}, 2, messages[1])):
+        for total, allowed, kind, message in zip(
+            (counted, {"x": Seen(counted=1)}), (3, 2), kinds, messages, strict=True
+        ):
             with pytest.raises(kind, match=message) as told:
                 ranks(rank)._check(total, bad, allowed)
             assert type(told.value) is kind
+    with pytest.raises(BadRecord, match="line 0: not JSON; there are at least 3 bad records"):
+        ranks()._check(counted, bad, 0)
 
 
 def test_a_rank_that_refused_is_not_lost():

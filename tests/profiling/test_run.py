@@ -24,7 +24,9 @@ from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.profiling.checkpoint import Checkpoint
 from act.profiling.job import Job
-from act.profiling.run import Observer, Run
+from act.profiling.measure import run_job
+from act.profiling.observer import Observer
+from act.profiling.run import Run
 from act.taps.taps import taps
 
 
@@ -105,7 +107,7 @@ def test_shards_together_are_the_corpus(tokenizer):
     for i, part in enumerate(parts):
         assert all(d % 3 == i for _, _, _, ds in part for d in ds)
     assert sorted(d for part in parts for _, _, _, ds in part for d in ds) == documents == list(range(60))
-    assert fed(Stream({"": corpus(tokenizer, 2)}, shard=(2, 3))) == []
+    assert fed(Stream({"": corpus(tokenizer, 2)}, token_budget=300, shard=(2, 3))) == []
 
 
 @pytest.mark.parametrize("look_ahead", [7, 2048])
@@ -120,7 +122,7 @@ def test_a_stream_goes_on_from_every_position(tokenizer, look_ahead):
 
 def test_workers_give_the_same_batches(tokenizer):
     corpora = {"": corpus(tokenizer, 300)}
-    assert fed(Stream(corpora, workers=1)) == fed(Stream(corpora))
+    assert fed(Stream(corpora, token_budget=300, workers=1)) == fed(Stream(corpora, token_budget=300))
 
 
 def kill_worker(records):
@@ -347,10 +349,11 @@ class Remembers(Observer):
         self.batches += 1
 
     def state(self):
-        return {"batches": self.batches}
+        return {"batches": self.batches, "names": ["a", None, 1.5]}
 
     def restore(self, state):
         self.batches = state["batches"].clone()
+        assert state["names"] == ["a", None, 1.5]
 
 
 def test_observers_go_on_too(tokenizer, tmp_path):
@@ -430,14 +433,17 @@ def test_half_merged_moments_are_never_written(tokenizer, tmp_path, monkeypatch)
         save(*arguments, **options)
 
     monkeypatch.setattr("act.core.tensor_files.save_file", full_once)
-    options = {"token_budget": 150, "checkpoint": Checkpoint(path, 1000)}
+
+    def lose(checkpoint):
+        run_job(Job({"model": model}, corpus(tokenizer), ranks=Lost(), token_budget=150), checkpoint)
+
     with pytest.raises(ActError, match="was lost; there is no checkpoint, so the same command starts anew"):
-        act.profile(model, corpus(tokenizer), ranks=Lost(), **options)
+        lose(Checkpoint(path, 1000))
     assert not path.exists()
     with pytest.raises(ActError, match=r"was lost; what came before \([\d,]+ tokens\) was counted and is safe in"):
-        act.profile(model, corpus(tokenizer), ranks=Lost(), token_budget=150, checkpoint=Checkpoint(path, 1000))
+        lose(Checkpoint(path, 1000))
     whole = act.profile(model, corpus(tokenizer), token_budget=150)
-    assert torch.equal(load_file(path)["moments."], whole.moments.arena)
+    assert torch.equal(load_file(path)["run.moments."], whole.moments.arena)
 
 
 class Fails(Observer):

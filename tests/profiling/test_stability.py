@@ -1,4 +1,4 @@
-"""``--until-stable``: the promise holds, over repeated looks, and a stopped run resumes to the same bits."""
+"""``--until-stable``: the criterion holds, over repeated checks, and a stopped run resumes to the same bits."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from act.data.corpus import Corpus
 from act.profiling.checkpoint import Checkpoint
 from act.profiling.job import Job
 from act.profiling.measure import run_job
-from act.profiling.run import Observer
+from act.profiling.observer import Observer
 from act.profiling.stability import (
     GROUPS,
     GROWTH,
+    Check,
+    Criterion,
     GroupedSums,
-    Look,
-    Promise,
-    UntilStable,
-    Watch,
+    SequentialTest,
+    check,
     error_of,
     growth,
-    look,
-    look_ahead,
 )
+from act.profiling.until_stable import UntilStable, look_ahead
 
 CHANNELS, DOCUMENTS, CHUNK = 1000, 4000, 16
 
@@ -47,27 +46,27 @@ def population(kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return (centre * (1 + scale * noise)).double() * tokens[:, None], tokens
 
 
-def stopped(kind: str, seed: int, promise: Promise) -> tuple[float, float]:
+def stopped(kind: str, seed: int, criterion: Criterion) -> tuple[float, float]:
     """Share read and true overlap of a stopped reading."""
     sums, tokens = population(kind, seed)
-    size = round(promise.top * CHANNELS)
+    size = round(criterion.top * CHANNELS)
     whole = set((sums.sum(0) / tokens.sum()).topk(size).indices.tolist())
     total, count = sums.cumsum(0)[CHUNK - 1 :: CHUNK], tokens.cumsum(0)[CHUNK - 1 :: CHUNK]
-    groups, watch, ranked = GroupedSums(torch.tensor([CHANNELS])), Watch(), torch.arange(CHANNELS)
+    groups, test, ranked = GroupedSums(torch.tensor([CHANNELS])), SequentialTest(), torch.arange(CHANNELS)
     for chunk in range(len(total)):
         documents, read = (chunk + 1) * CHUNK, (chunk + 1) / len(total)
         ended = groups.add(total[chunk], count[chunk : chunk + 1])
-        if ended and watch.certain(groups, ranked, promise, documents, read):
+        if ended and test.certain(groups, ranked, criterion, documents, read):
             mine = set((total[chunk] / count[chunk]).topk(size).indices.tolist())
             return read, len(mine & whole) / size
     return 1.0, 1.0
 
 
 @pytest.mark.parametrize("kind", ["plain", "heavy", "correlated", "ties"])
-def test_the_promise_is_kept_as_often_as_stated(kind):
-    promise = Promise(top=0.1, overlap=0.97, confidence=0.9)  # most take several looks
-    runs = [stopped(kind, seed, promise) for seed in range(20)]
-    assert sum(overlap >= promise.overlap for _, overlap in runs) >= 18, runs
+def test_the_criterion_holds_as_often_as_stated(kind):
+    criterion = Criterion(top=0.1, overlap=0.97, confidence=0.9)  # most take several checks
+    runs = [stopped(kind, seed, criterion) for seed in range(20)]
+    assert sum(overlap >= criterion.overlap for _, overlap in runs) >= 18, runs
     if kind == "plain":
         assert sum(read for read, _ in runs) / len(runs) < 0.6, "it must also stop"
 
@@ -90,17 +89,17 @@ def test_groups_keep_sums_and_memory():
     assert torch.equal(other.sums, groups.sums) and torch.equal(other.means(), groups.means())
 
 
-def test_a_constant_score_is_stable_at_the_first_look_and_the_error_is_shared():
+def test_a_constant_score_is_stable_at_the_first_check_and_the_error_is_shared():
     groups = GroupedSums(torch.tensor([50]))
     for chunk in range(1, GROUPS + 1):
         groups.add(chunk * torch.arange(50.0, dtype=torch.float64), torch.tensor([float(chunk)], dtype=torch.float64))
-    assert look(groups, torch.arange(50), Promise(top=0.1, overlap=1.0)).stable
+    assert check(groups, torch.arange(50), Criterion(top=0.1, overlap=1.0)).stable
     assert sum(error_of(number, 0.05) for number in range(1, 1000)) <= 0.05
 
 
-def test_only_looks_that_may_be_certain_are_planned():
+def test_only_checks_that_may_succeed_are_planned():
     hopeless, near, sure = (
-        Look(size=200, allowed=4, expected=expected, variance=expected) for expected in (40, 1.55, 0.5)
+        Check(size=200, allowed=4, expected=expected, variance=expected) for expected in (40, 1.55, 0.5)
     )
     assert growth(hopeless, 0.05, 0.025) == GROWTH[1]
     assert GROWTH[0] < growth(near, 0.05, 0.025) < GROWTH[1]
@@ -109,9 +108,9 @@ def test_only_looks_that_may_be_certain_are_planned():
 
 
 @pytest.mark.parametrize("bad", [{"top": 0.0}, {"overlap": 1.5}, {"confidence": 1.0}, {"score": "median"}])
-def test_bad_promises(bad):
+def test_bad_criteria(bad):
     with pytest.raises(ActError, match="expected"):
-        Promise(**bad)
+        Criterion(**bad)
 
 
 def test_chunks_grow_with_the_corpus(tokenizer):
@@ -121,10 +120,9 @@ def test_chunks_grow_with_the_corpus(tokenizer):
 
 def make(tokenizer, *more: Observer) -> tuple[Job, UntilStable]:
     texts = [{"text": f"a b c d e {number * 7919 % 1000} " * (1 + number % 3)} for number in range(600)]
-    until = UntilStable(Promise(score="mean-abs", top=0.2, overlap=0.8, confidence=0.9))
+    until = UntilStable(top=0.2, overlap=0.8, confidence=0.9)
     corpora = {"one": Corpus.from_records(texts, tokenizer), "two": Corpus.from_records(texts[:40], tokenizer)}
     job = Job({"model": tiny_model("llama")}, corpora, observers=[until, *more], look_ahead=8, token_budget=512)
-    until.expect(job)
     return job, until
 
 
@@ -189,21 +187,34 @@ def test_the_share_read_of_labelled_rows_is_of_all_corpora(tokenizer):
         texts = [{"text": f"a b c {row * 7919 % 1000}", "skill": "one"} for row in range(number)]
         return Corpus.from_records(texts, tokenizer, ability_column="skill")
 
-    until = UntilStable(Promise(score="mean-abs", top=0.2, overlap=0.5, confidence=0.5))
+    until = UntilStable("mean-abs", top=0.2, overlap=0.5, confidence=0.5)
     corpora = {"x": corpus(200), "y": corpus(400)}
     job = Job({"model": tiny_model("llama")}, corpora, observers=[until], look_ahead=8, token_budget=512)
-    until.expect(job)
     found = run_job(job)["one"].provenance.corpora[0]
     assert found.extra["stable"]["corpus_share"] == pytest.approx(found.records / 600, abs=1e-6)
     assert "all corpora" in found.extra["stable"]["assumes"]
 
 
 def test_what_cannot_be_stable(tokenizer):
-    corpus = Corpus.from_records([{"text": "a b c"}], tokenizer)
-    until = UntilStable(Promise())
-    with pytest.raises(ActError, match="pair run"):
-        until.expect(Job({"model": tiny_model("llama")}, corpus, observers=[until]))
-    single = UntilStable(Promise(score="mean-abs"))
-    with pytest.raises(ActError, match="documents"):
-        single.expect(Job({"model": tiny_model("llama")}, [], observers=[single]))
-    assert act.ActError is ActError
+    corpus, model = Corpus.from_records([{"text": "a b c"}], tokenizer), {"model": tiny_model("llama")}
+    for arguments, options, message in (
+        ((corpus,), {"observers": [UntilStable("paired")]}, "pair run"),
+        (([],), {"observers": [UntilStable()]}, "documents"),
+        ((corpus,), {"observers": [UntilStable()], "shard": (0, 2)}, "needs the whole corpus"),
+    ):
+        with pytest.raises(ActError, match=message):
+            Job(model, *arguments, **options)
+
+
+def test_it_needs_no_settings_and_can_be_used_again(tokenizer):
+    texts = [{"text": f"a b c d e {number * 7919 % 1000}"} for number in range(2600)]
+    corpus, until = Corpus.from_records(texts, tokenizer), UntilStable(overlap=0.5, confidence=0.5)
+    first = act.profile(tiny_model("llama"), corpus, observers=[until])
+    assert first.provenance.settings.look_ahead == 128 and until.criterion.score == "mean-abs"
+    assert (
+        first.provenance.corpora[0].extra["stable"] == until.certificates[""]
+        and until.certificates[""]["documents"] < 2600
+    )
+    pair = act.profile_pair(tiny_model("llama"), tiny_model("llama", seed=1), corpus, observers=[until])
+    assert pair.provenance.settings.extra["until_stable"]["score"] == "paired"
+    assert pair.provenance.corpora[0].extra["stable"]["score"] == "paired"

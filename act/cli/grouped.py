@@ -1,0 +1,42 @@
+"""Options that several commands share as one group: the fields of a dataclass."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from typing import Any
+
+
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace the parameter ``options`` of a command, a dataclass, by one parameter per field, which typer understands.
+
+    Each field is annotated as typer wants a parameter to be; its default is the option's. The command's own parameters
+    come first.
+    """
+    hints = typing.get_type_hints(command, include_extras=True)
+    group = hints.pop("options")
+    hints.pop("return", None)
+    own = inspect.signature(command).parameters
+    defaults = {name: own[name].default for name in hints}
+    fields = {field.name: _default(field) for field in dataclasses.fields(group)}
+    hints |= {name: hint for name, hint in typing.get_type_hints(group, include_extras=True).items() if name in fields}
+
+    @functools.wraps(command)
+    def grouped(**given: Any) -> None:
+        options = group(**{name: given.pop(name) for name in fields})
+        command(**given, options=options)
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        for name, default in (defaults | fields).items()
+    ]
+    grouped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    grouped.__annotations__ = hints
+    return grouped
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default

@@ -1,0 +1,149 @@
+"""The options of ``run`` and ``pair``, and what the library makes of them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from act.cli import console, options
+from act.core.errors import ActError
+from act.profiling.defaults import CHECKPOINT_EVERY, STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from act.data.corpus import Corpus
+    from act.data.encode import AnswerTurns, Count
+    from act.data.records import Shard
+    from act.profiling.job import JobOptions, Packing, TokenBudget
+    from act.profiling.stability import StableScore
+    from act.profiling.until_stable import UntilStable
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions:
+    """Every option of ``run`` and ``pair`` but the models; :mod:`act.cli.options` has their names and help."""
+
+    corpus: options.CorpusNames
+    output: options.Output = Path("profile.safetensors")
+    count: options.Count = "answer"
+    answer_turns: options.AnswerTurns = "last"
+    ability_column: options.AbilityColumn = None
+    max_length: options.MaxLength = None
+    overlap: options.Overlap = None
+    token_budget: options.TokenBudget = None
+    packing: options.Packing = "auto"
+    exclude: options.Exclude = None
+    fused: options.Fused = True
+    workers: options.Workers = 0
+    token_cache: options.TokenCacheFolder = None
+    skip_bad_records: options.SkipBadRecords = 0
+    look_ahead: options.LookAhead = None
+    shard: options.ShardOption = "0/1"
+    until_stable: options.UntilStable = False
+    stable_score: options.StableScore = "mean-abs"
+    stable_top: options.StableTop = f"{STABLE_TOP:.0%}"
+    stable_overlap: options.StableOverlap = STABLE_OVERLAP
+    stable_confidence: options.StableConfidence = STABLE_CONFIDENCE
+    device: options.Device = "auto"
+    device_map: options.DeviceMap = None
+    max_memory: options.MaxMemory = None
+    dtype: options.Dtype = "auto"
+    checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY
+    show_spans: options.ShowSpans = 0
+    log: options.LogFile = None
+    force: options.Force = False
+    as_json: options.Json = False
+
+    def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
+        """The corpora by name; the name of a single one may be empty."""
+        from act.data.corpus import Corpus
+
+        return {
+            name: Corpus.from_file(
+                place,
+                tokenizer,
+                count=cast("Count", self.count),
+                answer_turns=cast("AnswerTurns", self.answer_turns),
+                max_length=self.max_length,
+                overlap=self.overlap,
+                ability_column=self.ability_column,
+            )
+            for name, place in console.places_of(self.corpus).items()
+        }
+
+    def load(self, name: str, device: str | None = None) -> nn.Module:
+        """A model; ``device`` replaces the one of the options."""
+        from act.models.loading import load_model
+
+        return load_model(
+            name,
+            device=device or self.device,
+            device_map=self.device_map,
+            max_memory=parsed_memory(self.max_memory or []),
+            dtype=self.dtype,
+        )
+
+    def for_job(self) -> JobOptions:
+        """The keywords of :class:`act.profiling.job.Job`.
+
+        Raises:
+            ActError: a token budget or shard that cannot be read.
+        """
+        return {
+            "token_budget": parsed_budget(self.token_budget),
+            "packing": cast("Packing", self.packing),
+            "exclude": self.exclude or (),
+            "fused": self.fused,
+            "workers": self.workers,
+            "skip_bad_records": self.skip_bad_records,
+            "look_ahead": self.look_ahead,
+            "shard": parsed_shard(self.shard),
+        }
+
+    def stopping(self) -> UntilStable | None:
+        """The observer of ``--until-stable``, if that was given.
+
+        Raises:
+            ActError: a score, share, overlap or confidence outside its range.
+        """
+        if not self.until_stable:
+            return None
+        from act.profiling.until_stable import UntilStable
+        from act.ranking.selection import parse_top
+
+        score, top = cast("StableScore", self.stable_score), parse_top(self.stable_top)
+        return UntilStable(score, top, self.stable_overlap, self.stable_confidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOptions(MeasuringOptions):
+    """The options of ``pair``, where two defaults differ."""
+
+    output: options.Output = Path("pair.safetensors")
+    stable_score: options.StableScore = "paired"
+
+
+def parsed_budget(budget: str | None) -> TokenBudget:
+    """Tokens, ``auto``, or None if not given."""
+    if budget is None or budget == "auto":
+        return cast("TokenBudget", budget)
+    if not budget.isdigit():
+        raise ActError(f"token budget is {budget!r}; expected a number of tokens, or auto")
+    return int(budget)
+
+
+def parsed_memory(given: list[str]) -> dict[str, str]:
+    """``PLACE=SIZE`` each."""
+    return {place: size for place, _, size in (each.partition("=") for each in given)}
+
+
+def parsed_shard(shard: str) -> Shard:
+    """``i/n`` with 0 <= i < n."""
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not int(found[1]) < int(found[2]):
+        raise ActError(f"shard is {shard!r}; expected i/n with 0 <= i < n, such as 0/4")
+    return int(found[1]), int(found[2])

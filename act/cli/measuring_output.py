@@ -1,0 +1,100 @@
+"""The output of ``run`` and ``pair``: what may be there already, its checkpoints, saving, and the report."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from act.cli import console
+from act.cli.profile_report import report_profile, report_profiles
+from act.core.errors import ActError
+from act.core.files import require_output, written_whole
+
+if TYPE_CHECKING:
+    from act.profiles.profile import Profile
+    from act.profiling.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class MeasuringOutput:
+    """A profile, or a folder with one profile per ability.
+
+    Args:
+        path: of the file or folder.
+        force: whether it may be replaced.
+        as_json: whether to print JSON.
+    """
+
+    path: Path
+    force: bool
+    as_json: bool
+
+    def require(self, inputs: Iterable[str]) -> None:
+        """Refuse an output that exists already, unless it may be this very run's."""
+
+        if self.force or not self._profiles():
+            require_output(self.path, self.force, inputs)
+
+    def finished(self, job: str) -> bool:
+        """Whether the output is this job's already, which is then reported; another's is refused."""
+        from act.profiles.profile import load
+
+        if self.force or not self.path.exists():
+            return False
+        try:
+            found = [load(path) for path in self._profiles()]
+        except ActError:
+            found = []
+        if not found or any(profile.provenance.job != job for profile in found):
+            require_output(self.path, self.force)
+        if self.as_json:
+            console.print_json({"output": str(self.path), "finished_before": True})
+        else:
+            print(f"{self.path} is finished already: the same models, corpora and settings; --force runs it again")
+        return True
+
+    def checkpoints(self) -> list[Path]:
+        """All checkpoints of this output, of any number of ranks."""
+        return sorted(self.path.absolute().parent.glob(f"{glob.escape(self.path.name)}.checkpoint*"))
+
+    def checkpoint_path(self, ranks: Ranks | None) -> Path:
+        """Beside the output, one per rank; refuses to ignore those of another number of ranks."""
+        name = f"{self.path.name}.checkpoint"
+        ending = f"-of-{ranks.size}" if ranks else ""
+        others = [
+            path.name
+            for path in self.checkpoints()
+            if not (re.fullmatch(r"-\d+" + ending, path.name.removeprefix(name)) if ranks else path.name == name)
+        ]
+        if others and not self.force:
+            raise ActError(
+                f"{', '.join(others[:3])}: a run over another number of ranks is unfinished; start as many "
+                "to go on, or delete these files to start anew"
+            )
+        return self.path.with_name(f"{name}-{ranks.rank}{ending}" if ranks else name)
+
+    def save(self, profiles: Profile | dict[str, Profile]) -> None:
+        """Write the profile, or the folder of profiles by ability."""
+
+        if not isinstance(profiles, dict):
+            profiles.save(self.path, force=self.force)
+            return
+        with written_whole(self.path, force=self.force, directory=True) as folder:
+            for ability, profile in profiles.items():
+                profile.save(folder / f"{ability}.safetensors")
+
+    def report(self, profiles: Profile | dict[str, Profile]) -> None:
+        """Print what was measured, and warnings."""
+        if isinstance(profiles, dict):
+            report_profiles(profiles, self.path, self.as_json)
+        else:
+            report_profile(profiles, self.path, self.as_json)
+
+    def _profiles(self) -> list[Path]:
+        if self.path.is_dir():
+            return sorted(self.path.glob("*.safetensors"))
+        return [self.path] if self.path.is_file() else []

@@ -1,0 +1,64 @@
+"""What can be told about a run while it goes: progress, checkpoints and stopping rules are observers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from act.data.batching import Batch
+    from act.data.corpus import Corpus
+    from act.profiling.job import Job
+    from act.profiling.run import Run
+
+
+class Observer:
+    """Is called between the batches of a run; each method does nothing by default.
+
+    An observer may call :meth:`act.profiling.run.Run.stop`, and may replace the moments in
+    :attr:`act.profiling.run.Run.moments`, as long as the original ones are back when the run ends.
+
+    >>> class Batches(act.Observer):
+    ...     seen = 0
+    ...     def after_batch(self, run, batch):
+    ...         self.seen += 1
+    >>> batches = Batches()
+    >>> _ = act.profile(model, corpus, observers=[batches])
+    >>> batches.seen > 0
+    True
+    """
+
+    def prepare(self, job: Job) -> None:
+        """Called once when the job is made, before any batch is read.
+
+        Raises:
+            ActError: this observer cannot work with such a job.
+        """
+
+    def look_ahead(self, corpora: Collection[Corpus]) -> int | None:
+        """The most records per window that it can work with; None: any number."""
+        return None
+
+    def before_run(self, run: Run) -> None:
+        """Called before the first batch, after a checkpoint was restored."""
+
+    def after_batch(self, run: Run, batch: Batch) -> None:
+        """Called when all of ``batch`` has been counted."""
+
+    def after_run(self, run: Run) -> None:
+        """Called when the run ended or was stopped, but not after an exception."""
+
+    def settings(self) -> dict[str, Any]:
+        """Plain data that decides which tokens count; it becomes part of the settings of the job."""
+        return {}
+
+    def provenance(self, ability: str) -> dict[str, Any]:
+        """Plain data to record in the profile of an ability."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep, by name: tensors and plain data (what JSON can hold)."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned."""

@@ -1,0 +1,245 @@
+"""The observer that stops a run when its top channels are certain, by :mod:`act.profiling.stability`."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
+
+import torch
+
+from act.core.errors import ActError
+from act.data.batching import LOOK_AHEAD, Batch, Position
+from act.data.corpus import Corpus
+from act.data.records import Shard
+from act.models.channels import ChannelSpace
+from act.profiles.moments import Moments
+from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
+from act.profiling.job import Job
+from act.profiling.observer import Observer
+from act.profiling.ranks import Ranks
+from act.profiling.run import Run, Seen
+from act.profiling.stability import Criterion, GroupedSums, SequentialTest, StableScore, error_of
+from act_kernels import PAIR
+from act_kernels.statistics import COUNT, MEAN, SUM_ABS
+
+CHUNK = 128  # records at least
+METHOD = "multivariate t draws from grouped chunks of documents, finite-corpus correction, error spent over looks"
+
+
+class _Source(NamedTuple):
+    """A corpus: the ability that it is named after, its size if known, and whether its records are labelled."""
+
+    ability: str
+    size: int | None
+    labelled: bool
+
+
+class UntilStable(Observer):
+    """Stops each ability when its top channels are certain, and records why in the profile.
+
+    Works in one process over a whole corpus whose records are in random order.
+
+    Args:
+        score: what ranks the channels: ``paired``, ``mean-abs`` or ``mean-shift``; None: ``paired`` in a pair run, else
+            ``mean-abs``.
+        top: share of the channels that is the top set.
+        overlap: share of the top set that the whole corpus must give too.
+        confidence: probability with which it must do so.
+
+    Attributes:
+        criterion: these four.
+        certificates: by ability, plain data; an ability whose corpus ended before has none.
+
+    Raises:
+        ActError: a share, overlap or confidence outside its range.
+
+    >>> until = act.UntilStable(top=0.2, overlap=0.8, confidence=0.9)
+    >>> profile = act.profile(model, corpus, observers=[until])
+    >>> until.certificates  # this corpus is too short to be certain of anything
+    {}
+    """
+
+    def __init__(
+        self,
+        score: StableScore | None = None,
+        top: float = STABLE_TOP,
+        overlap: float = STABLE_OVERLAP,
+        confidence: float = STABLE_CONFIDENCE,
+    ) -> None:
+        self.criterion = Criterion(score or "mean-abs", top, overlap, confidence)
+        self.certificates: dict[str, dict[str, Any]] = {}
+        self._score_given = score is not None
+        self._groups: dict[str, GroupedSums] = {}
+        self._tests: dict[str, SequentialTest] = {}
+        self._sources: list[_Source] = []
+        self._ranked = torch.empty(0, dtype=torch.int64)
+        self._restored: dict[str, Any] = {}
+
+    def prepare(self, job: Job) -> None:
+        """Note the sizes of the corpora and the channels that are ranked.
+
+        Raises:
+            ActError: a paired score of a run that is not paired; batches instead of a corpus; a part of a corpus.
+        """
+        if not self._score_given:
+            self.criterion = replace(self.criterion, score="paired" if job.pair else "mean-abs")
+        if self.criterion.score != "mean-abs" and not job.pair:
+            raise ActError(f"stable score {self.criterion.score!r} needs a pair run; a single run has mean-abs")
+        if not job.corpora:
+            raise ActError("until-stable needs a corpus: batches have no documents")
+        require_whole_corpus(job.ranks, job.shard)
+        self.certificates, self._groups, self._tests = {}, {}, {}
+        self._sources = [
+            _Source(name, corpus.source.size, corpus.encoder.ability_column is not None)
+            for name, corpus in job.corpora.items()
+        ]
+        self._ranked = rankable(job.space, job.exclude)
+
+    def look_ahead(self, corpora: Collection[Corpus]) -> int:
+        """The records per chunk, because a chunk is a window of its corpus."""
+        return look_ahead(corpora)
+
+    def settings(self) -> dict[str, Any]:
+        """The criterion."""
+        return {"until_stable": asdict(self.criterion)}
+
+    def provenance(self, ability: str) -> dict[str, Any]:
+        """The certificate; None where the corpus ended before anything was certain."""
+        return {"stable": self.certificates.get(ability)}
+
+    def before_run(self, run: Run) -> None:
+        """Use what a checkpoint held, now that the moments show the device."""
+        restored, self._restored = self._restored, {}
+        for ability in run.moments:
+            if test := restored.get(f"{ability}.test"):
+                self._tests[ability] = SequentialTest()
+                self._tests[ability].restore(test)
+            prefix = f"{ability}.groups."
+            groups = {name.removeprefix(prefix): x for name, x in restored.items() if name.startswith(prefix)}
+            if groups:
+                self._groups[ability] = self._new_groups(run, ability)
+                self._groups[ability].restore(groups)
+
+    def after_batch(self, run: Run, batch: Batch) -> None:
+        """At the end of a window, test each ability that had a part in it."""
+        after = batch.after
+        if after is None or after.batch:
+            return
+        for ability in [name for name in run.moments if name not in run.stopped]:
+            if ability not in self._groups:
+                self._groups[ability], self._tests[ability] = self._new_groups(run, ability), SequentialTest()
+            test, groups = self._tests[ability], self._groups[ability]
+            total, count = quantity(run.moments[ability], self.criterion.score)
+            if groups.unchanged(count) or not groups.add(total, count):
+                continue
+            records, read = run.seen[ability].records, self._share(after, ability)
+            if test.certain(groups, self._ranked.to(groups.sums.device), self.criterion, records, read):
+                self.certificates[ability] = self._certificate(test, groups, run.seen[ability], read)
+                del self._groups[ability]  # as large as the moments
+                run.stop(ability)
+
+    @property
+    def stability(self) -> float | None:
+        """The least certain overlap of the abilities tested so far; None before the first test."""
+        found = [test.found for test in self._tests.values() if test.found]
+        return min((each.overlap for each in found), default=None)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        result: dict[str, Any] = {"certificates": self.certificates}
+        for ability, test in self._tests.items():
+            result[f"{ability}.test"] = test.state()
+            if ability in self._groups:
+                result |= {f"{ability}.groups.{name}": x for name, x in self._groups[ability].state().items()}
+        return result
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned, once the run begins."""
+        self.certificates = dict(state["certificates"])
+        self._restored = dict(state)
+
+    def _new_groups(self, run: Run, ability: str) -> GroupedSums:
+        device = run.moments[ability].arenas[0].device
+        return GroupedSums(torch.tensor([site.width for site in run.space], device=device))
+
+    @property
+    def _mixed(self) -> bool:
+        return len(self._sources) > 1 and any(source.labelled for source in self._sources)
+
+    def _share(self, after: Position, ability: str) -> float:
+        """The share read of the corpora that may have records of this ability (its own, labelled ones); 0: unknown."""
+        read = size = 0
+        for number, source in enumerate(self._sources):
+            if source.labelled or source.ability == ability:
+                if source.size is None:
+                    return 0.0
+                size += source.size
+                read += source.size if number < after.corpus else after.record if number == after.corpus else 0
+        return min(1.0, read / size) if size else 0.0
+
+    def _certificate(self, test: SequentialTest, groups: GroupedSums, seen: Seen, read: float) -> dict[str, Any]:
+        found = test.found
+        assert found is not None  # it has just been found stable
+        return {
+            "method": METHOD,
+            **asdict(self.criterion),
+            "channels": found.size,
+            "certain_overlap": round(found.overlap, 6),
+            "expected_overlap": round(1 - found.expected / found.size, 6),
+            "chunks": groups.chunks,
+            "groups": groups.groups,
+            "documents": seen.records,
+            "tokens": seen.counted,
+            "corpus_share": round(read, 6) if read else None,
+            "look": test.checks,
+            "error_of_look": error_of(test.checks, 1 - self.criterion.confidence),
+            "assumes": "documents in random order" + (", over all corpora" if self._mixed else ""),
+        }
+
+
+def require_whole_corpus(ranks: Ranks | None, shard: Shard) -> None:
+    """Raise :class:`ActError` where one process would see a part of the corpus only."""
+    if ranks:
+        raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
+    if shard[1] > 1:
+        raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave it or --shard out")
+
+
+def look_ahead(corpora: Iterable[Corpus]) -> int:
+    """Records per chunk: a five hundredth of the smallest corpus, but at least 128 (also where its size is unknown).
+
+    A chunk is a window of its corpus, because batches across chunks would mix their documents; larger ones pad less.
+    """
+    return min(LOOK_AHEAD, max(CHUNK, min((corpus.source.size or 0 for corpus in corpora), default=0) // 500))
+
+
+def quantity(moments: Moments, score: StableScore) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums so far of what the score is the absolute mean of, float64 ``[N]``, and counts ``[sites]``."""
+    arena = moments.arena
+    if not moments.pair:
+        block = arena
+        total = arena[SUM_ABS].clone()
+    else:
+        donor, target, difference = (arena[PAIR.index(side)] for side in ("donor", "target", "difference"))
+        block = difference
+        if score == "paired":
+            total = difference[SUM_ABS].clone()
+        elif score == "mean-shift":
+            total = difference[MEAN] * difference[COUNT]
+        else:
+            total = donor[SUM_ABS] - target[SUM_ABS]
+    firsts = torch.tensor([site.offset for site in moments.space], device=arena.device)
+    return total, block[COUNT][firsts]
+
+
+def rankable(space: ChannelSpace, exclude: Iterable[str] = ()) -> torch.Tensor:
+    """Indices of the channels that are ranked, int64: measured, and owners of their parameters."""
+    excluded = set(exclude)
+    return torch.cat(
+        [
+            torch.arange(site.offset, site.offset + site.width)
+            for site in space
+            if site.parameters and site.kind not in excluded
+        ]
+    )
