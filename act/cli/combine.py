@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 def command(
-    shards: Annotated[list[Path], typer.Argument(help="The profiles (or folders of them) that --shard i/n made.")],
+    shards: Annotated[list[Path], typer.Argument(help="Profiles, or folders of profiles, that --shard i/n made.")],
     output: options.Output = Path("profile.safetensors"),
-    partial: Annotated[bool, typer.Option(help="Combine them although some shards are missing.")] = False,
+    partial: Annotated[
+        bool, typer.Option(help="Combine the shards that are there, although some are missing.")
+    ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Merge the profiles of the shards of one run; the result is that of the whole corpus."""
+    """Merge the profiles of the shards of one run into the profile of the whole corpus."""
     from act.profiles.combine import combine
 
     require_output(output, force, shards)

@@ -72,8 +72,8 @@ def _print_summary(profile: Profile, output: Path) -> None:
     print_table(result["output"], ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
     if stable := read.extra.get("stable"):
         print(
-            f"stopped at {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
-            f"{stable['top']:.2%} by {stable['score']} is the whole corpus's (confidence {stable['confidence']:.0%})"
+            f"stopped after {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
+            f"{stable['top']:.2%} by {stable['score']} is that of the whole corpus (confidence {stable['confidence']:.0%})"
         )
 
 
@@ -86,7 +86,7 @@ def _warn(profile: Profile) -> None:
     if read.irregular:
         warn(f"sites that did not see every counted token (rows seen): {some(read.irregular)}")
     if profile.space.uncovered:
-        warn(f"parameters that no site covers, and no transfer moves: {', '.join(profile.space.uncovered[:5])}")
+        warn(f"no site covers these parameters, so no transfer moves them: {', '.join(profile.space.uncovered[:5])}")
 
 
 def _warn_of_skipped(skipped: Iterable[Skipped]) -> None:
