@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from measure import in_turns, medians, options, record, run_process, spread
 from safetensors.torch import save_file
 from transformers import LlamaConfig
@@ -47,33 +48,25 @@ def config_of(gigabytes: float) -> LlamaConfig:
 
 
 def write_checkpoint(folder: Path, config: LlamaConfig, seed: int) -> int:
-    """Random weights in shards of about 2 GB with their index; returns the bytes of the tensors."""
+    """Random bfloat16 weights in shards of about 2 GB with their index; returns the bytes of the tensors."""
     folder.mkdir()
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
-    shapes = {name: p.shape for name, p in empty_model(config).named_parameters()}
+    shapes = {name: p.to(torch.bfloat16) for name, p in empty_model(config).named_parameters()}
+    shards = split_torch_state_dict_into_shards(shapes, max_shard_size=SHARD)
     generator = torch.Generator().manual_seed(seed)
-    shards: list[dict[str, torch.Size]] = [{}]
-    for name, shape in shapes.items():
-        if shards[-1] and 2 * sum(each.numel() for each in [*shards[-1].values(), shape]) > SHARD:
-            shards.append({})
-        shards[-1][name] = shape
     block = torch.randn(2**22, generator=generator).bfloat16()
-    index, total = {}, 0
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    for file, names in shards.filename_to_tensors.items():
         tensors = {}
-        for name, shape in shard.items():
+        for name in names:
             block = block.roll(int(torch.randint(1, 2**22, (1,), generator=generator)))
+            shape = shapes[name].shape
             repeats = -(-shape.numel() // len(block))
             tensors[name] = block.repeat(repeats)[: shape.numel()].view(shape).clone()
-            index[name] = file
-            total += 2 * shape.numel()
         save_file(tensors, folder / file, metadata={"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {"total_size": total}, "weight_map": index})
-    )
-    return total
+    index = {"metadata": shards.metadata, "weight_map": shards.tensor_to_filename}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return shards.metadata["total_size"]
 
 
 def timed(command: list[str], output: Path) -> tuple[float, float]:
