@@ -26,7 +26,7 @@ from act.ranking.selection import best
 from act.ranking.weights import random_scores, weight_diff
 
 Scores = dict[str, torch.Tensor]
-Setting = tuple[Any, ...]
+Setting = Any  # a tuple: share and strength, or what else a method takes
 Candidates = dict[Setting, Callable[[], Weights]]
 """Settings of a method, each with the weights it gives."""
 
@@ -85,8 +85,7 @@ class Lab:
         """The mean over each neuron (gate, up row) and head (q, k, v rows), given to each of their channels."""
         pooled = score.clone()
         for units in units_of(self.space, ["neuron", "head"]):
-            assert units.channels is not None
-            pooled[units.channels] = units.scores(score)[:, None].expand(units.channels.shape)
+            pooled[units.channels_of(torch.arange(len(units)))] = units.scores(score).repeat_interleave(units.size)
         return pooled
 
 

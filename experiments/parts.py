@@ -11,7 +11,7 @@ import torch
 from laboratory import Candidates, Lab, Scores, Setting, candidates, scores
 
 from act.data.corpus import Corpus
-from act.lab.frontier import area, best_keeping, frontier, relative
+from act.lab.frontier import Point, area, best_keeping, frontier, relative
 from act.lab.language import examples
 from act.lab.mixing import Weights, graft, interpolated, put, task_arithmetic, weights
 from act.lab.regimes import ENGLISH, GERMAN, NEW_ENGLISH, OLD_ENGLISH, SIBLINGS, SPANISH, SWAHILI, Ability
@@ -39,9 +39,9 @@ def recover(lab: Lab) -> dict[str, Any]:
     found: dict[str, Any] = {}
     starts: dict[str, list[Setting]] = {}
     for method, tries in methods.items():
-        tried = {setting: lab.point(make(), "validation") for setting, make in tries.items()}
-        tested = {setting: lab.point(tries[setting](), "test") for setting in frontier(tried)}
-        best = best_keeping(tried, before["validation"])
+        tried: dict[Setting, Point] = {setting: lab.point(make(), "validation") for setting, make in tries.items()}
+        tested: dict[Setting, Point] = {setting: lab.point(tries[setting](), "test") for setting in frontier(tried)}
+        best: Setting = best_keeping(tried, before["validation"])
         here = (tested.get(best) or lab.point(tries[best](), "test")) if best else before["test"]
         found[method] = {
             "area": area([relative(point, before["test"], ceiling) for point in tested.values()]),
@@ -51,7 +51,7 @@ def recover(lab: Lab) -> dict[str, Any]:
             "frontier": [[list(setting), *point] for setting, point in tested.items()],
         }
         shares = lab.settings["tune_starts"]
-        kept = [best_keeping(tried, before["validation"], share) for share in shares]
+        kept: list[Setting] = [best_keeping(tried, before["validation"], share) for share in shares]
         starts[method] = list(dict.fromkeys(setting for setting in kept if setting))
         say(f"seed {lab.seed}: {method}: area {found[method]['area']:.3f}, gain {found[method]['gain']:+.3f}")
     return {"before": before["test"], "donor": ceiling, "methods": found, "tuned": tuned(lab, starts)}
