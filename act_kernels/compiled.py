@@ -1,4 +1,7 @@
-"""Calls into the compiled extension by pointers, sizes and strides: what its CPU and its CUDA half have in common."""
+"""Calls into the compiled extension: what its CPU and its CUDA half have in common.
+
+The extension reads dtype, address, shape and strides of a tensor itself, and checks them; see ``csrc/checks.h``.
+"""
 
 from __future__ import annotations
 
@@ -7,57 +10,37 @@ from typing import Any
 
 import torch
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-_ACTIVATION_CODES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
-_NORM_STYLE_CODES = {"rms": 0, "rms_float": 1, "rms_one_plus": 2, "layer": 3}
-
-Resources = tuple[tuple[int, ...], object]
-"""The last arguments of a call, and what must live until it returns."""
+Resources = tuple[tuple[Any, ...], object]
+"""The last arguments of a call, and an object that must live until the call returns."""
 
 
 class Calls:
-    """The ops that measure. ``extension()`` gives the functions; ``resources(op, x, sizes)`` what they run with."""
+    """The ops that measure, on one half of the extension.
 
-    def __init__(
-        self, extension: Callable[[], Any], resources: Callable[[str, torch.Tensor, tuple[int, ...]], Resources]
-    ) -> None:
+    Args:
+        extension: gives the module that has the ops.
+        resources: gives, for the name of an op and its inputs, what the op runs with.
+
+    Each op takes and returns what its public twin in :mod:`act_kernels.ops` does, after the checks there.
+    """
+
+    def __init__(self, extension: Callable[[], Any], resources: Callable[..., Resources]) -> None:
         self._extension = extension
         self._resources = resources
 
     def column_moments(self, x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
         """See :func:`act_kernels.ops.column_moments`; columns that are not contiguous are copied first."""
         x = _contiguous_columns(x)
-        arguments, _keep = self._resources("column_moments", x, tuple(x.shape))
-        self._extension().column_moments(
-            DTYPE_CODES[x.dtype],
-            x.data_ptr(),
-            *x.shape,
-            x.stride(0),
-            _address(mask),
-            moments.data_ptr(),
-            moments.stride(0),
-            *arguments,
-        )
+        arguments, _keep = self._resources("column_moments", x)
+        self._extension().column_moments(x, moments, mask, *arguments)
 
     def pair_moments(
         self, donor: torch.Tensor, target: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None
     ) -> None:
         """See :func:`act_kernels.ops.pair_moments`; columns that are not contiguous are copied first."""
         donor, target = _contiguous_columns(donor), _contiguous_columns(target)
-        arguments, _keep = self._resources("pair_moments", donor, tuple(donor.shape))
-        self._extension().pair_moments(
-            DTYPE_CODES[donor.dtype],
-            donor.data_ptr(),
-            target.data_ptr(),
-            *donor.shape,
-            donor.stride(0),
-            target.stride(0),
-            _address(mask),
-            moments.data_ptr(),
-            moments.stride(0),
-            moments.stride(1),
-            *arguments,
-        )
+        arguments, _keep = self._resources("pair_moments", donor)
+        self._extension().pair_moments(donor, target, moments, mask, *arguments)
 
     def gated_mlp(
         self,
@@ -72,21 +55,9 @@ class Calls:
         """See :func:`act_kernels.ops.gated_mlp`; columns that are not contiguous are copied first."""
         gate, up = _contiguous_columns(gate), _contiguous_columns(up)
         product = torch.empty_like(gate, memory_format=torch.contiguous_format)
-        arguments, _keep = self._resources("gated_mlp", gate, tuple(gate.shape))
+        arguments, _keep = self._resources("gated_mlp", gate)
         self._extension().gated_mlp(
-            DTYPE_CODES[gate.dtype],
-            gate.data_ptr(),
-            up.data_ptr(),
-            product.data_ptr(),
-            *gate.shape,
-            gate.stride(0),
-            up.stride(0),
-            _ACTIVATION_CODES[activation],
-            *_block(gate_moments),
-            *_block(up_moments),
-            *_block(product_moments),
-            _address(mask),
-            *arguments,
+            gate, up, product, activation, gate_moments, up_moments, product_moments, mask, *arguments
         )
         return product
 
@@ -106,40 +77,15 @@ class Calls:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See :func:`act_kernels.ops.rotary`; heads that do not lie side by side are copied first."""
         batch, _, length, width = q.shape
-        q_rows, k_rows = _token_rows(q), _token_rows(k)
-        v_rows = None if v is None or v_moments is None else _token_rows(v)
-        v_columns, v_stride = (0, 0) if v_rows is None else (v_rows.shape[1], v_rows.stride(0))
-        q_out = q.new_empty((batch, length, q.shape[1], width))
-        k_out = k.new_empty((batch, length, k.shape[1], width))
+        q, k = _side_by_side(q), _side_by_side(k)
+        v = None if v is None or v_moments is None else _side_by_side(v)
+        q_out = q.new_empty((batch, length, q.shape[1], width)).transpose(1, 2)
+        k_out = k.new_empty((batch, length, k.shape[1], width)).transpose(1, 2)
         cos, sin = cos.contiguous(), sin.contiguous()
-        sizes = (batch * length, q_rows.shape[1], k_rows.shape[1], v_columns)
-        arguments, _keep = self._resources("rotary", q, sizes)
-        self._extension().rotary(
-            DTYPE_CODES[q.dtype],
-            q_rows.data_ptr(),
-            k_rows.data_ptr(),
-            _address(v_rows),
-            *sizes,
-            q_rows.stride(0),
-            k_rows.stride(0),
-            v_stride,
-            q_out.data_ptr(),
-            k_out.data_ptr(),
-            *_block(q_moments),
-            *_block(k_moments),
-            *_block(v_moments),
-            width,
-            cos.shape[2],
-            cos.data_ptr(),
-            sin.data_ptr(),
-            length,
-            cos.shape[0],
-            interleaved,
-            round_once,
-            _address(mask),
-            *arguments,
-        )
-        return q_out.transpose(1, 2), k_out.transpose(1, 2)
+        arguments, _keep = self._resources("rotary", q, k, v)
+        measured = (q_moments, k_moments, v_moments)
+        self._extension().rotary(q, k, v, q_out, k_out, *measured, cos, sin, interleaved, round_once, mask, *arguments)
+        return q_out, k_out
 
     def add_norm(
         self,
@@ -161,41 +107,19 @@ class Calls:
             residual, total = _contiguous_columns(residual), torch.empty_like(norm)
         if bias is not None:
             bias = bias.contiguous()
-        arguments, _keep = self._resources("add_norm", x, tuple(x.shape))
-        self._extension().add_norm(
-            DTYPE_CODES[x.dtype],
-            values.data_ptr(),
-            _address(residual),
-            *x.shape,
-            values.stride(0),
-            0 if residual is None else residual.stride(0),
-            weight.data_ptr(),
-            _address(bias),
-            eps,
-            _NORM_STYLE_CODES[style],
-            total.data_ptr(),
-            norm.data_ptr(),
-            *_block(x_moments),
-            *_block(norm_moments),
-            _address(mask),
-            *arguments,
-        )
+        arguments, _keep = self._resources("add_norm", values)
+        outputs = (total, norm, x_moments, norm_moments)
+        self._extension().add_norm(values, residual, weight, bias, eps, style, *outputs, mask, *arguments)
         return total, norm
 
 
-def _token_rows(x: torch.Tensor) -> torch.Tensor:
-    """``[B, H, L, D]`` as ``[B * L, H * D]``: a view of the projection's memory where that is what it is."""
-    return _contiguous_columns(x.transpose(1, 2).flatten(2).flatten(0, 1))
-
-
-def _address(x: torch.Tensor | None) -> int:
-    """0 for what is left out."""
-    return 0 if x is None else x.data_ptr()
-
-
-def _block(moments: torch.Tensor | None) -> tuple[int, int]:
-    """Address and stride of a block that may be left out."""
-    return (0, 0) if moments is None else (moments.data_ptr(), moments.stride(0))
+def _side_by_side(x: torch.Tensor) -> torch.Tensor:
+    """Heads ``[B, H, L, D]``, copied unless each token's values are neighbours and tokens are evenly spaced."""
+    batch, heads, length, width = x.shape
+    between_sequences, between_heads, between_tokens, between_values = x.stride()
+    neighbours = (width == 1 or between_values == 1) and (heads == 1 or between_heads == width)
+    even = batch == 1 or length == 1 or between_sequences == length * between_tokens
+    return x if neighbours and even else x.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _contiguous_columns(x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from act_kernels import native
-from act_kernels.compiled import DTYPE_CODES, Calls, Resources
+from act_kernels.compiled import Calls, Resources
 from act_kernels.rows import Blend, blend_table
 
 _cuda: Any = None if native.LOAD_ERROR else getattr(native._native, "cuda", None)
@@ -58,15 +58,15 @@ def _device_refusal(device: int) -> str | None:
     )
 
 
-def _place(x: torch.Tensor) -> tuple[int, int]:
-    """Device ordinal and stream, where the work on ``x`` is queued."""
-    return x.device.index, torch.cuda.current_stream(x.device).cuda_stream
+def _place(device: torch.device) -> tuple[int, int]:
+    """Ordinal and current stream of a device: where work is queued."""
+    return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
-def _resources(op: str, x: torch.Tensor, sizes: tuple[int, ...]) -> Resources:
-    size = getattr(_cuda, f"{op}_workspace")(DTYPE_CODES[x.dtype], *sizes)
+def _resources(op: str, x: torch.Tensor, *inputs: torch.Tensor | None) -> Resources:
+    size = getattr(_cuda, f"{op}_workspace")(x, *inputs)
     workspace = torch.empty(size, dtype=torch.float32, device=x.device)
-    return (workspace.data_ptr(), size, *_place(x)), workspace
+    return (workspace, *_place(x.device)), workspace
 
 
 _calls = Calls(lambda: _cuda, _resources)
@@ -81,4 +81,4 @@ def blend_rows(blends: Sequence[Blend]) -> None:
     """See :func:`act_kernels.ops.blend_rows`; one launch for all."""
     target = blends[0].target
     table, tiles = blend_table(blends, _cuda.blend_tile)
-    _cuda.blend_rows(DTYPE_CODES[target.dtype], table.data_ptr(), len(blends), tiles, *_place(target))
+    _cuda.blend_rows(str(target.dtype).removeprefix("torch."), table, len(blends), tiles, *_place(target.device))

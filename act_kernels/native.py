@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from act_kernels.compiled import DTYPE_CODES, Calls, Resources
+from act_kernels.compiled import Calls, Resources
 from act_kernels.rows import Blend
 
 REBUILD = "pip install --force-reinstall --no-deps ."
@@ -45,7 +45,7 @@ def instruction_set() -> str:
     return _native.instruction_set()
 
 
-def _resources(op: str, x: torch.Tensor, sizes: tuple[int, ...]) -> Resources:
+def _resources(op: str, *inputs: torch.Tensor | None) -> Resources:
     return (torch.get_num_threads(),), None
 
 
@@ -59,20 +59,6 @@ add_norm = _calls.add_norm
 
 def blend_rows(blends: Sequence[Blend]) -> None:
     """See :func:`act_kernels.ops.blend_rows`."""
+    threads = torch.get_num_threads()
     for blend in blends:
-        target, donor, rows = blend.target, blend.donor, blend.rows
-        _native.blend_rows(
-            DTYPE_CODES[target.dtype],
-            target.data_ptr(),
-            donor.data_ptr(),
-            rows.data_ptr(),
-            len(rows),
-            target.shape[1],
-            target.stride(0),
-            target.stride(1),
-            donor.stride(0),
-            donor.stride(1),
-            blend.gathered,
-            blend.strength,
-            torch.get_num_threads(),
-        )
+        _native.blend_rows(blend.target, blend.donor, blend.rows, blend.gathered, blend.strength, threads)

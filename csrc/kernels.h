@@ -5,14 +5,16 @@
 
 namespace act {
 
-enum class DType : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+// The order is that of DTYPES in checks.h. The kernels compute on the first three.
+enum class DType { float32, bfloat16, float16, float64, int64, boolean };
 
-// A matrix whose row r starts at data + r * row_stride elements; columns are contiguous unless column_stride is used.
+// The value of row r and column c lies at data + r * row_stride + c * column_stride elements. A vector is one row.
+// blend_rows takes any column stride; every other kernel takes 1.
 struct Matrix {
-    const void* data;
-    int64_t rows;
-    int64_t columns;
-    int64_t row_stride;
+    void* data;
+    int64_t rows, columns;
+    int64_t row_stride, column_stride;
+    DType dtype;
 };
 
 // A block [7, columns] of doubles; statistic s starts at data + s * stride (see act_kernels/statistics.py).
@@ -21,22 +23,19 @@ struct Moments {
     int64_t stride;
 };
 
-enum Statistic { COUNT, MEAN, M2, SUM_ABS, MAX_ABS, POSITIVE, NONFINITE };
+enum Statistic { COUNT, MEAN, M2, SUM_ABS, MAX_ABS, POSITIVE, NONFINITE, STATISTICS };
 
-// Rows [rows] of a target and a donor; `gathered`: the donor has these rows only, one after the other.
+// `count` rows of a target and a donor; `gathered`: the donor has these rows only, one after the other.
 struct Blend {
-    void* target;
-    const void* donor;
+    Matrix target, donor;
     const int64_t* rows;
     int64_t count;
-    int64_t width;
-    int64_t target_row_stride, target_column_stride;
-    int64_t donor_row_stride, donor_column_stride;
     bool gathered;
     float strength;
 };
 
-enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2 };
+// The order is that of ACTIVATIONS in checks.h.
+enum class Activation { silu, gelu, gelu_tanh, relu, relu2 };
 
 // product = activation(gate) * up, contiguous. Moments with null data are not measured, here and below.
 struct GatedMlp {
@@ -61,7 +60,8 @@ struct Rotary {
     bool interleaved, round_once;
 };
 
-enum class NormStyle : int { rms, rms_float, rms_one_plus, layer };
+// The order is that of NORM_STYLES in checks.h.
+enum class NormStyle { rms, rms_float, rms_one_plus, layer };
 
 // total = residual + x and its norm, both contiguous; without a residual, total is x and not written.
 struct AddNorm {
@@ -78,12 +78,12 @@ struct AddNorm {
 // mask: one byte per row, 0 = not counted; null counts every row.
 #define ACT_DECLARE_KERNELS(ISA)                                                                                     \
     namespace ISA {                                                                                                  \
-    void column_moments(DType, Matrix x, const uint8_t* mask, Moments, int threads);                                 \
-    void pair_moments(DType, Matrix donor, Matrix target, const uint8_t* mask, const Moments blocks[3], int threads); \
-    void blend_rows(DType, Blend, int threads);                                                                      \
-    void gated_mlp(DType, const GatedMlp&, const uint8_t* mask, int threads);                                        \
-    void rotary(DType, const Rotary&, const uint8_t* mask, int threads);                                             \
-    void add_norm(DType, const AddNorm&, const uint8_t* mask, int threads);                                          \
+    void column_moments(const Matrix& x, const uint8_t* mask, Moments, int threads);                                 \
+    void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3], int threads); \
+    void blend_rows(const Blend&, int threads);                                                                      \
+    void gated_mlp(const GatedMlp&, const uint8_t* mask, int threads);                                        \
+    void rotary(const Rotary&, const uint8_t* mask, int threads);                                             \
+    void add_norm(const AddNorm&, const uint8_t* mask, int threads);                                          \
     }
 
 ACT_DECLARE_KERNELS(baseline)

@@ -278,7 +278,10 @@ private:
 
 template <class T>
 static Matrix from_row(const Matrix& x, int64_t row) {
-    return {static_cast<const T*>(x.data) + row * x.row_stride, x.rows - row, x.columns, x.row_stride};
+    Matrix rest = x;
+    rest.data = static_cast<T*>(x.data) + row * x.row_stride;
+    rest.rows -= row;
+    return rest;
 }
 
 template <class T>
@@ -292,7 +295,7 @@ static void run(const AddNorm& op, const uint8_t* mask, int threads) {
     together = together < RUN ? RUN : together > CHUNK ? CHUNK : together;
     const Normalise<T> normalise = normalise_by<T>(op.style);
     Workspace<T> x_sums(columns, op.x_moments, blocks);
-    const Matrix norms{op.norm, rows, columns, columns};
+    const Matrix norms{op.norm, rows, columns, columns, 1, op.x.dtype};
     Workspace<T> norm_sums(columns, op.norm_moments, blocks);
     threads = useful_threads(2 * rows * columns, threads);
     const bool streamed = worth_streaming<T>(op.norm, rows, columns) && worth_streaming<T>(op.total, rows, columns);
@@ -312,7 +315,7 @@ static void run(const AddNorm& op, const uint8_t* mask, int threads) {
                     row<T>(op, normalise, scratch, first + i, op.norm_moments.data ? i : 0);
                     if (!mask || mask[first + i]) counted[found++] = i;
                 }
-                const Matrix normed{scratch.norm, count, columns, columns};
+                const Matrix normed{scratch.norm, count, columns, columns, 1, op.x.dtype};
                 x_sums.add(block, from_row<T>(op.x, first), counted, found);
                 norm_sums.add(block, scratch.norm ? normed : from_row<T>(norms, first), counted, found);
             }
@@ -327,12 +330,8 @@ static void run(const AddNorm& op, const uint8_t* mask, int threads) {
     }
 }
 
-void add_norm(DType dtype, const AddNorm& op, const uint8_t* mask, int threads) {
-    switch (dtype) {
-        case DType::float32: return run<float>(op, mask, threads);
-        case DType::bfloat16: return run<bfloat16>(op, mask, threads);
-        case DType::float16: return run<float16>(op, mask, threads);
-    }
+void add_norm(const AddNorm& op, const uint8_t* mask, int threads) {
+    with_format(op.x.dtype, [&](auto format) { run<decltype(format)>(op, mask, threads); });
 }
 
 }  // namespace ACT_ISA

@@ -35,37 +35,33 @@ static void blend_row(T* target, const T* donor, int64_t width, float strength) 
 
 template <class T>
 static void run(const Blend& b, int threads) {
-    T* const target = static_cast<T*>(b.target);
-    const T* const donor = static_cast<const T*>(b.donor);
-    if (b.count * b.width < 32768) threads = 1;
-    if (b.target_column_stride == 1 && b.donor_column_stride == 1 && b.width > 1) {
+    T* const target = static_cast<T*>(b.target.data);
+    const T* const donor = static_cast<const T*>(b.donor.data);
+    if (b.count * b.target.columns < 32768) threads = 1;
+    if (b.target.column_stride == 1 && b.donor.column_stride == 1 && b.target.columns > 1) {
 #pragma omp parallel for num_threads(threads) schedule(static)
         for (int64_t k = 0; k < b.count; ++k)
-            blend_row(target + b.rows[k] * b.target_row_stride,
-                      donor + (b.gathered ? k : b.rows[k]) * b.donor_row_stride, b.width, b.strength);
+            blend_row(target + b.rows[k] * b.target.row_stride,
+                      donor + (b.gathered ? k : b.rows[k]) * b.donor.row_stride, b.target.columns, b.strength);
         return;
     }
     // Walk the dimension with the smaller stride innermost: columns of an embedding come as rows of its transpose.
-    const bool rows_inside = b.target_row_stride < b.target_column_stride;
-    const int64_t outer = rows_inside ? b.width : b.count, inner = rows_inside ? b.count : b.width;
+    const bool rows_inside = b.target.row_stride < b.target.column_stride;
+    const int64_t outer = rows_inside ? b.target.columns : b.count, inner = rows_inside ? b.count : b.target.columns;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t o = 0; o < outer; ++o) {
         for (int64_t i = 0; i < inner; ++i) {
             const int64_t k = rows_inside ? i : o, row = b.rows[k], column = rows_inside ? o : i;
-            T& to = target[row * b.target_row_stride + column * b.target_column_stride];
-            const T from = donor[(b.gathered ? k : row) * b.donor_row_stride + column * b.donor_column_stride];
+            T& to = target[row * b.target.row_stride + column * b.target.column_stride];
+            const T from = donor[(b.gathered ? k : row) * b.donor.row_stride + column * b.donor.column_stride];
             if (b.strength == 1) to = from;
             else narrow(blend(widen(to), widen(from), b.strength), to);
         }
     }
 }
 
-void blend_rows(DType dtype, Blend b, int threads) {
-    switch (dtype) {
-        case DType::float32: return run<float>(b, threads);
-        case DType::bfloat16: return run<bfloat16>(b, threads);
-        case DType::float16: return run<float16>(b, threads);
-    }
+void blend_rows(const Blend& b, int threads) {
+    with_format(b.target.dtype, [&](auto format) { run<decltype(format)>(b, threads); });
 }
 
 }  // namespace ACT_ISA

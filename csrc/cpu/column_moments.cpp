@@ -34,12 +34,8 @@ static void run(const Matrix& x, const uint8_t* mask, Moments moments, int threa
     }
 }
 
-void column_moments(DType dtype, Matrix x, const uint8_t* mask, Moments moments, int threads) {
-    switch (dtype) {
-        case DType::float32: return run<float>(x, mask, moments, threads);
-        case DType::bfloat16: return run<bfloat16>(x, mask, moments, threads);
-        case DType::float16: return run<float16>(x, mask, moments, threads);
-    }
+void column_moments(const Matrix& x, const uint8_t* mask, Moments moments, int threads) {
+    with_format(x.dtype, [&](auto format) { run<decltype(format)>(x, mask, moments, threads); });
 }
 
 }  // namespace ACT_ISA

@@ -107,7 +107,7 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
         return product(span, op.gate.rows, channels);
     Measured<T> gate(op.gate_moments, channels), up(op.up_moments, channels), out(op.product_moments, channels);
     Measured<T>* const all[] = {&gate, &up, &out};
-    const Matrix product_matrix{op.product, op.gate.rows, op.gate.columns, op.gate.columns};
+    const Matrix product_matrix{op.product, op.gate.rows, op.gate.columns, op.gate.columns, 1, op.gate.dtype};
     const Matrix* const matrices[] = {&op.gate, &op.up, &product_matrix};
     RowWalk walk(op.gate.rows, mask);
     while (walk.row() < op.gate.rows) {
@@ -149,12 +149,8 @@ static void run(const GatedMlp& op, const uint8_t* mask, int threads) {
     }
 }
 
-void gated_mlp(DType dtype, const GatedMlp& op, const uint8_t* mask, int threads) {
-    switch (dtype) {
-        case DType::float32: return run<float>(op, mask, threads);
-        case DType::bfloat16: return run<bfloat16>(op, mask, threads);
-        case DType::float16: return run<float16>(op, mask, threads);
-    }
+void gated_mlp(const GatedMlp& op, const uint8_t* mask, int threads) {
+    with_format(op.gate.dtype, [&](auto format) { run<decltype(format)>(op, mask, threads); });
 }
 
 }  // namespace ACT_ISA

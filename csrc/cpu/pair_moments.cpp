@@ -45,13 +45,9 @@ static void run(const Matrix& donor, const Matrix& target, const uint8_t* mask, 
     }
 }
 
-void pair_moments(DType dtype, Matrix donor, Matrix target, const uint8_t* mask, const Moments blocks[3],
+void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3],
                   int threads) {
-    switch (dtype) {
-        case DType::float32: return run<float>(donor, target, mask, blocks, threads);
-        case DType::bfloat16: return run<bfloat16>(donor, target, mask, blocks, threads);
-        case DType::float16: return run<float16>(donor, target, mask, blocks, threads);
-    }
+    with_format(donor.dtype, [&](auto format) { run<decltype(format)>(donor, target, mask, blocks, threads); });
 }
 
 }  // namespace ACT_ISA

@@ -167,17 +167,13 @@ static void run(const Rotary& op, const uint8_t* mask, int threads) {
     }
 }
 
-void rotary(DType dtype, const Rotary& op, const uint8_t* mask, int threads) {
+void rotary(const Rotary& op, const uint8_t* mask, int threads) {
     const Rotary::Heads* const turned[] = {&op.q, &op.k};
     for (const Rotary::Heads* heads : turned) {
         if (heads->moments.data && op.width > PANEL)  // too wide for the sums of a panel
-            column_moments(dtype, heads->x, mask, heads->moments, threads);
+            column_moments(heads->x, mask, heads->moments, threads);
     }
-    switch (dtype) {
-        case DType::float32: return run<float>(op, mask, threads);
-        case DType::bfloat16: return run<bfloat16>(op, mask, threads);
-        case DType::float16: return run<float16>(op, mask, threads);
-    }
+    with_format(op.q.x.dtype, [&](auto format) { run<decltype(format)>(op, mask, threads); });
 }
 
 }  // namespace ACT_ISA

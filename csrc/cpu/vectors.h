@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "../kernels.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -33,6 +35,17 @@ typedef float HalfFloats __attribute__((vector_size(VECTOR_BYTES / 2)));
 
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
+
+// Calls `f` with a value of the format that a matrix of `dtype` holds.
+template <class F>
+static void with_format(DType dtype, const F& f) {
+    switch (dtype) {
+        case DType::float32: return f(float());
+        case DType::bfloat16: return f(bfloat16());
+        case DType::float16: return f(float16());
+        default: return;  // checks.h refuses every other
+    }
+}
 
 constexpr int32_t INFINITY_BITS = 0x7f800000;
 constexpr int32_t MAGNITUDE_BITS = 0x7fffffff;

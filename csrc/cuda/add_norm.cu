@@ -229,19 +229,15 @@ void run(const AddNorm& op, const uint8_t* mask, float* workspace, Place place) 
 
 }  // namespace
 
-int64_t add_norm_workspace(DType type, int64_t rows, int64_t columns) {
-    const int64_t block = WARP * (type == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>);
+int64_t add_norm_workspace(DType dtype, int64_t rows, int64_t columns) {
+    const int64_t block = WARP * (dtype == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>);
     const int64_t blocks = ceil_div(columns, block);
     return plan_runs(rows, blocks).splits * SUMS * 2 * columns + 3 * rows * (blocks + 1);
 }
 
-void add_norm(DType type, const AddNorm& op, const uint8_t* mask, float* workspace, Place place) {
+void add_norm(const AddNorm& op, const uint8_t* mask, float* workspace, Place place) {
     const OnDevice on("add_norm", place.device);
-    switch (type) {
-        case DType::float32: return run<float>(op, mask, workspace, place);
-        case DType::bfloat16: return run<bfloat16>(op, mask, workspace, place);
-        case DType::float16: return run<float16>(op, mask, workspace, place);
-    }
+    with_format(op.x.dtype, [&](auto format) { run<decltype(format)>(op, mask, workspace, place); });
 }
 
 }  // namespace cuda

@@ -1,137 +1,111 @@
-// The submodule act_kernels._native.cuda: checks what arrives as integers, drops the GIL, queues the kernels.
+// The submodule act_kernels._native.cuda: checks the arguments, releases the GIL, queues the kernels.
 #include "../checks.h"
 #include "kernels.h"
 
 #include <pybind11/pybind11.h>
 
-using act::choice;
-using act::dtype_of;
-using act::matrix;
-using act::moments_at;
-using act::pointer;
+using act::Tensor;
 using act::cuda::Place;
 
 namespace {
-
-// Memory that an op works in; `needed` float32 values.
-float* workspace_at(uintptr_t address, int64_t size, int64_t needed) {
-    if (size < needed)
-        throw std::invalid_argument("workspace must hold " + std::to_string(needed) + " values, got " +
-                                    std::to_string(size));
-    return pointer<float>("workspace", address);
-}
 
 Place place_of(int device, uintptr_t stream) {
     if (device < 0) throw std::invalid_argument("device must be an ordinal of at least 0, got " + std::to_string(device));
     return {device, reinterpret_cast<void*>(stream)};
 }
 
-const uint8_t* mask_at(uintptr_t address) { return reinterpret_cast<const uint8_t*>(address); }
+// The memory that an op works in.
+float* workspace_of(const Tensor& workspace, int64_t needed) {
+    const auto size = act::matrix("workspace", workspace).columns;
+    act::require("workspace", workspace, act::DType::float32, 1, size);
+    if (size < needed)
+        throw std::invalid_argument("workspace must hold " + std::to_string(needed) + " values, got " + std::to_string(size));
+    return static_cast<float*>(workspace.data);
+}
 
-void column_moments(int dtype, uintptr_t x, int64_t rows, int64_t columns, int64_t row_stride, uintptr_t mask,
-                    uintptr_t moments, int64_t moments_stride, uintptr_t workspace, int64_t workspace_size, int device,
+// Float32 values that an op needs to work in, by the records of its inputs.
+int64_t column_moments_workspace(const act::Matrix& x) {
+    return act::cuda::column_moments_workspace(x.dtype, x.rows, x.columns);
+}
+int64_t pair_moments_workspace(const act::Matrix& donor) {
+    return act::cuda::pair_moments_workspace(donor.dtype, donor.rows, donor.columns);
+}
+int64_t gated_mlp_workspace(const act::Matrix& gate) {
+    return act::cuda::gated_mlp_workspace(gate.dtype, gate.rows, gate.columns);
+}
+int64_t rotary_workspace(const act::Matrix& q, const act::Matrix& k, const act::Matrix& v) {
+    return act::cuda::rotary_workspace(q.dtype, q.rows, q.columns, k.columns, v.columns);
+}
+int64_t add_norm_workspace(const act::Matrix& x) { return act::cuda::add_norm_workspace(x.dtype, x.rows, x.columns); }
+
+void column_moments(const Tensor& x, const Tensor& moments, const Tensor& mask, const Tensor& workspace, int device,
                     uintptr_t stream) {
-    const auto type = dtype_of(dtype);
-    const auto input = matrix("x", x, rows, columns, row_stride);
-    const act::Moments block{pointer<double>("moments", moments), moments_stride};
-    float* const work =
-        workspace_at(workspace, workspace_size, act::cuda::column_moments_workspace(type, rows, columns));
+    const auto input = act::input("x", x);
+    const auto block = act::moments("moments", moments, input.columns);
+    const auto* const counted = act::mask(mask, input.rows);
+    float* const work = workspace_of(workspace, column_moments_workspace(input));
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
-    act::cuda::column_moments(type, input, mask_at(mask), block, work, place);
+    act::cuda::column_moments(input, counted, block, work, place);
 }
 
-void pair_moments(int dtype, uintptr_t donor, uintptr_t target, int64_t rows, int64_t columns, int64_t donor_stride,
-                  int64_t target_stride, uintptr_t mask, uintptr_t moments, int64_t block_stride,
-                  int64_t moments_stride, uintptr_t workspace, int64_t workspace_size, int device, uintptr_t stream) {
-    const auto type = dtype_of(dtype);
-    const auto donor_matrix = matrix("donor", donor, rows, columns, donor_stride);
-    const auto target_matrix = matrix("target", target, rows, columns, target_stride);
-    double* const first = pointer<double>("moments", moments);
-    const act::Moments blocks[] = {
-        {first, moments_stride}, {first + block_stride, moments_stride}, {first + 2 * block_stride, moments_stride}};
-    float* const work = workspace_at(workspace, workspace_size, act::cuda::pair_moments_workspace(type, rows, columns));
+void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& moments, const Tensor& mask, const Tensor& workspace, int device, uintptr_t stream) {
+    const auto donor_input = act::input("donor", donor), target_input = act::input_like("target", target, donor_input);
+    const act::PairMoments pair(moments, donor_input.columns);
+    const auto* const counted = act::mask(mask, donor_input.rows);
+    float* const work = workspace_of(workspace, pair_moments_workspace(donor_input));
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
-    act::cuda::pair_moments(type, donor_matrix, target_matrix, mask_at(mask), blocks, work, place);
+    act::cuda::pair_moments(donor_input, target_input, counted, pair.blocks, work, place);
 }
 
-void blend_rows(int dtype, uintptr_t table, int64_t entries, int64_t tiles, int device, uintptr_t stream) {
-    const auto type = dtype_of(dtype);
-    const auto* const first_tiles = pointer<int64_t>("table", table);
+void blend_rows(std::string_view dtype, const Tensor& table, int64_t entries, int64_t tiles, int device,
+                uintptr_t stream) {
+    const auto type = act::choice<act::DType>("dtype", dtype, act::DTYPES);
+    act::require("table", table, act::DType::int64, 1, act::matrix("table", table).columns);
     if (entries < 1 || tiles < 1)
         throw std::invalid_argument("blend_rows needs entries and tiles, got " + std::to_string(entries) + " and " +
                                     std::to_string(tiles));
+    const auto* const first_tiles = static_cast<const int64_t*>(table.data);
     const auto* const first = reinterpret_cast<const act::cuda::BlendEntry*>(first_tiles + entries);
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
     act::cuda::blend_rows(type, first_tiles, first, entries, tiles, place);
 }
 
-void gated_mlp(int dtype, uintptr_t gate, uintptr_t up, uintptr_t product, int64_t rows, int64_t columns,
-               int64_t gate_stride, int64_t up_stride, int activation, uintptr_t gate_moments,
-               int64_t gate_moments_stride, uintptr_t up_moments, int64_t up_moments_stride,
-               uintptr_t product_moments, int64_t product_moments_stride, uintptr_t mask, uintptr_t workspace,
-               int64_t workspace_size, int device, uintptr_t stream) {
-    const auto type = dtype_of(dtype);
-    const act::GatedMlp op{matrix("gate", gate, rows, columns, gate_stride),
-                           matrix("up", up, rows, columns, up_stride),
-                           pointer<void>("product", product),
-                           choice<act::Activation>("activation", activation, 5),
-                           moments_at(gate_moments, gate_moments_stride),
-                           moments_at(up_moments, up_moments_stride),
-                           moments_at(product_moments, product_moments_stride)};
-    float* const work = workspace_at(workspace, workspace_size, act::cuda::gated_mlp_workspace(type, rows, columns));
+void gated_mlp(const Tensor& gate, const Tensor& up, const Tensor& product, std::string_view activation,
+               const Tensor& gate_moments, const Tensor& up_moments, const Tensor& product_moments, const Tensor& mask,
+               const Tensor& workspace, int device, uintptr_t stream) {
+    const auto op = act::gated_mlp(gate, up, product, activation, gate_moments, up_moments, product_moments);
+    const auto* const counted = act::mask(mask, op.gate.rows);
+    float* const work = workspace_of(workspace, gated_mlp_workspace(op.gate));
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
-    act::cuda::gated_mlp(type, op, mask_at(mask), work, place);
+    act::cuda::gated_mlp(op, counted, work, place);
 }
 
-void rotary(int dtype, uintptr_t q, uintptr_t k, uintptr_t v, int64_t rows, int64_t q_columns, int64_t k_columns,
-            int64_t v_columns, int64_t q_stride, int64_t k_stride, int64_t v_stride, uintptr_t q_out, uintptr_t k_out,
-            uintptr_t q_moments, int64_t q_moments_stride, uintptr_t k_moments, int64_t k_moments_stride,
-            uintptr_t v_moments, int64_t v_moments_stride, int64_t width, int64_t turned, uintptr_t cos, uintptr_t sin,
-            int64_t length, int64_t tables, bool interleaved, bool round_once, uintptr_t mask, uintptr_t workspace,
-            int64_t workspace_size, int device, uintptr_t stream) {
-    const auto type = dtype_of(dtype);
-    const act::Rotary op = act::rotary_of(q, k, v, rows, q_columns, k_columns, v_columns, q_stride, k_stride, v_stride,
-                                          q_out, k_out, q_moments, q_moments_stride, k_moments, k_moments_stride,
-                                          v_moments, v_moments_stride, width, turned, cos, sin, length, tables,
-                                          interleaved, round_once);
-    if (tables != 1 && length * tables != rows)
-        throw std::invalid_argument("tables must be 1 or one for every `length` rows, got " + std::to_string(tables));
-    const int64_t needed = act::cuda::rotary_workspace(type, rows, q_columns, k_columns, v ? v_columns : 0);
-    float* const work = workspace_at(workspace, workspace_size, needed);
+void rotary(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& q_out, const Tensor& k_out,
+            const Tensor& q_moments, const Tensor& k_moments, const Tensor& v_moments, const Tensor& cos,
+            const Tensor& sin, bool interleaved, bool round_once, const Tensor& mask,
+            const Tensor& workspace, int device, uintptr_t stream) {
+    const auto op = act::rotary(q, k, v, q_out, k_out, q_moments, k_moments, v_moments, cos, sin, interleaved,
+                                round_once);
+    const auto* const counted = act::mask(mask, op.q.x.rows);
+    float* const work = workspace_of(workspace, rotary_workspace(op.q.x, op.k.x, op.v.x));
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
-    act::cuda::rotary(type, op, mask_at(mask), work, place);
+    act::cuda::rotary(op, counted, work, place);
 }
 
-void add_norm(int dtype, uintptr_t x, uintptr_t residual, int64_t rows, int64_t columns, int64_t x_stride,
-              int64_t residual_stride, uintptr_t weight, uintptr_t bias, float eps, int style, uintptr_t total,
-              uintptr_t norm, uintptr_t x_moments, int64_t x_moments_stride, uintptr_t norm_moments,
-              int64_t norm_moments_stride, uintptr_t mask, uintptr_t workspace, int64_t workspace_size, int device,
-              uintptr_t stream) {
-    const auto type = dtype_of(dtype);
-    const act::AddNorm op{matrix("x", x, rows, columns, x_stride),
-                          {reinterpret_cast<void*>(residual), rows, columns, residual_stride},
-                          pointer<void>("weight", weight),
-                          reinterpret_cast<void*>(bias),
-                          eps,
-                          choice<act::NormStyle>("style", style, 4),
-                          pointer<void>("total", total),
-                          pointer<void>("norm", norm),
-                          moments_at(x_moments, x_moments_stride),
-                          moments_at(norm_moments, norm_moments_stride)};
-    float* const work = workspace_at(workspace, workspace_size, act::cuda::add_norm_workspace(type, rows, columns));
+void add_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias, float eps,
+              std::string_view style, const Tensor& total, const Tensor& norm, const Tensor& x_moments,
+              const Tensor& norm_moments, const Tensor& mask, const Tensor& workspace, int device, uintptr_t stream) {
+    const auto op = act::add_norm(x, residual, weight, bias, eps, style, total, norm, x_moments, norm_moments);
+    const auto* const counted = act::mask(mask, op.x.rows);
+    float* const work = workspace_of(workspace, add_norm_workspace(op.x));
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
-    act::cuda::add_norm(type, op, mask_at(mask), work, place);
-}
-
-template <class... Sizes>
-auto workspace(int64_t (*of)(act::DType, Sizes...)) {
-    return [of](int dtype, Sizes... sizes) { return of(dtype_of(dtype), sizes...); };
+    act::cuda::add_norm(op, counted, work, place);
 }
 
 }  // namespace
@@ -147,9 +121,22 @@ void bind_cuda(pybind11::module_ module) {
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
     module.def("rotary", &rotary, "Rotary embedding of q and k, with statistics of q, k and v.");
     module.def("add_norm", &add_norm, "Sum of a residual and x, and its norm, with statistics.");
-    module.def("column_moments_workspace", workspace(&act::cuda::column_moments_workspace), "Float32 values needed.");
-    module.def("pair_moments_workspace", workspace(&act::cuda::pair_moments_workspace), "Float32 values needed.");
-    module.def("gated_mlp_workspace", workspace(&act::cuda::gated_mlp_workspace), "Float32 values needed.");
-    module.def("rotary_workspace", workspace(&act::cuda::rotary_workspace), "Float32 values needed.");
-    module.def("add_norm_workspace", workspace(&act::cuda::add_norm_workspace), "Float32 values needed.");
+    module.def(
+        "column_moments_workspace", [](const Tensor& x) { return column_moments_workspace(act::input("x", x)); },
+        "Float32 values needed.");
+    module.def(
+        "pair_moments_workspace", [](const Tensor& donor) { return pair_moments_workspace(act::input("donor", donor)); },
+        "Float32 values needed.");
+    module.def(
+        "gated_mlp_workspace", [](const Tensor& gate) { return gated_mlp_workspace(act::input("gate", gate)); },
+        "Float32 values needed.");
+    module.def(
+        "rotary_workspace",
+        [](const Tensor& q, const Tensor& k, const Tensor& v) {
+            return rotary_workspace(act::input("q", q), act::input("k", k), v ? act::input("v", v) : act::Matrix{});
+        },
+        "Float32 values needed.");
+    module.def(
+        "add_norm_workspace", [](const Tensor& x) { return add_norm_workspace(act::input("x", x)); },
+        "Float32 values needed.");
 }

@@ -114,17 +114,12 @@ __global__ void __launch_bounds__(THREADS)
 
 }  // namespace
 
-int64_t blend_tiles(int64_t count, int64_t width) { return ceil_div(count * width, BLEND_TILE); }
-
-void blend_rows(DType type, const int64_t* first_tiles, const BlendEntry* table, int64_t entries, int64_t tiles,
+void blend_rows(DType dtype, const int64_t* first_tiles, const BlendEntry* table, int64_t entries, int64_t tiles,
                 Place place) {
     const OnDevice on("blend_rows", place.device);
-    const auto run = [&](auto kernel) { launch("blend_rows", kernel, tiles, THREADS, place, first_tiles, table, entries); };
-    switch (type) {
-        case DType::float32: return run(blend_rows_kernel<float>);
-        case DType::bfloat16: return run(blend_rows_kernel<bfloat16>);
-        case DType::float16: return run(blend_rows_kernel<float16>);
-    }
+    with_format(dtype, [&](auto format) {
+        launch("blend_rows", blend_rows_kernel<decltype(format)>, tiles, THREADS, place, first_tiles, table, entries);
+    });
 }
 
 }  // namespace cuda

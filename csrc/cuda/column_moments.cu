@@ -52,18 +52,14 @@ void run(const Matrix& x, const uint8_t* mask, Moments moments, float* workspace
 
 }  // namespace
 
-int64_t column_moments_workspace(DType type, int64_t rows, int64_t columns) {
-    const int64_t lane = type == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>;
+int64_t column_moments_workspace(DType dtype, int64_t rows, int64_t columns) {
+    const int64_t lane = dtype == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>;
     return plan_runs(rows, ceil_div(columns, WARP * lane)).splits * SUMS * columns;
 }
 
-void column_moments(DType type, Matrix x, const uint8_t* mask, Moments moments, float* workspace, Place place) {
+void column_moments(const Matrix& x, const uint8_t* mask, Moments moments, float* workspace, Place place) {
     const OnDevice on("column_moments", place.device);
-    switch (type) {
-        case DType::float32: return run<float>(x, mask, moments, workspace, place);
-        case DType::bfloat16: return run<bfloat16>(x, mask, moments, workspace, place);
-        case DType::float16: return run<float16>(x, mask, moments, workspace, place);
-    }
+    with_format(x.dtype, [&](auto format) { run<decltype(format)>(x, mask, moments, workspace, place); });
 }
 
 }  // namespace cuda

@@ -23,6 +23,17 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
 
+// Calls `f` with a value of the format that a matrix of `dtype` holds.
+template <class F>
+inline void with_format(DType dtype, const F& f) {
+    switch (dtype) {
+        case DType::float32: return f(float());
+        case DType::bfloat16: return f(bfloat16());
+        case DType::float16: return f(float16());
+        default: return;  // checks.h refuses every other
+    }
+}
+
 __host__ __device__ inline float as_float(uint32_t bits) {
 #ifdef __CUDA_ARCH__
     return __uint_as_float(bits);

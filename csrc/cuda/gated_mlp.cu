@@ -95,13 +95,9 @@ int64_t gated_mlp_workspace(DType, int64_t rows, int64_t columns) {
     return plan_runs(rows, ceil_div(columns, WARP * N)).splits * SUMS * 3 * columns;
 }
 
-void gated_mlp(DType type, const GatedMlp& op, const uint8_t* mask, float* workspace, Place place) {
+void gated_mlp(const GatedMlp& op, const uint8_t* mask, float* workspace, Place place) {
     const OnDevice on("gated_mlp", place.device);
-    switch (type) {
-        case DType::float32: return run<float>(op, mask, workspace, place);
-        case DType::bfloat16: return run<bfloat16>(op, mask, workspace, place);
-        case DType::float16: return run<float16>(op, mask, workspace, place);
-    }
+    with_format(op.gate.dtype, [&](auto format) { run<decltype(format)>(op, mask, workspace, place); });
 }
 
 }  // namespace cuda

@@ -28,9 +28,6 @@ struct BlendEntry {
 
 constexpr int BLEND_TILE = 4096;  // values that one block of threads blends
 
-// Tiles of one entry.
-int64_t blend_tiles(int64_t count, int64_t width);
-
 // Float32 values of workspace that an op needs.
 int64_t column_moments_workspace(DType, int64_t rows, int64_t columns);
 int64_t pair_moments_workspace(DType, int64_t rows, int64_t columns);
@@ -39,14 +36,14 @@ int64_t rotary_workspace(DType, int64_t rows, int64_t q_columns, int64_t k_colum
 int64_t add_norm_workspace(DType, int64_t rows, int64_t columns);
 
 // All work is queued on the stream of `Place`; errors of a launch throw std::runtime_error, naming the op.
-void column_moments(DType, Matrix x, const uint8_t* mask, Moments, float* workspace, Place);
-void pair_moments(DType, Matrix donor, Matrix target, const uint8_t* mask, const Moments blocks[3], float* workspace,
+void column_moments(const Matrix& x, const uint8_t* mask, Moments, float* workspace, Place);
+void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3], float* workspace,
                   Place);
 // `first_tiles` [entries]: tiles of the entries before each; `tiles`: of all.
 void blend_rows(DType, const int64_t* first_tiles, const BlendEntry* table, int64_t entries, int64_t tiles, Place);
-void gated_mlp(DType, const GatedMlp&, const uint8_t* mask, float* workspace, Place);
-void rotary(DType, const Rotary&, const uint8_t* mask, float* workspace, Place);
-void add_norm(DType, const AddNorm&, const uint8_t* mask, float* workspace, Place);
+void gated_mlp(const GatedMlp&, const uint8_t* mask, float* workspace, Place);
+void rotary(const Rotary&, const uint8_t* mask, float* workspace, Place);
+void add_norm(const AddNorm&, const uint8_t* mask, float* workspace, Place);
 
 // Why the kernels cannot run on a device: no driver, one too old, no code for its architecture. Empty if they can.
 std::string refusal(int device);

@@ -73,14 +73,10 @@ int64_t pair_moments_workspace(DType, int64_t rows, int64_t columns) {
     return plan_runs(rows, ceil_div(columns, WARP * N)).splits * SUMS * 3 * columns;
 }
 
-void pair_moments(DType type, Matrix donor, Matrix target, const uint8_t* mask, const Moments blocks[3],
+void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3],
                   float* workspace, Place place) {
     const OnDevice on("pair_moments", place.device);
-    switch (type) {
-        case DType::float32: return run<float>(donor, target, mask, blocks, workspace, place);
-        case DType::bfloat16: return run<bfloat16>(donor, target, mask, blocks, workspace, place);
-        case DType::float16: return run<float16>(donor, target, mask, blocks, workspace, place);
-    }
+    with_format(donor.dtype, [&](auto format) { run<decltype(format)>(donor, target, mask, blocks, workspace, place); });
 }
 
 }  // namespace cuda

@@ -142,14 +142,10 @@ void merge(const char* op, const Parts& parts, const uint8_t* mask, int64_t rows
 
 }  // namespace
 
-void merge_partials(const char* op, DType type, const Parts& parts, const uint8_t* mask, int64_t rows, Plan plan,
+void merge_partials(const char* op, DType dtype, const Parts& parts, const uint8_t* mask, int64_t rows, Plan plan,
                     Place place) {
     if (!parts.count) return;
-    switch (type) {
-        case DType::float32: return merge<float>(op, parts, mask, rows, plan, place);
-        case DType::bfloat16: return merge<bfloat16>(op, parts, mask, rows, plan, place);
-        case DType::float16: return merge<float16>(op, parts, mask, rows, plan, place);
-    }
+    with_format(dtype, [&](auto format) { merge<decltype(format)>(op, parts, mask, rows, plan, place); });
 }
 
 void check(const char* op, cudaError_t status) {

@@ -321,7 +321,7 @@ private:
 };
 
 // Queues stage 2. `type` is that of the matrices.
-void merge_partials(const char* op, DType type, const Parts& parts, const uint8_t* mask, int64_t rows, Plan plan,
+void merge_partials(const char* op, DType dtype, const Parts& parts, const uint8_t* mask, int64_t rows, Plan plan,
                     Place place);
 
 }  // namespace cuda

@@ -180,19 +180,15 @@ void run(const Rotary& op, const uint8_t* mask, float* workspace, Place place) {
 
 }  // namespace
 
-int64_t rotary_workspace(DType type, int64_t rows, int64_t q_columns, int64_t k_columns, int64_t v_columns) {
-    const int64_t block = WARP * (type == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>);
+int64_t rotary_workspace(DType dtype, int64_t rows, int64_t q_columns, int64_t k_columns, int64_t v_columns) {
+    const int64_t block = WARP * (dtype == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>);
     const int64_t blocks = ceil_div(q_columns, block) + ceil_div(k_columns, block) + ceil_div(v_columns, block);
     return plan_runs(rows, blocks).splits * SUMS * (q_columns + k_columns + v_columns);
 }
 
-void rotary(DType type, const Rotary& op, const uint8_t* mask, float* workspace, Place place) {
+void rotary(const Rotary& op, const uint8_t* mask, float* workspace, Place place) {
     const OnDevice on("rotary", place.device);
-    switch (type) {
-        case DType::float32: return run<float>(op, mask, workspace, place);
-        case DType::bfloat16: return run<bfloat16>(op, mask, workspace, place);
-        case DType::float16: return run<float16>(op, mask, workspace, place);
-    }
+    with_format(op.q.x.dtype, [&](auto format) { run<decltype(format)>(op, mask, workspace, place); });
 }
 
 }  // namespace cuda

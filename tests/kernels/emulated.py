@@ -77,7 +77,7 @@ def emulate(monkeypatch) -> Any:
     from act_kernels import backends, cuda
 
     monkeypatch.setattr(cuda, "_cuda", module())
-    monkeypatch.setattr(cuda, "_place", lambda tensor: (0, 0))
+    monkeypatch.setattr(cuda, "_place", lambda device: (0, 0))
     monkeypatch.setattr(cuda, "refusal", lambda device_type: None)
     backends._choose.cache_clear()
     return module()

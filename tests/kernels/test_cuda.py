@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import types
 from pathlib import Path
 
 import pytest
@@ -99,105 +100,81 @@ def modules() -> list:
     return [pytest.param(emulated.module, id="emulated", marks=needs_emulator), *built]
 
 
+def tensor(*shape: int, dtype: torch.dtype = torch.float32, address: int = 64) -> types.SimpleNamespace:
+    """What the extension reads of a contiguous tensor, at an address that nothing may touch."""
+    strides = torch.empty(shape, device="meta").stride()
+    return types.SimpleNamespace(dtype=dtype, data_ptr=lambda: address, shape=shape, stride=lambda: strides)
+
+
+def block(*leading: int, channels: int = 4) -> types.SimpleNamespace:
+    return tensor(*leading, 7, channels, dtype=torch.float64)
+
+
+X, TABLE, WORKSPACE = tensor(4, 4), tensor(1, 4, 4), tensor(10**6)
+PLACE = (0, 0)
+
+
+def column_moments(m, x=X, moments=None, mask=None, workspace=WORKSPACE, place=PLACE):
+    m.column_moments(x, moments or block(), mask, workspace, *place)
+
+
+def gated_mlp(m, up=X, activation="silu", product_moments=None):
+    m.gated_mlp(X, up, X, activation, None, None, product_moments, None, WORKSPACE, *PLACE)
+
+
+def rotary(m, cos=TABLE, sin=None):
+    heads = tensor(2, 1, 4, 4)  # one head lies side by side whatever the order
+    m.rotary(heads, heads, None, heads, heads, None, None, None, cos, sin or cos, False, False, None, WORKSPACE, *PLACE)
+
+
+def add_norm(m, style="rms", weight=None):
+    m.add_norm(X, None, weight or tensor(4), None, 1e-6, style, X, X, None, None, None, WORKSPACE, *PLACE)
+
+
 BAD = {
-    "no such dtype": (lambda m: m.column_moments(3, 64, 4, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "dtype code"),
-    "null input": (lambda m: m.column_moments(0, 0, 4, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "x is a null pointer"),
-    "null moments": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 0, 4, 64, 10**6, 0, 0), "moments is a null"),
-    "no rows": (lambda m: m.column_moments(0, 64, 0, 4, 4, 0, 64, 4, 64, 10**6, 0, 0), "x must have 1 to 2"),
-    "little workspace": (
-        lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 27, 0, 0),
-        "must hold 28 values, got 27",
+    "no such dtype": (lambda m: column_moments(m, tensor(4, 4, dtype=torch.float64)), "x must be float32, bfloat16 or"),
+    "null input": (lambda m: column_moments(m, tensor(4, 4, address=0)), "x is a null pointer"),
+    "null moments": (
+        lambda m: column_moments(m, moments=tensor(7, 4, dtype=torch.float64, address=0)),
+        "moments is a null",
     ),
-    "no workspace": (lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 0, 28, 0, 0), "workspace is a null pointer"),
-    "negative device": (
-        lambda m: m.column_moments(0, 64, 4, 4, 4, 0, 64, 4, 64, 28, -1, 0),
-        "device must be an ordinal",
+    "no rows": (lambda m: column_moments(m, tensor(0, 4)), "x must be of at least one row and one column"),
+    "no matrix": (
+        lambda m: column_moments(m, tensor(4, 4, 4)),
+        "x must be a matrix or a vector, got float32 .4, 4, 4.",
     ),
-    "null target": (lambda m: m.pair_moments(0, 64, 0, 4, 4, 4, 4, 0, 64, 28, 4, 64, 10**6, 0, 0), "target is a null"),
-    "no entries": (lambda m: m.blend_rows(0, 64, 0, 1, 0, 0), "needs entries and tiles, got 0 and 1"),
-    "no table": (lambda m: m.blend_rows(0, 0, 1, 1, 0, 0), "table is a null pointer"),
-    "no such activation": (
-        lambda m: m.gated_mlp(0, 64, 64, 64, 4, 4, 4, 4, 5, 0, 0, 0, 0, 0, 0, 0, 64, 10**6, 0, 0),
-        "activation code must be below 5, got 5",
+    "nothing": (lambda m: column_moments(m, None), "x must be a matrix or a vector, got None"),
+    "moments of other channels": (
+        lambda m: column_moments(m, moments=block(channels=5)),
+        r"moments must be float64 \[7, 4\], got float64 \[7, 5\]",
     ),
-    "odd rotation": (
-        lambda m: m.rotary(
-            0,
-            64,
-            64,
-            0,
-            4,
-            8,
-            8,
-            0,
-            8,
-            8,
-            0,
-            64,
-            64,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            4,
-            3,
-            64,
-            64,
-            4,
-            1,
-            False,
-            False,
-            0,
-            64,
-            10**6,
-            0,
-            0,
-        ),
-        "turned must be even",
+    "short mask": (
+        lambda m: column_moments(m, mask=tensor(3, dtype=torch.bool)),
+        r"mask must be contiguous bool \[1, 4\]",
     ),
-    "tables of another length": (
-        lambda m: m.rotary(
-            0,
-            64,
-            64,
-            0,
-            4,
-            8,
-            8,
-            0,
-            8,
-            8,
-            0,
-            64,
-            64,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            4,
-            4,
-            64,
-            64,
-            3,
-            2,
-            False,
-            False,
-            0,
-            64,
-            10**6,
-            0,
-            0,
-        ),
-        "tables must be 1 or one for every",
+    "little workspace": (lambda m: column_moments(m, workspace=tensor(27)), "must hold 28 values, got 27"),
+    "no workspace": (lambda m: column_moments(m, workspace=tensor(28, address=0)), "workspace is a null pointer"),
+    "negative device": (lambda m: column_moments(m, place=(-1, 0)), "device must be an ordinal"),
+    "null target": (
+        lambda m: m.pair_moments(X, tensor(4, 4, address=0), block(3), None, WORKSPACE, *PLACE),
+        "target is a null",
     ),
-    "no such style": (
-        lambda m: m.add_norm(0, 64, 0, 4, 4, 4, 0, 64, 0, 1e-6, 4, 64, 64, 0, 0, 0, 0, 0, 64, 10**6, 0, 0),
-        "style code must be below 4, got 4",
+    "two blocks": (lambda m: m.pair_moments(X, X, block(2), None, WORKSPACE, *PLACE), "moments must be three blocks"),
+    "no entries": (
+        lambda m: m.blend_rows("float32", tensor(12, dtype=torch.int64), 0, 1, *PLACE),
+        "needs entries and tiles, got 0 and 1",
     ),
+    "no table": (
+        lambda m: m.blend_rows("float32", tensor(12, dtype=torch.int64, address=0), 1, 1, *PLACE),
+        "table is a null pointer",
+    ),
+    "no such activation": (lambda m: gated_mlp(m, activation="tanh"), "activation must be one of silu, .*, got 'tanh'"),
+    "another shape": (lambda m: gated_mlp(m, up=tensor(4, 5)), r"up must be float32 \[4, 4\], got float32 \[4, 5\]"),
+    "odd rotation": (lambda m: rotary(m, tensor(1, 4, 3)), "of even R"),
+    "tables of another length": (lambda m: rotary(m, tensor(2, 3, 4)), "one table of L rows, or one for each sequence"),
+    "sin of another width": (lambda m: rotary(m, sin=tensor(1, 4, 2)), r"sin must be contiguous float32 \[4, 4\]"),
+    "no such style": (lambda m: add_norm(m, style="batch"), "style must be one of rms, .*, got 'batch'"),
+    "short weight": (lambda m: add_norm(m, weight=tensor(3)), r"weight must be contiguous float32 \[1, 4\]"),
 }
 
 
@@ -214,7 +191,7 @@ def test_a_failing_launch_names_the_op(module):
     if module() is cuda._cuda and not cuda._cuda.refusal(99):
         pytest.skip("there are a hundred devices")
     with pytest.raises(RuntimeError, match=r"pair_moments on the GPU: .*cudaError"):
-        module().pair_moments(0, 64, 64, 4, 4, 4, 4, 0, 64, 28, 4, 64, 10**6, 99, 0)
+        module().pair_moments(X, X, block(3), None, WORKSPACE, 99, 0)
 
 
 @pytest.fixture(scope="session")
