@@ -56,7 +56,13 @@ class Overlap:
 
 
 def overlap(one: torch.Tensor, other: torch.Tensor, population: int) -> Overlap:
-    """The :class:`Overlap` of two vectors of distinct flat indices; raises ActError for an empty set."""
+    """The :class:`Overlap` of two vectors of distinct flat indices; raises ActError for an empty set.
+
+    >>> from act.ranking.analysis import overlap
+    >>> found = overlap(torch.arange(10), torch.arange(5, 15), population=1000)
+    >>> found.both, round(found.jaccard, 3), found.p_value < 1e-6
+    (5, 0.333, True)
+    """
     a, b = len(one), len(other)
     if not a or not b or max(a, b) > population:
         raise ActError(f"cannot compare sets of {a} and {b} of {population} channels; expected 1 to {population}")
@@ -107,7 +113,12 @@ def _hypergeometric(a: int, b: int, population: int) -> tuple[np.ndarray, np.nda
 
 
 def top_channels(score: torch.Tensor, share: float) -> torch.Tensor:
-    """Sorted flat indices of the top share of the channels that have a score, at least one."""
+    """Sorted flat indices of the top share of the channels that have a score, at least one.
+
+    >>> from act.ranking.analysis import top_channels
+    >>> top_channels(torch.tensor([3.0, float("nan"), 1.0, 2.0, 5.0]).double(), 0.5)
+    tensor([0, 4])
+    """
     return best(score, max(1, round(share * _scored(score))))
 
 
@@ -116,6 +127,11 @@ def overlaps(scores: Mapping[str, torch.Tensor], shares: Sequence[float]) -> Ite
 
     Between scores of one ability (disjoint texts, other seeds, smaller corpora) this is its **stability**; between
     abilities, one minus it is their **disentanglement**. Only channels that both scores cover are drawn from.
+
+    >>> from act.ranking.analysis import overlaps
+    >>> scores = {"math": torch.arange(8).double(), "code": torch.arange(8).double().flip(0)}
+    >>> [(one, other, found.both) for _, one, other, found in overlaps(scores, [0.25])]
+    [('math', 'code', 0)]
     """
     for share in shares:
         for (one, a), (other, b) in itertools.combinations(scores.items(), 2):
@@ -142,6 +158,10 @@ class Concentration:
 
 def concentration(score: torch.Tensor, points: int = 200) -> Concentration:
     """Of the finite scores, none below 0; thresholds are spaced evenly in their logarithm.
+
+    >>> from act.ranking.analysis import concentration
+    >>> concentration(torch.tensor([0.0, 0.0, 0.0, 4.0]).double()).gini
+    0.75
 
     Raises:
         ActError: scores below 0, as a contrast has, or none above it.
@@ -172,7 +192,15 @@ def shares_by(score: torch.Tensor, space: ChannelSpace, key: Callable[[Site], st
 
 
 def sufficiency(score: torch.Tensor, shares: Sequence[float]) -> list[float]:
-    """Share of the sum of positive scores that the top channels hold, for each share of the channels."""
+    """Share of the sum of positive scores that the top channels hold, for each share of the channels.
+
+    >>> from act.ranking.analysis import sufficiency
+    >>> sufficiency(torch.tensor([6.0, 2.0, 1.0, 1.0]).double(), [0.25, 0.5])
+    [0.6, 0.8]
+
+    Raises:
+        ActError: no score is above 0.
+    """
     values = score[score.isfinite()].clamp(min=0).sort(descending=True).values
     if not len(values) or values[0] == 0:
         raise ActError("no channel has a score above 0")
@@ -229,7 +257,16 @@ def _filling(rows: torch.Tensor, fill: torch.Tensor) -> Callable[..., torch.Tens
 def necessity(
     model: nn.Module, sets: Mapping[str, ChannelSet], profile: Profile, loss: Callable[[nn.Module], float]
 ) -> dict[str, float]:
-    """The loss of a model as it is (``"whole"``) and with each set ablated; a random set is the control."""
+    """The loss of a model as it is (``"whole"``) and with each set ablated; a random set is the control.
+
+    >>> from act.ranking.analysis import necessity
+    >>> pair = act.profile_pair(donor, target, corpus)
+    >>> sets = {"paired": act.rank(pair), "random": act.rank(pair, "random")}
+    >>> ids = torch.tensor([[5, 6, 7]])
+    >>> losses = necessity(donor, sets, pair, lambda model: model(ids, labels=ids).loss.item())
+    >>> list(losses)
+    ['whole', 'paired', 'random']
+    """
     losses = {"whole": loss(model)}
     for name, channels in sets.items():
         with ablated(model, channels, profile):

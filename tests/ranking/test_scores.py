@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from act.profiles.provenance import Provenance
 from act.ranking.activations import Activations
 from act.ranking.lape import lape
 from act.ranking.normalize import normalized
-from act.ranking.scores import cohen_d, welch_t
+from act.ranking.scores import SCORES, ScoreName, cohen_d, score_names, welch_t
 from act_kernels import column_moments
 
 
@@ -215,3 +216,18 @@ def test_other_vocabularies_are_ranked_without_the_lm_head(models, tokenizer):
     ids = torch.arange(300)
     act.transfer(donor, target, every, 1.0, tokens=(ids, ids))
     assert torch.equal(target.get_input_embeddings().weight[:300], donor.get_input_embeddings().weight)
+
+
+def test_every_score_is_a_record_and_says_what_it_needs():
+    assert tuple(SCORES) == get_args(ScoreName)
+    assert score_names(lambda score: score.needs_models) == "weight-diff"
+    assert score_names(lambda score: not score.looks_at_activations) == "weight-diff or random"
+    assert {name for name, score in SCORES.items() if score.takes_single_profiles} == {"lape", "weight-diff", "random"}
+    assert [SCORES["paired"].wrong_keep(given) for given in (True, False)] == [None, None]
+
+
+def test_a_score_of_your_own_is_normalized_too(pair):
+    score = pair.mean_abs_diff
+    channels = act.rank(pair, score, 1.0, normalize="std")
+    assert torch.equal(channels.scores, normalized(score, pair.space, "std")[channels.index])
+    assert torch.equal(score, pair.mean_abs_diff)
