@@ -63,14 +63,13 @@ def command(
         for name, path, value in zip(donor, channels, strengths, strict=True)
     ]
     donors = list(_with_tokens(donors, target, align_tokens))
-    try:
-        if not on_disk:
-            raise RenamedWeights("the models are to be loaded")
-        summary = _on_disk(donors, target, output, overlap, force)  # type: ignore[arg-type]  # checked by the plan
-    except RenamedWeights as reason:
-        if on_disk:
+    summary = None
+    if on_disk:
+        try:
+            summary = _on_disk(donors, target, output, overlap, force)  # type: ignore[arg-type]  # checked by the plan
+        except RenamedWeights as reason:
             console.warn(f"loading the models, which takes their whole size in memory: {reason}")
-        summary = _in_memory(donors, target, output, overlap, device, dtype, force)  # type: ignore[arg-type]
+    summary = summary or _in_memory(donors, target, output, overlap, device, dtype, force)  # type: ignore[arg-type]
     notes = summary.pop("notes")
     summary = {
         "output": str(output),

@@ -154,3 +154,14 @@ def test_channels_of_other_tokens_are_left_out_unless_aligned():
     ids = torch.arange(300)
     act.transfer_many([replace(giver, tokens=(ids, ids))], target)
     assert torch.equal(target.lm_head.weight, donor.lm_head.weight)
+
+
+def test_a_patch_shows_itself_in_one_line_and_as_an_escaped_table():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    space = ChannelSpace.from_model(target)
+    norm = space.site("model.norm")
+    channels = ChannelSet(space, torch.arange(norm.offset, norm.offset + 3), torch.zeros(3).double())
+    patch = act.transfer_many([act.Donor(donor, channels, name="<b>ase")], target)
+    before = patch.provenance.before
+    assert repr(patch) == f"Patch(3 rows of 1 parameters, 12 bytes, from <b>ase to {before})"
+    assert "<td>&lt;b&gt;ase</td><td>3</td><td>0.4</td>" in patch._repr_html_()
