@@ -73,7 +73,8 @@ def _print_summary(profile: Profile, output: Path) -> None:
     if stable := read.extra.get("stable"):
         print(
             f"stopped after {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
-            f"{stable['top']:.2%} by {stable['score']} is that of the whole corpus (confidence {stable['confidence']:.0%})"
+            f"{stable['top']:.2%} by {stable['score']} is that of the whole corpus "
+            f"(confidence {stable['confidence']:.0%})"
         )
 
 
