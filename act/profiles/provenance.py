@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -179,13 +178,17 @@ class CorpusRead(CorpusIdentity):
         totals = {name: sum(getattr(each, name) for each in parts) for name in _SUMMED}
         for name in ("seconds", "waited"):
             totals[name] = round(totals[name], 3)
+        irregular: dict[str, int] = {}
+        for part in parts:
+            for site, rows in part.irregular.items():
+                irregular[site] = irregular.get(site, 0) + rows  # a site that no part reached keeps its 0
         return replace(
             parts[0],
             **totals,
             shard=None,
             paths=next((each.paths for each in parts if each.paths), {}),
             nonfinite=nonfinite,
-            irregular=dict(sum((Counter(each.irregular) for each in parts), Counter())),
+            irregular=irregular,
             skipped=tuple(skipped for each in parts for skipped in each.skipped),
         )
 

@@ -50,7 +50,7 @@ CORPUS = {
     "waited": 0.001,
     "paths": {"add_norm": 10, "column_moments": 1},
     "nonfinite": {"x": 3},
-    "irregular": {"x": 7},
+    "irregular": {"x": 7, "never": 0},
     "skipped": [{"ability": "", "record": 2, "place": "de.jsonl, line 3", "reason": "no answer"}],
     "stable": None,
 }
@@ -147,5 +147,5 @@ def test_parts_of_a_corpus_add_up():
     parts = [CorpusRead.from_json({**CORPUS, "shard": [number, 3], "seconds": 0.1}) for number in range(3)]
     merged = CorpusRead.merged(parts, {"x": 5})
     assert (merged.counted, merged.records, merged.seconds, merged.shard) == (123, 24, 0.3, None)
-    assert merged.nonfinite == {"x": 5} and merged.irregular == {"x": 21} and len(merged.skipped) == 3
+    assert merged.nonfinite == {"x": 5} and merged.irregular == {"x": 21, "never": 0} and len(merged.skipped) == 3
     assert merged.shared_by_shards() == parts[0].shared_by_shards()
