@@ -119,6 +119,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     channel_blocks = cdiv(channels, block)
     run, splits = plan_runs(rows, channel_blocks)
     partials, plane = empty_partials(splits, (x, moments))
+    aligned = x.stride(0) * x.element_size() % 16 == 0  # Triton 3.7 would spill registers on the other rows
     with torch.cuda.device_of(x):
         column_moments_kernel[(channel_blocks * splits,)](
             x,
@@ -130,7 +131,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
             channels,
             run,
             MAX_RUN=MAX_RUN,
-            UNROLL=UNROLL,
+            UNROLL=UNROLL if aligned else UNROLL // 2,
             WARPS=WARPS,
             BLOCK_C=block,
             num_warps=WARPS,
