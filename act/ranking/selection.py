@@ -106,7 +106,7 @@ def select(values: torch.Tensor, units: Sequence[Units], amount: Amount, scope: 
     """
     found = [_select(values, pool, amount) for pool in pools(units, scope)]
     ranked = sum(one.ranked for one in found)
-    channels = torch.cat([one.channels for one in found])
+    channels = found[0].channels if len(found) == 1 else torch.cat([one.channels for one in found])
     if not len(channels):
         raise ActError(_nothing(values, units, ranked))
     inputs = {site: columns for one in found for site, columns in one.inputs.items()}
@@ -140,7 +140,7 @@ def _select(values: torch.Tensor, pool: list[Units], amount: Amount) -> Selectio
     else:
         ranked, not_positive = int(sizes[~scores.isnan()].sum()), int(sizes[idle].sum())
     if run is not None:
-        return Selection(chosen + run.start, {}, ranked, not_positive)
+        return Selection(chosen.add_(run.start), {}, ranked, not_positive)
     index, inputs, start = [chosen.new_empty(0)], dict[str, torch.Tensor](), 0
     ends = torch.tensor([len(units) for units in pool]).cumsum(0)
     for units, stop, end in zip(pool, torch.searchsorted(chosen, ends).tolist(), ends.tolist(), strict=True):
