@@ -60,7 +60,7 @@ def command(
     text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
     if corpus:
         tokenizer = load_tokenizer(model)
-        text = tokens_of(
+        text |= tokens_of(
             {
                 name: Corpus.from_file(
                     place,
@@ -76,7 +76,7 @@ def command(
         )
     place = device_named(device)
     measured = measure(config, place, seconds, tuple(exclude or ()), fused) if seconds else None
-    paths = measured.pop("paths") if measured else {}
+    paths = measured["paths"] if measured else {}
     reasons = unmoved(empty, space)
     result: dict[str, Any] = {
         "channels": len(space),
@@ -97,7 +97,7 @@ def command(
         "memory": shape.memory(token_budget or default_token_budget(place), pair),
         "corpus": text,
         "attention_counted": shape.attention is not None,
-        "measured": measured,
+        "measured": {name: value for name, value in measured.items() if name != "paths"} if measured else None,
     }
     if text["tokens"]:
         length = text.get("attended_length", 1024)

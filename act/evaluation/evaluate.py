@@ -224,7 +224,7 @@ def _answers(
         exercise, tokens, ended = exercises[place], answer.tokens, answer.ended
         if exercise.last_token not in stop:  # nothing in the record says where an answer ends
             tokens, ended = tokens[: exercise.answer_length], True
-        outputs[place] = tokenizer.decode(tokens, skip_special_tokens=True)
+        outputs[place] = str(tokenizer.decode(tokens, skip_special_tokens=True))
         cut += not ended
         report("answering", done, len(todo))
     return outputs, cut

@@ -61,8 +61,8 @@ def exercises_of(corpus: Corpus) -> list[Exercise]:
     tokenizer, found = corpus.tokenizer, []
     for record in corpus.encoded():
         ids = record.input_ids.tolist()
-        answer = tokenizer.decode(ids[record.start : record.end], skip_special_tokens=True)
-        found.append(Exercise(record, answer, options(tokenizer.decode(ids[: record.start]))))
+        answer = str(tokenizer.decode(ids[record.start : record.end], skip_special_tokens=True))
+        found.append(Exercise(record, answer, options(str(tokenizer.decode(ids[: record.start])))))
     if not found:
         raise ActError(f"{corpus.name}: no record to evaluate")
     return found
@@ -102,7 +102,7 @@ def choices_of(corpus: Corpus, exercises: Sequence[Exercise]) -> list[Choice]:
                 f"{corpus.name}, record {place}: expected options in the prompt, one per line (A. … B. …), and an "
                 f"answer that begins with one of their letters; got {exercise.answer!r:.60}"
             )
-        tokens: list[str] = tokenizer.convert_ids_to_tokens(exercise.record.input_ids.tolist())
+        tokens = list(tokenizer.convert_ids_to_tokens(exercise.record.input_ids.tolist()))
         at = next(i for i in range(exercise.record.start, len(tokens)) if right in tokens[i])
         candidates = [tokens[at].replace(right, other, 1) for other in exercise.options]
         if missing := [token for token in candidates if token not in vocabulary]:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -31,8 +32,51 @@ from act.profiles.moments import Moments
 from act.taps.taps import taps
 from act_kernels import PAIR, STATISTICS
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 MEASURED_TOKENS = 1024, 256  # of a measured batch, and of a row
 WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others one and two layers deep
+
+
+class TextPlan(TypedDict):
+    """Figures of corpora, scaled up if only a sample was read.
+
+    ``longest`` and ``mean_length`` are of the sequences; ``attended_length`` is that of the sequence in which an
+    average token is.
+    """
+
+    records: int
+    bad_records: int
+    sequences: int
+    tokens: int
+    counted: int
+    sampled: bool
+    longest: int
+    mean_length: float
+    attended_length: float
+
+
+class Measurement(TypedDict):
+    """A profiled forward, timed; ``paths``: how each site is read."""
+
+    seconds_a_token: float
+    tokens_per_second: float
+    layers_measured: list[int]
+    paths: dict[str, str]
+
+
+class ClusterTimes(TypedDict):
+    """Seconds by part, of which ``forward``, ``tokenise`` and ``read`` overlap; the ``bottleneck`` is the longest."""
+
+    load: float
+    forward: float
+    tokenise: float
+    read: float
+    reduce: float
+    wall: float
+    gpu_hours: float
+    bottleneck: str
 
 
 @dataclass(frozen=True)
@@ -173,8 +217,8 @@ class Cluster:
         length: float = 1024,
         pair: bool = False,
         gpus_a_model: int = 1,
-    ) -> dict[str, Any]:
-        """Seconds by part, and the part that bounds them (see the module).
+    ) -> ClusterTimes:
+        """Seconds by part, by the formulas of the module.
 
         Args:
             gpus_a_model: GPUs over which one copy of the weights is spread, one after the other.
@@ -183,21 +227,28 @@ class Cluster:
         work = models * shape.flops(tokens, tokens if counted is None else counted, length)
         arena = shape.arena(pair)
         steps = math.ceil(math.log2(copies)) if copies > 1 else 0
-        beside = {
-            "forward": work / self.flops / copies,
-            "tokenise": tokens / (self.tokenise * self.cores * gpus),
-            "read": tokens * self.bytes_a_token / self.storage,
-        }
+        forward = work / self.flops / copies
+        tokenise = tokens / (self.tokenise * self.cores * gpus)
+        read = tokens * self.bytes_a_token / self.storage
         load = models * shape.parameters * shape.itemsize / self.load
         reduce = steps * (arena / self.network + 2 * arena / self.memory)
-        parts = {"load": load, **beside, "reduce": reduce}
-        wall = load + max(beside.values()) + reduce
+        parts = {"load": load, "forward": forward, "tokenise": tokenise, "read": read, "reduce": reduce}
+        wall = load + max(forward, tokenise, read) + reduce
         return {
-            **{name: float(f"{value:.4g}") for name, value in parts.items()},
-            "wall": float(f"{wall:.4g}"),
-            "gpu_hours": float(f"{wall * gpus / 3600:.4g}"),
+            "load": _rounded(load),
+            "forward": _rounded(forward),
+            "tokenise": _rounded(tokenise),
+            "read": _rounded(read),
+            "reduce": _rounded(reduce),
+            "wall": _rounded(wall),
+            "gpu_hours": _rounded(wall * gpus / 3600),
             "bottleneck": max(parts, key=lambda name: parts[name]),
         }
+
+
+def _rounded(value: float) -> float:
+    """To four significant digits."""
+    return float(f"{value:.4g}")
 
 
 def unmoved(model: nn.Module, space: ChannelSpace) -> dict[str, str]:
@@ -216,20 +267,15 @@ def _reason(name: str, parameter: torch.Tensor) -> str:
     return "its module is no linear, norm or embedding"
 
 
-def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
-    """Records, tokens (of context repeated by cut texts too) and counted tokens of corpora.
+def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
+    """Records, tokens (including context that pieces of a text repeat) and counted tokens of corpora.
 
     Args:
         corpora: fitted to the model.
-        sample: how many evenly spaced records of each to look at; 0: all.
-
-    Returns:
-        ``records``, ``bad_records``, ``sequences``, ``tokens`` and ``counted``, scaled up from the sample where it was
-        ``sampled``; the ``longest`` sequence; ``mean_length``: of the sequences; ``attended_length``: of the one in
-        which an average token is.
+        sample: how many evenly spaced records of each to read; 0: all.
 
     Raises:
-        ActError: a sample of a stream whose size nobody knows; a corpus of which nothing counts.
+        ActError: a sample of a stream whose size is unknown; a corpus in which nothing counts.
     """
     result = dict.fromkeys(("records", "bad_records", "sequences", "tokens", "counted"), 0)
     longest, squares, sampled = 0, 0.0, False
@@ -258,7 +304,11 @@ def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
         for key, value in found.items():
             result[key] += round(value * scale)
     return {
-        **result,
+        "records": result["records"],
+        "bad_records": result["bad_records"],
+        "sequences": result["sequences"],
+        "tokens": result["tokens"],
+        "counted": result["counted"],
         "sampled": sampled,
         "longest": longest,
         "mean_length": result["tokens"] / max(result["sequences"], 1),
@@ -267,14 +317,18 @@ def tokens_of(corpora: dict[str, Corpus], sample: int = 2000) -> dict[str, Any]:
 
 
 def measure(
-    config: Any, device: torch.device, seconds: float = 3.0, exclude: tuple[str, ...] = (), fused: bool = True
-) -> dict[str, Any]:
-    """Tokens a second of a profiled forward on a device, and how each site is read, with random weights.
+    config: PretrainedConfig,
+    device: torch.device,
+    seconds: float = 3.0,
+    exclude: tuple[str, ...] = (),
+    fused: bool = True,
+) -> Measurement:
+    """Tokens per second of a profiled forward on a device, and how each site is read, with random weights.
 
-    A model too large to try is built one and two layers deep; the difference is the time of a layer.
+    A model above :data:`WHOLE_BYTES` is built one and two layers deep; the difference is the time of a layer.
 
     Raises:
-        ActError: even two layers do not fit, or do not run.
+        ActError: not even two layers fit, or the model does not run.
     """
     from transformers import AutoModelForCausalLM
 
@@ -300,7 +354,7 @@ def measure(
             short = brief(error)
             raise ActError(
                 f"a model of this configuration does not run on {device} ({short}); "
-                "mend the configuration, or leave the measurement out (--seconds 0)"
+                "correct the configuration, or leave the measurement out (--seconds 0)"
             ) from error
         del model
     paths = found[-1][1]
@@ -342,7 +396,7 @@ def _measured(
     return sorted(times)[len(times) // 2] / ids.numel(), paths
 
 
-def path_of(name: str, paths: dict[str, str]) -> str:
+def path_of(name: str, paths: Mapping[str, str]) -> str:
     """How a site is read, from a model of fewer layers: as the same site of the last one measured."""
     if name in paths or not paths:
         return paths.get(name, "unknown")

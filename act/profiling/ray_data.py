@@ -1,4 +1,4 @@
-"""A run over a Ray dataset: any of Ray Data's sources, one actor a GPU (or CPU), Ray's own fault tolerance.
+"""A run over a Ray dataset: any of Ray Data's sources, one actor per GPU (or CPU), Ray's own fault tolerance.
 
 Each block of rows comes back as moments of its own, and the driver merges them in the order of the blocks. An actor
 keeps nothing between blocks, so a block that Ray runs again, because an actor or a machine died, counts once.
@@ -6,7 +6,7 @@ keeps nothing between blocks, so a block that Ray runs again, because an actor o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from act.models.loading import load_config, load_model, load_tokenizer
 from act.profiles.moments import Moments
 from act.profiles.profile import PairProfile, Profile
 from act.profiles.provenance import CorpusRead, Provenance
-from act.profiling.job import Job
+from act.profiling.job import Job, JobOptions, Packing, TokenBudget
 
 BLOCK = 16384  # records whose moments come back as one arena
 
@@ -38,8 +38,12 @@ def profile_dataset(
     corpus: Mapping[str, Any] | None = None,
     loading: Mapping[str, Any] | None = None,
     skip_bad_records: int = 0,
-    **options: Any,
-) -> Any:
+    exclude: Iterable[str] = (),
+    fused: bool = True,
+    token_budget: TokenBudget = None,
+    packing: Packing = "auto",
+    look_ahead: int | None = None,
+) -> Profile | dict[str, Profile]:
     """Profile models over a Ray dataset.
 
     Args:
@@ -47,14 +51,14 @@ def profile_dataset(
         dataset: a ``ray.data.Dataset`` whose rows are records (see :class:`act.Corpus`).
         tokenizer: the name of the tokenizer, as for the models.
         actors: how many load the models and work at the same time.
-        gpus_an_actor: GPUs that each holds; 0: a CPU core each.
-        records_a_block: rows counted together, on whose batches the last bits depend; each sends back one arena.
-        skip_bad_records: how many bad records of the whole dataset to leave out before giving up.
-        corpus, loading, options: options of :class:`act.Corpus`, :func:`act.models.loading.load_model` and
-            :class:`act.profiling.job.Job`.
+        gpus_an_actor: GPUs per actor; 0: one CPU core each.
+        records_a_block: rows counted together; each block sends back one arena, and decides the last bits.
+        skip_bad_records: how many bad records of the whole dataset to skip before giving up.
+        corpus, loading: keywords of :class:`act.Corpus` and :func:`act.models.loading.load_model`.
+        exclude, fused, token_budget, packing, look_ahead: as for :func:`act.profile`.
 
     Returns:
-        The profile, of the same bits whatever the number of actors and whatever died on the way; for rows labelled by
+        The profile, with the same bits for any number of actors and after any failure on the way; for rows labelled by
         ability, a dict of them by ability.
 
     Raises:
@@ -67,7 +71,7 @@ def profile_dataset(
         raise ActError("a Ray dataset needs Ray: pip install 'act-profile[ray]'") from error
     if actors < 1 or records_a_block < 1:
         raise ActError(f"{actors} actors and {records_a_block} records a block; expected at least 1 of each")
-    for name in models.values():  # what is wrong with names and options is better said here than by every actor
+    for name in models.values():  # errors in names and options are better raised here than by every actor
         load_config(name)
     Corpus.from_records([], load_tokenizer(tokenizer), **(corpus or {}))
     DataContext.get_current().execution_options.preserve_order = True  # so that equal datasets give equal bits
@@ -76,7 +80,9 @@ def profile_dataset(
         "tokenizer": tokenizer,
         "corpus": dict(corpus or {}),
         "loading": dict(loading or {}),
-        "options": options,
+        "options": JobOptions(
+            exclude=tuple(exclude), fused=fused, token_budget=token_budget, packing=packing, look_ahead=look_ahead
+        ),
     }
     blocks = dataset.map_batches(
         _Counted,
@@ -137,7 +143,7 @@ class _Counted:
         tokenizer: str,
         corpus: dict[str, Any],
         loading: dict[str, Any],
-        options: dict[str, Any],
+        options: JobOptions,
     ) -> None:
         self._corpus, self._options = corpus, options
         self._error: str | None = None
@@ -166,14 +172,8 @@ class _Counted:
     def _block(self, records: list[dict[str, Any]]) -> dict[str, Any]:
         corpus = Corpus.from_records(records, self._tokenizer, **self._corpus)
         # The driver decides how many bad records are too many.
-        job = Job(
-            self._models,
-            corpus,
-            skip_bad_records=len(records),
-            part=True,
-            fingerprints=self._fingerprints,
-            **self._options,
-        )
+        options: JobOptions = {**self._options, "skip_bad_records": len(records)}
+        job = Job(self._models, corpus, part=True, fingerprints=self._fingerprints, **options)
         results = [(ability, moments.arena.cpu().numpy().reshape(-1), found) for ability, moments, found in job.run()]
         return {
             "error": None,
