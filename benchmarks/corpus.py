@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from baselines import Run, by_nnsight, by_sums
@@ -66,7 +66,7 @@ def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, 
         tokens = sum(len(encoded.input_ids) for encoded in act.Corpus.from_file(path, tokenizer, count="all").encoded())
         profiles: dict[str, act.Profile] = {}
 
-        def profiled(count: str, packing: str = "off") -> None:
+        def profiled(count: Literal["all", "answer"], packing: Literal["on", "off"] = "off") -> None:
             corpus = act.Corpus.from_file(path, tokenizer, count=count)
             profiles[count] = act.profile(model, corpus, packing=packing)
             profiles[count].save(folder / f"{count}.safetensors", force=True)
