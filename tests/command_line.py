@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["act.cli", "transformers.models.llama.modeling_llama", "transformers.generation"])
+# The commands import what they need when they run; a fork finds it there.
+_FORKS.set_forkserver_preload(
+    [
+        *("act.cli", "act.profiling.measure", "act.ranking.rank", "act.editing.folders", "act.evaluation.evaluate"),
+        *("act.recipes.recipe", "act.report.build", "act.profiling.plan", "act.editing.tune", "act.lab.demo"),
+        *("transformers.models.llama.modeling_llama", "transformers.generation"),
+    ]
+)
 
 
 def act_profile(
@@ -27,6 +36,13 @@ def act_profile(
         process.join()
         stdout, stderr = (place.read_text() if place.exists() else "" for place in places)
     return subprocess.CompletedProcess(["act-profile", *command], process.exitcode or 0, stdout, stderr)
+
+
+def succeed(*arguments: object) -> dict[str, Any]:
+    """What one command prints with ``--json``; it must end well."""
+    result = act_profile(*arguments, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 def _run(command: list[str], places: list[Path], cwd: str, environment: dict[str, str]) -> None:

@@ -8,22 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import act_profile
-from conftest import tiny_model
+from command_line import act_profile, succeed
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support import tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import act
 from act.ranking.channel_set import ChannelSet
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
-
-
-def succeed(*arguments) -> dict:
-    result = act_profile(*arguments, "--json")
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.fixture(scope="module")

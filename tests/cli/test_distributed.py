@@ -11,7 +11,7 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 import act.models.loading

@@ -12,7 +12,7 @@ import time
 import command_line
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 from act.cli.measuring import Measuring

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import act_profile
-from conftest import ATTENTION, SMALL, tiny_model
+from command_line import act_profile, succeed
 from safetensors.torch import load_file, save_file
+from support import ATTENTION, SMALL, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import act
@@ -21,12 +21,6 @@ from act.models.channels import ChannelSpace
 from act.ranking.channel_set import ChannelSet
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
-
-
-def succeed(*arguments) -> dict:
-    result = act_profile(*arguments, "--json")
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 def refuse(*arguments) -> str:

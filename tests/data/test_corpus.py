@@ -7,8 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model, train_tokenizer
-from support import batches_of
+from support import batches_of, tiny_model, train_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from act import ActError, Corpus

@@ -9,7 +9,7 @@ import types
 import datasets
 import pytest
 import zstandard
-from conftest import CHAT_TEMPLATE, train_tokenizer
+from support import CHAT_TEMPLATE, train_tokenizer
 
 from act import ActError, Corpus
 from act.data.records import Dataset, Memory, open_source

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 from act import ActError, Corpus

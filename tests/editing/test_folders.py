@@ -6,11 +6,10 @@ import tempfile
 
 import pytest
 import torch
-from conftest import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from test_transfer import chosen, state
+from support import chosen, state, tiny_model
 
 import act
 from act.editing.donor import Donor

@@ -6,9 +6,8 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import tiny_model
 from safetensors.torch import load_file
-from test_transfer import chosen, state
+from support import chosen, state, tiny_model
 from typer.testing import CliRunner
 
 import act

@@ -5,24 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import CONFIGS, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import CONFIGS, chosen, state, tiny_model
 
 import act
 from act.models.channels import ChannelSpace
 from act.ranking.channel_set import ChannelSet
 
 MODELS = {family: (tiny_model(family), tiny_model(family, seed=1)) for family in ("llama", "llama-tied-bias", "gpt2")}
-
-
-def chosen(space: ChannelSpace, share: float, seed: int = 0) -> ChannelSet:
-    index = torch.randperm(len(space), generator=torch.Generator().manual_seed(seed))[: max(1, int(share * len(space)))]
-    return ChannelSet(space, index, torch.zeros(len(index)))
-
-
-def state(model) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.mark.parametrize("family", CONFIGS)

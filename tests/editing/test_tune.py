@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 from act.editing.tune import _order, save_tuned

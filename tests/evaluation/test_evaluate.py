@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import tiny_model, train_tokenizer
+from support import tiny_model, train_tokenizer
 
 import act
 from act.evaluation.generation import Generated, generate

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_batches, tiny_model
+from support import random_batches, state, tiny_model
 
 import act
 from act.evaluation.sweep import Setting, Sweep
-
-
-def state(model):
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from conftest import CONFIGS, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from support import CONFIGS, tiny_model
 from torch import nn
 
 from act.core.errors import ActError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from conftest import CONFIGS, random_batches, tiny_model
+from support import CONFIGS, random_batches, tiny_model
 
 import act
 from act.data.batching import given_batches

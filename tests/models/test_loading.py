@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import CONFIGS, random_batches, tiny_model
 from safetensors.torch import load_file, save_file
+from support import CONFIGS, random_batches, tiny_model
 
 import act
 from act.models.loading import load_model

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from conftest import random_batches, tiny_model
+from support import random_batches, tiny_model
 
 import act
 from act.models.channels import ChannelSpace

@@ -6,23 +6,13 @@ import io
 
 import pytest
 import torch
-from conftest import random_batches, tiny_model
 from rich.console import Console
+from support import random_batches
 
 import act
 from act.profiles import tables
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusRead, ModelRead, Provenance
-
-
-@pytest.fixture(scope="module")
-def models():
-    return tiny_model("llama"), tiny_model("llama", seed=1)
-
-
-@pytest.fixture(scope="module")
-def pair(models):
-    return act.profile_pair(*models, random_batches())
 
 
 @pytest.fixture(scope="module")

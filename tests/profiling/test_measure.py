@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import CONFIGS, random_batches, tiny_model
+from support import CONFIGS, random_batches, tiny_model
 from torch import nn
 
 import act

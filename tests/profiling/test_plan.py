@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 import transformers
-from conftest import CONFIGS, tiny_model
+from support import CONFIGS, tiny_model
 
 import act
 from act import ActError

@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch.distributed as dist
-from conftest import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from support import tiny_model
 
 import act
 from act.core.errors import ActError, BadRecord

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 import act.profiling.ray_data

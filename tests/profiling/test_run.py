@@ -9,10 +9,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import random_batches, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from support import random_batches, tiny_model
 
 import act
 import act.core.tensor_files

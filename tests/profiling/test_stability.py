@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 from act.core.errors import ActError

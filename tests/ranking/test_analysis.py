@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from conftest import random_batches, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from support import random_batches, tiny_model
 
 import act
 from act.core.errors import ActError
@@ -24,17 +24,6 @@ from act.ranking.analysis import (
     top_channels,
 )
 from act.ranking.channel_set import ChannelSet
-
-
-@pytest.fixture(scope="module")
-def models():
-    return tiny_model("llama"), tiny_model("llama", seed=1)
-
-
-@pytest.fixture(scope="module")
-def pair(models):
-    return act.profile_pair(*models, random_batches())
-
 
 SETS = st.sets(st.integers(0, 19), min_size=1)
 

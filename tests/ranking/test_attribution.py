@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 from act.models.channels import ChannelSpace

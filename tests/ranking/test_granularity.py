@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from conftest import ATTENTION, CONFIGS, SMALL, random_batches, tiny_model
+from support import ATTENTION, CONFIGS, SMALL, random_batches, tiny_model
 
 import act
 from act.models.blocks import Attention, Mlp
@@ -89,16 +89,6 @@ def test_rotary_pairs():
     assert dict(partial.pairs())[partial.k].tolist()[:3] == [[0, 2], [1, 3], [8, 10]]
     space = ChannelSpace.from_model(tiny_model("phi"))
     assert sum(len(one) * one.size for one in units_of(space, "rotary-pair")) == len(space)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return tiny_model("llama"), tiny_model("llama", seed=1)
-
-
-@pytest.fixture(scope="module")
-def pair(models):
-    return act.profile_pair(*models, random_batches())
 
 
 def test_whole_neurons_carry_their_columns(pair, tmp_path):

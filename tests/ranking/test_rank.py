@@ -4,23 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import random_batches, tiny_model
+from support import random_batches, tiny_model
 
 import act
 from act.ranking.channel_set import ChannelSet
 from act.ranking.normalize import normalized
 from act.ranking.selection import parse_top
 from act.ranking.weights import weight_diff
-
-
-@pytest.fixture(scope="module")
-def models():
-    return tiny_model("llama"), tiny_model("llama", seed=1)
-
-
-@pytest.fixture(scope="module")
-def pair(models):
-    return act.profile_pair(*models, random_batches())
 
 
 @pytest.fixture(scope="module")

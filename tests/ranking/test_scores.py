@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 import torch
-from conftest import random_batches, tiny_model
+from support import random_batches, tiny_model
 
 import act
 from act.profiles.moments import Moments
@@ -18,16 +18,6 @@ from act.ranking.lape import lape
 from act.ranking.normalize import normalized
 from act.ranking.scores import SCORES, ScoreName, cohen_d, score_names, welch_t
 from act_kernels import column_moments
-
-
-@pytest.fixture(scope="module")
-def models():
-    return tiny_model("llama"), tiny_model("llama", seed=1)
-
-
-@pytest.fixture(scope="module")
-def pair(models):
-    return act.profile_pair(*models, random_batches())
 
 
 def two_profiles(donor: torch.Tensor, target: torch.Tensor) -> Activations:

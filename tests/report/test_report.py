@@ -8,7 +8,7 @@ import math
 
 import pytest
 import torch
-from conftest import tiny_model
+from support import tiny_model
 
 import act
 from act.core.errors import ActError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_batches, tiny_model
+from support import random_batches, tiny_model
 
 import act
 from act.models.channels import ChannelSpace

@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from conftest import CONFIGS, random_batches, tiny_model
+from support import CONFIGS, random_batches, tiny_model
 from torch import nn
 from transformers.models.llama import modeling_llama
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import train_tokenizer
-from support import batches_of
+from support import batches_of, train_tokenizer
 
 from act import Corpus
 
