@@ -28,7 +28,7 @@ from act.core.errors import ActError, Interrupted
 
 app = typer.Typer(
     name="act-profile",
-    help="Find where an ability lives inside a language model, and move it.",
+    help="Find where an ability is located in a language model, and transfer it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -42,7 +42,7 @@ app.add_typer(patch.app, name="patch")
 def main() -> None:
     """Run the command line.
 
-    An error that the user can fix becomes one sentence on stderr and exit code 2, an interruption exit code 130.
+    An error that the user can fix becomes one sentence on stderr and exit code 2; an interruption, exit code 130.
     """
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
     try:
@@ -60,12 +60,12 @@ def main() -> None:
 
 
 def _can_be_fixed(error: Exception) -> bool:
-    backends = sys.modules.get("act_kernels.backends")  # not imported for this: it needs torch
+    backends = sys.modules.get("act_kernels.backends")  # not imported here, because it needs torch
     return isinstance(error, ActError) or (backends is not None and isinstance(error, backends.BackendError))
 
 
 def _exit(code: str | int | None, ranked: bool) -> None:
-    """End the process; a rank without the interpreter's shutdown.
+    """End the process; if it is one of several ranks, without the interpreter's shutdown.
 
     Threads of a process group can abort that shutdown, and torchrun then counts a finished rank as failed.
     """

@@ -1,4 +1,4 @@
-"""``act-profile combine``: one profile from those of the shards of a run."""
+"""``act-profile combine``: merge the profiles of the shards of a run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 def command(
     shards: Annotated[list[Path], typer.Argument(help="Profiles, or folders of profiles, that --shard i/n made.")],
     output: options.Output = Path("profile.safetensors"),
-    partial: Annotated[
-        bool, typer.Option(help="Combine the shards that are there, although some are missing.")
-    ] = False,
+    partial: Annotated[bool, typer.Option(help="Combine the given shards even if some are missing.")] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -35,10 +33,12 @@ def command(
         return report_profile(profile, output, as_json)
     contents = [{path.name for path in folder.glob("*.safetensors")} for folder in shards]
     if not all(contents):
-        raise ActError("some of the shards are not folders of profiles; give the outputs of one run's --shard i/n each")
+        raise ActError(
+            "some of the shards are not folders of profiles; give the outputs of one run for each --shard i/n"
+        )
     profiles: dict[str, Profile] = {}
     for name in sorted(set.union(*contents)):
-        # An ability that labels rows may be in some shards only.
+        # With labelled rows, an ability may be in some shards only.
         there = [folder / name for folder, names in zip(shards, contents, strict=True) if name in names]
         profiles[name.removesuffix(".safetensors")] = combine(there, partial=partial or len(there) < len(shards))
     with written_whole(output, force=force, directory=True) as folder:

@@ -1,4 +1,4 @@
-"""What commands print with: tables and JSON on stdout, progress and warnings on stderr."""
+"""Output of commands: tables and JSON on stdout, progress and warnings on stderr."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
 
 def quiet_transformers() -> None:
-    """Leave stderr to our own progress bar."""
+    """Silence transformers, so that stderr shows only our messages and progress bar."""
     from transformers.utils import logging
 
     logging.set_verbosity_error()
@@ -31,12 +31,12 @@ def quiet_transformers() -> None:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """One JSON object on stdout."""
+    """Print one JSON object to stdout."""
     print(json.dumps(result, ensure_ascii=False))
 
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table on stdout; all columns but the first are right-aligned."""
+    """Print a table to stdout; all columns but the first are right-aligned."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -46,24 +46,24 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
 
 
 def warn(message: str) -> None:
-    """One line on stderr."""
+    """Print a one-line warning to stderr."""
     print(f"warning: {message}", file=sys.stderr)
 
 
 def places_of(corpora: list[str]) -> dict[str, str]:
-    """The places of corpora by name; the name of a single one may be empty. Each is given as PLACE or NAME=PLACE."""
+    """Parse corpora, each given as PLACE or NAME=PLACE, to places by name; a single one may have an empty name."""
     places: dict[str, str] = {}
     for given in corpora:
         named = None if Path(given).exists() else _NAMED.fullmatch(given)
         name, place = (named["name"], named["place"]) if named else ("", given)
         if name in places or (places and "" in (name, *places)):
-            raise ActError("several corpora need a name each, for a profile each: --corpus NAME=PLACE")
+            raise ActError("several corpora need different names, one for each profile: --corpus NAME=PLACE")
         places[name] = place
     return places
 
 
 def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int, as_json: bool) -> None:
-    """The first good records of each corpus, the counted tokens bold and green (in brackets in a file), others dim."""
+    """Print the first good records of each corpus, with counted tokens in green (in a file, in double brackets)."""
     console = Console(highlight=False, soft_wrap=True)
     skipped = 0
     shown: dict[str, list[Any]] = {}
@@ -78,7 +78,7 @@ def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int
                 skipped += 1
                 if skipped > skip_bad_records:
                     raise ActError(f"{entry.place}: {encoded}") from encoded
-                warn(f"left out {entry.place}: {encoded}")
+                warn(f"skipped {entry.place}: {encoded}")
                 continue
             runs = corpus.runs_of(encoded)
             shown[ability].append([{"text": text, "counted": counted} for text, counted in runs])
@@ -97,7 +97,7 @@ def _print_runs(console: Console, runs: list[tuple[str, bool]]) -> None:
 
 @contextlib.contextmanager
 def counter(what: str) -> Iterator[Any]:
-    """A progress callback ``(doing, done, total)`` that draws a bar on stderr, if that is a terminal."""
+    """A progress callback ``(doing, done, total)`` that draws a bar on stderr if that is a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(what)

@@ -1,4 +1,4 @@
-"""``act-profile demo``: the whole method on small trained models that ship with the package."""
+"""``act-profile demo``: the whole method on small trained models that come with the package."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PICTURE = Path("act-demo.png")
 
 def command(
     picture: Annotated[
-        Path, typer.Option(help="Where to save the map of the ability (the default is replaced).")
+        Path, typer.Option(help="Where to save the map of the ability (the default file is replaced).")
     ] = PICTURE,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Give a small model back the language that it forgot, beside controls of equal size; under a minute."""
+    """Restore a language that a small model has forgotten, and compare with controls of equal size; under a minute."""
     from act.lab import demo
     from act.report.pictures import draw_channel_map
 
@@ -55,5 +55,6 @@ def command(
         ["", "forgotten (German)", "retained (English)"],
         [[name, *(f"{100 * figures[ability]:.1f}" for ability in figures)] for name, figures in models.items()],
     )
-    print(f"{len(result.channels)} of {len(result.channels.space):,} channels moved, in each control by channels too.")
+    chosen, channels = len(result.channels), len(result.channels.space)
+    print(f"{chosen} of {channels:,} channels transferred, and as many in each control by channels.")
     print(f"{result.seconds:.0f} s; map of the chosen channels: {picture}")

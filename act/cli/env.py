@@ -11,7 +11,7 @@ from act.core.versions import versions
 
 
 def command(as_json: options.Json = False) -> None:
-    """Print versions, devices, and which backend runs where, with the reason why the others do not."""
+    """Print versions, devices, and the backend of each device, with the reasons why others are not used."""
     import torch
 
     from act_kernels import cuda, native

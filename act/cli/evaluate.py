@@ -1,4 +1,4 @@
-"""``act-profile evaluate``: likelihood and right answers of one model, or before and after of several."""
+"""``act-profile evaluate``: likelihoods and right answers of models, and their changes against one of them."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 def command(
     model: Annotated[list[str], typer.Option(help="The model to evaluate (repeatable).")],
     corpus: Annotated[list[str] | None, typer.Option(help="Records to answer (repeatable).")] = None,
-    before: Annotated[str | None, typer.Option(help="The model that the others are compared with.")] = None,
+    before: Annotated[str | None, typer.Option(help="The model with which the others are compared.")] = None,
     metric: Annotated[str, typer.Option(help="auto, exact, number, choice or nll.")] = "auto",
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer; by default from the records'.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer in tokens. Default: from the answers of the records.")
+    ] = None,
     task: Annotated[list[str] | None, typer.Option(help="Task of lm-evaluation-harness (repeatable).")] = None,
-    task_folder: Annotated[Path | None, typer.Option(help="Folder with task files of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Documents of each task at most.")] = None,
+    task_folder: Annotated[Path | None, typer.Option(help="Folder with your task files.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most this many documents of each task.")] = None,
     fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt of a task.")] = None,
     details: Annotated[Path | None, typer.Option(help="Write every record's figures and answer, as JSONL.")] = None,
     max_length: options.MaxLength = None,
@@ -42,7 +44,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Answer likelihood and right answers on a corpus; with --before, what changed and whether it is luck."""
+    """Answer likelihood and right answers on a corpus; with --before, the change and whether it may be chance."""
     from act.data.corpus import Corpus
     from act.evaluation.comparison import compare
     from act.evaluation.evaluate import evaluate
@@ -95,7 +97,7 @@ def command(
         if bad := int((~one.nll.isfinite()).sum()):
             console.warn(
                 f"{one.model} gives NaN or infinity for {bad} of {len(one.nll)} records of {one.corpus}: "
-                "its likelihood is unknown there, and its answers are chance; look for NaN in its weights"
+                "their likelihood is unknown, and their answers are arbitrary; look for NaN in the weights"
             )
     if as_json:
         return console.print_json(
@@ -126,7 +128,7 @@ def _print_figures(evaluations: list[Evaluation]) -> None:
         names = ["model", "corpus", "metric", "records", "right, %", "NLL per token"]
         console.print_table("Figures, ± standard error", names, rows)
     if cut := sum(one.cut for one in evaluations):
-        console.warn(f"{cut} answers were cut at the limit of new tokens; --max-new-tokens raises it")
+        console.warn(f"{cut} answers were cut at the limit of new tokens; raise it with --max-new-tokens")
 
 
 def _print_comparisons(comparisons: list[Comparison]) -> None:
@@ -200,7 +202,7 @@ def _write_details(path: Path, evaluations: list[Evaluation]) -> None:
 
 
 def _names(paths: Iterable[str]) -> dict[str, str]:
-    """The last part of each path, or all of it where that would call two of them alike."""
+    """The last part of each path, or the whole path if two would get the same name."""
     short = {path: Path(path).name or path for path in paths}
     counts = Counter(short.values())
     return {path: name if counts[name] == 1 else path for path, name in short.items()}

@@ -1,4 +1,4 @@
-"""Options that several commands share as one group: the fields of a dataclass."""
+"""Groups of options that several commands share, as dataclasses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter ``options`` of a command, a dataclass, by one parameter per field, which typer understands.
+    """Replace the parameter ``options`` of a command, a dataclass, by one parameter per field, as typer needs.
 
-    Each field is annotated as typer wants a parameter to be; its default is the option's. The command's own parameters
-    come first.
+    Each field is annotated as a typer parameter, and its default is that of the option. The other parameters of the
+    command come first.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     group = hints.pop("options")

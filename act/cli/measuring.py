@@ -1,4 +1,4 @@
-"""What ``run`` and ``pair`` do: prepare a job, run it, save and report its profiles."""
+"""The work of ``run`` and ``pair``: prepare a job, run it, then save and report its profiles."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Measuring:
     """One ``run`` or ``pair`` of the command line.
 
     Args:
-        names: of the models by side: folders or hub ids.
-        options: as given.
+        names: folders or hub ids of the models, by side.
+        options: the other options of the command.
     """
 
     names: Mapping[str, str]
     options: MeasuringOptions
 
     def run(self) -> None:
-        """Measure and report, unless that was finished before. Of several ranks, only the first writes and prints."""
+        """Measure and report, unless that was done before. Of several ranks, only the first writes and prints."""
         from act.profiling.ranks import joined
 
         console.quiet_transformers()
@@ -48,7 +48,7 @@ class Measuring:
         except KeyboardInterrupt:  # while no batch is running, or pressed twice
             there = self._output.checkpoints()
             kept = f"what was counted before is safe in {there[0]}" if there else "nothing was counted before"
-            raise Interrupted(f"interrupted; {kept}, and the same command goes on from there") from None
+            raise Interrupted(f"interrupted; {kept}, and the same command continues from there") from None
 
     @property
     def _output(self) -> MeasuringOutput:
@@ -104,7 +104,7 @@ class Measuring:
         return tokenizer
 
     def _cached(self, corpora: dict[str, Corpus], folder: Path, ranks: Ranks | None) -> dict[str, Corpus]:
-        """The corpora from their tokens on disk, which the first rank writes if they are missing."""
+        """The corpora read from tokens on disk, which the first rank writes if they are missing."""
 
         def cached() -> dict[str, Corpus]:
             with console.counter("tokenising") as report:
@@ -121,7 +121,7 @@ class Measuring:
         if ranks:
             if self.options.device_map:
                 raise ActError(
-                    "--device-map takes all GPUs for one process; start it without torchrun, with one --shard per "
+                    "--device-map spreads one process over all GPUs; start it without torchrun, with one --shard per "
                     "machine"
                 )
             if self.options.device == "auto":
@@ -129,7 +129,7 @@ class Measuring:
         return {side: self.options.load(name, device) for side, name in self.names.items()}
 
     def _profiles(self, job: Job) -> Profile | dict[str, Profile] | None:
-        """The job's profiles, saved; None if they were finished before."""
+        """Run the job and save its profiles; None if it was finished before."""
         from act.profiles.provenance import short_hash
         from act.profiling.checkpoint import Checkpoint
         from act.profiling.measure import run_job
@@ -157,7 +157,7 @@ class Measuring:
 
 @contextlib.contextmanager
 def _kept(checkpoint: Checkpoint | None) -> Iterator[None]:
-    """Add to an error where the statistics are."""
+    """Add to an error where the statistics are kept."""
     try:
         yield
     except ActError as error:

@@ -1,4 +1,4 @@
-"""The options of ``run`` and ``pair``, and what the library makes of them."""
+"""The options of ``run`` and ``pair``, and their translation to arguments of the library."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringOptions:
-    """Every option of ``run`` and ``pair`` but the models; :mod:`act.cli.options` has their names and help."""
+    """Every option of ``run`` and ``pair`` except the models; :mod:`act.cli.options` has their names and help."""
 
     corpus: options.CorpusNames
     output: options.Output = Path("profile.safetensors")
@@ -59,7 +59,7 @@ class MeasuringOptions:
     as_json: options.Json = False
 
     def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
-        """The corpora by name; the name of a single one may be empty."""
+        """The corpora by name; the name of a single corpus may be empty."""
         from act.data.corpus import Corpus
 
         return {
@@ -76,7 +76,7 @@ class MeasuringOptions:
         }
 
     def load(self, name: str, device: str | None = None) -> nn.Module:
-        """A model; ``device`` replaces the one of the options."""
+        """Load a model; ``device`` replaces the one in the options."""
         from act.models.loading import load_model
 
         return load_model(
@@ -91,7 +91,7 @@ class MeasuringOptions:
         """The keywords of :class:`act.profiling.job.Job`.
 
         Raises:
-            ActError: a token budget or shard that cannot be read.
+            ActError: a malformed token budget or shard.
         """
         return {
             "token_budget": parsed_budget(self.token_budget),
@@ -105,10 +105,10 @@ class MeasuringOptions:
         }
 
     def stopping(self) -> UntilStable | None:
-        """The observer of ``--until-stable``, if that was given.
+        """The observer of ``--until-stable``, if that is given.
 
         Raises:
-            ActError: a score, share, overlap or confidence outside its range.
+            ActError: an unknown score, or a share, overlap or confidence out of range.
         """
         if not self.until_stable:
             return None
@@ -121,28 +121,28 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions(MeasuringOptions):
-    """The options of ``pair``, where two defaults differ."""
+    """The options of ``pair``; two defaults differ."""
 
     output: options.Output = Path("pair.safetensors")
     stable_score: options.StableScore = "paired"
 
 
 def parsed_budget(budget: str | None) -> TokenBudget:
-    """Tokens, ``auto``, or None if not given."""
+    """Parse a token budget: a number, ``auto``, or None if it is not given."""
     if budget is None or budget == "auto":
         return cast("TokenBudget", budget)
     if not budget.isdigit():
-        raise ActError(f"token budget is {budget!r}; expected a number of tokens, or auto")
+        raise ActError(f"token budget is {budget!r}; expected a number of tokens or auto")
     return int(budget)
 
 
 def parsed_memory(given: list[str]) -> dict[str, str]:
-    """``PLACE=SIZE`` each."""
+    """Parse memory limits, each given as ``PLACE=SIZE``."""
     return {place: size for place, _, size in (each.partition("=") for each in given)}
 
 
 def parsed_shard(shard: str) -> Shard:
-    """``i/n`` with 0 <= i < n."""
+    """Parse a shard: ``i/n`` with 0 <= i < n."""
     found = re.fullmatch(r"(\d+)/(\d+)", shard)
     if not found or not int(found[1]) < int(found[2]):
         raise ActError(f"shard is {shard!r}; expected i/n with 0 <= i < n, such as 0/4")

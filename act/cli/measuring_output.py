@@ -1,4 +1,4 @@
-"""The output of ``run`` and ``pair``: what may be there already, its checkpoints, saving, and the report."""
+"""The output of ``run`` and ``pair``: earlier results, checkpoints, saving, and the report."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class MeasuringOutput:
     """A profile, or a folder with one profile per ability.
 
     Args:
-        path: of the file or folder.
-        force: whether it may be replaced.
+        path: the file or folder.
+        force: whether an existing one may be replaced.
         as_json: whether to print JSON.
     """
 
@@ -34,13 +34,16 @@ class MeasuringOutput:
     as_json: bool
 
     def require(self, inputs: Iterable[str]) -> None:
-        """Refuse an output that exists already, unless it may be this very run's."""
-
+        """Raise :class:`ActError` if the output cannot be written; profiles in it may be those of this very run."""
         if self.force or not self._profiles():
             require_output(self.path, self.force, inputs)
 
     def finished(self, job: str) -> bool:
-        """Whether the output is this job's already, which is then reported; another's is refused."""
+        """Whether this job has already written the output, which is then reported.
+
+        Raises:
+            ActError: another job has written it, and ``force`` is False.
+        """
         from act.profiles.profile import load
 
         if self.force or not self.path.exists():
@@ -54,15 +57,19 @@ class MeasuringOutput:
         if self.as_json:
             console.print_json({"output": str(self.path), "finished_before": True})
         else:
-            print(f"{self.path} is finished already: the same models, corpora and settings; --force runs it again")
+            print(f"{self.path} is finished already, with the same models, corpora and settings; --force runs it again")
         return True
 
     def checkpoints(self) -> list[Path]:
-        """All checkpoints of this output, of any number of ranks."""
+        """All checkpoints of this output, for any number of ranks."""
         return sorted(self.path.absolute().parent.glob(f"{glob.escape(self.path.name)}.checkpoint*"))
 
     def checkpoint_path(self, ranks: Ranks | None) -> Path:
-        """Beside the output, one per rank; refuses to ignore those of another number of ranks."""
+        """The checkpoint of this rank, beside the output.
+
+        Raises:
+            ActError: there are checkpoints for another number of ranks, and ``force`` is False.
+        """
         name = f"{self.path.name}.checkpoint"
         ending = f"-of-{ranks.size}" if ranks else ""
         others = [
@@ -72,14 +79,13 @@ class MeasuringOutput:
         ]
         if others and not self.force:
             raise ActError(
-                f"{', '.join(others[:3])}: a run over another number of ranks is unfinished; start as many "
-                "to go on, or delete these files to start anew"
+                f"{', '.join(others[:3])}: a run with another number of ranks is unfinished; start as many to continue "
+                "it, or delete these files to start anew"
             )
         return self.path.with_name(f"{name}-{ranks.rank}{ending}" if ranks else name)
 
     def save(self, profiles: Profile | dict[str, Profile]) -> None:
         """Write the profile, or the folder of profiles by ability."""
-
         if not isinstance(profiles, dict):
             profiles.save(self.path, force=self.force)
             return
@@ -88,7 +94,7 @@ class MeasuringOutput:
                 profile.save(folder / f"{ability}.safetensors")
 
     def report(self, profiles: Profile | dict[str, Profile]) -> None:
-        """Print what was measured, and warnings."""
+        """Print what was measured, and any warnings."""
         if isinstance(profiles, dict):
             report_profiles(profiles, self.path, self.as_json)
         else:

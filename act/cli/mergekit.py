@@ -1,4 +1,4 @@
-"""``act-profile mergekit``: run a mergekit configuration that says ``merge_method: act``."""
+"""``act-profile mergekit``: run a mergekit configuration with ``merge_method: act``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from act.cli import console, options
 
 
 def command(
-    config: Annotated[Path, typer.Argument(help="A mergekit configuration; each donor has channels and weight.")],
+    config: Annotated[
+        Path, typer.Argument(help="A mergekit configuration; each donor has the parameters channels and weight.")
+    ],
     output: Annotated[Path, typer.Argument(help="Folder for the resulting model.")],
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Run a mergekit configuration in which merge_method may be act; mergekit must be installed."""
+    """Run a mergekit configuration, whose merge_method may be act; needs mergekit."""
     from act.editing.mergekit import merge
 
     console.quiet_transformers()

@@ -1,4 +1,4 @@
-"""The options that several commands share, each declared once."""
+"""Options shared by several commands, each declared once."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import typer
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
 Output = Annotated[Path, typer.Option(help="Where to write the result.")]
-Device = Annotated[str, typer.Option(help="Torch device; auto is the first GPU, else the CPU.")]
+Device = Annotated[str, typer.Option(help="Torch device; auto: the first GPU, else the CPU.")]
 DeviceMap = Annotated[
     str | None,
-    typer.Option(help="auto, balanced, balanced_low_0 or sequential: spread the model over GPUs, memory and disk."),
+    typer.Option(help="Spread the model over GPUs, memory and disk: auto, balanced, balanced_low_0 or sequential."),
 ]
 MaxMemory = Annotated[
     list[str] | None,
-    typer.Option(help="With --device-map, what a GPU or the cpu may hold of the model: 0=20GiB (repeatable)."),
+    typer.Option(
+        help="With --device-map, memory that the model may take on a GPU or cpu, such as 0=20GiB (repeatable)."
+    ),
 ]
-Dtype = Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")]
+Dtype = Annotated[str, typer.Option(help="auto (as in the checkpoint), float32, bfloat16 or float16.")]
 CorpusNames = Annotated[
     list[str],
     typer.Option(
         "--corpus",
         help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id; repeat it as "
-        "NAME=PLACE for several abilities in one pass, each with a profile of its own in the folder --output.",
+        "NAME=PLACE for several abilities in one pass, each with a separate profile in the folder --output.",
     ),
 ]
 CorpusPlace = Annotated[
@@ -34,55 +36,65 @@ CorpusPlace = Annotated[
         "--corpus", help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id."
     ),
 ]
-Count = Annotated[str, typer.Option(help="Which tokens count: answer, predict (those before them), prompt or all.")]
-AnswerTurns = Annotated[str, typer.Option(help="Which messages by the assistant are answers: last or all.")]
+Count = Annotated[
+    str, typer.Option(help="Which tokens count: answer, predict (those that predict the answer), prompt or all.")
+]
+AnswerTurns = Annotated[str, typer.Option(help="Which messages of the assistant are answers: last or all.")]
 AbilityColumn = Annotated[str | None, typer.Option(help="Column that labels each record with its ability.")]
 MaxLength = Annotated[
     int | None,
     typer.Option(
-        help="Longest sequence in tokens: longer texts are cut, longer records with an answer are bad. "
+        help="Longest sequence in tokens: longer texts are cut; longer records with an answer are errors. "
         "Default: the positions in the model's configuration, at most 2048."
     ),
 ]
 Overlap = Annotated[
     int | None,
-    typer.Option(help="Tokens that a piece of a cut text repeats as context. Default: a sixteenth."),
+    typer.Option(help="Tokens that a piece of a cut text repeats as context. Default: a sixteenth of the length."),
 ]
 TokenBudget = Annotated[
     str | None,
-    typer.Option(help="Tokens a batch, or auto: what a GPU's memory allows. Default: 2048 on a CPU, 8192 on a GPU."),
+    typer.Option(help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 8192 on a GPU."),
 ]
-Packing = Annotated[str, typer.Option(help="Texts in one row, unpadded: on, off, or auto (flash attention).")]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that tokenise; 0: a thread of this one.")]
+Packing = Annotated[
+    str, typer.Option(help="Put several texts in one row without padding: on, off, or auto (with flash attention).")
+]
+Workers = Annotated[int, typer.Option(min=0, help="Processes that tokenise; 0: a thread of this process.")]
 TokenCacheFolder = Annotated[
     Path | None,
-    typer.Option("--token-cache", help="Folder that keeps the tokens of a corpus, so that no later run tokenises it."),
+    typer.Option("--token-cache", help="Folder for the tokens of corpora, so that later runs need not tokenise them."),
 ]
-SkipBadRecords = Annotated[
-    int, typer.Option(min=0, help="How many bad records to leave out, and list, before giving up.")
-]
+SkipBadRecords = Annotated[int, typer.Option(min=0, help="How many bad records to skip (and list) before giving up.")]
 LookAhead = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Records sorted by length together, and read by one rank. Default: 2048; 128 and more until stable."
+        min=1, help="Records sorted by length together, on one rank. Default: 2048; with --until-stable, 128 or more."
     ),
 ]
-ShardOption = Annotated[str, typer.Option("--shard", help="i/n: every n-th record from the i-th on; see combine.")]
-UntilStable = Annotated[
-    bool, typer.Option(help="Stop when the top channels are certain; the records must be in random order.")
+ShardOption = Annotated[
+    str, typer.Option("--shard", help="i/n: read every n-th record, starting with the i-th; see combine.")
 ]
-StableScore = Annotated[str, typer.Option(help="The score that ranks them: paired, mean-abs or mean-shift.")]
-StableTop = Annotated[str, typer.Option(help="Share of the channels that is the top set.")]
-StableOverlap = Annotated[float, typer.Option(help="Share of it that the whole corpus would give too.")]
-StableConfidence = Annotated[float, typer.Option(help="How certain that must be.")]
-CheckpointEvery = Annotated[float, typer.Option(min=0, help="Seconds between checkpoints, beside the output; 0: none.")]
-LogFile = Annotated[Path | None, typer.Option("--log", help="Append what happens to this file, as JSON lines.")]
+UntilStable = Annotated[
+    bool, typer.Option(help="Stop when the top channels are certain; records must be in random order.")
+]
+StableScore = Annotated[str, typer.Option(help="Score for --until-stable: paired, mean-abs or mean-shift.")]
+StableTop = Annotated[str, typer.Option(help="Size of the top set, as a share of the channels.")]
+StableOverlap = Annotated[
+    float, typer.Option(help="Share of the top set that must also be in that of the whole corpus.")
+]
+StableConfidence = Annotated[float, typer.Option(help="Probability with which that overlap must hold.")]
+CheckpointEvery = Annotated[
+    float, typer.Option(min=0, help="Seconds between checkpoints, written beside the output; 0: none.")
+]
+LogFile = Annotated[Path | None, typer.Option("--log", help="Append a log of the run to this file, as JSON lines.")]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(help="Module kinds not to measure (repeatable); without head, the LM head never runs."),
+    typer.Option(help="Module kinds not to measure (repeatable); excluding head skips the LM head entirely."),
 ]
-Fused = Annotated[bool, typer.Option(help="Let statistics ride inside fused kernels; else read every site by itself.")]
+Fused = Annotated[
+    bool, typer.Option(help="Collect statistics inside fused kernels; otherwise, read every site separately.")
+]
 ShowSpans = Annotated[
     int,
-    typer.Option(min=0, help="Print what the first N records would count (green; [[so]] in a file), and stop."),
+    typer.Option(min=0, help="Print the first N records with counted tokens in green ([[so]] in a file), and stop."),
 ]

@@ -1,4 +1,4 @@
-"""``act-profile pair``: profile donor and target on the same tokens."""
+"""``act-profile pair``: profile a donor and a target on the same tokens."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from act.cli.measuring_options import PairOptions
 
 @with_options
 def command(
-    donor: Annotated[str, typer.Option(help="The model that still has the ability.")],
-    target: Annotated[str, typer.Option(help="The model that lost it.")],
+    donor: Annotated[str, typer.Option(help="The model that has the ability.")],
+    target: Annotated[str, typer.Option(help="The model that lacks it.")],
     options: PairOptions,
 ) -> None:
-    """Profile donor and target in lockstep: both models' statistics and those of their difference."""
+    """Profile donor and target in lockstep: the statistics of both models and of their difference."""
     Measuring({"donor": donor, "target": target}, options).run()

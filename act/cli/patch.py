@@ -10,8 +10,8 @@ import typer
 from act.cli import console, options
 from act.core.files import require_output
 
-app = typer.Typer(help="Apply, revert, show or compose the rows that transfers changed.", no_args_is_help=True)
-PatchFile = Annotated[Path, typer.Argument(help="A patch, from act-profile transfer --output x.safetensors.")]
+app = typer.Typer(help="Apply, revert, show or compose patches: the rows that transfers changed.", no_args_is_help=True)
+PatchFile = Annotated[Path, typer.Argument(help="A patch, written by act-profile transfer --output x.safetensors.")]
 Model = Annotated[Path, typer.Option(help="The model folder; it is not changed.")]
 NewFolder = Annotated[Path, typer.Option(help="Folder for the resulting model.")]
 
@@ -20,7 +20,7 @@ NewFolder = Annotated[Path, typer.Option(help="Folder for the resulting model.")
 def apply(
     patch: PatchFile, model: Model, output: NewFolder, force: options.Force = False, as_json: options.Json = False
 ) -> None:
-    """Write the model with the patch's rows into a new folder."""
+    """Apply a patch to a model, written to a new folder."""
     _write(patch, model, output, False, force, as_json)
 
 
@@ -28,13 +28,13 @@ def apply(
 def revert(
     patch: PatchFile, model: Model, output: NewFolder, force: options.Force = False, as_json: options.Json = False
 ) -> None:
-    """Write the model as it was before the patch, to the bit, into a new folder."""
+    """Restore the model as it was before the patch, bit for bit, in a new folder."""
     _write(patch, model, output, True, force, as_json)
 
 
 @app.command()
 def show(patch: PatchFile, as_json: options.Json = False) -> None:
-    """Show what a patch changes, and where it came from."""
+    """Show what a patch changes and where it comes from."""
     from act.editing.patch import Patch
 
     held = Patch.load(patch)
@@ -50,7 +50,7 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
     if as_json:
         known = {key: value for key, value in held.provenance.to_json().items() if key != "parameters"}
         return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **known})
-    after = held.provenance.after or "not known, as it is composed of several"
+    after = held.provenance.after or "unknown, because it is composed of several"
     title = f"{patch}: {len(held):,} values; fingerprint {held.provenance.before} -> {after}"
     rows = [[one["parameter"], one["dim"], f"{one['rows']:,}", f"{one['values']:,}"] for one in parameters]
     console.print_table(title, ["parameter", "dim", "rows", "values"], rows)
@@ -62,11 +62,13 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
 def compose_command(
     patches: Annotated[list[Path], typer.Argument(help="Patches made on the same model.")],
     output: options.Output,
-    conflict: Annotated[str, typer.Option(help="Rows that two patches change: refuse, first or last wins.")] = "refuse",
+    conflict: Annotated[
+        str, typer.Option(help="Which patch wins a row that two change: first or last; or refuse.")
+    ] = "refuse",
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write several patches as one; the same row in two of them is a conflict."""
+    """Combine several patches into one; the same row in two patches is a conflict."""
     from act.editing.patch import Patch, compose, conflicts
 
     require_output(output, force, patches)

@@ -1,4 +1,4 @@
-"""``act-profile plan``: what a run will cover and cost, before it; the weights are not loaded."""
+"""``act-profile plan``: what a run will cover and cost, before it starts; the weights are not loaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from act.cli import console, options
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from act.data.corpus import Corpus
     from act.data.encode import AnswerTurns, Count
     from act.models.channels import ChannelSpace
+    from act.profiling.plan import Measurement, Shape
 
 
 def command(
@@ -20,34 +24,35 @@ def command(
     corpus: Annotated[
         list[str] | None, typer.Option(help="Corpus whose tokens to count; repeat it as NAME=PLACE for several.")
     ] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Records of each corpus to look at; 0: all.")] = 2000,
+    sample: Annotated[int, typer.Option(min=0, help="Records of each corpus to read; 0: all.")] = 2000,
     tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to plan for, instead of a corpus.")] = None,
     count: options.Count = "answer",
     answer_turns: options.AnswerTurns = "last",
     max_length: options.MaxLength = None,
     overlap: options.Overlap = None,
-    pair: Annotated[bool, typer.Option(help="Plan a pair run: two such models.")] = False,
+    pair: Annotated[bool, typer.Option(help="Plan a pair run of two such models.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
-    gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs that one copy of the weights is spread over.")] = 1,
+    gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs over which one copy of the weights is spread.")] = 1,
     gpu_tflops: Annotated[
-        float | None, typer.Option(min=1e-6, help="TFLOP/s that one GPU gives a forward. Default: as measured here.")
+        float | None, typer.Option(min=1e-6, help="TFLOP/s of one GPU during a forward. Default: as measured here.")
     ] = None,
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="Tokens per batch. Default: 2048 on a CPU, 8192 on a GPU.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Length of the measurement on this device; 0: none.")] = 3.0,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="Length of the measurement on this device; 0: no measurement.")
+    ] = 3.0,
     exclude: options.Exclude = None,
     fused: options.Fused = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     as_json: options.Json = False,
 ) -> None:
-    """Show sites and channels, what no site covers, tokens, work, memory and time of a run."""
-    from act.data.corpus import Corpus
+    """Show the sites and channels of a model, the parameters outside any site, and the cost of a run."""
     from act.models.channels import ChannelSpace
     from act.models.limits import default_token_budget
     from act.models.loading import device_named, empty_model, load_config, load_tokenizer
-    from act.profiling.plan import Cluster, Shape, assumptions, measure, path_of, tokens_of, unmoved
+    from act.profiling.plan import Shape, measure, tokens_of, unmoved
 
     console.quiet_transformers()
     if corpus and tokens is not None:
@@ -60,95 +65,150 @@ def command(
     text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
     if corpus:
         tokenizer = load_tokenizer(model)
-        text |= tokens_of(
-            {
-                name: Corpus.from_file(
-                    place,
-                    tokenizer,
-                    count=cast("Count", count),
-                    answer_turns=cast("AnswerTurns", answer_turns),
-                    max_length=max_length,
-                    overlap=overlap,
-                ).for_models(empty)
-                for name, place in console.places_of(corpus).items()
-            },
-            sample,
+        opened = _corpora(
+            corpus, tokenizer, count=count, answer_turns=answer_turns, max_length=max_length, overlap=overlap
         )
+        text |= tokens_of({name: each.for_models(empty) for name, each in opened.items()}, sample)
     place = device_named(device)
     measured = measure(config, place, seconds, tuple(exclude or ()), fused) if seconds else None
-    paths = measured["paths"] if measured else {}
-    reasons = unmoved(empty, space)
     result: dict[str, Any] = {
         "channels": len(space),
         "parameters": shape.parameters,
         "active_parameters": shape.active,
-        "sites": [
-            {
-                "name": site.name,
-                "kind": site.kind,
-                "channels": site.width,
-                "path": path_of(site.name, paths),
-                "tied_to": site.tied_to,
-            }
-            for site in space
-        ],
+        "sites": _sites(space, measured),
         "uncovered": list(space.uncovered),
-        "reasons": reasons,
+        "reasons": unmoved(empty, space),
         "memory": shape.memory(token_budget or default_token_budget(place), pair),
         "corpus": text,
         "attention_counted": shape.attention is not None,
         "measured": {name: value for name, value in measured.items() if name != "paths"} if measured else None,
     }
     if text["tokens"]:
-        length = text.get("attended_length", 1024)
-        head = "head" not in (exclude or ())
-        work = (2 if pair else 1) * shape.flops(text["tokens"], text["counted"], length, head)
-        result["flops"] = work
-        if measured:
-            result["seconds_here"] = (2 if pair else 1) * text["tokens"] * measured["seconds_a_token"]
-            rate = shape.flops(1, 1, 256, head) / measured["seconds_a_token"]
-        if measured or gpu_tflops:
-            cluster = Cluster(flops=gpu_tflops * 1e12 if gpu_tflops else rate)
-            options = {"gpus": gpus, "gpus_a_model": gpus_a_model, "length": length, "pair": pair}
-            times = cluster.seconds(shape, text["tokens"], text["counted"], **options)
-            result["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(cluster)}
+        result |= _costs(
+            shape,
+            text,
+            measured,
+            head="head" not in (exclude or ()),
+            pair=pair,
+            gpu_tflops=gpu_tflops,
+            gpus=gpus,
+            gpus_a_model=gpus_a_model,
+        )
     if as_json:
         return console.print_json(result)
-    _print(model, space, result, paths)
+    _print_sites(model, result)
+    _print_costs(result)
 
 
-def _print(model: str, space: ChannelSpace, result: dict[str, Any], paths: dict[str, str]) -> None:
+def _corpora(
+    given: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: str,
+    answer_turns: str,
+    max_length: int | None,
+    overlap: int | None,
+) -> dict[str, Corpus]:
+    """The corpora by name, as ``--corpus`` gives them."""
+    from act.data.corpus import Corpus
+
+    return {
+        name: Corpus.from_file(
+            place,
+            tokenizer,
+            count=cast("Count", count),
+            answer_turns=cast("AnswerTurns", answer_turns),
+            max_length=max_length,
+            overlap=overlap,
+        )
+        for name, place in console.places_of(given).items()
+    }
+
+
+def _sites(space: ChannelSpace, measured: Measurement | None) -> list[dict[str, Any]]:
+    """The sites as plain data, each with the path that reads it."""
     from act.profiling.plan import path_of
 
-    groups: Counter[tuple[str, str]] = Counter()
+    paths = measured["paths"] if measured else {}
+    return [
+        {
+            "name": site.name,
+            "kind": site.kind,
+            "channels": site.width,
+            "path": path_of(site.name, paths),
+            "tied_to": site.tied_to,
+        }
+        for site in space
+    ]
+
+
+def _costs(
+    shape: Shape,
+    text: dict[str, Any],
+    measured: Measurement | None,
+    *,
+    head: bool,
+    pair: bool,
+    gpu_tflops: float | None,
+    gpus: int,
+    gpus_a_model: int,
+) -> dict[str, Any]:
+    """The work of a run and, at a known rate, its time on this device and on a cluster."""
+    from act.profiling.plan import Cluster, assumptions
+
+    models = 2 if pair else 1
+    tokens, counted, length = text["tokens"], text["counted"], text.get("attended_length", 1024)
+    costs: dict[str, Any] = {"flops": models * shape.flops(tokens, counted, length, head)}
+    rate = gpu_tflops * 1e12 if gpu_tflops else None
+    if measured:
+        costs["seconds_here"] = models * tokens * measured["seconds_a_token"]
+        rate = rate or shape.flops(1, 1, 256, head) / measured["seconds_a_token"]
+    if rate:
+        cluster = Cluster(flops=rate)
+        times = cluster.seconds(shape, tokens, counted, gpus=gpus, gpus_a_model=gpus_a_model, length=length, pair=pair)
+        costs["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(cluster)}
+    return costs
+
+
+def _print_sites(model: str, result: dict[str, Any]) -> None:
+    sites: Counter[tuple[str, str]] = Counter()
     channels: Counter[tuple[str, str]] = Counter()
-    for site in space:
-        group = site.kind, path_of(site.name, paths)
-        groups[group] += 1
-        channels[group] += site.width
-    rows = [[kind, path, f"{sites:,}", f"{channels[kind, path]:,}"] for (kind, path), sites in groups.items()]
-    console.print_table(f"{model}: {len(space):,} channels", ["module kind", "read by", "sites", "channels"], rows)
+    for site in result["sites"]:
+        group = site["kind"], site["path"]
+        sites[group] += 1
+        channels[group] += site["channels"]
+    rows = [[kind, path, f"{count:,}", f"{channels[kind, path]:,}"] for (kind, path), count in sites.items()]
+    console.print_table(
+        f"{model}: {result['channels']:,} channels", ["module kind", "read by", "sites", "channels"], rows
+    )
     for name, reason in result["reasons"].items():
         print(f"no site covers {name}: it is neither measured nor transferred ({reason})")
-    for site in space:
-        if site.tied_to:
-            print(f"{site.name} shares its tensor with {site.tied_to}: it is measured, and transferred there only")
+    for site in result["sites"]:
+        if site["tied_to"]:
+            print(
+                f"{site['name']} shares its tensor with {site['tied_to']}: it is measured, but transferred only there"
+            )
+
+
+def _print_costs(result: dict[str, Any]) -> None:
     memory = [[name, f"{size / 2**20:,.1f} MiB"] for name, size in result["memory"].items()]
     console.print_table("memory on a device", ["part", ""], memory)
     if result["measured"]:
         print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
     if "flops" in result:
-        text = result["corpus"]
-        about = "about " if text.get("sampled") else ""
-        print(
-            f"{about}{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs"
-        )
-        if text.get("bad_records"):
-            print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
-        if not result["attention_counted"]:
-            print("without attention, of which the configuration says nothing")
+        _print_work(result)
     if "seconds_here" in result:
         print(f"on this device: {result['seconds_here']:,.0f} s")
     if "cluster" in result:
         cluster = {name: value for name, value in result["cluster"].items() if name != "assumptions"}
         console.print_table("cluster (its rates are assumptions)", ["", ""], [[k, v] for k, v in cluster.items()])
+
+
+def _print_work(result: dict[str, Any]) -> None:
+    text = result["corpus"]
+    about = "about " if text.get("sampled") else ""
+    print(f"{about}{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs")
+    if text.get("bad_records"):
+        print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
+    if not result["attention_counted"]:
+        print("without attention, because the configuration does not describe it")

@@ -1,4 +1,4 @@
-"""What ``run``, ``pair`` and ``combine`` say of the profiles they made."""
+"""The report of ``run``, ``pair`` and ``combine`` on the profiles they made."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
-    """Print what a run measured and where its profile is, and warn of everything odd about it."""
+    """Print what a run measured and where its profile is, and warn of anything unusual."""
     if as_json:
         print_json(_summary(profile, output))
     else:
@@ -24,7 +24,7 @@ def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
 
 
 def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool) -> None:
-    """The same for the profiles of several abilities, as one JSON object."""
+    """The same for the profiles of several abilities; with ``as_json``, as one JSON object."""
     outputs = {ability: folder / f"{ability}.safetensors" for ability in profiles}
     if as_json:
         results = {ability: _summary(profile, outputs[ability]) for ability, profile in profiles.items()}
@@ -33,7 +33,7 @@ def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool
         if not as_json:
             _print_summary(profile, outputs[ability])
         _warn(profile)
-    # A bad record among labelled ones may be of any of their abilities, and is in the profile of each.
+    # A bad record of a labelled corpus may belong to any ability, so it is in the profile of each.
     skipped = [each for profile in profiles.values() for each in profile.provenance.corpora[-1].skipped]
     _warn_of_skipped({(each.ability, each.record): each for each in skipped}.values())
 
@@ -73,7 +73,7 @@ def _print_summary(profile: Profile, output: Path) -> None:
     if stable := read.extra.get("stable"):
         print(
             f"stopped after {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
-            f"{stable['top']:.2%} by {stable['score']} is that of the whole corpus "
+            f"{stable['top']:.2%} by {stable['score']} is also that of the whole corpus "
             f"(confidence {stable['confidence']:.0%})"
         )
 
@@ -93,4 +93,4 @@ def _warn(profile: Profile) -> None:
 def _warn_of_skipped(skipped: Iterable[Skipped]) -> None:
     listed = [f"{each.place}: {each.reason}" for each in skipped]
     if listed:
-        warn(f"{len(listed)} bad records were left out: {'; '.join(listed)}")
+        warn(f"{len(listed)} bad records were skipped: {'; '.join(listed)}")

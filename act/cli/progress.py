@@ -1,4 +1,4 @@
-"""The progress of a run: for people on a terminal, for machines on stderr, and in the log."""
+"""The progress of a run: a bar on a terminal, JSON lines on stderr, and the log file."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
     from act.profiling.run import Run
     from act.profiling.until_stable import UntilStable
 
-LINE_EVERY = 10.0  # seconds between two lines of progress
+LINE_EVERY = 10.0  # seconds between lines of progress
 
 log = logging.getLogger(__name__)
 
 
 class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
-    """A bar on a terminal, else, with ``as_json``, a JSON line on stderr every ten seconds, which also goes to the log.
+    """Shows the progress of a run: a bar on a terminal, and a line every ten seconds in the log.
 
     Args:
-        as_json: whether to write JSON lines.
-        until: the observer that knows how stable the top set is, if there is one.
+        as_json: write these lines also to stderr, as JSON, if that is not a terminal.
+        until: the observer that measures how stable the top set is, if there is one.
     """
 
     def __init__(self, as_json: bool, until: UntilStable | None = None) -> None:
         console = Console(stderr=True)
-        whole = Column(no_wrap=True)  # on a narrow terminal, only the text between them wraps
+        whole = Column(no_wrap=True)  # on a narrow terminal, only the text column wraps
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=20, table_column=whole),
@@ -57,11 +57,11 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
 
     @property
     def stability(self) -> float | None:
-        """Certain share of the top set; None before the first check."""
+        """The certain share of the top set; None before the first check."""
         return self._until.stability if self._until else None
 
     def prepare(self, job: Job) -> None:
-        """Note how many records there will be."""
+        """Store the number of records that the run will read."""
         self._records = job.records
 
     def __enter__(self) -> Progress:
@@ -72,12 +72,12 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         self._bar.stop()
 
     def before_run(self, run: Run) -> None:
-        """Note where a resumed run begins."""
+        """Store where a resumed run begins."""
         self._before = run.seconds, run.total.tokens
         self._bar.update(self._task, total=self._records, completed=run.total.records)
 
     def after_batch(self, run: Run, batch: Batch) -> None:
-        """Draw the bar, or write a line if it is time."""
+        """Update the bar, and write a line if one is due."""
         line = self.measured(run)
         stable = "" if self.stability is None else f", top set {self.stability:.1%} stable"
         text = (
@@ -92,7 +92,7 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
                 print(json.dumps({"event": "progress", **line}), file=sys.stderr, flush=True)
 
     def after_run(self, run: Run) -> None:
-        """Log the final state."""
+        """Log the final state of the run."""
         log.info("finished", extra={"fields": self.measured(run)})
 
     def measured(self, run: Run) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
 
 
 class Log(contextlib.AbstractContextManager[None]):
-    """The package's log during the block: warnings go to stderr, everything is appended to a file, if given."""
+    """Handles the package's log during the block: warnings go to stderr, and everything to a file, if given."""
 
     def __init__(self, path: Path | None) -> None:
         self._logger = logging.getLogger("act")
@@ -151,7 +151,7 @@ class Log(contextlib.AbstractContextManager[None]):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object per log record: time, level, event, and its fields."""
+    """Formats each log record as one JSON object: time, level, event, and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """See :class:`logging.Formatter`."""

@@ -1,4 +1,4 @@
-"""``act-profile rank``: choose the channels where an ability lives."""
+"""``act-profile rank``: choose the channels in which an ability is located."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ _SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items()
 
 
 def command(
-    profiles: Annotated[list[Path], typer.Argument(help="A pair profile, or the donor's and the target's profiles.")],
+    profiles: Annotated[list[Path], typer.Argument(help="A pair profile, or the profiles of donor and target.")],
     output: options.Output = Path("channels.safetensors"),
     keep: Annotated[
         list[Path] | None,
-        typer.Option(help="Profile of an ability to retain (repeatable; with two profiles, donor's then target's)."),
+        typer.Option(help="Profile of an ability to retain (repeatable; with two profiles: donor, then target)."),
     ] = None,
     score: Annotated[str, typer.Option(help=f"What to rank by. {_SCORES}.")] = "paired",
     top: Annotated[str | None, typer.Option(help="Share of the channels to choose, such as 5% (the default).")] = None,
     count: Annotated[
         int | None, typer.Option(help="Instead of --top: number of channels, pairs, neurons or heads.")
     ] = None,
-    mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of positive scores.")] = None,
+    mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of all positive scores.")] = None,
     normalize: Annotated[
-        str, typer.Option(help="Divide scores by their module's mean or std, kind-mean, kind-std, channel, or none.")
+        str, typer.Option(help="Divide scores by: none, the module's mean or std, kind-mean, kind-std, or channel.")
     ] = "none",
     scope: Annotated[
-        str, typer.Option(help="Rank all together (global), or each kind, layer or site by itself.")
+        str, typer.Option(help="Rank all channels together (global), or each kind, layer or site separately.")
     ] = "global",
     granularity: Annotated[
         list[str] | None,
-        typer.Option(help="channel, rotary-pair, neuron or head (repeatable): what is ranked as one unit."),
+        typer.Option(help="Unit that is ranked: channel, rotary-pair, neuron or head (repeatable)."),
     ] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Rank only these module kinds, or patterns of site names (repeatable).")
@@ -64,7 +64,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Rank all channels of all modules together and keep the best as a channel set."""
+    """Rank the channels of all modules and save the best as a channel set."""
     from act.models.loading import load_model
     from act.ranking.rank import rank
     from act.ranking.selection import parse_amount
@@ -80,7 +80,7 @@ def command(
         raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by {others}")
     require_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
     if len(profiles) > 2:
-        raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or the donor's and the target's")
+        raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
     (ability,) = _abilities(profiles, len(profiles))
     models = {}
     if record.needs_models:
@@ -108,17 +108,17 @@ def command(
 
 
 def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Profile]]:
-    """Profiles by themselves, or in donor and target couples."""
+    """Load profiles, each alone, or in pairs of donor and target."""
     from act.profiles.profile import load
 
     if len(paths) % each:
-        raise ActError(f"{len(paths)} keep profiles were given; expected the donor's and the target's of each ability")
+        raise ActError(f"{len(paths)} keep profiles were given; expected those of donor and target for each ability")
     loaded = [load(path) for path in paths]
     return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else [*loaded]
 
 
 def _report(channels: ChannelSet, output: Path, as_json: bool) -> None:
-    """Say what was chosen, by module kind, and what is odd about it."""
+    """Print what was chosen by module kind, and warn of anything unusual."""
     rule, kinds = channels.rule, channels.by_kind()
     inputs = sum(map(len, channels.inputs.values()))
     if as_json:
@@ -130,14 +130,14 @@ def _report(channels: ChannelSet, output: Path, as_json: bool) -> None:
         title = f"{output}: {len(channels):,} of {rule.ranked or 0:,} ranked channels"
         console.print_table(title, ["module kind", "chosen", "channels", "share"], rows)
         for site, owner in rule.tied.items():
-            print(f"{site} shares its tensor with {owner} and is transferred there only")
+            print(f"{site} shares its tensor with {owner} and is transferred only there")
         if inputs:
-            print(f"{inputs:,} input columns that read these units go with them")
+            print(f"{inputs:,} input columns that read these units are transferred with them")
     if rule.unmeasured:
         why = score_named(rule.score).no_score
         console.warn(f"channels without a score ({why}), so not ranked: {console.some(rule.unmeasured)}")
     if rule.not_positive:
         console.warn(
-            f"{rule.not_positive:,} of the {len(channels):,} chosen channels have a score of 0 or below, so nothing "
-            "speaks for them but that so many were asked for; choose fewer, or those above 0 with --mass 100%"
+            f"{rule.not_positive:,} of the {len(channels):,} chosen channels have a score of 0 or below, chosen "
+            "only to reach the number asked for; choose fewer, or only those above 0 with --mass 100%"
         )

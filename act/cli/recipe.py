@@ -1,4 +1,4 @@
-"""``act-profile recipe``: the whole run from one file."""
+"""``act-profile recipe``: the whole method from one file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Profile, rank, transfer, tune and evaluate as a recipe says; stages that are done are not done again."""
+    """Profile, rank, transfer, tune and evaluate as a recipe says; finished stages are not repeated."""
     from act.evaluation.significance import with_error
     from act.recipes.recipe import Run, read_recipe
 
@@ -49,12 +49,12 @@ def command(
         console.print_table("Figures", ["model", "corpus", "right, %", "p against target", "NLL per token"], rows)
     for donor in report["donors"]:
         print(f"{donor['channels']:,} channels of {donor['donor']} at strength {_strength(donor['strength'])}")
-    print(f"{moved['values']:,} values of {moved['parameters']:,} parameters moved")
+    print(f"{moved['values']:,} values of {moved['parameters']:,} parameters transferred")
     print(f"written to {report['output']}, with recipe.yaml and report.json")
 
 
 def _strength(strength: float | dict[str, float]) -> str:
-    """One number, or every pattern with its own."""
+    """One number, or the number of each pattern."""
     if not isinstance(strength, dict):
         return f"{strength:g}"
     return ", ".join(f"{value:g} for {pattern}" for pattern, value in strength.items())

@@ -1,4 +1,4 @@
-"""``act-profile report``: tables and pictures of where abilities live, from their profiles."""
+"""``act-profile report``: tables and pictures of where abilities are located, from their profiles."""
 
 from __future__ import annotations
 
@@ -25,21 +25,23 @@ def command(
     output: Annotated[Path, typer.Option(help="Folder for tables, pictures and report.json.")] = Path("report"),
     ability: Annotated[
         list[str] | None,
-        typer.Option(help="What each profile is of, in their order; profiles of one ability show its stability."),
+        typer.Option(help="The ability of each profile, in order; several profiles of one ability show its stability."),
     ] = None,
     score: Annotated[str, typer.Option(help="An activation score, as in act-profile rank.")] = "paired",
     normalize: Annotated[str, typer.Option(help="As in act-profile rank.")] = "none",
-    top: Annotated[str, typer.Option(help="Share of the channels that counts as an ability's set.")] = "5%",
+    top: Annotated[str, typer.Option(help="Size of the set of an ability, as a share of the channels.")] = "5%",
     include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     channels: Annotated[
-        list[Path] | None, typer.Option(help="Channel sets to compare with the abilities' (repeatable).")
+        list[Path] | None, typer.Option(help="Channel sets to compare with those of the abilities (repeatable).")
     ] = None,
-    donor: Annotated[str | None, typer.Option(help="The donor: for necessity, and with --target weight-diff.")] = None,
-    target: Annotated[str | None, typer.Option(help="The target: compares with weight-difference channels.")] = None,
+    donor: Annotated[
+        str | None, typer.Option(help="The donor, for necessity, and with --target for weight-difference channels.")
+    ] = None,
+    target: Annotated[str | None, typer.Option(help="The target, to compare with weight-difference channels.")] = None,
     corpus: Annotated[
         list[str] | None,
-        typer.Option(help="Texts on which the donor's loss shows what each set is necessary for (repeatable)."),
+        typer.Option(help="Texts on which the loss of the donor shows what each set is necessary for (repeatable)."),
     ] = None,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
@@ -66,13 +68,13 @@ def command(
     require_output(output, force, inputs)
     share = parse_top(top)
     if target and not donor:
-        raise ActError("--target compares with weight-difference channels, which needs --donor too")
+        raise ActError("--target compares with weight-difference channels, which also need --donor")
     if corpus and not donor:
         raise ActError("--corpus measures the donor's loss with channels ablated; give --donor")
     if donor and not (target or corpus):
         raise ActError("--donor has no effect by itself; give --corpus or --target too, or leave it out")
     if ability is None:
-        _require_told_apart(profiles)
+        _require_different_names(profiles)
     taken = ability or [path.stem for path in profiles]
     set_names = _names("--channels", [str(path) for path in channels or ()], [*taken, "random", "weight-diff"])
     text_names = _names("--corpus", corpus or [])
@@ -104,18 +106,18 @@ def command(
     _print(report, output)
 
 
-def _require_told_apart(profiles: list[Path]) -> None:
+def _require_different_names(profiles: list[Path]) -> None:
     stems = {path.resolve(): path.stem for path in profiles}
     if len(set(stems.values())) < len(stems):
         (name, _), *_ = Counter(stems.values()).most_common(1)
         raise ActError(
-            f"several profiles are called {name}; say with --ability what each is of, in their order (one name for two "
-            "of one ability, whose stability they show)"
+            f"several profiles are named {name}; give the ability of each with --ability, in order (the same name "
+            "twice for two profiles of one ability, which show its stability)"
         )
 
 
 def _names(option: str, places: list[str], taken: Iterable[str] = ()) -> list[str]:
-    """A name for each file or folder: its stem; the whole path where another has, or something else is called so."""
+    """A name for each file or folder: its stem, or the whole path if the stem is taken."""
     if len({Path(place).resolve() for place in places}) < len(places):
         twice = Counter(str(Path(place).resolve()) for place in places).most_common(1)[0][0]
         raise ActError(f"{option} was given {twice} twice; give each once")
@@ -124,7 +126,7 @@ def _names(option: str, places: list[str], taken: Iterable[str] = ()) -> list[st
 
 
 def _loss(text: Corpus) -> Callable[[nn.Module], float]:
-    """The mean loss per answer token of a corpus, in nats."""
+    """A function that computes the mean loss per answer token of a corpus, in nats."""
     from act.evaluation.likelihoods import likelihoods
 
     def loss(model: nn.Module) -> float:

@@ -1,4 +1,4 @@
-"""``act-profile sweep``: how much to transfer, and how strongly."""
+"""``act-profile sweep``: compare shares and strengths of a transfer."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 
 def command(
-    profile: Annotated[Path, typer.Argument(help="The pair profile that channels are ranked by.")],
-    donor: Annotated[str, typer.Option(help="The model that still has the ability.")],
-    target: Annotated[str, typer.Option(help="The model that lost it; it is not changed on disk.")],
+    profile: Annotated[Path, typer.Argument(help="The pair profile by which channels are ranked.")],
+    donor: Annotated[str, typer.Option(help="The model that has the ability.")],
+    target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
     corpus: Annotated[list[str], typer.Option(help="Records of the ability, to evaluate on (repeatable).")],
     keep: Annotated[
-        list[str] | None, typer.Option(help="Records of what is to be retained, to evaluate on (repeatable).")
+        list[str] | None, typer.Option(help="Records of abilities to retain, to evaluate on (repeatable).")
     ] = None,
     keep_profile: Annotated[
-        list[Path] | None, typer.Option(help="Pair profile of what is to be retained: --keep of act-profile rank.")
+        list[Path] | None,
+        typer.Option(help="Pair profile of an ability to retain: --keep of act-profile rank (repeatable)."),
     ] = None,
     top: Annotated[list[str] | None, typer.Option(help="A share of the channels, such as 5% (repeatable).")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
@@ -39,14 +40,14 @@ def command(
     include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
-    output: Annotated[Path | None, typer.Option(help="Write rows and frontier to this JSON file too.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Also write rows and frontier to this JSON file.")] = None,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Transfer each share at each strength in memory, evaluate, and take it back; print all and the frontier."""
+    """Transfer each share at each strength in memory, evaluate, and revert; print all results and the frontier."""
     from act.data.corpus import Corpus
     from act.evaluation.evaluate import evaluate
     from act.evaluation.sweep import sweep
@@ -55,7 +56,7 @@ def command(
 
     places = [*corpus, *(keep or [])]
     if len(set(places)) < len(places):
-        raise ActError("the same records were given twice, in --corpus and --keep; give each once")
+        raise ActError("the same records were given twice in --corpus and --keep; give each once")
     if output:
         require_output(output, force, [profile, donor, target, *places, *(keep_profile or [])])
     console.quiet_transformers()
@@ -63,7 +64,7 @@ def command(
     texts = {place: Corpus.from_file(place, tokenizer, max_length=max_length) for place in places}
 
     def judge(model: nn.Module) -> dict[str, float]:
-        """The share of right answers, or the mean log-likelihood per token where the metric judges no answer."""
+        """The share of right answers, or the mean log-likelihood per token if the metric judges no answers."""
         figures: dict[str, float] = {}
         for place, text in texts.items():
             found = evaluate(model, text, metric).summary()  # type: ignore[arg-type]  # checked by evaluate
@@ -109,4 +110,4 @@ def command(
         + [f"{value:.3f}" for value in row.figures.values()]
         for row in found.rows
     ]
-    console.print_table("Sweep; * no other setting beats it", ["", "top", "strength", "channels", *names], table)
+    console.print_table("Sweep; *: no other setting is better", ["", "top", "strength", "channels", *names], table)

@@ -1,4 +1,4 @@
-"""``act-profile transfer``: move the chosen channels from donors to target."""
+"""``act-profile transfer``: transfer the chosen channels from donors to a target."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ if TYPE_CHECKING:
 
 
 def command(
-    donor: Annotated[list[str], typer.Option(help="The model that still has the ability (repeatable).")],
-    target: Annotated[str, typer.Option(help="The model that lost it; it is not changed on disk.")],
-    channels: Annotated[list[Path], typer.Option(help="The channel set, from act-profile rank; one for each donor.")],
+    donor: Annotated[list[str], typer.Option(help="The model that has the ability (repeatable).")],
+    target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
+    channels: Annotated[list[Path], typer.Option(help="A channel set from act-profile rank, one for each donor.")],
     output: Annotated[Path, typer.Option(help="Folder for the resulting model, or a .safetensors patch file.")],
     strength: Annotated[
-        list[float] | None, typer.Option(help="The paper's lambda, 0.4 if not given; one for all or for each donor.")
+        list[float] | None, typer.Option(help="The paper's lambda, one for all donors or one for each; 0.4 by default.")
     ] = None,
     strength_of: Annotated[
         list[str] | None,
-        typer.Option(help="PATTERN=VALUE: another strength for matching sites, such as '*.mlp.*=0.2' (repeatable)."),
+        typer.Option(
+            help="PATTERN=VALUE: a different strength for matching sites, such as '*.mlp.*=0.2' (repeatable)."
+        ),
     ] = None,
-    overlap: Annotated[str, typer.Option(help="Rows of several donors: sum, mean, first or stronger.")] = "sum",
+    overlap: Annotated[
+        str, typer.Option(help="How to combine rows of several donors: sum, mean, first or stronger.")
+    ] = "sum",
     align_tokens: Annotated[
-        bool, typer.Option(help="Match embedding and LM-head rows of another vocabulary by token string.")
+        bool, typer.Option(help="Match embedding and LM-head rows of different vocabularies by token string.")
     ] = False,
     in_memory: Annotated[bool, typer.Option(help="Load the models instead of working on their files.")] = False,
     device: options.Device = "auto",
@@ -43,7 +47,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Blend the chosen channels of the donors into the target; write a model folder, or a patch file."""
+    """Blend the chosen channels of the donors into the target; write a model folder or a patch file."""
     from act.editing.donor import Donor, require_strength
     from act.editing.stored import RenamedWeights
     from act.ranking.channel_set import ChannelSet
@@ -68,7 +72,7 @@ def command(
         try:
             summary = _on_disk(donors, target, output, overlap, force)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
-            console.warn(f"loading the models, which takes their whole size in memory: {reason}")
+            console.warn(f"loading the models into memory as a whole: {reason}")
     summary = summary or _in_memory(donors, target, output, overlap, device, dtype, force)  # type: ignore[arg-type]
     notes = summary.pop("notes")
     summary = {
@@ -88,7 +92,7 @@ def command(
 
 
 def _with_tokens(donors: list[Donor], target: str, align: bool) -> Iterator[Donor]:
-    """The donors; those that give rows or columns of tokens know which are shared, or how they differ."""
+    """The donors; those that transfer rows or columns of tokens get the shared tokens, or the token difference."""
     from act.editing.donor import shared_tokens
     from act.models.loading import token_difference
 
@@ -105,7 +109,7 @@ def _with_tokens(donors: list[Donor], target: str, align: bool) -> Iterator[Dono
 
 
 def _tokenizer(model: str, needed: bool) -> PreTrainedTokenizerBase | None:
-    """The tokenizer of a model; where there is none, None with a warning, or an error if it is ``needed``."""
+    """The tokenizer of a model; if there is none, None with a warning, or an error if it is ``needed``."""
     from act.models.loading import load_tokenizer
 
     console.quiet_transformers()
@@ -114,7 +118,7 @@ def _tokenizer(model: str, needed: bool) -> PreTrainedTokenizerBase | None:
     except ActError as error:
         if needed:
             raise
-        console.warn(f"{error}; so nothing tells whether a token has the same id in donor and target")
+        console.warn(f"{error}; it is unknown whether tokens have the same ids in donor and target")
         return None
 
 

@@ -1,4 +1,4 @@
-"""``act-profile tune``: a light fine-tune that settles a transfer."""
+"""``act-profile tune``: a light fine-tune after a transfer."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ def command(
     model: Annotated[str, typer.Option(help="The model to tune; it is not changed on disk.")],
     corpus: options.CorpusPlace,
     output: Annotated[Path, typer.Option(help="Folder for the tuned model.")],
-    replay: Annotated[str | None, typer.Option(help="Records of what the model is to retain, mixed in.")] = None,
+    replay: Annotated[str | None, typer.Option(help="Records of abilities to retain, mixed in.")] = None,
     replay_share: Annotated[
         float | None, typer.Option(help="Share of the records that come from --replay; 0.5 by default.")
     ] = None,
     mode: Annotated[str, typer.Option(help="full, rows (of --channels only) or lora.")] = "full",
-    channels: Annotated[Path | None, typer.Option(help="Channel set whose rows are trained, for mode rows.")] = None,
+    channels: Annotated[Path | None, typer.Option(help="Channel set whose rows are trained in mode rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; one pass over the corpus by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Records per step.")] = 8,
-    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW; falls linearly to 0.")] = 1e-4,
-    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters, for mode lora; 8 by default.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW; it falls linearly to 0.")] = 1e-4,
+    lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters in mode lora; 8 by default.")] = None,
     adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the order of records, dropout and adapters.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed for the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fine-tune on the answers of a corpus; run the same command again after a break, and it goes on."""
+    """Fine-tune on the answers of a corpus; after an interruption, the same command continues."""
     from act.data.corpus import Corpus
     from act.editing.tune import TuneSettings, save_tuned, tune
     from act.models.loading import load_model, load_tokenizer

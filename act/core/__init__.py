@@ -1,4 +1,4 @@
-"""What every other package needs and nothing about models: errors, whole files, optional packages, versions.
+"""What every other package needs, and nothing about models: errors, files, optional packages and versions.
 
-It may import nothing from act, and no torch but in tensor_files.
+This package imports nothing else from act; only ``tensor_files`` imports torch.
 """

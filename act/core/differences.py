@@ -1,4 +1,4 @@
-"""Where two plain values differ, in words."""
+"""Comparing plain data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def first_difference(found: Any, expected: Any, path: str = "") -> str | None:
-    """Where two plain values first differ, in words; None where they do not."""
+    """Describe where two plain values first differ; None if they are equal."""
     if isinstance(found, dict) and isinstance(expected, dict):
         for key in [*expected, *(key for key in found if key not in expected)]:
             inner = f"{path} {key}".strip() or "the corpus"

@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, or one sentence that says how to install them."""
+"""Optional packages: imported where they are used, with an error that says how to install a missing one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from act.core.errors import ActError
 
 
 def optional(module: str, extra: str, purpose: str) -> ModuleType:
-    """The module; raises ActError, with the pip command, if it is not installed."""
+    """Import a module.
+
+    Raises:
+        ActError: it is not installed; the message has the pip command.
+    """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Writing and reading files so that nothing half-written is ever left behind."""
+"""Writing files and folders so that nothing half-written is left behind."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from safetensors import SafetensorError
 
 from act.core.errors import ActError
 
-MANIFEST = ".act-profile"  # in each folder written: the files that --force may replace, one a line
+MANIFEST = ".act-profile"  # in each folder written: the files that --force may replace, one per line
 
 
 def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
-    """Raise :class:`ActError` if ``path`` cannot be written, before any work.
+    """Check, before any work, that ``path`` can be written.
 
-    That is: it exists and ``force`` is not set, it is a folder with files in it that were not written by
-    :func:`written_whole`, its folder does not exist, or it is one of the ``inputs``.
+    Raises:
+        ActError: ``path`` exists and ``force`` is False; it is a folder with files that :func:`written_whole` did not
+            write; its parent folder does not exist; it would overwrite one of the ``inputs``.
     """
     require_not_input(path, inputs)
     if path.exists() and not force:
@@ -33,7 +34,7 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
 
 
 def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise :class:`ActError` where an output would replace something that is read, or lie inside or around it."""
+    """Raise :class:`ActError` if ``output`` is one of the ``inputs``, lies inside one, or contains one."""
     place = output.resolve()
     for one in inputs:
         held = Path(one).resolve()
@@ -42,7 +43,7 @@ def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
 
 
 def _require_own(path: Path) -> None:
-    """Raise :class:`ActError` for a folder with files that its manifest does not name."""
+    """Raise :class:`ActError` if ``path`` is a folder with files that its manifest does not name."""
     if not path.is_dir():
         return
     manifest = path / MANIFEST
@@ -50,27 +51,27 @@ def _require_own(path: Path) -> None:
     if foreign := [name for name in _files(path) if name not in {MANIFEST, *known}]:
         more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
         raise ActError(
-            f"{path} holds {foreign[0]}{more}, not written there by act-profile, so --force does not replace the "
-            "folder; move them away, or choose another output"
+            f"{path} holds {foreign[0]}{more}, not written by act-profile, so --force does not replace the folder; "
+            "move them elsewhere, or choose another output"
         )
 
 
 def _files(folder: Path) -> list[str]:
-    """Every file below a folder, by relative name."""
+    """The relative names of all files below a folder, sorted."""
     found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 @contextlib.contextmanager
 def written_whole(path: Path, *, force: bool = False, directory: bool = False) -> Iterator[Path]:
-    """A temporary path beside ``path``, renamed onto it when the block ends, removed if it raises.
+    """A temporary path beside ``path``, renamed to it when the block ends, or removed if the block raises.
 
-    Who may read the result is for the umask to say, whatever wrote it. A folder gets a list of its files,
-    :data:`MANIFEST`, and is replaced only while it holds no others.
+    The result has the permissions that the umask gives a new file. A folder gets a list of its files,
+    :data:`MANIFEST`, and is replaced only if it holds no other files.
 
     Raises:
-        ActError: ``path`` exists and ``force`` is False; it is a folder with files of someone else's; its folder does
-            not exist; the disk is full.
+        ActError: ``path`` exists and ``force`` is False; it is a folder with files that its manifest does not name; its
+            parent folder does not exist; the disk is full.
     """
     require_output(path, force)
     if path.is_dir() and not directory:
@@ -88,7 +89,7 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
             names = [name for name in _files(temporary) if name != MANIFEST]
             (temporary / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         _give_usual_mode(temporary, scratch)
-        _require_own(path)  # again: files may have come meanwhile
+        _require_own(path)  # again: files may have been added meanwhile
         if path.is_dir() and not path.is_symlink():
             path.replace(scratch / "replaced")  # a rename cannot replace a folder that holds files
         try:
@@ -108,7 +109,7 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
 
 
 def _give_usual_mode(written: Path, scratch: Path) -> None:
-    """Give what was written the mode of any new file (safetensors files come as 0600); not files linked elsewhere."""
+    """Give written files the mode of any new file (safetensors writes 0600); leave files with other links alone."""
     usual = scratch / "usual"
     usual.touch()
     mode = stat.S_IMODE(usual.stat().st_mode)

@@ -1,4 +1,4 @@
-"""Files of tensors with a JSON header: profiles, channel sets, patches and checkpoints are such."""
+"""Files of tensors with a JSON header: the format of profiles, channel sets, patches and checkpoints."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ def save_tensors(
 def load_tensors(
     path: Path, schema: str, *, header_only: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The tensors (none with ``header_only``) and header of a file that :func:`save_tensors` wrote with this schema.
+    """Read the tensors (none with ``header_only``) and the header of a file that :func:`save_tensors` wrote.
 
     Raises:
-        ActError: no such file; truncated or not a safetensors file; another kind of file or another schema version.
+        ActError: the file is missing, truncated, not a safetensors file, of another kind or of another schema version.
     """
     kind = schema.partition("/")[0]
     if not path.is_file():
         raise ActError(f"no such file: {path}; expected an {kind} file")
     if not _begins_as_safetensors(path):
-        raise ActError(f"{path} is no safetensors file; expected an {kind} file")
+        raise ActError(f"{path} is not a safetensors file; expected an {kind} file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -58,15 +58,15 @@ def load_tensors(
 
 
 def _begins_as_safetensors(path: Path) -> bool:
-    """Whether a file begins as its format does: eight bytes of length, then a JSON object."""
+    """Whether a file begins like a safetensors file: eight bytes of length, then a JSON object."""
     with path.open("rb") as file:
         start = file.read(9)
-    return len(start) < 9 or start[8:] == b"{"  # one cut that short is damaged, whatever it was
+    return len(start) < 9 or start[8:] == b"{"  # a file this short is reported as damaged
 
 
 @contextlib.contextmanager
 def understood(path: Path) -> Iterator[None]:
-    """Turns what goes wrong while a file's header and tensors are put to use into an :class:`ActError`."""
+    """Turn errors raised while a file's header and tensors are used into an :class:`ActError`."""
     try:
         yield
     except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:

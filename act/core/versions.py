@@ -1,4 +1,4 @@
-"""Versions of everything that decides a number, for provenance and bug reports."""
+"""Versions of everything that can change a result, for provenance and bug reports."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PACKAGES = ("act-profile", "torch", "transformers", "triton", "safetensors", "to
 
 
 def versions() -> dict[str, str]:
-    """Version of Python and of each of :data:`PACKAGES` that is installed."""
+    """The versions of Python and of :data:`PACKAGES`, or ``not installed``."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

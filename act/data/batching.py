@@ -1,4 +1,4 @@
-"""Batches of one ability, filled to a token budget from windows of the corpus sorted by length, never held whole."""
+"""Batches of one ability, filled to a token budget from windows of records sorted by length."""
 
 from __future__ import annotations
 
@@ -13,29 +13,37 @@ import torch
 
 from act.core.errors import ActError
 
-LOOK_AHEAD = 2048  # records sorted together: padding of a few percent, memory of a few megabytes
-LOOK_AHEAD_TOKENS = 1 << 21  # closes a window of long records early
-PREFETCHED = 4  # batches that wait for the model
+LOOK_AHEAD = 2048  # records sorted together: a few percent of padding, a few megabytes of memory
+LOOK_AHEAD_TOKENS = 1 << 21  # ends a window of long records early
+PREFETCHED = 4  # batches prepared ahead of the model
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """A piece of a document, its ability, and the number of its record."""
+    """A piece of a document.
 
-    input_ids: np.ndarray  # int32 [length]
-    count_mask: np.ndarray  # bool [length]
+    Attributes:
+        input_ids: int32 ``[length]``.
+        count_mask: bool ``[length]``: the tokens that count.
+        document: number of the record.
+        ability: the ability that the record exercises; empty if it has no name.
+        first: whether this is the first piece of its document.
+    """
+
+    input_ids: np.ndarray
+    count_mask: np.ndarray
     document: int = 0
     ability: str = ""
-    first: bool = True  # of its document's pieces
+    first: bool = True
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
 
 class Position(NamedTuple):
-    """What a run has done of its corpora: ``batch`` batches of the window that begins at ``record`` of ``corpus``."""
+    """How far a run has read: ``batch`` batches of the window that begins at ``record`` of the ``corpus``-th corpus."""
 
     corpus: int = 0
     record: int = 0
@@ -50,13 +58,13 @@ class Batch:
     """Rows of one ability.
 
     Attributes:
-        inputs: what the model gets: ``input_ids`` and ``attention_mask`` (int64 ``[batch, length]``), or, packed,
-            ``input_ids`` and ``position_ids`` that begin at 0 in each piece (int64 ``[1, length]``).
+        inputs: the arguments of the model: ``input_ids`` and ``attention_mask``, int64 ``[batch, length]``; if packed,
+            ``input_ids`` and ``position_ids``, which restart at 0 in each piece, int64 ``[1, length]``.
         count_mask: bool ``[batch, length]`` on the CPU: the tokens that count, none of them padding.
-        ability: the ability that the rows exercise; empty in a corpus without names.
+        ability: the ability that the rows exercise; empty if it has no name.
         documents: record numbers, int64 ``[pieces]``, in the order of the rows, or of the pieces in a packed row.
         records: how many of those documents begin in this batch.
-        after: where the corpora stand once this batch is done; None outside a corpus.
+        after: the position in the corpora once this batch is done; None outside a corpus.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -68,35 +76,35 @@ class Batch:
 
     @property
     def packed(self) -> bool:
-        """Whether the pieces follow each other in one row, told apart by ``position_ids``."""
+        """Whether the pieces share one row, separated by their ``position_ids``."""
         return "attention_mask" not in self.inputs and "position_ids" in self.inputs and len(self.count_mask) == 1
 
     @property
     def size(self) -> int:
-        """Tokens, padding included."""
+        """Number of tokens, padding included."""
         return self.count_mask.numel()
 
     @property
     def tokens(self) -> int:
-        """Tokens without padding."""
+        """Number of tokens without padding."""
         attended = self.inputs.get("attention_mask")
         return self.size if attended is None else int(attended.sum())
 
     @property
     def padded_right(self) -> bool:
-        """Whether every row is attended from its first token on, without gaps."""
+        """Whether all padding is on the right of the rows."""
         attended = self.inputs.get("attention_mask")
         if attended is None or attended.shape != self.count_mask.shape or not attended.numel():
             return False
         return bool(attended[:, 0].all() and (attended[:, 1:] <= attended[:, :-1]).all())
 
     def pinned(self) -> Batch:
-        """A copy in page-locked memory, from which a GPU fetches while the CPU goes on."""
+        """A copy in page-locked memory, from which a GPU copies asynchronously."""
         inputs = {name: x.pin_memory() for name, x in self.inputs.items()}
         return replace(self, inputs=inputs, count_mask=self.count_mask.pin_memory())
 
     def halves(self) -> tuple[Batch, Batch] | None:
-        """Two batches of about half the tokens; None where only one piece is left."""
+        """Two batches with about half the tokens each; None if there is only one piece."""
         if self.packed:
             starts = (self.inputs["position_ids"][0] == 0).nonzero().flatten().tolist()[1:]
             middle = min(starts, key=lambda start: abs(2 * start - self.size), default=None)
@@ -123,13 +131,16 @@ class Batch:
 
 
 def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
-    """A user's batch as one :class:`Batch`, or as one of each ability that its ``ability`` ``[batch]`` names.
+    """Turn a user's batch into one :class:`Batch`, or into one per ability if the batch names abilities.
 
-    A dict of ``input_ids``, ``attention_mask`` and optionally ``count_mask``, all ``[batch, length]``, and whatever
-    else the model takes, ``[batch, …]``; every attended token counts where there is no ``count_mask``.
+    Args:
+        batch: a dict of ``input_ids`` (integers ``[batch, length]``) and optionally ``attention_mask`` and
+            ``count_mask`` (``[batch, length]``), ``ability`` (``[batch]``), and other inputs of the model
+            (``[batch, …]``). Without a ``count_mask``, every attended token counts.
 
     Raises:
-        ActError: no dict, no ``input_ids``, or one that is not integers; a mask of another shape.
+        ActError: the batch is not a dict; ``input_ids`` are missing or not integers; a mask has another shape; there
+            are more or fewer abilities than rows.
     """
     _require_batch(batch)
     inputs = {name: x for name, x in batch.items() if name not in ("count_mask", "ability")}
@@ -142,7 +153,9 @@ def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
         str(label) for label in (batch["ability"].tolist() if hasattr(batch["ability"], "tolist") else batch["ability"])
     ]
     if len(labels) != len(count_mask):
-        raise ActError(f"ability names {len(labels)} rows, the batch has {len(count_mask)}; expected one for each")
+        raise ActError(
+            f"ability names {len(labels)} rows and the batch has {len(count_mask)}; expected one ability per row"
+        )
     for ability in sorted(set(labels)):
         rows = torch.tensor([label == ability for label in labels], device=attended.device)
         part = {name: x[rows] for name, x in inputs.items()}
@@ -151,10 +164,10 @@ def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
 
 def _require_batch(batch: Any) -> None:
     if not isinstance(batch, Mapping):
-        raise ActError(f"a batch is of type {type(batch).__name__}; expected a dict of tensors, input_ids among them")
+        raise ActError(f"a batch is of type {type(batch).__name__}; expected a dict of tensors, including input_ids")
     if "input_ids" not in batch:
         held = ", ".join(map(str, batch)) or "nothing"
-        raise ActError(f"a batch holds no input_ids, only {held}; give the token ids, integers [batch, length]")
+        raise ActError(f"a batch has no input_ids, only {held}; give the token ids as integers [batch, length]")
     for name in ("input_ids", "attention_mask", "count_mask"):
         if name in batch and not isinstance(batch[name], torch.Tensor):
             raise ActError(
@@ -166,17 +179,18 @@ def _require_batch(batch: Any) -> None:
     for name in ("attention_mask", "count_mask"):
         if name in batch and batch[name].shape != ids.shape:
             raise ActError(
-                f"{name} of a batch has the shape {list(batch[name].shape)}; expected {list(ids.shape)}, that of its "
-                "input_ids"
+                f"{name} of a batch has the shape {list(batch[name].shape)}; expected {list(ids.shape)}, the shape of "
+                "its input_ids"
             )
 
 
 def pieces(
     ids: np.ndarray, count_mask: np.ndarray, max_length: int, overlap: int, document: int = 0, ability: str = ""
 ) -> Iterator[Sequence]:
-    """A document cut to sequences of at most ``max_length``; each begins with the ``overlap`` tokens before it.
+    """Cut a document into sequences of at most ``max_length`` tokens.
 
-    Those give context only: every position counts in exactly one piece.
+    Each piece but the first repeats the last ``overlap`` tokens of the one before it, as context only: every position
+    counts in exactly one piece.
     """
     start = 0
     while True:
@@ -190,10 +204,10 @@ def pieces(
 
 
 def batches(window: Iterable[Sequence], token_budget: int, pad_id: int, packing: bool = False) -> Iterator[Batch]:
-    """The sequences of a window in batches of at most ``token_budget`` tokens, padding included, of one ability each.
+    """The sequences of a window in batches of one ability and at most ``token_budget`` tokens, padding included.
 
-    Longest first, so that a budget too large for the memory shows at once; a sequence longer than the budget gets a
-    batch of its own. The order depends on nothing else.
+    The longest come first, so that a budget too large for the memory fails at once. A sequence longer than the budget
+    gets a separate batch. The order depends only on abilities, lengths and record numbers.
     """
     ordered = sorted(window, key=lambda sequence: (sequence.ability, -len(sequence), sequence.document))
     while ordered:
@@ -203,7 +217,7 @@ def batches(window: Iterable[Sequence], token_budget: int, pad_id: int, packing:
 
 
 def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
-    """How many of the first sequences make one batch."""
+    """How many sequences from the front fill one batch."""
     tokens = 0
     for number, sequence in enumerate(ordered):
         tokens = tokens + len(sequence) if packing else (number + 1) * len(ordered[0])
@@ -243,7 +257,7 @@ def _batch(sequences: list[Sequence], inputs: dict[str, np.ndarray], count_mask:
 def prefetched(
     items: Iterable[T], prepare: Callable[[T], T] = lambda item: item, ahead: int = PREFETCHED
 ) -> Iterator[T]:
-    """The items in order, made (and prepared) by a thread that stays at most ``ahead`` of them in front."""
+    """The items in order, made and prepared by a thread that runs at most ``ahead`` items in advance."""
     ready: queue.Queue[tuple[str, Any]] = queue.Queue(ahead)
     closed = threading.Event()
 

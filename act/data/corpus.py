@@ -1,4 +1,4 @@
-"""Corpora: records that exercise an ability, tokenised, with the tokens that count, in batches."""
+"""Corpora: records that exercise an ability, as tokens, with a mask of those that count."""
 
 from __future__ import annotations
 
@@ -28,22 +28,24 @@ CHUNK = 128  # records tokenised together
 
 
 class Corpus:
-    """Records, and the tokenizer that turns them into tokens, some of which count; every pass reads the source anew.
+    """Records, and the tokenizer that turns them into tokens, some of which count.
+
+    Every pass reads the source again.
 
     Args:
-        source: where the records come from; :meth:`from_file`, :meth:`from_records` and :meth:`from_dataset` make one.
+        source: the records; :meth:`from_file`, :meth:`from_records` and :meth:`from_dataset` create one.
         tokenizer: a Hugging Face tokenizer; conversations need its chat template.
         count: which tokens count: see :data:`act.data.encode.Count`.
         answer_turns: which messages are answers: see :data:`act.data.encode.AnswerTurns`.
         max_length: longest sequence in tokens; None: the positions of the model, at most 2048. A longer ``text`` is cut
-            into pieces; other longer records are errors.
-        overlap: tokens of context that a piece repeats from the one before, and that do not count again; None: a
-            sixteenth of the length.
+            into pieces; any other longer record is an error.
+        overlap: tokens that a piece repeats from the one before it as context, and that do not count again; None: a
+            sixteenth of the maximum length.
         ability_column: the column that labels each record with its ability.
         name: used in provenance and errors instead of the source's name.
 
     Raises:
-        ActError: an unknown choice, or a length or overlap outside its range.
+        ActError: an unknown choice, or a length or overlap out of range.
 
     >>> corpus = act.Corpus.from_records([{"prompt": "What is two plus three?", "completion": " five"}], tokenizer)
     >>> corpus  # doctest: +ELLIPSIS
@@ -143,8 +145,8 @@ class Corpus:
         """A corpus from a Hugging Face dataset, map-style or streaming.
 
         Args:
-            fingerprint: what distinguishes a streaming dataset from others, such as its name and revision; checkpoints
-                and the token cache need it.
+            fingerprint: identifies a streaming dataset, for example its name and revision; checkpoints and the token
+                cache need it.
         """
         return cls(
             Dataset(dataset, fingerprint=fingerprint),
@@ -165,7 +167,7 @@ class Corpus:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer."""
+        """The tokenizer of the corpus."""
         return self.encoder.tokenizer
 
     @property
@@ -175,18 +177,18 @@ class Corpus:
 
     @property
     def overlap(self) -> int:
-        """Tokens of context that a later piece of a text repeats."""
+        """Tokens that a piece of a cut text repeats from the one before it."""
         return self.max_length // 16 if self._overlap is None else self._overlap
 
     def fitted(self, learned: int | None, trained: int | None = None) -> Corpus:
         """This corpus for a model.
 
         Args:
-            learned: positions that the model has parameters for, and cannot go beyond; None: it computes them.
-            trained: positions that its configuration says it was made for; beyond them only where that was asked for.
+            learned: number of positions for which the model has parameters, a hard limit; None: it computes them.
+            trained: number of positions in its configuration; only an explicit ``max_length`` may exceed it.
 
         Raises:
-            ActError: a maximum length that was asked for and does not fit, or an overlap that leaves nothing of it.
+            ActError: an explicit maximum length exceeds ``learned``, or an explicit overlap is not below the positions.
         """
         if self._max_length is not None and learned is not None and self._max_length > learned:
             raise ActError(
@@ -206,7 +208,7 @@ class Corpus:
         return fitted
 
     def for_models(self, *models: nn.Module) -> Corpus:
-        """This corpus :meth:`fitted` to the positions that all these models have."""
+        """This corpus, :meth:`fitted` to the positions that all the models have."""
         learned = [positions for model in models if (positions := learned_positions(model)) is not None]
         found = [trained_positions(getattr(model, "config", None)) for model in models]
         trained = [positions for positions in found if positions is not None]
@@ -218,25 +220,30 @@ class Corpus:
         workers: int = 0,
         report: Callable[[str, int, int], None] = lambda name, done, total: None,
     ) -> Corpus:
-        """This corpus, read from its tokens in ``folder``; tokenised now, to its end, if they are not there.
+        """This corpus, read from tokens in ``folder``; if they are missing, the whole corpus is tokenised first.
 
         What counts is decided on reading, so one file serves every count mode and maximum length.
 
         Args:
-            folder: made if it is missing; a file in it for each corpus.
+            folder: holds one file per corpus; created if it is missing.
             workers: processes that tokenise; 0: this one.
-            report: called while tokenising with the name, and how many records of how many (0: unknown) are done.
+            report: called while tokenising with the name, the records done, and the total (0: unknown).
 
         Raises:
-            ActError: a source whose content has no fingerprint; a folder that cannot be written.
+            ActError: the source has no fingerprint; the folder cannot be written.
         """
         if not self.source.fingerprint:
             raise ActError(
-                f"{self.name}: a stream has no fingerprint to find its tokens by; give it one "
-                "(Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
+                f"{self.name} is a stream without a fingerprint, so its tokens could not be found again; pass a "
+                "fingerprint (Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
             )
         identity = self.identity()
-        deciding = ("fingerprint", "tokenizer", "answer_turns", "ability_column")  # not what counts, nor the cuts
+        deciding = (
+            "fingerprint",
+            "tokenizer",
+            "answer_turns",
+            "ability_column",
+        )  # not what counts, nor where texts are cut
         tokens = TokenCache(Path(folder), {name: identity[name] for name in deciding})
         if not tokens.there:
             tokens.write(
@@ -262,7 +269,7 @@ class Corpus:
     def numbered(
         self, start: int = 0, shard: Shard = (0, 1), workers: int = 0, wanted: Wanted = every
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
-        """The wanted records of a shard from a number on, each with its tokens or what is wrong with it, in order."""
+        """The wanted records of a shard, from number ``start`` on, each with its tokens or its error, in order."""
         tokens = self._tokens
         found = tokens.read(start, shard, wanted) if tokens else self._tokenised(start, shard, workers, wanted)
         return ((entry, self._checked(result)) for entry, result in found)
@@ -271,7 +278,7 @@ class Corpus:
         self, start: int, shard: Shard, workers: int, wanted: Wanted
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
         entries = self.source.read(start, shard, wanted)
-        # The results come in the order of the chunks, so each finds its entries at the front of the queue.
+        # Results come in the order of the chunks, so the entries of the next result are always the first in this list.
         sent: list[list[Entry]] = []
 
         def chunks() -> Iterator[list[Record | ActError]]:
@@ -283,10 +290,10 @@ class Corpus:
             yield from zip(sent.pop(0), results, strict=True)
 
     def encoded(self) -> Iterator[Encoded]:
-        """Every record as tokens with its answer, in order.
+        """Every record as tokens with a mask of its answer, in order.
 
         Raises:
-            ActError: a malformed record, an answer that is empty or cannot be told from its prompt.
+            ActError: a malformed record; an answer that is empty or cannot be separated from its prompt.
         """
         for entry, result in self.numbered():
             if isinstance(result, ActError):
@@ -294,7 +301,7 @@ class Corpus:
             yield result
 
     def sequences(self) -> Iterator[Sequence]:
-        """Every record as sequences of at most ``max_length`` tokens with a count mask; errors as :meth:`encoded`."""
+        """Every record as sequences of at most ``max_length`` tokens; raises the errors of :meth:`encoded`."""
         for number, encoded in enumerate(self.encoded()):
             yield from self.pieces_of(encoded, number)
 
@@ -304,7 +311,7 @@ class Corpus:
         return pieces(encoded.input_ids, mask, self.max_length, self.overlap, document, encoded.ability or ability)
 
     def spans(self, limit: int) -> Iterator[list[tuple[str, bool]]]:
-        """The first records as decoded runs of tokens, each with whether it counts: a preview."""
+        """A preview of the first records, as decoded runs of tokens, each with whether it counts."""
         return map(self.runs_of, itertools.islice(self.encoded(), limit))
 
     def runs_of(self, encoded: Encoded) -> list[tuple[str, bool]]:
@@ -319,7 +326,7 @@ class Corpus:
     def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
         if isinstance(result, ActError) or len(result.input_ids) <= self.max_length:
             return result
-        if result.answer[len(self.encoder.lead) :].all():  # a text, which may be cut
+        if result.answer[len(self.encoder.lead) :].all():  # a text, which can be cut
             return result
         return ActError(
             f"the record has {len(result.input_ids)} tokens and the limit is {self.max_length}; "

@@ -1,6 +1,6 @@
-"""Records to token ids, with the tokens that are the answer.
+"""Records as token ids, with a mask of the answer.
 
-The answer is found by token ids: the whole record must begin with those of its prompt, or an error says so.
+The answer is found by token ids: those of the whole record must begin with those of its prompt, or an error is raised.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Count = Literal["answer", "predict", "all", "prompt"]
-"""Counted positions: the answer tokens' own (as in the paper), those that predict an answer token, all, or the rest."""
+"""Counted positions: of answer tokens (as in the paper), of tokens that predict an answer token, all, or the rest."""
 
 AnswerTurns = Literal["last", "all"]
 """Which of the assistant's messages are answers."""
@@ -32,16 +32,22 @@ EXPECTED = (
 )
 
 LARGEST_ID = np.iinfo(np.int32).max
-LONGEST_NAME = 50  # characters of at most 4 bytes: the name of a file, and of its temporary copy, has 255 bytes
+LONGEST_NAME = 50  # characters of up to 4 bytes: file names, also of temporary copies, have at most 255 bytes
 _FILE_NAME = re.compile(rf"[^\s./\\\x00-\x1f][^/\\\x00-\x1f]{{0,{LONGEST_NAME - 1}}}")
 
 Steps = Generator[list[str], list[list[int]], "Encoded"]
-"""Yields the texts of one record that need token ids, is sent those, and returns."""
+"""A generator that yields the texts of one record, is sent their token ids, and returns the result."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of one record (int32 ``[length]``) and which of them are its answer (bool ``[length]``)."""
+    """One record as tokens.
+
+    Attributes:
+        input_ids: int32 ``[length]``.
+        answer: bool ``[length]``: the tokens that are its answer.
+        ability: its label, if the records are labelled.
+    """
 
     input_ids: np.ndarray
     answer: np.ndarray
@@ -57,23 +63,23 @@ class Encoded:
 
     @cached_property
     def answers(self) -> list[tuple[int, int]]:
-        """The half-open range of every answer: the last is *the* answer, those before it are earlier turns."""
+        """The half-open range of every answer; the last is *the* answer, and earlier turns come before it."""
         edges = np.flatnonzero(np.diff(self.answer, prepend=False, append=False)).tolist()
         return list(zip(edges[::2], edges[1::2], strict=True))
 
     @property
     def start(self) -> int:
-        """The first token of the answer."""
+        """Index of the first token of the answer."""
         return self.answers[-1][0]
 
     @property
     def end(self) -> int:
-        """Where the answer ends."""
+        """Index after the last token of the answer."""
         return self.answers[-1][1]
 
 
 class Encoder:
-    """Encodes records, many at a time; can be sent to another process.
+    """Encodes records, many at a time; can be pickled and sent to another process.
 
     Args:
         tokenizer: a Hugging Face tokenizer; conversations need its chat template.
@@ -98,12 +104,12 @@ class Encoder:
 
     @cached_property
     def vocabulary(self) -> str:
-        """A hash of which id is which token, and of no more: a chat template does not change it."""
+        """A hash of the tokens and their ids only; a chat template does not change it."""
         tokens = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(tokens.encode(errors="surrogatepass")).hexdigest()[:16]
 
     def __call__(self, records: Iterable[Record | ActError]) -> list[Encoded | ActError]:
-        """Each record as :class:`Encoded`, or what is wrong with it, in order; one call of the tokenizer for all."""
+        """Each record as :class:`Encoded` or as its error, in order, with one call of the tokenizer for all."""
         results: list[Encoded | ActError] = []
         waiting: list[tuple[int, Steps, slice]] = []
         texts: list[str] = []
@@ -175,15 +181,15 @@ class Encoder:
             raise ActError(f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a name")
         if not _FILE_NAME.fullmatch(str(ability)):
             raise ActError(
-                f"the ability, column {self.ability_column}, is {ability!r:.60}; expected what can name a file: at "
-                f"most {LONGEST_NAME} characters, none of them a slash, and no dot or space in front"
+                f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a valid file name: at "
+                f"most {LONGEST_NAME} characters, without slashes, and no dot or space in front"
             )
         _require_characters(str(ability))
         return str(ability)
 
     def _text(self, text: Any, mask: Any) -> Steps:
         (ids,) = yield [_nonempty("text", text)]
-        if mask is None:  # what the tokenizer puts in front is no text, and holds the largest activations of all
+        if mask is None:  # special tokens in front are not text, and have the largest activations
             mask = [0] * len(self.lead) + [1] * len(ids)
         return _masked([*self.lead, *ids], mask)
 
@@ -241,7 +247,7 @@ class Encoder:
         return turns
 
     def _without_white_space(self, ids: list[int], span: range) -> range:
-        """The span without the white space that a template puts after its end-of-turn token."""
+        """The span without white space that the template adds after its end-of-turn token."""
         last = max((i for i in span if ids[i] in self._special), default=None)
         if last is not None and not str(self.tokenizer.decode(ids[last + 1 : span.stop])).strip():
             return range(span.start, last + 1)
@@ -256,18 +262,18 @@ class Encoder:
             rendered = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except Exception as error:  # jinja2 and the template itself raise anything
+        except Exception as error:  # jinja2 and templates raise anything
             raise ActError(f"the chat template refused the messages: {error}") from error
         return str(rendered)
 
 
 def _has(record: Record, *keys: str) -> bool:
-    """Whether the record fills these columns: tables of mixed records hold None where a record has no such column."""
+    """Whether the record has values in these columns; in tables of mixed records, missing values are None."""
     return all(record.get(key) is not None for key in keys)
 
 
 def _after(prefix: list[int], whole: list[int]) -> range:
-    """The positions of ``whole`` after ``prefix``, which it must begin with."""
+    """The positions of ``whole`` after ``prefix``; ``whole`` must begin with ``prefix``."""
     _require_beginning(prefix, whole)
     if len(whole) == len(prefix):
         raise ActError("the record has no answer: prompt and whole record are the same tokens")
@@ -279,7 +285,7 @@ def _require_beginning(prefix: list[int], whole: list[int]) -> None:
         at = next(i for i, (a, b) in enumerate(zip([*whole, None], prefix, strict=False)) if a != b)
         raise ActError(
             f"the prompt's {len(prefix)} tokens are not the beginning of the whole record's {len(whole)} "
-            f"(they part at token {at}), so the answer cannot be told apart; end the prompt where a token ends"
+            f"(they differ from token {at} on), so the answer cannot be separated; end the prompt where a token ends"
         )
 
 
@@ -317,7 +323,7 @@ def _require_characters(text: str) -> None:
     except UnicodeEncodeError as error:
         half = text[error.start]
         raise ActError(
-            f"the text has half a character, {half!r} at position {error.start}, as a cut emoji leaves it; mend it"
+            f"the text has half a character, {half!r} at position {error.start}, perhaps from a cut emoji; repair it"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""Encoded records as pieces that fit a model, and as padded batches: what evaluating and fine-tuning read."""
+"""Encoded records as pieces that fit a model, and as padded batches, for evaluation and fine-tuning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a record that fits the model; the tokens from ``first`` on are predicted."""
+    """A part of a record that fits the model; the tokens from index ``first`` on are predicted."""
 
     record: int
     ids: list[int]
@@ -24,9 +24,9 @@ class Piece:
 
 
 def pieces(records: Sequence[Encoded], max_length: int, *, every_answer: bool = False) -> Iterator[Piece]:
-    """The answer of every record, or all its answers, in parts of at most ``max_length`` tokens.
+    """The answer of every record, or all its answers, in pieces of at most ``max_length`` tokens.
 
-    Each predicted token is in one of them.
+    Each answer token is predicted in exactly one piece.
     """
     for place, record in enumerate(records):
         for answer, stop in record.answers if every_answer else record.answers[-1:]:
@@ -50,7 +50,7 @@ def padded(
     places = torch.arange(width)
     present = places < lengths if side == "right" else places >= width - lengths
     ids = torch.full(present.shape, pad_id)
-    ids[present] = torch.tensor([token for row in rows for token in row])  # both in order of rows
+    ids[present] = torch.tensor([token for row in rows for token in row])  # both in the order of the rows
     return ids, present.long()
 
 
@@ -58,8 +58,9 @@ def collate(batch: Sequence[Piece], pad_id: int = 0) -> dict[str, torch.Tensor]:
     """Pieces as a batch to train on, padded on the right.
 
     Returns:
-        ``input_ids`` and ``attention_mask`` as :func:`padded`, and ``labels`` of the same shape: each predicted token's
-        id, :data:`IGNORED` elsewhere. Labels are not shifted: logits at position ``i`` predict the label at ``i + 1``.
+        ``input_ids`` and ``attention_mask`` as :func:`padded`, and ``labels`` of the same shape: the id of each
+        predicted token, :data:`IGNORED` elsewhere. Labels are not shifted: logits at position ``i`` predict the label
+        at ``i + 1``.
     """
     ids, mask = padded([piece.ids for piece in batch], pad_id)
     first = torch.tensor([piece.first for piece in batch])[:, None]

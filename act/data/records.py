@@ -1,7 +1,7 @@
-"""Where records come from: files, folders, globs, hub ids and lists, each with a number and a place for errors.
+"""Sources of records: files, folders, globs, hub ids and lists. Each record has a number, and a place for errors.
 
-JSONL and text are read line by line here, so that an error can name its line and one bad record can be skipped;
-everything else goes through Hugging Face ``datasets``, file by file, so that an error can name its file.
+JSONL and text files are read line by line here, so that an error names its line and one bad record can be skipped.
+Other formats are read with Hugging Face ``datasets``, file by file, so that an error names its file.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from act.core.errors import ActError, brief
 
 Record = Mapping[str, Any]
 Shard = tuple[int, int]
-"""``(i, n)``: the records whose number leaves ``i`` when divided by ``n``."""
+"""``(i, n)``: the records whose number leaves the remainder ``i`` when divided by ``n``."""
 Wanted = Callable[[int], bool]
-"""Whether the record of a number is wanted."""
+"""Whether the record with a given number is wanted."""
 
 LINES, TABLES = (".jsonl", ".txt"), {".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst")
@@ -35,7 +35,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
 
 
 def every(number: int) -> bool:
-    """All of them: a :data:`Wanted`."""
+    """A :data:`Wanted` that wants all records."""
     return True
 
 
@@ -44,7 +44,7 @@ def _none(number: int) -> bool:
 
 
 class Entry(NamedTuple):
-    """A record, or why it cannot be read; its number counts from 0 over the whole source."""
+    """A record, or the reason why it cannot be read; ``number`` counts from 0 over the whole source."""
 
     number: int
     place: str
@@ -52,12 +52,12 @@ class Entry(NamedTuple):
 
 
 class Source(Protocol):
-    """Records that can be read again, from any number on.
+    """Records that can be read repeatedly, from any number on.
 
     Attributes:
-        name: for errors and provenance.
+        name: used in errors and provenance.
         fingerprint: hash of the content.
-        size: number of records if known, estimated for large files.
+        size: number of records, estimated for large files; None if unknown.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Source(Protocol):
         ...
 
     def count(self) -> int | None:
-        """The number of records, by reading where ``size`` is not known; None: a stream, which is not read for it."""
+        """The number of records, read from the files if ``size`` is unknown; None for a stream of unknown size."""
         ...
 
 
 class Memory:
-    """Records in a list."""
+    """Records in memory."""
 
     def __init__(self, records: Iterable[Record], name: str = "records") -> None:
         self._records = list(records)
@@ -94,10 +94,10 @@ class Memory:
 
 
 class Files:
-    """Files one after the other, in the order given; what is damaged shows on reading.
+    """Files, read one after the other in the order given; damage is found when they are read.
 
     Raises:
-        ActError: no file, or one of an unknown kind.
+        ActError: there is no file, or one is of an unknown kind.
     """
 
     def __init__(self, paths: Iterable[Path], name: str) -> None:
@@ -116,9 +116,9 @@ class Files:
         self.fingerprint = digest.hexdigest()[:16]
 
     def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
-        """See :class:`Source`; lines that are not wanted are not parsed.
+        """See :class:`Source`; unwanted lines are not parsed.
 
-        A file that breaks off gives one entry that says so, and the next file follows.
+        A truncated file yields one entry with the error, and reading continues with the next file.
         """
         before = 0
         for path in self._paths:
@@ -134,7 +134,7 @@ class Files:
             before += row + 1
 
     def count(self) -> int | None:
-        """See :class:`Source`. Nothing is parsed."""
+        """See :class:`Source`; nothing is parsed."""
         if self.size is not None:
             return self.size
         return sum(1 for path in self._paths for _ in (_rows if path.suffix in TABLES else _lines)(path, _none))
@@ -144,8 +144,8 @@ class Dataset:
     """A Hugging Face dataset, map-style or streaming.
 
     Args:
-        dataset: what ``datasets.load_dataset`` gave for one split.
-        name, fingerprint: as in :class:`Source`; a map-style dataset has a fingerprint of its own, a stream's is empty
+        dataset: one split, as ``datasets.load_dataset`` returns it.
+        name, fingerprint: as in :class:`Source`. A map-style dataset brings its fingerprint; that of a stream is empty
             unless given.
     """
 
@@ -164,7 +164,9 @@ class Dataset:
                     yield Entry(number, f"{self.name}, row {number}", record)
                 number += 1
         except Exception as error:  # networks, decoders and generators raise anything
-            reason = ActError(f"the rows from here on cannot be read ({brief(error)}); mend the dataset, or skip them")
+            reason = ActError(
+                f"the rows from here on cannot be read ({brief(error)}); repair the dataset, or skip them"
+            )
             yield Entry(number, f"{self.name}, row {number}", reason)
 
     def count(self) -> int | None:
@@ -173,10 +175,10 @@ class Dataset:
 
 
 def open_source(corpus: str | Path) -> Source:
-    """The source that a path, folder, glob or hub id (``org/name``, ``…:split``, ``…:config:split``) names.
+    """The source for a file, folder, glob or hub id (``org/name``, ``…:split``, ``…:config:split``).
 
     Raises:
-        ActError: nothing of that name, or nothing in it that can be read.
+        ActError: nothing has that name, or nothing in it can be read.
     """
     name, path = str(corpus), Path(corpus)
     if path.is_file():
@@ -201,8 +203,10 @@ def _hub(name: str) -> Dataset:
 
     try:
         revision = HfApi().dataset_info(identifier).sha
-    except Exception as error:  # the client raises what its HTTP library raises
-        raise ActError(f"no such corpus: {name}, neither a file nor a hub id that answers ({brief(error)})") from error
+    except Exception as error:  # the client passes on the errors of its HTTP library
+        raise ActError(
+            f"no such corpus: {name}; there is no such file, and the hub returned an error ({brief(error)})"
+        ) from error
     loaded = _datasets("load_dataset", identifier, config, split=split, revision=revision, streaming=True)
     return Dataset(loaded, name, hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:16])
 
@@ -226,7 +230,7 @@ def _first(start: int, shard: Shard) -> int:
 
 
 def _kind(path: Path) -> str | None:
-    """``.jsonl``, ``.txt``, ``.parquet``, ``.arrow``, or None for what cannot be read."""
+    """``.jsonl``, ``.txt``, ``.parquet`` or ``.arrow``; None for other files."""
     suffixes = path.suffixes
     if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and suffixes[-2] in LINES:
         return suffixes[-2]
@@ -237,7 +241,7 @@ Rows = Iterator[tuple[int, str, "Record | ActError"]]
 
 
 def _lines(path: Path, wanted: Wanted) -> Rows:
-    """Rows ``(row, place, record)`` of a JSONL or text file without its empty lines; unparsed unless wanted."""
+    """Rows ``(row, place, record)`` of a JSONL or text file, without empty lines; only wanted ones are parsed."""
     parse = json.loads if _kind(path) == ".jsonl" else _text
     row = -1
     try:
@@ -247,10 +251,10 @@ def _lines(path: Path, wanted: Wanted) -> Rows:
                     continue
                 row += 1
                 yield row, f"line {line}", _parsed(raw, parse) if wanted(row) else {}
-    except Exception as error:  # gzip, zlib and zstandard raise their own
+    except Exception as error:  # gzip, zlib and zstandard raise their own types
         if isinstance(error, (GeneratorExit, ActError)):
             raise
-        advice = f"the {row + 1:,} records before are whole; get the file again"
+        advice = f"the {row + 1:,} records before this are whole; get the file again"
         yield row + 1, "", ActError(f"the file is truncated or damaged ({brief(error)}); {advice}")
 
 
@@ -264,20 +268,20 @@ def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
     except UnicodeDecodeError as error:
         return ActError(f"not UTF-8 ({error}); convert the file")
     except (json.JSONDecodeError, RecursionError) as error:
-        return ActError(f"not JSON ({error}); expected one object a line")
-    except ValueError:  # of Python's limit on the digits of an integer
-        return ActError("a number has too many digits to be read; write it as a string")
+        return ActError(f"not JSON ({error}); expected one object per line")
+    except ValueError:  # from Python's limit on the digits of an integer
+        return ActError("a number has too many digits; write it as a string")
 
 
 def _rows(path: Path, wanted: Wanted) -> Rows:
-    """Rows of a Parquet or Arrow file, through ``datasets``."""
+    """Rows of a Parquet or Arrow file, read with ``datasets``."""
     row = -1
     try:
         rows = _datasets("load_dataset", TABLES[path.suffix], data_files=str(path), split="train", streaming=True)
         for row, record in enumerate(rows):
             yield row, f"row {row}", record
-    except Exception as error:  # pyarrow and datasets raise their own
-        advice = f"the {row + 1:,} records before are whole; make it again or leave it out"
+    except Exception as error:  # pyarrow and datasets raise their own types
+        advice = f"the {row + 1:,} records before this are whole; create the file again, or leave it out"
         yield row + 1, "", ActError(f"the file is truncated or damaged ({brief(error)}); {advice}")
 
 
@@ -285,7 +289,7 @@ def _rows(path: Path, wanted: Wanted) -> Rows:
 def _opened(path: Path) -> Iterator[Iterable[bytes]]:
     with path.open("rb") as file:
         if path.suffix in COMPRESSED and not path.stat().st_size:
-            raise EOFError("it has 0 bytes, and even an empty text has some when compressed")
+            raise EOFError("it has 0 bytes, which no compressed file has")
         if path.suffix == ".gz":
             with gzip.open(file) as plain:
                 yield plain
@@ -300,7 +304,7 @@ def _opened(path: Path) -> Iterator[Iterable[bytes]]:
 
 
 def _unpacked(file: BinaryIO, decompressor: Any) -> Iterator[bytes]:
-    """The content of a zstd file, block by block; its stream readers would take a cut-off file for a whole one."""
+    """The content of a zstd file, block by block; zstandard's stream readers accept a truncated file as whole."""
     frame = None
     while block := file.read(1 << 20):
         while block:
@@ -322,7 +326,7 @@ def _lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _hash_and_size(path: Path) -> tuple[bytes, int | None]:
-    """A hash of the content (of its size and evenly spaced samples, if large) and the number of records, if cheap."""
+    """A hash of the content (of size and evenly spaced samples, if large) and, if cheap, the number of records."""
     size = path.stat().st_size
     digest, lines, read = hashlib.sha256(str(size).encode()), 0, 0
     with path.open("rb") as file:
@@ -355,4 +359,4 @@ def _parquet_rows(path: Path) -> int | None:
     try:
         return pyarrow.parquet.read_metadata(path).num_rows
     except (OSError, pyarrow.ArrowException):
-        return None  # reading it will say what is wrong, or skip it
+        return None  # reading the file reports the error, or skips it

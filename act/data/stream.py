@@ -1,4 +1,4 @@
-"""The batches of one pass over named corpora, in an order that depends on corpora and settings alone."""
+"""The batches of one pass over named corpora, in an order that depends only on corpora and settings."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ class Skipped(NamedTuple):
 
 
 class Stream:
-    """The batches of one pass over named corpora, one corpus after the other; the same settings give the same batches.
+    """The batches of one pass over named corpora, one corpus after the other.
+
+    The same corpora and settings give the same batches.
 
     A window holds :data:`act.data.batching.LOOK_AHEAD` records of one corpus (fewer if they are long), so no document
-    appears in two windows. Windows begin at multiples of that number, so several readers can divide among themselves
-    the same windows that one reader would see.
+    is in two windows. Windows begin at multiples of that number, so several readers can divide among themselves the
+    windows that one reader would see.
 
     Args:
         corpora: by ability; the name of a single corpus may be empty.
         token_budget: tokens per batch, padding included.
-        packing: pieces follow each other in one row, without padding (see :class:`act.data.batching.Batch`).
-        shard: ``(i, n)``: only the records whose number leaves the remainder i when divided by n.
+        packing: put several pieces in one row, without padding (see :class:`act.data.batching.Batch`).
+        shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
         workers: processes that tokenise; 0: this one.
         skip_bad_records: how many bad records to skip before giving up.
         look_ahead: records per window.
@@ -42,10 +44,10 @@ class Stream:
 
     Attributes:
         skipped: the bad records skipped so far.
-        stopped: abilities that are not read further; may be added to at any time.
+        stopped: abilities that are not read any further; may be added to at any time.
 
     Raises:
-        ActError: on iteration, a malformed record, or a corpus in which nothing counts.
+        ActError: during iteration, for a malformed record or a corpus in which nothing counts.
     """
 
     def __init__(
@@ -79,13 +81,13 @@ class Stream:
         self._part = part or shard[1] > 1 or windows[1] > 1
 
     def start_at(self, position: Position) -> None:
-        """Begin the next iteration at ``position``; what was skipped from there on will be read again."""
+        """Begin the next iteration at ``position``; forget records skipped after it, which will be read again."""
         order = {ability: number for number, ability in enumerate(self.corpora)}
         self.start = position
         self.skipped[:] = [each for each in self.skipped if (order[each.ability], each.record) < position[:2]]
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep besides the position, which only the reader of the batches knows."""
+        """What a checkpoint must keep, except the position, which only the reader of the batches knows."""
         return {"skipped": list(self.skipped), "stopped": sorted(self.stopped)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -101,7 +103,7 @@ class Stream:
 
     def _of(self, corpus: Corpus, ability: str, start: Position) -> Iterator[Batch]:
         pad_id = next((i for i in (corpus.tokenizer.pad_token_id, corpus.tokenizer.eos_token_id) if i is not None), 0)
-        counted = start != Position(start.corpus)  # whether anything before the start counted is not known here
+        counted = start != Position(start.corpus)  # after a resume, what was counted before is unknown here
         for first, following, window in self._windows(corpus, ability, start.record):
             made = list(batches(window, self._token_budget, pad_id, self._packing))
             for number, batch in enumerate(made, 1):
@@ -118,7 +120,7 @@ class Stream:
             raise ActError(nothing_counted(corpus.name))
 
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
-        """Windows, each with the number of its first record and that of the next window's."""
+        """Windows, each with the number of its first record and of the first record after it."""
         window: list[Sequence] = []
         records = tokens = 0
         following = start
@@ -149,7 +151,7 @@ class Stream:
 
 
 def require_few(skipped: list[Skipped], allowed: int) -> None:
-    """Raise :class:`BadRecord` where more bad records were met than may be skipped, about the first one too many."""
+    """Raise :class:`BadRecord` for the first skipped record that exceeds the ``allowed`` number."""
     if len(skipped) <= allowed:
         return
     over = skipped[allowed]
@@ -159,5 +161,5 @@ def require_few(skipped: list[Skipped], allowed: int) -> None:
 
 
 def nothing_counted(name: str) -> str:
-    """The sentence about an ability or corpus in which no token counted."""
+    """The error message for an ability or corpus in which no token was counted."""
     return f"{name or 'the corpus'}: no token was counted; it is empty or its records have no answer"

@@ -1,4 +1,4 @@
-"""Tokens on disk: a corpus tokenised once, in a Parquet file that later runs read instead of its text."""
+"""Tokens on disk: a corpus is tokenised once, to a Parquet file that later runs read instead of the text."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from act.data.encode import Encoded
 from act.data.records import Entry, Shard, Wanted
 
 SCHEMA = "act-tokens/1"
-GROUP = 1024  # records that are written, and read, together
+GROUP = 1024  # records written and read together
 
 Tokenised = tuple[Entry, "Encoded | ActError"]
 
 
 class TokenCache:
-    """The tokens of every record of one corpus, and what is wrong with the bad ones, in order.
+    """The tokens of every record of one corpus, in order, with the errors of bad records.
 
     Args:
-        folder: of the files of all corpora.
-        identity: what decides the tokens, as plain data; a file's name is its hash, so no other corpus finds it.
+        folder: holds the files of all corpora.
+        identity: what decides the tokens, as plain data; its hash is the name of the file.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
@@ -36,11 +36,15 @@ class TokenCache:
 
     @property
     def there(self) -> bool:
-        """Whether the corpus was tokenised before, to its end."""
+        """Whether the whole corpus was tokenised before."""
         return self.path.is_file()
 
     def write(self, tokenised: Iterable[Tokenised], report: Callable[[int], None] = lambda done: None) -> None:
-        """Write all records; the file appears when it is whole. Calls ``report`` with the records done.
+        """Write all records; the file appears only when it is complete.
+
+        Args:
+            tokenised: the records in order.
+            report: called with the number of records written so far.
 
         Raises:
             ActError: the folder cannot be written, or the disk is full.
@@ -54,7 +58,7 @@ class TokenCache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ActError(
-                f"cannot keep tokens in {self.path.parent}: {error.strerror}; choose another folder"
+                f"cannot write tokens to {self.path.parent}: {error.strerror}; choose another folder"
             ) from error
         records, done = iter(tokenised), 0
         with (
@@ -67,7 +71,7 @@ class TokenCache:
                 report(done)
 
     def read(self, start: int, shard: Shard, wanted: Wanted) -> Iterator[Tokenised]:
-        """The wanted records of a shard from number ``start`` on.
+        """The wanted records of a shard, from number ``start`` on.
 
         Raises:
             ActError: the file is damaged.
@@ -82,9 +86,7 @@ class TokenCache:
                     if chosen:
                         yield from _read(file.read_row_group(group), chosen)
         except (ArrowException, OSError) as error:
-            raise ActError(
-                f"{self.path}: damaged tokens ({brief(error, 120)}); delete the file and run again"
-            ) from error
+            raise ActError(f"{self.path} is damaged ({brief(error, 120)}); delete the file and run again") from error
 
 
 def _row(entry: Entry, result: Encoded | ActError) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Work spread over processes, with its results in order."""
+"""A map over several processes, with the results in order."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from act.core.errors import ActError
 A = TypeVar("A")
 B = TypeVar("B")
 
-CHUNKS_AHEAD = 4  # chunks a worker that are under way or wait for their turn
+CHUNKS_AHEAD = 4  # chunks per worker that are in progress or whose results wait to be used
 
 _function: Callable[[Any], Any]
 
 
 def ordered_map(function: Callable[[A], B], chunks: Iterable[A], workers: int) -> Iterator[B]:
-    """``function`` of each chunk, in order; in this process with 0 workers, else in that many others.
+    """Apply ``function`` to each chunk and yield the results in order.
 
-    At most ``CHUNKS_AHEAD`` chunks a worker are read ahead, so memory does not grow where the results are used slowly.
+    At most ``CHUNKS_AHEAD`` chunks per worker are read ahead, so slow use of the results does not cost memory.
 
     Args:
-        function: sent once to each worker.
+        function: sent to each worker once.
+        chunks: the arguments.
+        workers: number of processes; 0: this process.
 
     Raises:
         ActError: a worker died.
@@ -37,7 +39,7 @@ def ordered_map(function: Callable[[A], B], chunks: Iterable[A], workers: int) -
     if not workers:
         yield from map(function, chunks)
         return
-    # Spawned, not forked: PyTorch and the tokenizer have threads by now, and a fork would inherit their locks.
+    # Spawned, not forked: PyTorch and the tokenizer have started threads, and a fork would inherit their locks.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, context, _start, (function,))
     try:
@@ -51,7 +53,7 @@ def ordered_map(function: Callable[[A], B], chunks: Iterable[A], workers: int) -
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise ActError(
-            "a tokenizer worker died: it was killed, or memory ran out, which fewer workers (--workers) spare"
+            "a tokenizer worker died: it was killed, or memory ran out; fewer workers (--workers) need less memory"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -59,9 +61,9 @@ def ordered_map(function: Callable[[A], B], chunks: Iterable[A], workers: int) -
 
 @contextlib.contextmanager
 def _without_ctrl_c() -> Iterator[None]:
-    """Processes started in the block never see SIGINT: Ctrl-C is for the main process, which ends them.
+    """Block SIGINT for processes started in the block: only the main process handles Ctrl-C, and it ends them.
 
-    This thread has it blocked meanwhile, which a new process inherits.
+    This thread blocks the signal meanwhile, and a new process inherits that.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -73,12 +75,12 @@ def _without_ctrl_c() -> Iterator[None]:
 def _start(function: Callable[[Any], Any]) -> None:
     global _function
     _function = function
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process a core already
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is already one process per core
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """End this process when the main one has ended, also one that was killed."""
+    """End this process when the main process has ended, even if that was killed."""
     parent = multiprocessing.parent_process()
     if parent:
         parent.join()

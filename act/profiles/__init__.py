@@ -1,4 +1,4 @@
-"""What was measured: moments in a flat arena, profiles and their files, profiles merged.
+"""What was measured: moments in a flat arena, profiles, their files, and how profiles merge.
 
-How it is measured does not belong here: a profile is plain data.
+Measuring itself does not belong here: a profile is plain data.
 """

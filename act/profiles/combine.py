@@ -1,4 +1,4 @@
-"""Merging the profiles of the shards of one run, made anywhere and in any order."""
+"""Merge the profiles of the shards of one run, which may be made anywhere and in any order."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from act.profiles.provenance import CorpusRead
 
 
 def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) -> Profile:
-    """Merge the profiles of the shards of one run into that of the whole corpus.
+    """Merge the profiles of the shards of one run into the profile of the whole corpus.
 
-    They are merged in the order of the shards' numbers, so the order in which they are given does not change a bit.
+    Shards are merged in the order of their numbers, so the order in which they are given changes no bit.
 
     Args:
-        shards: the profile of each ``shard=(i, n)``, or its file. Headers of files are read first, then one file at a
-            time, so memory holds two profiles however many shards there are.
-        partial: allow shards to be missing; the provenance then says which ones are there.
+        shards: the profile of each ``shard=(i, n)``, or its file. The headers of all files are read first, then one
+            file at a time, so memory never holds more than two profiles.
+        partial: allow missing shards; the provenance then lists those that were merged.
 
     Returns:
-        A :class:`act.PairProfile` if the shards are.
+        A :class:`act.PairProfile` if the shards are pair profiles.
 
     Raises:
-        ActError: no shard; a profile that is not of a shard, or is of another run; a shard that is given twice or
-            missing; a run that counted nothing.
+        ActError: no shard is given; a profile is not of a shard, or is of another run; a shard is given twice or
+            missing; nothing was counted.
 
     >>> from act.profiles.combine import combine
     >>> combine(act.profile(model, corpus, shard=(number, 2)) for number in range(2))
@@ -42,7 +42,9 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
         number, of = _shard(shard)
         size = size or of
         if of != size:
-            raise ActError(f"shard {number}/{of} is of a run of {of} shards, others of {size}; give those of one run")
+            raise ActError(
+                f"shard {number}/{of} is of a run of {of} shards, and others are of {size}; give those of one run"
+            )
         if number in by_number:
             raise ActError(f"shard {number}/{size} was given twice; give each shard once, or its text counts twice")
         by_number[number] = shard
@@ -51,7 +53,7 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
     missing = [f"{number}/{size}" for number in range(size) if number not in by_number]
     if missing and not partial:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise ActError(f"missing shards: {some}; run them too, or leave them out on purpose with --partial")
+        raise ActError(f"missing shards: {some}; run them too, or merge without them with --partial")
     numbers = sorted(by_number)
     first = by_number[numbers[0]]
     for number in numbers[1:]:
@@ -78,7 +80,7 @@ def _shard(profile: Profile | StoredProfile) -> tuple[int, int]:
 
 def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredProfile, which: str) -> None:
     if first.pair != other.pair:
-        raise ActError(f"{which} are one of a pair of models and one of a single model; give those of one run")
+        raise ActError(f"{which} are of a pair of models and of a single model; give those of one run")
     require_same_models(first, other)
     for part, one, two in (
         ("settings", *(p.provenance.settings.to_json() for p in (first, other))),

@@ -16,13 +16,13 @@ Place = torch.device | str | None
 class Moments:
     """The arena of one run: float64 ``[7, N]`` for one model, ``[3, 7, N]`` for a pair (donor, target, difference).
 
-    Rows are :data:`act_kernels.STATISTICS`; a site's block is a view into it, which kernels update in place. A model
-    that is spread over devices has an arena on each of them, for the sites that run there, until :meth:`gather`.
+    Its rows are :data:`act_kernels.STATISTICS`. The block of a site is a view into the arena, which kernels update in
+    place. A model spread over devices has one arena on each, for the sites that run there, until :meth:`gather`.
 
     Args:
         space: the channel space.
         pair: hold the moments of donor, target and difference.
-        device: where the arena lies, or each site's part of it, by the site's name
+        device: the device of the arena, or the device of each site's part by the name of the site
             (:func:`act.models.placement.run_devices`).
     """
 
@@ -44,7 +44,7 @@ class Moments:
 
     @property
     def arena(self) -> torch.Tensor:
-        """All channels in flat order, ``[7, N]`` or ``[3, 7, N]``; a copy while they are on several devices."""
+        """All channels in flat order, ``[7, N]`` or ``[3, 7, N]``; a copy if they are on several devices."""
         first, *others = self._arenas.values()
         if not others:
             return first
@@ -52,11 +52,11 @@ class Moments:
 
     @property
     def arenas(self) -> list[torch.Tensor]:
-        """The arena of each device, in a fixed order; together they hold every number once."""
+        """The arena of each device, in a fixed order; together they hold each number once."""
         return list(self._arenas.values())
 
     def fill(self, arena: torch.Tensor) -> None:
-        """Copy the numbers of a flat arena, ``[7, N]`` or ``[3, 7, N]``, to where they belong."""
+        """Copy the numbers of a flat arena, ``[7, N]`` or ``[3, 7, N]``, into the blocks of the sites."""
         for site in self.space:
             self.block(site.name).copy_(arena[..., site.channels])
 
@@ -71,7 +71,7 @@ class Moments:
         return self._blocks[site]
 
     def merge(self, other: Moments) -> None:
-        """Add the moments of a run over other text, by the formula of Chan et al.; exact up to float64 rounding.
+        """Merge the moments of a run over other text, by the formula of Chan et al.; exact up to float64 rounding.
 
         See :func:`act_kernels.merge_moments`.
         """
@@ -82,15 +82,15 @@ class Moments:
             merge_moments(block, other.block(name).to(block.device))
 
     def nonfinite(self) -> dict[str, int]:
-        """How many NaN and infinite values were left out, by site; of a pair, the larger number of the two models.
+        """How many NaN and infinite values were left out, by site; for a pair, the larger number of the two models.
 
-        Sites that met none are not listed.
+        Sites without such values are not listed.
         """
         counts = {site.name: int(self.block(site.name)[..., NONFINITE, :].sum(-1).max()) for site in self.space}
         return {name: count for name, count in counts.items() if count}
 
     def rows_counted(self, site: str) -> int:
-        """How many rows (tokens, or tokens times heads) the site was fed, those with non-finite values included."""
+        """How many rows (tokens, or tokens times heads) the site was fed, including rows with non-finite values."""
         block = self.block(site)
         first = block if block.dim() == 2 else block[0]
         return int(first[COUNT, 0] + first[NONFINITE, 0])

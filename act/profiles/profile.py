@@ -1,4 +1,4 @@
-"""Profiles: what a run measured, with the channel space and where it came from, in one safetensors file."""
+"""Profiles: the statistics of a run, with its channel space and provenance, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ class Profile(Statistics):
         return Statistics(self._arena[:, self.space.site(name).channels])
 
     def __add__(self, other: Profile) -> Profile:
-        """The profile over the texts of both, as one run over both would give, up to float64 rounding.
+        """The profile over both texts, equal to that of one run over both up to float64 rounding.
 
         Raises:
-            ActError: one profile is of a pair and the other of a single model, or they are of different models.
+            ActError: one profile is of a pair and the other of a single model, or their models differ.
 
         >>> first, second = (act.profile(model, corpus, shard=(number, 2)) for number in range(2))
         >>> whole = act.profile(model, corpus)
@@ -118,8 +118,8 @@ class Profile(Statistics):
         """Write the profile to one safetensors file; :func:`act.load` reads it.
 
         Args:
-            path: the file, which is there whole or not at all.
-            force: replace a file that is there already.
+            path: the file; it appears only when it is complete.
+            force: replace an existing file.
 
         Raises:
             ActError: the file exists and ``force`` is False; the disk is full.
@@ -143,7 +143,7 @@ class Profile(Statistics):
 class PairProfile(Profile, PairStatistics):
     """The statistics of a donor and a target over the same tokens, and of donor - target.
 
-    The plain vectors (``mean``, ``var``, …) are the target's; ``donor`` and ``target`` give those of either side.
+    The plain vectors (``mean``, ``var``, …) are the target's; ``donor`` and ``target`` have those of each side.
 
     Attributes:
         moments: the arena ``[3, 7, N]``: donor, target, difference.
@@ -172,13 +172,13 @@ class PairProfile(Profile, PairStatistics):
 
 
 class StoredProfile:
-    """A profile on disk of which only the header was read.
+    """A profile on disk, of which only the header has been read.
 
     Attributes:
-        space, pair, provenance: those of the profile.
+        space, pair, provenance: as in :class:`Profile`.
 
     Raises:
-        ActError: as :func:`load`.
+        ActError: see :func:`load`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -190,12 +190,12 @@ class StoredProfile:
             self.provenance = Provenance.from_json(header["source"])
 
     def load(self) -> Profile:
-        """The whole profile."""
+        """Read the whole profile."""
         return load(self.path)
 
 
 def require_same_models(first: Profile | StoredProfile, second: Profile | StoredProfile) -> None:
-    """Raise :class:`ActError` unless both profiles are of the same models, saying what differs."""
+    """Raise :class:`ActError`, which names the difference, unless both profiles are of the same models."""
     difference = first.space.first_difference(second.space)
     if difference:
         raise ActError(f"the profiles are of different architectures: {difference}")
@@ -209,7 +209,7 @@ def require_same_models(first: Profile | StoredProfile, second: Profile | Stored
 
 
 def load(path: str | Path) -> Profile:
-    """Read a profile that :meth:`Profile.save`, or ``act-profile run`` or ``pair``, wrote.
+    """Read a profile that was written by :meth:`Profile.save`, ``act-profile run`` or ``act-profile pair``.
 
     Returns:
         A :class:`PairProfile` if the file holds one.

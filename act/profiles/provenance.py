@@ -1,6 +1,6 @@
-"""What a run was: which models read which text with which settings, as a profile's file tells it.
+"""The provenance of a profile: which models read which text with which settings.
 
-Each class reads and writes the JSON of schema ``act-profile/1``; no other code knows its keys.
+Each class reads and writes JSON of schema ``act-profile/1``; no other code knows its keys.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class ModelRead:
     """A model that was measured.
 
     Attributes:
-        name: the folder or hub id that it was loaded from, or the name of its class.
-        fingerprint: of its weights, see :func:`act.models.fingerprint.fingerprint`.
+        name: the folder or hub id from which it was loaded, or the name of its class.
+        fingerprint: of its weights (see :func:`act.models.fingerprint.fingerprint`).
     """
 
     name: str
@@ -42,13 +42,13 @@ class ModelRead:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the bits of a run besides its models and corpora; None where a file does not say.
+    """What decides the bits of a run besides its models and corpora; None for what a file does not record.
 
     Attributes:
         token_budget: tokens per batch, padding included.
         exclude: module kinds that were not measured, sorted.
         fused: whether statistics were collected inside fused kernels.
-        packing: whether pieces of text shared a row.
+        packing: whether several pieces shared a row.
         look_ahead: records sorted by length together.
         backend: the kernels that ran, such as ``native``.
         extra: settings of observers, by name.
@@ -69,24 +69,24 @@ class Settings:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:
-        """The inverse of :meth:`to_json`; keys it does not know become :attr:`extra`."""
+        """The inverse of :meth:`to_json`; unknown keys become :attr:`extra`."""
         known, extra = _known(Settings, data)
         return cls(**{**known, "exclude": tuple(data.get("exclude", ()))}, extra=extra)
 
 
 @dataclass(frozen=True)
 class CorpusIdentity:
-    """A text and how it became counted tokens; None where this is not known, as of batches that a caller made.
+    """A text, and how it became counted tokens; None for what is unknown, as for batches that a caller made.
 
     Attributes:
         name: the file, folder or hub id.
         fingerprint: of the content.
         tokenizer: fingerprint of the tokenizer and its chat template.
-        vocabulary: fingerprint of the tokens and their ids alone.
+        vocabulary: fingerprint of the tokens and their ids only.
         count: which positions count: ``answer``, ``predict``, ``prompt`` or ``all``.
         answer_turns: which messages are answers: ``last`` or ``all``.
         max_length: longest sequence in tokens.
-        overlap: tokens that a piece of a cut text repeats.
+        overlap: tokens that a piece of a cut text repeats from the one before it.
         ability_column: the column that labels each record with its ability.
     """
 
@@ -101,7 +101,7 @@ class CorpusIdentity:
     ability_column: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """Plain data of these fields; those of the encoding only where a corpus was encoded."""
+        """These fields as plain data; those of the encoding only if the corpus was encoded."""
         encoding = {name: getattr(self, name) for name in _ENCODING}
         known = any(value is not None for value in encoding.values())
         return {"name": self.name, "fingerprint": self.fingerprint, **(encoding if known else {})}
@@ -120,26 +120,26 @@ _PER_SHARD = (*_SUMMED, "shard", "paths", "nonfinite", "irregular", "skipped")
 
 @dataclass(frozen=True)
 class CorpusRead(CorpusIdentity):
-    """What a run read of a corpus, and what it met there.
+    """What a run read of a corpus, and what it found there.
 
     Attributes:
-        read: the corpora, where several were read as one; the other fields then say what they have in common.
-        ability: the ability it exercises; empty if it has no name.
-        shard: ``(i, n)``, where only every n-th record was read, from the i-th on.
-        tokens: tokens read, without padding.
-        counted: those of them that count.
-        padding: tokens of padding.
-        sequences: rows, or pieces of packed rows.
-        records: records that were read.
-        seconds: how long the run took.
-        waited: the part of it in which the model waited for a batch.
-        paths: sites by the kernel that read them.
+        read: the corpora, if several were read as one; the other fields then hold what they have in common.
+        ability: the ability that the text exercises; empty if it has no name.
+        shard: ``(i, n)`` if only every n-th record was read, starting with the i-th.
+        tokens: number of tokens read, without padding.
+        counted: how many of them count.
+        padding: number of padding tokens.
+        sequences: number of rows, or of pieces in packed rows.
+        records: number of records read.
+        seconds: duration of the run.
+        waited: seconds of it in which the model waited for a batch.
+        paths: number of sites by the kernel that read them.
         nonfinite: NaN and infinite values left out, by site.
         irregular: rows seen by the sites that did not see every counted token a whole number of times.
         skipped: bad records that were left out.
-        extra: what observers say of it, by name, such as ``stable``: the certificate of ``--until-stable``, or None.
-        shards: the number of shards merged to this; the numbers of those that are there, where some are missing.
-        of: how many shards there should be, where some are missing.
+        extra: what observers add, by name, such as ``stable``: the certificate of ``--until-stable``, or None.
+        shards: the number of shards merged into this, or, if some are missing, the numbers of the others.
+        of: if shards are missing, how many there should be.
     """
 
     read: tuple[CorpusIdentity, ...] = ()
@@ -162,7 +162,7 @@ class CorpusRead(CorpusIdentity):
 
     @classmethod
     def joined(cls, corpora: Sequence[CorpusIdentity]) -> CorpusRead:
-        """The corpora read as one, before anything was counted; none of them: batches that a caller made."""
+        """Several corpora read as one, before anything is counted; if there are none: batches that a caller made."""
         if not corpora:
             return cls("batches")
         first, *others = each = [corpus.identity() for corpus in corpora]
@@ -174,14 +174,14 @@ class CorpusRead(CorpusIdentity):
 
     @classmethod
     def merged(cls, parts: Sequence[CorpusRead], nonfinite: Mapping[str, int]) -> CorpusRead:
-        """What was read of a corpus, from what was read of its parts; ``nonfinite`` is that of their merged moments."""
+        """What was read of a corpus, merged from its parts; ``nonfinite`` comes from their merged moments."""
         totals = {name: sum(getattr(each, name) for each in parts) for name in _SUMMED}
         for name in ("seconds", "waited"):
             totals[name] = round(totals[name], 3)
         irregular: dict[str, int] = {}
         for part in parts:
             for site, rows in part.irregular.items():
-                irregular[site] = irregular.get(site, 0) + rows  # a site that no part reached keeps its 0
+                irregular[site] = irregular.get(site, 0) + rows  # a site that no part reached stays at 0
         return replace(
             parts[0],
             **totals,
@@ -215,7 +215,7 @@ class CorpusRead(CorpusIdentity):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CorpusRead:
-        """The inverse of :meth:`to_json`; keys it does not know become :attr:`extra`."""
+        """The inverse of :meth:`to_json`; unknown keys become :attr:`extra`."""
         known, extra = _known(CorpusRead, data)
         shards = known.get("shards")
         known |= {
@@ -229,14 +229,14 @@ class CorpusRead(CorpusIdentity):
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a run was.
+    """Where a profile comes from.
 
     Attributes:
-        models: ``{"model": …}``, or ``{"donor": …, "target": …}`` of a pair run.
+        models: ``{"model": …}``, or ``{"donor": …, "target": …}`` for a pair run.
         settings: what else decides the bits.
-        versions: of Python and the packages that decide a number, by name.
-        job: hash of all that decides what the run counted; None where this cannot be told, or after a merge of parts.
-        corpora: what was read: one corpus, or several where profiles were added.
+        versions: of Python and of packages that can change a result, by name.
+        job: hash of everything that decides what the run counted; None if this is unknown, or after parts were merged.
+        corpora: what was read: one corpus, or several if profiles were added.
     """
 
     models: Mapping[str, ModelRead] = field(default_factory=dict)
@@ -246,11 +246,11 @@ class Provenance:
     corpora: tuple[CorpusRead, ...] = ()
 
     def merged(self, other: Provenance) -> Provenance:
-        """That of a profile of both corpora: these settings and versions, and the text of both."""
+        """The provenance of a sum of profiles: the settings and versions of this one, and the texts of both."""
         return replace(self, corpora=(*self.corpora, *other.corpora))
 
     def over(self, corpus: CorpusRead) -> Provenance:
-        """The same run, over a corpus that is merged from parts of one."""
+        """The same run, over a corpus merged from its parts."""
         return replace(self, job=None, corpora=(corpus,))
 
     def to_json(self) -> dict[str, Any]:
@@ -265,7 +265,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Provenance:
-        """The inverse of :meth:`to_json`; raises KeyError, TypeError or AttributeError where ``data`` is none."""
+        """The inverse of :meth:`to_json`; raises KeyError, TypeError or AttributeError for other data."""
         return cls(
             models={side: ModelRead.from_json(model) for side, model in data["models"].items()},
             settings=Settings.from_json(data["settings"]),
@@ -276,17 +276,17 @@ class Provenance:
 
 
 def short_hash(data: Any) -> str:
-    """16 hexadecimal digits that tell plain data from other data."""
+    """A hash of plain data: 16 hexadecimal digits."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _names(kind: Any) -> list[str]:
-    """The fields of one of the classes above that its JSON has under their own names."""
+    """The fields of a class above that its JSON stores under the same names."""
     return [each.name for each in fields(kind) if each.name != "extra"]
 
 
 def _known(kind: Any, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The items of ``data`` that are fields of a class above, and all others."""
+    """The items of ``data`` that are fields of a class above, and all other items."""
     names = set(_names(kind))
     known = {name: value for name, value in data.items() if name in names}
     return known, {name: value for name, value in data.items() if name not in names}

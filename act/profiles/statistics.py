@@ -1,4 +1,4 @@
-"""Statistics of channels, as vectors: read off the moments of one model, or of a pair of models."""
+"""Statistics of channels as vectors, computed from the moments of one model or of a pair of models."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Statistics:
 
     @property
     def _block(self) -> torch.Tensor:
-        """The moments ``[7, N]`` behind the vectors."""
+        """The moments ``[7, N]`` from which the vectors are computed."""
         return self._arena
 
     @property
@@ -44,7 +44,7 @@ class Statistics:
 
     @property
     def mean(self) -> torch.Tensor:
-        """Mean; NaN where nothing was counted."""
+        """Mean value; NaN where nothing was counted."""
         return torch.where(self.count > 0, self._block[MEAN], torch.nan)
 
     @property
@@ -64,7 +64,7 @@ class Statistics:
 
     @property
     def positive_rate(self) -> torch.Tensor:
-        """Share of the values that are above zero; NaN where nothing was counted."""
+        """Share of values above zero; NaN where nothing was counted."""
         return self._block[POSITIVE] / self.count
 
 

@@ -1,4 +1,4 @@
-"""How a profile shows itself: in one line, as a small table, as a data frame."""
+"""Profiles in one line, as a small table, and as a data frame."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DIFFERENCES = ("mean_diff", "var_diff", "mean_abs_diff")
 
 
 def sentence(profile: Profile) -> str:
-    """One line: what it is, of which models and text, how many channels and tokens."""
+    """One line: the type, models, text, and numbers of channels and tokens."""
     models = " and ".join(model.name for model in profile.provenance.models.values()) or "an unknown model"
     counted = sum(corpus.counted for corpus in profile.provenance.corpora)
     return (
@@ -61,7 +61,7 @@ def frame(profile: Profile) -> pandas.DataFrame:
 
 
 def places(space: ChannelSpace, channels: torch.Tensor) -> dict[str, object]:
-    """The columns that say where channels lie: ``site``, ``kind``, ``layer`` and ``row``, as pandas arrays.
+    """The columns that locate channels: ``site``, ``kind``, ``layer`` and ``row``, as pandas arrays.
 
     Args:
         space: the channel space.

@@ -1,4 +1,4 @@
-"""Checkpoints: the state of a run on disk, so that whatever ends it, the same command continues to the same bits."""
+"""Checkpoints: the state of a run on disk, from which the same command continues to the same bits."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ SCHEMA = "act-checkpoint/2"
 
 
 class Resumable(Protocol):
-    """What a checkpoint keeps: a run, its stream and its observers."""
+    """What a checkpoint keeps the state of: a run, its stream and its observers."""
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain data (what JSON can hold), by name."""
+        """Tensors and plain data that JSON can hold, by name."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -40,12 +40,12 @@ class Resumable(Protocol):
 
 
 class Checkpoint:
-    """Keeps the state of a run on disk: at intervals, at Ctrl-C or SIGTERM, and before an error ends the run.
+    """Keeps the state of a run on disk: at intervals, on Ctrl-C or SIGTERM, and when an error ends the run.
 
     Args:
-        path: the file; a run that finds it continues from it.
+        path: the file; if it exists, a run continues from it.
         every: seconds between two checkpoints.
-        restart: ignore a checkpoint that is damaged or of another run instead of refusing it.
+        restart: start anew, instead of raising, if the checkpoint is damaged or of another run.
 
     >>> checkpoint = act.Checkpoint("run.checkpoint", every=60)
     >>> act.profile(model, corpus, checkpoint=checkpoint).save("profile.safetensors")
@@ -63,10 +63,10 @@ class Checkpoint:
         self._signal: int | None = None
 
     def open(self, run: Run, stream: Stream, identity: dict[str, Any]) -> None:
-        """Restore run, stream and observers from the checkpoint, if there is one.
+        """Restore the run, stream and observers from the checkpoint, if it exists.
 
         Raises:
-            ActError: it is damaged, of an older schema, or of another run.
+            ActError: the checkpoint is damaged, of an older schema, or of another run.
         """
         self._identity = identity
         if not self.path.exists():
@@ -85,13 +85,13 @@ class Checkpoint:
                 log.warning("%s, so the run starts anew", damaged)
                 return
             raise ActError(
-                f"{damaged}, so the run cannot go on from it; delete it, or pass --force, to start anew"
+                f"{damaged}, so the run cannot continue from it; delete it, or pass --force, to start anew"
             ) from error
         if different:
             if self._restart:
                 return
             raise ActError(
-                f"{self.path} is the checkpoint of another run ({different}); finish that run with its own command, or "
+                f"{self.path} is the checkpoint of another run ({different}); finish that run with its command, or "
                 "delete the file to start anew"
             )
         self._safe, self._safe_tokens = run.position, run.total.tokens
@@ -102,8 +102,8 @@ class Checkpoint:
         """Write checkpoints of a run during the block.
 
         Raises:
-            Interrupted: after SIGINT or SIGTERM, with the checkpoint written.
-            ActError: the one that ended the run, with where its state is.
+            Interrupted: after SIGINT or SIGTERM, once the checkpoint is written.
+            ActError: the error that ended the run, with the place of its state added to the message.
         """
         writer = _Writer(self, stream)
         run.observers.append(writer)
@@ -124,21 +124,21 @@ class Checkpoint:
 
     @property
     def kept(self) -> str:
-        """The end of a sentence: what is safe on disk, and how to continue."""
+        """A clause for error messages: what is safe on disk, and how to continue."""
         if self._safe is None:
-            return "there is no checkpoint, so the same command starts anew"
+            return "there is no checkpoint, so the same command starts from the beginning"
         return (
             f"what came before ({self._safe_tokens:,} tokens) was counted and is safe in {self.path}: "
-            "the same command goes on from there"
+            "the same command continues from there"
         )
 
     def close(self, run: Run, stream: Stream) -> None:
-        """Write the state of a run that has read everything; later changes to its moments are not written."""
+        """Write the state of a run that has read everything; later changes to its moments are not kept."""
         self.write(run, stream)
         self._closed = True
 
     def write(self, run: Run, stream: Stream) -> bool:
-        """Write the state of the run; returns False, with a warning, if that fails: the run itself can continue."""
+        """Write the state of the run. If that fails, log a warning and return False; the run itself can continue."""
         self._written = time.monotonic()
         if self._closed or run.position is None or run.position == self._safe:
             return run.position is not None and run.position == self._safe
@@ -157,14 +157,14 @@ class Checkpoint:
             save_tensors(self.path, tensors, SCHEMA, {"identity": self._identity, "state": plain}, force=True)
         except (ActError, OSError) as error:
             kept = "an earlier one is still there" if self.path.exists() else "there is none yet"
-            log.warning("the checkpoint could not be written (%s); %s, and the run goes on", error, kept)
+            log.warning("the checkpoint could not be written (%s); %s, and the run continues", error, kept)
             return False
         self._safe, self._safe_tokens = run.position, run.total.tokens
         log.info("checkpoint", extra={"fields": {"path": str(self.path), "tokens": run.total.tokens}})
         return True
 
     def remove(self) -> None:
-        """Delete the file: the run has ended and its profile is on disk."""
+        """Delete the file, once the run has ended and its profile is saved."""
         self.path.unlink(missing_ok=True)
 
     def after_batch(self, run: Run, stream: Stream) -> None:
@@ -174,7 +174,7 @@ class Checkpoint:
                 raise Interrupted(f"interrupted after {run.total.tokens:,} tokens; {self.kept}")
             raise Interrupted(
                 f"interrupted after {run.total.tokens:,} tokens, which are safe in {self.path}; "
-                "run the same command to go on from there"
+                "run the same command to continue from there"
             )
         if time.monotonic() - self._written >= self._every:
             self.write(run, stream)
@@ -200,7 +200,7 @@ class Checkpoint:
 
 
 class _Writer(Observer):
-    """The last observer of a run, so that what the others did is included."""
+    """The last observer of a run, so that it includes the state of the others."""
 
     def __init__(self, checkpoint: Checkpoint, stream: Stream) -> None:
         self._checkpoint, self._stream = checkpoint, stream
@@ -210,7 +210,7 @@ class _Writer(Observer):
 
 
 def _parts(run: Run, stream: Stream) -> dict[str, Resumable]:
-    """Everything with a state, by its name in the file."""
+    """Everything that has a state, by its name in the file."""
     return {"run": run, "stream": stream, **{f"observers.{i}": each for i, each in enumerate(run.observers)}}
 
 
@@ -223,7 +223,7 @@ def _restore(run: Run, stream: Stream, state: Mapping[str, Mapping[str, Any]]) -
 
 
 def _joined(plain: Mapping[str, Mapping[str, Any]], tensors: Mapping[str, torch.Tensor]) -> dict[str, dict[str, Any]]:
-    """The states of all parts, from their plain data and their tensors in the file."""
+    """The states of all parts, from the plain data and the tensors of the file."""
     state = {name: dict(part) for name, part in plain.items()}
     for name, part in state.items():
         prefix = f"{name}."

@@ -4,10 +4,10 @@ CHECKPOINT_EVERY = 60.0
 """Seconds between two checkpoints."""
 
 STABLE_TOP = 0.05
-"""Share of the channels that is the top set of an until-stable run."""
+"""Size of the top set of an until-stable run, as a share of the channels."""
 
 STABLE_OVERLAP = 0.98
-"""Share of the top set that the whole corpus must give too."""
+"""Share of the top set that must also be in the top set of the whole corpus."""
 
 STABLE_CONFIDENCE = 0.95
-"""Probability with which it must do so."""
+"""Probability with which that overlap must hold."""

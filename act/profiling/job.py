@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypedDict, get_args
 
@@ -52,6 +52,38 @@ class JobOptions(TypedDict, total=False):
     observers: Sequence[Observer]
 
 
+@dataclass(frozen=True)
+class JobSettings:
+    """What decides the bits of a run besides its models and corpora.
+
+    Attributes:
+        token_budget: tokens per batch, padding included.
+        exclude: module kinds that are not measured, sorted.
+        fused: whether statistics are collected inside fused kernels.
+        packing: whether several pieces share a row.
+        look_ahead: records sorted by length together.
+        extra: settings of observers, by name.
+    """
+
+    token_budget: int
+    exclude: tuple[str, ...]
+    fused: bool
+    packing: bool
+    look_ahead: int
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as :class:`act.profiles.provenance.Settings` reads it."""
+        return {
+            "token_budget": self.token_budget,
+            "exclude": list(self.exclude),
+            "fused": self.fused,
+            "packing": self.packing,
+            "look_ahead": self.look_ahead,
+            **self.extra,
+        }
+
+
 class Job:
     """Everything that decides what a run counts.
 
@@ -62,21 +94,21 @@ class Job:
         fused: collect statistics inside fused kernels; if False, every site is read separately.
         token_budget: tokens per batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
             memory of a GPU allows.
-        packing: put several pieces in one row without padding; ``"auto"``: if the model's attention skips what lies
-            between them.
+        packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
+            scores between pieces.
         shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
         workers: processes that tokenise; 0: a thread of this process.
         skip_bad_records: how many bad records to skip before giving up.
-        look_ahead: records that are sorted by length together; None: 2048, or fewer if an observer needs that.
+        look_ahead: records sorted by length together; None: 2048, or fewer if an observer needs that.
         observers: called between batches; see :class:`act.profiling.observer.Observer`.
         ranks: processes that read the shard together; the first one gets the results, the others none.
         part: the corpora are parts of larger ones, so it is no error if nothing in them counts.
-        fingerprints: of the models by side, if they are known; None: computed from all weights when needed.
+        fingerprints: of the models by side, if known; None: computed from all weights when needed.
 
     Attributes:
         named: whether the corpora were given by name.
         space: the channel space.
-        settings: what decides the bits besides models and corpora, as plain data.
+        settings: what decides the bits besides models and corpora.
         skipped: the bad records that the last run skipped.
 
     Raises:
@@ -124,7 +156,7 @@ class Job:
         self.skipped: list[Skipped] = []
         if ranks and not self.corpora:
             raise ActError(
-                "several ranks need a corpus, of which each reads its part; batches cannot be divided among them"
+                "several ranks need a corpus, of which each reads a part; batches cannot be divided among them"
             )
         if token_budget is None:
             token_budget = default_token_budget(self.device)
@@ -133,16 +165,16 @@ class Job:
         if look_ahead is None:
             allowed = (observer.look_ahead(self.corpora.values()) for observer in self.observers)
             look_ahead = min((most for most in allowed if most is not None), default=LOOK_AHEAD)
-        self.settings: dict[str, Any] = {
-            "token_budget": token_budget,
-            "exclude": self.exclude,
-            "fused": fused,
-            "packing": bool(self.corpora) and self._packing(packing),
-            "look_ahead": look_ahead,
-        }
+        self.settings = JobSettings(
+            token_budget=token_budget,
+            exclude=tuple(self.exclude),
+            fused=fused,
+            packing=bool(self.corpora) and self._packing(packing),
+            look_ahead=look_ahead,
+        )
         for observer in self.observers:
             observer.prepare(self)
-            self.settings |= observer.settings()
+            self.settings = replace(self.settings, extra={**self.settings.extra, **observer.settings()})
 
     @property
     def _model(self) -> nn.Module:
@@ -154,7 +186,7 @@ class Job:
         sizes = [corpus.source.size for corpus in self.corpora.values()]
         known = [-(-size // self.shard[1]) for size in sizes if size is not None]
         if self.ranks:
-            known = [self.ranks.share(size, self.settings["look_ahead"]) for size in known]
+            known = [self.ranks.share(size, self.settings.look_ahead) for size in known]
         return sum(known) if known and len(known) == len(sizes) else None
 
     def _packing(self, wanted: Packing) -> bool:
@@ -167,7 +199,7 @@ class Job:
 
     @cached_property
     def _fingerprints(self) -> Mapping[str, str]:
-        # Once: it reads all weights.
+        # Cached, because it reads all weights.
         return self._known_fingerprints or {side: fingerprint(model) for side, model in self.models.items()}
 
     def identity(self) -> dict[str, Any]:
@@ -175,7 +207,7 @@ class Job:
         return {
             "models": dict(self._fingerprints),
             "corpora": {ability: corpus.identity() for ability, corpus in self.corpora.items()},
-            "settings": self.settings,
+            "settings": self.settings.to_json(),
             "shard": list(self.shard),
         }
 
@@ -183,14 +215,15 @@ class Job:
         """Moments and provenance of each ability, after one pass.
 
         Raises:
-            ActError: nothing was counted; a malformed record; a checkpoint of another job, or of a stream.
+            ActError: nothing was counted; a malformed record; a checkpoint of another job, or of a stream without a
+                fingerprint.
         """
         if checkpoint and not self.corpora:
             raise ActError("a checkpoint needs a corpus; batches cannot be read again from the middle")
         if checkpoint and (unknown := self._without_fingerprint()):
             raise ActError(
-                f"{unknown} is a stream without a fingerprint, so its checkpoint could be mistaken for another's; give "
-                "it one (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
+                f"{unknown} is a stream without a fingerprint, so its checkpoint could be mistaken for that of another "
+                "stream; pass a fingerprint (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
             )
         unmasked = all(causal(model) for model in self.models.values())
         with self._tapped() as tapped:
@@ -226,30 +259,30 @@ class Job:
     def _without_fingerprint(self) -> str | None:
         return next((corpus.name for corpus in self.corpora.values() if not corpus.source.fingerprint), None)
 
-    @contextlib.contextmanager
-    def _tapped(self) -> Iterator[Tapped]:
+    def _tapped(self) -> contextlib.AbstractContextManager[Tapped]:
         moments = Moments(self.space, pair=self.pair, device=self._places)
-        attach: Any = lockstep if self.pair else taps
-        with attach(*self.models.values(), moments, fused=self.settings["fused"], exclude=self.exclude) as tapped:
-            yield tapped
+        if self.pair:
+            donor, target = self.models.values()
+            return lockstep(donor, target, moments, fused=self.settings.fused, exclude=self.exclude)
+        return taps(self._model, moments, fused=self.settings.fused, exclude=self.exclude)
 
     def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
         if not self.corpora:
             return None
         stream = Stream(
             self.corpora,
-            token_budget=self.settings["token_budget"],
-            packing=self.settings["packing"],
+            token_budget=self.settings.token_budget,
+            packing=self.settings.packing,
             shard=self.shard,
             windows=self.ranks.windows if self.ranks else (0, 1),
             workers=self._workers,
             skip_bad_records=self._skip_bad_records,
-            look_ahead=self.settings["look_ahead"],
+            look_ahead=self.settings.look_ahead,
             part=self._part,
         )
         if checkpoint:
             checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
-        run.stopped = stream.stopped  # one set: the stream skips what the run no longer takes
+        run.stopped = stream.stopped  # shared: the stream skips what the run no longer takes
         return stream
 
     def _given(self) -> Iterator[Batch]:
@@ -265,7 +298,7 @@ class Job:
                 side: ModelRead(getattr(model, "name_or_path", "") or type(model).__name__, mark)
                 for (side, model), mark in zip(self.models.items(), self._fingerprints.values(), strict=True)
             },
-            settings=Settings.from_json({**self.settings, "backend": choose(self.device.type).backend.name}),
+            settings=Settings.from_json({**self.settings.to_json(), "backend": choose(self.device.type).backend.name}),
             versions=versions(),
             job=short_hash(self.identity()) if stream and not self._without_fingerprint() else None,
         )
@@ -294,7 +327,7 @@ class Job:
         return results
 
     def _read_for(self, ability: str) -> dict[str, Corpus]:
-        """The corpora that may have records of an ability: that of its name, and all whose rows are labelled."""
+        """The corpora that may have records of an ability: the one of that name, and all with labelled rows."""
         return {
             name: corpus
             for name, corpus in self.corpora.items()
@@ -302,8 +335,8 @@ class Job:
         }
 
     def _irregular(self, moments: Moments, counted: int) -> dict[str, int]:
-        """Sites not fed a whole number of times the counted tokens (never reached, or routed), with the rows seen."""
+        """Rows seen by the sites whose rows are no multiple of the counted tokens: never reached, or routed."""
         if not counted:
             return {}
-        rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings["exclude"])}
+        rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings.exclude)}
         return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}

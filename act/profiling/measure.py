@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from torch import nn
 
@@ -18,6 +18,8 @@ from act.profiling.observer import Observer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
+
+P = TypeVar("P", bound=Profile)
 
 
 @overload
@@ -67,20 +69,20 @@ def profile(
         fused: collect statistics inside fused kernels; if False, every site is read separately.
         token_budget: tokens per batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
             memory of a GPU allows.
-        packing: put several pieces in one row without padding; ``"auto"``: if the model's attention skips what lies
-            between them.
+        packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
+            scores between pieces.
         shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
         workers: processes that tokenise; 0: a thread of this process.
         skip_bad_records: how many bad records to skip before giving up.
-        look_ahead: records that are sorted by length together; None: 2048, or fewer if an observer needs that.
+        look_ahead: records sorted by length together; None: 2048, or fewer if an observer needs that.
         observers: called between batches, such as :class:`act.UntilStable`.
 
     Returns:
         A :class:`Profile`; for several corpora, or records labelled by ability, a dict of them by ability.
 
     Raises:
-        ActError: nothing was counted; a malformed record; a site whose output has no known shape; a tokenizer that is
-            not the model's; a checkpoint of another run.
+        ActError: nothing was counted; a malformed record; a site whose output has an unknown shape; the tokenizer of
+            another model; a checkpoint of another run.
 
     >>> profile = act.profile(model, corpus)
     >>> len(profile.mean) == len(profile.space)
@@ -100,7 +102,7 @@ def profile(
         look_ahead=look_ahead,
         observers=observers,
     )
-    return run_job(job, checkpoint)
+    return _profiles(job, checkpoint, Profile)
 
 
 @overload
@@ -152,7 +154,7 @@ def profile_pair(
         A :class:`PairProfile`; for several corpora, or records labelled by ability, a dict of them by ability.
 
     Raises:
-        ActError: also if the models are not of one architecture, naming the site that differs.
+        ActError: also if the models differ in architecture; the message names the first site that differs.
 
     >>> pair = act.profile_pair(donor, target, corpus)
     >>> bool((pair.mean_diff - (pair.donor.mean - pair.target.mean)).abs().max() < 1e-6)
@@ -172,16 +174,18 @@ def profile_pair(
         look_ahead=look_ahead,
         observers=observers,
     )
-    return run_job(job, checkpoint)
+    return _profiles(job, checkpoint, PairProfile)
 
 
 def _require_arguments(models: Mapping[str, object], corpora: object) -> None:
     for side, model in models.items():
         if not isinstance(model, nn.Module):
-            raise ActError(f"the {side} is of type {type(model).__name__}; expected a model that from_pretrained gave")
+            raise ActError(
+                f"the {side} is of type {type(model).__name__}; expected a PyTorch model, as from_pretrained returns"
+            )
     expected = "an act.Corpus (from_file, from_records), a dict of them by ability, or batches"
     if isinstance(corpora, (str, Path)):
-        raise ActError(f"the corpus is given by its name, {corpora}; expected {expected}")
+        raise ActError(f"the corpus is a path, {corpora}; expected {expected}")
     if isinstance(corpora, Mapping) and not (
         corpora and all(isinstance(corpus, Corpus) for corpus in corpora.values())
     ):
@@ -191,8 +195,11 @@ def _require_arguments(models: Mapping[str, object], corpora: object) -> None:
         raise ActError(f"the corpus is of type {type(corpora).__name__}; expected {expected}")
 
 
-def run_job(job: Job, checkpoint: Checkpoint | None = None) -> Any:
-    """The profile of a job, or a dict of them by ability; of a pair run, pair profiles."""
-    kind = PairProfile if job.pair else Profile
+def run_job(job: Job, checkpoint: Checkpoint | None = None) -> Profile | dict[str, Profile]:
+    """The profile of a job, or a dict of profiles by ability; pair profiles for a pair run."""
+    return _profiles(job, checkpoint, PairProfile if job.pair else Profile)
+
+
+def _profiles(job: Job, checkpoint: Checkpoint | None, kind: type[P]) -> P | dict[str, P]:
     profiles = {ability: kind(moments, provenance) for ability, moments, provenance in job.run(checkpoint)}
     return profiles if job.named or set(profiles) != {""} else profiles[""]

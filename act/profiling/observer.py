@@ -1,4 +1,4 @@
-"""What can be told about a run while it goes: progress, checkpoints and stopping rules are observers."""
+"""Observers of a run: progress, checkpoints and stopping rules."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class Observer:
-    """Is called between the batches of a run; each method does nothing by default.
+    """Called between the batches of a run; every method does nothing by default.
 
     An observer may call :meth:`act.profiling.run.Run.stop`, and may replace the moments in
-    :attr:`act.profiling.run.Run.moments`, as long as the original ones are back when the run ends.
+    :attr:`act.profiling.run.Run.moments`, as long as it puts the original ones back before the run ends.
 
     >>> class Batches(act.Observer):
     ...     seen = 0
@@ -29,24 +29,24 @@ class Observer:
     """
 
     def prepare(self, job: Job) -> None:
-        """Called once when the job is made, before any batch is read.
+        """Called once when the job is created, before any batch is read.
 
         Raises:
-            ActError: this observer cannot work with such a job.
+            ActError: this observer cannot work with this job.
         """
 
     def look_ahead(self, corpora: Collection[Corpus]) -> int | None:
-        """The most records per window that it can work with; None: any number."""
+        """The largest number of records per window that this observer can work with; None: any number."""
         return None
 
     def before_run(self, run: Run) -> None:
-        """Called before the first batch, after a checkpoint was restored."""
+        """Called before the first batch, after a checkpoint has been restored."""
 
     def after_batch(self, run: Run, batch: Batch) -> None:
         """Called when all of ``batch`` has been counted."""
 
     def after_run(self, run: Run) -> None:
-        """Called when the run ended or was stopped, but not after an exception."""
+        """Called when the run has ended or was stopped, but not after an exception."""
 
     def settings(self) -> dict[str, Any]:
         """Plain data that decides which tokens count; it becomes part of the settings of the job."""
@@ -57,7 +57,7 @@ class Observer:
         return {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep, by name: tensors and plain data (what JSON can hold)."""
+        """What a checkpoint must keep, by name: tensors, and plain data that JSON can hold."""
         return {}
 
     def restore(self, state: Mapping[str, Any]) -> None:

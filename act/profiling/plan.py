@@ -1,11 +1,11 @@
-"""What a run will cost, before it: work, memory and time, from the model's configuration and a short measurement.
+"""The predicted cost of a run: work, memory and time, from the model's configuration and a short measurement.
 
-The model of a run on ``n`` GPUs, each reading its share of the corpus (weights on every GPU)::
+For a run on ``n`` GPUs that each hold the weights and read a share of the corpus::
 
     forward   = tokens · (2 · active weights + 4 · layers · heads · head size · half the length) / rate / n
               + counted tokens · 2 · LM head / rate / n
-    tokenise  = tokens / (tokens a second and core · cores)         beside the forward
-    read      = tokens · bytes a token / bandwidth of the storage   beside the forward
+    tokenise  = tokens / (tokens per second and core · cores)        during the forward
+    read      = tokens · bytes per token / bandwidth of the storage  during the forward
     load      = weights / bandwidth of the storage to one machine
     reduce    = ceil(log2 n) · (arena / network bandwidth + 2 · arena / memory bandwidth)
     wall time = load + max(forward, tokenise, read) + reduce
@@ -35,15 +35,15 @@ from act_kernels import PAIR, STATISTICS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-MEASURED_TOKENS = 1024, 256  # of a measured batch, and of a row
-WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others one and two layers deep
+MEASURED_TOKENS = 1024, 256  # tokens of a measured batch, and of each of its rows
+WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with one and two layers
 
 
 class TextPlan(TypedDict):
     """Figures of corpora, scaled up if only a sample was read.
 
-    ``longest`` and ``mean_length`` are of the sequences; ``attended_length`` is that of the sequence in which an
-    average token is.
+    ``longest`` and ``mean_length`` are lengths of sequences. ``attended_length`` is the length of the sequence that
+    contains an average token.
     """
 
     records: int
@@ -58,7 +58,7 @@ class TextPlan(TypedDict):
 
 
 class Measurement(TypedDict):
-    """A profiled forward, timed; ``paths``: how each site is read."""
+    """The speed of a profiled forward; ``paths``: how each site is read."""
 
     seconds_a_token: float
     tokens_per_second: float
@@ -67,7 +67,7 @@ class Measurement(TypedDict):
 
 
 class ClusterTimes(TypedDict):
-    """Seconds by part, of which ``forward``, ``tokenise`` and ``read`` overlap; the ``bottleneck`` is the longest."""
+    """Seconds by part; ``forward``, ``tokenise`` and ``read`` overlap, and the ``bottleneck`` is the longest part."""
 
     load: float
     forward: float
@@ -81,17 +81,18 @@ class ClusterTimes(TypedDict):
 
 @dataclass(frozen=True)
 class Shape:
-    """What the costs of a model depend on.
+    """The figures of a model that decide its costs.
 
     Attributes:
-        parameters: numbers in the model.
-        active: weights that one token is multiplied with, without LM head and embedding.
-        head: weights of the LM head.
+        parameters: number of parameters.
+        active: number of weights that one token is multiplied with, without LM head and embedding.
+        head: number of weights of the LM head.
         attention: ``layers · heads · head size``; None: the configuration has no heads, and attention is not counted.
-        channels: of the channel space.
-        widest: channels of the widest site of the body; ``stream``: of the residual stream.
-        layers: decoder layers.
-        itemsize: bytes of a weight.
+        channels: number of channels in the channel space.
+        widest: number of channels of the widest site, without the LM head.
+        stream: number of channels of the residual stream.
+        layers: number of decoder layers.
+        itemsize: bytes per weight.
     """
 
     parameters: int
@@ -106,7 +107,7 @@ class Shape:
 
     @classmethod
     def of(cls, model: nn.Module, space: ChannelSpace) -> Shape:
-        """Of a model, which may be on the meta device."""
+        """The shape of a model, which may be on the meta device."""
         config: Any = model.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -132,12 +133,12 @@ class Shape:
         )
 
     def flops(self, tokens: float, counted: float, length: float, head: bool = True) -> float:
-        """Multiplications and additions of a forward over rows of that length."""
+        """Floating-point operations of a forward over rows of ``length`` tokens, of which ``counted`` are counted."""
         body = tokens * (2 * self.active + 4 * (self.attention or 0) * length / 2)
         return body + (counted * 2 * self.head if head else 0)
 
     def memory(self, token_budget: int, pair: bool = False) -> dict[str, int]:
-        """Bytes on a device, by part; activations for a batch of ``token_budget`` tokens."""
+        """Bytes on a device, by part; the activations are those of a batch of ``token_budget`` tokens."""
         models = 2 if pair else 1
         arena = self.arena(pair)
         return {
@@ -148,12 +149,12 @@ class Shape:
         }
 
     def arena(self, pair: bool = False) -> int:
-        """Bytes of the moments."""
+        """Bytes of the moments of one ability."""
         return (len(PAIR) if pair else 1) * len(STATISTICS) * self.channels * 8
 
 
 def _attention(config: Any) -> int | None:
-    """``layers · heads · head size``, of the layers that have attention."""
+    """``layers · heads · head size`` over the layers that have attention; None if there are no heads."""
     heads = getattr(config, "num_attention_heads", None)
     if not heads:
         return None
@@ -163,7 +164,7 @@ def _attention(config: Any) -> int | None:
 
 
 def _share(name: str, parameter: torch.Tensor, config: Any) -> float:
-    """The share of a weight that a token meets: one, or for routed experts how many of them it is sent to."""
+    """The share of a weight that a token is multiplied with: 1, or less for routed experts."""
     if "experts" not in name.split("."):
         return 1.0
     chosen = next((getattr(config, key) for key in _CHOSEN if getattr(config, key, None)), None)
@@ -174,7 +175,8 @@ def _share(name: str, parameter: torch.Tensor, config: Any) -> float:
     )
     if not chosen or not of:
         raise ActError(
-            f"{name} belongs to experts, but the configuration does not say how many of how many a token takes"
+            f"{name} belongs to experts, but the configuration does not say how many there are and how many a token "
+            "is sent to"
         )
     return chosen / of
 
@@ -186,16 +188,17 @@ _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_exp
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a GPU, its machine and the network give. Inputs, not measurements: put in your own.
+    """The rates of a GPU, its machine and the network. These are assumptions, not measurements: replace them.
 
     Attributes:
-        flops: delivered to the forward by one GPU, a second.
-        storage: bytes a second that the corpus' storage gives all machines together.
-        load: bytes a second at which one machine loads weights.
-        network: bytes a second between two machines.
-        memory: bytes a second of a GPU's memory.
-        tokenise: tokens a second of one core; ``cores``: for each GPU.
-        bytes_a_token: of the corpus on disk.
+        flops: floating-point operations per second of one GPU during a forward.
+        storage: bytes per second that the storage of the corpus delivers to all machines together.
+        load: bytes per second at which one machine loads weights.
+        network: bytes per second between two machines.
+        memory: bytes per second of the memory of a GPU.
+        tokenise: tokens per second of one core.
+        cores: cores per GPU.
+        bytes_a_token: bytes per token of the corpus on disk.
     """
 
     flops: float = 400e12
@@ -218,10 +221,16 @@ class Cluster:
         pair: bool = False,
         gpus_a_model: int = 1,
     ) -> ClusterTimes:
-        """Seconds by part, by the formulas of the module.
+        """Seconds by part, by the formulas in the docstring of this module.
 
         Args:
-            gpus_a_model: GPUs over which one copy of the weights is spread, one after the other.
+            shape: the figures of the model.
+            tokens: number of tokens, without padding.
+            counted: how many of them count; None: all.
+            gpus: number of GPUs.
+            length: tokens per row.
+            pair: whether two such models run.
+            gpus_a_model: GPUs over which the layers of one copy of the weights are spread.
         """
         models, copies = (2 if pair else 1), max(1, gpus // gpus_a_model)
         work = models * shape.flops(tokens, tokens if counted is None else counted, length)
@@ -247,42 +256,44 @@ class Cluster:
 
 
 def _rounded(value: float) -> float:
-    """To four significant digits."""
+    """Round to four significant digits."""
     return float(f"{value:.4g}")
 
 
 def unmoved(model: nn.Module, space: ChannelSpace) -> dict[str, str]:
-    """Every parameter that no site covers, with the reason."""
+    """The reason for each parameter that no site covers, by name."""
     parameters = dict(model.named_parameters())
     return {name: _reason(name, parameters[name]) for name in space.uncovered}
 
 
 def _reason(name: str, parameter: torch.Tensor) -> str:
     if parameter.dim() == 3 and "experts" in name.split("."):
-        return "experts packed in one tensor are not modules, so no output of theirs is read"
+        return "experts packed in one tensor are not modules, so their outputs are not read"
     if parameter.dim() == 3:
-        return "a tensor of three dimensions has no one dimension of outputs"
+        return "a tensor of three dimensions has no single dimension of outputs"
     if parameter.dim() < 2:
-        return "a vector that belongs to no linear, norm or embedding module"
-    return "its module is no linear, norm or embedding"
+        return "a vector outside any linear, norm or embedding module"
+    return "its module is not a linear, norm or embedding module"
 
 
 def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
-    """Records, tokens (including context that pieces of a text repeat) and counted tokens of corpora.
+    """Count the records, tokens (with the context that pieces of a text repeat) and counted tokens of corpora.
 
     Args:
-        corpora: fitted to the model.
-        sample: how many evenly spaced records of each to read; 0: all.
+        corpora: the corpora, fitted to the model.
+        sample: how many evenly spaced records of each corpus to read; 0: all.
 
     Raises:
-        ActError: a sample of a stream whose size is unknown; a corpus in which nothing counts.
+        ActError: a sample is wanted of a stream of unknown size; nothing counts in a corpus.
     """
     result = dict.fromkeys(("records", "bad_records", "sequences", "tokens", "counted"), 0)
     longest, squares, sampled = 0, 0.0, False
     for corpus in corpora.values():
         size = corpus.source.count() if sample else None
         if sample and size is None:
-            raise ActError(f"the size of {corpus.name} is not known, so a sample says nothing; count all (--sample 0)")
+            raise ActError(
+                f"the size of {corpus.name} is unknown, so a sample cannot be scaled up; read all of it (--sample 0)"
+            )
         step = max(1, (size or 0) // sample) if sample else 1
         found, squared = dict.fromkeys(result, 0), 0
         for entry, encoded in corpus.numbered(shard=(0, step)):
@@ -323,12 +334,19 @@ def measure(
     exclude: tuple[str, ...] = (),
     fused: bool = True,
 ) -> Measurement:
-    """Tokens per second of a profiled forward on a device, and how each site is read, with random weights.
+    """Measure the speed of a profiled forward with random weights, and how each site is read.
 
-    A model above :data:`WHOLE_BYTES` is built one and two layers deep; the difference is the time of a layer.
+    A model larger than :data:`WHOLE_BYTES` is built with one and with two layers; the difference is the time per layer.
+
+    Args:
+        config: the configuration of the model.
+        device: where to measure.
+        seconds: how long to measure.
+        exclude: module kinds that are not measured.
+        fused: collect statistics inside fused kernels.
 
     Raises:
-        ActError: not even two layers fit, or the model does not run.
+        ActError: the model, or two layers of it, do not fit on the device; the model does not run.
     """
     from transformers import AutoModelForCausalLM
 
@@ -350,7 +368,7 @@ def measure(
             ) from error
         except ActError:
             raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # of the model's own code
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # raised by the model's code
             short = brief(error)
             raise ActError(
                 f"a model of this configuration does not run on {device} ({short}); "
@@ -366,7 +384,7 @@ def _shallow(config: Any, depth: int) -> Any:
     config = copy.deepcopy(config)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     text.num_hidden_layers = depth
-    if "layer_types" in vars(text) and text.layer_types:  # elsewhere computed from the number of layers
+    if "layer_types" in vars(text) and text.layer_types:  # otherwise it is computed from the number of layers
         text.layer_types = text.layer_types[:depth]
     return config
 
@@ -397,7 +415,7 @@ def _measured(
 
 
 def path_of(name: str, paths: Mapping[str, str]) -> str:
-    """How a site is read, from a model of fewer layers: as the same site of the last one measured."""
+    """How a site is read; a layer that was not measured is read like the last measured one."""
     if name in paths or not paths:
         return paths.get(name, "unknown")
     for number in ("1", "0"):
@@ -408,5 +426,5 @@ def path_of(name: str, paths: Mapping[str, str]) -> str:
 
 
 def assumptions(cluster: Cluster) -> dict[str, float]:
-    """The inputs of the model as plain data."""
+    """The rates of a cluster as plain data."""
     return asdict(cluster)

@@ -1,4 +1,4 @@
-"""Several processes, one run: ``torchrun`` starts them, each reads a shard of the corpus, their moments meet once."""
+"""One run in several processes that ``torchrun`` starts: each reads a share of the corpus, then moments are merged."""
 
 from __future__ import annotations
 
@@ -21,17 +21,24 @@ from act.profiling.run import Run, Seen
 
 T = TypeVar("T")
 
-MEETING = timedelta(minutes=5)  # in which all ranks must have started
-PATIENCE = timedelta(hours=24)  # that the first rank to end waits for the last; a rank that dies is noticed at once
+MEETING = timedelta(minutes=5)  # all ranks must start within this time
+PATIENCE = timedelta(hours=24)  # the first rank to finish waits this long for the last; a dead rank is noticed at once
 
 
 class LostRank(ActError):
-    """Another rank has ended, so this one cannot go on."""
+    """Another rank has ended, so this one cannot continue."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The place of this process among those that ``torchrun`` started, and the store in which they leave notes."""
+    """The processes that ``torchrun`` started, as seen by one of them.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+        device: the device of this process.
+        store: holds messages between the processes.
+    """
 
     rank: int
     size: int
@@ -40,16 +47,16 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Whether this process writes and prints."""
         return self.rank == 0
 
     @property
     def windows(self) -> Shard:
-        """The windows of the corpus that this rank reads: the same windows, so the same batches, as one process's."""
+        """The windows of the corpus that this rank reads; the windows and batches are those of a single process."""
         return self.rank, self.size
 
     def share(self, records: int, look_ahead: int) -> int:
-        """How many of that many records lie in this rank's windows."""
+        """How many of ``records`` records are in the windows of this rank, with ``look_ahead`` records per window."""
         windows, rest = divmod(records, look_ahead)
         mine = windows // self.size + (windows % self.size > self.rank)
         return mine * look_ahead + (rest if windows % self.size == self.rank else 0)
@@ -62,20 +69,20 @@ class Ranks:
         return box[0]
 
     def wait(self) -> None:
-        """Until every rank is here."""
+        """Wait until every rank has called this."""
         self.agreed(None)
         with self._together():
             dist.all_gather_object([None] * self.size, None)
 
     def reduce(self, run: Run, skipped: list[Skipped], skip_bad_records: int) -> None:
-        """Bring moments, counts and skipped records of all ranks together in the first one's.
+        """Merge the moments, counts and skipped records of all ranks into those of the first rank.
 
-        Neighbours merge, then neighbouring pairs, and so on: ``log2(size)`` steps, one arena more memory, and an order
-        that depends on the number of ranks alone, so the same ranks give the same bits.
+        Neighbours merge, then neighbouring pairs, and so on. This takes ``log2(size)`` steps and the memory of one more
+        arena. The order depends only on the number of ranks, so the same number of ranks gives the same bits.
 
         Raises:
-            ActError: an ability of which no rank counted anything; more bad records than may be skipped.
-            LostRank: a rank was lost, or the first one refused.
+            ActError: no rank counted anything for an ability; there are more bad records than may be skipped.
+            LostRank: a rank was lost, or the first rank raised an ActError.
         """
         gathered: list[Any] = [None] * self.size
         with self._together():
@@ -93,7 +100,7 @@ class Ranks:
         run.seconds, run.waited = (max(each[place] for each in gathered) for place in (2, 3))
 
     def _check(self, total: dict[str, Seen], skipped: list[Skipped], skip_bad_records: int) -> None:
-        """Refuse, on every rank, what one process would have refused on its way."""
+        """Raise on every rank the errors that a single process would have raised while reading."""
         try:
             require_few(skipped, skip_bad_records)
             for ability, seen in total.items():
@@ -106,22 +113,22 @@ class Ranks:
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:
-        """Turn what a collective raises when a peer is gone into a sentence."""
+        """Turn the error of a collective whose peer is gone into :class:`LostRank`."""
         try:
             yield
-        except RuntimeError as error:  # torch.distributed's errors are of this kind
+        except RuntimeError as error:  # the base of the errors of torch.distributed
             refused = self._note()
             what = f"another rank was lost ({brief(error, 120)})" if refused is None else _ended_by(refused)
             raise LostRank(what) from error
 
     def _note(self) -> int | None:
-        """The rank that has left a note that it ended the run; None where there is none, or no store any more."""
+        """The rank that left a note that it ended the run; None if there is no note, or the store is gone."""
         with contextlib.suppress(RuntimeError):
             return next((rank for rank in range(self.size) if self.store.check([f"ended{rank}"])), None)
         return None
 
     def leave_note(self) -> None:
-        """Tell the others that this rank ends the run, and says why itself."""
+        """Tell the other ranks that this one ends the run and prints the reason."""
         with contextlib.suppress(RuntimeError):
             self.store.set(f"ended{self.rank}", "")
 
@@ -142,12 +149,12 @@ class Ranks:
 
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks | None]:
-    """The ranks of this process in the block, if ``torchrun`` started it with others; else None.
+    """The :class:`Ranks` of this process during the block; None unless ``torchrun`` started it with others.
 
-    GPUs talk through NCCL, CPUs through gloo.
+    GPUs communicate through NCCL, CPUs through gloo.
 
     Raises:
-        ActError: the others did not come.
+        ActError: the other ranks did not start in time.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in os.environ:
@@ -165,11 +172,13 @@ def joined() -> Iterator[Ranks | None]:
         dist.init_process_group(backend, timeout=MEETING, store=store, rank=rank, world_size=size)
         dist.distributed_c10d._set_pg_timeout(PATIENCE)
     except (ValueError, RuntimeError) as error:
-        raise ActError(f"the ranks do not find each other ({brief(error, 120)}); start them with torchrun") from error
+        raise ActError(f"the ranks cannot find each other ({brief(error, 120)}); start them with torchrun") from error
     ranks = Ranks(rank, size, device, store)
     try:
         yield ranks
-        with contextlib.suppress(RuntimeError):  # one that failed has said so; none takes the group away from another
+        with contextlib.suppress(
+            RuntimeError
+        ):  # no rank destroys the group while another uses it; a failed one has left a note
             dist.barrier()
     except BaseException as error:
         if not isinstance(error, LostRank):
@@ -180,11 +189,11 @@ def joined() -> Iterator[Ranks | None]:
 
 
 def _met(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """A part of the store that only the processes of this start of the ranks use.
+    """A part of the store that is used only by the processes of this start of the ranks.
 
-    ``torchrun`` keeps one store over restarts (``--max-restarts``) and counts those of each machine by itself, so the
-    first rank draws a name, the others draw theirs, and each goes on once it finds its own among those that the first
-    one has met: what an earlier start has left in the store cannot be taken for an answer.
+    ``torchrun`` keeps one store over restarts (``--max-restarts``) and counts the restarts of each machine separately.
+    So every rank draws a random name, and continues once the first rank has listed that name among those it has met.
+    Entries that an earlier start left in the store cannot be mistaken for an answer.
     """
     mine = uuid.uuid4().hex
     if rank == 0:
@@ -199,11 +208,11 @@ def _met(store: dist.Store, rank: int, size: int) -> dist.Store:
         if store.check([f"{leader}/met"]) and mine in store.get(f"{leader}/met").decode().split():
             return dist.PrefixStore(leader, store)
         time.sleep(0.05)
-    raise RuntimeError(f"rank 0 did not come within {MEETING.total_seconds() / 60:.0f} minutes")
+    raise RuntimeError(f"rank 0 did not start within {MEETING.total_seconds() / 60:.0f} minutes")
 
 
 def _ended_by(rank: int) -> str:
-    return f"rank {rank} ended the run, and its own message says why"
+    return f"rank {rank} ended the run; its own message says why"
 
 
 def _union(groups: Iterable[Iterable[str]]) -> list[str]:

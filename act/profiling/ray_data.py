@@ -1,20 +1,22 @@
-"""A run over a Ray dataset: any of Ray Data's sources, one actor per GPU (or CPU), Ray's own fault tolerance.
+"""A run over a Ray dataset: any source of Ray Data, one actor per GPU (or CPU core), with Ray's fault tolerance.
 
-Each block of rows comes back as moments of its own, and the driver merges them in the order of the blocks. An actor
-keeps nothing between blocks, so a block that Ray runs again, because an actor or a machine died, counts once.
+Each block of rows comes back as separate moments, and the driver merges them in the order of the blocks. An actor keeps
+nothing between blocks, so a block that Ray runs again, because an actor or a machine died, counts once.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 import numpy as np
 import torch
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.data.encode import AnswerTurns, Count
 from act.data.stream import Skipped, nothing_counted, require_few
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
@@ -24,19 +26,42 @@ from act.profiles.profile import PairProfile, Profile
 from act.profiles.provenance import CorpusRead, Provenance
 from act.profiling.job import Job, JobOptions, Packing, TokenBudget
 
+if TYPE_CHECKING:
+    import ray.data
+
 BLOCK = 16384  # records whose moments come back as one arena
+
+
+class CorpusOptions(TypedDict, total=False):
+    """The keywords of :class:`act.Corpus`."""
+
+    count: Count
+    answer_turns: AnswerTurns
+    max_length: int | None
+    overlap: int | None
+    ability_column: str | None
+    name: str | None
+
+
+class LoadingOptions(TypedDict, total=False):
+    """The keywords of :func:`act.models.loading.load_model`."""
+
+    dtype: str
+    device: str
+    device_map: str | None
+    max_memory: Mapping[str, str] | None
 
 
 def profile_dataset(
     models: Mapping[str, str],
-    dataset: Any,
+    dataset: ray.data.Dataset,
     tokenizer: str,
     *,
     actors: int = 1,
     gpus_an_actor: float = 0,
     records_a_block: int = BLOCK,
-    corpus: Mapping[str, Any] | None = None,
-    loading: Mapping[str, Any] | None = None,
+    corpus: CorpusOptions | None = None,
+    loading: LoadingOptions | None = None,
     skip_bad_records: int = 0,
     exclude: Iterable[str] = (),
     fused: bool = True,
@@ -47,19 +72,20 @@ def profile_dataset(
     """Profile models over a Ray dataset.
 
     Args:
-        models: ``{"model": name}`` or ``{"donor": name, "target": name}``: folders or hub ids that every machine reads.
-        dataset: a ``ray.data.Dataset`` whose rows are records (see :class:`act.Corpus`).
-        tokenizer: the name of the tokenizer, as for the models.
-        actors: how many load the models and work at the same time.
+        models: ``{"model": name}`` or ``{"donor": name, "target": name}``: folders that every machine can read, or hub
+            ids.
+        dataset: rows that are records (see :class:`act.Corpus`).
+        tokenizer: folder or hub id of the tokenizer.
+        actors: how many actors load the models and work at the same time.
         gpus_an_actor: GPUs per actor; 0: one CPU core each.
-        records_a_block: rows counted together; each block sends back one arena, and decides the last bits.
-        skip_bad_records: how many bad records of the whole dataset to skip before giving up.
+        records_a_block: rows per block. Each block sends back one arena, so this number decides the last bits.
         corpus, loading: keywords of :class:`act.Corpus` and :func:`act.models.loading.load_model`.
+        skip_bad_records: how many bad records of the whole dataset to skip before giving up.
         exclude, fused, token_budget, packing, look_ahead: as for :func:`act.profile`.
 
     Returns:
-        The profile, with the same bits for any number of actors and after any failure on the way; for rows labelled by
-        ability, a dict of them by ability.
+        The profile, with the same bits for any number of actors and after any recovered failure; for rows labelled by
+        ability, a dict of profiles by ability.
 
     Raises:
         ActError: Ray is not installed; no such model; a bad record; nothing counted; a block that Ray could not finish.
@@ -70,7 +96,7 @@ def profile_dataset(
     except ImportError as error:
         raise ActError("a Ray dataset needs Ray: pip install 'act-profile[ray]'") from error
     if actors < 1 or records_a_block < 1:
-        raise ActError(f"{actors} actors and {records_a_block} records a block; expected at least 1 of each")
+        raise ActError(f"{actors} actors and {records_a_block} records per block; expected at least 1 of each")
     for name in models.values():  # errors in names and options are better raised here than by every actor
         load_config(name)
     Corpus.from_records([], load_tokenizer(tokenizer), **(corpus or {}))
@@ -78,8 +104,8 @@ def profile_dataset(
     made = {
         "models": dict(models),
         "tokenizer": tokenizer,
-        "corpus": dict(corpus or {}),
-        "loading": dict(loading or {}),
+        "corpus": corpus or CorpusOptions(),
+        "loading": loading or LoadingOptions(),
         "options": JobOptions(
             exclude=tuple(exclude), fused=fused, token_budget=token_budget, packing=packing, look_ahead=look_ahead
         ),
@@ -98,16 +124,16 @@ def profile_dataset(
     before = 0  # records of the blocks so far
     try:
         for block in _blocks(blocks):
-            if block["error"]:
-                raise ActError(block["error"])
-            for each in block["skipped"]:
+            if isinstance(block, str):
+                raise ActError(block)
+            for each in block.skipped:
                 number = before + each.record
                 skipped.append(each._replace(record=number, place=f"ray dataset, record {number}"))
                 require_few(skipped, skip_bad_records)
-            before += block["records"]
-            for ability, arena, provenance in block["results"]:
+            before += block.records
+            for ability, arena, provenance in block.results:
                 if ability not in moments:
-                    moments[ability] = Moments(ChannelSpace.from_json(block["space"]), pair=len(models) == 2)
+                    moments[ability] = Moments(ChannelSpace.from_json(block.space), pair=len(models) == 2)
                     parts[ability] = []
                 other = Moments(moments[ability].space, pair=moments[ability].pair)
                 other.arena.copy_(torch.from_numpy(arena).view_as(other.arena))
@@ -127,22 +153,38 @@ def profile_dataset(
     return profiles[""] if set(profiles) == {""} else profiles
 
 
-def _blocks(dataset: Any) -> Iterator[dict[str, Any]]:
-    import pickle
+@dataclass(frozen=True)
+class _Block:
+    """What an actor sends back for a block of rows.
 
+    Attributes:
+        records: rows in the block.
+        skipped: the bad records among them, numbered from the start of the block.
+        results: moments (float64, flat) and provenance of each ability.
+        space: the channel space, as plain data.
+    """
+
+    records: int
+    skipped: list[Skipped]
+    results: list[tuple[str, np.ndarray, Provenance]]
+    space: dict[str, Any]
+
+
+def _blocks(dataset: ray.data.Dataset) -> Iterator[_Block | str]:
+    """The blocks in order; for one that failed, the message of its error."""
     for row in dataset.iter_rows():
-        yield pickle.loads(row["block"])
+        yield cast("_Block | str", pickle.loads(row["block"]))
 
 
 class _Counted:
-    """An actor: loads the models once, turns a block of rows into one row that holds its moments."""
+    """An actor: loads the models once, and turns each block of rows into one row with its pickled :class:`_Block`."""
 
     def __init__(
         self,
         models: dict[str, str],
         tokenizer: str,
-        corpus: dict[str, Any],
-        loading: dict[str, Any],
+        corpus: CorpusOptions,
+        loading: LoadingOptions,
         options: JobOptions,
     ) -> None:
         self._corpus, self._options = corpus, options
@@ -151,41 +193,33 @@ class _Counted:
             self._models = {side: load_model(name, **loading) for side, name in models.items()}
             self._fingerprints = {side: fingerprint(model) for side, model in self._models.items()}  # reads all weights
             self._tokenizer = load_tokenizer(tokenizer)
-        except ActError as error:  # kept for the driver: Ray would start the actor again
+        except ActError as error:  # kept for the driver: if it were raised, Ray would start the actor again
             self._error = str(error)
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        import pickle
-
         columns = list(rows)
         records = [
             {name: _plain(value) for name, value in zip(columns, row, strict=True) if value is not None}
             for row in zip(*rows.values(), strict=True)
         ]
         try:
-            block = {"error": self._error} if self._error else self._block(records)
-        except ActError as error:  # a value, not a crash: Ray would run the block again
-            block = {"error": str(error)}
-        # An object array would let Arrow guess at the types of the parts.
+            block = self._error or self._block(records)
+        except ActError as error:  # sent as a value: if it were raised, Ray would run the block again
+            block = str(error)
+        # Pickled, because Arrow would guess at the types of the parts.
         return {"block": np.array([pickle.dumps(block)], dtype=object)}
 
-    def _block(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+    def _block(self, records: list[dict[str, Any]]) -> _Block:
         corpus = Corpus.from_records(records, self._tokenizer, **self._corpus)
         # The driver decides how many bad records are too many.
         options: JobOptions = {**self._options, "skip_bad_records": len(records)}
         job = Job(self._models, corpus, part=True, fingerprints=self._fingerprints, **options)
         results = [(ability, moments.arena.cpu().numpy().reshape(-1), found) for ability, moments, found in job.run()]
-        return {
-            "error": None,
-            "records": len(records),
-            "skipped": job.skipped,
-            "results": results,
-            "space": job.space.to_json(),
-        }
+        return _Block(len(records), job.skipped, results, job.space.to_json())
 
 
 def _plain(value: Any) -> Any:
-    """Lists and numbers of Python for those of numpy, at any depth."""
+    """NumPy arrays and numbers as lists and numbers of Python, at any depth."""
     if isinstance(value, np.ndarray):
         return [_plain(each) for each in value.tolist()]
     return value.item() if isinstance(value, np.generic) else value

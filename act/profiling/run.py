@@ -21,14 +21,14 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Seen:
-    """What a run has fed to the model so far.
+    """How much a run has fed to the model so far.
 
     Attributes:
-        tokens: without padding.
-        counted: those of them that count.
-        padding: tokens that pad.
-        sequences: rows, or pieces of packed rows.
-        records: records that begin in them.
+        tokens: number of tokens, without padding.
+        counted: how many of them count.
+        padding: number of padding tokens.
+        sequences: number of rows, or of pieces in packed rows.
+        records: number of records that begin in them.
     """
 
     tokens: int = 0
@@ -38,7 +38,7 @@ class Seen:
     records: int = 0
 
     def add(self, batch: Batch) -> None:
-        """Count a batch in."""
+        """Add the figures of a batch."""
         self.tokens += batch.tokens
         self.counted += int(batch.count_mask.sum())
         self.padding += batch.size - batch.tokens
@@ -56,7 +56,7 @@ class Tapped(Protocol):
     paths: dict[str, str]
 
     def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
-        """Run the model for its statistics."""
+        """Run the model on a batch and accumulate its statistics."""
         ...
 
 
@@ -64,20 +64,20 @@ class Run:
     """Feeds batches to tapped models and keeps one :class:`Moments` per ability.
 
     Args:
-        tapped: what runs; before each batch it is given the moments of the batch's ability.
+        tapped: the models; before each batch they get the moments of the ability of the batch.
         space: the channel space.
-        pair: whether donor and target run.
-        device: of the inputs.
-        places: of the moments, as :class:`act.profiles.moments.Moments` takes them; None: ``device``.
-        vocabulary: rows of the embedding; larger token ids are an error.
-        causal: whether the model needs no mask where padding is on the right (see :func:`act.models.limits.causal`).
-        observers: called in this order.
+        pair: whether a donor and a target run.
+        device: the device of the inputs.
+        places: the devices of the moments (see :class:`act.profiles.moments.Moments`); None: ``device``.
+        vocabulary: number of rows of the embedding; a token id beyond it is an error.
+        causal: whether the model needs no mask if padding is on the right (see :func:`act.models.limits.causal`).
+        observers: called between batches, in this order.
 
     Attributes:
-        moments, seen: by ability, in the order of their first batches.
-        position: in the corpora, after the last batch; None before the first.
-        seconds: time spent in :meth:`over`, including that before a restored checkpoint.
-        waited: the part of it spent waiting for a batch.
+        moments, seen: by ability, in the order of the first batches.
+        position: the position in the corpora after the last batch; None before the first.
+        seconds: time spent in :meth:`over`, including the time before a restored checkpoint.
+        waited: seconds of it spent waiting for a batch.
         stopped: abilities that take no more batches.
         max_tokens: larger batches are split; None until memory has run out once.
     """
@@ -110,16 +110,16 @@ class Run:
 
     @property
     def total(self) -> Seen:
-        """Of all abilities together."""
+        """The sum over all abilities."""
         return sum(self.seen.values(), Seen())
 
     def empty_moments(self) -> Moments:
-        """Moments like those that this run fills, without anything counted."""
+        """Empty moments of the same shape and devices as those of this run."""
         with torch.inference_mode(False):
             return Moments(self.space, pair=self.pair, device=self._places)
 
     def begin(self, ability: str) -> None:
-        """Create moments for an ability, unless it has some."""
+        """Create the moments of an ability, unless they exist."""
         if ability not in self.moments:
             self.moments[ability] = self.empty_moments()
             self.seen[ability] = Seen()
@@ -135,7 +135,7 @@ class Run:
         """Feed the batches until they end or the run is stopped.
 
         Raises:
-            ActError: a single sequence does not fit into memory; a token id beyond the model's embedding.
+            ActError: a single sequence does not fit into memory; a token id is beyond the model's embedding.
         """
         for observer in self.observers:
             observer.before_run(self)
@@ -156,7 +156,7 @@ class Run:
             observer.after_run(self)
 
     def feed(self, batch: Batch) -> None:
-        """Count one batch completely, or not at all if this raises."""
+        """Count one batch completely, or none of it if this raises."""
         ids = batch.inputs["input_ids"]
         if self._vocabulary is not None and ids.numel() and int(ids.max()) >= self._vocabulary:
             raise ActError(
@@ -177,7 +177,7 @@ class Run:
                     arena.copy_(copy)
                 if not _is_out_of_memory(error):
                     raise
-            # Outside the handler, where the error no longer keeps the activations alive.
+            # Outside the handler, because the error keeps the activations alive.
             self._back_off(batch)
         self.seen[batch.ability].add(batch)
         self.position = batch.after
@@ -194,7 +194,7 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state` returned; leaves the run as it is if that raises."""
+        """Continue from what :meth:`state` returned; if this raises, the run is unchanged."""
         position = None if state["position"] is None else Position(*state["position"])
         seen = {ability: Seen(**each) for ability, each in state["seen"].items()}
         moments = {ability: self.empty_moments() for ability in seen}
@@ -215,12 +215,12 @@ class Run:
         self._tapped.forward(inputs, batch.count_mask)
 
     def _parts(self, batch: Batch) -> list[Batch]:
-        """The batch, halved until no part has more than ``max_tokens``, or cannot be halved."""
+        """The batch, halved until each part has at most ``max_tokens`` tokens or cannot be halved."""
         halves = batch.halves() if self.max_tokens is not None and batch.size > self.max_tokens else None
         return [batch] if halves is None else [part for half in halves for part in self._parts(half)]
 
     def _back_off(self, batch: Batch) -> None:
-        """Lower ``max_tokens`` below the size of the largest part that was tried."""
+        """Set ``max_tokens`` below the size of the largest part that was tried."""
         largest = max(self._parts(batch), key=lambda part: part.size)
         halves = largest.halves()
         if halves is None:
@@ -245,7 +245,7 @@ class Run:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch raises a class of its own on GPUs, and a plain RuntimeError on the CPU."""
+    """Whether memory ran out: PyTorch raises OutOfMemoryError on GPUs, but a plain RuntimeError on the CPU."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )

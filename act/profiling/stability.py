@@ -35,11 +35,11 @@ from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
 StableScore = Literal["paired", "mean-abs", "mean-shift"]
 
-GROUPS = 16  # at least; at twice as many, neighbours are joined
+GROUPS = 16  # at least; once there are twice as many, neighbours are joined
 DRAWS = 200, 2000  # at least, and at most where few channels are near the threshold
 WORK = 1 << 22  # numbers drawn per check, unless the fewest draws need more
 GROWTH = 1.1, 1.25  # of the text read, between two checks: at least, and at most
-FAR = 8.0  # standard errors from the threshold at which a channel is certain
+FAR = 8.0  # standard errors from the threshold beyond which a channel is certain
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class Criterion:
     """When a run may stop: the top channels by ``score`` overlap those of the whole corpus, with this confidence.
 
     Args:
-        score: what ranks the channels.
-        top: share of the channels that is the top set.
-        overlap: share of the top set that the whole corpus must give too.
-        confidence: probability with which it must do so.
+        score: the score that ranks the channels.
+        top: size of the top set, as a share of the channels.
+        overlap: share of the top set that must also be in the top set of the whole corpus.
+        confidence: probability with which that overlap must hold.
 
     Raises:
-        ActError: a share, overlap or confidence outside its range.
+        ActError: an unknown score, or a share, overlap or confidence out of range.
     """
 
     score: StableScore = "paired"
@@ -79,8 +79,8 @@ class Check:
         size: channels in the top set.
         allowed: how many of them the criterion allows to be missing from the top set of the whole corpus.
         expected: how many are expected to be missing.
-        variance: of that number.
-        bound: no more are missing, except with the probability that this check may spend.
+        variance: variance of that number.
+        bound: more are missing only with the probability that this check may spend.
     """
 
     size: int
@@ -104,13 +104,13 @@ class GroupedSums:
     """Sums of one quantity per channel over groups of chunks, ``[G, N]`` float32 with G up to ``2 * GROUPS``.
 
     Args:
-        widths: channels of each site, int64; all channels of a site share a count.
+        widths: number of channels of each site, int64; all channels of a site share a count.
 
     Attributes:
         sums: float32 ``[2 * GROUPS, N]``; rows from ``groups`` on are zero.
         counts: float64 ``[2 * GROUPS, sites]``.
-        groups: complete groups.
-        chunks: chunks seen so far.
+        groups: number of complete groups.
+        chunks: number of chunks seen so far.
     """
 
     def __init__(self, widths: torch.Tensor) -> None:
@@ -124,14 +124,14 @@ class GroupedSums:
         self._per_group = 1
 
     def unchanged(self, count: torch.Tensor) -> bool:
-        """Whether nothing was counted since the last group ended, because other abilities were read."""
+        """Whether nothing was counted since the last group ended, because only other abilities were read."""
         return torch.equal(count, self._count)
 
     def add(self, total: torch.Tensor, count: torch.Tensor) -> bool:
         """End a chunk, given the float64 sums ``[N]`` and counts ``[sites]`` of all chunks so far.
 
         Returns:
-            Whether a group ended with it.
+            Whether a group ended with this chunk.
         """
         self.chunks += 1
         if self.chunks % self._per_group:
@@ -156,7 +156,7 @@ class GroupedSums:
         return self._total / self._count.repeat_interleave(self._widths)
 
     def errors(self, index: torch.Tensor) -> torch.Tensor:
-        """``sqrt(G / (G - 1)) e_g / sum n`` of some channels, float32 ``[G, K]``: squares add up to a variance."""
+        """``sqrt(G / (G - 1)) e_g / sum n`` of ``K`` channels, float32 ``[G, K]``; the squares sum to a variance."""
         site = torch.bucketize(index, self._widths.cumsum(0), right=True)
         count = self._count[site]
         mean = (self._total[index] / count).nan_to_num()
@@ -195,10 +195,10 @@ def check(
     Args:
         groups: at least two; a run waits for :data:`GROUPS`.
         ranked: indices of the channels that are ranked, int64 ``[R]``.
-        criterion: what must be certain.
+        criterion: when the top set counts as certain.
         read: share of the corpus that was read; 0 if its size is unknown.
         error: the probability of a wrong answer that this check may spend; None: all of it.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     error = 1 - criterion.confidence if error is None else error
     size = max(1, round(criterion.top * len(ranked)))
@@ -216,7 +216,7 @@ def check(
     inside = torch.zeros_like(scores, dtype=torch.bool)
     inside[scores.argsort(descending=True, stable=True)[:size]] = True
     expected = float(wrong[inside].sum())
-    if expected > allowed:  # drawing could only confirm that
+    if expected > allowed:  # draws could only confirm this
         return Check(size, allowed, expected, expected, expected)
     near = (distance <= FAR * spread).nonzero().flatten()
     places = size - int((inside & (distance > FAR * spread)).sum())
@@ -228,12 +228,12 @@ def check(
 
 
 def _spread(groups: GroupedSums, ranked: torch.Tensor) -> torch.Tensor:
-    """The standard error of each channel's mean, float64 ``[len(ranked)]``, in pieces to spare memory."""
-    return torch.cat([groups.errors(part).double().square().sum(0).sqrt() for part in ranked.split(1 << 20)])
+    """The standard error of each channel's mean, float64 ``[len(ranked)]``, computed in pieces to save memory."""
+    return torch.cat([groups.errors(part).double().square().sum(0).sqrt() for part in torch.split(ranked, 1 << 20)])
 
 
 def _lost(means: torch.Tensor, errors: torch.Tensor, inside: torch.Tensor, places: int, seed: int) -> torch.Tensor:
-    """How many channels of the present top set each draw replaces, float64 ``[draws]`` on the CPU."""
+    """How many channels of the present top set are replaced in each draw, float64 ``[draws]`` on the CPU."""
     generator = torch.Generator().manual_seed(seed)
     draws = max(DRAWS[0], min(DRAWS[1], WORK // len(means)))
     weights = torch.randn(draws, len(errors), generator=generator, dtype=torch.float64)
@@ -242,7 +242,7 @@ def _lost(means: torch.Tensor, errors: torch.Tensor, inside: torch.Tensor, place
     normal = torch.randn(draws, 1, generator=generator, dtype=torch.float64)
     weights = (weights / (1 - part + math.sqrt(part) * normal).clamp_min(0.1) ** 1.5).to(errors)
     lost = []
-    for part in weights.split(max(1, WORK // len(means))):
+    for part in torch.split(weights, max(1, WORK // len(means))):
         scores = (means + part @ errors).abs()
         least = scores.kthvalue(len(means) - places + 1, dim=1, keepdim=True).values
         lost.append((inside & (scores < least)).sum(1))
@@ -265,9 +265,9 @@ def _freedom(errors: torch.Tensor) -> float:
 
 
 def _upper(lost: torch.Tensor, error: float) -> float:
-    """What one more draw of the same kind exceeds with at most that probability.
+    """The number that one more draw of the same kind exceeds with a probability of at most ``error``.
 
-    Exact, because its rank among them all is uniform; if the draws are too few to show it, a gamma quantile.
+    Exact, because the rank of that draw among all draws is uniform; a gamma quantile if there are too few draws.
     """
     above = math.floor(error * (len(lost) + 1) + 1e-9)
     return float(lost.topk(above).values[-1]) if above else _gamma(float(lost.mean()), float(lost.var()), error)
@@ -289,7 +289,8 @@ def growth(found: Check, read: float, error: float) -> float:
     left. The factor is at least ``GROWTH[0]``; ``GROWTH[1]`` means that or more.
     """
     least, most = GROWTH
-    for factor in torch.linspace(least, most, 16, dtype=torch.float64).tolist():
+    factors: list[float] = torch.linspace(least, most, 16, dtype=torch.float64).tolist()
+    for factor in factors:
         if factor * read >= 1:
             return factor
         shrunk = math.sqrt((1 - factor * read) / (1 - read) / factor)
@@ -300,7 +301,7 @@ def growth(found: Check, read: float, error: float) -> float:
 
 
 def error_of(number: int, error: float) -> float:
-    """What the ``number``-th check (from 1) may spend; all checks together spend ``error``."""
+    """The error that the ``number``-th check (from 1) may spend; all checks together spend ``error``."""
     return error / (number * (number + 1))
 
 
@@ -311,9 +312,9 @@ class SequentialTest:
     Only a check that is predicted to succeed spends a part of the error; a prediction alone never ends a run.
 
     Attributes:
-        checks: done so far.
-        due: records read at the next check or prediction.
-        planned: whether that is a check.
+        checks: number of checks so far.
+        due: number of records at which the next check or prediction is made.
+        planned: whether it will be a check.
         found: the result of the last check or prediction.
     """
 
@@ -325,11 +326,11 @@ class SequentialTest:
     def certain(
         self, groups: GroupedSums, ranked: torch.Tensor, criterion: Criterion, records: int, read: float
     ) -> bool:
-        """Whether the criterion is met, once a group has ended.
+        """Whether the criterion is met; called when a group has ended.
 
         Args:
-            groups, ranked, criterion, read: as :func:`check` takes them.
-            records: read so far.
+            groups, ranked, criterion, read: see :func:`check`.
+            records: number of records read so far.
         """
         if groups.groups < GROUPS or records < self.due:
             return False
@@ -346,7 +347,7 @@ class SequentialTest:
         return False
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep: all but what was found."""
+        """What a checkpoint must keep: everything except :attr:`found`."""
         return {"checks": self.checks, "due": self.due, "planned": self.planned}
 
     def restore(self, state: Mapping[str, Any]) -> None:

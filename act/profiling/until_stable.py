@@ -1,4 +1,4 @@
-"""The observer that stops a run when its top channels are certain, by :mod:`act.profiling.stability`."""
+"""The observer that stops a run when its top channels are certain (see :mod:`act.profiling.stability`)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from act.profiling.stability import Criterion, GroupedSums, SequentialTest, Stab
 from act_kernels import PAIR
 from act_kernels.statistics import COUNT, MEAN, SUM_ABS
 
-CHUNK = 128  # records at least
+CHUNK = 128  # fewest records
 METHOD = "multivariate t draws from grouped chunks of documents, finite-corpus correction, error spent over looks"
 
 
 class _Source(NamedTuple):
-    """A corpus: the ability that it is named after, its size if known, and whether its records are labelled."""
+    """A corpus: the ability that it is named after, its size if known, and whether its records have labels."""
 
     ability: str
     size: int | None
@@ -41,18 +41,18 @@ class UntilStable(Observer):
     Works in one process over a whole corpus whose records are in random order.
 
     Args:
-        score: what ranks the channels: ``paired``, ``mean-abs`` or ``mean-shift``; None: ``paired`` in a pair run, else
-            ``mean-abs``.
-        top: share of the channels that is the top set.
-        overlap: share of the top set that the whole corpus must give too.
-        confidence: probability with which it must do so.
+        score: the score that ranks the channels: ``paired``, ``mean-abs`` or ``mean-shift``; None: ``paired`` in a pair
+            run, else ``mean-abs``.
+        top: size of the top set, as a share of the channels.
+        overlap: share of the top set that must also be in the top set of the whole corpus.
+        confidence: probability with which that overlap must hold.
 
     Attributes:
-        criterion: these four.
-        certificates: by ability, plain data; an ability whose corpus ended before has none.
+        criterion: these four values.
+        certificates: plain data by ability; an ability whose corpus ended first has no certificate.
 
     Raises:
-        ActError: a share, overlap or confidence outside its range.
+        ActError: an unknown score, or a share, overlap or confidence out of range.
 
     >>> until = act.UntilStable(top=0.2, overlap=0.8, confidence=0.9)
     >>> profile = act.profile(model, corpus, observers=[until])
@@ -77,15 +77,15 @@ class UntilStable(Observer):
         self._restored: dict[str, Any] = {}
 
     def prepare(self, job: Job) -> None:
-        """Note the sizes of the corpora and the channels that are ranked.
+        """Store the sizes of the corpora and the channels that are ranked.
 
         Raises:
-            ActError: a paired score of a run that is not paired; batches instead of a corpus; a part of a corpus.
+            ActError: a paired score for a single model; batches instead of a corpus; only part of a corpus.
         """
         if not self._score_given:
             self.criterion = replace(self.criterion, score="paired" if job.pair else "mean-abs")
         if self.criterion.score != "mean-abs" and not job.pair:
-            raise ActError(f"stable score {self.criterion.score!r} needs a pair run; a single run has mean-abs")
+            raise ActError(f"stable score {self.criterion.score!r} needs a pair run; for one model, use mean-abs")
         if not job.corpora:
             raise ActError("until-stable needs a corpus: batches have no documents")
         require_whole_corpus(job.ranks, job.shard)
@@ -101,15 +101,15 @@ class UntilStable(Observer):
         return look_ahead(corpora)
 
     def settings(self) -> dict[str, Any]:
-        """The criterion."""
+        """The criterion, as plain data."""
         return {"until_stable": asdict(self.criterion)}
 
     def provenance(self, ability: str) -> dict[str, Any]:
-        """The certificate; None where the corpus ended before anything was certain."""
+        """The certificate of the ability; None if its corpus ended before the top channels were certain."""
         return {"stable": self.certificates.get(ability)}
 
     def before_run(self, run: Run) -> None:
-        """Use what a checkpoint held, now that the moments show the device."""
+        """Apply the restored state, now that the device of the moments is known."""
         restored, self._restored = self._restored, {}
         for ability in run.moments:
             if test := restored.get(f"{ability}.test"):
@@ -122,7 +122,7 @@ class UntilStable(Observer):
                 self._groups[ability].restore(groups)
 
     def after_batch(self, run: Run, batch: Batch) -> None:
-        """At the end of a window, test each ability that had a part in it."""
+        """At the end of a window, test each ability that it contained."""
         after = batch.after
         if after is None or after.batch:
             return
@@ -146,7 +146,7 @@ class UntilStable(Observer):
         return min((each.overlap for each in found), default=None)
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must keep."""
+        """What a checkpoint must keep: certificates, tests and grouped sums."""
         result: dict[str, Any] = {"certificates": self.certificates}
         for ability, test in self._tests.items():
             result[f"{ability}.test"] = test.state()
@@ -168,7 +168,7 @@ class UntilStable(Observer):
         return len(self._sources) > 1 and any(source.labelled for source in self._sources)
 
     def _share(self, after: Position, ability: str) -> float:
-        """The share read of the corpora that may have records of this ability (its own, labelled ones); 0: unknown."""
+        """The share read of the corpora that may have records of this ability (named or labelled); 0 if unknown."""
         read = size = 0
         for number, source in enumerate(self._sources):
             if source.labelled or source.ability == ability:
@@ -199,23 +199,23 @@ class UntilStable(Observer):
 
 
 def require_whole_corpus(ranks: Ranks | None, shard: Shard) -> None:
-    """Raise :class:`ActError` where one process would see a part of the corpus only."""
+    """Raise :class:`ActError` if this process would see only a part of the corpus."""
     if ranks:
         raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
     if shard[1] > 1:
-        raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave it or --shard out")
+        raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave out either option")
 
 
 def look_ahead(corpora: Iterable[Corpus]) -> int:
-    """Records per chunk: a five hundredth of the smallest corpus, but at least 128 (also where its size is unknown).
+    """Records per chunk: 1/500 of the smallest corpus, between 128 and 2048; 128 if a size is unknown.
 
-    A chunk is a window of its corpus, because batches across chunks would mix their documents; larger ones pad less.
+    A chunk is a window of its corpus, because batches across chunks would mix their documents. Larger ones pad less.
     """
     return min(LOOK_AHEAD, max(CHUNK, min((corpus.source.size or 0 for corpus in corpora), default=0) // 500))
 
 
 def quantity(moments: Moments, score: StableScore) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums so far of what the score is the absolute mean of, float64 ``[N]``, and counts ``[sites]``."""
+    """The quantity whose absolute mean is the score: its sums so far, float64 ``[N]``, and counts ``[sites]``."""
     arena = moments.arena
     if not moments.pair:
         block = arena
@@ -234,7 +234,7 @@ def quantity(moments: Moments, score: StableScore) -> tuple[torch.Tensor, torch.
 
 
 def rankable(space: ChannelSpace, exclude: Iterable[str] = ()) -> torch.Tensor:
-    """Indices of the channels that are ranked, int64: measured, and owners of their parameters."""
+    """Indices of the channels that are ranked, int64: those that are measured and own their parameters."""
     excluded = set(exclude)
     return torch.cat(
         [

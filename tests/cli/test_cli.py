@@ -317,7 +317,10 @@ BAD = {
         ["rank", f / "pair.safetensors", "--seed", "0"],
         "--seed has no effect on score paired",
     ),
-    "records for a profile": lambda f, t: (["rank", f / "ability.jsonl"], "is no safetensors file; expected an act-pr"),
+    "records for a profile": lambda f, t: (
+        ["rank", f / "ability.jsonl"],
+        "is not a safetensors file; expected an act-pr",
+    ),
     "every kind excluded": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", *excluded(*"qkvo", *KINDS)],
         "every module kind is excluded",
@@ -382,7 +385,7 @@ def test_force_replaces_a_model_folder_but_no_one_elses(folder, channels, tmp_pa
     assert json.loads((output / "config.json").read_text())
     (output / "notes.txt").write_text("mine")
     refused = act_profile("transfer", *models, "--output", output, "--force")
-    assert refused.returncode == 2 and "holds notes.txt, not written there by act-profile" in refused.stderr
+    assert refused.returncode == 2 and "holds notes.txt, not written by act-profile" in refused.stderr
     assert (output / "notes.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
@@ -420,7 +423,10 @@ def test_a_report_tells_files_of_one_name_apart(folder, pair, channels, tmp_path
     assert {row["text"] for row in report["necessity"]} == {str(one / "ability.jsonl"), str(two / "ability.jsonl")}
     for arguments, message in (
         ([pair, *sets[:2], *sets[:2]], "twice; give each once"),
-        ([one / pair.name, two / pair.name], "several profiles are called pair; say with --ability"),
+        (
+            [one / pair.name, two / pair.name],
+            "several profiles are named pair; give the ability of each with --ability",
+        ),
     ):
         refused = act_profile("report", *arguments, "--output", tmp_path / "none")
         assert refused.returncode == 2 and message in refused.stderr

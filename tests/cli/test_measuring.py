@@ -115,7 +115,7 @@ def test_bad_records_are_skipped_and_listed(folder, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "a b"}\n{"txt": "c"}\n')
     result = act_profile(*options(folder, "--corpus", path, "--output", tmp_path / "p", "--skip-bad-records", "1"))
-    assert f"1 bad records were left out: {path}, line 2: expected" in result.stderr
+    assert f"1 bad records were skipped: {path}, line 2: expected" in result.stderr
     refused = act_profile(*options(folder, "--corpus", path, "--output", tmp_path / "q"), code=2)
     assert f"error: {path}, line 2: expected" in refused.stderr
 
@@ -141,7 +141,7 @@ def test_spans_as_json_and_without_bad_records(folder, tmp_path):
     assert json.loads(result.stdout) == {
         "spans": {"": [[{"text": "a b", "counted": False}, {"text": " c</s>", "counted": True}]]}
     }
-    assert f"left out {path}, line 1: expected" in result.stderr
+    assert f"skipped {path}, line 1: expected" in result.stderr
     assert f"error: {path}, line 1: expected" in act_profile(*arguments, code=2).stderr
 
 
@@ -150,7 +150,9 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
     path.write_text('{"text": "a", "skill": "x"}\n{"text": "b", "skill": "y"}\n{"text": "c", "skill": "../y"}\n')
     labelled = ["--corpus", path, "--ability-column", "skill", "--output", tmp_path / "skills"]
     result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
-    assert result.stderr.count("bad records were left out") == 1 and "'../y'; expected what can name" in result.stderr
+    assert (
+        result.stderr.count("bad records were skipped") == 1 and "'../y'; expected a valid file name" in result.stderr
+    )
     assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
     assert all(act.load(p).provenance.corpora[0].skipped for p in (tmp_path / "skills").glob("*.safetensors"))
 
@@ -162,10 +164,10 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
         (["--corpus", "none.jsonl", "--show-spans", "-1"], "'--show-spans'"),
         (["--corpus", "none.jsonl", "--skip-bad-records", "-1"], "'--skip-bad-records'"),
         (["--corpus", "..=none.jsonl"], "no such corpus: ..=none.jsonl"),
-        (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
-        (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need a name each"),
+        (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need different names"),
+        (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need different names"),
         (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
-        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "leave it or --shard out"),
+        (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "leave out either option"),
         (["--corpus", "none.jsonl", "--token-budget", "many"], "token budget is 'many'"),
     ],
 )

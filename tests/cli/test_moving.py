@@ -127,7 +127,7 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     assert "are changed by two patches" in refuse("patch", "compose", *both, "--output", tmp_path / "both")
     joined = succeed("patch", "compose", *both, "--conflict", "last", "--output", tmp_path / "both")
     assert sum(joined["conflicts"].values()) > 0
-    assert "not known, as it is composed" in " ".join(act_profile("patch", "show", tmp_path / "both").stdout.split())
+    assert "unknown, because it is composed" in " ".join(act_profile("patch", "show", tmp_path / "both").stdout.split())
     succeed("patch", "apply", tmp_path / "both", "--model", folder / "target", "--output", tmp_path / "composed")
     succeed("patch", "revert", tmp_path / "both", "--model", tmp_path / "composed", "--output", tmp_path / "again")
     assert same(tensors(tmp_path / "again"), before)

@@ -57,7 +57,7 @@ def test_a_file_of_another_kind_is_named(tmp_path):
     with pytest.raises(ActError, match="holds act-other/1, expected act-test/1; give an act-test file"):
         load_tensors(tmp_path / "file", "act-test/1")
     (tmp_path / "text").write_text('{"text": "a b c"}')
-    with pytest.raises(ActError, match="text is no safetensors file; expected an act-test file"):
+    with pytest.raises(ActError, match="text is not a safetensors file; expected an act-test file"):
         load_tensors(tmp_path / "text", "act-test/1")
     (tmp_path / "text").write_bytes((tmp_path / "file").read_bytes()[:20])
     with pytest.raises(ActError, match="truncated or damaged"):
@@ -87,7 +87,7 @@ def test_only_folders_written_here_are_replaced(tmp_path):
     for name in ("thesis.tex", "sub/thesis.tex"):
         thesis = tmp_path / "folder" / name
         thesis.write_text("x")
-        with pytest.raises(ActError, match=rf"folder holds {name}, not written there by act-profile.*move them away"):
+        with pytest.raises(ActError, match=rf"folder holds {name}, not written by act-profile.*move them elsewhere"):
             write("three")
         with pytest.raises(ActError, match="--force does not replace"):
             require_output(tmp_path / "folder", force=True)

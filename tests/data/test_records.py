@@ -109,7 +109,9 @@ def test_a_hub_that_does_not_answer_is_a_sentence(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", offline)
-    with pytest.raises(ActError, match=r"no such corpus: org/name, neither a file nor a hub id .*no route to host"):
+    with pytest.raises(
+        ActError, match=r"no such corpus: org/name; there is no such file, and the hub .*no route to host"
+    ):
         open_source("org/name")
 
 
@@ -294,7 +296,7 @@ def rewriting():
         ({"question": "a", "answer": ""}, {}, "has no answer"),
         ({"text": "a", "skill": None}, {"ability_column": "skill"}, "column skill, is None"),
         *(
-            ({"text": "a", "skill": label}, {"ability_column": "skill"}, "expected what can name a file")
+            ({"text": "a", "skill": label}, {"ability_column": "skill"}, "expected a valid file name")
             for label in ("", "../evil", "en/x", ".hidden", "a\\b", " ", "a\nb", "x" * 51)
         ),
         ({"text": "eins \ud800"}, {}, r"half a character, '\\ud800' at position 5"),

@@ -87,9 +87,9 @@ def test_a_damaged_file_and_a_file_in_the_way_are_named(tokenizer, tmp_path):
     corpus.cached(tmp_path / "tokens")
     (file,) = (tmp_path / "tokens").iterdir()
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ActError, match=r"damaged tokens .*; delete the file"):
+    with pytest.raises(ActError, match=r"is damaged .*; delete the file"):
         batches(corpus.cached(tmp_path / "tokens"))
-    with pytest.raises(ActError, match="cannot keep tokens"):
+    with pytest.raises(ActError, match="cannot write tokens"):
         corpus.cached(file)
 
 

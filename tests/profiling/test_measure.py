@@ -251,7 +251,7 @@ IDS = torch.ones(2, 5, dtype=torch.int64)
         ([{"input_ids": IDS, "attention_mask": None}], "attention_mask of a batch is of type NoneType"),
         (["text"], "a batch is of type str; expected a dict"),
         (IDS, "a batch is of type Tensor; expected a dict"),
-        ("corpus.jsonl", "given by its name, corpus.jsonl; expected an act.Corpus"),
+        ("corpus.jsonl", "the corpus is a path, corpus.jsonl; expected an act.Corpus"),
         (None, "the corpus is of type NoneType; expected an act.Corpus"),
         (3, "the corpus is of type int; expected an act.Corpus"),
         ({}, "a dict that holds nothing; expected an act.Corpus"),

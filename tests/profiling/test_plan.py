@@ -116,7 +116,7 @@ def test_a_corpus_that_counts_nothing_and_a_stream_of_unknown_size(tokenizer):
     with pytest.raises(ActError, match="no token was counted"):
         tokens_of({"": Corpus.from_records([], tokenizer)})
     stream = Corpus.from_dataset(datasets.Dataset.from_list([{"text": "a"}]).to_iterable_dataset(), tokenizer)
-    with pytest.raises(ActError, match=r"size of dataset is not known.*--sample 0"):
+    with pytest.raises(ActError, match=r"size of dataset is unknown.*--sample 0"):
         tokens_of({"": stream})
     assert tokens_of({"": stream}, 0)["records"] == 1
 

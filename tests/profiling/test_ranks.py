@@ -69,6 +69,6 @@ def test_a_rank_that_refused_is_not_lost():
     with pytest.raises(LostRank, match=r"another rank was lost \(gone\)"), ranks(0, 3, store)._together():
         raise RuntimeError("gone")
     ranks(2, 3, store).leave_note()
-    with pytest.raises(LostRank, match="rank 2 ended the run, and its own message says why"):
+    with pytest.raises(LostRank, match="rank 2 ended the run; its own message says why"):
         with ranks(0, 3, store)._together():
             raise RuntimeError("gone")

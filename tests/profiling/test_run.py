@@ -213,7 +213,7 @@ def test_packed_rows_give_the_same_statistics(family, tokenizer):
 
 def test_packing_is_chosen_only_where_attention_gains_and_refused_where_pieces_would_mix(tokenizer):
     model = tiny_model("llama")
-    assert Job({"model": model}, corpus(tokenizer)).settings["packing"] is False
+    assert Job({"model": model}, corpus(tokenizer)).settings.packing is False
     model.forward = lambda original=model.forward, position_ids=None, **inputs: original(**inputs)
     with pytest.raises(ActError, match="lets packed pieces attend to each other"):
         Job({"model": model}, corpus(tokenizer), packing="on")
@@ -395,7 +395,9 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
     whole = path.read_bytes()
     for damaged in (whole[:-50], b"hello", whole.replace(b"position", b"positiom")):
         path.write_bytes(damaged)
-        with pytest.raises(ActError, match=r"damaged.*, so the run cannot go on from it; delete it, or pass --force"):
+        with pytest.raises(
+            ActError, match=r"damaged.*, so the run cannot continue from it; delete it, or pass --force"
+        ):
             again()
     assert again(restart=True).provenance.corpora[0].records == 60
     with pytest.raises(ActError, match="needs a corpus"):
@@ -410,7 +412,7 @@ def test_a_full_disk_at_a_checkpoint_does_not_end_the_run(tokenizer, tmp_path, m
     path = tmp_path / "checkpoint"
     profile = act.profile(tiny_model("llama"), corpus(tokenizer), token_budget=150, checkpoint=Checkpoint(path, 0))
     assert profile.provenance.corpora[0].records == 60 and not path.exists()
-    assert "the disk is full" in caplog.text and "the run goes on" in caplog.text
+    assert "the disk is full" in caplog.text and "the run continues" in caplog.text
 
 
 class Lost:
@@ -437,7 +439,9 @@ def test_half_merged_moments_are_never_written(tokenizer, tmp_path, monkeypatch)
     def lose(checkpoint):
         run_job(Job({"model": model}, corpus(tokenizer), ranks=Lost(), token_budget=150), checkpoint)
 
-    with pytest.raises(ActError, match="was lost; there is no checkpoint, so the same command starts anew"):
+    with pytest.raises(
+        ActError, match="was lost; there is no checkpoint, so the same command starts from the beginning"
+    ):
         lose(Checkpoint(path, 1000))
     assert not path.exists()
     with pytest.raises(ActError, match=r"was lost; what came before \([\d,]+ tokens\) was counted and is safe in"):

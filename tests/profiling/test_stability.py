@@ -148,7 +148,7 @@ def test_a_run_stops_with_a_certificate_and_resumes_to_the_same_bits(tokenizer, 
     assert profiles["two"].provenance.corpora[0].extra["stable"] is None  # five chunks are too few to tell
     checkpoint = Checkpoint(tmp_path / "c", every=0)
     cut, _ = make(tokenizer, Failing(7))
-    with pytest.raises(ActError, match="goes on from there"):
+    with pytest.raises(ActError, match="continues from there"):
         run_job(cut, checkpoint)
     resumed, _ = make(tokenizer, Observer())
     again = run_job(resumed, Checkpoint(tmp_path / "c"))
@@ -164,7 +164,7 @@ def test_any_chain_of_interruptions_gives_the_same_profiles_and_certificates(tok
     for number, chain in enumerate([(9, 1, 1), (5, 1, 5, 1), (batches.seen - 2,), (batches.seen - 3, 1)]):
         path = tmp_path / str(number)
         for batch in chain:
-            with pytest.raises(ActError, match="goes on from there"):
+            with pytest.raises(ActError, match="continues from there"):
                 run_job(make(tokenizer, Failing(batch))[0], Checkpoint(path, every=0))
         resumed = run_job(make(tokenizer, Observer())[0], Checkpoint(path))
         for ability, profile in whole.items():
