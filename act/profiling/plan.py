@@ -230,7 +230,7 @@ class Cluster:
             gpus: number of GPUs.
             length: tokens per row.
             pair: whether two such models run.
-            gpus_a_model: GPUs over which the layers of one copy of the weights are spread.
+            gpus_a_model: GPUs over which one copy of the weights is spread; they work one after the other.
         """
         models, copies = (2 if pair else 1), max(1, gpus // gpus_a_model)
         work = models * shape.flops(tokens, tokens if counted is None else counted, length)

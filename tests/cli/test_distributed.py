@@ -100,7 +100,7 @@ def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path
     os.kill(ranks_of(process, checkpoints, 60)[-1], signal.SIGKILL)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode != 0
-    assert "run the same command to go on" in stderr or "another rank was lost" in stderr
+    assert "run the same command to continue" in stderr or "another rank was lost" in stderr
     assert not output.exists() and all(path.exists() for path in checkpoints)
     refused = act_profile(*arguments, code=2)
     assert "another number of ranks" in refused.stderr

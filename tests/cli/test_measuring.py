@@ -95,7 +95,7 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate()
     assert process.returncode == 130, stderr
-    assert stderr.startswith("stopped: interrupted after") and "run the same command to go on" in stderr
+    assert stderr.startswith("stopped: interrupted after") and "run the same command to continue" in stderr
     act_profile(*arguments)
     assert os.listdir(tmp_path) == ["pair"] and act.load(tmp_path / "pair").provenance.corpora[0].records == 300
 

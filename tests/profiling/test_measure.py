@@ -241,8 +241,8 @@ IDS = torch.ones(2, 5, dtype=torch.int64)
 @pytest.mark.parametrize(
     ("corpora", "message"),
     [
-        ([{}], "holds no input_ids, only nothing"),
-        ([{"ids": IDS}], "holds no input_ids, only ids"),
+        ([{}], "has no input_ids, only nothing"),
+        ([{"ids": IDS}], "has no input_ids, only ids"),
         ([{"input_ids": IDS.float()}], r"input_ids of a batch are torch.float32 \[2, 5\]; expected integers"),
         ([{"input_ids": IDS[0]}], r"torch.int64 \[5\]; expected integers \[batch, length\]"),
         ([{"input_ids": IDS.tolist()}], "input_ids of a batch is of type list; expected a tensor"),
@@ -267,7 +267,7 @@ def test_what_is_no_corpus_and_no_batch_is_one_sentence(corpora, message):
 
 
 def test_the_name_of_a_model_is_no_model():
-    with pytest.raises(act.ActError, match=r"the model is of type str; expected a model"):
+    with pytest.raises(act.ActError, match=r"the model is of type str; expected a PyTorch model"):
         act.profile("org/name", random_batches())
-    with pytest.raises(act.ActError, match=r"the target is of type NoneType; expected a model"):
+    with pytest.raises(act.ActError, match=r"the target is of type NoneType; expected a PyTorch model"):
         act.profile_pair(tiny_model("llama"), None, random_batches())

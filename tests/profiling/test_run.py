@@ -482,7 +482,7 @@ def test_a_signal_ends_the_run_between_two_batches(tokenizer, tmp_path, number):
     model, path = tiny_model("llama"), tmp_path / "checkpoint"
     before = signal.getsignal(number)
     interrupt = After(lambda count, run: os.kill(os.getpid(), number) if count == 3 else None)
-    with pytest.raises(Interrupted, match="run the same command to go on"):
+    with pytest.raises(Interrupted, match="run the same command to continue"):
         act.profile(
             model, corpus(tokenizer), token_budget=150, observers=[interrupt], checkpoint=Checkpoint(path, 1000)
         )
