@@ -4,7 +4,7 @@ RESULTS = benchmarks/results
 .PHONY: test style bench
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n auto
 
 style:
 	$(PYTHON) -m ruff check .
