@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,12 @@ def test_act_kernels_knows_nothing_of_act():
     for path in sorted((ACT.parent / "act_kernels").rglob("*.py")):
         assert not list(imported(path)), path
         assert "transformers" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_architecture_page_names_files_that_exist():
+    page = (ACT.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \|$", page, flags=re.MULTILINE)
+    assert tuple(package for package, _ in rooms if package in ORDER) == ORDER
+    for package, files in rooms:
+        for name in re.findall(r"`(\w+)`", files) if package in ORDER else ():
+            assert (ACT / package / f"{name}.py").is_file(), f"{package}/{name}.py"
