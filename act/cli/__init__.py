@@ -1,42 +1,81 @@
-"""The command ``act-profile``: one file per subcommand."""
+"""The command ``act-profile``: one file per subcommand, imported when it is asked for."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from act.cli import (
-    combine,
-    demo,
-    env,
-    evaluate,
-    mergekit,
-    pair,
-    patch,
-    plan,
-    rank,
-    recipe,
-    report,
-    run,
-    sweep,
-    transfer,
-    tune,
-)
+from act.cli.options import LOOK
 from act.core.errors import ActError, Interrupted
+
+COMMANDS = {
+    "run": "Profile one model over the counted tokens of a corpus.",
+    "pair": "Profile donor and target on the same tokens.",
+    "combine": "Merge the profiles of the shards of one run.",
+    "rank": "Choose the channels where an ability lives.",
+    "report": "Show where abilities live, in tables and pictures.",
+    "transfer": "Move the chosen channels of donors into a target.",
+    "sweep": "Evaluate shares of the channels at several strengths.",
+    "tune": "Fine-tune lightly after a transfer.",
+    "evaluate": "Measure answers and their likelihood, before and after.",
+    "recipe": "Run the whole method from one YAML file.",
+    "mergekit": "Run a mergekit configuration with merge_method: act.",
+    "plan": "Predict what a run will cover and cost.",
+    "demo": "Give a small model back the language that it forgot.",
+    "env": "Show versions, devices, and which kernels run where.",
+    "patch": "Apply, revert, show and compose patches.",
+}
+"""What each does, said here so that ``act-profile --help`` imports none of them."""
+
+
+class Commands(TyperGroup):
+    """Imports the module of a command when that command is used."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The names, in the order of the method."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name, from the module of that name; None if there is none."""
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"act.cli.{cmd_name}")
+        group = getattr(module, "app", None)  # a command with subcommands of its own
+        if group is None:
+            group = typer.Typer(**LOOK)
+            group.command()(module.command)
+        command = typer.main.get_command(group)
+        command.name = cmd_name
+        return command
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As usual, with the names known for suggestions."""
+        self.commands = dict.fromkeys(COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
 
 app = typer.Typer(
     name="act-profile",
-    help="Find where an ability is located in a language model, and transfer it.",
+    cls=Commands,
+    help="Find where an ability lives inside a language model, and move it.",
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
+    **LOOK,
 )
-for command in (run, pair, combine, rank, report, transfer, sweep, tune, evaluate, recipe, mergekit, plan, demo, env):
-    app.command(command.__name__.rpartition(".")[2])(command.command)
-app.add_typer(patch.app, name="patch")
+
+
+@app.callback()
+def act_profile() -> None:
+    """Only the subcommands do something."""
 
 
 def main() -> None:

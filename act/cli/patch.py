@@ -10,7 +10,8 @@ import typer
 from act.cli import console, options
 from act.core.files import require_output
 
-app = typer.Typer(help="Apply, revert, show or compose patches: the rows that transfers changed.", no_args_is_help=True)
+HELP = "Apply, revert, show or compose patches: the rows that transfers changed."
+app = typer.Typer(help=HELP, no_args_is_help=True, **options.LOOK)
 PatchFile = Annotated[Path, typer.Argument(help="A patch, written by act-profile transfer --output x.safetensors.")]
 Model = Annotated[Path, typer.Option(help="The model folder; it is not changed.")]
 NewFolder = Annotated[Path, typer.Option(help="Folder for the resulting model.")]
