@@ -69,6 +69,12 @@ class Site:
         width: number of channels.
         parameters: what the transfer of a channel copies; empty where the tensor belongs to ``tied_to``.
         tied_to: the site that owns the tensor, where two sites share one and this is not the owner.
+
+    >>> site = act.ChannelSpace.from_model(model).site("model.layers.1.mlp.down_proj")
+    >>> site.kind, site.layer, site.width
+    ('down', 1, 32)
+    >>> site.parameters
+    (ParameterSlice(name='model.layers.1.mlp.down_proj.weight', dim=0),)
     """
 
     name: str
