@@ -35,7 +35,7 @@ def batches(rows: int, dtype: torch.dtype) -> Iterator[torch.Tensor]:
 
 
 def streamed(rows: int, dtype: torch.dtype) -> torch.Tensor:
-    """The block that the kernel accumulates."""
+    """The moments that the kernel accumulates."""
     block = empty_moments(len(RATIOS) * CHANNELS_EACH)
     for batch in batches(rows, dtype):
         column_moments(batch, block)

@@ -1,6 +1,6 @@
 """What people write to get statistics of activations: forward hooks, ``torch.var_mean``, nnsight.
 
-Hooks are on every linear; on the LM head too where ``head`` says so.
+Hooks are on every linear, and on the LM head if ``head`` is true.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One call of every op, and what PyTorch users would write instead: what ``kernels.py`` and ``gpu.py`` time."""
+"""One call of every op, and what PyTorch users would write instead; ``kernels.py`` and ``gpu.py`` time them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Tensor = torch.Tensor
 class Case:
     """An op, the bytes it must read or write, and the same by PyTorch operators.
 
-    Fused ops run with statistics; ``plain`` is the same op without, and the operators have none either.
+    Fused ops run with statistics; ``plain`` is the same op without statistics, and the operators take none either.
     """
 
     op: Call

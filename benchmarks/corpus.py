@@ -1,4 +1,4 @@
-"""From a file to a profile: how fast beside the script one would write, and at what padding and memory?
+"""From a file to a profile: how fast, compared with the script one would write, and with how much padding and memory?
 
     python benchmarks/corpus.py --json OUT
 
@@ -48,13 +48,13 @@ def script(run: Run, path: Path, tokenizer: PreTrainedTokenizerBase, batch: int)
 
 
 def padding_share(path: Path, tokenizer: PreTrainedTokenizerBase, budget: int) -> float:
-    """Of the tokens that the model would read, the share that is padding."""
+    """The share of padding among the tokens that the model reads."""
     batches = list(Stream({"": act.Corpus.from_file(path, tokenizer)}, token_budget=budget))
     return 1 - sum(batch.tokens for batch in batches) / sum(batch.size for batch in batches)
 
 
 def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, threads: int) -> dict[str, Any]:
-    """Medians of rounds in which the ways take turns on the same file."""
+    """Medians over rounds in which the ways take turns on the same file."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -133,7 +133,7 @@ def main() -> None:
         for threads in given.threads:
             results.append(measure(name, given.rows, given.batch, given.rounds, given.budget, threads))
             print(json.dumps(results[-1]), flush=True)
-    # At the top: the first corpus on most threads.
+    # The first corpus with the most threads goes to the top.
     first = max((each for each in results if each["corpus"] == results[0]["corpus"]), key=lambda each: each["threads"])
     rest: dict[str, Any] = {"feeding": feeding(2000)}
     if given.memory:

@@ -1,4 +1,4 @@
-"""Two gloo ranks on two cores beside one rank on one core, and what ``plan`` predicts for that one.
+"""Two gloo ranks on two cores against one rank on one core, and what ``plan`` predicts for the latter.
 
     python benchmarks/distributed.py --json OUT
 
@@ -30,7 +30,7 @@ LAUNCHERS = {
 
 
 def seconds(corpus: Path, folder: Path, ranks: int) -> float:
-    """One run over ranks, each on a core of its own."""
+    """Seconds of one run over so many ranks, each on its own core."""
     return act_profile(
         *("run", "--model", MODEL, "--dtype", "float32", "--corpus", corpus),
         *("--output", folder / f"{ranks}.safetensors", "--count", "all", "--look-ahead", 256, "--force"),

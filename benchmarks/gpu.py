@@ -1,12 +1,12 @@
-"""One call that proves and measures everything on a GPU, within a time; the same code rehearses on a CPU.
+"""One call that checks and measures everything on a GPU within a given time; the same code rehearses on a CPU.
 
     python benchmarks/gpu.py --out DIR --minutes 8
     python benchmarks/gpu.py --out DIR --minutes 1 --device cpu
 
-Phases in order of worth, each with a share of the time that is left: environment, correctness of every backend and op
-against float64, compute-sanitizer on the CUDA kernels, kernels, whole forwards. DIR/gpu.json (cpu.json in a rehearsal,
-whose figures say nothing of a GPU) is written after each phase; what was cut or failed is said there. Exit code 1 if a
-correctness check failed.
+Each phase gets a share of the time that is left: environment, correctness of every backend and op against float64,
+whole forwards, kernels, compute-sanitizer on the CUDA kernels. DIR/gpu.json (cpu.json in a rehearsal, whose figures say
+nothing about a GPU) is written after each phase and says what was cut or failed. The exit code is 1 if a correctness
+check failed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]  # "kernels" is the folder of the tests
-sys.path.append(str(HERE.parent))  # last: an installed package has the extension, a bare checkout has not
+sys.path.append(str(HERE.parent))  # last: an installed package has the extension, a bare checkout does not
 
 import torch  # noqa: E402
 from baselines import by_nnsight, by_sums  # noqa: E402
@@ -52,10 +52,10 @@ class Run:
         self.device, self.small, self.until = device, device.type != "cuda", time.monotonic()
         self.result: dict[str, Any] = {"device": str(device), "rehearsal": self.small, "phases": {}}
         if self.small:
-            self.result["note"] = "the device is the CPU: small shapes that rehearse the code and say nothing of a GPU"
+            self.result["note"] = "the device is the CPU: small shapes rehearse the code and say nothing about a GPU"
 
     def left(self) -> float:
-        """Seconds left to the phase."""
+        """Seconds that the phase has left."""
         return self.until - time.monotonic()
 
 
@@ -105,7 +105,7 @@ def sanitizer(run: Run) -> dict[str, Any]:
     found = {}
     for number, kind in enumerate(("memcheck", "racecheck")):
         seconds = max(20, run.left() / (2 - number))
-        # Half of it for the checks: under the tool, starting takes long.
+        # The checks get half of it: starting takes long under the tool.
         again = [sys.executable, __file__, "--check-backend", "cuda", "--minutes", str(seconds / 120)]
         command = [tool, "--tool", kind, "--error-exitcode", "9", *again]
         try:
@@ -225,7 +225,7 @@ class Forwards:
             self.found[f"{name}_s"], self.found[f"{name}_spread"] = median(values), round(spread(values), 4)
 
     def timed(self, name: str, call: Call, share: float) -> None:
-        """One call, for a share of the time that is left."""
+        """Time one call for a share of the time that is left."""
         most = 1.0 if self.run.small else 60.0
         self.note(on_device({name: call}, self.run.device, min(most, max(0, self.run.left() * share))))
 
@@ -241,7 +241,7 @@ class Forwards:
         return torch.cuda.max_memory_allocated() - start
 
     def profiled(self) -> None:
-        """Plain and profiled forwards in turns. Taps come and go, so that the plain forward runs without any."""
+        """Plain and profiled forwards in turns; taps are removed in between, so that plain forwards run without any."""
         rounds: Times = {"plain": [], "profiled": []}
         least = 2 if self.run.small else 5
         for _ in range(2 if self.run.small else 3):

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, timing in turns, processes, the machine beside each number, JSON."""
+"""What the benchmarks share: options, timing in turns, processes, the machine behind each number, JSON."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def seconds_of(call: Call, repeats: int = 1) -> float:
 
 
 def in_turns(calls: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
-    """What each call returns, over rounds in which they take turns: a slow moment of the machine hits all of them."""
+    """What each call returns, over rounds in which they take turns, so that a slow moment hits all of them."""
     found: dict[str, list[T]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
@@ -66,7 +66,7 @@ def on_device(
 ) -> Times:
     """Seconds of single calls that take turns for ``seconds``, for at least ``least`` rounds, each with cold caches.
 
-    A GPU times itself between two events; ``wall`` is from the launch until the host sees that the call is done.
+    A GPU times itself between two events; with ``wall``, time runs from the launch until the host sees that it is done.
     """
     on_gpu = device.type == "cuda"
     # Written before each call: more than the second-level cache of any GPU so far, and of most CPUs.
@@ -129,7 +129,7 @@ def act_profile(*arguments: object, threads: int = 1, launcher: list[str] | None
 def run_process(command: list[str]) -> tuple[float, float]:
     """Seconds of a process and its peak resident memory in megabytes."""
     start = time.perf_counter()
-    # Forked: a child of vfork, which subprocess uses, starts from the peak of this process.
+    # A fork, since a child of vfork, which subprocess uses, starts from the peak of this process.
     pid = os.spawnvp(os.P_NOWAIT, command[0], command)
     _, status, usage = os.wait4(pid, 0)
     if status:
@@ -138,7 +138,7 @@ def run_process(command: list[str]) -> tuple[float, float]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, GPUs, versions and commit: what a number means nothing without."""
+    """Processor, GPUs, versions and commit, without which a number means nothing."""
     model = platform.processor()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -2,7 +2,8 @@
 
     python benchmarks/memory.py --json OUT
 
-Peak resident memory of ``act-profile run`` and ``pair``, each in a process of its own, on a corpus and on ten times it.
+Peak resident memory of ``act-profile run`` and ``pair``, each in its own process, on a corpus and on one ten
+times as long.
 """
 
 from __future__ import annotations

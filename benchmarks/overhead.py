@@ -1,4 +1,4 @@
-"""What does profiling cost, beside the plain forward of the same model and what one would write otherwise?
+"""What does profiling cost, compared with the plain forward of the same model and with what one would write instead?
 
     python benchmarks/overhead.py --model small --dtype bfloat16 --threads 1 --json OUT
 
@@ -31,7 +31,7 @@ from act.taps.taps import taps
 def calls_of(name: str, dtype: str, batch: int = 8, length: int = 256) -> Iterator[dict[str, Call]]:
     """Every way of running one batch, ready to be timed."""
     model, donor = (build(name, DTYPES[dtype], seed) for seed in (0, 1))
-    # Taps stay on copies of their own, or they would slow the others.
+    # Taps are on copies of their own, or they would slow the others down.
     tapped_model, pair_target = (build(name, DTYPES[dtype]) for _ in range(2))
     ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -82,7 +82,7 @@ def measure(
 
 
 def main() -> None:
-    """Print one line per case; write the only one, or all where several were asked for."""
+    """Print one line per case, and write the only one, or all if there are several."""
     parser = options(__doc__)
     parser.add_argument("--model", choices=SHAPES, nargs="+", default=["small"])
     parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=["bfloat16"])

@@ -3,7 +3,7 @@
     python benchmarks/plan.py --json OUT
 
 Each model over each corpus: what ``plan`` says after its 3 seconds of measurement with random weights, and what ``run``
-(or ``pair``, against itself at another seed) takes then, both as a user types them, on as many threads. The fields
+(or ``pair``, against itself at another seed) then takes, both as a user types them, with as many threads. The fields
 ``foretold_seconds`` and ``measured_over_foretold`` of the JSON are about the prediction.
 """
 

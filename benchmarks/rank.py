@@ -1,10 +1,10 @@
-"""How long does ranking take, and how much memory beside the profiles?
+"""How long does ranking take, and how much memory besides the profiles?
 
     python benchmarks/rank.py --json OUT
 
 ``act.rank`` on two pair profiles of a synthetic channel space, by default 32 million channels in 20,000 sites: paired
 score divided by the module's standard deviation, contrast against the second profile, top 5 %. The statistics that the
-score reads lie in memory; ``peak_mb`` is what comes on top of them.
+score reads are in memory; ``peak_mb`` is what ranking needs on top of them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def make_space(channels: int, sites: int) -> act.ChannelSpace:
 
 
 def make_profile(space: act.ChannelSpace, seed: int) -> act.PairProfile:
-    """A pair profile of which only what the paired score and the check of counts read is ever touched."""
+    """A pair profile of which only what the paired score and the check of counts read is touched."""
     moments = Moments.__new__(Moments)  # without its zeros, which would touch all of them
     moments.space, moments.pair = space, True
     moments._arenas = {None: torch.empty(len(PAIR), len(STATISTICS), len(space), dtype=torch.float64)}

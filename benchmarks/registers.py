@@ -1,4 +1,4 @@
-"""How many registers does each CUDA kernel use, and does any spill? Asked of the assembler; no GPU is needed.
+"""How many registers does each CUDA kernel use, and does any spill? The assembler says; no GPU is needed.
 
 python benchmarks/registers.py --json OUT
 """
@@ -28,7 +28,7 @@ REPORT = re.compile(
 
 
 def nvcc() -> str | None:
-    """The compiler: that of CUDA_HOME, or the one on the PATH."""
+    """The compiler of CUDA_HOME, or the one on the PATH."""
     home = os.environ.get("CUDA_HOME")
     return shutil.which("nvcc", path=os.path.join(home, "bin")) if home else shutil.which("nvcc")
 
@@ -53,7 +53,7 @@ def parse(report: str) -> list[dict[str, Any]]:
 
 
 def measure(architectures: tuple[str, ...] = ARCHITECTURES) -> list[dict[str, Any]]:
-    """Compile every kernel for every architecture, and what the assembler says of each."""
+    """Compile every kernel for every architecture, and return what the assembler says about each."""
     compiler = nvcc()
     if compiler is None:
         raise SystemExit("error: nvcc was not found; set CUDA_HOME, or put it on the PATH")

@@ -1,8 +1,8 @@
-"""How much of a corpus ``--until-stable`` reads, and how often its promise holds.
+"""How much of a corpus ``--until-stable`` reads, and how often the overlap it requires is reached.
 
     python benchmarks/stability.py --records 120000 --orders 3 --json OUT
 
-For each corpus of the demo, and GSM8K on two versions of stories260K where the shared data lies beside the checkout:
+For each corpus of the demo, and GSM8K on two versions of stories260K where the shared data is beside the checkout:
 the pair run over the whole corpus, then runs that stop when certain, over the same records in other random orders.
 """
 
@@ -46,7 +46,7 @@ def demo(
 
 
 def stories() -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
-    """GSM8K questions on stories260K and a copy whose weights were shaken."""
+    """GSM8K questions on stories260K and a copy with noise added to its weights."""
     from trained.stories import load_model, load_tokenizer
 
     donor, target = (load_model(DATA / "stories260K") for _ in range(2))
@@ -107,7 +107,7 @@ def measure(name: str, made: Any, criterion: Criterion, orders: int) -> dict[str
 
 
 def seconds_of_a_check(channels: int) -> float:
-    """Seconds that one check takes at that many channels, most of them far from the threshold."""
+    """Seconds that one check takes with so many channels, most of them far from the threshold."""
     generator = torch.Generator().manual_seed(0)
     means = torch.rand(channels, generator=generator, dtype=torch.float64).add_(0.01).pow_(-0.5)
     groups, total = GroupedSums(torch.tensor([channels])), torch.zeros(channels, dtype=torch.float64)

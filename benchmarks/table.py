@@ -3,7 +3,7 @@
     python benchmarks/table.py
 
 The page itself says what a table holds: its marker names result files, then the heads of the columns and the format of
-their cells, and perhaps a sentence below the table. What stands between a marker and ``<!-- end -->`` is written anew.
+their cells, and optionally a sentence below the table. What is between a marker and ``<!-- end -->`` is replaced.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def made_on(result: Result) -> str:
 
 
 def load(name: str) -> Result:
-    """One result file, with its rows under ``rows`` and what the page wants in other words than the file has."""
+    """One result file, with its rows under ``rows`` and the fields that the page words differently."""
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
     rows = result.get("results") or result.get("runs") or result.get("corpora") or [result]
     result["rows"] = rows if isinstance(rows, list) else [rows]
@@ -86,7 +86,7 @@ def corpus(result: Result) -> None:
 
 
 def distributed(result: Result) -> None:
-    """Lists of seconds."""
+    """Seconds of each round as text."""
     result["one"], result["two"] = (", ".join(f"{each:.1f}" for each in times) for times in result["seconds"].values())
 
 
@@ -94,7 +94,7 @@ WORDED = {"overhead": overhead, "registers": registers, "corpus": corpus, "distr
 
 
 def table_of(marker: str) -> str:
-    """What a marker asks for, and the machine behind it; result files that were never made are passed over."""
+    """What a marker asks for, and the machine behind it; result files that do not exist are skipped."""
     names, *lines = marker.splitlines()
     results = [load(name) for name in names.split() if (RESULTS / f"{name}.json").exists()]
     text = ""

@@ -33,6 +33,6 @@ def test_overhead(benchmark: Any, name: str, call: str) -> None:
 
 
 def test_accuracy(benchmark: Any) -> None:
-    """A tenth of a million rows: mean and variance to a millionth, and the same bits twice."""
+    """A tenth of a million rows: mean and variance are right to a millionth, and the bits are the same twice."""
     result = benchmark.pedantic(accuracy.measure, (100_000, torch.float32), rounds=1)
     assert result["bit_equal"] and max(result["max_rel_error_mean"], result["max_rel_error_var"]) <= 1e-6

@@ -3,8 +3,8 @@
     python benchmarks/transfer.py --json OUT [--gigabytes 8]
 
 Donor and target are synthetic sharded checkpoints (random bfloat16). ``act-profile transfer`` of 5 % of the channels
-runs in a process of its own and takes turns with ``cp`` of the target; both end with ``sync``, both find the files as
-the round before left them. The whole process counts: starting Python, reading headers, fingerprints, the model card.
+runs in a process of its own and takes turns with ``cp`` of the target; both end with ``sync``, and both find the files
+as the previous round left them. The whole process counts: starting Python, headers, fingerprints, the model card.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SHARE, STRENGTH = 0.05, 0.4
 
 
 def config_of(gigabytes: float) -> LlamaConfig:
-    """A Llama whose width is 4096 and whose layers fill the size."""
+    """A Llama of width 4096 with as many layers as fit the size."""
     layer = 2 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
     ends = 2 * 2 * 32000 * 4096
     layers = max(1, round((gigabytes * 1e9 - ends) / layer))

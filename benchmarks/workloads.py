@@ -1,4 +1,4 @@
-"""The models and texts that several benchmarks run on."""
+"""The models and texts that several benchmarks use."""
 
 from __future__ import annotations
 

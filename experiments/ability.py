@@ -2,14 +2,14 @@
 
     python experiments/ability.py --json experiments/results/ability.json [--seeds 0 1 2 3 4] [--cache DIR] [--quick]
 
-*Recovery*: a specialist forgot German; its base is the donor. Each method has all its settings tried on validation
+*Recovery*: a specialist forgot German; its base is the donor. All settings of each method are tried on validation
 records; those on the frontier of recovered German against retained new skills are reported on test records, as the area
 under the frontier and as the gain at 95 % retained. *Merging*: siblings in three languages become one model; the
-figure is its worst ability. *Tuning*: a light fine-tune with few records, from the target and from each graft.
+figure is its worst ability. *Tuning*: a light fine-tune with few records, from the target and after each transfer.
 *Analysis*: the paper's four claims about the channels.
 
 Models and the result of each seed are kept in the cache folder (remove it after changing code), so seeds can be run one
-by one, also side by side; the last run collects them.
+by one or in parallel; the last run collects them.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ QUICK = {
 }
 
 OURS = ("attribution / cost", "attribution")
-"""Our rules; the others from the paper or from METHODS are forward-only scores, and CONTROLS what all must beat."""
+"""Our rules. The other rules are scores that need forward passes only; all must beat :data:`CONTROLS`."""
 CONTROLS = (
     "random",
     "weight-diff",
@@ -91,7 +91,7 @@ MERGE_CONTROLS = ("random", "weight-diff", "interpolation", "average", "task ari
 
 
 def run_seed(settings: dict[str, Any], cache: Path, seed: int) -> dict[str, Any]:
-    """All parts for one seed, from the cache where they have run with these settings."""
+    """All parts for one seed; those that have run with these settings come from the cache."""
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     result = {}
     for part, make in (("analysis", analyse), ("merging", merge), ("recovery", recover)):
@@ -103,7 +103,7 @@ def run_seed(settings: dict[str, Any], cache: Path, seed: int) -> dict[str, Any]
 
 
 def collect(by_seed: dict[int, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
-    """The file: figures by method and seed, and the verdict."""
+    """What the result file holds: figures by method and seed, and the verdict."""
 
     def by_method(part: Callable[[dict[str, Any]], dict[str, Any]], field: str) -> dict[str, dict[str, Any]]:
         names = part(next(iter(by_seed.values())))
@@ -143,7 +143,7 @@ def collect(by_seed: dict[int, dict[str, Any]], settings: dict[str, Any]) -> dic
 
 
 def verdict(result: dict[str, Any]) -> dict[str, Any]:
-    """Our first rule against the best control of each seed."""
+    """Our first rule and the best control, for each seed."""
 
     def against(figures: dict[str, dict[str, float]], controls: Sequence[str]) -> dict[str, list[float]]:
         return {

@@ -1,4 +1,4 @@
-"""The models, corpora and exams of one seed, the scores of every rule, and every setting of every method."""
+"""The models, corpora and exams of one seed, the scores of every rule, and all settings of every method."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from act.data.corpus import Corpus
 from act.lab.evaluate import Exam
 from act.lab.frontier import Point
 from act.lab.language import examples
-from act.lab.mixing import Weights, dare, graft, interpolated, put, ties
+from act.lab.mixing import Weights, dare, interpolated, put, ties, transferred
 from act.lab.models import tiny_llama
 from act.lab.regimes import ENGLISH, GERMAN, NEW_ENGLISH, SPANISH, Ability, Regime
-from act.lab.tokenizer import build_tokenizer
+from act.lab.tokenizer import build_tokenizer, corpus_of
 from act.models.channels import ChannelSpace
 from act.profiling.measure import profile_pair
 from act.ranking.attribution import attribution, fall_per_cost
@@ -26,9 +26,9 @@ from act.ranking.selection import best
 from act.ranking.weights import random_scores, weight_diff
 
 Scores = dict[str, torch.Tensor]
-Setting = Any  # a tuple: share and strength, or what else a method takes
+Setting = Any  # a tuple: share and strength, or whatever a method takes
 Candidates = dict[Setting, Callable[[], Weights]]
-"""Settings of a method, each with the weights it gives."""
+"""Settings of a method, each with a function that makes the weights."""
 
 
 class Lab:
@@ -44,15 +44,11 @@ class Lab:
 
     def corpus(self, ability: Ability, count: int | None = None, seed: int = 0) -> Corpus:
         """Training records of an ability; the positions that predict the answer count."""
-        return self.of(examples(*ability, count or self.settings["localize_records"], seed), ability[0])
-
-    def of(self, records: Sequence[dict[str, str]], name: str) -> Corpus:
-        """A corpus of records."""
-        spaced = [{"prompt": record["prompt"], "completion": f" {record['completion']}"} for record in records]
-        return Corpus.from_records(spaced, self.tokenizer, count="predict", name=name)
+        records = examples(*ability, count or self.settings["localize_records"], seed)
+        return corpus_of(records, self.tokenizer, ability[0])
 
     def solved(self, mixed: Weights, ability: Ability, split: str) -> float:
-        """Exact match of weights."""
+        """Exact match of an ability with these weights, on the records of a split."""
         if (ability, split) not in self._exams:
             records = examples(*ability, self.settings[f"{split}_records"], split=split)
             self._exams[ability, split] = Exam(self.tokenizer, records)
@@ -60,29 +56,29 @@ class Lab:
         return self._exams[ability, split](self.model)
 
     def point(self, mixed: Weights, split: str) -> Point:
-        """Forgotten German and retained new skills."""
+        """Exact match of forgotten German and of the retained new skills."""
         return Point(self.solved(mixed, GERMAN, split), self.solved(mixed, NEW_ENGLISH, split))
 
     def top(self, score: torch.Tensor, share: float) -> torch.Tensor:
-        """1 on the channels with the highest scores, 0 elsewhere; every score gets the same number."""
+        """1 on the channels with the highest scores, 0 elsewhere; every score gets the same number of channels."""
         chosen = torch.zeros(len(self.space))
         chosen[best(score.nan_to_num(nan=-torch.inf), max(1, round(share * len(self.space))))] = 1
         return chosen
 
     def std(self, score: torch.Tensor) -> torch.Tensor:
-        """Divided by its standard deviation over each module."""
+        """The score divided by its standard deviation over each module."""
         return normalized(score, self.space, "std")
 
     def shuffled(self, score: torch.Tensor) -> torch.Tensor:
-        """The scores of each module dealt to its rows at random: how many of each stays, which ones does not."""
+        """The scores shuffled within each module, which keeps how many of its channels lead, but not which."""
         generator = torch.Generator().manual_seed(self.seed)
-        dealt = score.clone()
+        shuffled = score.clone()
         for site in self.space:
-            dealt[site.channels] = score[site.channels][torch.randperm(site.width, generator=generator)]
-        return dealt
+            shuffled[site.channels] = score[site.channels][torch.randperm(site.width, generator=generator)]
+        return shuffled
 
     def by_unit(self, score: torch.Tensor) -> torch.Tensor:
-        """The mean over each neuron (gate, up row) and head (q, k, v rows), given to each of their channels."""
+        """Every channel's mean score over its neuron (gate and up row) or head (q, k and v rows)."""
         pooled = score.clone()
         for units in units_of(self.space, ["neuron", "head"]):
             pooled[units.channels_of(torch.arange(len(units)))] = units.scores(score).repeat_interleave(units.size)
@@ -90,7 +86,7 @@ class Lab:
 
 
 def scores(lab: Lab, count: int | None = None) -> Scores:
-    """Every rule's score for the recovery of German from the base, by name; ``count`` records to localise."""
+    """Every rule's score for the recovery of German from the base, by name; ``count`` records are profiled."""
     donor, target = lab.regime.base(), lab.regime.target()
     german, spanish, new, english = (
         profile_pair(donor, target, lab.corpus(ability, count)).mean_abs_diff
@@ -128,13 +124,13 @@ def candidates(
 ) -> dict[str, Candidates]:
     """Every method with all its settings.
 
-    ``moved`` is a target and its donors: what rules (one score per donor) and interpolation work on. ``merged`` is a
-    base and its specialists: what TIES and DARE work on.
+    Rules (one score per donor) and interpolation work on ``moved``, a target and its donors; TIES and DARE work on
+    ``merged``, a base and its specialists.
     """
     settings, (target, donors), (base, specialists) = lab.settings, moved, merged
 
     def top_moved(scores: list[torch.Tensor], top: float, strength: float) -> Weights:
-        return graft(target, donors, [strength * lab.top(score, top) for score in scores], lab.space)
+        return transferred(target, donors, [strength * lab.top(score, top) for score in scores], lab.space)
 
     methods: dict[str, Candidates] = {
         rule: {(top, strength): partial(top_moved, scores, top, strength) for top in tops for strength in strengths}

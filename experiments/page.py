@@ -26,14 +26,14 @@ def load() -> Result:
 
 
 def cell(figures: dict[str, float] | None) -> str:
-    """Mean and deviation over seeds."""
+    """Mean and standard deviation over seeds."""
     if figures is None:
         return "-"
     return f"{statistics.mean(figures.values()):.2f} ± {statistics.pstdev(figures.values()):.2f}"
 
 
 def methods(result: Result) -> str:
-    """Every method, best area first, controls in italics."""
+    """A table of every method, best area first, controls in italics."""
     areas = result["recovery"]
     names = sorted(areas, key=lambda name: -statistics.mean(areas[name].values()))
     names += [name for name in result["merging"] if name not in areas]
@@ -47,7 +47,7 @@ def methods(result: Result) -> str:
 
 
 def verdict(result: Result) -> str:
-    """Our first rule beside the best control of each seed."""
+    """A table of our first rule beside the best control of each seed."""
     rows = [
         {"figure": figure} | {f"seed {seed}": f"{ours:.2f} / {best:.2f}" for seed, (ours, best) in by_seed.items()}
         for figure, by_seed in result["verdict"].items()
@@ -58,7 +58,7 @@ def verdict(result: Result) -> str:
 
 
 def tuned(result: Result) -> str:
-    """A light tune from each start."""
+    """A table of the light tune from each start."""
     rows = [
         {"start": f"{count} records, {start}"}
         | {point: cell({seed: one[point] for seed, one in seeds.items()}) for point in ("forgotten", "retained")}
@@ -69,12 +69,12 @@ def tuned(result: Result) -> str:
 
 
 def tables(result: Result) -> str:
-    """All tables."""
+    """All tables, as the experiment prints them."""
     return "\n".join(section(result) for section in (methods, verdict, tuned))
 
 
 def draw(result: Result, path: Path) -> None:
-    """Frontiers of one seed a panel, ours and the paper's beside the controls; colours after Okabe and Ito."""
+    """Draw the frontiers, one panel per seed, ours and the paper's beside the controls; colours of Okabe and Ito."""
     styles = {
         "attribution / cost": ("#D55E00", "-", "o"),
         "attribution": ("#E69F00", "-", "s"),

@@ -13,8 +13,9 @@ from laboratory import Candidates, Lab, Scores, Setting, candidates, scores
 from act.data.corpus import Corpus
 from act.lab.frontier import Point, area, best_keeping, frontier, relative
 from act.lab.language import examples
-from act.lab.mixing import Weights, graft, interpolated, put, task_arithmetic, weights
+from act.lab.mixing import Weights, interpolated, put, task_arithmetic, transferred, weights
 from act.lab.regimes import ENGLISH, GERMAN, NEW_ENGLISH, OLD_ENGLISH, SIBLINGS, SPANISH, SWAHILI, Ability
+from act.lab.tokenizer import corpus_of
 from act.lab.train import tune
 from act.profiling.measure import profile_pair
 from act.ranking.analysis import concentration, overlap, sufficiency, top_channels
@@ -23,7 +24,7 @@ from act.ranking.weights import random_scores, weight_diff
 
 
 def recovery_methods(lab: Lab, by_rule: Scores) -> dict[str, Candidates]:
-    """Every method of recovery from the base, with all its settings."""
+    """Every method of recovering from the base, with all its settings."""
     donor, target = weights(lab.regime.base()), weights(lab.regime.target())
     rules = {rule: [score] for rule, score in by_rule.items()}
     tops, strengths = lab.settings["tops"], lab.settings["strengths"]
@@ -31,7 +32,7 @@ def recovery_methods(lab: Lab, by_rule: Scores) -> dict[str, Candidates]:
 
 
 def recover(lab: Lab) -> dict[str, Any]:
-    """The frontier of every method, then the light tune from the starts that it suggests."""
+    """The frontier of every method, then a light tune from the settings that it suggests as starts."""
     donor, target = weights(lab.regime.base()), weights(lab.regime.target())
     before = {split: lab.point(target, split) for split in ("validation", "test")}
     ceiling = lab.point(donor, "test")
@@ -60,13 +61,13 @@ def recover(lab: Lab) -> dict[str, Any]:
 def tuned(lab: Lab, starts: dict[str, list[Setting]]) -> dict[str, Any]:
     """Test figures after a light tune on few records, half German and half new skills as a replay.
 
-    A graft may use no more records than the tune that follows it, for its score too. Starts, steps and rate are chosen
-    by the mean of both abilities on validation records.
+    A transfer may use no more records than the tune that follows it, for its score too. Starts, steps and rate are
+    chosen by the mean of both abilities on validation records.
     """
     result: dict[str, Any] = {}
     settings = lab.settings
     for count in settings["tune_records"]:
-        # The records of the score are the first of those of the tune: examples() draws them in one order.
+        # The score uses the first records of the tune, since examples() draws them in one order.
         methods = recovery_methods(lab, scores(lab, count))
         records = [*examples(*GERMAN, count), *examples(*NEW_ENGLISH, count)]
         untouched = [weights(lab.regime.target())]
@@ -143,7 +144,7 @@ def analyse(lab: Lab) -> dict[str, Any]:
             "attribution": -attribution(donor, target, corpus).mean,
         }
 
-    first, second = (both(lab.of(half, "German")) for half in (twice[:count], twice[count:]))
+    first, second = (both(corpus_of(half, lab.tokenizer, "German")) for half in (twice[:count], twice[count:]))
     few, spanish, new = both(lab.corpus(GERMAN, 16)), both(lab.corpus(SPANISH)), both(lab.corpus(NEW_ENGLISH))
     ours = {name: weights(model) for name, model in (("donor", donor), ("target", target))}
     result = {}
@@ -160,7 +161,7 @@ def analyse(lab: Lab) -> dict[str, Any]:
             "overlap, weight difference": _jaccard(score, weight_diff(donor, target, lab.space)),
             "sufficiency": {
                 str(top): list(
-                    lab.point(graft(ours["target"], [ours["donor"]], [lab.top(score, top)], lab.space), "test")
+                    lab.point(transferred(ours["target"], [ours["donor"]], [lab.top(score, top)], lab.space), "test")
                 )
                 for top in (0.01, 0.05, 0.1, 0.3)
             },
@@ -169,10 +170,10 @@ def analyse(lab: Lab) -> dict[str, Any]:
 
 
 def _jaccard(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Overlap of the top 5 %; by chance it is about 0.026."""
+    """Jaccard overlap of the top 5 %, which is about 0.026 by chance."""
     return overlap(top_channels(one, 0.05), top_channels(other, 0.05), len(one)).jaccard
 
 
 def say(line: str) -> None:
-    """A line of progress."""
+    """Print a line of progress."""
     print(line, file=sys.stderr, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from act.data.corpus import Corpus
     from act.report.build import Report
+    from act.report.data import GroupShares
 
 
 def command(
@@ -175,6 +176,6 @@ def _print(report: Report, output: Path) -> None:
         )
 
 
-def _largest(kinds: dict[str, dict[str, float]]) -> str:
+def _largest(kinds: Mapping[str, GroupShares]) -> str:
     best = sorted(kinds, key=lambda kind: -kinds[kind]["chosen"])[:2]
     return ", ".join(f"{kind} {kinds[kind]['chosen']:.0%}" for kind in best)

@@ -38,7 +38,8 @@ class Donor:
         strength: the paper's lambda: 0 changes nothing, 1 copies the donor's rows. Or one for each pattern of site and
             parameter names, of which the first that matches counts: ``{"*.mlp.*": 0.4, "*": 0.2}``. Rows that no
             pattern matches stay as they are.
-        tokens: for a donor with another vocabulary, the ids of the tokens that both have (:func:`act.shared_tokens`).
+        tokens: for a donor with another vocabulary, the ids of the tokens that both models have
+            (:func:`act.shared_tokens`).
         name: what to call it in patches and model cards; by default its folder.
         token_difference: how its token ids differ from the target's, if they do
             (:func:`act.models.loading.token_difference`). Without ``tokens``, embedding and LM head are left out then,
@@ -74,12 +75,12 @@ class Donor:
 
     @property
     def moves_tokens(self) -> bool:
-        """Whether it gives channels of the embedding or the LM head, whose columns or rows are those of tokens."""
+        """Whether it gives channels of the embedding or the LM head, where a column or row belongs to a token."""
         return any(chosen.site.kind in VOCABULARY_KINDS for chosen in self.channels.rows())
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """The sites and parameters that it gives something of: what the patterns of a strength may match."""
+        """The sites and parameters that it gives rows of: the names that patterns of a strength may match."""
         return frozenset(name for chosen in self.channels.rows() for name in (chosen.site.name, chosen.parameter.name))
 
     def matches(self, pattern: str) -> bool:
@@ -95,16 +96,16 @@ class Donor:
         return float(next(found, 0.0))
 
     def fingerprint(self) -> str | None:
-        """The model's fingerprint, where the set says which it should have; every weight is read for it."""
+        """The model's fingerprint, if the channel set says which it should have; this reads every weight."""
         return fingerprint(self.weights) if "donor" in self.made_for else None
 
     @property
     def made_for(self) -> Mapping[str, ModelRead]:
-        """The ``donor`` and ``target`` that the channels were chosen for, where known."""
+        """The ``donor`` and ``target`` that the channels were chosen for, if known."""
         return self.channels.rule.models
 
     def used(self) -> DonorUsed:
-        """What patches and model cards say of it."""
+        """What patches and model cards say about it."""
         folder = str(self.model) if isinstance(self.model, str | Path) else None
         name = self.name or folder or (self.made_for["donor"].name if "donor" in self.made_for else None)
         strength = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
@@ -121,7 +122,7 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     """The parameters of a model by name, or the mapping as it is.
 
     Raises:
-        ActError: the model is quantized, or not all in memory.
+        ActError: the model is quantised, or not all in memory.
     """
     if not isinstance(model, nn.Module):
         return model

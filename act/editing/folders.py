@@ -1,8 +1,7 @@
 """Transfer between model folders, shard by shard, without loading a model.
 
 The target's files are copied by the kernel (shards that nothing changes are hard-linked), then the changed rows are
-overwritten in the copies through a memory map, one tensor at a time: no more than one tensor of a donor and one of the
-target is resident.
+overwritten in the copies through a memory map. At most one tensor of a donor and one of the target are in memory.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ def transfer_folders(
 
     Args:
         donors: their ``model`` is a model folder with safetensors weights.
-        target: a model folder, as well; only read.
+        target: a model folder; only read.
         output: the new folder; tokenizer, config, generation config and chat template are the target's.
-        overlap: as :func:`act.transfer_many`.
+        overlap: as in :func:`act.transfer_many`.
 
     Raises:
         act.editing.stored.RenamedWeights: names on disk are not the parameters' (load the models and use
@@ -82,9 +81,9 @@ def transfer_folders(
 
 
 def patch_of_folders(donors: Sequence[Donor], target: str | Path, overlap: Overlap = "sum") -> Patch:
-    """The patch that :func:`transfer_folders` would be, with all folders left as they are.
+    """The patch of what :func:`transfer_folders` would change; all folders are only read.
 
-    The target is mapped privately: changed pages stay in memory, about the size of the patch, twice.
+    The target is mapped privately, so changed pages stay in memory: about twice the size of the patch.
     """
     return transfer_many(donors, StoredModel(target).parameters(donors[0].channels.space), overlap)
 
@@ -92,7 +91,7 @@ def patch_of_folders(donors: Sequence[Donor], target: str | Path, overlap: Overl
 def patch_folder(
     patch: Patch, model: str | Path, output: str | Path, *, revert: bool = False, force: bool = False
 ) -> None:
-    """Apply a patch to a model folder, or take it back, into a new folder.
+    """Write a model folder with a patch applied, or reverted, as a new folder.
 
     Raises:
         ActError: the model is not the one the patch expects; ``output`` is ``model``, or exists and ``force`` is False.
@@ -110,7 +109,7 @@ def patch_folder(
 
 
 def _prefetch(given: DonorRows) -> None:
-    """Begin to read what a donor gives: its rows, or all of a tensor whose columns are wanted."""
+    """Begin to read what a donor gives: its rows, or the whole tensor if columns are wanted."""
     assert isinstance(given.weights, Parameters)
     rows = None if given.parameter.dim or given.tokens else given.rows
     given.weights.stored.prefetch(given.parameter.name, rows)

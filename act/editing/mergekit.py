@@ -1,4 +1,4 @@
-"""``merge_method: act`` for mergekit: its configuration, its planner and its writer, our rows.
+"""``merge_method: act`` for mergekit, which configures, plans and writes the merge; the rows are chosen here.
 
     merge_method: act
     base_model: target
@@ -8,7 +8,7 @@
     parameters: {overlap: sum}
 
 mergekit looks up methods in a registry and has no entry points, so something must import this module first:
-:func:`merge` does (``act-profile mergekit config.yml out``), or :func:`register` in a program of one's own.
+:func:`merge` does (``act-profile mergekit config.yml out``), and so does :func:`register` in your own program.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
 
 NAME = "act"
-_NAME_MODELS: dict[str, tuple[str, ...]] = {  # keys of mergekit that name a model, and words of theirs that do not
+_NAME_MODELS: dict[str, tuple[str, ...]] = {  # mergekit's keys that name a model, with the values that do not
     **dict.fromkeys(("model", "base_model", "path", "lora"), ()),
     **dict.fromkeys(("tokenizer_source", "source"), ("base", "union")),
 }
 
 
 def register() -> None:
-    """Make ``merge_method: act`` known to mergekit in this process; once is enough, more does no harm.
+    """Make ``merge_method: act`` known to mergekit in this process; calling it again does nothing.
 
     Raises:
         ActError: mergekit is not installed, or too old to have a registry of methods.
@@ -90,7 +90,7 @@ def register() -> None:
 
 
 def merge(config: str | Path, output: str | Path, *, force: bool = False) -> None:
-    """Run a mergekit configuration, with ``merge_method: act`` known, and write the model it makes.
+    """Run a mergekit configuration, in which ``merge_method: act`` is known, and write the model.
 
     Raises:
         ActError: mergekit is not installed; a configuration it does not accept; channel sets that were made for other
@@ -116,13 +116,13 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False) -> Non
     with written_whole(output, force=force, directory=True) as folder:
         try:
             run_merge(plan, str(folder), MergeOptions(copy_tokenizer=True, quiet=True), config_source=text)
-        except Exception as error:  # its planner, its hub client and its card raise anything
+        except Exception as error:  # its planner, hub client and model card may raise anything
             reason = brief(error, 400)
             raise ActError(f"mergekit cannot merge by {config}: {reason}") from error
 
 
 def _absolute(settings: Any, key: str = "") -> Any:
-    """A configuration with model folders named from the root: mergekit asks the hub about names such as ``base``."""
+    """A configuration with absolute model folders: mergekit looks up names such as ``base`` on the hub."""
     if isinstance(settings, list):
         return [_absolute(one, key) for one in settings]
     if isinstance(settings, dict):
@@ -135,7 +135,7 @@ def _absolute(settings: Any, key: str = "") -> Any:
 
 
 def _check(plan: MergeConfiguration) -> None:
-    """What the transfer checks of whole models, before mergekit takes them apart; only of models in folders."""
+    """Check whole models as a transfer does, before mergekit takes them apart; only models in folders are checked."""
     if not plan.models or not plan.base_model:
         raise ActError("merge_method act needs base_model (the target) and models (the donors)")
     base = plan.base_model.model.path
@@ -163,7 +163,7 @@ def _check(plan: MergeConfiguration) -> None:
 
 
 def _require_same_tokens(donor: Donor, target: str) -> None:
-    """Raise :class:`ActError` where rows or columns of tokens would come from a donor that numbers them differently."""
+    """Raise :class:`ActError` if a donor that numbers its tokens differently would give rows or columns of tokens."""
     if not donor.moves_tokens:
         return
     try:
@@ -179,5 +179,5 @@ def _require_same_tokens(donor: Donor, target: str) -> None:
 
 @lru_cache(maxsize=8)
 def _rows(path: str) -> dict[str, list[ChosenRows]]:
-    """What a channel set names, by parameter."""
+    """The rows that a channel set names, by parameter."""
     return by_parameter(ChannelSet.load(path).rows())

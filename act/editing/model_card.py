@@ -10,7 +10,7 @@ CARD = "README.md"
 
 
 def licence_of(folder: str | Path) -> str:
-    """The licence that a model's own card states, or ``not stated``."""
+    """The licence that a model's own card states; ``not stated`` if there is none."""
     from huggingface_hub import ModelCard
 
     card = Path(folder) / CARD
@@ -35,9 +35,9 @@ def write_card(
     """Write ``README.md`` for a model made by a transfer.
 
     Args:
-        folder: the new model's.
+        folder: the folder of the new model.
         target: the model that was changed: a folder or a hub id, as the donors' names in ``transfer`` are.
-        command: what made it.
+        command: the command that made it.
         afterwards: a sentence on what was done after the transfer.
     """
     from huggingface_hub import ModelCardData

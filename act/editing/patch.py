@@ -38,7 +38,7 @@ class ChangedRows:
 
 
 class Patch:
-    """What a transfer changed in a model, with the bytes that were there before.
+    """What a transfer changed in a model, with the original bytes.
 
     Attributes:
         changes: the rows changed; no value lies in two changes.
@@ -60,7 +60,7 @@ class Patch:
         self.provenance = provenance
 
     def __len__(self) -> int:
-        """Values changed."""
+        """Number of values changed."""
         return sum(change.before.numel() for change in self.changes)
 
     def __repr__(self) -> str:
@@ -87,7 +87,7 @@ class Patch:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the values that the patch writes; it holds as many from before."""
+        """Bytes of the values that the patch writes; it holds as many original ones."""
         return sum(change.after.nbytes for change in self.changes)
 
     @property
@@ -96,7 +96,7 @@ class Patch:
         return list(self.provenance.notes)
 
     def apply(self, model: nn.Module | Weights) -> None:
-        """Write the rows into a model that holds those from before.
+        """Write the rows into a model that holds the original ones.
 
         Raises:
             ActError: the model's fingerprint is not the one before the transfer, or rows differ; nothing is written.
@@ -141,7 +141,7 @@ class Patch:
         for number, change in enumerate(self.changes):
             for name in ("rows", "before", "after"):
                 tensors[f"{number}.{name}"] = getattr(change, name)
-            tensors[f"{number}.rows"] = change.rows.clone()  # weight and bias share theirs, which a file cannot
+            tensors[f"{number}.rows"] = change.rows.clone()  # a file cannot share tensors, as weight and bias do
         header = {
             **self.provenance.to_json(),
             "parts": [[change.parameter.name, change.parameter.dim] for change in self.changes],
@@ -164,7 +164,7 @@ class Patch:
 
 
 def _unexpected(change: ChangedRows, found: torch.Tensor, forward: bool) -> str:
-    """What is wrong with rows that are not those the patch expects."""
+    """What is wrong with rows that the patch does not expect, as the end of a sentence."""
     there = change.rows.max() < len(found)
     if there and same_bytes(found[change.rows.to(found.device)], change.after if forward else change.before):
         done = "after the transfer already" if forward else "before the transfer"
@@ -214,7 +214,7 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
     provenance = TransferProvenance(
         donors=tuple(donor for patch in patches for donor in patch.provenance.donors),
         before=before.pop(),
-        after=None,  # each row is compared instead: the model itself is not here to be hashed
+        after=None,  # the model itself is not here to be hashed; each row is compared instead
         parameters=patches[0].provenance.parameters,
         notes=tuple(note for patch in patches for note in patch.notes),
         conflict=conflict,
@@ -251,7 +251,7 @@ def _joined(held: Sequence[ChangedRows]) -> ChangedRows:
 
 
 def _readable(size: float) -> str:
-    """A number of bytes for people."""
+    """A number of bytes with a unit."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

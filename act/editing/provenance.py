@@ -1,4 +1,4 @@
-"""Where a transfer took its rows from: plain records for patch files, model cards and reports."""
+"""Where a transfer took its rows from: records for patch files, model cards and reports."""
 
 from __future__ import annotations
 
@@ -37,15 +37,16 @@ class DonorUsed:
 
 @dataclass(frozen=True)
 class TransferProvenance:
-    """How rows came into a model, and into which.
+    """Which donors gave rows to which model.
 
     Attributes:
         donors: what each donor gave.
-        before, after: fingerprints of the model; ``after`` is None for a composed patch, as no such model was there.
+        before, after: fingerprints of the model; ``after`` is None for a composed patch, since that
+            model was never made.
         parameters: names of the parameters that the fingerprints cover.
         overlap: what happened to rows that several donors gave; None for a composed patch.
         notes: what was left out, and why.
-        conflict, conflicts: of a composed patch, which patch won, and the rows in dispute by parameter.
+        conflict, conflicts: for a composed patch, which patch won, and how many rows were in conflict by parameter.
     """
 
     donors: tuple[DonorUsed, ...] = ()
@@ -59,7 +60,7 @@ class TransferProvenance:
 
     @property
     def target(self) -> str:
-        """The name of the model before the transfer, where a channel set knows it, else its fingerprint."""
+        """The name of the model before the transfer, if a channel set knows it, else its fingerprint."""
         names = (donor.rule.models["target"].name for donor in self.donors if "target" in donor.rule.models)
         return next((name for name in names if name), self.before or "an unknown model")
 

@@ -1,4 +1,4 @@
-"""Training some rows of a model: everything else stays as it is, to the bit, and takes no optimiser state."""
+"""Training some rows of a model: everything else stays the same to the bit and takes no optimiser state."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def rows_to_train(channels: ChannelSet | Patch) -> dict[ParameterSlice, torch.Te
 
 
 class RowTuned(nn.Module):
-    """A model of which only some rows are trained: its parameters are the changes of these rows, float32.
+    """A model of which only some rows are trained; its parameters are the float32 changes of these rows.
 
-    The model itself is no submodule, so optimiser and checkpoints hold the rows alone.
+    The model is not a submodule, so optimiser and checkpoints hold only the rows.
 
     Raises:
         ActError: the model does not have these rows.
@@ -57,7 +57,7 @@ class RowTuned(nn.Module):
         }
 
     def train(self, mode: bool = True) -> RowTuned:
-        """Switch the model, too, to training or evaluation."""
+        """Switch the model to training or evaluation mode, too."""
         self._held[0].train(mode)
         return super().train(mode)
 

@@ -1,4 +1,4 @@
-"""Rows of parameters: grouped by parameter, and blended, from one donor or several."""
+"""Rows of parameters: grouped by parameter, and blended from one donor or several."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class DonorRows:
     """The rows of one parameter that one donor gives.
 
     Attributes:
-        weights: the donor's, by parameter name.
-        tokens: where rows or columns are those of tokens that the donor numbers differently.
+        weights: the donor's parameters, by name.
+        tokens: set if rows or columns belong to tokens that the donor numbers differently.
     """
 
     chosen: ChosenRows
@@ -68,17 +68,17 @@ class DonorRows:
 
     @property
     def parameter(self) -> ParameterSlice:
-        """Which parameter."""
+        """The parameter."""
         return self.chosen.parameter
 
     @property
     def rows(self) -> torch.Tensor:
-        """Which of its rows, sorted and distinct, int64 ``[K]``."""
+        """The rows of the parameter, sorted and distinct, int64 ``[K]``."""
         return self.chosen.rows
 
     @property
     def matrix(self) -> torch.Tensor:
-        """The donor's values ``[R, W]``; looked up at each use, so that none stays mapped from disk."""
+        """The donor's values ``[R, W]``; looked up at each use, so that no tensor stays mapped from disk."""
         return self.parameter.matrix(self.weights)
 
 
@@ -102,7 +102,7 @@ def blend(given: Mapping[str, Sequence[DonorRows]], target: Weights, overlap: Ov
 
 
 def _by_givers(held: Sequence[DonorRows], overlap: Overlap) -> Iterator[tuple[list[DonorRows], torch.Tensor]]:
-    """Rows grouped by the donors whose steps they take."""
+    """Groups of rows that take the steps of the same donors."""
     rows = union(held)
     takes = torch.stack([torch.isin(rows, one.rows) for one in held])
     if overlap in ("first", "stronger"):
@@ -116,7 +116,7 @@ def _by_givers(held: Sequence[DonorRows], overlap: Overlap) -> Iterator[tuple[li
 
 
 def _blend_together(givers: Sequence[DonorRows], old: torch.Tensor, rows: torch.Tensor, overlap: Overlap) -> None:
-    """The sum or mean of several donors' steps is one step towards their mean, weighted by strength."""
+    """Blend rows with several donors: their steps, summed or averaged, are one step towards their weighted mean."""
     here, every = rows.to(old.device), torch.arange(len(rows))
     work = old.dtype if len(givers) == 1 else torch.float32
     mean, total = _wanted(givers[0], old, rows).to(work).contiguous(), givers[0].strength
@@ -129,7 +129,7 @@ def _blend_together(givers: Sequence[DonorRows], old: torch.Tensor, rows: torch.
 
 
 def _wanted(giver: DonorRows, old: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """The donor's rows ``[K, W]`` on the target's device; where it lacks a token, the target's own values."""
+    """The donor's rows ``[K, W]`` on the target's device; the target's own values for tokens that the donor lacks."""
     new = giver.matrix
     if giver.tokens is None:
         return new[rows.to(new.device)].to(old.device)

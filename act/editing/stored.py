@@ -38,7 +38,7 @@ _DTYPES = {
 
 
 class StoredModel(Mapping[str, torch.Tensor]):
-    """The safetensors shards of a model folder: ``stored[name]`` maps one tensor, and only pages used are read.
+    """The safetensors shards of a model folder. ``stored[name]`` maps one tensor; only the pages used are read.
 
     Attributes:
         folder: the model folder.
@@ -47,11 +47,11 @@ class StoredModel(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Read the headers.
+        """Read the headers of all shards.
 
         Raises:
             RenamedWeights: there are weights, but no safetensors.
-            ActError: no weights; a configuration, index or shard that is missing or damaged; a quantized model, whose
+            ActError: no weights; a configuration, index or shard that is missing or damaged; a quantised model, whose
                 stored values are not the parameters.
         """
         self.folder = Path(folder)
@@ -105,7 +105,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         writable = path.name in self._arriving
         if writable:
             self._arriving[path.name].result()
-        # A private mapping lets torch see a writable buffer while the file stays as it is.
+        # A private mapping gives torch a writable buffer while the file stays unchanged.
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY
         with path.open("r+b" if writable else "rb") as file:
             view = mmap.mmap(file.fileno(), size + skip, access=access, offset=start - skip)
@@ -113,7 +113,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         return torch.frombuffer(view, dtype=dtype, count=size // dtype.itemsize, offset=skip).view(shape)
 
     def prefetch(self, name: str, rows: torch.Tensor | None = None) -> None:
-        """Let the system begin to read a tensor, or some rows (sorted) of its first dimension, before it is used."""
+        """Tell the system to begin reading a tensor, or some rows (sorted) of its first dimension."""
         path, _, shape, start, size = self._where[name]
         if rows is None:
             spans = [(start, size)]
@@ -136,7 +136,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         return self._where[name][0].name
 
     def parameters(self, space: ChannelSpace) -> Parameters:
-        """The parameters that a model with this channel space has, under the names they have there.
+        """The parameters of a model with this channel space, under the names they have in the model.
 
         Raises:
             RenamedWeights: the checkpoint stores them under other names, or stores a tied tensor twice.
@@ -176,7 +176,7 @@ class Parameters(Mapping[str, torch.Tensor]):
         return self.stored[name]
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override]
-        """Each name with its tensor, while the system reads the next: one after the other is fastest."""
+        """Each name with its tensor, while the system reads the next one ahead."""
         names = list(self._names)
         for name, following in zip_longest(names, names[1:]):
             if following:
@@ -185,7 +185,7 @@ class Parameters(Mapping[str, torch.Tensor]):
 
 
 class RenamedWeights(ActError):
-    """A checkpoint whose tensors are not the model's parameters by name: only loading the model can tell."""
+    """The names of a checkpoint's tensors are not those of the model's parameters; only loading the model maps them."""
 
 
 def parameter_names(space: ChannelSpace) -> list[str]:
@@ -198,12 +198,12 @@ def parameter_names(space: ChannelSpace) -> list[str]:
 def copied(source: StoredModel, folder: Path, changed: Iterable[str]) -> Iterator[StoredModel]:
     """Fill ``folder`` with the files of a model: shards that hold ``changed`` tensors copied, the others hard-linked.
 
-    Tokenizer, config, generation config, chat template and index come along; a README is left out. A shard that cannot
-    be linked (another file system) is copied.
+    Tokenizer, config, generation config, chat template and index are copied too; a README is left out. A shard
+    that cannot be linked (another file system) is copied.
 
     Yields:
         The copy, whose tensors can be written to (those of ``changed`` only). Shards are copied in the background, in
-        the order of ``changed``; taking a tensor waits for its shard. All are there when the block ends.
+        the order of ``changed``; reading a tensor waits for its shard. All are complete when the block ends.
     """
     touched = dict.fromkeys(source.shard_of(name) for name in changed)
     copies = copy.copy(source)
@@ -239,7 +239,7 @@ def _mapping(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ActError(f"{path} is no JSON ({error}); download or save the model again") from error
+        raise ActError(f"{path} is not JSON ({error}); download or save the model again") from error
     if not isinstance(found, dict):
         raise ActError(f"{path} holds {type(found).__name__}, expected a JSON object; download or save the model again")
     return found
@@ -258,7 +258,7 @@ def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, in
         for name, entry in header.items():
             start, stop = (8 + length + offset for offset in entry["data_offsets"])
             if stop > end:
-                raise ValueError(f"{name} ends behind the file")
+                raise ValueError(f"{name} extends past the end of the file")
             dtype = _DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise ActError(

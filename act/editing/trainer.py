@@ -1,4 +1,4 @@
-"""The Hugging Face trainer over pieces in a fixed order, and the checkpoints that let it go on after a break."""
+"""The Hugging Face trainer on pieces in a fixed order, and the checkpoints from which it can resume."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from act.data.pieces import IGNORED, Piece, collate
 
 
 def usable_checkpoint(folder: Path, identity: str) -> int:
-    """The step of the last whole checkpoint of this very run, or 0; checkpoints of another run are removed.
+    """The step of the last complete checkpoint of this run, or 0; checkpoints of other runs are removed.
 
     Raises:
         ActError: the folder holds something else.
@@ -30,7 +30,7 @@ def usable_checkpoint(folder: Path, identity: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     identity_file.write_text(identity)
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # written last: the run ended while saving
+        if not (checkpoint / "trainer_state.json").is_file():  # it is written last, so the run ended while saving
             shutil.rmtree(checkpoint)
     return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
 
@@ -51,10 +51,10 @@ def train(
 
     Args:
         examples: a whole number of batches.
-        learning_rate: of AdamW without weight decay; falls linearly to 0.
-        device: where the model is.
-        checkpoints: folder for one checkpoint every ``save_steps`` steps, of which the last is kept.
-        resume_at: the step of the checkpoint to go on from; 0 begins anew.
+        learning_rate: of AdamW without weight decay; it falls linearly to 0.
+        device: the device of the model.
+        checkpoints: folder for a checkpoint every ``save_steps`` steps; only the last is kept.
+        resume_at: the step of the checkpoint to continue from; 0 starts from the beginning.
 
     Returns:
         The mean loss of the last ten steps.

@@ -20,12 +20,12 @@ from act_kernels.rows import gather_rows
 
 @dataclass(frozen=True)
 class TransferPlan:
-    """What a transfer will do to a target; :meth:`make` checks it, :meth:`blend` does it.
+    """What a transfer will do to a target: :meth:`make` checks it, :meth:`blend` carries it out.
 
     Attributes:
         donors: the donors.
         overlap: what happens to rows that several donors give; see :func:`act.transfer_many`.
-        given: parameter name -> the rows that each donor gives of it, in model order.
+        given: parameter name -> the rows of it that each donor gives, in model order.
         notes: what was left out, and why.
     """
 
@@ -75,7 +75,7 @@ class TransferPlan:
         return gather_rows(matrices, [rows for _, rows in changed], [torch.device("cpu")] * len(changed))
 
     def blend(self, target: Weights) -> None:
-        """Blend what the donors give into the parameters of ``target``, in place: all of the plan's, or some."""
+        """Blend what the donors give into ``target``, in place; it may hold all parameters of the plan, or some."""
         blend({name: self.given[name] for name in target}, target, self.overlap)
 
     def donor_fingerprints(self) -> list[str | None]:
@@ -83,7 +83,7 @@ class TransferPlan:
         return [donor.fingerprint() for donor in self.donors]
 
     def require_models(self, target: str, donors: Sequence[str | None]) -> None:
-        """Raise :class:`ActError` where a set was made for models of other fingerprints than these."""
+        """Raise :class:`ActError` if a set was made for models with other fingerprints than these."""
         for donor, theirs in zip(self.donors, donors, strict=True):
             for side, found in (("target", target), ("donor", theirs)):
                 expected = donor.made_for.get(side)
@@ -95,14 +95,14 @@ class TransferPlan:
                     )
 
     def provenance(self, before: str, after: str, parameters: Sequence[str]) -> TransferProvenance:
-        """What patches and model cards say of the transfer, from the fingerprints of the target."""
+        """What patches and model cards say about the transfer, with the target's fingerprints before and after."""
         donors = tuple(donor.used() for donor in self.donors)
         return TransferProvenance(donors, before, after, tuple(sorted(parameters)), self.overlap, self.notes)
 
 
 def _require_architecture(side: str, weights: Weights, channels: ChannelSet) -> None:
     missing = sorted({one.name for site in channels.space for one in site.parameters} - set(weights))
-    if len(missing) > 1:  # one may be missing where one of the models ties its embeddings
+    if len(missing) > 1:  # one may be missing if one of the models ties its embeddings
         raise ActError(f"the channel set is of another architecture than the models: the {side} has no {missing[0]}")
 
 
@@ -122,10 +122,10 @@ def _require_patterns(donors: Sequence[Donor]) -> None:
 
 
 def _blendable(chosen: ChosenRows, donor: Weights, target: Weights) -> tuple[torch.Tensor, torch.Tensor]:
-    """The parameter of donor and target.
+    """The parameter in donor and target.
 
     Raises:
-        ActError: a model does not have it; a type or number of channels that cannot be blended.
+        ActError: a model does not have it; its type or number of channels cannot be blended.
     """
     name, dim = chosen.parameter.name, chosen.parameter.dim
     found = []
@@ -155,7 +155,7 @@ def _why_left_out(donor: Donor, chosen: ChosenRows, new: torch.Tensor, old: torc
     """Why rows cannot move between models of the same architecture, or None; ``new`` is the donor's parameter.
 
     Raises:
-        ActError: the shapes differ in more than the number of tokens or positions.
+        ActError: the shapes differ in more than their number of tokens or positions.
     """
     kind = chosen.site.kind
     of_tokens = kind in VOCABULARY_KINDS

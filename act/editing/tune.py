@@ -38,12 +38,12 @@ class TuneSettings:
 
     Attributes:
         mode: see :data:`Mode`.
-        steps: optimiser steps; None: as many as one pass over the corpus takes.
+        steps: optimiser steps; by default, as many as one pass over the corpus takes.
         batch_size: records per step.
-        learning_rate: of AdamW without weight decay; falls linearly to 0.
+        learning_rate: of AdamW without weight decay; it falls linearly to 0.
         replay_share: share of the records drawn from the replay corpus, if one is given.
         lora_rank: rank of the adapters; their scale is 2.
-        seed: of the order of records, dropout and adapters; on a CPU the same seed gives the same bits.
+        seed: decides the order of records, dropout and adapters; on a CPU the same seed gives the same bits.
         save_steps: steps between checkpoints.
 
     Raises:
@@ -80,9 +80,9 @@ class Tuned:
     """What a fine-tune did.
 
     Attributes:
-        model: the tuned model, with its adapter where that was kept.
-        steps: optimiser steps, those before a break included.
-        resumed_from: the step of the checkpoint it went on from; 0: it began anew.
+        model: the tuned model, with its adapter if that was kept.
+        steps: optimiser steps, including those before an interruption.
+        resumed_from: the step of the checkpoint that training continued from; 0 if it started from the beginning.
         records, replayed: how many records of the corpus and of the replay corpus were trained on.
         trained_values: how many values the optimiser trained.
         loss: the mean loss per predicted token over the last ten steps.
@@ -121,15 +121,15 @@ def tune(
         model: a Hugging Face causal language model.
         corpus: what to train on.
         settings: how; by default one pass that trains every weight.
-        replay: records of what is to be retained, mixed in at ``settings.replay_share``.
-        channels: for ``rows``: whose parameter rows (and columns) are trained. Nothing else changes by a bit, and the
-            optimiser holds its moments for these rows only.
+        replay: records of what the model should retain, mixed in at ``settings.replay_share``.
+        channels: for ``rows``: the channels whose parameter rows (and columns) are trained. Everything else stays the
+            same to the bit, and the optimiser holds its moments for these rows only.
         keep_adapter: for ``lora``: return the model with its adapter instead of merging it into the weights.
-        checkpoints: folder for checkpoints. Called again with the same model, data and settings, training goes on
-            from the last; after other settings it begins anew.
+        checkpoints: folder for checkpoints. Called again with the same model, data and settings, training continues
+            from the last one; with any others it starts from the beginning.
 
     Raises:
-        ActError: a setting out of range; no record; quantised weights; a missing package; rows without channels.
+        ActError: a setting out of range; no records; quantised weights; a missing package; rows without channels.
 
     >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3))
     >>> tuned.model is model
@@ -210,7 +210,7 @@ def _identity(
     rows: Mapping[ParameterSlice, torch.Tensor],
     keep_adapter: bool,
 ) -> str:
-    """A hash of all that decides the result: checkpoints of another are of no use."""
+    """A hash of everything that decides the result; checkpoints with another hash cannot be used."""
     data = [corpus.source.fingerprint if corpus else None for corpus in corpora]
     chosen = {f"{place.name}:{place.dim}": index.tolist() for place, index in rows.items()}
     state = json.dumps([asdict(settings), fingerprint(model), data, chosen, keep_adapter])
@@ -225,9 +225,9 @@ def _records(corpus: Corpus) -> list[Piece]:
 
 
 def _order(own: int, other: int, settings: TuneSettings) -> list[int]:
-    """Which record is seen when: numbers below ``own`` are the corpus's, the rest the replay's.
+    """The records in training order: numbers below ``own`` are the corpus's, the others the replay corpus's.
 
-    Each is gone through in shuffled passes; whole batches only.
+    Both are read in shuffled passes, in whole batches only.
     """
     share = settings.replay_share if other else 0.0
     steps = settings.steps or max(1, round(own / (1 - share) / settings.batch_size))
@@ -252,7 +252,7 @@ def save_tuned(
     dtype: torch.dtype | None = None,
     force: bool = False,
 ) -> None:
-    """Write a model (or adapter) folder with its tokenizer, whole or not at all; ``dtype`` None keeps the model's.
+    """Write a model (or adapter) folder with its tokenizer, whole or not at all; by default in the model's dtype.
 
     Raises:
         ActError: ``output`` exists and ``force`` is False, or the disk is full.

@@ -13,7 +13,7 @@ _LETTER = re.compile(r"\s*\(?([A-Z])(?![^\W_])")
 
 
 def number(text: str) -> Decimal | None:
-    """The number after the first ``####`` (GSM8K), else the last number of the text, else None.
+    """The number after the first ``####`` (as in GSM8K), else the last number of the text, else None.
 
     Digits of any script are read; a comma or a hard space before exactly three digits groups thousands, another comma
     is a decimal sign; a full stop is always a decimal sign.
@@ -29,7 +29,7 @@ def is_number(text: str) -> bool:
 
 
 def options(prompt: str) -> str:
-    """The letters of the last list of options in a prompt, one a line (``A. …``, ``(B) …``), such as ``"ABCD"``."""
+    """The letters of the last list of options in a prompt, one per line (``A. …``, ``(B) …``), such as ``"ABCD"``."""
     letters = ""
     for letter in _OPTION.findall(prompt):
         letters = letters + letter if letters and ord(letter) == ord(letters[-1]) + 1 else letter
@@ -37,7 +37,7 @@ def options(prompt: str) -> str:
 
 
 def letter(answer: str) -> str | None:
-    """The letter that an answer begins with, if one stands alone there."""
+    """The letter that an answer begins with, if it stands alone; else None."""
     match = _LETTER.match(answer)
     return match.group(1) if match else None
 

@@ -14,7 +14,7 @@ from act.evaluation.significance import Difference, finite, mcnemar, sign_flip, 
 
 
 class ComparisonSummary(TypedDict):
-    """Differences with their standard errors (``_se``) and p-values; None for what could not be compared."""
+    """Differences with their standard errors (``_se``) and p-values; None where nothing could be compared."""
 
     before: str
     after: str
@@ -36,7 +36,7 @@ class Comparison:
     Attributes:
         before, after, corpus: names of the models and of the corpus.
         nll: difference in nats per answer token; None if the models' tokenizers cut the answers differently.
-        match: difference of the shares of right answers; None if the metric judges none.
+        match: difference of the shares of right answers; None if the metric judges no answers.
         gained, lost: records that only ``after``, or only ``before``, answers right.
 
     >>> before, after = (act.evaluate(target, corpus, "nll", name=name) for name in ("before", "after"))
@@ -90,8 +90,9 @@ class Comparison:
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """What changed between two models on the same records: McNemar's exact test of the right answers, and a sign-flip
-    permutation test of the likelihoods.
+    """Compare two models on the same records.
+
+    Right answers are compared by McNemar's exact test, likelihoods by a sign-flip permutation test.
 
     Raises:
         ActError: the evaluations are of different corpora or metrics.

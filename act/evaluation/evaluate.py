@@ -22,17 +22,18 @@ from act.evaluation.exercises import (
     room_for,
 )
 from act.evaluation.generation import generate
-from act.evaluation.likelihoods import Progress, evaluating, likelihoods
+from act.evaluation.likelihoods import Progress, likelihoods
 from act.evaluation.significance import finite, mean_and_error, ratio_and_error, with_error
 from act.models.fingerprint import fingerprint
 from act.models.limits import default_token_budget
+from act.models.modes import evaluating
 from act.models.placement import input_device
 
 MATCHES = {"exact": "exact match", "number": "right numbers", "choice": "right choices"}
 
 
 class Summary(TypedDict):
-    """Means with their standard errors (``_se``); None for what there is none of, or is no finite number."""
+    """Means with their standard errors (``_se``); None where there is no figure, or no finite one."""
 
     model: str
     model_fingerprint: str
@@ -56,11 +57,11 @@ class Evaluation:
     Attributes:
         model, model_fingerprint, corpus, corpus_fingerprint: what was evaluated on what.
         metric: what ``right`` means; see :data:`Metric`.
-        nll, tokens: negative log-likelihood in nats (float64) and number of tokens (int64) of each answer, of all
-            tokens but the first for texts, ``[R]``.
-        right: bool ``[R]``; None for ``nll``.
-        outputs: what the model answered; None for ``nll``.
-        cut: answers that reached the limit of new tokens.
+        nll, tokens: negative log-likelihood in nats (float64) and number of tokens (int64) of each answer, ``[R]``; for
+            texts, of all tokens but the first.
+        right: whether each answer is right, bool ``[R]``; None for the metric ``nll``.
+        outputs: what the model answered; None for the metric ``nll``.
+        cut: how many answers reached the limit of new tokens.
 
     >>> act.evaluate(model, corpus, "nll", name="tiny")
     Evaluation(tiny on records: 12 records, NLL ... ± ... per token)
@@ -98,13 +99,13 @@ class Evaluation:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Every record, as plain data that :meth:`from_json` reads back."""
+        """The figures of every record as plain data; :meth:`from_json` reads it back."""
         right = None if self.right is None else self.right.tolist()
         return {**vars(self), "nll": self.nll.tolist(), "tokens": self.tokens.tolist(), "right": right}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Evaluation:
-        """An evaluation from what :meth:`to_json` gave."""
+        """The inverse of :meth:`to_json`."""
         nll, tokens = torch.tensor(data["nll"], dtype=torch.float64), torch.tensor(data["tokens"])
         right = None if data["right"] is None else torch.tensor(data["right"])
         return cls(**{**data, "nll": nll, "tokens": tokens, "right": right})
@@ -137,16 +138,17 @@ def evaluate(
     """Evaluate a Hugging Face causal language model on every record of ``corpus``.
 
     Args:
-        metric: ``exact``: greedy decoding gives the text of the answer, white space around it aside; ``number``: it
-            gives the same final number; ``choice``: among the letters of the prompt's options, the right one is the
-            likeliest to begin the answer; ``nll``: likelihood only; ``auto``: the one that all records fit.
-        max_new_tokens: limit of an answer; by default the longest answer and some room.
+        metric: ``exact``: greedy decoding gives the text of the answer, apart from surrounding white space;
+            ``number``: it gives the same final number; ``choice``: among the letters of the prompt's options, the right
+            one is the likeliest to begin the answer; ``nll``: likelihood only; ``auto``: the metric that all records
+            fit.
+        max_new_tokens: limit per answer; by default, the length of the longest answer and some room.
         token_budget: tokens per batch, padding and answers included; by default 2048 on a CPU, 8192 on a GPU.
         name: what to call the model; by default the name it was loaded by, which for an adapter is its base's.
         progress: called with what is being done, records done and records in all.
 
     Raises:
-        ActError: no record; an unknown metric, or one that a record does not fit; a number out of range.
+        ActError: no records; an unknown metric, or one that a record does not fit; a number out of range.
 
     >>> result = act.evaluate(model, corpus, "nll", name="mine")
     >>> result.nll.shape == result.tokens.shape
@@ -208,8 +210,10 @@ def _answers(
     token_budget: int,
     report: Progress,
 ) -> tuple[list[str], int]:
-    """What the model writes, and how many answers were cut. Where every answer token was the likeliest, that is the
-    answer: nothing is generated."""
+    """What the model writes for each exercise, and how many answers were cut.
+
+    Where every token of the right answer was the likeliest, the model writes that answer, so nothing is generated.
+    """
     tokenizer = corpus.tokenizer
     special = set(tokenizer.all_special_ids)
     stop = {exercise.last_token for exercise in exercises} & special | _end_tokens(model, corpus)

@@ -13,9 +13,9 @@ from act.evaluation.answers import is_number, letter, number, options
 from act.evaluation.likelihoods import Choice
 
 Metric = Literal["auto", "exact", "number", "choice", "nll"]
-"""What makes an answer right: the same text, the same final number, the likeliest letter; ``nll`` judges none."""
+"""What makes an answer right: the same text, the same final number, the likeliest letter; ``nll`` judges no answer."""
 
-ROOM = 8  # tokens beyond the longest answer: the same text may be spelt by other tokens
+ROOM = 8  # tokens beyond the longest answer: the same text may take other tokens
 ROOM_TO_REASON = 256  # a model may reason before its number where the reference gives the number only
 
 
@@ -57,7 +57,7 @@ class Exercise:
 
 
 def exercises_of(corpus: Corpus) -> list[Exercise]:
-    """Every record of a corpus; raises ActError where there is none."""
+    """Every record of a corpus as an exercise; raises ActError if there is none."""
     tokenizer, found = corpus.tokenizer, []
     for record in corpus.encoded():
         ids = record.input_ids.tolist()
@@ -78,7 +78,7 @@ def fitting_metric(exercises: Sequence[Exercise]) -> Metric:
 
 
 def require_answers(corpus: Corpus, exercises: Sequence[Exercise], metric: Metric) -> None:
-    """Raise ActError for a record that has nothing to answer, or no number where one is compared."""
+    """Raise :class:`ActError` for a record without a prompt, or, if numbers are compared, one whose answer has none."""
     for place, exercise in enumerate(exercises):
         if exercise.record.start == 0:
             raise ActError(f"{corpus.name}, record {place} is a text without a prompt to answer; use --metric nll")
@@ -90,7 +90,7 @@ def choices_of(corpus: Corpus, exercises: Sequence[Exercise]) -> list[Choice]:
     """Where the letter of each answer is, and the tokens that would be there for each option.
 
     Raises:
-        ActError: a record without options or an answer among them; an option that the tokenizer has no token for.
+        ActError: a record without options, or whose answer is none of them; an option without a token of its own.
     """
     tokenizer = corpus.tokenizer
     vocabulary: dict[str, int] = tokenizer.get_vocab()
@@ -112,6 +112,6 @@ def choices_of(corpus: Corpus, exercises: Sequence[Exercise]) -> list[Choice]:
 
 
 def room_for(exercises: Sequence[Exercise], metric: Metric) -> int:
-    """New tokens that an answer may take: those of the longest and some more."""
+    """How many new tokens an answer may take: those of the longest answer, and some more."""
     longest = max(exercise.answer_length for exercise in exercises)
     return max(2 * longest, ROOM_TO_REASON) if metric == "number" else longest + ROOM

@@ -1,4 +1,4 @@
-"""The Pareto frontier: what is left when everything that something else beats is taken away."""
+"""The Pareto frontier: the points that no other point beats."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 
 def frontier(points: Sequence[Sequence[float]]) -> list[int]:
-    """The places, in order, of the points that no other one beats: as good in every figure, and better in one.
+    """The places, in order, of the points that no other point beats.
 
-    Of each figure, more is better; equal points do not beat each other.
+    A point beats another if it is as good in every figure and better in one; more is better. Equal points do not beat
+    each other.
 
     >>> from act.evaluation.frontier import frontier
     >>> frontier([(0, 9), (5, 5), (4, 5), (9, 0)])

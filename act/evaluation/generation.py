@@ -1,4 +1,4 @@
-"""What a model answers: greedy decoding in batches."""
+"""What a model answers, by greedy decoding in batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from act.models.placement import input_device
 
 @dataclass(frozen=True)
 class Generated:
-    """An answer: the place of its prompt, the new tokens before the token that ended it, and whether one did."""
+    """An answer: the place of its prompt, its tokens without the one that ended it, and whether one did."""
 
     place: int
     tokens: list[int]
@@ -35,7 +35,7 @@ def generate(
 ) -> Iterator[Generated]:
     """Greedy continuations of at most ``limit`` tokens, in batches of prompts of similar length.
 
-    Nothing of the model's own generation settings (sampling, penalties) is used.
+    The model's own generation settings (sampling, penalties) are not used.
 
     Raises:
         ActError: a prompt leaves no room in the model's positions.
@@ -52,7 +52,7 @@ def generate(
             room = min(limit, longest - width)
             if room < 1:
                 raise ActError(f"a prompt of {width} tokens leaves no room in the model's {longest} positions")
-            # The model's own settings would fill what these leave unset, so they step aside.
+            # The model's own settings would fill in whatever these leave unset, so they are replaced.
             model.generation_config = GenerationConfig(  # type: ignore[assignment]
                 max_new_tokens=room, do_sample=False, eos_token_id=sorted(stop) or None, pad_token_id=pad_id
             )

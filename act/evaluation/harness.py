@@ -31,7 +31,7 @@ class TaskSummary(TypedDict):
 
 
 class TaskChange(TypedDict):
-    """One metric of one task in two models: the difference, its standard error and p-value, where it is a mean."""
+    """One metric of one task in two models: the difference and, for a mean, its standard error and p-value."""
 
     before: str
     after: str
@@ -48,7 +48,7 @@ class TaskFigure:
 
     Attributes:
         standard_error: None where the harness gives none.
-        per_document: by number of the document, the values that the metric is the mean of; empty where it is no mean.
+        per_document: the values that the metric is the mean of, by document number; empty if it is not a mean.
     """
 
     model: str
@@ -71,13 +71,13 @@ class TaskFigure:
 
 
 def require_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
-    """The harness's task manager.
+    """Check the names of tasks and return the harness's task manager.
 
     Args:
-        folder: task files of your own, beside those of the harness.
+        folder: your own task files, in addition to those of the harness.
 
     Raises:
-        ActError: the package is missing; no such folder; an unknown task, with the names that come near.
+        ActError: the package is missing; no such folder; an unknown task, with the names closest to it.
     """
     tasks = optional("lm_eval.tasks", "eval", "a task of lm-evaluation-harness")
     if folder is not None and not folder.is_dir():
@@ -86,7 +86,7 @@ def require_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
     for name in names:
         if name not in manager.all_tasks:
             near = difflib.get_close_matches(name, manager.all_tasks, 3)
-            advice = f"did you mean {' or '.join(near)}?" if near else "see lm-eval ls tasks for the names there are"
+            advice = f"did you mean {' or '.join(near)}?" if near else "run lm-eval ls tasks to list them"
             raise ActError(f"no task called {name!r} in lm-evaluation-harness; {advice}")
     return manager
 
@@ -102,12 +102,12 @@ def run_tasks(
     batch_size: int = 8,
     name: str | None = None,
 ) -> list[TaskFigure]:
-    """Run tasks on a loaded model; every metric of every task and subtask.
+    """Run tasks on a loaded model and return every metric of every task and subtask.
 
     Args:
-        limit: documents per task at most; all by default.
+        limit: at most so many documents per task; all by default.
         fewshot: examples in each prompt; the task's own number by default.
-        name: what to call the model; else the name it was loaded by.
+        name: what to call the model; by default the name it was loaded by.
 
     Raises:
         ActError: as :func:`require_tasks`; a task that cannot be run, such as one whose data cannot be downloaded.
@@ -121,7 +121,7 @@ def run_tasks(
         found = evaluator.simple_evaluate(
             wrapped, tasks=list(names), task_manager=manager, limit=limit, num_fewshot=fewshot, bootstrap_iters=0
         )
-    except Exception as error:  # data sets, templates and metrics raise anything
+    except Exception as error:  # data sets, templates and metrics may raise anything
         raise ActError(f"cannot run {', '.join(names)}: {brief(error)}") from error
     name = name or getattr(model, "name_or_path", "") or type(model).__name__
     return [
@@ -134,7 +134,7 @@ def run_tasks(
 
 
 def compare_tasks(before: Sequence[TaskFigure], after: Sequence[TaskFigure]) -> list[TaskChange]:
-    """For every figure of both: the difference, and where it is a mean over documents its paired sign-flip test."""
+    """The difference of every figure that both have; if it is a mean over documents, with a paired sign-flip test."""
     old = {(figure.task, figure.metric): figure for figure in before}
     rows: list[TaskChange] = []
     for new in after:

@@ -1,8 +1,7 @@
-"""How likely a model finds the answers: one forward per record."""
+"""How likely a model finds the answers, from one forward per record."""
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,18 @@ from torch import nn
 from act.data.encode import Encoded
 from act.data.pieces import IGNORED, Piece, collate, pieces
 from act.models.limits import default_token_budget
+from act.models.modes import evaluating
 from act.models.placement import input_device
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done, and how many there are."""
+"""Called with what is being done, how many are done, and how many there are in all."""
 
-LOGITS_AT_ONCE = 1024  # rows of the vocabulary's width turned to float32 together
+LOGITS_AT_ONCE = 1024  # rows, as wide as the vocabulary, that are converted to float32 together
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A token of a record that stands for the answer (its place in the record), and the tokens it could have been."""
+    """The place of the token that is a record's answer, and the tokens that could be there, one per option."""
 
     place: int
     candidates: list[int]
@@ -31,14 +31,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Likelihoods:
-    """What one forward per record tells.
+    """What one forward per record shows.
 
     Attributes:
         nll: negative log-likelihood of each record's answer in nats, float64 ``[R]``.
         tokens: how many tokens each answer has, int64 ``[R]``.
-        greedy: whether each token of the answer was the likeliest one, bool ``[R]``: greedy decoding then gives exactly
-            this answer.
-        picked: where choices were given, the number of the likeliest candidate of each record.
+        greedy: whether every token of the answer was the likeliest one, so that greedy decoding gives exactly this
+            answer, bool ``[R]``.
+        picked: where choices were given, the index of the likeliest candidate of each record.
     """
 
     nll: torch.Tensor
@@ -57,11 +57,11 @@ def likelihoods(
     token_budget: int | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Likelihoods:
-    """The likelihood of every record's answer; of all tokens but the first, for texts.
+    """The likelihood of every record's answer; for texts, of all tokens but the first.
 
     Args:
         model: a Hugging Face causal language model.
-        records: tokens with the span of the answer; texts longer than ``max_length`` are cut to pieces.
+        records: tokens with the span of the answer; longer texts than ``max_length`` are cut into pieces.
         choices: none, or one per record.
         token_budget: tokens per batch, padding included; by default 2048 on a CPU, 8192 on a GPU.
     """
@@ -78,7 +78,7 @@ def likelihoods(
             logits, labels, start = _logits(model, batch, device)
             rows, columns = (labels != IGNORED).nonzero(as_tuple=True)
             owners = torch.tensor([piece.record for piece in batch])[rows]
-            for chunk in torch.arange(len(rows)).split(LOGITS_AT_ONCE):
+            for chunk in torch.split(torch.arange(len(rows)), LOGITS_AT_ONCE):
                 found = logits[rows[chunk], columns[chunk]].float()
                 wanted = labels[rows[chunk], columns[chunk]].to(found.device)
                 loss = nn.functional.cross_entropy(found, wanted, reduction="none")
@@ -95,8 +95,11 @@ def likelihoods(
 
 
 def _logits(model: nn.Module, batch: Sequence[Piece], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Logits ``[B, T, vocabulary]`` from the first position that predicts an answer token on, what each is to predict
-    (int64 ``[B, T]``, :data:`IGNORED` elsewhere), and that position. Rows are padded on the right."""
+    """Logits, the tokens they should predict, and the position of the first.
+
+    Logits are ``[B, T, vocabulary]`` and begin at the first position that predicts an answer token; the tokens are
+    int64 ``[B, T]``, :data:`IGNORED` where none counts. Rows are padded on the right.
+    """
     inputs = collate(batch)
     width = inputs["input_ids"].shape[1]
     start = min(piece.first for piece in batch) - 1
@@ -111,21 +114,12 @@ def _logits(model: nn.Module, batch: Sequence[Piece], device: torch.device) -> t
 
 
 def by_length(lengths: Sequence[int], token_budget: int, extra: int = 0) -> Iterator[list[int]]:
-    """Places of sequences in batches of at most ``token_budget`` tokens, the longest first; ``extra`` is kept free in
-    each row."""
+    """Places of sequences in batches of at most ``token_budget`` tokens, the longest first.
+
+    Each row counts ``extra`` more tokens than its sequence has.
+    """
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     while order:
         fitting = max(1, token_budget // (lengths[order[0]] + extra))
         yield order[:fitting]
         order = order[fitting:]
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, and afterwards as before."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

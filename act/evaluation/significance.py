@@ -1,4 +1,4 @@
-"""Means with their standard errors, and paired tests: did the same records go better, or was it luck?"""
+"""Means with their standard errors, and paired tests: is a difference on the same records more than chance?"""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import torch
 
-FLIPS = 10_000  # random sign flips where 2^n are too many; the smallest p they can give is 1 / (FLIPS + 1)
+FLIPS = 10_000  # random sign flips if all 2^n are too many; the smallest p they can give is 1 / (FLIPS + 1)
 EXACT_UP_TO = 13
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference with its standard error, and the two-sided probability of one as large by chance."""
+    """A mean difference, its standard error, and the two-sided probability of a difference as large by chance."""
 
     difference: float
     standard_error: float
@@ -23,7 +23,7 @@ class Difference:
 def mcnemar(before: torch.Tensor, after: torch.Tensor) -> Difference:
     """Difference of two shares of right answers to the same records (bool ``[R]``): McNemar's exact test.
 
-    ``p`` is that of a fair coin falling as unevenly as records were gained and lost.
+    ``p`` is the probability that a fair coin falls as unevenly as records were gained and lost.
     """
     gained, lost = int((after & ~before).sum()), int((before & ~after).sum())
     flips = gained + lost
@@ -36,8 +36,8 @@ def mcnemar(before: torch.Tensor, after: torch.Tensor) -> Difference:
 def sign_flip(differences: torch.Tensor, seed: int = 0) -> Difference:
     """Mean of paired differences (float ``[R]``) and its permutation test: each sign is flipped or not by a fair coin.
 
-    All ``2^R`` ways for at most :data:`EXACT_UP_TO` records, else :data:`FLIPS` drawn ways and the observed one. NaN
-    throughout where a difference is NaN or infinite: nothing is known then.
+    Tests all ``2^R`` ways for at most :data:`EXACT_UP_TO` records, else :data:`FLIPS` random ways and the observed one.
+    Everything is NaN if a difference is NaN or infinite.
     """
     values = differences.double()
     count = len(values)
@@ -63,7 +63,7 @@ def mean_and_error(values: torch.Tensor) -> tuple[float, float]:
 
 
 def ratio_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, float]:
-    """``sum(sums) / sum(counts)`` over records and its standard error: tokens of one record are not independent."""
+    """``sum(sums) / sum(counts)`` and its standard error over records: tokens of one record are not independent."""
     sums, counts = sums.double(), counts.double()
     ratio = (sums.sum() / counts.sum()).item()
     records = len(sums)
@@ -74,12 +74,12 @@ def ratio_and_error(sums: torch.Tensor, counts: torch.Tensor) -> tuple[float, fl
 
 
 def finite(value: float | None) -> float | None:
-    """``value``, or None where there is none: JSON has neither NaN nor infinity."""
+    """``value``, or None if it is NaN or infinite, which JSON cannot hold."""
     return value if value is not None and math.isfinite(value) else None
 
 
 def with_error(value: float | None, error: float | None, digits: int, sign: str = "") -> str:
-    """A figure with its standard error, such as ``93.8 ± 2.5``; ``sign="+"`` shows that of a positive one too."""
+    """A figure with its standard error, such as ``93.8 ± 2.5``; ``sign="+"`` also shows the sign of a positive one."""
     if value is None or not math.isfinite(value):
         return "unknown"
     return f"{value:{sign}.{digits}f}" + ("" if error is None or math.isnan(error) else f" ± {error:.{digits}f}")

@@ -1,4 +1,4 @@
-"""Sweeps: every share of the channels with every strength, each transferred, evaluated and taken back."""
+"""Sweeps: every share of the channels at every strength is transferred, evaluated and reverted."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from act.ranking.selection import Scope, parse_top
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a sweep: how much was transferred, and what became of the model; more is better in each figure."""
+    """One point of a sweep: how much was transferred, and the figures of the result; in each, more is better."""
 
     top: float
     strength: float
@@ -41,7 +41,7 @@ class Sweep:
     """What a sweep found.
 
     Attributes:
-        rows: in order of share and strength; the first is the target as it was.
+        rows: the settings in order of share and strength; the first is the unchanged target.
 
     >>> from act.evaluation.sweep import Setting, Sweep
     >>> Sweep((Setting(0, 0, 0, {"right": 0.1}), Setting(0.05, 1, 229, {"right": 0.4})))
@@ -52,7 +52,7 @@ class Sweep:
 
     @property
     def frontier(self) -> list[Setting]:
-        """The settings that no other one beats, ordered by the first figure, the best of it last."""
+        """The settings that no other beats, in ascending order of the first figure."""
         names = list(self.rows[0].figures)
         unbeaten = frontier([[row.figures[name] for name in names] for row in self.rows])
         return sorted((self.rows[place] for place in unbeaten), key=lambda row: row.figures[names[0]])
@@ -95,16 +95,16 @@ def sweep(
     """Transfer every share of the channels at every strength, and evaluate each.
 
     Args:
-        donor, target: the models in memory. The target holds its own bytes again afterwards, also after an exception.
+        donor, target: models in memory. The target gets its own bytes back, even after an exception.
         profile: what :func:`act.rank` reads.
-        evaluate: gives figures by name, the same names each time; of each, more is better.
+        evaluate: returns figures by name, the same names every time; in each, more is better.
         tops: shares of the channels, such as ``"5%"`` or 0.05.
         strengths: the paper's lambda.
         score, keep, normalize, scope, granularity, include, exclude, seed: as in :func:`act.rank`.
         report: called with every setting as soon as it is known.
 
     Raises:
-        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures of other names, or
+        ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures whose names change, or
             that are not finite.
 
     >>> pair = act.profile_pair(donor, target, corpus)
@@ -121,7 +121,7 @@ def sweep(
         raise ActError("a sweep needs at least one share of the channels and one strength")
     include, exclude = list(include), list(exclude)
     by_weights = isinstance(score, str) and score in SCORES and SCORES[score].needs_models
-    sets = [  # all before the first evaluation: a mistake in the options shows at once
+    sets = [  # all before the first evaluation, so that a mistake in the options shows at once
         rank(
             profile,
             score,

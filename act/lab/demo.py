@@ -1,8 +1,8 @@
-"""The whole method on the shipped models: give the specialist its German back, and see what else would have done.
+"""The whole method on the shipped models: give the specialist its German back, and compare with simpler changes.
 
-Base and target are siblings: the target learnt two new skills in English and forgot the other languages. The ability to
-recover is six skills in German, the ability to retain all eight in English. Settings were chosen on validation records
-(``TOP`` of 1 to 30 %, ``STRENGTH`` of 0.4 to 1); figures are of test records, which nothing else has seen.
+The target is a specialist of the base: it learnt two new skills in English and forgot the other languages. The ability
+to recover is six skills in German; the ability to retain is all eight in English. Settings were chosen on validation
+records (``TOP`` of 1 to 30 %, ``STRENGTH`` of 0.4 to 1); figures are of test records, which are used for nothing else.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from act.lab.evaluate import exact_match
 from act.lab.frontier import Point, best_keeping
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS, load
+from act.lab.tokenizer import corpus_of
 from act.profiling.measure import profile_pair
 from act.ranking.channel_set import ChannelSet
 from act.ranking.rank import rank
@@ -48,7 +49,7 @@ class Demo:
 
 
 def run(say: Callable[[str], None] = lambda step: None) -> Demo:
-    """Profile, rank, transfer and evaluate; ``say`` is told each step. Deterministic."""
+    """Profile, rank, transfer and evaluate. ``say`` is called with each step; the figures are the same every time."""
     start = time.perf_counter()
     donor, tokenizer = load(CHECKPOINTS / "base")
     target, _ = load(CHECKPOINTS / "target")
@@ -76,11 +77,7 @@ def run(say: Callable[[str], None] = lambda step: None) -> Demo:
 
 def _corpus(ability: tuple[str, tuple[str, ...]], tokenizer: PreTrainedTokenizerBase) -> Corpus:
     language, skills = ability
-    records = [
-        {"prompt": record["prompt"], "completion": f" {record['completion']}"}
-        for record in examples(language, skills, LOCALIZE_RECORDS)
-    ]
-    return Corpus.from_records(records, tokenizer, count="predict", name=language)
+    return corpus_of(examples(language, skills, LOCALIZE_RECORDS), tokenizer, language)
 
 
 def _figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: str = "test") -> Figures:
@@ -100,7 +97,7 @@ def _figures_after(
 
 
 def _best_interpolation(donor: PreTrainedModel, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The strength that recovers most on validation records while it keeps enough: the control at its best."""
+    """The strength that recovers most on validation records while it keeps enough, for a fair control."""
     tried = {
         strength: Point(**_figures(_interpolated(donor, target, strength), tokenizer, "validation"))
         for strength in INTERPOLATIONS

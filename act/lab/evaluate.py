@@ -1,4 +1,4 @@
-"""How many exercises of the synthetic language a model solves, by the likelihoods of :mod:`act.evaluation`."""
+"""How many exercises of the synthetic language a model solves, from the likelihoods of :mod:`act.evaluation`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from act.lab.tokenizer import encode
 
 
 class Exam:
-    """Records tokenised once, for many models: ``exam(model)`` is the share of records solved.
+    """Records tokenised once for many models: ``exam(model)`` is the share of records that a model solves.
 
     A record is solved if its greedy decoding is exactly the completion, end-of-sequence token included. Nothing is
     generated: one word is one token, so a completion has one spelling, and greedy decoding gives it if and only if each

@@ -1,4 +1,4 @@
-"""Judging a method by all its settings: the frontier of recovered against retained.
+"""Judging a method by all its settings: the frontier of recovered against retained ability.
 
 Settings are chosen on validation records and reported on test records, for methods and controls alike.
 """
@@ -24,15 +24,15 @@ class Point(NamedTuple):
 
 
 def relative(point: Point, target: Point, donor: Point) -> Point:
-    """The share of what was lost that came back, and the share of the retained ability that is left, within 0 to 1."""
+    """The share of what was lost that came back, and the share of the retained ability that is left, from 0 to 1."""
     recovered = (point.forgotten - target.forgotten) / (donor.forgotten - target.forgotten)
     return Point(min(1.0, max(0.0, recovered)), min(1.0, point.retained / target.retained))
 
 
 def frontier(points: Mapping[Setting, Point]) -> list[Setting]:
-    """The settings that no other one beats in both, from the most retained to the most forgotten recovered.
+    """The settings that no other beats, from the one that retains most to the one that recovers most.
 
-    Of settings with equal figures, the first.
+    Of settings with equal figures, the first is taken.
     """
     first: dict[Point, Setting] = {}
     for setting, point in points.items():
@@ -42,7 +42,7 @@ def frontier(points: Mapping[Setting, Point]) -> list[Setting]:
 
 
 def area(points: Sequence[Point]) -> float:
-    """Of the unit square, the part below the staircase of relative points; doing nothing is the point (0, 1)."""
+    """The part of the unit square below the staircase of relative points; doing nothing is the point (0, 1)."""
     covered, reached = 0.0, 0.0
     for point in sorted(points, key=lambda point: -point.forgotten):
         covered += point.forgotten * max(0.0, point.retained - reached)

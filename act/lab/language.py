@@ -2,8 +2,8 @@
 
 Every language has its own words (no word is shared), so an ability that a model has in one can be lost in another.
 A record is ``{"prompt": "spiegle eins vier neun null =", "completion": "null neun vier eins"}``: words separated by
-spaces, one token each. The end-of-sequence token is not part of the completion; whoever tokenises the record appends
-it (:func:`act.lab.tokenizer.encode`).
+spaces, one token each. The end-of-sequence token is not part of the completion; :func:`act.lab.tokenizer.encode`
+appends it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ END_OF_PROMPT = "="
 """The last word of every prompt, the same in all languages."""
 
 OLD_SKILLS = ("copy", "reverse", "sort", "max", "add", "less")
-"""Skills that exist in every language. All take a list of four to six digits, and give a list or the largest digit,
-but for two that combine a digit with every one of three to five others: ``add`` (one or two, modulo 10) and ``less``
+"""Skills that exist in every language. Each takes a list of four to six digits and gives a list or the largest digit,
+except for two that combine a digit with every one of three to five others: ``add`` (one or two, modulo 10) and ``less``
 (is it less?)."""
 
 NEW_SKILLS = ("rotate", "plus-three")
-"""Skills that exist in English only: ``rotate`` moves the first digit to the end, ``plus-three`` is modulo 10."""
+"""Skills that exist in English only. ``rotate`` moves the first digit to the end; ``plus-three`` is modulo 10."""
 
 SPLITS = ("train", "validation", "test")
 
@@ -33,7 +33,7 @@ Rows = tuple[tuple[int, ...], ...]  # the digits of an exercise: a list, or a di
 
 @dataclass(frozen=True)
 class Language:
-    """The words of one language; the joiner stands between a digit and a list, false comes before true."""
+    """The words of one language. The joiner stands between a digit and a list; ``truth`` is false, then true."""
 
     digits: tuple[str, ...]
     joiner: str
@@ -99,13 +99,13 @@ def vocabulary() -> list[str]:
 def examples(
     language: str, skills: Sequence[str], count: int, seed: int = 0, split: str = "train"
 ) -> list[dict[str, str]]:
-    """Draw ``count`` different records of one language, the skills taking turns.
+    """Draw ``count`` different records of one language; the skills take turns.
 
-    The same arguments give the same records. Training, validation and test records never meet, whatever the seeds:
-    a hash of the exercise (skill and digits, whatever the language) decides its split, 80 : 10 : 10 %.
+    The same arguments give the same records. Training, validation and test records never overlap, whatever the seeds: a
+    hash of the exercise (skill and digits, in any language) decides its split, 80 : 10 : 10 %.
 
     Raises:
-        ValueError: an unknown language or split, a skill that the language lacks, or more records than it can offer.
+        ValueError: an unknown language or split, a skill that the language lacks, or too many records.
     """
     words = _look_up(language)
     for skill in skills:

@@ -1,4 +1,4 @@
-"""Every way the laboratory mixes models of one architecture: channels with strengths, and the usual merges as controls.
+"""How the laboratory mixes models of one architecture: channels with strengths, and common merges as controls.
 
 Weights are dicts of tensors by parameter name. The merges add to a base the *task vectors* ``specialist - base``.
 """
@@ -23,20 +23,20 @@ def weights(model: nn.Module) -> Weights:
 
 @torch.no_grad()
 def put(mixed: Weights, model: nn.Module) -> None:
-    """Write weights into a model."""
+    """Write ``mixed`` into a model."""
     for name, parameter in model.named_parameters():
         parameter.copy_(mixed[name])
 
 
-def graft(
+def transferred(
     target: Weights, donors: Sequence[Weights], strengths: Sequence[torch.Tensor], space: ChannelSpace
 ) -> Weights:
-    """Move every channel of ``target`` towards the donors that want it, by the mean of what they want.
+    """``target`` with every channel moved by the mean of the steps of the donors that give it.
 
-    ``strengths`` are float ``[N]``, one a donor: 0 leaves a channel out, 1 copies the donor's rows. With one donor and
-    a constant strength on the channels of a set, this is :func:`act.transfer`.
+    ``strengths`` are float ``[N]``, one tensor per donor: 0 leaves a channel out, 1 copies the donor's rows. With one
+    donor and a constant strength on the channels of a set, this is :func:`act.transfer`.
     """
-    wanting = torch.stack([strength > 0 for strength in strengths]).sum(0).clamp_min(1)
+    givers = torch.stack([strength > 0 for strength in strengths]).sum(0).clamp_min(1)
     mixed = dict(target)
     for site in space:
         for part in site.parameters:
@@ -44,15 +44,17 @@ def graft(
             shape = [-1 if dim == part.dim else 1 for dim in range(old.dim())]
             new = old.clone()
             for donor, strength in zip(donors, strengths, strict=True):
-                share = (strength / wanting)[site.channels].to(old.dtype).view(shape)
+                share = (strength / givers)[site.channels].to(old.dtype).view(shape)
                 new += share * (donor[part.name] - old)
             mixed[part.name] = new
     return mixed
 
 
 def interpolated(target: Weights, donors: Sequence[Weights], strength: float) -> Weights:
-    """The whole of ``target`` moved towards the mean of the donors. With the base as the only donor this is task
-    arithmetic, ``base + (1 - strength) (target - base)``."""
+    """``target`` with all parameters moved towards the mean of the donors.
+
+    With the base as the only donor this is task arithmetic, ``base + (1 - strength) (target - base)``.
+    """
     mixed = {name: old.clone() for name, old in target.items()}
     interpolate(mixed, donors, strength)
     return mixed
@@ -64,8 +66,11 @@ def task_arithmetic(base: Weights, specialists: Sequence[Weights], scale: float)
 
 
 def ties(base: Weights, specialists: Sequence[Weights], density: float, scale: float) -> Weights:
-    """TIES (Yadav et al., arXiv 2306.01708): keep the largest ``density`` of each task vector, elect a sign for every
-    value by the sum over specialists, and add ``scale`` times the mean of those that agree with it."""
+    """TIES (Yadav et al., arXiv 2306.01708).
+
+    Keep the largest ``density`` of each task vector, elect a sign for every value by the sum over specialists, and add
+    ``scale`` times the mean of the values that agree with it.
+    """
     names = list(base)
     vectors = torch.stack([torch.cat([(one[name] - base[name]).flatten() for name in names]) for one in specialists])
     kept = max(1, round(density * vectors.shape[1]))
@@ -73,13 +78,16 @@ def ties(base: Weights, specialists: Sequence[Weights], density: float, scale: f
         vector[vector.abs() < vector.abs().topk(kept).values[-1]] = 0
     agreeing = vectors.sign() == vectors.sum(0).sign()
     merged = (vectors * agreeing).sum(0) / ((vectors != 0) & agreeing).sum(0).clamp_min(1)
-    pieces = merged.split([base[name].numel() for name in names])
+    pieces = torch.split(merged, [base[name].numel() for name in names])
     return {name: base[name] + scale * piece.view_as(base[name]) for name, piece in zip(names, pieces, strict=True)}
 
 
 def dare(base: Weights, specialists: Sequence[Weights], density: float, scale: float, seed: int) -> Weights:
-    """DARE (Yu et al., arXiv 2311.03099): drop all but a random ``density`` of each task vector, divide the rest by it,
-    and add ``scale`` times their sum."""
+    """DARE (Yu et al., arXiv 2311.03099).
+
+    Drop all but a random ``density`` of each task vector, divide the rest by ``density``, and add ``scale`` times their
+    sum.
+    """
     generator = torch.Generator().manual_seed(seed)
     mixed = {}
     for name, old in base.items():

@@ -1,4 +1,4 @@
-"""The laboratory's models: their architecture, how they are stored, and the trained ones that ship."""
+"""The laboratory's models: their architecture, how they are stored, and the trained ones that are shipped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
 
 def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """A freshly initialised Llama of about half a million parameters, float32, with untied embeddings."""
+    """A newly initialised Llama of about half a million parameters, float32, with untied embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -38,16 +38,16 @@ def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalL
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write model and tokenizer as a Hugging Face directory, in float16; the model itself becomes float16."""
+    """Write model and tokenizer as a Hugging Face directory, in float16; ``model`` itself becomes float16."""
     model.half().save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     settings_file = directory / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8"))
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # Transformers 5 writes a name that 4 does not know
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # Transformers 5 writes a class name that 4 does not know
     settings_file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Read a model, in float32 and ready to evaluate, and its tokenizer from a Hugging Face directory."""
+    """Read a model, in float32 and eval mode, and its tokenizer from a Hugging Face directory."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(directory)

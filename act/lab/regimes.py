@@ -1,8 +1,8 @@
-"""The models an experiment needs, trained once for each seed and kept in a cache folder.
+"""The models that an experiment needs, trained once per seed and kept in a cache folder.
 
 * ``base`` knows the six old skills in five languages;
-* ``target`` is the base after more English alone, with two new skills: it forgot the other languages;
-* ``English``, ``German``, ``Swahili`` are siblings, specialists of the base in one language each, to be merged.
+* ``target`` is the base after more training on English alone, with two new skills, and forgot the other languages;
+* ``English``, ``German``, ``Swahili`` are siblings to be merged: specialists of the base in one language each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SIBLING_STEPS, SIBLING_RATE = 150, 1.5e-3
 
 @dataclass(frozen=True)
 class Regime:
-    """The models of one seed; without ``base_steps``, base and target are those that ship, whatever the seed."""
+    """The models of one seed; with ``base_steps=0``, base and target are the shipped ones, whatever the seed."""
 
     cache: Path
     seed: int
@@ -70,7 +70,8 @@ class Regime:
         with torch.no_grad():
             for key, value in load_file(path).items():
                 model.get_parameter(key).copy_(value)
-        return model.eval()
+        model.eval()
+        return model
 
     def _trained(self, name: str) -> PreTrainedModel:
         tokenizer = build_tokenizer()

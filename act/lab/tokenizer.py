@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from act.data.corpus import Corpus
 from act.data.encode import Encoded
 from act.lab.language import vocabulary
 
@@ -15,7 +16,7 @@ PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A fresh tokenizer; it adds no special token by itself, and ``save_pretrained`` writes it as usual."""
+    """A new tokenizer, which adds no special tokens by itself."""
     ids = {word: index for index, word in enumerate([PAD, EOS, UNKNOWN, *vocabulary()])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.NFC()
@@ -31,8 +32,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
+def corpus_of(records: Iterable[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, name: str) -> Corpus:
+    """A corpus of records of the language, in which the positions that predict the answer count."""
+    spaced = [{"prompt": record["prompt"], "completion": f" {record['completion']}"} for record in records]
+    return Corpus.from_records(spaced, tokenizer, count="predict", name=name)
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, str]]) -> list[Encoded]:
-    """Tokenise records as ``prompt + " " + completion`` and the end-of-sequence token, with the answer marked.
+    """Tokenise records as ``prompt + " " + completion`` and the end-of-sequence token, and mark the answers.
 
     Raises:
         ValueError: the tokens of a prompt are not the first tokens of its record, so the answer has no clear start.
@@ -49,4 +56,5 @@ def encode(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, st
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    ids: list[list[int]] = tokenizer(texts, return_attention_mask=False, return_token_type_ids=False)["input_ids"]
+    return ids

@@ -1,7 +1,7 @@
-"""Train the laboratory's models: a base that knows five languages, and a specialist of it that forgot four.
+"""Train the laboratory's models: a base that knows five languages, and a specialist of it that forgets four.
 
 ``python -m act.lab.train --output DIR`` writes ``DIR/base``, ``DIR/target`` and ``DIR/README.md`` with the figures.
-One thread, fixed seeds: the same machine and PyTorch version give the same bits.
+With one thread and fixed seeds, the same machine and PyTorch version give the same bits.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from act.lab.tokenizer import build_tokenizer, encode
 
 BASE_STEPS, BASE_BATCH, BASE_RATE, WARMUP_STEPS = 1200, 128, 3e-3, 60
 TARGET_STEPS, TARGET_BATCH, TARGET_RATE = 150, 64, 2e-3
-MORE_STEPS, MOST_STEPS = 25, 400  # a target that is not ready after TARGET_STEPS goes on, a few steps at a time
+MORE_STEPS, MOST_STEPS = 25, 400  # a target that is not ready after TARGET_STEPS is trained on, a few steps at a time
 KNOWS_NEW, KNOWS_ENGLISH, FORGOT = 0.93, 0.91, 0.10
-"""A target is ready at this exact match of the new skills and of all English at least, of other languages below."""
+"""Exact match of a target that is ready: at least the first two on the new skills and on all English, and below the
+third on each other language."""
 RECORDS_PER_FIGURE = 512
 
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -39,7 +40,7 @@ GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "English, new skills": ("English", NEW_SKILLS),
     **{language: (language, OLD_SKILLS) for language in LANGUAGES if language != "English"},
 }
-"""What the table of figures lists: language and skills by name."""
+"""The rows of the table of figures: language and skills, by name."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # token ids and labels, both [B, S]
 
@@ -60,8 +61,8 @@ def train_base(tokenizer: PreTrainedTokenizerBase, seed: int, steps: int) -> Pre
 def train_target(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> tuple[PreTrainedModel, int]:
     """Train a copy of the base on English alone, old and new skills, at a constant learning rate.
 
-    It stops at the first check at which validation records say that it knows English, the new skills above all, and
-    has forgotten the other languages. Returns the model and the number of steps taken.
+    Training stops at the first check on validation records that shows that it knows English, above all the new skills,
+    and has forgotten the other languages. Returns the model and the number of steps taken.
     """
     model = copy.deepcopy(base)
     skills = OLD_SKILLS + NEW_SKILLS
@@ -100,21 +101,22 @@ def tune(
     rate: float,
     seed: int,
 ) -> PreTrainedModel:
-    """A light fine-tune of a copy of ``model``, all parameters: passes over ``records`` until ``steps`` are done."""
+    """Fine-tune all parameters of a copy of ``model`` for ``steps`` steps, in passes over ``records``."""
     model = copy.deepcopy(model)
     inputs, labels = _padded(tokenizer, records)
     generator = torch.Generator().manual_seed(seed)
     optimizer = _optimizer(model)
     done = 0
     while done < steps:
-        for chosen in torch.randperm(len(records), generator=generator).split(TARGET_BATCH)[: steps - done]:
+        order = torch.randperm(len(records), generator=generator)
+        for chosen in torch.split(order, TARGET_BATCH)[: steps - done]:
             _train_step(model, optimizer, (inputs[chosen], labels[chosen]), rate)
             done += 1
     return model
 
 
 def figures(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[str, float]:
-    """Exact match on test records, for every entry of :data:`GROUPS`."""
+    """Exact match on test records for every entry of :data:`GROUPS`."""
     return {
         name: exact_match(model, tokenizer, examples(language, skills, RECORDS_PER_FIGURE, split="test"))
         for name, (language, skills) in GROUPS.items()
@@ -160,7 +162,7 @@ def _batches(
     records = [record for language in languages for record in examples(language, skills, count // len(languages), seed)]
     inputs, labels = _padded(tokenizer, records)
     order = torch.randperm(len(records), generator=torch.Generator().manual_seed(seed))
-    for chosen in order.split(size):
+    for chosen in torch.split(order, size):
         yield inputs[chosen], labels[chosen]
 
 
@@ -175,7 +177,7 @@ def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
 
 
 def _train_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> None:
-    """One step on the mean cross entropy of the answer tokens, the end-of-sequence token among them."""
+    """One step on the mean cross entropy of the answer tokens, including the end-of-sequence token."""
     ids, labels = batch
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -1,4 +1,4 @@
-"""Where tokens enter a model and where they leave it."""
+"""The input embedding and the LM head of a model."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ _VALUES_AT_ONCE = 1 << 16  # converted to float32 at a time, so that the copy st
 
 
 def fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
-    """A hash over the bits of every parameter: the sum of each row, and one value of every row and column.
+    """A hash of every parameter: the sum of each row's bits, and one value of every row and column.
 
-    Any changed value changes it; so do rows or columns that trade places. Values count as float32, so a checkpoint
+    It changes if any value changes, or if rows or columns trade places. Values count as float32, so a checkpoint
     keeps its fingerprint in a wider dtype, on several devices, offloaded, and on disk
     (:class:`act.editing.stored.StoredModel`). Cost: one pass over the weights. Parameters are taken in order of name.
     """
@@ -77,7 +77,7 @@ def _read(parameter: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 def _sums(x: torch.Tensor) -> torch.Tensor:
     if x.dim() < 2 or not x.numel():
         return torch.empty(0, dtype=torch.int32)
-    # A sum in the dtype of its terms wraps around, as intended, and needs no wider copy of them.
+    # A sum in the dtype of its terms wraps around, as intended, and needs no wider copy of the terms.
     if x.dtype == torch.float32:
         return x.view(torch.int32).sum(-1, dtype=torch.int32).cpu()
     if x.dtype == torch.bfloat16:  # the upper half of a float32

@@ -1,4 +1,4 @@
-"""What a model can take: positions, token ids, packed rows, padding without a mask, and tokens per batch."""
+"""What a model can take: positions, token ids, packed rows, padding without a mask, tokens per batch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def vocabulary(model: nn.Module) -> int | None:
 
 
 def learned_positions(model: nn.Module) -> int | None:
-    """Positions in the model's position embedding; None where positions are computed (rotary, ALiBi)."""
+    """Positions in the model's position embedding; None if positions are computed (rotary, ALiBi)."""
     positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if positions is None:
         return None
@@ -45,7 +45,7 @@ def learned_positions(model: nn.Module) -> int | None:
 
 
 def trained_positions(config: PretrainedConfig | None) -> int | None:
-    """The length that a model was made for, in tokens, according to its configuration; None where it does not say."""
+    """The length in tokens that a model was made for, according to its configuration; None if that does not say."""
     text: Any = config
     text = text.get_text_config() if hasattr(text, "get_text_config") else text
     found = (getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len"))
@@ -53,9 +53,9 @@ def trained_positions(config: PretrainedConfig | None) -> int | None:
 
 
 def packs(model: nn.Module, only_if_faster: bool) -> str | None:
-    """Why pieces cannot be packed into one row with ``position_ids`` of their own; None where they can.
+    """Why pieces cannot be packed into one row, each with its own ``position_ids``; None if they can.
 
-    They can where each piece gives the logits that it gives alone. With ``only_if_faster``, the model's attention must
+    They can if each piece gives the same logits as by itself. With ``only_if_faster``, the model's attention must
     also be one of :data:`PACKING_ATTENTION`.
     """
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
@@ -77,9 +77,9 @@ def packs(model: nn.Module, only_if_faster: bool) -> str | None:
 
 
 def causal(model: nn.Module) -> bool:
-    """Whether no token sees those after it, bit for bit, so that padding on the right needs no mask.
+    """Whether no token is affected by those after it, bit for bit, so that padding on the right needs no mask.
 
-    Without a mask, attention takes its fastest path (flash attention, on a GPU).
+    Without a mask, attention takes its fastest path (flash attention on a GPU).
     """
     ids = torch.arange(1, 7, device=input_device(model)).repeat(2, 1)
     ids[1, -2:] += 1
@@ -93,9 +93,9 @@ def causal(model: nn.Module) -> bool:
 
 
 def default_token_budget(device: torch.device) -> int:
-    """Tokens per batch where none are given: 2,048 on a CPU, 8,192 on a GPU.
+    """Tokens per batch by default: 2,048 on a CPU, 8,192 on a GPU.
 
-    It depends on nothing else, so that a run can be resumed on another machine.
+    They depend on nothing else, so that a run can be resumed on another machine.
     """
     return GPU_BUDGET if device.type == "cuda" else CPU_BUDGET
 

@@ -49,7 +49,7 @@ def load_model(
     model, found = _from_pretrained(
         AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True, **spread
     )
-    absent = sorted(found["missing_keys"])  # without those that are tied, or that the architecture computes itself
+    absent = sorted(found["missing_keys"])  # without those that are tied or that the architecture computes
     if absent:
         raise ActError(
             f"{name} lacks {len(absent)} of the model's weights, {absent[0]} for one, which would be random; "
@@ -93,7 +93,7 @@ def load_config(name: str, dtype: str = "auto") -> PretrainedConfig:
 
 
 def empty_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration on the meta device: its shapes without its weights.
+    """A model built from its configuration on the meta device: its shapes without its weights.
 
     Raises:
         ActError: no causal language model can be built from the configuration.
@@ -118,7 +118,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def token_difference(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> str | None:
-    """The first token id that stands for different tokens in two tokenizers, as a phrase; None where there is none."""
+    """The first token id that stands for different tokens in two tokenizers, as a phrase; None if there is none."""
     tokens = {index: token for token, index in donor.get_vocab().items()}
     for token, index in sorted(target.get_vocab().items(), key=lambda item: item[1]):
         if tokens.get(index, token) != token:
@@ -127,7 +127,7 @@ def token_difference(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizer
 
 
 def require_same_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> None:
-    """Raise :class:`ActError` where a token id stands for different tokens in two tokenizers: a pair reads one text."""
+    """Raise :class:`ActError` if a token id stands for different tokens in two tokenizers."""
     difference = token_difference(donor, target)
     if difference:
         raise ActError(f"{difference}, so the models would read different texts; give two models with one vocabulary")

@@ -17,7 +17,7 @@ from act.models.embeddings import input_embedding, lm_head
 
 
 def run_devices(model: nn.Module, names: Iterable[str]) -> dict[str, torch.device]:
-    """The device on which each of these modules runs, and which its output is on, by name."""
+    """The device on which each of these modules runs and has its output, by name."""
     modules = dict(model.named_modules())
     return {name: _run_device(modules, name) for name in names}
 
@@ -33,7 +33,7 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and values of every parameter, once each; of offloaded ones, the tensors that accelerate keeps.
+    """Name and values of every parameter, once each; for offloaded parameters, the tensors that accelerate keeps.
 
     Raises:
         ActError: a parameter without values.

@@ -1,7 +1,7 @@
 """The rotary functions of modeling files, replaced in their namespace while taps are on.
 
 Attention modules call ``apply_rotary_pos_emb(q, k, cos, sin)`` as a plain function, so no hook on a module sees it.
-It is recognised by its parameters, and what it computes by trying it on random values.
+It is recognised by its parameter names; trying it on random values shows what it computes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From profiles to a channel set: scores, their scale, what is ranked as one, how much is taken, analysis.
+"""From profiles to a channel set: scores, normalisation, units, selection, analysis.
 
 Nothing here changes a model.
 """

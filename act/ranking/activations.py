@@ -1,4 +1,4 @@
-"""What a ranking is made from: the profiles of an ability, and whether they may be compared."""
+"""The profiles that a ranking is made from, and whether they may be compared."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Ability = Profile | tuple[Profile, Profile]
 
 @dataclass(frozen=True)
 class Activations:
-    """What the activation scores need: both sides' statistics, the difference's where the run was paired."""
+    """What the activation scores need: the statistics of both sides and, if the run was paired, of their difference."""
 
     space: ChannelSpace
     donor: Statistics
@@ -34,7 +34,7 @@ class Activations:
 
         Raises:
             ActError: a single profile; profiles of different architectures, texts or counted positions; LM-head
-                channels that are other tokens in one than in the other, as far as their tokenizers tell.
+                channels that stand for different tokens in the two, as far as their tokenizers tell.
         """
         if isinstance(ability, PairProfile):
             return cls(ability.space, ability.donor, ability.target, ability.difference)
@@ -64,12 +64,12 @@ def space_of(ability: Ability) -> ChannelSpace:
 
 
 def corpora_of(profile: Profile) -> list[tuple[str | None, str | None, int]]:
-    """What tells the texts of a profile from others: fingerprint, positions that count, and how many did."""
+    """What distinguishes the texts of a profile: fingerprint, positions that count, and how many were counted."""
     return [(corpus.fingerprint, corpus.count, corpus.counted) for corpus in profile.provenance.corpora]
 
 
 def corpus_names(ability: Ability) -> list[str]:
-    """What the texts of an ability are called."""
+    """The names of an ability's texts."""
     return [corpus.name for corpus in sides(ability)[0].provenance.corpora]
 
 
@@ -130,7 +130,7 @@ def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
 
 
 def _on_space_of(donor: Profile, target: Profile) -> Statistics:
-    """The target's statistics over the donor's channel space: LM heads that neither counted may differ in width."""
+    """The target's statistics in the donor's channel space; LM heads that neither counted may differ in width."""
     difference = donor.space.first_difference(target.space)
     if difference is None:
         return target

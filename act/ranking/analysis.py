@@ -1,6 +1,6 @@
-"""What scores and channel sets say of abilities: concentration, overlap, sufficiency and necessity.
+"""What scores and channel sets say about abilities: concentration, overlap, sufficiency and necessity.
 
-Pure functions over score vectors (float64 ``[N]``, NaN where a channel has no score) and sets; plain data comes back.
+Pure functions of score vectors (float64 ``[N]``, NaN where a channel has no score) and of channel sets.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ _Z = 1.959964  # of a two-sided 95 % interval
 
 @dataclass(frozen=True)
 class Overlap:
-    """Two sets of channels against chance, which draws both at random from the same ``population`` channels.
+    """Two sets of channels against chance: both drawn at random from the same ``population`` channels.
 
     Attributes:
+        one, other, both: channels in each set, and in both.
         jaccard: channels in both, over channels in either.
         coefficient: channels in both, over the smaller set.
         jaccard_low, jaccard_high: 95 % interval of the Jaccard overlap, from Wilson's interval of ``coefficient``, as
-            if channels were chosen independently (those of one head or neuron are not: it is narrow rather than wide).
+            if channels were chosen independently (those of one head or neuron are not, so it is too narrow).
         chance: expected Jaccard overlap of random sets (at the expected number in both).
         chance_low, chance_high: the central 95 % of random sets, exact (hypergeometric).
         p_value: probability that random sets share at least as many channels.
@@ -123,10 +124,10 @@ def top_channels(score: torch.Tensor, share: float) -> torch.Tensor:
 
 
 def overlaps(scores: Mapping[str, torch.Tensor], shares: Sequence[float]) -> Iterator[tuple[float, str, str, Overlap]]:
-    """Share, the two names, and the overlap of the top sets, for every pair of scores and every share.
+    """Share, both names, and the overlap of the top sets, for every share and every pair of scores.
 
     Between scores of one ability (disjoint texts, other seeds, smaller corpora) this is its **stability**; between
-    abilities, one minus it is their **disentanglement**. Only channels that both scores cover are drawn from.
+    abilities, one minus it is their **disentanglement**. Only channels with both scores count.
 
     >>> from act.ranking.analysis import overlaps
     >>> scores = {"math": torch.arange(8).double(), "code": torch.arange(8).double().flip(0)}
@@ -145,7 +146,7 @@ class Concentration:
     """How unevenly a score is spread over channels.
 
     Attributes:
-        gini: 0: all alike; towards 1: all in one channel.
+        gini: 0 if all channels have the same score, close to 1 if one channel has all of it.
         above_tenth: share of channels above a tenth of the largest score.
         thresholds, above: the complementary CDF: share of channels above each threshold.
     """
@@ -157,18 +158,20 @@ class Concentration:
 
 
 def concentration(score: torch.Tensor, points: int = 200) -> Concentration:
-    """Of the finite scores, none below 0; thresholds are spaced evenly in their logarithm.
+    """The concentration of the finite scores, none below 0; thresholds are spaced evenly in the logarithm.
 
     >>> from act.ranking.analysis import concentration
     >>> concentration(torch.tensor([0.0, 0.0, 0.0, 4.0]).double()).gini
     0.75
 
     Raises:
-        ActError: scores below 0, as a contrast has, or none above it.
+        ActError: a score is below 0, as in a contrast, or none is above 0.
     """
     values = score[score.isfinite()].sort().values
     if not len(values) or values[0] < 0 or values[-1] == 0:
-        raise ActError("concentration needs scores of 0 or more, some above it; a contrast has none, use a plain score")
+        raise ActError(
+            "concentration needs scores of 0 or more, at least one above 0; use a plain score instead of a contrast"
+        )
     n = len(values)
     place = torch.arange(1, n + 1, dtype=torch.float64)
     gini = float(2 * (place * values).sum() / (n * values.sum()) - (n + 1) / n)
@@ -212,8 +215,8 @@ def sufficiency(score: torch.Tensor, shares: Sequence[float]) -> list[float]:
 def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterator[None]:
     """Over the block, the outputs of ``channels`` in ``model`` are their means in ``profile``, whatever the input.
 
-    Mean-ablation: what depends on the input is taken away, the channel's constant part stays. The model must be one of
-    the profile's (donor or target of a pair). Its forward is restored when the block ends.
+    Mean ablation removes what depends on the input and keeps the channel's constant part. The model must be one of the
+    profile's (donor or target of a pair). Its forward is restored when the block ends.
 
     Raises:
         ActError: a model that is not the profile's, a set of another architecture, or channels without a mean.
@@ -223,7 +226,7 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
         raise ActError(f"the channel set and the profile are of different architectures: {difference}")
     mean = _statistics_of(model, profile).mean
     if mean[channels.index].isnan().any():
-        raise ActError("some channels of the set were never counted in the profile, so they have no mean to put there")
+        raise ActError("some channels of the set were never counted in the profile, so they have no mean to take")
     handles = []
     try:
         for site, rows in channels.space.split(channels.index):
@@ -257,7 +260,7 @@ def _filling(rows: torch.Tensor, fill: torch.Tensor) -> Callable[..., torch.Tens
 def necessity(
     model: nn.Module, sets: Mapping[str, ChannelSet], profile: Profile, loss: Callable[[nn.Module], float]
 ) -> dict[str, float]:
-    """The loss of a model as it is (``"whole"``) and with each set ablated; a random set is the control.
+    """The loss of the whole model (``"whole"``) and with each set ablated; a random set is the control.
 
     >>> from act.ranking.analysis import necessity
     >>> pair = act.profile_pair(donor, target, corpus)

@@ -1,4 +1,4 @@
-"""Attribution: what moving each channel to the donor would do to the target's loss, to first order.
+"""Attribution: how moving each channel to the donor would change the target's loss, to first order.
 
 Statistics of activations say how differently two models use a channel; they do not say whether moving it helps. One
 backward pass through the target does: with ``theta`` a channel's parameter rows, the loss changes by
@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 from act.core.errors import ActError
 from act.data.corpus import Corpus
 from act.models.channels import ChannelSpace, common_space
+from act.models.modes import evaluating
 
 
 class Attribution(NamedTuple):
@@ -59,12 +60,10 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
     shift = 1 if corpus.count == "predict" else 0
     total, squares = (torch.zeros(len(space), dtype=torch.float64) for _ in range(2))
     tokens = records = 0
-    training = target.training
-    target.eval()
     try:
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with torch.enable_grad():
+        with evaluating(target), torch.enable_grad():
             for sequence in corpus.for_models(target).sequences():
                 ids = torch.as_tensor(sequence.input_ids, dtype=torch.int64, device=moved[0].device)[None]
                 wanted = torch.as_tensor(sequence.count_mask, device=ids.device)
@@ -80,7 +79,6 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
                 tokens += int(wanted.sum())
                 records += 1
     finally:
-        target.train(training)
         for parameter in frozen:
             parameter.requires_grad_(False)
     if not records:
@@ -93,8 +91,8 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
 def fall_per_cost(forgotten: Attribution, keep: Attribution) -> torch.Tensor:
     """``-mean(forgotten) / rms(keep)``, ``[N]``: how far the loss would fall, per disturbance of the kept ability.
 
-    The order in which a diagonal quadratic model of the kept loss would spend its budget. Channels that hardly touch
-    what is kept are divided by a thousandth of the median instead of by nearly nothing.
+    Highest first, this is the order in which a diagonal quadratic model of the kept loss would spend its budget. The
+    cost of a channel that hardly touches what is kept counts as a thousandth of the median cost.
 
     >>> gain = act.attribution.Attribution(torch.tensor([-2.0, 1.0]), torch.ones(2))
     >>> cost = act.attribution.Attribution(torch.zeros(2), torch.tensor([0.5, 0.5]))

@@ -31,7 +31,7 @@ class ChosenRows:
 
     Attributes:
         rows: where along ``parameter.dim``, sorted and distinct, int64 ``[K]``.
-        scores: of each row's channel, or of the unit that a column carries on (the mean of its chosen channels),
+        scores: the score of each row's channel, or of the unit that a column reads (the mean of its chosen channels),
             float64 ``[K]``.
     """
 
@@ -49,8 +49,8 @@ class ChannelSet:
         index: sorted distinct flat indices, int64 ``[K]``.
         scores: the score of each, float64 ``[K]``.
         rule: how they were chosen, and the models they were chosen for.
-        inputs: site name -> sorted distinct input columns of that linear, int64, in site order: what carries whole
-            neurons (columns of ``down``) and heads (columns of ``o``) on; empty for a set of single channels.
+        inputs: site name -> sorted distinct input columns of that linear, int64, in site order: those that read whole
+            neurons (columns of ``down``) and heads (columns of ``o``); empty for a set of single channels.
 
     >>> space = act.ChannelSpace.from_model(model)
     >>> first = space.site("model.layers.0.mlp.down_proj").offset
@@ -58,7 +58,7 @@ class ChannelSet:
     ChannelSet(2 of ... channels by custom: down 2)
 
     Raises:
-        ActError: indices outside the space, or twice the same; rows and input columns of one linear.
+        ActError: indices outside the space, or repeated; both rows and input columns of one linear.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class ChannelSet:
     def _holds(self, site: Site) -> bool:
         """Whether some channel of a site is chosen."""
         first, last = torch.searchsorted(self.index, torch.tensor([site.offset, site.offset + site.width])).tolist()
-        return last > first
+        return bool(last > first)
 
     def rows(self) -> Iterator[ChosenRows]:
         """The rows of every parameter that a transfer of the set touches; each parameter is named once.
@@ -151,7 +151,7 @@ class ChannelSet:
         raise ActError(f"the neurons or heads that {reader} reads are not known in this channel space; rank again")
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
-        """Channels chosen and channels there are, for every module kind, in model order."""
+        """How many channels were chosen, and how many there are, for every module kind in model order."""
         chosen: Counter[str] = Counter()
         for site, rows in self.space.split(self.index):
             chosen[site.kind] += len(rows)

@@ -18,8 +18,8 @@ class Eligible:
     """The sites of a space that may be chosen from.
 
     Attributes:
-        sites: these, in model order.
-        excluded: names of the sites that were named as excluded.
+        sites: the eligible sites, in model order.
+        excluded: names of the sites that ``exclude`` covers.
     """
 
     space: ChannelSpace
@@ -28,9 +28,9 @@ class Eligible:
 
     @classmethod
     def of(cls, space: ChannelSpace, include: Iterable[str], exclude: Iterable[str]) -> Eligible:
-        """The sites that ``include`` covers (all, where it is empty) and ``exclude`` does not.
+        """The sites that ``include`` covers (all, if it is empty) and ``exclude`` does not.
 
-        Both hold module kinds, or patterns of site names. Sites without parameters of their own are never eligible.
+        Both hold module kinds or patterns of site names. Sites without parameters of their own are never eligible.
 
         Raises:
             ActError: a word that covers no site; no site is left.
@@ -53,14 +53,14 @@ class Eligible:
         return found
 
     def leave_out_others(self, values: torch.Tensor) -> None:
-        """Put NaN into ``values`` ``[N]`` wherever a channel is not eligible, in place."""
+        """Set ``values`` ``[N]`` to NaN, in place, wherever a channel is not eligible."""
         names = {site.name for site in self.sites}
         for site in self.space:
             if site.name not in names:
                 values[site.channels] = torch.nan
 
     def require_columns(self, units: Sequence[Units]) -> None:
-        """Raise :class:`ActError` where units that are ranked would move columns of an excluded module."""
+        """Raise :class:`ActError` if units that are ranked would move columns of an excluded module."""
         if not self.excluded:
             return
         ranked = torch.zeros(len(self.space), dtype=torch.bool)
@@ -76,7 +76,7 @@ class Eligible:
 
 
 def _covered(words: Iterable[str], space: ChannelSpace) -> set[str]:
-    """The names of the sites whose kind is one of the words, or, where no kind is called so, that match it."""
+    """The names of the sites whose kind is one of the words, or that match a word which is no kind, as a pattern."""
     kinds, found = {site.kind for site in space}, set()
     for word in words:
         sites = {site.name for site in space if (site.kind == word if word in kinds else fnmatchcase(site.name, word))}

@@ -1,4 +1,4 @@
-"""Granularity: what is ranked as one unit: a channel, a rotary pair, or a whole neuron or head with its columns."""
+"""Granularity: whether one unit is a channel, a rotary pair, or a whole neuron or head with its columns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Units:
     inputs: Rows = field(default_factory=dict)
 
     def scores(self, values: torch.Tensor) -> torch.Tensor:
-        """The score of every unit, ``[units]``: the mean of its channels'; NaN if one of them has none."""
+        """The score of every unit, ``[units]``: the mean of its channels' scores; NaN if one of them has none."""
         found = values[self.channels]
         return found if isinstance(self.channels, slice) else found.mean(1)
 
@@ -50,7 +50,8 @@ class Units:
     def channels_of(self, numbers: torch.Tensor) -> torch.Tensor:
         """Flat indices of the channels of the units with these numbers."""
         if isinstance(self.channels, slice):
-            return numbers + self.channels.start
+            start: int = self.channels.start
+            return numbers + start
         return self.channels[numbers].flatten()
 
 
@@ -59,9 +60,9 @@ def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
 
     ``neuron``: gate row, up row and down column. ``head``: query, key and value rows and the columns of ``o``; a
     key-value head goes with all the query heads that read it. ``rotary-pair``: two rows of ``q`` or ``k`` that
-    position turns together. ``channel``: one channel. Several may be named: a channel belongs to the largest unit
-    there is for it. Channels in no unit are ranked by themselves where ``channel`` or ``rotary-pair`` is named, but
-    for the rows of a linear whose columns belong to units, which would cross them.
+    position rotates together. ``channel``: one channel. Several may be named; a channel then belongs to the largest
+    unit that holds it. If ``channel`` or ``rotary-pair`` is named, channels in no unit are ranked by themselves,
+    except for the rows of a linear whose columns belong to units, which would cross them.
 
     Raises:
         ActError: an unknown name; a model in which no such unit is known.

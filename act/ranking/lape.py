@@ -20,7 +20,7 @@ def lape(rates: Sequence[torch.Tensor]) -> torch.Tensor:
     ``q_j = p_j / sum p``. The paper takes the lowest entropies among channels that some ability activates often, and
     gives each to the abilities that do. As one number for ability 0 of L: ``log L - H`` (from 0, used alike by all, to
     ``log L``, by one alone) where ``p_0`` reaches the 95th percentile of all probabilities; ``-H`` elsewhere, which is
-    below every one of those. No score where it is never above zero.
+    below every one of those. A channel that is never above zero has no score.
 
     Args:
         rates: positive rates ``[N]`` of one model on L >= 2 abilities, the wanted one first.

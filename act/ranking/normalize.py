@@ -1,4 +1,4 @@
-"""Normalisation: scores in units of their module, so that modules with wide scales do not fill every ranking."""
+"""Normalisation: scores relative to their module, so that modules with large values do not fill every ranking."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def normalized(
     mean, std  mean, or population standard deviation, of the scores of the channel's site
     kind-…     the same over all sites of its module kind
     channel    ``sqrt((var_d + var_t) / 2)`` of the channel's own activations, which needs ``activations``; a channel
-               that neither model ever varies has no scale and gets no score
+               that varies in neither model has no scale and gets no score
     ========== =====================================================================================================
 
-    Where the scale of a module is 0, its scores stay as they are.
+    If the scale of a module is 0, its scores stay unchanged.
 
     ``in_place`` changes ``score`` itself instead of a copy.
 
@@ -89,7 +89,7 @@ def _widths(space: ChannelSpace) -> np.ndarray:
 
 
 def _chunks(space: ChannelSpace) -> Iterator[tuple[slice, slice]]:
-    """Runs of sites of about a million channels together: their place among the sites, and in the flat vector."""
+    """Runs of sites with about a million channels together, as slices of the sites and of the flat vector."""
     first = 0
     for number, site in enumerate(space.sites, start=1):
         end = site.offset + site.width

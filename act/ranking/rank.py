@@ -53,10 +53,11 @@ def rank(
             ``random`` a single profile too.
         score: one of :data:`act.ranking.scores.SCORES`, or one of your own, ``[N]``, NaN for none. ``weight-diff``
             needs ``donor`` and ``target``, ``random`` a ``seed``, ``lape`` other abilities as ``keep`` (of a pair
-            profile it reads the donor's rates: the donor is who has the ability).
-        top, count, mass: how much to take, one of them (:class:`act.ranking.selection.Amount`); default ``top=0.05``.
+            profile it reads the donor's rates, since the donor has the ability).
+        top, count, mass: how much to take, one of the three (:class:`act.ranking.selection.Amount`); by default
+            ``top=0.05``.
         keep: an ability to retain, or a list of them, of the same models. The score becomes the contrast: score on the
-            ability, minus the largest of the scores on what to keep, so that a channel which any of them needs is
+            ability, minus the largest of the scores on what to keep, so that a channel that any of them needs is
             spared.
         normalize: what scores are divided by, before the contrast: :func:`act.ranking.normalize.normalized`.
         scope: rank everything together (``global``), or take the same share, count or mass of every module ``kind``,
@@ -65,14 +66,14 @@ def rank(
             its channels'; a unit with a channel that is not ranked is not ranked.
         include, exclude: module kinds (``q k v o gate up down norm embed head`` …) or patterns of site names
             (``*.layers.1?.mlp.*``) to rank only, or not to rank.
-        seed: of ``random``.
+        seed: for the score ``random``.
         donor, target: the models, for ``weight-diff``.
 
     Returns:
         The channels, with the input columns that belong to whole neurons and heads. Never chosen: channels that were
         not counted in either model (``rule.unmeasured`` tells how many of which kind), and those that share a tensor
-        owned by another site. ``rule.not_positive`` tells how many of the chosen have a score of 0 or below, for which
-        nothing speaks but that more were asked for; ``mass=1`` takes none of these.
+        owned by another site. ``rule.not_positive`` tells how many of the chosen have a score of 0 or below and were
+        only taken to reach the amount; ``mass=1`` takes none of these.
 
     Raises:
         ActError: an unknown score, kind or other name; an amount out of range, or more than there is; profiles of

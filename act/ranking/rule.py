@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """What chose a channel set; ``Rule()`` where a caller chose the channels.
+    """What chose a channel set; ``Rule()`` if a caller chose the channels.
 
     Attributes:
-        score: name of the score; ``custom`` for one of the caller's own.
+        score: name of the score; ``custom`` for the caller's own.
         top, count, mass: how much was asked for; at most one is set.
         normalize, scope, granularity, include, exclude: as given to :func:`act.rank`.
         contrast: whether scores on what to keep were subtracted.
         keep: names of the corpora of each ability to retain.
         corpora: names of the corpora of the ability.
-        seed: of the random score.
-        ranked: channels that were ranked; None where a caller chose.
+        seed: the seed of the random score.
+        ranked: channels that were ranked; None if a caller chose.
         not_positive: chosen channels with a score of 0 or below.
         unmeasured: channels that might have been chosen but have no score, by module kind.
-        models: ``donor`` and ``target`` (or ``model``) that the set was made for; a
-            transfer refuses others. Empty: any.
-        tied: sites that share the tensor of another, and that site.
+        models: the ``donor`` and ``target`` (or ``model``) that the set was made for; a transfer refuses any others. If
+            empty, any models will do.
+        tied: site -> the site whose tensor it shares.
     """
 
     score: ScoreName | Literal["custom"] = "custom"
@@ -80,7 +80,7 @@ class Rule:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rule:
-        """The inverse of :meth:`to_json`; what is missing has its default, as in files of a set chosen by hand."""
+        """The inverse of :meth:`to_json`; missing fields get their defaults, as in the file of a set chosen by hand."""
         known = [one.name for one in fields(cls) if one.name in data]
         models = {side: ModelRead.from_json(model) for side, model in data.get("models", {}).items()}
         return cls(**{**{name: _tupled(data[name]) for name in known}, "models": models})

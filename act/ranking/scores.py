@@ -1,6 +1,6 @@
 """Scores: one number per channel, higher where an ability is more at home; float64 ``[N]``, NaN for none.
 
-Each is a record in :data:`SCORES`, which the ranking, the command line and recipes all ask. In formulas ``d`` is the
+Each is a record in :data:`SCORES`, which the ranking, the command line and recipes all use. In formulas ``d`` is the
 donor, ``t`` the target; means and variances are over the counted tokens of all samples together. The module loads
 without PyTorch, since the command line lists the scores in its help.
 """
@@ -50,12 +50,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Score:
-    """What there is to know of one score.
+    """What there is to know about one score.
 
     Attributes:
         name: what it is called in Python, on the command line and in files.
         summary: what it measures, in a few words.
-        function: the scores of all channels, in memory of their own.
+        function: computes the scores of all channels, in newly allocated memory.
         keep: what the profiles of abilities to retain do: their scores are subtracted (``contrast``), or the score is
             itself a comparison of abilities and needs them (``compare``); None for a score that looks at no activation.
         needs_models: whether it needs donor and target themselves.
@@ -73,16 +73,11 @@ class Score:
 
     @property
     def looks_at_activations(self) -> bool:
-        """Whether it is made of what was measured, so that a channel that was never counted has none."""
+        """Whether it is computed from measurements, so that a channel that was never counted has no score."""
         return self.keep is not None
 
-    @property
-    def takes_single_profiles(self) -> bool:
-        """Whether the profile of one model is enough, without the other model's."""
-        return self.keep != "contrast"
-
     def wrong_keep(self, given: bool) -> str | None:
-        """Why abilities to retain cannot be given, or left out, with this score; None where they can."""
+        """Why abilities to retain cannot be given, or left out, with this score; None if they can."""
         if given and self.keep is None:
             return f"score {self.name} does not look at activations, so keep has no effect; leave it out"
         if not given and self.keep == "compare":
@@ -91,13 +86,13 @@ class Score:
 
 
 def score_named(name: str) -> Score:
-    """The record of a score; raises ActError, with the names that there are, for another."""
+    """The record of a score; raises ActError, with the known names, for any other."""
     require_choice("score", name, SCORES)
     return SCORES[name]
 
 
 def score_names(where: Callable[[Score], bool] = lambda score: True) -> str:
-    """The scores of which something is true, as a phrase: ``paired, mean-abs or mean-shift``."""
+    """The names of the scores for which ``where`` is true, as a phrase: ``paired, mean-abs or mean-shift``."""
     *most, last = (name for name, score in SCORES.items() if where(score))
     return f"{', '.join(most)} or {last}" if most else last
 

@@ -1,4 +1,4 @@
-"""Selection: how many of the best-scored units are taken, of everything together or of each part of the model."""
+"""Selection: how many of the best-scored units are taken, from the whole model or from each part of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Amount:
     mass: float | None = None
 
     def of(self, scores: torch.Tensor, sizes: torch.Tensor | None, what: str) -> torch.Tensor:
-        """Sorted indices of the units to take; of equal scores the lower index first, NaN never.
+        """Sorted indices of the units to take. Of equal scores, the lower index comes first; NaN is never taken.
 
         Args:
             scores: float64 ``[U]``.
@@ -44,7 +44,7 @@ class Amount:
         if self.count is not None:
             if self.count > scored:
                 raise ActError(
-                    f"{self.count} were asked for, but only {scored} {what} have a score "
+                    f"{self.count} were requested, but only {scored} {what} have a score "
                     "(others were excluded or never counted); ask for fewer, or measure more"
                 )
             return best(scores, self.count)
@@ -64,9 +64,9 @@ class Amount:
 
 
 def best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Sorted indices of the ``count`` highest scores; of equal ones the lower index first, NaN below everything.
+    """Sorted indices of the ``count`` highest scores. Of equal scores, the lower index comes first; NaN is the lowest.
 
-    A partition finds the lowest score taken, so nothing is sorted.
+    A partition finds the lowest score taken, so the scores are not sorted.
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
@@ -96,13 +96,13 @@ class Selection(NamedTuple):
 
 
 def select(values: torch.Tensor, units: Sequence[Units], amount: Amount, scope: Scope) -> Selection:
-    """The best-scored units of every pool of the scope.
+    """Take the best-scored units of every pool of the scope.
 
     Args:
         values: the score of every channel, float64 ``[N]``, NaN for one that must not be chosen.
 
     Raises:
-        ActError: an unknown scope; fewer units have a score than were asked for; nothing can be chosen.
+        ActError: an unknown scope; fewer units have a score than were requested; nothing can be chosen.
     """
     found = [_select(values, pool, amount) for pool in pools(units, scope)]
     ranked = sum(one.ranked for one in found)
@@ -153,7 +153,7 @@ def _select(values: torch.Tensor, pool: list[Units], amount: Amount) -> Selectio
 
 
 def _one_run(pool: list[Units]) -> slice | None:
-    """The part of the flat vector that a pool of single channels is, so that no score is copied; None if it is not."""
+    """The slice of the flat vector that a pool of single channels covers, so that no score is copied; None if none."""
     stop: int | None = None
     for units in pool:
         if not isinstance(units.channels, slice) or stop not in (None, units.channels.start):
@@ -193,7 +193,7 @@ def parse_top(share: str | float, name: str = "top", of: str = "the channels") -
 
 
 def parse_amount(top: str | float | None, count: int | None, mass: str | float | None) -> Amount:
-    """Exactly one of the three, or :class:`ActError`."""
+    """The amount that one of the three says; raises :class:`ActError` unless exactly one is given."""
     if sum(given is not None for given in (top, count, mass)) != 1:
         raise ActError("give one of top, count and mass: each says how much to take")
     if count is not None and (count != int(count) or count < 1):

@@ -1,4 +1,4 @@
-"""Scores that look at no activation: how far the weights are apart, and random numbers as a control."""
+"""Scores that look at no activation: how far apart the weights are, and random numbers as a control."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None 
 
 
 def random_scores(space: ChannelSpace, seed: int) -> torch.Tensor:
-    """Uniform in [0, 1): the control of equal size."""
+    """Uniform numbers in [0, 1), to choose as many channels at random; float64 ``[N]``."""
     return torch.rand(len(space), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))

@@ -1,6 +1,6 @@
-"""Where the result of each stage is kept: a file or folder named by a hash of all that decides it.
+"""Where the result of each stage is kept: a file or folder named by a hash of everything that decides it.
 
-Hence a run that broke off goes on where it stopped, and a change redoes the stages that depend on it, and no other.
+So an interrupted run continues where it stopped, and a change repeats only the stages that depend on it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from act.recipes.schema import Donor, Recipe
 from act.recipes.variants import Variant
 
 SCHEMA = "act-recipe/3"
-"""Of recipe.yaml in the output; part of every hash, so that no stage is taken from a version that did it otherwise."""
+"""The schema of recipe.yaml in the output; part of every hash, so that stages of other versions are not used."""
 
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = (*WEIGHTS, ".json", ".jinja")
@@ -27,10 +27,10 @@ class Cache:
     """The paths of a recipe's stages in one folder.
 
     Attributes:
-        models, corpora: of every input, by the name the recipe gives it, the hash of its content.
+        models, corpora: the content hash of every input, by the name that the recipe gives it.
 
     Raises:
-        ActError: a model or corpus that does not exist. No weight is loaded, but each is read once.
+        ActError: a model or corpus that does not exist. No model is loaded, but every file is read once.
     """
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
@@ -42,7 +42,7 @@ class Cache:
 
     @property
     def key(self) -> str:
-        """Of the whole run."""
+        """The hash of the whole run."""
         settings = self._recipe.model_dump(exclude={"output", "base_model"})
         for donor in settings["models"]:
             donor["model"] = self.models[donor["model"]]
@@ -80,7 +80,7 @@ class Cache:
         return self.folder / f"channels-{decided}.safetensors"
 
     def seed(self, donor: Donor) -> int:
-        """A seed per donor: one for all would draw the same channels from each, a smaller set in all."""
+        """The seed of a donor; one seed for all would draw the same channels from each, so fewer in all."""
         return self._recipe.seed + next(number for number, one in enumerate(self._recipe.models) if one is donor)
 
     def model(self, variant: Variant) -> Path:
@@ -141,7 +141,7 @@ class Cache:
 
 
 def _hash(**named: Any) -> str:
-    """Of settings as they stand: the order of patterns and of corpora decides, too."""
+    """A hash of settings as they stand, so that the order of patterns and corpora counts, too."""
     return hashlib.sha256(json.dumps({"schema": SCHEMA, **named}, default=str).encode()).hexdigest()[:16]
 
 

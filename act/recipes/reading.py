@@ -1,4 +1,4 @@
-"""Reading a recipe: every mistake is named with its line, a misspelt key with the one that was meant."""
+"""Reading a recipe: an error names the line of every mistake, and the key that a misspelt one may stand for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SECTIONS: dict[str, type[Section]] = {
 }
 
 Place = tuple[int | str, ...]
-"""Keys and numbers of items that lead to a place of a YAML file, from its root."""
+"""The keys and item numbers that lead from the root of a YAML file to a place in it."""
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -67,7 +67,7 @@ def read_recipe(path: str | Path) -> Recipe:
 
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
-    """What the schema cannot tell: values that a stage would refuse, and keys that have no effect together."""
+    """What the schema cannot check: values that a stage would refuse, and keys that have no effect together."""
     for number, donor in enumerate(recipe.models):
         place = ("models", number)
         weight = donor.parameters.weight

@@ -1,4 +1,4 @@
-"""Recipes: one YAML file that says the whole run, from the corpora to the evaluated model folder.
+"""Recipes: one YAML file that describes the whole run, from the corpora to the evaluated model folder.
 
 ``act.recipe`` is this module: :func:`read_recipe` checks a file, :func:`run` makes its output, :class:`Run` also plans.
 """
@@ -33,7 +33,7 @@ REPORT = "report.json"
 
 
 class Stage(TypedDict):
-    """A stage of the plan, and whether its result is kept from an earlier run."""
+    """A stage of the plan, and whether the result of an earlier run is used."""
 
     stage: str
     what: str
@@ -41,7 +41,7 @@ class Stage(TypedDict):
 
 
 class DonorReport(TypedDict):
-    """What was taken from a donor: channels, and the strength or one per pattern."""
+    """What was taken from a donor: how many channels, and the strength, or one per pattern."""
 
     donor: str
     channels: int
@@ -68,7 +68,7 @@ class Report(TypedDict):
 
 
 def run(recipe: Recipe, *, force: bool = False, say: Say = lambda step: None) -> Report:
-    """Run the stages of a recipe that are not kept from an earlier run, write its output, and return the report.
+    """Run the stages of a recipe that no earlier run has done, write its output, and return the report.
 
     Args:
         recipe: from :func:`read_recipe`; paths are relative to the working directory.
@@ -76,7 +76,7 @@ def run(recipe: Recipe, *, force: bool = False, say: Say = lambda step: None) ->
         say: told what is being done, one line per step.
 
     Raises:
-        ActError: as :class:`Run` and its stages; the output exists, is not what this recipe makes, and ``force`` is
+        ActError: as :class:`Run` and its stages; the output exists, was not made by this recipe, and ``force`` is
             False.
     """
     return Run(recipe, say).execute(force=force)
@@ -87,7 +87,7 @@ class Run:
 
     Raises:
         ActError: an input that does not exist; a donor whose tokenizer gives a token id to another token than the
-            target's. No weight is loaded.
+            target's. No model is loaded.
     """
 
     def __init__(self, recipe: Recipe, say: Say = lambda step: None) -> None:
@@ -104,7 +104,7 @@ class Run:
             try:
                 theirs = load_tokenizer(name)
             except ActError:
-                say(f"{name} has no tokenizer, so nothing tells whether it reads the same tokens")
+                say(f"{name} has no tokenizer, so it is not known whether it reads the same tokens")
                 continue
             if difference := token_difference(theirs, tokenizer):
                 raise ActError(
@@ -118,7 +118,7 @@ class Run:
         return self.cache.key
 
     def plan(self) -> list[Stage]:
-        """The stages in order, and whether each is kept from an earlier run."""
+        """The stages in order, and whether each uses the result of an earlier run."""
         recipe, cache, act = self.recipe, self.cache, result(self.recipe)
         found = []
         for donor in recipe.models:
@@ -134,7 +134,7 @@ class Run:
         return [{"stage": stage, "what": what, "kept": path.exists()} for stage, what, path in found]
 
     def done(self) -> bool:
-        """Whether the output is what this recipe makes of these inputs, and all of it is there."""
+        """Whether the output was made by this recipe from these inputs, and is complete."""
         return self._lacking() == []
 
     def execute(self, *, force: bool = False) -> Report:
@@ -163,7 +163,7 @@ class Run:
         return report
 
     def _lacking(self) -> list[str] | None:
-        """Files of the output that are gone or of another size; None where it is not what this recipe makes."""
+        """Files of the output that are missing or have another size; None if this recipe did not make the output."""
         try:
             found = self._made()
             files = found["files"].items() if found["key"] == self.key else None
@@ -173,7 +173,7 @@ class Run:
         return None if files is None else [name for name, size in files if sizes.get(name) != size]
 
     def _made(self) -> Any:
-        """What the resolved recipe of the output says that it was made from; None where there is none."""
+        """What the resolved recipe in the output says it was made from; None if there is none."""
         try:
             return yaml.safe_load((self.output / RESOLVED).read_text(encoding="utf-8"))["run"]
         except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
@@ -209,7 +209,7 @@ class Run:
         }
 
     def _write_resolved(self, folder: Path) -> None:
-        """The recipe with every default, and what it was made from."""
+        """Write the recipe with every default, and what the output was made from."""
         made = {
             "schema": SCHEMA,
             "key": self.key,

@@ -1,4 +1,4 @@
-"""The schema of a recipe: what may stand in its YAML file, with types, ranges and defaults."""
+"""The schema of a recipe: the keys of its YAML file, with types, ranges and defaults."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from act.core.errors import ActError
 from act.data.encode import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
-from act.evaluation.evaluate import Metric
+from act.evaluation.exercises import Metric
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.scores import ScoreName
@@ -19,7 +19,7 @@ from act.ranking.selection import Scope
 MAX_SEED = 2**32 - 1  # the largest that transformers accepts
 
 Control = Literal["random", "weight-diff", "interpolation"]
-"""What the transfer is compared with: other channels, as many of them, or all parameters moved a little."""
+"""What the transfer is compared with: as many other channels, or all parameters moved a little."""
 
 
 class Section(BaseModel):
@@ -29,14 +29,14 @@ class Section(BaseModel):
 
 
 class Parameters(Section):
-    """mergekit's words: ``weight`` is the strength, or one per pattern; ``top_p`` the share of the channels."""
+    """Named as in mergekit: ``weight`` is the strength, or one per pattern; ``top_p`` the share of the channels."""
 
     weight: float | dict[str, float] = 0.4
     top_p: float | str = 0.05
 
 
 class Donor(Section):
-    """A donor, the corpus of the ability it gives, and the corpus, or corpora, of what is to be kept.
+    """A donor, the corpus of the ability that it gives, and the corpus or corpora of what the target should keep.
 
     A corpus, here and below, is whatever :func:`act.data.records.open_source` opens.
     """
@@ -48,7 +48,7 @@ class Donor(Section):
 
     @property
     def kept(self) -> list[str]:
-        """The corpora of what is to be kept."""
+        """The corpora of what the target should keep."""
         return [self.keep] if isinstance(self.keep, str) else self.keep or []
 
 
@@ -67,7 +67,7 @@ class Tuning(Section):
     save_steps: int = TuneSettings.save_steps
 
     def settings(self) -> TuneSettings:
-        """The same as :class:`act.TuneSettings`; raises ActError for a value out of range, or one without effect."""
+        """The same as :class:`act.TuneSettings`; raises ActError for a value out of range or without effect."""
         if self.replay_share != TuneSettings.replay_share and self.replay is None:
             raise ActError(f"replay_share {self.replay_share} is a share of nothing; give replay, or leave it out")
         if self.lora_rank != TuneSettings.lora_rank and self.mode != "lora":

@@ -1,4 +1,4 @@
-"""The stages of a recipe, one method each: it returns what is kept, or does the work once and keeps it."""
+"""The stages of a recipe, one method each, which returns a kept result or does the work and keeps it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Say = Callable[[str], None]
-"""Told what is being done, one line per step."""
+"""Called with what is being done, one line per step."""
 
 
 class Moved(TypedDict):
@@ -46,7 +46,7 @@ class Moved(TypedDict):
 
 
 class Stages:
-    """The work of a recipe; loaded donors and targets that are only read are shared between stages."""
+    """The work of a recipe; models that are only read are loaded once for all stages."""
 
     def __init__(self, recipe: Recipe, cache: Cache, tokenizer: PreTrainedTokenizerBase, say: Say) -> None:
         self._recipe, self._cache, self._tokenizer, self._say = recipe, cache, tokenizer, say
@@ -168,11 +168,11 @@ class Stages:
         given = TransferDonor(self._shared(donor.model), channels, donor.parameters.weight, name=donor.model)
         if variant.name == "act" or not isinstance(given.strength, dict):
             return given
-        # The channels of a control are others, and need not be where each pattern is for.
+        # A control has other channels, which need not lie where each pattern applies.
         return replace(given, strength={key: value for key, value in given.strength.items() if given.matches(key)} or 0)
 
     def _rows(self, variant: Variant, settings: Tuning) -> ChannelSet | None:
-        """The channels of all donors together, where only their rows are tuned."""
+        """The channels of all donors together, if only their rows are tuned."""
         if settings.mode != "rows":
             return None
         sets = [self.rank(donor, variant.score or self._recipe.score) for donor in self._recipe.models]
@@ -182,7 +182,7 @@ class Stages:
         return ChannelSet(sets[0].space, index, torch.zeros(len(index), dtype=torch.float64), inputs=inputs)
 
     def _shared(self, name: str) -> nn.Module:
-        """A model that is only read."""
+        """A model that is only read, loaded once."""
         if name not in self._loaded:
             self._loaded[name] = load_model(name, dtype=self._recipe.dtype, device=self._recipe.device)
         return self._loaded[name]

@@ -1,4 +1,4 @@
-"""The models that a recipe compares: target, result, donors, and the controls that say what else would have done."""
+"""The models that a recipe compares: target, result, donors, and controls, which show what simpler changes achieve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from act.ranking.scores import ScoreName
 from act.recipes.schema import Recipe
 
 Origin = Literal["given", "transfer", "interpolation", "copy"]
-"""Where a model comes from: a folder of the recipe, a transfer, all parameters moved, the target as it was."""
+"""Where a model comes from: a folder of the recipe, a transfer, all parameters moved, the unchanged target."""
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Variant:
 
     Attributes:
         name: what it is called in the report.
-        origin: how it is made; a model that is given is not tuned, each of the others is, where the recipe tunes.
-        folder: of a model that is given.
-        score: of a transfer: what its channels are ranked by.
+        origin: how it is made. A given model is not tuned; all others are, if the recipe tunes.
+        folder: the folder of a given model.
+        score: what the channels of a transfer are ranked by.
     """
 
     name: str
@@ -35,7 +35,7 @@ def result(recipe: Recipe) -> Variant:
 
 
 def compared(recipe: Recipe) -> list[Variant]:
-    """All that are evaluated, the target first; none if the recipe evaluates nothing."""
+    """All models that are evaluated, the target first; none if the recipe evaluates nothing."""
     if not recipe.evaluate:
         return []
     found = [Variant("target", "given", recipe.base_model), result(recipe)]

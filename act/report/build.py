@@ -1,11 +1,11 @@
-"""From profiles of several abilities to one report: what the questions about where they live come to in numbers."""
+"""From profiles of several abilities to one report: where abilities live, in numbers."""
 
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -28,6 +28,15 @@ from act.ranking.channel_set import ChannelSet
 from act.ranking.normalize import Normalize
 from act.ranking.rank import rank
 from act.ranking.scores import ScoreName
+from act.report.data import (
+    ConcentrationRow,
+    GroupShares,
+    NecessityRow,
+    OverlapRow,
+    Relation,
+    ReportData,
+    overlap_row,
+)
 
 SUFFICIENCY_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 OVERLAP_SHARES = (0.01, 0.05, 0.1)
@@ -35,7 +44,14 @@ OVERLAP_SHARES = (0.01, 0.05, 0.1)
 
 @dataclass(frozen=True)
 class Measured:
-    """One profile with the score that the report is about, and its top channels."""
+    """One profile with its scores and its top channels.
+
+    Attributes:
+        name: what the report calls the profile; differs between profiles of one ability.
+        ability: the ability that was measured.
+        score: the score of every channel, float64 ``[N]``, NaN where a channel has none.
+        top: the channels with the highest scores.
+    """
 
     name: str
     ability: str
@@ -46,13 +62,19 @@ class Measured:
 
 @dataclass(frozen=True)
 class Report:
-    """Plain data (``data``), and what pictures are drawn from."""
+    """The figures of a report, and what its pictures are drawn from.
 
-    data: dict[str, Any]
+    Attributes:
+        data: the figures as plain data.
+        measured: the profiles that were compared.
+        curves: the concentration of each profile, by name.
+        matrix: names of profiles and sets, and the Jaccard overlap of every two of them.
+    """
+
+    data: ReportData
     measured: list[Measured]
     curves: dict[str, Concentration]
     matrix: tuple[list[str], list[list[float]]]
-    """Names, and the Jaccard overlap of the top sets of each two."""
 
 
 def measure(
@@ -65,7 +87,14 @@ def measure(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
 ) -> list[Measured]:
-    """Score every profile; ``abilities`` names what each is of (two of one name: its stability), else its text does.
+    """Score every profile and take its top channels.
+
+    Args:
+        profiles: pair profiles of one architecture.
+        abilities: the ability of each profile; two profiles of one ability show its stability. By default, the name of
+            each profile's first corpus.
+        score, normalize, include, exclude: as in :func:`act.rank`.
+        top: share of the channels that makes an ability's set.
 
     Raises:
         ActError: as :func:`act.rank`; more or fewer abilities than profiles; profiles of different architectures, or
@@ -73,7 +102,7 @@ def measure(
     """
     if abilities and len(abilities) != len(profiles):
         raise ActError(f"{len(abilities)} abilities were named for {len(profiles)} profiles; name one for each")
-    texts: list[tuple[Any, Any]] = []
+    texts: list[object] = []
     result: list[Measured] = []
     for number, profile in enumerate(profiles):
         if not isinstance(profile, PairProfile):
@@ -108,17 +137,20 @@ def build(
     losses: Mapping[str, Callable[[nn.Module], float]] | None = None,
     seed: int = 0,
 ) -> Report:
-    """The report.
+    """Compute all figures of a report.
 
     Args:
         measured: from :func:`measure`.
-        top: share of the channels that counts as an ability's set, where one is needed.
-        sets: other channel sets by name, such as those of a weight difference, to compare with each ability's.
-        model, losses: for necessity: a model of the profiles (the donor has the abilities) and losses by name; each
-            set is ablated, and a random one of its size.
+        top: the share that :func:`measure` was given.
+        sets: other channel sets by name, such as those with the largest weight difference, to compare with each
+            ability's.
+        model: for necessity: a model of the profiles, such as the donor, which has the abilities.
+        losses: for necessity: what to measure ``model`` by, by name. The set of every profile is ablated, and a random
+            set of the same size.
+        seed: of the random set.
 
     Raises:
-        ActError: sets of another architecture; profiles of different abilities of which no two are of the same models.
+        ActError: sets of another architecture; two abilities that were never measured on the same models.
     """
     shares = sorted({*OVERLAP_SHARES, top})
     curves = {one.name: concentration(one.score) for one in measured}
@@ -131,7 +163,7 @@ def build(
         index.append(channels.index)
     population = int((~measured[0].score.isnan()).sum())
     matrix = [[overlap(one, other, max(population, len(one), len(other))).jaccard for other in index] for one in index]
-    data = {
+    data: ReportData = {
         "score": measured[0].top.rule.score,
         "normalize": measured[0].top.rule.normalize,
         "top": top,
@@ -148,20 +180,11 @@ def build(
 
 
 def place_of(site: Site) -> str:
-    """The layer of a site, or that it lies outside the stack."""
+    """The decoder layer of a site, as a phrase; ``outside`` for a site outside the stack."""
     return "outside" if site.layer is None else f"layer {site.layer}"
 
 
-def _concentration(one: Measured, curve: Concentration) -> dict[str, Any]:
-    space = one.top.space
-    groups = {"kinds": lambda site: site.kind, "layers": place_of}
-    shares = {name: shares_by(one.score, space, key) for name, key in groups.items()}
-    for name, key in groups.items():
-        for site, rows in space.split(one.top.index):
-            cell = shares[name][key(site)]
-            cell["chosen"] = cell.get("chosen", 0) + len(rows) / len(one.top)
-        for cell in shares[name].values():
-            cell.setdefault("chosen", 0.0)
+def _concentration(one: Measured, curve: Concentration) -> ConcentrationRow:
     return {
         "profile": one.name,
         "ability": one.ability,
@@ -169,13 +192,27 @@ def _concentration(one: Measured, curve: Concentration) -> dict[str, Any]:
         "unmeasured": one.top.rule.unmeasured,
         "gini": curve.gini,
         "above_tenth": curve.above_tenth,
-        **shares,
+        "kinds": _shares(one, lambda site: site.kind),
+        "layers": _shares(one, place_of),
     }
 
 
-def _overlaps(measured: Sequence[Measured], shares: Sequence[float]) -> list[dict[str, Any]]:
-    """Stability within abilities (whatever their models: other seeds), disentanglement between them (same models)."""
-    rows, compared = [], set()
+def _shares(one: Measured, group_of: Callable[[Site], str]) -> dict[str, GroupShares]:
+    """What each group of sites holds."""
+    chosen: Counter[str] = Counter()
+    for site, rows in one.top.space.split(one.top.index):
+        chosen[group_of(site)] += len(rows)
+    return {
+        group: {"channels": held["channels"], "score": held["score"], "chosen": chosen[group] / len(one.top)}
+        for group, held in shares_by(one.score, one.top.space, group_of).items()
+    }
+
+
+def _overlaps(measured: Sequence[Measured], shares: Sequence[float]) -> list[OverlapRow]:
+    """Stability between profiles of one ability, whichever their models (such as other seeds), and disentanglement
+    between abilities, measured on the same models only."""
+    rows: list[OverlapRow] = []
+    compared: set[frozenset[str]] = set()
     for one, other in itertools.combinations(measured, 2):
         if one.ability != other.ability:
             try:
@@ -183,20 +220,18 @@ def _overlaps(measured: Sequence[Measured], shares: Sequence[float]) -> list[dic
             except ActError:
                 continue
             compared.add(frozenset((one.ability, other.ability)))
-        relation = "stability" if one.ability == other.ability else "disentanglement"
+        relation: Relation = "stability" if one.ability == other.ability else "disentanglement"
         pair = {one.name: one.score, other.name: other.score}
-        rows += [
-            {"relation": relation, "share": share, "first": a, "second": b, **_renamed(found)}
-            for share, a, b, found in overlaps(pair, shares)
-        ]
+        rows += [overlap_row(relation, *found) for found in overlaps(pair, shares)]
     for one, other in itertools.combinations(measured, 2):
         if one.ability != other.ability and frozenset((one.ability, other.ability)) not in compared:
-            require_same_models(one.profile, other.profile)  # says which models were mixed
+            require_same_models(one.profile, other.profile)  # raises: says which models differ
     return rows
 
 
-def _with_sets(measured: Sequence[Measured], sets: Mapping[str, ChannelSet]) -> list[dict[str, Any]]:
-    rows = []
+def _with_sets(measured: Sequence[Measured], sets: Mapping[str, ChannelSet]) -> list[OverlapRow]:
+    """Each other set against as many top channels of each profile."""
+    rows: list[OverlapRow] = []
     for one in measured:
         for name, channels in sets.items():
             if not len(channels):
@@ -204,20 +239,18 @@ def _with_sets(measured: Sequence[Measured], sets: Mapping[str, ChannelSet]) -> 
             population = int((~one.score.isnan()).sum())
             top = top_channels(one.score, len(channels) / population) if len(channels) < population else one.top.index
             found = overlap(top, channels.index, max(population, len(channels)))
-            rows.append(
-                {"relation": "set", "share": found.one / population, "first": one.name, "second": name}
-                | _renamed(found)
-            )
+            rows.append(overlap_row("set", found.one / population, one.name, name, found))
     return rows
 
 
 def _necessity(
     measured: Sequence[Measured], model: nn.Module, losses: Mapping[str, Callable[[nn.Module], float]], seed: int
-) -> list[dict[str, Any]]:
+) -> list[NecessityRow]:
+    """The losses with each set ablated; the last row of each loss is a random set, the control."""
     first = measured[0]
     random = rank(first.profile, "random", count=len(first.top), seed=seed, include=first.top.rule.include,
                   exclude=first.top.rule.exclude)  # fmt: skip
-    rows = []
+    rows: list[NecessityRow] = []
     for name, loss in losses.items():
         by_profile = [necessity(model, {one.name: one.top}, one.profile, loss) for one in measured] + [
             necessity(model, {"random": random}, first.profile, loss)
@@ -228,8 +261,3 @@ def _necessity(
             channels = len(random) if ablated == "random" else len(first.top)
             rows.append({"ablated": ablated, "channels": channels, "text": name, "whole": whole, "loss": value})
     return rows
-
-
-def _renamed(found: Any) -> dict[str, Any]:
-    fields = asdict(found)
-    return {"first_size": fields.pop("one"), "second_size": fields.pop("other"), **fields}

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from act.core.files import written_whole
 from act.ranking.analysis import Concentration
 from act.ranking.channel_set import ChannelSet
+from act.report.data import SufficiencyRow
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
-def share_by_layer(channels: ChannelSet) -> tuple[list[str], list[str], np.ndarray]:
-    """Row names (layers), column names (module kinds), and the chosen share of each ``[rows, columns]``.
+def share_by_layer(channels: ChannelSet) -> tuple[list[str], list[str], NDArray[np.float64]]:
+    """Row names (layers), column names (module kinds), and the chosen share of the channels ``[rows, columns]``.
 
-    Sites outside the decoder stack come first (embeddings) or last (final norm, LM head). NaN marks a pair
-    that does not exist; a module kind that a layer has several times, such as its norms, is one cell.
+    Sites outside the decoder stack are the first row (embeddings) or the last (final norm, LM head). NaN marks a pair
+    that does not exist. A module kind that a layer has several times, such as its norms, is one cell.
     """
     chosen = {site.name: len(rows) for site, rows in channels.space.split(channels.index)}
     first_layer = min((site.offset for site in channels.space if site.layer is not None), default=0)
@@ -44,13 +49,13 @@ def share_by_layer(channels: ChannelSet) -> tuple[list[str], list[str], np.ndarr
 
 
 def draw_channel_map(channels: ChannelSet, path: Path, title: str, *, force: bool = False) -> None:
-    """Save a layer x module map of the chosen share as PNG; raises ActError if ``path`` exists and force is False."""
+    """Save :func:`share_by_layer` as a PNG map; raises ActError if ``path`` exists and ``force`` is False."""
     with written_whole(path, force=force) as temporary:
         draw_map(*share_by_layer(channels), temporary, title)
 
 
-def draw_map(rows: list[str], columns: list[str], share: np.ndarray, path: Path, title: str) -> None:
-    """A heat map of shares with a number in every cell, as PNG; NaN stays empty."""
+def draw_map(rows: list[str], columns: list[str], share: NDArray[np.float64], path: Path, title: str) -> None:
+    """Save a heat map of shares as PNG, with a number in every cell; NaN cells stay empty."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.6 + 0.75 * len(columns), 1.5 + 0.42 * len(rows)), layout="constrained")
@@ -65,7 +70,7 @@ def draw_map(rows: list[str], columns: list[str], share: np.ndarray, path: Path,
 
 
 def draw_overlaps(names: list[str], matrix: Sequence[Sequence[float]], path: Path, title: str) -> None:
-    """The Jaccard overlap of every two sets, in per cent, as PNG."""
+    """Save the Jaccard overlap of every two sets, in per cent, as PNG."""
     from matplotlib.figure import Figure
 
     values = 100 * np.array(matrix)
@@ -83,9 +88,10 @@ def draw_overlaps(names: list[str], matrix: Sequence[Sequence[float]], path: Pat
 
 
 def draw_curves(
-    curves: Mapping[str, Concentration], sufficiency: Sequence[Mapping[str, Any]], path: Path, score: str
+    curves: Mapping[str, Concentration], sufficiency: Sequence[SufficiencyRow], path: Path, score: str
 ) -> None:
-    """Left the share of channels above each score, right the share of all score that the top channels hold; PNG."""
+    """Save two panels as PNG: the share of the channels above each score, and the share of the total score that the top
+    channels hold."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4.2), layout="constrained")
@@ -118,8 +124,8 @@ def draw_curves(
     figure.savefig(path, format="png", dpi=150)
 
 
-def _label_cells(axes: Any, values: np.ndarray) -> None:
-    """A number in every cell that has one, readable on its colour, where there is room for them."""
+def _label_cells(axes: Axes, values: NDArray[np.float64]) -> None:
+    """Write the number into every cell that has one, readable on its colour, unless there are too many cells."""
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     if values.size > 400:
@@ -132,7 +138,7 @@ def _label_cells(axes: Any, values: np.ndarray) -> None:
 
 
 def _short(name: str) -> str:
-    """The end of a long name, such as a path's."""
+    """The last part of a path, or the end of a long name."""
     name = name.rpartition("/")[2]
     return name if len(name) <= 24 else f"…{name[-23:]}"
 

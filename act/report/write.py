@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from act.core.files import written_whole
 from act.report.build import Report
+from act.report.data import ReportData
 from act.report.pictures import draw_curves, draw_map, draw_overlaps, share_by_layer
 
 
 def write(report: Report, folder: Path, *, force: bool = False) -> list[str]:
-    """Write everything or nothing; the names of the files. Raises ActError if ``folder`` exists and force is False."""
+    """Write a report as a new folder, whole or not at all, and return the names of its files.
+
+    Raises:
+        ActError: ``folder`` exists and ``force`` is False.
+    """
     data = report.data
     with written_whole(folder, force=force, directory=True) as temporary:
         (temporary / "report.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -34,17 +39,18 @@ def write(report: Report, folder: Path, *, force: bool = False) -> list[str]:
         return sorted(path.name for path in temporary.iterdir())
 
 
-def _score_name(data: dict[str, Any]) -> str:
+def _score_name(data: ReportData) -> str:
     return data["score"] if data["normalize"] == "none" else f"{data['score']}, normalised by {data['normalize']}"
 
 
-def _tables(report: Report) -> dict[str, list[dict[str, Any]]]:
+def _tables(report: Report) -> dict[str, Sequence[Mapping[str, object]]]:
+    """The rows of each CSV file, by name."""
     data = report.data
     shares = [
         {"profile": one["profile"], "by": by, "group": group, **cell}
         for one in data["concentration"]
-        for by in ("kinds", "layers")
-        for group, cell in one[by].items()
+        for by, groups in (("kinds", one["kinds"]), ("layers", one["layers"]))
+        for group, cell in groups.items()
     ]
     curves = [
         {"profile": name, "threshold": threshold, "share_above": above}
@@ -52,12 +58,14 @@ def _tables(report: Report) -> dict[str, list[dict[str, Any]]]:
         for threshold, above in zip(curve.thresholds, curve.above, strict=True)
     ]
     summary = [
-        {key: one[key] for key in ("profile", "ability", "channels", "gini", "above_tenth")}
+        {key: value for key, value in one.items() if key in ("profile", "ability", "channels", "gini", "above_tenth")}
         for one in data["concentration"]
     ]
     return {
         "concentration": summary,
         "shares": shares,
         "ccdf": curves,
-        **{name: data[name] for name in ("overlaps", "sufficiency", "necessity")},
+        "overlaps": data["overlaps"],
+        "sufficiency": data["sufficiency"],
+        "necessity": data["necessity"],
     }

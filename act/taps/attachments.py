@@ -11,7 +11,7 @@ from torch import nn
 
 
 class Attachments:
-    """All that was put on a model; :meth:`remove` takes it away again.
+    """Everything that was put on a model; :meth:`remove` takes it away again.
 
     Attributes:
         modules: the modules of the model, by name.
@@ -31,7 +31,7 @@ class Attachments:
         self._undo.callback(self.modules[name].register_forward_pre_hook(hook).remove)
 
     def replace(self, name: str, forward: Callable[..., Any]) -> None:
-        """Let a module run ``forward(original forward, *its arguments)``."""
+        """Make a module run ``forward(original_forward, *arguments)`` instead of its own forward."""
         module = self.modules[name]
         before = {key: module.__dict__[key] for key in ("forward",) if key in module.__dict__}
         module.forward = partial(forward, module.forward)
@@ -43,7 +43,7 @@ class Attachments:
         self._undo.callback(callback)
 
     def remove(self) -> None:
-        """Give the model back as it was; calling it again does nothing."""
+        """Restore the model; calling it again does nothing."""
         self._undo.close()
 
 
@@ -59,5 +59,5 @@ class Mechanism(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget what a forward that did not finish has left behind."""
+        """Forget whatever an unfinished forward has left behind."""
         ...

@@ -1,4 +1,4 @@
-"""Attention: the projections wait for their rotary embedding, whose kernel measures them."""
+"""Attention: the projections are held until their rotary embedding, whose kernel measures them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Attentions:
 
     Args:
         projections: attention module -> its projections that read the same input.
-        measurement: the sites of the model.
+        measurement: the sites of the model that are measured.
     """
 
     def __init__(self, projections: Mapping[str, tuple[str, ...]], measurement: Measurement) -> None:
@@ -43,14 +43,14 @@ class Attentions:
         return taken
 
     def reset(self) -> None:
-        """Hold nothing."""
+        """Drop all held projections."""
         self._held.clear()
 
     def _hold(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
         self._held[name] = output
 
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Read the projections that no rotary embedding took along."""
+        """Read the projections that no rotary embedding has measured."""
         for name, held in self._held.items():
             self._measurement.read(name, held)
         self._held.clear()
@@ -103,7 +103,7 @@ class Attentions:
         return None
 
     def _rest_of(self, spans: list[tuple[str, slice]]) -> list[tuple[str, slice]]:
-        """The columns of held projections that the spans leave over."""
+        """The columns of held projections that no span covers."""
         rest = []
         for name, output in self._held.items():
             start = 0

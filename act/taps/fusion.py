@@ -1,8 +1,8 @@
 """Which parts of a model can run through fused kernels: recognised by what they compute, not by their names.
 
-A short probe forward records what flows between linears, norms and residual sums. A part is fused only where the fused
-op reproduces the part's output, to float32's rounding plus one unit in the last place of the dtype. Everything else
-runs as it is, and its sites are read one by one.
+A short probe forward records the tensors that flow between linears, norms and residual sums. A part is fused
+only where the fused op reproduces the part's output, to float32's rounding plus one unit in the last place of the
+dtype. Everything else runs unchanged, and its sites are read one by one.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Fusion:
 def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
     """The :class:`Fusion` of a model on its device, found by one forward over a few tokens.
 
-    Empty, so that the model runs as it is, where it cannot be probed with ``input_ids`` alone or is in a dtype that no
-    kernel takes.
+    It is empty, so that the model runs unchanged, if the model cannot be probed with ``input_ids`` alone or is in a
+    dtype that no kernel takes.
     """
     modules = dict(model.named_modules())
     recording = probe(model, {site.name for site in space})
@@ -112,7 +112,7 @@ def _gated_mlp(module: nn.Module, recording: Recording, name: str, linears: list
     if len(linears) not in (2, 3) or name not in recording.holders or not _untouched(module):
         return None
     if any(_hooked(part) for path, part in module.named_modules(prefix=name) if path != name and path not in linears):
-        return None  # an activation module would not be called
+        return None  # the fused kernel would not call a hooked activation module
     if any(isinstance(child, nn.Dropout) and child.p > 0 for child in module.modules()):
         return None
     whole = recording.holders[name]
@@ -143,7 +143,7 @@ def _candidates(readers: list[str], down: str) -> Iterator[GatedMlp]:
 def _wide_trial(
     module: nn.Module, name: str, linears: list[str], x: torch.Tensor, readers: list[str]
 ) -> dict[str, Call]:
-    """The calls in an MLP for inputs that spread its gates widely: small values cannot tell two GELUs apart."""
+    """The calls in an MLP for inputs that spread its gates widely, since small values cannot tell two GELUs apart."""
     parts = {linear: module.get_submodule(linear[len(name) + 1 :]) for linear in linears}
     with torch.no_grad():
         reach = max(parts[reader](x).float().std() for reader in readers).clamp(min=1e-6)
@@ -167,7 +167,7 @@ def _product(mlp: GatedMlp, trial: dict[str, Call]) -> torch.Tensor:
 
 
 def halves(gate: torch.Tensor, up: torch.Tensor, fused: bool, gate_first: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gate and up as they are, or as the halves of one projection along its last dimension."""
+    """Gate and up, which are the halves of one projection along its last dimension if ``fused``."""
     if not fused:
         return gate, up
     first, second = gate.chunk(2, dim=-1)

@@ -27,7 +27,7 @@ class GatedMlps:
         self._fusing: tuple[str, ...] = ()
 
     def attach(self, attachments: Attachments) -> set[str]:
-        """Replace the forwards of MLPs; hook the gates and ups that ride along, for calls that cannot be fused."""
+        """Replace the forwards of MLPs; hook the gates and ups that ride along, in case a call cannot be fused."""
         for name, mlp in self._mlps.items():
             attachments.replace(name, partial(self._forward, mlp))
         riding = {name for mlp in self._mlps.values() for name in (mlp.gate, mlp.up)} & self._measurement.riding
@@ -36,7 +36,7 @@ class GatedMlps:
         return riding
 
     def reset(self) -> None:
-        """Fuse nothing until the next MLP runs."""
+        """Fuse no gate or up until the next MLP runs."""
         self._fusing = ()
 
     def _read_unfused(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:

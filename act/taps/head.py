@@ -1,4 +1,4 @@
-"""The LM head: where a forward runs for its statistics, the head sees counted tokens only, or does not run."""
+"""The LM head: in a forward that runs only for its statistics, the head sees counted tokens only, or does not run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from act.models.embeddings import lm_head
 from act.taps.attachments import Attachments
 from act.taps.measurement import Measurement, as_rows
 
-HEAD_CHUNK_BYTES = 32 << 20  # output of the LM head that exists at a time
+HEAD_CHUNK_BYTES = 32 << 20  # output of the LM head that exists at one time
 
 
 class Head:
@@ -26,7 +26,7 @@ class Head:
         self._ends_here = False
 
     def attach(self, attachments: Attachments) -> set[str]:
-        """Step in before the head; in a whole forward it is read by a hook, like any other site."""
+        """Hook the input of the head; in a whole forward its output is read by a hook, like that of any other site."""
         if self._name is not None:
             attachments.before(self._name, self._before)
         return set()
@@ -37,7 +37,7 @@ class Head:
 
     @contextlib.contextmanager
     def ends_forward(self) -> Iterator[None]:
-        """The forward within ends at the head, which is given the counted rows, in chunks, if it is to be measured."""
+        """End forwards at the head over the block; a head that is measured is given the counted rows, in chunks."""
         self._ends_here = True
         try:
             yield

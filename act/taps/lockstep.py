@@ -44,7 +44,7 @@ class Lockstep:
         if both is not None:
             raise ActError(
                 f"donor and target are one model, or share the module {both!r}, whose tokens would count twice; "
-                "load the donor and the target as two models, or profile one model by act.profile"
+                "load the donor and the target as two models, or profile one model with act.profile"
             )
         for one, other in zip(donor.parameters(), target.parameters(), strict=False):
             if one.dtype != other.dtype:
@@ -65,7 +65,7 @@ class Lockstep:
 
     @property
     def paths(self) -> dict[str, str]:
-        """The op by which each site was last read; fused kernels only compute in a pair run."""
+        """The op by which each site was last read: in a pair run, fused kernels compute but do not measure."""
         return dict.fromkeys(self._taps["donor"].paths, "pair_moments")
 
     def remove(self) -> None:
@@ -79,7 +79,7 @@ class Lockstep:
         Raises:
             ActError: the models do not reach the same sites in the same order.
         """
-        from greenlet import GreenletExit, getcurrent, greenlet  # single models run where it is not installed
+        from greenlet import GreenletExit, getcurrent, greenlet  # optional: runs of single models do not need it
 
         self._waiting = None
         parent = getcurrent()
@@ -88,7 +88,7 @@ class Lockstep:
             self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask), parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
-            # Whoever finishes returns here; the other may have the rest of its forward to do.
+            # The model that finishes first returns here; the other may still have to finish its forward.
             for side in ("donor", "target"):
                 while not self._greenlets[side].dead:
                     self._greenlets[side].switch()
@@ -124,7 +124,7 @@ class Lockstep:
 def lockstep(
     donor: nn.Module, target: nn.Module, moments: Moments, *, fused: bool = True, exclude: Iterable[str] = ()
 ) -> Iterator[Lockstep]:
-    """A :class:`Lockstep` over the block; both models are restored when it ends, also by an exception."""
+    """A :class:`Lockstep` over the block; both models are restored when it ends, even by an exception."""
     run = Lockstep(donor, target, moments, fused=fused, exclude=exclude)
     try:
         yield run

@@ -1,4 +1,4 @@
-"""What the mechanisms of one model share: the sites to measure, the tokens that count, and where outputs go."""
+"""What the mechanisms of one model share: the sites to measure, the tokens that count, where outputs go."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Measurement:
         return self._count_mask.shape
 
     def mask(self, device: torch.device, heads: int = 1) -> torch.Tensor | None:
-        """The count mask as rows on a device, repeated per head; None where it is known that all rows count."""
+        """The count mask as rows on a device, repeated per head; None if all rows are known to count."""
         key = (device, heads)
         if key not in self._masks:
             assert self._count_mask is not None
@@ -52,7 +52,7 @@ class Measurement:
         return self._masks[key]
 
     def read(self, name: str, output: torch.Tensor) -> None:
-        """Feed the output of a module to the sink, unless it is no site to measure."""
+        """Feed the output of a module to the sink, if it is a site to measure."""
         site = self.sites.get(name)
         if site is not None:
             rows, heads = as_rows(output.detach(), self.tokens, site)

@@ -1,16 +1,16 @@
-"""A short forward that records what flows between the parts of a model."""
+"""A short forward that records which tensors flow between the parts of a model."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from act.models.modes import evaluating
 from act.models.placement import input_device
 from act.models.rotary import RotaryFunction, rotary_functions
 from act_kernels.ops import FLOAT_DTYPES
@@ -38,13 +38,13 @@ class Recording:
     sums: dict[str, str] = field(default_factory=dict)
     """Site -> the site that reads its output, or the sum of its output and another tensor."""
     counts: Counter[str] = field(default_factory=Counter)
-    """How often each was called: modules used again in one forward are not fused with their neighbours."""
+    """How often each was called: modules that run more than once per forward are not fused with their neighbours."""
     rotated: set[str] = field(default_factory=set)
     """Linears whose output goes into a rotary embedding as it is."""
 
 
 class TracedOutput(torch.Tensor):
-    """A site's output that notes the sum it goes into; the result of any operation is a plain tensor."""
+    """A site's output that notes which sum it goes into; the result of any operation is a plain tensor."""
 
     origin: str
     added: dict[int, tuple[str, torch.Tensor]]
@@ -112,7 +112,7 @@ def probe(model: nn.Module, sites: set[str]) -> Recording | None:
                 stack.callback(handle.remove)
         for namespace, name in rotary_functions(model):
             stack.callback(RotaryFunction.add(namespace, name, note_rotary))
-        stack.enter_context(_eval_mode(model))
+        stack.enter_context(evaluating(model))
         stack.enter_context(torch.no_grad())
         try:
             ids = torch.arange(1, PROBE_TOKENS + 1, device=input_device(model))[None] % 8
@@ -120,18 +120,6 @@ def probe(model: nn.Module, sites: set[str]) -> Recording | None:
         except Exception:  # a model that needs other inputs may raise anything; it is not fused
             return None
     return recording
-
-
-@contextlib.contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off for the probe; afterwards every module has its own mode again."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def is_idle_dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

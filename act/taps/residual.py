@@ -1,4 +1,4 @@
-"""Residual sums and norms: a module's output waits for the sum that it goes into, which runs with the norm after it.
+"""Residual sums and norms: a module's output is held until the sum it goes into, which runs with the norm after it.
 
 One kernel adds, norms, and measures the output and the norm.
 """
@@ -83,7 +83,7 @@ class ResidualSums:
         self._ready: ReadyNorm | None = None
 
     def attach(self, attachments: Attachments) -> set[str]:
-        """Send outputs that go into sums on their way as :class:`PendingOutput`; replace the forwards of norms."""
+        """Turn outputs that go into sums into :class:`PendingOutput`; replace the forwards of norms."""
         for name in self._sums:
             attachments.after(name, partial(self._send, name))
         for name in self._norms:
@@ -91,14 +91,14 @@ class ResidualSums:
         return set(self._sums) | self._own_kernel
 
     def reset(self) -> None:
-        """Wait for nothing."""
+        """Drop the pending output and the norm computed with it."""
         self.pending = self._ready = None
 
     def settle(self) -> None:
-        """Read the output that is still pending by itself, and make sure that a fused norm was used.
+        """Read an output that is still pending by itself, and check that a fused norm was used.
 
         Raises:
-            ActError: the model did something else with the residual sum than in the probe.
+            ActError: the model used the residual sum in another way than in the probe.
         """
         pending, self.pending = self.pending, None
         if pending is not None and not pending.measured:
@@ -111,7 +111,7 @@ class ResidualSums:
             )
 
     def add(self, pending: PendingOutput, residual: torch.Tensor) -> torch.Tensor | None:
-        """``residual + pending`` with the norm that follows; None where the stock operators must do it."""
+        """``residual + pending``, computed with the norm that follows; None if the stock operators must do it."""
         name = self._sums[pending.origin]
         x = plain(pending)
         weight = self._modules[name].get_parameter("weight")

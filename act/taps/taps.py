@@ -1,4 +1,4 @@
-"""Taps: they feed the output of every site to the kernels while the model runs, and leave the model as it was.
+"""Taps: hooks that feed the output of every site to the kernels while the model runs, and are removed afterwards.
 
 Most sites ride along: gated MLPs, rotary embedding, and residual sums with their norms run through fused kernels that
 accumulate the statistics while they compute (:mod:`act.taps.fusion` says where; each mechanism has a file of its own).
@@ -37,7 +37,7 @@ def taps(
     Call ``start(count_mask)`` on the yielded :class:`MomentsTaps` before each forward. The model computes what it would
     compute without taps: bit for bit with ``fused=False``; else GELU and norms may differ by one unit in the last place
     (on CPUs with AVX2 or AVX-512, GELU and LayerNorm alone).
-    Modules are restored when the block ends, also by an exception.
+    Modules are restored when the block ends, even by an exception.
 
     Args:
         model: a model that is not compiled.
@@ -91,7 +91,7 @@ class Taps:
             raise
 
     def remove(self) -> None:
-        """Give the model back as it was; calling it again does nothing."""
+        """Restore the model; calling it again does nothing."""
         self._attachments.remove()
         self._reset()
 
@@ -101,7 +101,7 @@ class Taps:
         self._measurement.start(count_mask)
 
     def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
-        """Run the model for its statistics alone: its LM head sees counted rows only, in chunks, or does not run."""
+        """Run the model only for its statistics: its LM head sees counted rows only, in chunks, or does not run."""
         self.start(count_mask)
         with self._head.ends_forward():
             self._model(**inputs, use_cache=False)

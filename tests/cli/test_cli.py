@@ -455,7 +455,7 @@ def test_channels_with_nothing_for_them_are_said(folder, tmp_path):
     [
         (["rank", "{pair}", "--keep", "{pair}"], "the ability's own text"),
         (["rank", "{pair}", "--top", "5%", "--count", "3"], "one of top, count and mass"),
-        (["rank", "{pair}", "--count", "99999"], "99999 were asked for"),
+        (["rank", "{pair}", "--count", "99999"], "99999 were requested"),
         (["rank", "{pair}", "--granularity", "layer"], "granularity is 'layer'; expected one of"),
         (["rank", "{pair}", "--scope", "model"], "scope is 'model'; expected one of"),
         (["rank", "{pair}", "--score", "lape"], "at least one other ability"),

@@ -250,9 +250,9 @@ BAD = {
         [*donors_of(f, "one"), "--target", f / "target", "--device", "cpu"],
         "--device cpu has no effect on files; add --in-memory",
     ),
-    "configuration that is no JSON": lambda f, t: (
+    "configuration that is not JSON": lambda f, t: (
         [*donors_of(f, "one"), "--target", damaged(f, t, "config.json", "{oops")],
-        "config.json is no JSON",
+        "config.json is not JSON",
     ),
     "adapter": lambda f, t: (
         [*donors_of(f, "one"), "--target", adapter(f, t)],

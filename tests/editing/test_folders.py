@@ -166,9 +166,9 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("config.json", "{oops", "config.json is no JSON"),
+        ("config.json", "{oops", "config.json is not JSON"),
         ("config.json", "[]", "config.json holds list, expected a JSON object"),
-        ("model.safetensors.index.json", "", "index.json is no JSON"),
+        ("model.safetensors.index.json", "", "index.json is not JSON"),
         ("model.safetensors.index.json", "{}", "has no weight_map from tensors to files"),
         ("model.safetensors.index.json", '{"weight_map": {"a": 1}}', "has no weight_map from tensors to files"),
         (

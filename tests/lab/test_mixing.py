@@ -11,7 +11,7 @@ from act.editing.transfer import transfer
 from act.lab.evaluate import Exam, exact_match
 from act.lab.frontier import Point, area, best_keeping, frontier, relative
 from act.lab.language import NEW_SKILLS, examples
-from act.lab.mixing import dare, graft, interpolated, put, task_arithmetic, ties, weights
+from act.lab.mixing import dare, interpolated, put, task_arithmetic, ties, transferred, weights
 from act.lab.models import CHECKPOINTS, load
 from act.lab.train import tune
 from act.models.channels import ChannelSpace
@@ -33,17 +33,17 @@ def assert_same(one, other, **tolerance):
         torch.testing.assert_close(one[name], other[name], **tolerance)
 
 
-def test_a_graft_of_one_donor_is_a_transfer(models):
+def test_one_donor_and_strength_is_a_transfer(models):
     donor, target, _ = models
     space = ChannelSpace.from_model(target)
     index = torch.randperm(len(space), generator=torch.Generator().manual_seed(0))[:300]
     strength = torch.zeros(len(space))
     strength[index] = 0.4
-    grafted = graft(weights(target), [weights(donor)], [strength], space)
+    mixed = transferred(weights(target), [weights(donor)], [strength], space)
     patch = transfer(donor, target, ChannelSet(space, index, torch.zeros(300)), 0.4)
-    transferred = weights(target)
+    expected = weights(target)
     patch.revert(target)
-    assert_same(grafted, transferred, rtol=1e-5, atol=1e-7)
+    assert_same(mixed, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_donors_that_want_the_same_channels_are_averaged(models):
@@ -51,8 +51,8 @@ def test_donors_that_want_the_same_channels_are_averaged(models):
     space = ChannelSpace.from_model(target)
     everywhere, nowhere = torch.ones(len(space)), torch.zeros(len(space))
     mine, theirs = weights(target), weights(donor)
-    assert_same(graft(mine, [theirs, mine], [everywhere, everywhere], space), interpolated(mine, [theirs], 0.5))
-    assert_same(graft(mine, [theirs, mine], [everywhere, nowhere], space), theirs)
+    assert_same(transferred(mine, [theirs, mine], [everywhere, everywhere], space), interpolated(mine, [theirs], 0.5))
+    assert_same(transferred(mine, [theirs, mine], [everywhere, nowhere], space), theirs)
 
 
 def test_merges_of_one_specialist_give_it_back(models):

@@ -105,7 +105,7 @@ def test_channels_never_counted_are_never_chosen(models):
         assert kinds["head"][0] == kinds["gate"][0] == 0 and kinds["up"] == (96, 96)
         assert chosen.rule.unmeasured == {"gate": 96, "head": 300}
         assert chosen.rule.ranked == len(chosen) == len(pair.space) - 396
-    with pytest.raises(act.ActError, match="200 were asked for, but only 96 channels have a score"):
+    with pytest.raises(act.ActError, match="200 were requested, but only 96 channels have a score"):
         act.rank(pair, count=200, include=["gate", "up"])
     with pytest.raises(act.ActError, match="no channel has a score"):
         act.rank(pair, include=["head"])
@@ -212,7 +212,6 @@ def test_every_score_is_a_record_and_says_what_it_needs():
     assert tuple(SCORES) == get_args(ScoreName)
     assert score_names(lambda score: score.needs_models) == "weight-diff"
     assert score_names(lambda score: not score.looks_at_activations) == "weight-diff or random"
-    assert {name for name, score in SCORES.items() if score.takes_single_profiles} == {"lape", "weight-diff", "random"}
     assert [SCORES["paired"].wrong_keep(given) for given in (True, False)] == [None, None]
 
 

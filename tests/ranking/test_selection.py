@@ -50,7 +50,7 @@ def test_mass_takes_the_fewest_that_hold_it():
 
 
 def test_more_than_there_is_is_refused():
-    with pytest.raises(ActError, match="3 were asked for, but only 2 channels have a score"):
+    with pytest.raises(ActError, match="3 were requested, but only 2 channels have a score"):
         Amount(count=3).of(torch.tensor([1.0, math.nan, 2]).double(), None, "channels")
 
 
