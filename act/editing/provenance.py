@@ -14,7 +14,7 @@ class DonorUsed:
     """What a transfer took from one donor.
 
     Attributes:
-        name: the donor's; None where it is not known.
+        name: the donor's name; None if unknown.
         channels: how many channels were chosen.
         strength: one number, or one for each pattern of names.
         rule: what chose the channels, and for which models; see :attr:`act.ChannelSet.rule`.

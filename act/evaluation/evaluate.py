@@ -26,6 +26,7 @@ from act.evaluation.likelihoods import Progress, likelihoods
 from act.evaluation.significance import finite, mean_and_error, ratio_and_error, with_error
 from act.models.fingerprint import fingerprint
 from act.models.limits import default_token_budget
+from act.models.loading import name_of
 from act.models.modes import evaluating
 from act.models.placement import input_device
 
@@ -188,7 +189,7 @@ def evaluate(
     if outputs is not None:
         right = torch.tensor([one.solved_by(given, chosen) for one, given in zip(exercises, outputs, strict=True)])
     return Evaluation(
-        model=name or getattr(model, "name_or_path", "") or type(model).__name__,
+        model=name or name_of(model),
         model_fingerprint=fingerprint(model),
         corpus=corpus.name,
         corpus_fingerprint=corpus.source.fingerprint,

@@ -14,6 +14,7 @@ from torch import nn
 from act.core.errors import ActError, brief
 from act.core.extras import optional
 from act.evaluation.significance import finite, sign_flip
+from act.models.loading import name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,7 +124,7 @@ def run_tasks(
         )
     except Exception as error:  # data sets, templates and metrics may raise anything
         raise ActError(f"cannot run {', '.join(names)}: {brief(error)}") from error
-    name = name or getattr(model, "name_or_path", "") or type(model).__name__
+    name = name or name_of(model)
     return [
         TaskFigure(name, task, metric, float(value), _standard_error(values, key), _documents(found, task, key))
         for task, values in found["results"].items()

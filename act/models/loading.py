@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from act.core.errors import ActError, brief, require_choice
 from act.core.extras import optional
@@ -107,6 +108,11 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         raise ActError(f"cannot build a causal language model: {brief(error, 300)}") from error
     return model
+
+
+def name_of(model: nn.Module) -> str:
+    """The name that a model was loaded by, or else its class; an adapted model has the name of its base."""
+    return getattr(model, "name_or_path", "") or type(model).__name__
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
