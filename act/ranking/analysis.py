@@ -36,7 +36,7 @@ class Overlap:
         jaccard: channels in both, over channels in either.
         coefficient: channels in both, over the smaller set.
         jaccard_low, jaccard_high: 95 % interval of the Jaccard overlap, from Wilson's interval of ``coefficient``, as
-            if channels were chosen independently (those of one head or neuron are not, so it is too narrow).
+            if channels were chosen independently (those of one head or neuron are not, so it tends to be too narrow).
         chance: expected Jaccard overlap of random sets (at the expected number in both).
         chance_low, chance_high: the central 95 % of random sets, exact (hypergeometric).
         p_value: probability that random sets share at least as many channels.
