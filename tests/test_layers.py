@@ -47,11 +47,24 @@ def test_a_package_imports_only_those_before_it(package):
     assert not upward
 
 
+@pytest.mark.parametrize("package", TOP)
+def test_what_stands_on_top_is_imported_by_the_command_line_alone(package):
+    allowed = {"cli": TOP, "report": (), "lab": ("report",), "recipes": ("report",)}[package]
+    across = [
+        f"{path.relative_to(ACT.parent)}:{line} imports {name}"
+        for path in FILES
+        if path.parent.name == package
+        for line, name in imported(path)
+        if name not in (*ORDER, package, *allowed)
+    ]
+    assert not across
+
+
 def test_no_package_is_named_like_a_public_verb():
     assert not {path.parent.name for path in ACT.glob("*/__init__.py")} & set(VERBS)
 
 
-@pytest.mark.parametrize("package", ORDER)
+@pytest.mark.parametrize("package", [*ORDER, *TOP])
 def test_every_package_says_what_it_is_for_and_what_may_not_enter(package):
     docstring = ast.get_docstring(ast.parse((ACT / package / "__init__.py").read_text(encoding="utf-8")))
     assert docstring and len(docstring.splitlines()) == 3

@@ -1,4 +1,7 @@
-"""The command ``act-profile``: one file per subcommand, imported when it is asked for."""
+"""The command ``act-profile``: one file per subcommand, imported when it is asked for.
+
+Options, tables and sentences for people; what a command does belongs in the packages below.
+"""
 
 from __future__ import annotations
 

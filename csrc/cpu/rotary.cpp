@@ -98,10 +98,10 @@ static void turn_row(const Rotary& op, const T* x, int64_t row, T* out, int64_t 
 }
 
 template <class T>
-using Turn = void (*)(const Rotary&, const T* x, int64_t row, T* out, int64_t channels);
+using RotateRow = void (*)(const Rotary&, const T* x, int64_t row, T* out, int64_t channels);
 
 template <class T>
-static Turn<T> turn_by(const Rotary& op, const Rotary::Heads& heads) {
+static RotateRow<T> turn_by(const Rotary& op, const Rotary::Heads& heads) {
     const int64_t vectors = (op.interleaved ? op.turned : op.turned / 2) * int64_t(sizeof(T));
     const bool whole_lines = (vectors | op.width * int64_t(sizeof(T))) % LINE == 0;
     if (whole_lines && worth_streaming<T>(heads.out, heads.x.rows, heads.x.columns))
