@@ -71,7 +71,7 @@ def test_concentration_of_known_shapes():
     assert line.gini == pytest.approx(1 / 3, abs=1e-3) and line.above_tenth == pytest.approx(0.9)
     for threshold, above in zip(line.thresholds, line.above, strict=True):
         assert above == pytest.approx(sum(value > threshold for value in range(1, 1001)) / 1000)
-    with pytest.raises(ActError, match="a contrast has none"):
+    with pytest.raises(ActError, match="use a plain score instead of a contrast"):
         concentration(torch.tensor([1.0, -1.0]).double())
 
 
