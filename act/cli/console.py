@@ -24,8 +24,9 @@ _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
 def quiet_transformers() -> None:
     """Silence transformers, so that stderr shows only our messages and progress bar."""
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
+    logging: Any = transformers_logging  # untyped
     logging.set_verbosity_error()
     logging.disable_progress_bar()
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def command(
@@ -58,7 +61,7 @@ def command(
     tokenizer = load_tokenizer(model)
     text = Corpus.from_file(corpus, tokenizer, max_length=max_length)
     kept = Corpus.from_file(replay, tokenizer, max_length=max_length) if replay else None
-    loaded = load_model(model, dtype="auto", device=device)
+    loaded: nn.Module = load_model(model, dtype="auto", device=device)
     stored = next(loaded.parameters()).dtype
     loaded = loaded.float() if stored.is_floating_point and mode != "rows" else loaded
     checkpoints = output.absolute().parent / f".{output.name}.tuning"

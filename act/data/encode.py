@@ -140,7 +140,8 @@ class Encoder:
         if not texts:
             return []
         options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
-        return self.tokenizer(texts, **options)["input_ids"]
+        ids: list[list[int]] = self.tokenizer(texts, **options)["input_ids"]
+        return ids
 
     @cached_property
     def lead(self) -> list[int]:

@@ -264,7 +264,8 @@ def _text(line: str) -> Record:
 
 def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
     try:
-        return parse(raw.decode())
+        record: Record = parse(raw.decode())
+        return record
     except UnicodeDecodeError as error:
         return ActError(f"not UTF-8 ({error}); convert the file")
     except (json.JSONDecodeError, RecursionError) as error:
@@ -347,7 +348,7 @@ def _hash_and_size(path: Path) -> tuple[bytes, int | None]:
     return digest.digest(), None
 
 
-def _at(file: Any, start: int) -> bytes:
+def _at(file: BinaryIO, start: int) -> bytes:
     file.seek(start)
     return file.read(SAMPLE_BYTES)
 
@@ -357,6 +358,7 @@ def _parquet_rows(path: Path) -> int | None:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.read_metadata(path).num_rows
+        rows: int = pyarrow.parquet.read_metadata(path).num_rows
+        return rows
     except (OSError, pyarrow.ArrowException):
         return None  # reading the file reports the error, or skips it

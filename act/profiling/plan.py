@@ -160,7 +160,8 @@ def _attention(config: Any) -> int | None:
         return None
     kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
     layers = sum(kind not in LAYERS_WITHOUT_ATTENTION for kind in kinds)
-    return layers * heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return layers * int(heads) * size
 
 
 def _share(name: str, parameter: torch.Tensor, config: Any) -> float:
@@ -178,7 +179,7 @@ def _share(name: str, parameter: torch.Tensor, config: Any) -> float:
             f"{name} belongs to experts, but the configuration does not say how many there are and how many a token "
             "is sent to"
         )
-    return chosen / of
+    return float(chosen / of)
 
 
 LAYERS_WITHOUT_ATTENTION = ("linear_attention", "mamba", "conv", "moe", "mlp")
@@ -350,17 +351,18 @@ def measure(
     """
     from transformers import AutoModelForCausalLM
 
+    loader: Any = AutoModelForCausalLM
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = text.num_hidden_layers
     with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(config)
+        whole = loader.from_config(config)
     size = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
     depths = [layers] if size <= WHOLE_BYTES or layers <= 2 else [1, 2]
     found = []
     for depth in depths:
         try:
             with torch.device(device):
-                model = AutoModelForCausalLM.from_config(_shallow(config, depth)).eval()
+                model = loader.from_config(_shallow(config, depth)).eval()
             found.append(_measured(model, device, seconds / len(depths), exclude, fused))
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ActError(

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,9 @@ from act.core.errors import ActError, brief
 from act.data.records import Shard
 from act.data.stream import Skipped, nothing_counted, require_few
 from act.profiling.run import Run, Seen
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 T = TypeVar("T")
 
@@ -43,7 +46,7 @@ class Ranks:
     rank: int
     size: int
     device: str
-    store: dist.Store
+    store: Store
 
     @property
     def leads(self) -> bool:
@@ -63,7 +66,7 @@ class Ranks:
 
     def agreed(self, value: T) -> T:
         """The first rank's value, on every rank."""
-        box: list[Any] = [value]
+        box: list[T] = [value]
         with self._together():
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]
@@ -160,6 +163,8 @@ def joined() -> Iterator[Ranks | None]:
     if size == 1 or "RANK" not in os.environ:
         yield None
         return
+    from torch.distributed.rendezvous import rendezvous
+
     device = "cpu"
     if torch.cuda.is_available():
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -167,7 +172,7 @@ def joined() -> Iterator[Ranks | None]:
         device = f"cuda:{local}"
     backend = "cpu:gloo,cuda:nccl" if device != "cpu" else "gloo"
     try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=MEETING))
+        store, rank, size = next(rendezvous("env://", timeout=MEETING))
         store = _met(store, rank, size)
         dist.init_process_group(backend, timeout=MEETING, store=store, rank=rank, world_size=size)
         dist.distributed_c10d._set_pg_timeout(PATIENCE)
@@ -188,25 +193,27 @@ def joined() -> Iterator[Ranks | None]:
         dist.destroy_process_group()
 
 
-def _met(store: dist.Store, rank: int, size: int) -> dist.Store:
+def _met(store: Store, rank: int, size: int) -> Store:
     """A part of the store that is used only by the processes of this start of the ranks.
 
     ``torchrun`` keeps one store over restarts (``--max-restarts``) and counts the restarts of each machine separately.
     So every rank draws a random name, and continues once the first rank has listed that name among those it has met.
     Entries that an earlier start left in the store cannot be mistaken for an answer.
     """
+    from torch.distributed.distributed_c10d import PrefixStore
+
     mine = uuid.uuid4().hex
     if rank == 0:
         store.set("leader", mine)
         met = [store.get(f"{mine}/{other}").decode() for other in range(1, size)]
         store.set(f"{mine}/met", " ".join(met))
-        return dist.PrefixStore(mine, store)
+        return PrefixStore(mine, store)
     deadline = time.monotonic() + MEETING.total_seconds()
     while time.monotonic() < deadline:
         leader = store.get("leader").decode()
         store.set(f"{leader}/{rank}", mine)
         if store.check([f"{leader}/met"]) and mine in store.get(f"{leader}/met").decode().split():
-            return dist.PrefixStore(leader, store)
+            return PrefixStore(leader, store)
         time.sleep(0.05)
     raise RuntimeError(f"rank 0 did not start within {MEETING.total_seconds() / 60:.0f} minutes")
 

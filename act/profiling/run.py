@@ -53,7 +53,11 @@ class Tapped(Protocol):
     """One tapped model (:class:`act.taps.taps.Taps`), or two in lockstep (:class:`act.taps.lockstep.Lockstep`)."""
 
     moments: Moments
-    paths: dict[str, str]
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """How each site is read, by its name."""
+        ...
 
     def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
         """Run the model on a batch and accumulate its statistics."""

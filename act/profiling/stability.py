@@ -242,8 +242,8 @@ def _lost(means: torch.Tensor, errors: torch.Tensor, inside: torch.Tensor, place
     normal = torch.randn(draws, 1, generator=generator, dtype=torch.float64)
     weights = (weights / (1 - part + math.sqrt(part) * normal).clamp_min(0.1) ** 1.5).to(errors)
     lost = []
-    for part in torch.split(weights, max(1, WORK // len(means))):
-        scores = (means + part @ errors).abs()
+    for some in torch.split(weights, max(1, WORK // len(means))):
+        scores = (means + some @ errors).abs()
         least = scores.kthvalue(len(means) - places + 1, dim=1, keepdim=True).values
         lost.append((inside & (scores < least)).sum(1))
     return torch.cat(lost).double().cpu()
