@@ -64,7 +64,7 @@ class Patch:
         return sum(change.before.numel() for change in self.changes)
 
     def __repr__(self) -> str:
-        return f"Patch({self._size()}, from {self._donors()} to {self.provenance.target})"
+        return f"<Patch: {self._size()}, from {self._donors()} to {self.provenance.target}>"
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows: one row per donor."""

@@ -41,7 +41,7 @@ class Comparison:
 
     >>> before, after = (act.evaluate(target, corpus, "nll", name=name) for name in ("before", "after"))
     >>> act.compare(before, after)
-    Comparison(after against before on records: NLL +0.000 ± 0.000 per token (p = 1))
+    <Comparison of after with before on records: NLL +0.000 ± 0.000 per token (p = 1)>
     """
 
     before: str
@@ -70,7 +70,7 @@ class Comparison:
         }
 
     def __repr__(self) -> str:
-        return f"Comparison({self.after} against {self.before} on {self.corpus}: {', '.join(self._figures())})"
+        return f"<Comparison of {self.after} with {self.before} on {self.corpus}: {', '.join(self._figures())}>"
 
     def _repr_html_(self) -> str:
         after, before, corpus = map(html.escape, (self.after, self.before, self.corpus))

@@ -65,7 +65,7 @@ class Evaluation:
         cut: how many answers reached the limit of new tokens.
 
     >>> act.evaluate(model, corpus, "nll", name="tiny")
-    Evaluation(tiny on records: 12 records, NLL ... ± ... per token)
+    <Evaluation of tiny on records: 12 records, NLL ... ± ... per token>
     """
 
     model: str
@@ -112,7 +112,7 @@ class Evaluation:
         return cls(**{**data, "nll": nll, "tokens": tokens, "right": right})
 
     def __repr__(self) -> str:
-        return f"Evaluation({self.model} on {self.corpus}: {', '.join(self._figures())})"
+        return f"<Evaluation of {self.model} on {self.corpus}: {', '.join(self._figures())}>"
 
     def _repr_html_(self) -> str:
         figures = "".join(f"<li>{figure}</li>" for figure in self._figures())

@@ -45,7 +45,7 @@ class Sweep:
 
     >>> from act.evaluation.sweep import Setting, Sweep
     >>> Sweep((Setting(0, 0, 0, {"right": 0.1}), Setting(0.05, 1, 229, {"right": 0.4})))
-    Sweep(2 settings, 1 on the frontier; top 0.05 at strength 1 gives right 0.4)
+    <Sweep: 2 settings, 1 on the frontier; top 0.05 at strength 1 gives right 0.4>
     """
 
     rows: tuple[Setting, ...]
@@ -61,8 +61,8 @@ class Sweep:
         best = self.frontier[-1]
         figures = ", ".join(f"{name} {value:.3g}" for name, value in best.figures.items())
         return (
-            f"Sweep({len(self.rows)} settings, {len(self.frontier)} on the frontier; "
-            f"top {best.top:g} at strength {best.strength:g} gives {figures})"
+            f"<Sweep: {len(self.rows)} settings, {len(self.frontier)} on the frontier; "
+            f"top {best.top:g} at strength {best.strength:g} gives {figures}>"
         )
 
     def _repr_html_(self) -> str:

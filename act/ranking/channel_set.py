@@ -55,7 +55,7 @@ class ChannelSet:
     >>> space = act.ChannelSpace.from_model(model)
     >>> first = space.site("model.layers.0.mlp.down_proj").offset
     >>> act.ChannelSet(space, torch.tensor([first, first + 2]), torch.tensor([3.0, 1.0]))  # doctest: +ELLIPSIS
-    ChannelSet(2 of ... channels by custom: down 2)
+    <ChannelSet: 2 of ... channels by custom: down 2>
 
     Raises:
         ActError: indices outside the space, or repeated; both rows and input columns of one linear.
@@ -95,7 +95,7 @@ class ChannelSet:
         most = [(kind, chosen) for kind, (chosen, _) in self.by_kind().items() if chosen]
         most.sort(key=lambda one: -one[1])
         kinds = ", ".join([f"{kind} {chosen:,}" for kind, chosen in most[:3]] + ["…"] * (len(most) > 3))
-        return f"ChannelSet({len(self):,} of {len(self.space):,} channels by {self.rule}{kinds and f': {kinds}'})"
+        return f"<ChannelSet: {len(self):,} of {len(self.space):,} channels by {self.rule}{kinds and f': {kinds}'}>"
 
     def _repr_html_(self) -> str:
         """The table that a notebook shows: chosen channels by module kind."""

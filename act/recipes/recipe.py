@@ -16,14 +16,13 @@ from act.core.errors import ActError
 from act.core.files import MANIFEST, require_output, written_whole
 from act.core.versions import versions
 from act.editing.model_card import write_card
-from act.editing.provenance import TransferProvenance
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.models.loading import load_tokenizer, token_difference
 from act.recipes.cache import SCHEMA, Cache
 from act.recipes.reading import read_recipe
 from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Tuning
-from act.recipes.stages import Moved, Say, Stages
+from act.recipes.stages import Say, Stages
 from act.recipes.variants import compared, result
 
 __all__ = ["Donor", "Evaluating", "Parameters", "Recipe", "Report", "Run", "Tuning", "read_recipe", "run"]
@@ -189,17 +188,20 @@ class Run:
             )
 
     def _report(self) -> Report:
-        moved: Moved = self.stages.moved(result(self.recipe))
+        moved = self.stages.moved(result(self.recipe))
         figures = [self.stages.evaluate(variant) for variant in compared(self.recipe)]
-        header = moved["header"]
         return {
             "output": str(self.output),
             "key": self.key,
             "donors": [
-                {"donor": donor["donor"], "channels": donor["channels"], "strength": donor["strength"]}
-                for donor in header["grafts"]
+                {"donor": donor.name, "channels": donor.channels, "strength": donor.strength}
+                for donor in moved.provenance.donors
             ],
-            "moved": {"values": moved["values"], "parameters": moved["parameters"], "notes": header["notes"]},
+            "moved": {
+                "values": moved.values,
+                "parameters": moved.parameters,
+                "notes": list(moved.provenance.notes),
+            },
             "results": [one.summary() for found in figures for one in found],
             "comparisons": [
                 compare(before, after).summary()
@@ -226,7 +228,7 @@ class Run:
         write_card(
             folder,
             recipe.base_model,
-            TransferProvenance.from_json(self.stages.moved(result(recipe))["header"]),
+            self.stages.moved(result(recipe)).provenance,
             command="act-profile recipe",
             afterwards=tuned or "",
         )

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from act.data.corpus import Corpus
 from act.data.encode import Count
 from act.editing.donor import Donor as TransferDonor
 from act.editing.interpolation import interpolate
+from act.editing.provenance import TransferProvenance
 from act.editing.transfer import transfer_many
 from act.editing.tune import save_tuned, tune
 from act.evaluation.evaluate import Evaluation, evaluate
@@ -37,12 +38,12 @@ Say = Callable[[str], None]
 """Called with what is being done, one line per step."""
 
 
-class Moved(TypedDict):
-    """What a transfer changed: values, parameters, and the header of its patch."""
+class Moved(NamedTuple):
+    """What a transfer changed: values, parameters, and where they came from."""
 
     values: int
     parameters: int
-    header: dict[str, Any]
+    provenance: TransferProvenance
 
 
 class Stages:
@@ -102,7 +103,7 @@ class Stages:
         elif variant.origin == "transfer":
             patch = transfer_many([self._given(donor, variant) for donor in recipe.models], target, recipe.overlap)
             header = {key: value for key, value in patch.provenance.to_json().items() if key != "parameters"}
-            moved: Moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
+            moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
             with written_whole(self._cache.moved(variant), force=True) as temporary:
                 temporary.write_text(json.dumps(moved), encoding="utf-8")
         save_tuned(target, self._tokenizer, path)
@@ -110,8 +111,8 @@ class Stages:
 
     def moved(self, variant: Variant) -> Moved:
         """What the transfer of a variant changed."""
-        found: Moved = json.loads(self._cache.moved(variant).read_text(encoding="utf-8"))
-        return found
+        found = json.loads(self._cache.moved(variant).read_text(encoding="utf-8"))
+        return Moved(found["values"], found["parameters"], TransferProvenance.from_json(found["header"]))
 
     def tune(self, variant: Variant) -> Path:
         """The model folder of a variant after the tune, if the recipe has one."""

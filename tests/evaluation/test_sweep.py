@@ -57,7 +57,7 @@ def test_the_frontier_leaves_out_what_is_beaten():
     ]
     found = Sweep(tuple(rows))
     assert [row.channels for row in found.frontier] == [0, 1, 4, 3]
-    assert repr(found) == "Sweep(5 settings, 4 on the frontier; top 0.3 at strength 1 gives a 9, b 0)"
+    assert repr(found) == "<Sweep: 5 settings, 4 on the frontier; top 0.3 at strength 1 gives a 9, b 0>"
     assert found._repr_html_().count("<tr>") == 6 and found._repr_html_().count("<td>*</td>") == 4
 
 

@@ -72,12 +72,12 @@ def test_a_rule_that_is_none_is_refused(tmp_path):
 
 
 def test_a_set_is_shown_in_one_line():
-    assert repr(small()) == "ChannelSet(3 of 12 channels by custom: head 2, <up> 1)"
+    assert repr(small()) == "<ChannelSet: 3 of 12 channels by custom: head 2, <up> 1>"
     assert str(RULE) == (
         "paired, top 5%, normalized by std, in each layer, by neuron and head, contrasted with what to keep"
     )
     empty = ChannelSet(SPACE, torch.empty(0, dtype=torch.int64), torch.empty(0))
-    assert repr(empty) == "ChannelSet(0 of 12 channels by custom)" and "0 of 12" in empty._repr_html_()
+    assert repr(empty) == "<ChannelSet: 0 of 12 channels by custom>" and "0 of 12" in empty._repr_html_()
 
 
 def test_a_set_is_shown_as_a_table_in_a_notebook():
