@@ -42,7 +42,7 @@ class Stage(TypedDict):
 class DonorReport(TypedDict):
     """What was taken from a donor: how many channels, and the strength, or one per pattern."""
 
-    donor: str
+    donor: str | None
     channels: int
     strength: float | dict[str, float]
 
