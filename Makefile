@@ -10,7 +10,7 @@ style:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	MYPYPATH=tests $(PYTHON) -m mypy --follow-imports silent benchmarks/*.py experiments/*.py
+	MYPYPATH=tests $(PYTHON) -m mypy --follow-imports silent --no-warn-return-any benchmarks/*.py experiments/*.py
 
 bench:
 	for op in column_moments pair_moments blend_rows gated_mlp rotary add_norm; do \

@@ -83,7 +83,7 @@ def on_device(
 
     def by_host(call: Call) -> float:
         flush.zero_()
-        wait = torch.cuda.synchronize if on_gpu else lambda: None
+        wait: Call = torch.cuda.synchronize if on_gpu else lambda: None
         wait()
         return seconds_of(lambda: (call(), wait()))
 

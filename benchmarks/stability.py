@@ -81,6 +81,7 @@ def measure(name: str, made: Any, criterion: Criterion, orders: int) -> dict[str
         stopped = Job(models, corpus, observers=[observer], look_ahead=min(look_ahead([corpus]), len(records) // 64))
         start = time.perf_counter()
         profile = run_job(stopped)
+        assert isinstance(profile, act.Profile)  # of one corpus without labels
         certificate = profile.provenance.corpora[0].extra["stable"]
         share = certificate["corpus_share"] if certificate else 1.0
         runs.append(

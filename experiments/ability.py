@@ -30,7 +30,7 @@ from measure import options, record, write_json
 from page import tables
 from parts import analyse, merge, recover
 
-from act.lab import regimes
+from act.lab import regimes, train
 from act.lab.frontier import Point
 from act.lab.models import tiny_llama
 from act.lab.tokenizer import build_tokenizer
@@ -51,7 +51,7 @@ SETTINGS: dict[str, Any] = {
     "tune_steps": [10, 40],
     "tune_rates": [5e-4, 2e-3],
     "tune_starts": [0.95, 0.85, 0.7],
-    "base_steps": regimes.BASE_STEPS,
+    "base_steps": train.BASE_STEPS,
     "sibling_steps": regimes.SIBLING_STEPS,
 }
 QUICK = {
