@@ -30,4 +30,15 @@ def require_choice(what: str, given: object, choices: Iterable[str]) -> None:
     """Raise :class:`ActError`, which lists the ``choices``, unless ``given`` is one of them."""
     known = tuple(choices)
     if given not in known:
-        raise ActError(f"{what} is {given!r}; expected one of {', '.join(known)}")
+        raise ActError(f"{what} is {given!r}; {one_of(known)}")
+
+
+def one_of(choices: Iterable[str]) -> str:
+    """The end of an error message that lists what was expected."""
+    return f"expected one of {', '.join(choices)}"
+
+
+def require_type(what: str, given: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raise :class:`ActError` unless ``given`` is of a ``kind``; ``expected`` describes it and says where to get it."""
+    if not isinstance(given, kind):
+        raise ActError(f"{what} is of type {type(given).__name__}; expected {expected}")

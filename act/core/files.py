@@ -27,7 +27,9 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
     """
     require_not_input(path, inputs)
     if path.exists() and not force:
-        raise ActError(f"{path} exists already; pass --force to replace it, or choose another output")
+        raise ActError(
+            f"{path} exists already; pass --force (force=True in Python) to replace it, or choose another output"
+        )
     _require_own(path)
     if not path.absolute().parent.is_dir():
         raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from torch import nn
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, require_choice, require_type
 from act.data.batching import Sequence, pieces
 from act.data.encode import AnswerTurns, Count, Encoded, Encoder
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
@@ -332,3 +332,8 @@ class Corpus:
             f"the record has {len(result.input_ids)} tokens and the limit is {self.max_length}; "
             "raise the maximum length (--max-length) or shorten the record"
         )
+
+
+def require_corpus(what: str, given: object) -> None:
+    """Raise :class:`ActError` unless ``given`` is one corpus; ``what`` names it in the message."""
+    require_type(what, given, Corpus, "an act.Corpus; make one with from_file or from_records")

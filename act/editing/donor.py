@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_type
 from act.editing.provenance import DonorUsed
-from act.editing.rows import Tokens, Weights
+from act.editing.rows import MODEL_OR_WEIGHTS, Tokens, Weights
 from act.editing.stored import StoredModel
 from act.models.fingerprint import fingerprint
 from act.models.placement import require_in_memory
@@ -61,6 +61,8 @@ class Donor:
     token_difference: str | None = None
 
     def __post_init__(self) -> None:
+        require_type("the donor", self.model, (nn.Module, Mapping, str, Path), f"{MODEL_OR_WEIGHTS}, or a folder")
+        require_type("the channel set", self.channels, ChannelSet, "an act.ChannelSet; read a file with its load")
         if isinstance(self.strength, Mapping) and not self.strength:
             raise ActError("strength is {}; expected a number, or at least one pattern with its strength")
         for value in self.strength.values() if isinstance(self.strength, Mapping) else [self.strength]:
@@ -114,7 +116,11 @@ class Donor:
 
 def require_strength(strength: float) -> None:
     """Raise :class:`ActError` unless ``strength`` is a finite number of at least 0."""
-    if not (math.isfinite(strength) and strength >= 0):
+    try:
+        usable = math.isfinite(strength) and strength >= 0
+    except TypeError as error:
+        raise ActError(f"strength is {strength!r}; expected a number, such as 0.4") from error
+    if not usable:
         raise ActError(f"strength is {strength}; expected 0 (change nothing) or more, 1 copies the donor's rows")
 
 
@@ -122,8 +128,9 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     """The parameters of a model by name, or the mapping as it is.
 
     Raises:
-        ActError: the model is quantised, or not all in memory.
+        ActError: neither a model nor a mapping; the model is quantised, or not all in memory.
     """
+    require_type(f"the {side}", model, (nn.Module, Mapping), MODEL_OR_WEIGHTS)
     if not isinstance(model, nn.Module):
         return model
     if getattr(model, "is_quantized", False) or hasattr(model, "hf_quantizer"):

@@ -33,6 +33,8 @@ from act.ranking.channel_set import ChannelSet, ChosenRows
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
 
+__all__ = ["merge", "register"]
+
 NAME = "act"
 _NAME_MODELS: dict[str, tuple[str, ...]] = {  # mergekit's keys that name a model, with the values that do not
     **dict.fromkeys(("model", "base_model", "path", "lora"), ()),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -11,10 +11,10 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, require_choice, require_type
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.editing.provenance import TransferProvenance
-from act.editing.rows import Weights, by_parameter
+from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_parameter
 from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
 
@@ -48,11 +48,6 @@ class Patch:
     >>> patch = act.transfer(donor, target, channels)
     >>> patch.revert(target)  # the bytes from before
     >>> patch.apply(target)
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     patch.save(f"{folder}/ability.safetensors")
-    ...     same = act.Patch.load(f"{folder}/ability.safetensors")
-    >>> same.revert(target)
     """
 
     def __init__(self, changes: Sequence[ChangedRows], provenance: TransferProvenance) -> None:
@@ -100,6 +95,11 @@ class Patch:
 
         Raises:
             ActError: the model's fingerprint is not the one before the transfer, or rows differ; nothing is written.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=10)
+        >>> patch = act.transfer(donor, target, channels)
+        >>> patch.revert(target)
+        >>> patch.apply(target)  # the target again holds what was transferred
         """
         self._write(model, forward=True)
 
@@ -109,10 +109,18 @@ class Patch:
         Raises:
             ActError: the model's fingerprint is not the one after the transfer, or rows no longer hold what the
                 transfer wrote; nothing is written then.
+
+        >>> before = target.lm_head.weight.clone()
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=10, include="head")
+        >>> patch = act.transfer(donor, target, channels)
+        >>> patch.revert(target)
+        >>> torch.equal(target.lm_head.weight, before)
+        True
         """
         self._write(model, forward=False)
 
     def _write(self, model: nn.Module | Weights, forward: bool) -> None:
+        require_type("the model", model, (nn.Module, Mapping), MODEL_OR_WEIGHTS)
         weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
         for change in self.changes:
             found = change.parameter.matrix(weights) if change.parameter.name in weights else None
@@ -136,7 +144,14 @@ class Patch:
             view[change.rows.to(view.device)] = (change.after if forward else change.before).to(view.device)
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the patch; raises ActError if ``path`` exists and ``force`` is False, or the disk is full."""
+        """Write the patch to a safetensors file.
+
+        Raises:
+            ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=10)
+        >>> act.transfer(donor, target, channels).save("ability.safetensors")
+        """
         tensors = {}
         for number, change in enumerate(self.changes):
             for name in ("rows", "before", "after"):
@@ -150,7 +165,15 @@ class Patch:
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
-        """Read a patch; raises ActError if the file is missing, damaged or of another schema version."""
+        """Read a patch.
+
+        Raises:
+            ActError: the file is missing, damaged or of another schema version.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=10)
+        >>> act.transfer(donor, target, channels).save("ability.safetensors")
+        >>> act.Patch.load("ability.safetensors").revert(target)
+        """
         tensors, header = load_tensors(Path(path), SCHEMA)
         with understood(Path(path)):
             changes = [
@@ -200,6 +223,8 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
     require_choice("conflict", conflict, get_args(Conflict))
     if not patches:
         raise ActError("no patch was given; expected at least one")
+    for patch in patches:
+        require_type("a patch", patch, Patch, "an act.Patch; read a file with its load")
     before = {patch.provenance.before for patch in patches}
     if len(before) > 1:
         raise ActError("the patches were made on different models; make each on the model it is to be applied to")

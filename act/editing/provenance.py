@@ -68,7 +68,7 @@ class TransferProvenance:
         """Plain data; :meth:`from_json` reads it back."""
         composed = {"conflict": self.conflict, "conflicts": dict(self.conflicts)}
         return {
-            "grafts": [donor.to_json() for donor in self.donors],
+            "grafts": [donor.to_json() for donor in self.donors],  # the name is kept so that older patches load
             **(composed if self.conflict else {"overlap": self.overlap}),
             "notes": list(self.notes),
             "before": self.before,

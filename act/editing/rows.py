@@ -15,6 +15,7 @@ from act.ranking.channel_set import ChosenRows
 from act_kernels import blend_rows
 
 Weights = Mapping[str, torch.Tensor]
+MODEL_OR_WEIGHTS = "a PyTorch model, as from_pretrained returns, or its parameters by name"  # for messages
 Tokens = tuple[torch.Tensor, torch.Tensor]
 """``(donor_ids, target_ids)`` of the tokens that two vocabularies share, both int64 ``[K]``."""
 Overlap = Literal["sum", "mean", "first", "stronger"]

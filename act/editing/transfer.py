@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from act.core.errors import require_type
 from act.editing.donor import Donor, weights_of
 from act.editing.patch import ChangedRows, Patch
 from act.editing.rows import Overlap, Tokens, Weights
@@ -68,6 +69,8 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
     >>> patch = act.transfer_many(donors, target, overlap="mean")
     >>> patch.revert(target)
     """
+    for each in donors:
+        require_type("a donor", each, Donor, "an act.Donor, which names a model, its channels and a strength")
     weights = weights_of(target, "target")
     plan = TransferPlan.make(donors, weights, overlap)
     diagonals = {name: Diagonal.of(parameter) for name, parameter in weights.items()}

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
 from act.core.files import written_whole
-from act.data.corpus import Corpus
+from act.data.corpus import Corpus, require_corpus
 from act.data.pieces import Piece, pieces
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
 from act.editing.trainer import train, usable_checkpoint
 from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
+from act.models.loading import require_model
 from act.ranking.channel_set import ChannelSet
 
 if TYPE_CHECKING:
@@ -101,7 +102,11 @@ class Tuned:
     loss: float
 
     def summary(self) -> dict[str, int | float]:
-        """The figures, as plain data."""
+        """The figures, as plain data.
+
+        >>> act.tune(model, corpus, act.TuneSettings(steps=1, batch_size=4)).summary()["records"]
+        4
+        """
         return {name: value for name, value in vars(self).items() if name != "model"}
 
 
@@ -135,7 +140,16 @@ def tune(
     >>> tuned.model is model
     True
     """
-    settings = settings or TuneSettings()
+    settings = TuneSettings() if settings is None else settings
+    require_model("the model", model)
+    require_corpus("the corpus", corpus)
+    require_type("settings", settings, TuneSettings, "an act.TuneSettings")
+    if replay is not None:
+        require_corpus("the replay corpus", replay)
+    if channels is not None:
+        require_type(
+            "the channel set", channels, (ChannelSet, Patch), "an act.ChannelSet or act.Patch; read it with load"
+        )
     optional("accelerate", "tune", "act-profile tune")
     _require_trainable(model, settings.mode, keep_adapter)
     if settings.mode == "rows" and channels is None:

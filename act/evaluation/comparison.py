@@ -8,7 +8,7 @@ from typing import TypedDict
 
 import torch
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_type
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.significance import Difference, finite, mcnemar, sign_flip, with_error
 
@@ -53,7 +53,12 @@ class Comparison:
     lost: int = 0
 
     def summary(self) -> ComparisonSummary:
-        """The figures as plain data."""
+        """The figures as plain data.
+
+        >>> same = act.evaluate(target, corpus, "nll", name="target")
+        >>> act.compare(same, same).summary()["nll_per_token_difference"]
+        0.0
+        """
         nll, match = self.nll, self.match
         return {
             "before": self.before,
@@ -101,6 +106,8 @@ def compare(before: Evaluation, after: Evaluation) -> Comparison:
     >>> change.match is None and 0 < change.nll.p <= 1
     True
     """
+    for side, given in (("before", before), ("after", after)):
+        require_type(side, given, Evaluation, "an act.Evaluation, as act.evaluate returns")
     if (before.corpus_fingerprint, len(before.nll)) != (after.corpus_fingerprint, len(after.nll)):
         raise ActError(f"cannot compare figures of {before.corpus} with those of {after.corpus}: give the same records")
     if before.metric != after.metric:

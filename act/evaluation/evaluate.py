@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, require_choice
-from act.data.corpus import Corpus
+from act.data.corpus import Corpus, require_corpus
 from act.evaluation.exercises import (
     Exercise,
     Metric,
@@ -26,7 +26,7 @@ from act.evaluation.likelihoods import Progress, likelihoods
 from act.evaluation.significance import finite, mean_and_error, ratio_and_error, with_error
 from act.models.fingerprint import fingerprint
 from act.models.limits import default_token_budget
-from act.models.loading import name_of
+from act.models.loading import name_of, require_model
 from act.models.modes import evaluating
 from act.models.placement import input_device
 
@@ -80,7 +80,12 @@ class Evaluation:
     cut: int = 0
 
     def summary(self) -> Summary:
-        """The figures as plain data."""
+        """The figures as plain data.
+
+        >>> figures = act.evaluate(model, corpus, "nll", name="mine").summary()
+        >>> figures["model"], figures["records"], figures["match"]
+        ('mine', 12, None)
+        """
         per_token, per_record = ratio_and_error(self.nll, self.tokens), mean_and_error(self.nll)
         match = (None, None) if self.right is None else mean_and_error(self.right.double())
         return {
@@ -100,7 +105,12 @@ class Evaluation:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """The figures of every record as plain data; :meth:`from_json` reads it back."""
+        """The figures of every record as plain data; :meth:`from_json` reads it back.
+
+        >>> result = act.evaluate(model, corpus, "nll")
+        >>> act.Evaluation.from_json(result.to_json()).summary() == result.summary()
+        True
+        """
         right = None if self.right is None else self.right.tolist()
         return {**vars(self), "nll": self.nll.tolist(), "tokens": self.tokens.tolist(), "right": right}
 
@@ -157,6 +167,8 @@ def evaluate(
     >>> result.summary()["model"], result.right
     ('mine', None)
     """
+    require_model("the model", model)
+    require_corpus("the corpus", corpus)
     require_choice("metric", metric, get_args(Metric))
     if max_new_tokens is not None and max_new_tokens < 1:
         raise ActError(f"max new tokens is {max_new_tokens}; expected at least 1")

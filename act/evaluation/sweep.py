@@ -14,7 +14,9 @@ from act.core.errors import ActError
 from act.editing.donor import require_strength
 from act.editing.transfer import transfer
 from act.evaluation.frontier import frontier
+from act.models.loading import require_model
 from act.ranking.activations import Ability
+from act.ranking.eligible import names_in
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.rank import rank
@@ -24,7 +26,12 @@ from act.ranking.selection import Scope, parse_top
 
 @dataclass(frozen=True)
 class Setting:
-    """One point of a sweep: how much was transferred, and the figures of the result; in each, more is better."""
+    """One point of a sweep: how much was transferred, and the figures of the result; in each, more is better.
+
+    >>> from act.evaluation.sweep import Setting
+    >>> Setting(0.05, 1.0, 229, {"right": 0.4}).to_json()
+    {'top': 0.05, 'strength': 1.0, 'channels': 229, 'right': 0.4}
+    """
 
     top: float
     strength: float
@@ -52,7 +59,13 @@ class Sweep:
 
     @property
     def frontier(self) -> list[Setting]:
-        """The settings that no other beats, in ascending order of the first figure."""
+        """The settings that no other beats, in ascending order of the first figure.
+
+        >>> from act.evaluation.sweep import Setting, Sweep
+        >>> found = Sweep((Setting(0, 0, 0, {"right": 0.1}), Setting(0.05, 1, 229, {"right": 0.4})))
+        >>> [(best.top, best.strength) for best in found.frontier]
+        [(0.05, 1)]
+        """
         names = list(self.rows[0].figures)
         unbeaten = frontier([[row.figures[name] for name in names] for row in self.rows])
         return sorted((self.rows[place] for place in unbeaten), key=lambda row: row.figures[names[0]])
@@ -87,8 +100,8 @@ def sweep(
     normalize: Normalize = "none",
     scope: Scope = "global",
     granularity: Granularity | Sequence[Granularity] = "channel",
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     seed: int = 0,
     report: Callable[[Setting], None] = lambda setting: None,
 ) -> Sweep:
@@ -114,12 +127,16 @@ def sweep(
     >>> [(row.top, row.strength) for row in found.rows]
     [(0.0, 0.0), (0.05, 0.5), (0.05, 1.0)]
     """
-    shares, steps = sorted({parse_top(top) for top in tops}), sorted(set(strengths))
+    require_model("the donor", donor)
+    require_model("the target", target)
+    if not callable(evaluate):
+        raise ActError(f"evaluate is {evaluate!r}; expected a function that takes a model and returns figures by name")
+    shares, steps = sorted({parse_top(top) for top in tops}), set(strengths)
     for strength in steps:
         require_strength(strength)
     if not shares or not steps:
         raise ActError("a sweep needs at least one share of the channels and one strength")
-    include, exclude = list(include), list(exclude)
+    include, exclude = names_in(include), names_in(exclude)
     by_weights = isinstance(score, str) and score in SCORES and SCORES[score].needs_models
     sets = [  # all before the first evaluation, so that a mistake in the options shows at once
         rank(
@@ -141,7 +158,7 @@ def sweep(
     rows = [_setting(0.0, 0.0, 0, evaluate(target), None)]
     report(rows[0])
     for top, channels in zip(shares, sets, strict=True):
-        for strength in steps:
+        for strength in sorted(steps):
             patch = transfer(donor, target, channels, strength)
             try:
                 figures = evaluate(target)

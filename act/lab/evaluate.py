@@ -19,7 +19,7 @@ class Exam:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, str]], token_budget: int = 8192
+        self, tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, str]], token_budget: int | None = None
     ) -> None:
         if not records:
             raise ValueError("no records to evaluate")
@@ -35,7 +35,7 @@ def exact_match(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     records: Sequence[Mapping[str, str]],
-    token_budget: int = 8192,
+    token_budget: int | None = None,
 ) -> float:
     """The share of records that ``model`` solves; for several models, :class:`Exam` tokenises only once."""
     return Exam(tokenizer, records, token_budget)(model)

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from act.core.errors import ActError, brief, require_choice
+from act.core.errors import ActError, brief, require_choice, require_type
 from act.core.extras import optional
 
 if TYPE_CHECKING:
@@ -137,6 +137,11 @@ def require_same_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokeni
     difference = token_difference(donor, target)
     if difference:
         raise ActError(f"{difference}, so the models would read different texts; give two models with one vocabulary")
+
+
+def require_model(what: str, given: object) -> None:
+    """Raise :class:`ActError` unless ``given`` is a PyTorch model; ``what`` names it in the message."""
+    require_type(what, given, nn.Module, "a PyTorch model, as from_pretrained returns")
 
 
 def require_place(name: str, what: str) -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.data.corpus import Corpus
 from act.data.records import Shard
+from act.models.loading import require_model
 from act.profiles.profile import PairProfile, Profile
 from act.profiling.checkpoint import Checkpoint
 from act.profiling.job import Corpora, Job, JobOptions, Packing, TokenBudget
@@ -179,10 +180,7 @@ def profile_pair(
 
 def _require_arguments(models: Mapping[str, object], corpora: object) -> None:
     for side, model in models.items():
-        if not isinstance(model, nn.Module):
-            raise ActError(
-                f"the {side} is of type {type(model).__name__}; expected a PyTorch model, as from_pretrained returns"
-            )
+        require_model(f"the {side}", model)
     expected = "an act.Corpus (from_file, from_records), a dict of them by ability, or batches"
     if isinstance(corpora, (str, Path)):
         raise ActError(f"the corpus is a path, {corpora}; expected {expected}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_type
 from act.models.channels import ChannelSpace, common_space
 from act.models.fingerprint import fingerprint
 from act.profiles.profile import PairProfile, Profile, require_same_models
@@ -51,6 +51,12 @@ class Activations:
                 "use act-profile pair, which compares their tokens one by one"
             )
         return cls(donor.space, donor, statistics, None)
+
+
+def require_ability(what: str, given: object) -> None:
+    """Raise :class:`ActError` unless ``given`` is an :data:`Ability`; ``what`` names it in the message."""
+    for profile in given if isinstance(given, tuple) and len(given) == 2 else [given]:
+        require_type(what, profile, Profile, "a profile, as act.profile_pair or act.load returns, or two in a tuple")
 
 
 def sides(ability: Ability) -> tuple[Profile, ...]:

@@ -160,12 +160,12 @@ class Concentration:
 def concentration(score: torch.Tensor, points: int = 200) -> Concentration:
     """The concentration of the finite scores, none below 0; thresholds are spaced evenly in the logarithm.
 
+    Raises:
+        ActError: a score is below 0, as in a contrast, or none is above 0.
+
     >>> from act.ranking.analysis import concentration
     >>> concentration(torch.tensor([0.0, 0.0, 0.0, 4.0]).double()).gini
     0.75
-
-    Raises:
-        ActError: a score is below 0, as in a contrast, or none is above 0.
     """
     values = score[score.isfinite()].sort().values
     if not len(values) or values[0] < 0 or values[-1] == 0:
@@ -197,12 +197,12 @@ def shares_by(score: torch.Tensor, space: ChannelSpace, key: Callable[[Site], st
 def sufficiency(score: torch.Tensor, shares: Sequence[float]) -> list[float]:
     """Share of the sum of positive scores that the top channels hold, for each share of the channels.
 
+    Raises:
+        ActError: no score is above 0.
+
     >>> from act.ranking.analysis import sufficiency
     >>> sufficiency(torch.tensor([6.0, 2.0, 1.0, 1.0]).double(), [0.25, 0.5])
     [0.6, 0.8]
-
-    Raises:
-        ActError: no score is above 0.
     """
     values = score[score.isfinite()].clamp(min=0).sort(descending=True).values
     if not len(values) or values[0] == 0:

@@ -52,13 +52,13 @@ class ChannelSet:
         inputs: site name -> sorted distinct input columns of that linear, int64, in site order: those that read whole
             neurons (columns of ``down``) and heads (columns of ``o``); empty for a set of single channels.
 
-    >>> space = act.ChannelSpace.from_model(model)
-    >>> first = space.site("model.layers.0.mlp.down_proj").offset
-    >>> act.ChannelSet(space, torch.tensor([first, first + 2]), torch.tensor([3.0, 1.0]))  # doctest: +ELLIPSIS
-    <ChannelSet: 2 of ... channels by custom: down 2>
-
     Raises:
         ActError: indices outside the space, or repeated; both rows and input columns of one linear.
+
+    >>> space = act.ChannelSpace.from_model(model)
+    >>> first = space.site("model.layers.0.mlp.down_proj").offset
+    >>> act.ChannelSet(space, torch.tensor([first, first + 2]), torch.tensor([3.0, 1.0]))
+    <ChannelSet: 2 of ... channels by custom: down 2>
     """
 
     def __init__(
@@ -114,6 +114,11 @@ class ChannelSet:
 
         Raises:
             ActError: pandas is not installed.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=3)
+        >>> frame = channels.to_frame()
+        >>> len(frame), list(frame.columns)
+        (3, ['site', 'kind', 'layer', 'row', 'score'])
         """
         pandas = optional("pandas", "frame", "a table of channels")
         return pandas.DataFrame({**places(self.space, self.index), "score": self.scores.numpy()})
@@ -127,6 +132,10 @@ class ChannelSet:
         """The rows of every parameter that a transfer of the set touches; each parameter is named once.
 
         Channels give their rows (of weight and bias; columns of an embedding); :attr:`inputs` the columns of a weight.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=3, include="head")
+        >>> [(chosen.parameter.name, len(chosen.rows)) for chosen in channels.rows()]
+        [('lm_head.weight', 3)]
         """
         for site, rows in self.space.split(self.index):
             for parameter in site.parameters:
@@ -151,7 +160,12 @@ class ChannelSet:
         raise ActError(f"the neurons or heads that {reader} reads are not known in this channel space; rank again")
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
-        """How many channels were chosen, and how many there are, for every module kind in model order."""
+        """How many channels were chosen, and how many there are, for every module kind in model order.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=3, include="head")
+        >>> channels.by_kind()["head"], channels.by_kind()["q"]
+        ((3, 300), (0, 64))
+        """
         chosen: Counter[str] = Counter()
         for site, rows in self.space.split(self.index):
             chosen[site.kind] += len(rows)
@@ -161,14 +175,30 @@ class ChannelSet:
         return {kind: (chosen[kind], width) for kind, width in total.items()}
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
-        """Write the set; raises ActError if ``path`` exists and ``force`` is False, or the disk is full."""
+        """Write the set to a safetensors file.
+
+        Raises:
+            ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=3)
+        >>> channels.save("channels.safetensors")
+        """
         header = {"space": self.space.to_json(), "rule": self.rule.to_json()}
         columns = {_INPUTS + name: columns for name, columns in self.inputs.items()}
         save_tensors(Path(path), {"index": self.index, "scores": self.scores, **columns}, SCHEMA, header, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> ChannelSet:
-        """Read a set; raises ActError if the file is missing, damaged or of another schema version."""
+        """Read a set.
+
+        Raises:
+            ActError: the file is missing, damaged or of another schema version.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=3)
+        >>> channels.save("channels.safetensors")
+        >>> act.ChannelSet.load("channels.safetensors")
+        <ChannelSet: 3 of 940 channels by paired, count 3: ...>
+        """
         tensors, header = load_tensors(Path(path), SCHEMA)
         inputs = {name[len(_INPUTS) :]: columns for name, columns in tensors.items() if name.startswith(_INPUTS)}
         with understood(Path(path)):

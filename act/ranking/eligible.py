@@ -75,6 +75,11 @@ class Eligible:
                     )
 
 
+def names_in(given: str | Iterable[str]) -> list[str]:
+    """What ``include`` or ``exclude`` lists; a single string is one name."""
+    return [given] if isinstance(given, str) else list(given)
+
+
 def _covered(words: Iterable[str], space: ChannelSpace) -> set[str]:
     """The names of the sites whose kind is one of the words, or that match a word which is no kind, as a pattern."""
     kinds, found = {site.kind for site in space}, set()

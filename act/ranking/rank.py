@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from act.core.errors import ActError
 from act.models.channels import ChannelSpace
+from act.models.loading import require_model
 from act.profiles.profile import Profile
-from act.ranking.activations import Ability, corpus_names, counted, models_of, require_comparable, space_of
+from act.ranking.activations import (
+    Ability,
+    corpus_names,
+    counted,
+    models_of,
+    require_ability,
+    require_comparable,
+    space_of,
+)
 from act.ranking.channel_set import ChannelSet
-from act.ranking.eligible import Eligible
+from act.ranking.eligible import Eligible, names_in
 from act.ranking.granularity import Granularity, units_of
 from act.ranking.normalize import Normalize, normalized
 from act.ranking.rule import Rule
@@ -33,20 +43,13 @@ def rank(
     normalize: Normalize = "none",
     scope: Scope = "global",
     granularity: Granularity | Sequence[Granularity] = "channel",
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     seed: int = 0,
     donor: nn.Module | None = None,
     target: nn.Module | None = None,
 ) -> ChannelSet:
     """Score every channel, rank all channels of all modules together, and take the best.
-
-    >>> pair = act.profile_pair(donor, target, corpus)
-    >>> channels = act.rank(pair, "paired", top="5%", exclude=["head"])
-    >>> str(channels.rule)
-    'paired, top 5%'
-    >>> len(channels) == round(0.05 * channels.rule.ranked)
-    True
 
     Args:
         profile: a pair profile of the ability, or (donor, target) profiles of it; for ``lape``, ``weight-diff`` and
@@ -65,7 +68,7 @@ def rank(
         granularity: what is ranked as one unit: :func:`act.ranking.granularity.units_of`. A unit's score is the mean of
             its channels'; a unit with a channel that is not ranked is not ranked.
         include, exclude: module kinds (``q k v o gate up down norm embed head`` …) or patterns of site names
-            (``*.layers.1?.mlp.*``) to rank only, or not to rank.
+            (``*.layers.1?.mlp.*``) to rank only, or not to rank; one name, or several.
         seed: for the score ``random``.
         donor, target: the models, for ``weight-diff``.
 
@@ -79,12 +82,25 @@ def rank(
         ActError: an unknown score, kind or other name; an amount out of range, or more than there is; profiles of
             different models, texts or counted positions; a keep profile that is the ability's; models that are not the
             profile's; scores that are all 0; an excluded module whose columns belong to the units.
+
+    >>> pair = act.profile_pair(donor, target, corpus)
+    >>> channels = act.rank(pair, "paired", top="5%", exclude=["head"])
+    >>> str(channels.rule)
+    'paired, top 5%'
+    >>> len(channels) == round(0.05 * channels.rule.ranked)
+    True
     """
+    require_ability("the profile", profile)
+    for side, model in (("donor", donor), ("target", target)):
+        if model is not None:
+            require_model(f"the {side}", model)
     unstated = top is None and count is None and mass is None
     amount = parse_amount(DEFAULT_TOP if unstated else top, count, mass)
-    space, include, exclude = space_of(profile), list(include), list(exclude)
+    space, include, exclude = space_of(profile), names_in(include), names_in(exclude)
     record = _own(score, space) if isinstance(score, torch.Tensor) else score_named(score)
     kept = _listed(keep)
+    for ability in kept:
+        require_ability("keep", ability)
     if wrong := record.wrong_keep(bool(kept)):
         raise ActError(wrong)
     require_comparable(profile, kept)
@@ -138,7 +154,7 @@ def rank(
 def _listed(keep: Ability | Sequence[Ability] | None) -> list[Ability]:
     if keep is None:
         return []
-    if isinstance(keep, Profile):
+    if isinstance(keep, (Profile, str, Path)):
         return [keep]
     if isinstance(keep, tuple) and len(keep) == 2:
         one, two = keep

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import ValidationError
 
-from act.core.errors import ActError, brief
+from act.core.errors import ActError, brief, one_of
 from act.editing.donor import require_strength
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
@@ -111,7 +111,7 @@ def _mistake(error: ErrorDetails) -> str:
     if error["type"] == "extra_forbidden":
         keys = _keys(sections)
         near = difflib.get_close_matches(str(key), keys, 1)
-        advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(keys)}"
+        advice = f"did you mean {near[0]!r}?" if near else one_of(keys)
         return f"no key {key!r} here; {advice}"
     if error["type"] == "missing":
         return f"the key {key!r} is missing"

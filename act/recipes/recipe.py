@@ -77,6 +77,18 @@ def run(recipe: Recipe, *, force: bool = False, say: Say = lambda step: None) ->
     Raises:
         ActError: as :class:`Run` and its stages; the output exists, was not made by this recipe, and ``force`` is
             False.
+
+    >>> from pathlib import Path
+    >>> for name, one in {"donor": donor, "target": target}.items():
+    ...     one.save_pretrained(name)
+    ...     _ = tokenizer.save_pretrained(name)
+    >>> _ = Path("sums.jsonl").write_text('{"prompt": "What is 1 plus 1?", "completion": " 2"}\\n' * 4)
+    >>> lines = ["merge_method: act", "base_model: target", "output: out"]
+    >>> lines += ["models: [{model: donor, corpus: sums.jsonl}]"]
+    >>> _ = Path("recipe.yaml").write_text("\\n".join(lines))
+    >>> report = act.recipe.run(act.recipe.read_recipe("recipe.yaml"))
+    >>> report["output"], [donor["strength"] for donor in report["donors"]]
+    ('out', [0.4])
     """
     return Run(recipe, say).execute(force=force)
 
