@@ -10,13 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
-
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from act.data.corpus import Corpus
 
 _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
@@ -38,6 +36,9 @@ def print_json(result: dict[str, Any]) -> None:
 
 def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """Print a table to stdout; all columns but the first are right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
@@ -65,6 +66,8 @@ def places_of(corpora: list[str]) -> dict[str, str]:
 
 def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int, as_json: bool) -> None:
     """Print the first good records of each corpus, with counted tokens in green (in a file, in double brackets)."""
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True)
     skipped = 0
     shown: dict[str, list[Any]] = {}
@@ -99,6 +102,9 @@ def _print_runs(console: Console, runs: list[tuple[str, bool]]) -> None:
 @contextlib.contextmanager
 def counter(what: str) -> Iterator[Any]:
     """A progress callback ``(doing, done, total)`` that draws a bar on stderr if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(what)

@@ -10,11 +10,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from rich.table import Column
-
 from act.core.errors import ActError
 from act.profiling.observer import Observer
 
@@ -38,6 +33,11 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
     """
 
     def __init__(self, as_json: bool, until: UntilStable | None = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+        from rich.table import Column
+
         console = Console(stderr=True)
         whole = Column(no_wrap=True)  # on a narrow terminal, only the text column wraps
         columns = (

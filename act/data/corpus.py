@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import html
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -66,6 +67,11 @@ class Corpus:
         ability_column: str | None = None,
         name: str | None = None,
     ) -> None:
+        if isinstance(tokenizer, str | Path):
+            raise ActError(
+                f"the tokenizer is given by its name, {tokenizer}; expected a tokenizer, such as "
+                "AutoTokenizer.from_pretrained gives"
+            )
         require_choice("count", count, get_args(Count))
         if max_length is not None and max_length < 2:
             raise ActError(f"max length is {max_length}; expected at least 2 tokens")
@@ -91,7 +97,13 @@ class Corpus:
         ability_column: str | None = None,
         name: str | None = None,
     ) -> Corpus:
-        """A corpus from a file, folder, glob or hub id (see :func:`act.data.records.open_source`)."""
+        """A corpus from a file, folder, glob or hub id (see :func:`act.data.records.open_source`).
+
+        >>> from pathlib import Path
+        >>> written = Path("german.jsonl").write_text('{"prompt": "2 + 3 =", "completion": " 5"}')
+        >>> act.Corpus.from_file("german.jsonl", tokenizer, count="predict").name
+        'german.jsonl'
+        """
         return cls(
             open_source(path),
             tokenizer,
@@ -116,7 +128,12 @@ class Corpus:
         ability_column: str | None = None,
         name: str | None = None,
     ) -> Corpus:
-        """A corpus from records in memory."""
+        """A corpus from records in memory.
+
+        >>> corpus = act.Corpus.from_records([{"prompt": "2 + 3 =", "completion": " 5"}], tokenizer)
+        >>> corpus.source.size
+        1
+        """
         return cls(
             Memory(records),
             tokenizer,
@@ -147,6 +164,11 @@ class Corpus:
         Args:
             fingerprint: identifies a streaming dataset, for example its name and revision; checkpoints and the token
                 cache need it.
+
+        >>> import datasets
+        >>> rows = datasets.Dataset.from_dict({"question": ["2 + 3?"], "answer": ["5"]})
+        >>> act.Corpus.from_dataset(rows, tokenizer).source.size
+        1
         """
         return cls(
             Dataset(dataset, fingerprint=fingerprint),
@@ -158,6 +180,9 @@ class Corpus:
             ability_column=ability_column,
             name=name,
         )
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>"
 
     def __repr__(self) -> str:
         size = self.source.size

@@ -58,6 +58,8 @@ class UntilStable(Observer):
     >>> profile = act.profile(model, corpus, observers=[until])
     >>> until.certificates  # this corpus is too short to be certain of anything
     {}
+    >>> until
+    <UntilStable: 80% of the top 20% by mean-abs at 90% confidence, certain for nothing yet>
     """
 
     def __init__(
@@ -75,6 +77,16 @@ class UntilStable(Observer):
         self._sources: list[_Source] = []
         self._ranked = torch.empty(0, dtype=torch.int64)
         self._restored: dict[str, Any] = {}
+
+    def __repr__(self) -> str:
+        wanted = self.criterion
+        found = f", certain for {', '.join(self.certificates) or 'nothing yet'}"
+        if set(self.certificates) == {""}:
+            found = ", certain"
+        return (
+            f"<UntilStable: {wanted.overlap:.0%} of the top {wanted.top:.0%} by {wanted.score} "
+            f"at {wanted.confidence:.0%} confidence{found}>"
+        )
 
     def prepare(self, job: Job) -> None:
         """Store the sizes of the corpora and the channels that are ranked.
