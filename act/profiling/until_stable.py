@@ -215,7 +215,9 @@ def require_whole_corpus(ranks: Ranks | None, shard: Shard) -> None:
     if ranks:
         raise ActError("--until-stable works in one process; leave it out, or start the run without torchrun")
     if shard[1] > 1:
-        raise ActError("--until-stable needs the whole corpus to tell when it is certain; leave out either option")
+        raise ActError(
+            "--until-stable needs the whole corpus to tell when it is certain; leave out --shard, or --until-stable"
+        )
 
 
 def look_ahead(corpora: Iterable[Corpus]) -> int:
