@@ -1,7 +1,7 @@
-"""Which backend runs an op, and why not another: nothing is chosen silently.
+"""The choice of a backend for each device, and the reasons against the others.
 
-A backend is a module with one function per op, of the signature in :mod:`act_kernels.reference`. The first usable one
-in :data:`BACKENDS` serves a device: C++, then PyTorch on a CPU; Triton, then CUDA, then PyTorch on a GPU.
+A backend is a module with one function per op, with the signatures of :mod:`act_kernels.reference`. The first usable
+one in :data:`BACKENDS` serves a device: on a CPU, C++ or PyTorch; on a GPU, Triton, CUDA or PyTorch, in this order.
 ``ACT_KERNELS_BACKEND=<name>`` forces one, and raises if it cannot run.
 """
 
@@ -27,12 +27,12 @@ OLDEST_TRITON = (3, 4)
 
 
 class BackendError(RuntimeError):
-    """The backend that the environment asks for does not exist or cannot run; the message says why."""
+    """The backend that the environment variable names does not exist or cannot run; the message says why."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One implementation of all ops; ``refusal(device_type)`` is None if it can run there, else the reason."""
+    """One implementation of all ops; ``refusal(device_type)`` is None if it can run there, else the reason why not."""
 
     name: str
     module: str
@@ -47,7 +47,7 @@ def _triton_refusal(device_type: str) -> str | None:
         return f"triton kernels run on a CUDA device, not on {device_type} (TRITON_INTERPRET=1 interprets them, slowly)"
     try:
         found = importlib.import_module("triton").__version__
-    except Exception as error:  # whatever a broken install raises: also OSError of a missing library
+    except Exception as error:  # a broken install raises anything, such as OSError for a missing library
         return f"triton does not import ({error}); run: pip install --force-reinstall triton"
     if tuple(int(number) for number in found.split(".")[:2]) < OLDEST_TRITON:
         oldest = ".".join(map(str, OLDEST_TRITON))
@@ -57,7 +57,7 @@ def _triton_refusal(device_type: str) -> str | None:
 
 @functools.cache
 def _jit_refusal() -> str | None:
-    """Why Triton could not compile a kernel at its first launch: its stub needs a C compiler, its cache a folder."""
+    """Why Triton cannot compile a kernel at its first launch: it needs a C compiler and a writable cache folder."""
     if sys.platform == "win32":
         return "triton compiles its launchers as on Linux; on Windows the CUDA extension is used"
     chosen = os.environ.get("CC")
@@ -107,7 +107,7 @@ BACKENDS = (
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend that serves a device type, and the reasons of those that cannot (none are asked if one is forced)."""
+    """The backend of a device type, and why those before it cannot run (not checked if a backend is forced)."""
 
     backend: Backend
     forced: bool

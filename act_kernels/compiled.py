@@ -1,6 +1,6 @@
-"""Calls into the compiled extension: what its CPU and its CUDA half have in common.
+"""Calls into the compiled extension, shared by its CPU and CUDA halves.
 
-The extension reads dtype, address, shape and strides of a tensor itself, and checks them; see ``csrc/checks.h``.
+The extension itself reads and checks the dtype, address, shape and strides of tensors; see ``csrc/checks.h``.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 Resources = tuple[tuple[Any, ...], object]
-"""The last arguments of a call, and an object that must live until the call returns."""
+"""The last arguments of a call, and an object that must stay alive until the call returns."""
 
 
 class Calls:
     """The ops that measure, on one half of the extension.
 
     Args:
-        extension: gives the module that has the ops.
-        resources: gives, for the name of an op and its inputs, what the op runs with.
+        extension: returns the module that has the ops.
+        resources: returns the resources of a call, given the name of the op and its inputs.
 
-    Each op takes and returns what its public twin in :mod:`act_kernels.ops` does, after the checks there.
+    Each op takes and returns the same as its public twin in :mod:`act_kernels.ops`, which has checked the arguments.
     """
 
     def __init__(self, extension: Callable[[], Any], resources: Callable[..., Resources]) -> None:

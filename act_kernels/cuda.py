@@ -1,7 +1,7 @@
-"""The CUDA kernels of the extension: the backend where Triton cannot run.
+"""The CUDA kernels of the extension: the backend for GPUs on which Triton cannot run.
 
 They are compiled at install time, so they need neither a compiler nor a writable cache when they run. Importing this
-module never fails; :func:`refusal` says why they cannot run.
+module never fails; :func:`refusal` says why the kernels cannot run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def build() -> dict[str, str | None]:
 
 
 def refusal(device_type: str) -> str | None:
-    """Why the kernels cannot run there: what was found, what is needed, and the command that mends it."""
+    """Why the kernels cannot run on a device type: what was found, what is needed, and the command that fixes it."""
     if _cuda is None:
         hint = "" if native.LOAD_ERROR else f"; install the CUDA toolkit and, from a checkout, run: {native.REBUILD}"
         return f"{build()['missing']}{hint}"
@@ -59,7 +59,7 @@ def _device_refusal(device: int) -> str | None:
 
 
 def _place(device: torch.device) -> tuple[int, int]:
-    """Ordinal and current stream of a device: where work is queued."""
+    """Ordinal and current stream of a device, to which work is queued."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 

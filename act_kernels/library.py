@@ -1,7 +1,7 @@
 """The ops under ``torch.library``, so that ``torch.compile`` keeps them whole in its graphs.
 
-A public op calls its twin here while it is being compiled; the twin calls the public op when the graph runs. Each has a
-fake implementation, which only tells shapes.
+A public op calls its twin here while it is being compiled, and the twin calls the public op when the graph runs. Each
+twin has a fake implementation, which computes only shapes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def add_norm(
     norm_moments: Tensor | None,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`act_kernels.ops.add_norm`; without a residual the first output is empty, for it may not be ``x``."""
+    """See :func:`act_kernels.ops.add_norm`; without a residual, the first output is empty, as it must not be ``x``."""
     blocks = {"x_moments": x_moments, "norm_moments": norm_moments}
     total, norm = ops.add_norm(x, residual, weight, bias, eps=eps, style=style, mask=mask, **blocks)
     return (x.new_empty(0) if residual is None else total), norm

@@ -20,7 +20,7 @@ REBUILD = "pip install --force-reinstall --no-deps ."
 
 
 def _load_error(error: ImportError) -> str:
-    """What was found, what is needed, and the command that mends it."""
+    """What was found, what is needed, and the command that fixes it."""
     python = f"Python {sys.version_info.major}.{sys.version_info.minor}"
     needed = f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
     found = sorted(path.name for path in Path(__file__).parent.glob("_native*") if path.suffix in (".so", ".pyd"))

@@ -1,6 +1,6 @@
-"""The ops: one public function each, with argument checks; the work is done by the chosen backend.
+"""The ops: one public function each, which checks its arguments and calls the chosen backend.
 
-Tensors only: no model, no file. Every op is deterministic: the same inputs give the same bits.
+They work on tensors only, not on models or files. Every op is deterministic: the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from act_kernels.statistics import PAIR, STATISTICS
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
 NORM_STYLES = ("rms", "rms_float", "rms_one_plus", "layer")
-GATHERED_AT_ONCE = 2**27  # values of donors that lie elsewhere
+GATHERED_AT_ONCE = 2**27  # values of donors on other devices
 
 
 def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None) -> None:
@@ -34,7 +34,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     float32 over short runs of rows around a shift close to the mean, and merged in float64 by Chan's formula.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+        TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
     """
     if torch.compiler.is_compiling():
         return _library().column_moments(x, moments, mask)
@@ -57,10 +57,11 @@ def pair_moments(
         mask: bool ``[T]``; only rows marked True count. None counts all rows.
 
     The difference is formed in float32 from the values as stored, before any rounding; its ``sum_abs / count`` is the
-    paper's score (arXiv 2601.09398, eq. 2). A value counts as non-finite per side; the difference if either is.
+    paper's score (arXiv 2601.09398, eq. 2). Non-finite values are counted for each side separately; a
+    difference is non-finite if either of its values is.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+        TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
     """
     if torch.compiler.is_compiling():
         return _library().pair_moments(donor, target, moments, mask)
@@ -82,19 +83,19 @@ def blend_rows(
 
     Args:
         targets: matrices ``[R, W]``, float32, bfloat16 or float16, each on any device, any strides: pass a transposed
-            view to blend columns, one of a packed tensor to blend an expert's. On a GPU, all of one dtype are one
-            launch.
-        donors: one of the same shape for each target. Where dtype or device differ, only the wanted rows travel,
-            through pinned memory, and are rounded to the target's dtype.
-        rows: int64 ``[K]`` for each target, distinct, each in ``[0, R)``; on the CPU, or else they are copied there.
-        strength: any finite number, or one for each target; 0 changes nothing, 1 copies the donor's bits exactly.
+            view to blend columns, or a view into a packed tensor to blend those of an expert. On a GPU, all matrices
+            of one dtype take one launch.
+        donors: a matrix of the same shape for each target. If dtype or device differ, only the given rows are moved,
+            through pinned memory, and rounded to the dtype of the target.
+        rows: int64 ``[K]`` for each target, distinct, each in ``[0, R)``; copied to the CPU if they are elsewhere.
+        strength: a finite number, or one for each target; 0 changes nothing, 1 copies the bits of the donor exactly.
 
     The blend is computed in float32 and rounded once to the storage dtype. A matrix that is listed twice, or two that
     share memory, must not share the values that change.
 
     Raises:
-        TypeError, ValueError, IndexError: an argument of the wrong dtype, shape or device, a row out of range, or lists
-            of different lengths. Nothing is written then.
+        TypeError, ValueError, IndexError: an argument has the wrong dtype, shape or device, a row is out of range, or
+            the lists differ in length. In this case nothing is written.
     """
     strengths = [float(strength)] * len(targets) if isinstance(strength, int | float) else [float(s) for s in strength]
     if torch.compiler.is_compiling():
@@ -113,7 +114,7 @@ def blend_rows(
                 )
         if donor.shape != target.shape:
             raise ValueError(
-                f"donors[{i}] must be of the shape {list(target.shape)} of its target, got {_describe(donor)}"
+                f"donors[{i}] must have the shape {list(target.shape)} of its target, got {_describe(donor)}"
             )
         if chosen.dtype != torch.int64 or chosen.dim() != 1 or chosen.is_meta:
             raise TypeError(f"rows[{i}] must be int64 [K], got {_describe(chosen)}")
@@ -165,7 +166,7 @@ def gated_mlp(
         The product ``[T, C]``, contiguous.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+        TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
     """
     if torch.compiler.is_compiling():
         return _library().gated_mlp(gate, up, activation, gate_moments, up_moments, product_moments, mask)
@@ -194,14 +195,14 @@ def rotary(
     v_moments: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rotary embedding ``x * cos + rotate(x) * sin`` of q and k, and the moments of q, k and v as they came.
+    """Rotary embedding ``x * cos + rotate(x) * sin`` of q and k, and the moments of q, k and v before it.
 
     Args:
         q, k: ``[B, H, L, D]`` and ``[B, G, L, D]``, one dtype (float32, bfloat16 or float16), any strides: usually
             views of projections ``[B, L, H * D]``.
-        cos, sin: ``[B or 1, L, R]`` of that dtype, R even and at most D: of each head, the first R values turn and the
-            rest pass unchanged (partial rotary).
-        interleaved: values turn in pairs ``(2i, 2i + 1)``; otherwise ``(i, i + R / 2)``.
+        cos, sin: ``[B or 1, L, R]`` of that dtype, R even and at most D: the first R values of each head rotate, and
+            the rest pass unchanged (partial rotary).
+        interleaved: values rotate in pairs ``(2i, 2i + 1)``; otherwise ``(i, i + R / 2)``.
         round_once: compute in float32 and round the result only (Cohere); otherwise both products are rounded to the
             dtype before they are added, as PyTorch operators do (Llama and most others).
         v: ``[B, G, L, Dv]`` of any head width, only measured.
@@ -210,10 +211,10 @@ def rotary(
         mask: bool ``[B * L]``; tokens that count.
 
     Returns:
-        Turned q and k, of the shapes given, in memory ordered ``[B, L, H, D]``, as the projections' views are.
+        Rotated q and k of the same shapes, in memory ordered ``[B, L, H, D]``, like views of projections.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+        TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
     """
     if torch.compiler.is_compiling():
         return _library().rotary(q, k, cos, sin, interleaved, round_once, v, q_moments, k_moments, v_moments, mask)
@@ -273,7 +274,7 @@ def add_norm(
         ``(total, norm)``, both ``[T, C]`` and contiguous; without a residual, total is ``x`` itself.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong dtype, shape, stride or device, naming the argument.
+        TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
     """
     if torch.compiler.is_compiling():
         total, norm = _library().add_norm(x, residual, weight, bias, eps, style, x_moments, norm_moments, mask)

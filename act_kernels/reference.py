@@ -1,4 +1,4 @@
-"""The ops in plain PyTorch: the truth that every kernel is tested against, and the backend of last resort."""
+"""The ops in plain PyTorch: the reference for tests of all kernels, and the backend of last resort."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def _rotated(
 
 
 def _block(x: torch.Tensor) -> torch.Tensor:
-    """The moments block ``[7, C]`` of ``x``, float64 of shape ``[T, C]``, by two passes over the finite values."""
+    """The moments block ``[7, C]`` of ``x``, float64 of shape ``[T, C]``, in two passes over the finite values."""
     if not len(x):
         return x.new_zeros(len(STATISTICS), x.shape[1])
     finite = x.isfinite()

@@ -1,4 +1,4 @@
-"""Rows of many matrices: what to blend, as one table for a GPU, and how rows travel between devices."""
+"""Rows of many matrices: a table of blends for the GPU, and moving rows between devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import accumulate
 import torch
 
 FIELDS = 11
-"""Columns of a blend table; their order is that of ``BlendEntry`` in csrc/cuda/kernels.h."""
+"""Columns of a blend table, in the order of ``BlendEntry`` in csrc/cuda/kernels.h."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Blend:
 
     @property
     def size(self) -> int:
-        """Values that change."""
+        """Number of values that change."""
         return self.rows.numel() * self.target.shape[1]
 
 
 def blend_table(blends: Sequence[Blend], tile: int) -> tuple[torch.Tensor, int]:
-    """All that one launch needs to know, in one int64 tensor on the targets' device, copied once; and its tiles.
+    """The arguments of one launch in one int64 tensor on the device of the targets, and its number of tiles.
 
-    First the number of the first tile of every blend, a tile being ``tile`` values; then :data:`FIELDS` numbers of
-    every blend; then all rows.
+    The tensor holds the number of the first tile of every blend (a tile is ``tile`` values), then :data:`FIELDS` of
+    every blend, then all rows.
     """
     device = blends[0].target.device
     tiles = [-(-blend.size // tile) for blend in blends]
@@ -59,10 +59,10 @@ def blend_table(blends: Sequence[Blend], tile: int) -> tuple[torch.Tensor, int]:
 def gather_rows(
     matrices: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], devices: Sequence[torch.device]
 ) -> list[torch.Tensor]:
-    """Rows ``[K]`` (int64, on the CPU) of each matrix ``[R, W]`` as ``[K, W]`` on its device of ``devices``.
+    """Rows ``[K]`` (int64, on the CPU) of each matrix ``[R, W]``, as ``[K, W]`` on the given device.
 
-    Only these rows travel, through pinned memory where one side is the CPU; the copy of one matrix's rows overlaps the
-    gathering of the next. What lies on a GPU afterwards is ready for work queued on its current stream.
+    Only these rows are moved, through pinned memory if one side is the CPU. Copying the rows of one matrix overlaps
+    with gathering those of the next. Results on a GPU are ready for work queued on its current stream.
     """
     result: list[torch.Tensor] = []
     arriving: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()
@@ -92,7 +92,7 @@ def gather_rows(
 def _land(
     arriving: deque[tuple[int, torch.Tensor, torch.cuda.Event]], result: list[torch.Tensor], in_flight: int
 ) -> None:
-    """Move what has arrived out of pinned memory, of which there is little."""
+    """Move arrived rows out of pinned memory, which is scarce."""
     while len(arriving) > in_flight:
         place, staged, event = arriving.popleft()
         event.synchronize()
@@ -104,7 +104,7 @@ def _pinned(rows: int, matrix: torch.Tensor) -> torch.Tensor:
 
 
 def batches(blends: Iterable[Blend], limit: int) -> Iterable[list[Blend]]:
-    """The blends in order, in lists of at most ``limit`` values that change, or of one."""
+    """The blends in order, in lists with at most ``limit`` values that change, or of a single blend."""
     batch: list[Blend] = []
     size = 0
     for blend in blends:

@@ -34,7 +34,7 @@ def merge_moments(into: torch.Tensor, other: torch.Tensor) -> None:
     weight = b[COUNT] / total.clamp(min=1)
     delta = b[MEAN] - a[MEAN]
     a[M2].add_(b[M2] + delta.square() * a[COUNT] * weight)
-    # A weighted step towards b, taken from the nearer end, so that merging into an empty block copies b exactly.
+    # A weighted step towards b from the nearer end, so that merging into an empty block copies b exactly.
     a[MEAN].copy_(torch.where(weight < 0.5, a[MEAN] + delta * weight, b[MEAN] - delta * (1 - weight)))
     # Two empty sides leave weight 0 and the mean unchanged at 0.
     torch.maximum(a[MAX_ABS], b[MAX_ABS], out=a[MAX_ABS])

@@ -1,4 +1,4 @@
-"""Rows of many matrices step towards those of others, in place; see :func:`act_kernels.ops.blend_rows`."""
+"""Blend rows of many matrices with those of others, in place; see :func:`act_kernels.ops.blend_rows`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from act_kernels.rows import FIELDS, Blend, blend_table
 
 TILE = 4096  # values per program
 WARPS = 4
-BLOCK_E = 128  # blends of the table that a program looks at together
+BLOCK_E = 128  # blends of the table that a program searches at once
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def blend_rows_kernel(
     PACK values of a row are loaded together, for which every row must be aligned; with PACK 1, strides are any.
     """
     tile = tl.program_id(0)
-    index = tl.program_id(0) * 0 - 1  # the last blend that begins at this tile or before
+    index = tl.program_id(0) * 0 - 1  # the last blend that begins at or before this tile
     for begin in range(0, blends, BLOCK_E):
         e = begin + tl.arange(0, BLOCK_E)
         first_tiles = tl.load(table + e, e < blends, other=2**40)
@@ -60,7 +60,7 @@ def blend_rows_kernel(
     gathered = tl.load(entry + 9)
     strength = tl.load(entry + 10).to(tl.float64, bitcast=True)
 
-    # Unsigned 32 bits divide several times faster than 64; a blend of 2**32 packs has no place on a GPU.
+    # Unsigned 32 bits divide several times faster than 64; a blend of 2**32 packs does not fit on a GPU.
     pack = (tile * (TILE // PACK) + tl.arange(0, TILE // PACK)).to(tl.uint32)
     if PACK == 1:
         along_rows = target_row_stride < target_column_stride  # the dimension whose values are nearer
@@ -90,7 +90,7 @@ def blend_rows_kernel(
 
 
 def pack_size(blend: Blend) -> int:
-    """Values in 16 bytes where every row is made of such packs, else 1."""
+    """The number of values in 16 bytes if every row consists of such packs, else 1."""
     target, donor = blend.target, blend.donor
     size = target.element_size()
     neighbours = target.stride(1) == donor.stride(1) == 1
@@ -100,7 +100,7 @@ def pack_size(blend: Blend) -> int:
 
 
 def blend_rows(blends: Sequence[Blend]) -> None:
-    """All ``blends``, of one dtype and device, in one launch; or two, if some have aligned rows and some do not."""
+    """All ``blends``, of one dtype and device, in one launch; two if only some have aligned rows."""
     for pack in sorted({pack_size(blend) for blend in blends}):
         alike = [blend for blend in blends if pack_size(blend) == pack]
         table, tiles = blend_table(alike, TILE)

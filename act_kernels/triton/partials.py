@@ -1,12 +1,11 @@
-"""What the ops that measure share: float32 sums of short runs of rows, and their float64 merge in a fixed order.
+"""Code shared by the ops that measure: float32 sums of short runs of rows, merged in float64 in a fixed order.
 
 Stage 1 is the op's own kernel. A program sums one *run*, at most MAX_RUN rows of a block of channels, around a shift
 close to its mean, and writes float32 ``partials[split, :, channels]`` of each matrix it measures: how many rows
 counted, the shift, and the sums of deviations, of their squares, of absolute values, the largest of these, and the
 number of values > 0. Stage 2, :func:`merge_partials`, merges the runs of each channel into its moments. Where a run
 holds a NaN, an infinity or values whose squares leave the range of float32, its sums show it, and stage 2 reads that
-run again in float64: the common case pays nothing for the exception. Both stages add in an order that depends on
-shapes alone.
+run again in float64, so the common case costs nothing extra. Both stages add in an order that depends only on shapes.
 
 In stage 1 a tile is ``[UNROLL * WARPS, C]``: warps take the rows in turn, channels lie along a warp. Its sums stay
 ``[WARPS, C]`` until the run ends, so the loop exchanges nothing between threads.
@@ -22,7 +21,7 @@ import triton.language as tl
 
 SUMS = 7  # rows of a partial
 WARPS = 4
-MIN_RUN = 128  # shorter ones would write almost as much as they read
+MIN_RUN = 128  # shorter runs would write almost as much as they read
 MAX_RUN = 1024  # rows summed in float32: 64 tiles, each added as a tree
 PROGRAMS = 512  # enough to keep every memory channel of an H200 busy; fixed, so that all GPUs give the same bits
 MERGE_TILE = 256  # runs x channels in one step of the merge: two of each thread, with all their float64 values
@@ -32,12 +31,12 @@ Measured = tuple[torch.Tensor, torch.Tensor | None]  # a matrix [T, C] and its m
 
 
 def cdiv(n: int, size: int) -> int:
-    """``n / size`` rounded up; several of triton.cdiv, which also serves kernels, take as long as a launch."""
+    """``n / size`` rounded up; several calls of triton.cdiv take as long as a launch."""
     return -(-n // size)
 
 
 def next_power_of_2(n: int) -> int:
-    """The least power of two that is not below ``n``."""
+    """The smallest power of two that is at least ``n``."""
     return 1 << (n - 1).bit_length()
 
 
@@ -51,14 +50,14 @@ def plan_runs(rows: int, channel_blocks: int) -> tuple[int, int]:
 
 @triton.jit
 def run_bounds(split, rows, run):
-    """First row of a run, and how many it has."""
+    """The first row of a run, and its number of rows."""
     start = split.to(tl.int64) * run
     return start, tl.minimum(rows - start, run).to(tl.int32)
 
 
 @triton.jit
 def counted_span(mask, length, MAX_RUN: tl.constexpr):
-    """First counted row of a run, end of its last one, and how many rows count between them."""
+    """The first counted row of a run, the end of its last one, and the number of counted rows between them."""
     if mask is None:
         first, end, count = length * 0, length, length
     else:
@@ -72,7 +71,7 @@ def counted_span(mask, length, MAX_RUN: tl.constexpr):
 
 @triton.jit
 def is_counted(mask, row, end):
-    """Which rows are loaded at all."""
+    """Which rows are loaded."""
     counted = row < end
     if mask is not None:
         counted = tl.load(mask + row, counted, other=0).to(tl.int1)
@@ -194,7 +193,7 @@ def merge_tile(moments, count, mean, m2, absolute, largest, positive, nonfinite)
 
 @triton.jit
 def merge_rows(moments, x, other, mask, begin, end, channel, chosen, ROWS: tl.constexpr):
-    """The ``moments`` merged with rows ``begin`` to ``end`` of the chosen channels, each value a group of its own.
+    """The ``moments`` merged with rows ``begin`` to ``end`` of the chosen channels, each value as a separate group.
 
     The values are those of ``x``, less those of ``other``: a matrix, and whether to subtract it; or None.
     """
@@ -224,7 +223,7 @@ def merge_rows(moments, x, other, mask, begin, end, channel, chosen, ROWS: tl.co
 
 @triton.jit
 def choose_part(parts, index):
-    """The part of that index, its members joined by selection."""
+    """The part with that index, its members chosen by selection."""
     partials, moments, statistic_stride, x, row_stride, channels = parts[0]
     for i in tl.static_range(1, len(parts)):
         here = index == i

@@ -1,4 +1,4 @@
-"""Rotary embedding of q and k and the statistics of q, k and v as they came; see :func:`act_kernels.ops.rotary`."""
+"""Rotary embedding of q and k, and the statistics of q, k and v before it; see :func:`act_kernels.ops.rotary`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from act_kernels.triton.partials import (
 )
 
 UNROLL = 2  # rows of both halves and of four tables that a thread has in flight
-BLOCK = 128  # pairs that turn, or channels that do not: four for each thread of a warp
+BLOCK = 128  # pairs that rotate, or channels that do not: four for each thread of a warp
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def turn_run(
     WARPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Turns one run of a block of pairs, counted over all heads, and writes the partial of both their channels."""
+    """Rotates one run of a block of pairs, counted over all heads, and writes the partials of both channels."""
     x, row_stride, heads, out = part
     cos, sin, table_rows = tables
     DTYPE: tl.constexpr = x.dtype.element_ty
@@ -155,7 +155,7 @@ def rotary_kernel(
     WARPS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Turns one run of a block of q or k, and writes its partial; or that of v, unless v is None.
+    """Rotates one run of a block of q or k and writes its partial, or writes that of v unless v is None.
 
     q and k are tuples: matrix [T, heads * WIDTH], row stride, heads and output; v: matrix [T, C], row stride and C.
     Partials [S, 7, C] of both q and k, or of neither.
@@ -247,7 +247,7 @@ def rotary(
     v_moments: torch.Tensor | None,
     mask: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turned ``q`` [B, H, L, D] and ``k`` [B, G, L, D]; moments [7, heads * width] += statistics where not None."""
+    """Rotated ``q`` [B, H, L, D] and ``k`` [B, G, L, D]; moments [7, heads * width] += statistics where not None."""
     batch, heads, length, width = q.shape
     key_heads, turned_width = k.shape[1], cos.shape[2]
     rows = batch * length
