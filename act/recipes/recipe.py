@@ -158,7 +158,7 @@ class Run:
         if lacking:
             raise ActError(
                 f"{self.output} was made by this recipe, but {lacking[0]} is missing or was changed since; "
-                "pass --force to write it again from the stages that are kept"
+                "pass --force (force=True in Python) to write it again from the stages that are kept"
             )
         if not force:
             self._require_own_version()
@@ -196,7 +196,8 @@ class Run:
         if schema not in (None, SCHEMA):
             raise ActError(
                 f"{self.output} was made by another version of act-profile ({schema}, this one writes {SCHEMA}), so "
-                "its stages cannot be reused; pass --force to make it again, or choose another output"
+                "its stages cannot be reused; pass --force (force=True in Python) to make it again, or choose another "
+                "output"
             )
 
     def _report(self) -> Report:
