@@ -240,13 +240,13 @@ def test_what_is_printed_of_evaluations_and_comparisons(tokenizer):
     corpus = act.Corpus.from_records(CHOICE, tokenizer, name="<choices>")
     before, after = (act.evaluate(tiny_model("llama", seed), corpus, name=name) for seed, name in ((3, "a"), (4, "b")))
     assert re.fullmatch(
-        r"Evaluation\(a on <choices>: 4 records, right choices \d+\.0 ± \d+\.\d %, NLL \d\.\d{3} ± \d\.\d{3} per token\)",
+        r"<Evaluation of a on <choices>: 4 records, right choices \d+\.0 ± \d+\.\d %, NLL \d\.\d{3} ± \d\.\d{3} per token>",
         repr(before),
     )
     assert "<choices>" not in before._repr_html_() and "&lt;choices&gt;" in before._repr_html_()
     change = act.compare(before, after)
     assert re.match(
-        r"Comparison\(b against a on <choices>: right answers [+-]\d+\.0 ± .* points \(\+\d -\d records", repr(change)
+        r"<Comparison of b with a on <choices>: right answers [+-]\d+\.0 ± .* points \(\+\d -\d records", repr(change)
     )
     assert "<choices>" not in change._repr_html_() and change._repr_html_().count("<li>") == 2
 

@@ -131,7 +131,7 @@ BAD = {
     "strengths of another length": (lambda: ops.blend_rows([X], [X], [ROWS], [0.5, 1]), "strength 2"),
     "donor of another shape": (
         lambda: ops.blend_rows([X, X], [X, X[:3]], [ROWS] * 2, 0.5),
-        r"donors\[1\] must be of the",
+        r"donors\[1\] must have the shape",
     ),
     "no values": (lambda: ops.blend_rows([X.to("meta")], [X], [ROWS], 0.5), r"targets\[0\] must hold values, got"),
     "donor without values": (lambda: ops.blend_rows([X], [X.to("meta")], [ROWS], 0.5), r"donors\[0\] must hold values"),
