@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-Inputs = dict[str, torch.Tensor]
 Run = Callable[..., None]
 
 

@@ -80,12 +80,10 @@ class UntilStable(Observer):
 
     def __repr__(self) -> str:
         wanted = self.criterion
-        found = f", certain for {', '.join(self.certificates) or 'nothing yet'}"
-        if set(self.certificates) == {""}:
-            found = ", certain"
+        certain = ", ".join(ability or "the corpus" for ability in self.certificates) or "nothing yet"
         return (
             f"<UntilStable: {wanted.overlap:.0%} of the top {wanted.top:.0%} by {wanted.score} "
-            f"at {wanted.confidence:.0%} confidence{found}>"
+            f"at {wanted.confidence:.0%} confidence, certain for {certain}>"
         )
 
     def prepare(self, job: Job) -> None:
