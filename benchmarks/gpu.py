@@ -39,7 +39,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM  # noqa: E402
 import act_kernels  # noqa: E402
 from act.models.channels import ChannelSpace  # noqa: E402
 from act.profiles.moments import Moments  # noqa: E402
-from act.taps.taps import taps  # noqa: E402
+from act.taps.tapped import taps  # noqa: E402
 from act_kernels.backends import BACKENDS, choose  # noqa: E402
 
 LEAST_SHARE = {"triton": 0.85, "cuda": 0.75}  # of the copy bandwidth, for column and pair moments

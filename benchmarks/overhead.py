@@ -24,7 +24,7 @@ from workloads import SHAPES, build
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.taps.lockstep import lockstep
-from act.taps.taps import taps
+from act.taps.tapped import taps
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from act.models.rotary import RotaryFunction, rotary_functions
+from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
 
 # Fused projections: all queries, then all keys, then all values; every other known model goes group by group.
 _QKV_IN_BLOCKS = ("gpt2", "phi3", "phi4_multimodal", "mpt", "dbrx", "baichuan", "qwen", "gpt_bigcode")
@@ -43,7 +43,7 @@ class Attention:
     layout: Literal["separate", "blocks", "groups"] = "separate"
     """Of a fused projection. ``blocks``: all queries, then all keys, then all values; ``groups``: the same order within
     each key-value head."""
-    rotary: Literal["half", "interleaved"] | None = None
+    rotary: RotaryPairs = None
     """Which dimensions are rotated together. ``half``: j and j + rotary_dim / 2; ``interleaved``: 2 j and 2 j + 1."""
     rotary_dim: int = 0
     """Dimensions of a head that the rotary embedding rotates."""
@@ -181,22 +181,15 @@ def _mlp(model: nn.Module, sites: dict[str, str], widths: dict[str, int]) -> Mlp
     return Mlp(sites.get("gate"), sites["up"], sites["down"], neurons)
 
 
-def _rotary(module: nn.Module, config: Any, head_dim: int) -> tuple[Literal["half", "interleaved"] | None, int]:
-    """How the module's rotary function pairs dimensions, found by rotating unit vectors, and how many it rotates."""
+def _rotary(module: nn.Module, config: Any, head_dim: int) -> tuple[RotaryPairs, int]:
+    """How the module's rotary function pairs dimensions, and how many it rotates, as its configuration says."""
     rope = getattr(config, "rope_parameters", None) or {}
+    if any(isinstance(value, dict) for value in rope.values()):  # by layer type: only a forward can tell
+        return None, 0
     share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
     rotated = int(head_dim * share)
     for namespace, name in rotary_functions(module):
-        function = namespace[name]
-        function = function.original if isinstance(function, RotaryFunction) else function
-        angle = torch.ones(1, rotated, rotated, device="cpu")
-        unit = torch.eye(rotated, device="cpu")[None, None]
-        try:
-            mixed = function(unit, unit, angle.cos(), angle.sin())[0][0, 0]
-        except Exception:  # a function that takes other arguments
-            continue
-        if rotated % 2 == 0 and mixed[0, rotated // 2] != 0:
-            return "half", rotated
-        if rotated % 2 == 0 and mixed[0, 1] != 0:
-            return "interleaved", rotated
+        pairs = rotary_pairs(namespace[name], rotated, rotated)
+        if pairs[1]:
+            return pairs
     return None, 0

@@ -11,7 +11,7 @@ import bisect
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from html import escape
 from typing import Any, Literal
@@ -21,6 +21,8 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.models.blocks import Block, block_from_json, block_to_json, find_blocks
+from act.models.embeddings import input_embedding, lm_head
+from act.models.layout import Layout
 from act.models.placement import ties_apart
 
 Tied = Literal["head", "embed"]
@@ -29,19 +31,21 @@ _KINDS = {
     "q": ("q_proj", "query"),
     "k": ("k_proj", "key"),
     "v": ("v_proj", "value"),
-    "o": ("o_proj", "out_proj", "dense"),
+    "o": ("o_proj", "out_proj"),
     "qkv": ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "W_pack"),
     "gate": ("gate_proj", "w1"),
     "up": ("up_proj", "w3", "fc1", "c_fc", "dense_h_to_4h"),
     "gate_up": ("gate_up_proj",),
     "down": ("down_proj", "w2", "fc2", "dense_4h_to_h"),
     "router": ("gate",),
-    "embed": ("embed_tokens", "wte", "embed_in"),
     "position": ("wpe", "embed_positions", "position_embeddings"),
-    "head": ("lm_head", "embed_out"),
 }
 _KIND_OF_NAME = {name: kind for kind, names in _KINDS.items() for name in names}
-_KIND_OF_NAME |= {"attn.c_proj": "o", "mlp.c_proj": "down"}  # GPT-2 calls both the same
+# Some families call several linears the same; the modules around these tell them apart.
+_KIND_OF_NAME |= {"attn.c_proj": "o", "mlp.c_proj": "down"}
+_KIND_OF_NAME |= {f"{attention}.dense": "o" for attention in ("attention", "self_attention", "self_attn")}
+_KIND_OF_NAME |= {"attention.output.dense": "o", "intermediate.dense": "up", "output.dense": "down"}
+_EMBED_NAMES, _HEAD_NAMES = ("embed_tokens", "wte", "embed_in"), ("lm_head", "embed_out")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Site:
         width: number of channels.
         parameters: what the transfer of a channel copies; empty where the tensor belongs to ``tied_to``.
         tied_to: the site that owns the tensor, where two sites share one and this is not the owner.
+        layouts: the shapes that its output has, as a probe of the model has shown them; empty before, and where it
+            cannot be read.
 
     >>> site = act.ChannelSpace.from_model(model).site("model.layers.1.mlp.down_proj")
     >>> site.kind, site.layer, site.width
@@ -84,6 +90,7 @@ class Site:
     width: int
     parameters: tuple[ParameterSlice, ...]
     tied_to: str | None = None
+    layouts: tuple[Layout, ...] = field(default=(), compare=False)
 
     @property
     def channels(self) -> slice:
@@ -152,6 +159,7 @@ class ChannelSpace:
             owners.setdefault(identity(module.weight), name)
         sites: list[Site] = []
         offset = 0
+        kind_of = _Kinds(model)
         for name, module, dims in found:
             owner = owners[identity(module.weight)]
             tied_to = owner if owner != name else None
@@ -160,7 +168,7 @@ class ChannelSpace:
             )
             width = module.weight.shape[dims["weight"]]
             parameters = () if tied_to else parameters
-            sites.append(Site(name, _kind(name, module), _layer(name), offset, width, parameters, tied_to))
+            sites.append(Site(name, kind_of(name, module), _layer(name), offset, width, parameters, tied_to))
             offset += width
         covered = {parameter.name for site in sites for parameter in site.parameters}
         blocks = find_blocks(model, {site.name: site.kind for site in sites}, {site.name: site.width for site in sites})
@@ -266,7 +274,13 @@ class ChannelSpace:
     def from_json(cls, data: dict[str, Any]) -> ChannelSpace:
         """The inverse of :meth:`to_json`."""
         sites = [
-            Site(**{**site, "parameters": tuple(ParameterSlice(**part) for part in site["parameters"])})
+            Site(
+                **{
+                    **site,
+                    "parameters": tuple(ParameterSlice(**part) for part in site["parameters"]),
+                    "layouts": tuple(Layout.from_json(layout) for layout in site.get("layouts", ())),
+                }
+            )
             for site in data["sites"]
         ]
         blocks = tuple(block_from_json(block) for block in data.get("blocks", ()))
@@ -311,13 +325,28 @@ def _channel_dims(module: nn.Module) -> dict[str, int]:
     return {"weight": dim, **({"bias": 0} if isinstance(getattr(module, "bias", None), nn.Parameter) else {})}
 
 
-def _kind(name: str, module: nn.Module) -> str:
-    leaf = name.rpartition(".")[2]
-    if isinstance(module, nn.Embedding):
-        return _KIND_OF_NAME.get(leaf, "embed")
-    if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
-        return "norm"
-    return _KIND_OF_NAME.get(".".join(name.split(".")[-2:])) or _KIND_OF_NAME.get(leaf, leaf)
+class _Kinds:
+    """The kind of each module: the embedding and the head are those that the model gives, whatever they are called."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._embedding, self._head = input_embedding(model), lm_head(model)
+        rows: Any = getattr(self._embedding, "weight", None)
+        self._vocabulary = None if rows is None else len(rows)
+
+    def __call__(self, name: str, module: nn.Module) -> str:
+        leaf = name.rpartition(".")[2]
+        if module is self._head:
+            return "head"
+        if isinstance(module, nn.Embedding):
+            known = _KIND_OF_NAME.get(leaf)
+            of_tokens = self._vocabulary in (None, module.num_embeddings) and not known
+            return "embed" if module is self._embedding or of_tokens or leaf in _EMBED_NAMES else known or leaf
+        if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
+            return "norm"
+        if leaf in _HEAD_NAMES and self._vocabulary in (None, len(module.weight)):  # type: ignore[arg-type]
+            return "head"  # of a model that does not say which module gives its logits, or has several
+        parts = name.split(".")
+        return next((kind for n in (3, 2, 1) if (kind := _KIND_OF_NAME.get(".".join(parts[-n:])))), leaf)
 
 
 def _layer(name: str) -> int | None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -18,6 +19,8 @@ from act_kernels import rotary
 from act_kernels.ops import FLOAT_DTYPES
 
 Rotated = tuple[torch.Tensor, torch.Tensor]
+RotaryPairs = Literal["half", "interleaved"] | None
+"""Which of ``n`` rotated dimensions turn together. ``half``: j and j + n / 2; ``interleaved``: 2 j and 2 j + 1."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,10 @@ Handler = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, Rota
 """Called with q, k, cos, sin and the style; returns None to leave the call to the next handler or the original."""
 
 
+Watcher = Callable[[Callable[..., Any], torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""Called with the original function, q, k and cos on every call."""
+
+
 class RotaryFunction:
     """Stands in for one function; calls that no handler takes, or whose style is not known, go to the original."""
 
@@ -76,6 +83,7 @@ class RotaryFunction:
     def __init__(self, namespace: dict[str, Any], name: str) -> None:
         self.namespace, self.name, self.original = namespace, name, namespace[name]
         self.handlers: list[Handler] = []
+        self.watchers: list[Watcher] = []
         self._styles: dict[tuple[torch.dtype, torch.device, int, int], RotaryStyle | None] = {}
 
     @classmethod
@@ -85,23 +93,35 @@ class RotaryFunction:
         Returns:
             A function that removes the handler; when the last is removed, the original is put back.
         """
-        key = (id(namespace), name)
-        stand_in = cls._installed.get(key)
-        if stand_in is None:
-            stand_in = cls._installed[key] = namespace[name] = cls(namespace, name)
+        stand_in = cls._standing_in(namespace, name)
         stand_in.handlers.append(handler)
+        return partial(stand_in._without, stand_in.handlers, handler)
 
-        def remove() -> None:
-            stand_in.handlers.remove(handler)
-            if not stand_in.handlers:
-                stand_in.namespace[name] = stand_in.original
-                del cls._installed[key]
+    @classmethod
+    def watch(cls, namespace: dict[str, Any], name: str, watcher: Watcher) -> Callable[[], None]:
+        """Tell ``watcher`` of every call of a function, also of those that no handler is offered; see :meth:`add`."""
+        stand_in = cls._standing_in(namespace, name)
+        stand_in.watchers.append(watcher)
+        return partial(stand_in._without, stand_in.watchers, watcher)
 
-        return remove
+    @classmethod
+    def _standing_in(cls, namespace: dict[str, Any], name: str) -> RotaryFunction:
+        key = (id(namespace), name)
+        if key not in cls._installed:
+            cls._installed[key] = namespace[name] = cls(namespace, name)
+        return cls._installed[key]
+
+    def _without(self, among: list[Any], one: Any) -> None:
+        among.remove(one)
+        if not self.handlers and not self.watchers:
+            self.namespace[self.name] = self.original
+            del self._installed[id(self.namespace), self.name]
 
     def __call__(
         self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
     ) -> Any:
+        for watcher in self.watchers:
+            watcher(self.original, q, k, cos)
         if not (more or named or torch.compiler.is_compiling()) and (style := self._style(q, k, cos, sin)):
             for handler in self.handlers:
                 result = handler(q, k, cos, sin, style)
@@ -157,3 +177,36 @@ def rotary_functions(model: nn.Module) -> Iterator[tuple[dict[str, Any], str]]:
             if list(inspect.signature(function).parameters)[:4] == ["q", "k", "cos", "sin"]:
                 seen.add((id(namespace), name))
                 yield namespace, name
+
+
+def rotary_pairs(function: Callable[..., Any], head_dim: int, angles: int) -> tuple[RotaryPairs, int]:
+    """Which dimensions of a head a rotary function turns together, found by turning unit vectors.
+
+    Args:
+        function: ``f(q, k, cos, sin)``.
+        head_dim: width of a head.
+        angles: width of ``cos`` and ``sin``.
+
+    Returns:
+        The pairs and the number of dimensions that are turned; ``(None, 0)`` if they are neither of the known pairs.
+    """
+    function = function.original if isinstance(function, RotaryFunction) else function
+    angle = torch.ones(1, head_dim, angles, device="cpu")
+    unit = torch.eye(head_dim, device="cpu")[None, None]
+    try:
+        mixed = function(unit, unit, angle.cos(), angle.sin())[0][0, 0]
+    except Exception:  # a function that takes other arguments
+        return None, 0
+    turned = ((mixed != 0) & ~torch.eye(head_dim, dtype=torch.bool, device="cpu")).nonzero()
+    width = len(turned)  # each turned dimension is mixed with exactly one other
+    if not width or width % 2 or width > head_dim:
+        return None, 0
+    half, even = torch.arange(width // 2, device="cpu"), 2 * torch.arange(width // 2, device="cpu")
+    known: dict[RotaryPairs, torch.Tensor] = {
+        "half": torch.stack([half, half + width // 2], dim=1),
+        "interleaved": torch.stack([even, even + 1], dim=1),
+    }
+    for name, pairs in known.items():
+        if torch.equal(turned[turned[:, 0] < turned[:, 1]], pairs):
+            return name, width
+    return None, 0

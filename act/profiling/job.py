@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -29,8 +30,10 @@ from act.profiling.observer import Observer
 from act.profiling.ranks import Ranks
 from act.profiling.run import Run, Tapped
 from act.taps.lockstep import lockstep
-from act.taps.taps import taps
+from act.taps.tapped import taps
 from act_kernels.backends import choose
+
+log = logging.getLogger(__name__)
 
 Corpora = Corpus | Mapping[str, Corpus] | Iterable[Mapping[str, Any]]
 """One corpus; several by the ability that each exercises; or batches (see :func:`act.data.batching.given_batches`)."""
@@ -230,9 +233,10 @@ class Job:
             )
         unmasked = all(causal(model) for model in self.models.values())
         with self._tapped() as tapped:
+            _warn_of(tapped.unread)
             run = Run(
                 tapped,
-                self.space,
+                tapped.space,
                 pair=self.pair,
                 device=self.device,
                 places=self._places,
@@ -343,3 +347,11 @@ class Job:
             return {}
         rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings.exclude)}
         return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
+
+
+def _warn_of(unread: Mapping[str, str]) -> None:
+    """Log which sites are not measured, and why the first of them is not."""
+    if unread:
+        name, reason = next(iter(unread.items()))
+        more = f" and {len(unread) - 1} more sites are" if len(unread) > 1 else " is"
+        log.warning("%s%s not measured: %s", name, more, reason)

@@ -29,7 +29,7 @@ from act.data.stream import nothing_counted
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
 from act.profiles.moments import Moments
-from act.taps.taps import taps
+from act.taps.tapped import taps
 from act_kernels import PAIR, STATISTICS
 
 if TYPE_CHECKING:

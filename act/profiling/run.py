@@ -50,9 +50,19 @@ class Seen:
 
 
 class Tapped(Protocol):
-    """One tapped model (:class:`act.taps.taps.Taps`), or two in lockstep (:class:`act.taps.lockstep.Lockstep`)."""
+    """One tapped model (:class:`act.taps.tapped.Taps`), or two in lockstep (:class:`act.taps.lockstep.Lockstep`)."""
 
     moments: Moments
+
+    @property
+    def space(self) -> ChannelSpace:
+        """The channel space, with the layouts of its sites."""
+        ...
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Why sites that should be measured are not, by name."""
+        ...
 
     @property
     def paths(self) -> dict[str, str]:
@@ -145,7 +155,7 @@ class Run:
             observer.before_run(self)
         before = self.seconds
         start = time.perf_counter()
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference mode, in which nobody sees that a model changes a tensor in place
             for batch in self._awaited(batches):
                 if batch.ability in self.stopped:
                     continue

@@ -2,3 +2,5 @@
 
 No corpora, files or command line belong here; arithmetic belongs in act_kernels.
 """
+
+from act.taps.tapped import taps as taps

@@ -11,7 +11,8 @@ from torch import nn
 
 from act.models.rotary import RotaryFunction, RotaryStyle, rotary_functions
 from act.taps.attachments import Attachments
-from act.taps.measurement import Measurement, as_rows
+from act.taps.measurement import Measurement
+from act.taps.unchanged import require_unchanged, version
 from act_kernels import column_moments
 
 
@@ -27,6 +28,7 @@ class Attentions:
         self._projections = projections
         self._measurement = measurement
         self._held: dict[str, torch.Tensor] = {}
+        self._versions: dict[str, int] = {}
 
     def attach(self, attachments: Attachments) -> set[str]:
         """Take over the rotary functions; hold the projections that ride along until their attention ends."""
@@ -47,13 +49,18 @@ class Attentions:
         self._held.clear()
 
     def _hold(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        self._held[name] = output
+        self._held[name], self._versions[name] = output, version(output)
 
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
         """Read the projections that no rotary embedding has measured."""
+        self._require_unchanged()
         for name, held in self._held.items():
             self._measurement.read(name, held)
         self._held.clear()
+
+    def _require_unchanged(self) -> None:
+        for name, held in self._held.items():
+            require_unchanged(name, held, self._versions[name])
 
     def _rotary(
         self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, style: RotaryStyle
@@ -61,6 +68,7 @@ class Attentions:
         spans = [span for x in (q, k) if (span := self._span(x))]
         if len(spans) < 2:
             return style.apply(q, k, cos, sin)
+        self._require_unchanged()
         rest = self._rest_of(spans)
         v = None
         if len(rest) == 1:  # one launch for all three; if there are more, each is read by itself
@@ -82,9 +90,9 @@ class Attentions:
 
     def _read_columns(self, name: str, columns: slice) -> None:
         measurement = self._measurement
-        rows, heads = as_rows(self._held[name].detach(), measurement.tokens, measurement.sites[name])
+        rows, per_token = measurement.rows(measurement.sites[name], self._held[name])
         block = self._block(name, columns, "column_moments")
-        column_moments(rows[:, columns], block, measurement.mask(rows.device, heads))
+        column_moments(rows[:, columns], block, measurement.mask(rows.device, per_token))
 
     def _span(self, x: torch.Tensor) -> tuple[str, slice] | None:
         """The held projection that ``x`` [B, H, L, D] is a view of, and its columns there."""

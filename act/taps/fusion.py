@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from act.models.channels import ChannelSpace
 from act.models.placement import moves_only
-from act.taps.probe import Call, Recording, probe
+from act.taps.probe import Call, Recording
 from act_kernels import add_norm, gated_mlp
 from act_kernels.ops import ACTIVATIONS, FLOAT_DTYPES
 
@@ -55,15 +54,14 @@ class Fusion:
     """Attention module -> its projections that read the same input (q, k and v, or all in one)."""
 
 
-def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
-    """The :class:`Fusion` of a model on its device, found by one forward over a few tokens.
+def recognise(model: nn.Module, recording: Recording) -> Fusion:
+    """The :class:`Fusion` of a model, on its device, from what a probe of it recorded.
 
-    It is empty, so that the model runs unchanged, if the model cannot be probed with ``input_ids`` alone or is in a
-    dtype that no kernel takes.
+    It is empty, so that the model runs unchanged, if the model is in a dtype that no kernel takes.
     """
     modules = dict(model.named_modules())
-    recording = probe(model, {site.name for site in space})
-    if recording is None:
+    parameter = next(model.parameters(), None)
+    if parameter is None or parameter.dtype not in FLOAT_DTYPES:
         return Fusion()
     norms = {name: norm for name, call in recording.sites.items() if (norm := _norm(modules[name], call))}
     mlps: dict[str, GatedMlp] = {}
@@ -78,7 +76,8 @@ def recognise(model: nn.Module, space: ChannelSpace) -> Fusion:
             mlps[name] = mlp
         rotated = [child for child in linears if child in recording.rotated]
         if rotated and all(recording.counts[child] == 1 for child in linears):
-            attentions[name] = tuple(child for child in linears if _reads_like(recording, rotated[0], child))
+            alike = (child for child in linears if _reads_like(recording, rotated[0], child))
+            attentions[name] = tuple(child for child in alike if child not in recording.changed)
     sums = {
         site: norm
         for site, norm in recording.sums.items()

@@ -45,8 +45,9 @@ class GatedMlps:
 
     def _forward(self, mlp: GatedMlp, original: Callable[..., Any], x: torch.Tensor, *more: Any, **named: Any) -> Any:
         measurement, modules = self._measurement, self._modules
+        by_token = all(measurement.lies_by_token(name, x.shape[:-1]) for name in (mlp.gate, mlp.up))
         learning = any(needs_gradient(x, modules[name]) for name in (mlp.gate, mlp.up, mlp.down))
-        if more or named or x.shape[:-1] != measurement.tokens or learning:
+        if more or named or not by_token or learning:
             return original(x, *more, **named)
         one_projection = mlp.gate == mlp.up
         self._fusing = (mlp.gate, mlp.up)

@@ -11,7 +11,7 @@ from torch import nn
 
 from act.models.embeddings import lm_head
 from act.taps.attachments import Attachments
-from act.taps.measurement import Measurement, as_rows
+from act.taps.measurement import Measurement
 
 HEAD_CHUNK_BYTES = 32 << 20  # output of the LM head that exists at one time
 
@@ -51,8 +51,8 @@ class Head:
             return
         site = self._measurement.sites.get(self._name or "")
         if site is not None:
-            hidden, heads = as_rows(args[0], self._measurement.tokens, site)
-            mask = self._measurement.mask(hidden.device, heads)
+            hidden, per_token = self._measurement.rows(site, args[0])
+            mask = self._measurement.mask(hidden.device, per_token)
             counted = hidden if mask is None else hidden[mask]
             for rows in torch.split(counted, max(16, HEAD_CHUNK_BYTES // (site.width * hidden.element_size()))):
                 self._measurement.read_rows(site, module.forward(rows), None)

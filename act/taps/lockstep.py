@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
-from act.models.channels import Site
+from act.models.channels import ChannelSpace, Site
 from act.models.placement import input_device
 from act.profiles.moments import Moments
 from act.taps.sink import ReaderSink
-from act.taps.taps import Taps
+from act.taps.tapped import Taps
 from act_kernels import pair_moments
 
 if TYPE_CHECKING:
@@ -62,6 +62,16 @@ class Lockstep:
         except BaseException:
             self.remove()
             raise
+
+    @property
+    def space(self) -> ChannelSpace:
+        """The channel space, with what a probe of the donor has shown."""
+        return self._taps["donor"].space
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Why sites that should be measured are not, by name."""
+        return self._taps["donor"].unread
 
     @property
     def paths(self) -> dict[str, str]:
@@ -108,7 +118,7 @@ class Lockstep:
             self._greenlets["target" if side == "donor" else "donor"].switch()
             return
         _, expected, waiting_rows = self._waiting
-        if expected is not site:
+        if expected.name != site.name:
             raise ActError(f"donor and target disagree on the order of sites: {expected.name} against {site.name}")
         self._waiting = None
         donor, target = (rows, waiting_rows) if side == "donor" else (waiting_rows, rows)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
 from act.core.errors import ActError
 from act.models.channels import Site
+from act.models.layout import Layout
 from act.taps.sink import Sink
 
 
@@ -15,7 +17,7 @@ class Measurement:
     """The sites of one model on their way into a sink.
 
     Attributes:
-        sites: the sites to measure, by name.
+        sites: the sites to measure, by name, with their layouts.
         riding: those that fused kernels may measure while they compute.
         paths: the op by which each site was last read, by site name.
     """
@@ -42,21 +44,54 @@ class Measurement:
             raise RuntimeError("call start(count_mask) before the forward")
         return self._count_mask.shape
 
-    def mask(self, device: torch.device, heads: int = 1) -> torch.Tensor | None:
-        """The count mask as rows on a device, repeated per head; None if all rows are known to count."""
-        key = (device, heads)
+    def mask(self, device: torch.device, per_token: int = 1) -> torch.Tensor | None:
+        """The count mask as rows on a device, for this many rows per token; None if all rows are known to count."""
+        key = (device, per_token)
         if key not in self._masks:
             assert self._count_mask is not None
             rows = self._count_mask.to(device, non_blocking=True).reshape(-1, 1)
-            self._masks[key] = None if self._all_count else rows.expand(-1, heads).flatten()
+            self._masks[key] = None if self._all_count else rows.expand(-1, per_token).flatten()
         return self._masks[key]
 
-    def read(self, name: str, output: torch.Tensor) -> None:
-        """Feed the output of a module to the sink, if it is a site to measure."""
+    def layout(self, name: str, shape: torch.Size) -> Layout | None:
+        """The layout of a site to measure that has this shape before the channels in this forward, if any."""
+        site = self.sites.get(name)
+        for layout in site.layouts if site else ():
+            if layout.lead(*self.tokens) == shape:
+                return layout
+        return None
+
+    def lies_by_token(self, name: str, shape: torch.Size) -> bool:
+        """Whether an output of this shape before the channels is one row per token, in order, if it is measured."""
+        layout = self.layout(name, shape)
+        return name not in self.sites or (
+            layout is not None and layout.tokens_first and layout.rows_per_token == 1 and layout.groups == 1
+        )
+
+    def read(self, name: str, output: Any) -> None:
+        """Feed what a module returned to the sink, if it is a site to measure."""
         site = self.sites.get(name)
         if site is not None:
-            rows, heads = as_rows(output.detach(), self.tokens, site)
-            self.read_rows(site, rows, self.mask(rows.device, heads))
+            rows, per_token = self.rows(site, output)
+            self.read_rows(site, rows, self.mask(rows.device, per_token))
+
+    def rows(self, site: Site, output: Any) -> tuple[torch.Tensor, int]:
+        """What a site returned as rows ``[tokens * per_token, C]``, token by token, and ``per_token``.
+
+        Raises:
+            ActError: it has another layout than in the probe.
+        """
+        for layout in site.layouts:
+            tensor = output if layout.item is None else output[layout.item]
+            if layout.fits(tensor, *self.tokens):
+                return layout.rows(tensor.detach(), *self.tokens), layout.rows_per_token
+        shape = list(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        batch, length = self.tokens
+        raise ActError(
+            f"site {site.name} gave {shape} for {batch} x {length} tokens; expected "
+            f"{' or '.join(map(str, site.layouts))}, as when it was probed; exclude this kind of module, or report the "
+            "architecture"
+        )
 
     def read_rows(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Feed rows ``[R, C]`` of a site to the sink; ``mask`` is bool ``[R]``, True where a row counts (None: all)."""
@@ -69,35 +104,3 @@ class Measurement:
             return None
         self.paths[name] = path
         return self._sink.block(self.sites[name])
-
-
-def as_rows(output: torch.Tensor, tokens: torch.Size, site: Site) -> tuple[torch.Tensor, int]:
-    """The output of a site as ``[batch * length * heads, C]`` rows, tokens first, and the rows per token.
-
-    Takes ``[batch, length, C]``; ``[batch * length, C]``; ``[batch, length, heads, C]`` and, from norms that run after
-    the heads were moved forward, ``[batch, heads, length, C]``; and one row of positions ``[1, length, C]``.
-
-    Raises:
-        ActError: any other shape.
-    """
-    batch, length = tokens
-    lead = output.shape[:-1]
-    if lead == (batch, length) or lead == (batch * length,):
-        return output.reshape(-1, output.shape[-1]), 1
-    if lead in ((length,), (1, length)):
-        return output.expand(batch, length, -1).reshape(-1, output.shape[-1]), 1
-    if len(lead) == 3 and lead[0] == batch:
-        if lead[1] == length and not (lead[2] == length and _heads_lead(output)):
-            return output.reshape(-1, output.shape[-1]), lead[2]
-        if lead[2] == length:
-            return output.transpose(1, 2).reshape(-1, output.shape[-1]), lead[1]
-    raise ActError(
-        f"site {site.name} gave an output of shape {list(output.shape)} for {batch} x {length} tokens; expected "
-        "[batch, length, channels], optionally with a dimension of heads; exclude this kind of module, or report the "
-        "architecture"
-    )
-
-
-def _heads_lead(output: torch.Tensor) -> bool:
-    # With as many heads as tokens the shape is ambiguous; heads moved forward keep their memory next to each other.
-    return output.stride(1) < output.stride(2)

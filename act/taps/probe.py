@@ -1,22 +1,26 @@
-"""A short forward that records which tensors flow between the parts of a model."""
+"""A short forward that records which tensors flow between the parts of a model, and in which shapes."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from act.core.errors import brief
+from act.models.embeddings import input_embedding
 from act.models.modes import evaluating
 from act.models.placement import input_device
-from act.models.rotary import RotaryFunction, rotary_functions
-from act_kernels.ops import FLOAT_DTYPES
+from act.models.rotary import RotaryFunction, RotaryPairs, rotary_functions, rotary_pairs
 
-PROBE_TOKENS = 5
 ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
+PROBE_IDS = 8
+"""How many token ids a probe uses; none that the configuration gives a meaning, such as padding or an image."""
+_PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 
 
 @dataclass
@@ -29,25 +33,50 @@ class Call:
 
 @dataclass
 class Recording:
-    """What the probe saw, by module name."""
+    """What the probe saw, by module name.
 
+    Attributes:
+        ids: the token ids ``[batch, length]``. Neither size divides a number in the model's configuration, so that
+            every dimension of an output shows what it runs over.
+        masked: whether the model needed an attention mask.
+    """
+
+    ids: torch.Tensor
+    masked: bool
+    outputs: dict[str, list[Any]] = field(default_factory=dict)
+    """Whatever a site returned, call by call."""
+    inputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    """The last input of each site that takes one tensor."""
     sites: dict[str, Call] = field(default_factory=dict)
     """The last call of each site that takes one tensor and returns one."""
     holders: dict[str, Call] = field(default_factory=dict)
     """The same for the modules that sites are children of."""
     sums: dict[str, str] = field(default_factory=dict)
-    """Site -> the site that reads its output, or the sum of its output and another tensor."""
+    """Site -> the site that reads its output, or the sum of its output and another tensor, as it was computed."""
     counts: Counter[str] = field(default_factory=Counter)
     """How often each was called: modules that run more than once per forward are not fused with their neighbours."""
     rotated: set[str] = field(default_factory=set)
     """Linears whose output goes into a rotary embedding as it is."""
+    pairs: dict[str, tuple[RotaryPairs, int]] = field(default_factory=dict)
+    """Holder of sites -> which dimensions its heads turn together, and how many; absent if it turns none."""
+    changed: set[str] = field(default_factory=set)
+    """Sites whose output the model changed in place before the module around them had ended."""
+
+
+@dataclass
+class _Sum:
+    """A sum that a site's output went into, and its values when it was computed."""
+
+    origin: str
+    result: torch.Tensor
+    values: torch.Tensor
 
 
 class TracedOutput(torch.Tensor):
     """A site's output that notes which sum it goes into; the result of any operation is a plain tensor."""
 
     origin: str
-    added: dict[int, tuple[str, torch.Tensor]]
+    added: dict[int, _Sum]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -58,68 +87,159 @@ class TracedOutput(torch.Tensor):
             if func in ADDITIONS and len(args) == 2 and not kwargs:
                 for one, other in (args, args[::-1]):
                     if isinstance(one, TracedOutput) and isinstance(other, torch.Tensor) and one.shape == other.shape:
-                        one.added[id(result)] = (one.origin, result)
+                        one.added[id(result)] = _Sum(one.origin, result, result.clone())
             return result
 
 
-def probe(model: nn.Module, sites: set[str]) -> Recording | None:
-    """Run the model in eval mode on :data:`PROBE_TOKENS` tokens and record its sites and the modules around them.
+def probe(model: nn.Module, sites: set[str]) -> Recording | str:
+    """Run the model in eval mode on a few tokens and record its sites and the modules around them.
 
-    None where the model does not run with ``input_ids`` alone, or is in a dtype that no kernel takes.
+    Returns:
+        The recording, or the reason why the model does not run with ``input_ids`` (and ``attention_mask``) alone.
     """
-    parameter = next(model.parameters(), None)
-    if parameter is None or parameter.dtype not in FLOAT_DTYPES:
-        return None
-    recording = Recording()
-    added: dict[int, tuple[str, torch.Tensor]] = {}
-    storages: dict[int, tuple[str, torch.Tensor]] = {}
+    ids, reason = probe_ids(model), ""
+    for masked in (False, True):
+        recorder = _Recorder(Recording(ids, masked), sites)
+        with contextlib.ExitStack() as stack:
+            for name, module in model.named_modules():
+                for handle in recorder.hooks_on(name, module):
+                    stack.callback(handle.remove)
+            for namespace, name in rotary_functions(model):
+                stack.callback(RotaryFunction.add(namespace, name, recorder.note_rotary))
+                stack.callback(RotaryFunction.watch(namespace, name, recorder.note_turned))
+            try:
+                run(model, ids, masked)
+                return recorder.recording
+            except Exception as error:  # a model that needs other inputs may raise anything
+                reason = reason or f"{type(error).__name__}: {brief(error)}"
+    return reason
 
-    def note_rotary(q: torch.Tensor, k: torch.Tensor, *_: Any) -> None:
+
+def run(model: nn.Module, ids: torch.Tensor, masked: bool) -> None:
+    """Run the model in eval mode on token ids ``[batch, length]``; ``masked``: give it an attention mask too."""
+    inputs = {"input_ids": ids, **({"attention_mask": torch.ones_like(ids)} if masked else {})}
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        model(**inputs, use_cache=False)
+
+
+def probe_ids(model: nn.Module) -> torch.Tensor:
+    """Token ids ``[batch, length]`` of two different primes that divide no number of the model's configuration."""
+    config = getattr(model, "config", None)
+    numbers = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
+    taken = {value for _, value in numbers}
+    free = [prime for prime in _PRIMES if not any(value and value % prime == 0 for value in taken)]
+    batch, length = (*free, *_PRIMES[-2:])[:2]
+    rows: Any = getattr(input_embedding(model), "weight", None)
+    special = {value for name, value in numbers if name.endswith(("token_id", "token_index", "token_ids"))}
+    usable = [number for number in range(1, PROBE_IDS + len(special) + 1) if number not in special]
+    usable = [number for number in usable if rows is None or number < len(rows)][:PROBE_IDS] or [0]
+    place = torch.arange(batch * length, device=input_device(model)).view(batch, length)
+    return torch.tensor(usable, device=place.device)[(place + place // length) % len(usable)]
+
+
+def _numbers(data: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """Every integer in nested plain data, with the key it stands under."""
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield from _numbers(value, str(key))
+    elif isinstance(data, (list, tuple)):
+        for value in data:
+            yield from _numbers(value, name)
+    elif isinstance(data, int) and not isinstance(data, bool):
+        yield name, abs(data)
+
+
+class _Recorder:
+    """The hooks that fill a :class:`Recording`."""
+
+    def __init__(self, recording: Recording, sites: set[str]) -> None:
+        self.recording = recording
+        self._sites = sites
+        self._holders = {name.rpartition(".")[0] for name in sites} - sites
+        self._running: list[str] = []
+        self._added: dict[int, _Sum] = {}
+        self._made: dict[int, tuple[str, torch.Tensor]] = {}  # by the address of their memory
+
+    def hooks_on(self, name: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        """Hook a module, if it is a site or holds one."""
+        if name in self._sites:
+            yield module.register_forward_hook(self._after_site(name), with_kwargs=True)
+        elif name in self._holders:
+            yield module.register_forward_pre_hook(lambda *_: self._running.append(name))
+            yield module.register_forward_hook(self._after_holder(name), with_kwargs=True)
+
+    def note_rotary(self, q: torch.Tensor, k: torch.Tensor, *_: Any) -> None:
         for x in (q, k):
-            name, _output = storages.get(x.untyped_storage().data_ptr(), ("", x))
-            recording.rotated.add(name)
+            name, _output = self._made.get(x.untyped_storage().data_ptr(), ("", x))
+            self.recording.rotated.add(name)
 
-    def note(name: str, is_site: bool) -> Any:
+    def note_turned(self, function: Callable[..., Any], q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor) -> None:
+        starts_early = q.storage_offset() == 0  # a later part of each head is not what pairs are counted from
+        if self._running and starts_early:
+            self.recording.pairs[self._running[-1]] = rotary_pairs(function, q.shape[-1], cos.shape[-1])
+
+    def _after_site(self, name: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-            if (
-                len(args) != 1
-                or kwargs
-                or not isinstance(args[0], torch.Tensor)
-                or not isinstance(output, torch.Tensor)
-            ):
+            recording, copied = self.recording, _copied(output)
+            recording.outputs.setdefault(name, []).append(copied)
+            if not _one_tensor(args, kwargs):
+                return None
+            given = args[0]
+            recording.inputs[name] = given.as_subclass(torch.Tensor)
+            if not isinstance(output, torch.Tensor):
                 return None
             recording.counts[name] += 1
-            if is_site and isinstance(args[0], TracedOutput):
-                recording.sums.setdefault(args[0].origin, name)
-            elif is_site and id(args[0]) in added:
-                recording.sums.setdefault(added[id(args[0])][0], name)
-            given, plain_output = (x.as_subclass(torch.Tensor) for x in (args[0], output))
-            (recording.sites if is_site else recording.holders)[name] = Call(given, plain_output.clone())
-            if not is_site:
-                return None
-            storages[output.untyped_storage().data_ptr()] = name, output
-            traced = plain_output.as_subclass(TracedOutput)
-            traced.origin, traced.added = name, added
+            if isinstance(given, TracedOutput):
+                self._note_sum(given.origin, given, self._made_by(given.origin), name)
+            elif id(given) in self._added:
+                total = self._added[id(given)]
+                self._note_sum(total.origin, given, total.values, name)
+            plain = output.as_subclass(torch.Tensor)
+            recording.sites[name] = Call(recording.inputs[name], copied)
+            self._made[output.untyped_storage().data_ptr()] = name, output
+            traced = plain.as_subclass(TracedOutput)
+            traced.origin, traced.added = name, self._added
             return traced
 
         return hook
 
-    holders = {name.rpartition(".")[0] for name in sites} - sites
-    with contextlib.ExitStack() as stack:
-        for name, module in model.named_modules():
-            if name in sites or name in holders:
-                handle = module.register_forward_hook(note(name, name in sites), with_kwargs=True)
-                stack.callback(handle.remove)
-        for namespace, name in rotary_functions(model):
-            stack.callback(RotaryFunction.add(namespace, name, note_rotary))
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
-        try:
-            ids = torch.arange(1, PROBE_TOKENS + 1, device=input_device(model))[None] % 8
-            model(input_ids=ids, use_cache=False)
-        except Exception:  # a model that needs other inputs may raise anything; it is not fused
-            return None
-    return recording
+    def _after_holder(self, name: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            self._running.pop()
+            recording = self.recording
+            for site, made in self._made.values():
+                if site.rpartition(".")[0] == name and not _same_values(made, self._made_by(site)):
+                    recording.changed.add(site)
+            if _one_tensor(args, kwargs) and isinstance(output, torch.Tensor):
+                recording.counts[name] += 1
+                given, made = (x.as_subclass(torch.Tensor) for x in (args[0], output))
+                recording.holders[name] = Call(given, made.clone())
+
+        return hook
+
+    def _made_by(self, site: str) -> torch.Tensor:
+        return self.recording.sites[site].output
+
+    def _note_sum(self, origin: str, read: torch.Tensor, values: torch.Tensor, reader: str) -> None:
+        if _same_values(read, values):
+            self.recording.sums.setdefault(origin, reader)
+
+
+def _one_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    return len(args) == 1 and not kwargs and isinstance(args[0], torch.Tensor)
+
+
+def _same_values(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.as_subclass(torch.Tensor), other)
+
+
+def _copied(output: Any) -> Any:
+    """A copy of what a module returned, which the model cannot change: tensors, and tuples and lists of them."""
+    if isinstance(output, torch.Tensor):
+        return output.detach().as_subclass(torch.Tensor).clone()
+    if type(output) in (tuple, list):
+        return tuple(_copied(item) for item in output)
+    return None
 
 
 def is_idle_dropout(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from act.taps.attachments import Attachments
 from act.taps.fusion import Fusion, needs_gradient
 from act.taps.measurement import Measurement
 from act.taps.probe import ADDITIONS, is_idle_dropout
+from act.taps.unchanged import version
 from act_kernels import add_norm
 
 
@@ -65,6 +66,8 @@ class ReadyNorm(NamedTuple):
     norm: str
     total: torch.Tensor
     output: torch.Tensor
+    version: int
+    """Of ``total``; it grows when the model changes it in place."""
 
 
 class ResidualSums:
@@ -122,13 +125,13 @@ class ResidualSums:
         if needs_gradient(residual, self._modules[name]):
             return None
         total, norm = self._add_norm(name, x, residual, pending)
-        self._ready = ReadyNorm(name, total, norm)
+        self._ready = ReadyNorm(name, total, norm, version(total))
         return total
 
     def _send(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         self.settle()
         measurement = self._measurement
-        fits = output.shape[:-1] == measurement.tokens
+        fits = all([measurement.lies_by_token(one, output.shape[:-1]) for one in (name, self._sums[name])])
         fusable = fits and not needs_gradient(output) and not torch.compiler.is_compiling()
         waits = fusable and name in measurement.riding and name not in self._own_kernel
         if not waits and name not in self._own_kernel:
@@ -140,24 +143,34 @@ class ResidualSums:
         return pending
 
     def _norm(self, name: str, original: Callable[..., Any], x: torch.Tensor, *more: Any, **named: Any) -> Any:
-        if self._ready is not None and self._ready.total is x and self._ready.norm == name:
-            output, self._ready = self._ready.output, None
-            return output
+        ready = self._ready
+        if ready is not None and (ready.norm, ready.version) == (name, version(x)) and ready.total is x:
+            self._ready = None
+            return ready.output
         pending = x if isinstance(x, PendingOutput) else None
         x = plain(x)
-        tokens = self._measurement.tokens
-        by_token = x.shape[:-1] == tokens or (x.shape[:2] == tokens and x.dim() == 4)
+        layout = self._measurement.layout(name, x.shape[:-1])
         weight = self._modules[name].get_parameter("weight")
-        fits = by_token and x.is_contiguous() and (x.dtype, x.device) == (weight.dtype, weight.device)
+        measured = name in self._measurement.sites
+        fits = (
+            (not measured or (layout is not None and layout.tokens_first))
+            and x.is_contiguous()
+            and (x.dtype, x.device) == (weight.dtype, weight.device)
+        )
         if more or named or not fits or needs_gradient(x, self._modules[name]):
             output = original(x, *more, **named)
             if name in self._own_kernel:
                 self._measurement.read(name, output)
             return output
-        return self._add_norm(name, x, None, pending)[1]
+        return self._add_norm(name, x, None, pending, layout.rows_per_token if layout else 1)[1]
 
     def _add_norm(
-        self, name: str, x: torch.Tensor, residual: torch.Tensor | None, pending: PendingOutput | None
+        self,
+        name: str,
+        x: torch.Tensor,
+        residual: torch.Tensor | None,
+        pending: PendingOutput | None,
+        per_token: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x_block = None
         if pending is not None and not pending.measured:
@@ -176,6 +189,6 @@ class ResidualSums:
             style=norm.style,
             x_moments=x_block,
             norm_moments=self._measurement.block(name, "add_norm"),
-            mask=self._measurement.mask(x.device, x.shape[2] if x.dim() == 4 else 1),
+            mask=self._measurement.mask(x.device, per_token),
         )
         return total.view(x.shape), output.view(x.shape)

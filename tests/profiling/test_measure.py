@@ -13,9 +13,8 @@ import act
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.taps.lockstep import lockstep
-from act.taps.measurement import as_rows
 from act.taps.sink import ReaderSink
-from act.taps.taps import Taps, taps
+from act.taps.tapped import Taps, taps
 
 
 def stored_activations(model, batches) -> dict[str, torch.Tensor]:
@@ -220,19 +219,6 @@ def test_two_runs_give_the_same_bits():
     donor, target = tiny_model("qwen3"), tiny_model("qwen3", seed=1)
     runs = [act.profile_pair(donor, target, random_batches()).moments.arena for _ in range(2)]
     assert torch.equal(*runs)
-
-
-@pytest.mark.parametrize("heads", [3, 5])
-def test_rows_of_a_norm_over_heads_are_in_token_order(heads):
-    tokens = torch.Size((2, 5))
-    site = ChannelSpace.from_model(nn.Linear(4, 4)).sites[0]
-    by_token = torch.randn(2, 5, heads, 4)
-    moved = by_token.transpose(1, 2)
-    for output in (by_token, moved):
-        rows, found = as_rows(output, tokens, site)
-        assert found == heads and torch.equal(rows, by_token.reshape(-1, 4))
-    with pytest.raises(act.ActError, match="expected"):
-        as_rows(torch.randn(3, 7, 4), tokens, site)
 
 
 IDS = torch.ones(2, 5, dtype=torch.int64)

@@ -27,7 +27,7 @@ from act.profiling.job import Job
 from act.profiling.measure import run_job
 from act.profiling.observer import Observer
 from act.profiling.run import Run
-from act.taps.taps import taps
+from act.taps.tapped import taps
 
 
 def texts(count=60, ability="a"):

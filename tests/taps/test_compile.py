@@ -9,7 +9,7 @@ from support import random_batches, tiny_model
 import act
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
-from act.taps.taps import taps
+from act.taps.tapped import taps
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import act
 from act.cli import app
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
-from act.taps.taps import taps
+from act.taps.tapped import taps
 from trained.stories import PUBLISHED_SAMPLE, load_model, load_tokenizer
 
 

@@ -24,6 +24,7 @@ from act.taps.fusion import Fusion, recognise
 from act.taps.gated_mlp import GatedMlps
 from act.taps.head import Head
 from act.taps.measurement import Measurement
+from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
 from act.taps.sink import MomentsSink, Sink
 
@@ -64,6 +65,8 @@ class Taps:
         sink: where the sites go.
 
     Attributes:
+        space: the channel space with what a probe of the model has shown: layouts, and which dimensions of heads turn.
+        unread: why sites that should be measured are not, by name.
         paths: the op by which each site was last read, by site name.
     """
 
@@ -72,10 +75,16 @@ class Taps:
     ) -> None:
         _refuse_compiled(model)
         self._model = model
-        self._measurement = Measurement(space.without(exclude), sink)
+        probed = Probed.of(model, space)
+        self.space = probed.space
+        wanted = self.space.without(exclude)
+        self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts}
+        self._measurement = Measurement((site for site in wanted if site.layouts), sink)
+        if not self._measurement.sites:
+            raise ActError(f"no output of {type(model).__name__} can be measured: {next(iter(self.unread.values()))}")
         self.paths = self._measurement.paths
         self._attachments = Attachments(model)
-        fusion = recognise(model, space) if fused else Fusion()
+        fusion = recognise(model, probed.recording) if fused and probed.recording else Fusion()
         modules = self._attachments.modules
         self._head = Head(model, self._measurement)
         self._sums = ResidualSums(fusion, modules, self._measurement)

@@ -1,0 +1,95 @@
+"""How the output of a site is laid out: which of its dimensions run over the batch, the tokens, heads and channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+import torch
+
+Axis = Literal["batch", "length"] | int
+"""What a dimension, or a factor of one, runs over: rows of the batch, their tokens, or a fixed number, such as heads."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The dimensions of one output.
+
+    Attributes:
+        dims: of every dimension before the channels its factors, outer first: ``(("batch",), ("length",))`` is
+            ``[batch, length, C]``, ``(("batch", "length", 4),)`` is ``[batch * length * 4, C]``. Without ``batch``,
+            all rows of the batch share the output.
+        groups: 1, or the size of a dimension before the last that holds channels too: ``[…, groups, C / groups]``.
+        item: which item of a tuple the output is; None: the module returns the tensor itself.
+    """
+
+    dims: tuple[tuple[Axis, ...], ...]
+    groups: int = 1
+    item: int | None = None
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """The factors of all dimensions, outer first."""
+        return tuple([axis for dim in self.dims for axis in dim])
+
+    @property
+    def rows_per_token(self) -> int:
+        """How many rows each token has, such as one for each head."""
+        return prod([axis for axis in self.axes if isinstance(axis, int)])
+
+    @property
+    def tokens_first(self) -> bool:
+        """Whether rows lie token by token, so that flattening the dimensions puts them in order."""
+        return [axis for axis in self.axes if axis != 1][:2] == ["batch", "length"]
+
+    def lead(self, batch: int, length: int) -> tuple[int, ...]:
+        """The sizes of the dimensions before the channels."""
+        return tuple([prod(self._sizes(dim, batch, length)) for dim in self.dims])
+
+    def fits(self, output: torch.Tensor, batch: int, length: int) -> bool:
+        """Whether an output has the shape that this layout has for so many tokens."""
+        return tuple(output.shape[: -1 if self.groups == 1 else -2]) == self.lead(batch, length)
+
+    def rows(self, output: torch.Tensor, batch: int, length: int) -> torch.Tensor:
+        """The output as ``[batch * length * rows_per_token, C]``, token by token; a view where that is possible."""
+        if self.groups > 1:
+            output = output.flatten(-2)
+        if self.tokens_first:
+            return output.reshape(-1, output.shape[-1])
+        axes, width = self.axes, output.shape[-1]
+        factors = output.reshape(*self._sizes(axes, batch, length), width)
+        rest = [place for place, axis in enumerate(axes) if isinstance(axis, int)]
+        if "batch" not in axes:
+            ordered = factors.permute(axes.index("length"), *rest, -1)
+            return ordered.expand(batch, *ordered.shape).reshape(-1, width)
+        return factors.permute(axes.index("batch"), axes.index("length"), *rest, -1).reshape(-1, width)
+
+    def shared(self) -> Layout | None:
+        """The same layout with rows of its own for each row of the batch, for outputs that all of them may share.
+
+        Position embeddings are such: ``[1, length, C]`` unless the batch brings ``position_ids``.
+        """
+        if self.axes.count("length") != 1 or self.rows_per_token > 1 or "batch" in self.axes:
+            return None
+        return Layout((("batch",), ("length",)), self.groups, self.item)
+
+    @staticmethod
+    def _sizes(axes: Sequence[Axis], batch: int, length: int) -> list[int]:
+        sizes = {"batch": batch, "length": length}
+        return [axis if isinstance(axis, int) else sizes[axis] for axis in axes]
+
+    def __str__(self) -> str:
+        """The shape in words, such as ``[batch, 4, length, channels]``."""
+        dims = [" * ".join(map(str, dim)) or "1" for dim in self.dims]
+        return f"[{', '.join([*dims, *([str(self.groups)] if self.groups > 1 else []), 'channels'])}]"
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Layout:
+        """The inverse of :func:`dataclasses.asdict`."""
+        return cls(tuple(tuple(dim) for dim in data["dims"]), data["groups"], data["item"])
+
+
+PLAIN = Layout((("batch",), ("length",)))
+"""``[batch, length, channels]``."""

@@ -1,0 +1,242 @@
+"""The layout of every site's output, learnt once from a probe, whose batch and length no number of the model shares.
+
+Sizes show what a dimension runs over. Where one dimension runs over several things, its order shows in which rows
+another text changes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+from act.models.channels import Site
+from act.models.layout import Axis, Layout
+from act.taps.probe import Recording, run
+
+ROUNDING = 0.02
+"""Standard deviations by which another number of rows may change a row, where an op rounds by it."""
+
+
+@dataclass(frozen=True)
+class Unread(Exception):
+    """Why the output of a site cannot be read as one row of channels for each token."""
+
+    reason: str
+
+
+def learn(model: nn.Module, sites: Mapping[str, Site], recording: Recording) -> dict[str, tuple[Layout, ...] | Unread]:
+    """The layouts of every site that the probe reached, or why it has none."""
+    modules = dict(model.named_modules())
+    found: dict[str, list[set[Layout]] | Unread] = {}
+    for name, outputs in recording.outputs.items():
+        try:
+            found[name] = [_candidates(sites[name], modules[name], recording, output) for output in outputs]
+        except Unread as unread:
+            found[name] = unread
+    unsure = {
+        name: calls for name, calls in found.items() if not isinstance(calls, Unread) and not all(map(_is_sure, calls))
+    }
+    if unsure:
+        changes = _changes(model, recording, {name: modules[name] for name in unsure}, unsure)
+        for name, calls in unsure.items():
+            try:
+                found[name] = _settled(calls, changes[name], recording)
+            except Unread as unread:
+                found[name] = unread
+    learnt = {name: calls if isinstance(calls, Unread) else _joined(calls) for name, calls in found.items()}
+    for name in sites.keys() - learnt.keys():
+        learnt[name] = _sibling(name, learnt)
+    return learnt
+
+
+def _sibling(name: str, learnt: Mapping[str, tuple[Layout, ...] | Unread]) -> tuple[Layout, ...] | Unread:
+    """The layouts of a site that the probe did not reach: those of one in another layer, or of another expert."""
+    pattern = re.sub(r"\d+", "#", name)
+    alike = [layouts for other, layouts in learnt.items() if re.sub(r"\d+", "#", other) == pattern]
+    return next((one for one in alike if isinstance(one, Unread)), alike[0] if alike else Unread("no probe reached it"))
+
+
+def _is_sure(candidates: set[Layout]) -> bool:
+    """Whether sizes alone tell the layout."""
+    (one, *others) = candidates
+    return not others and all(len(dim) < 2 for dim in one.dims) and "batch" in one.axes
+
+
+def _joined(calls: list[set[Layout]]) -> tuple[Layout, ...] | Unread:
+    """The layouts of all calls of one site, as long as they differ in sizes such as the number of heads alone."""
+    layouts = tuple(dict.fromkeys(layout for (layout,) in calls))
+    if len({tuple(isinstance(axis, int) or axis for axis in layout.axes) for layout in layouts}) > 1:
+        return Unread(f"it runs several times with outputs laid out as {' and '.join(map(str, layouts))}")
+    return layouts + tuple(shared for layout in layouts if (shared := layout.shared()))
+
+
+def _candidates(site: Site, module: nn.Module, recording: Recording, output: Any) -> set[Layout]:
+    """Every layout that the sizes of an output allow.
+
+    Raises:
+        Unread: there is none.
+    """
+    item = None
+    if isinstance(output, tuple):
+        item = _item(module, recording.inputs.get(site.name), output)
+        output = output[item]
+    if not isinstance(output, torch.Tensor):
+        raise Unread("it returns no tensor")
+    groups = _groups(site, module, recording, output)
+    lead = output.shape[: -1 if groups == 1 else -2]
+    dims = [_factors(size, recording) for size in lead]
+    axes = [axis for dim in dims for axis in dim]
+    if axes.count("length") != 1 or axes.count("batch") > 1:
+        batch, length = recording.ids.shape
+        raise Unread(f"its output is {list(output.shape)} for {batch} x {length} tokens, not a row for each token")
+    orders = itertools.product(*(itertools.permutations(dim) for dim in dims))
+    return {Layout(order, groups, item) for order in orders}
+
+
+def _factors(size: int, recording: Recording) -> tuple[Axis, ...]:
+    """What a dimension of this size runs over."""
+    batch, length = recording.ids.shape
+    found: list[Axis] = []
+    names: tuple[tuple[Axis, int], ...] = (("batch", batch), ("length", length))
+    for name, number in names:
+        if size and size % number == 0:
+            found.append(name)
+            size //= number
+    return (*found, size) if size != 1 else tuple(found)
+
+
+def _item(module: nn.Module, given: torch.Tensor | None, output: tuple[Any, ...]) -> int:
+    """Which item of what a linear returns is its product, for routers that return their logits beside other things.
+
+    Raises:
+        Unread: none is, or the module is no linear.
+    """
+    if isinstance(module, nn.Linear) and given is not None:
+        expected = linear(given, module.weight, module.bias).flatten(0, -2)
+        for place, item in enumerate(output):
+            if isinstance(item, torch.Tensor) and item.shape[-1:] == expected.shape[-1:]:
+                rows = item.flatten(0, -2)
+                if rows.shape == expected.shape and torch.allclose(rows, expected, rtol=1e-2, atol=1e-4):
+                    return place
+    raise Unread(f"it returns {len(output)} values, none of which is known to be its channels")
+
+
+def _groups(site: Site, module: nn.Module, recording: Recording, output: torch.Tensor) -> int:
+    """How many groups the channels of an output come in.
+
+    Raises:
+        Unread: its last dimensions are not the channels.
+    """
+    if output.dim() and output.shape[-1] == site.width:
+        return 1
+    if output.dim() > 1 and output.shape[-2] * output.shape[-1] == site.width and site.name in recording.sites:
+        if _rows_in_order(module, recording.sites[site.name].input):
+            return output.shape[-2]
+    raise Unread(f"its output is {list(output.shape)}, not {site.width} channels wide")
+
+
+def _rows_in_order(module: nn.Module, given: torch.Tensor) -> bool:
+    """Whether channel ``i`` of the flattened last two dimensions is made by row ``i`` of the weight of a linear."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(module, nn.Linear) or weight is None:
+        return False
+    with torch.no_grad():
+        before = module.forward(given).flatten(-2)
+        for row in {1, len(weight) // 2, len(weight) - 2}:
+            changed = weight.detach().clone()
+            changed[row] += 1
+            after = torch.func.functional_call(module, {"weight": changed}, (given,)).flatten(-2)
+            differs = (after != before).flatten(0, -2).any(0).nonzero().flatten().tolist()
+            if differs != [row]:
+                return False
+    return True
+
+
+def _changes(
+    model: nn.Module,
+    recording: Recording,
+    modules: Mapping[str, nn.Module],
+    candidates: Mapping[str, list[set[Layout]]],
+) -> dict[str, list[torch.Tensor | None]]:
+    """How much another text changes each row of each output, call by call (see :func:`_change`).
+
+    The other text has another last token in its first row and other tokens in the whole of its second row.
+    """
+    ids = recording.ids.clone()
+    known = ids.unique()
+    for row, tokens in ((0, slice(-1, None)), (1, slice(None))):
+        ids[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + 1) % len(known)]
+    found: dict[str, list[torch.Tensor | None]] = {name: [] for name in modules}
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            call = len(found[name])
+            if call < len(recording.outputs[name]):
+                (item, *_) = {layout.item for layout in candidates[name][call]}
+                outputs = recording.outputs[name][call], output
+                before, after = outputs if item is None else (each[item] for each in outputs)
+                found[name].append(_change(before, after))
+            else:
+                found[name].append(None)
+
+        return hook
+
+    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    try:
+        run(model, ids, recording.masked)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
+    """The largest change in each row, in standard deviations of its channel over all rows; None: other shapes."""
+    if before.shape != after.shape:
+        return None
+    wide = before.double()
+    spread = wide.flatten(0, -2).std(0, correction=0).clamp(min=torch.finfo(torch.float64).tiny)
+    return ((after.double() - wide).abs() / spread).amax(-1)
+
+
+def _settled(calls: list[set[Layout]], changes: list[torch.Tensor | None], recording: Recording) -> list[set[Layout]]:
+    """The one layout of each call that agrees with the rows that another text changed.
+
+    Raises:
+        Unread: there is none, or there are several.
+    """
+    if len(calls) != len(changes):
+        raise Unread("it runs more often for one text than for another")
+    settled = []
+    for candidates, change in zip(calls, changes, strict=True):
+        fitting = set() if change is None else {one for one in candidates if _agrees(one, change, recording)}
+        if len(fitting) != 1:
+            raise Unread(
+                "which row belongs to which token depends on the text"
+                if not fitting
+                else f"its rows may be laid out as {' or '.join(sorted(map(str, fitting)))}"
+            )
+        settled.append(fitting)
+    return settled
+
+
+def _agrees(layout: Layout, change: torch.Tensor, recording: Recording) -> bool:
+    """Whether a layout puts the changed rows where tokens changed, and perhaps at the tokens that see these."""
+    batch, length = recording.ids.shape
+    if layout.groups > 1:
+        change = change.amax(-1)
+    if "batch" not in layout.axes:
+        return not change.any()
+    by_token = layout.rows(change[..., None], batch, length).view(batch, length, -1).amax(-1)
+    expected = torch.zeros_like(by_token, dtype=torch.bool)
+    expected[0, -1] = expected[1] = True
+    whole = expected.clone()
+    whole[0] = True
+    return any(torch.equal(by_token > least, pattern) for least in (0, ROUNDING) for pattern in (expected, whole))
