@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 Axis = Literal["batch", "length"] | int
-"""What a dimension, or a factor of one, runs over: rows of the batch, their tokens, or a fixed number, such as heads."""
+"""What a dimension, or a factor of one, runs over: the batch, its tokens, or a fixed number, such as heads."""
 
 
 @dataclass(frozen=True)

@@ -136,9 +136,9 @@ def _groups(site: Site, module: nn.Module, recording: Recording, output: torch.T
     """
     if output.dim() and output.shape[-1] == site.width:
         return 1
-    if output.dim() > 1 and output.shape[-2] * output.shape[-1] == site.width and site.name in recording.sites:
-        if _rows_in_order(module, recording.sites[site.name].input):
-            return output.shape[-2]
+    in_two = output.dim() > 1 and output.shape[-2] * output.shape[-1] == site.width
+    if in_two and site.name in recording.sites and _rows_in_order(module, recording.sites[site.name].input):
+        return output.shape[-2]
     raise Unread(f"its output is {list(output.shape)}, not {site.width} channels wide")
 
 

@@ -131,7 +131,8 @@ class ResidualSums:
     def _send(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
         self.settle()
         measurement = self._measurement
-        fits = all([measurement.lies_by_token(one, output.shape[:-1]) for one in (name, self._sums[name])])
+        lead = output.shape[:-1]
+        fits = measurement.lies_by_token(name, lead) and measurement.lies_by_token(self._sums[name], lead)
         fusable = fits and not needs_gradient(output) and not torch.compiler.is_compiling()
         waits = fusable and name in measurement.riding and name not in self._own_kernel
         if not waits and name not in self._own_kernel:
@@ -151,12 +152,8 @@ class ResidualSums:
         x = plain(x)
         layout = self._measurement.layout(name, x.shape[:-1])
         weight = self._modules[name].get_parameter("weight")
-        measured = name in self._measurement.sites
-        fits = (
-            (not measured or (layout is not None and layout.tokens_first))
-            and x.is_contiguous()
-            and (x.dtype, x.device) == (weight.dtype, weight.device)
-        )
+        in_order = layout.tokens_first if layout else name not in self._measurement.sites
+        fits = in_order and x.is_contiguous() and (x.dtype, x.device) == (weight.dtype, weight.device)
         if more or named or not fits or needs_gradient(x, self._modules[name]):
             output = original(x, *more, **named)
             if name in self._own_kernel:
