@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.core.errors import ActError
+from act.core.names import require_name
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -57,7 +58,7 @@ def places_of(corpora: list[str]) -> dict[str, str]:
     places: dict[str, str] = {}
     for given in corpora:
         named = None if Path(given).exists() else _NAMED.fullmatch(given)
-        name, place = (named["name"], named["place"]) if named else ("", given)
+        name, place = (require_name("the name of a corpus", named["name"]), named["place"]) if named else ("", given)
         if name in places or (places and "" in (name, *places)):
             raise ActError("several corpora need different names, one for each profile: --corpus NAME=PLACE")
         places[name] = place

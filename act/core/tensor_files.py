@@ -1,33 +1,39 @@
-"""Files of tensors with a JSON header: the format of profiles, channel sets, patches and checkpoints."""
+"""Files of tensors with a JSON header: the format of profiles, channel sets, patches and checkpoints.
+
+A hash of header and tensors is stored beside them and checked on reading; files of earlier versions have none. What a
+hash cannot tell, that the content makes sense, is for the reader of each kind to check.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from act.core.errors import ActError
 from act.core.files import written_whole
+from act.core.plain import parsed_json
 
-SCHEMA_KEY, HEADER_KEY = "schema", "header"
+SCHEMA_KEY, HEADER_KEY, HASH_KEY = "schema", "header", "xxh3"
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def save_tensors(
     path: Path, tensors: dict[str, torch.Tensor], schema: str, header: dict[str, Any], *, force: bool = False
 ) -> None:
-    """Write one safetensors file whose metadata holds the schema (``name/version``) and a JSON header."""
+    """Write one safetensors file whose metadata holds the schema (``name/version``), a JSON header and hashes."""
     with written_whole(path, force=force) as temporary:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            metadata={SCHEMA_KEY: schema, HEADER_KEY: json.dumps(header)},
-        )
+        written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        text = json.dumps(header)
+        hashes = f"{_hash_of_text(schema, text)} {_hash_of_tensors(written)}"
+        save_file(written, temporary, metadata={SCHEMA_KEY: schema, HEADER_KEY: text, HASH_KEY: hashes})
 
 
 def load_tensors(
@@ -36,25 +42,54 @@ def load_tensors(
     """Read the tensors (none with ``header_only``) and the header of a file that :func:`save_tensors` wrote.
 
     Raises:
-        ActError: the file is missing, truncated, not a safetensors file, of another kind or of another schema version.
+        ActError: the file is missing, truncated, not a safetensors file, of another kind or of another schema version,
+            or not as it was written.
     """
     kind = schema.partition("/")[0]
     if not path.is_file():
         raise ActError(f"no such file: {path}; expected an {kind} file")
-    if not _begins_as_safetensors(path):
-        raise ActError(f"{path} is not a safetensors file; expected an {kind} file")
     try:
+        if not _begins_as_safetensors(path):
+            raise ActError(f"{path} is not a safetensors file; expected an {kind} file")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get(SCHEMA_KEY, "an unknown schema")
             if found != schema:
                 same_kind = found.partition("/")[0] == kind
                 advice = "make it again with this version" if same_kind else f"give an {kind} file"
-                raise ActError(f"{path} holds {found}, expected {schema}; {advice}")
+                raise ActError(f"{path} holds {found:.60}, expected {schema}; {advice}")
+            if HEADER_KEY not in metadata or not metadata.keys() <= {SCHEMA_KEY, HEADER_KEY, HASH_KEY}:
+                raise ValueError("its metadata is not of this kind")
+            header = parsed_json(metadata[HEADER_KEY])
+            hashes = metadata[HASH_KEY].split(" ") if HASH_KEY in metadata else None
             names = [] if header_only else file.keys()
-            return {name: file.get_tensor(name) for name in names}, json.loads(metadata[HEADER_KEY])
-    except (SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise ActError(f"{path} is truncated or damaged ({error}); make it again") from error
+            tensors = {name: file.get_tensor(name) for name in names}
+            if hashes is not None:
+                now = [_hash_of_text(schema, metadata[HEADER_KEY])]
+                now += hashes[1:] if header_only else [_hash_of_tensors(tensors)]
+                if hashes != now:
+                    raise ValueError("it is not as it was written: its hash differs")
+            return tensors, header
+    except ActError:
+        raise
+    except OSError as error:
+        raise ActError(f"cannot read {path}: {error.strerror or error}") from error
+    except (SafetensorError, ValueError) as error:
+        raise ActError(f"{path} is truncated or damaged ({error!s:.200}); make it again") from error
+
+
+def _hash_of_text(schema: str, header: str) -> str:
+    return xxhash.xxh3_128_hexdigest(f"{schema}\n{header}".encode())
+
+
+def _hash_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """A hash of names, types, shapes and bytes, at the speed of memory."""
+    digest = xxhash.xxh3_128()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}\n{tensor.dtype}{list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _begins_as_safetensors(path: Path) -> bool:
@@ -69,5 +104,42 @@ def understood(path: Path) -> Iterator[None]:
     """Turn errors raised while a file's header and tensors are used into an :class:`ActError`."""
     try:
         yield
-    except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except ValueError as error:
+        raise ActError(f"{path} is damaged: {error!s:.200}; make it again") from error
+    except (AttributeError, LookupError, TypeError, ArithmeticError, RuntimeError) as error:
         raise ActError(f"{path} is damaged: header and tensors do not fit ({error!r:.200}); make it again") from error
+
+
+def taken(
+    tensors: Mapping[str, torch.Tensor],
+    name: str,
+    dtypes: tuple[torch.dtype, ...],
+    shape: tuple[int | None, ...],
+) -> torch.Tensor:
+    """A tensor of a file, of one of the ``dtypes`` and of this ``shape``, in which None stands for any size.
+
+    Raises:
+        ValueError: it is missing, or of another type or shape.
+    """
+    if name not in tensors:
+        raise ValueError(f"it has no tensor {name:.60}")
+    found = tensors[name]
+    sizes = zip(found.shape, shape, strict=False)
+    fits = len(found.shape) == len(shape) and all(wanted in (None, size) for size, wanted in sizes)
+    if found.dtype not in dtypes or not fits:
+        wanted = f"{[('any' if size is None else size) for size in shape]} of {' or '.join(map(str, dtypes))}"
+        raise ValueError(f"its tensor {name:.60} is {list(found.shape)} of {found.dtype}, expected {wanted}")
+    return found
+
+
+def indices(tensors: Mapping[str, torch.Tensor], name: str, end: int | None = None) -> torch.Tensor:
+    """An int64 vector of a file that holds sorted, distinct numbers from 0 to below ``end``.
+
+    Raises:
+        ValueError: it does not.
+    """
+    found = taken(tensors, name, (torch.int64,), (None,))
+    if (found < 0).any() or (found.diff() <= 0).any() or (end is not None and (found[-1:] >= end).any()):
+        below = "" if end is None else f" below {end}"
+        raise ValueError(f"its tensor {name:.60} does not hold sorted, distinct numbers{below}")
+    return found

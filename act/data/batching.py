@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from act.core.errors import ActError
+from act.core.plain import Natural
 
 LOOK_AHEAD = 2048  # records sorted together: a few percent of padding, a few megabytes of memory
 LOOK_AHEAD_TOKENS = 1 << 21  # ends a window of long records early
@@ -45,9 +46,9 @@ class Sequence:
 class Position(NamedTuple):
     """How far a run has read: ``batch`` batches of the window that begins at ``record`` of the ``corpus``-th corpus."""
 
-    corpus: int = 0
-    record: int = 0
-    batch: int = 0
+    corpus: Natural = 0
+    record: Natural = 0
+    batch: Natural = 0
 
 
 BEGINNING = Position()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from act.core.errors import ActError, require_choice
+from act.core.names import require_name
 from act.data.records import Record
 
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ EXPECTED = (
 )
 
 LARGEST_ID = np.iinfo(np.int32).max
-LONGEST_NAME = 50  # characters of up to 4 bytes: file names, also of temporary copies, have at most 255 bytes
-_FILE_NAME = re.compile(rf"[^\s./\\\x00-\x1f][^/\\\x00-\x1f]{{0,{LONGEST_NAME - 1}}}")
 
 Steps = Generator[list[str], list[list[int]], "Encoded"]
 """A generator that yields the texts of one record, is sent their token ids, and returns the result."""
@@ -180,13 +178,7 @@ class Encoder:
         ability = record.get(self.ability_column)
         if not isinstance(ability, (str, int)):
             raise ActError(f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a name")
-        if not _FILE_NAME.fullmatch(str(ability)):
-            raise ActError(
-                f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a valid file name: at "
-                f"most {LONGEST_NAME} characters, without slashes, and no dot or space in front"
-            )
-        _require_characters(str(ability))
-        return str(ability)
+        return require_name(f"the ability, column {self.ability_column},", str(ability))
 
     def _text(self, text: Any, mask: Any) -> Steps:
         (ids,) = yield [_nonempty("text", text)]

@@ -6,7 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from act.core.errors import ActError, BadRecord
+from act.core.plain import Natural, checked
 from act.data.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches
 from act.data.corpus import Corpus
 from act.data.records import Shard
@@ -16,9 +19,12 @@ class Skipped(NamedTuple):
     """A bad record that a run skipped."""
 
     ability: str
-    record: int
+    record: Natural
     place: str
     reason: str
+
+
+_SKIPPED, _STOPPED = TypeAdapter(list[Skipped]), TypeAdapter(set[str])
 
 
 class Stream:
@@ -91,8 +97,8 @@ class Stream:
         return {"skipped": list(self.skipped), "stopped": sorted(self.stopped)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state` returned; then call :meth:`start_at`."""
-        skipped, stopped = [Skipped(*each) for each in state["skipped"]], set(state["stopped"])
+        """Continue from what :meth:`state` returned; then call :meth:`start_at`. Raises ValueError for other data."""
+        skipped, stopped = checked(_SKIPPED, state["skipped"]), checked(_STOPPED, state["stopped"])
         self.skipped[:], self.stopped = skipped, stopped
 
     def __iter__(self) -> Iterator[Batch]:

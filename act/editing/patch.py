@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from act.core.errors import ActError, require_choice, require_type
-from act.core.tensor_files import load_tensors, save_tensors, understood
+from act.core.plain import checked
+from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
 from act.editing.provenance import TransferProvenance
 from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_parameter
-from act.models.channels import ParameterSlice
+from act.models.channels import Dim, ParameterSlice
 from act.models.fingerprint import fingerprint
 
 SCHEMA = "act-patch/1"
+_PARTS = TypeAdapter(tuple[tuple[str, Dim], ...])
 Conflict = Literal["refuse", "first", "last"]
 
 
@@ -176,13 +179,16 @@ class Patch:
         """
         tensors, header = load_tensors(Path(path), SCHEMA)
         with understood(Path(path)):
-            changes = [
-                ChangedRows(
-                    ParameterSlice(*parameter),
-                    *(tensors[f"{number}.{name}"] for name in ("rows", "before", "after")),
-                )
-                for number, parameter in enumerate(header["parts"])
-            ]
+            changes, parts = [], checked(_PARTS, header["parts"])
+            for number, part in enumerate(parts):
+                rows = indices(tensors, f"{number}.rows")
+                after = taken(tensors, f"{number}.after", FLOATS, (len(rows), None))
+                before = taken(tensors, f"{number}.before", (after.dtype,), tuple(after.shape))
+                changes.append(ChangedRows(ParameterSlice(*part), rows, before, after))
+            if len(tensors) != 3 * len(changes) or not all(len(change.rows) for change in changes):
+                raise ValueError("it has tensors of no part, or a part without rows")
+            if len({change.parameter.name for change in changes}) != len(changes):
+                raise ValueError("it changes one parameter twice")
             return cls(changes, TransferProvenance.from_json(header))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from pydantic import TypeAdapter
+
+from act.core.plain import Finite, Natural, checked
 from act.ranking.rule import Rule
 
 
@@ -21,8 +24,8 @@ class DonorUsed:
     """
 
     name: str | None
-    channels: int
-    strength: float | dict[str, float]
+    channels: Natural
+    strength: Finite | dict[str, Finite]
     rule: Rule
 
     def to_json(self) -> dict[str, Any]:
@@ -31,8 +34,8 @@ class DonorUsed:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DonorUsed:
-        """The inverse of :meth:`to_json`."""
-        return cls(data["donor"], data["channels"], data["strength"], Rule.from_json(data["rule"]))
+        """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for other data."""
+        return checked(_DONOR, {**data, "name": data["donor"]})
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class TransferProvenance:
     overlap: str | None = None
     notes: tuple[str, ...] = ()
     conflict: str | None = None
-    conflicts: Mapping[str, int] = field(default_factory=dict)
+    conflicts: Mapping[str, Natural] = field(default_factory=dict)
 
     @property
     def target(self) -> str:
@@ -78,14 +81,10 @@ class TransferProvenance:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TransferProvenance:
-        """The inverse of :meth:`to_json`."""
-        return cls(
-            tuple(DonorUsed.from_json(one) for one in data.get("grafts", ())),
-            data.get("before"),
-            data.get("after"),
-            tuple(data.get("parameters") or ()),
-            data.get("overlap"),
-            tuple(data.get("notes", ())),
-            data.get("conflict"),
-            data.get("conflicts", {}),
-        )
+        """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for other data."""
+        donors = tuple(DonorUsed.from_json(one) for one in data.get("grafts", ()))
+        known = {**data, "before": data["before"], "after": data["after"], "parameters": data.get("parameters") or ()}
+        return replace(checked(_TRANSFER, known), donors=donors)
+
+
+_DONOR, _TRANSFER = TypeAdapter(DonorUsed), TypeAdapter(TransferProvenance)

@@ -142,6 +142,10 @@ def _blendable(chosen: ChosenRows, donor: Weights, target: Weights) -> tuple[tor
                 "load the models unquantised, as float32, bfloat16 or float16"
             )
     new, old = found
+    if dim >= min(new.dim(), old.dim()) or chosen.rows[-1:] >= new.shape[dim]:
+        raise ActError(
+            f"the channel set is of another architecture than the models: {name} is {list(new.shape)} in the donor"
+        )
     wanted = chosen.site.width if chosen.parameter in chosen.site.parameters else new.shape[dim]
     if old.shape[dim] != wanted:
         raise ActError(

@@ -7,13 +7,15 @@ block, and ranking by heads or neurons is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
+from act.core.plain import Natural, Positive, checked
 from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
 
 # Fused projections: all queries, then all keys, then all values; every other known model goes group by group.
@@ -36,16 +38,16 @@ class Attention:
     k: str
     v: str
     o: str
-    heads: int
-    groups: int
+    heads: Positive
+    groups: Positive
     """Key-value heads."""
-    head_dim: int
+    head_dim: Positive
     layout: Literal["separate", "blocks", "groups"] = "separate"
     """Of a fused projection. ``blocks``: all queries, then all keys, then all values; ``groups``: the same order within
     each key-value head."""
     rotary: RotaryPairs = None
     """Which dimensions are rotated together. ``half``: j and j + rotary_dim / 2; ``interleaved``: 2 j and 2 j + 1."""
-    rotary_dim: int = 0
+    rotary_dim: Natural = 0
     """Dimensions of a head that the rotary embedding rotates."""
 
     def roles(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -69,6 +71,15 @@ class Attention:
         """The input columns of ``o`` that read every unit."""
         return {self.o: _grid(0, self.heads, self.head_dim).view(self.groups, -1)}
 
+    def fits(self, widths: Mapping[str, int]) -> bool:
+        """Whether sites of these widths can be the projections of these heads."""
+        q, k, v = (widths.get(name) for name in (self.q, self.k, self.v))
+        if self.o not in widths or self.heads % self.groups or self.rotary_dim > self.head_dim:
+            return False
+        if self.layout == "separate":
+            return q == self.heads * self.head_dim and k == v == self.groups * self.head_dim
+        return self.q == self.k == self.v and q == (self.heads + 2 * self.groups) * self.head_dim
+
     def pairs(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Site and rows ``[pairs, 2]`` that the rotary embedding rotates together, for queries and for keys."""
         half = self.rotary_dim // 2
@@ -89,7 +100,7 @@ class Mlp:
     gate: str | None
     up: str
     down: str
-    neurons: int
+    neurons: Positive
 
     def rows(self) -> Rows:
         """The rows of every neuron."""
@@ -101,6 +112,14 @@ class Mlp:
     def inputs(self) -> Rows:
         """The input column of ``down`` that reads every neuron."""
         return {self.down: torch.arange(self.neurons)[:, None]}
+
+    def fits(self, widths: Mapping[str, int]) -> bool:
+        """Whether sites of these widths can be the projections of these neurons."""
+        if self.down not in widths:
+            return False
+        if self.gate == self.up:
+            return widths.get(self.up) == 2 * self.neurons
+        return all(widths.get(site) == self.neurons for site in (self.gate, self.up) if site is not None)
 
 
 Block = Attention | Mlp
@@ -124,11 +143,22 @@ def block_to_json(block: Block) -> dict[str, Any]:
     return {"block": type(block).__name__, **asdict(block)}
 
 
-def block_from_json(data: dict[str, Any]) -> Block:
-    """The inverse of :func:`block_to_json`."""
-    fields = dict(data)
-    block: type[Attention | Mlp] = {"Attention": Attention, "Mlp": Mlp}[fields.pop("block")]
-    return block(**fields)
+def block_from_json(data: Any, widths: Mapping[str, int]) -> Block:
+    """The inverse of :func:`block_to_json`, for a model whose sites have these ``widths``.
+
+    Raises:
+        ValueError: the data is of no block, or of one that these sites cannot be.
+    """
+    kind = data.get("block") if isinstance(data, dict) else None
+    if kind not in _BLOCKS:
+        raise ValueError(f"a block is {kind!r:.60}, expected {' or '.join(_BLOCKS)}")
+    block = checked(_BLOCKS[kind], {name: value for name, value in data.items() if name != "block"})
+    if not block.fits(widths):
+        raise ValueError(f"the sizes of {block!r:.120} are not those of its sites")
+    return block
+
+
+_BLOCKS: dict[str, TypeAdapter[Attention | Mlp]] = {"Attention": TypeAdapter(Attention), "Mlp": TypeAdapter(Mlp)}
 
 
 def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:

@@ -11,21 +11,25 @@ import bisect
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from html import escape
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import nn
 
 from act.core.errors import ActError
+from act.core.plain import Natural, checked
 from act.models.blocks import Block, block_from_json, block_to_json, find_blocks
 from act.models.embeddings import input_embedding, lm_head
 from act.models.layout import Layout
 from act.models.placement import ties_apart
 
 Tied = Literal["head", "embed"]
+Dim = Annotated[int, Field(strict=True, ge=0, le=1)]
+Width = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # bounds what a file can make a reader allocate
 
 _KINDS = {
     "q": ("q_proj", "query"),
@@ -53,7 +57,7 @@ class ParameterSlice:
     """The part of a parameter behind a channel: index ``row`` of dimension ``dim`` (0: a row, 1: a column)."""
 
     name: str
-    dim: int
+    dim: Dim
 
     def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The parameter as ``[R, W]``, channels first: a view that shares its memory, without gradient."""
@@ -85,9 +89,9 @@ class Site:
 
     name: str
     kind: str
-    layer: int | None
-    offset: int
-    width: int
+    layer: Natural | None
+    offset: Natural
+    width: Width
     parameters: tuple[ParameterSlice, ...]
     tied_to: str | None = None
     layouts: tuple[Layout, ...] = field(default=(), compare=False)
@@ -272,19 +276,29 @@ class ChannelSpace:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> ChannelSpace:
-        """The inverse of :meth:`to_json`."""
-        sites = [
-            Site(
-                **{
-                    **site,
-                    "parameters": tuple(ParameterSlice(**part) for part in site["parameters"]),
-                    "layouts": tuple(Layout.from_json(layout) for layout in site.get("layouts", ())),
-                }
-            )
-            for site in data["sites"]
-        ]
-        blocks = tuple(block_from_json(block) for block in data.get("blocks", ()))
-        return cls(tuple(sites), tuple(data["uncovered"]), blocks)
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ValueError: the data is of no channel space.
+        """
+        space = checked(_SPACE, {**data, "blocks": ()})
+        space._require_consistent()
+        widths = {site.name: site.width for site in space}
+        return replace(space, blocks=tuple(block_from_json(block, widths) for block in data.get("blocks", ())))
+
+    def _require_consistent(self) -> None:
+        end = 0
+        for site in self.sites:
+            if site.offset != end:
+                raise ValueError(f"site {site.name:.60} begins at channel {site.offset}, expected {end}")
+            end += site.width
+        if not self.sites or len(self._by_name) != len(self.sites):
+            raise ValueError("it has no site, or two of one name")
+        if any(site.tied_to is not None and site.tied_to not in self._by_name for site in self.sites):
+            raise ValueError("a site is tied to one that there is not")
+
+
+_SPACE = TypeAdapter(ChannelSpace)
 
 
 def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:

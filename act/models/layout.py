@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-Axis = Literal["batch", "length"] | int
+from act.core.plain import Natural, Positive
+
+Axis = Literal["batch", "length"] | Positive
 """What a dimension, or a factor of one, runs over: the batch, its tokens, or a fixed number, such as heads."""
 
 
@@ -26,8 +28,8 @@ class Layout:
     """
 
     dims: tuple[tuple[Axis, ...], ...]
-    groups: int = 1
-    item: int | None = None
+    groups: Positive = 1
+    item: Natural | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -84,11 +86,6 @@ class Layout:
         """The shape in words, such as ``[batch, 4, length, channels]``."""
         dims = [" * ".join(map(str, dim)) or "1" for dim in self.dims]
         return f"[{', '.join([*dims, *([str(self.groups)] if self.groups > 1 else []), 'channels'])}]"
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Layout:
-        """The inverse of :func:`dataclasses.asdict`."""
-        return cls(tuple(tuple(dim) for dim in data["dims"]), data["groups"], data["item"])
 
 
 PLAIN = Layout((("batch",), ("length",)))

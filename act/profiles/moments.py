@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 import torch
 
+from act.core.plain import LARGEST
 from act.models.channels import ChannelSpace
 from act_kernels import PAIR, empty_moments, merge_moments
-from act_kernels.statistics import COUNT, NONFINITE
+from act_kernels.statistics import COUNT, MEAN, NONFINITE, POSITIVE, STATISTICS
 
 Place = torch.device | str | None
 
@@ -94,3 +95,20 @@ class Moments:
         block = self.block(site)
         first = block if block.dim() == 2 else block[0]
         return int(first[COUNT, 0] + first[NONFINITE, 0])
+
+
+def require_moments(arena: torch.Tensor) -> None:
+    """Raise ValueError unless an arena ``[7, N]`` or ``[3, 7, N]`` holds what can be counted.
+
+    Numbers of values are whole and at least 0; means are numbers; deviations and absolute values are at least 0.
+    """
+    for row, name in enumerate(STATISTICS):
+        values = arena[..., row, :]
+        if row in (COUNT, POSITIVE, NONFINITE):
+            good = (values >= 0) & (values <= LARGEST) & (values == values.floor())
+        else:
+            good = values == values if row == MEAN else values >= 0
+        if not good.all():
+            raise ValueError(f"its {name} holds {float(values[~good][0])}, which is no such statistic")
+    if (arena[..., POSITIVE, :] > arena[..., COUNT, :]).any():
+        raise ValueError("it has more positive values than values")

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from act.core.errors import ActError
-from act.core.tensor_files import load_tensors, save_tensors, understood
+from act.core.tensor_files import load_tensors, save_tensors, taken, understood
 from act.models.channels import ChannelSpace
 from act.profiles import tables
-from act.profiles.moments import Moments
+from act.profiles.moments import Moments, require_moments
 from act.profiles.provenance import Provenance
 from act.profiles.statistics import PairStatistics, Statistics
 from act_kernels import PAIR, STATISTICS
@@ -185,9 +185,7 @@ class StoredProfile:
         self.path = path
         _, header = load_tensors(path, SCHEMA, header_only=True)
         with understood(path):
-            self.space = ChannelSpace.from_json(header["space"])
-            self.pair = bool(header["pair"])
-            self.provenance = Provenance.from_json(header["source"])
+            self.space, self.pair, self.provenance = _described(header)
 
     def load(self) -> Profile:
         """Read the whole profile."""
@@ -223,8 +221,24 @@ def load(path: str | Path) -> Profile:
     """
     tensors, header = load_tensors(Path(path), SCHEMA)
     with understood(Path(path)):
-        moments = Moments(ChannelSpace.from_json(header["space"]), pair=header["pair"])
-        sides = [f"{side}." for side in PAIR] if header["pair"] else [""]
-        blocks = [torch.stack([tensors[side + statistic] for statistic in STATISTICS]) for side in sides]
-        moments.arena.copy_(torch.stack(blocks) if header["pair"] else blocks[0])
-        return (PairProfile if header["pair"] else Profile)(moments, Provenance.from_json(header["source"]))
+        space, pair, provenance = _described(header)
+        sides = [f"{side}." for side in PAIR] if pair else [""]
+        names = [[side + statistic for statistic in STATISTICS] for side in sides]
+        if extra := tensors.keys() - {name for side in names for name in side}:
+            raise ValueError(f"it has a tensor {min(extra):.60}")
+        rows = [[taken(tensors, name, (torch.float64,), (len(space),)) for name in side] for side in names]
+        moments = Moments(space, pair=pair)  # only now: the sizes in the header are those of the file
+        for block, side in zip(moments.arena if pair else [moments.arena], rows, strict=True):
+            torch.stack(side, out=block)
+        require_moments(moments.arena)
+        return (PairProfile if pair else Profile)(moments, provenance)
+
+
+def _described(header: dict[str, Any]) -> tuple[ChannelSpace, bool, Provenance]:
+    """Space, pair and provenance of a file, from its header."""
+    provenance, pair = Provenance.from_json(header["source"]), header["pair"]
+    if pair not in (True, False):
+        raise ValueError("it does not say whether it is of a pair")
+    if provenance.models and sorted(provenance.models) != (["donor", "target"] if pair else ["model"]):
+        raise ValueError(f"it is of the models {', '.join(sorted(provenance.models)):.60}")
+    return ChannelSpace.from_json(header["space"]), bool(pair), provenance

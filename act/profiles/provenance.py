@@ -9,10 +9,18 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
-from act.data.records import Shard
+from pydantic import AfterValidator, TypeAdapter
+
+from act.core.plain import Flag, Natural, Positive, Seconds, checked
 from act.data.stream import Skipped
+
+
+def _shard(given: tuple[int, int]) -> tuple[int, int]:
+    if not 0 <= given[0] < given[1]:
+        raise ValueError("expected i and n with 0 <= i < n")
+    return given
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,8 @@ class ModelRead:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelRead:
-        """The inverse of :meth:`to_json`."""
-        return cls(data["name"], data["fingerprint"])
+        """The inverse of :meth:`to_json`; raises ValueError for other data."""
+        return checked(_MODEL, data)
 
 
 @dataclass(frozen=True)
@@ -54,11 +62,11 @@ class Settings:
         extra: settings of observers, by name.
     """
 
-    token_budget: int | None = None
+    token_budget: Positive | None = None
     exclude: tuple[str, ...] = ()
-    fused: bool | None = None
-    packing: bool | None = None
-    look_ahead: int | None = None
+    fused: Flag | None = None
+    packing: Flag | None = None
+    look_ahead: Positive | None = None
     backend: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,9 +77,9 @@ class Settings:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:
-        """The inverse of :meth:`to_json`; unknown keys become :attr:`extra`."""
+        """The inverse of :meth:`to_json`; unknown keys become :attr:`extra`. Raises ValueError for other data."""
         known, extra = _known(Settings, data)
-        return cls(**{**known, "exclude": tuple(data.get("exclude", ()))}, extra=extra)
+        return checked(_SETTINGS, {**known, "extra": extra})
 
 
 @dataclass(frozen=True)
@@ -96,8 +104,8 @@ class CorpusIdentity:
     vocabulary: str | None = None
     count: str | None = None
     answer_turns: str | None = None
-    max_length: int | None = None
-    overlap: int | None = None
+    max_length: Positive | None = None
+    overlap: Natural | None = None
     ability_column: str | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -105,11 +113,6 @@ class CorpusIdentity:
         encoding = {name: getattr(self, name) for name in _ENCODING}
         known = any(value is not None for value in encoding.values())
         return {"name": self.name, "fingerprint": self.fingerprint, **(encoding if known else {})}
-
-    @classmethod
-    def from_identity(cls, data: Mapping[str, Any]) -> CorpusIdentity:
-        """The inverse of :meth:`identity`."""
-        return cls(**{name: data[name] for name in _IDENTITY if name in data})
 
 
 _IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
@@ -144,21 +147,21 @@ class CorpusRead(CorpusIdentity):
 
     read: tuple[CorpusIdentity, ...] = ()
     ability: str = ""
-    shard: Shard | None = None
-    tokens: int = 0
-    counted: int = 0
-    padding: int = 0
-    sequences: int = 0
-    records: int = 0
-    seconds: float = 0.0
-    waited: float = 0.0
-    paths: Mapping[str, int] = field(default_factory=dict)
-    nonfinite: Mapping[str, int] = field(default_factory=dict)
-    irregular: Mapping[str, int] = field(default_factory=dict)
+    shard: Annotated[tuple[Natural, Positive], AfterValidator(_shard)] | None = None
+    tokens: Natural = 0
+    counted: Natural = 0
+    padding: Natural = 0
+    sequences: Natural = 0
+    records: Natural = 0
+    seconds: Seconds = 0.0
+    waited: Seconds = 0.0
+    paths: Mapping[str, Natural] = field(default_factory=dict)
+    nonfinite: Mapping[str, Natural] = field(default_factory=dict)
+    irregular: Mapping[str, Natural] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
-    shards: int | tuple[int, ...] | None = None
-    of: int | None = None
+    shards: Positive | tuple[Natural, ...] | None = None
+    of: Positive | None = None
 
     @classmethod
     def joined(cls, corpora: Sequence[CorpusIdentity]) -> CorpusRead:
@@ -215,16 +218,9 @@ class CorpusRead(CorpusIdentity):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CorpusRead:
-        """The inverse of :meth:`to_json`; unknown keys become :attr:`extra`."""
+        """The inverse of :meth:`to_json`; unknown keys become :attr:`extra`. Raises ValueError for other data."""
         known, extra = _known(CorpusRead, data)
-        shards = known.get("shards")
-        known |= {
-            "read": tuple(CorpusIdentity.from_identity(each) for each in known.get("read", ())),
-            "shard": tuple(known["shard"]) if "shard" in known else None,
-            "skipped": tuple(Skipped(**each) for each in known.get("skipped", ())),
-            "shards": tuple(shards) if isinstance(shards, list) else shards,
-        }
-        return cls(**known, extra=extra)
+        return checked(_CORPUS, {**known, "extra": extra})
 
 
 @dataclass(frozen=True)
@@ -265,14 +261,10 @@ class Provenance:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Provenance:
-        """The inverse of :meth:`to_json`; raises KeyError, TypeError or AttributeError for other data."""
-        return cls(
-            models={side: ModelRead.from_json(model) for side, model in data["models"].items()},
-            settings=Settings.from_json(data["settings"]),
-            versions=dict(data["versions"]),
-            job=data.get("job"),
-            corpora=tuple(CorpusRead.from_json(corpus) for corpus in data["corpora"]),
-        )
+        """The inverse of :meth:`to_json`; raises ValueError, KeyError or TypeError for other data."""
+        corpora = tuple(CorpusRead.from_json(corpus) for corpus in data["corpora"])
+        found = checked(_PROVENANCE, {**data, "models": data["models"], "settings": {}, "corpora": ()})
+        return replace(found, settings=Settings.from_json(data["settings"]), corpora=corpora)
 
 
 def short_hash(data: Any) -> str:
@@ -283,6 +275,10 @@ def short_hash(data: Any) -> str:
 def _names(kind: Any) -> list[str]:
     """The fields of a class above that its JSON stores under the same names."""
     return [each.name for each in fields(kind) if each.name != "extra"]
+
+
+_MODEL, _SETTINGS, _CORPUS = TypeAdapter(ModelRead), TypeAdapter(Settings), TypeAdapter(CorpusRead)
+_PROVENANCE = TypeAdapter(Provenance)
 
 
 def _known(kind: Any, data: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

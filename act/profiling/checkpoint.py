@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter
 
 from act.core.differences import first_difference
 from act.core.errors import ActError, BadRecord, Interrupted
+from act.core.names import require_name
+from act.core.plain import checked
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.data.batching import Batch, Position
 from act.data.stream import Stream
@@ -24,7 +27,8 @@ from act.profiling.run import Run
 
 log = logging.getLogger(__name__)
 
-SCHEMA = "act-checkpoint/2"
+SCHEMA = "act-checkpoint/3"
+_STATES = TypeAdapter(dict[str, dict[str, Any]])
 
 
 class Resumable(Protocol):
@@ -77,7 +81,11 @@ class Checkpoint:
             with understood(self.path):
                 different = first_difference(header["identity"], identity)
                 if not different:
-                    _restore(run, stream, _joined(header["state"], tensors))
+                    plain = checked(_STATES, header["state"])
+                    state = _joined(plain, tensors)
+                    for ability in dict(state["run"]["seen"]).keys() - stream.corpora.keys():
+                        require_name("an ability in it", ability)
+                    _restore(run, stream, state)
         except ActError as error:
             _restore(run, stream, before)
             damaged = str(error).rpartition(";")[0]

@@ -9,12 +9,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import torch
+from pydantic import TypeAdapter
 
 from act.core.errors import ActError
+from act.core.plain import Natural, Positive, Seconds, checked
+from act.core.tensor_files import taken
 from act.data.batching import Batch, Position
 from act.models.channels import ChannelSpace
-from act.profiles.moments import Moments, Place
+from act.profiles.moments import Moments, Place, require_moments
 from act.profiling.observer import Observer
+from act_kernels import PAIR, STATISTICS
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +35,11 @@ class Seen:
         records: number of records that begin in them.
     """
 
-    tokens: int = 0
-    counted: int = 0
-    padding: int = 0
-    sequences: int = 0
-    records: int = 0
+    tokens: Natural = 0
+    counted: Natural = 0
+    padding: Natural = 0
+    sequences: Natural = 0
+    records: Natural = 0
 
     def add(self, batch: Batch) -> None:
         """Add the figures of a batch."""
@@ -47,6 +51,20 @@ class Seen:
 
     def __add__(self, other: Seen) -> Seen:
         return Seen(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+@dataclass(frozen=True)
+class _State:
+    """The plain part of :meth:`Run.state`."""
+
+    position: Position | None
+    seen: dict[str, Seen]
+    seconds: Seconds
+    waited: Seconds
+    max_tokens: Positive | None
+
+
+_STATE = TypeAdapter(_State)
 
 
 class Tapped(Protocol):
@@ -208,15 +226,22 @@ class Run:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state` returned; if this raises, the run is unchanged."""
-        position = None if state["position"] is None else Position(*state["position"])
-        seen = {ability: Seen(**each) for ability, each in state["seen"].items()}
-        moments = {ability: self.empty_moments() for ability in seen}
+        """Continue from what :meth:`state` returned; if this raises, the run is unchanged.
+
+        Raises:
+            ValueError: the state is of no run over this channel space.
+        """
+        plain = checked(_STATE, state)
+        shape = (*((len(PAIR),) if self.pair else ()), len(STATISTICS), len(self.space))
+        moments = {}
         with torch.inference_mode(False):
-            for ability, each in moments.items():
-                each.fill(state[f"moments.{ability}"])
-        self.seconds, self.waited, self.max_tokens = state["seconds"], state["waited"], state["max_tokens"]
-        self.position, self.seen, self.moments = position, seen, moments
+            for ability in plain.seen:
+                arena = taken(state, f"moments.{ability}", (torch.float64,), shape)
+                require_moments(arena)
+                moments[ability] = self.empty_moments()
+                moments[ability].fill(arena)
+        self.seconds, self.waited, self.max_tokens = plain.seconds, plain.waited, plain.max_tokens
+        self.position, self.seen, self.moments = plain.position, plain.seen, moments
 
     def _forward(self, batch: Batch, moments: Moments) -> None:
         unmasked = self._causal and batch.padded_right

@@ -26,16 +26,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import Field, TypeAdapter
 
 from act.core.errors import ActError, require_choice
+from act.core.plain import Flag, Natural, Positive, checked
+from act.core.tensor_files import taken
 from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
 StableScore = Literal["paired", "mean-abs", "mean-shift"]
 
 GROUPS = 16  # at least; once there are twice as many, neighbours are joined
+Records = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 DRAWS = 200, 2000  # at least, and at most where few channels are near the threshold
 WORK = 1 << 22  # numbers drawn per check, unless the fewest draws need more
 GROWTH = 1.1, 1.25  # of the text read, between two checks: at least, and at most
@@ -172,13 +176,16 @@ class GroupedSums:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state` returned."""
+        """Continue from what :meth:`state` returned; raises ValueError if it does not fit."""
         for name, x in self._tensors().items():
-            x.copy_(state[name])
-        self.groups, self.chunks, self._per_group = state["numbers"]
+            x.copy_(taken(state, name, (x.dtype,), tuple(x.shape)))
+        self.groups, self.chunks, self._per_group = checked(_NUMBERS, state["numbers"])
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {"sums": self.sums, "counts": self.counts, "total": self._total, "count": self._count}
+
+
+_NUMBERS = TypeAdapter(tuple[Annotated[int, Field(strict=True, ge=0, le=2 * GROUPS)], Natural, Positive])
 
 
 def check(
@@ -318,9 +325,9 @@ class SequentialTest:
         found: the result of the last check or prediction.
     """
 
-    checks: int = 0
-    due: float = 0.0
-    planned: bool = False
+    checks: Natural = 0
+    due: Records = 0.0
+    planned: Flag = False
     found: Check | None = None
 
     def certain(
@@ -351,5 +358,9 @@ class SequentialTest:
         return {"checks": self.checks, "due": self.due, "planned": self.planned}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continue from what :meth:`state` returned."""
-        self.checks, self.due, self.planned = state["checks"], state["due"], state["planned"]
+        """Continue from what :meth:`state` returned; raises ValueError for other data."""
+        given = checked(_TEST, dict(state))
+        self.checks, self.due, self.planned = given.checks, given.due, given.planned
+
+
+_TEST = TypeAdapter(SequentialTest)

@@ -7,8 +7,10 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import TypeAdapter
 
 from act.core.errors import ActError
+from act.core.plain import checked
 from act.data.batching import LOOK_AHEAD, Batch, Position
 from act.data.corpus import Corpus
 from act.data.records import Shard
@@ -24,6 +26,7 @@ from act_kernels import PAIR
 from act_kernels.statistics import COUNT, MEAN, SUM_ABS
 
 CHUNK = 128  # fewest records
+_CERTIFICATES = TypeAdapter(dict[str, dict[str, Any]])
 METHOD = "multivariate t draws from grouped chunks of documents, finite-corpus correction, error spent over looks"
 
 
@@ -122,14 +125,19 @@ class UntilStable(Observer):
         """Apply the restored state, now that the device of the moments is known."""
         restored, self._restored = self._restored, {}
         for ability in run.moments:
-            if test := restored.get(f"{ability}.test"):
-                self._tests[ability] = SequentialTest()
-                self._tests[ability].restore(test)
             prefix = f"{ability}.groups."
             groups = {name.removeprefix(prefix): x for name, x in restored.items() if name.startswith(prefix)}
-            if groups:
-                self._groups[ability] = self._new_groups(run, ability)
-                self._groups[ability].restore(groups)
+            try:
+                if test := restored.get(f"{ability}.test"):
+                    self._tests[ability] = SequentialTest()
+                    self._tests[ability].restore(test)
+                if groups:
+                    self._groups[ability] = self._new_groups(run, ability)
+                    self._groups[ability].restore(groups)
+            except (ValueError, LookupError, TypeError) as error:
+                raise ActError(
+                    f"the checkpoint's sums for --until-stable are damaged ({error!s:.120}); delete it to start anew"
+                ) from error
 
     def after_batch(self, run: Run, batch: Batch) -> None:
         """At the end of a window, test each ability that it contained."""
@@ -166,7 +174,7 @@ class UntilStable(Observer):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned, once the run begins."""
-        self.certificates = dict(state["certificates"])
+        self.certificates = checked(_CERTIFICATES, state["certificates"])
         self._restored = dict(state)
 
     def _new_groups(self, run: Run, ability: str) -> GroupedSums:

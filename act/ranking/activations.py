@@ -82,7 +82,8 @@ def corpus_names(ability: Ability) -> list[str]:
 def models_of(ability: Ability) -> Mapping[str, ModelRead]:
     """The models that were measured: ``donor`` and ``target``, or ``model``."""
     if isinstance(ability, tuple):
-        return {side: one.provenance.models["model"] for side, one in zip(("donor", "target"), ability, strict=True)}
+        found = zip(("donor", "target"), (one.provenance.models.get("model") for one in ability), strict=True)
+        return {side: model for side, model in found if model is not None}
     return ability.provenance.models
 
 

@@ -13,7 +13,7 @@ import torch
 
 from act.core.errors import ActError
 from act.core.extras import optional
-from act.core.tensor_files import load_tensors, save_tensors, understood
+from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
 from act.models.channels import ChannelSpace, ParameterSlice, Site
 from act.profiles.tables import places
 from act.ranking.rule import Rule
@@ -200,7 +200,15 @@ class ChannelSet:
         <ChannelSet: 3 of 940 channels by paired, count 3: ...>
         """
         tensors, header = load_tensors(Path(path), SCHEMA)
-        inputs = {name[len(_INPUTS) :]: columns for name, columns in tensors.items() if name.startswith(_INPUTS)}
         with understood(Path(path)):
             space = ChannelSpace.from_json(header["space"])
-            return cls(space, tensors["index"], tensors["scores"], Rule.from_json(header["rule"]), inputs)
+            index = indices(tensors, "index", len(space))
+            scores = taken(tensors, "scores", (*FLOATS, torch.int64), (len(index),))
+            sizes = {name: rows.numel() for block in space.blocks for name, rows in block.inputs().items()}
+            inputs = {}
+            for name in tensors.keys() - {"index", "scores"}:
+                reader = name.removeprefix(_INPUTS)
+                if reader == name or reader not in sizes or not space.site(reader).parameters:
+                    raise ValueError(f"its tensor {name:.60} is of no linear that reads neurons or heads")
+                inputs[reader] = indices(tensors, name, sizes[reader])
+            return cls(space, index, scores, Rule.from_json(header["rule"]), inputs)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
+from act.core.plain import Finite, Flag, Natural, checked
 from act.profiles.provenance import ModelRead
-
-if TYPE_CHECKING:
-    from act.ranking.granularity import Granularity
-    from act.ranking.normalize import Normalize
-    from act.ranking.scores import ScoreName
-    from act.ranking.selection import Scope
+from act.ranking.granularity import Granularity
+from act.ranking.normalize import Normalize
+from act.ranking.scores import ScoreName
+from act.ranking.selection import Scope
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class Rule:
     """
 
     score: ScoreName | Literal["custom"] = "custom"
-    top: float | None = None
-    count: int | None = None
-    mass: float | None = None
+    top: Finite | None = None
+    count: Natural | None = None
+    mass: Finite | None = None
     normalize: Normalize = "none"
     scope: Scope = "global"
     granularity: tuple[Granularity, ...] = ("channel",)
-    contrast: bool = False
+    contrast: Flag = False
     keep: tuple[tuple[str, ...], ...] = ()
     corpora: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
-    seed: int | None = None
-    ranked: int | None = None
-    not_positive: int = 0
-    unmeasured: Mapping[str, int] = field(default_factory=dict)
+    seed: Natural | None = None
+    ranked: Natural | None = None
+    not_positive: Natural = 0
+    unmeasured: Mapping[str, Natural] = field(default_factory=dict)
     models: Mapping[str, ModelRead] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,15 +81,16 @@ class Rule:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rule:
-        """The inverse of :meth:`to_json`; missing fields get their defaults, as in the file of a set chosen by hand."""
-        known = [one.name for one in fields(cls) if one.name in data]
-        models = {side: ModelRead.from_json(model) for side, model in data.get("models", {}).items()}
-        return cls(**{**{name: _tupled(data[name]) for name in known}, "models": models})
+        """The inverse of :meth:`to_json`; missing fields get their defaults, as in the file of a set chosen by hand.
+
+        Raises:
+            ValueError: the data is of no rule.
+        """
+        return checked(_RULE, data)
 
 
 def _listed(value: object) -> object:
     return [_listed(one) for one in value] if isinstance(value, tuple) else value
 
 
-def _tupled(value: Any) -> Any:
-    return tuple(_tupled(one) for one in value) if isinstance(value, list) else value
+_RULE = TypeAdapter(Rule)

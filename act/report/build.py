@@ -111,13 +111,15 @@ def measure(
             raise ActError(f"the profiles are of different architectures: {difference}")
         corpora = corpora_of(profile)
         text = profile.provenance.models, corpora
-        if text in texts and corpora[0][0] is not None:
+        if text in texts and corpora and corpora[0][0] is not None:
             raise ActError(
                 f"profiles {texts.index(text) + 1} and {number + 1} are of the same models and text, so comparing them "
                 "says nothing; give each once"
             )
         texts.append(text)
-        ability = abilities[number] if abilities else profile.provenance.corpora[0].name
+        ability = (
+            abilities[number] if abilities else next((one.name for one in profile.provenance.corpora), "unknown text")
+        )
         ranked = rank(profile, score, 1.0, normalize=normalize, include=include, exclude=exclude)
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
         values[ranked.index] = ranked.scores

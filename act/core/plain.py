@@ -1,0 +1,80 @@
+"""Plain data from files that anyone may have written: JSON within limits, and the types that check it."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
+
+from act.core.names import require_name
+
+T = TypeVar("T")
+
+DEEPEST = 40  # levels of nesting; what is written here has at most 10
+LARGEST = 2**53  # integers up to here are exact as float64, too
+
+Natural = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
+"""A count, or the number of an item, from 0."""
+Positive = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
+Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Flag = Annotated[bool, Field(strict=True)]
+Ability = Annotated[str, AfterValidator(lambda name: require_name("the ability", name) if name else name)]
+"""The name of an ability; empty for the only one."""
+
+
+def parsed_json(text: str | bytes) -> Any:
+    """The data of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8; it is nested deeper than :data:`DEEPEST`, has an integer of thousands of
+            digits, or NaN or an infinite number.
+    """
+    try:
+        data = json.loads(text, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    except ValueError as error:
+        if "digits" in str(error):
+            raise ValueError("it holds an integer of thousands of digits") from None
+        raise
+    level = [data]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, (dict, list))
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+            if isinstance(inner, (dict, list))
+        ]
+        if not level:
+            return data
+    raise ValueError(_TOO_DEEP)
+
+
+_TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"it holds {constant} where a number belongs")
+
+
+def checked(schema: TypeAdapter[T], data: Any) -> T:
+    """The data as a ``schema`` describes it.
+
+    Raises:
+        ValueError: it does not fit; the message names the place and what was expected there.
+    """
+    try:
+        return schema.validate_python(data)
+    except ValidationError as error:
+        raise ValueError(mistake(error)) from error
+
+
+def mistake(error: ValidationError) -> str:
+    """The first mistake that pydantic found, as a phrase."""
+    first = error.errors(include_url=False, include_context=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place[:80] or 'it'} is {reprlib.repr(first['input'])}: {first['msg'][0].lower()}{first['msg'][1:]}"
