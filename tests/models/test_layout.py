@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from itertools import permutations
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from act.models.layout import PLAIN, Layout
 
@@ -46,4 +48,4 @@ def test_channels_may_come_in_groups():
 
 def test_plain_data_and_back():
     layout = Layout((("batch", 4), ("length",)), groups=2, item=1)
-    assert Layout.from_json(asdict(layout)) == layout
+    assert TypeAdapter(Layout).validate_python(json.loads(json.dumps(asdict(layout)))) == layout
