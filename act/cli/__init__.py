@@ -5,6 +5,7 @@ Options, tables and sentences for people; what a command does belongs in the pac
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
@@ -14,7 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from act.cli.options import LOOK
+from act.cli.signals import Terminated, raised
 from act.core.errors import ActError, Interrupted
+from act.core.scratch import release_all
 
 COMMANDS = {
     "run": "Profile one model over the counted tokens of a corpus.",
@@ -84,11 +87,19 @@ def act_profile() -> None:
 def main() -> None:
     """Run the command line.
 
-    An error that the user can fix becomes one sentence on stderr and exit code 2; an interruption, exit code 130.
+    An error that the user can fix becomes one sentence on stderr and exit code 2; an interruption, exit code 130;
+    SIGTERM and SIGHUP, 143 and 129. However the command ends, nothing half-written is left.
     """
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
     try:
-        app()
+        with contextlib.nullcontext() if ranked else raised():  # torchrun's processes end one another
+            try:
+                app()
+            finally:
+                release_all()
+    except Terminated as done:
+        print(f"stopped: by {done.name}; what was being written was removed", file=sys.stderr)
+        _end_at_once(int(done.code or 0))  # not waiting for threads that still read
     except SystemExit as done:
         _exit(done.code, ranked)
     except Exception as error:
@@ -113,6 +124,10 @@ def _exit(code: str | int | None, ranked: bool) -> None:
     """
     if not ranked or isinstance(code, str):
         sys.exit(code)
+    _end_at_once(code or 0)
+
+
+def _end_at_once(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code or 0)
+    os._exit(code)

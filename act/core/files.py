@@ -1,21 +1,26 @@
-"""Writing files and folders so that nothing half-written is left behind."""
+"""Writing files and folders so that nothing half-written is left behind, and nothing of the user's is lost."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
+import re
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from act.core.errors import ActError
+from act.core.inputs import require_not_input
+from act.core.moves import exchange, move_new
+from act.core.scratch import REPLACED, reserve, reserved, scratch_beside
 
 MANIFEST = ".act-profile"  # in each folder written: the files that --force may replace, one per line
+_NAMED = 1000  # files that are counted for a message
 
 
 def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
@@ -23,91 +28,133 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
 
     Raises:
         ActError: ``path`` exists and ``force`` is False; it is a folder with files that :func:`written_whole` did not
-            write; its parent folder does not exist; it would overwrite one of the ``inputs``.
+            write; its parent folder does not exist; it would overwrite one of the ``inputs``
+            (:func:`act.core.inputs.require_not_input`).
     """
     require_not_input(path, inputs)
-    if path.exists() and not force:
+    if os.path.lexists(path) and not force:
         raise ActError(
             f"{path} exists already; pass --force (force=True in Python) to replace it, or choose another output"
         )
-    _require_own(path)
-    if not path.absolute().parent.is_dir():
+    try:
+        os.lstat(path)
+        _require_own(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ActError(f"cannot write {path}: {reason}; choose another output") from error
+    if not os.path.isdir(path.absolute().parent):
         raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
 
 
-def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
-    """Raise :class:`ActError` if ``output`` is one of the ``inputs``, lies inside one, or contains one."""
-    place = output.resolve()
-    for one in inputs:
-        held = Path(one).resolve()
-        if held.exists() and (place == held or held in place.parents or place in held.parents):
-            raise ActError(f"the output {output} would overwrite the input {one}; choose another output")
+def reserve_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """As :func:`require_output`; and until this process ends, no other can write ``path``.
+
+    Raises:
+        ActError: as :func:`require_output`; another process writes ``path``.
+    """
+    require_output(path, force, inputs)
+    reserve(path)
 
 
 def _require_own(path: Path) -> None:
     """Raise :class:`ActError` if ``path`` is a folder with files that its manifest does not name."""
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return
-    manifest = path / MANIFEST
-    known = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
-    if foreign := [name for name in _files(path) if name not in {MANIFEST, *known}]:
-        more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
+    known = _manifest(path)
+    foreign = [*itertools.islice((name for name in _files(path) if name not in known), _NAMED)]
+    if foreign:
+        many = f"at least {_NAMED - 1}" if len(foreign) == _NAMED else str(len(foreign) - 1)
+        more = f" and {many} more files" if len(foreign) > 1 else ""
         raise ActError(
             f"{path} holds {foreign[0]}{more}, not written by act-profile, so --force does not replace the folder; "
             "move them elsewhere, or choose another output"
         )
 
 
-def _files(folder: Path) -> list[str]:
-    """The relative names of all files below a folder, sorted."""
-    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+def _manifest(folder: Path) -> set[str]:
+    """The names of the files that were written with a folder."""
+    manifest = folder / MANIFEST
+    text = manifest.read_bytes().decode("utf-8", "surrogateescape") if manifest.is_file() else ""
+    return {MANIFEST, *text.split("\n")}
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """The relative names of all files below a folder, in order of their folders."""
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
+    for root, folders, files in os.walk(folder, onerror=unreadable):
+        folders.sort()
+        links = [name for name in folders if os.path.islink(Path(root, name))]
+        yield from sorted(Path(root, name).relative_to(folder).as_posix() for name in (*files, *links))
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, *, force: bool = False, directory: bool = False) -> Iterator[Path]:
+def written_whole(path: Path, *, force: bool = False, directory: bool = False, wait: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it when the block ends, or removed if the block raises.
 
     The result has the permissions that the umask gives a new file. A folder gets a list of its files,
-    :data:`MANIFEST`, and is replaced only if it holds no other files.
+    :data:`MANIFEST`, and is replaced only if it holds no other files; empty folders in it are kept. Other processes
+    cannot write ``path`` meanwhile (:func:`act.core.scratch.reserved`).
 
     Raises:
-        ActError: ``path`` exists and ``force`` is False; it is a folder with files that its manifest does not name; its
-            parent folder does not exist; the disk is full.
+        ActError: ``path`` exists, or appears while the block runs, and ``force`` is False; it is a folder with files
+            that its manifest does not name; its parent folder does not exist or cannot be written to; the disk is full;
+            another process writes it.
     """
     require_output(path, force)
-    if path.is_dir() and not directory:
+    if os.path.isdir(path) and not directory:
         raise ActError(f"cannot write {path}: it is a folder; choose another output")
-    try:
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.absolute().parent))
-    except OSError as error:
-        raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
-    try:
+    path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    with reserved(path, wait=wait), scratch_beside(path) as scratch, _translated(path, scratch):
         temporary = scratch / path.name
         if directory:
             temporary.mkdir()
         yield temporary
-        if directory:
-            names = [name for name in _files(temporary) if name != MANIFEST]
-            (temporary / MANIFEST).write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
         _give_usual_mode(temporary, scratch)
-        _require_own(path)  # again: files may have been added meanwhile
-        if path.is_dir() and not path.is_symlink():
-            path.replace(scratch / "replaced")  # a rename cannot replace a folder that holds files
+        if directory:
+            names = "".join(f"{name}\n" for name in _files(temporary) if name != MANIFEST)
+            (temporary / MANIFEST).write_bytes(names.encode("utf-8", "surrogateescape"))
+        _put_in_place(temporary, path, force)
+
+
+def _put_in_place(temporary: Path, path: Path, force: bool) -> None:
+    if not force:
         try:
-            os.replace(temporary, path)
-        except OSError:
-            if (scratch / "replaced").exists():
-                (scratch / "replaced").replace(path)
-            raise
-    except (OSError, SafetensorError) as error:
-        if _is_disk_full(error):
-            raise ActError(f"the disk is full while writing {path}; nothing was changed, free some space") from error
-        if isinstance(error, OSError) and error.filename and str(scratch) in str(error.filename):
-            raise ActError(f"cannot write {path}: {error.strerror}; nothing was changed") from error
+            return move_new(temporary, path)
+        except FileExistsError:
+            raise ActError(
+                f"{path} appeared while it was being written and was left alone; pass --force (force=True in Python) "
+                "to replace it, or choose another output"
+            ) from None
+    if not temporary.is_dir() or path.is_symlink() or not path.is_dir():
+        return os.replace(temporary, path)
+    _require_own(path)  # again: files may have been added meanwhile
+    _keep_empty_folders(path, temporary)
+    if exchange(temporary, path):
+        return None
+    replaced = temporary.parent / REPLACED / path.name  # a rename cannot replace a folder that holds files
+    replaced.parent.mkdir()
+    path.rename(replaced)
+    try:
+        temporary.rename(path)
+    except OSError:
+        replaced.rename(path)
         raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    return None
+
+
+def _keep_empty_folders(old: Path, new: Path) -> None:
+    """Make in ``new`` the folders of ``old`` in which no file was written."""
+    written = {parent.as_posix() for name in _manifest(old) for parent in Path(name).parents}
+    for folder in sorted(path for path in old.rglob("*") if path.is_dir() and not path.is_symlink()):
+        name = folder.relative_to(old)
+        if name.as_posix() not in written and not os.path.lexists(new / name):
+            (new / name).mkdir(parents=True)
+            shutil.copystat(folder, new / name)
 
 
 def _give_usual_mode(written: Path, scratch: Path) -> None:
@@ -121,7 +168,30 @@ def _give_usual_mode(written: Path, scratch: Path) -> None:
             file.chmod(mode)
 
 
-def _is_disk_full(error: BaseException) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "No space left on device" in str(error) or "StorageFull" in str(error)
+@contextlib.contextmanager
+def _translated(path: Path, scratch: Path) -> Iterator[None]:
+    """Turn errors of writing beside ``path`` into an :class:`ActError`."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = error_number(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
+            raise ActError(f"the disk is full while writing {path}; nothing was changed, free some space") from error
+        if number == errno.EFBIG:
+            raise ActError(
+                f"cannot write {path}: the system allows no file of this size (see ulimit -f); nothing was changed"
+            ) from error
+        ours = isinstance(error, OSError) and str(scratch) in f"{error.filename} {error.filename2}"
+        if number and (ours or number == errno.EROFS):
+            raise ActError(f"cannot write {path}: {os.strerror(number)}; nothing was changed") from error
+        raise
+
+
+def error_number(error: BaseException) -> int | None:
+    """The number by which the system names an error, also from the message of an error in Rust or C++."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"os error (\d+)|code: (\d+)|errno (\d+)", str(error))
+    if found:
+        return int(next(filter(None, found.groups())))
+    return errno.ENOSPC if re.search(r"No space left on device|StorageFull", str(error)) else None

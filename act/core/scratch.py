@@ -1,0 +1,185 @@
+"""Folders for what is being written: beside the output, locked while their process lives, removed after it died."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from act.core.errors import ActError
+from act.core.locks import Busy, lock, unlock
+
+log = logging.getLogger(__name__)
+
+NAME_MAX = 255  # bytes of a file name, on every common filesystem
+REPLACED = "replaced"  # in a scratch folder: what must go back to its place if the process dies
+_ENDING = ".act-"  # then "lock", or what tempfile chooses
+_PATTERN = re.compile(rf"\.(?P<stem>.+){re.escape(_ENDING)}(lock|[a-z0-9_]{{8}})", re.DOTALL)
+
+_locks: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and how many blocks of this process hold it
+_guard = threading.RLock()
+
+
+def companion(path: Path, ending: str, *, room: int = 0) -> Path:
+    """A file beside ``path`` of the same name with an ending; a name that would be too long is shortened.
+
+    Args:
+        room: how many more bytes may be added to the name.
+    """
+    most = NAME_MAX - len(os.fsencode(ending)) - room
+    whole = os.fsencode(path.name)
+    if len(whole) > most:
+        digest = hashlib.sha256(whole).hexdigest()[:12]
+        whole = whole[: most - len(digest) - 1].decode("utf-8", "ignore").encode() + f"~{digest}".encode()
+    return path.absolute().parent / (os.fsdecode(whole) + ending)
+
+
+@contextlib.contextmanager
+def reserved(path: Path, *, wait: bool = False) -> Iterator[None]:
+    """Make this process the only one that writes ``path`` during the block; it may enter again.
+
+    What processes that died have left beside ``path`` is removed, and what they had moved away is put back.
+
+    Args:
+        wait: wait for another process that writes it, instead of raising.
+
+    Raises:
+        ActError: another process writes ``path``; nothing can be written there.
+    """
+    reserve(path, wait=wait)
+    try:
+        yield
+    finally:
+        _release(_lock_of(path))
+
+
+def reserve(path: Path, *, wait: bool = False) -> None:
+    """As :func:`reserved`, until :func:`release_all` or the end of the process."""
+    place, said = _lock_of(path), False
+    while True:
+        try:
+            with _guard:
+                if place in _locks:
+                    descriptor, count = _locks[place]
+                    _locks[place] = descriptor, count + 1
+                else:
+                    _locks[place] = lock(place), 1
+                    _sweep(place)
+            return
+        except Busy as busy:
+            if not wait:
+                raise ActError(
+                    f"{busy} is writing {path}; wait until it has ended, or choose another output"
+                ) from None
+            if not said:
+                log.warning("waiting for %s, which writes %s", busy, path)
+                said = True
+        except OSError as error:
+            raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
+        time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """A new folder on the filesystem of ``path``, which this process has reserved; removed when the block ends.
+
+    Raises:
+        ActError: it cannot be made.
+    """
+    place = _lock_of(path)
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=place.name.removesuffix("lock"), dir=place.parent))
+    except OSError as error:
+        raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
+    try:
+        yield scratch
+    finally:
+        _remove(scratch)
+
+
+def sweep(folder: Path) -> None:
+    """Remove from a folder what processes that died while writing have left, whatever they wrote."""
+    stems = {found["stem"] for entry in _entries(folder) if (found := _PATTERN.fullmatch(entry))}
+    for stem in sorted(stems):
+        place = folder.absolute() / f".{stem}{_ENDING}lock"
+        with _guard, contextlib.suppress(Busy, OSError):
+            if place not in _locks:
+                descriptor = lock(place)
+                _sweep(place)
+                unlock(place, descriptor)
+
+
+def release_all() -> None:
+    """Remove every scratch folder and lock of this process, whatever ended the blocks that made them."""
+    for place in [*_locks]:
+        _sweep(place)
+        descriptor, _ = _locks.pop(place)
+        unlock(place, descriptor)
+
+
+def _release(place: Path) -> None:
+    with _guard:
+        descriptor, count = _locks.get(place, (0, 0))
+        if count > 1:
+            _locks[place] = descriptor, count - 1
+        elif count:
+            del _locks[place]
+            unlock(place, descriptor)
+
+
+def _lock_of(path: Path) -> Path:
+    """One for every way to write the path; with room for what tempfile puts in place of ``lock``."""
+    path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
+    return companion(Path(os.path.realpath(path.absolute().parent), f".{path.name}"), f"{_ENDING}lock", room=4)
+
+
+def _sweep(place: Path) -> None:
+    """Remove the scratch folders that belong to a lock, which this process holds."""
+    stem = place.name.removesuffix(f"{_ENDING}lock").removeprefix(".")
+    for entry in _entries(place.parent):
+        found = _PATTERN.fullmatch(entry)
+        if found and found["stem"] == stem and entry != place.name:
+            _remove(place.parent / entry)
+
+
+def _remove(scratch: Path) -> None:
+    """Remove a scratch folder, after what was moved into it, and not yet replaced, is back in its place."""
+    replaced = scratch / REPLACED
+    for entry in _entries(replaced):
+        if not os.path.lexists(scratch.parent / entry):
+            (replaced / entry).rename(scratch.parent / entry)
+            log.warning("%s was put back, which an interrupted run had moved away", scratch.parent / entry)
+    with contextlib.suppress(OSError):
+        replaced.rename(scratch / "removing")  # so that no half of it is ever put back
+    for _ in range(10):  # a thread that is being stopped may still add a file
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not scratch.exists():
+            return
+        time.sleep(0.05)
+
+
+def _entries(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _in_a_fork() -> None:
+    """A forked process holds nothing: it closes its copies of the locks, and removes nothing when it ends."""
+    for descriptor, _ in _locks.values():
+        os.close(descriptor)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_in_a_fork)
+atexit.register(release_all)
