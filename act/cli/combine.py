@@ -10,7 +10,7 @@ import typer
 from act.cli import options
 from act.cli.profile_report import report_profile, report_profiles
 from act.core.errors import ActError
-from act.core.files import require_output, written_whole
+from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
@@ -26,7 +26,7 @@ def command(
     """Merge the profiles of the shards of one run into the profile of the whole corpus."""
     from act.profiles.combine import combine
 
-    require_output(output, force, shards)
+    reserve_output(output, force, shards)
     if not any(path.is_dir() for path in shards):
         profile = combine(shards, partial=partial)
         profile.save(output, force=force)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from act.cli import console, options
-from act.core.files import require_output
+from act.core.files import reserve_output
 
 PICTURE = Path("act-demo.png")
 
@@ -27,7 +27,7 @@ def command(
 
     console.quiet_transformers()
     force = force or picture == PICTURE
-    require_output(picture, force)
+    reserve_output(picture, force)
     result = demo.run(lambda step: print(f"… {step}", file=sys.stderr))
     title = f"Where German lives: {demo.TOP:.0%} of all channels, by layer and module"
     draw_channel_map(result.channels, picture, title, force=force)

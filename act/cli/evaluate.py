@@ -13,7 +13,7 @@ import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
-from act.core.files import require_output, written_whole
+from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
     from act.evaluation.comparison import Comparison
@@ -55,7 +55,11 @@ def command(
     if not corpus and not task:
         raise ActError("nothing to evaluate on; give --corpus or --task")
     if details:
-        require_output(details, force, [*model, *(corpus or []), *([before] if before else [])])
+        reserve_output(
+            details,
+            force,
+            [*model, *(corpus or []), *([before] if before else []), *([task_folder] if task_folder else [])],
+        )
     if task:
         require_tasks(task, task_folder)
     evaluations: dict[str, list[Evaluation]] = {}

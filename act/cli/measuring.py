@@ -13,6 +13,7 @@ from act.cli.measuring_options import MeasuringOptions
 from act.cli.measuring_output import MeasuringOutput
 from act.cli.progress import Log, Progress
 from act.core.errors import ActError, Interrupted
+from act.core.inputs import require_not_input
 
 if TYPE_CHECKING:
     from torch import nn
@@ -62,7 +63,7 @@ class Measuring:
 
             require_whole_corpus(ranks, feeding["shard"])
         if leads:
-            self._output.require([*self.names.values(), *self._corpus_files()])
+            self._output.require(self._inputs(), reserving=not self.options.show_spans)
         corpora = self.options.open_corpora(self._tokenizer())
         if self.options.show_spans:
             if leads:
@@ -82,9 +83,13 @@ class Measuring:
         if leads and profiles is not None:
             self._output.report(profiles)
 
-    def _corpus_files(self) -> list[str]:
-        places = [corpus.partition("=")[2] or corpus for corpus in self.options.corpus]
-        return [place for place in places if Path(place).is_file()]
+    def _inputs(self) -> list[str]:
+        """Everything that is read; the log, which is only added to, must be none of it either."""
+        inputs = [*self.names.values(), *console.places_of(self.options.corpus).values()]
+        if self.options.log:
+            require_not_input(self.options.log, inputs)
+        cached = [str(self.options.token_cache / "*.parquet")] if self.options.token_cache else []
+        return [*inputs, *cached]
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model, or of the target; the donor's must give the same tokens."""
@@ -138,6 +143,8 @@ class Measuring:
         leads = ranks is None or ranks.leads
         finished = leads and self._output.finished(short_hash(job.identity()))
         if ranks.agreed(finished) if ranks else finished:
+            for path in self._output.checkpoints() if leads else ():
+                Checkpoint(path).remove_of(job.identity())  # its run was ended before it could do so
             return None
         checkpoint = None
         if self.options.checkpoint_every > 0:

@@ -13,6 +13,7 @@ from act.cli import console
 from act.cli.profile_report import report_profile, report_profiles
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
+from act.core.scratch import companion, reserve
 
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
@@ -33,8 +34,14 @@ class MeasuringOutput:
     force: bool
     as_json: bool
 
-    def require(self, inputs: Iterable[str]) -> None:
-        """Raise :class:`ActError` if the output cannot be written; profiles in it may be those of this very run."""
+    def require(self, inputs: Iterable[str], *, reserving: bool) -> None:
+        """Raise :class:`ActError` if the output cannot be written; profiles in it may be those of this very run.
+
+        Args:
+            reserving: keep other processes from writing it until this one ends.
+        """
+        if reserving:
+            reserve(self.path)
         if self.force or not self._profiles():
             require_output(self.path, self.force, inputs)
 
@@ -62,7 +69,8 @@ class MeasuringOutput:
 
     def checkpoints(self) -> list[Path]:
         """All checkpoints of this output, for any number of ranks."""
-        return sorted(self.path.absolute().parent.glob(f"{glob.escape(self.path.name)}.checkpoint*"))
+        first = self._checkpoint("")
+        return sorted(first.parent.glob(f"{glob.escape(first.name)}*"))
 
     def checkpoint_path(self, ranks: Ranks | None) -> Path:
         """The checkpoint of this rank, beside the output.
@@ -70,7 +78,7 @@ class MeasuringOutput:
         Raises:
             ActError: there are checkpoints for another number of ranks, and ``force`` is False.
         """
-        name = f"{self.path.name}.checkpoint"
+        name = self._checkpoint("").name
         ending = f"-of-{ranks.size}" if ranks else ""
         others = [
             path.name
@@ -82,7 +90,12 @@ class MeasuringOutput:
                 f"{', '.join(others[:3])}: a run with another number of ranks is unfinished; start as many to continue "
                 "it, or delete these files to start anew"
             )
-        return self.path.with_name(f"{name}-{ranks.rank}{ending}" if ranks else name)
+        return self._checkpoint(f"-{ranks.rank}{ending}" if ranks else "")
+
+    def _checkpoint(self, rank: str) -> Path:
+        """A checkpoint beside the output; its name is shortened where that of a rank would become too long."""
+        first = companion(self.path, ".checkpoint", room=20)
+        return first.with_name(first.name + rank)
 
     def save(self, profiles: Profile | dict[str, Profile]) -> None:
         """Write the profile, or the folder of profiles by ability."""

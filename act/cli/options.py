@@ -12,6 +12,9 @@ LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": Fal
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 Force = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
+HardLink = Annotated[
+    bool, typer.Option(help="Link files that do not change, instead of copying them; writing to one changes both.")
+]
 Output = Annotated[Path, typer.Option(help="Where to write the result.")]
 Device = Annotated[str, typer.Option(help="Torch device; auto: the first GPU, else the CPU.")]
 DeviceMap = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from act.cli import console, options
-from act.core.files import require_output
+from act.core.files import reserve_output
 
 HELP = "Apply, revert, show or compose patches: the rows that transfers changed."
 app = typer.Typer(help=HELP, no_args_is_help=True, **options.LOOK)
@@ -19,18 +19,28 @@ NewFolder = Annotated[Path, typer.Option(help="Folder for the resulting model.")
 
 @app.command()
 def apply(
-    patch: PatchFile, model: Model, output: NewFolder, force: options.Force = False, as_json: options.Json = False
+    patch: PatchFile,
+    model: Model,
+    output: NewFolder,
+    hard_link: options.HardLink = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Apply a patch to a model, written to a new folder."""
-    _write(patch, model, output, False, force, as_json)
+    _write(patch, model, output, False, hard_link, force, as_json)
 
 
 @app.command()
 def revert(
-    patch: PatchFile, model: Model, output: NewFolder, force: options.Force = False, as_json: options.Json = False
+    patch: PatchFile,
+    model: Model,
+    output: NewFolder,
+    hard_link: options.HardLink = False,
+    force: options.Force = False,
+    as_json: options.Json = False,
 ) -> None:
     """Restore the model as it was before the patch, bit for bit, in a new folder."""
-    _write(patch, model, output, True, force, as_json)
+    _write(patch, model, output, True, hard_link, force, as_json)
 
 
 @app.command()
@@ -72,7 +82,7 @@ def compose_command(
     """Combine several patches into one; the same row in two patches is a conflict."""
     from act.editing.patch import Patch, compose, conflicts
 
-    require_output(output, force, patches)
+    reserve_output(output, force, patches)
     held = [Patch.load(path) for path in patches]
     found = conflicts(held)
     joined = compose(held, conflict)  # type: ignore[arg-type]  # checked by compose
@@ -83,13 +93,13 @@ def compose_command(
     console.print_table(f"{output}: {len(joined):,} values", ["rows in several patches", ""], rows)
 
 
-def _write(patch: Path, model: Path, output: Path, back: bool, force: bool, as_json: bool) -> None:
+def _write(patch: Path, model: Path, output: Path, back: bool, hard_link: bool, force: bool, as_json: bool) -> None:
     from act.editing.folders import patch_folder
     from act.editing.patch import Patch
 
-    require_output(output, force, [patch, model])
+    reserve_output(output, force, [patch, model])
     held = Patch.load(patch)
-    patch_folder(held, model, output, revert=back, force=force)
+    patch_folder(held, model, output, revert=back, hard_link=hard_link, force=force)
     summary = {"output": str(output), "values": len(held), "parameters": len(held.changes)}
     if as_json:
         return console.print_json(summary)

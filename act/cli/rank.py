@@ -9,7 +9,7 @@ import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
-from act.core.files import require_output
+from act.core.files import reserve_output
 from act.ranking.scores import SCORES, score_named, score_names
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def command(
     if seed is not None and not record.takes_seed:
         others = score_names(lambda score: score.takes_seed)
         raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by {others}")
-    require_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
+    reserve_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
     (ability,) = _abilities(profiles, len(profiles))

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from act.cli import console, options
+from act.core.inputs import require_not_input
 
 
 def command(
@@ -22,7 +23,9 @@ def command(
     from act.recipes.recipe import Run, read_recipe
 
     console.quiet_transformers()
-    run = Run(read_recipe(recipe), lambda step: print(f"… {step}", file=sys.stderr))
+    described = read_recipe(recipe)
+    require_not_input(Path(described.output), [recipe])
+    run = Run(described, lambda step: print(f"… {step}", file=sys.stderr))
     if dry_run:
         plan = run.plan()
         if as_json:

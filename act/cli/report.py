@@ -11,7 +11,7 @@ import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
-from act.core.files import require_output
+from act.core.files import reserve_output
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,7 +66,7 @@ def command(
         *(corpus or []),
         *(name for name in (donor, target) if name),
     ]
-    require_output(output, force, inputs)
+    reserve_output(output, force, inputs)
     share = parse_top(top)
     if target and not donor:
         raise ActError("--target compares with weight-difference channels, which also need --donor")

@@ -11,7 +11,7 @@ import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
-from act.core.files import require_output, written_whole
+from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,7 +58,7 @@ def command(
     if len(set(places)) < len(places):
         raise ActError("the same records were given twice in --corpus and --keep; give each once")
     if output:
-        require_output(output, force, [profile, donor, target, *places, *(keep_profile or [])])
+        reserve_output(output, force, [profile, donor, target, *places, *(keep_profile or [])])
     console.quiet_transformers()
     tokenizer = load_tokenizer(target)
     texts = {place: Corpus.from_file(place, tokenizer, max_length=max_length) for place in places}

@@ -11,7 +11,7 @@ import typer
 
 from act.cli import console, options
 from act.core.errors import ActError
-from act.core.files import require_output, written_whole
+from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +42,7 @@ def command(
         bool, typer.Option(help="Match embedding and LM-head rows of different vocabularies by token string.")
     ] = False,
     in_memory: Annotated[bool, typer.Option(help="Load the models instead of working on their files.")] = False,
+    hard_link: options.HardLink = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     force: options.Force = False,
@@ -57,11 +58,13 @@ def command(
         require_strength(value)
     if len(channels) != len(donor):
         raise ActError(f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor")
-    require_output(output, force, [*donor, target, *channels])
+    reserve_output(output, force, [*donor, target, *channels])
     patterns = dict(_pattern(text) for text in strength_of or [])
     on_disk = not in_memory and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
     if on_disk and device != "auto":
         raise ActError(f"--device {device} has no effect on files; add --in-memory, or leave --device out")
+    if hard_link and (not on_disk or output.suffix == ".safetensors"):
+        raise ActError("--hard-link has no effect unless files are transferred to a folder; leave it out")
     donors = [
         Donor(name, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value)
         for name, path, value in zip(donor, channels, strengths, strict=True)
@@ -70,7 +73,7 @@ def command(
     summary = None
     if on_disk:
         try:
-            summary = _on_disk(donors, target, output, overlap, force)  # type: ignore[arg-type]  # checked by the plan
+            summary = _on_disk(donors, target, output, overlap, hard_link, force)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
     summary = summary or _in_memory(donors, target, output, overlap, device, dtype, force)  # type: ignore[arg-type]
@@ -122,12 +125,14 @@ def _tokenizer(model: str, needed: bool) -> PreTrainedTokenizerBase | None:
         return None
 
 
-def _on_disk(donors: list[Donor], target: str, output: Path, overlap: Overlap, force: bool) -> dict[str, Any]:
+def _on_disk(
+    donors: list[Donor], target: str, output: Path, overlap: Overlap, hard_link: bool, force: bool
+) -> dict[str, Any]:
     from act.editing.folders import patch_of_folders, transfer_folders
 
     if output.suffix == ".safetensors":
         return _saved(patch_of_folders(donors, target, overlap), output, force)
-    done = transfer_folders(donors, target, output, overlap, force=force)
+    done = transfer_folders(donors, target, output, overlap, hard_link=hard_link, force=force)
     notes = list(done.provenance.notes)
     return {"values": done.values, "parameters": done.parameters, "notes": notes, "path": "disk"}
 
@@ -137,7 +142,7 @@ def _in_memory(
 ) -> dict[str, Any]:
     from act.editing.model_card import write_card
     from act.editing.transfer import transfer_many
-    from act.models.loading import load_model, load_tokenizer
+    from act.models.loading import load_model
 
     console.quiet_transformers()
     names = [str(donor.model) for donor in donors]
@@ -151,9 +156,23 @@ def _in_memory(
         return _saved(patch, output, force)
     with written_whole(output, force=force, directory=True) as folder:
         result.save_pretrained(folder)
-        load_tokenizer(target).save_pretrained(folder)
+        _write_companions(target, folder)
         write_card(folder, target, patch.provenance)
     return _summary(patch, "memory")
+
+
+def _write_companions(target: str, folder: Path) -> None:
+    """Write what belongs to a model beside its weights, such as the tokenizer."""
+    from act.editing.copies import copy_companions
+    from act.models.loading import load_tokenizer
+
+    if Path(target).is_dir():
+        copy_companions(Path(target), folder)
+        return
+    try:
+        load_tokenizer(target).save_pretrained(folder)
+    except ActError as error:
+        console.warn(f"{error}; the result has no tokenizer")
 
 
 def _saved(patch: Patch, output: Path, force: bool) -> dict[str, Any]:

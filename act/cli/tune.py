@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +10,7 @@ import typer
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
+from act.core.scratch import companion, reserve
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +40,7 @@ def command(
 ) -> None:
     """Fine-tune on the answers of a corpus; after an interruption, the same command continues."""
     from act.data.corpus import Corpus
+    from act.editing.trainer import remove_saved
     from act.editing.tune import TuneSettings, save_tuned, tune
     from act.models.loading import load_model, load_tokenizer
     from act.ranking.channel_set import ChannelSet
@@ -48,6 +49,10 @@ def command(
     given = {name: value for name, value in given.items() if value is not None}
     settings = TuneSettings(mode, steps, batch_size, learning_rate, seed=seed, save_steps=save_steps, **given)  # type: ignore[arg-type]
     console.quiet_transformers()
+    checkpoints = companion(output.absolute().parent / f".{output.name}", ".tuning")
+    reserve(output)
+    if output.exists() and not force:
+        remove_saved(checkpoints)
     require_output(output, force, [name for name in (model, corpus, replay, channels) if name])
     if channels and mode != "rows":
         raise ActError(f"--channels has no effect in mode {mode}; leave it out, or choose --mode rows")
@@ -64,10 +69,9 @@ def command(
     loaded: nn.Module = load_model(model, dtype="auto", device=device)
     stored = next(loaded.parameters()).dtype
     loaded = loaded.float() if stored.is_floating_point and mode != "rows" else loaded
-    checkpoints = output.absolute().parent / f".{output.name}.tuning"
     result = tune(loaded, text, settings, replay=kept, channels=chosen, keep_adapter=adapter, checkpoints=checkpoints)
-    save_tuned(result.model, tokenizer, output, dtype=None if adapter else stored, force=force)
-    shutil.rmtree(checkpoints)
+    whole = {} if adapter else {"dtype": stored, "source": model}
+    save_tuned(result.model, tokenizer, output, checkpoints=checkpoints, force=force, **whole)
     saved = {"full": "whole model", "rows": "whole model", "lora": "adapter" if adapter else "merged model"}[mode]
     summary = {"output": str(output), "saved": saved, "mode": mode, **result.summary()}
     if as_json:

@@ -51,11 +51,13 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
 def reserve_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
     """As :func:`require_output`; and until this process ends, no other can write ``path``.
 
+    What a dead process has left beside ``path`` is removed, even if it cannot be written.
+
     Raises:
         ActError: as :func:`require_output`; another process writes ``path``.
     """
-    require_output(path, force, inputs)
     reserve(path)
+    require_output(path, force, inputs)
 
 
 def _require_own(path: Path) -> None:

@@ -41,7 +41,7 @@ def move_new(source: Path, destination: Path) -> None:
             source.unlink()
             return
     log.warning(
-        "the filesystem of %s can rename nothing without replacing, so whether the name is free was checked just before",
+        "the filesystem of %s cannot rename without replacing, so whether the name is free was checked just before",
         destination,
     )
     if os.path.lexists(destination):

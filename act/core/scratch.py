@@ -77,15 +77,21 @@ def reserve(path: Path, *, wait: bool = False) -> None:
             return
         except Busy as busy:
             if not wait:
-                raise ActError(
-                    f"{busy} is writing {path}; wait until it has ended, or choose another output"
-                ) from None
+                raise ActError(f"{busy} is writing {path}; wait until it has ended, or choose another output") from None
             if not said:
                 log.warning("waiting for %s, which writes %s", busy, path)
                 said = True
+        except FileNotFoundError as error:
+            raise ActError(f"cannot write {path}: the folder {place.parent} does not exist; create it first") from error
         except OSError as error:
             raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
         time.sleep(0.2)
+
+
+def clear(path: Path) -> None:
+    """Remove what processes that died have left beside ``path``, unless another process writes it now."""
+    with contextlib.suppress(ActError), reserved(path):
+        pass
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 
 from act.core.errors import ActError, brief
 from act.core.files import written_whole
+from act.core.scratch import reserved
 from act.data.encode import Encoded
 from act.data.records import Entry, Shard, Wanted
 
@@ -61,14 +62,17 @@ class TokenCache:
                 f"cannot write tokens to {self.path.parent}: {error.strerror}; choose another folder"
             ) from error
         records, done = iter(tokenised), 0
-        with (
-            written_whole(self.path, force=True) as path,
-            parquet.ParquetWriter(path, schema, compression="zstd") as file,
-        ):
-            while group := [_row(*one) for one in itertools.islice(records, GROUP)]:
-                file.write_table(pa.Table.from_pylist(group, schema), row_group_size=GROUP)
-                done += len(group)
-                report(done)
+        with reserved(self.path, wait=True):
+            if self.there:  # written by the process that was waited for
+                return
+            with (
+                written_whole(self.path, force=True) as path,
+                parquet.ParquetWriter(path, schema, compression="zstd") as file,
+            ):
+                while group := [_row(*one) for one in itertools.islice(records, GROUP)]:
+                    file.write_table(pa.Table.from_pylist(group, schema), row_group_size=GROUP)
+                    done += len(group)
+                    report(done)
 
     def read(self, start: int, shard: Shard, wanted: Wanted) -> Iterator[Tokenised]:
         """The wanted records of a shard, from number ``start`` on.

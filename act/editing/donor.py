@@ -16,8 +16,7 @@ from torch import nn
 from act.core.errors import ActError, require_type
 from act.editing.provenance import DonorUsed
 from act.editing.rows import MODEL_OR_WEIGHTS, Tokens, Weights
-from act.editing.stored import StoredModel
-from act.models.fingerprint import fingerprint
+from act.editing.stored import StoredModel, fingerprints
 from act.models.placement import require_in_memory
 from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet, ChosenRows
@@ -97,9 +96,12 @@ class Donor:
         found = (value for pattern, value in self.strength.items() if any(fnmatchcase(name, pattern) for name in names))
         return float(next(found, 0.0))
 
-    def fingerprint(self) -> str | None:
-        """The model's fingerprint, if the channel set says which it should have; this reads every weight."""
-        return fingerprint(self.weights) if "donor" in self.made_for else None
+    def fingerprints(self) -> tuple[str, ...] | None:
+        """What the model's fingerprint may be, if the channel set says which it should have; reads every weight.
+
+        See :func:`act.editing.stored.fingerprints`.
+        """
+        return fingerprints(self.weights) if "donor" in self.made_for else None
 
     @property
     def made_for(self) -> Mapping[str, ModelRead]:

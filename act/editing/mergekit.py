@@ -13,6 +13,7 @@ mergekit looks up methods in a registry and has no entry points, so something mu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -24,9 +25,8 @@ from act.core.extras import optional
 from act.core.files import require_output, written_whole
 from act.editing.donor import Donor
 from act.editing.rows import DonorRows, Overlap, blend, by_parameter
-from act.editing.stored import StoredModel
+from act.editing.stored import StoredModel, fingerprints
 from act.editing.transfer_plan import TransferPlan
-from act.models.fingerprint import fingerprint
 from act.models.loading import load_tokenizer, token_difference
 from act.ranking.channel_set import ChannelSet, ChosenRows
 
@@ -112,7 +112,7 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False) -> Non
         plan = MergeConfiguration.model_validate(_absolute(yaml.safe_load(text)))
     except (OSError, yaml.YAMLError, ValidationError, RuntimeError) as error:
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
-    require_output(output, force, [config, *(reference.model.path for reference in plan.referenced_models())])
+    require_output(output, force, [config, *_named(yaml.safe_load(text))])
     if plan.merge_method == NAME:
         _check(plan)
     with written_whole(output, force=force, directory=True) as folder:
@@ -134,6 +134,15 @@ def _absolute(settings: Any, key: str = "") -> Any:
     folders = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in settings.split("+")]
     plain = not any(mark in name for name in folders for mark in "+@")  # which mergekit reads as adapter and revision
     return "+".join(folders) if plain else settings
+
+
+def _named(settings: Any) -> Iterator[str]:
+    """Every text in a configuration: what of it names a model, channel set or tokenizer must not be overwritten."""
+    if isinstance(settings, dict | list):
+        for one in settings.values() if isinstance(settings, dict) else settings:
+            yield from _named(one)
+    elif isinstance(settings, str):
+        yield from settings.split("+")
 
 
 def _check(plan: MergeConfiguration) -> None:
@@ -161,7 +170,7 @@ def _check(plan: MergeConfiguration) -> None:
     if donors and all(Path(name).is_dir() for name in (base, *(str(donor.model) for donor in donors))):
         target = StoredModel(base).parameters(donors[0].channels.space)
         checked = TransferPlan.make(donors, target, overlap)
-        checked.require_models(fingerprint(target), checked.donor_fingerprints())
+        checked.require_models(fingerprints(target), checked.donor_fingerprints())
 
 
 def _require_same_tokens(donor: Donor, target: str) -> None:

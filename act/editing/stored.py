@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import json
+import math
 import mmap
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
+from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
 from act.models.channels import ChannelSpace
+from act.models.fingerprint import Diagonal, digest
+from act_kernels.ops import FLOAT_DTYPES
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+_LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -37,12 +38,27 @@ _DTYPES = {
 }
 
 
+class Place(NamedTuple):
+    """Where a tensor lies: the shard, relative to the folder, and the first of its bytes there."""
+
+    shard: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
 class StoredModel(Mapping[str, torch.Tensor]):
     """The safetensors shards of a model folder. ``stored[name]`` maps one tensor; only the pages used are read.
 
     Attributes:
         folder: the model folder.
-        shards: file name of a shard -> names of its tensors.
+        shards: name of a shard, relative to the folder -> names of its tensors.
+        index: name of the index, if there is one.
         config: the model's ``config.json``.
     """
 
@@ -60,36 +76,28 @@ class StoredModel(Mapping[str, torch.Tensor]):
             raise ActError(f"{folder} is an adapter, not a model; merge it into its model and give the result")
         if not (self.folder / "config.json").is_file():
             raise ActError(f"no such model: {folder}; expected a folder in Hugging Face format")
-        self.config = _mapping(self.folder / "config.json")
+        self.config = read_mapping(self.folder / "config.json")
         if "quantization_config" in self.config:
             raise ActError(
                 f"{folder} is quantised, which can be profiled but not transferred; "
                 "give the unquantised checkpoint, transfer, and quantise the result"
             )
-        self._where: dict[str, tuple[Path, torch.dtype, list[int], int, int]] = {}
+        files, self.index = weight_files(self.folder, self.config)
+        self._where: dict[str, Place] = {}
         self.shards: dict[str, list[str]] = {}
-        for file in self._files():
-            self.shards[file] = []
-            for name, place in _header(self.folder / file).items():
-                self._where[name] = place
-                self.shards[file].append(name)
+        for file in files:
+            held = _header(self.folder, file)
+            self._where |= held
+            self.shards[file] = list(held)
 
-    def _files(self) -> list[str]:
-        index = self.folder / INDEX
-        if index.is_file():
-            places = _mapping(index).get("weight_map")
-            if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-                raise ActError(f"{index} has no weight_map from tensors to files; download or save the model again")
-            return sorted(set(places.values()))
-        if (self.folder / SINGLE).is_file():
-            return [SINGLE]
-        other = next((path.name for path in sorted(self.folder.glob("*.bin"))), None)
-        if other:
-            raise RenamedWeights(
-                f"{self.folder} holds {other} and no safetensors; "
-                "to work on its files, load the model and save it again with save_pretrained"
-            )
-        raise ActError(f"{self.folder} holds no weights; expected .safetensors files")
+    def arriving_in(self, folder: Path, shards: Mapping[str, Future[None]]) -> StoredModel:
+        """The copy of this model in another folder: reading a tensor of ``shards`` waits for its shard to arrive.
+
+        What is written to such a tensor is written to the file.
+        """
+        copies = StoredModel.__new__(StoredModel)
+        vars(copies).update(vars(self), folder=folder, _arriving=dict(shards))
+        return copies
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._where)
@@ -98,94 +106,177 @@ class StoredModel(Mapping[str, torch.Tensor]):
         return len(self._where)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        path, dtype, shape, start, size = self._where[name]
-        if not size:
-            return torch.empty(shape, dtype=dtype)
-        skip = start % mmap.ALLOCATIONGRANULARITY
-        writable = path.name in self._arriving
+        place = self._where[name]
+        if not place.size:
+            return torch.empty(place.shape, dtype=place.dtype)
+        skip = place.start % mmap.ALLOCATIONGRANULARITY
+        writable = place.shard in self._arriving
         if writable:
-            self._arriving[path.name].result()
+            self._arriving[place.shard].result()
         # A private mapping gives torch a writable buffer while the file stays unchanged.
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY
-        with path.open("r+b" if writable else "rb") as file:
-            view = mmap.mmap(file.fileno(), size + skip, access=access, offset=start - skip)
+        with (self.folder / place.shard).open("r+b" if writable else "rb") as file:
+            view = mmap.mmap(file.fileno(), place.size + skip, access=access, offset=place.start - skip)
         view.madvise(mmap.MADV_RANDOM)
-        return torch.frombuffer(view, dtype=dtype, count=size // dtype.itemsize, offset=skip).view(shape)
+        flat = torch.frombuffer(view, dtype=place.dtype, count=math.prod(place.shape), offset=skip)
+        return flat.view(place.shape)
 
     def prefetch(self, name: str, rows: torch.Tensor | None = None) -> None:
         """Tell the system to begin reading a tensor, or some rows (sorted) of its first dimension."""
-        path, _, shape, start, size = self._where[name]
+        place = self._where[name]
         if rows is None:
-            spans = [(start, size)]
+            spans = [(place.start, place.size)]
         else:
-            width = size // shape[0]
+            width = place.size // place.shape[0]
             first = torch.cat([rows[:1], rows[1:][rows.diff() > 1]])  # runs of neighbours are one span
             last = torch.cat([rows[:-1][rows.diff() > 1], rows[-1:]])
             spans = [
-                (start + low * width, (high - low + 1) * width)
+                (place.start + low * width, (high - low + 1) * width)
                 for low, high in zip(first.tolist(), last.tolist(), strict=True)
             ]
         if not hasattr(os, "posix_fadvise"):  # macOS
             return
-        with path.open("rb") as file:
+        with (self.folder / place.shard).open("rb") as file:
             for offset, length in spans:
                 os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
 
     def shard_of(self, name: str) -> str:
-        """File name of the shard that holds a tensor."""
-        return self._where[name][0].name
+        """The shard that holds a tensor."""
+        return self._where[name].shard
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The type in which a tensor is stored."""
+        return self._where[name].dtype
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self._where[name].shape
+
+    @cached_property
+    def loaded_dtype(self) -> torch.dtype | None:
+        """The type in which transformers loads the model unless told otherwise; None if no tensor is of floats."""
+        named = self.config.get("dtype") or self.config.get("torch_dtype")
+        found = getattr(torch, named.removeprefix("torch."), None) if isinstance(named, str) else None
+        if isinstance(found, torch.dtype):
+            return found
+        return next((place.dtype for place in self._where.values() if place.dtype.is_floating_point), None)
 
     def parameters(self, space: ChannelSpace) -> Parameters:
         """The parameters of a model with this channel space, under the names they have in the model.
 
         Raises:
-            RenamedWeights: the checkpoint stores them under other names, or stores a tied tensor twice.
+            RenamedWeights: the checkpoint stores them under other names.
+            ActError: tensors that the space shares between two sites are stored with different values.
         """
-        names = parameter_names(space)
+        known = _names_of(space)
+        places = {}
+        for name, others in known.items():
+            stored = [one for one in (name, *others) if one in self._where]
+            if not stored:
+                raise RenamedWeights(f"{self.folder} lacks {name}: names on disk differ from those of the parameters")
+            places[name] = stored[0]
+            if apart := [one for one in stored[1:] if not self.hold_the_same(stored[0], one)]:
+                raise ActError(
+                    f"{self.folder} stores {stored[0]} and {apart[0]} with different values, so the model does not tie "
+                    "them, but the channels were chosen for models that do; profile this model, and rank again"
+                )
+        return Parameters(self, places)
+
+    def named(self, names: Iterable[str]) -> Parameters:
+        """The parameters of these names.
+
+        One that is stored under the other name of a tied matrix is found if there is only one such name.
+
+        Raises:
+            ActError: the checkpoint lacks one of them.
+        """
+        places = {name: name for name in names if name in self._where}
         missing = [name for name in names if name not in self._where]
-        twice = [
-            site.name
-            for site in space
-            if site.tied_to and f"{site.name}.weight" in self._where and f"{site.name}.weight" not in names
-        ]
-        if missing or twice:
-            name = (missing or twice)[0]
-            raise RenamedWeights(
-                f"{self.folder} {'lacks' if missing else 'stores twice'} {name}: "
-                "names on disk differ from those of the parameters"
-            )
-        return Parameters(self, names)
+        others = [name for name in self._where if name not in places and len(self.shape_of(name)) > 1]
+        if missing and (len(missing) > 1 or len(others) != 1):
+            raise ActError(f"the patch is for another model: {self.folder} has no {missing[0]}")
+        return Parameters(self, {**places, **dict(zip(missing, others, strict=False))})
+
+    def hold_the_same(self, one: str, other: str) -> bool:
+        """Whether two tensors have the same values once they are loaded, so that transformers ties them."""
+        if self._where[one].shape != self._where[other].shape:
+            return False
+        return torch.equal(self.loaded(one), self.loaded(other))
+
+    def loaded(self, name: str) -> torch.Tensor:
+        """A tensor with the values that it has once transformers has loaded it."""
+        x = self[name]
+        return x.to(self.loaded_dtype) if x.is_floating_point() else x
 
 
 class Parameters(Mapping[str, torch.Tensor]):
-    """Some tensors of a checkpoint, still on disk."""
+    """The parameters of a model, still on disk.
 
-    def __init__(self, stored: StoredModel, names: Iterable[str]) -> None:
+    Attributes:
+        stored: the checkpoint.
+        places: the name of a parameter -> that of the tensor that holds it.
+    """
+
+    def __init__(self, stored: StoredModel, places: Mapping[str, str]) -> None:
         self.stored = stored
-        self._names = dict.fromkeys(names)
+        self.places = dict(places)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.places)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self.stored[name]
+        return self.stored[self.places[name]]
 
     def items(self) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override]
         """Each name with its tensor, while the system reads the next one ahead."""
-        names = list(self._names)
+        names = list(self.places)
         for name, following in zip_longest(names, names[1:]):
             if following:
-                self.stored.prefetch(following)
-            yield name, self.stored[name]
+                self.stored.prefetch(self.places[following])
+            yield name, self[name]
+
+    def copies_of(self, name: str) -> list[str]:
+        """The other tensors that hold a parameter: a checkpoint may store what is tied under each of its names.
+
+        A tensor that is no parameter, and holds the values of a matrix that is one, is such a copy, whatever its name.
+        """
+        held = self.places[name]
+        shape, taken = self.stored.shape_of(held), {*self.places.values()}
+        others = [one for one in self.stored if one not in taken and self.stored.shape_of(one) == shape]
+        wanted = [
+            one for one in others if len(shape) > 1 or one.rpartition(".")[2] == name.rpartition(".")[2] == "bias"
+        ]
+        return [one for one in wanted if self.stored.hold_the_same(held, one)]
+
+    def rounded(self) -> list[str]:
+        """The parameters whose values change when transformers loads them, in a narrower type than the stored one."""
+        dtype = self.stored.loaded_dtype
+        types = {name: self.stored.dtype_of(held) for name, held in self.places.items()}
+        return [
+            name
+            for name, found in types.items()
+            if found in FLOAT_DTYPES and torch.promote_types(found, dtype) != dtype
+        ]
+
+    def loaded(self, name: str) -> torch.Tensor:
+        """A parameter with the values that it has once transformers has loaded it."""
+        return self.stored.loaded(self.places[name])
 
 
-class RenamedWeights(ActError):
-    """The names of a checkpoint's tensors are not those of the model's parameters; only loading the model maps them."""
+def fingerprints(weights: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+    """The fingerprint of weights; of a checkpoint whose values are rounded as it is loaded, also the one after that."""
+    return digests(weights, {name: Diagonal.of(parameter) for name, parameter in weights.items()})
+
+
+def digests(weights: Mapping[str, torch.Tensor], diagonals: Mapping[str, Diagonal]) -> tuple[str, ...]:
+    """:func:`fingerprints` from the diagonals of all weights."""
+    if not isinstance(weights, Parameters) or not (rounded := weights.rounded()):
+        return (digest(diagonals),)
+    loaded = {name: Diagonal.of(weights.loaded(name)) for name in rounded}
+    return digest(diagonals), digest({**diagonals, **loaded})
 
 
 def parameter_names(space: ChannelSpace) -> list[str]:
@@ -194,81 +285,51 @@ def parameter_names(space: ChannelSpace) -> list[str]:
     return sorted(covered | set(space.uncovered))
 
 
-@contextlib.contextmanager
-def copied(source: StoredModel, folder: Path, changed: Iterable[str]) -> Iterator[StoredModel]:
-    """Fill ``folder`` with the files of a model: shards that hold ``changed`` tensors copied, the others hard-linked.
+def _names_of(space: ChannelSpace) -> dict[str, list[str]]:
+    """The name of every parameter -> the others it goes by, because several sites share it."""
+    names: dict[str, list[str]] = {name: [] for name in parameter_names(space)}
+    for site in space:
+        owner = space.site(site.tied_to) if site.tied_to else site
+        for part, leaf in zip(owner.parameters[: 1 if site.tied_to else 2], ("weight", "bias"), strict=False):
+            name = f"{site.name}.{leaf}"
+            if name not in names and name not in names[part.name]:
+                names[part.name].append(name)
+    return names
 
-    Tokenizer, config, generation config, chat template and index are copied too; a README is left out. A shard
-    that cannot be linked (another file system) is copied.
 
-    Yields:
-        The copy, whose tensors can be written to (those of ``changed`` only). Shards are copied in the background, in
-        the order of ``changed``; reading a tensor waits for its shard. All are complete when the block ends.
+def _header(folder: Path, file: str) -> dict[str, Place]:
+    """Where the tensors of a shard lie.
+
+    Raises:
+        ActError: the shard is missing, truncated or damaged, or holds values that cannot be transferred.
     """
-    touched = dict.fromkeys(source.shard_of(name) for name in changed)
-    copies = copy.copy(source)
-    copies.folder = folder
-    copies._where = {name: (folder / place[0].name, *place[1:]) for name, place in source._where.items()}
-    for path in sorted(source.folder.iterdir()):
-        weights = path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-        if path.is_dir() or path.name.lower() == "readme.md" or (weights and path.name not in source.shards):
-            continue
-        if path.name not in source.shards:
-            _copy(path, folder)
-        elif path.name not in touched:
-            try:
-                os.link(path.resolve(), folder / path.name)
-            except OSError:
-                touched[path.name] = None
-    with ThreadPoolExecutor(1) as pool:
-        copies._arriving = {name: pool.submit(_copy, source.folder / name, folder) for name in touched}
-        try:
-            yield copies
-            for arriving in copies._arriving.values():
-                arriving.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _copy(path: Path, folder: Path) -> None:
-    shutil.copyfile(path, folder / path.name)  # by the kernel
-    (folder / path.name).chmod(0o644)
-
-
-def _mapping(path: Path) -> dict[str, Any]:
+    path = folder / file
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ActError(f"{path} is not JSON ({error}); download or save the model again") from error
-    if not isinstance(found, dict):
-        raise ActError(f"{path} holds {type(found).__name__}, expected a JSON object; download or save the model again")
-    return found
-
-
-def _header(path: Path) -> dict[str, tuple[Path, torch.dtype, list[int], int, int]]:
-    try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            end = os.fstat(file.fileno()).st_size
-            if not 2 <= length <= end - 8:
+        with path.open("rb") as shard:
+            length = int.from_bytes(shard.read(8), "little")
+            end = os.fstat(shard.fileno()).st_size
+            if not 2 <= length <= min(end - 8, _LONGEST_HEADER):
                 raise ValueError("its header does not fit")
-            header = json.loads(file.read(length))
+            header = json.loads(shard.read(length))
         header.pop("__metadata__", None)
         places = {}
         for name, entry in header.items():
-            start, stop = (8 + length + offset for offset in entry["data_offsets"])
-            if stop > end:
-                raise ValueError(f"{name} extends past the end of the file")
             dtype = _DTYPES.get(entry["dtype"])
             if dtype is None:
                 raise ActError(
                     f"{name} in {path} is {entry['dtype']}, which cannot be transferred; give an unquantised checkpoint"
                 )
-            places[name] = (path, dtype, entry["shape"], start, stop - start)
+            shape, (start, stop) = entry["shape"], entry["data_offsets"]
+            if not all(type(number) is int and number >= 0 for number in (*shape, start, stop)):
+                raise ValueError(f"shape or offsets of {name} are not numbers")
+            places[name] = Place(file, dtype, tuple(shape), 8 + length + start)
+            if places[name].size != stop - start or 8 + length + stop > end:
+                raise ValueError(f"{name} extends past the end of the file, or its size is not that of its shape")
         return places
     except ActError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else brief(error)
         raise ActError(
-            f"{path} is missing, truncated or damaged ({error}); download or save the model again"
+            f"{path} is missing, truncated or damaged ({reason}); download or save the model again"
         ) from error

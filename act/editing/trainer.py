@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,11 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from act.core.errors import ActError
+from act.core.files import written_whole
 from act.data.pieces import IGNORED, Piece, collate
+
+IDENTITY = "identity"  # in a folder of checkpoints: the run that they are of, and whether its model is saved
+SAVED = " saved"
 
 
 def usable_checkpoint(folder: Path, identity: str) -> int:
@@ -22,17 +27,47 @@ def usable_checkpoint(folder: Path, identity: str) -> int:
     Raises:
         ActError: the folder holds something else.
     """
-    identity_file = folder / "identity"
-    if folder.exists() and (not identity_file.is_file() or identity_file.read_text() != identity):
-        if not identity_file.is_file() and any(folder.iterdir()):
-            raise ActError(f"{folder} is not a folder of checkpoints; name a new one")
-        shutil.rmtree(folder)
+    found = _identity_in(folder)
+    if found is None and folder.exists() and any(folder.iterdir()):
+        raise ActError(f"{folder} is not a folder of checkpoints; name a new one")
+    if found is not None and found.removesuffix(SAVED) != identity:
+        remove_checkpoints(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    identity_file.write_text(identity)
+    _identify(folder, identity)
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").is_file():  # it is written last, so the run ended while saving
             shutil.rmtree(checkpoint)
     return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
+
+
+def mark_saved(folder: Path) -> None:
+    """Note that the model of these checkpoints is about to be saved, after which they are of no use."""
+    _identify(folder, f"{_identity_in(folder)}{SAVED}")
+
+
+def remove_saved(folder: Path) -> None:
+    """Remove the checkpoints of a run that was ended after its model was saved."""
+    if (_identity_in(folder) or "").endswith(SAVED):
+        remove_checkpoints(folder)
+
+
+def remove_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints in a folder, and the folder unless it holds something else."""
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    (folder / IDENTITY).unlink(missing_ok=True)  # last, so that an interruption leaves a folder that can be recognised
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _identity_in(folder: Path) -> str | None:
+    file = folder / IDENTITY
+    return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+
+
+def _identify(folder: Path, identity: str) -> None:
+    with written_whole(folder / IDENTITY, force=True) as temporary:
+        temporary.write_text(identity, encoding="utf-8")
 
 
 def train(

@@ -14,6 +14,7 @@ from act.core.errors import require_type
 from act.editing.donor import Donor, weights_of
 from act.editing.patch import ChangedRows, Patch
 from act.editing.rows import Overlap, Tokens, Weights
+from act.editing.stored import digests
 from act.editing.transfer_plan import TransferPlan
 from act.models.fingerprint import Diagonal, digest
 from act.ranking.channel_set import ChannelSet
@@ -75,7 +76,7 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
     plan = TransferPlan.make(donors, weights, overlap)
     diagonals = {name: Diagonal.of(parameter) for name, parameter in weights.items()}
     before = digest(diagonals)
-    plan.require_models(before, plan.donor_fingerprints())
+    plan.require_models(digests(weights, diagonals), plan.donor_fingerprints())
     # Models in memory change in one launch per device. From disk, one parameter is mapped at a time.
     together = [list(plan.given)] if isinstance(target, nn.Module) else [[name] for name in plan.given]
     changes = []

@@ -18,6 +18,10 @@ from act_kernels.ops import FLOAT_DTYPES
 from act_kernels.rows import gather_rows
 
 
+class OtherModel(ActError):
+    """A channel set was made for a model with other weights."""
+
+
 @dataclass(frozen=True)
 class TransferPlan:
     """What a transfer will do to a target: :meth:`make` checks it, :meth:`blend` carries it out.
@@ -78,19 +82,19 @@ class TransferPlan:
         """Blend what the donors give into ``target``, in place; it may hold all parameters of the plan, or some."""
         blend({name: self.given[name] for name in target}, target, self.overlap)
 
-    def donor_fingerprints(self) -> list[str | None]:
-        """The fingerprints of the donors whose channel sets say which they should have."""
-        return [donor.fingerprint() for donor in self.donors]
+    def donor_fingerprints(self) -> list[Sequence[str] | None]:
+        """What the fingerprints of the donors may be whose channel sets say which they should have."""
+        return [donor.fingerprints() for donor in self.donors]
 
-    def require_models(self, target: str, donors: Sequence[str | None]) -> None:
-        """Raise :class:`ActError` if a set was made for models with other fingerprints than these."""
+    def require_models(self, target: Sequence[str], donors: Sequence[Sequence[str] | None]) -> None:
+        """Raise :class:`OtherModel` if a set was made for models with no such fingerprint."""
         for donor, theirs in zip(self.donors, donors, strict=True):
             for side, found in (("target", target), ("donor", theirs)):
                 expected = donor.made_for.get(side)
-                if expected and found != expected.fingerprint:
-                    raise ActError(
+                if expected and found is not None and expected.fingerprint not in found:
+                    raise OtherModel(
                         f"the channel set was made for the {side} {expected}, "
-                        f"but the {side} given has other weights ({found}); rank a profile of these models, "
+                        f"but the {side} given has other weights ({found[0]}); rank a profile of these models, "
                         "or load them in the type they were profiled in (--dtype)"
                     )
 

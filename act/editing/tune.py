@@ -18,9 +18,10 @@ from act.core.extras import optional
 from act.core.files import written_whole
 from act.data.corpus import Corpus, require_corpus
 from act.data.pieces import Piece, pieces
+from act.editing.copies import copy_companions
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
-from act.editing.trainer import train, usable_checkpoint
+from act.editing.trainer import mark_saved, remove_checkpoints, train, usable_checkpoint
 from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
 from act.models.loading import require_model
@@ -264,9 +265,16 @@ def save_tuned(
     output: Path,
     *,
     dtype: torch.dtype | None = None,
+    source: str | None = None,
+    checkpoints: Path | None = None,
     force: bool = False,
 ) -> None:
     """Write a model (or adapter) folder with its tokenizer, whole or not at all; by default in the model's dtype.
+
+    Args:
+        source: the model that was changed; if it is a folder, what lies beside its weights is written, too
+            (:func:`act.editing.copies.companions`).
+        checkpoints: those of the training, which are removed when the model is saved.
 
     Raises:
         ActError: ``output`` exists and ``force`` is False, or the disk is full.
@@ -276,3 +284,9 @@ def save_tuned(
             model = model.to(dtype)
         model.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
+        if source and Path(source).is_dir():
+            copy_companions(Path(source), folder)
+        if checkpoints:
+            mark_saved(checkpoints)
+    if checkpoints:
+        remove_checkpoints(checkpoints)

@@ -18,6 +18,7 @@ from act.core.differences import first_difference
 from act.core.errors import ActError, BadRecord, Interrupted
 from act.core.names import require_name
 from act.core.plain import checked
+from act.core.scratch import clear
 from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.data.batching import Batch, Position
 from act.data.stream import Stream
@@ -174,6 +175,16 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file, once the run has ended and its profile is saved."""
         self.path.unlink(missing_ok=True)
+        clear(self.path)
+
+    def remove_of(self, identity: Mapping[str, Any]) -> None:
+        """Delete the file if it is of a run with this identity, whose profile was saved before."""
+        with contextlib.suppress(ActError):
+            _, header = load_tensors(self.path, SCHEMA, header_only=True)
+            with understood(self.path):
+                found = {name: header["identity"].get(name) for name in identity}
+            if not first_difference(found, identity):
+                self.remove()
 
     def after_batch(self, run: Run, stream: Stream) -> None:
         """Write a checkpoint if it is due; end the run if a signal asked for it."""

@@ -14,6 +14,7 @@ import yaml
 
 from act.core.errors import ActError
 from act.core.files import MANIFEST, require_output, written_whole
+from act.core.scratch import companion, reserved, sweep
 from act.core.versions import versions
 from act.editing.model_card import write_card
 from act.evaluation.comparison import ComparisonSummary, compare
@@ -108,7 +109,7 @@ class Run:
         parent = self.output.absolute().parent
         if not parent.is_dir():
             raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
-        self.cache = Cache(recipe, parent / f".{self.output.name}.stages")
+        self.cache = Cache(recipe, companion(parent / f".{self.output.name}", ".stages"))
         tokenizer = load_tokenizer(recipe.base_model)
         self.stages = Stages(recipe, self.cache, tokenizer, say)
         for name in dict.fromkeys(donor.model for donor in recipe.models):
@@ -150,6 +151,10 @@ class Run:
 
     def execute(self, *, force: bool = False) -> Report:
         """See :func:`run`."""
+        with reserved(self.output):
+            return self._execute(force)
+
+    def _execute(self, force: bool) -> Report:
         lacking = None if force else self._lacking()
         if lacking == []:
             self.say(f"{self.output} is up to date: inputs and recipe have not changed")
@@ -164,6 +169,7 @@ class Run:
             self._require_own_version()
         require_output(self.output, force, [*self.cache.models, *self.cache.corpora])
         self.cache.folder.mkdir(exist_ok=True)
+        sweep(self.cache.folder)
         model = self.stages.tune(result(self.recipe))
         report = self._report()
         with written_whole(self.output, force=force, directory=True) as folder:

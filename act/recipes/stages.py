@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from act.data.encode import Count
 from act.editing.donor import Donor as TransferDonor
 from act.editing.interpolation import interpolate
 from act.editing.provenance import TransferProvenance
+from act.editing.trainer import remove_saved
 from act.editing.transfer import transfer_many
 from act.editing.tune import save_tuned, tune
 from act.evaluation.evaluate import Evaluation, evaluate
@@ -106,7 +106,7 @@ class Stages:
             moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
             with written_whole(self._cache.moved(variant), force=True) as temporary:
                 temporary.write_text(json.dumps(moved), encoding="utf-8")
-        save_tuned(target, self._tokenizer, path)
+        save_tuned(target, self._tokenizer, path, source=recipe.base_model)
         return path
 
     def moved(self, variant: Variant) -> Moved:
@@ -120,12 +120,13 @@ class Stages:
         if not settings:
             return source
         path = self._cache.tuned(variant)
+        checkpoints = path.with_name(f"{path.name}.checkpoints")
         if path.exists():
+            remove_saved(checkpoints)
             return path
         self._say(f"tuning: {variant.name}")
         model = load_model(str(source), device=self._recipe.device)
         stored = next(model.parameters()).dtype
-        checkpoints = path.with_name(f"{path.name}.checkpoints")
         tuned = tune(
             model if settings.mode == "rows" else model.float(),
             self._corpus(settings.corpus),
@@ -134,8 +135,9 @@ class Stages:
             channels=self._rows(variant, settings),
             checkpoints=checkpoints,
         )
-        save_tuned(tuned.model, self._tokenizer, path, dtype=stored)
-        shutil.rmtree(checkpoints)
+        save_tuned(
+            tuned.model, self._tokenizer, path, dtype=stored, source=self._recipe.base_model, checkpoints=checkpoints
+        )
         return path
 
     def evaluate(self, variant: Variant) -> list[Evaluation]:

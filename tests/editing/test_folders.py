@@ -49,10 +49,13 @@ def test_on_disk_gives_the_bytes_of_memory_and_leaves_the_inputs(models, tmp_pat
     assert same(shards(tmp_path / "out"), {name: state(target)[name] for name in inputs["target"]})
     assert all(same(shards(tmp_path / name), held) for name, held in inputs.items())
     changed = {change.parameter.name for change in patch.changes}
-    source = StoredModel(tmp_path / "target")
-    for file, names in source.shards.items():
-        linked = os.path.samefile(tmp_path / "target" / file, tmp_path / "out" / file)
-        assert linked == (not changed & set(names))
+    transfer_folders(
+        [Donor(tmp_path / "donor", channels, 0.4)], tmp_path / "target", tmp_path / "links", hard_link=True
+    )
+    assert same(shards(tmp_path / "links"), shards(tmp_path / "out"))
+    for file, names in StoredModel(tmp_path / "target").shards.items():
+        own, linked = (os.path.samefile(tmp_path / "target" / file, tmp_path / out / file) for out in ("out", "links"))
+        assert not own and linked == (not changed & set(names))
 
 
 def test_a_patch_file_applies_and_reverts_to_the_bit_on_disk(models, tmp_path):
@@ -180,7 +183,7 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
     ],
 )
 def test_a_damaged_folder_is_one_sentence(tmp_path, file, text, message):
-    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_model("llama").save_pretrained(tmp_path, **({"max_shard_size": "20KB"} if "index" in file else {}))
     (tmp_path / file).write_text(text)
     with pytest.raises(act.ActError, match=message):
         StoredModel(tmp_path)
