@@ -50,7 +50,7 @@ def command(
 ) -> None:
     """Blend the chosen channels of the donors into the target; write a model folder or a patch file."""
     from act.editing.donor import Donor, require_strength
-    from act.editing.stored import RenamedWeights
+    from act.editing.weight_files import RenamedWeights
     from act.ranking.channel_set import ChannelSet
 
     strengths = _one_each("--strength", strength or [0.4], len(donor))

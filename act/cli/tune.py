@@ -70,8 +70,15 @@ def command(
     stored = next(loaded.parameters()).dtype
     loaded = loaded.float() if stored.is_floating_point and mode != "rows" else loaded
     result = tune(loaded, text, settings, replay=kept, channels=chosen, keep_adapter=adapter, checkpoints=checkpoints)
-    whole = {} if adapter else {"dtype": stored, "source": model}
-    save_tuned(result.model, tokenizer, output, checkpoints=checkpoints, force=force, **whole)
+    save_tuned(
+        result.model,
+        tokenizer,
+        output,
+        dtype=None if adapter else stored,
+        source=None if adapter else model,
+        checkpoints=checkpoints,
+        force=force,
+    )
     saved = {"full": "whole model", "rows": "whole model", "lora": "adapter" if adapter else "merged model"}[mode]
     summary = {"output": str(output), "saved": saved, "mode": mode, **result.summary()}
     if as_json:

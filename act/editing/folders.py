@@ -60,7 +60,7 @@ def transfer_folders(
             writes in place into one of the two then changes both.
 
     Raises:
-        act.editing.stored.RenamedWeights: what is stored is not what the models have (load them and use
+        act.editing.weight_files.RenamedWeights: what is stored is not what the models have (load them and use
             :func:`act.transfer_many`).
         ActError: as :func:`act.transfer_many`; ``output`` is one of the inputs, or exists and ``force`` is False.
     """

@@ -22,7 +22,7 @@ class WeightFiles(NamedTuple):
     """The shards by name, sorted, relative to the folder, and the index that lists them, if there is one."""
 
     shards: list[str]
-    index: str | None = None
+    listed_in: str | None = None
 
 
 def weight_files(folder: Path, config: Mapping[str, Any]) -> WeightFiles:
