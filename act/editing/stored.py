@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 import os
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from act.core.errors import ActError, brief
+from act.core.plain import parsed_json
 from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import Diagonal, digest
@@ -258,7 +258,7 @@ class Parameters(Mapping[str, torch.Tensor]):
         return [
             name
             for name, found in types.items()
-            if found in FLOAT_DTYPES and torch.promote_types(found, dtype) != dtype
+            if dtype and found in FLOAT_DTYPES and torch.promote_types(found, dtype) != dtype
         ]
 
     def loaded(self, name: str) -> torch.Tensor:
@@ -310,7 +310,7 @@ def _header(folder: Path, file: str) -> dict[str, Place]:
             end = os.fstat(shard.fileno()).st_size
             if not 2 <= length <= min(end - 8, _LONGEST_HEADER):
                 raise ValueError("its header does not fit")
-            header = json.loads(shard.read(length))
+            header = parsed_json(shard.read(length))
         header.pop("__metadata__", None)
         places = {}
         for name, entry in header.items():
