@@ -34,6 +34,7 @@ def command(
     limit: Annotated[int | None, typer.Option(help="At most this many documents of each task.")] = None,
     fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt of a task.")] = None,
     details: Annotated[Path | None, typer.Option(help="Write every record's figures and answer, as JSONL.")] = None,
+    ignore_columns: options.IgnoreColumns = None,
     max_length: options.MaxLength = None,
     token_budget: Annotated[
         int | None,
@@ -41,6 +42,7 @@ def command(
     ] = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -66,9 +68,12 @@ def command(
     figures: dict[str, list[TaskFigure]] = {}
     names = list(dict.fromkeys([*([before] if before else []), *model]))
     for name in names:
-        tokenizer = load_tokenizer(name)
-        corpora = [Corpus.from_file(path, tokenizer, max_length=max_length) for path in corpus or ()]
-        loaded = load_model(name, dtype=dtype, device=device)
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+        ignored = options.names(ignore_columns)
+        corpora = [
+            Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored) for path in corpus or ()
+        ]
+        loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         with console.counter(name) as progress:
             evaluations[name] = [
                 evaluate(

@@ -98,10 +98,11 @@ class Measuring:
         for name in self.names.values():
             require_place(name, "model")
         *donor, model = self.names.values()
-        tokenizer = load_tokenizer(model)
+        trusted = self.options.trust_remote_code
+        tokenizer = load_tokenizer(model, trust_remote_code=trusted)
         for name in donor:
             try:
-                other = load_tokenizer(name)
+                other = load_tokenizer(name, trust_remote_code=trusted)
             except ActError:
                 console.warn(f"{name} has no tokenizer, so it is unknown whether it reads the same tokens")
             else:

@@ -32,6 +32,7 @@ class MeasuringOptions:
     count: options.Count = "answer"
     answer_turns: options.AnswerTurns = "last"
     ability_column: options.AbilityColumn = None
+    ignore_columns: options.IgnoreColumns = None
     max_length: options.MaxLength = None
     overlap: options.Overlap = None
     token_budget: options.TokenBudget = None
@@ -52,6 +53,7 @@ class MeasuringOptions:
     device_map: options.DeviceMap = None
     max_memory: options.MaxMemory = None
     dtype: options.Dtype = "auto"
+    trust_remote_code: options.TrustRemoteCode = False
     checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY
     show_spans: options.ShowSpans = 0
     log: options.LogFile = None
@@ -71,6 +73,7 @@ class MeasuringOptions:
                 max_length=self.max_length,
                 overlap=self.overlap,
                 ability_column=self.ability_column,
+                ignore_columns=options.names(self.ignore_columns),
             )
             for name, place in console.places_of(self.corpus).items()
         }
@@ -85,6 +88,7 @@ class MeasuringOptions:
             device_map=self.device_map,
             max_memory=parsed_memory(self.max_memory or []),
             dtype=self.dtype,
+            trust_remote_code=self.trust_remote_code,
         )
 
     def for_job(self) -> JobOptions:

@@ -15,6 +15,7 @@ def command(
         Path, typer.Argument(help="A mergekit configuration; each donor has the parameters channels and weight.")
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the resulting model.")],
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -22,7 +23,7 @@ def command(
     from act.editing.mergekit import merge
 
     console.quiet_transformers()
-    merge(config, output, force=force)
+    merge(config, output, force=force, trust_remote_code=trust_remote_code)
     if as_json:
         return console.print_json({"output": str(output), "config": str(config)})
     print(f"written to {output}")

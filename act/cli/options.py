@@ -7,6 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
+
+def names(given: list[str] | None) -> list[str]:
+    """The names in an option that is repeatable, or separated by commas."""
+    return [name.strip() for each in given or () for name in each.split(",") if name.strip()]
+
+
 LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 """Of every :class:`typer.Typer`: plain help, and errors that :func:`act.cli.main` prints."""
 
@@ -47,6 +53,16 @@ Count = Annotated[
 ]
 AnswerTurns = Annotated[str, typer.Option(help="Which messages of the assistant are answers: last or all.")]
 AbilityColumn = Annotated[str | None, typer.Option(help="Column that labels each record with its ability.")]
+IgnoreColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Columns, or keys of messages, to leave out of the prompt on purpose (repeatable, or NAME,NAME)."
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run Python code that a model brings along; without it, that is refused."),
+]
 MaxLength = Annotated[
     int | None,
     typer.Option(

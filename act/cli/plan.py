@@ -28,6 +28,7 @@ def command(
     tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to plan for, instead of a corpus.")] = None,
     count: options.Count = "answer",
     answer_turns: options.AnswerTurns = "last",
+    ignore_columns: options.IgnoreColumns = None,
     max_length: options.MaxLength = None,
     overlap: options.Overlap = None,
     pair: Annotated[bool, typer.Option(help="Plan a pair run of two such models.")] = False,
@@ -46,6 +47,7 @@ def command(
     fused: options.Fused = True,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     as_json: options.Json = False,
 ) -> None:
     """Show the sites and channels of a model, the parameters outside any site, and the cost of a run."""
@@ -57,20 +59,30 @@ def command(
     console.quiet_transformers()
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
-    config = load_config(model, dtype)
-    empty = empty_model(config)
+    config = load_config(model, dtype, trust_remote_code=trust_remote_code)
+    empty = empty_model(config, trust_remote_code=trust_remote_code)
     space = ChannelSpace.from_model(empty)
     space.without(exclude or ())  # refuses unknown kinds
     shape = Shape.of(empty, space)
     text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
     if corpus:
-        tokenizer = load_tokenizer(model)
+        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         opened = _corpora(
-            corpus, tokenizer, count=count, answer_turns=answer_turns, max_length=max_length, overlap=overlap
+            corpus,
+            tokenizer,
+            count=count,
+            answer_turns=answer_turns,
+            ignore_columns=options.names(ignore_columns),
+            max_length=max_length,
+            overlap=overlap,
         )
         text |= tokens_of({name: each.for_models(empty) for name, each in opened.items()}, sample)
     place = device_named(device)
-    measured = measure(config, place, seconds, tuple(exclude or ()), fused) if seconds else None
+    measured = (
+        measure(config, place, seconds, tuple(exclude or ()), fused, trust_remote_code=trust_remote_code)
+        if seconds
+        else None
+    )
     result: dict[str, Any] = {
         "channels": len(space),
         "parameters": shape.parameters,
@@ -106,6 +118,7 @@ def _corpora(
     *,
     count: str,
     answer_turns: str,
+    ignore_columns: list[str],
     max_length: int | None,
     overlap: int | None,
 ) -> dict[str, Corpus]:
@@ -118,6 +131,7 @@ def _corpora(
             tokenizer,
             count=cast("Count", count),
             answer_turns=cast("AnswerTurns", answer_turns),
+            ignore_columns=ignore_columns,
             max_length=max_length,
             overlap=overlap,
         )

@@ -61,6 +61,7 @@ def command(
     target: Annotated[
         str | None, typer.Option(help=f"The target model, for {score_names(lambda score: score.needs_models)}.")
     ] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -87,7 +88,10 @@ def command(
         if donor is None or target is None:
             raise ActError(f"score {score} compares the models themselves; give --donor and --target")
         console.quiet_transformers()
-        models = {"donor": load_model(donor, device="cpu"), "target": load_model(target, device="cpu")}
+        models = {
+            side: load_model(name, device="cpu", trust_remote_code=trust_remote_code)
+            for side, name in {"donor": donor, "target": target}.items()
+        }
     channels = rank(
         ability,
         cast("ScoreName", score),

@@ -15,6 +15,7 @@ from act.core.inputs import require_not_input
 def command(
     recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
     dry_run: Annotated[bool, typer.Option(help="Check the recipe and its inputs, and print the plan.")] = False,
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -25,7 +26,11 @@ def command(
     console.quiet_transformers()
     described = read_recipe(recipe)
     require_not_input(Path(described.output), [recipe])
-    run = Run(described, lambda step: print(f"… {step}", file=sys.stderr))
+    run = Run(
+        described,
+        lambda step: print(f"… {step}", file=sys.stderr),
+        trust_remote_code=trust_remote_code,
+    )
     if dry_run:
         plan = run.plan()
         if as_json:

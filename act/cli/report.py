@@ -44,9 +44,11 @@ def command(
         list[str] | None,
         typer.Option(help="Texts on which the loss of the donor shows what each set is necessary for (repeatable)."),
     ] = None,
+    ignore_columns: options.IgnoreColumns = None,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -92,14 +94,15 @@ def command(
     sets = {name: ChannelSet.load(path) for name, path in zip(set_names, channels or (), strict=True)}
     model, losses = None, {}
     if donor and (target or corpus):
-        model = load_model(donor, dtype=dtype, device=device)
+        model = load_model(donor, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if target:
-        other = load_model(target, dtype=dtype, device=device)
+        other = load_model(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         sets["weight-diff"] = rank(measured[0].profile, "weight-diff", share, donor=model, target=other, **ranking)
     if corpus:
-        tokenizer = load_tokenizer(str(donor))
+        tokenizer = load_tokenizer(str(donor), trust_remote_code=trust_remote_code)
         for name, path in zip(text_names, corpus, strict=True):
-            losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length))
+            ignored = options.names(ignore_columns)
+            losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored))
     report = build(measured, top=share, sets=sets, model=model if losses else None, losses=losses)
     files = write(report, output, force=force)
     if as_json:

@@ -41,9 +41,11 @@ def command(
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="Also write rows and frontier to this JSON file.")] = None,
+    ignore_columns: options.IgnoreColumns = None,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -60,8 +62,11 @@ def command(
     if output:
         reserve_output(output, force, [profile, donor, target, *places, *(keep_profile or [])])
     console.quiet_transformers()
-    tokenizer = load_tokenizer(target)
-    texts = {place: Corpus.from_file(place, tokenizer, max_length=max_length) for place in places}
+    tokenizer = load_tokenizer(target, trust_remote_code=trust_remote_code)
+    ignored = options.names(ignore_columns)
+    texts = {
+        place: Corpus.from_file(place, tokenizer, max_length=max_length, ignore_columns=ignored) for place in places
+    }
 
     def judge(model: nn.Module) -> dict[str, float]:
         """The share of right answers, or the mean log-likelihood per token if the metric judges no answers."""
@@ -83,8 +88,8 @@ def command(
 
         grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}
         found = sweep(
-            load_model(donor, dtype=dtype, device=device),
-            load_model(target, dtype=dtype, device=device),
+            load_model(donor, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
+            load_model(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
             load(profile),
             judge,
             **grid,  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
     from act.editing.donor import Donor
@@ -45,6 +46,7 @@ def command(
     hard_link: options.HardLink = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -69,14 +71,14 @@ def command(
         Donor(name, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value)
         for name, path, value in zip(donor, channels, strengths, strict=True)
     ]
-    donors = list(_with_tokens(donors, target, align_tokens))
+    donors = list(_with_tokens(donors, target, align_tokens, trust_remote_code))
     summary = None
     if on_disk:
         try:
             summary = _on_disk(donors, target, output, overlap, hard_link, force)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
-    summary = summary or _in_memory(donors, target, output, overlap, device, dtype, force)  # type: ignore[arg-type]
+    summary = summary or _in_memory(donors, target, output, overlap, device, dtype, force, trust_remote_code)  # type: ignore[arg-type]
     notes = summary.pop("notes")
     summary = {
         "output": str(output),
@@ -94,15 +96,15 @@ def command(
     console.print_table(str(output), ["", ""], rows[1:])
 
 
-def _with_tokens(donors: list[Donor], target: str, align: bool) -> Iterator[Donor]:
+def _with_tokens(donors: list[Donor], target: str, align: bool, trust_remote_code: bool) -> Iterator[Donor]:
     """The donors; those that transfer rows or columns of tokens get the shared tokens, or the token difference."""
     from act.editing.donor import shared_tokens
     from act.models.loading import token_difference
 
     moving = any(donor.moves_tokens for donor in donors)
-    ours = _tokenizer(target, align) if moving else None
+    ours = _tokenizer(target, align, trust_remote_code) if moving else None
     for donor in donors:
-        theirs = _tokenizer(str(donor.model), align) if donor.moves_tokens else None
+        theirs = _tokenizer(str(donor.model), align, trust_remote_code) if donor.moves_tokens else None
         if theirs is None or ours is None:
             yield donor
         elif align:
@@ -111,13 +113,13 @@ def _with_tokens(donors: list[Donor], target: str, align: bool) -> Iterator[Dono
             yield replace(donor, token_difference=token_difference(theirs, ours))
 
 
-def _tokenizer(model: str, needed: bool) -> PreTrainedTokenizerBase | None:
+def _tokenizer(model: str, needed: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model; if there is none, None with a warning, or an error if it is ``needed``."""
     from act.models.loading import load_tokenizer
 
     console.quiet_transformers()
     try:
-        return load_tokenizer(model)
+        return load_tokenizer(model, trust_remote_code=trust_remote_code)
     except ActError as error:
         if needed:
             raise
@@ -138,7 +140,14 @@ def _on_disk(
 
 
 def _in_memory(
-    donors: list[Donor], target: str, output: Path, overlap: Overlap, device: str, dtype: str, force: bool
+    donors: list[Donor],
+    target: str,
+    output: Path,
+    overlap: Overlap,
+    device: str,
+    dtype: str,
+    force: bool,
+    trust_remote_code: bool,
 ) -> dict[str, Any]:
     from act.editing.model_card import write_card
     from act.editing.transfer import transfer_many
@@ -146,22 +155,23 @@ def _in_memory(
 
     console.quiet_transformers()
     names = [str(donor.model) for donor in donors]
-    loaded = [
-        replace(donor, model=load_model(name, dtype=dtype, device=device), name=name)
-        for donor, name in zip(donors, names, strict=True)
-    ]
-    result = load_model(target, dtype=dtype, device=device)
+
+    def load(name: str) -> nn.Module:
+        return load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+
+    loaded = [replace(donor, model=load(name), name=name) for donor, name in zip(donors, names, strict=True)]
+    result: Any = load(target)
     patch = transfer_many(loaded, result, overlap)
     if output.suffix == ".safetensors":
         return _saved(patch, output, force)
     with written_whole(output, force=force, directory=True) as folder:
         result.save_pretrained(folder)
-        _write_companions(target, folder)
+        _write_companions(target, folder, trust_remote_code)
         write_card(folder, target, patch.provenance)
     return _summary(patch, "memory")
 
 
-def _write_companions(target: str, folder: Path) -> None:
+def _write_companions(target: str, folder: Path, trust_remote_code: bool) -> None:
     """Write what belongs to a model beside its weights, such as the tokenizer."""
     from act.editing.copies import copy_companions
     from act.models.loading import load_tokenizer
@@ -170,7 +180,7 @@ def _write_companions(target: str, folder: Path) -> None:
         copy_companions(Path(target), folder)
         return
     try:
-        load_tokenizer(target).save_pretrained(folder)
+        load_tokenizer(target, trust_remote_code=trust_remote_code).save_pretrained(folder)
     except ActError as error:
         console.warn(f"{error}; the result has no tokenizer")
 

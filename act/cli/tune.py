@@ -33,8 +33,10 @@ def command(
     adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
     seed: Annotated[int, typer.Option(help="Seed for the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    ignore_columns: options.IgnoreColumns = None,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
+    trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -63,10 +65,11 @@ def command(
     if replay_share is not None and not replay:
         raise ActError("--replay-share has no effect without --replay; give the records to mix in, or leave it out")
     chosen = ChannelSet.load(channels) if channels else None
-    tokenizer = load_tokenizer(model)
-    text = Corpus.from_file(corpus, tokenizer, max_length=max_length)
-    kept = Corpus.from_file(replay, tokenizer, max_length=max_length) if replay else None
-    loaded: nn.Module = load_model(model, dtype="auto", device=device)
+    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+    ignored = options.names(ignore_columns)
+    text = Corpus.from_file(corpus, tokenizer, max_length=max_length, ignore_columns=ignored)
+    kept = Corpus.from_file(replay, tokenizer, max_length=max_length, ignore_columns=ignored) if replay else None
+    loaded: nn.Module = load_model(model, dtype="auto", device=device, trust_remote_code=trust_remote_code)
     stored = next(loaded.parameters()).dtype
     loaded = loaded.float() if stored.is_floating_point and mode != "rows" else loaded
     result = tune(loaded, text, settings, replay=kept, channels=chosen, keep_adapter=adapter, checkpoints=checkpoints)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 
@@ -22,8 +23,16 @@ class Interrupted(ActError):
 
 
 def brief(error: BaseException, length: int = 200) -> str:
-    """The message of an error on one line, cut to ``length`` characters, or its type if it has no message."""
-    return " ".join(str(error).split())[:length] or type(error).__name__
+    """The first sentences of an error's message, on one line, or its type if it has no message.
+
+    They have at most ``length`` characters if the first one has; of a sentence over three times that, the beginning.
+    """
+    text = " ".join(str(error).split())
+    if len(text) > length:
+        ends = [found.end() for found in re.finditer(r"[.!?](?= [A-Z`'\"(])", text)]
+        end = max((end for end in ends if end <= length), default=min([*ends, len(text)]))
+        text = text[:end] if end <= 3 * length else f"{text[:length].rsplit(' ', 1)[0]} …"
+    return text.rstrip(".") or type(error).__name__
 
 
 def require_choice(what: str, given: object, choices: Iterable[str]) -> None:

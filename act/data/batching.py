@@ -16,6 +16,7 @@ from act.core.plain import Natural
 
 LOOK_AHEAD = 2048  # records sorted together: a few percent of padding, a few megabytes of memory
 LOOK_AHEAD_TOKENS = 1 << 21  # ends a window of long records early
+PADDING = 0  # any id that the vocabulary has: the attention mask hides it; a tokenizer's own may have no embedding
 PREFETCHED = 4  # batches prepared ahead of the model
 
 T = TypeVar("T")

@@ -14,11 +14,12 @@ from torch import nn
 
 from act.core.errors import ActError, require_choice, require_type
 from act.data.batching import Sequence, pieces
-from act.data.encode import AnswerTurns, Count, Encoded, Encoder
+from act.data.encode import ENCODING, AnswerTurns, Count, Encoded, Encoder
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
 from act.data.token_cache import TokenCache
 from act.data.workers import ordered_map
 from act.models.limits import learned_positions, trained_positions
+from act.models.loading import code_of
 
 if TYPE_CHECKING:
     import datasets
@@ -43,6 +44,7 @@ class Corpus:
         overlap: tokens that a piece repeats from the one before it as context, and that do not count again; None: a
             sixteenth of the maximum length.
         ability_column: the column that labels each record with its ability.
+        ignore_columns: columns, and keys of messages, to leave out on purpose: see :mod:`act.data.columns`.
         name: used in provenance and errors instead of the source's name.
 
     Raises:
@@ -65,6 +67,7 @@ class Corpus:
         max_length: int | None = None,
         overlap: int | None = None,
         ability_column: str | None = None,
+        ignore_columns: Iterable[str] = (),
         name: str | None = None,
     ) -> None:
         if isinstance(tokenizer, str | Path):
@@ -78,7 +81,9 @@ class Corpus:
         if overlap is not None and not 0 <= overlap < (max_length or DEFAULT_MAX_LENGTH):
             raise ActError(f"overlap is {overlap}; expected 0 or more tokens, and fewer than the maximum length")
         self.source = source
-        self.encoder = Encoder(tokenizer, answer_turns, ability_column)
+        if isinstance(ignore_columns, str):
+            raise ActError(f"the columns to ignore are {ignore_columns!r}; expected a list of names")
+        self.encoder = Encoder(tokenizer, answer_turns, ability_column, ignore_columns)
         self.count: Count = count
         self.name = name or source.name
         self._max_length, self._overlap = max_length, overlap
@@ -95,6 +100,7 @@ class Corpus:
         max_length: int | None = None,
         overlap: int | None = None,
         ability_column: str | None = None,
+        ignore_columns: Iterable[str] = (),
         name: str | None = None,
     ) -> Corpus:
         """A corpus from a file, folder, glob or hub id (see :func:`act.data.records.open_source`).
@@ -112,6 +118,7 @@ class Corpus:
             max_length=max_length,
             overlap=overlap,
             ability_column=ability_column,
+            ignore_columns=ignore_columns,
             name=name,
         )
 
@@ -126,6 +133,7 @@ class Corpus:
         max_length: int | None = None,
         overlap: int | None = None,
         ability_column: str | None = None,
+        ignore_columns: Iterable[str] = (),
         name: str | None = None,
     ) -> Corpus:
         """A corpus from records in memory.
@@ -142,6 +150,7 @@ class Corpus:
             max_length=max_length,
             overlap=overlap,
             ability_column=ability_column,
+            ignore_columns=ignore_columns,
             name=name,
         )
 
@@ -157,6 +166,7 @@ class Corpus:
         max_length: int | None = None,
         overlap: int | None = None,
         ability_column: str | None = None,
+        ignore_columns: Iterable[str] = (),
         name: str | None = None,
     ) -> Corpus:
         """A corpus from a Hugging Face dataset, map-style or streaming.
@@ -178,6 +188,7 @@ class Corpus:
             max_length=max_length,
             overlap=overlap,
             ability_column=ability_column,
+            ignore_columns=ignore_columns,
             name=name,
         )
 
@@ -263,13 +274,9 @@ class Corpus:
                 "fingerprint (Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
             )
         identity = self.identity()
-        deciding = (
-            "fingerprint",
-            "tokenizer",
-            "answer_turns",
-            "ability_column",
-        )  # not what counts, nor where texts are cut
-        tokens = TokenCache(Path(folder), {name: identity[name] for name in deciding})
+        # Not what counts, nor where texts are cut.
+        deciding = ("fingerprint", "tokenizer", "answer_turns", "ability_column", "ignore_columns")
+        tokens = TokenCache(Path(folder), {"encoding": ENCODING, **{name: identity[name] for name in deciding}})
         if not tokens.there:
             tokens.write(
                 self._tokenised(0, (0, 1), workers, every), lambda done: report(self.name, done, self.source.size or 0)
@@ -284,11 +291,13 @@ class Corpus:
             "fingerprint": self.source.fingerprint,
             "tokenizer": self.encoder.fingerprint,
             "vocabulary": self.encoder.vocabulary,
+            "tokenizer_code": code_of(self.tokenizer),
             "count": self.count,
             "answer_turns": self.encoder.answer_turns,
             "max_length": self.max_length,
             "overlap": self.overlap,
             "ability_column": self.encoder.ability_column,
+            "ignore_columns": sorted(self.encoder.ignore_columns) or None,
         }
 
     def numbered(

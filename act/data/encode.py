@@ -16,6 +16,9 @@ import numpy as np
 
 from act.core.errors import ActError, require_choice
 from act.core.names import require_name
+from act.data.chat import require_answer, why_not_a_beginning, written
+from act.data.columns import require_nothing_lost
+from act.data.conversation import FLAGS, Message, calls_of, conversation_of, flagged, texts_in
 from act.data.records import Record
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ EXPECTED = (
     "messages, prompt and completion, question and answer, instruction and output, text, or input_ids and loss_mask"
 )
 
+ENCODING = 2  # changes whenever a record may become other tokens, so that tokens in a cache are not taken for them
 LARGEST_ID = np.iinfo(np.int32).max
 
 Steps = Generator[list[str], list[list[int]], "Encoded"]
@@ -83,15 +87,21 @@ class Encoder:
         tokenizer: a Hugging Face tokenizer; conversations need its chat template.
         answer_turns: see :data:`AnswerTurns`.
         ability_column: the column that labels a record with its ability, if any.
+        ignore_columns: columns, and keys of messages, to leave out on purpose (see :mod:`act.data.columns`).
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, answer_turns: AnswerTurns = "last", ability_column: str | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        answer_turns: AnswerTurns = "last",
+        ability_column: str | None = None,
+        ignore_columns: Iterable[str] = (),
     ) -> None:
         require_choice("answer turns", answer_turns, get_args(AnswerTurns))
         self.tokenizer = tokenizer
         self.answer_turns: AnswerTurns = answer_turns
         self.ability_column = ability_column
+        self.ignore_columns = frozenset(ignore_columns)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -124,6 +134,8 @@ class Encoder:
                 results.append(done.value)
             except ActError as error:
                 results.append(error)
+            except RecursionError:
+                results.append(ActError("the record is nested too deeply; expected objects a few levels deep"))
         ids = self._bare(texts)
         for number, steps, part in waiting:
             try:
@@ -147,29 +159,31 @@ class Encoder:
         ids, bare = self.tokenizer("a")["input_ids"], self._bare(["a"])[0]
         return next((ids[:i] for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare), [])
 
-    def _steps(self, record: Record | ActError) -> Steps:
-        if isinstance(record, ActError):
-            raise record
-        if not isinstance(record, Mapping):
-            raise ActError(f"expected a JSON object with {EXPECTED}; got {record!r:.60}")
-        ability = self._ability(record)
-        mask = record.get("loss_mask")
-        if _has(record, "messages"):
-            encoded = yield from self._messages(record["messages"], mask)
+    def _steps(self, given: Record | ActError) -> Steps:
+        if isinstance(given, ActError):
+            raise given
+        if not isinstance(given, Mapping):
+            raise ActError(f"expected a JSON object with {EXPECTED}; got {given!r:.60}")
+        ability = self._ability(given)
+        mask = given.get("loss_mask")
+        apart = {*self.ignore_columns, self.ability_column, "loss_mask"}
+        record = {key: value for key, value in given.items() if value is not None and key not in apart}
+        if "messages" in record:
+            encoded = yield from self._messages(record, record["messages"], ("messages",), mask)
         elif _has(record, "prompt", "completion"):
-            encoded = yield from self._completion(record["prompt"], record["completion"], mask)
+            encoded = yield from self._completion(record, mask)
         elif _has(record, "question", "answer"):
-            encoded = yield from self._turn(record["question"], record["answer"], mask)
+            turn = _turn(record["question"], record["answer"])
+            encoded = yield from self._messages(record, turn, ("question", "answer"), mask)
         elif _has(record, "instruction", "output"):
-            more = record.get("input")
-            instruction = f"{record['instruction']}\n\n{more}" if more else record["instruction"]
-            encoded = yield from self._turn(instruction, record["output"], mask)
-        elif _has(record, "input_ids"):
-            encoded = _masked(record["input_ids"], mask)
-        elif _has(record, "text"):
-            encoded = yield from self._text(record["text"], mask)
+            turn = _turn(_instruction(record), record["output"])
+            encoded = yield from self._messages(record, turn, ("instruction", "input", "output"), mask)
+        elif "input_ids" in record:
+            encoded = _masked(record["input_ids"], _mask_of_ids(record) if mask is None else mask)
+        elif "text" in record:
+            encoded = yield from self._text(record, mask)
         else:
-            raise ActError(f"expected {EXPECTED}; got the keys {sorted(map(str, record))}")
+            raise ActError(f"expected {EXPECTED}; got the keys {sorted(map(str, given))}")
         return Encoded(encoded.input_ids, encoded.answer, ability)
 
     def _ability(self, record: Record) -> str | None:
@@ -180,63 +194,81 @@ class Encoder:
             raise ActError(f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a name")
         return require_name(f"the ability, column {self.ability_column},", str(ability))
 
-    def _text(self, text: Any, mask: Any) -> Steps:
-        (ids,) = yield [_nonempty("text", text)]
+    def _text(self, record: Record, mask: Any) -> Steps:
+        text = _nonempty("text", record["text"])
+        require_nothing_lost(record, ("text",), text, (), only_prompts=True)
+        (ids,) = yield [text]
+        ids = self._led(ids)
         if mask is None:  # special tokens in front are not text, and have the largest activations
-            mask = [0] * len(self.lead) + [1] * len(ids)
-        return _masked([*self.lead, *ids], mask)
+            mask = [0] * len(self.lead) + [1] * (len(ids) - len(self.lead))
+        return _masked(ids, mask)
 
-    def _completion(self, prompt: Any, completion: Any, mask: Any) -> Steps:
+    def _completion(self, record: Record, mask: Any) -> Steps:
+        prompt, completion = record["prompt"], record["completion"]
         if not isinstance(prompt, str):
             raise ActError(f"prompt must be a string, got {prompt!r:.60}")
-        prefix, whole = yield [prompt, prompt + _nonempty("completion", completion)]
+        text = prompt + _nonempty("completion", completion)
+        require_nothing_lost(record, ("prompt", "completion"), text, (prompt, completion))
+        prefix, whole = yield [prompt, text]
+        prefix, whole = self._led(prefix), self._led(whole)
         eos = self.tokenizer.eos_token_id
         if eos is not None and whole[-1:] != [eos]:
             whole = [*whole, eos]
         if mask is not None:
-            return _masked([*self.lead, *whole], mask)
-        return _answered([*self.lead, *whole], [_after([*self.lead, *prefix], [*self.lead, *whole])])
+            return _masked(whole, mask)
+        return _answered(whole, [_after(prefix, whole, "end the prompt where a token ends")])
 
-    def _turn(self, question: Any, answer: Any, mask: Any) -> Steps:
-        if not isinstance(question, str):
-            raise ActError(f"the question must be a string, got {question!r:.60}")
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        return (yield from self._messages(messages, mask))
+    def _led(self, ids: list[int]) -> list[int]:
+        """The ids with the special tokens in front, which a text that was rendered before has already."""
+        return ids if ids[: len(self.lead)] == self.lead else [*self.lead, *ids]
 
-    def _messages(self, messages: Any, mask: Any) -> Steps:
-        if not (isinstance(messages, list) and messages and all(isinstance(m, Mapping) for m in messages)):
-            raise ActError(f"messages must be a list of objects with role and content, got {messages!r:.60}")
-        turns = self._answer_turns(messages, mask)
-        for turn in turns:
-            _nonempty("the assistant's content", messages[turn].get("content"))
+    def _messages(self, record: Record, messages: Any, columns: tuple[str, ...], mask: Any) -> Steps:
+        conversation = conversation_of(record, messages, columns, ignored=self.ignore_columns)
+        turns = self._answer_turns(conversation.messages, mask, len(messages))
+        answers = [conversation.messages[turn] for turn in turns]
+        for answer in answers:
+            if not (any(map(str.strip, texts_in(answer))) or calls_of(answer)):
+                raise ActError(f"the record has no answer: the assistant's content is {answer.get('content')!r:.60}")
         if not self.tokenizer.chat_template:
             raise ActError("the tokenizer has no chat template; use prompt and completion, or set one")
-        before = [self._rendered(messages[:turn], add_generation_prompt=True) for turn in turns]
-        after = [self._rendered(messages[: turn + 1], add_generation_prompt=False) for turn in turns]
-        if turns[-1] + 1 < len(messages):
-            after.append(self._rendered(messages, add_generation_prompt=False))
-        ids = yield [*before, *after]
+        text = written(self.tokenizer, conversation, turns)
+        essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
+        require_nothing_lost(record, conversation.columns, text.whole, essence)
+        ids = yield [*text.before, *text.after]
         prefixes, ends = ids[: len(turns)], ids[len(turns) :]
         whole = ends[-1]
         spans = []
-        for prefix, end in zip(prefixes, ends, strict=False):
-            _require_beginning(end, whole)
-            spans.append(self._without_white_space(whole, _after(prefix, end)))
+        for number, (prefix, end) in enumerate(zip(prefixes, ends, strict=False)):
+            prompt, so_far = text.before[number], text.after[number]
+            later = f"{why_not_a_beginning(so_far, text.whole)}, or the last answer alone (--answer-turns last)"
+            _require_beginning(end, whole, later)
+            span = _after(prefix, end, why_not_a_beginning(prompt, so_far))
+            if not so_far.startswith(prompt):  # other characters, same tokens
+                require_answer(answers[number], str(self.tokenizer.decode(end[span.start :])))
+            spans.append(self._without_white_space(whole, span))
         return _answered(whole, spans)
 
-    def _answer_turns(self, messages: list[Mapping[str, Any]], mask: Any) -> list[int]:
-        turns = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+    def _answer_turns(self, messages: list[Message], mask: Any, own: int) -> list[int]:
+        """The numbers of the messages that are answers; a mask is for the last ``own`` messages."""
+        turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if mask is not None:
-            _require_mask(mask, len(messages), "messages")
-            turns = [turn for turn in turns if mask[turn]]
+            _require_mask(mask, own, "messages")
+            turns = [turn for turn in turns if turn >= len(messages) - own and mask[turn - len(messages)]]
             if not turns:
                 raise ActError("the record has no answer: loss_mask marks no message by the assistant")
-        elif self.answer_turns == "last":
-            if messages[-1].get("role") != "assistant":
-                raise ActError(f"the record has no answer: its last message is by {messages[-1].get('role')!r}")
+            return turns
+        learned = flagged(messages)
+        if self.answer_turns == "last":
+            if messages[-1]["role"] != "assistant":
+                raise ActError(f"the record has no answer: its last message is by {messages[-1]['role']!r}")
             turns = turns[-1:]
         elif not turns:
             raise ActError("the record has no answer: no message is by 'assistant'")
+        if not (turns := [turn for turn in turns if learned[turn]]):
+            raise ActError(
+                f"the record has no answer: its flags ({', '.join(FLAGS)}) say that the last message is not learned; "
+                "take the others as answers (--answer-turns all), or ignore the flags (--ignore-columns)"
+            )
         return turns
 
     def _without_white_space(self, ids: list[int], span: range) -> range:
@@ -250,35 +282,58 @@ class Encoder:
     def _special(self) -> set[int]:
         return set(self.tokenizer.all_special_ids)
 
-    def _rendered(self, messages: list[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
-        try:
-            rendered = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except Exception as error:  # jinja2 and templates raise anything
-            raise ActError(f"the chat template refused the messages: {error}") from error
-        return str(rendered)
-
 
 def _has(record: Record, *keys: str) -> bool:
     """Whether the record has values in these columns; in tables of mixed records, missing values are None."""
     return all(record.get(key) is not None for key in keys)
 
 
-def _after(prefix: list[int], whole: list[int]) -> range:
+def _turn(question: Any, answer: Any) -> list[Message]:
+    if not isinstance(question, str):
+        raise ActError(f"the question must be a string, got {question!r:.60}")
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": _nonempty("the answer", answer)}]
+
+
+def _instruction(record: Record) -> Any:
+    """The instruction, and below it the input, if there is one."""
+    more = record.get("input") or ""
+    if not isinstance(more, str):
+        raise ActError(f"input must be a string, got {more!r:.60}")
+    return (
+        f"{record['instruction']}\n\n{more}"
+        if more and isinstance(record["instruction"], str)
+        else record["instruction"]
+    )
+
+
+def _mask_of_ids(record: Record) -> list[bool] | None:
+    """The mask that other columns of tokenised records hold; None if all tokens count.
+
+    Raises:
+        ActError: some tokens are padding.
+    """
+    attended, labels = record.get("attention_mask"), record.get("labels")
+    if isinstance(attended, list) and not all(attended):
+        raise ActError("attention_mask says that some of the input_ids are padding; leave the padding out")
+    if isinstance(labels, list):
+        return [isinstance(label, int) and label >= 0 for label in labels]  # -100: not to be predicted
+    return next((record[name] for name in ("completion_mask", "assistant_masks") if name in record), None)
+
+
+def _after(prefix: list[int], whole: list[int], advice: str) -> range:
     """The positions of ``whole`` after ``prefix``; ``whole`` must begin with ``prefix``."""
-    _require_beginning(prefix, whole)
+    _require_beginning(prefix, whole, advice)
     if len(whole) == len(prefix):
         raise ActError("the record has no answer: prompt and whole record are the same tokens")
     return range(len(prefix), len(whole))
 
 
-def _require_beginning(prefix: list[int], whole: list[int]) -> None:
+def _require_beginning(prefix: list[int], whole: list[int], advice: str) -> None:
     if whole[: len(prefix)] != prefix:
         at = next(i for i, (a, b) in enumerate(zip([*whole, None], prefix, strict=False)) if a != b)
         raise ActError(
             f"the prompt's {len(prefix)} tokens are not the beginning of the whole record's {len(whole)} "
-            f"(they differ from token {at} on), so the answer cannot be separated; end the prompt where a token ends"
+            f"(they differ from token {at} on), so the answer cannot be separated; {advice}"
         )
 
 

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from act.core.errors import ActError, BadRecord
 from act.core.plain import Natural, checked
-from act.data.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, Batch, Position, Sequence, batches
+from act.data.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, PADDING, Batch, Position, Sequence, batches
 from act.data.corpus import Corpus
 from act.data.records import Shard
 
@@ -108,10 +108,9 @@ class Stream:
                 yield from self._of(corpus, ability, start)
 
     def _of(self, corpus: Corpus, ability: str, start: Position) -> Iterator[Batch]:
-        pad_id = next((i for i in (corpus.tokenizer.pad_token_id, corpus.tokenizer.eos_token_id) if i is not None), 0)
         counted = start != Position(start.corpus)  # after a resume, what was counted before is unknown here
         for first, following, window in self._windows(corpus, ability, start.record):
-            made = list(batches(window, self._token_budget, pad_id, self._packing))
+            made = list(batches(window, self._token_budget, PADDING, self._packing))
             for number, batch in enumerate(made, 1):
                 counted = counted or bool(batch.count_mask.any())
                 if first == start.record and number <= start.batch:

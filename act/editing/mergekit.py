@@ -91,7 +91,7 @@ def register() -> None:
     registry.register(method)
 
 
-def merge(config: str | Path, output: str | Path, *, force: bool = False) -> None:
+def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_remote_code: bool = False) -> None:
     """Run a mergekit configuration, in which ``merge_method: act`` is known, and write the model.
 
     Raises:
@@ -114,10 +114,11 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False) -> Non
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
     require_output(output, force, [config, *_named(yaml.safe_load(text))])
     if plan.merge_method == NAME:
-        _check(plan)
+        _check(plan, trust_remote_code)
     with written_whole(output, force=force, directory=True) as folder:
         try:
-            run_merge(plan, str(folder), MergeOptions(copy_tokenizer=True, quiet=True), config_source=text)
+            settings = MergeOptions(copy_tokenizer=True, quiet=True, trust_remote_code=trust_remote_code)
+            run_merge(plan, str(folder), settings, config_source=text)
         except Exception as error:  # its planner, hub client and model card may raise anything
             reason = brief(error, 400)
             raise ActError(f"mergekit cannot merge by {config}: {reason}") from error
@@ -145,7 +146,7 @@ def _named(settings: Any) -> Iterator[str]:
         yield from settings.split("+")
 
 
-def _check(plan: MergeConfiguration) -> None:
+def _check(plan: MergeConfiguration, trust_remote_code: bool) -> None:
     """Check whole models as a transfer does, before mergekit takes them apart; only models in folders are checked."""
     if not plan.models or not plan.base_model:
         raise ActError("merge_method act needs base_model (the target) and models (the donors)")
@@ -166,19 +167,22 @@ def _check(plan: MergeConfiguration) -> None:
     by_parameter(chosen for donor in donors for chosen in donor.channels.rows())
     if plan.tokenizer_source is None and plan.tokenizer is None:  # else mergekit renumbers tokens itself
         for donor in donors:
-            _require_same_tokens(donor, base)
+            _require_same_tokens(donor, base, trust_remote_code)
     if donors and all(Path(name).is_dir() for name in (base, *(str(donor.model) for donor in donors))):
         target = StoredModel(base).parameters(donors[0].channels.space)
         checked = TransferPlan.make(donors, target, overlap)
         checked.require_models(fingerprints(target), checked.donor_fingerprints())
 
 
-def _require_same_tokens(donor: Donor, target: str) -> None:
+def _require_same_tokens(donor: Donor, target: str, trust_remote_code: bool) -> None:
     """Raise :class:`ActError` if a donor that numbers its tokens differently would give rows or columns of tokens."""
     if not donor.moves_tokens:
         return
     try:
-        difference = token_difference(load_tokenizer(str(donor.model)), load_tokenizer(target))
+        theirs, ours = (
+            load_tokenizer(name, trust_remote_code=trust_remote_code) for name in (str(donor.model), target)
+        )
+        difference = token_difference(theirs, ours)
     except ActError:
         return  # a model without a tokenizer: nothing to compare
     if difference:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, require_choice
+from act.data.batching import PADDING
 from act.data.corpus import Corpus, require_corpus
 from act.evaluation.exercises import (
     Exercise,
@@ -230,12 +231,11 @@ def _answers(
     tokenizer = corpus.tokenizer
     special = set(tokenizer.all_special_ids)
     stop = {exercise.last_token for exercise in exercises} & special | _end_tokens(model, corpus)
-    pad_id = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
     outputs = [exercise.answer for exercise in exercises]
     todo: list[int] = (~greedy).nonzero()[:, 0].tolist()
     prompts = [exercises[place].prompt for place in todo]
     cut = 0
-    written = generate(model, prompts, limit=limit, stop=stop, pad_id=pad_id, token_budget=token_budget)
+    written = generate(model, prompts, limit=limit, stop=stop, pad_id=PADDING, token_budget=token_budget)
     for done, answer in enumerate(written, start=1):
         place = todo[answer.place]
         exercise, tokens, ended = exercises[place], answer.tokens, answer.ended

@@ -49,5 +49,5 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: 
 
 def load(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Read a model, in float32 and eval mode, and its tokenizer from a Hugging Face directory."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, trust_remote_code=False)
+    return model.eval(), AutoTokenizer.from_pretrained(directory, trust_remote_code=False)

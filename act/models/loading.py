@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from act.core.errors import ActError, brief, require_choice, require_type
+from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
+from act.models.load_errors import reason
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ def load_model(
     device: str = "auto",
     device_map: str | None = None,
     max_memory: Mapping[str, str] | None = None,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A causal language model in eval mode.
 
@@ -38,18 +39,31 @@ def load_model(
         device_map: one of :data:`DEVICE_MAPS`: accelerate spreads the model over GPUs, the CPU's memory and the disk.
         max_memory: with ``device_map``, how much of the model each GPU (by number) and ``cpu`` may hold, such as
             ``{"0": "20GiB", "cpu": "64GiB"}``; None: nearly all free memory.
+        trust_remote_code: whether Python code that the model brings along may run; see :func:`code_of`.
 
     Raises:
-        ActError: the model does not exist, is damaged or incomplete; the dtype or the device is unknown; both a device
-            and a device map are given.
+        ActError: the model does not exist, is damaged or incomplete, or needs code that may not run; the dtype or the
+            device is unknown; both a device and a device map are given.
     """
     from transformers import AutoModelForCausalLM
 
     require_choice("dtype", dtype, DTYPES)
     spread = _spread(device, device_map, max_memory)
     model, found = _from_pretrained(
-        AutoModelForCausalLM, "model", name, dtype=dtype, output_loading_info=True, **spread
+        AutoModelForCausalLM,
+        "model",
+        name,
+        trust_remote_code,
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # transformers' own error names none of them
+        **spread,
     )
+    for key, held, wanted in sorted(found["mismatched_keys"]):
+        raise ActError(
+            f"cannot load the model {name}: it does not fit its config.json, since {key} has the shape {list(held)} in "
+            f"the file and {list(wanted)} in the configuration; download or save it again"
+        )
     absent = sorted(found["missing_keys"])  # without those that are tied or that the architecture computes
     if absent:
         raise ActError(
@@ -78,22 +92,22 @@ def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] |
     return {"device_map": device_map, "max_memory": limits or None}
 
 
-def load_config(name: str, dtype: str = "auto") -> PretrainedConfig:
+def load_config(name: str, dtype: str = "auto", *, trust_remote_code: bool = False) -> PretrainedConfig:
     """The configuration of a model, with the dtype that the model is to have.
 
     Raises:
-        ActError: there is no such configuration; the dtype is unknown.
+        ActError: there is no such configuration, or it needs code that may not run; the dtype is unknown.
     """
     from transformers import AutoConfig
 
     require_choice("dtype", dtype, DTYPES)
-    config: PretrainedConfig = _from_pretrained(AutoConfig, "model", name)
+    config: PretrainedConfig = _from_pretrained(AutoConfig, "model", name, trust_remote_code)
     if dtype != "auto":
         config.dtype = getattr(torch, dtype)
     return config
 
 
-def empty_model(config: PretrainedConfig) -> PreTrainedModel:
+def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """A model built from its configuration on the meta device: its shapes without its weights.
 
     Raises:
@@ -104,10 +118,31 @@ def empty_model(config: PretrainedConfig) -> PreTrainedModel:
     loader: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = loader.from_config(config).eval()
-    except (ValueError, RuntimeError, AttributeError, TypeError) as error:
-        raise ActError(f"cannot build a causal language model: {brief(error, 300)}") from error
+            model: PreTrainedModel = loader.from_config(config, trust_remote_code=trust_remote_code).eval()
+    except Exception as error:  # the code of a model raises anything
+        name = str(config.name_or_path)
+        raise ActError(f"cannot build a causal language model of {name}: {reason('model', name, error)}") from error
     return model
+
+
+def code_of(loaded: nn.Module | PreTrainedTokenizerBase) -> str | None:
+    """Whose Python code a model or tokenizer runs, if it is neither ours nor of a package.
+
+    Returns:
+        The repository and its revision (``org/name@commit``), or the folder; None if it brought no code along.
+    """
+    parts = loaded.modules() if isinstance(loaded, nn.Module) else [loaded]
+    used = [type(part) for one in parts for part in (one, getattr(one, "config", None))]
+    own = sorted({kind.__module__ for kind in used if kind.__module__.startswith("transformers_modules.")})
+    if not own:
+        return None
+    config = getattr(loaded, "config", None)
+    given = str(getattr(loaded, "name_or_path", "") or getattr(config, "name_or_path", ""))
+    settings = getattr(loaded, "init_kwargs", None) or vars(config or object)
+    references = [str(value) for value in dict(settings.get("auto_map") or {}).values()]
+    repository = next((each.partition("--")[0] for each in references if "--" in each), given)
+    revision = re.search(r"\b[0-9a-f]{40}\b", own[0])
+    return f"{repository}@{revision[0]}" if revision and not Path(repository).is_dir() else repository
 
 
 def name_of(model: nn.Module) -> str:
@@ -115,11 +150,11 @@ def name_of(model: nn.Module) -> str:
     return getattr(model, "name_or_path", "") or type(model).__name__
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; raises ActError if there is none."""
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; raises ActError if there is none, or if it needs code that may not run."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, "tokenizer", name)
+    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, "tokenizer", name, trust_remote_code)
     return tokenizer
 
 
@@ -152,12 +187,13 @@ def require_place(name: str, what: str) -> None:
         )
 
 
-def _from_pretrained(loader: Any, what: str, name: str, **options: Any) -> Any:
+def _from_pretrained(loader: Any, what: str, name: str, trust_remote_code: bool, **options: Any) -> Any:
     require_place(name, what)
     try:
-        return loader.from_pretrained(name, **options)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        raise ActError(f"cannot load the {what} {name}: {brief(error, 300)}") from error
+        # Given always: unless it is, transformers asks on standard input, where anything may answer.
+        return loader.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    except Exception as error:  # transformers, its backends and the code of a model raise anything
+        raise ActError(f"cannot load the {what} {name}: {reason(what, name, error)}") from error
 
 
 def device_named(device: str) -> torch.device:

@@ -30,17 +30,20 @@ class ModelRead:
     Attributes:
         name: the folder or hub id from which it was loaded, or the name of its class.
         fingerprint: of its weights (see :func:`act.models.fingerprint.fingerprint`).
+        code: whose Python code it ran (see :func:`act.models.loading.code_of`); None if it brought none along.
     """
 
     name: str
     fingerprint: str
+    code: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.fingerprint})"
+        return f"{self.name} ({self.fingerprint}{f', code of {self.code}' if self.code else ''})"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the header of a file."""
-        return {"name": self.name, "fingerprint": self.fingerprint}
+        code = {"code": self.code} if self.code else {}
+        return {"name": self.name, "fingerprint": self.fingerprint, **code}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelRead:
@@ -91,22 +94,26 @@ class CorpusIdentity:
         fingerprint: of the content.
         tokenizer: fingerprint of the tokenizer and its chat template.
         vocabulary: fingerprint of the tokens and their ids only.
+        tokenizer_code: whose Python code the tokenizer ran, if it brought any along.
         count: which positions count: ``answer``, ``predict``, ``prompt`` or ``all``.
         answer_turns: which messages are answers: ``last`` or ``all``.
         max_length: longest sequence in tokens.
         overlap: tokens that a piece of a cut text repeats from the one before it.
         ability_column: the column that labels each record with its ability.
+        ignore_columns: columns, and keys of messages, that were left out on purpose, sorted; None: none.
     """
 
     name: str
     fingerprint: str | None = None
     tokenizer: str | None = None
     vocabulary: str | None = None
+    tokenizer_code: str | None = None
     count: str | None = None
     answer_turns: str | None = None
     max_length: Positive | None = None
     overlap: Natural | None = None
     ability_column: str | None = None
+    ignore_columns: list[str] | None = None
 
     def identity(self) -> dict[str, Any]:
         """These fields as plain data; those of the encoding only if the corpus was encoded."""

@@ -21,7 +21,7 @@ from act.data.stream import Skipped, Stream
 from act.models.channels import ChannelSpace, common_space
 from act.models.fingerprint import fingerprint
 from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
-from act.models.loading import name_of
+from act.models.loading import code_of, name_of
 from act.models.placement import input_device, run_devices
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusIdentity, CorpusRead, ModelRead, Provenance, Settings, short_hash
@@ -302,7 +302,7 @@ class Job:
     def _results(self, run: Run, stream: Stream | None, paths: dict[str, int]) -> list[tuple[str, Moments, Provenance]]:
         provenance = Provenance(
             models={
-                side: ModelRead(name_of(model), mark)
+                side: ModelRead(name_of(model), mark, code_of(model))
                 for (side, model), mark in zip(self.models.items(), self._fingerprints.values(), strict=True)
             },
             settings=Settings.from_json({**self.settings.to_json(), "backend": choose(self.device.type).backend.name}),

@@ -334,6 +334,8 @@ def measure(
     seconds: float = 3.0,
     exclude: tuple[str, ...] = (),
     fused: bool = True,
+    *,
+    trust_remote_code: bool = False,
 ) -> Measurement:
     """Measure the speed of a profiled forward with random weights, and how each site is read.
 
@@ -345,6 +347,7 @@ def measure(
         seconds: how long to measure.
         exclude: module kinds that are not measured.
         fused: collect statistics inside fused kernels.
+        trust_remote_code: whether Python code that the model brings along may run.
 
     Raises:
         ActError: the model, or two layers of it, do not fit on the device; the model does not run.
@@ -355,14 +358,14 @@ def measure(
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = text.num_hidden_layers
     with torch.device("meta"):
-        whole = loader.from_config(config)
+        whole = loader.from_config(config, trust_remote_code=trust_remote_code)
     size = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
     depths = [layers] if size <= WHOLE_BYTES or layers <= 2 else [1, 2]
     found = []
     for depth in depths:
         try:
             with torch.device(device):
-                model = loader.from_config(_shallow(config, depth)).eval()
+                model = loader.from_config(_shallow(config, depth), trust_remote_code=trust_remote_code).eval()
             found.append(_measured(model, device, seconds / len(depths), exclude, fused))
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ActError(

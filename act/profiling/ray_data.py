@@ -40,6 +40,7 @@ class CorpusOptions(TypedDict, total=False):
     max_length: int | None
     overlap: int | None
     ability_column: str | None
+    ignore_columns: Iterable[str]
     name: str | None
 
 
@@ -50,6 +51,7 @@ class LoadingOptions(TypedDict, total=False):
     device: str
     device_map: str | None
     max_memory: Mapping[str, str] | None
+    trust_remote_code: bool
 
 
 def profile_dataset(
@@ -97,9 +99,10 @@ def profile_dataset(
         raise ActError("a Ray dataset needs Ray: pip install 'act-profile[ray]'") from error
     if actors < 1 or records_a_block < 1:
         raise ActError(f"{actors} actors and {records_a_block} records per block; expected at least 1 of each")
+    trusted = (loading or {}).get("trust_remote_code", False)
     for name in models.values():  # errors in names and options are better raised here than by every actor
-        load_config(name)
-    Corpus.from_records([], load_tokenizer(tokenizer), **(corpus or {}))
+        load_config(name, trust_remote_code=trusted)
+    Corpus.from_records([], load_tokenizer(tokenizer, trust_remote_code=trusted), **(corpus or {}))
     DataContext.get_current().execution_options.preserve_order = True  # so that equal datasets give equal bits
     made = {
         "models": dict(models),
@@ -192,7 +195,8 @@ class _Counted:
         try:
             self._models = {side: load_model(name, **loading) for side, name in models.items()}
             self._fingerprints = {side: fingerprint(model) for side, model in self._models.items()}  # reads all weights
-            self._tokenizer = load_tokenizer(tokenizer)
+            trusted = loading.get("trust_remote_code", False)
+            self._tokenizer = load_tokenizer(tokenizer, trust_remote_code=trusted)
         except ActError as error:  # kept for the driver: if it were raised, Ray would start the actor again
             self._error = str(error)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from act.core.errors import ActError
+from act.data.encode import ENCODING
 from act.data.records import open_source
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.schema import Donor, Recipe
@@ -27,7 +28,8 @@ class Cache:
     """The paths of a recipe's stages in one folder.
 
     Attributes:
-        models, corpora: the content hash of every input, by the name that the recipe gives it.
+        models: the content hash of every model, by the name that the recipe gives it.
+        corpora: the hash of the content of every corpus and of how it is read, by that name.
 
     Raises:
         ActError: a model or corpus that does not exist. No model is loaded, but every file is read once.
@@ -37,7 +39,10 @@ class Cache:
         self.folder = folder
         names = dict.fromkeys([recipe.base_model, *(donor.model for donor in recipe.models)])
         self.models = {name: _model_content(name) for name in names}
-        self.corpora = {place: open_source(place).fingerprint for place in recipe.corpora()}
+        self.corpora = {
+            place: _hash(content=open_source(place).fingerprint, encoding=ENCODING, ignored=recipe.ignore_columns)
+            for place in recipe.corpora()
+        }
         self._recipe = recipe
 
     @property

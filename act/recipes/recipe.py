@@ -67,13 +67,16 @@ class Report(TypedDict):
     comparisons: list[ComparisonSummary]
 
 
-def run(recipe: Recipe, *, force: bool = False, say: Say = lambda step: None) -> Report:
+def run(
+    recipe: Recipe, *, force: bool = False, say: Say = lambda step: None, trust_remote_code: bool = False
+) -> Report:
     """Run the stages of a recipe that no earlier run has done, write its output, and return the report.
 
     Args:
         recipe: from :func:`read_recipe`; paths are relative to the working directory.
         force: replace the output, even one that is up to date.
         say: told what is being done, one line per step.
+        trust_remote_code: whether Python code that a model brings along may run.
 
     Raises:
         ActError: as :class:`Run` and its stages; the output exists, was not made by this recipe, and ``force`` is
@@ -91,7 +94,7 @@ def run(recipe: Recipe, *, force: bool = False, say: Say = lambda step: None) ->
     >>> report["output"], [donor["strength"] for donor in report["donors"]]
     ('out', [0.4])
     """
-    return Run(recipe, say).execute(force=force)
+    return Run(recipe, say, trust_remote_code=trust_remote_code).execute(force=force)
 
 
 class Run:
@@ -102,7 +105,7 @@ class Run:
             target's. No model is loaded.
     """
 
-    def __init__(self, recipe: Recipe, say: Say = lambda step: None) -> None:
+    def __init__(self, recipe: Recipe, say: Say = lambda step: None, *, trust_remote_code: bool = False) -> None:
         self.recipe = recipe
         self.say = say
         self.output = Path(recipe.output)
@@ -110,11 +113,11 @@ class Run:
         if not parent.is_dir():
             raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
         self.cache = Cache(recipe, companion(parent / f".{self.output.name}", ".stages"))
-        tokenizer = load_tokenizer(recipe.base_model)
-        self.stages = Stages(recipe, self.cache, tokenizer, say)
+        tokenizer = load_tokenizer(recipe.base_model, trust_remote_code=trust_remote_code)
+        self.stages = Stages(recipe, self.cache, tokenizer, say, trust_remote_code=trust_remote_code)
         for name in dict.fromkeys(donor.model for donor in recipe.models):
             try:
-                theirs = load_tokenizer(name)
+                theirs = load_tokenizer(name, trust_remote_code=trust_remote_code)
             except ActError:
                 say(f"{name} has no tokenizer, so it is not known whether it reads the same tokens")
                 continue

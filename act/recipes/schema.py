@@ -100,6 +100,7 @@ class Recipe(Section):
     include: list[str] = []
     exclude: list[str] = []
     count: Count = "answer"
+    ignore_columns: list[str] = []
     max_length: int | None = Field(None, ge=2)
     token_budget: int | None = Field(None, ge=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

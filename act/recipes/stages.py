@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -49,8 +50,17 @@ class Moved(NamedTuple):
 class Stages:
     """The work of a recipe; models that are only read are loaded once for all stages."""
 
-    def __init__(self, recipe: Recipe, cache: Cache, tokenizer: PreTrainedTokenizerBase, say: Say) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        cache: Cache,
+        tokenizer: PreTrainedTokenizerBase,
+        say: Say,
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
         self._recipe, self._cache, self._tokenizer, self._say = recipe, cache, tokenizer, say
+        self._load = partial(load_model, device=recipe.device, trust_remote_code=trust_remote_code)
         self._loaded: dict[str, nn.Module] = {}
 
     def profile(self, donor: Donor, corpus: str) -> PairProfile:
@@ -96,7 +106,7 @@ class Stages:
         if path.exists():
             return path
         self._say(f"making the model: {variant.name}")
-        target = load_model(recipe.base_model, dtype=recipe.dtype, device=recipe.device)
+        target = self._load(recipe.base_model, dtype=recipe.dtype)
         if variant.origin == "interpolation":
             assert recipe.evaluate
             interpolate(target, [self._shared(donor.model) for donor in recipe.models], recipe.evaluate.interpolation)
@@ -125,7 +135,7 @@ class Stages:
             remove_saved(checkpoints)
             return path
         self._say(f"tuning: {variant.name}")
-        model = load_model(str(source), device=self._recipe.device)
+        model = self._load(str(source))
         stored = next(model.parameters()).dtype
         tuned = tune(
             model if settings.mode == "rows" else model.float(),
@@ -147,7 +157,7 @@ class Stages:
         if not path.exists():
             folder = variant.folder or str(self.tune(variant))
             self._say(f"evaluating: {variant.name}")
-            model = load_model(folder, dtype=recipe.dtype, device=recipe.device)
+            model = self._load(folder, dtype=recipe.dtype)
             found = [
                 evaluate(
                     model,
@@ -187,8 +197,14 @@ class Stages:
     def _shared(self, name: str) -> nn.Module:
         """A model that is only read, loaded once."""
         if name not in self._loaded:
-            self._loaded[name] = load_model(name, dtype=self._recipe.dtype, device=self._recipe.device)
+            self._loaded[name] = self._load(name, dtype=self._recipe.dtype)
         return self._loaded[name]
 
     def _corpus(self, place: str, count: Count = "answer") -> Corpus:
-        return Corpus.from_file(place, self._tokenizer, max_length=self._recipe.max_length, count=count)
+        return Corpus.from_file(
+            place,
+            self._tokenizer,
+            max_length=self._recipe.max_length,
+            count=count,
+            ignore_columns=self._recipe.ignore_columns,
+        )

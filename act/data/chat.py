@@ -1,0 +1,174 @@
+"""Conversations as a model's chat template writes them, with checks that nothing of prompt and answer is left out."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from act.core.errors import ActError, brief
+from act.data.columns import Text, texts_of
+from act.data.conversation import REASONING, Conversation, Message, calls_of, texts_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHANGE = "give the record as prompt and completion, or another chat template"
+_THOUGHT = re.compile(r".*</think>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation as text.
+
+    Attributes:
+        before: for each answer, the text that makes the model begin it.
+        after: for each answer, the text up to its end; then the whole, if more follows.
+    """
+
+    before: list[str]
+    after: list[str]
+
+    @property
+    def whole(self) -> str:
+        """All of the conversation."""
+        return self.after[-1]
+
+
+def written(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, turns: Sequence[int]) -> Written:
+    """A conversation in the first of its forms of which the template leaves nothing out.
+
+    Args:
+        turns: numbers of the messages that are answers.
+
+    Raises:
+        ActError: the template refuses the messages, or drops or rewrites a part of the prompt or of an answer.
+    """
+    first: ActError | None = None
+    for form in conversation.forms():
+        try:
+            return _written(tokenizer, form, turns)
+        except ActError as error:
+            first = first or error
+    assert first
+    raise first
+
+
+def require_answer(message: Message, span: str) -> None:
+    """Raise :class:`ActError` unless all that the assistant says in ``message`` stands in ``span``."""
+    text = Text(span)
+    said = {"content": texts_in(message), **{key: [*texts_of(message.get(key))] for key in (*REASONING, "refusal")}}
+    lost = {key: part for key, parts in said.items() for part in parts if not text.has(part)}
+    if calls := [name for name, arguments in calls_of(message) if not _has_call(text, name, arguments)]:
+        lost["tool_calls"] = calls[0]
+    for key, part in lost.items():
+        ignore = "" if key == "content" else f", or leave it out on purpose (--ignore-columns {key})"
+        raise ActError(
+            f"the chat template does not write all of the answer: its {key} is {_start(part)}, and the template "
+            f"writes {_start(span)}; {CHANGE}{ignore}"
+        )
+    for part in message["content"] if isinstance(message.get("content"), list) else ():
+        if isinstance(part, Mapping) and text.has(str(part)):
+            raise ActError(f"the chat template takes no list of texts as content; {CHANGE}")
+
+
+def why_not_a_beginning(prompt: str, whole: str) -> str:
+    """What the user can change if the tokens of a template's prompt do not begin those of the whole record."""
+    if whole.startswith(prompt):
+        return (
+            "the tokenizer joins the end of the template's prompt with the beginning of the answer; "
+            "give the record as prompt and completion"
+        )
+    same = next((i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b), len(whole))
+    ends = _start(prompt[same:]) if prompt[same:] else "nothing more"
+    return f"the chat template ends the prompt with {ends} where the whole record has {_start(whole[same:])}; {CHANGE}"
+
+
+def _written(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, turns: Sequence[int]) -> Written:
+    messages = conversation.messages
+
+    def render(end: int, *, prompt: bool) -> str:
+        return _rendered(tokenizer, messages[:end], conversation.options, prompt)
+
+    before = [render(turn, prompt=True) for turn in turns]
+    after = [render(turn + 1, prompt=False) for turn in turns]
+    if turns[-1] + 1 < len(messages):
+        after.append(render(len(messages), prompt=False))
+    found = Written(before, after)
+    _require_prompt(tokenizer, conversation, turns, found.whole)
+    for turn, start, end in zip(turns, before, after, strict=False):
+        if end.startswith(start):  # if not, the tokens will tell
+            require_answer(messages[turn], end[len(start) :])
+    return found
+
+
+def _rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], options: Mapping[str, Any], prompt: bool
+) -> str:
+    if not messages:
+        raise ActError("the first message is by the assistant, so nothing comes before its answer; add a prompt")
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt, **options)
+    except Exception as error:  # jinja2 and templates raise anything
+        said = brief(error)
+        system = messages[0]["role"] == "system" and "system" in said.lower()
+        advice = "move the system text into the first message by the user" if system else f"change them, or {CHANGE}"
+        raise ActError(f"the chat template refused the messages: {said}; {advice}") from error
+    return str(text)
+
+
+def _require_prompt(
+    tokenizer: PreTrainedTokenizerBase, conversation: Conversation, turns: Sequence[int], whole: str
+) -> None:
+    text, options = Text(whole), conversation.options
+    for number, message in enumerate(conversation.messages):
+        if number not in turns and (lost := _lost_of(message, text)) is not None:
+            raise ActError(
+                f"the chat template leaves out or rewrites message {number} by {message['role']!r:.60}, "
+                f"{_start(lost)}; move it into another message, or {CHANGE}"
+            )
+    names = [str(tool.get("function", tool).get("name", "")) for tool in options.get("tools", ())]
+    papers = [max(texts_of(paper), key=len, default="") for paper in options.get("documents", ())]
+    for column, parts in {"tools": names, "documents": papers}.items():
+        if lost := next((part for part in parts if not text.has(part)), None):
+            raise ActError(
+                f"the chat template does not write {_start(lost)} of the column {column}; give a template that does, "
+                f"or leave the column out on purpose (--ignore-columns {column})"
+            )
+    source = str(tokenizer.chat_template)
+    for name in options.keys() - {"tools", "documents", "chat_template"}:
+        if not re.search(rf"\b{re.escape(name)}\b", source):
+            raise ActError(
+                f"the chat template has no setting {name!r:.60}, which chat_template_kwargs gives; leave it out of the "
+                "record, or ignore all of them on purpose (--ignore-columns chat_template_kwargs)"
+            )
+
+
+def _lost_of(message: Message, text: Text) -> str | None:
+    """What the template left out of a message of the prompt; thoughts of earlier turns it may leave out."""
+    parts = texts_in(message)
+    if message["role"] == "assistant":
+        if calls := calls_of(message):
+            parts = [name for name, _ in calls]
+        else:
+            parts = [_THOUGHT.sub("", part) for part in parts]
+    as_code = [str(part) for part in message.get("content") or () if isinstance(part, Mapping)]
+    return next((part for part in parts if not text.has(part)), next(filter(text.has, as_code), None))
+
+
+def _has_call(text: Text, name: str, arguments: Any) -> bool:
+    """Whether a call stands in a text: its arguments as JSON or value by value, but not as Python writes them."""
+    if not text.has(name):
+        return False
+    forms = [json.dumps(arguments), json.dumps(arguments, ensure_ascii=False)]
+    if isinstance(arguments, str):
+        return text.has(arguments) and not any(form in text.text for form in forms if "\\" in form)
+    if any("".join(form.split()) in "".join(text.text.split()) for form in forms):
+        return True
+    return str(arguments) not in text.text and all(map(text.has, texts_of(arguments)))
+
+
+def _start(text: str) -> str:
+    return repr(text if len(text) <= 60 else f"{text[:59]}…")

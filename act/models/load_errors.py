@@ -1,0 +1,104 @@
+"""Why a model or tokenizer cannot be loaded, as a sentence that says what to do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from act.core.errors import brief
+
+AGAIN = "download or save it again"
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def reason(what: str, name: str, error: BaseException) -> str:
+    """Why the model or tokenizer (``what``) of that name cannot be loaded, and what to do."""
+    said = brief(error, 300)
+    if "custom code" in said:
+        return (
+            "it brings Python code of its own; read that, and if you trust it, let it run (--trust-remote-code, in "
+            "Python trust_remote_code=True)"
+        )
+    missing = _missing(what, Path(name)) if Path(name).is_dir() else None
+    return _damage(error) or missing or _hub(error) or _architecture(str(error)) or said
+
+
+def _missing(what: str, folder: Path) -> str | None:
+    """What the folder is instead of a model, or of a tokenizer."""
+    names = {path.name for path in folder.iterdir()}
+    if not names:
+        return "the folder is empty; give the folder of a model in Hugging Face format"
+    if "adapter_config.json" in names and (what == "tokenizer" or "config.json" not in names):
+        base = _base(folder / "adapter_config.json")
+        if what == "tokenizer":
+            return f"it is an adapter without a tokenizer; copy the tokenizer of its base model{base} into it"
+        return f"it is an adapter, and its base model{base} cannot be loaded; correct that name in adapter_config.json"
+    if what == "tokenizer":
+        return None if names.intersection(_TOKENIZERS) else "it has no tokenizer.json; copy a tokenizer's files into it"
+    if "config.json" in names:
+        return None
+    if any(name.endswith(".gguf") for name in names):
+        return "it has GGUF files only; give the model from which they were made, in Hugging Face format"
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    return f"it has no config.json; {f'give its folder {inner[0]}' if inner else AGAIN}"
+
+
+def _base(config: Path) -> str:
+    try:
+        base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" {base}"
+
+
+def _hub(error: BaseException) -> str | None:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    causes = list(_causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in causes):
+        return "the hub gives it to accepted users only; ask for access on its page, and log in (hf auth login)"
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+        return "the hub has none of that name that you may read; correct the name, or log in (hf auth login)"
+    unreached = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+    if any(isinstance(cause, unreached) for cause in causes) or "couldn't connect" in str(error):
+        return "there is no such folder, the hub's cache does not have it, and the hub cannot be reached"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _damage(error: BaseException) -> str | None:
+    if isinstance(error, SafetensorError | pickle.UnpicklingError | EOFError):
+        return f"its weights are damaged or cut ({brief(error, 100)}); {AGAIN}"
+    if isinstance(error, json.JSONDecodeError | KeyError):
+        return f"one of its JSON files is damaged ({brief(error, 100)}); {AGAIN}"
+    if re.search("not a valid JSON|No such file", said := brief(error, 300)):
+        return f"{said}; {AGAIN}"
+    return None
+
+
+def _architecture(said: str) -> str | None:
+    if found := re.search(r"has model type `([^`]*)` but", said):
+        return (
+            f"its model type {found[1]!r:.60} is unknown to the installed transformers; correct config.json, or update "
+            "transformers (pip install -U transformers)"
+        )
+    if found := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", said):
+        return f"its configuration is a {found[1]}, which belongs to no causal language model; give one that does"
+    if "Should have a `model_type` key" in said:
+        return "its config.json names no model_type; " + AGAIN
+    return None
