@@ -94,36 +94,38 @@ class CorpusIdentity:
         fingerprint: of the content.
         tokenizer: fingerprint of the tokenizer and its chat template.
         vocabulary: fingerprint of the tokens and their ids only.
-        tokenizer_code: whose Python code the tokenizer ran, if it brought any along.
         count: which positions count: ``answer``, ``predict``, ``prompt`` or ``all``.
         answer_turns: which messages are answers: ``last`` or ``all``.
         max_length: longest sequence in tokens.
         overlap: tokens that a piece of a cut text repeats from the one before it.
         ability_column: the column that labels each record with its ability.
         ignore_columns: columns, and keys of messages, that were left out on purpose, sorted; None: none.
+        tokenizer_code: whose Python code the tokenizer ran, if it brought any along.
     """
 
     name: str
     fingerprint: str | None = None
     tokenizer: str | None = None
     vocabulary: str | None = None
-    tokenizer_code: str | None = None
     count: str | None = None
     answer_turns: str | None = None
     max_length: Positive | None = None
     overlap: Natural | None = None
     ability_column: str | None = None
     ignore_columns: list[str] | None = None
+    tokenizer_code: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """These fields as plain data; those of the encoding only if the corpus was encoded."""
         encoding = {name: getattr(self, name) for name in _ENCODING}
         known = any(value is not None for value in encoding.values())
+        encoding = {name: value for name, value in encoding.items() if value is not None or name not in _RARE}
         return {"name": self.name, "fingerprint": self.fingerprint, **(encoding if known else {})}
 
 
 _IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
 _ENCODING = _IDENTITY[2:]
+_RARE = ("tokenizer_code", "ignore_columns")  # left out of a file unless there is something to say
 _SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
 _PER_SHARD = (*_SUMMED, "shard", "paths", "nonfinite", "irregular", "skipped")
 
