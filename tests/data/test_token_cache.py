@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from support import tiny_model
 
 import act
@@ -91,6 +94,46 @@ def test_a_damaged_file_and_a_file_in_the_way_are_named(tokenizer, tmp_path):
         batches(corpus.cached(tmp_path / "tokens"))
     with pytest.raises(ActError, match="cannot write tokens"):
         corpus.cached(file)
+
+
+@pytest.mark.parametrize("change", ["dropped", "doubled", "reordered", "other answer", "last group dropped"])
+def test_rows_that_were_changed_are_noticed(tokenizer, tmp_path, change):
+    cached = Corpus.from_records(RECORDS, tokenizer).cached(tmp_path)
+    (file,) = tmp_path.iterdir()
+    rows = parquet.read_table(file)
+    size, metadata = len(rows), parquet.read_metadata(file).metadata
+    order = {
+        "dropped": [*range(7), *range(8, size)],
+        "doubled": [*range(7), 7, *range(7, size)],
+        "reordered": [1, 0, *range(2, size)],
+        "other answer": range(size),
+        "last group dropped": range(2048),
+    }[change]
+    rows = rows.take(pa.array(order))
+    if change == "other answer":
+        answer = rows["answer"].to_pylist()
+        answer[7] = [not each for each in answer[7]]
+        rows = rows.set_column(4, "answer", pa.array(answer, rows["answer"].type))
+    parquet.write_table(rows.replace_schema_metadata(metadata), file, row_group_size=1024)
+    with pytest.raises(ActError, match=r"parquet is damaged \(.*\); delete the file and run again"):
+        batches(cached)
+
+
+def test_the_file_of_another_corpus_is_noticed(tokenizer, tmp_path):
+    one, other = (Corpus.from_records(records, tokenizer) for records in (RECORDS[:9], RECORDS[1:10]))
+    cached = one.cached(tmp_path / "one")
+    other.cached(tmp_path / "other")
+    shutil.copy(*(next((tmp_path / name).iterdir()) for name in ("other", "one")))
+    with pytest.raises(ActError, match="written for another corpus"):
+        batches(cached)
+
+
+def test_an_ability_is_no_path(tokenizer, tmp_path, monkeypatch):
+    labelled = [{**record, "skill": "fine"} for record in RECORDS[:9]]
+    monkeypatch.setattr("act.data.encode.require_name", lambda what, name: "../../evil")
+    cached = Corpus.from_records(labelled, tokenizer, ability_column="skill").cached(tmp_path)
+    with pytest.raises(ActError, match=r"'\.\./\.\./evil'; expected a valid file name.*delete the file"):
+        batches(cached)
 
 
 def test_an_interrupted_cache_leaves_no_file(tokenizer, tmp_path):
