@@ -23,6 +23,7 @@ import torch
 from act.core.errors import ActError, brief, require_choice
 from act.core.extras import optional
 from act.core.files import require_output, written_whole
+from act.core.plain_yaml import read_yaml
 from act.editing.donor import Donor
 from act.editing.rows import DonorRows, Overlap, blend, by_parameter
 from act.editing.stored import StoredModel, fingerprints
@@ -98,7 +99,6 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
         ActError: mergekit is not installed; a configuration it does not accept; channel sets that were made for other
             models; ``output`` is one of the models, or exists and ``force`` is False.
     """
-    import yaml
     from pydantic import ValidationError
 
     register()
@@ -107,18 +107,19 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
     from mergekit.options import MergeOptions
 
     output = Path(output)
+    _, settings = read_yaml(Path(config), "a mergekit configuration")
     try:
-        text = Path(config).read_text(encoding="utf-8")
-        plan = MergeConfiguration.model_validate(_absolute(yaml.safe_load(text)))
-    except (OSError, yaml.YAMLError, ValidationError, RuntimeError) as error:
+        plan = MergeConfiguration.model_validate(_absolute(settings))
+    except (ValidationError, RuntimeError) as error:
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
-    require_output(output, force, [config, *_named(yaml.safe_load(text))])
+    require_output(output, force, [config, *_named(settings)])
     if plan.merge_method == NAME:
         _check(plan, trust_remote_code)
+    text = Path(config).read_text(encoding="utf-8")  # for the model card
     with written_whole(output, force=force, directory=True) as folder:
         try:
-            settings = MergeOptions(copy_tokenizer=True, quiet=True, trust_remote_code=trust_remote_code)
-            run_merge(plan, str(folder), settings, config_source=text)
+            options = MergeOptions(copy_tokenizer=True, quiet=True, trust_remote_code=trust_remote_code)
+            run_merge(plan, str(folder), options, config_source=text)
         except Exception as error:  # its planner, hub client and model card may raise anything
             reason = brief(error, 400)
             raise ActError(f"mergekit cannot merge by {config}: {reason}") from error

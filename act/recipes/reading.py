@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 import yaml
 from pydantic import ValidationError
 
-from act.core.errors import ActError, brief, one_of
+from act.core.errors import ActError, one_of
+from act.core.plain_yaml import read_yaml
 from act.editing.donor import require_strength
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
@@ -49,11 +51,7 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not path.is_file():
         raise ActError(f"no such recipe: {path}; expected a YAML file")
-    try:
-        text = path.read_text(encoding="utf-8")
-        root, data = yaml.compose(text, yaml.SafeLoader), yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ActError(f"{path} is not YAML: {brief(error, 300)}") from error
+    root, data = read_yaml(path, "a recipe")
     if not isinstance(data, dict):
         raise ActError(f"{path} is empty or not a mapping; expected keys such as merge_method, base_model and models")
     try:
@@ -116,7 +114,7 @@ def _mistake(error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"the key {key!r} is missing"
     names = [step for step in error["loc"] if isinstance(step, str)]
-    return f"{'.'.join(names)} is {error['input']!r:.60}; {error['msg'][0].lower()}{error['msg'][1:]}"
+    return f"{'.'.join(names)} is {reprlib.repr(error['input'])}; {error['msg'][0].lower()}{error['msg'][1:]}"
 
 
 def _keys(sections: list[int | str]) -> list[str]:

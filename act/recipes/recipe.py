@@ -14,6 +14,7 @@ import yaml
 
 from act.core.errors import ActError
 from act.core.files import MANIFEST, require_output, written_whole
+from act.core.plain_yaml import read_yaml
 from act.core.scratch import companion, reserved, sweep
 from act.core.versions import versions
 from act.editing.model_card import write_card
@@ -195,8 +196,8 @@ class Run:
     def _made(self) -> Any:
         """What the resolved recipe in the output says it was made from; None if there is none."""
         try:
-            return yaml.safe_load((self.output / RESOLVED).read_text(encoding="utf-8"))["run"]
-        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
+            return read_yaml(self.output / RESOLVED, "a resolved recipe")[1]["run"]
+        except (ActError, KeyError, TypeError):
             return None
 
     def _require_own_version(self) -> None:

@@ -121,7 +121,7 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
         ("top_p: 5%", "top_p: 700%", "line 9: top is 700%"),
         ("  steps: 2", "  steps: many", "line 14: tune.steps is 'many'"),
         ("  steps: 2", "  steps: 0", "line 11: steps is 0"),
-        ("  steps: 2", "  replay_share: 0.9\n  replay: null", "line 11: replay_share 0.9 is a share of nothing"),
+        ("  replay:", "  replay_share: 0.9\n  #", "line 11: replay_share 0.9 is a share of nothing"),
         ("  steps: 2", "  lora_rank: 4", "line 11: lora_rank has no effect in mode full"),
         ("  steps: 2", "  seed: -1", "line 14: tune.seed is -1"),
         ("count: predict", "max_length: 0", "line 10: max_length is 0; input should be greater than or equal to 2"),

@@ -1,0 +1,104 @@
+"""YAML from files that anyone may have written: bounded in size, depth and expansion, and without surprises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from act.core.errors import ActError, brief
+from act.core.plain import DEEPEST, LARGEST
+
+MOST_BYTES = 1 << 17  # a second of parsing; a recipe has a few kilobytes
+MOST_NODES = 20_000  # after aliases are expanded
+
+
+def read_yaml(path: Path, expected: str) -> tuple[yaml.Node, Any]:
+    """The root node, which knows its lines, and the data of a YAML file.
+
+    Values are texts, numbers, truth values and null: a date is a text, and tags such as ``!!int`` are refused.
+
+    Args:
+        path: the file.
+        expected: what it should hold, for the messages.
+
+    Raises:
+        ActError: it cannot be read, is no YAML in UTF-8, or too long, deep or large; a key is given twice.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ActError(f"{path} is longer than {MOST_BYTES >> 10} kB; expected {expected}")
+        loader = _Loader(text.decode())
+        loader.name = path.name
+        root = loader.get_single_node()
+        return root, None if root is None else loader.construct_document(root)
+    except OSError as error:
+        raise ActError(f"cannot read {path}: {error.strerror}; expected {expected}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ActError(f"{path} is not YAML: {brief(error, 300)}") from error
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """A safe loader that counts what it makes, and refuses what only an attack or a slip would hold."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._nodes = 0
+        self._sizes: dict[int, int] = {}  # by identity of a complete node, with its aliases expanded
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        before = self._nodes
+        self._depth += 1
+        if isinstance(event, yaml.AliasEvent):
+            node = super().compose_node(parent, index)
+            if id(node) not in self._sizes:
+                raise yaml.MarkedYAMLError(problem="an alias inside what it stands for", problem_mark=event.start_mark)
+            self._nodes += self._sizes[id(node)]
+        else:
+            if getattr(event, "tag", None) is not None:
+                tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
+                problem = f"the tag {tag:.40}, expected plain values"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            self._nodes += 1
+            if self._depth > DEEPEST:
+                problem = f"it is nested more than {DEEPEST} levels deep"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            node = super().compose_node(parent, index)
+        if self._nodes > MOST_NODES:
+            problem = f"it has more than {MOST_NODES:,} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+        self._sizes[id(node)] = self._nodes - before
+        self._depth -= 1
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"the key {key.value!r:.40} is given twice"
+                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        try:
+            number = int(super().construct_yaml_int(node))
+            if abs(number) <= LARGEST:
+                return number
+        except ValueError:  # thousands of digits, or none after a prefix
+            pass
+        problem = f"{node.value!r:.40} is no number that can be used"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
