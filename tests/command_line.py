@@ -22,20 +22,32 @@ _FORKS.set_forkserver_preload(
 )
 
 
+class Running:
+    """One command at work."""
+
+    def __init__(self, *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+        self._command = [str(argument) for argument in arguments]
+        self._folder = tempfile.TemporaryDirectory()
+        self._places = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        self.process = _FORKS.Process(
+            target=_run, args=(self._command, self._places, str(cwd or Path.cwd()), {**os.environ, **(env or {})})
+        )
+        self.process.start()
+
+    def ended(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end; what it printed and its exit code, as ``subprocess.run`` gives them."""
+        with self._folder:
+            self.process.join()
+            stdout, stderr = (place.read_text() if place.exists() else "" for place in self._places)
+        code = self.process.exitcode or 0
+        return subprocess.CompletedProcess(["act-profile", *self._command], code, stdout, stderr)
+
+
 def act_profile(
     *arguments: object, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end; what it printed and its exit code, as ``subprocess.run`` gives them."""
-    command = [str(argument) for argument in arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        places = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = _FORKS.Process(
-            target=_run, args=(command, places, str(cwd or Path.cwd()), {**os.environ, **(env or {})})
-        )
-        process.start()
-        process.join()
-        stdout, stderr = (place.read_text() if place.exists() else "" for place in places)
-    return subprocess.CompletedProcess(["act-profile", *command], process.exitcode or 0, stdout, stderr)
+    """Run one command to its end."""
+    return Running(*arguments, cwd=cwd, env=env).ended()
 
 
 def succeed(*arguments: object) -> dict[str, Any]:
