@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -114,6 +115,6 @@ class MeasuringOutput:
             report_profile(profiles, self.path, self.as_json)
 
     def _profiles(self) -> list[Path]:
-        if self.path.is_dir():
+        if os.path.isdir(self.path):
             return sorted(self.path.glob("*.safetensors"))
-        return [self.path] if self.path.is_file() else []
+        return [self.path] if os.path.isfile(self.path) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,7 @@ def command(
     console.quiet_transformers()
     checkpoints = companion(output.absolute().parent / f".{output.name}", ".tuning")
     reserve(output)
-    if output.exists() and not force:
+    if os.path.exists(output) and not force:
         remove_saved(checkpoints)
     require_output(output, force, [name for name in (model, corpus, replay, channels) if name])
     if channels and mode != "rows":

@@ -111,7 +111,7 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False, w
     if os.path.isdir(path) and not directory:
         raise ActError(f"cannot write {path}: it is a folder; choose another output")
     path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
-    with reserved(path, wait=wait), scratch_beside(path) as scratch, _translated(path, scratch):
+    with reserved(path, wait=wait), scratch_beside(path) as scratch, written_to(path, scratch):
         temporary = scratch / path.name
         if directory:
             temporary.mkdir()
@@ -171,29 +171,31 @@ def _give_usual_mode(written: Path, scratch: Path) -> None:
 
 
 @contextlib.contextmanager
-def _translated(path: Path, scratch: Path) -> Iterator[None]:
-    """Turn errors of writing beside ``path`` into an :class:`ActError`."""
+def written_to(path: Path, inside: Path) -> Iterator[None]:
+    """Turn errors of writing ``path``, of which all files lie ``inside`` a folder meanwhile, into :class:`ActError`."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        number = error_number(error)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        number = _number_of(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
             raise ActError(f"the disk is full while writing {path}; nothing was changed, free some space") from error
         if number == errno.EFBIG:
             raise ActError(
                 f"cannot write {path}: the system allows no file of this size (see ulimit -f); nothing was changed"
             ) from error
-        ours = isinstance(error, OSError) and str(scratch) in f"{error.filename} {error.filename2}"
+        ours = isinstance(error, OSError) and str(inside) in f"{error.filename} {error.filename2}"
         if number and (ours or number == errno.EROFS):
             raise ActError(f"cannot write {path}: {os.strerror(number)}; nothing was changed") from error
         raise
 
 
-def error_number(error: BaseException) -> int | None:
+def _number_of(error: BaseException) -> int | None:
     """The number by which the system names an error, also from the message of an error in Rust or C++."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     found = re.search(r"os error (\d+)|code: (\d+)|errno (\d+)", str(error))
     if found:
         return int(next(filter(None, found.groups())))
-    return errno.ENOSPC if re.search(r"No space left on device|StorageFull", str(error)) else None
+    # torch.save does not say why it cannot write
+    full = re.search(r"No space left on device|StorageFull|PytorchStreamWriter failed|inline_container", str(error))
+    return errno.ENOSPC if full else None

@@ -81,9 +81,11 @@ def reserve(path: Path, *, wait: bool = False) -> None:
             if not said:
                 log.warning("waiting for %s, which writes %s", busy, path)
                 said = True
-        except FileNotFoundError as error:
-            raise ActError(f"cannot write {path}: the folder {place.parent} does not exist; create it first") from error
         except OSError as error:
+            if not place.parent.is_dir():
+                raise ActError(
+                    f"cannot write {path}: the folder {place.parent} does not exist; create it first"
+                ) from error
             raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
         time.sleep(0.2)
 

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from act.core.errors import ActError
-from act.core.files import written_whole
+from act.core.files import written_to, written_whole
 from act.data.pieces import IGNORED, Piece, collate
 
 IDENTITY = "identity"  # in a folder of checkpoints: the run that they are of, and whether its model is saved
@@ -131,6 +131,7 @@ def train(
         trainer = AnswerTrainer(model, arguments, data_collator=collate, train_dataset=examples)
         trainer.remove_callback(PrinterCallback)
         start = str(checkpoints / f"checkpoint-{resume_at}") if checkpoints and resume_at else None
-        trainer.train(resume_from_checkpoint=start)
+        with written_to(checkpoints, checkpoints) if checkpoints else contextlib.nullcontext():
+            trainer.train(resume_from_checkpoint=start)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return float(sum(losses[-10:]) / len(losses[-10:]))

@@ -35,7 +35,7 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
         model.save_pretrained(path / name, max_shard_size="20KB")
         tokenizer.save_pretrained(path / name)
     chosen(ChannelSpace.from_model(model), 0.2).save(path / "set")
-    words, draw = "a b c d e one two three four five".split(), random.Random(0)
+    words, draw = ["a", "b", "c", "d", "e", "one", "two", "three", "four", "five"], random.Random(0)
     for name in ("text", "other"):
         rows = [
             {"prompt": " ".join(draw.choices(words, k=9)), "completion": " " + " ".join(draw.choices(words, k=9))}
