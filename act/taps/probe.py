@@ -16,6 +16,7 @@ from act.models.embeddings import input_embedding
 from act.models.modes import evaluating
 from act.models.placement import input_device
 from act.models.rotary import RotaryFunction, RotaryPairs, rotary_functions, rotary_pairs
+from act.taps.unchanged import version
 
 ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 PROBE_IDS = 8
@@ -70,12 +71,19 @@ class _Sum:
     origin: str
     result: torch.Tensor
     values: torch.Tensor
+    version: int
+
+    def is_as_computed(self) -> bool:
+        """Whether the model has not changed it in place."""
+        return version(self.result) == self.version and _same_values(self.result, self.values)
 
 
 class TracedOutput(torch.Tensor):
     """A site's output that notes which sum it goes into; the result of any operation is a plain tensor."""
 
     origin: str
+    made: int
+    """Its version when the site gave it; it grows when the model changes it in place."""
     added: dict[int, _Sum]
 
     @classmethod
@@ -87,7 +95,7 @@ class TracedOutput(torch.Tensor):
             if func in ADDITIONS and len(args) == 2 and not kwargs:
                 for one, other in (args, args[::-1]):
                     if isinstance(one, TracedOutput) and isinstance(other, torch.Tensor) and one.shape == other.shape:
-                        one.added[id(result)] = _Sum(one.origin, result, result.clone())
+                        one.added[id(result)] = _Sum(one.origin, result, result.clone(), version(result))
             return result
 
 
@@ -158,7 +166,7 @@ class _Recorder:
         self._holders = {name.rpartition(".")[0] for name in sites} - sites
         self._running: list[str] = []
         self._added: dict[int, _Sum] = {}
-        self._made: dict[int, tuple[str, torch.Tensor]] = {}  # by the address of their memory
+        self._made: dict[int, tuple[str, torch.Tensor, int]] = {}  # by the address of their memory
 
     def hooks_on(self, name: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Hook a module, if it is a site or holds one."""
@@ -170,8 +178,8 @@ class _Recorder:
 
     def note_rotary(self, q: torch.Tensor, k: torch.Tensor, *_: Any) -> None:
         for x in (q, k):
-            name, _output = self._made.get(x.untyped_storage().data_ptr(), ("", x))
-            self.recording.rotated.add(name)
+            if made := self._made.get(x.untyped_storage().data_ptr()):
+                self.recording.rotated.add(made[0])
 
     def note_turned(self, function: Callable[..., Any], q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor) -> None:
         starts_early = q.storage_offset() == 0  # a later part of each head is not what pairs are counted from
@@ -190,15 +198,15 @@ class _Recorder:
                 return None
             recording.counts[name] += 1
             if isinstance(given, TracedOutput):
-                self._note_sum(given.origin, given, self._made_by(given.origin), name)
-            elif id(given) in self._added:
-                total = self._added[id(given)]
-                self._note_sum(total.origin, given, total.values, name)
+                if version(given) == given.made and _same_values(given, self._made_by(given.origin)):
+                    recording.sums.setdefault(given.origin, name)
+            elif (total := self._added.get(id(given))) and total.is_as_computed():
+                recording.sums.setdefault(total.origin, name)
             plain = output.as_subclass(torch.Tensor)
             recording.sites[name] = Call(recording.inputs[name], copied)
-            self._made[output.untyped_storage().data_ptr()] = name, output
+            self._made[output.untyped_storage().data_ptr()] = name, output, version(output)
             traced = plain.as_subclass(TracedOutput)
-            traced.origin, traced.added = name, self._added
+            traced.origin, traced.made, traced.added = name, version(plain), self._added
             return traced
 
         return hook
@@ -207,8 +215,9 @@ class _Recorder:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             self._running.pop()
             recording = self.recording
-            for site, made in self._made.values():
-                if site.rpartition(".")[0] == name and not _same_values(made, self._made_by(site)):
+            for site, made, before in self._made.values():
+                ended = site.rpartition(".")[0] == name
+                if ended and (version(made) != before or not _same_values(made, self._made_by(site))):
                     recording.changed.add(site)
             if _one_tensor(args, kwargs) and isinstance(output, torch.Tensor):
                 recording.counts[name] += 1
@@ -219,10 +228,6 @@ class _Recorder:
 
     def _made_by(self, site: str) -> torch.Tensor:
         return self.recording.sites[site].output
-
-    def _note_sum(self, origin: str, read: torch.Tensor, values: torch.Tensor, reader: str) -> None:
-        if _same_values(read, values):
-            self.recording.sums.setdefault(origin, reader)
 
 
 def _one_tensor(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -62,9 +62,9 @@ def _refuse_other_lengths(model: nn.Module, recording: Recording) -> None:
     lengths = Counter(output.shape[1] for output in outputs if output.dim() == 3 and len(output) == batch)
     if lengths and (most := lengths.most_common(1)[0])[0] > length and 2 * most[1] > len(outputs):
         raise ActError(
-            f"{type(model).__name__} turns {length} tokens into {most[0]} positions (an adapter with virtual tokens, "
-            "as in prompt tuning, or padding to blocks), so its outputs have no row for each token; profile the model "
-            "without the adapter"
+            f"{type(model).__name__} turns {length} tokens into {most[0]} positions, so its outputs have no row for "
+            "each token (virtual tokens of an adapter, as in prompt tuning, padding to blocks, or several streams); "
+            "profile the model without them"
         )
 
 

@@ -175,6 +175,8 @@ class ResidualSums:
             pending.measured = True
         if pending is self.pending:
             self.pending = None
+        norm_block = self._measurement.block(name, "add_norm")
+        measures = x_block is not None or norm_block is not None
         module, norm = self._modules[name], self._norms[name]
         bias = getattr(module, "bias", None)
         total, output = add_norm(
@@ -185,7 +187,7 @@ class ResidualSums:
             eps=norm.eps,
             style=norm.style,
             x_moments=x_block,
-            norm_moments=self._measurement.block(name, "add_norm"),
-            mask=self._measurement.mask(x.device, per_token),
+            norm_moments=norm_block,
+            mask=self._measurement.mask(x.device, per_token) if measures else None,
         )
         return total.view(x.shape), output.view(x.shape)

@@ -1,0 +1,84 @@
+"""A tiny model of every family of causal language models that the installed transformers has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+HEADS = 4
+MOST_PARAMETERS = 30_000_000
+_WIDTHS = {
+    32: """hidden_size d_model n_embd dim embedding_size input_embedding_size output_embedding_size word_embed_proj_dim
+        attention_hidden_size lru_width hidden_size_per_layer_input mamba_d_ssm""",
+    48: """intermediate_size ffn_dim n_inner ffn_hidden_size decoder_ffn_dim encoder_ffn_dim d_inner
+        intermediate_size_mlp shared_expert_intermediate_size shared_intermediate_size feed_forward_size""",
+    16: """moe_intermediate_size q_lora_rank kv_lora_rank o_lora_rank moe_shared_expert_intermediate_size
+        expert_ffn_hidden_size index_head_dim embed_dim""",
+    8: """head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim qk_head_dim d_kv attention_head_dim state_size
+        mamba_d_state mamba_d_head mamba_head_dim ssm_state_size linear_key_head_dim linear_value_head_dim swa_head_dim
+        global_head_dim index_topk sliding_window attention_window""",
+    HEADS: """num_attention_heads n_head num_heads decoder_attention_heads encoder_attention_heads num_experts
+        num_local_experts n_routed_experts moe_num_experts index_n_heads time_step_rank mamba_n_heads
+        linear_num_value_heads mamba_num_heads num_memory_blocks""",
+    2: """num_hidden_layers n_layer num_layers decoder_layers encoder_layers num_key_value_heads num_kv_heads n_head_kv
+        num_experts_per_tok num_experts_per_token moe_k moe_topk top_k linear_num_key_heads num_hidden_groups o_groups
+        num_decoder_layers""",
+    1: """n_group topk_group n_groups mamba_n_groups num_nextn_predict_layers n_shared_experts first_k_dense_replace
+        num_dense_layers moe_layer_start_index""",
+    300: "vocab_size padded_vocab_size vocab_size_per_layer_input",
+    64: "max_position_embeddings n_positions max_seq_len n_ctx max_sequence_length context_length",
+}
+_SMALL = {name: size for size, names in _WIDTHS.items() for name in names.split()}
+_MAMBA = {"mamba_n_heads": HEADS, "mamba_d_head": 16}
+_GIVEN: dict[str, dict[str, Any]] = {
+    "bamba": _MAMBA,
+    "codegen": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 4},
+    "granitemoehybrid": _MAMBA,
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": HEADS, "head_dim": 16, "n_groups": 1},
+    "zaya": {"num_experts_per_tok": 1},
+}
+
+
+def families() -> list[str]:
+    """The model types with a causal language model."""
+    return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def tiny(family: str) -> torch.nn.Module:
+    """A float32 model of a family with random weights and :data:`HEADS` heads; raises if it cannot be made."""
+    config = _small(CONFIG_MAPPING[family], _GIVEN.get(family, {}))
+    with torch.device("meta"):
+        size = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
+    if size > MOST_PARAMETERS:
+        raise ValueError(f"{size} parameters")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def _small(config_class: type, given: dict[str, Any]) -> Any:
+    plain = config_class()
+    values: dict[str, Any] = {}
+    for name, value in plain.to_dict().items():
+        if name in _SMALL and (isinstance(value, int) or value is None) and not isinstance(value, bool):
+            values[name] = _SMALL[name]
+        elif name.endswith("token_id") and isinstance(value, int):
+            values[name] = min(value, 299)
+        elif name in ("layer_types", "mlp_layer_types", "layers_block_type") and isinstance(value, list):
+            values[name] = (list(dict.fromkeys(value)) * 2)[:2]
+    if values.keys() >= {"kv_lora_rank", "num_key_value_heads"}:
+        values["num_key_value_heads"] = HEADS  # latent attention has no groups of queries
+    for name in getattr(config_class, "sub_configs", {}):
+        if (inner := getattr(plain, name, None)) is not None:
+            values[name] = _small(type(inner), {}).to_dict()
+    return config_class(**{**values, **given})

@@ -1,0 +1,209 @@
+"""Layouts learnt from a probe: whatever shape a site gives, its statistics are those of the counted tokens."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import transformers
+from support import tiny_model
+from torch import nn
+
+import act
+from act.taps.probed import Probed
+
+HEADS = 4
+
+
+class Doubled(nn.Module):
+    """A language model in small: an embedding, then one part whose output comes in some shape of its own."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = transformers.PretrainedConfig(vocab_size=40, num_attention_heads=HEADS)
+        self.embed_tokens = nn.Embedding(40, 8 * HEADS)
+        self.part = part
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embed_tokens
+
+    def forward(self, input_ids, use_cache=False, **_):
+        return self.part(self.embed_tokens(input_ids))
+
+
+class LengthFirst(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.transpose(0, 1))
+
+
+class Part(nn.Module):
+    """``site`` reads what ``into`` makes of ``[batch, length, heads, 8]``."""
+
+    def __init__(self, site: nn.Module, into) -> None:
+        super().__init__()
+        self.site, self.into = site, into
+
+    def forward(self, x):
+        return self.site(self.into(x.unflatten(-1, (HEADS, -1))))
+
+
+class LayerNorm(nn.LayerNorm):
+    """Returns contiguous output, whatever it is given."""
+
+    def forward(self, x):
+        return super().forward(x).contiguous()
+
+
+class Routed(nn.Module):
+    """Gives its site the tokens in an order of their own, as experts get them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = nn.Linear(32, 16)
+
+    def forward(self, x):
+        rows = x.flatten(0, -2)
+        return self.site(rows[rows[:, 0].argsort()])
+
+
+class Router(nn.Linear):
+    """A linear that returns its scores and, behind them, its product."""
+
+    def forward(self, x):
+        product = super().forward(x.flatten(0, -2))
+        return product.softmax(-1), product
+
+
+class Grouped(nn.Linear):
+    """``[..., groups, C / groups]``, as of the grouped linears of DeepSeek V4."""
+
+    def forward(self, x):
+        return super().forward(x).unflatten(-1, (2, -1))
+
+
+PARTS = {
+    "plain": lambda: (Part(nn.Linear(32, 16), lambda x: x.flatten(-2)), "[batch, length, channels]"),
+    "length first": lambda: (Part(LengthFirst(32, 16), lambda x: x.flatten(-2)), "[length, batch, channels]"),
+    "flat": lambda: (Part(nn.Linear(32, 16), lambda x: x.flatten(0, 1).flatten(1)), "[batch * length, channels]"),
+    "flat, length first": lambda: (
+        Part(nn.Linear(32, 16), lambda x: x.transpose(0, 1).flatten(-2).flatten(0, 1)),
+        "[length * batch, channels]",
+    ),
+    "heads": lambda: (Part(LayerNorm(8), lambda x: x), "[batch, length, 4, channels]"),
+    "heads first": lambda: (Part(LayerNorm(8), lambda x: x.transpose(1, 2)), "[batch, 4, length, channels]"),
+    "flat heads": lambda: (Part(LayerNorm(8), lambda x: x.reshape(-1, 8)), "[batch * length * 4, channels]"),
+    "flat heads first": lambda: (
+        Part(LayerNorm(8), lambda x: x.transpose(1, 2).reshape(-1, 8)),
+        "[batch * 4 * length, channels]",
+    ),
+    "heads before the batch": lambda: (
+        Part(LayerNorm(8), lambda x: x.permute(2, 0, 1, 3).flatten(0, 1)),
+        "[4 * batch, length, channels]",
+    ),
+    "a tuple": lambda: (Part(Router(32, 16), lambda x: x.flatten(-2)), "[batch * length, channels]"),
+    "groups": lambda: (Part(Grouped(32, 16), lambda x: x.flatten(-2)), "[batch, length, 2, channels]"),
+}
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("part", PARTS)
+def test_statistics_are_those_of_the_counted_tokens(part, fused):
+    part, shape = PARTS[part]()
+    model = Doubled(part)
+    ids = torch.randint(0, 40, (HEADS, HEADS), generator=torch.Generator().manual_seed(0))  # batch = length = heads
+    count_mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    profile = act.profile(model, [{"input_ids": ids, "count_mask": count_mask}], fused=fused)
+    (layout,) = profile.space.site("part.site").layouts
+    assert str(layout) == shape
+    site, x = part.site, model.embed_tokens(ids)[count_mask].detach()
+    by_token = site.weight.shape == (8,)
+    rows = (nn.LayerNorm.forward(site, x.view(-1, 8)) if by_token else nn.Linear.forward(site, x)).double()
+    found = profile.site("part.site")
+    assert (found.count == len(rows)).all()
+    torch.testing.assert_close(found.mean, rows.mean(0).detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.var, rows.var(0, correction=0).detach(), rtol=1e-5, atol=1e-6)
+
+
+class Pooled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = nn.Linear(32, 16)
+
+    def forward(self, x):
+        return self.site(x[:, 0])
+
+
+class Pair(nn.Module):
+    """A norm that returns two tensors, neither of which is known to be its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site = self.Norm(32)
+
+    class Norm(nn.LayerNorm):
+        def forward(self, x):
+            return x, super().forward(x)
+
+    def forward(self, x):
+        return self.site(x)
+
+
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [
+        (Routed, "which row belongs to which token depends on the text"),
+        (Pooled, r"its output is \[3, 16\] for 3 x 7 tokens, not a row for each token"),
+        (Pair, "it returns 2 values, none of which is known to be its channels"),
+    ],
+)
+def test_outputs_without_a_row_per_token_are_left_out_and_named(part, reason, caplog):
+    profile = act.profile(Doubled(part()), [{"input_ids": torch.arange(16).view(4, 4)}])
+    assert (profile.site("part.site").count == 0).all() and (profile.site("embed_tokens").count == 16).all()
+    (message,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert message.startswith("part.site is not measured: ")
+    assert re.search(reason, message)
+
+
+def test_a_shape_that_the_probe_did_not_see_is_an_error():
+    class Shrinking(nn.Linear):
+        def forward(self, x):
+            return super().forward(x if len(x) < 4 else x[:2])
+
+    model = Doubled(Part(Shrinking(32, 16), lambda x: x.flatten(-2)))
+    with pytest.raises(act.ActError, match=r"gave \[2, 4, 16\] for 4 x 4 tokens; expected \[batch, length, channels\]"):
+        act.profile(model, [{"input_ids": torch.arange(16).view(4, 4)}])
+
+
+def test_virtual_tokens_are_refused():
+    class Prompted(Doubled):
+        def forward(self, input_ids, **_):
+            x = self.embed_tokens(input_ids)
+            return self.part(torch.cat([x.new_zeros(len(x), 4, x.shape[-1]), x], dim=1))
+
+    model = Prompted(nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)))
+    with pytest.raises(act.ActError, match="turns 7 tokens into 11 positions"):
+        act.profile(model, [{"input_ids": torch.arange(16).view(4, 4)}])
+
+
+def test_probe_sizes_divide_no_number_of_the_configuration():
+    model = tiny_model("llama")
+    model.config.some_heads, model.config.nested = 15, {"sizes": [14, 22]}
+    recording = Probed.of(model, act.ChannelSpace.from_model(model)).recording
+    assert recording.ids.shape == (13, 17)
+
+
+def test_rotary_pairs_are_those_that_the_probe_saw_turned():
+    model = tiny_model("llama")
+    model.config.rope_parameters = {
+        **model.config.rope_parameters,
+        "partial_rotary_factor": 0.5,
+    }  # the model ignores it
+    profile = act.profile(model, [{"input_ids": torch.arange(16).view(4, 4)}])
+    attention = next(block for block in profile.space.blocks if hasattr(block, "rotary"))
+    assert (attention.rotary, attention.rotary_dim) == ("half", 8)
+    phi = tiny_model("phi")
+    profile = act.profile(phi, [{"input_ids": torch.arange(16).view(4, 4)}])
+    attention = next(block for block in profile.space.blocks if hasattr(block, "rotary"))
+    assert (attention.rotary, attention.rotary_dim) == ("half", 4)
