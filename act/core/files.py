@@ -41,6 +41,8 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
         _require_own(path)
     except (FileNotFoundError, NotADirectoryError):
         pass
+    except ActError:
+        raise
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ActError(f"cannot write {path}: {reason}; choose another output") from error
@@ -76,10 +78,20 @@ def _require_own(path: Path) -> None:
 
 
 def _manifest(folder: Path) -> set[str]:
-    """The names of the files that were written with a folder."""
+    """The names of the files that were written with a folder.
+
+    Raises:
+        ActError: its manifest is damaged: it does not end with its last line, or names what lies elsewhere.
+    """
     manifest = folder / MANIFEST
     text = manifest.read_bytes().decode("utf-8", "surrogateescape") if manifest.is_file() else ""
-    return {MANIFEST, *text.split("\n")}
+    *names, rest = text.split("\n")
+    if rest or any(name.startswith("/") or ".." in name.split("/") for name in names):
+        raise ActError(
+            f"{manifest} is damaged, so it is unknown which files --force may replace; move those of the folder "
+            "elsewhere and delete it, or choose another output"
+        )
+    return {MANIFEST, *names}
 
 
 def _files(folder: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def load_tensors(
             or not as it was written.
     """
     kind = schema.partition("/")[0]
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
         raise ActError(f"no such file: {path}; expected an {kind} file")
     try:
         if not _begins_as_safetensors(path):

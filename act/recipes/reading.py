@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def read_recipe(path: str | Path) -> Recipe:
     ('target', 0.4)
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
         raise ActError(f"no such recipe: {path}; expected a YAML file")
     root, data = read_yaml(path, "a recipe")
     if not isinstance(data, dict):

@@ -98,6 +98,14 @@ def test_only_folders_written_here_are_replaced(tmp_path):
     assert (tmp_path / "folder" / "late").exists() and [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
+@pytest.mark.parametrize("manifest", [b"\xff", b"model.saf", b"/etc/passwd\n", b"a\n../b\n"])
+def test_a_damaged_manifest_lets_nothing_be_replaced(tmp_path, manifest):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / ".act-profile").write_bytes(manifest)
+    with pytest.raises(ActError, match=r"^.*folder/\.act-profile is damaged.*choose another output$"):
+        require_output(tmp_path / "folder", force=True)
+
+
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_the_umask_says_who_may_read(tmp_path, umask, mode):
     linked = tmp_path / "linked"
