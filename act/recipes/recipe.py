@@ -22,6 +22,7 @@ from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.models.loading import load_tokenizer, token_difference
 from act.recipes.cache import SCHEMA, Cache
+from act.recipes.kept import hash_of, is_kept
 from act.recipes.reading import read_recipe
 from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Tuning
 from act.recipes.stages import Say, Stages
@@ -147,7 +148,7 @@ class Run:
         if recipe.tune:
             found.append(("tune", f"{recipe.tune.mode} on {recipe.tune.corpus}", cache.tuned(act)))
         found += [("evaluate", variant.name, cache.figures(variant)) for variant in compared(recipe)]
-        return [{"stage": stage, "what": what, "kept": path.exists()} for stage, what, path in found]
+        return [{"stage": stage, "what": what, "kept": is_kept(path)} for stage, what, path in found]
 
     def done(self) -> bool:
         """Whether the output was made by this recipe from these inputs, and is complete."""
@@ -190,8 +191,11 @@ class Run:
             files = found["files"].items() if found["key"] == self.key else None
         except (KeyError, TypeError, AttributeError):
             return None
+        if files is None:
+            return None
         sizes = _sizes(self.output)
-        return None if files is None else [name for name, size in files if sizes.get(name) != size]
+        changed = [name for name, size in files if sizes.get(name) != size]
+        return changed or ([] if found.get("report") in (None, hash_of(self.output / REPORT)) else [REPORT])
 
     def _made(self) -> Any:
         """What the resolved recipe in the output says it was made from; None if there is none."""
@@ -241,6 +245,7 @@ class Run:
             "models": self.cache.models,
             "versions": versions(),
             "files": _sizes(folder),
+            "report": hash_of(folder / REPORT),
         }
         text = yaml.safe_dump({**self.recipe.model_dump(), "run": made}, sort_keys=False, allow_unicode=True)
         (folder / RESOLVED).write_text(text, encoding="utf-8")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
+from act.core.errors import ActError
 from act.core.files import written_whole
 from act.data.corpus import Corpus
 from act.data.encode import Count
@@ -29,6 +30,7 @@ from act.ranking.channel_set import ChannelSet
 from act.ranking.rank import rank
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.cache import Cache
+from act.recipes.kept import Kept
 from act.recipes.schema import Donor, Recipe, Tuning
 from act.recipes.variants import Variant
 
@@ -62,15 +64,17 @@ class Stages:
         self._recipe, self._cache, self._tokenizer, self._say = recipe, cache, tokenizer, say
         self._load = partial(load_model, device=recipe.device, trust_remote_code=trust_remote_code)
         self._loaded: dict[str, nn.Module] = {}
+        self._kept = Kept()
 
     def profile(self, donor: Donor, corpus: str) -> PairProfile:
         """The pair profile of a donor and the target on a corpus."""
         path, target = self._cache.profile(donor, corpus), self._recipe.base_model
-        if not path.exists():
+        if not self._kept.has(path):
             self._say(f"profiling {donor.model} and {target} on {corpus}")
             text = self._corpus(corpus, self._recipe.count)
             budget = self._recipe.token_budget
             profile_pair(self._shared(donor.model), self._shared(target), text, token_budget=budget).save(path)
+            self._kept.add(path)
         found = load(path)
         assert isinstance(found, PairProfile)
         return found
@@ -78,7 +82,7 @@ class Stages:
     def rank(self, donor: Donor, score: ScoreName) -> ChannelSet:
         """The channels to take from a donor."""
         path, recipe = self._cache.channels(donor, score), self._recipe
-        if not path.exists():
+        if not self._kept.has(path):
             profile = self.profile(donor, donor.corpus)
             looks = SCORES[score].looks_at_activations
             kept = [self.profile(donor, corpus) for corpus in donor.kept] if looks else []
@@ -98,12 +102,13 @@ class Stages:
                 donor=self._shared(donor.model) if by_weights else None,
                 target=self._shared(recipe.base_model) if by_weights else None,
             ).save(path)
+            self._kept.add(path)
         return ChannelSet.load(path)
 
     def transfer(self, variant: Variant) -> Path:
         """The model folder of a variant before any tune."""
         path, recipe = self._cache.model(variant), self._recipe
-        if path.exists():
+        if self._kept.has(path):
             return path
         self._say(f"making the model: {variant.name}")
         target = self._load(recipe.base_model, dtype=recipe.dtype)
@@ -116,12 +121,17 @@ class Stages:
             moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
             with written_whole(self._cache.moved(variant), force=True) as temporary:
                 temporary.write_text(json.dumps(moved), encoding="utf-8")
+            self._kept.add(self._cache.moved(variant))
         save_tuned(target, self._tokenizer, path, source=recipe.base_model)
+        self._kept.add(path)
         return path
 
     def moved(self, variant: Variant) -> Moved:
         """What the transfer of a variant changed."""
-        found = json.loads(self._cache.moved(variant).read_text(encoding="utf-8"))
+        path = self._cache.moved(variant)
+        if not self._kept.has(path):
+            raise ActError(f"{path} is missing; delete {self._cache.model(variant)} too, so that both are made again")
+        found = json.loads(path.read_text(encoding="utf-8"))
         return Moved(found["values"], found["parameters"], TransferProvenance.from_json(found["header"]))
 
     def tune(self, variant: Variant) -> Path:
@@ -131,7 +141,7 @@ class Stages:
             return source
         path = self._cache.tuned(variant)
         checkpoints = path.with_name(f"{path.name}.checkpoints")
-        if path.exists():
+        if self._kept.has(path):
             remove_saved(checkpoints)
             return path
         self._say(f"tuning: {variant.name}")
@@ -148,13 +158,14 @@ class Stages:
         save_tuned(
             tuned.model, self._tokenizer, path, dtype=stored, source=self._recipe.base_model, checkpoints=checkpoints
         )
+        self._kept.add(path)
         return path
 
     def evaluate(self, variant: Variant) -> list[Evaluation]:
         """The evaluations of a variant, one per corpus, under the names that the recipe gives."""
         path, recipe, settings = self._cache.figures(variant), self._recipe, self._recipe.evaluate
         assert settings
-        if not path.exists():
+        if not self._kept.has(path):
             folder = variant.folder or str(self.tune(variant))
             self._say(f"evaluating: {variant.name}")
             model = self._load(folder, dtype=recipe.dtype)
@@ -170,6 +181,7 @@ class Stages:
             ]
             with written_whole(path) as temporary:
                 temporary.write_text(json.dumps([one.to_json() for one in found]), encoding="utf-8")
+            self._kept.add(path)
         rows = json.loads(path.read_text(encoding="utf-8"))
         return [
             replace(Evaluation.from_json(row), model=variant.name, corpus=name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -351,3 +352,40 @@ def test_an_output_of_another_version_is_refused_in_a_sentence(folder, tmp_path)
     (output / "recipe.yaml").write_text(yaml.safe_dump({"run": {"schema": "act-recipe/2", "key": "x", "files": {}}}))
     result = act_profile("recipe", written(tmp_path, light(folder, output=str(output))))
     assert result.returncode == 2 and "made by another version of act-profile (act-recipe/2" in result.stderr
+
+
+def test_a_kept_stage_that_was_changed_is_not_used(folder, tmp_path):
+    """A bit of each kept result turned over; one in the place of another; one that no run has finished."""
+    data = light(folder, evaluate={"corpora": {"g": str(folder / "german.jsonl")}}, output=str(tmp_path / "out"))
+    path, said = written(tmp_path, data), []
+    report = Run(read_recipe(path)).execute()
+    stages = tmp_path / ".out.stages"
+
+    def again() -> None:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        said.clear()
+        assert Run(read_recipe(path), said.append).execute() == report
+
+    used = [*stages.glob("m*.json"), *stages.glob("figures*.json"), *stages.glob("model-*/*")]
+    for file in sorted(used):
+        whole = file.read_bytes()
+        file.write_bytes(bytes(byte ^ 4 if place == len(whole) // 2 else byte for place, byte in enumerate(whole)))
+        with pytest.raises(act.ActError, match="is not as the recipe made it; delete it"):
+            again()
+        file.write_bytes(whole)
+    again()
+    assert len(used) > 5 and said == []
+    one, other = sorted(stages.glob("figures-*.json"))[:2]
+    saved = one.read_bytes(), Path(f"{one}.xxh3").read_bytes()
+    shutil.copy(other, one)
+    shutil.copy(f"{other}.xxh3", f"{one}.xxh3")
+    with pytest.raises(act.ActError, match="is not as the recipe made it"):
+        again()
+    one.write_bytes(saved[0])
+    Path(f"{one}.xxh3").unlink()
+    again()
+    assert len(said) == 1 and said[0].startswith("evaluating")
+    text = (tmp_path / "out" / "report.json").read_text()
+    (tmp_path / "out" / "report.json").write_text(text.replace("1", "2", 1))
+    with pytest.raises(act.ActError, match=r"report\.json is missing or was changed since"):
+        Run(read_recipe(path)).execute()
