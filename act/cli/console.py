@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.core.errors import ActError
@@ -57,7 +57,7 @@ def places_of(corpora: list[str]) -> dict[str, str]:
     """Parse corpora, each given as PLACE or NAME=PLACE, to places by name; a single one may have an empty name."""
     places: dict[str, str] = {}
     for given in corpora:
-        named = None if Path(given).exists() else _NAMED.fullmatch(given)
+        named = None if os.path.exists(given) else _NAMED.fullmatch(given)
         name, place = (require_name("the name of a corpus", named["name"]), named["place"]) if named else ("", given)
         if name in places or (places and "" in (name, *places)):
             raise ActError("several corpora need different names, one for each profile: --corpus NAME=PLACE")

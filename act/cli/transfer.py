@@ -176,11 +176,12 @@ def _write_companions(target: str, folder: Path, trust_remote_code: bool) -> Non
     from act.editing.copies import copy_companions
     from act.models.loading import load_tokenizer
 
-    if Path(target).is_dir():
+    if here := Path(target).is_dir():
         copy_companions(Path(target), folder)
-        return
     try:
-        load_tokenizer(target, trust_remote_code=trust_remote_code).save_pretrained(folder)
+        tokenizer = load_tokenizer(target, trust_remote_code=trust_remote_code)
+        if not here:
+            tokenizer.save_pretrained(folder)
     except ActError as error:
         console.warn(f"{error}; the result has no tokenizer")
 

@@ -11,6 +11,7 @@ import typer
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import require_output
+from act.core.inputs import require_not_input
 from act.core.scratch import companion, reserve
 
 if TYPE_CHECKING:
@@ -56,7 +57,9 @@ def command(
     reserve(output)
     if os.path.exists(output) and not force:
         remove_saved(checkpoints)
-    require_output(output, force, [name for name in (model, corpus, replay, channels) if name])
+    inputs = [name for name in (model, corpus, replay, channels) if name]
+    require_not_input(checkpoints, inputs)
+    require_output(output, force, inputs)
     if channels and mode != "rows":
         raise ActError(f"--channels has no effect in mode {mode}; leave it out, or choose --mode rows")
     if adapter and mode != "lora":

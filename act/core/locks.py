@@ -90,8 +90,7 @@ def lock(path: Path) -> int:
                 if owner and owner != Owner.here() and owner.may_live():
                     raise Busy(owner) from None
             if _is_at(descriptor, path):  # else its holder has just removed it
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, json.dumps(asdict(Owner.here())).encode(), 0)
+                _write(descriptor, path)
                 return descriptor
         except BaseException:
             os.close(descriptor)
@@ -104,6 +103,15 @@ def unlock(path: Path, descriptor: int) -> None:
     with contextlib.suppress(OSError):
         path.unlink()
     os.close(descriptor)
+
+
+def _write(descriptor: int, path: Path) -> None:
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(asdict(Owner.here())).encode(), 0)
+    except OSError:
+        path.unlink()
+        raise
 
 
 def _read(descriptor: int) -> Owner | None:

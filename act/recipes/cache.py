@@ -13,6 +13,8 @@ from typing import Any
 from act.core.errors import ActError
 from act.data.encode import ENCODING
 from act.data.records import open_source
+from act.editing.copies import companions
+from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.schema import Donor, Recipe
 from act.recipes.variants import Variant
@@ -21,7 +23,7 @@ SCHEMA = "act-recipe/3"
 """The schema of recipe.yaml in the output; part of every hash, so that stages of other versions are not used."""
 
 WEIGHTS = (".safetensors", ".bin")
-MODEL_FILES = (*WEIGHTS, ".json", ".jinja")
+MODEL_FILES = (*WEIGHTS, ".json", ".jinja", ".py")
 
 
 class Cache:
@@ -154,15 +156,28 @@ def _model_content(name: str) -> str:
     folder = Path(name)
     if not (folder / "config.json").is_file():
         raise ActError(f"no such model: {name}; expected a folder in Hugging Face format (with a config.json)")
-    files = sorted(path for path in folder.iterdir() if path.suffix in MODEL_FILES and path.name != "report.json")
-    if not any(path.suffix in WEIGHTS for path in files):
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    names |= {*companions(folder), *_shards(folder)}
+    files = sorted(name for name in names if Path(name).suffix in MODEL_FILES and name != "report.json")
+    if not any(Path(name).suffix in WEIGHTS for name in files):
         raise ActError(f"{name} holds no weights; expected .safetensors files")
-    return _hash(files={path.name: _file_content(path) for path in files})
+    return _hash(files={name: _file_content(folder / name) for name in files})
+
+
+def _shards(folder: Path) -> list[str]:
+    """The files of the weights, which an index may place in sub-folders."""
+    try:
+        return weight_files(folder, read_mapping(folder / "config.json")).shards
+    except RenamedWeights:
+        return []
 
 
 def _file_content(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise ActError(f"cannot read {path}: {error.strerror}; download or save the model again") from error
     return digest.hexdigest()[:16]

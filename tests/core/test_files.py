@@ -1,19 +1,37 @@
 from __future__ import annotations
 
+import contextlib
 import errno
+import json
 import os
+import re
+import signal
 import stat
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from act.core import files, scratch
+from act.core.copying import Stopped, copy_file
 from act.core.errors import ActError
-from act.core.files import require_output, written_whole
+from act.core.files import require_output, reserve_output, written_whole
+from act.core.locks import Owner, _start_of
+from act.core.scratch import clear, companion, release_all, reserved
 from act.core.tensor_files import load_tensors, save_tensors
 from act.profiles.profile import SCHEMA, load
 from act.ranking import channel_set
 from act.ranking.channel_set import ChannelSet
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_reserved():
+    yield
+    release_all()
 
 
 def test_a_full_disk_leaves_nothing_and_loses_nothing(tmp_path, monkeypatch):
@@ -122,3 +140,247 @@ def test_the_umask_says_who_may_read(tmp_path, umask, mode):
     assert [stat.S_IMODE(path.stat().st_mode) for path in written] == [mode, mode]
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
     assert stat.S_IMODE(linked.stat().st_mode) == 0o600
+
+
+def test_a_users_empty_folders_survive(tmp_path):
+    out = tmp_path / "out"
+    for name in ("one", "two"):
+        with written_whole(out, force=True, directory=True) as folder:
+            (folder / "parts").mkdir()
+            (folder / "parts" / name).touch()
+        (out / "mine" / "inner").mkdir(parents=True, exist_ok=True)
+        (out / "mine").chmod(0o700)
+    assert sorted(path.name for path in out.rglob("*")) == [".act-profile", "inner", "mine", "parts", "two"]
+    assert stat.S_IMODE((out / "mine").stat().st_mode) == 0o700
+
+
+@pytest.fixture(params=["as it is", "without renameat2", "without links"])
+def filesystem(request, monkeypatch):
+    """A filesystem as it is here, and those that can do less."""
+
+    def refuse(*_args, **_options):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    if request.param != "as it is":
+        monkeypatch.setattr("act.core.moves._renameat2", refuse)
+    if request.param == "without links":
+        monkeypatch.setattr("act.core.moves.os.link", refuse)
+    return request.param
+
+
+@pytest.mark.parametrize("directory", [False, True], ids=["file", "folder"])
+def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path, filesystem, directory, caplog):
+    out = tmp_path / "out"
+
+    def write(force: bool) -> None:
+        with written_whole(out, force=force, directory=directory) as temporary:
+            (temporary / "x" if directory else temporary).write_text("ours")
+            if not force:
+                out.write_text("theirs")
+
+    with pytest.raises(ActError, match=r"appeared while it was being written and was left alone; pass --force"):
+        write(force=False)
+    assert out.read_text() == "theirs" and [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert ("cannot rename without replacing" in caplog.text) == (
+        filesystem == "without links" or (directory and filesystem != "as it is")
+    )
+    out.unlink()
+    write(force=True)
+    write(force=True)
+    assert (out / "x" if directory else out).read_text() == "ours"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def die(at: str, place: Path, directory: bool) -> None:
+    """Write over an output, and die at some moment, as SIGKILL makes a process die."""
+
+    def dying(*_args, **_options):
+        os._exit(9)
+
+    files.exchange = lambda one, other: False
+    if at == "before":
+        Path.rename = dying
+    elif at == "between":
+        moved = Path.rename
+        Path.rename = lambda self, to: dying() if self.parent != place else moved(self, to)
+    elif at == "after":
+        scratch.shutil.rmtree = dying
+    with written_whole(place / "out", force=True, directory=directory) as temporary:
+        if at == "early":
+            dying()
+        (temporary / "x" if directory else temporary).write_text("new")
+
+
+@pytest.mark.parametrize("directory", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("at", ["early", "before", "between", "after"])
+def test_a_process_that_dies_loses_neither_old_nor_new(tmp_path, at, directory):
+    out = tmp_path / "out"
+    held = out / "x" if directory else out
+    with written_whole(out, directory=directory) as temporary:
+        (temporary / "x" if directory else temporary).write_text("old")
+    child = os.fork()
+    if not child:
+        die(at, tmp_path, directory)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.glob(".out.act-*")]
+    clear(out)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    done = at == "after" or (not directory and at in ("before", "between"))  # a file takes one rename
+    assert held.read_text() == ("new" if done else "old")
+
+
+def test_a_live_process_is_named_and_its_files_are_left(tmp_path):
+    with written_whole(tmp_path / "out") as temporary:
+        temporary.write_text("x")
+        asking, answer = os.pipe()
+        if not os.fork():
+            try:
+                with reserved(tmp_path / "out"):
+                    os.write(answer, b"reserved")
+            except ActError as error:
+                os.write(answer, str(error).encode())
+            os._exit(0)
+        assert os.read(asking, 1000).decode() == (
+            f"process {os.getpid()} is writing {tmp_path / 'out'}; wait until it has ended, or choose another output"
+        )
+        with written_whole(tmp_path / "out") as again:  # the same process may
+            again.write_text("y")
+        (tmp_path / "out").unlink()
+        assert temporary.exists()
+    assert (tmp_path / "out").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    ("changes", "lives"),
+    [({}, True), ({"started": 1}, False), ({"boot": "another"}, False), ({"host": "another", "boot": "x"}, True)],
+    ids=["live", "its number was given again", "before a restart", "on another machine"],
+)
+def test_without_locks_the_process_in_the_file_decides(tmp_path, monkeypatch, changes, lives):
+    def unsupported(*_args):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr("act.core.locks.fcntl.flock", unsupported)
+    child = os.fork()
+    if not child:
+        signal.pause()
+    lock = tmp_path / ".out.act-lock"
+    try:
+        owner = replace(Owner.here(), **{"pid": child, "started": _start_of(child), **changes})
+        lock.write_text(json.dumps(asdict(owner)))
+        with pytest.raises(ActError, match=f"process {child}") if lives else contextlib.nullcontext():
+            save_tensors(tmp_path / "out", {}, "act-test/1", {})
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert lock.exists() == lives
+    if not changes:
+        save_tensors(tmp_path / "out", {}, "act-test/1", {})
+
+
+@pytest.mark.parametrize("length", [200, 250, 255])
+def test_a_name_may_be_as_long_as_the_filesystem_allows(tmp_path, length):
+    one, other = tmp_path / ("n" * length), tmp_path / ("ü" * (length // 2) + "n" * (length % 2))
+    for path in (one, other):
+        with written_whole(path) as temporary:
+            temporary.write_text("x")
+        assert len(os.fsencode(companion(path, ".checkpoint", room=20).name)) <= 235
+    assert companion(one, ".checkpoint") != companion(other, ".checkpoint")
+    assert sorted(path.read_text() for path in tmp_path.iterdir()) == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(errno.EFBIG, "x"), "allows no file of this size"),
+        (SafetensorError("I/O error: File too large (os error 27)"), "allows no file of this size"),
+        (OSError(errno.EDQUOT, "x"), "disk is full"),
+        (SafetensorError('IoError(Os { code: 28, message: "No space left on device" })'), "disk is full"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), "disk is full"),
+        (OSError(errno.EROFS, "x"), "Read-only file system"),
+    ],
+    ids=str,
+)
+def test_what_the_system_refuses_is_one_sentence(tmp_path, error, sentence):
+    with pytest.raises(ActError, match=rf"{tmp_path}/out.*{sentence}|{sentence}.*{tmp_path}/out"):
+        with written_whole(tmp_path / "out"):
+            raise error
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("output", "sentence"),
+    [("n" * 256, "File name too long"), ("no/out", "does not exist; create it first"), ("file/out", "does not exist")],
+)
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, output, sentence):
+    (tmp_path / "file").touch()
+    for require in (require_output, reserve_output):
+        with pytest.raises(ActError, match=rf"cannot write {tmp_path}.*{sentence}"):
+            require(tmp_path / output, force=True)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A model and a data set in the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--org--name"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "blobs" / "b0").touch()
+    (repository / "snapshots" / "abc").mkdir(parents=True)
+    (repository / "snapshots" / "abc" / "config.json").symlink_to("../../blobs/b0")
+    return repository
+
+
+@pytest.mark.parametrize(
+    ("given", "output"),
+    [
+        ("data/*.jsonl", "data/b.jsonl"),
+        ("data/**", "data/b.jsonl"),
+        ("data", "data"),
+        ("data", "data/new"),
+        ("data/b.jsonl", "data"),
+        ("data/b.jsonl", "."),
+        ("link", "data/b.jsonl"),
+        ("data/b.jsonl", "link"),
+        ("data/b.jsonl", "hard"),
+        ("data", "linked/new"),
+        ("org/name", "hub/models--org--name/blobs/b0"),
+        ("org/name", "hub/models--org--name"),
+        ("hub/models--org--name/snapshots/abc", "hub/models--org--name/blobs/b0"),
+        ("data/../data/b.jsonl", "data/b.jsonl"),
+    ],
+)
+def test_no_output_is_an_input_however_it_is_given(tmp_path, monkeypatch, hub, given, output):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in "ab":
+        (data / f"{name}.jsonl").write_text("{}")
+    Path("link").symlink_to(data / "b.jsonl")
+    Path("linked").symlink_to(data)
+    os.link(data / "b.jsonl", "hard")
+    with pytest.raises(ActError, match=f"the output {re.escape(str(Path(output)))} would overwrite the input"):
+        require_output(Path(output), force=True, inputs=["other.jsonl", given])
+    require_output(tmp_path / "new", force=True, inputs=[given])
+
+
+def test_a_list_of_files_that_is_not_utf8_is_no_reason_to_lose_one(tmp_path):
+    out = tmp_path / "out"
+    with written_whole(out, directory=True) as folder:
+        Path(os.fsdecode(os.fsencode(folder) + b"/\xff")).touch()
+    require_output(out, force=True)
+    (out / ".act-profile").write_bytes(b"\xfe\n")
+    with pytest.raises(ActError, match="not written by act-profile"):
+        require_output(out, force=True)
+
+
+@pytest.mark.parametrize("clone", [True, False])
+def test_a_copy_holds_the_bytes_and_shares_no_file(tmp_path, clone):
+    for size in (0, 1, 3_000_001):
+        source, copy = tmp_path / f"source{size}", tmp_path / f"copy{size}"
+        source.write_bytes(os.urandom(size))
+        copy_file(source, copy, clone=clone)
+        assert copy.read_bytes() == source.read_bytes() and not copy.samefile(source)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        copy_file(source, tmp_path / "stopped", stop, clone=False)
