@@ -1,0 +1,102 @@
+"""Outputs of all commands: no input is ever replaced, and what cannot be written is one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from command_line import act_profile
+from support import chosen, tiny_model
+
+from act.models.channels import ChannelSpace
+
+MODELS = ["--donor", "donor", "--target", "target"]
+RECIPE = "merge_method: act\nbase_model: target\noutput: {}\nmodels: [{{model: donor, corpus: 'texts/*.jsonl'}}]\n"
+MERGE = "merge_method: act\nbase_model: target\nmodels: [{model: donor, parameters: {channels: set}}]\n"
+OVERWRITING = {
+    "a model": ["run", "--model", "target", "--corpus", "a.jsonl", "--output", "target"],
+    "a file of a model": ["pair", *MODELS, "--corpus", "a.jsonl", "--output", "donor/config.json"],
+    "a glob": ["run", "--model", "target", "--corpus", "texts/*.jsonl", "--output", "texts/b.jsonl"],
+    "a folder": ["run", "--model", "target", "--corpus", "texts", "--output", "texts"],
+    "an ability": ["pair", *MODELS, "--corpus", "one=a.jsonl", "--corpus", "two=texts/*.jsonl", "--output", "texts"],
+    "the log": ["run", "--model", "target", "--corpus", "texts/*.jsonl", "--output", "new", "--log", "texts/b.jsonl"],
+    "tokens": ["run", "--model", "target", "--corpus", "a.jsonl", "--token-cache", "cache", "--output", "cache/0.parquet"],
+    "a profile": ["rank", "pair", "--output", "pair"],
+    "a profile to keep": ["rank", "pair", "--keep", "keep", "--output", "keep"],
+    "a shard": ["combine", "pair", "keep", "--output", "keep"],
+    "a profile of a report": ["report", "pair", "--output", "pair"],
+    "a corpus of a report": ["report", "pair", "--donor", "donor", "--corpus", "texts/*.jsonl", "--output", "texts"],
+    "a corpus of a sweep": ["sweep", "pair", *MODELS, "--corpus", "texts/*.jsonl", "--output", "texts/b.jsonl"],
+    "records": ["evaluate", "--model", "target", "--corpus", "texts/*.jsonl", "--details", "texts/b.jsonl"],
+    "a channel set": ["transfer", *MODELS, "--channels", "set", "--output", "set"],
+    "a link to a channel set": ["transfer", *MODELS, "--channels", "set", "--output", "link"],
+    "a patch": ["patch", "apply", "patch", "--model", "target", "--output", "patch"],
+    "one of several patches": ["patch", "compose", "patch", "keep", "--output", "keep"],
+    "a corpus to tune on": ["tune", "--model", "target", "--corpus", "texts/*.jsonl", "--output", "texts"],
+    "a checkpoint to tune": ["tune", "--model", ".new.tuning/checkpoint-3", "--corpus", "a.jsonl", "--output", "new"],
+    "a recipe": ["recipe", "recipe.yaml"],
+    "a corpus of a recipe": ["recipe", "texts.yaml"],
+    "a configuration of mergekit": ["mergekit", "merge.yaml", "merge.yaml"],
+    "a set of mergekit": ["mergekit", "merge.yaml", "set"],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tokenizer) -> Path:
+    path = tmp_path_factory.mktemp("outputs")
+    for seed, name in enumerate(("donor", "target")):
+        tiny_model("llama", seed).save_pretrained(path / name)
+        tokenizer.save_pretrained(path / name)
+    for folder in ("texts", "cache", ".new.tuning/checkpoint-3"):
+        (path / folder).mkdir(parents=True)
+    row = json.dumps({"prompt": "a", "completion": " b"})
+    for name in ("a.jsonl", "texts/b.jsonl", "cache/0.parquet", "pair", "keep", "set", "patch"):
+        (path / name).write_text(row)
+    (path / ".new.tuning" / "identity").write_text("another run")
+    (path / "link").symlink_to("set")
+    for name, output in (("recipe", "recipe.yaml"), ("texts", "texts")):
+        (path / f"{name}.yaml").write_text(RECIPE.format(output))
+    (path / "merge.yaml").write_text(MERGE)
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("what", OVERWRITING)
+def test_force_never_removes_an_input(what, place):
+    if "mergekit" in what:
+        pytest.importorskip("mergekit")
+    held = contents(place)
+    result = act_profile(*OVERWRITING[what], "--force", cwd=place)
+    assert result.returncode == 2, result.stderr
+    assert "would overwrite the input" in result.stderr and "Traceback" not in result.stderr, result.stderr
+    assert contents(place) == held
+
+
+def test_an_hour_is_not_lost_for_want_of_a_tokenizer(place, tmp_path):
+    for seed, name in enumerate(("donor", "target")):
+        tiny_model("llama", seed).save_pretrained(tmp_path / name)
+    chosen(ChannelSpace.from_model(tiny_model("llama")), 0.1).save(tmp_path / "set")
+    for more in ([], ["--in-memory"]):
+        out = tmp_path / f"out{len(more)}"
+        result = act_profile("transfer", *MODELS, "--channels", "set", *more, "--output", out, cwd=tmp_path)
+        assert result.returncode == 0 and "warning: cannot load the tokenizer" in result.stderr, result.stderr
+        assert (out / "config.json").is_file()
+
+
+def test_links_are_made_only_when_asked(place, tmp_path):
+    tiny_model("llama", 1).save_pretrained(tmp_path / "target", max_shard_size="20KB")
+    chosen(ChannelSpace.from_model(tiny_model("llama")), 0.001).save(tmp_path / "set")
+    models = ["--donor", place / "donor", "--target", tmp_path / "target", "--channels", tmp_path / "set"]
+    linked = []
+    for more in ([], ["--hard-link"]):
+        out = tmp_path / f"out{len(more)}"
+        assert act_profile("transfer", *models, *more, "--output", out).returncode == 0
+        linked.append(sum(os.stat(path).st_nlink > 1 for path in out.rglob("*") if path.is_file()))
+    assert linked[0] == 0 < linked[1]
+    useless = act_profile("transfer", *models, "--in-memory", "--hard-link", "--output", tmp_path / "no")
+    assert useless.returncode == 2 and "--hard-link has no effect" in useless.stderr
