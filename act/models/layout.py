@@ -50,9 +50,9 @@ class Layout:
         """The sizes of the dimensions before the channels."""
         return tuple([prod(self._sizes(dim, batch, length)) for dim in self.dims])
 
-    def fits(self, output: torch.Tensor, batch: int, length: int) -> bool:
-        """Whether an output has the shape that this layout has for so many tokens."""
-        return tuple(output.shape[: -1 if self.groups == 1 else -2]) == self.lead(batch, length)
+    def lead_of(self, output: torch.Tensor) -> torch.Size:
+        """The sizes of the dimensions of an output before its channels."""
+        return output.shape[:-1] if self.groups == 1 else output.shape[:-2]
 
     def rows(self, output: torch.Tensor, batch: int, length: int) -> torch.Tensor:
         """The output as ``[batch * length * rows_per_token, C]``, token by token; a view where that is possible."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +11,23 @@ from act.core.errors import ActError
 from act.models.channels import Site
 from act.models.layout import Layout
 from act.taps.sink import Sink
+
+
+class Shape(NamedTuple):
+    """What a layout is for one batch and length, computed once for all sites that have it."""
+
+    layout: Layout
+    lead: tuple[int, ...]
+    """The sizes of the dimensions before the channels."""
+    rows_per_token: int
+    in_order: bool
+    """Whether flattening these dimensions gives rows token by token."""
+
+    @classmethod
+    def of(cls, layout: Layout, batch: int, length: int) -> Shape:
+        """The shape for this many sequences of this many tokens."""
+        in_order = layout.tokens_first and layout.groups == 1
+        return cls(layout, layout.lead(batch, length), layout.rows_per_token, in_order)
 
 
 class Measurement:
@@ -30,9 +47,14 @@ class Measurement:
         self._count_mask: torch.Tensor | None = None
         self._all_count = False
         self._masks: dict[tuple[torch.device, int], torch.Tensor | None] = {}
+        self._shapes: dict[str, tuple[Shape, ...]] = {}
 
     def start(self, count_mask: torch.Tensor) -> None:
         """Announce the next forward: bool ``[batch, length]``, True where a token counts."""
+        if self._count_mask is None or self._count_mask.shape != count_mask.shape:
+            distinct = {layout for site in self.sites.values() for layout in site.layouts}
+            shapes = {layout: Shape.of(layout, *count_mask.shape) for layout in distinct}
+            self._shapes = {name: tuple(shapes[layout] for layout in site.layouts) for name, site in self.sites.items()}
         self._count_mask = count_mask
         self._masks.clear()
         self._all_count = count_mask.device.type == "cpu" and bool(count_mask.all())
@@ -53,20 +75,17 @@ class Measurement:
             self._masks[key] = None if self._all_count else rows.expand(-1, per_token).flatten()
         return self._masks[key]
 
-    def layout(self, name: str, shape: torch.Size) -> Layout | None:
-        """The layout of a site to measure that has this shape before the channels in this forward, if any."""
-        site = self.sites.get(name)
-        for layout in site.layouts if site else ():
-            if layout.lead(*self.tokens) == shape:
-                return layout
+    def shape(self, name: str, lead: torch.Size) -> Shape | None:
+        """The shape of a site to measure that has these dimensions before the channels in this forward, if any."""
+        for shape in self._shapes.get(name, ()):
+            if shape.lead == lead:
+                return shape
         return None
 
-    def lies_by_token(self, name: str, shape: torch.Size) -> bool:
+    def lies_by_token(self, name: str, lead: torch.Size) -> bool:
         """Whether an output of this shape before the channels is one row per token, in order, if it is measured."""
-        layout = self.layout(name, shape)
-        return name not in self.sites or (
-            layout is not None and layout.tokens_first and layout.rows_per_token == 1 and layout.groups == 1
-        )
+        shape = self.shape(name, lead)
+        return name not in self.sites or (shape is not None and shape.in_order and shape.rows_per_token == 1)
 
     def read(self, name: str, output: Any) -> None:
         """Feed what a module returned to the sink, if it is a site to measure."""
@@ -81,10 +100,12 @@ class Measurement:
         Raises:
             ActError: it has another layout than in the probe.
         """
-        for layout in site.layouts:
-            tensor = output if layout.item is None else output[layout.item]
-            if layout.fits(tensor, *self.tokens):
-                return layout.rows(tensor.detach(), *self.tokens), layout.rows_per_token
+        for shape in self._shapes[site.name]:
+            tensor = output if shape.layout.item is None else output[shape.layout.item]
+            if shape.layout.lead_of(tensor) == shape.lead:
+                rows = tensor.detach()
+                ordered = rows.reshape(-1, rows.shape[-1]) if shape.in_order else shape.layout.rows(rows, *self.tokens)
+                return ordered, shape.rows_per_token
         shape = list(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
         batch, length = self.tokens
         raise ActError(

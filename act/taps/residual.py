@@ -150,16 +150,16 @@ class ResidualSums:
             return ready.output
         pending = x if isinstance(x, PendingOutput) else None
         x = plain(x)
-        layout = self._measurement.layout(name, x.shape[:-1])
+        shape = self._measurement.shape(name, x.shape[:-1])
         weight = self._modules[name].get_parameter("weight")
-        in_order = layout.tokens_first if layout else name not in self._measurement.sites
+        in_order = shape.in_order if shape else name not in self._measurement.sites
         fits = in_order and x.is_contiguous() and (x.dtype, x.device) == (weight.dtype, weight.device)
         if more or named or not fits or needs_gradient(x, self._modules[name]):
             output = original(x, *more, **named)
             if name in self._own_kernel:
                 self._measurement.read(name, output)
             return output
-        return self._add_norm(name, x, None, pending, layout.rows_per_token if layout else 1)[1]
+        return self._add_norm(name, x, None, pending, shape.rows_per_token if shape else 1)[1]
 
     def _add_norm(
         self,

@@ -120,3 +120,49 @@ def test_excluding_every_kind_leaves_nothing():
     space = ChannelSpace.from_model(tiny_model("gpt2"))
     with pytest.raises(ActError, match="every module kind is excluded"):
         space.without({site.kind for site in space})
+
+
+BIDIRECTIONAL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("config", "embed", "head"),
+    [
+        (transformers.BioGptConfig(**BIDIRECTIONAL, vocab_size=300), "biogpt.embed_tokens", "output_projection"),
+        (
+            transformers.BertConfig(**BIDIRECTIONAL, vocab_size=300, is_decoder=True),
+            "bert.embeddings.word_embeddings",
+            "cls.predictions.decoder",
+        ),
+        (transformers.CTRLConfig(n_embd=32, dff=48, n_layer=1, n_head=4, vocab_size=300), "transformer.w", "lm_head"),
+        (
+            transformers.MambaConfig(hidden_size=32, num_hidden_layers=1, vocab_size=300),
+            "backbone.embeddings",
+            "lm_head",
+        ),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_the_embedding_and_the_head_are_those_that_the_model_gives(config, embed, head):
+    space = ChannelSpace.from_model(transformers.AutoModelForCausalLM.from_config(config))
+    kinds = {kind: [site.name for site in space if site.kind == kind] for kind in ("embed", "head")}
+    assert kinds == {"embed": [embed], "head": [head]}
+
+
+def test_linears_that_are_called_the_same_are_told_apart_by_what_is_around_them():
+    config = transformers.BertConfig(**BIDIRECTIONAL, vocab_size=300)
+    space = ChannelSpace.from_model(transformers.BertModel(config))
+    found = {site.kind: site.name for site in space if "dense" in site.name}
+    layer = "encoder.layer.0"
+    assert found == {
+        "o": f"{layer}.attention.output.dense",
+        "up": f"{layer}.intermediate.dense",
+        "down": f"{layer}.output.dense",
+        "dense": "pooler.dense",
+    }
+
+
+def test_what_is_called_a_head_and_gives_no_tokens_is_none():
+    model = tiny_model("llama")
+    model.model.layers[0].lm_head = nn.Linear(32, 7)
+    assert ChannelSpace.from_model(model).site("model.layers.0.lm_head").kind == "lm_head"

@@ -26,10 +26,10 @@ def test_rows_are_in_the_order_of_tokens(axes, split, batch, length):
     output = by_token.permute(*(AXES.index(axis) for axis in axes), 3).reshape(
         *[torch.Size([sizes[axis] for axis in dim]).numel() for dim in layout.dims], 3
     )
-    assert layout.fits(output, batch, length) and layout.rows_per_token == 4
+    assert layout.lead_of(output) == layout.lead(batch, length) and layout.rows_per_token == 4
     assert torch.equal(layout.rows(output, batch, length), by_token.reshape(-1, 3))
     assert layout.tokens_first == (axes[:2] == ("batch", "length"))
-    assert not layout.fits(output, batch, length + 1) and not layout.fits(output, batch + 1, length)
+    assert layout.lead_of(output) not in (layout.lead(batch, length + 1), layout.lead(batch + 1, length))
 
 
 def test_an_output_that_all_rows_of_the_batch_share_counts_for_each():
@@ -42,7 +42,7 @@ def test_an_output_that_all_rows_of_the_batch_share_counts_for_each():
 def test_channels_may_come_in_groups():
     output = torch.randn(2, 5, 2, 8)
     layout = Layout(PLAIN.dims, groups=2)
-    assert layout.fits(output, 2, 5) and torch.equal(layout.rows(output, 2, 5), output.reshape(10, 16))
+    assert layout.lead_of(output) == (2, 5) and torch.equal(layout.rows(output, 2, 5), output.reshape(10, 16))
     assert str(layout) == "[batch, length, 2, channels]"
 
 
