@@ -40,6 +40,13 @@ def parsed_json(text: str | bytes) -> Any:
         if "digits" in str(error):
             raise ValueError("it holds an integer of thousands of digits") from None
         raise
+    if too_deep(data):
+        raise ValueError(_TOO_DEEP)
+    return data
+
+
+def too_deep(data: Any) -> bool:
+    """Whether data is nested deeper than :data:`DEEPEST`."""
     level = [data]
     for _ in range(DEEPEST):
         level = [
@@ -50,8 +57,8 @@ def parsed_json(text: str | bytes) -> Any:
             if isinstance(inner, (dict, list))
         ]
         if not level:
-            return data
-    raise ValueError(_TOO_DEEP)
+            return False
+    return True
 
 
 _TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"

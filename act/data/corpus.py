@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_MAX_LENGTH = 2048
-CHUNK = 128  # records tokenised together
+CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
 
 
 class Corpus:
@@ -316,7 +316,7 @@ class Corpus:
         sent: list[list[Entry]] = []
 
         def chunks() -> Iterator[list[Record | ActError]]:
-            while chunk := list(itertools.islice(entries, CHUNK)):
+            for chunk in _chunks(entries):
                 sent.append(chunk)
                 yield [entry.record for entry in chunk]
 
@@ -366,6 +366,19 @@ class Corpus:
             f"the record has {len(result.input_ids)} tokens and the limit is {self.max_length}; "
             "raise the maximum length (--max-length) or shorten the record"
         )
+
+
+def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    chunk: list[Entry] = []
+    size = 0
+    for entry in entries:
+        chunk.append(entry)
+        size += entry.size
+        if len(chunk) == CHUNK or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def require_corpus(what: str, given: object) -> None:

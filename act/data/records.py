@@ -10,13 +10,16 @@ import contextlib
 import glob
 import gzip
 import hashlib
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from act.core.errors import ActError, brief
+from act.core.plain import DEEPEST, too_deep
+from act.data.columns import texts_of
 
 Record = Mapping[str, Any]
 Shard = tuple[int, int]
@@ -27,6 +30,12 @@ Wanted = Callable[[int], bool]
 LINES, TABLES = (".jsonl", ".txt"), {".parquet": "parquet", ".arrow": "arrow"}
 COMPRESSED = (".gz", ".zst")
 EXPECTED = "expected .jsonl or .txt (also .gz or .zst), .parquet or .arrow files, a folder or glob of them, or a hub id"
+
+LONGEST = 8 << 20  # bytes of a record, which is held whole, while its tokens take many times its size
+LONGEST_SKIPPED = 1 << 30  # bytes; beyond them a line is taken to have no end
+UNPACKED, UNPACKED_RATIO = 64 << 20, 500  # a file that unpacks to more than both, in bytes and to one, is a bomb
+ROWS_TOGETHER = 128  # of a Parquet file: a tenth slower than whole row groups, which may be as large as the file
+DICTIONARY = 4 << 20  # bytes; a Parquet column may repeat what is in its dictionary in every row
 
 WHOLE_HASH_BYTES = 256 << 20  # larger files are hashed in samples
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
@@ -44,11 +53,22 @@ def _none(number: int) -> bool:
 
 
 class Entry(NamedTuple):
-    """A record, or the reason why it cannot be read; ``number`` counts from 0 over the whole source."""
+    """A record, or the reason why it cannot be read.
+
+    Attributes:
+        number: counts from 0 over the whole source.
+        place: names the record in errors.
+        size: bytes of it, where they are known without effort.
+    """
 
     number: int
     place: str
     record: Record | ActError
+    size: int = 0
+
+
+class TooLarge(Exception):
+    """A file has more in it than anyone means to read."""
 
 
 class Source(Protocol):
@@ -128,9 +148,9 @@ class Files:
                 return number >= start and number % shard[1] == shard[0] and wanted(number)
 
             row = -1
-            for row, place, record in (_rows if path.suffix in TABLES else _lines)(path, here):
+            for row, place, record, size in (_rows if path.suffix in TABLES else _lines)(path, here):
                 if here(row):
-                    yield Entry(before + row, f"{path}, {place}" if place else str(path), record)
+                    yield Entry(before + row, f"{path}, {place}" if place else str(path), record, size)
             before += row + 1
 
     def count(self) -> int | None:
@@ -237,25 +257,60 @@ def _kind(path: Path) -> str | None:
     return path.suffix if path.suffix in (*LINES, *TABLES) else None
 
 
-Rows = Iterator[tuple[int, str, "Record | ActError"]]
+class _Row(NamedTuple):
+    row: int
+    place: str
+    record: Record | ActError
+    size: int = 0
 
 
-def _lines(path: Path, wanted: Wanted) -> Rows:
-    """Rows ``(row, place, record)`` of a JSONL or text file, without empty lines; only wanted ones are parsed."""
+def _lines(path: Path, wanted: Wanted) -> Iterator[_Row]:
+    """The rows of a JSONL or text file, without empty lines; only wanted ones are parsed."""
     parse = json.loads if _kind(path) == ".jsonl" else _text
     row = -1
     try:
         with _opened(path) as file:
-            for line, raw in enumerate(file, 1):
+            for line, raw in enumerate(_bounded(file), 1):
+                if isinstance(raw, ActError):
+                    row += 1
+                    yield _Row(row, f"line {line}", raw)
+                    continue
                 if not (raw := raw.removeprefix(b"\xef\xbb\xbf").strip() if line == 1 else raw.strip()):
                     continue
                 row += 1
-                yield row, f"line {line}", _parsed(raw, parse) if wanted(row) else {}
+                yield _Row(row, f"line {line}", _parsed(raw, parse) if wanted(row) else {}, len(raw))
     except Exception as error:  # gzip, zlib and zstandard raise their own types
         if isinstance(error, (GeneratorExit, ActError)):
             raise
-        advice = f"the {row + 1:,} records before this are whole; get the file again"
-        yield row + 1, "", ActError(f"the file is truncated or damaged ({brief(error)}); {advice}")
+        yield _Row(row + 1, "", _damage(error, f"the {row + 1:,} records before this are whole", "get the file again"))
+
+
+def _damage(error: Exception, whole: str, advice: str) -> ActError:
+    if isinstance(error, TooLarge):
+        return ActError(f"{error}; {whole}; take out what is too large, or leave the file out")
+    return ActError(f"the file is truncated or damaged ({brief(error)}); {whole}; {advice}")
+
+
+def _bounded(file: BinaryIO) -> Iterator[bytes | ActError]:
+    """The lines of a file, each as an error if it is too long; so much of that is not held in memory.
+
+    Raises:
+        TooLarge: a line without an end.
+    """
+    while raw := file.readline(LONGEST + 1):
+        if len(raw) <= LONGEST:
+            yield raw
+            continue
+        size = len(raw)
+        while not raw.endswith(b"\n") and (raw := file.readline(1 << 20)):
+            size += len(raw)
+            if size > LONGEST_SKIPPED:
+                raise TooLarge(f"a line has more than {LONGEST_SKIPPED >> 20:,} MiB")
+        yield _too_long("line")
+
+
+def _too_long(what: str) -> ActError:
+    return ActError(f"the {what} has more than {LONGEST >> 20} MiB; break it into several records")
 
 
 def _text(line: str) -> Record:
@@ -265,49 +320,80 @@ def _text(line: str) -> Record:
 def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
     try:
         record: Record = parse(raw.decode())
-        return record
     except UnicodeDecodeError as error:
         return ActError(f"not UTF-8 ({error}); convert the file")
-    except (json.JSONDecodeError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         return ActError(f"not JSON ({error}); expected one object per line")
+    except RecursionError:
+        return _TOO_DEEP
     except ValueError:  # from Python's limit on the digits of an integer
         return ActError("a number has too many digits; write it as a string")
+    if raw.count(b"[") + raw.count(b"{") > DEEPEST and too_deep(record):
+        return _TOO_DEEP
+    return record
 
 
-def _rows(path: Path, wanted: Wanted) -> Rows:
-    """Rows of a Parquet or Arrow file, read with ``datasets``."""
+_TOO_DEEP = ActError(f"the record is nested more than {DEEPEST} levels deep; expected a few")
+
+
+def _rows(path: Path, wanted: Wanted) -> Iterator[_Row]:
+    """The rows of a Parquet or Arrow file, read with ``datasets``."""
     row = -1
     try:
-        rows = _datasets("load_dataset", TABLES[path.suffix], data_files=str(path), split="train", streaming=True)
-        for row, record in enumerate(rows):
-            yield row, f"row {row}", record
+        options = {}
+        if path.suffix == ".parquet":
+            _require_no_bomb(path)
+            options = {"batch_size": ROWS_TOGETHER}
+        files = {"data_files": str(path), "split": "train", "streaming": True}
+        for row, record in enumerate(_datasets("load_dataset", TABLES[path.suffix], **files, **options)):
+            size = sum(map(len, texts_of(record)))
+            yield _Row(row, f"row {row}", record if size <= LONGEST else _too_long("record"), size)
     except Exception as error:  # pyarrow and datasets raise their own types
-        advice = f"the {row + 1:,} records before this are whole; create the file again, or leave it out"
-        yield row + 1, "", ActError(f"the file is truncated or damaged ({brief(error)}); {advice}")
+        whole = f"the {row + 1:,} records before this are whole"
+        yield _Row(row + 1, "", _damage(error, whole, "create the file again, or leave it out"))
+
+
+def _require_no_bomb(path: Path) -> None:
+    """Raise :class:`TooLarge` if a column of a Parquet file unpacks to far more than it takes on disk."""
+    from pyarrow import parquet
+
+    metadata = parquet.read_metadata(path)
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            allowed = DICTIONARY if column.has_dictionary_page else UNPACKED
+            _require_ratio(column.total_uncompressed_size, column.total_compressed_size, allowed)
+
+
+def _require_ratio(unpacked: int, packed: int, allowed: int = UNPACKED) -> None:
+    if unpacked > allowed and unpacked > UNPACKED_RATIO * packed:
+        raise TooLarge(f"the file unpacks to more than {UNPACKED_RATIO} times its size")
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Iterable[bytes]]:
+def _opened(path: Path) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
         if path.suffix in COMPRESSED and not path.stat().st_size:
             raise EOFError("it has 0 bytes, which no compressed file has")
         if path.suffix == ".gz":
             with gzip.open(file) as plain:
-                yield plain
+                yield _buffered(iter(lambda: plain.read(1 << 20), b""), file)
         elif path.suffix == ".zst":
             try:
                 import zstandard
             except ImportError as error:
                 raise ActError(f"{path} needs zstandard: pip install zstandard") from error
-            yield _lines_of(_unpacked(file, zstandard.ZstdDecompressor))
+            yield _buffered(_unpacked(file, zstandard.ZstdDecompressor), file)
         else:
             yield file
 
 
 def _unpacked(file: BinaryIO, decompressor: Any) -> Iterator[bytes]:
-    """The content of a zstd file, block by block; zstandard's stream readers accept a truncated file as whole."""
+    """The content of a zstd file, block by block; zstandard's stream readers accept a truncated file as whole.
+
+    What is fed at once is little, since it may unpack to over 30,000 times its size.
+    """
     frame = None
-    while block := file.read(1 << 20):
+    while block := file.read(1 << 11):
         while block:
             frame = frame or decompressor().decompressobj()
             yield frame.decompress(block)
@@ -317,13 +403,27 @@ def _unpacked(file: BinaryIO, decompressor: Any) -> Iterator[bytes]:
         raise EOFError("it ends inside a compressed frame")
 
 
-def _lines_of(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    rest = b""
-    for block in blocks:
-        *lines, rest = (rest + block).split(b"\n")
-        yield from lines
-    if rest:
-        yield rest
+def _buffered(blocks: Iterator[bytes], packed: BinaryIO) -> BinaryIO:
+    """Blocks that are unpacked from a file, as a file; reading raises :class:`TooLarge` for a bomb."""
+    return cast("BinaryIO", io.BufferedReader(_Blocks(blocks, packed), 1 << 20))
+
+
+class _Blocks(io.RawIOBase):
+    def __init__(self, blocks: Iterator[bytes], packed: BinaryIO) -> None:
+        self._blocks, self._packed = filter(None, blocks), packed
+        self._rest, self._size = memoryview(b""), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._rest:
+            self._rest = memoryview(next(self._blocks, b""))
+            self._size += len(self._rest)
+            _require_ratio(self._size, self._packed.tell())
+        count = min(len(buffer), len(self._rest))
+        buffer[:count], self._rest = self._rest[:count], self._rest[count:]
+        return count
 
 
 def _hash_and_size(path: Path) -> tuple[bytes, int | None]:

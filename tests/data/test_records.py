@@ -342,3 +342,40 @@ def test_large_files_are_hashed_in_samples(tmp_path, monkeypatch):
 
 def test_records_in_memory_are_told_apart():
     assert Memory(RECORDS).fingerprint != Memory(RECORDS[1:]).fingerprint
+
+
+DAMAGED = {
+    "a line without an end": (".jsonl", b"a" * 90000, "a line has more than"),
+    "a packed line without an end": (".jsonl.gz", gzip.compress(b"a" * 90000), "a line has more than"),
+    "a long line": (".txt", b"a" * 30000, "line 1: the line has more than"),
+    "deep JSON": (".jsonl", b"[" * 10000, "line 1: the record is nested more than 40 levels deep"),
+    "rather deep JSON": (".jsonl", b'{"text": "a", "x": ' + b"[" * 50 + b"]" * 50 + b"}", "nested more than 40"),
+    "a zstd bomb": (".jsonl.zst", zstandard.compress(b"a\n" * 100000), "unpacks to more than 20 times its size; the"),
+    "a gzip bomb": (".txt.gz", gzip.compress(b"a\n" * 100000), "unpacks to more than 20 times its size; the"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_no_memory_holds_is_a_sentence(what, tmp_path, monkeypatch):
+    for name, value in {"LONGEST": 20000, "LONGEST_SKIPPED": 50000, "UNPACKED": 10000, "UNPACKED_RATIO": 20}.items():
+        monkeypatch.setattr(f"act.data.records.{name}", value)
+    kind, content, message = DAMAGED[what]
+    (tmp_path / f"bad{kind}").write_bytes(content)
+    assert message in reason(tmp_path / f"bad{kind}")
+
+
+def test_a_line_that_is_too_long_costs_itself_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("act.data.records.LONGEST", 1000)
+    (tmp_path / "long.txt").write_bytes(b"a\n" + b"b" * 3000 + b"\nc\n")
+    first, second, third = open_source(tmp_path / "long.txt").read()
+    assert (first.record, third.record) == ({"text": "a"}, {"text": "c"}) and third.place.endswith("line 3")
+    assert "line 2: the line has more than" in f"{second.place}: {second.record}"
+
+
+def test_a_parquet_file_that_repeats_a_long_text_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("act.data.records.DICTIONARY", 10000)
+    monkeypatch.setattr("act.data.records.LONGEST", 20000)
+    datasets.Dataset.from_list([{"text": "a" * 100000}] * 3).to_parquet(str(tmp_path / "bomb.parquet"))
+    assert "unpacks to more than 500 times its size" in reason(tmp_path / "bomb.parquet")
+    monkeypatch.setattr("act.data.records.UNPACKED_RATIO", 10**6)
+    assert "row 2: the record has more than" in reason(tmp_path / "bomb.parquet")
