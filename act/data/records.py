@@ -364,7 +364,7 @@ def _require_no_bomb(path: Path) -> None:
             _require_ratio(column.total_uncompressed_size, column.total_compressed_size, allowed)
 
 
-def _require_ratio(unpacked: int, packed: int, allowed: int = UNPACKED) -> None:
+def _require_ratio(unpacked: int, packed: int, allowed: int) -> None:
     if unpacked > allowed and unpacked > UNPACKED_RATIO * packed:
         raise TooLarge(f"the file unpacks to more than {UNPACKED_RATIO} times its size")
 
@@ -420,7 +420,7 @@ class _Blocks(io.RawIOBase):
         if not self._rest:
             self._rest = memoryview(next(self._blocks, b""))
             self._size += len(self._rest)
-            _require_ratio(self._size, self._packed.tell())
+            _require_ratio(self._size, self._packed.tell(), UNPACKED)
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count
