@@ -219,7 +219,8 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     profile's (donor or target of a pair). Its forward is restored when the block ends.
 
     Raises:
-        ActError: a model that is not the profile's, a set of another architecture, or channels without a mean.
+        ActError: a model that is not the profile's, a set of another architecture, channels without a mean, or of a
+            module that returns several tensors or channels in groups.
     """
     difference = channels.space.first_difference(profile.space)
     if difference:
@@ -231,6 +232,9 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     try:
         for site, rows in channels.space.split(channels.index):
             fill = mean[rows + site.offset]
+            layouts = profile.space.site(site.name).layouts
+            if any(layout.item is not None or layout.groups > 1 for layout in layouts):
+                raise ActError(f"{site.name} gives {layouts[0]}, in which channels cannot be set; exclude it")
             handles.append(model.get_submodule(site.name).register_forward_hook(_filling(rows, fill)))
         yield
     finally:

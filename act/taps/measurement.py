@@ -106,10 +106,10 @@ class Measurement:
                 rows = tensor.detach()
                 ordered = rows.reshape(-1, rows.shape[-1]) if shape.in_order else shape.layout.rows(rows, *self.tokens)
                 return ordered, shape.rows_per_token
-        shape = list(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
+        given = list(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
         batch, length = self.tokens
         raise ActError(
-            f"site {site.name} gave {shape} for {batch} x {length} tokens; expected "
+            f"site {site.name} gave {given} for {batch} x {length} tokens; expected "
             f"{' or '.join(map(str, site.layouts))}, as when it was probed; exclude this kind of module, or report the "
             "architecture"
         )

@@ -132,7 +132,7 @@ def run(model: nn.Module, ids: torch.Tensor, masked: bool) -> None:
 
 def probe_ids(model: nn.Module) -> torch.Tensor:
     """Token ids ``[batch, length]`` of two different primes that divide no number of the model's configuration."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     numbers = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
     taken = {value for _, value in numbers}
     free = [prime for prime in _PRIMES if not any(value and value % prime == 0 for value in taken)]
