@@ -98,7 +98,7 @@ def main() -> None:
             finally:
                 release_all()
     except Terminated as done:
-        print(f"stopped: by {done.name}; what was being written was removed", file=sys.stderr)
+        print(f"stopped: {done.name}; nothing half-written was left", file=sys.stderr)
         _end_at_once(int(done.code or 0))  # not waiting for threads that still read
     except SystemExit as done:
         _exit(done.code, ranked)

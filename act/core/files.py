@@ -107,7 +107,7 @@ def _files(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path, *, force: bool = False, directory: bool = False, wait: bool = False) -> Iterator[Path]:
+def written_whole(path: Path, *, force: bool = False, directory: bool = False) -> Iterator[Path]:
     """A temporary path beside ``path``, renamed to it when the block ends, or removed if the block raises.
 
     The result has the permissions that the umask gives a new file. A folder gets a list of its files,
@@ -123,7 +123,7 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False, w
     if os.path.isdir(path) and not directory:
         raise ActError(f"cannot write {path}: it is a folder; choose another output")
     path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
-    with reserved(path, wait=wait), scratch_beside(path) as scratch, written_to(path, scratch):
+    with reserved(path), scratch_beside(path) as scratch, written_to(path, scratch):
         temporary = scratch / path.name
         if directory:
             temporary.mkdir()

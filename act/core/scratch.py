@@ -184,6 +184,8 @@ def _entries(folder: Path) -> list[str]:
 
 def _in_a_fork() -> None:
     """A forked process holds nothing: it closes its copies of the locks, and removes nothing when it ends."""
+    global _guard
+    _guard = threading.RLock()  # another thread may have held it
     for descriptor, _ in _locks.values():
         os.close(descriptor)
     _locks.clear()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from functools import cached_property
@@ -87,8 +88,11 @@ class StoredModel(Mapping[str, torch.Tensor]):
         self.shards: dict[str, list[str]] = {}
         for file in files:
             held = _header(self.folder, file)
-            self._where |= held
             self.shards[file] = list(held)
+            for name in held.keys() & self._where.keys():  # stored twice: transformers takes the last
+                earlier = self._where[name]
+                self._where[f"{name}@{earlier.shard}"] = earlier
+            self._where |= held
 
     def arriving_in(self, folder: Path, shards: Mapping[str, Future[None]]) -> StoredModel:
         """The copy of this model in another folder: reading a tensor of ``shards`` waits for its shard to arrive.
@@ -201,11 +205,12 @@ class StoredModel(Mapping[str, torch.Tensor]):
         """Whether two tensors have the same values once they are loaded, so that transformers ties them."""
         if self._where[one].shape != self._where[other].shape:
             return False
-        return torch.equal(self.loaded(one), self.loaded(other))
+        starts = (self.loaded(name, rows=1) for name in (one, other))  # most that differ do so there
+        return torch.equal(*starts) and torch.equal(self.loaded(one), self.loaded(other))
 
-    def loaded(self, name: str) -> torch.Tensor:
-        """A tensor with the values that it has once transformers has loaded it."""
-        x = self[name]
+    def loaded(self, name: str, rows: int | None = None) -> torch.Tensor:
+        """A tensor, or its first rows, with the values that it has once transformers has loaded it."""
+        x = self[name] if rows is None else self[name][:rows]
         return x.to(self.loaded_dtype) if x.is_floating_point() else x
 
 
@@ -244,12 +249,22 @@ class Parameters(Mapping[str, torch.Tensor]):
         A tensor that is no parameter, and holds the values of a matrix that is one, is such a copy, whatever its name.
         """
         held = self.places[name]
-        shape, taken = self.stored.shape_of(held), {*self.places.values()}
-        others = [one for one in self.stored if one not in taken and self.stored.shape_of(one) == shape]
-        wanted = [
-            one for one in others if len(shape) > 1 or one.rpartition(".")[2] == name.rpartition(".")[2] == "bias"
-        ]
-        return [one for one in wanted if self.stored.hold_the_same(held, one)]
+        shape = self.stored.shape_of(held)
+
+        def may_be(other: str) -> bool:
+            both_biases = other.rpartition(".")[2] == name.rpartition(".")[2] == "bias"
+            return len(shape) > 1 or both_biases or other.startswith(f"{held}@")
+
+        return [one for one in self._others.get(shape, ()) if may_be(one) and self.stored.hold_the_same(held, one)]
+
+    @cached_property
+    def _others(self) -> dict[tuple[int, ...], list[str]]:
+        """The stored tensors that are no parameter, by their shape."""
+        taken, found = {*self.places.values()}, defaultdict(list)
+        for name in self.stored:
+            if name not in taken:
+                found[self.stored.shape_of(name)].append(name)
+        return found
 
     def rounded(self) -> list[str]:
         """The parameters whose values change when transformers loads them, in a narrower type than the stored one."""

@@ -157,6 +157,18 @@ def test_shards_may_lie_in_folders(tmp_path, place, share):
     assert out == {os.path.normpath(file) for file in places.values()}
 
 
+def test_a_tensor_in_two_shards_changes_in_both(tmp_path):
+    sharded(tmp_path, "{}".format)
+    target = tmp_path / "target"
+    space = ChannelSpace.from_model(loaded(target))
+    first, last = (sorted(target.glob("*.safetensors"))[at] for at in (0, -1))
+    for path, other in ((first, last), (last, first)):
+        save_file(load_file(path) | load_file(other), path, metadata={"format": "pt"})
+    assert same(*moved(tmp_path, chosen(space, 0.5)))
+    out = [load_file(tmp_path / "out" / path.name) for path in (first, last)]
+    assert out[0].keys() == out[1].keys() and all(torch.equal(x, out[1][name]) for name, x in out[0].items())
+
+
 @pytest.mark.parametrize("name", ["../out.safetensors", "/etc/passwd", "", ".", "a\0b", "parts/x.safetensors", "link"])
 def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path, name):
     sharded(tmp_path, "{}".format)
