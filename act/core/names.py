@@ -1,4 +1,4 @@
-"""Names that become file names: of abilities, wherever they enter (a label, an option, a file that is read)."""
+"""Names that become file names: of abilities and shards, wherever they enter (a label, an option, a file)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import unicodedata
 from act.core.errors import ActError
 
 LONGEST = 50  # characters of up to 4 bytes: file names, also of temporary copies, have at most 255 bytes
-_UNPRINTABLE = ("Cc", "Zl", "Zp")  # control characters and separators of lines
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, separators of lines
 
 
 def require_name(what: str, name: object) -> str:
@@ -33,10 +33,20 @@ def require_name(what: str, name: object) -> str:
     except UnicodeEncodeError as error:
         half = name[error.start]
         raise ActError(f"{what} has half a character, {half!r} at position {error.start}; repair it") from error
-    wrong = any(each in "/\\" or unicodedata.category(each) in _UNPRINTABLE for each in name)
-    if wrong or not 1 <= len(name) <= LONGEST or name[0] == "." or name[0].isspace():
+    if not is_part(name) or len(name) > LONGEST or name[0] == "." or name[0].isspace():
         raise ActError(
             f"{what} is {name!r:.60}; expected a valid file name: at most {LONGEST} characters, without slashes, and "
             "no dot or space in front"
         )
     return name
+
+
+def is_part(name: str) -> bool:
+    """Whether a name can be one part of a path: up to 255 bytes without separators or control characters, no dots only.
+
+    >>> from act.core.names import is_part
+    >>> [is_part(name) for name in ("model.safetensors", "..", "a/b", "")]
+    [True, False, False, False]
+    """
+    odd = any(each in "/\\" or unicodedata.category(each) in _UNPRINTABLE for each in name)
+    return not odd and name not in (".", "..") and 1 <= len(name.encode(errors="surrogatepass")) <= 255

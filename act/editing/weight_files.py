@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from act.core.errors import ActError, brief
+from act.core.names import is_part
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -80,7 +81,7 @@ def _require_inside(folder: Path, file: str, where: Path) -> None:
     A snapshot in the hub's cache may lead to the blobs of its repository.
     """
     place = PurePosixPath(file)
-    plain = file and "\0" not in file and "\\" not in file and not place.is_absolute() and ".." not in place.parts
+    plain = all(map(is_part, place.parts))
     root = folder.resolve()
     root = root.parent.parent if root.parent.name == "snapshots" else root
     if not plain or not place.parts or not Path(os.path.realpath(folder / file)).is_relative_to(root):
