@@ -86,6 +86,14 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
                 seen.add((key.tag, key.value))
         return node
 
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        try:
+            node.value.encode()
+        except UnicodeEncodeError as error:
+            raise yaml.MarkedYAMLError(problem="half a character", problem_mark=node.start_mark) from error
+        return node
+
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         try:
             number = int(super().construct_yaml_int(node))

@@ -106,7 +106,7 @@ def _line(node: yaml.Node, place: Place) -> int:
 
 
 def _mistake(error: ErrorDetails) -> str:
-    *sections, key = error["loc"]
+    *sections, key = error["loc"] or ("it",)
     if error["type"] == "extra_forbidden":
         keys = _keys(sections)
         near = difflib.get_close_matches(str(key), keys, 1)

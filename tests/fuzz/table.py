@@ -1,4 +1,4 @@
-"""Fuzz every kind and print a table: ``PYTHONPATH=.:tests python -m fuzz.table 500 [--first SEED] [KIND ...]``.
+"""Fuzz every kind and print a table: ``PYTHONPATH=.:tests python -m fuzz.table 500 [--first SEED] [--kind NAME]``.
 
 Exits with 1 if a reader raised anything but an ActError, took longer than ten seconds or more than 1 GB, or read a
 damaged file as something else. Each such case is printed with its seed.
@@ -70,7 +70,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("mutations", type=int)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
-    parser.add_argument("kinds", nargs="*")
+    parser.add_argument("--kind", action="append", help="one of them (repeatable)")
     given = parser.parse_args()
     bad = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +79,7 @@ def main() -> int:
             "| kind | mutations | refused | same | read as what it says | tracebacks | hangs | different | slowest, s | peak, MB |"
         )
         print("|---|---|---|---|---|---|---|---|---|---|")
-        for name in given.kinds or kinds:
+        for name in given.kind or kinds:
             counts, slowest, peak = fuzz(kinds[name], range(given.first, given.first + given.mutations))
             wrong = [counts["traceback"] + counts["crash"], counts["hang"], counts["different"]]
             right = [counts[what] for what in ("refused", "same", "read")]
