@@ -357,7 +357,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_what_no_memory_holds_is_a_sentence(what, tmp_path, monkeypatch):
-    for name, value in {"LONGEST": 20000, "LONGEST_SKIPPED": 50000, "UNPACKED": 10000, "UNPACKED_RATIO": 20}.items():
+    for name, value in {"LONGEST": 20000, "LONGEST_SKIPPED": 50000, "UNPACKED": 100_000, "UNPACKED_RATIO": 20}.items():
         monkeypatch.setattr(f"act.data.records.{name}", value)
     kind, content, message = DAMAGED[what]
     (tmp_path / f"bad{kind}").write_bytes(content)
