@@ -363,21 +363,27 @@ def measure(
     depths = [layers] if size <= WHOLE_BYTES or layers <= 2 else [1, 2]
     found = []
     for depth in depths:
+        what = f"a model of this configuration{'' if depth == layers else f' with {depth} of its {layers} layers'}"
+        blamed = "correct the configuration, or " if depth == layers else ""
+        advice = f"{blamed}leave the measurement out (--seconds 0)"
         try:
             with torch.device(device):
                 model = loader.from_config(_shallow(config, depth), trust_remote_code=trust_remote_code).eval()
-            found.append(_measured(model, device, seconds / len(depths), exclude, fused))
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ActError(
-                f"{depth} layers of the model do not fit on {device}; leave the measurement out (--seconds 0)"
-            ) from error
+        except Exception as error:  # the model's code raises anything
+            _require_memory(error, depth, device)
+            raise ActError(f"{what} cannot be built on {device} ({brief(error)}); {advice}") from error
+        inputs = _inputs(model, device)
+        try:
+            found.append(_measured(model, inputs, device, seconds / len(depths), exclude, fused))
         except ActError:
             raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # raised by the model's code
-            short = brief(error)
+        except Exception as error:
+            _require_memory(error, depth, device)
+            if (own := _fault(model, inputs)) is not None:
+                raise ActError(f"{what} does not run on {device} ({brief(own)}); {advice}") from error
             raise ActError(
-                f"a model of this configuration does not run on {device} ({short}); "
-                "correct the configuration, or leave the measurement out (--seconds 0)"
+                f"{what} runs on {device}, but not while it is measured ({brief(error)}); leave the measurement out "
+                "(--seconds 0), and try --no-fused"
             ) from error
         del model
     paths = found[-1][1]
@@ -394,17 +400,44 @@ def _shallow(config: Any, depth: int) -> Any:
     return config
 
 
-def _measured(
-    model: nn.Module, device: torch.device, seconds: float, exclude: tuple[str, ...], fused: bool
-) -> tuple[float, dict[str, str]]:
+def _require_memory(error: BaseException, depth: int, device: torch.device) -> None:
+    """Raise :class:`ActError` if memory ran out, which PyTorch's CPU allocator says in a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "not enough memory" in str(error):
+        raise ActError(
+            f"{depth} layers of the model do not fit on {device}; leave the measurement out (--seconds 0)"
+        ) from error
+
+
+def _inputs(model: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
+    """A batch of random tokens."""
     tokens, length = MEASURED_TOKENS
-    space = ChannelSpace.from_model(model)
     generator = torch.Generator().manual_seed(0)
     length = min(length, trained_positions(getattr(model, "config", None)) or length)
     find: Any = model.get_input_embeddings
     ids = torch.randint(0, find().weight.shape[0], (tokens // length, length), generator=generator)
-    inputs = {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
-    mask = torch.ones_like(ids, dtype=torch.bool)
+    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+
+
+def _fault(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Exception | None:
+    """What the model raises by itself; None if it runs."""
+    try:
+        with torch.inference_mode():
+            model(**inputs, use_cache=False)
+    except Exception as error:  # the model's code raises anything
+        return error
+    return None
+
+
+def _measured(
+    model: nn.Module,
+    inputs: dict[str, torch.Tensor],
+    device: torch.device,
+    seconds: float,
+    exclude: tuple[str, ...],
+    fused: bool,
+) -> tuple[float, dict[str, str]]:
+    space = ChannelSpace.from_model(model)
+    mask = torch.ones(inputs["input_ids"].shape, dtype=torch.bool)
     times: list[float] = []
     with torch.inference_mode(), taps(model, Moments(space, device=device), fused=fused, exclude=exclude) as tapped:
         tapped.forward(inputs, mask)
@@ -416,7 +449,7 @@ def _measured(
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
         paths = {site.name: tapped.paths.get(site.name, "not measured") for site in space}
-    return sorted(times)[len(times) // 2] / ids.numel(), paths
+    return sorted(times)[len(times) // 2] / mask.numel(), paths
 
 
 def path_of(name: str, paths: Mapping[str, str]) -> str:
