@@ -86,7 +86,7 @@ def _damage(error: BaseException) -> str | None:
         return f"its weights are damaged or cut ({brief(error, 100)}); {AGAIN}"
     if isinstance(error, json.JSONDecodeError | KeyError):
         return f"one of its JSON files is damaged ({brief(error, 100)}); {AGAIN}"
-    if re.search("not a valid JSON|No such file", said := brief(error, 300)):
+    if re.search("not a valid JSON|No such file|no file named", said := brief(error, 300)):
         return f"{said}; {AGAIN}"
     return None
 

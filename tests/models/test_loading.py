@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import io
 import json
+import shutil
+import sys
+import types
 
 import pytest
 import torch
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from safetensors.torch import load_file, save_file
 from support import CONFIGS, random_batches, tiny_model
 
 import act
-from act.models.loading import load_model
+from act.core.errors import ActError, brief
+from act.models.loading import code_of, empty_model, load_config, load_model, load_tokenizer
 
 
 def rewritten(folder, change) -> None:
@@ -69,3 +80,127 @@ def test_contradictory_places_are_refused(options, message, tmp_path):
     pytest.importorskip("accelerate")
     with pytest.raises(act.ActError, match=message):
         load_model(str(tmp_path), **options)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("whole")
+    tiny_model("llama").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def configured(folder, **changes):
+    path = folder / "config.json"
+    config = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
+
+
+def only(folder, **files):
+    for path in folder.iterdir():
+        path.unlink()
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(content)
+
+
+ADAPTER = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"})
+LOADS = {
+    "an empty folder": (load_model, only, "the folder is empty; give the folder of a model"),
+    "another type": (load_model, lambda f: configured(f, model_type="t5"), "T5Config, which belongs to no causal"),
+    "an unknown type": (load_model, lambda f: configured(f, model_type="none"), "'none' is unknown to the installed"),
+    "no type": (load_model, lambda f: configured(f, model_type=None), "its config.json names no model_type; download"),
+    "heads that do not fit": (load_model, lambda f: configured(f, num_attention_heads=5), "multiple of the number of"),
+    "JSON that is none": (load_model, lambda f: (f / "config.json").write_text("{"), "not a valid JSON file; download"),
+    "GGUF only": (load_model, lambda f: only(f, model__gguf="GGUF"), "it has GGUF files only; give the model from"),
+    "an adapter": (load_model, lambda f: only(f, adapter_config__json=ADAPTER), "its base model org/base cannot be"),
+    "its tokenizer": (
+        load_tokenizer,
+        lambda f: only(f, adapter_config__json=ADAPTER),
+        "copy the tokenizer of its base",
+    ),
+    "no tokenizer": (load_tokenizer, lambda f: only(f, config__json="{}"), "it has no tokenizer.json; copy"),
+    "a bad tokenizer": (load_tokenizer, lambda f: (f / "tokenizer.json").write_text("{}"), "JSON files is damaged"),
+    "cut weights": (
+        load_model,
+        lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 99),
+        "damaged or cut .*again",
+    ),
+    "no weights": (load_model, lambda f: (f / "model.safetensors").unlink(), "no file named .*; download or save"),
+    "pickles": (
+        load_model,
+        lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin").write_bytes(b"x"),
+        "weights are damaged or cut",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LOADS)
+def test_what_cannot_be_loaded_is_one_sentence_that_fits(what, whole, tmp_path):
+    load, change, message = LOADS[what]
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    change(folder)
+    with pytest.raises(ActError, match=message) as caught:
+        load(str(folder))
+    assert "cannot load the" in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (GatedRepoError, "gives it to accepted users only; ask for access"),
+        (RepositoryNotFoundError, "the hub has none of that name that you may read"),
+        (LocalEntryNotFoundError, "no such folder, the hub's cache does not have it, and the hub cannot be reached"),
+    ],
+)
+def test_why_the_hub_gives_no_model(error, message, monkeypatch):
+    def refuse(*arguments, **options):
+        response = types.SimpleNamespace(headers={}, request=None)
+        cause = error("no", response=response) if issubclass(error, HfHubHTTPError) else error("no")
+        raise OSError("You are trying to access something. Some more of it") from cause
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    with pytest.raises(ActError, match=f"cannot load the model org/name: .*{message}"):
+        load_model("org/name")
+
+
+def test_errors_are_not_cut_within_a_sentence():
+    assert brief(ValueError("One e.g. two.\n Three " + "four " * 50)) == "One e.g. two"
+    assert brief(ValueError("One " + "two " * 70 + "end. Three")).endswith("two end")
+    assert brief(ValueError("One " + "two " * 700)).endswith("two …") and brief(KeyError()) == "KeyError"
+
+
+OWN = {
+    "conf.py": "from transformers import LlamaConfig\nopen({mark!r}, 'w')\n"
+    "class OwnConfig(LlamaConfig):\n    model_type = 'own-of-the-test'\n",
+    "own.py": "from transformers import LlamaForCausalLM\nfrom .conf import OwnConfig\n"
+    "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n",
+    "words.py": "from transformers import PreTrainedTokenizerFast\nclass Words(PreTrainedTokenizerFast):\n    pass\n",
+}
+
+
+def test_the_code_of_a_model_runs_only_if_it_is_trusted(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder, mark = tmp_path / "own-model", tmp_path / "ran"
+    shutil.copytree(whole, folder)
+    for name, code in OWN.items():
+        (folder / name).write_text(code.format(mark=str(mark)) if name == "conf.py" else code)
+    own = {"AutoConfig": "conf.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    configured(folder, model_type="own-of-the-test", auto_map=own)
+    settings = folder / "tokenizer_config.json"
+    words = {"auto_map": {"AutoTokenizer": [None, "words.Words"]}, "tokenizer_class": "Words"}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **words}))
+    for load in (load_model, load_config, load_tokenizer):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 9))
+        with pytest.raises(ActError, match=r"Python code of its own; .* \(--trust-remote-code"):
+            load(str(folder))
+    assert not mark.exists()
+    model, tokenizer = (load(str(folder), trust_remote_code=True) for load in (load_model, load_tokenizer))
+    assert mark.exists() and code_of(model) == code_of(tokenizer) == str(folder)
+    assert code_of(empty_model(load_config(str(folder), trust_remote_code=True), trust_remote_code=True)) == str(folder)
+    assert code_of(load_model(str(whole))) is code_of(load_tokenizer(str(whole))) is None
+    corpus = act.Corpus.from_records([{"prompt": "a b", "completion": " c"}], tokenizer)
+    act.profile(model, corpus).save(tmp_path / "profile.safetensors")
+    source = act.load(tmp_path / "profile.safetensors").provenance
+    assert source.models["model"].code == source.corpora[0].tokenizer_code == str(folder)

@@ -150,6 +150,25 @@ def test_a_measured_row_fits_the_model():
         measure(broken, torch.device("cpu"), 0.01)
 
 
+def test_the_configuration_is_blamed_only_if_the_model_itself_does_not_run(monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("act.profiling.plan.taps", fails)
+    with pytest.raises(
+        ActError, match=r"runs on cpu, but not while it is measured \(no such kernel\).* try --no-fused"
+    ):
+        measure(CONFIGS["llama"](), torch.device("cpu"), 0.01)
+    monkeypatch.setattr("transformers.LlamaForCausalLM.forward", fails)
+    with pytest.raises(ActError, match=r"does not run on cpu \(no such kernel\); correct the configuration"):
+        measure(CONFIGS["llama"](), torch.device("cpu"), 0.01)
+    monkeypatch.setattr("act.profiling.plan.WHOLE_BYTES", 0)
+    config = CONFIGS["llama"]()
+    config.num_hidden_layers = 40
+    with pytest.raises(ActError, match=r"with 1 of its 40 layers does not run on cpu \(no such kernel\); leave the"):
+        measure(config, torch.device("cpu"), 0.01)
+
+
 def test_measured_deep_and_shallow(monkeypatch):
     config = CONFIGS["llama"]()
     whole = measure(config, torch.device("cpu"), 0.1)
