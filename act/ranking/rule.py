@@ -77,7 +77,8 @@ class Rule:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for file headers and reports; :meth:`from_json` reads it back."""
-        return {name: _listed(value) for name, value in asdict(self).items()}
+        models = {side: model.to_json() for side, model in self.models.items()}
+        return {name: _listed(value) for name, value in asdict(self).items()} | {"models": models}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rule:
