@@ -117,7 +117,7 @@ def _write(descriptor: int, path: Path) -> None:
 def _read(descriptor: int) -> Owner | None:
     try:
         return Owner(**json.loads(os.pread(descriptor, 4096, 0)))
-    except (ValueError, TypeError, OSError):
+    except (ValueError, TypeError, OSError, RecursionError):
         return None
 
 

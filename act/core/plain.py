@@ -13,6 +13,7 @@ from act.core.names import require_name
 T = TypeVar("T")
 
 DEEPEST = 40  # levels of nesting; what is written here has at most 10
+MOST = 2_000_000  # objects and lists: ten for each of 200,000 sites, and less than 1 GB as objects of Python
 LARGEST = 2**53  # integers up to here are exact as float64, too
 
 Natural = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
@@ -20,6 +21,8 @@ Natural = Annotated[int, Field(strict=True, ge=0, le=LARGEST)]
 Positive = Annotated[int, Field(strict=True, ge=1, le=LARGEST)]
 Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Label = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""A name that messages quote, such as that of a module."""
 Flag = Annotated[bool, Field(strict=True)]
 Ability = Annotated[str, AfterValidator(lambda name: require_name("the ability", name) if name else name)]
 """The name of an ability; empty for the only one."""
@@ -29,9 +32,12 @@ def parsed_json(text: str | bytes) -> Any:
     """The data of a JSON text.
 
     Raises:
-        ValueError: it is not JSON in UTF-8; it is nested deeper than :data:`DEEPEST`, has an integer of thousands of
-            digits, or NaN or an infinite number.
+        ValueError: it is not JSON in UTF-8; it is nested deeper than :data:`DEEPEST`, has more than :data:`MOST`
+            objects and lists, an integer of thousands of digits, or NaN or an infinite number.
     """
+    opening = (b"[", b"{") if isinstance(text, bytes) else ("[", "{")
+    if sum(map(text.count, opening)) > MOST:  # type: ignore[arg-type]
+        raise ValueError(f"it holds more than {MOST:,} objects and lists")
     try:
         data = json.loads(text, parse_constant=_no_number)
     except RecursionError:

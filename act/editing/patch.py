@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from act.core.errors import ActError, require_choice, require_type
-from act.core.plain import checked
+from act.core.plain import Label, checked
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
 from act.editing.provenance import TransferProvenance
 from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_parameter
@@ -21,7 +21,7 @@ from act.models.channels import Dim, ParameterSlice
 from act.models.fingerprint import fingerprint
 
 SCHEMA = "act-patch/1"
-_PARTS = TypeAdapter(tuple[tuple[str, Dim], ...])
+_PARTS = TypeAdapter(tuple[tuple[Label, Dim], ...])
 Conflict = Literal["refuse", "first", "last"]
 
 

@@ -21,7 +21,7 @@ from pydantic import Field, TypeAdapter
 from torch import nn
 
 from act.core.errors import ActError
-from act.core.plain import Natural, checked
+from act.core.plain import Label, Natural, checked
 from act.models.blocks import Block, block_from_json, block_to_json, find_blocks
 from act.models.embeddings import input_embedding, lm_head
 from act.models.layout import Layout
@@ -56,7 +56,7 @@ _EMBED_NAMES, _HEAD_NAMES = ("embed_tokens", "wte", "embed_in"), ("lm_head", "em
 class ParameterSlice:
     """The part of a parameter behind a channel: index ``row`` of dimension ``dim`` (0: a row, 1: a column)."""
 
-    name: str
+    name: Label
     dim: Dim
 
     def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -87,8 +87,8 @@ class Site:
     (ParameterSlice(name='model.layers.1.mlp.down_proj.weight', dim=0),)
     """
 
-    name: str
-    kind: str
+    name: Label
+    kind: Label
     layer: Natural | None
     offset: Natural
     width: Width

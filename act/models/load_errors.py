@@ -51,7 +51,7 @@ def _missing(what: str, folder: Path) -> str | None:
 def _base(config: Path) -> str:
     try:
         base = json.loads(config.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     return f" {base}"
 

@@ -195,7 +195,7 @@ class Run:
             return None
         sizes = _sizes(self.output)
         changed = [name for name, size in files if sizes.get(name) != size]
-        return changed or ([] if found.get("report") in (None, hash_of(self.output / REPORT)) else [REPORT])
+        return changed or ([] if found.get("report") == hash_of(self.output / REPORT) else [REPORT])
 
     def _made(self) -> Any:
         """What the resolved recipe in the output says it was made from; None if there is none."""

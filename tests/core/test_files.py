@@ -70,6 +70,27 @@ def test_header_and_tensors_come_back(tmp_path):
     assert header == {"x": [1, "ü"]} and all(torch.equal(found[name], tensors[name]) for name in tensors)
 
 
+def test_every_bit_of_a_file_counts(tmp_path):
+    path = tmp_path / "file"
+    tensors = {"a": torch.arange(5), "b": torch.tensor(True), "c": torch.ones(2, 0), "d": torch.ones(3).bfloat16()}
+    save_tensors(path, tensors, "act-test/1", {"x": [1, "ü"]})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(bytes([*whole[:place], whole[place] ^ (1 << place % 8), *whole[place + 1 :]]))
+        with pytest.raises(
+            ActError, match=r"file (is truncated or damaged|is not a safetensors file|holds) .*make it|expected"
+        ):
+            load_tensors(path, "act-test/1")
+    path.write_bytes(whole)
+    assert load_tensors(path, "act-test/1", header_only=True)[1] == {"x": [1, "ü"]}
+
+
+def test_a_file_of_an_earlier_version_has_no_hash(tmp_path):
+    save_file({"a": torch.arange(5)}, tmp_path / "file", {"schema": "act-test/1", "header": "{}"})
+    tensors, header = load_tensors(tmp_path / "file", "act-test/1")
+    assert torch.equal(tensors["a"], torch.arange(5)) and header == {}
+
+
 def test_a_file_of_another_kind_is_named(tmp_path):
     save_tensors(tmp_path / "file", {"a": torch.zeros(1)}, "act-other/1", {})
     with pytest.raises(ActError, match="holds act-other/1, expected act-test/1; give an act-test file"):
