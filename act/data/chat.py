@@ -69,9 +69,8 @@ def require_answer(message: Message, span: str) -> None:
             f"the chat template does not write all of the answer: its {key} is {_start(part)}, and the template "
             f"writes {_start(span)}; {CHANGE}{ignore}"
         )
-    for part in message["content"] if isinstance(message.get("content"), list) else ():
-        if isinstance(part, Mapping) and text.has(str(part)):
-            raise ActError(f"the chat template takes no list of texts as content; {CHANGE}")
+    if any(text.has(str(part)) for part in _objects(message)):
+        raise ActError(f"the chat template takes no list of texts as content; {CHANGE}")
 
 
 def why_not_a_beginning(prompt: str, whole: str) -> str:
@@ -154,8 +153,15 @@ def _lost_of(message: Message, text: Text) -> str | None:
             parts = [name for name, _ in calls]
         else:
             parts = [_THOUGHT.sub("", part) for part in parts]
-    as_code = [str(part) for part in message.get("content") or () if isinstance(part, Mapping)]
-    return next((part for part in parts if not text.has(part)), next(filter(text.has, as_code), None))
+    if lost := [part for part in parts if not text.has(part)]:
+        return lost[0]
+    return next((str(part) for part in _objects(message) if text.has(str(part))), None)
+
+
+def _objects(message: Message) -> list[Mapping[str, Any]]:
+    """The parts of a message's content that are objects; a template that takes none writes them as Python does."""
+    content = message.get("content")
+    return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list) else []
 
 
 def _has_call(text: Text, name: str, arguments: Any) -> bool:

@@ -99,7 +99,12 @@ class Memory:
     def __init__(self, records: Iterable[Record], name: str = "records") -> None:
         self._records = list(records)
         self.name = name
-        content = json.dumps(self._records, sort_keys=True, default=str)
+        try:
+            content = json.dumps(self._records, sort_keys=True, default=str)
+        except (RecursionError, TypeError, ValueError) as error:  # circular, too deep, or keys of several types
+            raise ActError(
+                f"the records are no plain data ({brief(error)}); expected dicts with texts as keys"
+            ) from error
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.size: int | None = len(self._records)
 
@@ -234,6 +239,8 @@ def _hub(name: str) -> Dataset:
 def _datasets(function: str, name: str, *arguments: Any, **options: Any) -> Any:
     import datasets
 
+    if function == "load_dataset" and int(datasets.__version__.partition(".")[0]) < 4:
+        options["trust_remote_code"] = False  # later versions run no scripts
     try:
         return getattr(datasets, function)(name, *arguments, **options)
     except Exception as error:  # builders raise anything
