@@ -12,6 +12,15 @@ _OPTION = re.compile(r"^\s*\(?([A-Z])[.):](?=\s|$)", re.MULTILINE)
 _LETTER = re.compile(r"\s*\(?([A-Z])(?![^\W_])")
 
 
+THOUGHT = "</think>"
+"""Ends what a reasoning model thinks before its answer."""
+
+
+def said(text: str) -> str:
+    """What follows the thoughts of a reasoning model; all of the text if there are none."""
+    return text.rpartition(THOUGHT)[2]
+
+
 def number(text: str) -> Decimal | None:
     """The number after the first ``####`` (as in GSM8K), else the last number of the text, else None.
 

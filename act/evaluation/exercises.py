@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
 from act.data.encode import Encoded
-from act.evaluation.answers import is_number, letter, number, options
+from act.evaluation.answers import THOUGHT, is_number, letter, number, options, said
 from act.evaluation.likelihoods import Choice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Metric = Literal["auto", "exact", "number", "choice", "nll"]
 """What makes an answer right: the same text, the same final number, the likeliest letter; ``nll`` judges no answer."""
@@ -46,14 +50,15 @@ class Exercise:
     @property
     def is_choice(self) -> bool:
         """Whether the answer begins with the letter of an option."""
-        found = letter(self.answer)
+        found = letter(said(self.answer))
         return found is not None and found in self.options
 
     def solved_by(self, given: str, metric: Metric) -> bool:
         """Whether ``given`` is right."""
+        given, right = said(given), said(self.answer)
         if metric == "choice":
-            return given == letter(self.answer)
-        return number(given) == number(self.answer) if metric == "number" else given.strip() == self.answer.strip()
+            return given == letter(right)
+        return number(given) == number(right) if metric == "number" else given.strip() == right.strip()
 
 
 def exercises_of(corpus: Corpus) -> list[Exercise]:
@@ -74,7 +79,7 @@ def fitting_metric(exercises: Sequence[Exercise]) -> Metric:
         return "nll"
     if all(exercise.is_choice for exercise in exercises):
         return "choice"
-    return "number" if all(is_number(exercise.answer) for exercise in exercises) else "exact"
+    return "number" if all(is_number(said(exercise.answer)) for exercise in exercises) else "exact"
 
 
 def require_answers(corpus: Corpus, exercises: Sequence[Exercise], metric: Metric) -> None:
@@ -82,7 +87,7 @@ def require_answers(corpus: Corpus, exercises: Sequence[Exercise], metric: Metri
     for place, exercise in enumerate(exercises):
         if exercise.record.start == 0:
             raise ActError(f"{corpus.name}, record {place} is a text without a prompt to answer; use --metric nll")
-        if metric == "number" and number(exercise.answer) is None:
+        if metric == "number" and number(said(exercise.answer)) is None:
             raise ActError(f"{corpus.name}, record {place}: no number in the answer {exercise.answer!r:.60}")
 
 
@@ -96,19 +101,28 @@ def choices_of(corpus: Corpus, exercises: Sequence[Exercise]) -> list[Choice]:
     vocabulary: dict[str, int] = tokenizer.get_vocab()
     found = []
     for place, exercise in enumerate(exercises):
-        right = letter(exercise.answer)
+        right = letter(said(exercise.answer))
         if right is None or not exercise.is_choice:
             raise ActError(
                 f"{corpus.name}, record {place}: expected options in the prompt, one per line (A. … B. …), and an "
                 f"answer that begins with one of their letters; got {exercise.answer!r:.60}"
             )
         tokens = list(tokenizer.convert_ids_to_tokens(exercise.record.input_ids.tolist()))
-        at = next(i for i in range(exercise.record.start, len(tokens)) if right in tokens[i])
+        at = next(i for i in range(_said_at(exercise, tokenizer), len(tokens)) if right in tokens[i])
         candidates = [tokens[at].replace(right, other, 1) for other in exercise.options]
         if missing := [token for token in candidates if token not in vocabulary]:
             raise ActError(f"{corpus.name}, record {place}: the tokenizer has no token {missing[0]!r} to answer with")
         found.append(Choice(at, [vocabulary[token] for token in candidates]))
     return found
+
+
+def _said_at(exercise: Exercise, tokenizer: PreTrainedTokenizerBase) -> int:
+    """The first token after the thoughts of an answer."""
+    start, end = exercise.record.start, exercise.record.end
+    ids = exercise.record.input_ids[start:end].tolist()
+    if THOUGHT not in exercise.answer:
+        return start
+    return start + bisect_left(range(len(ids)), True, key=lambda i: THOUGHT not in str(tokenizer.decode(ids[i:])))
 
 
 def room_for(exercises: Sequence[Exercise], metric: Metric) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ import torch
 from support import tiny_model, train_tokenizer
 
 import act
+from act.evaluation.exercises import choices_of, exercises_of, fitting_metric
 from act.evaluation.generation import Generated, generate
 from act.evaluation.likelihoods import likelihoods
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
@@ -129,6 +131,35 @@ def test_choice_is_the_likeliest_letter(tokenizer):
         best = max(scores, key=scores.get)
         assert result.outputs[at] == best
         assert bool(result.right[at]) == (best == record["completion"].strip())
+
+
+@pytest.mark.parametrize("thought", ["", "A or B? </think> B it is."])
+def test_thoughts_that_a_template_writes_are_no_part_of_the_answer(thought, tokenizer):
+    reasoning = copy.deepcopy(tokenizer)
+    reasoning.chat_template = tokenizer.chat_template.replace(
+        "{{ message.content }}",
+        "{% if message.role == 'assistant' %}<think>{{ message.thinking or '' }}</think>\n{% endif %}{{ message.content }}",
+    )
+    corpora = [
+        act.Corpus.from_records(
+            [
+                {
+                    "messages": [
+                        {"role": "user", "content": record["prompt"]},
+                        {"role": "assistant", "content": answer, "thinking": thought},
+                    ]
+                }
+                for record in CHOICE
+            ],
+            reasoning,
+        )
+        for answer in ("B", "#### 5")
+    ]
+    choices, numbers = map(exercises_of, corpora)
+    assert (fitting_metric(choices), fitting_metric(numbers)) == ("choice", "number")
+    for exercise, choice in zip(choices, choices_of(corpora[0], choices), strict=True):
+        assert tokenizer.decode(exercise.record.input_ids[choice.place : exercise.record.end]) == "B</s>"
+        assert exercise.solved_by("<think>A</think>B", "exact") and not exercise.solved_by("A", "exact")
 
 
 def test_number_ignores_how_the_answer_is_worded(monkeypatch, tokenizer):
