@@ -37,9 +37,9 @@ def pair_moments(
     if mask is not None:
         donor, target = donor[mask], target[mask]
     for d, t in zip(donor.split(ROWS_AT_A_TIME), target.split(ROWS_AT_A_TIME), strict=True):
-        d, t = d.double(), t.double()
+        d, t = d.float(), t.float()
         for block, values in zip(moments, (d, t, d - t), strict=True):
-            merge_moments(block, _block(values))
+            merge_moments(block, _block(values.double()))
 
 
 def blend_rows(blends: Sequence[Blend]) -> None:

@@ -89,7 +89,7 @@ void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& momen
     run(threads, [&] { kernels->pair_moments(donor_input, target_input, counted, pair.blocks, threads); });
 }
 
-void blend_rows(const Tensor& target, const Tensor& donor, const Tensor& rows, bool gathered, float strength,
+void blend_rows(const Tensor& target, const Tensor& donor, const Tensor& rows, bool gathered, double strength,
                 int threads) {
     const auto op = act::blend(target, donor, rows, gathered, strength);
     run(threads, [&] { kernels->blend_rows(op, threads); });

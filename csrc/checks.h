@@ -141,7 +141,7 @@ struct PairMoments {
 };
 
 // `rows` of the target; they are all that a `gathered` donor has, one after the other.
-inline Blend blend(const Tensor& target, const Tensor& donor, const Tensor& rows, bool gathered, float strength) {
+inline Blend blend(const Tensor& target, const Tensor& donor, const Tensor& rows, bool gathered, double strength) {
     const Matrix to = matrix("target", target), from = matrix("donor", donor), chosen = matrix("rows", rows);
     require("rows", rows, DType::int64, 1, chosen.columns);
     if (to.dtype > DType::float16) refuse("target", "float32, bfloat16 or float16", target);

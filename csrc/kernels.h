@@ -31,7 +31,7 @@ struct Blend {
     const int64_t* rows;
     int64_t count;
     bool gathered;
-    float strength;
+    double strength;
 };
 
 // The order is that of ACTIVATIONS in checks.h.

@@ -89,17 +89,24 @@ def blend(given: Mapping[str, Sequence[DonorRows]], target: Weights, overlap: Ov
     Rows that one donor gives take one launch per device; see :func:`act.transfer_many` for ``overlap``.
     """
     alone = [held[0] for held in given.values() if len(held) == 1 and held[0].tokens is None]
-    blend_rows(
-        [one.parameter.matrix(target) for one in alone],
-        [one.matrix for one in alone],
-        [one.rows for one in alone],
-        [one.strength for one in alone],
-    )
-    for held in given.values():
-        if len(held) > 1 or held[0].tokens is not None:
-            old = held[0].parameter.matrix(target)
-            for givers, rows in _by_givers(held, overlap):
-                _blend_together(givers, old, rows, overlap)
+    try:
+        blend_rows(
+            [one.parameter.matrix(target) for one in alone],
+            [one.matrix for one in alone],
+            [one.rows for one in alone],
+            [one.strength for one in alone],
+        )
+        for held in given.values():
+            if len(held) > 1 or held[0].tokens is not None:
+                old = held[0].parameter.matrix(target)
+                for givers, rows in _by_givers(held, overlap):
+                    _blend_together(givers, old, rows, overlap)
+    except OverflowError as error:
+        strongest = max(one.strength for held in given.values() for one in held)
+        raise ActError(
+            f"strength {strongest:g} takes values of the target out of the range of their type; expected one near 1 or "
+            "below, which copies the donor's rows or blends them"
+        ) from error
 
 
 def _by_givers(held: Sequence[DonorRows], overlap: Overlap) -> Iterator[tuple[list[DonorRows], torch.Tensor]]:
@@ -117,16 +124,20 @@ def _by_givers(held: Sequence[DonorRows], overlap: Overlap) -> Iterator[tuple[li
 
 
 def _blend_together(givers: Sequence[DonorRows], old: torch.Tensor, rows: torch.Tensor, overlap: Overlap) -> None:
-    """Blend rows with several donors: their steps, summed or averaged, are one step towards their weighted mean."""
-    here, every = rows.to(old.device), torch.arange(len(rows))
-    work = old.dtype if len(givers) == 1 else torch.float32
-    mean, total = _wanted(givers[0], old, rows).to(work).contiguous(), givers[0].strength
-    for one in givers[1:]:
-        total += one.strength
-        blend_rows([mean], [_wanted(one, old, rows).to(work).contiguous()], [every], one.strength / total)
-    blended = old[here].to(work).contiguous()
-    blend_rows([blended], [mean], [every], total if overlap == "sum" else total / len(givers))
-    old[here] = blended.to(old.dtype)
+    """Blend rows with the sum or the mean of the steps towards several donors, in float64; or with one donor."""
+    here = rows.to(old.device)
+    blended = old[here].contiguous()
+    if len(givers) == 1:
+        new = _wanted(givers[0], old, rows).to(old.dtype).contiguous()
+        blend_rows([blended], [new], [torch.arange(len(rows))], givers[0].strength)
+    else:
+        start = blended.double()
+        step = sum(one.strength * (_wanted(one, old, rows).double() - start) for one in givers)
+        wanted = start + (step if overlap == "sum" else step / len(givers))
+        blended = wanted.to(old.dtype)
+        if (wanted.isfinite() & ~blended.isfinite()).any():
+            raise OverflowError(f"steps towards {len(givers)} donors leave the range of {old.dtype}")
+    old[here] = blended
 
 
 def _wanted(giver: DonorRows, old: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Which parts of a model can run through fused kernels: recognised by what they compute, not by their names.
 
 A short probe forward records the tensors that flow between linears, norms and residual sums. A part is fused
-only where the fused op reproduces the part's output, to float32's rounding plus one unit in the last place of the
-dtype. Everything else runs unchanged, and its sites are read one by one.
+only where the fused op reproduces the part's output, to float32's rounding at the scale of the output plus one unit in
+the last place of a 16-bit type. Everything else runs unchanged, and its sites are read one by one.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Sum of absolute differences; infinite if any exceeds float32's rounding plus one unit in the last place."""
+    """Sum of absolute differences; infinite if any exceeds float32's rounding plus one unit of a 16-bit type."""
     if found.shape != expected.shape:
         return float("inf")
     found, wide = found.float(), expected.float()

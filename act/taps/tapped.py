@@ -36,8 +36,8 @@ def taps(
     """Accumulate the sites of ``model`` into ``moments`` during the block.
 
     Call ``start(count_mask)`` on the yielded :class:`MomentsTaps` before each forward. The model computes what it would
-    compute without taps: bit for bit with ``fused=False``; else GELU and norms may differ by one unit in the last place
-    (on CPUs with AVX2 or AVX-512, GELU and LayerNorm alone).
+    compute without taps: bit for bit with ``fused=False``; else activations and norms may differ by float32's rounding
+    (on CPUs with AVX2 or AVX-512, LayerNorm alone).
     Modules are restored when the block ends, even by an exception.
 
     Args:

@@ -245,7 +245,7 @@ def add_norm(
     summed = addend if residual is None else total
     norm = x.new_empty((rows, channels))
     channel_blocks = cdiv(channels, BLOCK_C)
-    run, splits = plan_runs(rows, channel_blocks)
+    run, splits = plan_runs(rows, channel_blocks, x.dtype)
     measured = ((addend, x_moments), (norm, norm_moments))
     (x_partials, norm_partials), plane = empty_partials(splits, *measured)
     centered = style == "layer"

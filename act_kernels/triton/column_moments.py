@@ -117,7 +117,7 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     rows, channels = x.shape
     block = block_channels(x.element_size())
     channel_blocks = cdiv(channels, block)
-    run, splits = plan_runs(rows, channel_blocks)
+    run, splits = plan_runs(rows, channel_blocks, x.dtype)
     partials, plane = empty_partials(splits, (x, moments))
     aligned = x.stride(0) * x.element_size() % 16 == 0  # Triton 3.7 would spill registers on the other rows
     with torch.cuda.device_of(x):

@@ -156,7 +156,7 @@ def gated_mlp(
     rows, channels = gate.shape
     product = gate.new_empty((rows, channels))
     channel_blocks = cdiv(channels, BLOCK_C)
-    run, splits = plan_runs(rows, channel_blocks)
+    run, splits = plan_runs(rows, channel_blocks, gate.dtype)
     measured = ((gate, gate_moments), (up, up_moments), (product, product_moments))
     partials, plane = empty_partials(splits, *measured)
     with torch.cuda.device_of(gate):

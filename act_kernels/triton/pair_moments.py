@@ -93,7 +93,7 @@ def pair_moments(
     donor, target = contiguous_channels(donor), contiguous_channels(target)
     rows, channels = donor.shape
     channel_blocks = cdiv(channels, BLOCK_C)
-    run, splits = plan_runs(rows, channel_blocks)
+    run, splits = plan_runs(rows, channel_blocks, donor.dtype)
     measured = tuple(zip((donor, target, donor), moments, strict=True))  # the last less target
     partials, plane = empty_partials(splits, *measured)
     with torch.cuda.device_of(donor):

@@ -4,8 +4,9 @@ Stage 1 is the op's own kernel. A program sums one *run*, at most MAX_RUN rows o
 close to its mean, and writes float32 ``partials[split, :, channels]`` of each matrix it measures: how many rows
 counted, the shift, and the sums of deviations, of their squares, of absolute values, the largest of these, and the
 number of values > 0. Stage 2, :func:`merge_partials`, merges the runs of each channel into its moments. Where a run
-holds a NaN, an infinity or values whose squares leave the range of float32, its sums show it, and stage 2 reads that
-run again in float64, so the common case costs nothing extra. Both stages add in an order that depends only on shapes.
+holds a NaN, an infinity or values whose squares leave the range of float32, where its mean is far from the shift, or
+where one value outweighs the others, its sums show it, and stage 2 reads that run again in float64, so the common case
+costs nothing extra. Both stages add in an order that depends only on shapes.
 
 In stage 1 a tile is ``[UNROLL * WARPS, C]``: warps take the rows in turn, channels lie along a warp. Its sums stay
 ``[WARPS, C]`` until the run ends, so the loop exchanges nothing between threads.
@@ -22,9 +23,12 @@ import triton.language as tl
 SUMS = 7  # rows of a partial
 WARPS = 4
 MIN_RUN = 128  # shorter runs would write almost as much as they read
-MAX_RUN = 1024  # rows summed in float32: 64 tiles, each added as a tree
+MAX_RUN = 1024  # rows of 16-bit values summed in float32: at most 128 tiles, each added as a tree
+MAX_RUN_FLOAT32 = 256  # sums of equal values, which 16 bits keep exact, round with a bias that grows with the run
 PROGRAMS = 512  # enough to keep every memory channel of an H200 busy; fixed, so that all GPUs give the same bits
 MERGE_TILE = 256  # runs x channels in one step of the merge: two of each thread, with all their float64 values
+NEAR = tl.constexpr(0.75)  # share of a run's squares that may cancel: its mean is near the shift
+DOMINANT = tl.constexpr(64.0)  # times the mean size of a run: a larger value outweighs the others
 REGISTERS = 168  # for three programs per multiprocessor; the assembler may aim at four, and spill a few registers
 
 Measured = tuple[torch.Tensor, torch.Tensor | None]  # a matrix [T, C] and its moments [7, C], None if not wanted
@@ -40,11 +44,11 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def plan_runs(rows: int, channel_blocks: int) -> tuple[int, int]:
+def plan_runs(rows: int, channel_blocks: int, dtype: torch.dtype) -> tuple[int, int]:
     """Rows per run and the number of runs: the longest runs that fill the GPU."""
     wanted = cdiv(PROGRAMS, channel_blocks)
     run = cdiv(cdiv(rows, wanted), 32) * 32  # whole tiles
-    run = min(max(run, MIN_RUN), MAX_RUN)
+    run = min(max(run, MIN_RUN), MAX_RUN_FLOAT32 if dtype == torch.float32 else MAX_RUN)
     return run, cdiv(rows, run)
 
 
@@ -200,11 +204,12 @@ def merge_rows(moments, x, other, mask, begin, end, channel, chosen, ROWS: tl.co
     for start in range(begin, end, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
         wanted = is_counted(mask, row, end) & chosen[None, :]
-        value = load_values(x, row, channel[None, :], wanted).to(tl.float64)
+        value = load_values(x, row, channel[None, :], wanted)
         if other is not None:
             matrix, subtracted = other
-            less = value - load_values(matrix, row, channel[None, :], wanted).to(tl.float64)
+            less = value - load_values(matrix, row, channel[None, :], wanted)
             value = tl.where(subtracted, less, value)
+        value = value.to(tl.float64)
         finite = wanted & (tl.abs(value) < float("inf"))
         value = tl.where(finite, value, 0)
         size = tl.abs(value)
@@ -291,6 +296,9 @@ def merge_partials_kernel(
 
         # NaN, infinite and overflowing values make a sum NaN or infinite; squares of tiny ones may have underflowed.
         suspect = ~(square + absolute < float("inf")) | ((largest > 0) & (largest < 1e-10))
+        # More than NEAR of the squares would cancel in the variance; small values are lost beside the largest.
+        suspect |= total * total > count * square * NEAR
+        suspect |= largest * count > absolute * DOMINANT
         count = tl.where(suspect, 0, count).to(tl.float64)
         total = tl.where(suspect, 0, total).to(tl.float64)
         offset = total / tl.maximum(count, 1)

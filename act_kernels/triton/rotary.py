@@ -266,7 +266,7 @@ def rotary(
         k_moments = empty_moments(k_rows.shape[1], device=q.device) if k_moments is None else k_moments
 
     blocks = sum(cdiv(count, BLOCK) for count in counts)
-    run, splits = plan_runs(rows, blocks)
+    run, splits = plan_runs(rows, blocks, q.dtype)
     measured = ((q_rows, q_moments), (k_rows, k_moments), (v_rows, v_moments))
     partials, plane = empty_partials(splits, *measured)
     with torch.cuda.device_of(q):

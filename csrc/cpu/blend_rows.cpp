@@ -6,15 +6,26 @@ namespace act {
 namespace ACT_ISA {
 
 // Stepping from the nearer end keeps strength 1 exact and its neighbourhood accurate.
-template <class Value>
-static inline Value blend(Value target, Value donor, float strength) {
+template <class Value, class Strength>
+static inline Value blend(Value target, Value donor, Strength strength) {
     const Value step = donor - target;
-    return strength < 0.5f ? target + strength * step : donor - (1 - strength) * step;
+    return strength < Strength(0.5) ? target + strength * step : donor - (1 - strength) * step;
+}
+
+// Of single values: again in float64 where a step overflows.
+static inline float blend_one(float target, float donor, double strength) {
+    const float blended = blend(target, donor, float(strength));
+    return blended - blended == 0 ? blended : float(blend(double(target), double(donor), strength));
+}
+
+template <class T>
+static inline void blend_into(T& target, T donor, double strength) {
+    narrow(blend_one(widen(target), widen(donor), strength), target);
 }
 
 // One row of neighbouring values.
 template <class T>
-static void blend_row(T* target, const T* donor, int64_t width, float strength) {
+static void blend_row(T* target, const T* donor, int64_t width, double strength) {
     typedef Format<T> F;
     typedef typename F::Bits Bits;
     constexpr int GROUP = F::PARTS * LANES;
@@ -27,10 +38,15 @@ static void blend_row(T* target, const T* donor, int64_t width, float strength) 
         Floats to[F::PARTS], from[F::PARTS];
         F::split(load<Bits>(target + column), to);
         F::split(load<Bits>(donor + column), from);
-        each<F::PARTS>([&](auto p) ACT_INLINE { to[p] = blend(to[p], from[p], strength); });
-        store(target + column, F::join(to));
+        Ints overflow = {};
+        each<F::PARTS>([&](auto p) ACT_INLINE {
+            to[p] = blend(to[p], from[p], float(strength));
+            overflow |= infinite(to[p]);
+        });
+        if (!any(overflow)) store(target + column, F::join(to));
+        else for (int i = 0; i < GROUP; ++i) blend_into(target[column + i], donor[column + i], strength);
     }
-    for (; column < width; ++column) narrow(blend(widen(target[column]), widen(donor[column]), strength), target[column]);
+    for (; column < width; ++column) blend_into(target[column], donor[column], strength);
 }
 
 template <class T>
@@ -55,7 +71,7 @@ static void run(const Blend& b, int threads) {
             T& to = target[row * b.target.row_stride + column * b.target.column_stride];
             const T from = donor[(b.gathered ? k : row) * b.donor.row_stride + column * b.donor.column_stride];
             if (b.strength == 1) to = from;
-            else narrow(blend(widen(to), widen(from), b.strength), to);
+            else blend_into(to, from, b.strength);
         }
     }
 }

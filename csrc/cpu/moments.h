@@ -8,13 +8,14 @@
 namespace act {
 namespace ACT_ISA {
 
-constexpr int CHUNK = 128;  // rows summed in float32
-constexpr int RUN = 32;     // rows of squares summed in float32: few-bit squares round with a bias that grows with the sum
+constexpr int CHUNK = 128;  // rows that are summed around one shift, or again if that turns out to be far from their mean
+constexpr int RUN = 32;     // added one by one: sums of equal or few-bit terms round with a bias that grows with the sum
 constexpr int TILE = (VECTOR_BYTES == 64 ? 4 : 2) * LANES;  // channels whose sums stay in registers
 constexpr int PANEL = 1024;     // channels whose float64 sums stay in cache
 constexpr int LINE = 64;        // bytes that one prefetch brings
 constexpr int64_t STREAMED = 4 << 20;  // bytes of output that caches would not keep for its reader
 constexpr float TINY = 1e-10f;  // squares of differences of smaller values could underflow float32
+constexpr int FIRST = 24;       // rows that give the first shift
 
 static_assert(PANEL % TILE == 0, "a panel holds whole tiles");
 
@@ -32,7 +33,6 @@ struct Rows {
         expand(bits, parts);
     }
     static void expand(const Bits bits[BITS], Floats parts[PARTS]) { Format<T>::split(bits[0], parts); }
-    double value(int row, int64_t channel) const { return widen(at[row][channel]); }
     void prefetch(int row, int64_t channel) const {
         for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) __builtin_prefetch(at[row] + channel + i);
     }
@@ -71,7 +71,6 @@ struct Difference {
     static void expand(const Bits bits[BITS], Floats parts[PARTS]) {
         for (int p = 0; p < PARTS; ++p) parts[p] = (Floats)bits[p];
     }
-    double value(int row, int64_t channel) const { return donor.value(row, channel) - target.value(row, channel); }
     void prefetch(int, int64_t) const {}
     static int slot(int channel) { return Format<T>::slot(channel); }
     static int bits_slot(int channel) { return Format<T>::slot(channel); }
@@ -109,6 +108,9 @@ struct PanelSums {
     static constexpr int PARTS = Source::PARTS, BITS = Source::BITS;
     static constexpr int GROUP = PARTS * LANES, GROUPS = TILE / GROUP;
     static constexpr int VECTORS = GROUPS * PARTS, COUNTERS = GROUPS * BITS;  // of one tile
+    // Share of the squares that may cancel in the variance before its rows are summed again. 16-bit values of which there
+    // are few have exact sums, and a mean that is no nearer to the shift than half a step.
+    static constexpr float NEAR = Source::PRECISION == -1 ? 0.33f : 0.6f;
 
     alignas(64) double sum[PANEL], square[PANEL], absolute[PANEL];
     alignas(64) float shift[PANEL], largest[PANEL];
@@ -131,51 +133,40 @@ struct PanelSums {
 
     // Adds one tile of one chunk. The caller adds `rows` to `counted` once per chunk.
     void add_tile(const Source& source, int rows, int64_t channel) {
-        if (counted == 0) set_shift(source, rows < RUN ? rows : RUN, channel);
-        Floats center[VECTORS], d1[VECTORS] = {}, a[VECTORS] = {};
+        if (counted == 0) set_shift(source, rows, channel);
+        Floats center[VECTORS], sums[VECTORS] = {}, squares[VECTORS] = {}, sizes[VECTORS] = {};
         Bits above[COUNTERS] = {}, top[COUNTERS] = {};
         each<VECTORS>([&](auto v) ACT_INLINE { center[v] = load<Floats>(shift + channel + v * LANES); });
-        alignas(64) double squares[TILE] = {};
-        Ints suspect = {};
         for (int first = 0; first < rows; first += RUN) {
             const int last = first + RUN < rows ? first + RUN : rows;
-            Floats d2[VECTORS] = {};
-            for (int row = first; row < last; ++row) {
+            Floats d1[VECTORS] = {}, d2[VECTORS] = {}, a[VECTORS] = {};
+            int row = first;
+            for (; row + 1 < last; row += 2) {
                 source.prefetch(row, channel + TILE);
-                each<GROUPS>([&](auto g) ACT_INLINE {
-                    Floats x[PARTS];
-                    Bits bits[BITS];
-                    source.load(row, channel + g * GROUP, x, bits);
-                    each<PARTS>([&](auto p) ACT_INLINE {
-                        constexpr int v = g * PARTS + p;
-                        const Floats d = x[p] - center[v];
-                        d1[v] += d;
-                        d2[v] = fused(d, d, d2[v]);
-                        a[v] += (Floats)magnitude((Ints)x[p]);
-                    });
-                    each<BITS>([&](auto b) ACT_INLINE {
-                        constexpr int c = g * BITS + b;
-                        count_positive(above[c], bits[b]);
-                        top[c] = larger(magnitude(bits[b]), top[c]);
-                    });
-                });
+                source.prefetch(row + 1, channel + TILE);
+                add_rows<2>(source, row, channel, center, d1, d2, a, above, top);
             }
+            if (row < last) add_rows<1>(source, row, channel, center, d1, d2, a, above, top);
             each<VECTORS>([&](auto v) ACT_INLINE {
-                accumulate(squares + v * LANES, d2[v]);
-                suspect |= infinite(d2[v]);
+                sums[v] += d1[v];
+                squares[v] += d2[v];
+                sizes[v] += a[v];
             });
         }
         Floats highest[VECTORS];
         each<GROUPS>([&](auto g) ACT_INLINE { Source::expand(top + g * BITS, highest + g * PARTS); });
+        Ints suspect = {};
         each<VECTORS>([&](auto v) ACT_INLINE {
-            suspect |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]) | infinite(a[v]);
+            suspect |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]);
+            suspect |= infinite(squares[v]) | infinite(sizes[v]);
+            suspect |= sums[v] * sums[v] > squares[v] * (NEAR * float(rows));
         });
         if (any(suspect)) return add_exactly(source, rows, channel);
-        for (int i = 0; i < TILE; ++i) square[channel + i] += squares[i];
         each<VECTORS>([&](auto v) ACT_INLINE {
             const int64_t slot = channel + v * LANES;
-            accumulate(sum + slot, d1[v]);
-            accumulate(absolute + slot, a[v]);
+            accumulate(sum + slot, sums[v]);
+            accumulate(square + slot, squares[v]);
+            accumulate(absolute + slot, sizes[v]);
             store(largest + slot, larger((Ints)highest[v], load<Ints>(largest + slot)));
         });
         each<COUNTERS>([&](auto c) ACT_INLINE { accumulate(positive + channel + c * (TILE / COUNTERS), above[c]); });
@@ -216,9 +207,9 @@ struct PanelSums {
             const double spread = square[s] - sum[s] * sum[s] * inverse;
             const double total = count[c] + n;
             const double weight = n > 0 ? n / total : 0;
-            const double delta = n > 0 ? shift[s] + sum[s] * inverse - mean[c] : 0;
+            const double center = n > 0 ? shift[s] + sum[s] * inverse : 0, delta = n > 0 ? center - mean[c] : 0;
             m2[c] += (spread > 0 ? spread : 0) + delta * delta * count[c] * weight;
-            mean[c] += delta * weight;
+            mean[c] = weight < 0.5 ? mean[c] + delta * weight : center - delta * (1 - weight);  // from the nearer end
             count[c] = total;
             sum_abs[c] += absolute[s];
             max_abs[c] = largest[s] > max_abs[c] ? largest[s] : max_abs[c];
@@ -233,54 +224,133 @@ private:
         return channel / GROUP * GROUP + Source::bits_slot(int(channel % GROUP));
     }
 
-    // The mean of the first rows: close to the mean of the call, whatever came before it. Cut to the precision of T,
-    // so that deviations of 16-bit values and most of their sums are exact in float32.
+    // Cut to the precision of T, so that deviations of 16-bit values and most of their sums are exact in float32.
+    template <class Whole>
+    static Whole cut(Whole bits) {
+        return (bits + ((~Source::PRECISION + 1) >> 1)) & Source::PRECISION;
+    }
+
+    // The median of the means of three groups of the first rows: close to the mean of the call, if they are like the
+    // others, but for a few outliers.
     void set_shift(const Source& source, int rows, int64_t channel) {
-        Floats total[VECTORS] = {}, finite[VECTORS] = {};
-        for (int row = 0; row < rows; ++row) {
-            each<GROUPS>([&](auto g) ACT_INLINE {
-                Floats x[PARTS];
-                Bits unused[BITS];
-                source.load(row, channel + g * GROUP, x, unused);
-                each<PARTS>([&](auto p) ACT_INLINE {
-                    const Ints wanted = ~infinite(x[p]);
-                    total[g * PARTS + p] += (Floats)((Ints)x[p] & wanted);
-                    finite[g * PARTS + p] += (Floats)(wanted & 0x3f800000);  // 1.0f
+        if (rows > FIRST) rows = FIRST;
+        Floats mean[3][VECTORS] = {};
+        for (int third = 0; third < 3; ++third) {
+            const int first = third * rows / 3, next = (third + 1) * rows / 3, last = next > first ? next : first + 1;
+            Floats finite[VECTORS] = {};
+            for (int row = first; row < last; ++row) {
+                each<GROUPS>([&](auto g) ACT_INLINE {
+                    Floats x[PARTS];
+                    Bits unused[BITS];
+                    source.load(row, channel + g * GROUP, x, unused);
+                    each<PARTS>([&](auto p) ACT_INLINE {
+                        const Ints wanted = ~infinite(x[p]);
+                        mean[third][g * PARTS + p] += (Floats)((Ints)x[p] & wanted);
+                        finite[g * PARTS + p] += (Floats)(wanted & 0x3f800000);  // 1.0f
+                    });
                 });
-            });
+            }
+            each<VECTORS>([&](auto v) ACT_INLINE { mean[third][v] /= finite[v]; });
         }
         each<VECTORS>([&](auto v) ACT_INLINE {
-            const Floats mean = total[v] / finite[v];
-            store(shift + channel + v * LANES, (Ints)mean & ~infinite(mean) & Source::PRECISION);
+            const Floats a = mean[0][v], b = mean[1][v], c = mean[2][v];
+            const Floats low = a < b ? a : b, high = a < b ? b : a, upper = high < c ? high : c;
+            const Ints middle = cut((Ints)(low < upper ? upper : low));
+            store(shift + channel + v * LANES, middle & ~infinite((Floats)middle));
         });
     }
 
-    // The same tile in float64, one value at a time: only for NaN, infinite, overflowing or vanishing values.
-    void add_exactly(const Source& source, int rows, int64_t first) {
-        for (int64_t c = first; c < first + TILE; ++c) {
-            const int64_t s = slot(c);
-            for (int row = 0; row < rows; ++row) {
-                const double x = source.value(row, c);
-                if (!(x - x == 0)) {
-                    ++nonfinite[s];
-                    continue;
+    // Adds one row, or the sum of two: half as many additions to what has become large.
+    template <int ROWS>
+    static __attribute__((always_inline)) void add_rows(const Source& source, int row, int64_t channel,
+                                                        const Floats* center, Floats* d1, Floats* d2, Floats* a,
+                                                        Bits* above, Bits* top) {
+        each<GROUPS>([&](auto g) ACT_INLINE {
+            Floats x[ROWS][PARTS];
+            Bits bits[ROWS][BITS];
+            each<ROWS>([&](auto r) ACT_INLINE {
+                source.load(row + r, channel + g * GROUP, x[r], bits[r]);
+                each<BITS>([&](auto b) ACT_INLINE {
+                    constexpr int c = g * BITS + b;
+                    count_positive(above[c], bits[r][b]);
+                    top[c] = larger(magnitude(bits[r][b]), top[c]);
+                });
+            });
+            each<PARTS>([&](auto p) ACT_INLINE {
+                constexpr int v = g * PARTS + p;
+                Floats d = x[0][p] - center[v], size = (Floats)magnitude((Ints)x[0][p]);
+                d2[v] = fused(d, d, d2[v]);
+                if constexpr (ROWS == 2) {
+                    const Floats other = x[1][p] - center[v];
+                    d2[v] = fused(other, other, d2[v]);
+                    d += other;
+                    size += (Floats)magnitude((Ints)x[1][p]);
                 }
-                const double d = x - shift[s], size = x < 0 ? -x : x;
-                sum[s] += d;
-                square[s] += d * d;
-                absolute[s] += size;
-                largest[s] = size > largest[s] ? float(size) : largest[s];
-                positive[bits_slot(c)] += x > 0;
-            }
+                d1[v] += d;
+                a[v] += size;
+            });
+        });
+    }
+
+    // The finite ones of a row's values in float64, the others as 0, in the order of slots.
+    static void widen_row(const Source& source, int row, int64_t channel, double* values, double* finite) {
+        alignas(64) float narrow[TILE];
+        each<GROUPS>([&](auto g) ACT_INLINE {
+            Floats x[PARTS];
+            Bits unused[BITS];
+            source.load(row, channel + g * GROUP, x, unused);
+            each<PARTS>([&](auto p) ACT_INLINE { store(narrow + (g * PARTS + p) * LANES, x[p]); });
+        });
+        for (int i = 0; i < TILE; ++i) {
+            finite[i] = narrow[i] - narrow[i] == 0 ? 1 : 0;
+            values[i] = narrow[i] - narrow[i] == 0 ? double(narrow[i]) : 0;
         }
     }
 
-    static Ints infinite(Floats x) { return magnitude((Ints)x) >= INFINITY_BITS; }  // or NaN
+    // The same tile in float64 around its own mean, which becomes the shift: where values have moved away from the old
+    // one, or some are NaN, infinite, or too large or small for their squares.
+    void add_exactly(const Source& source, int rows, int64_t channel) {
+        alignas(64) double x[TILE], finite[TILE], n[TILE] = {}, mean[TILE] = {};
+        for (int row = 0; row < rows; ++row) {
+            widen_row(source, row, channel, x, finite);
+            for (int i = 0; i < TILE; ++i) {
+                n[i] += finite[i];
+                mean[i] += x[i];
+            }
+        }
+        for (int i = 0; i < TILE; ++i) mean[i] = n[i] > 0 ? mean[i] / n[i] : shift[channel + i];
+        alignas(64) double d1[TILE] = {}, d2[TILE] = {}, a[TILE] = {}, top[TILE] = {}, above[TILE] = {};
+        for (int row = 0; row < rows; ++row) {
+            widen_row(source, row, channel, x, finite);
+            for (int i = 0; i < TILE; ++i) {
+                const double d = (x[i] - mean[i]) * finite[i], size = x[i] < 0 ? -x[i] : x[i];
+                d1[i] += d;
+                d2[i] += d * d;
+                a[i] += size;
+                top[i] = size > top[i] ? size : top[i];
+                above[i] += x[i] > 0 ? 1 : 0;
+            }
+        }
+        for (int i = 0; i < TILE; ++i) {
+            const int64_t s = channel + i;
+            const float center = bit_cast<float>(cut(bit_cast<int32_t>(float(mean[i]))));
+            move(s, center - center == 0 ? center : 0);
+            const double offset = mean[i] - shift[s];
+            sum[s] += d1[i] + n[i] * offset;
+            square[s] += d2[i] + offset * (2 * d1[i] + n[i] * offset);
+            absolute[s] += a[i];
+            largest[s] = top[i] > largest[s] ? float(top[i]) : largest[s];
+            nonfinite[s] += rows - int(n[i]);
+        }
+        for (int64_t c = channel; c < channel + TILE; ++c) positive[bits_slot(c)] += int32_t(above[slot(c) - channel]);
+    }
 
-    static bool any(Ints flags) {
-        int32_t result = 0;
-        for (int lane = 0; lane < LANES; ++lane) result |= flags[lane];
-        return result != 0;
+    // Lets the sums of slot `s` so far be around another shift.
+    void move(int64_t s, float to) {
+        const double step = double(shift[s]) - double(to), moved = double(counted - nonfinite[s]) * step;
+        square[s] += step * (2 * sum[s] + moved);
+        sum[s] += moved;
+        shift[s] = to;
     }
 
     template <class Value>

@@ -162,6 +162,14 @@ static inline void count_positive(Shorts& counts, Shorts bits) {
 static inline Ints magnitude(Ints bits) { return bits & MAGNITUDE_BITS; }
 static inline Shorts magnitude(Shorts bits) { return bits & int16_t(0x7fff); }
 
+static inline Ints infinite(Floats x) { return magnitude((Ints)x) >= INFINITY_BITS; }  // or NaN
+
+static inline bool any(Ints flags) {
+    int32_t result = 0;
+    for (int lane = 0; lane < LANES; ++lane) result |= flags[lane];
+    return result != 0;
+}
+
 static inline Ints larger(Ints a, Ints b) { return a > b ? a : b; }
 static inline Shorts larger(Shorts a, Shorts b) { return a > b ? a : b; }
 

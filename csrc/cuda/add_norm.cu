@@ -207,7 +207,7 @@ template <class T>
 void run(const AddNorm& op, const uint8_t* mask, float* workspace, Place place) {
     constexpr int N = CHANNELS<T>;
     const int64_t rows = op.x.rows, channels = op.x.columns, channel_blocks = ceil_div(channels, WARP * N);
-    const Plan plan = plan_runs(rows, channel_blocks);
+    const Plan plan = plan_runs(Name<T>::type, rows, channel_blocks);
     PartialsOf partials(workspace, 2 * channels);
     const Partials of_x = partials.next(op.x_moments, channels), of_norm = partials.next(op.norm_moments, channels);
     const RowSums sums = row_sums(workspace + plan.splits * SUMS * 2 * channels, rows, channel_blocks,
@@ -232,7 +232,7 @@ void run(const AddNorm& op, const uint8_t* mask, float* workspace, Place place) 
 int64_t add_norm_workspace(DType dtype, int64_t rows, int64_t columns) {
     const int64_t block = WARP * (dtype == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>);
     const int64_t blocks = ceil_div(columns, block);
-    return plan_runs(rows, blocks).splits * SUMS * 2 * columns + 3 * rows * (blocks + 1);
+    return plan_runs(dtype, rows, blocks).splits * SUMS * 2 * columns + 3 * rows * (blocks + 1);
 }
 
 void add_norm(const AddNorm& op, const uint8_t* mask, float* workspace, Place place) {

@@ -10,13 +10,16 @@ constexpr int LOADS = 4;  // packs of target and of donor that a thread has in f
 
 // The bits of `target + strength * (donor - target)`, from the nearer end: accurate near 1 as near 0, and 1 copies.
 struct Step {
-    float by;
+    double by;
     bool from_donor, copy;
 
     __device__ explicit Step(double strength)
-        : by(float(strength >= 0.5 ? 1 - strength : strength)), from_donor(strength >= 0.5), copy(strength == 1) {}
+        : by(strength >= 0.5 ? 1 - strength : strength), from_donor(strength >= 0.5), copy(strength == 1) {}
     __device__ float operator()(float target, float donor) const {
-        return from_donor ? fmaf(by, target - donor, donor) : fmaf(by, donor - target, target);
+        const float start = from_donor ? donor : target, end = from_donor ? target : donor;
+        const float blended = fmaf(float(by), end - start, start);
+        if (fabsf(blended) < as_float(0x7f800000)) return blended;
+        return float(double(start) + by * (double(end) - double(start)));  // a step that overflows float32
     }
 };
 

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(THREADS)
 template <class T>
 void run(const Matrix& x, const uint8_t* mask, Moments moments, float* workspace, Place place) {
     const int64_t channel_blocks = ceil_div(x.columns, WARP * CHANNELS<T>);
-    const Plan plan = plan_runs(x.rows, channel_blocks);
+    const Plan plan = plan_runs(Name<T>::type, x.rows, channel_blocks);
     const Partials partials{workspace, x.columns};
     launch("column_moments", column_moments_kernel<T>, channel_blocks * plan.splits, THREADS, place,
            view<T>(x.data, x.row_stride), x.columns, mask, partials, x.rows, plan.run, channel_blocks);
@@ -54,7 +54,7 @@ void run(const Matrix& x, const uint8_t* mask, Moments moments, float* workspace
 
 int64_t column_moments_workspace(DType dtype, int64_t rows, int64_t columns) {
     const int64_t lane = dtype == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>;
-    return plan_runs(rows, ceil_div(columns, WARP * lane)).splits * SUMS * columns;
+    return plan_runs(dtype, rows, ceil_div(columns, WARP * lane)).splits * SUMS * columns;
 }
 
 void column_moments(const Matrix& x, const uint8_t* mask, Moments moments, float* workspace, Place place) {

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(THREADS, 3)
 template <class T>
 void run(const GatedMlp& op, const uint8_t* mask, float* workspace, Place place) {
     const int64_t rows = op.gate.rows, channels = op.gate.columns, channel_blocks = ceil_div(channels, WARP * N);
-    const Plan plan = plan_runs(rows, channel_blocks);
+    const Plan plan = plan_runs(Name<T>::type, rows, channel_blocks);
     PartialsOf partials(workspace, 3 * channels);
     const Partials gate = partials.next(op.gate_moments, channels), up = partials.next(op.up_moments, channels);
     const Partials product = partials.next(op.product_moments, channels);
@@ -91,8 +91,8 @@ void run(const GatedMlp& op, const uint8_t* mask, float* workspace, Place place)
 
 }  // namespace
 
-int64_t gated_mlp_workspace(DType, int64_t rows, int64_t columns) {
-    return plan_runs(rows, ceil_div(columns, WARP * N)).splits * SUMS * 3 * columns;
+int64_t gated_mlp_workspace(DType dtype, int64_t rows, int64_t columns) {
+    return plan_runs(dtype, rows, ceil_div(columns, WARP * N)).splits * SUMS * 3 * columns;
 }
 
 void gated_mlp(const GatedMlp& op, const uint8_t* mask, float* workspace, Place place) {

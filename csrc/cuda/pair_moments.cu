@@ -54,7 +54,7 @@ template <class T>
 void run(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3], float* workspace,
          Place place) {
     const int64_t channels = donor.columns, channel_blocks = ceil_div(channels, WARP * N);
-    const Plan plan = plan_runs(donor.rows, channel_blocks);
+    const Plan plan = plan_runs(Name<T>::type, donor.rows, channel_blocks);
     Partials partials[3];
     for (int i = 0; i < 3; ++i) partials[i] = {workspace + i * channels, 3 * channels};
     launch("pair_moments", pair_moments_kernel<T>, channel_blocks * plan.splits, THREADS, place,
@@ -69,8 +69,8 @@ void run(const Matrix& donor, const Matrix& target, const uint8_t* mask, const M
 
 }  // namespace
 
-int64_t pair_moments_workspace(DType, int64_t rows, int64_t columns) {
-    return plan_runs(rows, ceil_div(columns, WARP * N)).splits * SUMS * 3 * columns;
+int64_t pair_moments_workspace(DType dtype, int64_t rows, int64_t columns) {
+    return plan_runs(dtype, rows, ceil_div(columns, WARP * N)).splits * SUMS * 3 * columns;
 }
 
 void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3],

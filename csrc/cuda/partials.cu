@@ -29,14 +29,14 @@ struct Merged {
 
 template <class T>
 __device__ void add_value(Merged& merged, const Part& part, int64_t row, int64_t channel) {
-    double value = widen(static_cast<const T*>(part.x)[row * part.row_stride + channel]);
+    float value = widen(static_cast<const T*>(part.x)[row * part.row_stride + channel]);
     if (part.subtrahend)
-        value -= double(widen(static_cast<const T*>(part.subtrahend)[row * part.subtrahend_row_stride + channel]));
+        value -= widen(static_cast<const T*>(part.subtrahend)[row * part.subtrahend_row_stride + channel]);
     Merged one;
-    if (fabs(value) <= 1e300) {
+    if (fabsf(value) < as_float(0x7f800000)) {
         one.count = 1;
         one.mean = value;
-        one.absolute = one.largest = fabs(value);
+        one.absolute = one.largest = fabsf(value);
         one.positive = value > 0;
     } else {
         one.nonfinite = 1;
@@ -66,6 +66,8 @@ __global__ void __launch_bounds__(WARP* MERGE_LANES, 1)
             const float absolute = from[4 * plane], largest = from[5 * plane], positive = from[6 * plane];
             // NaN, infinite and overflowing values make a sum NaN or infinite; squares of tiny ones may have underflowed.
             suspect = !(square + absolute < as_float(0x7f800000)) || (largest > 0 && largest < TINY);
+            // More than NEAR of the squares would cancel in the variance; small values are lost beside the largest.
+            suspect = suspect || total * total > NEAR * count * square || largest * count > DOMINANT * absolute;
             if (!suspect && count > 0) {
                 const double offset = double(total) / double(count), m2 = double(square) - double(total) * offset;
                 Merged one;

@@ -4,8 +4,9 @@
 // close to its mean, and writes a partial [7, channels]: rows counted, the shift, the sums of deviations, of their
 // squares, of absolute values, the largest of these, and the number of values > 0. Stage 2, merge_partials, merges the
 // runs of each channel into its moments by Chan's formula. Where a run holds a NaN, an infinity or values whose squares
-// leave the range of float32, its sums show it, and stage 2 reads that run again in float64: the common case pays
-// nothing for the exception. Every order of addition depends on shapes alone, and there are no atomics.
+// leave the range of float32, where its mean is far from the shift, or where one value outweighs the others, its sums show
+// it, and stage 2 reads that run again in float64: the common case pays nothing for the exception. Every order of addition
+// depends on shapes alone, and there are no atomics.
 //
 // In stage 1 each warp takes a row at a time and each lane N neighbouring channels of it; a lane's sums stay in its
 // registers until the run ends.
@@ -18,9 +19,12 @@ namespace cuda {
 
 constexpr int SUMS = 7;         // rows of a partial
 constexpr int MIN_RUN = 128;    // shorter ones would write almost as much as they read
-constexpr int MAX_RUN = 1024;   // rows summed in float32
+constexpr int MAX_RUN = 1024;   // rows of 16-bit values summed in float32
+constexpr int MAX_RUN_FLOAT32 = 256;  // sums of equal values, which 16 bits keep exact, round with a bias that grows
 constexpr int MERGE_LANES = 16; // runs that are merged side by side
 constexpr float TINY = 1e-10f;  // squares of smaller values could underflow float32
+constexpr float NEAR = 0.75f;   // share of a run's squares that may cancel: its mean is near the shift
+constexpr float DOMINANT = 64;  // times the mean size of a run: a larger value outweighs the others
 
 // Fills the memory channels of an H200; the same for all GPUs, so that they give the same bits. Only tests change it.
 inline int64_t programs = 512;
@@ -30,10 +34,11 @@ struct Plan {
 };
 
 // The longest runs that fill the GPU.
-inline Plan plan_runs(int64_t rows, int64_t channel_blocks) {
+inline Plan plan_runs(DType dtype, int64_t rows, int64_t channel_blocks) {
+    const int64_t longest = dtype == DType::float32 ? MAX_RUN_FLOAT32 : MAX_RUN;
     const int64_t wanted = ceil_div(programs, channel_blocks);
     int64_t run = ceil_div(ceil_div(rows, wanted), 32) * 32;
-    run = run < MIN_RUN ? MIN_RUN : run > MAX_RUN ? MAX_RUN : run;
+    run = run < MIN_RUN ? MIN_RUN : run > longest ? longest : run;
     return {run, ceil_div(rows, run)};
 }
 

@@ -169,7 +169,7 @@ void run(const Rotary& op, const uint8_t* mask, float* workspace, Place place) {
                            int(op.width),              int(op.turned),             op.interleaved,
                            op.round_once,              grouped};
     const int64_t blocks = q.blocks + k.blocks + v.blocks;
-    const Plan plan = plan_runs(rows, blocks);
+    const Plan plan = plan_runs(Name<T>::type, rows, blocks);
     launch("rotary", rotary_kernel<T>, blocks * plan.splits, THREADS, place, q, k, v, angles, mask, rows, plan.run);
     Parts parts;
     parts.add(q.partials, op.q.moments, op.q.x.data, op.q.x.row_stride, q.channels);
@@ -183,7 +183,7 @@ void run(const Rotary& op, const uint8_t* mask, float* workspace, Place place) {
 int64_t rotary_workspace(DType dtype, int64_t rows, int64_t q_columns, int64_t k_columns, int64_t v_columns) {
     const int64_t block = WARP * (dtype == DType::float32 ? CHANNELS<float> : CHANNELS<bfloat16>);
     const int64_t blocks = ceil_div(q_columns, block) + ceil_div(k_columns, block) + ceil_div(v_columns, block);
-    return plan_runs(rows, blocks).splits * SUMS * (q_columns + k_columns + v_columns);
+    return plan_runs(dtype, rows, blocks).splits * SUMS * (q_columns + k_columns + v_columns);
 }
 
 void rotary(const Rotary& op, const uint8_t* mask, float* workspace, Place place) {

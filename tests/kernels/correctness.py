@@ -177,7 +177,7 @@ def judge(
         assert ((found - wide).abs() <= 1e-6 * scale + units * wide.abs() + tiny).all(), name
     measured = {
         "column_moments": [x],
-        "pair_moments": [x, y, x.double() - y.double()],
+        "pair_moments": [x, y, x.float() - y.float()],
         "gated_mlp": [x, y, *outputs],
         "add_norm": [x, *outputs[1:]],
         "rotary": [x, y, y],

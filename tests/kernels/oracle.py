@@ -6,8 +6,11 @@ import torch
 
 from act_kernels import STATISTICS, empty_moments, native
 from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE, SUM_ABS
+from kernels.interpreter import INTERPRETED
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+WIDE_AND_NARROW = DTYPES[:2] if INTERPRETED else DTYPES
+"""For tests of what types have in common: interpreted, float16 differs from bfloat16 in its conversions alone."""
 ISAS = native._native.instruction_sets() if native.LOAD_ERROR is None else []
 EXACT = ("reference", *(isa for isa in ISAS if isa != "baseline"))
 """Backends whose exponential is, bit for bit, that of PyTorch on this CPU."""

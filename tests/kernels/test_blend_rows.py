@@ -125,6 +125,36 @@ def test_compiled_graphs_keep_it(backend):
     assert torch.equal(compiled(target, donor, rows)[rows], donor[rows])
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_step_that_overflows_float32_is_taken_in_float64(dtype, transposed):
+    def matrix(*values: float) -> torch.Tensor:
+        x = torch.tensor(values, dtype=dtype).repeat(3, 11)
+        return x.t() if transposed else x
+
+    for strength in (0.25, 0.5, 0.9, 2.0, 1e39):
+        donor, target = matrix(3e38, -3e38, 5.0), matrix(-3e38, 3e38, 1.0)
+        if strength > 1:  # a step of nothing, and one of float32's smallest
+            donor, target = matrix(3e38, 2e-38, 5.0), matrix(3e38, 1e-38, 5.0)
+        expected = target.double() + strength * (donor.double() - target.double())
+        ops.blend_rows([target], [donor], [torch.arange(len(target))], strength)
+        scale = expected.abs() + 1e31 * (strength <= 1)
+        assert target.isfinite().all() and ((target.double() - expected).abs() <= torch.finfo(dtype).eps * scale).all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "strength"),
+    [(torch.float16, 2e5), (torch.bfloat16, 1e39), (torch.float32, 1e300), (torch.float32, -1e39)],
+)
+def test_a_strength_that_leaves_the_range_of_the_dtype_is_refused(dtype, strength):
+    targets, donors = [random(8, 6, dtype), random(8, 6, dtype, 1)], [random(8, 6, dtype, 2), random(8, 6, dtype, 3)]
+    donors[1][3, 4] = torch.nan  # stays what it is
+    before = [target.clone() for target in targets]
+    with pytest.raises(OverflowError, match=r"strength .* takes values of targets\[1\] out of the range of torch"):
+        ops.blend_rows(targets, donors, [torch.tensor([2, 3])] * 2, [0.5, strength])
+    assert all(torch.equal(target, old) for target, old in zip(targets, before, strict=True))
+
+
 X, ROWS = torch.zeros(4, 6), torch.tensor([1])
 BAD = {
     "lists of other lengths": (lambda: ops.blend_rows([X], [X, X], [ROWS], 0.5), "targets 1, donors 2, rows 1"),

@@ -62,9 +62,10 @@ def test_no_result_depends_on_the_order_of_threads(emulator, dtype, channels):
 @needs_emulator
 @pytest.mark.parametrize("programs", [1, 3, 512])
 @pytest.mark.parametrize("masked", [False, True])
-def test_runs_of_full_length_and_more_runs_than_merge_side_by_side(emulator, programs, masked):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_runs_of_full_length_and_more_runs_than_merge_side_by_side(emulator, programs, masked, dtype):
     emulator.set_programs(programs)
-    x, y = random(4300, 3, torch.float32), random(4300, 3, torch.float32, seed=1)
+    x, y = random(4300, 3, dtype), random(4300, 3, dtype, seed=1)
     x[130, 2], x[4299, 1] = float("inf"), 3e30
     mask = torch.arange(4300) % 7 == 5 if masked else None
     if masked:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 from act_kernels import empty_moments, native, ops, reference
 from kernels.interpreter import INTERPRETED
-from kernels.oracle import DTYPES, EXACT, ISAS, assert_moments_close, random, truth
+from kernels.oracle import DTYPES, EXACT, ISAS, WIDE_AND_NARROW, assert_moments_close, random, truth
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 SHAPES = [(1, 1), (7, 123), (65, 64), (63, 5), (257, 65), (300, 200), (1030, 33), (64, 3001)]
 if INTERPRETED:
-    SHAPES = [(1, 1), (63, 5), (150, 130)]
-MASKS = ["all", "some", "none"]
+    SHAPES = [(1, 1), (63, 5), (140, 130)]
+MASKS = ["all", "some"] if INTERPRETED else ["all", "some", "none"]
+HEADS = [(2, 4, 2, 9, 16, 16), (1, 3, 1, 65, 64, 64), (3, 2, 2, 5, 80, 32), (1, 1, 1, 1, 2, 2)]
+if INTERPRETED:
+    HEADS[1] = (1, 2, 1, 9, 64, 64)
 
 
 def mask_of(kind: str, rows: int) -> torch.Tensor | None:
@@ -38,7 +43,7 @@ def gated_truth(gate, up, activation):
     return reference.gated_mlp(gate, up, activation, None, None, None, None)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("masked", MASKS)
 def test_gated_mlp(shape, dtype, masked):
@@ -62,27 +67,61 @@ def test_activations(activation, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("activation", ["silu", "relu", "relu2"])
+@pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 def test_activations_are_bit_equal_for_every_16_bit_value(activation, dtype, backend):
     if backend not in EXACT:
         pytest.skip("PyTorch computes exp otherwise than this instruction set: within one unit, see test_activations")
     every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
     every = every[every.isfinite()]
     gate = every[: len(every) // 64 * 64].reshape(-1, 64)
+    # PyTorch's gelu of one float16 value is not that of the same value in float32.
+    odd = activation == "gelu" and dtype == torch.float16
     for up in (torch.ones_like(gate), torch.full_like(gate, -0.7)):
-        assert torch.equal(ops.gated_mlp(gate, up, activation), gated_truth(gate, up, activation))
+        assert (ops.gated_mlp(gate, up, activation) != gated_truth(gate, up, activation)).sum() <= odd
 
 
-def test_silu_is_bit_equal_in_float32(backend):
-    if backend not in EXACT:
-        pytest.skip("PyTorch computes exp otherwise than this instruction set: within one unit, see test_activations")
+@functools.cache
+def float32_gates() -> torch.Tensor:
+    """Values of every size, both tails closely, and subnormal ones."""
     generator = torch.Generator().manual_seed(0)
-    gate = torch.randn(2048, 1024, generator=generator) * torch.logspace(-3, 1.5, 1024)
-    up = torch.randn(2048, 1024, generator=generator)
-    assert torch.equal(ops.gated_mlp(gate, up), gated_truth(gate, up, "silu"))
+    spread = torch.randn(2**17, generator=generator) * torch.logspace(-3, 1.5, 2**17)
+    smallest = torch.arange(-(2**11), 2**11, dtype=torch.int32).mul(2**11 + 1).view(torch.float32)
+    gates = [torch.linspace(-13, 13, 2**17), spread, torch.logspace(-38, 38, 2**12), smallest[smallest.isfinite()]]
+    return torch.cat([*gates, -gates[2]])[: 2**18].reshape(-1, 256)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_activations_are_bit_equal_in_float32(activation, backend):
+    if backend not in EXACT:
+        pytest.skip("PyTorch computes exp otherwise than this instruction set: see the next test")
+    gate = float32_gates()
+    up = random(*gate.shape, torch.float32)
+    assert torch.equal(ops.gated_mlp(gate, up, activation), gated_truth(gate, up, activation))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
+def test_float32_activations_are_near_the_exact_ones(activation):
+    """Within eight roundings of the gate itself: in the negative tail, PyTorch's own formulas are no nearer either."""
+    gate = float32_gates()[::8] if INTERPRETED else float32_gates()
+    found = ops.gated_mlp(gate, torch.ones_like(gate), activation).double()
+    exact = reference.ACTIVATIONS[activation](gate.double())
+    assert ((found - exact).abs() <= 8 * 2**-24 * gate.double().abs() + torch.finfo(torch.float32).tiny).all()
+
+
+@pytest.mark.parametrize("mean", [0, 1, 100])
+def test_layer_norm_is_near_the_exact_one(mean):
+    """Within eight roundings of a row, times its mean over its deviation, which subtracting the mean takes."""
+    x, weight, bias = (random(rows, 300, torch.float32, seed) for rows, seed in ((40, 0), (1, 1), (1, 2)))
+    x = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) + mean
+    found = ops.add_norm(x, None, weight[0], bias[0], eps=1e-5, style="layer")[1]
+    exact = reference.add_norm(x.double(), None, weight[0].double(), bias[0].double(), 1e-5, "layer", None, None, None)[
+        1
+    ]
+    scale = exact.square().mean(1, keepdim=True).sqrt() + exact.abs()
+    assert ((found - exact).abs() <= 8 * 2**-24 * (1 + mean) * scale).all()
+
+
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
 def test_gated_mlp_with_nonfinite_values(dtype):
     gate, up = random(90, 70, dtype), random(90, 70, dtype, seed=1)
     gate[3, 4], gate[50, 69], up[7, 4], up[60, :] = float("nan"), float("-inf"), float("inf"), float("nan")
@@ -118,12 +157,10 @@ def angles(batch, length, turned, dtype):
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("round_once", [False, True])
-@pytest.mark.parametrize(
-    "sizes", [(2, 4, 2, 9, 16, 16), (1, 3, 1, 65, 64, 64), (3, 2, 2, 5, 80, 32), (1, 1, 1, 1, 2, 2)]
-)
+@pytest.mark.parametrize("sizes", HEADS)
 def test_rotary(sizes, interleaved, round_once, dtype):
     batch, q_heads, k_heads, length, width, turned = sizes
     q, k, v = (heads(batch, n, length, width, dtype, seed) for seed, n in enumerate((q_heads, k_heads, k_heads)))
@@ -150,7 +187,7 @@ def test_rotary_of_parts_of_a_fused_projection_without_moments(dtype):
     assert torch.equal(ops.rotary(scattered, k, cos, sin)[0], rotary_truth(q, k, cos, sin, False, False)[0])
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("masked", MASKS)
 @pytest.mark.parametrize("style", ops.NORM_STYLES)
@@ -197,7 +234,7 @@ def test_norm_without_a_residual(dtype):
     assert_close(found[1], expected[1], units=2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
 def test_add_norm_with_nonfinite_rows(dtype):
     x, residual = random(40, 70, dtype), random(40, 70, dtype, seed=1)
     x[3, 4], residual[20, 5] = float("nan"), float("inf")
@@ -210,7 +247,7 @@ def test_add_norm_with_nonfinite_rows(dtype):
 
 
 def test_huge_mean_with_tiny_spread():
-    x = torch.randn(300 if INTERPRETED else 3000, 37, generator=torch.Generator().manual_seed(3)) + 1e4
+    x = torch.randn(130 if INTERPRETED else 3000, 37, generator=torch.Generator().manual_seed(3)) + 1e4
     blocks = [empty_moments(37) for _ in range(3)]
     for rows in (x[:1], x[1:100], x[100:]):
         ops.gated_mlp(rows, rows, gate_moments=blocks[0])
@@ -225,7 +262,7 @@ def test_huge_mean_with_tiny_spread():
 
 def every_op(dtype):
     """Outputs and moments of each fused op on one input."""
-    rows, channels = (150, 96) if INTERPRETED else (700, 192)
+    rows, channels = 700, 192
     x, y = random(rows, channels, dtype), random(rows, channels, dtype, seed=1)
     x[5, 7] = float("inf")
     mask = torch.arange(rows) % 5 != 0
@@ -240,6 +277,7 @@ def every_op(dtype):
     return [*outputs, *blocks]
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has one thread")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_again_and_on_any_number_of_threads(dtype):
     threads = torch.get_num_threads()

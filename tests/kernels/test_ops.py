@@ -8,11 +8,12 @@ import torch
 from act_kernels import empty_moments, merge_moments, ops, reference
 from act_kernels.statistics import COUNT, M2, MEAN, NONFINITE
 from kernels.interpreter import INTERPRETED
-from kernels.oracle import DTYPES, assert_moments_close, random, truth
+from kernels.oracle import DTYPES, WIDE_AND_NARROW, assert_moments_close, random, truth
 
 SHAPES = [(0, 5), (1, 1), (1, 64), (7, 123), (63, 5), (257, 65), (500, 512), (1030, 33), (64, 3001)]
 if INTERPRETED:
-    SHAPES = [(0, 5), (1, 1), (7, 123), (63, 5), (257, 65), (130, 520)]
+    SHAPES = [(0, 5), (1, 1), (7, 123), (257, 65), (33, 520)]
+PAIRS = [(1, 1), (63, 5), (140, 130)] if INTERPRETED else [(1, 1), (63, 5), (300, 200), (70, 1100)]
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -28,8 +29,8 @@ def test_column_moments(shape, dtype, masked):
     assert_moments_close(block, truth(x, mask[masked]))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(1, 1), (63, 5), (300, 200), (70, 1100)], ids=str)
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
+@pytest.mark.parametrize("shape", PAIRS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
 def test_pair_moments(shape, dtype, masked):
     donor = random(*shape, dtype)
@@ -42,7 +43,7 @@ def test_pair_moments(shape, dtype, masked):
     assert_moments_close(pair[2], truth(donor.double() - target.double(), mask), relative=2e-6)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
 def test_nonfinite_values_are_counted_and_left_out(dtype):
     x = random(300, 70, dtype)
     x[5, 3], x[150, 3], x[0, 10], x[299, 69] = float("nan"), float("inf"), float("-inf"), float("nan")
@@ -70,31 +71,23 @@ def test_extreme_values(values):
 
 @pytest.mark.parametrize("ratio", [1e2, 1e4])
 def test_huge_mean_with_tiny_spread(ratio):
-    x = torch.randn(5000, 37, generator=torch.Generator().manual_seed(3)) + ratio
+    sizes = [1, 99, 200] if INTERPRETED else [1, 999, 3000, 1000]
+    x = torch.randn(sum(sizes), 37, generator=torch.Generator().manual_seed(3)) + ratio
     block = empty_moments(37)
-    for rows in x.split([1, 999, 3000, 1000]):
+    for rows in x.split(sizes):
         ops.column_moments(rows, block)
     expected = truth(x)
-    assert ((block[MEAN] - expected[MEAN]).abs() <= 1e-6 * (expected[M2] / 5000).sqrt() + 1e-9 * ratio).all()
+    assert ((block[MEAN] - expected[MEAN]).abs() <= 1e-6 * (expected[M2] / len(x)).sqrt() + 1e-9 * ratio).all()
     assert ((block[M2] - expected[M2]).abs() <= 1e-6 * expected[M2]).all()
 
 
 def test_a_nan_in_the_first_rows_does_not_spoil_a_huge_mean():
-    x = torch.randn(3000, 40, generator=torch.Generator().manual_seed(6)) + 1e4
+    x = torch.randn(300 if INTERPRETED else 3000, 40, generator=torch.Generator().manual_seed(6)) + 1e4
     x[3, 7], x[0, 9], x[:50, 11] = float("nan"), float("inf"), float("nan")
     block = empty_moments(40)
     ops.column_moments(x, block)
     expected = truth(x)
-    few = torch.arange(40) != 11  # its first rows give no mean: exact to float32 around zero only
-    assert ((block[M2] - expected[M2]).abs() <= 1e-5 * expected[M2])[few].all()
-
-
-def test_an_outlier_in_the_first_row_does_not_spoil_the_variance():
-    x = torch.randn(4096, 16, generator=torch.Generator().manual_seed(4)) * 0.1
-    x[0] = 3000.0
-    block = empty_moments(16)
-    ops.column_moments(x, block)
-    assert_moments_close(block, truth(x))
+    assert ((block[M2] - expected[M2]).abs() <= 1e-6 * expected[M2]).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -122,8 +115,9 @@ def test_only_the_given_channels_of_an_arena_are_written():
     assert (arena[:, :, :100] == -7).all() and (arena[:, :, 141:] == -7).all()
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter has one thread")
 def test_same_bits_for_any_number_of_threads():
-    x = random(2000, 100 if INTERPRETED else 700, torch.bfloat16)
+    x = random(2000, 700, torch.bfloat16)
     blocks = []
     threads = torch.get_num_threads()
     for count in (1, 2, 3, 2):
@@ -135,9 +129,10 @@ def test_same_bits_for_any_number_of_threads():
 
 
 def test_merging_is_exact_in_any_order():
-    x = random(3000, 50, torch.float32)
+    sizes = [1, 150, 0, 99, 50] if INTERPRETED else [1, 700, 0, 2000, 299]
+    x = random(sum(sizes), 50, torch.float32)
     parts = [empty_moments(50) for _ in range(5)]
-    for rows, part in zip(x.split([1, 700, 0, 2000, 299]), parts, strict=True):
+    for rows, part in zip(x.split(sizes), parts, strict=True):
         ops.column_moments(rows, part)
     merged = []
     for order in ([0, 1, 2, 3, 4], [4, 2, 3, 0, 1]):
@@ -184,15 +179,16 @@ def test_strength_one_copies_nan_and_infinity_bit_for_bit():
 
 
 def test_every_float16_and_bfloat16_value_survives_the_round_trip():
-    patterns = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    side = 64 if INTERPRETED else 256  # of all values, or of every sixteenth
+    patterns = torch.arange(-32768, 32768, 65536 // side**2, dtype=torch.int32).to(torch.int16)
     for dtype in (torch.float16, torch.bfloat16):
-        donor = patterns.view(dtype).reshape(256, 256)
+        donor = patterns.view(dtype).reshape(side, side)
         target = torch.zeros_like(donor)
-        ops.blend_rows([target], [donor], [torch.arange(256)], 0.5)
+        ops.blend_rows([target], [donor], [torch.arange(side)], 0.5)
         expected = (donor.double() * 0.5).to(dtype)
         finite = donor.isfinite()
         assert torch.equal(target[finite], expected[finite])
-        block = empty_moments(256)
+        block = empty_moments(side)
         ops.column_moments(donor, block)
         assert_moments_close(block, truth(donor))
 

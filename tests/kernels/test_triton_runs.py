@@ -16,19 +16,28 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_runs_of_full_length_and_more_runs_than_a_merge_tile(masked, monkeypatch):
+@pytest.mark.parametrize(("rows", "dtype"), [(300, torch.float32), (1100, torch.bfloat16)])
+def test_runs_of_full_length(rows, dtype, masked, monkeypatch):
     from act_kernels.triton import partials
 
-    x = random(4300, 3, torch.float32)
-    mask = torch.arange(4300) % 7 == 5 if masked else None
+    x = random(rows, 3, dtype)
+    mask = torch.arange(rows) % 7 == 5 if masked else None
     if masked:
-        mask[1000:2100] = False  # a run without a counted row, and runs that count only one end
-    blocks = []
-    for programs in (1, 3, 512):  # runs of 1024 rows, of 1024 by the cap on the last column of programs, of 128
-        monkeypatch.setattr(partials, "PROGRAMS", programs)
-        blocks.append(empty_moments(3))
-        ops.column_moments(x, blocks[-1], mask)
-        assert_moments_close(blocks[-1], truth(x, mask))
+        mask[100:200] = False
+    monkeypatch.setattr(partials, "PROGRAMS", 1)
+    assert partials.plan_runs(rows, 1, dtype) == (256 if dtype == torch.float32 else 1024, 2)
+    block = empty_moments(3)
+    ops.column_moments(x, block, mask)
+    assert_moments_close(block, truth(x, mask))
+
+
+def test_more_runs_than_a_merge_tile():
+    x = random(4300, 3, torch.float32)
+    mask = torch.arange(4300) % 7 == 5
+    mask[1000:2100] = False  # runs without a counted row, and runs that count only one end
+    block = empty_moments(3)
+    ops.column_moments(x, block, mask)
+    assert_moments_close(block, truth(x, mask))
 
 
 def test_rows_that_do_not_count_are_never_measured():
@@ -81,7 +90,7 @@ def test_norm_of_wide_rows_in_many_short_runs(style, monkeypatch):
     from act_kernels.triton import partials
 
     monkeypatch.setattr(partials, "MIN_RUN", 32)
-    for rows, channels in ((3, 5000), (100, 300)):
+    for rows, channels in ((3, 1300), (70, 300)):
         x, residual = random(rows, channels, torch.float32) + 100, random(rows, channels, torch.float32, seed=1)
         weight = random(1, channels, torch.float32, seed=2)[0]
         blocks = empty_moments(channels, 2)

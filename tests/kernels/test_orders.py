@@ -1,0 +1,95 @@
+"""Mean, variance and mean of absolute values are exact to 1e-6, in whatever order and however distributed rows come."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from act_kernels import empty_moments, ops
+from act_kernels.statistics import COUNT, NONFINITE
+from kernels.interpreter import INTERPRETED
+from kernels.oracle import ISAS
+from kernels.orders import CHANNELS, ORDERS, errors, measure
+
+pytestmark = pytest.mark.usefixtures("backend")
+DTYPES = [torch.float32, torch.bfloat16]
+PROMISE = 1e-6
+
+
+def every_order(rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """All orders side by side."""
+    return torch.cat([order(rows).expand(rows, CHANNELS) for order in ORDERS.values()], 1).to(dtype)
+
+
+@pytest.mark.skipif(
+    INTERPRETED, reason="channels do not share their fate there: see the test of all orders side by side"
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("order", ORDERS)
+def test_column_moments(order, dtype):
+    for rows in (300, 2048):
+        found = measure(order, rows, dtype)
+        assert max(found.values()) <= PROMISE, (rows, found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_orders_side_by_side_give_the_same_bits_on_any_number_of_threads(dtype):
+    x = every_order(300 if INTERPRETED else 1030, dtype)
+    threads, blocks = torch.get_num_threads(), []
+    for count in (1,) if INTERPRETED else (1, 3):
+        torch.set_num_threads(count)
+        blocks.append(empty_moments(x.shape[1]))
+        ops.column_moments(x, blocks[-1])
+    torch.set_num_threads(threads)
+    assert max(errors(blocks[0], x).values()) <= PROMISE
+    assert torch.equal(blocks[0], blocks[-1])
+
+
+def test_calls_in_a_row():
+    x = torch.cat([ORDERS["many outliers first"](300), ORDERS["normal"](300), ORDERS["drift"](300)])
+    block = empty_moments(CHANNELS)
+    for rows in x.split([1, 130, 200, 569]):
+        ops.column_moments(rows, block)
+    assert max(errors(block, x).values()) <= PROMISE
+
+
+@pytest.mark.parametrize(
+    "order", ["many outliers first"] if INTERPRETED else ["many outliers first", "ascending", "Cauchy"]
+)
+@pytest.mark.parametrize("dtype", DTYPES[:1] if INTERPRETED else DTYPES, ids=str)
+def test_every_op_that_measures(order, dtype):
+    rows = 200 if INTERPRETED else 600
+    x = torch.cat([ORDERS[order](rows)] * 2, 1).to(dtype)
+    y = ORDERS["normal"](rows).repeat(1, 2).to(dtype)
+    blocks, pair = empty_moments(2 * CHANNELS, 6), empty_moments(2 * CHANNELS, 3)
+    product = ops.gated_mlp(x, y, "relu", gate_moments=blocks[0], up_moments=blocks[1], product_moments=blocks[2])
+    norm = ops.add_norm(y, x, y[0].contiguous(), eps=1e-6, x_moments=blocks[3], norm_moments=blocks[4])[1]
+    heads = x.view(1, rows, 1, -1).transpose(1, 2)
+    table = torch.ones(1, rows, 2 * CHANNELS, dtype=dtype)
+    ops.rotary(heads, heads, table, table, q_moments=blocks[5])
+    ops.pair_moments(x, y, pair)
+    difference = x.float() - y.float()
+    for block, values in zip([*blocks, *pair], (x, y, product, y, norm, x, x, y, difference), strict=True):
+        assert max(errors(block, values).values()) <= PROMISE
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_difference_too_large_for_float32_is_not_finite(dtype):
+    donor, target = ORDERS["normal"](200).to(dtype), ORDERS["normal"](200).to(dtype)
+    donor[150, 1], target[150, 1] = 3e38, -3e38
+    pair = empty_moments(CHANNELS, 3)
+    ops.pair_moments(donor, target, pair)
+    assert pair[:, NONFINITE, 1].tolist() == [0, 0, 1] and pair[2, COUNT].tolist() == [200, 199, 200]
+    for block, values in zip(pair, (donor, target, donor.float() - target.float()), strict=True):
+        assert max(errors(block, values).values()) <= PROMISE
+
+
+def test_the_common_case_is_not_summed_twice(backend):
+    """Rows of one kind keep their first shift: the bits do not change where an outlier among others moves it."""
+    if backend not in ISAS:
+        pytest.skip("the native kernels alone re-centre tiles of channels together")
+    x, alone, beside = ORDERS["normal"](2048), empty_moments(CHANNELS), empty_moments(CHANNELS + 1)
+    ops.column_moments(x, alone)
+    ops.column_moments(torch.cat([x, ORDERS["many outliers first"](2048)[:, :1]], 1), beside)
+    assert not torch.equal(alone, beside[:, :CHANNELS])
+    torch.testing.assert_close(alone, beside[:, :CHANNELS], rtol=1e-6, atol=1e-6)
