@@ -88,6 +88,18 @@ def test_a_strength_outside_its_range_is_refused(strength):
         act.transfer(donor, target, chosen(ChannelSpace.from_model(target), 0.3), strength)
 
 
+@pytest.mark.parametrize("overlap", ["sum", "mean"])
+@pytest.mark.parametrize("donors", [1, 2])
+def test_a_strength_that_leaves_the_range_of_the_weights_is_refused(donors, overlap):
+    target = tiny_model("llama", seed=9)
+    channels, before = chosen(ChannelSpace.from_model(target), 0.3), state(target)
+    given = [act.Donor(tiny_model("llama", seed=seed), channels, 1e45) for seed in range(donors)]
+    with pytest.raises(act.ActError, match=r"strength 1e\+45 takes values of the target out of the range"):
+        act.transfer_many(given, target, overlap)
+    act.transfer_many([replace(donor, strength=0.0) for donor in given], target, overlap)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in state(target).items())
+
+
 def test_a_set_made_for_other_models_is_refused():
     donor, target, other = (tiny_model("llama", seed=seed) for seed in range(3))
     batches = [{"input_ids": torch.arange(20)[None]}]
