@@ -94,8 +94,8 @@ def blend_rows(
         rows: int64 ``[K]`` for each target, distinct, each in ``[0, R)``; copied to the CPU if they are elsewhere.
         strength: a finite number, or one for each target; 0 changes nothing, 1 copies the bits of the donor exactly.
 
-    The blend is computed in float32, in float64 where a step overflows, and rounded once to the storage dtype. A matrix
-    that is listed twice, or two that share memory, must not share the values that change.
+    The blend is computed in float32, where a step may be too large for it, and rounded once to the storage dtype. A
+    matrix that is listed twice, or two that share memory, must not share the values that change.
 
     Raises:
         TypeError, ValueError, IndexError: an argument has the wrong dtype, shape or device, a row is out of range, or
@@ -343,6 +343,8 @@ def _check_mask(mask: torch.Tensor | None, rows: int, device: torch.device) -> t
 
 def _check_range(index: int, target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, strength: float) -> None:
     """Raise OverflowError if a blend beyond its two ends would leave the range of the target's dtype."""
+    if abs(strength) > torch.finfo(torch.float32).max:
+        raise OverflowError(f"strength {strength} is out of the range of torch.float32")
     for some in rows.split(max(1, CHECKED_AT_ONCE // target.shape[1])):
         old = target[some.to(target.device)]
         new = donor[some.to(donor.device)].to(old)

