@@ -61,8 +61,9 @@ def require_answer(message: Message, span: str) -> None:
     text = Text(span)
     said = {"content": texts_in(message), **{key: [*texts_of(message.get(key))] for key in (*REASONING, "refusal")}}
     lost = {key: part for key, parts in said.items() for part in parts if not text.has(part)}
+    called = "tool_calls" if message.get("tool_calls") else "function_call"
     if calls := [name for name, arguments in calls_of(message) if not _has_call(text, name, arguments)]:
-        lost["tool_calls"] = calls[0]
+        lost[called] = calls[0]
     for key, part in lost.items():
         ignore = "" if key == "content" else f", or leave it out on purpose (--ignore-columns {key})"
         raise ActError(

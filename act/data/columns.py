@@ -1,6 +1,6 @@
 """Columns of a record that are not read: those that may be ignored, and those that would be lost from its prompt.
 
-A column may be ignored if it is empty, a number or a flag; if its name says that it describes the record
+A column may be ignored if it is empty, one number or a flag; if its name says that it describes the record
 (``id``, ``source``, ``difficulty``) or that it is another form of the answer (``solution``, ``chosen``); or if all its
 text stands in the record as it is read. A column whose name says that it belongs to the prompt (``system``,
 ``context``, ``tools``) may not, nor one of any other name that holds more than a label, unless the user names it.
@@ -30,7 +30,8 @@ _ANSWERS = re.compile(
 _PROMPTS = re.compile(
     "(prompt|system|developer|instruction|question|querie|query|context|input|history|historie|document|passage|"
     "paragraph|article|storie|story|background|premise|evidence|knowledge|fact|hint|persona|tool|function|schema|api|"
-    "example|demonstration|shot|choice|option|image|audio|video|table|conversation|dialog|dialogue|message)s?"
+    "example|demonstration|shot|choice|option|image|audio|video|table|conversation|dialog|dialogue|message|reasoning|"
+    "thinking|thought|cot)s?"
 )
 _NO_TEXT = frozenset(("role", "from", "type"))  # keys inside a column whose values say what is beside them
 
@@ -53,17 +54,22 @@ class Text:
         return any("".join(form.split()) in self._squeezed for form in forms)
 
 
-def texts_of(value: Any) -> Iterator[str]:
-    """Every string that is a value somewhere in ``value``."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
+def values_in(value: Any) -> Iterator[Any]:
+    """Every value somewhere in ``value`` that is neither null nor a list or mapping."""
+    if isinstance(value, Mapping):
         for key, item in value.items():
             if key not in _NO_TEXT:
-                yield from texts_of(item)
+                yield from values_in(item)
     elif isinstance(value, list | tuple):
         for item in value:
-            yield from texts_of(item)
+            yield from values_in(item)
+    elif value is not None:
+        yield value
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """Every string that is a value somewhere in ``value``."""
+    return (each for each in values_in(value) if isinstance(each, str))
 
 
 def require_nothing_lost(
@@ -104,8 +110,9 @@ def is_prompt(name: str) -> bool:
 
 def _may_matter(name: str, value: Any) -> bool:
     words = _words(name)
-    described = _DESCRIBES.fullmatch(words[-1]) or words[0] in ("meta", "metadata")
-    return not described and (is_prompt(name) or not any(map(_ANSWERS.fullmatch, words))) and any(texts_of(value))
+    if _DESCRIBES.fullmatch(words[-1]) or words[0] in ("meta", "metadata") or isinstance(value, bool | int | float):
+        return False
+    return is_prompt(name) or not any(map(_ANSWERS.fullmatch, words))
 
 
 def _words(name: str) -> list[str]:
@@ -114,7 +121,9 @@ def _words(name: str) -> list[str]:
 
 
 def _parts(name: str, value: Any) -> Iterator[str]:
-    return (part for part in texts_of(value) if part.strip() and (is_prompt(name) or not _is_label(part.strip())))
+    if is_prompt(name):  # an image is not text, but lost, too
+        return (part for part in map(str, values_in(value)) if part.strip())
+    return (part for part in texts_of(value) if part.strip() and not _is_label(part.strip()))
 
 
 def _is_label(text: str) -> bool:

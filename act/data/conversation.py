@@ -22,6 +22,8 @@ FLAGS = ("weight", "train", "loss")
 """Keys of a message that say whether it is to be learned."""
 
 _TO_CONTINUE = ("prefix", "partial", "continue_final_message", "add_generation_prompt")
+_MEDIA = ("audio", "image", "images", "video", "videos")
+_ONLY_TEXT = "only text can be read, so leave records with images, audio or video out"
 _TEXT_PARTS = ("text", "input_text", "output_text", "thinking", "reasoning")
 
 
@@ -122,7 +124,7 @@ def texts_in(message: Message) -> list[str]:
         return [content]
     if isinstance(content, Mapping):
         return [json.dumps(content, ensure_ascii=False)]
-    return [part if isinstance(part, str) else str(_text_of(part)) for part in content]
+    return [str(_text_of(part)) for part in content]
 
 
 def parsed(value: Any) -> Any:
@@ -135,10 +137,10 @@ def parsed(value: Any) -> Any:
     return without_nulls(value)
 
 
-def _messages(given: Any) -> list[Message]:
+def _messages(given: Any, *, history: bool = False) -> list[Message]:
     if not (isinstance(given, list) and given and all(isinstance(one, Mapping) for one in given)):
         raise ActError(f"messages must be a list of objects with role and content, got {given!r:.60}")
-    messages: list[Message] = without_nulls(given)
+    messages: list[Message] = [_with_parts(message) for message in without_nulls(given)]
     for number, message in enumerate(messages):
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str):
@@ -148,7 +150,12 @@ def _messages(given: Any) -> list[Message]:
             for call in message.get("tool_calls", [])
         ):
             raise ActError(f"tool_calls of message {number} is {message['tool_calls']!r:.60}; expected a list of calls")
-        if isinstance(content, list):
+        if media := [key for key in _MEDIA if message.get(key)]:
+            raise ActError(f"message {number} has {media[0]}; {_ONLY_TEXT}")
+        earlier = history or number + 1 < len(messages)
+        if content is None and role == "assistant" and earlier and not _says(message):
+            raise ActError(f"message {number} by 'assistant' is empty; expected text or tool calls")
+        if isinstance(content, list) and content:
             for part in content:
                 _require_text(part, number)
         elif not (
@@ -161,13 +168,23 @@ def _messages(given: Any) -> list[Message]:
 
 
 def _require_text(part: Any, number: int) -> None:
-    if isinstance(part, str) or (isinstance(part, Mapping) and isinstance(_text_of(part), str)):
+    if isinstance(part, Mapping) and isinstance(_text_of(part), str):
         return
     kind = part.get("type") if isinstance(part, Mapping) else part
-    raise ActError(
-        f"message {number} has a part of type {kind!r:.60} in its content; only text can be read, so leave records "
-        "with images, audio or video out"
-    )
+    raise ActError(f"message {number} has a part of type {kind!r:.60} in its content; {_ONLY_TEXT}")
+
+
+def _with_parts(message: Message) -> Message:
+    """The message with texts that stand in a list as parts of its content."""
+    parts = message.get("content")
+    if not isinstance(parts, list) or not any(isinstance(part, str) for part in parts):
+        return message
+    named = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
+    return {**message, "content": named}
+
+
+def _says(message: Message) -> bool:
+    return any(message.get(key) for key in ("tool_calls", "function_call", *REASONING))
 
 
 def _text_of(part: Mapping[str, Any]) -> Any:
@@ -180,10 +197,11 @@ def _history(given: Any) -> list[Message]:
     if isinstance(given, list) and all(isinstance(turn, list) and len(turn) == 2 for turn in given):
         roles = ("user", "assistant")
         return _messages(
-            [{"role": role, "content": text} for turn in given for role, text in zip(roles, turn, strict=True)]
+            [{"role": role, "content": text} for turn in given for role, text in zip(roles, turn, strict=True)],
+            history=True,
         )
     if isinstance(given, list) and all(isinstance(turn, Mapping) for turn in given):
-        return _messages(given)
+        return _messages(given, history=True)
     raise ActError(f"history is {given!r:.60}; expected messages, or pairs of a question and its answer")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -234,6 +235,11 @@ class Encoder:
         text = written(self.tokenizer, conversation, turns)
         essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
         require_nothing_lost(record, conversation.columns, text.whole, essence)
+        if settings := sorted(self._settings.intersection(record).difference(conversation.columns)):
+            raise ActError(
+                f"the chat template has the setting {settings[0]}, which is also a column; give it as "
+                f"chat_template_kwargs, or ignore it on purpose (--ignore-columns {settings[0]})"
+            )
         ids = yield [*text.before, *text.after]
         prefixes, ends = ids[: len(turns)], ids[len(turns) :]
         whole = ends[-1]
@@ -277,6 +283,11 @@ class Encoder:
         if last is not None and not str(self.tokenizer.decode(ids[last + 1 : span.stop])).strip():
             return range(span.start, last + 1)
         return span
+
+    @cached_property
+    def _settings(self) -> set[str]:
+        """The names that the chat template reads if they are given, such as ``enable_thinking``."""
+        return set(re.findall(r"(?<![.\w])(\w+) is (?:not )?defined", str(self.tokenizer.chat_template)))
 
     @cached_property
     def _special(self) -> set[int]:
