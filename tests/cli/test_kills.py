@@ -55,6 +55,19 @@ def measuring(command: str, *more: object) -> Callable[[Path, Path], list[object
     return arguments
 
 
+def recipe(inputs: Path, place: Path) -> Path:
+    """A recipe that tunes and evaluates; paths in it are relative to the inputs."""
+    path = inputs / f"{place.parent.name}-{place.name}.yaml"
+    lines = [
+        f"merge_method: act\nbase_model: target\noutput: {place / 'out'}",
+        "models: [{model: donor, corpus: other.jsonl}]",
+        "tune: {corpus: text.jsonl, steps: 6, batch_size: 2, save_steps: 2}",
+        "evaluate: {corpora: {text: text.jsonl}, metric: nll}",
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
 COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
     "run": measuring("run"),
     "pair": measuring("pair"),
@@ -69,6 +82,7 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
         *("tune", "--model", inputs / "target", "--corpus", "text.jsonl", "--steps", "12", "--batch-size", "2"),
         *("--save-steps", "3", "--output", place / "out"),
     ],
+    "recipe": lambda inputs, place: ["recipe", recipe(inputs, place)],
 }
 
 
@@ -78,9 +92,12 @@ def started(name: str, inputs: Path, place: Path) -> Running:
 
 
 def contents(place: Path) -> dict[str, str]:
-    """The hash of every file, hidden ones too; of the tensors alone, where a header may hold times."""
+    """The hash of every file, hidden ones too; of the tensors alone, and of no report, where times may stand."""
     found = {}
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
+        if path.name.startswith(("report", "recipe", "figures")) or path.suffix == ".xxh3":
+            found[path.relative_to(place).as_posix()] = ""
+            continue
         digest = hashlib.sha256()
         try:
             for key, tensor in sorted(load_file(path).items()):
