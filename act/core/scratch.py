@@ -22,8 +22,8 @@ log = logging.getLogger(__name__)
 
 NAME_MAX = 255  # bytes of a file name, on every common filesystem
 REPLACED = "replaced"  # in a scratch folder: what must go back to its place if the process dies
-_ENDING = ".act-"  # then "lock", or what tempfile chooses
-_PATTERN = re.compile(rf"\.(?P<stem>.+){re.escape(_ENDING)}(lock|[a-z0-9_]{{8}})", re.DOTALL)
+_LOCK, _SCRATCH = ".act-lock", ".act-tmp-"  # the second is followed by what tempfile chooses
+_PATTERN = re.compile(r"\.(?P<stem>.+)\.act-(lock|tmp-[a-z0-9_]{8})", re.DOTALL)
 
 _locks: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and how many blocks of this process hold it
 _guard = threading.RLock()
@@ -105,7 +105,7 @@ def scratch_beside(path: Path) -> Iterator[Path]:
     """
     place = _lock_of(path)
     try:
-        scratch = Path(tempfile.mkdtemp(prefix=place.name.removesuffix("lock"), dir=place.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=_stem(place) + _SCRATCH, dir=place.parent))
     except OSError as error:
         raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
     try:
@@ -118,7 +118,7 @@ def sweep(folder: Path) -> None:
     """Remove from a folder what processes that died while writing have left, whatever they wrote."""
     stems = {found["stem"] for entry in _entries(folder) if (found := _PATTERN.fullmatch(entry))}
     for stem in sorted(stems):
-        place = folder.absolute() / f".{stem}{_ENDING}lock"
+        place = folder.absolute() / f".{stem}{_LOCK}"
         with _guard, contextlib.suppress(Busy, OSError):
             if place not in _locks:
                 descriptor = lock(place)
@@ -145,18 +145,23 @@ def _release(place: Path) -> None:
 
 
 def _lock_of(path: Path) -> Path:
-    """One for every way to write the path; with room for what tempfile puts in place of ``lock``."""
+    """One for every way to write the path; with room for the name of the scratch folder."""
     path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
-    return companion(Path(os.path.realpath(path.absolute().parent), f".{path.name}"), f"{_ENDING}lock", room=4)
+    return companion(
+        Path(os.path.realpath(path.absolute().parent), f".{path.name}"), _LOCK, room=len(_SCRATCH) + 8 - len(_LOCK)
+    )
 
 
 def _sweep(place: Path) -> None:
     """Remove the scratch folders that belong to a lock, which this process holds."""
-    stem = place.name.removesuffix(f"{_ENDING}lock").removeprefix(".")
     for entry in _entries(place.parent):
         found = _PATTERN.fullmatch(entry)
-        if found and found["stem"] == stem and entry != place.name:
+        if found and f".{found['stem']}" == _stem(place) and entry != place.name:
             _remove(place.parent / entry)
+
+
+def _stem(place: Path) -> str:
+    return place.name.removesuffix(_LOCK)
 
 
 def _remove(scratch: Path) -> None:

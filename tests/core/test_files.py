@@ -243,7 +243,7 @@ def test_a_process_that_dies_loses_neither_old_nor_new(tmp_path, at, directory):
     if not child:
         die(at, tmp_path, directory)
     os.waitpid(child, 0)
-    assert [path.name for path in tmp_path.glob(".out.act-*")]
+    assert [path.name for path in tmp_path.glob(".out.act-tmp-*")]
     clear(out)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     done = at == "after" or (not directory and at in ("before", "between"))  # a file takes one rename
