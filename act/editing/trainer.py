@@ -15,6 +15,7 @@ from torch.utils.data import SequentialSampler
 
 from act.core.errors import ActError
 from act.core.files import written_to, written_whole
+from act.core.scratch import clear
 from act.data.pieces import IGNORED, Piece, collate
 
 IDENTITY = "identity"  # in a folder of checkpoints: the run that they are of, and whether its model is saved
@@ -27,6 +28,7 @@ def usable_checkpoint(folder: Path, identity: str) -> int:
     Raises:
         ActError: the folder holds something else.
     """
+    clear(folder / IDENTITY)
     found = _identity_in(folder)
     if found is None and folder.exists() and any(folder.iterdir()):
         raise ActError(f"{folder} is not a folder of checkpoints; name a new one")

@@ -10,6 +10,7 @@ import torch
 from support import tiny_model
 
 import act
+from act.editing.trainer import mark_saved, remove_saved, usable_checkpoint
 from act.editing.tune import _order, save_tuned
 from act.ranking.rule import Rule
 
@@ -198,3 +199,22 @@ def test_a_missing_package_is_one_sentence(tokenizer, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(act.ActError, match=r"pip install 'act-profile\[tune\]'"):
         act.tune(tiny_model("llama"), corpus(tokenizer), settings())
+
+
+def test_checkpoints_of_a_run_that_died_are_recognised_and_other_files_are_left(tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / ".identity.act-tmp-abcd1234").mkdir(parents=True)  # it died while it wrote the first file
+    (folder / ".identity.act-lock").touch()
+    assert usable_checkpoint(folder, "one") == 0
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "trainer_state.json").touch()
+    (folder / "checkpoint-6").mkdir()  # not complete
+    assert usable_checkpoint(folder, "one") == 3
+    remove_saved(folder)
+    assert usable_checkpoint(folder, "one") == 3  # nothing was saved yet
+    mark_saved(folder)
+    (folder / "thesis.tex").touch()
+    remove_saved(folder)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+    with pytest.raises(act.ActError, match="is not a folder of checkpoints"):
+        usable_checkpoint(folder, "one")
