@@ -63,7 +63,11 @@ def recognise(model: nn.Module, recording: Recording) -> Fusion:
     parameter = next(model.parameters(), None)
     if parameter is None or parameter.dtype not in FLOAT_DTYPES:
         return Fusion()
-    norms = {name: norm for name, call in recording.sites.items() if (norm := _norm(modules[name], call))}
+    norms = {
+        name: norm
+        for name, call in recording.sites.items()
+        if name not in recording.changing and (norm := _norm(modules[name], call))
+    }
     mlps: dict[str, GatedMlp] = {}
     attentions: dict[str, tuple[str, ...]] = {}
     for name, module in modules.items():
@@ -109,6 +113,8 @@ def _hooked(module: nn.Module) -> bool:
 
 def _gated_mlp(module: nn.Module, recording: Recording, name: str, linears: list[str]) -> GatedMlp | None:
     if len(linears) not in (2, 3) or name not in recording.holders or not _untouched(module):
+        return None
+    if name in recording.changing:
         return None
     if any(_hooked(part) for path, part in module.named_modules(prefix=name) if path != name and path not in linears):
         return None  # the fused kernel would not call a hooked activation module

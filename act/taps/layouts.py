@@ -51,16 +51,17 @@ def learn(model: nn.Module, sites: Mapping[str, Site], recording: Recording) -> 
             except Unread as unread:
                 found[name] = unread
     learnt = {name: calls if isinstance(calls, Unread) else _joined(calls) for name, calls in found.items()}
-    for name in sites.keys() - learnt.keys():
-        learnt[name] = _sibling(name, learnt)
-    return learnt
+    alike: dict[str, tuple[Layout, ...] | Unread] = {}
+    for name, layouts in learnt.items():
+        if isinstance(layouts, Unread) or _without_numbers(name) not in alike:
+            alike[_without_numbers(name)] = layouts
+    never = Unread("no probe reached it")
+    # A site that the probe did not reach is like the same one in another layer, or of another expert.
+    return {name: learnt.get(name) or alike.get(_without_numbers(name), never) for name in sites}
 
 
-def _sibling(name: str, learnt: Mapping[str, tuple[Layout, ...] | Unread]) -> tuple[Layout, ...] | Unread:
-    """The layouts of a site that the probe did not reach: those of one in another layer, or of another expert."""
-    pattern = re.sub(r"\d+", "#", name)
-    alike = [layouts for other, layouts in learnt.items() if re.sub(r"\d+", "#", other) == pattern]
-    return next((one for one in alike if isinstance(one, Unread)), alike[0] if alike else Unread("no probe reached it"))
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
 
 
 def _is_sure(candidates: set[Layout]) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from act.taps.unchanged import version
 ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 PROBE_IDS = 8
 """How many token ids a probe uses; none that the configuration gives a meaning, such as padding or an image."""
+MOST_HEADS = 1024
+"""Larger numbers in a configuration are widths, windows or ids, over which no dimension before the channels runs."""
+_TOKEN = re.compile(r"token_(id|ids|index)$")
 _PRIMES = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)
 
 
@@ -37,7 +42,7 @@ class Recording:
     """What the probe saw, by module name.
 
     Attributes:
-        ids: the token ids ``[batch, length]``. Neither size divides a number in the model's configuration, so that
+        ids: the token ids ``[batch, length]``. Neither number divides a size in the model's configuration, so that
             every dimension of an output shows what it runs over.
         masked: whether the model needed an attention mask.
     """
@@ -62,6 +67,8 @@ class Recording:
     """Holder of sites -> which dimensions its heads turn together, and how many; absent if it turns none."""
     changed: set[str] = field(default_factory=set)
     """Sites whose output the model changed in place before the module around them had ended."""
+    changing: set[str] = field(default_factory=set)
+    """Sites and holders that change their own input in place."""
 
 
 @dataclass
@@ -131,14 +138,16 @@ def run(model: nn.Module, ids: torch.Tensor, masked: bool) -> None:
 
 
 def probe_ids(model: nn.Module) -> torch.Tensor:
-    """Token ids ``[batch, length]`` of two different primes that divide no number of the model's configuration."""
+    """Token ids ``[batch, length]`` of two different primes that divide no size in the model's configuration."""
     config: Any = getattr(model, "config", None)
     numbers = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
-    taken = {value for _, value in numbers}
-    free = [prime for prime in _PRIMES if not any(value and value % prime == 0 for value in taken)]
+    special = {value for name, value in numbers if _TOKEN.search(name)}
+    sizes = {
+        value for name, value in numbers if 0 < value <= MOST_HEADS and not (_TOKEN.search(name) or "layer" in name)
+    }
+    free = [prime for prime in _PRIMES if all(size % prime for size in sizes)]
     batch, length = (*free, *_PRIMES[-2:])[:2]
     rows: Any = getattr(input_embedding(model), "weight", None)
-    special = {value for name, value in numbers if name.endswith(("token_id", "token_index", "token_ids"))}
     usable = [number for number in range(1, PROBE_IDS + len(special) + 1) if number not in special]
     usable = [number for number in usable if rows is None or number < len(rows)][:PROBE_IDS] or [0]
     place = torch.arange(batch * length, device=input_device(model)).view(batch, length)
@@ -165,16 +174,26 @@ class _Recorder:
         self._sites = sites
         self._holders = {name.rpartition(".")[0] for name in sites} - sites
         self._running: list[str] = []
+        self._versions: list[list[int]] = []  # of the inputs of the modules that run, outer first
         self._added: dict[int, _Sum] = {}
         self._made: dict[int, tuple[str, torch.Tensor, int]] = {}  # by the address of their memory
 
     def hooks_on(self, name: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Hook a module, if it is a site or holds one."""
-        if name in self._sites:
-            yield module.register_forward_hook(self._after_site(name), with_kwargs=True)
-        elif name in self._holders:
+        if name in self._sites or name in self._holders:
+            yield module.register_forward_pre_hook(self._before)
+            yield module.register_forward_hook(partial(self._after, name), with_kwargs=True)
+            after = self._after_site(name) if name in self._sites else self._after_holder(name)
+            yield module.register_forward_hook(after, with_kwargs=True)
+        if name in self._holders:
             yield module.register_forward_pre_hook(lambda *_: self._running.append(name))
-            yield module.register_forward_hook(self._after_holder(name), with_kwargs=True)
+
+    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        self._versions.append([version(x) for x in args if isinstance(x, torch.Tensor)])
+
+    def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if self._versions.pop() != [version(x) for x in args if isinstance(x, torch.Tensor)]:
+            self.recording.changing.add(name)
 
     def note_rotary(self, q: torch.Tensor, k: torch.Tensor, *_: Any) -> None:
         for x in (q, k):

@@ -187,7 +187,7 @@ def test_virtual_tokens_are_refused():
         act.profile(model, [{"input_ids": torch.arange(16).view(4, 4)}])
 
 
-def test_probe_sizes_divide_no_number_of_the_configuration():
+def test_probe_sizes_divide_no_size_in_the_configuration():
     model = tiny_model("llama")
     model.config.some_heads, model.config.nested = 15, {"sizes": [14, 22]}
     recording = Probed.of(model, act.ChannelSpace.from_model(model)).recording

@@ -88,3 +88,15 @@ def test_a_projection_changed_in_place_before_it_is_rotated(kind, seen):
     else:
         with pytest.raises(act.ActError, match=r"changed the output of .*fused=False"):
             act.profile(model, batches)
+
+
+def test_a_norm_that_changes_its_input_in_place_is_left_alone():
+    class Doubling(modeling_llama.LlamaRMSNorm):
+        def forward(self, x):
+            output = super().forward(x)
+            x.mul_(2)
+            return output
+
+    model, batch = tiny_model("llama"), random_batches(1)[0]
+    model.model.layers[1].post_attention_layernorm.__class__ = Doubling
+    assert torch.equal(logits(model, batch, tapped=True), logits(model, batch, tapped=False))
