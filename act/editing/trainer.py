@@ -15,18 +15,20 @@ from torch.utils.data import SequentialSampler
 
 from act.core.errors import ActError
 from act.core.files import written_to, written_whole
+from act.core.hashes import hash_of
 from act.core.scratch import clear
 from act.data.pieces import IGNORED, Piece, collate
 
 IDENTITY = "identity"  # in a folder of checkpoints: the run that they are of, and whether its model is saved
 SAVED = " saved"
+SEAL = "act.xxh3"  # in a checkpoint: the hash of its other files; those of earlier versions have none
 
 
 def usable_checkpoint(folder: Path, identity: str) -> int:
     """The step of the last complete checkpoint of this run, or 0; checkpoints of other runs are removed.
 
     Raises:
-        ActError: the folder holds something else.
+        ActError: the folder holds something else; that checkpoint is not as it was saved.
     """
     clear(folder / IDENTITY)
     found = _identity_in(folder)
@@ -39,7 +41,12 @@ def usable_checkpoint(folder: Path, identity: str) -> int:
     for checkpoint in folder.glob("checkpoint-*"):
         if not (checkpoint / "trainer_state.json").is_file():  # it is written last, so the run ended while saving
             shutil.rmtree(checkpoint)
-    return max((int(path.name.rpartition("-")[2]) for path in folder.glob("checkpoint-*")), default=0)
+    steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
+    last = max((int(step) for step in steps if step.isdecimal()), default=0)
+    seal = folder / f"checkpoint-{last}" / SEAL
+    if seal.is_file() and seal.read_bytes() != hash_of(seal.parent, without=SEAL).encode():
+        raise ActError(f"{seal.parent} is not as it was saved; delete that folder, and the training starts anew")
+    return last
 
 
 def mark_saved(folder: Path) -> None:
@@ -97,7 +104,12 @@ def train(
         The mean loss of the last ten steps.
     """
     from transformers import Trainer, TrainingArguments
-    from transformers.trainer_callback import PrinterCallback
+    from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+    class Sealing(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            (folder / SEAL).write_text(hash_of(folder, without=SEAL), encoding="ascii")
 
     class AnswerTrainer(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
@@ -132,6 +144,7 @@ def train(
         )
         trainer = AnswerTrainer(model, arguments, data_collator=collate, train_dataset=examples)
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(Sealing())
         start = str(checkpoints / f"checkpoint-{resume_at}") if checkpoints and resume_at else None
         with written_to(checkpoints, checkpoints) if checkpoints else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=start)

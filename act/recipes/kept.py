@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import xxhash
-
 from act.core.errors import ActError
 from act.core.files import written_whole
+from act.core.hashes import hash_of
 
 ENDING = ".xxh3"
 
@@ -47,17 +46,6 @@ class Kept:
 def is_kept(path: Path) -> bool:
     """Whether a result was kept; its content is not read."""
     return path.exists() and _beside(path).is_file()
-
-
-def hash_of(path: Path) -> str:
-    """A hash of the name and the content of a file, or of all files in a folder."""
-    digest = xxhash.xxh3_128()
-    for file in [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file()):
-        digest.update(f"{file.relative_to(path.parent).as_posix()}\n{file.stat().st_size}\n".encode(errors="replace"))
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _beside(path: Path) -> Path:

@@ -14,6 +14,7 @@ import yaml
 
 from act.core.errors import ActError
 from act.core.files import MANIFEST, require_output, written_whole
+from act.core.hashes import hash_of
 from act.core.plain_yaml import read_yaml
 from act.core.scratch import companion, reserved, sweep
 from act.core.versions import versions
@@ -22,7 +23,7 @@ from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.models.loading import load_tokenizer, token_difference
 from act.recipes.cache import SCHEMA, Cache
-from act.recipes.kept import hash_of, is_kept
+from act.recipes.kept import is_kept
 from act.recipes.reading import read_recipe
 from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Tuning
 from act.recipes.stages import Say, Stages

@@ -152,6 +152,12 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monk
     with pytest.raises(KeyboardInterrupt):
         act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "checkpoint-5").mkdir()  # one that was being written when the power went
+    for file in (tmp_path / "checkpoints" / "checkpoint-2").iterdir():
+        saved = file.read_bytes()
+        file.write_bytes(bytes([*saved[:-1], saved[-1] ^ 1]))
+        with pytest.raises(act.ActError, match="checkpoint-2 is not as it was saved; delete that folder"):
+            act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
+        file.write_bytes(saved)
     resumed = act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
     assert resumed.resumed_from == 2 and len(calls) == 4 + 4
     assert same(weights(whole.model), weights(resumed.model))
