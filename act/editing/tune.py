@@ -24,6 +24,7 @@ from act.editing.row_tuning import RowTuned, rows_to_train
 from act.editing.trainer import mark_saved, remove_checkpoints, train, usable_checkpoint
 from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
+from act.models.limits import require_known_token, vocabulary
 from act.models.loading import require_model
 from act.ranking.channel_set import ChannelSet
 
@@ -155,8 +156,8 @@ def tune(
     _require_trainable(model, settings.mode, keep_adapter)
     if settings.mode == "rows" and channels is None:
         raise ActError("mode rows needs to know which rows: give a channel set (--channels)")
-    own = _records(corpus.for_models(model))
-    other = _records(replay.for_models(model)) if replay is not None else []
+    own = _records(corpus.for_models(model), vocabulary(model))
+    other = _records(replay.for_models(model), vocabulary(model)) if replay is not None else []
     order = _order(len(own), len(other), settings)
     examples = [own[at] if at < len(own) else other[at - len(own)] for at in order]
     rows = rows_to_train(channels) if settings.mode == "rows" and channels is not None else {}
@@ -232,10 +233,11 @@ def _identity(
     return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 
-def _records(corpus: Corpus) -> list[Piece]:
+def _records(corpus: Corpus, rows: int | None) -> list[Piece]:
     found = list(pieces(list(corpus.encoded()), corpus.max_length, every_answer=True))
     if not found:
         raise ActError(f"{corpus.name}: no record to train on")
+    require_known_token(max(max(piece.ids) for piece in found), rows)
     return found
 
 

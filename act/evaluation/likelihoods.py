@@ -11,7 +11,7 @@ from torch import nn
 
 from act.data.encode import Encoded
 from act.data.pieces import IGNORED, Piece, collate, pieces
-from act.models.limits import default_token_budget
+from act.models.limits import default_token_budget, require_known_token, vocabulary
 from act.models.modes import evaluating
 from act.models.placement import input_device
 
@@ -64,7 +64,11 @@ def likelihoods(
         records: tokens with the span of the answer; longer texts than ``max_length`` are cut into pieces.
         choices: none, or one per record.
         token_budget: tokens per batch, padding included; by default 2048 on a CPU, 8192 on a GPU.
+
+    Raises:
+        ActError: a token id is beyond the model's embedding.
     """
+    require_known_token(max((int(record.input_ids.max()) for record in records), default=0), vocabulary(model))
     device = input_device(model)
     budget = token_budget or default_token_budget(device)
     nll = torch.zeros(len(records), dtype=torch.float64)

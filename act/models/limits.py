@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from act.core.errors import brief
+from act.core.errors import ActError, brief
 from act.models.channels import ChannelSpace
 from act.models.embeddings import input_embedding
 from act.models.placement import input_device
@@ -29,6 +29,15 @@ def vocabulary(model: nn.Module) -> int | None:
     """Rows of the input embedding, if the model has one."""
     weight = getattr(input_embedding(model), "weight", None)
     return None if weight is None else len(weight)
+
+
+def require_known_token(highest: int, rows: int | None) -> None:
+    """Raise :class:`ActError` if the ``highest`` token id has no row in an embedding of ``rows`` (None: unknown)."""
+    if rows is not None and highest >= rows:
+        raise ActError(
+            f"the tokenizer gave token {highest} and the model's embedding has {rows} rows; "
+            "use the tokenizer that belongs to the model"
+        )
 
 
 def learned_positions(model: nn.Module) -> int | None:

@@ -16,6 +16,7 @@ from act.core.plain import Natural, Positive, Seconds, checked
 from act.core.tensor_files import taken
 from act.data.batching import Batch, Position
 from act.models.channels import ChannelSpace
+from act.models.limits import require_known_token
 from act.profiles.moments import Moments, Place, require_moments
 from act.profiling.observer import Observer
 from act_kernels import PAIR, STATISTICS
@@ -190,11 +191,8 @@ class Run:
     def feed(self, batch: Batch) -> None:
         """Count one batch completely, or none of it if this raises."""
         ids = batch.inputs["input_ids"]
-        if self._vocabulary is not None and ids.numel() and int(ids.max()) >= self._vocabulary:
-            raise ActError(
-                f"the tokenizer gave token {int(ids.max())} and the model's embedding has {self._vocabulary} rows; "
-                "use the tokenizer that belongs to the model"
-            )
+        if ids.numel():
+            require_known_token(int(ids.max()), self._vocabulary)
         self.begin(batch.ability)
         moments = self.moments[batch.ability]
         for copy, arena in zip(self._before, moments.arenas, strict=True):

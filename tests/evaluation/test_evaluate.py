@@ -133,6 +133,22 @@ def test_choice_is_the_likeliest_letter(tokenizer):
         assert bool(result.right[at]) == (best == record["completion"].strip())
 
 
+def test_a_token_beyond_the_embedding_is_a_sentence(tokenizer):
+    grown = copy.deepcopy(tokenizer)
+    grown.add_tokens([f"<new{number}>" for number in range(300)])
+    grown.add_special_tokens({"pad_token": "<padding>"})  # padding is ours, and needs no row
+    model = tiny_model("llama")
+    good = act.Corpus.from_records(
+        [{"prompt": "a", "completion": " b c"}, {"prompt": "a b c", "completion": " d"}], grown
+    )
+    assert act.profile(model, good).provenance.corpora[0].padding > 0
+    assert act.evaluate(model, good).metric == "exact"
+    bad = act.Corpus.from_records([{"prompt": "a <new299>", "completion": " b"}], grown)
+    for use in (act.profile, act.evaluate, act.tune):
+        with pytest.raises(act.ActError, match="model's embedding has 300 rows; use the tokenizer that belongs"):
+            use(model, bad)
+
+
 @pytest.mark.parametrize("thought", ["", "A or B? </think> B it is."])
 def test_thoughts_that_a_template_writes_are_no_part_of_the_answer(thought, tokenizer):
     reasoning = copy.deepcopy(tokenizer)
