@@ -15,7 +15,7 @@ constexpr int PANEL = 1024;     // channels whose float64 sums stay in cache
 constexpr int LINE = 64;        // bytes that one prefetch brings
 constexpr int64_t STREAMED = 4 << 20;  // bytes of output that caches would not keep for its reader
 constexpr float TINY = 1e-10f;  // squares of differences of smaller values could underflow float32
-constexpr int FIRST = 24;       // rows that give the first shift
+constexpr int FIRST = 48;       // rows that give the first shift
 
 static_assert(PANEL % TILE == 0, "a panel holds whole tiles");
 
@@ -110,7 +110,7 @@ struct PanelSums {
     static constexpr int VECTORS = GROUPS * PARTS, COUNTERS = GROUPS * BITS;  // of one tile
     // Share of the squares that may cancel in the variance before its rows are summed again. 16-bit values of which there
     // are few have exact sums, and a mean that is no nearer to the shift than half a step.
-    static constexpr float NEAR = Source::PRECISION == -1 ? 0.33f : 0.6f;
+    static constexpr float NEAR = Source::PRECISION == -1 ? 0.4f : 0.6f;
 
     alignas(64) double sum[PANEL], square[PANEL], absolute[PANEL];
     alignas(64) float shift[PANEL], largest[PANEL];
