@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 from typing import Any, cast
@@ -91,6 +92,8 @@ def main() -> None:
     SIGTERM and SIGHUP, 143 and 129. However the command ends, nothing half-written is left.
     """
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
     try:
         with contextlib.nullcontext() if ranked else raised():  # torchrun's processes end one another
             try:

@@ -88,6 +88,16 @@ def test_an_hour_is_not_lost_for_want_of_a_tokenizer(place, tmp_path):
         assert (out / "config.json").is_file()
 
 
+def test_a_name_that_is_no_text_can_be_printed(place, tmp_path):
+    chosen(ChannelSpace.from_model(tiny_model("llama")), 0.001).save(tmp_path / "set")
+    models = ["--donor", place / "donor", "--target", place / "target", "--channels", tmp_path / "set"]
+    for more in ([], ["--json"]):
+        name = os.fsdecode(b"\xff%d" % len(more))
+        result = act_profile("transfer", *models, "--output", tmp_path / name, *more)
+        assert result.returncode == 0 and r"\udcff" in result.stdout, result.stderr
+    assert json.loads(result.stdout)["output"] == str(tmp_path / name)
+
+
 def test_links_are_made_only_when_asked(place, tmp_path):
     tiny_model("llama", 1).save_pretrained(tmp_path / "target", max_shard_size="20KB")
     chosen(ChannelSpace.from_model(tiny_model("llama")), 0.001).save(tmp_path / "set")
