@@ -6,9 +6,7 @@ import json
 import reprlib
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
-
-from act.core.names import require_name
+from pydantic import Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -24,8 +22,6 @@ Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Label = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """A name that messages quote, such as that of a module."""
 Flag = Annotated[bool, Field(strict=True)]
-Ability = Annotated[str, AfterValidator(lambda name: require_name("the ability", name) if name else name)]
-"""The name of an ability; empty for the only one."""
 
 
 def parsed_json(text: str | bytes) -> Any:

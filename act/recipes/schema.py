@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from act.core.errors import ActError
+from act.core.plain import Label
 from act.data.encode import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
@@ -78,7 +79,7 @@ class Tuning(Section):
 class Evaluating(Section):
     """Corpora by name to evaluate target, donors, result and controls on; the settings apply to all."""
 
-    corpora: dict[str, str] = Field(min_length=1)
+    corpora: dict[Label, str] = Field(min_length=1)
     metric: Metric = "auto"
     max_new_tokens: int | None = Field(None, ge=1)
     controls: list[Control] = []
