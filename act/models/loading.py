@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from act.models.load_errors import reason
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+MOST_MODULES = 10_000  # of one kind
+_COUNTS = re.compile(r"(num|n)_(\w+_)?(layers?|experts)")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
@@ -189,11 +192,25 @@ def require_place(name: str, what: str) -> None:
 
 def _from_pretrained(loader: Any, what: str, name: str, trust_remote_code: bool, **options: Any) -> Any:
     require_place(name, what)
+    _require_possible(Path(name, "config.json"))
     try:
         # Given always: unless it is, transformers asks on standard input, where anything may answer.
         return loader.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers, its backends and the code of a model raise anything
         raise ActError(f"cannot load the {what} {name}: {reason(what, name, error)}") from error
+
+
+def _require_possible(config: Path) -> None:
+    """Raise :class:`ActError` for more layers or experts than any model has: transformers would build them for ever."""
+    try:
+        found = json.loads(config.read_text(encoding="utf-8"))
+        parts = [found, *(part for part in found.values() if isinstance(part, dict))]
+        counts = [(key, value) for part in parts for key, value in part.items() if _COUNTS.fullmatch(key)]
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # transformers reports it, or looks elsewhere
+    for key, value in counts:
+        if isinstance(value, int) and value > MOST_MODULES:
+            raise ActError(f"{config} says that {key} is {value!r:.20}, more than {MOST_MODULES:,}; download it again")
 
 
 def device_named(device: str) -> torch.device:

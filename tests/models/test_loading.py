@@ -204,3 +204,13 @@ def test_the_code_of_a_model_runs_only_if_it_is_trusted(whole, tmp_path, monkeyp
     act.profile(model, corpus).save(tmp_path / "profile.safetensors")
     source = act.load(tmp_path / "profile.safetensors").provenance
     assert source.models["model"].code == source.corpora[0].tokenizer_code == str(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [("num_hidden_layers", 2**31), ("num_local_experts", 10**400)])
+def test_more_layers_than_any_model_has_are_refused_at_once(tmp_path, key, value):
+    tiny_model("llama").config.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, key: value}))
+    for load in (load_model, load_config):
+        with pytest.raises(ActError, match=rf"config\.json says that {key} is .*more than 10,000; download it again"):
+            load(str(tmp_path))
