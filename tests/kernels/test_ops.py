@@ -43,7 +43,7 @@ def test_pair_moments(shape, dtype, masked):
     assert_moments_close(pair[2], truth(donor.double() - target.double(), mask), relative=2e-6)
 
 
-@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW[-1:] if INTERPRETED else DTYPES, ids=str)
 def test_nonfinite_values_are_counted_and_left_out(dtype):
     x = random(300, 70, dtype)
     x[5, 3], x[150, 3], x[0, 10], x[299, 69] = float("nan"), float("inf"), float("-inf"), float("nan")
