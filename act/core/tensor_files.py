@@ -18,7 +18,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from act.core.errors import ActError
+from act.core.errors import ActError, brief
 from act.core.files import written_whole
 from act.core.plain import parsed_json
 
@@ -76,7 +76,7 @@ def load_tensors(
     except OSError as error:
         raise ActError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:
-        raise ActError(f"{path} is truncated or damaged ({error!s:.200}); make it again") from error
+        raise ActError(f"{path} is truncated or damaged ({brief(error)}); make it again") from error
 
 
 def _hash_of_text(schema: str, header: str) -> str:

@@ -204,6 +204,7 @@ class ChannelSet:
             space = ChannelSpace.from_json(header["space"])
             index = indices(tensors, "index", len(space))
             scores = taken(tensors, "scores", (*FLOATS, torch.int64), (len(index),))
+            scores = scores if scores.is_floating_point() else scores.double()
             sizes = {name: rows.numel() for block in space.blocks for name, rows in block.inputs().items()}
             inputs = {}
             for name in tensors.keys() - {"index", "scores"}:
