@@ -1,4 +1,4 @@
-"""Fuzz every kind and print a table: ``PYTHONPATH=.:tests python -m fuzz.table 500 [--first SEED] [--kind NAME]``.
+"""Fuzz every kind and print a table: ``PYTHONPATH=.:tests python -m fuzz.table 500 [--first SEED] [--json OUT]``.
 
 Exits with 1 if a reader raised anything but an ActError, took longer than ten seconds or more than 1 GB, or read a
 damaged file as something else. Each such case is printed with its seed.
@@ -19,9 +19,13 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from benchmarks.measure import record
+
 from .kinds import Kind, files_in
 
 SECONDS, MEGABYTES = 10, 1000
+COLUMNS = ["kind", "mutations", "refused", "same", "read", "tracebacks", "hangs", "different", "seconds", "megabytes"]
+"""``read``: as what the changed file says; ``seconds`` and ``megabytes``: the slowest, and the peak."""
 
 
 def _work(kind: Kind, seeds: range, expected: Any, report: Connection) -> None:
@@ -71,21 +75,21 @@ def main() -> int:
     parser.add_argument("mutations", type=int)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--kind", action="append", help="one of them (repeatable)")
+    parser.add_argument("--json", type=Path, help="write the figures, with the machine, to this file")
     given = parser.parse_args()
-    bad = 0
+    bad, rows = 0, []
     with tempfile.TemporaryDirectory() as folder:
         kinds = files_in(Path(folder, "files")).kinds
-        print(
-            "| kind | mutations | refused | same | read as what it says | tracebacks | hangs | different | slowest, s | peak, MB |"
-        )
-        print("|---|---|---|---|---|---|---|---|---|---|")
+        print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
         for name in given.kind or kinds:
             counts, slowest, peak = fuzz(kinds[name], range(given.first, given.first + given.mutations))
             wrong = [counts["traceback"] + counts["crash"], counts["hang"], counts["different"]]
             right = [counts[what] for what in ("refused", "same", "read")]
-            cells = [name, given.mutations, *right, *wrong, f"{slowest:.1f}", f"{peak:.0f}"]
+            cells = [name, given.mutations, *right, *wrong, round(slowest, 1), round(peak)]
             print(f"| {' | '.join(map(str, cells))} |", flush=True)
+            rows.append(dict(zip(COLUMNS, cells, strict=True)))
             bad += sum(wrong) + (peak > MEGABYTES)
+    record(given.json, {"first_seed": given.first, "kinds": rows})
     return 1 if bad else 0
 
 
