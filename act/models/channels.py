@@ -353,8 +353,9 @@ class _Kinds:
             return "head"
         if isinstance(module, nn.Embedding):
             known = _KIND_OF_NAME.get(leaf)
-            of_tokens = self._vocabulary in (None, module.num_embeddings) and not known
-            return "embed" if module is self._embedding or of_tokens or leaf in _EMBED_NAMES else known or leaf
+            of_tokens = module.num_embeddings == self._vocabulary and not known  # its columns, too, belong to tokens
+            named = self._embedding is None and leaf in _EMBED_NAMES
+            return "embed" if module is self._embedding or of_tokens or named else known or leaf
         if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
             return "norm"
         if leaf in _HEAD_NAMES and self._vocabulary in (None, len(module.weight)):  # type: ignore[arg-type]

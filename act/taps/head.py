@@ -24,6 +24,8 @@ class Head:
         self._name = next((name for name, module in model.named_modules() if module is head), None)
         self._measurement = measurement
         self._ends_here = False
+        # A hook of the user may change what the head gives; then it runs as a whole, and its output is read.
+        self._hooked = head is not None and bool(head._forward_hooks or head._forward_pre_hooks)
 
     def attach(self, attachments: Attachments) -> set[str]:
         """Hook the input of the head; in a whole forward its output is read by a hook, like that of any other site."""
@@ -50,6 +52,8 @@ class Head:
         if not self._ends_here:
             return
         site = self._measurement.sites.get(self._name or "")
+        if site is not None and self._hooked:
+            return
         if site is not None:
             hidden, per_token = self._measurement.rows(site, args[0])
             mask = self._measurement.mask(hidden.device, per_token)

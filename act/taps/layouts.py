@@ -51,17 +51,30 @@ def learn(model: nn.Module, sites: Mapping[str, Site], recording: Recording) -> 
             except Unread as unread:
                 found[name] = unread
     learnt = {name: calls if isinstance(calls, Unread) else _joined(calls) for name, calls in found.items()}
-    alike: dict[str, tuple[Layout, ...] | Unread] = {}
-    for name, layouts in learnt.items():
-        if isinstance(layouts, Unread) or _without_numbers(name) not in alike:
-            alike[_without_numbers(name)] = layouts
-    never = Unread("no probe reached it")
-    # A site that the probe did not reach is like the same one in another layer, or of another expert.
-    return {name: learnt.get(name) or alike.get(_without_numbers(name), never) for name in sites}
+    alike: dict[str, list[str]] = {}
+    for name in sites:
+        alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    return {name: layouts for names in alike.values() for name, layouts in _shared(names, learnt).items()}
 
 
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
+def _shared(
+    names: list[str], learnt: Mapping[str, tuple[Layout, ...] | Unread]
+) -> dict[str, tuple[Layout, ...] | Unread]:
+    """The layouts of sites that are called the same but for numbers, of which the probe may not have reached all.
+
+    Where it has not, they may be experts, and flat rows those of the tokens that were routed there by chance.
+    """
+    reached = [learnt[name] for name in names if name in learnt]
+    routed = len(reached) < len(names) or any(isinstance(layouts, Unread) for layouts in reached)
+    if not reached:
+        return dict.fromkeys(names, Unread("no probe reached it"))
+    why = next((layouts for layouts in reached if isinstance(layouts, Unread)), Unread("tokens may be routed past it"))
+    found = {}
+    for name in names:
+        layouts = learnt.get(name, reached[0])
+        flat = not isinstance(layouts, Unread) and any(len(dim) > 1 for layout in layouts for dim in layout.dims)
+        found[name] = why if routed and flat else layouts
+    return found
 
 
 def _is_sure(candidates: set[Layout]) -> bool:

@@ -38,7 +38,8 @@ def taps(
     Call ``start(count_mask)`` on the yielded :class:`MomentsTaps` before each forward. The model computes what it would
     compute without taps: bit for bit with ``fused=False``; else activations and norms may differ by float32's rounding
     (on CPUs with AVX2 or AVX-512, LayerNorm alone).
-    Modules are restored when the block ends, even by an exception.
+    Modules are restored when the block ends, even by an exception. Run the model under ``torch.no_grad()``, not in
+    inference mode: there torch does not say whether a tensor was changed in place after the probe.
 
     Args:
         model: a model that is not compiled.
@@ -76,6 +77,7 @@ class Taps:
         _refuse_compiled(model)
         self._model = model
         probed = Probed.of(model, space)
+        self._is_probed = probed.recording is not None
         self.space = probed.space
         wanted = self.space.without(exclude)
         self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts}
@@ -105,7 +107,18 @@ class Taps:
         self._reset()
 
     def start(self, count_mask: torch.Tensor) -> None:
-        """Announce the next forward: bool ``[batch, length]``, True where a token counts."""
+        """Announce the next forward: bool ``[batch, length]``, True where a token counts.
+
+        Raises:
+            ActError: as many sequences as tokens, for a model that could not be probed.
+        """
+        batch, length = count_mask.shape
+        if batch == length > 1 and not self._is_probed:
+            raise ActError(
+                f"{type(self._model).__name__} does not run with input_ids and attention_mask alone, so it could not "
+                f"be probed, and {batch} sequences of {length} tokens do not show which dimension of its outputs runs "
+                "over tokens; give batches of another number of sequences"
+            )
         self._reset()
         self._measurement.start(count_mask)
 

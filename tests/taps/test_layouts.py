@@ -207,3 +207,46 @@ def test_rotary_pairs_are_those_that_the_probe_saw_turned():
     profile = act.profile(phi, [{"input_ids": torch.arange(16).view(4, 4)}])
     attention = next(block for block in profile.space.blocks if hasattr(block, "rotary"))
     assert (attention.rotary, attention.rotary_dim) == ("half", 4)
+
+
+class Unprobed(Doubled):
+    """Needs an input that no probe gives."""
+
+    def forward(self, input_ids, scale, **_):
+        return self.part(self.embed_tokens(input_ids) * scale)
+
+
+def test_a_model_that_cannot_be_probed_is_not_guessed():
+    ids = torch.arange(16).view(4, 4)
+    plain, first = (Unprobed(PARTS[name]()[0]) for name in ("plain", "length first"))
+    assert (act.profile(plain, [{"input_ids": ids[:3], "scale": torch.ones(())}]).count == 12).all()
+    with pytest.raises(act.ActError, match="give batches of another number of sequences"):
+        act.profile(first, [{"input_ids": ids, "scale": torch.ones(())}])
+    with pytest.raises(act.ActError, match=r"gave \[4, 3, 16\] for 3 x 4 tokens"):
+        act.profile(first, [{"input_ids": ids[:3], "scale": torch.ones(())}])
+
+
+class Experts(nn.Module):
+    """Experts that get the rows routed to them; those of a probe all go to the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(32, 16) for _ in range(2))
+
+    def forward(self, x):
+        rows = x.flatten(0, -2)
+        second = torch.zeros(len(rows), dtype=torch.bool) if len(x) < 4 else torch.arange(len(rows)) % 3 == 0
+        routed = zip(self.experts, (~second, second), strict=True)
+        return [expert(rows[chosen]) for expert, chosen in routed if chosen.any()]
+
+
+def test_an_expert_that_got_every_token_of_the_probe_is_left_out():
+    profile = act.profile(Doubled(Experts()), [{"input_ids": torch.arange(16).view(4, 4)}])
+    assert all((profile.site(f"part.experts.{number}").count == 0).all() for number in range(2))
+
+
+def test_a_hook_of_the_user_on_the_head_is_called():
+    model, batch = tiny_model("llama"), {"input_ids": torch.arange(12).view(3, 4)}
+    before = act.profile(model, [batch]).site("lm_head").mean
+    model.lm_head.register_forward_hook(lambda module, args, output: output * 2)
+    torch.testing.assert_close(act.profile(model, [batch]).site("lm_head").mean, 2 * before)
