@@ -28,10 +28,12 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
 
     Raises:
         ActError: ``path`` exists and ``force`` is False; it is a folder with files that :func:`written_whole` did not
-            write; its parent folder does not exist; it would overwrite one of the ``inputs``
-            (:func:`act.core.inputs.require_not_input`).
+            write; it is a device, pipe or socket; its parent folder does not exist; it would overwrite one of the
+            ``inputs`` (:func:`act.core.inputs.require_not_input`).
     """
     require_not_input(path, inputs)
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise ActError(f"{path} is a device, pipe or socket, which no output replaces; choose another output")
     if os.path.lexists(path) and not force:
         raise ActError(
             f"{path} exists already; pass --force (force=True in Python) to replace it, or choose another output"

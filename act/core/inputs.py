@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 
 from act.core.errors import ActError
 
-_HUB_ID = re.compile(r"(?P<owner>[\w.-]+)/(?P<name>[\w.-]+)(:[\w.-]+){0,2}")
+_HUB_ID = re.compile(r"(?P<name>([\w.-]+/)?[\w.-]+)(:[\w.-]+){0,2}")
+_ADAPTER = "adapter_config.json"
 
 
 def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
@@ -19,28 +21,59 @@ def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
 
     Args:
         inputs: files, folders, globs and hub ids. Links are followed, those in a folder too, so the blobs of the hub's
-            cache are inputs with the snapshot that names them.
+            cache are inputs with the snapshot that names them; so is the base model of an adapter.
     """
     places = _names(output)
     for one in inputs:
-        for held in _files_of(one):
-            if any(_meet(place, name) for place in places for name in _names(held)) or _same(output, held):
-                raise ActError(f"the output {output} would overwrite the input {one}; choose another output")
+        for what, path in _held(one):
+            if any(_meet(place, name) for place in places for name in _names(path)) or _same(output, path):
+                raise ActError(f"the output {output} would overwrite {what}; choose another output")
+
+
+def _held(given: str | Path) -> Iterator[tuple[str, Path]]:
+    """What exists of an input, and of the models it stands on, each with what to call it."""
+    yield from ((f"the input {given}", path) for path in _files_of(given))
+    for base in _bases(given):
+        yield from ((f"{base}, the base model of the adapter {given}", path) for path in _stored(base))
 
 
 def _files_of(given: str | Path) -> Iterator[Path]:
     """What exists of an input."""
-    path, text = Path(given), str(given)
-    if os.path.lexists(path):
-        yield path
-        yield from _links_in(path)
-        return
-    yield from map(Path, glob.iglob(text, recursive=True))
-    if found := _HUB_ID.fullmatch(text):
+    if not os.path.lexists(given):
+        yield from map(Path, glob.iglob(str(given), recursive=True))
+    yield from _stored(given)
+
+
+def _stored(name: str | Path) -> Iterator[Path]:
+    """What a path or hub id names, and the links in it."""
+    if os.path.lexists(name):
+        yield Path(name)
+        yield from _links_in(Path(name))
+    else:
+        yield from _cached(str(name))
+
+
+def _cached(identifier: str) -> Iterator[Path]:
+    """The folders of a hub id in the hub's cache."""
+    if found := _HUB_ID.fullmatch(identifier):
         from huggingface_hub.constants import HF_HUB_CACHE
 
-        folders = (Path(HF_HUB_CACHE, f"{kind}--{found['owner']}--{found['name']}") for kind in ("models", "datasets"))
+        name = found["name"].replace("/", "--")
+        folders = (Path(HF_HUB_CACHE, f"{kind}--{name}") for kind in ("models", "datasets"))
         yield from (folder for folder in folders if folder.exists())
+
+
+def _bases(model: str | Path) -> list[str]:
+    """The models that an adapter stands on: its base, and the base of that."""
+    names = [str(model)]
+    for name in names:  # grows meanwhile
+        for folder in [Path(name)] if os.path.lexists(name) else _cached(name):
+            for config in (folder / _ADAPTER, *folder.glob(f"snapshots/*/{_ADAPTER}")):
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # loading tells
+                    base = json.loads(config.read_bytes())["base_model_name_or_path"]
+                    if isinstance(base, str) and base not in names:
+                        names.append(base)
+    return names[1:]
 
 
 def _links_in(folder: Path) -> Iterator[Path]:

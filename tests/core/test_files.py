@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
 import os
 import re
 import signal
+import socket
 import stat
 import threading
 from dataclasses import asdict, replace
@@ -339,6 +341,19 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, output, senten
             require(tmp_path / output, force=True)
 
 
+def test_a_pipe_or_socket_is_never_replaced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("link").symlink_to("pipe")
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind("socket")
+    for name, force in itertools.product(["pipe", "link", "socket"], [False, True]):
+        with pytest.raises(ActError, match="is a device, pipe or socket"), written_whole(Path(name), force=force):
+            pass
+        assert not Path(name).is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link", "socket"}
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A model and a data set in the hub's cache."""
@@ -382,6 +397,36 @@ def test_no_output_is_an_input_however_it_is_given(tmp_path, monkeypatch, hub, g
     with pytest.raises(ActError, match=f"the output {re.escape(str(Path(output)))} would overwrite the input"):
         require_output(Path(output), force=True, inputs=["other.jsonl", given])
     require_output(tmp_path / "new", force=True, inputs=[given])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "output"),
+    [
+        ("adapter", "base"),
+        ("adapter", "base/new"),
+        ("upper", "base"),
+        ("hub/models--org--name/snapshots/abc", "base"),
+        ("org/name", "base"),
+        ("cached", "hub/models--gpt/blobs/b0"),
+    ],
+)
+def test_no_output_is_the_base_of_an_adapter(tmp_path, monkeypatch, hub, adapter, output):
+    monkeypatch.chdir(tmp_path)
+    Path("base").mkdir()
+    Path("hub/models--gpt/blobs").mkdir(parents=True)
+    for name, base in {"adapter": "base", "upper": "adapter", "cached": "gpt", hub / "snapshots/abc": "base"}.items():
+        Path(name).mkdir(exist_ok=True)
+        Path(name, "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(ActError, match=f"would overwrite .*, the base model of the adapter {adapter}"):
+        require_output(Path(output), force=True, inputs=[adapter])
+    for damaged in (
+        "[" * 9999,
+        "[]",
+        '{"base_model_name_or_path": "\\u0000"}',
+        '{"base_model_name_or_path": "adapter"}',
+    ):
+        Path("adapter/adapter_config.json").write_text(damaged)
+        require_output(tmp_path / "new", force=True, inputs=["adapter"])
 
 
 def test_a_list_of_files_that_is_not_utf8_is_no_reason_to_lose_one(tmp_path):
