@@ -21,6 +21,8 @@ Finite = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
 Label = Annotated[str, Field(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """A name that messages quote, such as that of a module."""
+Location = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+"""A path or hub id: no path holds a NUL."""
 Flag = Annotated[bool, Field(strict=True)]
 
 

@@ -17,7 +17,8 @@ MOST_NODES = 20_000  # after aliases are expanded
 def read_yaml(path: Path, expected: str) -> tuple[yaml.Node, Any]:
     """The root node, which knows its lines, and the data of a YAML file.
 
-    Values are texts, numbers, truth values and null: a date is a text, and tags such as ``!!int`` are refused.
+    Values are texts, numbers, truth values and null: a date or ``1:30`` is a text, and tags such as ``!!int`` are
+    refused.
 
     Args:
         path: the file.
@@ -93,6 +94,11 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         except UnicodeEncodeError as error:
             raise yaml.MarkedYAMLError(problem="half a character", problem_mark=node.start_mark) from error
         return node
+
+    def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
+        tag: str = super().resolve(kind, value, implicit)
+        base_60 = tag.endswith((":int", ":float")) and ":" in str(value)  # which takes quadratic time
+        return "tag:yaml.org,2002:str" if base_60 else tag
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         try:

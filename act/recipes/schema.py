@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from act.core.errors import ActError
-from act.core.plain import Label
+from act.core.plain import Label, Location
 from act.data.encode import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
@@ -42,8 +42,8 @@ class Donor(Section):
     A corpus, here and below, is whatever :func:`act.data.records.open_source` opens.
     """
 
-    model: str
-    corpus: str
+    model: Location
+    corpus: Location
     keep: str | list[str] | None = None
     parameters: Parameters = Parameters()
 
@@ -56,8 +56,8 @@ class Donor(Section):
 class Tuning(Section):
     """A light fine-tune after the transfer; see :class:`act.TuneSettings`."""
 
-    corpus: str
-    replay: str | None = None
+    corpus: Location
+    replay: Location | None = None
     mode: Mode = "full"
     steps: int | None = None
     batch_size: int = TuneSettings.batch_size
@@ -79,7 +79,7 @@ class Tuning(Section):
 class Evaluating(Section):
     """Corpora by name to evaluate target, donors, result and controls on; the settings apply to all."""
 
-    corpora: dict[Label, str] = Field(min_length=1)
+    corpora: dict[Label, Location] = Field(min_length=1)
     metric: Metric = "auto"
     max_new_tokens: int | None = Field(None, ge=1)
     controls: list[Control] = []
@@ -90,9 +90,9 @@ class Recipe(Section):
     """The whole run; ``base_model`` is the target."""
 
     merge_method: Literal["act"]
-    base_model: str
+    base_model: Location
     models: list[Donor] = Field(min_length=1)
-    output: str
+    output: Location
     score: ScoreName = "paired"
     normalize: Normalize = "none"
     scope: Scope = "global"

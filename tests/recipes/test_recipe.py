@@ -133,6 +133,8 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
         ("count: predict", "score: random", "line 6: score random does not look at activations, so keep has no effect"),
         ("merge_method: act", "merge_method: ties", "line 1: merge_method is 'ties'"),
         ("count: predict", "output", "is not YAML"),
+        ("output: ", 'output: "a\\0b"  #', r"line 21: output is 'a\\x00b'; string should match"),
+        ("  replay:", '  replay: "\\0"\n  #', "tune.replay is"),
     ],
 )
 def test_mistakes_are_named_with_their_line(folder, find, replace, message):
