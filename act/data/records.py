@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from act.core.errors import ActError, brief
 from act.core.plain import DEEPEST, too_deep
+from act.data import unpacking
 from act.data.columns import texts_of
 
 Record = Mapping[str, Any]
@@ -33,9 +34,6 @@ EXPECTED = "expected .jsonl or .txt (also .gz or .zst), .parquet or .arrow files
 
 LONGEST = 8 << 20  # bytes of a record, which is held whole, while its tokens take many times its size
 LONGEST_SKIPPED = 1 << 30  # bytes; beyond them a line is taken to have no end
-UNPACKED, UNPACKED_RATIO = 64 << 20, 500  # a file that unpacks to more than both, in bytes and to one, is a bomb
-ROWS_TOGETHER = 128  # of a Parquet file: a tenth slower than whole row groups, which may be as large as the file
-DICTIONARY = 4 << 20  # bytes; a Parquet column may repeat what is in its dictionary in every row
 
 WHOLE_HASH_BYTES = 256 << 20  # larger files are hashed in samples
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
@@ -65,10 +63,6 @@ class Entry(NamedTuple):
     place: str
     record: Record | ActError
     size: int = 0
-
-
-class TooLarge(Exception):
-    """A file has more in it than anyone means to read."""
 
 
 class Source(Protocol):
@@ -293,7 +287,7 @@ def _lines(path: Path, wanted: Wanted) -> Iterator[_Row]:
 
 
 def _damage(error: Exception, whole: str, advice: str) -> ActError:
-    if isinstance(error, TooLarge):
+    if isinstance(error, unpacking.TooLarge):
         return ActError(f"{error}; {whole}; take out what is too large, or leave the file out")
     return ActError(f"the file is truncated or damaged ({brief(error)}); {whole}; {advice}")
 
@@ -312,7 +306,7 @@ def _bounded(file: BinaryIO) -> Iterator[bytes | ActError]:
         while not raw.endswith(b"\n") and (raw := file.readline(1 << 20)):
             size += len(raw)
             if size > LONGEST_SKIPPED:
-                raise TooLarge(f"a line has more than {LONGEST_SKIPPED >> 20:,} MiB")
+                raise unpacking.TooLarge(f"a line has more than {LONGEST_SKIPPED >> 20:,} MiB")
         yield _too_long("line")
 
 
@@ -349,8 +343,9 @@ def _rows(path: Path, wanted: Wanted) -> Iterator[_Row]:
     try:
         options = {}
         if path.suffix == ".parquet":
-            _require_no_bomb(path)
-            options = {"batch_size": ROWS_TOGETHER}
+            options = {"batch_size": unpacking.parquet_rows_together(path)}
+        else:
+            unpacking.require_no_arrow_bomb(path)
         files = {"data_files": str(path), "split": "train", "streaming": True}
         for row, record in enumerate(_datasets("load_dataset", TABLES[path.suffix], **files, **options)):
             size = sum(map(len, texts_of(record)))
@@ -358,22 +353,6 @@ def _rows(path: Path, wanted: Wanted) -> Iterator[_Row]:
     except Exception as error:  # pyarrow and datasets raise their own types
         whole = f"the {row + 1:,} records before this are whole"
         yield _Row(row + 1, "", _damage(error, whole, "create the file again, or leave it out"))
-
-
-def _require_no_bomb(path: Path) -> None:
-    """Raise :class:`TooLarge` if a column of a Parquet file unpacks to far more than it takes on disk."""
-    from pyarrow import parquet
-
-    metadata = parquet.read_metadata(path)
-    for group in map(metadata.row_group, range(metadata.num_row_groups)):
-        for column in map(group.column, range(group.num_columns)):
-            allowed = DICTIONARY if column.has_dictionary_page else UNPACKED
-            _require_ratio(column.total_uncompressed_size, column.total_compressed_size, allowed)
-
-
-def _require_ratio(unpacked: int, packed: int, allowed: int) -> None:
-    if unpacked > allowed and unpacked > UNPACKED_RATIO * packed:
-        raise TooLarge(f"the file unpacks to more than {UNPACKED_RATIO} times its size")
 
 
 @contextlib.contextmanager
@@ -411,7 +390,7 @@ def _unpacked(file: BinaryIO, decompressor: Any) -> Iterator[bytes]:
 
 
 def _buffered(blocks: Iterator[bytes], packed: BinaryIO) -> BinaryIO:
-    """Blocks that are unpacked from a file, as a file; reading raises :class:`TooLarge` for a bomb."""
+    """Blocks that are unpacked from a file, as a file; reading raises :class:`unpacking.TooLarge` for a bomb."""
     return cast("BinaryIO", io.BufferedReader(_Blocks(blocks, packed), 1 << 20))
 
 
@@ -427,7 +406,7 @@ class _Blocks(io.RawIOBase):
         if not self._rest:
             self._rest = memoryview(next(self._blocks, b""))
             self._size += len(self._rest)
-            _require_ratio(self._size, self._packed.tell(), UNPACKED)
+            unpacking.require_ratio(self._size, self._packed.tell(), unpacking.UNPACKED)
         count = min(len(buffer), len(self._rest))
         buffer[:count], self._rest = self._rest[:count], self._rest[count:]
         return count

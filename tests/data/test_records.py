@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import types
 
 import datasets
+import pyarrow
 import pytest
 import zstandard
-from pyarrow import parquet
+from pyarrow import ipc, parquet
 from support import CHAT_TEMPLATE, train_tokenizer
 
 from act import ActError, Corpus
+from act.data import unpacking
 from act.data.records import Dataset, Memory, open_source
 from act.data.stream import Stream
+from act.data.unpacking import ROWS_TOGETHER, parquet_rows_together
 
 RECORDS = [{"text": f"text {number} é"} for number in range(7)]
 JSONL = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS).encode()
@@ -358,8 +362,10 @@ DAMAGED = {
 
 @pytest.mark.parametrize("what", DAMAGED)
 def test_what_no_memory_holds_is_a_sentence(what, tmp_path, monkeypatch):
-    for name, value in {"LONGEST": 20000, "LONGEST_SKIPPED": 50000, "UNPACKED": 100_000, "UNPACKED_RATIO": 20}.items():
-        monkeypatch.setattr(f"act.data.records.{name}", value)
+    for name, value in {"records.LONGEST": 20000, "records.LONGEST_SKIPPED": 50000}.items():
+        monkeypatch.setattr(f"act.data.{name}", value)
+    for name, value in {"unpacking.UNPACKED": 100_000, "unpacking.UNPACKED_RATIO": 20}.items():
+        monkeypatch.setattr(f"act.data.{name}", value)
     kind, content, message = DAMAGED[what]
     (tmp_path / f"bad{kind}").write_bytes(content)
     assert message in reason(tmp_path / f"bad{kind}")
@@ -374,10 +380,39 @@ def test_a_line_that_is_too_long_costs_itself_alone(tmp_path, monkeypatch):
 
 
 def test_a_parquet_file_that_repeats_a_long_text_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("act.data.records.DICTIONARY", 10000)
+    monkeypatch.setattr("act.data.unpacking.DICTIONARY", 10000)
     monkeypatch.setattr("act.data.records.LONGEST", 20000)
     table = datasets.Dataset.from_list([{"text": "a" * 100000}] * 3).data.table
     parquet.write_table(table, tmp_path / "bomb.parquet", compression="zstd")
     assert "unpacks to more than 500 times its size" in reason(tmp_path / "bomb.parquet")
-    monkeypatch.setattr("act.data.records.UNPACKED_RATIO", 10**6)
+    monkeypatch.setattr("act.data.unpacking.UNPACKED_RATIO", 10**6)
     assert "row 2: the record has more than" in reason(tmp_path / "bomb.parquet")
+
+
+@pytest.mark.parametrize("packed", ["snappy", "none"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_rows_that_may_repeat_a_dictionary_are_read_a_few_at_a_time(packed, version, tmp_path, monkeypatch):
+    monkeypatch.setattr("act.data.unpacking.UNPACKED", 1 << 20)
+    words = pyarrow.array([random.randbytes(50_000).hex()] * 40)
+    table = pyarrow.table({"text": words, "number": range(40), "none": pyarrow.array([None] * 40, "string")})
+    parquet.write_table(table, tmp_path / "x.parquet", compression=packed, data_page_version=version)
+    assert parquet_rows_together(tmp_path / "x.parquet") == (1 << 20) // 100_000
+    assert [record for _, record in read(tmp_path / "x.parquet")] == table.to_pylist()
+    parquet.write_table(table, tmp_path / "x.parquet", compression=packed, use_dictionary=False)
+    assert parquet_rows_together(tmp_path / "x.parquet") == ROWS_TOGETHER
+
+
+@pytest.mark.parametrize("packed", ["zstd", "lz4"])
+@pytest.mark.parametrize("writer", [ipc.new_stream, ipc.new_file])
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_an_arrow_file_that_unpacks_without_end_is_refused(packed, writer, dictionary, tmp_path, monkeypatch):
+    texts = pyarrow.array(["a" * 100_000, "b"])
+    table = pyarrow.table({"text": texts.dictionary_encode() if dictionary else texts, "number": [1, 2]})
+    with writer(tmp_path / "x.arrow", table.schema, options=ipc.IpcWriteOptions(compression=packed)) as file:
+        file.write_table(table)
+    unpacking.require_no_arrow_bomb(tmp_path / "x.arrow")
+    if not dictionary:
+        assert [record for _, record in read(tmp_path / "x.arrow")] == table.to_pylist()
+    for name, value in {"UNPACKED": 90_000, "UNPACKED_RATIO": 20}.items():
+        monkeypatch.setattr(f"act.data.unpacking.{name}", value)
+    assert "unpacks to more than 20 times its size; the 0 records" in reason(tmp_path / "x.arrow")
