@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act.core.errors import ActError, brief
-from act.data.columns import Text, texts_of
-from act.data.conversation import REASONING, Conversation, Message, calls_of, texts_in
+from act.data.columns import Text, lost_of, texts_of
+from act.data.conversation import REASONING, Conversation, Message, calls_of, texts_in, unread_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,9 +49,12 @@ def written(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, turn
     first: ActError | None = None
     for form in conversation.forms():
         try:
-            return _written(tokenizer, form, turns)
+            found = _written(tokenizer, form, turns)
         except ActError as error:
             first = first or error
+            continue
+        _require_keys(conversation.messages, found.whole)
+        return found
     assert first
     raise first
 
@@ -143,6 +146,17 @@ def _require_prompt(
             raise ActError(
                 f"the chat template has no setting {name!r:.60}, which chat_template_kwargs gives; leave it out of the "
                 "record, or ignore all of them on purpose (--ignore-columns chat_template_kwargs)"
+            )
+
+
+def _require_keys(messages: list[Message], whole: str) -> None:
+    text = Text(whole)
+    for number, message in enumerate(messages):
+        if lost := lost_of(unread_of(message), text):
+            raise ActError(
+                f"message {number} by {message['role']!r:.60} has {', '.join(lost)}, which the chat template does not "
+                "write; write what belongs to the prompt into its content, or ignore the rest on purpose "
+                f"(--ignore-columns {','.join(lost)})"
             )
 
 

@@ -1,16 +1,16 @@
-"""Columns of a record that are not read: those that may be ignored, and those that would be lost from its prompt.
+"""Columns of a record, and keys of its messages, that are not read: may they be ignored, or would text be lost?
 
-A column may be ignored if it is empty, one number or a flag; if its name says that it describes the record
-(``id``, ``source``, ``difficulty``) or that it is another form of the answer (``solution``, ``chosen``); or if all its
-text stands in the record as it is read. A column whose name says that it belongs to the prompt (``system``,
-``context``, ``tools``) may not, nor one of any other name that holds more than a label, unless the user names it.
+Text may be ignored if the name says that it describes the record (``id``, ``source``, ``difficulty``) and it is no
+longer than a label, if the name says that it is another form of the answer (``solution``, ``chosen``), or if all of it
+stands in the record as it is read. Numbers and flags may be ignored unless the name is that of a part of the prompt
+(``context``, ``tools``) or of a choice (``A``, ``opb``). The rest may only be ignored if the user names it.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,8 @@ _DESCRIBES = re.compile(
     "(id|idx|index|uuid|guid|hash|sha|source|url|uri|link|license|lang|language|locale|split|dataset|subset|category|"
     "categorie|type|kind|subject|topic|domain|level|difficulty|tag|label|score|rating|quality|date|time|timestamp|"
     "created|updated|year|author|name|title|version|model|generator|meta|metadata|info|ability|task|skill|count|length|"
-    "size|token|path|file|filename|format|statu|role)s?"
+    "size|path|file|filename|format|statu|role|area|field|discipline|grade|genre|country|region|origin|provenance|at|by|"
+    "repo|repository|commit|extension|annotator|publisher)s?"
 )
 _ANSWERS = re.compile(
     "(answer|completion|output|response|solution|explanation|rationale|chosen|rejected|generation|target|gold|equation)s?"
@@ -31,8 +32,15 @@ _PROMPTS = re.compile(
     "(prompt|system|developer|instruction|question|querie|query|context|input|history|historie|document|passage|"
     "paragraph|article|storie|story|background|premise|evidence|knowledge|fact|hint|persona|tool|function|schema|api|"
     "example|demonstration|shot|choice|option|image|audio|video|table|conversation|dialog|dialogue|message|reasoning|"
-    "thinking|thought|cot)s?"
+    "thinking|thought|cot|prefix|suffix)s?"
 )
+_CHOICES = re.compile(
+    r"[^\W\d_]|(ans|answer)_?[a-h]|(op|opt|option|choice|alternative|candidate|distractor|ending|sol)_?([a-h]|\d+)",
+    re.IGNORECASE,
+)
+_COUNTS = frozenset(
+    ("is", "has", "n", "num", "use", "enable")
+)  # words before a name that make it one of a number or flag
 _NO_TEXT = frozenset(("role", "from", "type"))  # keys inside a column whose values say what is beside them
 
 
@@ -52,6 +60,13 @@ class Text:
             return True
         forms = (part, json.dumps(part)[1:-1], json.dumps(part, ensure_ascii=False)[1:-1])
         return any("".join(form.split()) in self._squeezed for form in forms)
+
+    def has_word(self, part: str) -> bool:
+        """Whether ``part`` stands in the text, and, if it is a single word or number, not inside another."""
+        part = part.strip()
+        if part.isascii() and part.isalnum():
+            return bool(re.search(rf"(?<![a-zA-Z0-9]){part}(?![a-zA-Z0-9])", self.text))
+        return self.has(part)
 
 
 def values_in(value: Any) -> Iterator[Any]:
@@ -84,16 +99,9 @@ def require_nothing_lost(
         essence: what is asked and answered; a column that has both is another rendering of the record.
         only_prompts: look only at columns whose name says that they belong to a prompt.
     """
-    left = {name: value for name, value in record.items() if name not in set(read) and _may_matter(name, value)}
-    if not left:
-        return
-    text, asked = Text(whole), [each for each in essence if each.strip()]
-    lost = [
-        name
-        for name, value in left.items()
-        if (is_prompt(name) or not only_prompts)
-        and any(not text.has(part) and not _renders(part, asked) for part in _parts(name, value))
-    ]
+    asked = [each for each in essence if each.strip()]
+    left = {name: value for name, value in record.items() if name not in set(read)}
+    lost = lost_of({name: left[name] for name in left if _is_prompt(name) or not only_prompts}, Text(whole), asked)
     if lost:
         columns = f"column{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
         raise ActError(
@@ -102,17 +110,29 @@ def require_nothing_lost(
         )
 
 
-def is_prompt(name: str) -> bool:
+def lost_of(values: Mapping[str, Any], text: Text, asked: Sequence[str] = ()) -> list[str]:
+    """The names of values that may not be ignored, and do not stand in a text.
+
+    Args:
+        values: columns or keys that are not read.
+        text: the record as it is read.
+        asked: what is asked and answered; text that has both is another rendering of the record.
+    """
+    return [
+        name
+        for name, value in values.items()
+        if any(not text.has_word(part) and not _renders(part, asked) for part in _parts(name, value))
+    ]
+
+
+def _is_prompt(name: str) -> bool:
     """Whether the name of a column says that it belongs to a prompt."""
-    words = _words(name)
-    return not _DESCRIBES.fullmatch(words[-1]) and any(map(_PROMPTS.fullmatch, words))
+    return not _describes(name) and bool(_CHOICES.fullmatch(name) or any(map(_PROMPTS.fullmatch, _words(name))))
 
 
-def _may_matter(name: str, value: Any) -> bool:
+def _describes(name: str) -> bool:
     words = _words(name)
-    if _DESCRIBES.fullmatch(words[-1]) or words[0] in ("meta", "metadata") or isinstance(value, bool | int | float):
-        return False
-    return is_prompt(name) or not any(map(_ANSWERS.fullmatch, words))
+    return bool(_DESCRIBES.fullmatch(words[-1])) or words[0] in ("meta", "metadata")
 
 
 def _words(name: str) -> list[str]:
@@ -121,18 +141,24 @@ def _words(name: str) -> list[str]:
 
 
 def _parts(name: str, value: Any) -> Iterator[str]:
-    if is_prompt(name):  # an image is not text, but lost, too
-        return (part for part in map(str, values_in(value)) if part.strip())
-    return (part for part in texts_of(value) if part.strip() and not _is_label(part.strip()))
+    """The texts in a column that may not be ignored unless they are read elsewhere."""
+    if _describes(name):
+        return (part for part in texts_of(value) if not _is_label(part.strip()))
+    if _is_prompt(name):
+        counts = len(name) > 1 and _words(name)[0] in _COUNTS
+        found = (each for each in values_in(value) if not (counts and isinstance(each, bool | int | float)))
+    elif any(map(_ANSWERS.fullmatch, _words(name))):
+        return iter(())
+    else:
+        found = (each for each in values_in(value) if isinstance(each, str | bytes))
+    return (part for part in map(str, found) if part.strip())  # an image is not text, but lost, too
 
 
 def _is_label(text: str) -> bool:
-    """Whether a text is a single word, such as an id or URL, or a few words that are no sentence."""
-    if text.isascii() and not any(map(str.isspace, text)):
-        return True
-    return len(text) <= LONGEST_LABEL and "\n" not in text and text[-1] not in ".?!:。？！"
+    """Whether a text is a few words, or has no white space, as ids and URLs have none."""
+    return len(text) <= LONGEST_LABEL or (text.isascii() and not any(map(str.isspace, text)))
 
 
-def _renders(part: str, asked: list[str]) -> bool:
+def _renders(part: str, asked: Sequence[str]) -> bool:
     text = Text(part)
     return len(asked) > 1 and all(text.has(each) for each in asked)

@@ -25,6 +25,9 @@ _TO_CONTINUE = ("prefix", "partial", "continue_final_message", "add_generation_p
 _MEDIA = ("audio", "image", "images", "video", "videos")
 _ONLY_TEXT = "only text can be read, so leave records with images, audio or video out"
 _TEXT_PARTS = ("text", "input_text", "output_text", "thinking", "reasoning")
+_OF_A_PART = ("type", *_TEXT_PARTS)
+_OF_A_MESSAGE = ("role", "content", *FLAGS)
+_OF_THE_ASSISTANT = ("tool_calls", "function_call", *REASONING)
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,9 @@ def conversation_of(
         ActError: malformed messages, tools, documents, history or settings; a message that holds more than text.
     """
     read = list(columns)
-    turns = [{key: value for key, value in turn.items() if key not in ignored} for turn in _messages(messages)]
+    turns = [_without(ignored, turn) for turn in _messages(messages)]
     if record.get("history") and "messages" not in columns:
-        turns, read = [*_history(record["history"]), *turns], [*read, "history"]
+        turns, read = [*(_without(ignored, turn) for turn in _history(record["history"])), *turns], [*read, "history"]
     for column in SYSTEM:
         if (system := record.get(column)) and isinstance(system, str) and system.strip():
             first = turns[0]
@@ -84,6 +87,7 @@ def conversation_of(
                 f"{name} is set, so the last message is only the beginning of an answer, which the chat template "
                 "would end; give prompt and completion"
             )
+    read += [name for name in _TO_CONTINUE if record.get(name) is False]
     return Conversation(turns, options, (*read, *TEMPLATE))
 
 
@@ -125,6 +129,15 @@ def texts_in(message: Message) -> list[str]:
     if isinstance(content, Mapping):
         return [json.dumps(content, ensure_ascii=False)]
     return [str(_text_of(part)) for part in content]
+
+
+def unread_of(message: Message) -> dict[str, Any]:
+    """The keys of a message, and of the parts of its content, that are not read here; a template may write them."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    unread = {key: value for part in parts for key, value in part.items() if key not in _OF_A_PART}
+    read = (*_OF_A_MESSAGE, *(_OF_THE_ASSISTANT if message["role"] == "assistant" else ()))
+    return unread | {key: value for key, value in message.items() if key not in read and value is not False}
 
 
 def parsed(value: Any) -> Any:
@@ -174,6 +187,16 @@ def _require_text(part: Any, number: int) -> None:
     raise ActError(f"message {number} has a part of type {kind!r:.60} in its content; {_ONLY_TEXT}")
 
 
+def _without(ignored: Collection[str], message: Message) -> Message:
+    kept = {key: value for key, value in message.items() if key not in ignored}
+    if isinstance(kept.get("content"), list):
+        kept["content"] = [
+            {key: value for key, value in part.items() if key in _OF_A_PART or key not in ignored}
+            for part in kept["content"]
+        ]
+    return kept
+
+
 def _with_parts(message: Message) -> Message:
     """The message with texts that stand in a list as parts of its content."""
     parts = message.get("content")
@@ -184,7 +207,7 @@ def _with_parts(message: Message) -> Message:
 
 
 def _says(message: Message) -> bool:
-    return any(message.get(key) for key in ("tool_calls", "function_call", *REASONING))
+    return any(message.get(key) for key in _OF_THE_ASSISTANT)
 
 
 def _text_of(part: Mapping[str, Any]) -> Any:

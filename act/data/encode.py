@@ -233,13 +233,13 @@ class Encoder:
         if not self.tokenizer.chat_template:
             raise ActError("the tokenizer has no chat template; use prompt and completion, or set one")
         text = written(self.tokenizer, conversation, turns)
-        essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
-        require_nothing_lost(record, conversation.columns, text.whole, essence)
         if settings := sorted(self._settings.intersection(record).difference(conversation.columns)):
             raise ActError(
                 f"the chat template has the setting {settings[0]}, which is also a column; give it as "
                 f"chat_template_kwargs, or ignore it on purpose (--ignore-columns {settings[0]})"
             )
+        essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
+        require_nothing_lost(record, conversation.columns, text.whole, essence)
         ids = yield [*text.before, *text.after]
         prefixes, ends = ids[: len(turns)], ids[len(turns) :]
         whole = ends[-1]

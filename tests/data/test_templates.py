@@ -189,6 +189,24 @@ def test_all_of_the_record_is_read(template, record, prompt, answer, with_templa
         (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "input": "it"}, "column input"),
         (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "choices": ["red", "blue"], "functions": [TOOL]}, "columns choices, functions"),
         (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "notes": "Ann is 7. She likes it."}, "column notes"),
+        *(
+            (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", name: value}, rf"column {name} .*--ignore-columns {name}\)")
+            for name, value in {"opa": "red", "A": 3, "n": 3, "B": True, "option_a": 0.5, "answerC": "red", "sentence1": "It is.", "hypothesis": "it is",
+                "code": "x=1", "word": "red", "prefix": "re", "completion_suffix": "d", "ending0": "runs", "context": 7, "tokens": ["a", "b"],
+                "picture": {"bytes": b"a"}, "source": "Ann is 7. " * 9, "metadata": {"story": "Ann is 7. " * 9}}.items()
+        ),
+        (CHAT_TEMPLATE, {"question": "which 10?", "answer": "B", "A": "1", "B": "0", "C": "red", "D": "10"}, "columns A, B, C may"),
+        (CHAT_TEMPLATE, {"prompt": "hi", "completion": " yo", "sentence2": "it is"}, "column sentence2"),
+        (CHAT_TEMPLATE, {"text": "hi", "A": "red"}, "column A "),
+        *(
+            (CHAT_TEMPLATE, {"messages": [{**ASK, key: value}, SAY]}, rf"message 0 by 'user' has {key}, which .*\(--ignore-columns {key}\)")
+            for key, value in {"context": "The long story", "documents": [{"text": "facts."}], "attachments": ["a.txt"], "tools": [TOOL],
+                "notes": "red", "source": "Ann is 7. " * 9}.items()
+        ),
+        (CHAT_TEMPLATE, {"messages": [ASK, {**SAY, "citations": ["red"], "prefix": "re"}]}, "message 1 by 'assistant' has citations, prefix"),
+        (CHAT_TEMPLATE, {"messages": [{**calling(CITY), **ASK}, SAY]}, "message 0 by 'user' has tool_calls"),
+        (CHAT_TEMPLATE, {"messages": [{**ASK, "content": [{"type": "text", "text": "a", "context": "red"}]}, SAY]}, "message 0 by 'user' has context"),
+        (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "history": [{**ASK, "context": "red"}, SAY]}, "message 0 by 'user' has context"),
         (CHAT_TEMPLATE, {"prompt": "hi", "completion": " yo", "system": "short"}, "column system"),
         (CHAT_TEMPLATE, {"text": "hi", "system": "short"}, "column system"),
         (CHAT_TEMPLATE, {"messages": [{"role": "system", "content": "long"}, ASK, SAY], "system": "short"}, "column system"),
@@ -211,6 +229,9 @@ def test_what_would_be_lost_is_refused(template, record, message, with_template)
         {"prompt": "hi", "context": "", "tools": [], "history": None, "system": " ", "context_length": 5},
         {"solution": "Since it is so.", "chosen": ["It is so."], "area": "linear algebra", "link": "https://example.org/a"},
         {"text": "Below is a question: hi\n\n### Answer: yo"},
+        {"A": "hi", "sentence1": "yo", "turn": 2, "redacted": False, "n_examples": 3, "add_generation_prompt": False, "has_context": True, "created_at": "2024-01-01 10:00"},
+        {"messages": [{**ASK, "name": "Ann", "id": "1 2", "index": 0, "context": "hi", "documents": [], "source": "a web page"},
+            {**SAY, "tool_call_id": "x", "end_turn": True, "prefix": False, "content": [{"type": "text", "text": "yo", "cache_control": {"type": "ephemeral"}}]}]},
         {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "yo"}]},
     ],
 )  # fmt: skip
@@ -221,8 +242,9 @@ def test_what_only_describes_a_record_is_no_obstacle(more, with_template):
 
 def test_columns_and_keys_of_messages_can_be_ignored_on_purpose(with_template):
     tokenizer = with_template(CHAT_TEMPLATE)
-    record = {"messages": [ASK, {**SAY, "reasoning_content": "why"}], "tools": [TOOL], "context": "Ann is 7."}
-    ignored = {"ignore_columns": ["tools", "context", "reasoning_content"]}
+    asked = {**ASK, "content": [{"type": "text", "text": "hi", "note": "red"}], "context": "red"}
+    record = {"messages": [asked, {**SAY, "reasoning_content": "why"}], "tools": [TOOL], "context": "Ann is 7."}
+    ignored = {"ignore_columns": ["tools", "context", "note", "reasoning_content"]}
     assert read(record, tokenizer, **ignored) == read({"messages": [ASK, SAY]}, tokenizer)
     assert Corpus.from_records([record], tokenizer, **ignored).identity()["ignore_columns"] == sorted(*ignored.values())
     with pytest.raises(ActError, match="expected a list of names"):
