@@ -73,32 +73,60 @@ def _first_page(file: BinaryIO, column: Any) -> tuple[int, int, int]:
 def require_no_arrow_bomb(path: Path) -> None:
     """Raise :class:`TooLarge` if a batch of an Arrow file unpacks to far more than it takes on disk."""
     import pyarrow
+    from pyarrow import ipc
 
     with pyarrow.memory_map(str(path)) as source:
-        for message in _messages(source):
+        try:
+            ipc.open_stream(source)
+            streams = True
+        except (OSError, pyarrow.ArrowInvalid):
+            streams = False
+        source.seek(0)
+        dictionaries = 0
+        for message in ipc.MessageReader.open_stream(source) if streams else _messages(source):
             body = memoryview(message.body)
             sizes = [struct.unpack_from("<q", body, start)[0] for start in _packed_buffers(message)]
             require_ratio(sum(size for size in sizes if size > 0), len(body), UNPACKED)
+            dictionaries += len(body) if message.type == "dictionary" else 0
+        if not dictionaries:
+            return
+        source.seek(0)
+        reader = ipc.open_stream(source) if streams else ipc.open_file(source)
+        for batch in reader if streams else map(reader.get_batch, range(reader.num_record_batches)):
+            unpacked = sum(size for column in batch.columns for size in _without_dictionary(column))
+            require_ratio(unpacked, batch.nbytes, UNPACKED)
+
+
+def _without_dictionary(array: Any) -> Iterator[int]:
+    """Bytes of the texts in an array, and in those inside it, of which each may be in a dictionary only once."""
+    import pyarrow
+    from pyarrow import compute
+
+    if pyarrow.types.is_dictionary(array.type):
+        if array.type.value_type in (
+            pyarrow.string(),
+            pyarrow.large_string(),
+            pyarrow.binary(),
+            pyarrow.large_binary(),
+        ):
+            yield compute.sum(compute.binary_length(array.dictionary).take(array.indices)).as_py() or 0
+    elif pyarrow.types.is_nested(array.type) and hasattr(array, "flatten"):
+        inner = array.flatten()  # an array of a list's items, or a list with the fields of a struct
+        for one in inner if isinstance(inner, list) else [inner]:
+            yield from _without_dictionary(one)
 
 
 def _messages(source: Any) -> Iterator[Any]:
-    """The messages of an Arrow stream or file."""
-    import pyarrow
+    """The messages with the dictionaries and batches of an Arrow file that is no stream."""
     from pyarrow import ipc
 
-    try:
-        ipc.open_stream(source)
-    except (OSError, pyarrow.ArrowInvalid):
-        size = source.size()
-        (length,) = struct.unpack("<i", source.read_at(4, size - 10))
-        footer = _Table(source.read_at(length, size - 10 - length))
-        for number in (2, 3):  # dictionaries, batches
-            for offset, _, _ in footer.vector(number, "<qi4xq"):
-                source.seek(offset)
-                yield ipc.read_message(source)
-    else:
-        source.seek(0)
-        yield from ipc.MessageReader.open_stream(source)
+    size = source.size()
+    (length,) = struct.unpack("<i", source.read_at(4, size - 10))
+    footer = _Table(source.read_at(length, size - 10 - length))
+    for number in (2, 3):  # dictionaries, batches
+        for offset, _, _ in footer.vector(number, "<qi4xq"):
+            source.seek(offset)
+            yield ipc.read_message(source)
 
 
 def _packed_buffers(message: Any) -> list[int]:

@@ -416,3 +416,17 @@ def test_an_arrow_file_that_unpacks_without_end_is_refused(packed, writer, dicti
     for name, value in {"UNPACKED": 90_000, "UNPACKED_RATIO": 20}.items():
         monkeypatch.setattr(f"act.data.unpacking.{name}", value)
     assert "unpacks to more than 20 times its size; the 0 records" in reason(tmp_path / "x.arrow")
+
+
+@pytest.mark.parametrize("writer", [ipc.new_stream, ipc.new_file])
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_arrow_file_that_repeats_its_dictionary_is_refused(writer, nested, tmp_path, monkeypatch):
+    indices = pyarrow.array([0] * 1000 + [None], "int8")
+    texts = pyarrow.DictionaryArray.from_arrays(indices, pyarrow.array(["a" * 1000]))
+    table = pyarrow.table({"text": pyarrow.ListArray.from_arrays([0, 1001], texts) if nested else texts})
+    with writer(tmp_path / "x.arrow", table.schema) as file:
+        file.write_table(table)
+    unpacking.require_no_arrow_bomb(tmp_path / "x.arrow")
+    for name, value in {"UNPACKED": 900_000, "UNPACKED_RATIO": 200}.items():
+        monkeypatch.setattr(f"act.data.unpacking.{name}", value)
+    assert "unpacks to more than 200 times its size; the 0 records" in reason(tmp_path / "x.arrow")
