@@ -82,8 +82,14 @@ class Kind:
             assert "\n" not in str(error) and len(str(error)) < 1500, f"no sentence: {error}"
             return "refused"
         finally:
-            self.path.write_bytes(self.good)
+            self.restore()
         return "same" if found == expected else "different" if strict else "read"
+
+    def restore(self) -> None:
+        """Put the good content back, and remove what a mutation wrote beside it."""
+        self.path.write_bytes(self.good)
+        for other in self.path.parent.glob(f"{self.path.stem}.?*.?*"):
+            other.unlink()
 
 
 def _hash(*tensors: torch.Tensor) -> str:
@@ -224,8 +230,6 @@ class Files:
 
     def _mutated_corpus(self, rng: Random, good: bytes) -> tuple[bytes, bool]:
         """The JSON lines themselves, and beside them, for one reading, other files made of them."""
-        for path in self.folder.glob("c.?*.?*"):
-            path.unlink()
         lines = good.decode().split("\n")
         if rng.random() < 0.6:
             which = rng.randrange(len(lines))

@@ -42,7 +42,7 @@ def _work(kind: Kind, seeds: range, expected: Any, report: Connection) -> None:
 def fuzz(kind: Kind, seeds: range) -> tuple[Counter[str], float, float]:
     """What became of the mutations of one kind, the longest time in seconds, and the peak of memory in megabytes."""
     expected, counts, slowest, peak = kind.read(), Counter[str](), 0.0, 0.0
-    kind.path.write_bytes(kind.good)
+    kind.restore()
     while seeds:
         ours, theirs = multiprocessing.get_context("fork").Pipe()
         process = multiprocessing.get_context("fork").Process(target=_work, args=(kind, seeds, expected, theirs))
