@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -49,6 +49,10 @@ class Layout:
     def lead(self, batch: int, length: int) -> tuple[int, ...]:
         """The sizes of the dimensions before the channels."""
         return tuple([prod(self._sizes(dim, batch, length)) for dim in self.dims])
+
+    def tensor_in(self, output: Any) -> Any:
+        """What is laid out so, of all that the module returned."""
+        return output if self.item is None else output[self.item]
 
     def lead_of(self, output: torch.Tensor) -> torch.Size:
         """The sizes of the dimensions of an output before its channels."""

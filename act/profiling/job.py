@@ -353,5 +353,6 @@ def _warn_of(unread: Mapping[str, str]) -> None:
     """Log which sites are not measured, and why the first of them is not."""
     if unread:
         name, reason = next(iter(unread.items()))
-        more = f" and {len(unread) - 1} more sites are" if len(unread) > 1 else " is"
+        others = len(unread) - 1
+        more = f" and {others} more site{'s' if others > 1 else ''} are" if others else " is"
         log.warning("%s%s not measured: %s", name, more, reason)

@@ -44,7 +44,7 @@ def learn(model: nn.Module, sites: Mapping[str, Site], recording: Recording) -> 
         name: calls for name, calls in found.items() if not isinstance(calls, Unread) and not all(map(_is_sure, calls))
     }
     if unsure:
-        changes = _changes(model, recording, {name: modules[name] for name in unsure}, unsure)
+        changes = _changes(model, recording, unsure)
         for name, calls in unsure.items():
             try:
                 found[name] = _settled(calls, changes[name], recording)
@@ -176,7 +176,6 @@ def _rows_in_order(module: nn.Module, given: torch.Tensor) -> bool:
 def _changes(
     model: nn.Module,
     recording: Recording,
-    modules: Mapping[str, nn.Module],
     candidates: Mapping[str, list[set[Layout]]],
 ) -> dict[str, list[torch.Tensor | None]]:
     """How much another text changes each row of each output, call by call (see :func:`_change`).
@@ -187,22 +186,21 @@ def _changes(
     known = ids.unique()
     for row, tokens in ((0, slice(-1, None)), (1, slice(None))):
         ids[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + 1) % len(known)]
-    found: dict[str, list[torch.Tensor | None]] = {name: [] for name in modules}
+    found: dict[str, list[torch.Tensor | None]] = {name: [] for name in candidates}
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             call = len(found[name])
             if call < len(recording.outputs[name]):
-                (item, *_) = {layout.item for layout in candidates[name][call]}
-                outputs = recording.outputs[name][call], output
-                before, after = outputs if item is None else (each[item] for each in outputs)
-                found[name].append(_change(before, after))
+                layout = next(iter(candidates[name][call]))  # all of one call read the same tensor
+                before = layout.tensor_in(recording.outputs[name][call])
+                found[name].append(_change(before, layout.tensor_in(output)))
             else:
                 found[name].append(None)
 
         return hook
 
-    handles = [module.register_forward_hook(note(name)) for name, module in modules.items()]
+    handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in candidates]
     try:
         run(model, ids, recording.masked)
     finally:

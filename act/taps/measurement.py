@@ -101,7 +101,7 @@ class Measurement:
             ActError: it has another layout than in the probe.
         """
         for shape in self._shapes[site.name]:
-            tensor = output if shape.layout.item is None else output[shape.layout.item]
+            tensor = shape.layout.tensor_in(output)
             if shape.layout.lead_of(tensor) == shape.lead:
                 rows = tensor.detach()
                 ordered = rows.reshape(-1, rows.shape[-1]) if shape.in_order else shape.layout.rows(rows, *self.tokens)

@@ -16,6 +16,8 @@ import act
 LONGER = 7
 EVERY_COMMIT = """bert bloom deepseek_v3 deepseek_v4 falcon gemma4_text glm gpt2 gpt_neox jamba llama4_text mamba2
 megatron-bert mixtral modernbert-decoder opt phi qwen3_5_text qwen3_moe qwen3_next roberta rwkv xlnet zaya"""
+OTHER_LENGTHS = ("cpmant", "prophetnet")
+"""Families whose forward has more positions than tokens, which is refused."""
 POOLER = "pooler"
 """Part of the name of sites that read one token of a sequence."""
 
@@ -96,7 +98,7 @@ def test_moments_where_batch_length_and_heads_are_the_same(family):
         try:
             profile = act.profile(model, [batch], fused=fused)
         except act.ActError as error:
-            assert "positions, so its outputs have no row for each token" in str(error)
+            assert family in OTHER_LENGTHS and "positions, so its outputs have no row for each token" in str(error)
             return
         for name, rows in expected.items():
             found = profile.site(name)
