@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from act.evaluation.comparison import Comparison, compare
     from act.evaluation.evaluate import Evaluation, evaluate
     from act.evaluation.sweep import Sweep, sweep
-    from act.models.channels import ChannelSpace, Site
+    from act.models.channels import ChannelSpace
+    from act.models.sites import Site
     from act.profiles.profile import PairProfile, Profile, load
     from act.profiles.statistics import Statistics
     from act.profiling import ray_data
@@ -46,7 +47,8 @@ _NAMES = {
     "act.evaluation.comparison": ("Comparison", "compare"),
     "act.evaluation.evaluate": ("Evaluation", "evaluate"),
     "act.evaluation.sweep": ("Sweep", "sweep"),
-    "act.models.channels": ("ChannelSpace", "Site"),
+    "act.models.channels": ("ChannelSpace",),
+    "act.models.sites": ("Site",),
     "act.profiles.profile": ("PairProfile", "Profile", "load"),
     "act.profiles.statistics": ("Statistics",),
     "act.profiling.checkpoint": ("Checkpoint",),

@@ -18,7 +18,7 @@ import torch
 from measure import median, options, record, seconds_of
 
 import act
-from act.models.channels import ParameterSlice
+from act.models.sites import ParameterSlice
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusRead, ModelRead, Provenance
 from act_kernels import PAIR, STATISTICS

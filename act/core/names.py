@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from fnmatch import fnmatchcase
 
 from act.core.errors import ActError
 
@@ -50,3 +52,13 @@ def is_part(name: str) -> bool:
     """
     odd = any(each in "/\\" or unicodedata.category(each) in _UNPRINTABLE for each in name)
     return not odd and name not in (".", "..") and 1 <= len(name.encode(errors="surrogatepass")) <= 255
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether the name of a site or parameter matches a pattern: ``*``, ``?``, and ``[abc]``, but ``[3]`` is itself.
+
+    >>> from act.core.names import matches
+    >>> matches("layers.0.mlp.experts[3].gate", "*.experts[3].*"), matches("layers.0.mlp", "layers.[0-3].*")
+    (True, True)
+    """
+    return name == pattern or fnmatchcase(name, re.sub(r"(?<=[A-Za-z_])\[(\d+|\*)\]", r"[[]\1[]]", pattern))

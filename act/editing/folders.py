@@ -27,8 +27,8 @@ from act.editing.stored import Parameters, StoredModel, digests
 from act.editing.transfer import transfer_many
 from act.editing.transfer_plan import OtherModel, TransferPlan
 from act.editing.weight_files import RenamedWeights
-from act.models.channels import ParameterSlice
 from act.models.fingerprint import Diagonal, digest
+from act.models.sites import ParameterSlice
 
 
 @dataclass(frozen=True)

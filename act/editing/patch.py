@@ -17,8 +17,8 @@ from act.core.plain import Label, checked
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
 from act.editing.provenance import TransferProvenance
 from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_parameter
-from act.models.channels import Dim, ParameterSlice
 from act.models.fingerprint import fingerprint
+from act.models.sites import Dim, ParameterSlice
 
 SCHEMA = "act-patch/1"
 _PARTS = TypeAdapter(tuple[tuple[Label, Dim], ...])

@@ -11,7 +11,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.editing.patch import Patch
 from act.editing.rows import Rows, by_parameter, union
-from act.models.channels import ParameterSlice
+from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet
 
 

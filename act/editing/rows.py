@@ -10,7 +10,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 
 from act.core.errors import ActError
-from act.models.channels import ParameterSlice
+from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChosenRows
 from act_kernels import blend_rows
 

@@ -12,7 +12,7 @@ from act.core.errors import ActError, require_choice
 from act.editing.donor import VOCABULARY_KINDS, Donor
 from act.editing.provenance import TransferProvenance
 from act.editing.rows import DonorRows, Overlap, Weights, blend, by_parameter, union
-from act.models.channels import ParameterSlice
+from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet, ChosenRows
 from act_kernels.ops import FLOAT_DTYPES
 from act_kernels.rows import gather_rows

@@ -22,10 +22,10 @@ from act.editing.copies import copy_companions
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
 from act.editing.trainer import mark_saved, remove_checkpoints, train, usable_checkpoint
-from act.models.channels import ParameterSlice
 from act.models.fingerprint import fingerprint
 from act.models.limits import require_known_token, vocabulary
 from act.models.loading import require_model
+from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
-from act.core.plain import Natural, Positive, checked
+from act.core.plain import Label, Natural, Positive, checked
 from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
 
 # Fused projections: all queries, then all keys, then all values; every other known model goes group by group.
@@ -122,11 +122,35 @@ class Mlp:
         return all(widths.get(site) == self.neurons for site in (self.gate, self.up) if site is not None)
 
 
-Block = Attention | Mlp
+@dataclass(frozen=True)
+class Experts:
+    """The experts of one layer; a unit is one expert, with all channels of its sites ``{name}[{e}].{role}``."""
+
+    name: Label
+    count: Positive
+    roles: tuple[Literal["gate", "up", "down"], ...]
+    router: str | None = None
+    """The site whose channel ``e`` is the score of expert ``e``, if it is known."""
+
+    def sites(self, expert: int) -> list[str]:
+        """The names of an expert's sites, in the order of their channels."""
+        return [f"{self.name}[{expert}].{role}" for role in self.roles]
+
+    def inputs(self) -> Rows:
+        """None: an expert is rows only."""
+        return {}
+
+    def fits(self, widths: Mapping[str, int]) -> bool:
+        """Whether these sites exist, and the router has a channel for each expert."""
+        there = all(name in widths for expert in (0, self.count - 1) for name in self.sites(expert))
+        return there and bool(self.roles) and (self.router is None or widths.get(self.router, 0) >= self.count)
+
+
+Block = Attention | Mlp | Experts
 
 
 def find_blocks(model: nn.Module, kinds: dict[str, str], widths: dict[str, int]) -> tuple[Block, ...]:
-    """The blocks of a model whose sites have these kinds and widths, in site order."""
+    """The attention modules and MLPs of a model whose sites have these kinds and widths, in site order."""
     families: dict[str, dict[str, str]] = {}
     for name, kind in kinds.items():
         families.setdefault(name.rpartition(".")[0], {}).setdefault(kind, name)
@@ -158,7 +182,7 @@ def block_from_json(data: Any, widths: Mapping[str, int]) -> Block:
     return block
 
 
-_BLOCKS: dict[str, TypeAdapter[Attention | Mlp]] = {"Attention": TypeAdapter(Attention), "Mlp": TypeAdapter(Mlp)}
+_BLOCKS: dict[str, TypeAdapter[Block]] = {each.__name__: TypeAdapter(each) for each in (Attention, Mlp, Experts)}
 
 
 def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:

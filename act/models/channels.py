@@ -10,102 +10,26 @@ from __future__ import annotations
 import bisect
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from html import escape
-from typing import Annotated, Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from pydantic import Field, TypeAdapter
+from pydantic import TypeAdapter
 from torch import nn
 
 from act.core.errors import ActError
-from act.core.plain import Label, Natural, checked
-from act.models.blocks import Block, block_from_json, block_to_json, find_blocks
-from act.models.embeddings import input_embedding, lm_head
-from act.models.layout import Layout
+from act.core.plain import checked
+from act.models.blocks import Block, Experts, Mlp, block_from_json, block_to_json, find_blocks
+from act.models.coverage import Coverage
+from act.models.experts import ExpertsFound, experts_of
+from act.models.kinds import Kinds, is_router
 from act.models.placement import ties_apart
+from act.models.sites import ParameterSlice, Site
 
 Tied = Literal["head", "embed"]
-Dim = Annotated[int, Field(strict=True, ge=0, le=1)]
-Width = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # bounds what a file can make a reader allocate
-
-_KINDS = {
-    "q": ("q_proj", "query"),
-    "k": ("k_proj", "key"),
-    "v": ("v_proj", "value"),
-    "o": ("o_proj", "out_proj"),
-    "qkv": ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "W_pack"),
-    "gate": ("gate_proj", "w1"),
-    "up": ("up_proj", "w3", "fc1", "c_fc", "dense_h_to_4h"),
-    "gate_up": ("gate_up_proj",),
-    "down": ("down_proj", "w2", "fc2", "dense_4h_to_h"),
-    "router": ("gate",),
-    "position": ("wpe", "embed_positions", "position_embeddings"),
-}
-_KIND_OF_NAME = {name: kind for kind, names in _KINDS.items() for name in names}
-# Some families call several linears the same; the modules around these tell them apart.
-_KIND_OF_NAME |= {"attn.c_proj": "o", "mlp.c_proj": "down"}
-_KIND_OF_NAME |= {f"{attention}.dense": "o" for attention in ("attention", "self_attention", "self_attn")}
-_KIND_OF_NAME |= {"attention.output.dense": "o", "intermediate.dense": "up", "output.dense": "down"}
-_EMBED_NAMES, _HEAD_NAMES = ("embed_tokens", "wte", "embed_in"), ("lm_head", "embed_out")
-
-
-@dataclass(frozen=True)
-class ParameterSlice:
-    """The part of a parameter behind a channel: index ``row`` of dimension ``dim`` (0: a row, 1: a column)."""
-
-    name: Label
-    dim: Dim
-
-    def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The parameter as ``[R, W]``, channels first: a view that shares its memory, without gradient."""
-        parameter = weights[self.name].detach()
-        return parameter[:, None] if parameter.dim() == 1 else parameter.movedim(self.dim, 0)
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place where channels are read.
-
-    Attributes:
-        name: module path, such as ``model.layers.0.self_attn.q_proj``.
-        kind: ``q k v o qkv gate up gate_up down router norm embed position head``, or else the last part of ``name``.
-        layer: index of the decoder layer, None outside the stack.
-        offset: flat index of its first channel.
-        width: number of channels.
-        parameters: what the transfer of a channel copies; empty where the tensor belongs to ``tied_to``.
-        tied_to: the site that owns the tensor, where two sites share one and this is not the owner.
-        layouts: the shapes that its output has, as a probe of the model has shown them; empty before, and where it
-            cannot be read.
-
-    >>> site = act.ChannelSpace.from_model(model).site("model.layers.1.mlp.down_proj")
-    >>> site.kind, site.layer, site.width
-    ('down', 1, 32)
-    >>> site.parameters
-    (ParameterSlice(name='model.layers.1.mlp.down_proj.weight', dim=0),)
-    """
-
-    name: Label
-    kind: Label
-    layer: Natural | None
-    offset: Natural
-    width: Width
-    parameters: tuple[ParameterSlice, ...]
-    tied_to: str | None = None
-    layouts: tuple[Layout, ...] = field(default=(), compare=False)
-
-    @property
-    def channels(self) -> slice:
-        """Its channels in a flat vector."""
-        return slice(self.offset, self.offset + self.width)
-
-    @property
-    def inputs(self) -> ParameterSlice:
-        """The weight of a linear along its input columns, the other dimension than its channels."""
-        weight = self.parameters[0]
-        return ParameterSlice(weight.name, 1 - weight.dim)
 
 
 @dataclass(frozen=True)
@@ -123,11 +47,13 @@ class ChannelSpace:
     uncovered: tuple[str, ...] = ()
     """Names of parameters that no site covers: a transfer cannot move them."""
     blocks: tuple[Block, ...] = ()
-    """The attention modules and MLPs whose heads and neurons are known."""
+    """The attention modules, MLPs and experts whose heads, neurons and parts are known."""
+    coverage: Coverage | None = field(default=None, compare=False)
+    """How many values of parameters lie behind channels; None in files of earlier versions."""
 
     @classmethod
     def from_model(cls, model: nn.Module, tied: Tied = "head") -> ChannelSpace:
-        """Every ``nn.Linear`` (and Hugging Face ``Conv1D``), norm and embedding of a decoder model, in module order.
+        """Every linear (also those of experts), norm and embedding of a decoder model, in module order.
 
         Args:
             model: a Hugging Face model, or any module made of such parts; meta tensors are fine.
@@ -140,43 +66,61 @@ class ChannelSpace:
         """
         apart = ties_apart(model)
 
-        def identity(parameter: nn.Parameter) -> int:
+        def identity(parameter: Any) -> int:
             return apart.get(id(parameter), id(parameter))
 
         names = {id(parameter): name for name, parameter in model.named_parameters() if id(parameter) not in apart}
-        found = []
+        found: list[tuple[str, nn.Module, dict[str, int]] | ExpertsFound] = []
+        parts_of_experts: set[str] = set()
         for name, module in model.named_modules():
             if name.endswith(".base_layer"):
                 raise ActError(
                     f"{name.removesuffix('.base_layer')} has an adapter beside it, whose weights no channel covers; "
                     "merge it (merge_and_unload of peft, or act-profile tune --merge), and save the whole model"
                 )
-            dims = _channel_dims(module)
-            if dims:
+            if experts := experts_of(name, module):
+                found.append(experts)
+                parts_of_experts |= experts.modules
+            elif name not in parts_of_experts and (dims := _channel_dims(module)):
                 found.append((name, module, dims))
-        if not found:
+        plain = [one for one in found if isinstance(one, tuple)]
+        if not plain:
             raise ActError(
                 f"{type(model).__name__} has no linear, norm or embedding module; give a decoder language model"
             )
         owners: dict[int, str] = {}
-        for name, module, _ in sorted(found, key=lambda item: isinstance(item[1], nn.Embedding) == (tied == "head")):
+        for name, module, _ in sorted(plain, key=lambda item: isinstance(item[1], nn.Embedding) == (tied == "head")):
             owners.setdefault(identity(module.weight), name)
         sites: list[Site] = []
         offset = 0
-        kind_of = _Kinds(model)
-        for name, module, dims in found:
+        kind_of = Kinds(model)
+        for one in found:
+            if isinstance(one, ExpertsFound):
+                layer = _layer(one.name)
+                for site in one.sites:
+                    name = expert_site_name(one.name, site.expert, site.role)
+                    sites.append(Site(name, site.role, layer, offset, site.width, site.parameters, expert=site.expert))
+                    offset += site.width
+                continue
+            name, module, dims = one
             owner = owners[identity(module.weight)]
             tied_to = owner if owner != name else None
             parameters = tuple(
                 ParameterSlice(names[identity(getattr(module, attribute))], dim) for attribute, dim in dims.items()
             )
-            width = module.weight.shape[dims["weight"]]
+            width: int = cast(torch.Tensor, module.weight).shape[dims["weight"]]
             parameters = () if tied_to else parameters
             sites.append(Site(name, kind_of(name, module), _layer(name), offset, width, parameters, tied_to))
             offset += width
+        common = [site for site in sites if site.expert is None]
+        kinds, widths = ({site.name: getattr(site, key) for site in common} for key in ("kind", "width"))
+        blocks = [*find_blocks(model, kinds, widths)]
+        for one in found:
+            if isinstance(one, ExpertsFound):
+                blocks += _blocks_of(one, common)
+        coverage = Coverage.of({name: model.get_parameter(name) for name in names.values()}, sites)
         covered = {parameter.name for site in sites for parameter in site.parameters}
-        blocks = find_blocks(model, {site.name: site.kind for site in sites}, {site.name: site.width for site in sites})
-        return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), blocks)
+        return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), tuple(blocks), coverage)
 
     def __repr__(self) -> str:
         layers = {site.layer for site in self.sites} - {None}
@@ -269,9 +213,10 @@ class ChannelSpace:
     def to_json(self) -> dict[str, Any]:
         """Plain data for file headers; :meth:`from_json` reads it back."""
         return {
-            "sites": [asdict(site) for site in self.sites],
+            "sites": [site.to_json() for site in self.sites],
             "uncovered": list(self.uncovered),
             "blocks": [block_to_json(block) for block in self.blocks],
+            **({"coverage": asdict(self.coverage)} if self.coverage else {}),
         }
 
     @classmethod
@@ -328,7 +273,7 @@ def _channel_dims(module: nn.Module) -> dict[str, int]:
         return {}
     if isinstance(module, nn.Embedding):
         return {"weight": 1}
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or is_router(module):
         dim = 0
     elif type(module).__name__ == "Conv1D" and weight.dim() == 2:  # GPT-2's linear, stored transposed
         dim = 1
@@ -339,29 +284,24 @@ def _channel_dims(module: nn.Module) -> dict[str, int]:
     return {"weight": dim, **({"bias": 0} if isinstance(getattr(module, "bias", None), nn.Parameter) else {})}
 
 
-class _Kinds:
-    """The kind of each module: the embedding and the head are those that the model gives, whatever they are called."""
+def expert_site_name(experts: str, expert: int, role: str) -> str:
+    """The name of an expert's site: ``model.layers.0.mlp.experts[3].gate``."""
+    return f"{experts}[{expert}].{role}"
 
-    def __init__(self, model: nn.Module) -> None:
-        self._embedding, self._head = input_embedding(model), lm_head(model)
-        rows: Any = getattr(self._embedding, "weight", None)
-        self._vocabulary = None if rows is None else len(rows)
 
-    def __call__(self, name: str, module: nn.Module) -> str:
-        leaf = name.rpartition(".")[2]
-        if module is self._head:
-            return "head"
-        if isinstance(module, nn.Embedding):
-            known = _KIND_OF_NAME.get(leaf)
-            of_tokens = module.num_embeddings == self._vocabulary and not known  # its columns, too, belong to tokens
-            named = self._embedding is None and leaf in _EMBED_NAMES
-            return "embed" if module is self._embedding or of_tokens or named else known or leaf
-        if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
-            return "norm"
-        if leaf in _HEAD_NAMES and self._vocabulary in (None, len(module.weight)):  # type: ignore[arg-type]
-            return "head"  # of a model that does not say which module gives its logits, or has several
-        parts = name.split(".")
-        return next((kind for n in (3, 2, 1) if (kind := _KIND_OF_NAME.get(".".join(parts[-n:])))), leaf)
+def _blocks_of(found: ExpertsFound, common: Iterable[Site]) -> Iterator[Block]:
+    """The experts of a layer, and the neurons of each."""
+    around, _, leaf = found.name.rpartition(".")
+    routers = (site for site in common if site.kind == "router" and site.name.startswith(f"{around}."))
+    wide = (site.name for site in routers if site.width >= found.count and "shared" not in leaf)
+    router = next(wide, None)
+    yield Experts(found.name, found.count, found.roles, router)
+    if found.neurons:
+        gated = "gate" in found.roles
+        for site in found.sites:
+            if site.role == "up":
+                gate, up, down = (expert_site_name(found.name, site.expert, role) for role in ("gate", "up", "down"))
+                yield Mlp(gate if gated else None, up, down, site.width)
 
 
 def _layer(name: str) -> int | None:

@@ -143,7 +143,8 @@ class Job:
         self.pair = len(self.models) == 2
         self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)
         self.device = input_device(list(self.models.values())[-1])
-        self._places = run_devices(self._model, (site.name for site in self.space))
+        devices = run_devices(self._model, {site.module for site in self.space})
+        self._places = {site.name: devices[site.module] for site in self.space}
         if isinstance(observers, Observer) or not all(isinstance(one, Observer) for one in observers):
             raise ActError(f"observers are {observers!r}; expected a list of observers, such as [act.UntilStable()]")
         self.observers = list(observers)

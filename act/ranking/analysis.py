@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
-from act.models.channels import ChannelSpace, Site
+from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
+from act.models.sites import Site
 from act.profiles.profile import PairProfile, Profile
 from act.profiles.statistics import Statistics
 from act.ranking.channel_set import ChannelSet

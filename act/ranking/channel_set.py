@@ -14,7 +14,9 @@ import torch
 from act.core.errors import ActError
 from act.core.extras import optional
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
-from act.models.channels import ChannelSpace, ParameterSlice, Site
+from act.models.blocks import Experts
+from act.models.channels import ChannelSpace
+from act.models.sites import ParameterSlice, Site
 from act.profiles.tables import places
 from act.ranking.rule import Rule
 
@@ -149,7 +151,7 @@ class ChannelSet:
 
     def _column_scores(self, reader: str, columns: torch.Tensor) -> torch.Tensor:
         for block in self.space.blocks:
-            if reader in block.inputs():
+            if not isinstance(block, Experts) and reader in block.inputs():
                 rows = [rows + self.space.site(name).offset for name, rows in block.rows().items()]
                 members = torch.cat(rows, dim=1)[columns // block.inputs()[reader].shape[1]]  # columns lie unit by unit
                 known = torch.isin(members, self.index)

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 import torch
 
 from act.core.errors import ActError
-from act.models.channels import ChannelSpace, Site
+from act.models.channels import ChannelSpace
+from act.models.sites import Site
 from act.ranking.granularity import Units
 
 

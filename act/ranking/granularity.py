@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from act.core.errors import ActError, require_choice
-from act.models.blocks import Attention, Mlp, Rows
+from act.models.blocks import Attention, Block, Experts, Mlp, Rows
 from act.models.channels import ChannelSpace
 
 Granularity = Literal["channel", "rotary-pair", "neuron", "head"]
@@ -87,7 +87,9 @@ def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
     return found
 
 
-def _units_of_block(space: ChannelSpace, block: Attention | Mlp, names: Sequence[str]) -> list[Units]:
+def _units_of_block(space: ChannelSpace, block: Block, names: Sequence[str]) -> list[Units]:
+    if isinstance(block, Experts):
+        return []
     what = "neuron" if isinstance(block, Mlp) else "head"
     if what in names:
         inputs = block.inputs()

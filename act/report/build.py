@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
-from act.models.channels import Site
+from act.models.sites import Site
 from act.profiles.profile import PairProfile, require_same_models
 from act.ranking.activations import corpora_of
 from act.ranking.analysis import (

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from act.models.channels import Site
 from act.models.layout import Axis, Layout
+from act.models.sites import Site
 from act.taps.probe import Recording, run
 
 ROUNDING = 0.02

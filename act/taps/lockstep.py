@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
-from act.models.channels import ChannelSpace, Site
+from act.models.channels import ChannelSpace
 from act.models.placement import input_device
+from act.models.sites import Site
 from act.profiles.moments import Moments
 from act.taps.sink import ReaderSink
 from act.taps.tapped import Taps

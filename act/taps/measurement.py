@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 
 from act.core.errors import ActError
-from act.models.channels import Site
 from act.models.layout import Layout
+from act.models.sites import Site
 from act.taps.sink import Sink
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from act.models.channels import Site
+from act.models.sites import Site
 from act.profiles.moments import Moments
 from act_kernels import column_moments
 

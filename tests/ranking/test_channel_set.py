@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import act
-from act.models.channels import ParameterSlice, Site
+from act.models.sites import ParameterSlice, Site
 from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet
 from act.ranking.rule import Rule

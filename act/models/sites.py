@@ -1,0 +1,122 @@
+"""Sites, where channels are read, and the parts of parameters behind their channels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from act.core.plain import Label, Natural, Positive
+from act.models.layout import Layout
+
+Dim = Annotated[int, Field(strict=True, ge=0, le=1)]
+Width = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # bounds what a file can make a reader allocate
+
+
+@dataclass(frozen=True)
+class ParameterSlice:
+    """The part of a parameter behind the channels of a site.
+
+    Attributes:
+        name: of the parameter.
+        dim: the dimension that channels index (0: a channel is a row, 1: a column), of one expert's matrix if the
+            parameter holds several.
+        expert: which index of the first dimension is the matrix, such as ``3`` of ``[E, O, I]``; None: all of it is.
+        rows: of a flat parameter ``[E * rows, W]``, how many rows each expert has; None: the first dimension is
+            ``E``.
+        span: ``(start, stop, step)`` along ``dim``, where a projection has channels of several sites; None: it is all.
+
+    >>> packed = {"experts.gate_up_proj": torch.arange(2 * 4 * 3.0).view(2, 4, 3)}
+    >>> from act.models.sites import ParameterSlice
+    >>> gate = ParameterSlice("experts.gate_up_proj", 0, expert=1, span=(0, 2, 1))
+    >>> gate.matrix(packed)
+    tensor([[12., 13., 14.],
+            [15., 16., 17.]])
+    """
+
+    name: Label
+    dim: Dim
+    expert: Natural | None = None
+    rows: Positive | None = None
+    span: tuple[Natural, Natural, Positive] | None = None
+
+    def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The part as ``[R, W]``, channels first: a view that shares the parameter's memory, without gradient."""
+        return self.part_of(weights[self.name].detach())
+
+    def part_of(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The part of a parameter as ``[R, W]``, channels first; a view.
+
+        Raises:
+            IndexError: the parameter has no such expert.
+        """
+        if self.expert is not None:
+            if (self.expert + 1) * (self.rows or 1) > len(parameter):
+                raise IndexError(f"{self.name} is {list(parameter.shape)}, which has no expert {self.expert}")
+            rows = self.rows
+            parameter = parameter[self.expert] if rows is None else parameter[self.expert * rows :][:rows]
+        matrix = parameter[:, None] if parameter.dim() == 1 else parameter.movedim(self.dim, 0)
+        return matrix if self.span is None else matrix[slice(*self.span)]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place where channels are read.
+
+    Attributes:
+        name: module path, such as ``model.layers.0.self_attn.q_proj``; ``{path of the experts}[{e}].gate``, ``.up`` or
+            ``.down`` for expert ``e``, wherever its weights are.
+        kind: ``q k v o qkv gate up gate_up down router norm embed position head``, or else the last part of ``name``.
+        layer: index of the decoder layer, None outside the stack.
+        offset: flat index of its first channel.
+        width: number of channels.
+        parameters: what the transfer of a channel copies; empty where the tensor belongs to ``tied_to``.
+        tied_to: the site that owns the tensor, where two sites share one and this is not the owner.
+        layouts: the shapes that its output has, as a probe of the model has shown them; empty before, and where it
+            cannot be read.
+        expert: the number of the expert that it belongs to; None: every token passes it.
+
+    >>> site = act.ChannelSpace.from_model(model).site("model.layers.1.mlp.down_proj")
+    >>> site.kind, site.layer, site.width
+    ('down', 1, 32)
+    >>> [(part.name, part.dim) for part in site.parameters]
+    [('model.layers.1.mlp.down_proj.weight', 0)]
+    """
+
+    name: Label
+    kind: Label
+    layer: Natural | None
+    offset: Natural
+    width: Width
+    parameters: tuple[ParameterSlice, ...]
+    tied_to: str | None = None
+    layouts: tuple[Layout, ...] = field(default=(), compare=False)
+    expert: Natural | None = None
+
+    @property
+    def channels(self) -> slice:
+        """Its channels in a flat vector."""
+        return slice(self.offset, self.offset + self.width)
+
+    @property
+    def inputs(self) -> ParameterSlice:
+        """The weight of a linear along its input columns, the other dimension than its channels."""
+        return replace(self.parameters[0], dim=1 - self.parameters[0].dim, span=None)
+
+    @property
+    def module(self) -> str:
+        """Path of the module whose weights make it: its name, but for experts."""
+        return self.name if self.expert is None else self.parameters[0].name.rpartition(".")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for file headers, without what is not set."""
+        plain = asdict(self)
+        plain["parameters"] = [_set(part) for part in plain["parameters"]]
+        return _set(plain)
+
+
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None or name == "layer"}
