@@ -10,6 +10,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 HEADS = 4
+HEADLESS = """glm4v_moe_text glm5_next_text mistral4 mistral_large4_text muse_spark_text openai_privacy_filter
+qwen3_omni_moe_thinker qwen3_vl_moe_text step3p7"""
+"""Model types with experts that have no causal language model."""
+WITH_EXPERTS = """afmoe aria_text axk1 axk2 bailing_hybrid beam cohere2_moe dbrx deepseek_v2 deepseek_v3 deepseek_v32
+deepseek_v4 dots1 ernie4_5_moe exaone_moe flex_olmo flint gemma4_text_moe glm4_moe glm4_moe_lite
+glm4v_moe_text glm5_next_text glm_moe_dsa gpt_oss granitemoe granitemoe_swa granitemoehybrid
+granitemoeshared hunyuan_v1_moe hy_v3 hy_v4 inkling2_text inkling_text jamba jetmoe kimi_linear
+kolibri1 laguna lfm2_moe llama4 llama4_text longcat_flash mellum mimo_v2_flash minimax minimax_m2
+minimax_m3_vl_text mistral4 mistral_large4_text mixtral muse_spark_text nemotron_h olmoe
+openai_privacy_filter phimoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next
+qwen3_omni_moe_thinker qwen3_vl_moe_text qwen4_exp_text solar_open step3p7 zaya"""
+"""The families, causal or not, whose tiny model has routed experts."""
+_MODEL_TYPES = {"gemma4_text_moe": "gemma4_text"}
 MOST_PARAMETERS = 30_000_000
 _WIDTHS = {
     32: """hidden_size d_model n_embd dim embedding_size input_embedding_size output_embedding_size word_embed_proj_dim
@@ -34,14 +47,47 @@ _WIDTHS = {
 }
 _SMALL = {name: size for size, names in _WIDTHS.items() for name in names.split()}
 _MAMBA = {"mamba_n_heads": HEADS, "mamba_d_head": 16}
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 _GIVEN: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"n_group": 1},
     "bamba": _MAMBA,
     "codegen": {"rotary_dim": 4},
+    "dbrx": {
+        "n_heads": HEADS,
+        "n_layers": 2,
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": HEADS, "moe_top_k": 2},
+    },
+    "flint": {"mlp_only_layers": [0]},
+    "gemma4_text_moe": {"enable_moe_block": True, "top_k_experts": 2, "num_experts": HEADS, "moe_intermediate_size": 16},
+    "glm4v_moe_text": {
+        "head_dim": 8,
+        "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1]},
+    },
+    "glm5_next_text": {"index_topk": 16, "qk_rope_head_dim": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": _MAMBA,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "longcat_flash": {"qk_head_dim": 16, "zero_expert_num": 2},
     "mamba2": {"num_heads": HEADS, "head_dim": 16, "n_groups": 1},
+    "mistral4": {
+        "head_dim": 8,
+        "rope_parameters": {**_ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 64},
+    },
+    "muse_spark_text": {"moe_hidden_size": 32},
+    "qwen4_exp_text": {
+        "hc_lowrank": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+        "indexer_head_dim": 8,
+        "indexer_kv_heads": 1,
+        "indexer_n_heads": HEADS,
+        "ngram_vocab_size_base": 300,
+        "ple_embed_dim": 32,
+        "split_ngram_parts": 2,
+    },
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 1},
     "zaya": {"num_experts_per_tok": 1},
 }
 
@@ -51,15 +97,31 @@ def families() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def tiny(family: str) -> torch.nn.Module:
-    """A float32 model of a family with random weights and :data:`HEADS` heads; raises if it cannot be made."""
-    config = _small(CONFIG_MAPPING[family], _GIVEN.get(family, {}))
+def expert_families() -> list[str]:
+    """The families of :data:`WITH_EXPERTS`, as far as the installed transformers has them."""
+    return [name for name in WITH_EXPERTS.split() if _MODEL_TYPES.get(name, name) in CONFIG_MAPPING]
+
+
+def shapes(family: str) -> torch.nn.Module:
+    """The model of :func:`tiny` on the meta device."""
     with torch.device("meta"):
-        size = sum(p.numel() for p in transformers.AutoModelForCausalLM.from_config(config).parameters())
+        return _make(family)
+
+
+def _make(family: str) -> torch.nn.Module:
+    config = _small(CONFIG_MAPPING[_MODEL_TYPES.get(family, family)], _GIVEN.get(family, {}))
+    headless = family in HEADLESS.split()
+    auto = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
+    return auto.from_config(config)
+
+
+def tiny(family: str, seed: int = 0) -> torch.nn.Module:
+    """A float32 model of a family with random weights and :data:`HEADS` heads; raises if it cannot be made."""
+    size = sum(parameter.numel() for parameter in shapes(family).parameters())
     if size > MOST_PARAMETERS:
         raise ValueError(f"{size} parameters")
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).float().eval()
+    torch.manual_seed(seed)
+    model = _make(family).float().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
