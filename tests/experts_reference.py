@@ -7,7 +7,6 @@ and expert by expert, give the rest. Nothing here is shared with the taps.
 from __future__ import annotations
 
 import copy
-from collections import defaultdict
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ class Rows(NamedTuple):
         return self.values[mine] - other.values[theirs]
 
 
-def expert_rows(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, Rows]:
+def expert_rows(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Rows]:
     """The rows of every expert site and of every router whose weight is its own, by name of the site."""
     calls: list[tuple[str, nn.Module, tuple[Any, ...], Any]] = []
     handles = []
@@ -48,7 +47,7 @@ def expert_rows(model: nn.Module, inputs: dict[str, torch.Tensor]) -> dict[str, 
 
             handles.append(module.register_forward_hook(keep, with_kwargs=True))
     with torch.no_grad():
-        model(**inputs, use_cache=False)
+        model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
     for handle in handles:
         handle.remove()
     found: dict[str, Rows] = {}
@@ -83,16 +82,12 @@ def _reader(module: nn.Module) -> Any:
         return known[kind]
     if kind.endswith("Experts") and own.get("down_proj", torch.empty(0)).dim() == 3:
         return _packed
-    if isinstance(module, nn.ModuleList) and hasattr(module, "num_experts"):
-        return _listed
     if kind.endswith("Router") and own.get("weight", torch.empty(0)).dim() == 2:
         return _router
     return None
 
 
-def _routed(
-    name: str, hidden: torch.Tensor, index: torch.Tensor, experts: int, compute: Any
-) -> dict[str, Rows]:
+def _routed(name: str, hidden: torch.Tensor, index: torch.Tensor, experts: int, compute: Any) -> dict[str, Rows]:
     """``compute(x, e)`` gives the outputs of expert e for its rows of ``hidden`` ``[T, H]``, by role."""
     hidden, index = hidden.double().flatten(0, -2), index.reshape(-1, index.shape[-1])
     assert len(hidden) == len(index)
@@ -139,18 +134,7 @@ def _flat(name: str, module: Any, hidden: torch.Tensor, index: torch.Tensor, wei
         gate, up = x @ w1.T, x @ v1.T
         return {"gate": gate, "up": up, "down": (module.mlp.activation_fn(gate) * up) @ w2}
 
-    return _routed(f"{name}.mlp", hidden, index, module.num_experts, compute)
-
-
-def _listed(name: str, module: Any, hidden: torch.Tensor, index: torch.Tensor, weights: Any) -> dict[str, Rows]:
-    """One module for each expert."""
-
-    def compute(x: torch.Tensor, e: int) -> dict[str, torch.Tensor]:
-        expert = copy.deepcopy(module[e]).double()
-        gate, up = expert.w1(x).detach(), expert.w3(x).detach()
-        return {"gate": gate, "up": up, "down": expert.w2(expert.act_fn(gate) * up).detach()}
-
-    return _routed(name, hidden, index, len(module), compute)
+    return _routed(name, hidden, index, module.num_experts, compute)
 
 
 def _dense(name: str, module: Any, hidden: torch.Tensor) -> dict[str, Rows]:
@@ -178,9 +162,7 @@ def _shared(name: str, module: Any, hidden: torch.Tensor, gammas: torch.Tensor) 
     return found
 
 
-def _parallel(
-    name: str, module: Any, given: torch.Tensor, sizes: list[int], tokens: torch.Tensor
-) -> dict[str, Rows]:
+def _parallel(name: str, module: Any, given: torch.Tensor, sizes: list[int], tokens: torch.Tensor) -> dict[str, Rows]:
     """One projection of JetMoe: rows come sorted by expert."""
     parent, _, projection = name.rpartition(".")
     found = {}
@@ -197,7 +179,7 @@ def _parallel(
 
 
 def _router(name: str, module: Any, hidden: torch.Tensor, *_: Any) -> dict[str, Rows]:
-    """The logits, with the bias of the linear if it has one (that of :data:`BIASED` is for the choice alone)."""
+    """The logits, with the bias of the linear if it has one (one for the choice alone has another name)."""
     y = hidden.double().flatten(0, -2) @ module.weight.detach().double().T
     bias = module._parameters.get("bias")
     return {name: Rows(torch.arange(len(y)), y if bias is None else y + bias.detach().double())}
@@ -205,3 +187,16 @@ def _router(name: str, module: Any, hidden: torch.Tensor, *_: Any) -> dict[str, 
 
 def _classifier(name: str, module: Any, hidden: torch.Tensor) -> dict[str, Rows]:
     return _router(f"{name}.classifier", module.classifier, hidden)
+
+
+def implementations(model: nn.Module) -> tuple[str, ...]:
+    """The ways of running its experts that the model offers, the plainest first."""
+    described = any(hasattr(module, "is_concatenated") for module in model.modules())
+    return ("eager", "batched_mm", "grouped_mm") if described else ("eager",)
+
+
+def run_by(implementation: str, *models: nn.Module) -> None:
+    """Choose one of :func:`implementations` for models that have several."""
+    for model in models:
+        if len(implementations(model)) > 1:
+            model.set_experts_implementation(implementation)

@@ -59,7 +59,12 @@ _GIVEN: dict[str, dict[str, Any]] = {
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": HEADS, "moe_top_k": 2},
     },
     "flint": {"mlp_only_layers": [0]},
-    "gemma4_text_moe": {"enable_moe_block": True, "top_k_experts": 2, "num_experts": HEADS, "moe_intermediate_size": 16},
+    "gemma4_text_moe": {
+        "enable_moe_block": True,
+        "top_k_experts": 2,
+        "num_experts": HEADS,
+        "moe_intermediate_size": 16,
+    },
     "glm4v_moe_text": {
         "head_dim": 8,
         "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1]},
