@@ -33,7 +33,7 @@ def command(
     score: Annotated[str, typer.Option(help=f"What to rank by. {_SCORES}.")] = "paired",
     top: Annotated[str | None, typer.Option(help="Share of the channels to choose, such as 5% (the default).")] = None,
     count: Annotated[
-        int | None, typer.Option(help="Instead of --top: number of channels, pairs, neurons or heads.")
+        int | None, typer.Option(help="Instead of --top: number of channels, pairs, neurons, heads or experts.")
     ] = None,
     mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of all positive scores.")] = None,
     normalize: Annotated[
@@ -44,7 +44,9 @@ def command(
     ] = "global",
     granularity: Annotated[
         list[str] | None,
-        typer.Option(help="Unit that is ranked: channel, rotary-pair, neuron or head (repeatable)."),
+        typer.Option(
+            help="Unit that is ranked: channel, rotary-pair, neuron, head, expert or routed-expert (repeatable)."
+        ),
     ] = None,
     include: Annotated[
         list[str] | None, typer.Option(help="Rank only these module kinds, or patterns of site names (repeatable).")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, require_type
+from act.core.names import matches
 from act.editing.provenance import DonorUsed
 from act.editing.rows import MODEL_OR_WEIGHTS, Tokens, Weights
 from act.editing.stored import StoredModel, fingerprints
@@ -86,14 +86,14 @@ class Donor:
 
     def matches(self, pattern: str) -> bool:
         """Whether a pattern matches one of :attr:`names`."""
-        return any(fnmatchcase(name, pattern) for name in self.names)
+        return any(matches(name, pattern) for name in self.names)
 
     def strength_of(self, chosen: ChosenRows) -> float:
         """The strength for these rows; 0 where no pattern matches."""
         if not isinstance(self.strength, Mapping):
             return float(self.strength)
         names = chosen.site.name, chosen.parameter.name
-        found = (value for pattern, value in self.strength.items() if any(fnmatchcase(name, pattern) for name in names))
+        found = (value for pattern, value in self.strength.items() if any(matches(name, pattern) for name in names))
         return float(next(found, 0.0))
 
     def fingerprints(self) -> tuple[str, ...] | None:

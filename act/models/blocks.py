@@ -141,9 +141,11 @@ class Experts:
         return {}
 
     def fits(self, widths: Mapping[str, int]) -> bool:
-        """Whether these sites exist, and the router has a channel for each expert."""
-        there = all(name in widths for expert in (0, self.count - 1) for name in self.sites(expert))
-        return there and bool(self.roles) and (self.router is None or widths.get(self.router, 0) >= self.count)
+        """Whether all experts have these sites, of the same widths, and the router has a channel for each."""
+        first = [widths.get(name) for name in self.sites(0)]
+        alike = (first == [widths.get(name) for name in self.sites(expert)] for expert in range(self.count))
+        routed = self.router is None or widths.get(self.router, 0) >= self.count
+        return routed and bool(self.roles) and None not in first and all(alike)
 
 
 Block = Attention | Mlp | Experts

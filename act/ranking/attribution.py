@@ -120,7 +120,6 @@ def _by_channel(space: ChannelSpace, parts: dict[str, tuple[torch.Tensor | None,
         for part in site.parameters:
             gradient, step = parts[part.name]
             if gradient is not None:
-                product = gradient.double() * step.double()
-                others = [dim for dim in range(product.dim()) if dim != part.dim]
-                change[site.channels] += (product.sum(others) if others else product).cpu()
+                product = part.part_of(gradient).double() * part.part_of(step).double()
+                change[site.channels] += product.sum(1).cpu()
     return change

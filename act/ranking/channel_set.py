@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ import torch
 from act.core.errors import ActError
 from act.core.extras import optional
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
-from act.models.blocks import Experts
+from act.models.blocks import Attention, Experts, Mlp
 from act.models.channels import ChannelSpace
 from act.models.sites import ParameterSlice, Site
 from act.profiles.tables import places
@@ -150,16 +151,22 @@ class ChannelSet:
         return self.scores[torch.searchsorted(self.index, channels)]
 
     def _column_scores(self, reader: str, columns: torch.Tensor) -> torch.Tensor:
-        for block in self.space.blocks:
-            if not isinstance(block, Experts) and reader in block.inputs():
-                rows = [rows + self.space.site(name).offset for name, rows in block.rows().items()]
-                members = torch.cat(rows, dim=1)[columns // block.inputs()[reader].shape[1]]  # columns lie unit by unit
-                known = torch.isin(members, self.index)
-                place = torch.searchsorted(self.index, members[known])
-                scores = torch.full(members.shape, torch.nan, dtype=self.scores.dtype)
-                scores[known] = self.scores[place]
-                return scores.nanmean(1).nan_to_num(0.0)
-        raise ActError(f"the neurons or heads that {reader} reads are not known in this channel space; rank again")
+        block = self._readers.get(reader)
+        if block is None:
+            raise ActError(f"the neurons or heads that {reader} reads are not known in this channel space; rank again")
+        rows = [rows + self.space.site(name).offset for name, rows in block.rows().items()]
+        members = torch.cat(rows, dim=1)[columns // block.inputs()[reader].shape[1]]  # columns lie unit by unit
+        if not len(self.index):
+            return torch.zeros(len(columns), dtype=self.scores.dtype)
+        place = torch.searchsorted(self.index, members).clamp_(max=len(self.index) - 1)
+        scores = self.scores[place].masked_fill_(self.index[place] != members, torch.nan)
+        return scores.nanmean(1).nan_to_num(0.0)
+
+    @cached_property
+    def _readers(self) -> dict[str, Attention | Mlp]:
+        """The linears whose columns read heads or neurons, with these."""
+        blocks = (block for block in self.space.blocks if not isinstance(block, Experts))
+        return {name: block for block in blocks for name in block.inputs()}
 
     def by_kind(self) -> dict[str, tuple[int, int]]:
         """How many channels were chosen, and how many there are, for every module kind in model order.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import torch
 
 from act.core.errors import ActError
+from act.core.names import matches
 from act.models.channels import ChannelSpace
 from act.models.sites import Site
 from act.ranking.granularity import Units
@@ -85,7 +85,7 @@ def _covered(words: Iterable[str], space: ChannelSpace) -> set[str]:
     """The names of the sites whose kind is one of the words, or that match a word which is no kind, as a pattern."""
     kinds, found = {site.kind for site in space}, set()
     for word in words:
-        sites = {site.name for site in space if (site.kind == word if word in kinds else fnmatchcase(site.name, word))}
+        sites = {site.name for site in space if (site.kind == word if word in kinds else matches(site.name, word))}
         if not sites:
             raise ActError(
                 f"no module kind {word}; this model has {', '.join(sorted(kinds))}, and no site matches it as a pattern"

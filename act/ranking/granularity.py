@@ -1,18 +1,18 @@
-"""Granularity: whether one unit is a channel, a rotary pair, or a whole neuron or head with its columns."""
+"""Granularity: whether one unit is a channel, a rotary pair, a neuron or head with its columns, or an expert."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 
 from act.core.errors import ActError, require_choice
-from act.models.blocks import Attention, Block, Experts, Mlp, Rows
+from act.models.blocks import Attention, Experts, Mlp, Rows
 from act.models.channels import ChannelSpace
 
-Granularity = Literal["channel", "rotary-pair", "neuron", "head"]
+Granularity = Literal["channel", "rotary-pair", "neuron", "head", "expert", "routed-expert"]
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Units:
     """Units of one kind in one place.
 
     Attributes:
-        kind: module kind of the channels, or ``neuron`` or ``head``.
+        kind: module kind of the channels, or ``neuron``, ``head`` or ``expert``.
         layer: index of the decoder layer, None outside the stack.
-        name: the site, or the module of the neurons or heads.
+        name: the site, or the module of the neurons, heads or experts.
         channels: flat indices, int64 ``[units, channels of each]``; a slice where each channel is a unit.
         inputs: site name -> the input columns that move with each unit, int64 ``[units, columns of each]``.
     """
@@ -59,10 +59,11 @@ def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
     """The units of a space, in order.
 
     ``neuron``: gate row, up row and down column. ``head``: query, key and value rows and the columns of ``o``; a
-    key-value head goes with all the query heads that read it. ``rotary-pair``: two rows of ``q`` or ``k`` that
-    position rotates together. ``channel``: one channel. Several may be named; a channel then belongs to the largest
-    unit that holds it. If ``channel`` or ``rotary-pair`` is named, channels in no unit are ranked by themselves,
-    except for the rows of a linear whose columns belong to units, which would cross them.
+    key-value head goes with all the query heads that read it. ``expert``: all rows of an expert's gate, up and down;
+    ``routed-expert``: with its row of the router. ``rotary-pair``: two rows of ``q`` or ``k`` that position rotates
+    together. ``channel``: one channel. Several may be named; a channel then belongs to the largest unit that holds it.
+    If ``channel`` or ``rotary-pair`` is named, channels in no unit are ranked by themselves, except for the rows of a
+    linear whose columns belong to units, which would cross them.
 
     Raises:
         ActError: an unknown name; a model in which no such unit is known.
@@ -72,10 +73,20 @@ def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
         require_choice("granularity", name, get_args(Granularity))
     if set(names) == {"channel"}:
         return [Units(site.kind, site.layer, site.name, site.channels) for site in space]
-    found = [units for block in space.blocks for units in _units_of_block(space, block, names)]
-    _require_found(found, names)
+    whole = [units for block in space.blocks if isinstance(block, Experts) for units in _experts(space, block, names)]
+    taken = torch.zeros(len(space), dtype=torch.bool)
+    for units in whole:
+        taken[units.channels] = True
+    found = [
+        units
+        for block in space.blocks
+        if not isinstance(block, Experts)
+        for units in _units_of_block(space, block, names)
+        if not taken[units.channels_of(torch.tensor([0]))].any()
+    ]
+    found += whole
+    _require_known(space, found, names)
     if {"channel", "rotary-pair"} & set(names):
-        taken = torch.zeros(len(space), dtype=torch.bool)
         for units in found:
             taken[units.channels] = True
             for name in units.inputs:
@@ -87,9 +98,7 @@ def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
     return found
 
 
-def _units_of_block(space: ChannelSpace, block: Block, names: Sequence[str]) -> list[Units]:
-    if isinstance(block, Experts):
-        return []
+def _units_of_block(space: ChannelSpace, block: Attention | Mlp, names: Sequence[str]) -> list[Units]:
     what = "neuron" if isinstance(block, Mlp) else "head"
     if what in names:
         inputs = block.inputs()
@@ -103,13 +112,33 @@ def _units_of_block(space: ChannelSpace, block: Block, names: Sequence[str]) -> 
     return []
 
 
-def _require_found(found: list[Units], names: Sequence[str]) -> None:
+def _experts(space: ChannelSpace, block: Experts, names: Sequence[str]) -> Iterator[Units]:
+    """The experts of a layer, with their rows of the router where that is asked for and known."""
+    routed = "routed-expert" in names and block.router is not None
+    if not (routed or "expert" in names):
+        return
+    found = [[space.site(name) for name in block.sites(expert)] for expert in range(block.count)]
+    rows = [torch.cat([torch.arange(site.offset, site.offset + site.width) for site in sites]) for sites in found]
+    channels = torch.stack(rows)
+    if routed and block.router:
+        scores = torch.arange(block.count) + space.site(block.router).offset
+        channels = torch.cat([channels, scores[:, None]], dim=1)
+    yield Units("expert", found[0][0].layer, block.name, channels)
+
+
+def _require_known(space: ChannelSpace, found: list[Units], names: Sequence[str]) -> None:
     have = {units.kind for units in found}
+    blocks = {type(block) for block in space.blocks}
     for name in names:
-        if name in ("neuron", "head") and name not in have:
+        if (name == "neuron" and Mlp not in blocks) or (name == "head" and Attention not in blocks):
             raise ActError(
                 f"no {name} of this model is known (its layout is not, or the profile was made before layouts were "
                 "recorded); profile it again, or rank by channel"
+            )
+        if name in ("expert", "routed-expert") and "expert" not in have:
+            raise ActError(
+                f"granularity {name} ranks whole experts, but this model has none that are known"
+                f"{' together with their router' if name == 'routed-expert' else ''}; rank by channel or neuron instead"
             )
         if name == "rotary-pair" and not have & {"q", "k", "qkv", "head"}:
             raise ActError("no rotary embedding of this model is known; rank by channel or head instead")

@@ -172,7 +172,7 @@ def _nothing(values: torch.Tensor, units: Sequence[Units], ranked: int) -> str:
     names = " or ".join(sorted({one.kind for one in units if one.size > 1}))
     return (
         f"no whole {names} can be ranked: some of the modules that make it are not included, excluded or not measured; "
-        "include all of them, such as gate and up for neurons, or rank by channel"
+        "include all of them, such as gate and up for neurons, and down for experts, or rank by channel"
     )
 
 

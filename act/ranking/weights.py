@@ -25,14 +25,11 @@ def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None 
     for site in space:
         squares = score[site.channels]
         for part in site.parameters:
-            old, new = target_parameters[part.name].detach(), donor_parameters[part.name].detach()
-            for start in range(0, len(old), _ROWS_AT_ONCE):
-                rows = slice(start, start + _ROWS_AT_ONCE)
-                step = (new[rows].to(old.device).double() - old[rows].double()).square_()
-                if part.dim == 0:
-                    squares[rows] += step.flatten(1).sum(1).cpu() if step.dim() > 1 else step.cpu()
-                else:
-                    squares += step.sum(0).cpu()
+            old, new = part.matrix(target_parameters), part.matrix(donor_parameters)
+            for start in range(0, old.shape[part.dim], _ROWS_AT_ONCE):  # as stored: columns of an embedding are tokens
+                some = (slice(None),) * part.dim + (slice(start, start + _ROWS_AT_ONCE),)
+                step = new[some].to(old.device).double() - old[some].double()
+                squares[some[0]] += step.square_().sum(1).cpu()
     return score.sqrt_()
 
 
