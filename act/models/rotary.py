@@ -118,8 +118,16 @@ class RotaryFunction:
             del self._installed[id(self.namespace), self.name]
 
     def __call__(
-        self, q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, *more: Any, **named: Any
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None = None,
+        cos: torch.Tensor | None = None,
+        sin: torch.Tensor | None = None,
+        *more: Any,
+        **named: Any,
     ) -> Any:
+        if k is None or cos is None or sin is None:  # some turn q alone
+            return self.original(q, k, cos, sin, *more, **named)
         for watcher in self.watchers:
             watcher(self.original, q, k, cos)
         if not (more or named or torch.compiler.is_compiling()) and (style := self._style(q, k, cos, sin)):

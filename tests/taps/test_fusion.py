@@ -296,3 +296,22 @@ def test_rotary_of_a_model_beside_the_tapped_one_is_unchanged():
     with torch.inference_mode(), taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
         tapped.start(batch["count_mask"])
         assert torch.equal(other(**inputs_of(batch)).logits, expected)
+
+
+def test_a_rotary_function_that_also_turns_q_alone_stays_one(monkeypatch):
+    turn = modeling_llama.apply_rotary_pos_emb
+
+    def either(q, k=None, cos=None, sin=None, unsqueeze_dim=1):
+        return turn(q, q, cos, sin, unsqueeze_dim)[0] if k is None else turn(q, k, cos, sin, unsqueeze_dim)
+
+    model, batch = tiny_model("llama"), random_batches(1)[0]
+    _, paths = profiled(model, batch)
+    plain = logits(model, batch, off=True)
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", either)
+    assert profiled(model, batch)[1] == paths
+    with taps(model, Moments(ChannelSpace.from_model(model))):
+        x = torch.randn(1, 2, 3, 8)
+        cos, sin = torch.randn(2, 1, 3, 8)
+        alone = modeling_llama.apply_rotary_pos_emb(x, cos=cos, sin=sin)
+        assert torch.equal(alone, turn(x, x, cos, sin)[0])
+    assert torch.equal(logits(model, batch), plain)
