@@ -113,6 +113,12 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Module kinds not to measure (repeatable); excluding head skips the LM head entirely."),
 ]
+MinExpertTokens = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Counted tokens that an expert needs to be ranked by activations, for fewer tell little; 0: any."
+    ),
+]
 Fused = Annotated[
     bool, typer.Option(help="Collect statistics inside fused kernels; otherwise, read every site separately.")
 ]

@@ -10,6 +10,7 @@ from act.cli.console import print_json, print_table, some, warn
 
 if TYPE_CHECKING:
     from act.data.stream import Skipped
+    from act.profiles.experts import FewTokens
     from act.profiles.profile import Profile
 
 
@@ -59,6 +60,7 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "irregular": dict(read.irregular),
         "skipped": [skipped._asdict() for skipped in read.skipped],
         **({"stable": read.extra["stable"]} if "stable" in read.extra else {}),
+        "experts": None if (few := _few_tokens(profile)) is None else few.to_json(),
         "uncovered": list(profile.space.uncovered),
     }
 
@@ -86,8 +88,16 @@ def _warn(profile: Profile) -> None:
         warn(f"NaN or infinite values were left out of the statistics of {some(read.nonfinite)}")
     if read.irregular:
         warn(f"sites that did not see every counted token (rows seen): {some(read.irregular)}")
+    if (few := _few_tokens(profile)) and few.few:
+        warn(f"{few}, so their statistics are not sure; measure more text")
     if profile.space.uncovered:
         warn(f"no site covers these parameters, so no transfer moves them: {', '.join(profile.space.uncovered[:5])}")
+
+
+def _few_tokens(profile: Profile) -> FewTokens | None:
+    from act.profiles.experts import FewTokens
+
+    return FewTokens.of(profile)
 
 
 def _warn_of_skipped(skipped: Iterable[Skipped]) -> None:

@@ -10,6 +10,7 @@ import typer
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import reserve_output
+from act.profiles.defaults import MIN_EXPERT_TOKENS
 from act.ranking.scores import SCORES, score_named, score_names
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def command(
     seed: Annotated[
         int | None, typer.Option(help=f"Seed of {score_names(lambda score: score.takes_seed)}; 0 by default.")
     ] = None,
+    min_expert_tokens: options.MinExpertTokens = MIN_EXPERT_TOKENS,
     donor: Annotated[
         str | None, typer.Option(help=f"The donor model, for {score_names(lambda score: score.needs_models)}.")
     ] = None,
@@ -107,6 +109,7 @@ def command(
         include=include or (),
         exclude=exclude or (),
         seed=seed or 0,
+        min_expert_tokens=min_expert_tokens,
         **models,
     )
     channels.save(output, force=force)
@@ -142,6 +145,11 @@ def _report(channels: ChannelSet, output: Path, as_json: bool) -> None:
     if rule.unmeasured:
         why = score_named(rule.score).no_score
         console.warn(f"channels without a score ({why}), so not ranked: {console.some(rule.unmeasured)}")
+    if rule.starved_channels:
+        console.warn(
+            f"{rule.starved_channels:,} channels of {rule.starved_experts:,} expert(s) are not ranked: fewer than "
+            f"{rule.min_expert_tokens} counted tokens reached them (--min-expert-tokens), so no score of theirs is sure"
+        )
     if rule.not_positive:
         console.warn(
             f"{rule.not_positive:,} of the {len(channels):,} chosen channels have a score of 0 or below, chosen "

@@ -12,6 +12,7 @@ import typer
 from act.cli import console, options
 from act.core.errors import ActError
 from act.core.files import reserve_output
+from act.profiles.defaults import MIN_EXPERT_TOKENS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,6 +34,7 @@ def command(
     top: Annotated[str, typer.Option(help="Size of the set of an ability, as a share of the channels.")] = "5%",
     include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
+    min_expert_tokens: options.MinExpertTokens = MIN_EXPERT_TOKENS,
     channels: Annotated[
         list[Path] | None, typer.Option(help="Channel sets to compare with those of the abilities (repeatable).")
     ] = None,
@@ -89,6 +91,7 @@ def command(
         score=score,  # type: ignore[arg-type]
         normalize=normalize,  # type: ignore[arg-type]
         top=share,
+        min_expert_tokens=min_expert_tokens,
         **ranking,
     )
     sets = {name: ChannelSet.load(path) for name, path in zip(set_names, channels or (), strict=True)}
@@ -143,6 +146,9 @@ def _loss(text: Corpus) -> Callable[[nn.Module], float]:
 
 def _print(report: Report, output: Path) -> None:
     data = report.data
+    for one in data["concentration"]:
+        if one["experts"] and one["experts"]["few"]:
+            console.warn(f"{one['profile']}: {one['experts']['sentence']}; they are not ranked")
     rows = [
         [
             one["profile"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from act_kernels import PAIR
-from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, POSITIVE, SUM_ABS
+from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE, SUM_ABS
 
 DONOR, TARGET, DIFFERENCE = (PAIR.index(side) for side in ("donor", "target", "difference"))
 
@@ -41,6 +41,18 @@ class Statistics:
     def count(self) -> torch.Tensor:
         """Number of finite values that were counted."""
         return self._block[COUNT]
+
+    def rows_counted(self, channels: torch.Tensor) -> torch.Tensor:
+        """How many rows (tokens, or tokens times heads) some channels were fed, with NaN and infinite values.
+
+        Args:
+            channels: int64 ``[K]``.
+
+        Returns:
+            int64 ``[K]``, on the CPU.
+        """
+        block = self._block[:, channels.to(self._block.device)]
+        return (block[COUNT] + block[NONFINITE]).long().cpu()
 
     @property
     def mean(self) -> torch.Tensor:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from act.core.extras import optional
+from act.profiles.experts import FewTokens
 from act.profiles.statistics import PairStatistics, Statistics
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _rows(profile: Profile) -> list[tuple[str, str]]:
         ("text", _text(profile)),
         ("tokens", f"{tokens:,}, of which {counted:,} counted"),
         ("channels", f"{len(profile.space):,} at {_sites(profile)}"),
+        *([("experts", str(few))] if (few := FewTokens.of(profile)) else []),
     ]
 
 

@@ -87,10 +87,15 @@ def models_of(ability: Ability) -> Mapping[str, ModelRead]:
     return ability.provenance.models
 
 
-def positive_rate(ability: Ability) -> torch.Tensor:
-    """Positive rates ``[N]`` of the model that has the ability: the donor, or the only one."""
+def first_side(ability: Ability) -> Statistics:
+    """The statistics of the model that has the ability: the donor, or the only one."""
     first = sides(ability)[0]
-    return (first.donor if isinstance(first, PairProfile) else first).positive_rate.cpu()
+    return first.donor if isinstance(first, PairProfile) else first
+
+
+def positive_rate(ability: Ability) -> torch.Tensor:
+    """Positive rates ``[N]`` of the model that has the ability."""
+    return first_side(ability).positive_rate.cpu()
 
 
 def counted(ability: Ability) -> torch.Tensor:

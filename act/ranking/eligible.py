@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +43,13 @@ class Eligible:
             raise ActError("include and exclude leave no module to rank")
         return cls(space, eligible, frozenset(excluded))
 
-    def unmeasured(self, values: torch.Tensor) -> dict[str, int]:
-        """How many eligible channels have no score in ``values`` ``[N]``, by module kind."""
+    def unmeasured(self, values: torch.Tensor, starved: Set[str] = frozenset()) -> dict[str, int]:
+        """How many eligible channels, ``starved`` sites aside, have no score in ``values`` ``[N]``, by module kind."""
         found: dict[str, int] = {}
         missing = values.isnan()
         if missing.any():
             for site in self.sites:
-                if count := int(missing[site.channels].count_nonzero()):
+                if site.name not in starved and (count := int(missing[site.channels].count_nonzero())):
                     found[site.kind] = found.get(site.kind, 0) + count
         return found
 

@@ -11,7 +11,10 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.channels import ChannelSpace
 from act.models.loading import require_model
+from act.profiles.defaults import MIN_EXPERT_TOKENS
+from act.profiles.experts import ExpertTokens, expert_of
 from act.profiles.profile import Profile
+from act.profiles.statistics import Statistics
 from act.ranking.activations import (
     Ability,
     corpus_names,
@@ -48,6 +51,7 @@ def rank(
     seed: int = 0,
     donor: nn.Module | None = None,
     target: nn.Module | None = None,
+    min_expert_tokens: int = MIN_EXPERT_TOKENS,
 ) -> ChannelSet:
     """Score every channel, rank all channels of all modules together, and take the best.
 
@@ -71,12 +75,15 @@ def rank(
             (``*.layers.1?.mlp.*``) to rank only, or not to rank; one name, or several.
         seed: for the score ``random``.
         donor, target: the models, for ``weight-diff``.
+        min_expert_tokens: an expert that fewer counted tokens reached gets no score from activations, for it would not
+            be sure: for ``paired``, tokens that met the same expert in both models; otherwise the fewer of both sides.
 
     Returns:
         The channels, with the input columns that belong to whole neurons and heads. Never chosen: channels that were
-        not counted in either model (``rule.unmeasured`` tells how many of which kind), and those that share a tensor
-        owned by another site. ``rule.not_positive`` tells how many of the chosen have a score of 0 or below and were
-        only taken to reach the amount; ``mass=1`` takes none of these.
+        not counted in either model (``rule.unmeasured`` tells how many of which kind), those of experts that saw too
+        little (``rule.starved_channels``), and those that share a tensor owned by another site. ``rule.not_positive``
+        tells how many of the chosen have a score of 0 or below and were only taken to reach the amount; ``mass=1``
+        takes none of these.
 
     Raises:
         ActError: an unknown score, kind or other name; an amount out of range, or more than there is; profiles of
@@ -106,10 +113,13 @@ def rank(
     require_comparable(profile, kept)
     units = units_of(space, granularity)
     eligible = Eligible.of(space, include, exclude)
+    starved = _Starved(space, _tokens_needed(min_expert_tokens))
 
     def scored(ability: Ability) -> torch.Tensor:
         evidence = Evidence(ability, kept if record.keep == "compare" else (), donor, target, seed)
         values = record.function(evidence).cpu()
+        if record.reads:
+            starved.leave_out(values, record.reads(ability))
         activations = evidence.activations if record.keep == "contrast" else None
         return normalized(values, space, normalize, activations, in_place=True)
 
@@ -119,13 +129,19 @@ def rank(
         values = _contrasted(values, map(scored, kept))
     if not record.looks_at_activations:
         values.masked_fill_(~counted(profile), torch.nan)
-    unmeasured = eligible.unmeasured(values)
+    unmeasured = eligible.unmeasured(values, starved.sites)
+    left_out = [site for site in eligible.sites if site.name in starved.sites]
     eligible.leave_out_others(values)
     eligible.require_columns(units)
     if record.name != "custom" and not values.isnan().all() and not values.nan_to_num().any():
         raise ActError(
             f"every channel has the {record.name} score 0, so nothing can be ranked: what is compared does not differ; "
             "give two models that differ, or a text on which they do"
+        )
+    if left_out and values.isnan().all():
+        raise ActError(
+            f"every channel that could be ranked is of an expert that fewer than {min_expert_tokens} counted tokens "
+            "reached; measure more text, or ask for fewer (--min-expert-tokens)"
         )
     chosen = select(values, units, amount, scope)
     rule = Rule(
@@ -145,10 +161,39 @@ def rank(
         ranked=chosen.ranked,
         not_positive=chosen.not_positive,
         unmeasured=unmeasured,
+        min_expert_tokens=min_expert_tokens if record.reads and starved.possible else None,
+        starved_channels=sum(site.width for site in left_out),
+        starved_experts=len({expert_of(site) for site in left_out}),
         models=models_of(profile),
         tied={site.name: site.tied_to for site in space if site.tied_to},
     )
     return ChannelSet(space, chosen.channels, values[chosen.channels], rule, chosen.inputs)
+
+
+class _Starved:
+    """The sites of experts that saw too few tokens.
+
+    Attributes:
+        possible: whether there are experts at all.
+        sites: the names of the sites found so far.
+    """
+
+    def __init__(self, space: ChannelSpace, least: int) -> None:
+        self._space, self._least = space, least
+        self.possible = any(site.expert is not None for site in space)
+        self.sites: set[str] = set()
+
+    def leave_out(self, values: torch.Tensor, statistics: Sequence[Statistics]) -> None:
+        """Set ``values`` ``[N]`` to NaN, in place, where an expert got too few tokens in some of the statistics."""
+        for site in ExpertTokens.of(self._space, statistics).fewer(self._least):
+            values[site.channels] = torch.nan
+            self.sites.add(site.name)
+
+
+def _tokens_needed(given: int) -> int:
+    if isinstance(given, bool) or not isinstance(given, int) or given < 0:
+        raise ActError(f"min_expert_tokens is {given!r}; expected a whole number of tokens, 0 for no limit")
+    return given
 
 
 def _listed(keep: Ability | Sequence[Ability] | None) -> list[Ability]:

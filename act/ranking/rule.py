@@ -31,6 +31,8 @@ class Rule:
         ranked: channels that were ranked; None if a caller chose.
         not_positive: chosen channels with a score of 0 or below.
         unmeasured: channels that might have been chosen but have no score, by module kind.
+        min_expert_tokens: how many counted tokens an expert needs, where that was asked.
+        starved_channels, starved_experts: channels that might have been chosen but for that, and of how many experts.
         models: the ``donor`` and ``target`` (or ``model``) that the set was made for; a transfer refuses any others. If
             empty, any models will do.
         tied: site -> the site whose tensor it shares.
@@ -52,6 +54,9 @@ class Rule:
     ranked: Natural | None = None
     not_positive: Natural = 0
     unmeasured: Mapping[str, Natural] = field(default_factory=dict)
+    min_expert_tokens: Natural | None = None
+    starved_channels: Natural = 0
+    starved_experts: Natural = 0
     models: Mapping[str, ModelRead] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
 
@@ -72,13 +77,17 @@ class Rule:
                 *([f"in each {self.scope}"] if self.scope != "global" else []),
                 *([f"by {' and '.join(self.granularity)}"] if self.granularity != ("channel",) else []),
                 *(["contrasted with what to keep"] if self.contrast else []),
+                *([f"experts of at least {self.min_expert_tokens} tokens"] if self.min_expert_tokens else []),
             ]
         )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, for file headers and reports; :meth:`from_json` reads it back."""
         models = {side: model.to_json() for side, model in self.models.items()}
-        return {name: _listed(value) for name, value in asdict(self).items()} | {"models": models}
+        plain = {name: _listed(value) for name, value in asdict(self).items()} | {"models": models}
+        return {
+            name: value for name, value in plain.items() if self.min_expert_tokens is not None or name not in _EXPERTS
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rule:
@@ -88,6 +97,9 @@ class Rule:
             ValueError: the data is of no rule.
         """
         return checked(_RULE, data)
+
+
+_EXPERTS = ("min_expert_tokens", "starved_channels", "starved_experts")  # left out where there are none
 
 
 def _listed(value: object) -> object:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from act.profiles.statistics import Statistics
     from act.ranking.activations import Ability, Activations
 
 ScoreName = Literal["paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "lape", "weight-diff", "random"]
@@ -43,9 +44,7 @@ class Evidence:
     @cached_property
     def activations(self) -> Activations:
         """The statistics of donor and target; raises ActError as :meth:`Activations.of`."""
-        from act.ranking.activations import Activations
-
-        return Activations.of(self.ability)
+        return _activations(self.ability)
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,8 @@ class Score:
             itself a comparison of abilities and needs them (``compare``); None for a score that looks at no activation.
         needs_models: whether it needs donor and target themselves.
         takes_seed: whether it depends on a seed.
+        reads: the statistics that it is computed from, whose numbers of tokens say how sure it is; None if it looks at
+            no activation.
         no_score: why a measured channel may have none.
     """
 
@@ -69,6 +70,7 @@ class Score:
     keep: Literal["contrast", "compare"] | None = None
     needs_models: bool = False
     takes_seed: bool = False
+    reads: Callable[[Ability], Sequence[Statistics]] | None = None
     no_score: str = "never counted"
 
     @property
@@ -176,13 +178,45 @@ def _random(evidence: Evidence) -> torch.Tensor:
     return random_scores(space_of(evidence.ability), evidence.seed)
 
 
+def _difference(ability: Ability) -> Sequence[Statistics]:
+    found = _activations(ability).difference
+    return () if found is None else (found,)
+
+
+def _both_sides(ability: Ability) -> Sequence[Statistics]:
+    found = _activations(ability)
+    return found.donor, found.target
+
+
+def _first_side(ability: Ability) -> Sequence[Statistics]:
+    from act.ranking.activations import first_side
+
+    return (first_side(ability),)
+
+
+def _activations(ability: Ability) -> Activations:
+    from act.ranking.activations import Activations
+
+    return Activations.of(ability)
+
+
+def _contrast(
+    name: ScoreName,
+    summary: str,
+    formula: Callable[[Activations], torch.Tensor],
+    reads: Callable[[Ability], Sequence[Statistics]] = _both_sides,
+) -> Score:
+    return Score(name, summary, _of_activations(formula), "contrast", reads=reads)
+
+
 def _records() -> Iterator[Score]:
-    yield Score("paired", "mean |donor - target|, of a pair profile", _of_activations(paired), "contrast")
-    yield Score("mean-abs", "difference of mean absolute activations", _of_activations(mean_abs), "contrast")
-    yield Score("mean-shift", "difference of means", _of_activations(mean_shift), "contrast")
-    yield Score("welch-t", "difference of means in standard errors", _of_activations(welch_t), "contrast")
-    yield Score("cohen-d", "difference of means in standard deviations", _of_activations(cohen_d), "contrast")
-    yield Score("lape", "how much one ability alone activates a channel", _lape, "compare", no_score="never above 0")
+    yield _contrast("paired", "mean |donor - target|, of a pair profile", paired, _difference)
+    yield _contrast("mean-abs", "difference of mean absolute activations", mean_abs)
+    yield _contrast("mean-shift", "difference of means", mean_shift)
+    yield _contrast("welch-t", "difference of means in standard errors", welch_t)
+    yield _contrast("cohen-d", "difference of means in standard deviations", cohen_d)
+    lape = "how much one ability alone activates a channel"
+    yield Score("lape", lape, _lape, "compare", reads=_first_side, no_score="never above 0")
     yield Score("weight-diff", "norm of the difference of the parameter rows", _weight_diff, needs_models=True)
     yield Score("random", "a control", _random, takes_seed=True)
 

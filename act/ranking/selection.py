@@ -45,7 +45,8 @@ class Amount:
             if self.count > scored:
                 raise ActError(
                     f"{self.count} were requested, but only {scored} {what} have a score "
-                    "(others were excluded or never counted); ask for fewer, or measure more"
+                    "(others were excluded, never counted, or of experts that saw too few tokens); ask for fewer, or "
+                    "measure more"
                 )
             return best(scores, self.count)
         if not scored:

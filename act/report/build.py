@@ -12,6 +12,8 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.models.sites import Site
+from act.profiles.defaults import MIN_EXPERT_TOKENS
+from act.profiles.experts import FewTokens
 from act.profiles.profile import PairProfile, require_same_models
 from act.ranking.activations import corpora_of
 from act.ranking.analysis import (
@@ -86,6 +88,7 @@ def measure(
     top: float = 0.05,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
+    min_expert_tokens: int = MIN_EXPERT_TOKENS,
 ) -> list[Measured]:
     """Score every profile and take its top channels.
 
@@ -93,7 +96,7 @@ def measure(
         profiles: pair profiles of one architecture.
         abilities: the ability of each profile; two profiles of one ability show its stability. By default, the name of
             each profile's first corpus.
-        score, normalize, include, exclude: as in :func:`act.rank`.
+        score, normalize, include, exclude, min_expert_tokens: as in :func:`act.rank`.
         top: share of the channels that makes an ability's set.
 
     Raises:
@@ -120,7 +123,15 @@ def measure(
         ability = (
             abilities[number] if abilities else next((one.name for one in profile.provenance.corpora), "unknown text")
         )
-        ranked = rank(profile, score, 1.0, normalize=normalize, include=include, exclude=exclude)
+        ranked = rank(
+            profile,
+            score,
+            1.0,
+            normalize=normalize,
+            include=include,
+            exclude=exclude,
+            min_expert_tokens=min_expert_tokens,
+        )
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
         values[ranked.index] = ranked.scores
         best = top_channels(values, top)
@@ -187,11 +198,13 @@ def place_of(site: Site) -> str:
 
 
 def _concentration(one: Measured, curve: Concentration) -> ConcentrationRow:
+    few = FewTokens.of(one.profile, one.top.rule.min_expert_tokens or 0)
     return {
         "profile": one.name,
         "ability": one.ability,
         "channels": int((~one.score.isnan()).sum()),
         "unmeasured": one.top.rule.unmeasured,
+        "experts": None if few is None else {**few.to_json(), "sentence": str(few)},
         "gini": curve.gini,
         "above_tenth": curve.above_tenth,
         "kinds": _shares(one, lambda site: site.kind),

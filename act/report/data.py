@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from act.ranking.analysis import Overlap
 
@@ -19,14 +19,16 @@ class GroupShares(TypedDict):
 class ConcentrationRow(TypedDict):
     """How unevenly the score of one profile is spread over its channels.
 
-    ``channels`` have a score; ``unmeasured`` ones, counted by module kind, do not. ``kinds`` and ``layers`` group the
-    sites by module kind and by decoder layer.
+    ``channels`` have a score; ``unmeasured`` ones, counted by module kind, do not. ``experts`` is an
+    :class:`act.profiles.experts.FewTokens` as plain data, with its ``sentence``; None for a dense model. ``kinds`` and
+    ``layers`` group the sites by module kind and by decoder layer.
     """
 
     profile: str
     ability: str
     channels: int
     unmeasured: Mapping[str, int]
+    experts: Mapping[str, Any] | None
     gini: float
     above_tenth: float
     kinds: dict[str, GroupShares]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from command_line import act_profile, succeed
 from support import ATTENTION, SMALL
 
 import act
 from act.models.channels import ChannelSpace
+from act.profiles.experts import FewTokens
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusRead, ModelRead, Provenance
 from act.ranking.channel_set import ChannelSet
@@ -140,3 +142,94 @@ def test_the_difference_of_weights_of_experts():
         ("model.layers.0.mlp.experts[2].up", 2): pytest.approx(2.0 * 32**0.5),
         ("model.layers.0.mlp.experts[1].down", 7): pytest.approx(3.0),
     }
+
+
+def few(space: ChannelSpace, expert: str, counts: tuple[int, int, int]) -> dict[str, tuple[int, int, int]]:
+    return {site.name: counts for site in space if site.name.startswith(f"{expert}.")}
+
+
+STARVED = "model.layers.0.mlp.experts[1]"
+
+
+@pytest.mark.parametrize(
+    ("counts", "score", "sure"),
+    [
+        ((100, 100, 31), "paired", False),  # rarely the same expert in both
+        ((100, 100, 31), "mean-abs", True),
+        ((100, 100, 32), "paired", True),
+        ((31, 100, 32), "paired", True),
+        ((31, 100, 100), "cohen-d", False),
+        ((100, 5, 5), "welch-t", False),
+        ((100, 0, 0), "mean-shift", False),
+        ((5, 5, 5), "random", True),
+    ],
+)
+def test_an_expert_that_saw_few_tokens_is_not_ranked(space, counts, score, sure):
+    profile = measured(space, few(space, STARVED, counts))
+    chosen = act.rank(profile, score, top=1.0)
+    names = sites_of(space, chosen.index)
+    assert any(name.startswith(STARVED) for name in names) == sure
+    assert (chosen.rule.starved_channels, chosen.rule.starved_experts) == ((0, 0) if sure else (128, 1))
+    assert not chosen.rule.unmeasured and chosen.rule.ranked == len(space) - (0 if sure else 128)
+    assert chosen.rule.min_expert_tokens == (None if score == "random" else 32)
+    assert ("experts of at least 32 tokens" in str(chosen.rule)) == (score != "random")
+
+
+def test_the_threshold_is_the_callers(space):
+    profile = measured(space, few(space, STARVED, (5, 5, 5)))
+    assert act.rank(profile, top=1.0, min_expert_tokens=5).rule.starved_experts == 0
+    assert act.rank(profile, top=1.0, min_expert_tokens=6).rule.starved_experts == 1
+    assert act.rank(profile, top=1.0, min_expert_tokens=0).rule.ranked == len(space)
+    with pytest.raises(act.ActError, match="min_expert_tokens is -1"):
+        act.rank(profile, min_expert_tokens=-1)
+    with pytest.raises(act.ActError, match="fewer than 101 counted tokens"):
+        act.rank(profile, min_expert_tokens=101, include="*.experts*")
+
+
+def test_an_expert_that_is_unsure_in_what_to_keep_is_not_ranked(space):
+    ability, keep = measured(space), measured(space, few(space, STARVED, (9, 9, 9)), seed=1)
+    assert act.rank(ability, top=1.0, keep=keep).rule.starved_experts == 1
+
+
+def test_an_unsure_expert_does_not_set_the_scale_of_its_kind(space):
+    sure, unsure = measured(space), measured(space, few(space, STARVED, (9, 9, 9)))
+    unsure.moments.block(f"{STARVED}.up")[:, SUM_ABS] *= 1e9
+    wanted, found = (act.rank(one, top=1.0, normalize="kind-mean") for one in (sure, unsure))
+    assert found.scores.max() < 2 * wanted.scores.max()
+
+
+def test_a_profile_says_which_experts_saw_few_tokens(space):
+    counts = {**few(space, STARVED, (100, 100, 31)), **few(space, "model.layers.0.mlp.experts[2]", (0, 50, 0))}
+    profile = measured(space, counts)
+    sentence = (
+        "2 of 8 experts saw fewer than 32 counted tokens in both models (1 saw none), most in "
+        "model.layers.0.mlp.experts (2 of 4)"
+    )
+    found = FewTokens.of(profile)
+    assert str(found) == sentence and sentence in profile._repr_html_()
+    assert (found.to_json() | {"worst": None}) == {
+        "experts": 8, "few": 2, "none": 1, "least": 32, "worst": None, "worst_few": 2, "worst_experts": 4, "both": True
+    }  # fmt: skip
+    assert str(FewTokens.of(measured(space))) == "each of 8 experts saw at least 32 counted tokens in both models"
+    one = profile.site(f"{STARVED}.up")
+    assert one.target.count.tolist() == [100] * 48 and one.difference.count.tolist() == [31] * 48
+
+
+def test_a_kind_that_was_not_measured_starves_nobody(space):
+    unread = {site.name: (0, 0, 0) for site in space if site.expert is not None and site.kind == "gate"}
+    profile = measured(space, unread)
+    assert FewTokens.of(profile).few == 0
+    assert act.rank(profile, top=1.0).rule.unmeasured == {"gate": 2 * 4 * 48}
+
+
+def test_the_command_line_says_which_experts_it_left_out(space, tmp_path):
+    profile = measured(space, few(space, STARVED, (9, 9, 9)))
+    profile.save(tmp_path / "pair.safetensors")
+    arguments = ("rank", tmp_path / "pair.safetensors", "--output", tmp_path / "set.safetensors", "--force")
+    result = act_profile(*arguments, "--top", "100%")
+    assert "128 channels of 1 expert(s) are not ranked: fewer than 32 counted tokens" in result.stderr
+    assert succeed(*arguments, "--min-expert-tokens", "9")["rule"]["starved_channels"] == 0
+    assert ChannelSet.load(tmp_path / "set.safetensors").rule.min_expert_tokens == 9
+    report = succeed("report", tmp_path / "pair.safetensors", "--output", tmp_path / "report")
+    assert report["concentration"][0]["experts"]["sentence"].startswith("1 of 8 experts saw fewer than 32 counted")
+    assert act_profile(*arguments, "--granularity", "expert", "--count", "9").returncode == 2
