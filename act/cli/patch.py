@@ -100,7 +100,7 @@ def _write(patch: Path, model: Path, output: Path, back: bool, hard_link: bool, 
     reserve_output(output, force, [patch, model])
     held = Patch.load(patch)
     patch_folder(held, model, output, revert=back, hard_link=hard_link, force=force)
-    summary = {"output": str(output), "values": len(held), "parameters": len(held.changes)}
+    summary = {"output": str(output), "values": len(held), "parameters": held.parameters}
     if as_json:
         return console.print_json(summary)
     console.print_table(str(output), ["", ""], [[name, f"{value:,}"] for name, value in list(summary.items())[1:]])

@@ -192,7 +192,7 @@ def _saved(patch: Patch, output: Path, force: bool) -> dict[str, Any]:
 
 
 def _summary(patch: Patch, path: str) -> dict[str, Any]:
-    return {"values": len(patch), "parameters": len(patch.changes), "notes": patch.notes, "path": path}
+    return {"values": len(patch), "parameters": patch.parameters, "notes": patch.notes, "path": path}
 
 
 def _one_each(option: str, values: list[float], donors: int) -> list[float]:

@@ -20,14 +20,14 @@ from act.core.inputs import require_not_input
 from act.editing.copies import copied
 from act.editing.donor import Donor
 from act.editing.model_card import write_card
-from act.editing.patch import Patch
+from act.editing.patch import ChangedRows, Patch
 from act.editing.provenance import TransferProvenance
 from act.editing.rows import DonorRows, Overlap
 from act.editing.stored import Parameters, StoredModel, digests
 from act.editing.transfer import transfer_many
 from act.editing.transfer_plan import OtherModel, TransferPlan
 from act.editing.weight_files import RenamedWeights
-from act.models.fingerprint import Diagonal, digest
+from act.models.fingerprint import digest
 from act.models.sites import ParameterSlice
 
 
@@ -69,7 +69,7 @@ def transfer_folders(
     source = StoredModel(target)
     parameters = source.parameters(donors[0].channels.space)
     plan = TransferPlan.make(donors, parameters, overlap)
-    held = {name: [parameters.places[name], *parameters.copies_of(name)] for name in plan.given}
+    held = {part: parameters.tensors_of(part) for part in plan.given}
     changing = [stored for places in held.values() for stored in places]
     with (
         _aside() as aside,
@@ -77,26 +77,26 @@ def transfer_folders(
         copied(source, folder, changing, hard_link=hard_link) as copies,
     ):
         fingerprints = aside.submit(plan.donor_fingerprints)
-        others = Parameters(source, {name: at for name, at in parameters.places.items() if name not in held})
-        before = {name: Diagonal.of(parameter) for name, parameter in others.items()}
+        copied_parameters = Parameters(copies, parameters.places)
+        before = parameters.diagonals(name for name in parameters if name not in plan.parts)
         after = dict(before)
         values = 0
-        coming = [*list(plan.given.values())[1:], []]
-        for name, following in zip(plan.given, coming, strict=False):
-            for given in following:
-                _prefetch(given)
-            changed, rows = plan.changed(name)
-            parameter, *tied = (copies[place] for place in held[name])
-            before[name] = Diagonal.of(parameter)
-            plan.blend({name: parameter})
-            _repeat(changed, rows, parameter, tied)
-            after[name] = before[name].reread(parameter, changed.dim, rows)
-            values += len(rows) * (parameter.numel() // parameter.shape[changed.dim])
+        coming = [*list(plan.parts.values())[1:], []]
+        for (name, parts), following in zip(plan.parts.items(), coming, strict=True):
+            for part in following:
+                _prefetch(plan.given[part])
+            before |= copied_parameters.diagonals([name])
+            changes = []
+            for part in parts:
+                change = _blended(plan, part, copied_parameters, held[part])
+                changes.append(change)
+                values += change.after.numel()
+            after[name] = before[name].after(changes)
         with _or_loaded(donors, parameters):
             plan.require_models(digests(parameters, before), fingerprints.result())
         provenance = plan.provenance(digest(before), digest(after), list(parameters))
         write_card(folder, target, provenance)
-    return Transferred(values, len(plan.given), provenance)
+    return Transferred(values, len(plan.parts), provenance)
 
 
 def patch_of_folders(donors: Sequence[Donor], target: str | Path, overlap: Overlap = "sum") -> Patch:
@@ -133,25 +133,37 @@ def patch_folder(
     names = {change.parameter.name for change in patch.changes}
     if missing := sorted(names - parameters.keys()):
         raise ActError(f"the patch is for another model: {model} has no {missing[0]}")
-    held = {name: [parameters.places[name], *parameters.copies_of(name)] for name in names}
+    patch.require_parts(parameters)
+    held = {change.parameter: parameters.tensors_of(change.parameter) for change in patch.changes}
     changing = [stored for places in held.values() for stored in places]
     with (
         written_whole(output, force=force, directory=True) as folder,
         copied(source, folder, changing, hard_link=hard_link) as copies,
     ):
-        (patch.revert if revert else patch.apply)(Parameters(copies, parameters.places))
+        written = Parameters(copies, parameters.places)
+        (patch.revert if revert else patch.apply)(written)
         for change in patch.changes:
-            parameter, *tied = (copies[place] for place in held[change.parameter.name])
-            _repeat(change.parameter, change.rows, parameter, tied)
+            new = change.before if revert else change.after
+            _repeat(change.parameter, change.rows, new, written, held[change.parameter][1:])
+
+
+def _blended(plan: TransferPlan, part: ParameterSlice, target: Parameters, held: Sequence[str]) -> ChangedRows:
+    """Blend one part of a parameter of the copied target, in every tensor that holds it."""
+    matrix, rows = target.matrix(part), plan.changed(part)
+    old = matrix[rows]
+    plan.blend({part: matrix})
+    new = matrix[rows]
+    _repeat(part, rows, new, target, held[1:])
+    return ChangedRows(part, rows, old, new)
 
 
 def _repeat(
-    changed: ParameterSlice, rows: torch.Tensor, parameter: torch.Tensor, copies: Iterable[torch.Tensor]
+    part: ParameterSlice, rows: torch.Tensor, new: torch.Tensor, written: Parameters, copies: Iterable[str]
 ) -> None:
     """Write the changed rows of a parameter to the other tensors that hold it, so that they stay tied."""
-    new = changed.matrix({changed.name: parameter})[rows]
-    for one in copies:
-        changed.matrix({changed.name: one})[rows] = new.to(one.dtype)
+    for stored in copies:
+        other = written.matrix(part, stored)
+        other[rows] = new.to(other.dtype)
 
 
 @contextlib.contextmanager
@@ -181,8 +193,8 @@ def _or_loaded(donors: Sequence[Donor], target: Parameters) -> Iterator[None]:
         raise
 
 
-def _prefetch(given: DonorRows) -> None:
-    """Begin to read what a donor gives: its rows, or the whole tensor if columns are wanted."""
-    assert isinstance(given.weights, Parameters)
-    rows = None if given.parameter.dim or given.tokens else given.rows
-    given.weights.stored.prefetch(given.weights.places[given.parameter.name], rows)
+def _prefetch(given: Iterable[DonorRows]) -> None:
+    """Begin to read what donors give: rows, or all of a part if columns are wanted."""
+    for one in given:
+        assert isinstance(one.weights, Parameters)
+        one.weights.prefetch(one.parameter, None if one.tokens else one.rows)

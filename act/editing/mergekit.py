@@ -24,9 +24,9 @@ from act.core.errors import ActError, brief, require_choice
 from act.core.extras import optional
 from act.core.files import require_output, written_whole
 from act.core.plain_yaml import read_yaml
-from act.editing.donor import Donor
-from act.editing.rows import DonorRows, Overlap, blend, by_parameter
-from act.editing.stored import StoredModel, fingerprints
+from act.editing.donor import VOCABULARY_KINDS, Donor
+from act.editing.rows import DonorRows, Overlap, blend, by_slice
+from act.editing.stored import Parameters, StoredModel, fingerprints
 from act.editing.transfer_plan import TransferPlan
 from act.models.loading import load_tokenizer, token_difference
 from act.ranking.channel_set import ChannelSet, ChosenRows
@@ -65,13 +65,13 @@ def register() -> None:
         name = group.metadata.name
         base: torch.Tensor = group.base.tensor.clone()
         require_choice("overlap", overlap, get_args(Overlap))
-        given = by_parameter(
+        given = by_slice(
             DonorRows(chosen, {name: entry.tensor}, float(weight[entry.id]))
             for entry in group.non_base
             for chosen in _rows(channels[entry.id]).get(name, [])
             if weight[entry.id]
         )
-        blend(given, {name: base}, overlap)  # type: ignore[arg-type]  # checked
+        blend(given, {part: part.part_of(base) for part in given}, overlap)  # type: ignore[arg-type]  # checked
         return base
 
     act.__annotations__ = {
@@ -165,14 +165,30 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> None:
         donors.append(Donor(name, ChannelSet.load(channels), weight))
     overlap: Any = (plan.parameters or {}).get("overlap", "sum")
     require_choice("overlap", overlap, get_args(Overlap))
-    by_parameter(chosen for donor in donors for chosen in donor.channels.rows())
+    by_slice(chosen for donor in donors for chosen in donor.channels.rows())
     if plan.tokenizer_source is None and plan.tokenizer is None:  # else mergekit renumbers tokens itself
         for donor in donors:
             _require_same_tokens(donor, base, trust_remote_code)
     if donors and all(Path(name).is_dir() for name in (base, *(str(donor.model) for donor in donors))):
         target = StoredModel(base).parameters(donors[0].channels.space)
+        for donor in donors:
+            _require_own_names(donor, target)
         checked = TransferPlan.make(donors, target, overlap)
         checked.require_models(fingerprints(target), checked.donor_fingerprints())
+
+
+def _require_own_names(donor: Donor, target: Parameters) -> None:
+    """Raise :class:`ActError` if a model stores what a donor gives otherwise than under the names of its parameters."""
+    theirs = StoredModel(str(donor.model)).parameters(donor.channels.space)
+    for chosen in donor.channels.rows():
+        name = chosen.parameter.name
+        for weights in (target, theirs):
+            apart = weights.places[name].pieces[0].stored != name
+            if apart and chosen.site.kind not in VOCABULARY_KINDS:  # which may be tied
+                raise ActError(
+                    f"mergekit merges tensors by the names they are stored by, and {weights.stored.folder} stores "
+                    f"{name} under other names; use act-profile transfer"
+                )
 
 
 def _require_same_tokens(donor: Donor, target: str, trust_remote_code: bool) -> None:
@@ -195,5 +211,8 @@ def _require_same_tokens(donor: Donor, target: str, trust_remote_code: bool) -> 
 
 @lru_cache(maxsize=8)
 def _rows(path: str) -> dict[str, list[ChosenRows]]:
-    """The rows that a channel set names, by parameter."""
-    return by_parameter(ChannelSet.load(path).rows())
+    """The rows that a channel set names, by the name of their parameter."""
+    found: dict[str, list[ChosenRows]] = {}
+    for chosen in ChannelSet.load(path).rows():
+        found.setdefault(chosen.parameter.name, []).append(chosen)
+    return found

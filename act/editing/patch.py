@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import TypeAdapter
@@ -16,21 +17,22 @@ from act.core.errors import ActError, require_choice, require_type
 from act.core.plain import Label, checked
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
 from act.editing.provenance import TransferProvenance
-from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_parameter
-from act.models.fingerprint import fingerprint
+from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_slice, described, form_of, matrix_of, shape_in
+from act.editing.stored import diagonals_of
+from act.models.fingerprint import digest
 from act.models.sites import Dim, ParameterSlice
 
 SCHEMA = "act-patch/1"
-_PARTS = TypeAdapter(tuple[tuple[Label, Dim], ...])
+_PARTS = TypeAdapter(tuple[tuple[Label, Dim] | ParameterSlice, ...])
 Conflict = Literal["refuse", "first", "last"]
 
 
 @dataclass(frozen=True)
 class ChangedRows:
-    """The rows of one parameter that a transfer changed (columns, where ``parameter.dim`` is 1).
+    """The rows of one part of a parameter that a transfer changed (columns, where ``parameter.dim`` is 1).
 
     Attributes:
-        rows: where along ``parameter.dim``, sorted and distinct, int64 ``[K]``.
+        rows: where in the part, along ``parameter.dim``, sorted and distinct, int64 ``[K]``.
         before, after: their values ``[K, W]`` in the parameter's dtype.
     """
 
@@ -78,10 +80,15 @@ class Patch:
 
     def _size(self) -> str:
         rows = sum(len(change.rows) for change in self.changes)
-        return f"{rows:,} rows of {len(self.changes):,} parameters, {_readable(self.nbytes)}"
+        return f"{rows:,} rows of {self.parameters:,} parameters, {_readable(self.nbytes)}"
 
     def _donors(self) -> str:
         return " and ".join(donor.name or "an unnamed donor" for donor in self.provenance.donors) or "no donor"
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters that it changes, in one part or several."""
+        return len({change.parameter.name for change in self.changes})
 
     @property
     def nbytes(self) -> int:
@@ -125,26 +132,33 @@ class Patch:
     def _write(self, model: nn.Module | Weights, forward: bool) -> None:
         require_type("the model", model, (nn.Module, Mapping), MODEL_OR_WEIGHTS)
         weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        self.require_parts(weights)
         for change in self.changes:
-            found = change.parameter.matrix(weights) if change.parameter.name in weights else None
-            expected = change.before if forward else change.after
-            if found is None or found.shape[1:].numel() != expected[:1].numel() or found.dtype != expected.dtype:
-                raise ActError(
-                    f"the patch is for another model: it changes {change.parameter.name} "
-                    f"({expected.dtype}, {expected[:1].numel()} values per row), which this model does not have"
-                )
+            found, expected = matrix_of(change.parameter, weights), change.before if forward else change.after
             if change.rows.max() >= len(found) or not same_bytes(found[change.rows.to(found.device)], expected):
-                raise ActError(f"{change.parameter.name} {_unexpected(change, found, forward)}")
+                raise ActError(f"{described(change.parameter)} {_unexpected(change, found, forward)}")
         side = "before" if forward else "after"
         expected_print = self.provenance.before if forward else self.provenance.after
-        if expected_print and (found_print := fingerprint(weights)) != expected_print:
+        if expected_print and (found_print := digest(diagonals_of(weights))) != expected_print:
             raise ActError(
                 f"the model has the fingerprint {found_print}, the patch expects {expected_print} {side} the "
                 f"transfer: some parameter was changed after the transfer, or it is another model"
             )
         for change in self.changes:
-            view = change.parameter.matrix(weights)
+            view = matrix_of(change.parameter, weights)
             view[change.rows.to(view.device)] = (change.after if forward else change.before).to(view.device)
+
+    def require_parts(self, weights: Weights) -> None:
+        """Raise :class:`ActError` unless a model has all that the patch changes, in the same shapes and types."""
+        for change in self.changes:
+            part, expected = change.parameter, change.before
+            shape, dtype = form_of(part, weights) if part.name in weights else ((), None)
+            _, width = shape_in(part, shape) or (0, 0)
+            if width != expected[:1].numel() or dtype != expected.dtype:
+                raise ActError(
+                    f"the patch is for another model: it changes {described(part)} "
+                    f"({expected.dtype}, {expected[:1].numel()} values per row), which this model does not have"
+                )
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write the patch to a safetensors file.
@@ -162,7 +176,7 @@ class Patch:
             tensors[f"{number}.rows"] = change.rows.clone()  # a file cannot share tensors, as weight and bias do
         header = {
             **self.provenance.to_json(),
-            "parts": [[change.parameter.name, change.parameter.dim] for change in self.changes],
+            "parts": [_to_json(change.parameter) for change in self.changes],
         }
         save_tensors(Path(path), tensors, SCHEMA, header, force=force)
 
@@ -184,12 +198,19 @@ class Patch:
                 rows = indices(tensors, f"{number}.rows")
                 after = taken(tensors, f"{number}.after", FLOATS, (len(rows), None))
                 before = taken(tensors, f"{number}.before", (after.dtype,), tuple(after.shape))
-                changes.append(ChangedRows(ParameterSlice(*part), rows, before, after))
+                place = part if isinstance(part, ParameterSlice) else ParameterSlice(*part)
+                changes.append(ChangedRows(place, rows, before, after))
             if len(tensors) != 3 * len(changes) or not all(len(change.rows) for change in changes):
                 raise ValueError("it has tensors of no part, or a part without rows")
-            if len({change.parameter.name for change in changes}) != len(changes):
-                raise ValueError("it changes one parameter twice")
+            if len(by_slice(changes, "part")) != len(changes):
+                raise ValueError("it changes one part of a parameter twice")
             return cls(changes, TransferProvenance.from_json(header))
+
+
+def _to_json(part: ParameterSlice) -> Any:
+    """A part of a parameter as plain data: name and dimension suffice for one that is no expert's."""
+    plain = part == ParameterSlice(part.name, part.dim)
+    return [part.name, part.dim] if plain else asdict(part)
 
 
 def _unexpected(change: ChangedRows, found: torch.Tensor, forward: bool) -> str:
@@ -251,7 +272,7 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
         conflict=conflict,
         conflicts=found,
     )
-    return Patch([_joined(held) for held in by_parameter(changes, "patch").values()], provenance)
+    return Patch([_joined(held) for held in by_slice(changes, "patch").values()], provenance)
 
 
 def conflicts(patches: Iterable[Patch]) -> dict[str, int]:
@@ -260,16 +281,15 @@ def conflicts(patches: Iterable[Patch]) -> dict[str, int]:
     Raises:
         ActError: rows of one patch cross columns of another.
     """
-    changes = by_parameter((change for patch in patches for change in patch.changes), "patch")
-    counts = {
-        name: int((torch.cat([change.rows for change in held]).unique(return_counts=True)[1] > 1).sum())
-        for name, held in changes.items()
-    }
+    counts: Counter[str] = Counter()
+    changes = (change for patch in patches for change in patch.changes)
+    for part, held in by_slice(changes, "patch").items():
+        counts[part.name] += int((torch.cat([change.rows for change in held]).unique(return_counts=True)[1] > 1).sum())
     return {name: count for name, count in counts.items() if count}
 
 
 def _joined(held: Sequence[ChangedRows]) -> ChangedRows:
-    """The changes of one parameter as one; a row that several change is the first one's."""
+    """The changes of one part of a parameter as one; a row that several change is the first one's."""
     if len(held) == 1:
         return held[0]
     rows, order = torch.cat([change.rows for change in held]).sort(stable=True)

@@ -10,15 +10,15 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.editing.patch import Patch
-from act.editing.rows import Rows, by_parameter, union
+from act.editing.rows import Rows, by_slice, described, shape_in, union
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet
 
 
 def rows_to_train(channels: ChannelSet | Patch) -> dict[ParameterSlice, torch.Tensor]:
-    """The rows of each parameter that a set names or a patch changes, int64 ``[K]``, sorted and distinct."""
+    """The rows of each part of a parameter that a set names or a patch changes, int64 ``[K]``, sorted and distinct."""
     rows: Iterable[Rows] = channels.changes if isinstance(channels, Patch) else channels.rows()
-    return {held[0].parameter: union(held) for held in by_parameter(rows).values()}
+    return {part: union(held) for part, held in by_slice(rows).items()}
 
 
 class RowTuned(nn.Module):
@@ -39,22 +39,20 @@ class RowTuned(nn.Module):
         weights = dict(model.named_parameters())
         for number, (place, index) in enumerate(rows.items()):
             weight = weights.get(place.name)
-            if weight is None or weight.shape[place.dim] <= int(index.max()):
-                raise ActError(f"the channels are of another model: it has no such rows of {place.name}")
-            shape = [*weight.shape]
-            shape[place.dim] = len(index)
-            self.changes.append(nn.Parameter(torch.zeros(shape, device=weight.device)))
+            shape = None if weight is None else shape_in(place, tuple(weight.shape))
+            if weight is None or shape is None or shape[0] <= int(index.max()):
+                raise ActError(f"the channels are of another model: it has no such rows of {described(place)}")
+            self.changes.append(nn.Parameter(torch.zeros(len(index), shape[1], device=weight.device)))
             self.register_buffer(f"index_{number}", index.to(weight.device), persistent=False)
         model.requires_grad_(False)
 
     def _changed(self) -> dict[str, torch.Tensor]:
         weights = dict(self._held[0].named_parameters())
-        return {
-            place.name: weights[place.name].index_add(
-                place.dim, getattr(self, f"index_{number}"), change.to(weights[place.name].dtype)
-            )
-            for number, (place, change) in enumerate(zip(self._places, self.changes, strict=True))
-        }
+        changed = {place.name: weights[place.name].clone() for place in self._places}
+        for number, (place, change) in enumerate(zip(self._places, self.changes, strict=True)):
+            part = place.part_of(changed[place.name])
+            part.index_add_(0, getattr(self, f"index_{number}"), change.to(part.dtype))
+        return changed
 
     def train(self, mode: bool = True) -> RowTuned:
         """Switch the model to training or evaluation mode, too."""

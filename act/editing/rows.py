@@ -1,4 +1,4 @@
-"""Rows of parameters: grouped by parameter, and blended from one donor or several."""
+"""Rows of parameters: grouped by the part of a parameter they lie in, and blended from one donor or several."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeVar
 import torch
 
 from act.core.errors import ActError
+from act.editing.stored import Parameters
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChosenRows
 from act_kernels import blend_rows
@@ -22,7 +23,7 @@ Overlap = Literal["sum", "mean", "first", "stronger"]
 
 
 class Rows(Protocol):
-    """Rows of one parameter, int64 ``[K]``; columns where ``parameter.dim`` is 1."""
+    """Rows of one part of a parameter, int64 ``[K]``; columns where ``parameter.dim`` is 1."""
 
     @property
     def parameter(self) -> ParameterSlice: ...
@@ -33,29 +34,49 @@ class Rows(Protocol):
 R = TypeVar("R", bound=Rows)
 
 
-def by_parameter(rows: Iterable[R], owner: str = "donor") -> dict[str, list[R]]:
-    """Rows grouped by the name of their parameter, in order of appearance.
+def by_slice(rows: Iterable[R], owner: str = "donor") -> dict[ParameterSlice, list[R]]:
+    """Rows grouped by the part of a parameter that they lie in, those of one parameter together.
 
     Raises:
         ActError: rows of one ``owner`` cross columns of another.
     """
-    found: dict[str, list[R]] = {}
+    found: dict[str, dict[ParameterSlice, list[R]]] = {}
     for one in rows:
-        held = found.setdefault(one.parameter.name, [])
-        if held and held[0].parameter != one.parameter:
-            raise ActError(f"rows of one {owner} cross columns of another in {one.parameter.name}; exclude one of them")
-        held.append(one)
-    return found
+        found.setdefault(one.parameter.name, {}).setdefault(one.parameter, []).append(one)
+    for parts in found.values():
+        if crossing := _crossing(parts):
+            where = described(crossing)
+            raise ActError(f"rows of one {owner} cross columns of another in {where}; exclude one of them")
+    return {part: held for parts in found.values() for part, held in parts.items()}
+
+
+def _crossing(parts: Iterable[ParameterSlice]) -> ParameterSlice | None:
+    """A part of a parameter that shares values with another one of it, in which its rows do not lie the same way."""
+    earlier: dict[int | None, list[ParameterSlice]] = {}
+    for part in parts:
+        if any(not _apart(part, other) for other in earlier.get(part.expert, ())):
+            return part
+        earlier.setdefault(part.expert, []).append(part)
+    whole = None in earlier and len(earlier) > 1  # beside parts of single experts
+    return next(part for number, (part, *_) in earlier.items() if number is not None) if whole else None
+
+
+def _apart(one: ParameterSlice, other: ParameterSlice) -> bool:
+    """Whether two different parts of the same expert, or of a parameter without experts, share no value."""
+    if one.dim != other.dim or one.rows != other.rows or one.span is None or other.span is None:
+        return False
+    (start, stop, step), (first, last, stride) = one.span, other.span
+    return stop <= first or last <= start or (step == stride and (start - first) % step != 0)
 
 
 def union(held: Sequence[Rows]) -> torch.Tensor:
-    """All the rows of one parameter, sorted and distinct, int64 ``[K]``."""
+    """All the rows of one part of a parameter, sorted and distinct, int64 ``[K]``."""
     return held[0].rows if len(held) == 1 else torch.cat([one.rows for one in held]).unique()
 
 
 @dataclass(frozen=True)
 class DonorRows:
-    """The rows of one parameter that one donor gives.
+    """The rows of one part of a parameter that one donor gives.
 
     Attributes:
         weights: the donor's parameters, by name.
@@ -69,38 +90,77 @@ class DonorRows:
 
     @property
     def parameter(self) -> ParameterSlice:
-        """The parameter."""
+        """The part of a parameter."""
         return self.chosen.parameter
 
     @property
     def rows(self) -> torch.Tensor:
-        """The rows of the parameter, sorted and distinct, int64 ``[K]``."""
+        """Its rows, sorted and distinct, int64 ``[K]``."""
         return self.chosen.rows
 
     @property
     def matrix(self) -> torch.Tensor:
         """The donor's values ``[R, W]``; looked up at each use, so that no tensor stays mapped from disk."""
-        return self.parameter.matrix(self.weights)
+        return matrix_of(self.parameter, self.weights)
 
 
-def blend(given: Mapping[str, Sequence[DonorRows]], target: Weights, overlap: Overlap) -> None:
-    """Blend the given rows into the parameters of ``target``, in place.
+def matrix_of(part: ParameterSlice, weights: Weights) -> torch.Tensor:
+    """A part of a parameter as ``[R, W]``, channels first: a view of the model's memory, or of its file."""
+    return weights.matrix(part) if isinstance(weights, Parameters) else part.matrix(weights)
+
+
+def form_of(part: ParameterSlice, weights: Weights) -> tuple[tuple[int, ...], torch.dtype]:
+    """The shape of a parameter and the type of a part of it, of which no value is read."""
+    if isinstance(weights, Parameters):
+        return weights.shape_of(part.name), weights.dtype_of(part)
+    return tuple(weights[part.name].shape), weights[part.name].dtype
+
+
+def experts_in(part: ParameterSlice, shape: tuple[int, ...]) -> int | None:
+    """How many experts a parameter of this shape holds; None for a part of a parameter without experts."""
+    return None if part.expert is None or not shape else shape[0] // (part.rows or 1)
+
+
+def shape_in(part: ParameterSlice, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The shape ``[R, W]`` of a part of a parameter of this shape; None where there is no such part."""
+    inner = shape
+    if part.expert is not None:
+        if part.expert >= (experts_in(part, shape) or 0):
+            return None
+        inner = shape[1:] if part.rows is None else (part.rows, *shape[1:])
+    if part.dim >= len(inner):
+        return None
+    channels = range(inner[part.dim])
+    taken = range(*part.span) if part.span else channels
+    if any(end not in channels for end in (*taken[:1], *taken[-1:])):
+        return None
+    return len(taken), math.prod(inner[: part.dim] + inner[part.dim + 1 :])
+
+
+def described(part: ParameterSlice) -> str:
+    """What to call a part of a parameter in a message."""
+    return part.name if part.expert is None else f"expert {part.expert} of {part.name}"
+
+
+def blend(
+    given: Mapping[ParameterSlice, Sequence[DonorRows]], target: Mapping[ParameterSlice, torch.Tensor], overlap: Overlap
+) -> None:
+    """Blend the given rows into the matrices ``[R, W]`` of the target, in place.
 
     Rows that one donor gives take one launch per device; see :func:`act.transfer_many` for ``overlap``.
     """
     alone = [held[0] for held in given.values() if len(held) == 1 and held[0].tokens is None]
     try:
         blend_rows(
-            [one.parameter.matrix(target) for one in alone],
+            [target[one.parameter] for one in alone],
             [one.matrix for one in alone],
             [one.rows for one in alone],
             [one.strength for one in alone],
         )
-        for held in given.values():
+        for part, held in given.items():
             if len(held) > 1 or held[0].tokens is not None:
-                old = held[0].parameter.matrix(target)
                 for givers, rows in _by_givers(held, overlap):
-                    _blend_together(givers, old, rows, overlap)
+                    _blend_together(givers, target[part], rows, overlap)
     except OverflowError as error:
         strongest = max(one.strength for held in given.values() for one in held)
         raise ActError(

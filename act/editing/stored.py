@@ -6,10 +6,9 @@ import math
 import mmap
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from functools import cached_property
-from itertools import zip_longest
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,12 @@ import torch
 
 from act.core.errors import ActError, brief
 from act.core.plain import parsed_json
+from act.editing.pieces import Layout, Piece
+from act.editing.renaming import Renamed, renamed
 from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import Diagonal, digest
+from act.models.sites import ParameterSlice
 from act_kernels.ops import FLOAT_DTYPES
 
 _LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors library
@@ -71,7 +73,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
             ActError: no weights; a configuration, index or shard that is missing or damaged; a quantised model, whose
                 stored values are not the parameters.
         """
-        self.folder = Path(folder)
+        self.folder = self._origin = Path(folder)
         self._arriving: dict[str, Future[None]] = {}
         if (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file():
             raise ActError(f"{folder} is an adapter, not a model; merge it into its model and give the result")
@@ -97,7 +99,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
     def arriving_in(self, folder: Path, shards: Mapping[str, Future[None]]) -> StoredModel:
         """The copy of this model in another folder: reading a tensor of ``shards`` waits for its shard to arrive.
 
-        What is written to such a tensor is written to the file.
+        What is written to such a tensor is written to the file; the others are read where they came from.
         """
         copies = StoredModel.__new__(StoredModel)
         vars(copies).update(vars(self), folder=folder, _arriving=dict(shards))
@@ -119,30 +121,22 @@ class StoredModel(Mapping[str, torch.Tensor]):
             self._arriving[place.shard].result()
         # A private mapping gives torch a writable buffer while the file stays unchanged.
         access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_COPY
-        with (self.folder / place.shard).open("r+b" if writable else "rb") as file:
+        folder = self.folder if writable else self._origin
+        with (folder / place.shard).open("r+b" if writable else "rb") as file:
             view = mmap.mmap(file.fileno(), place.size + skip, access=access, offset=place.start - skip)
         view.madvise(mmap.MADV_RANDOM)
         flat = torch.frombuffer(view, dtype=place.dtype, count=math.prod(place.shape), offset=skip)
         return flat.view(place.shape)
 
-    def prefetch(self, name: str, rows: torch.Tensor | None = None) -> None:
-        """Tell the system to begin reading a tensor, or some rows (sorted) of its first dimension."""
+    def prefetch(self, name: str, first: int = 0, last: int | None = None) -> None:
+        """Tell the system to begin reading a tensor, or its values from ``first`` to before ``last``."""
         place = self._where[name]
-        if rows is None:
-            spans = [(place.start, place.size)]
-        else:
-            width = place.size // place.shape[0]
-            first = torch.cat([rows[:1], rows[1:][rows.diff() > 1]])  # runs of neighbours are one span
-            last = torch.cat([rows[:-1][rows.diff() > 1], rows[-1:]])
-            spans = [
-                (place.start + low * width, (high - low + 1) * width)
-                for low, high in zip(first.tolist(), last.tolist(), strict=True)
-            ]
-        if not hasattr(os, "posix_fadvise"):  # macOS
+        if place.shard in self._arriving or not hasattr(os, "posix_fadvise"):  # just written, or macOS
             return
-        with (self.folder / place.shard).open("rb") as file:
-            for offset, length in spans:
-                os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_WILLNEED)
+        width = place.dtype.itemsize
+        end = place.size if last is None else last * width
+        with (self._origin / place.shard).open("rb") as file:
+            os.posix_fadvise(file.fileno(), place.start + first * width, end - first * width, os.POSIX_FADV_WILLNEED)
 
     def shard_of(self, name: str) -> str:
         """The shard that holds a tensor."""
@@ -172,19 +166,35 @@ class StoredModel(Mapping[str, torch.Tensor]):
             RenamedWeights: the checkpoint stores them under other names.
             ActError: tensors that the space shares between two sites are stored with different values.
         """
-        known = _names_of(space)
+        known = {name: (name, *others) for name, others in _names_of(space).items()}
+        own = all(any(one in self._where for one in names) for names in known.values())
         places = {}
-        for name, others in known.items():
-            stored = [one for one in (name, *others) if one in self._where]
-            if not stored:
-                raise RenamedWeights(f"{self.folder} lacks {name}: names on disk differ from those of the parameters")
-            places[name] = stored[0]
-            if apart := [one for one in stored[1:] if not self.hold_the_same(stored[0], one)]:
+        for name, names in known.items():
+            held = self._under_own_names(names) if own else self._under_other_names(names)
+            places[name] = held[0]
+            first, *others = (layout.pieces[0].stored for layout in held)
+            if apart := [one for one in others if not self.hold_the_same(first, one)]:
                 raise ActError(
-                    f"{self.folder} stores {stored[0]} and {apart[0]} with different values, so the model does not tie "
+                    f"{self.folder} stores {first} and {apart[0]} with different values, so the model does not tie "
                     "them, but the channels were chosen for models that do; profile this model, and rank again"
                 )
         return Parameters(self, places)
+
+    def _under_own_names(self, names: Iterable[str]) -> list[Layout]:
+        """The tensors of these names."""
+        return [Layout.whole(name, self.shape_of(name)) for name in names if name in self._where]
+
+    def _under_other_names(self, names: Sequence[str]) -> list[Layout]:
+        """Where the parameters of these names lie.
+
+        Raises:
+            RenamedWeights: it is known of none of them.
+        """
+        layouts, unknown = self._renamed
+        if held := [layouts[name] for name in names if name in layouts]:
+            return held
+        why = next((f" ({unknown[name]})" for name in names if name in unknown), "")
+        raise RenamedWeights(f"{self.folder} lacks {names[0]}: names on disk differ from those of the parameters{why}")
 
     def named(self, names: Iterable[str]) -> Parameters:
         """The parameters of these names.
@@ -192,14 +202,25 @@ class StoredModel(Mapping[str, torch.Tensor]):
         One that is stored under the other name of a tied matrix is found if there is only one such name.
 
         Raises:
+            RenamedWeights: the checkpoint stores them otherwise, and it is not known how.
             ActError: the checkpoint lacks one of them.
         """
-        places = {name: name for name in names if name in self._where}
+        names = list(names)
+        places = {name: Layout.whole(name, self.shape_of(name)) for name in names if name in self._where}
         missing = [name for name in names if name not in self._where]
         others = [name for name in self._where if name not in places and len(self.shape_of(name)) > 1]
-        if missing and (len(missing) > 1 or len(others) != 1):
-            raise ActError(f"the patch is for another model: {self.folder} has no {missing[0]}")
-        return Parameters(self, {**places, **dict(zip(missing, others, strict=False))})
+        if len(missing) == len(others) == 1:
+            places[missing[0]] = Layout.whole(others[0], self.shape_of(others[0]))
+        elif missing and (lacking := [name for name in missing if name not in self._renamed.layouts]):
+            raise ActError(f"the patch is for another model: {self.folder} has no {lacking[0]}")
+        else:
+            places |= {name: self._renamed.layouts[name] for name in missing}
+        return Parameters(self, places)
+
+    @cached_property
+    def _renamed(self) -> Renamed:
+        names = [name for held in self.shards.values() for name in held]
+        return renamed(self.folder, {name: self.shape_of(name) for name in names})
 
     def hold_the_same(self, one: str, other: str) -> bool:
         """Whether two tensors have the same values once they are loaded, so that transformers ties them."""
@@ -219,10 +240,10 @@ class Parameters(Mapping[str, torch.Tensor]):
 
     Attributes:
         stored: the checkpoint.
-        places: the name of a parameter -> that of the tensor that holds it.
+        places: the name of a parameter -> which stored tensors hold it.
     """
 
-    def __init__(self, stored: StoredModel, places: Mapping[str, str]) -> None:
+    def __init__(self, stored: StoredModel, places: Mapping[str, Layout]) -> None:
         self.stored = stored
         self.places = dict(places)
 
@@ -233,65 +254,149 @@ class Parameters(Mapping[str, torch.Tensor]):
         return len(self.places)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        return self.stored[self.places[name]]
+        """The whole of a parameter: a view of the file, or a copy in memory if several tensors hold it."""
+        layout = self.places[name]
+        if len(layout.pieces) == 1:
+            return layout.pieces[0].of(self.stored[layout.pieces[0].stored])
+        dtypes = {self.stored.dtype_of(piece.stored) for piece in layout.pieces}
+        whole = torch.empty(layout.shape, dtype=reduce(torch.promote_types, dtypes))
+        for piece in layout.pieces:
+            held = tuple(slice(low, low + size) for low, size in zip(piece.start, piece.shape, strict=True))
+            whole[held] = piece.of(self.stored[piece.stored])
+        return whole
 
-    def items(self) -> Iterator[tuple[str, torch.Tensor]]:  # type: ignore[override]
-        """Each name with its tensor, while the system reads the next one ahead."""
-        names = list(self.places)
-        for name, following in zip_longest(names, names[1:]):
-            if following:
-                self.stored.prefetch(self.places[following])
-            yield name, self[name]
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a parameter."""
+        return self.places[name].shape
 
-    def copies_of(self, name: str) -> list[str]:
-        """The other tensors that hold a parameter: a checkpoint may store what is tied under each of its names.
+    def dtype_of(self, part: ParameterSlice) -> torch.dtype:
+        """The type in which a part of a parameter is stored."""
+        return self.stored.dtype_of(self._holding(part)[0].stored)
+
+    def matrix(self, part: ParameterSlice, stored: str | None = None) -> torch.Tensor:
+        """A part of a parameter as ``[R, W]``, channels first: a view of its file.
+
+        Args:
+            part: the part.
+            stored: read it from this copy of the tensor that holds it (:meth:`tensors_of`).
+
+        Raises:
+            RenamedWeights: it lies in several tensors.
+        """
+        piece, local = self._holding(part)
+        return local.part_of(piece.of(self.stored[stored or piece.stored]))
+
+    def tensors_of(self, part: ParameterSlice) -> list[str]:
+        """The tensor that holds a part of a parameter, and all others that hold the same (:meth:`copies_of`)."""
+        held = self._holding(part)[0].stored
+        return [held, *self.copies_of(part.name, held)]
+
+    def prefetch(self, part: ParameterSlice, rows: torch.Tensor | None = None) -> None:
+        """Tell the system to begin reading a part of a parameter, or some of its rows (sorted), if these lie apart."""
+        piece, local = self._holding(part)
+        shape = self.stored.shape_of(piece.stored)
+        view = local.part_of(piece.of(torch.empty(shape, dtype=self.stored.dtype_of(piece.stored), device="meta")))
+        spans = [(0, len(view) - 1)]
+        if rows is not None and view.stride(0) >= view[0].numel() and len(rows):
+            first = torch.cat([rows[:1], rows[1:][rows.diff() > 1]])  # runs of neighbours are one span
+            last = torch.cat([rows[:-1][rows.diff() > 1], rows[-1:]])
+            spans = [*zip(first.tolist(), last.tolist(), strict=True)]
+        across = sum((size - 1) * stride for size, stride in zip(view.shape[1:], view.stride()[1:], strict=True))
+        for low, high in spans:
+            begin, end = (int(view.storage_offset()) + row * view.stride(0) for row in (low, high))
+            self.stored.prefetch(piece.stored, begin, end + across + 1)
+
+    def _holding(self, part: ParameterSlice) -> tuple[Piece, ParameterSlice]:
+        if found := self.places[part.name].holding(part):
+            return found
+        raise RenamedWeights(
+            f"{self.stored.folder} stores {part.name} in parts of several tensors, of which none holds the channels"
+        )
+
+    def copies_of(self, name: str, held: str) -> list[str]:
+        """The other tensors that hold what the tensor ``held`` of a parameter does, as where ties are stored twice.
 
         A tensor that is no parameter, and holds the values of a matrix that is one, is such a copy, whatever its name.
         """
-        held = self.places[name]
         shape = self.stored.shape_of(held)
 
         def may_be(other: str) -> bool:
             both_biases = other.rpartition(".")[2] == name.rpartition(".")[2] == "bias"
             return len(shape) > 1 or both_biases or other.startswith(f"{held}@")
 
-        return [one for one in self._others.get(shape, ()) if may_be(one) and self.stored.hold_the_same(held, one)]
+        found = self._others.get((shape, self._beginning(held)), ()) if shape in self._shapes_of_others else ()
+        return [one for one in found if may_be(one) and self.stored.hold_the_same(held, one)]
 
     @cached_property
-    def _others(self) -> dict[tuple[int, ...], list[str]]:
-        """The stored tensors that are no parameter, by their shape."""
-        taken, found = {*self.places.values()}, defaultdict(list)
+    def _others(self) -> dict[tuple[tuple[int, ...], bytes], list[str]]:
+        """The stored tensors that are no parameter, by their shape and first row."""
+        taken = {piece.stored for layout in self.places.values() for piece in layout.pieces}
+        found = defaultdict(list)
         for name in self.stored:
             if name not in taken:
-                found[self.stored.shape_of(name)].append(name)
+                found[self.stored.shape_of(name), self._beginning(name)].append(name)
+        return found
+
+    @cached_property
+    def _shapes_of_others(self) -> set[tuple[int, ...]]:
+        return {shape for shape, _ in self._others}
+
+    def _beginning(self, name: str) -> bytes:
+        """The bytes of the first values of a tensor once it is loaded; most tensors that differ do so there."""
+        start = self.stored.loaded(name, rows=1 if self.stored.shape_of(name) else None).flatten()[:64]
+        return start.contiguous().view(torch.uint8).numpy().tobytes()
+
+    def diagonals(self, names: Iterable[str] | None = None, *, loaded: bool = False) -> dict[str, Diagonal]:
+        """The diagonals of parameters, read piece by piece, while the system reads the next piece ahead.
+
+        Args:
+            names: which; by default all.
+            loaded: with the values that they have once transformers has loaded them.
+        """
+        names = list(self.places if names is None else names)
+        pieces = [piece for name in names for piece in self.places[name].pieces]
+        following = iter([*pieces[1:], None])
+
+        def read(piece: Piece) -> torch.Tensor:
+            if after := next(following):
+                self.stored.prefetch(after.stored)
+            return piece.of(self.stored.loaded(piece.stored) if loaded else self.stored[piece.stored])
+
+        found = {}
+        for name in names:
+            layout = self.places[name]
+            if len(layout.pieces) == 1:
+                found[name] = Diagonal.of(read(layout.pieces[0]))
+            else:
+                found[name] = Diagonal.of_pieces(layout.shape, ((piece.start, read(piece)) for piece in layout.pieces))
         return found
 
     def rounded(self) -> list[str]:
         """The parameters whose values change when transformers loads them, in a narrower type than the stored one."""
-        dtype = self.stored.loaded_dtype
-        types = {name: self.stored.dtype_of(held) for name, held in self.places.items()}
-        return [
-            name
-            for name, found in types.items()
-            if dtype and found in FLOAT_DTYPES and torch.promote_types(found, dtype) != dtype
-        ]
+        return [name for name, layout in self.places.items() if any(map(self._is_rounded, layout.pieces))]
 
-    def loaded(self, name: str) -> torch.Tensor:
-        """A parameter with the values that it has once transformers has loaded it."""
-        return self.stored.loaded(self.places[name])
+    def _is_rounded(self, piece: Piece) -> bool:
+        dtype, found = self.stored.loaded_dtype, self.stored.dtype_of(piece.stored)
+        return dtype is not None and found in FLOAT_DTYPES and torch.promote_types(found, dtype) != dtype
+
+
+def diagonals_of(weights: Mapping[str, torch.Tensor]) -> dict[str, Diagonal]:
+    """The diagonals of all weights, by name."""
+    if isinstance(weights, Parameters):
+        return weights.diagonals()
+    return {name: Diagonal.of(parameter) for name, parameter in weights.items()}
 
 
 def fingerprints(weights: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
     """The fingerprint of weights; of a checkpoint whose values are rounded as it is loaded, also the one after that."""
-    return digests(weights, {name: Diagonal.of(parameter) for name, parameter in weights.items()})
+    return digests(weights, diagonals_of(weights))
 
 
 def digests(weights: Mapping[str, torch.Tensor], diagonals: Mapping[str, Diagonal]) -> tuple[str, ...]:
     """:func:`fingerprints` from the diagonals of all weights."""
     if not isinstance(weights, Parameters) or not (rounded := weights.rounded()):
         return (digest(diagonals),)
-    loaded = {name: Diagonal.of(weights.loaded(name)) for name in rounded}
-    return digest(diagonals), digest({**diagonals, **loaded})
+    return digest(diagonals), digest({**diagonals, **weights.diagonals(rounded, loaded=True)})
 
 
 def parameter_names(space: ChannelSpace) -> list[str]:

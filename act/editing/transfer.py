@@ -13,10 +13,10 @@ from torch import nn
 from act.core.errors import require_type
 from act.editing.donor import Donor, weights_of
 from act.editing.patch import ChangedRows, Patch
-from act.editing.rows import Overlap, Tokens, Weights
-from act.editing.stored import digests
+from act.editing.rows import Overlap, Tokens, Weights, matrix_of
+from act.editing.stored import diagonals_of, digests
 from act.editing.transfer_plan import TransferPlan
-from act.models.fingerprint import Diagonal, digest
+from act.models.fingerprint import digest
 from act.ranking.channel_set import ChannelSet
 
 
@@ -74,18 +74,18 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
         require_type("a donor", each, Donor, "an act.Donor, which names a model, its channels and a strength")
     weights = weights_of(target, "target")
     plan = TransferPlan.make(donors, weights, overlap)
-    diagonals = {name: Diagonal.of(parameter) for name, parameter in weights.items()}
+    diagonals = diagonals_of(weights)
     before = digest(diagonals)
     plan.require_models(digests(weights, diagonals), plan.donor_fingerprints())
     # Models in memory change in one launch per device. From disk, one parameter is mapped at a time.
-    together = [list(plan.given)] if isinstance(target, nn.Module) else [[name] for name in plan.given]
-    changes = []
-    for names in together:
-        held = {name: weights[name] for name in names}
-        old = plan.values(held)
-        plan.blend(held)
-        for name, earlier, later in zip(names, old, plan.values(held), strict=True):
-            parameter, rows = plan.changed(name)
-            changes.append(ChangedRows(parameter, rows, earlier, later))
-            diagonals[name] = diagonals[name].reread(held[name], parameter.dim, rows)
-    return Patch(changes, plan.provenance(before, digest(diagonals), list(weights)))
+    together = [list(plan.given)] if isinstance(target, nn.Module) else plan.parts.values()
+    changes: dict[str, list[ChangedRows]] = {name: [] for name in plan.parts}
+    for parts in together:
+        matrices = {part: matrix_of(part, weights) for part in parts}
+        old = plan.values(matrices)
+        plan.blend(matrices)
+        for part, earlier, later in zip(parts, old, plan.values(matrices), strict=True):
+            changes[part.name].append(ChangedRows(part, plan.changed(part), earlier, later))
+    after = diagonals | {name: diagonals[name].after(changed) for name, changed in changes.items()}
+    changed = [change for parts in changes.values() for change in parts]
+    return Patch(changed, plan.provenance(before, digest(after), list(weights)))

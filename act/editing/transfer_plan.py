@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import get_args
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from act.core.errors import ActError, require_choice
 from act.editing.donor import VOCABULARY_KINDS, Donor
 from act.editing.provenance import TransferProvenance
-from act.editing.rows import DonorRows, Overlap, Weights, blend, by_parameter, union
+from act.editing.rows import DonorRows, Overlap, Weights, blend, by_slice, experts_in, form_of, shape_in, union
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet, ChosenRows
 from act_kernels.ops import FLOAT_DTYPES
@@ -29,13 +30,13 @@ class TransferPlan:
     Attributes:
         donors: the donors.
         overlap: what happens to rows that several donors give; see :func:`act.transfer_many`.
-        given: parameter name -> the rows of it that each donor gives, in model order.
+        given: part of a parameter -> the rows of it that each donor gives, in model order.
         notes: what was left out, and why.
     """
 
     donors: Sequence[Donor]
     overlap: Overlap
-    given: Mapping[str, Sequence[DonorRows]]
+    given: Mapping[ParameterSlice, Sequence[DonorRows]]
     notes: tuple[str, ...] = ()
 
     @classmethod
@@ -65,22 +66,27 @@ class TransferPlan:
                 elif strength := donor.strength_of(chosen):
                     tokens = donor.tokens if chosen.site.kind in VOCABULARY_KINDS else None
                     given.append(DonorRows(chosen, theirs, strength, tokens))
-        return cls(donors, overlap, by_parameter(given), tuple(notes))
+        return cls(donors, overlap, by_slice(given), tuple(notes))
 
-    def changed(self, name: str) -> tuple[ParameterSlice, torch.Tensor]:
-        """The rows of one parameter that will change, int64 ``[K]``, sorted and distinct."""
-        held = self.given[name]
-        return held[0].parameter, union(held)
+    @cached_property
+    def parts(self) -> Mapping[str, Sequence[ParameterSlice]]:
+        """The parts that will change, by the name of their parameter."""
+        found: dict[str, list[ParameterSlice]] = {}
+        for part in self.given:
+            found.setdefault(part.name, []).append(part)
+        return found
 
-    def values(self, target: Weights) -> list[torch.Tensor]:
-        """The values of the changing rows of each parameter of ``target``, each ``[K, W]`` on the CPU."""
-        changed = [self.changed(name) for name in target]
-        matrices = [parameter.matrix(target) for parameter, _ in changed]
-        return gather_rows(matrices, [rows for _, rows in changed], [torch.device("cpu")] * len(changed))
+    def changed(self, part: ParameterSlice) -> torch.Tensor:
+        """The rows of one part that will change, int64 ``[K]``, sorted and distinct."""
+        return union(self.given[part])
 
-    def blend(self, target: Weights) -> None:
-        """Blend what the donors give into ``target``, in place; it may hold all parameters of the plan, or some."""
-        blend({name: self.given[name] for name in target}, target, self.overlap)
+    def values(self, target: Mapping[ParameterSlice, torch.Tensor]) -> list[torch.Tensor]:
+        """The values of the changing rows of each matrix of ``target``, each ``[K, W]`` on the CPU."""
+        return gather_rows([*target.values()], [*map(self.changed, target)], [torch.device("cpu")] * len(target))
+
+    def blend(self, target: Mapping[ParameterSlice, torch.Tensor]) -> None:
+        """Blend what the donors give into the matrices of ``target``, in place: those of all parts, or of some."""
+        blend({part: self.given[part] for part in target}, target, self.overlap)
 
     def donor_fingerprints(self) -> list[Sequence[str] | None]:
         """What the fingerprints of the donors may be whose channel sets say which they should have."""
@@ -125,42 +131,50 @@ def _require_patterns(donors: Sequence[Donor]) -> None:
             )
 
 
-def _blendable(chosen: ChosenRows, donor: Weights, target: Weights) -> tuple[torch.Tensor, torch.Tensor]:
-    """The parameter in donor and target.
+def _blendable(chosen: ChosenRows, donor: Weights, target: Weights) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the parameter in donor and target.
 
     Raises:
-        ActError: a model does not have it; its type or number of channels cannot be blended.
+        ActError: a model does not have it; its type, its number of experts or of channels cannot be blended.
     """
-    name, dim = chosen.parameter.name, chosen.parameter.dim
-    found = []
+    part, name = chosen.parameter, chosen.parameter.name
+    shapes = []
     for side, weights in (("donor", donor), ("target", target)):
         if name not in weights:
             raise ActError(
                 f"the channel set is of another architecture than the models: the {side} has no {name} "
                 "(tied embeddings in one model only?); rank again with --exclude embed --exclude head"
             )
-        found.append(weights[name])
-        if found[-1].dtype not in FLOAT_DTYPES:
+        shape, dtype = form_of(part, weights)
+        if dtype not in FLOAT_DTYPES:
             raise ActError(
-                f"{name} of the {side} is {found[-1].dtype}, which cannot be transferred; "
+                f"{name} of the {side} is {dtype}, which cannot be transferred; "
                 "load the models unquantised, as float32, bfloat16 or float16"
             )
-    new, old = found
-    if dim >= min(new.dim(), old.dim()) or chosen.rows[-1:] >= new.shape[dim]:
+        shapes.append(shape)
+    new, old = shapes
+    theirs, ours = experts_in(part, new), experts_in(part, old)
+    if theirs != ours:
         raise ActError(
-            f"the channel set is of another architecture than the models: {name} is {list(new.shape)} in the donor"
+            f"{name} has {theirs} experts in the donor, {ours} in the target; "
+            "give models with the same experts, or choose other channels (rank --exclude)"
         )
-    wanted = chosen.site.width if chosen.parameter in chosen.site.parameters else new.shape[dim]
-    if old.shape[dim] != wanted:
+    given, held = shape_in(part, new), shape_in(part, old)
+    if given is None or held is None or chosen.rows[-1:] >= given[0]:
+        raise ActError(
+            f"the channel set is of another architecture than the models: {name} is {list(new)} in the donor"
+        )
+    wanted = chosen.site.width if part in chosen.site.parameters else given[0]
+    if held[0] != wanted:
         raise ActError(
             f"the channel set is of another architecture than the models: site {chosen.site.name} has "
-            f"{wanted} channels against {old.shape[dim]} in the target"
+            f"{wanted} channels against {held[0]} in the target"
         )
     return new, old
 
 
-def _why_left_out(donor: Donor, chosen: ChosenRows, new: torch.Tensor, old: torch.Tensor) -> str | None:
-    """Why rows cannot move between models of the same architecture, or None; ``new`` is the donor's parameter.
+def _why_left_out(donor: Donor, chosen: ChosenRows, new: tuple[int, ...], old: tuple[int, ...]) -> str | None:
+    """Why rows cannot move between models of the same architecture, or None; ``new`` is the donor's shape.
 
     Raises:
         ActError: the shapes differ in more than their number of tokens or positions.
@@ -170,10 +184,10 @@ def _why_left_out(donor: Donor, chosen: ChosenRows, new: torch.Tensor, old: torc
     aligned = of_tokens and donor.tokens is not None
     if of_tokens and not aligned and donor.token_difference:
         return f"{donor.token_difference}; align the tokens to include them"
-    same_rest = new.shape[1:] == old.shape[1:]
-    if new.shape == old.shape or (aligned and same_rest):
+    same_rest = new[1:] == old[1:]
+    if new == old or (aligned and same_rest):
         return None
-    difference = f"{chosen.parameter.name} is {list(new.shape)} in the donor, {list(old.shape)} in the target"
+    difference = f"{chosen.parameter.name} is {list(new)} in the donor, {list(old)} in the target"
     if not (same_rest and (of_tokens or kind == "position")):
         raise ActError(f"the channel set is of another architecture than the models: {difference}")
     return f"{difference}; align the tokens to include them" if of_tokens else difference

@@ -228,7 +228,7 @@ def _identity(
 ) -> str:
     """A hash of everything that decides the result; checkpoints with another hash cannot be used."""
     data = [corpus.source.fingerprint if corpus else None for corpus in corpora]
-    chosen = {f"{place.name}:{place.dim}": index.tolist() for place, index in rows.items()}
+    chosen = {str(place): index.tolist() for place, index in rows.items()}
     state = json.dumps([asdict(settings), fingerprint(model), data, chosen, keep_adapter])
     return hashlib.sha256(state.encode()).hexdigest()[:16]
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import nn
 
 from act.models.placement import values
+from act.models.sites import ParameterSlice
 
 _VALUES_AT_ONCE = 1 << 16  # converted to float32 at a time, so that the copy stays in a CPU's cache
 
@@ -23,6 +25,19 @@ def fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
     """
     pairs = values(model) if isinstance(model, nn.Module) else model.items()
     return digest({name: Diagonal.of(parameter) for name, parameter in pairs})
+
+
+class Change(Protocol):
+    """Rows of a part of a parameter, int64 ``[K]``, sorted, with their values ``[K, W]`` before and after."""
+
+    @property
+    def parameter(self) -> ParameterSlice: ...
+    @property
+    def rows(self) -> torch.Tensor: ...
+    @property
+    def before(self) -> torch.Tensor: ...
+    @property
+    def after(self) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -46,18 +61,67 @@ class Diagonal:
         steps = torch.arange(max(parameter.shape, default=1))
         return cls(tuple(parameter.shape), _read(parameter, steps), _sums(parameter.detach()))
 
-    def reread(self, parameter: torch.Tensor, dim: int, rows: torch.Tensor) -> Diagonal:
-        """The diagonal after only the ``rows`` (int64) along ``dim`` of the parameter have changed."""
-        changed = torch.zeros(self.shape[dim], dtype=torch.bool)
-        changed[rows] = True
-        steps = torch.arange(len(self.values))
-        steps = steps[changed[steps % self.shape[dim]]]
-        if dim == len(self.shape) - 1:  # columns: every row's sum
-            sums = _sums(parameter.detach())
+    @classmethod
+    def of_pieces(cls, shape: tuple[int, ...], pieces: Iterable[tuple[tuple[int, ...], torch.Tensor]]) -> Diagonal:
+        """The diagonal of a parameter that lies in pieces, which are read one after the other.
+
+        Args:
+            shape: the shape of the parameter.
+            pieces: where the first value of each lies in the parameter, and its values; together they cover it once.
+        """
+        steps = torch.arange(max(shape, default=1))
+        values = torch.empty(len(steps))
+        sums = torch.zeros(shape[:-1] if len(shape) > 1 else 0, dtype=torch.int32)
+        for start, piece in pieces:
+            at = [steps % size - low for size, low in zip(shape, start, strict=True)]
+            inside = torch.ones_like(steps, dtype=torch.bool)
+            for place, size in zip(at, piece.shape, strict=True):
+                inside &= (place >= 0) & (place < size)
+            values[inside] = piece[tuple(place[inside].to(piece.device) for place in at)].float().cpu()
+            if len(shape) > 1:
+                held = tuple(slice(low, low + size) for low, size in zip(start, piece.shape[:-1], strict=False))
+                sums[held] += _sums(piece)
+        return cls(shape, values, sums)
+
+    def after(self, changes: Iterable[Change]) -> Diagonal:
+        """The diagonal after rows of the parameter have changed; no value may lie in two changes."""
+        values, sums = self.values.clone(), self.sums.clone()
+        for change in changes:
+            if len(change.rows):
+                self._follow(values, sums, change)
+        return replace(self, values=values, sums=sums)
+
+    def _follow(self, values: torch.Tensor, sums: torch.Tensor, change: Change) -> None:
+        part, rows, new = change.parameter, change.rows.cpu(), change.after
+        first, _, step = part.span or (0, 0, 1)
+        packed = part.expert is not None and part.rows is None
+        axis = part.dim + packed
+        start = [0] * len(self.shape)
+        if part.expert is not None:
+            start[0] = part.expert * (part.rows or 1)
+        start[axis] += first
+
+        steps = torch.arange(start[0], len(values), self.shape[0]) if packed else torch.arange(len(values))
+        row = steps % self.shape[axis] - start[axis]
+        place = torch.searchsorted(rows, row // step).clamp(max=len(rows) - 1)
+        inside = (rows[place] == row // step) & (row % step == 0)
+        others = [dim for dim in range(int(packed), len(self.shape)) if dim != axis]
+        across = [steps % self.shape[dim] - start[dim] for dim in others]
+        for at, size in zip(across, new.shape[1:], strict=False):
+            inside &= (at >= 0) & (at < size)
+        found = new if others else new[:, 0]
+        values[steps[inside]] = found[tuple(at[inside].to(new.device) for at in (place, *across))].float().cpu()
+
+        if len(self.shape) == 1:
+            return
+        held = sums[part.expert] if packed else sums
+        if part.expert is not None and part.rows is not None:
+            held = held.narrow(0, part.expert * part.rows, part.rows)
+        if axis == len(self.shape) - 1:  # columns: a part of every row's sum
+            gained = _sums(new.movedim(0, -1)) - _sums(change.before.movedim(0, -1))
+            held.add_(gained.view(held.shape))
         else:
-            part = parameter.detach().index_select(dim, rows.to(parameter.device))
-            sums = self.sums.index_copy(dim, rows.cpu(), _sums(part))
-        return replace(self, values=self.values.index_copy(0, steps, _read(parameter, steps)), sums=sums)
+            held.movedim(part.dim, 0).index_add_(0, first + step * rows, _sums(new) - _sums(change.before))
 
 
 def digest(diagonals: Mapping[str, Diagonal]) -> str:

@@ -118,7 +118,7 @@ class Stages:
         elif variant.origin == "transfer":
             patch = transfer_many([self._given(donor, variant) for donor in recipe.models], target, recipe.overlap)
             header = {key: value for key, value in patch.provenance.to_json().items() if key != "parameters"}
-            moved = {"values": len(patch), "parameters": len(patch.changes), "header": header}
+            moved = {"values": len(patch), "parameters": patch.parameters, "header": header}
             with written_whole(self._cache.moved(variant), force=True) as temporary:
                 temporary.write_text(json.dumps(moved), encoding="utf-8")
             self._kept.add(self._cache.moved(variant))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from support import tiny_model
 
 from act.models.fingerprint import Diagonal, digest, fingerprint
+from act.models.sites import ParameterSlice
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES = st.lists(st.integers(1, 9), min_size=1, max_size=3)
@@ -43,12 +46,54 @@ def test_many_rows_are_summed_in_parts():
     assert fingerprint({"w": weights}) != before
 
 
+PARTS = [  # shape of a parameter, and parts of it that share no value
+    ((5,), [ParameterSlice("w", 0)]),
+    ((6, 9), [ParameterSlice("w", 0)]),
+    ((6, 9), [ParameterSlice("w", 1)]),
+    ((4, 6, 9), [ParameterSlice("w", 0, expert=e, span=span) for e in (0, 3) for span in ((0, 3, 1), (3, 6, 1))]),
+    ((4, 6, 9), [ParameterSlice("w", 1, expert=e) for e in (1, 2)]),
+    ((5, 4, 12), [ParameterSlice("w", 1, expert=e, span=span) for e in (0, 4) for span in ((0, 12, 2), (1, 12, 2))]),
+    ((4, 12), [ParameterSlice("w", 0, expert=e, span=span) for e in (0, 3) for span in ((0, 12, 2), (1, 12, 2))]),
+    ((4, 1, 1), [ParameterSlice("w", 0, expert=2)]),
+    ((12, 5), [ParameterSlice("w", 0, expert=e, rows=3) for e in (0, 3)]),
+    ((12, 5), [ParameterSlice("w", 1, expert=e, rows=3) for e in (1, 2)]),
+]
+
+
+class Changed(NamedTuple):
+    parameter: ParameterSlice
+    rows: torch.Tensor
+    before: torch.Tensor
+    after: torch.Tensor
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(PARTS), st.sampled_from(DTYPES), st.data())
+def test_what_follows_from_changed_rows_is_what_reading_all_gives(places, dtype, data):
+    shape, parts = places
+    weights = {"w": torch.randn(shape).to(dtype)}
+    before = Diagonal.of(weights["w"])
+    changes = []
+    for part in parts:
+        matrix = part.matrix(weights)
+        rows = torch.tensor(sorted(data.draw(st.sets(st.integers(0, len(matrix) - 1), min_size=1))))
+        old = matrix[rows]
+        matrix[rows] = torch.randn_like(old)
+        changes.append(Changed(part, rows, old, matrix[rows]))
+    assert digest({"w": before.after(changes)}) == fingerprint(weights)
+
+
 @settings(max_examples=60, deadline=None)
-@given(SHAPES, st.sampled_from(DTYPES), st.data())
-def test_what_follows_from_changed_rows_is_what_reading_all_gives(shape, dtype, data):
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.sampled_from(DTYPES), st.data())
+def test_reading_in_pieces_is_reading_whole(shape, dtype, data):
     weights = torch.randn(shape).to(dtype)
-    before = Diagonal.of(weights)
-    dim = data.draw(st.integers(0, min(len(shape), 2) - 1))
-    rows = torch.tensor(sorted(data.draw(st.sets(st.integers(0, shape[dim] - 1), min_size=1))))
-    weights.index_fill_(dim, rows, 0.5)
-    assert digest({"w": before.reread(weights, dim, rows)}) == fingerprint({"w": weights})
+    pieces = [((0,) * len(shape), weights)]
+    for dim, size in enumerate(shape):
+        cut = data.draw(st.integers(0, size))
+        pieces = [
+            ((*start[:dim], low, *start[dim + 1 :]), piece.narrow(dim, low, high - low))
+            for start, piece in pieces
+            for low, high in ((0, cut), (cut, size))
+            if high > low
+        ]
+    assert digest({"w": Diagonal.of_pieces(tuple(shape), pieces)}) == fingerprint({"w": weights})
