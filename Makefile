@@ -25,6 +25,7 @@ bench:
 	$(PYTHON) benchmarks/distributed.py --json $(RESULTS)/distributed-cpu.json
 	$(PYTHON) benchmarks/stability.py --json $(RESULTS)/stability-cpu.json
 	$(PYTHON) benchmarks/transfer.py --json $(RESULTS)/transfer-cpu.json
+	$(PYTHON) benchmarks/experts.py --json $(RESULTS)/experts-cpu.json
 	$(PYTHON) benchmarks/rank.py --json $(RESULTS)/rank-cpu.json
 	PYTHONPATH=.:tests $(PYTHON) -m fuzz.table 500 --json $(RESULTS)/fuzz-cpu.json
 	$(PYTHON) benchmarks/table.py

@@ -200,3 +200,38 @@ def run_by(implementation: str, *models: nn.Module) -> None:
     for model in models:
         if len(implementations(model)) > 1:
             model.set_experts_implementation(implementation)
+
+
+def expert_weights(model: nn.Module) -> dict[str, list[torch.Tensor]]:
+    """The weight ``[C, W]`` and, if there is one, the bias ``[C]`` behind every expert site: views to write into."""
+    found: dict[str, list[torch.Tensor]] = {}
+    for name, module in model.named_modules():
+        read = _reader(module)
+        own: Any = module
+        if read is _flat:
+            size = own.ffn_hidden_size
+            for e in range(own.num_experts):
+                w1, v1, w2 = (getattr(own.mlp, key).detach()[e * size : (e + 1) * size] for key in ("w1", "v1", "w2"))
+                found |= {f"{name}[{e}].gate": [w1], f"{name}[{e}].up": [v1], f"{name}[{e}].down": [w2.T]}
+        elif read is _parallel:
+            parent, _, projection = name.rpartition(".")
+            for e, weight in enumerate(own.weight.detach()):
+                if projection == "output_linear":
+                    found[f"{parent}[{e}].down"] = [weight]
+                elif parent.endswith("mlp"):
+                    gate, up = weight.chunk(2)
+                    found |= {f"{parent}[{e}].gate": [gate], f"{parent}[{e}].up": [up]}
+                else:
+                    found[f"{parent}[{e}].up"] = [weight]
+        elif read in (_packed, _dense, _shared):
+            transposed = read is _dense or getattr(own, "is_transposed", False)
+            interleaved = not getattr(own, "is_concatenated", True)
+            for key, parameter in own.named_parameters(recurse=False):
+                for e, part in enumerate(parameter.detach()[: len(own.down_proj)]):
+                    rows = part.T if transposed and part.dim() == 2 else part
+                    role = key.removesuffix("_bias").removesuffix("_proj")
+                    halves = (rows[0::2], rows[1::2]) if interleaved else rows.chunk(2)
+                    parts = zip(("gate", "up"), halves, strict=True) if role == "gate_up" else [(role, rows)]
+                    for each, view in parts:
+                        found.setdefault(f"{name}[{e}].{each}", []).append(view)
+    return found

@@ -22,6 +22,8 @@ minimax_m3_vl_text mistral4 mistral_large4_text mixtral muse_spark_text nemotron
 openai_privacy_filter phimoe qwen2_moe qwen3_5_moe qwen3_5_moe_text qwen3_moe qwen3_next
 qwen3_omni_moe_thinker qwen3_vl_moe_text qwen4_exp_text solar_open step3p7 zaya"""
 """The families, causal or not, whose tiny model has routed experts."""
+SOME_WITH_EXPERTS = "dbrx deepseek_v3 gpt_oss jetmoe llama4_text longcat_flash mixtral nemotron_h qwen3_moe"
+"""One of each way of holding and routing them."""
 _MODEL_TYPES = {"gemma4_text_moe": "gemma4_text"}
 MOST_PARAMETERS = 30_000_000
 _WIDTHS = {
