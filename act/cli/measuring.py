@@ -77,11 +77,14 @@ class Measuring:
         with Log(self.options.log if leads else None), Progress(self.options.as_json, until) as progress:
             from act.profiling.job import Job
 
-            feeding["observers"] = [*([until] if until else []), *([progress] if leads else [])]
+            strict = self.options.strict_observers()
+            feeding["observers"] = [*strict, *([until] if until else []), *([progress] if leads else [])]
             job = Job(models, corpora.get("", corpora), ranks=ranks, **feeding)
             profiles = self._profiles(job)
         if leads and profiles is not None:
             self._output.report(profiles)
+        if leads and self.options.strict:
+            self._output.require_measured()
 
     def _inputs(self) -> list[str]:
         """Everything that is read; the log, which is only added to, must be none of it either."""

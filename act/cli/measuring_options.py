@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from act.data.encode import AnswerTurns, Count
     from act.data.records import Shard
     from act.profiling.job import JobOptions, Packing, TokenBudget
+    from act.profiling.observer import Observer
     from act.profiling.stability import StableScore
     from act.profiling.until_stable import UntilStable
 
@@ -39,6 +40,7 @@ class MeasuringOptions:
     packing: options.Packing = "auto"
     exclude: options.Exclude = None
     fused: options.Fused = True
+    strict: options.Strict = False
     workers: options.Workers = 0
     token_cache: options.TokenCacheFolder = None
     skip_bad_records: options.SkipBadRecords = 0
@@ -121,6 +123,14 @@ class MeasuringOptions:
 
         score, top = cast("StableScore", self.stable_score), parse_top(self.stable_top)
         return UntilStable(score, top, self.stable_overlap, self.stable_confidence)
+
+    def strict_observers(self) -> list[Observer]:
+        """The observer of ``--strict``, if that is given."""
+        if not self.strict:
+            return []
+        from act.profiling.strict import Strict
+
+        return [Strict()]
 
 
 @dataclass(frozen=True, kw_only=True)

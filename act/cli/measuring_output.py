@@ -114,6 +114,14 @@ class MeasuringOutput:
         else:
             report_profile(profiles, self.path, self.as_json)
 
+    def require_measured(self) -> None:
+        """Raise :class:`ActError` unless every parameter lies behind a channel that was counted, in each profile."""
+        from act.profiles.profile import load
+        from act.profiling.strict import require_measured
+
+        for path in self._profiles():
+            require_measured(path, load(path))
+
     def _profiles(self) -> list[Path]:
         if os.path.isdir(self.path):
             return sorted(self.path.glob("*.safetensors"))

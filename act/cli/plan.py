@@ -45,6 +45,7 @@ def command(
     ] = 3.0,
     exclude: options.Exclude = None,
     fused: options.Fused = True,
+    strict: options.Strict = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
@@ -55,6 +56,7 @@ def command(
     from act.models.limits import default_token_budget
     from act.models.loading import device_named, empty_model, load_config, load_tokenizer
     from act.profiling.plan import Shape, measure, tokens_of, unmoved
+    from act.profiling.strict import require_covered, require_read
 
     console.quiet_transformers()
     if corpus and tokens is not None:
@@ -63,6 +65,8 @@ def command(
     empty = empty_model(config, trust_remote_code=trust_remote_code)
     space = ChannelSpace.from_model(empty)
     space.without(exclude or ())  # refuses unknown kinds
+    if strict:
+        require_covered(space)
     shape = Shape.of(empty, space)
     text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
     if corpus:
@@ -83,12 +87,17 @@ def command(
         if seconds
         else None
     )
+    if strict and measured:
+        wanted = (site.name for site in space.without(exclude or ()))
+        paths = measured["paths"]
+        require_read({name: "nothing reads its output" for name in wanted if paths.get(name) == "not measured"})
     result: dict[str, Any] = {
         "channels": len(space),
         "parameters": shape.parameters,
         "active_parameters": shape.active,
         "sites": _sites(space, measured),
         "uncovered": list(space.uncovered),
+        **_coverage(space),
         "reasons": unmoved(empty, space),
         "memory": shape.memory(token_budget or default_token_budget(place), pair),
         "corpus": text,
@@ -151,9 +160,23 @@ def _sites(space: ChannelSpace, measured: Measurement | None) -> list[dict[str, 
             "channels": site.width,
             "path": path_of(site.name, paths),
             "tied_to": site.tied_to,
+            "values": site.values,
         }
         for site in space
     ]
+
+
+def _coverage(space: ChannelSpace) -> dict[str, Any]:
+    """How much of the parameters lies behind channels, in all and by kind, and what does not."""
+    from act.models.coverage import grouped
+
+    coverage = space.coverage
+    assert coverage is not None  # the space is of a model
+    return {
+        "coverage": coverage.share,
+        "coverage_by_kind": {kind: values / coverage.total for kind, values in coverage.covered.items()},
+        "uncovered_values": grouped(coverage.uncovered),
+    }
 
 
 def _costs(
@@ -185,18 +208,30 @@ def _costs(
 
 
 def _print_sites(model: str, result: dict[str, Any]) -> None:
+    from act.models.coverage import grouped
+    from act.profiles.coverage import percent
+
     sites: Counter[tuple[str, str]] = Counter()
     channels: Counter[tuple[str, str]] = Counter()
+    values: Counter[tuple[str, str]] = Counter()
     for site in result["sites"]:
         group = site["kind"], site["path"]
         sites[group] += 1
         channels[group] += site["channels"]
-    rows = [[kind, path, f"{count:,}", f"{channels[kind, path]:,}"] for (kind, path), count in sites.items()]
+        values[group] += site["values"]
+    rows = [
+        [*group, f"{count:,}", f"{channels[group]:,}", percent(values[group] / result["parameters"])]
+        for group, count in sites.items()
+    ]
     console.print_table(
-        f"{model}: {result['channels']:,} channels", ["module kind", "read by", "sites", "channels"], rows
+        f"{model}: {result['channels']:,} channels, behind which lie {percent(result['coverage'])} of the parameters",
+        ["module kind", "read by", "sites", "channels", "of parameters"],
+        rows,
     )
-    for name, reason in result["reasons"].items():
-        print(f"no site covers {name}: it is neither measured nor transferred ({reason})")
+    reasons = {next(iter(grouped({name: 0}))): reason for name, reason in result["reasons"].items()}
+    for name, size in result["uncovered_values"].items():
+        why = f" ({reasons[name]})" if name in reasons else ""
+        print(f"no site covers {name}, {size:,} values: they are neither measured nor transferred{why}")
     for site in result["sites"]:
         if site["tied_to"]:
             print(

@@ -10,6 +10,7 @@ from act.cli.console import print_json, print_table, some, warn
 
 if TYPE_CHECKING:
     from act.data.stream import Skipped
+    from act.profiles.coverage import Measured
     from act.profiles.experts import FewTokens
     from act.profiles.profile import Profile
 
@@ -60,18 +61,27 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "irregular": dict(read.irregular),
         "skipped": [skipped._asdict() for skipped in read.skipped],
         **({"stable": read.extra["stable"]} if "stable" in read.extra else {}),
+        **({"coverage": None} if (measured := _measured(profile)) is None else measured.to_json()),
         "experts": None if (few := _few_tokens(profile)) is None else few.to_json(),
         "uncovered": list(profile.space.uncovered),
     }
 
 
 def _print_summary(profile: Profile, output: Path) -> None:
+    from act.profiles.coverage import percent
+
     result, read = _summary(profile, output), profile.provenance.corpora[-1]
     names = ("channels", "sites", "records", "tokens", "counted", "seconds", "tokens_per_second")
     rows = [[name.replace("_", " "), f"{result[name]:,}"] for name in names]
     rows += [[name.replace("_", " "), f"{result[name]:.1%}"] for name in ("padding_share", "busy_share")]
     paths = ", ".join(f"{path} {sites}" for path, sites in read.paths.items())
-    print_table(result["output"], ["", ""], [*rows, ["backend", result["backend"]], ["sites by path", paths]])
+    rows += [["backend", result["backend"]], ["sites by path", paths]]
+    if measured := _measured(profile):
+        kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in measured.kinds.items())
+        rows += [["coverage", str(measured)], ["coverage by kind", kinds]]
+    if few := _few_tokens(profile):
+        rows += [["experts", str(few)]]
+    print_table(result["output"], ["", ""], rows)
     if stable := read.extra.get("stable"):
         print(
             f"stopped after {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
@@ -81,6 +91,8 @@ def _print_summary(profile: Profile, output: Path) -> None:
 
 
 def _warn(profile: Profile) -> None:
+    from act.models.coverage import grouped
+
     read = profile.provenance.corpora[-1]
     if "stable" in read.extra and not read.extra["stable"]:
         warn("the corpus ended before its top channels were certain; more text would still change them")
@@ -91,7 +103,17 @@ def _warn(profile: Profile) -> None:
     if (few := _few_tokens(profile)) and few.few:
         warn(f"{few}, so their statistics are not sure; measure more text")
     if profile.space.uncovered:
-        warn(f"no site covers these parameters, so no transfer moves them: {', '.join(profile.space.uncovered[:5])}")
+        coverage = profile.space.coverage
+        names = some(grouped(coverage.uncovered)) if coverage else ", ".join(profile.space.uncovered[:5])
+        warn(f"no site covers these parameters, so no transfer moves them: {names}")
+    if (measured := _measured(profile)) and measured.unreached:
+        warn(f"no counted token reached the channels of these sites (values behind them): {some(measured.unreached)}")
+
+
+def _measured(profile: Profile) -> Measured | None:
+    from act.profiles.coverage import Measured
+
+    return Measured.of(profile)
 
 
 def _few_tokens(profile: Profile) -> FewTokens | None:

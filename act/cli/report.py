@@ -145,6 +145,8 @@ def _loss(text: Corpus) -> Callable[[nn.Module], float]:
 
 
 def _print(report: Report, output: Path) -> None:
+    from act.profiles.coverage import percent
+
     data = report.data
     for one in data["concentration"]:
         if one["experts"] and one["experts"]["few"]:
@@ -161,6 +163,9 @@ def _print(report: Report, output: Path) -> None:
     ]
     columns = ["profile", "channels", "Gini", "above max / 10", "most of the top set"]
     console.print_table(f"{output}: concentration of {data['score']}", columns, rows)
+    for one in data["concentration"]:
+        if one["coverage"] is not None:
+            print(f"{one['profile']}: {percent(one['coverage'])} of the parameters lie behind a measured channel")
     words = {"stability": "one ability", "disentanglement": "two abilities", "set": "a set"}
     rows = [
         [

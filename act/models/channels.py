@@ -23,7 +23,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.core.plain import checked
 from act.models.blocks import Block, Experts, Mlp, block_from_json, block_to_json, find_blocks
-from act.models.coverage import Coverage
+from act.models.coverage import Coverage, with_values
 from act.models.experts import ExpertsFound, experts_of
 from act.models.kinds import Kinds, is_router
 from act.models.placement import ties_apart
@@ -118,7 +118,8 @@ class ChannelSpace:
         for one in found:
             if isinstance(one, ExpertsFound):
                 blocks += _blocks_of(one, common)
-        coverage = Coverage.of({name: model.get_parameter(name) for name in names.values()}, sites)
+        tensors = {name: model.get_parameter(name) for name in names.values()}
+        coverage, sites = Coverage.of(tensors, sites), with_values(tensors, sites)
         covered = {parameter.name for site in sites for parameter in site.parameters}
         return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), tuple(blocks), coverage)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from act.core.plain import Label, Natural
-from act.models.sites import Site
+from act.models.sites import ParameterSlice, Site
+
+_NUMBER = re.compile(r"(?<![^.\[])\d+(?![^.\]])")  # a whole part of a name, or in brackets
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,54 @@ class Coverage:
         """The coverage of a model with these parameters (meta tensors are fine) and sites."""
         left = {name: parameter.numel() for name, parameter in parameters.items()}
         covered: dict[str, int] = {}
-        sizes: dict[object, int] = {}  # the slices of all experts have one size
+        sizes = _Sizes(parameters)
         for site in sites:
             for part in site.parameters:
-                alike = (part.name, part.dim, part.rows, part.span, part.expert is None)
-                if alike not in sizes:
-                    sizes[alike] = part.part_of(parameters[part.name].detach()).numel()
-                left[part.name] -= sizes[alike]
-                covered[site.kind] = covered.get(site.kind, 0) + sizes[alike]
+                left[part.name] -= sizes.of(part)
+                covered[site.kind] = covered.get(site.kind, 0) + sizes.of(part)
         return cls(covered, {name: size for name, size in left.items() if size})
+
+    @property
+    def total(self) -> int:
+        """Values of all parameters."""
+        return sum(self.covered.values()) + sum(self.uncovered.values())
 
     @property
     def share(self) -> float:
         """The covered share of all values, 0 to 1."""
-        behind = sum(self.covered.values())
-        return behind / max(1, behind + sum(self.uncovered.values()))
+        return sum(self.covered.values()) / max(1, self.total)
+
+
+def with_values(parameters: Mapping[str, torch.Tensor], sites: Iterable[Site]) -> list[Site]:
+    """The sites, each with the number of values behind its channels."""
+    sizes = _Sizes(parameters)
+    return [replace(site, values=sum(map(sizes.of, site.parameters))) for site in sites]
+
+
+def grouped(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Sizes summed over names that differ in numbers only, largest first.
+
+    >>> from act.models.coverage import grouped
+    >>> grouped({"norm.scale": 8, "layers.0.experts[1].sink": 4, "layers.1.experts[0].sink": 6})
+    {'layers.*.experts[*].sink': 10, 'norm.scale': 8}
+    """
+    found: dict[str, int] = {}
+    for name, size in sizes.items():
+        pattern = _NUMBER.sub("*", name)
+        found[pattern] = found.get(pattern, 0) + size
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+class _Sizes:
+    """The numbers of values of slices; those of all experts in one parameter are alike."""
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        self._parameters = parameters
+        self._known: dict[object, int] = {}
+
+    def of(self, part: ParameterSlice) -> int:
+        """How many values a slice has."""
+        alike = (part.name, part.dim, part.rows, part.span, part.expert is None)
+        if alike not in self._known:
+            self._known[alike] = part.part_of(self._parameters[part.name].detach()).numel()
+        return self._known[alike]

@@ -78,6 +78,7 @@ class Site:
         layouts: the shapes that its output has, as a probe of the model has shown them; empty before, and where it
             cannot be read.
         expert: the number of the expert that it belongs to; None: every token passes it.
+        values: how many values of its parameters lie behind all its channels; None in files of earlier versions.
 
     >>> site = act.ChannelSpace.from_model(model).site("model.layers.1.mlp.down_proj")
     >>> site.kind, site.layer, site.width
@@ -95,6 +96,7 @@ class Site:
     tied_to: str | None = None
     layouts: tuple[Layout, ...] = field(default=(), compare=False)
     expert: Natural | None = None
+    values: Natural | None = field(default=None, compare=False)
 
     @property
     def channels(self) -> slice:
@@ -113,10 +115,9 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for file headers, without what is not set."""
-        plain = asdict(self)
-        plain["parameters"] = [_set(part) for part in plain["parameters"]]
-        return _set(plain)
+        plain = {**vars(self), "parameters": [_set(vars(part)) for part in self.parameters]}
+        return {**_set(plain), "layouts": [asdict(layout) for layout in self.layouts], "layer": self.layer}
 
 
-def _set(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None or name == "layer"}
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from act.core.extras import optional
+from act.profiles.coverage import Measured
 from act.profiles.experts import FewTokens
 from act.profiles.statistics import PairStatistics, Statistics
 
@@ -97,6 +98,7 @@ def _rows(profile: Profile) -> list[tuple[str, str]]:
         ("text", _text(profile)),
         ("tokens", f"{tokens:,}, of which {counted:,} counted"),
         ("channels", f"{len(profile.space):,} at {_sites(profile)}"),
+        *([("coverage", str(measured))] if (measured := Measured.of(profile)) else []),
         *([("experts", str(few))] if (few := FewTokens.of(profile)) else []),
     ]
 

@@ -343,10 +343,11 @@ class Job:
         }
 
     def _irregular(self, moments: Moments, counted: int) -> dict[str, int]:
-        """Rows seen by the sites whose rows are no multiple of the counted tokens: never reached, or routed."""
+        """Rows seen by the sites whose rows are no multiple of the counted tokens; experts aside, which share them."""
         if not counted:
             return {}
-        rows = {site.name: moments.rows_counted(site.name) for site in self.space.without(self.settings.exclude)}
+        common = (site for site in self.space.without(self.settings.exclude) if site.expert is None)
+        rows = {site.name: moments.rows_counted(site.name) for site in common}
         return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
 
 

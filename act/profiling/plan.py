@@ -26,6 +26,7 @@ from torch import nn
 from act.core.errors import ActError, brief
 from act.data.corpus import Corpus
 from act.data.stream import nothing_counted
+from act.models.blocks import Experts
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
 from act.profiles.moments import Moments
@@ -114,11 +115,11 @@ class Shape:
         find: Any = getattr(model, "get_output_embeddings", lambda: None)
         output = find()
         head = 0 if output is None else output.weight.numel()
-        active = 0.0
+        active, routed = 0.0, _routed(space)
         for name, parameter in model.named_parameters():
             if parameter.dim() < 2 or id(parameter) in embeddings or (output and parameter is output.weight):
                 continue
-            active += parameter.numel() * _share(name, parameter, config)
+            active += parameter.numel() * (_chosen(name, config) / routed[name] if name in routed else 1.0)
         body = [site.width for site in space if site.kind != "head"]
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -154,37 +155,40 @@ class Shape:
 
 
 def _attention(config: Any) -> int | None:
-    """``layers · heads · head size`` over the layers that have attention; None if there are no heads."""
-    heads = getattr(config, "num_attention_heads", None)
+    """``layers · heads · head size`` over the layers that have attention; None if there are none or they differ."""
+    try:
+        heads, given = (getattr(config, name, None) for name in ("num_attention_heads", "head_dim"))
+    except RuntimeError:  # as transformers 5 says that each layer has a number of its own
+        return None
     if not heads:
         return None
     kinds = getattr(config, "layer_types", None) or ["attention"] * config.num_hidden_layers
     layers = sum(kind not in LAYERS_WITHOUT_ATTENTION for kind in kinds)
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+    size: int = given or config.hidden_size // heads
     return layers * int(heads) * size
 
 
-def _share(name: str, parameter: torch.Tensor, config: Any) -> float:
-    """The share of a weight that a token is multiplied with: 1, or less for routed experts."""
-    if "experts" not in name.split("."):
-        return 1.0
-    chosen = next((getattr(config, key) for key in _CHOSEN if getattr(config, key, None)), None)
-    of = (
-        parameter.shape[0]
-        if parameter.dim() == 3
-        else next((getattr(config, key) for key in _EXPERTS if getattr(config, key, None)), None)
+def _routed(space: ChannelSpace) -> dict[str, int]:
+    """Parameters of experts that only some tokens are sent to, each with the number of experts."""
+    layers = [block for block in space.blocks if isinstance(block, Experts) and "shared" not in block.name]
+    sites = [(space.site(name), block.count) for block in layers for e in range(block.count) for name in block.sites(e)]
+    return {part.name: count for site, count in sites for part in site.parameters}
+
+
+def _chosen(name: str, config: Any) -> int:
+    """How many experts a token is sent to."""
+    for part in (config, getattr(config, "ffn_config", None)):
+        for key in _CHOSEN:
+            if isinstance(found := getattr(part, key, None), int) and found > 0:
+                return found
+    raise ActError(
+        f"{name} belongs to experts, but the configuration does not say how many a token is sent to "
+        f"({', '.join(_CHOSEN)})"
     )
-    if not chosen or not of:
-        raise ActError(
-            f"{name} belongs to experts, but the configuration does not say how many there are and how many a token "
-            "is sent to"
-        )
-    return float(chosen / of)
 
 
 LAYERS_WITHOUT_ATTENTION = ("linear_attention", "mamba", "conv", "moe", "mlp")
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts")
-_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_experts", "moe_top_k", "moe_k")
 
 
 @dataclass(frozen=True)
@@ -268,8 +272,6 @@ def unmoved(model: nn.Module, space: ChannelSpace) -> dict[str, str]:
 
 
 def _reason(name: str, parameter: torch.Tensor) -> str:
-    if parameter.dim() == 3 and "experts" in name.split("."):
-        return "experts packed in one tensor are not modules, so their outputs are not read"
     if parameter.dim() == 3:
         return "a tensor of three dimensions has no single dimension of outputs"
     if parameter.dim() < 2:

@@ -142,6 +142,11 @@ class Run:
         self._ended = False
 
     @property
+    def unread(self) -> dict[str, str]:
+        """Why sites that should be measured are not, by name."""
+        return self._tapped.unread
+
+    @property
     def total(self) -> Seen:
         """The sum over all abilities."""
         return sum(self.seen.values(), Seen())

@@ -12,6 +12,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.models.sites import Site
+from act.profiles.coverage import Measured as MeasuredShare
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 from act.profiles.experts import FewTokens
 from act.profiles.profile import PairProfile, require_same_models
@@ -199,11 +200,13 @@ def place_of(site: Site) -> str:
 
 def _concentration(one: Measured, curve: Concentration) -> ConcentrationRow:
     few = FewTokens.of(one.profile, one.top.rule.min_expert_tokens or 0)
+    measured = MeasuredShare.of(one.profile)
     return {
         "profile": one.name,
         "ability": one.ability,
         "channels": int((~one.score.isnan()).sum()),
         "unmeasured": one.top.rule.unmeasured,
+        "coverage": None if measured is None else measured.share,
         "experts": None if few is None else {**few.to_json(), "sentence": str(few)},
         "gini": curve.gini,
         "above_tenth": curve.above_tenth,

@@ -19,15 +19,17 @@ class GroupShares(TypedDict):
 class ConcentrationRow(TypedDict):
     """How unevenly the score of one profile is spread over its channels.
 
-    ``channels`` have a score; ``unmeasured`` ones, counted by module kind, do not. ``experts`` is an
-    :class:`act.profiles.experts.FewTokens` as plain data, with its ``sentence``; None for a dense model. ``kinds`` and
-    ``layers`` group the sites by module kind and by decoder layer.
+    ``channels`` have a score; ``unmeasured`` ones, counted by module kind, do not. ``coverage`` is the share of
+    parameters behind measured channels, 0 to 1. ``experts`` is an :class:`act.profiles.experts.FewTokens` as plain
+    data, with its ``sentence``; None for a dense model. ``kinds`` and ``layers`` group the sites by module kind and by
+    decoder layer.
     """
 
     profile: str
     ability: str
     channels: int
     unmeasured: Mapping[str, int]
+    coverage: float | None
     experts: Mapping[str, Any] | None
     gini: float
     above_tenth: float

@@ -1,0 +1,80 @@
+"""Coverage as ``run`` and ``plan`` show it, and ``--strict``."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import transformers
+from command_line import act_profile, succeed
+from support import ATTENTION, SMALL, tiny_model
+
+import act
+from act.models.channels import ChannelSpace
+from act.profiles.coverage import Measured
+from act.profiles.moments import Moments
+from act.profiles.provenance import Provenance, Settings
+from act.profiling.strict import require_measured
+from act_kernels.statistics import COUNT
+
+
+def mixture() -> torch.nn.Module:
+    """A model with parameters that no site covers (sinks)."""
+    config = transformers.GptOssConfig(
+        **SMALL, **ATTENTION, head_dim=8, num_local_experts=4, layer_types=["full_attention"] * 2
+    )
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("coverage")
+    for name, model in (("dense", tiny_model("llama")), ("mixture", mixture())):
+        model.save_pretrained(path / name)
+        tokenizer.save_pretrained(path / name)
+    (path / "text.jsonl").write_text(json.dumps({"prompt": "a b", "completion": " c d e"}) + "\n")
+    return path
+
+
+def test_a_dense_model_is_covered_whole(folder, tmp_path):
+    arguments = ("run", "--model", folder / "dense", "--corpus", folder / "text.jsonl", "--output", tmp_path / "whole")
+    found = succeed(*arguments, "--strict")
+    assert found["coverage"] == 1 and sum(found["coverage_by_kind"].values()) == pytest.approx(1)
+    shown = act_profile(*arguments, "--force").stdout
+    assert "100% of the parameters lie behind a measured channel" in " ".join(shown.replace("│", " ").split())
+    planned = succeed("plan", "--model", folder / "dense", "--seconds", "0", "--strict")
+    assert planned["coverage"] == 1 and planned["coverage_by_kind"] == pytest.approx(found["coverage_by_kind"])
+
+
+def test_what_no_site_covers_is_refused_before_any_text_is_read(folder, tmp_path):
+    for arguments in (
+        ("plan", "--model", folder / "mixture", "--seconds", "0"),
+        ("run", "--model", folder / "mixture", "--corpus", tmp_path / "text.jsonl", "--output", tmp_path / "profile"),
+    ):
+        (tmp_path / "text.jsonl").write_text("this is no JSON\n")
+        result = act_profile(*arguments, "--strict")
+        assert result.returncode == 2 and "no site covers model.layers.*.self_attn.sinks (8 values)" in result.stderr
+    planned = succeed("plan", "--model", folder / "mixture", "--seconds", "0")
+    assert 0.999 < planned["coverage"] < 1 and planned["uncovered_values"] == {"model.layers.*.self_attn.sinks": 8}
+    assert "sinks, 8 values" in act_profile("plan", "--model", folder / "mixture", "--seconds", "0").stdout
+
+
+def test_the_share_is_of_values_behind_channels_that_were_counted(tmp_path):
+    model = mixture()
+    space = ChannelSpace.from_model(model)
+    moments = Moments(space)
+    moments.arena[COUNT] = 5
+    unread = "model.layers.1.mlp.experts[2].down"
+    moments.block(unread)[COUNT] = 0
+    profile = act.Profile(moments, Provenance(settings=Settings(exclude=("head",))))
+    moments.block("lm_head")[COUNT] = 0
+    found = Measured.of(profile)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    down, head = 48 * 32 + 32, 300 * 32
+    assert found.share == pytest.approx(1 - (8 + down + head) / total) and found.excluded == head / total
+    assert found.uncovered == {"model.layers.*.self_attn.sinks": 8}
+    assert found.unreached == {"model.layers.*.mlp.experts[*].down": down}
+    with pytest.raises(act.ActError, match=r"experts\[\*\]\.down \(1,568 values\), which no counted token reached"):
+        require_measured(tmp_path / "profile", profile)
+    assert found.to_json()["coverage"] == found.share
