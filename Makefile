@@ -15,6 +15,8 @@ style:
 bench:
 	for op in column_moments pair_moments blend_rows gated_mlp rotary add_norm; do \
 		$(PYTHON) benchmarks/kernels.py --op $$op --json $(RESULTS)/$$op-cpu.json || exit 1; done
+	$(PYTHON) benchmarks/kernels.py --op segment_moments --rows 16384 --channels 768 2048 \
+		--json $(RESULTS)/segment_moments-cpu.json
 	for model in tiny small medium; do $(PYTHON) benchmarks/overhead.py --model $$model \
 		--dtype bfloat16 float32 --threads 1 2 --json $(RESULTS)/overhead-$$model-cpu.json || exit 1; done
 	if command -v nvcc > /dev/null; then $(PYTHON) benchmarks/registers.py --json $(RESULTS)/registers.json; fi

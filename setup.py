@@ -19,7 +19,7 @@ import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-OPS = ("column_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add_norm")
+OPS = ("column_moments", "segment_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add_norm")
 X86 = platform.machine().lower() in ("x86_64", "amd64", "i686")
 INSTRUCTION_SETS: dict[str, list[str]] = {"baseline": []}
 if X86:

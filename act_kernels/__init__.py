@@ -1,7 +1,7 @@
 """Kernels that accumulate per-channel activation statistics and copy parameter rows; see :mod:`act_kernels.ops`."""
 
 import act_kernels.library  # noqa: F401  registers the ops for torch.compile
-from act_kernels.ops import add_norm, blend_rows, column_moments, gated_mlp, pair_moments, rotary
+from act_kernels.ops import add_norm, blend_rows, column_moments, gated_mlp, pair_moments, rotary, segment_moments
 from act_kernels.rows import gather_rows
 from act_kernels.statistics import PAIR, STATISTICS, empty_moments, merge_moments
 
@@ -17,4 +17,5 @@ __all__ = [
     "merge_moments",
     "pair_moments",
     "rotary",
+    "segment_moments",
 ]

@@ -34,6 +34,14 @@ class Calls:
         arguments, _keep = self._resources("column_moments", x)
         self._extension().column_moments(x, moments, mask, *arguments)
 
+    def segment_moments(
+        self, x: torch.Tensor, moments: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> None:
+        """See :func:`act_kernels.ops.segment_moments`; columns that are not contiguous are copied first."""
+        x, offsets = _contiguous_columns(x), offsets.to(torch.int64)
+        arguments, _keep = self._resources("segment_moments", x, offsets)
+        self._extension().segment_moments(x, moments, offsets, mask, *arguments)
+
     def pair_moments(
         self, donor: torch.Tensor, target: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None
     ) -> None:

@@ -71,6 +71,7 @@ def _resources(op: str, x: torch.Tensor, *inputs: torch.Tensor | None) -> Resour
 
 _calls = Calls(lambda: _cuda, _resources)
 column_moments = _calls.column_moments
+segment_moments = _calls.segment_moments
 pair_moments = _calls.pair_moments
 gated_mlp = _calls.gated_mlp
 rotary = _calls.rotary

@@ -20,6 +20,12 @@ def column_moments(x: Tensor, moments: Tensor, mask: Tensor | None) -> None:
     ops.column_moments(x, moments, mask)
 
 
+@torch.library.custom_op("act_kernels::segment_moments", mutates_args=("moments",))
+def segment_moments(x: Tensor, moments: Tensor, offsets: Tensor, mask: Tensor | None) -> None:
+    """See :func:`act_kernels.ops.segment_moments`."""
+    ops.segment_moments(x, moments, offsets, mask)
+
+
 @torch.library.custom_op("act_kernels::pair_moments", mutates_args=("moments",))
 def pair_moments(donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | None) -> None:
     """See :func:`act_kernels.ops.pair_moments`."""
@@ -99,6 +105,11 @@ def add_norm(
 
 @column_moments.register_fake
 def _(x: Tensor, moments: Tensor, mask: Tensor | None) -> None:
+    return None
+
+
+@segment_moments.register_fake
+def _(x: Tensor, moments: Tensor, offsets: Tensor, mask: Tensor | None) -> None:
     return None
 
 

@@ -51,6 +51,7 @@ def _resources(op: str, *inputs: torch.Tensor | None) -> Resources:
 
 _calls = Calls(lambda: _native, _resources)
 column_moments = _calls.column_moments
+segment_moments = _calls.segment_moments
 pair_moments = _calls.pair_moments
 gated_mlp = _calls.gated_mlp
 rotary = _calls.rotary

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -47,6 +48,40 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
     mask = _check_mask(mask, x.shape[0], x.device)
     if x.numel():
         implementation("column_moments", x.device)(x, moments, mask)
+
+
+def segment_moments(
+    x: torch.Tensor, moments: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor | None = None
+) -> None:
+    """Add the statistics of every segment of rows to its own block of ``moments``, in place: all experts at once.
+
+    Args:
+        x: activations ``[R, C]``, float32, bfloat16 or float16, any strides, rows sorted by segment.
+        moments: float64 ``[7, E, C]``, one block for each of E segments, last stride 1, same device; a view into an
+            arena in which the blocks lie anywhere side by side.
+        offsets: int32 or int64 ``[E + 1]``, same device: rows ``offsets[e]`` to ``offsets[e + 1]`` are those of segment
+            e. They ascend from at least 0 to at most R. Rows outside all segments are not read.
+        mask: bool ``[R]``; only rows marked True count. None counts all rows.
+
+    Of each segment the statistics are those of :func:`column_moments`, as exact, and on a CPU bit for bit; a segment
+    without rows changes nothing. A GPU reads the offsets itself: no call waits for it, and their values are not
+    checked, but rows outside ``x`` are never read.
+
+    Raises:
+        TypeError, ValueError: an argument has the wrong dtype, shape, stride or device, or, on a CPU, offsets do not
+            ascend or leave the rows of ``x``; the message names it.
+    """
+    if torch.compiler.is_compiling():
+        return _library().segment_moments(x, moments, offsets, mask)
+    _check_matrix("x", x)
+    offsets = _check_offsets(offsets, x)
+    segments = offsets.shape[0] - 1
+    _check_moments(moments, (len(STATISTICS), segments, x.shape[1]), x.device)
+    if segments > 1 and moments.stride(1) < x.shape[1]:
+        raise ValueError(f"moments of segments must not overlap, got strides {list(moments.stride())}")
+    mask = _check_mask(mask, x.shape[0], x.device)
+    if x.numel() and segments:
+        implementation("segment_moments", x.device)(x, moments, offsets, mask)
 
 
 def pair_moments(
@@ -339,6 +374,18 @@ def _check_mask(mask: torch.Tensor | None, rows: int, device: torch.device) -> t
     if mask.dtype != torch.bool or mask.shape != (rows,) or mask.device != device:
         raise ValueError(f"mask must be bool [{rows}] on {device}, got {_describe(mask)}")
     return mask.contiguous()
+
+
+def _check_offsets(offsets: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    if offsets.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"offsets must be int32 or int64, got {_describe(offsets)}")
+    if offsets.dim() != 1 or not offsets.numel() or offsets.device != x.device:
+        raise ValueError(f"offsets must be [segments + 1] on {x.device}, got {_describe(offsets)}")
+    if offsets.device.type == "cpu":
+        places = offsets.tolist()
+        if places[0] < 0 or places[-1] > len(x) or any(begin > end for begin, end in pairwise(places)):
+            raise ValueError(f"offsets must ascend from at least 0 to at most {len(x)}, the rows of x, got {places}")
+    return offsets.contiguous()
 
 
 def _check_range(index: int, target: torch.Tensor, donor: torch.Tensor, rows: torch.Tensor, strength: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch.nn import functional as F
@@ -28,6 +29,15 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
         x = x[mask]
     for rows in x.split(ROWS_AT_A_TIME):
         merge_moments(moments, _block(rows.double()))
+
+
+def segment_moments(
+    x: torch.Tensor, moments: torch.Tensor, offsets: torch.Tensor, mask: torch.Tensor | None = None
+) -> None:
+    """:func:`column_moments` of the rows of each segment; see :func:`act_kernels.ops.segment_moments`."""
+    for block, (begin, end) in zip(moments.unbind(1), pairwise(offsets.tolist()), strict=True):
+        if begin < end:
+            column_moments(x[begin:end], block, None if mask is None else mask[begin:end])
 
 
 def pair_moments(

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 
-from act_kernels import add_norm, blend_rows, column_moments, empty_moments, gated_mlp, pair_moments, rotary
+from act_kernels import (
+    add_norm,
+    blend_rows,
+    column_moments,
+    empty_moments,
+    gated_mlp,
+    pair_moments,
+    rotary,
+    segment_moments,
+)
 
 Call = Callable[[], Any]
 Tensor = torch.Tensor
@@ -43,6 +53,29 @@ def column_case(x: Tensor, other: Tensor) -> Case:
     """The statistics of ``x`` [T, C]."""
     moments, slow = (empty_moments(x.shape[1], device=x.device) for _ in range(2))
     return Case(lambda: column_moments(x, moments), x.nbytes, lambda: by_operators(x, slow))
+
+
+def segment_case(x: Tensor, other: Tensor) -> Case:
+    """The statistics of 64 segments of rows, of log-normal sizes and one empty, as a router sends tokens to experts."""
+    segments = 64
+    weights = torch.randn(segments, generator=torch.Generator().manual_seed(0)).exp()
+    weights[segments // 2] = 0
+    offsets = torch.zeros(segments + 1, dtype=torch.int32)
+    offsets[1:] = weights.cumsum(0) / weights.sum() * len(x)
+    spans = [slice(*span) for span in pairwise(offsets.tolist())]
+    offsets = offsets.to(x.device)
+    # Beside those of the other projections, as in an arena.
+    moments, slow = (
+        empty_moments(3 * segments * x.shape[1], device=x.device).unflatten(1, (segments, -1))[..., : x.shape[1]]
+        for _ in range(2)
+    )
+
+    def operators() -> None:
+        for span, block in zip(spans, slow.unbind(1), strict=True):
+            if span.start < span.stop:
+                by_operators(x[span], block)
+
+    return Case(lambda: segment_moments(x, moments, offsets), x.nbytes, operators)
 
 
 def pair_case(x: Tensor, other: Tensor) -> Case:
@@ -130,4 +163,4 @@ FUSED: dict[str, Callable[[Tensor, Tensor], Case]] = {
     "rotary": rotary_case,
     "add_norm": add_norm_case,
 }
-CASES = {**MOMENTS, "blend_rows": blend_case, **FUSED}
+CASES = {**MOMENTS, "segment_moments": segment_case, "blend_rows": blend_case, **FUSED}

@@ -43,6 +43,8 @@ from act.taps.tapped import taps  # noqa: E402
 from act_kernels.backends import BACKENDS, choose  # noqa: E402
 
 LEAST_SHARE = {"triton": 0.85, "cuda": 0.75}  # of the copy bandwidth, for column and pair moments
+LEAST_SHARE_OF_SEGMENTS = 0.40  # at most 1.25 times a copy, which moves twice the bytes
+EXPERTS = [(16384, 768), (16384, 2048)]  # rows of 64 experts and their channels
 
 
 class Run:
@@ -121,6 +123,7 @@ def kernels(run: Run) -> list[dict[str, Any]]:
     wide = [(512, 384), (512, 1024), (64, 4096)] if run.small else [(16384, 3584), (16384, 18944), (2048, 152064)]
     cases = [(op, shape) for shape in wide for op in MOMENTS]
     cases += [(op, shape) for shape in wide[:2] for op in FUSED if op != "rotary" or shape[1] % 256 == 0]
+    cases += [("segment_moments", shape) for shape in ([(512, 384)] if run.small else EXPERTS)]
     cases.append(("blend_rows", (384, 256) if run.small else (18944, 3584)))
     names = [n for n, reason in usable(run.device).items() if reason is None and n != "reference"] or ["reference"]
     todo = [(op, shape, name) for op, shape in [("small", (256, 512)), *cases] for name in names]
@@ -321,6 +324,8 @@ def targets(run: Run) -> list[dict[str, Any]]:
             add(name, row.get("seconds"), 12e-6)
         elif row["op"] in MOMENTS:
             add(name, row.get("share_of_copy"), LEAST_SHARE.get(row["backend"], 0.85), below=False)
+        elif row["op"] == "segment_moments":
+            add(name, row.get("share_of_copy"), LEAST_SHARE_OF_SEGMENTS, below=False)
         elif row["op"] == "blend_rows":
             add(name, row.get("share_of_copy"), 0.70, below=False)
             add(f"{name}, seconds", row.get("seconds"), 0.050)

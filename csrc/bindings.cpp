@@ -20,6 +20,7 @@ namespace {
 struct Kernels {
     const char* isa;
     decltype(&act::baseline::column_moments) column_moments;
+    decltype(&act::baseline::segment_moments) segment_moments;
     decltype(&act::baseline::pair_moments) pair_moments;
     decltype(&act::baseline::blend_rows) blend_rows;
     decltype(&act::baseline::gated_mlp) gated_mlp;
@@ -28,8 +29,8 @@ struct Kernels {
 };
 
 #define ACT_KERNELS(ISA)                                                                                      \
-    Kernels{#ISA,                act::ISA::column_moments, act::ISA::pair_moments, act::ISA::blend_rows,      \
-            act::ISA::gated_mlp, act::ISA::rotary,         act::ISA::add_norm}
+    Kernels{#ISA,                 act::ISA::column_moments, act::ISA::segment_moments, act::ISA::pair_moments, \
+            act::ISA::blend_rows, act::ISA::gated_mlp,      act::ISA::rotary,          act::ISA::add_norm}
 
 // Every instruction set that was built and that this processor runs, best first.
 std::array<Kernels, 3> supported(int& count) {
@@ -82,6 +83,12 @@ void column_moments(const Tensor& x, const Tensor& moments, const Tensor& mask, 
     run(threads, [&] { kernels->column_moments(input, counted, block, threads); });
 }
 
+void segment_moments(const Tensor& x, const Tensor& moments, const Tensor& offsets, const Tensor& mask, int threads) {
+    const auto op = act::segments(x, moments, offsets);
+    const auto* const counted = act::mask(mask, op.x.rows);
+    run(threads, [&] { kernels->segment_moments(op, counted, threads); });
+}
+
 void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& moments, const Tensor& mask, int threads) {
     const auto donor_input = act::input("donor", donor), target_input = act::input_like("target", target, donor_input);
     const act::PairMoments pair(moments, donor_input.columns);
@@ -130,6 +137,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("instruction_set", [] { return kernels->isa; }, "The instruction set in use.");
     module.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests.");
     module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
+    module.def("segment_moments", &segment_moments, "Statistics of the channels of every segment of rows.");
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
     module.def("blend_rows", &blend_rows, "Blend listed rows of a donor into a target, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");

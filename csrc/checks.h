@@ -126,6 +126,15 @@ inline const uint8_t* mask(const Tensor& mask, int64_t rows) {
     return mask ? static_cast<const uint8_t*>(require("mask", mask, DType::boolean, 1, rows).data) : nullptr;
 }
 
+// The moments [7, E, columns] of E segments, and their int64 offsets [E + 1].
+inline Segments segments(const Tensor& x, const Tensor& block, const Tensor& offsets) {
+    const Matrix rows = input("x", x);
+    if (block.dimensions != 3 || block.shape[1] < 1) refuse("moments", "[7, E, columns]", block);
+    const Tensor first{block.data, block.dtype, 2, {block.shape[0], block.shape[2]}, {block.strides[0], block.strides[2]}};
+    const auto* const places = require("offsets", offsets, DType::int64, 1, block.shape[1] + 1).data;
+    return {rows, moments("moments", first, rows.columns), block.strides[1], static_cast<const int64_t*>(places), block.shape[1]};
+}
+
 // The blocks [3, 7, columns] of a pair.
 struct PairMoments {
     Moments blocks[3];

@@ -23,6 +23,15 @@ struct Moments {
     int64_t stride;
 };
 
+// Rows offsets[e] to offsets[e + 1] of x are those of segment e; its moments begin e * segment_stride doubles after the first.
+struct Segments {
+    Matrix x;
+    Moments moments;
+    int64_t segment_stride;
+    const int64_t* offsets;
+    int64_t count;
+};
+
 enum Statistic { COUNT, MEAN, M2, SUM_ABS, MAX_ABS, POSITIVE, NONFINITE, STATISTICS };
 
 // `count` rows of a target and a donor; `gathered`: the donor has these rows only, one after the other.
@@ -79,6 +88,7 @@ struct AddNorm {
 #define ACT_DECLARE_KERNELS(ISA)                                                                                     \
     namespace ISA {                                                                                                  \
     void column_moments(const Matrix& x, const uint8_t* mask, Moments, int threads);                                 \
+    void segment_moments(const Segments&, const uint8_t* mask, int threads);                                  \
     void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3], int threads); \
     void blend_rows(const Blend&, int threads);                                                                      \
     void gated_mlp(const GatedMlp&, const uint8_t* mask, int threads);                                        \

@@ -72,7 +72,13 @@ def test_rehearsal_goes_through_every_phase(tmp_path):
     forwards = found["forwards"]
     assert forwards["plain_s"] > 0 and forwards["profiled_s"] > 0 and "add_norm" in forwards["paths"]
     assert all(error.startswith(("cut", "RuntimeError: nnsight")) for error in forwards["errors"].values())
-    assert {row["op"] for row in found["kernels"]} >= {"small", "column_moments", "pair_moments", "blend_rows"}
+    assert {row["op"] for row in found["kernels"]} >= {
+        "small",
+        "column_moments",
+        "segment_moments",
+        "pair_moments",
+        "blend_rows",
+    }
     assert not any("error" in row for row in found["kernels"])
 
 

@@ -6,5 +6,6 @@ from act_kernels.triton.column_moments import column_moments
 from act_kernels.triton.gated_mlp import gated_mlp
 from act_kernels.triton.pair_moments import pair_moments
 from act_kernels.triton.rotary import rotary
+from act_kernels.triton.segment_moments import segment_moments
 
-__all__ = ["add_norm", "blend_rows", "column_moments", "gated_mlp", "pair_moments", "rotary"]
+__all__ = ["add_norm", "blend_rows", "column_moments", "gated_mlp", "pair_moments", "rotary", "segment_moments"]

@@ -241,37 +241,27 @@ def choose_part(parts, index):
     return partials, moments, statistic_stride, x, row_stride, channels
 
 
-@triton.jit(do_not_specialize=["splits", "rows", "run"])
-def merge_partials_kernel(
-    parts,
+@triton.jit
+def merge_runs(
+    partials,
     plane,
     splits,
-    subtrahend,
-    subtrahend_row_stride,
+    moments,
+    statistic_stride,
+    matrix,
+    other,
     mask,
     rows,
     run,
+    channel,
+    in_channels,
     BLOCK_S: tl.constexpr,
-    BLOCK_C: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Merges one block of channels of one of the ``parts``.
-
-    A part is its partials [S, 7, C], its moments [7, C] and their row stride, and its matrix [T, C], row stride and C.
-    The last part is of its matrix less the ``subtrahend``, unless that is None.
-    """
-    index = tl.program_id(1)
-    partials, moments, statistic_stride, x, row_stride, channels = choose_part(parts, index)
-    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    channel = tl.max_contiguous(channel, 1)  # or a thread would hold the float64 moments of four channels
-    in_channels = channel < channels
+    """Merges the ``partials`` [S, 7, C] of a matrix [T, C], less an ``other``, into its ``moments`` [7, C]."""
     plane = tl.cast(plane, tl.int64)  # a size of 1 is a plain int
     statistic = tl.cast(statistic_stride, tl.int64)
     moments += channel
-    matrix = (x, row_stride)
-    other = None
-    if subtrahend is not None:
-        other = ((subtrahend, subtrahend_row_stride), index == len(parts) - 1)
 
     merged = (
         tl.load(moments, in_channels, other=0),
@@ -321,6 +311,52 @@ def merge_partials_kernel(
                 merged = merge_rows(merged, matrix, other, mask, begin, end, channel, chosen, ROWS)
     for statistic_index in tl.static_range(7):
         tl.store(moments + statistic_index * statistic, merged[statistic_index], in_channels)
+
+
+@triton.jit(do_not_specialize=["splits", "rows", "run"])
+def merge_partials_kernel(
+    parts,
+    plane,
+    splits,
+    subtrahend,
+    subtrahend_row_stride,
+    mask,
+    rows,
+    run,
+    BLOCK_S: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Merges one block of channels of one of the ``parts``.
+
+    A part is its partials [S, 7, C], its moments [7, C] and their row stride, and its matrix [T, C], row stride and C.
+    The last part is of its matrix less the ``subtrahend``, unless that is None.
+    """
+    index = tl.program_id(1)
+    partials, moments, statistic_stride, x, row_stride, channels = choose_part(parts, index)
+    channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    channel = tl.max_contiguous(channel, 1)  # or a thread would hold the float64 moments of four channels
+    in_channels = channel < channels
+    other = None
+    if subtrahend is not None:
+        other = ((subtrahend, subtrahend_row_stride), index == len(parts) - 1)
+    matrix = (x, row_stride)
+    merge_runs(
+        partials,
+        plane,
+        splits,
+        moments,
+        statistic_stride,
+        matrix,
+        other,
+        mask,
+        rows,
+        run,
+        channel,
+        in_channels,
+        BLOCK_S,
+        ROWS,
+    )
 
 
 def merge_partials(

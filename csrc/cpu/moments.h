@@ -1,5 +1,5 @@
 // Streaming statistics of a panel of channels: float32 over a chunk of rows, float64 over chunks, Chan's merge at the
-// end. Shared by column_moments and pair_moments; a Source says what the value at (row of the chunk, channel) is.
+// end. Shared by the ops that measure; a Source says what the value at (row of the chunk, channel) is.
 #pragma once
 
 #include "../kernels.h"
@@ -356,6 +356,26 @@ private:
     template <class Value>
     static void clear(Value* values, int64_t count) { std::memset(values, 0, sizeof(Value) * count); }
 };
+
+// Statistics of one panel of one matrix.
+template <class T>
+static void measure(const Matrix& x, const uint8_t* mask, Moments moments, int64_t first, int64_t channels) {
+    PanelSums<Rows<T>> sums(channels);
+    RowWalk walk(x.rows, mask);
+    const Matrix* const matrices[] = {&x};
+    const int64_t whole = channels / TILE * TILE;
+    Rows<T> chunk;
+    T padded[CHUNK * TILE];
+    while (const int rows = walk.next(first, matrices, &chunk)) {
+        for (int64_t channel = 0; channel < whole; channel += TILE) sums.add_tile(chunk, rows, channel);
+        if (whole < channels) {
+            chunk.pad(rows, whole, channels - whole, padded);
+            sums.add_tile(chunk, rows, whole);
+        }
+        sums.counted += rows;
+    }
+    sums.merge_into(moments, first, channels);
+}
 
 // Channels split into panels of whole units, as even as possible over the threads. A unit that is not made of whole
 // tiles is a panel of its own, so that the tiles, and with them the bits, do not depend on the threads.

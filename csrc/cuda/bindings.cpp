@@ -27,6 +27,9 @@ float* workspace_of(const Tensor& workspace, int64_t needed) {
 int64_t column_moments_workspace(const act::Matrix& x) {
     return act::cuda::column_moments_workspace(x.dtype, x.rows, x.columns);
 }
+int64_t segment_moments_workspace(const act::Matrix& x, int64_t segments) {
+    return act::cuda::segment_moments_workspace(x.dtype, x.rows, x.columns, segments);
+}
 int64_t pair_moments_workspace(const act::Matrix& donor) {
     return act::cuda::pair_moments_workspace(donor.dtype, donor.rows, donor.columns);
 }
@@ -47,6 +50,16 @@ void column_moments(const Tensor& x, const Tensor& moments, const Tensor& mask, 
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
     act::cuda::column_moments(input, counted, block, work, place);
+}
+
+void segment_moments(const Tensor& x, const Tensor& moments, const Tensor& offsets, const Tensor& mask,
+                     const Tensor& workspace, int device, uintptr_t stream) {
+    const auto op = act::segments(x, moments, offsets);
+    const auto* const counted = act::mask(mask, op.x.rows);
+    float* const work = workspace_of(workspace, segment_moments_workspace(op.x, op.count));
+    const Place place = place_of(device, stream);
+    pybind11::gil_scoped_release release;
+    act::cuda::segment_moments(op, counted, work, place);
 }
 
 void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& moments, const Tensor& mask, const Tensor& workspace, int device, uintptr_t stream) {
@@ -116,6 +129,7 @@ void bind_cuda(pybind11::module_ module) {
     module.attr("blend_tile") = act::cuda::BLEND_TILE;
     module.def("refusal", &act::cuda::refusal, "Why the kernels cannot run on a device; empty if they can.");
     module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
+    module.def("segment_moments", &segment_moments, "Statistics of the channels of every segment of rows.");
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
     module.def("blend_rows", &blend_rows, "Blend rows of many matrices, listed in a table, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
@@ -123,6 +137,12 @@ void bind_cuda(pybind11::module_ module) {
     module.def("add_norm", &add_norm, "Sum of a residual and x, and its norm, with statistics.");
     module.def(
         "column_moments_workspace", [](const Tensor& x) { return column_moments_workspace(act::input("x", x)); },
+        "Float32 values needed.");
+    module.def(
+        "segment_moments_workspace",
+        [](const Tensor& x, const Tensor& offsets) {
+            return segment_moments_workspace(act::input("x", x), act::matrix("offsets", offsets).columns - 1);
+        },
         "Float32 values needed.");
     module.def(
         "pair_moments_workspace", [](const Tensor& donor) { return pair_moments_workspace(act::input("donor", donor)); },

@@ -46,14 +46,12 @@ __device__ void add_value(Merged& merged, const Part& part, int64_t row, int64_t
 
 // WARP channels x MERGE_LANES runs at a time: a thread merges every MERGE_LANES-th run of its channel.
 template <class T>
-__global__ void __launch_bounds__(WARP* MERGE_LANES, 1)
-    merge_partials_kernel(Parts parts, const uint8_t* mask, int64_t rows, int64_t run, int64_t splits,
-                          int64_t channel_blocks) {
+__device__ void merge_runs(const Part& part, const uint8_t* mask, int64_t rows, int64_t run, int64_t splits,
+                           int64_t channel_block) {
     __shared__ bool suspects[MERGE_LANES][WARP];
     __shared__ double meeting[SUMS][MERGE_LANES][WARP];
-    const Part part = parts.part[blockIdx.x / channel_blocks];
     const int x = threadIdx.x, y = threadIdx.y;
-    const int64_t channel = (blockIdx.x % channel_blocks) * WARP + x;
+    const int64_t channel = channel_block * WARP + x;
     const bool inside = channel < part.channels;
     const int64_t plane = part.partials.plane;
     Merged merged;
@@ -136,6 +134,26 @@ __global__ void __launch_bounds__(WARP* MERGE_LANES, 1)
 }
 
 template <class T>
+__global__ void __launch_bounds__(WARP* MERGE_LANES, 1)
+    merge_partials_kernel(Parts parts, const uint8_t* mask, int64_t rows, int64_t run, int64_t splits,
+                          int64_t channel_blocks) {
+    const Part part = parts.part[blockIdx.x / channel_blocks];
+    merge_runs<T>(part, mask, rows, run, splits, blockIdx.x % channel_blocks);
+}
+
+template <class T>
+__global__ void __launch_bounds__(WARP* MERGE_LANES, 1)
+    merge_segments_kernel(Part part, int64_t segment_stride, const uint8_t* mask, SegmentRuns runs, int64_t channel_blocks) {
+    const int segment = int(blockIdx.x / channel_blocks), begin = runs.offset(segment);
+    const int rows = runs.offset(segment + 1) - begin;
+    if (rows <= 0) return;
+    part.partials.data += int64_t(runs.first(segment)) * SUMS * part.partials.plane;
+    part.moments.data += segment * segment_stride;
+    part.x = static_cast<const T*>(part.x) + int64_t(begin) * part.row_stride;
+    merge_runs<T>(part, mask ? mask + begin : nullptr, rows, runs.run, ceil_div(rows, runs.run), blockIdx.x % channel_blocks);
+}
+
+template <class T>
 void merge(const char* op, const Parts& parts, const uint8_t* mask, int64_t rows, Plan plan, Place place) {
     const int64_t channel_blocks = ceil_div(parts.widest, WARP);
     launch(op, merge_partials_kernel<T>, channel_blocks * parts.count, dim3(WARP, MERGE_LANES), place, parts, mask, rows,
@@ -148,6 +166,15 @@ void merge_partials(const char* op, DType dtype, const Parts& parts, const uint8
                     Place place) {
     if (!parts.count) return;
     with_format(dtype, [&](auto format) { merge<decltype(format)>(op, parts, mask, rows, plan, place); });
+}
+
+void merge_segments(const char* op, DType dtype, const Part& part, int64_t segment_stride, const uint8_t* mask,
+                    SegmentRuns runs, Place place) {
+    const int64_t channel_blocks = ceil_div(part.channels, WARP);
+    with_format(dtype, [&](auto format) {
+        launch(op, merge_segments_kernel<decltype(format)>, channel_blocks * runs.segments, dim3(WARP, MERGE_LANES), place,
+               part, segment_stride, mask, runs, channel_blocks);
+    });
 }
 
 void check(const char* op, cudaError_t status) {

@@ -42,6 +42,21 @@ inline Plan plan_runs(DType dtype, int64_t rows, int64_t channel_blocks) {
     return {run, ceil_div(rows, run)};
 }
 
+// The runs of segments of rows, which the GPU alone knows: rows offsets[e] to offsets[e + 1] are those of segment e. Run k
+// of segment e has the number first(e) + k, whatever the segments before it hold, so some numbers stay unused. Offsets that
+// leave the matrix are cut: then the result means nothing, but nothing outside is read or written.
+struct SegmentRuns {
+    const int64_t* offsets;
+    int segments, rows, run;
+
+    __host__ __device__ int64_t most() const { return int64_t(rows / run) + segments; }
+    __device__ int offset(int segment) const {
+        const int64_t row = offsets[segment];
+        return row < 0 ? 0 : row < rows ? int(row) : rows;
+    }
+    __device__ int first(int segment) const { return offset(segment) / run + segment; }
+};
+
 // The partials of one matrix, [splits, 7, plane]; null: it is not measured.
 struct Partials {
     float* data;
@@ -328,6 +343,10 @@ private:
 // Queues stage 2. `type` is that of the matrices.
 void merge_partials(const char* op, DType dtype, const Parts& parts, const uint8_t* mask, int64_t rows, Plan plan,
                     Place place);
+
+// The same for all segments of one matrix; the moments of each begin `segment_stride` doubles after those before.
+void merge_segments(const char* op, DType dtype, const Part& part, int64_t segment_stride, const uint8_t* mask,
+                    SegmentRuns runs, Place place);
 
 }  // namespace cuda
 }  // namespace act

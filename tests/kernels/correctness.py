@@ -11,6 +11,7 @@ import io
 import os
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ HIDDEN, HEAD = (2048, 3584), (64, 152064)  # tokens and channels of a 7B model
 LAYOUTS = ("all rows", "masked", "part of wider rows", "transposed", "not finite")
 OPTIONS: dict[str, Sequence[Any]] = {
     "column_moments": (None,),
+    "segment_moments": (None,),
     "pair_moments": (None,),
     "gated_mlp": ops.ACTIVATIONS,
     "rotary": [(interleaved, once, part) for interleaved in (False, True) for once in (False, True) for part in (1, 2)],
@@ -132,12 +134,22 @@ def tables(rows: int, width: int, part: int, like: torch.Tensor) -> Tensors:
     return [table.repeat(1, 2)[None].to(like) for table in (angle.cos(), angle.sin())]
 
 
+def offsets_of(rows: int) -> list[int]:
+    """Of five segments: two without rows, one with most of them; the last row is in none."""
+    return [0, 0, rows // 8, rows // 8, rows - 1 - (rows - 1) // 4, rows - 1]
+
+
 def run(op: str, option: Any, x: torch.Tensor, y: torch.Tensor, mask: torch.Tensor | None) -> tuple[Tensors, Tensors]:
     """Outputs and moments of an op of ``x`` and ``y`` [T, C], wherever they lie."""
     blocks = list(empty_moments(x.shape[1], 3, device=x.device))
     outputs: Tensors = []
     if op == "column_moments":
         ops.column_moments(x, blocks[0], mask)
+    elif op == "segment_moments":
+        offsets = torch.tensor(offsets_of(len(x)), dtype=torch.int32, device=x.device)
+        segments = empty_moments(x.shape[1], len(offsets) - 1, device=x.device)
+        ops.segment_moments(x, segments.transpose(0, 1), offsets, mask)
+        blocks = list(segments)
     elif op == "pair_moments":
         pair = empty_moments(x.shape[1], 3, device=x.device)
         ops.pair_moments(x, y, pair, mask)
@@ -175,16 +187,21 @@ def judge(
         scale = wide.square().mean(-1, keepdim=True).sqrt() + wide.abs() + terms
         tiny = torch.finfo(x.dtype).smallest_normal * units + 1e-7
         assert ((found - wide).abs() <= 1e-6 * scale + units * wide.abs() + tiny).all(), name
+    spans = [slice(*span) for span in pairwise(offsets_of(len(x)))]
     measured = {
         "column_moments": [x],
+        "segment_moments": [x[span] for span in spans],
         "pair_moments": [x, y, x.float() - y.float()],
         "gated_mlp": [x, y, *outputs],
         "add_norm": [x, *outputs[1:]],
         "rotary": [x, y, y],
         "blend_rows": [],
     }[op]
-    for block, values in zip(blocks, measured, strict=False):
-        assert_moments_close(block, truth(values, mask), relative=2e-6)
+    masks = [mask] * len(measured)
+    if op == "segment_moments" and mask is not None:
+        masks = [mask[span] for span in spans]
+    for block, values, counted in zip(blocks, measured, masks, strict=False):
+        assert_moments_close(block, truth(values, counted), relative=2e-6)
 
 
 def check(case: Case, device: torch.device) -> None:

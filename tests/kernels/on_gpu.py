@@ -9,7 +9,7 @@ import torch
 
 from act_kernels import backends, ops
 
-OPS = ("column_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add_norm")
+OPS = ("column_moments", "segment_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add_norm")
 
 
 def run_on_gpu(monkeypatch, backend: str, device: str = "cuda") -> None:

@@ -38,6 +38,8 @@ def every_op(dtype: torch.dtype, channels: int) -> list[torch.Tensor]:
     blocks, pair = empty_moments(channels, 8), empty_moments(channels, 3)
     ops.pair_moments(x, y, pair, mask)
     ops.column_moments(y, blocks[7], mask)
+    segments = empty_moments(channels, 4)
+    ops.segment_moments(x, segments.transpose(0, 1), torch.tensor([0, 3, 3, 180, rows]), mask)
     outputs = [
         ops.gated_mlp(x, y, gate_moments=blocks[0], up_moments=blocks[1], product_moments=blocks[2], mask=mask),
         *ops.add_norm(x, y, y[0].contiguous(), eps=1e-6, x_moments=blocks[3], norm_moments=blocks[4], mask=mask),
@@ -49,7 +51,7 @@ def every_op(dtype: torch.dtype, channels: int) -> list[torch.Tensor]:
     outputs += ops.rotary(q, k, table, table, q_moments=blocks[5], v=k, v_moments=blocks[6], mask=mask)
     targets = [y.clone(), y.t().contiguous().t()]
     ops.blend_rows(targets, [x, x], [torch.arange(0, rows, 3)] * 2, 0.4)
-    return [*outputs, *targets, blocks, pair]
+    return [*outputs, *targets, blocks, segments, pair]
 
 
 @needs_emulator
@@ -74,6 +76,10 @@ def test_runs_of_full_length_and_more_runs_than_merge_side_by_side(emulator, pro
     ops.column_moments(x, blocks[0], mask)
     ops.gated_mlp(y, y, "relu", product_moments=blocks[1], mask=mask)
     ops.pair_moments(x, y, pair, mask)
+    segments = empty_moments(3, 3)
+    ops.segment_moments(x, segments.transpose(0, 1), torch.tensor([9, 10, 4250, 4300]), mask)
+    for block, span in zip(segments, (slice(9, 10), slice(10, 4250), slice(4250, 4300)), strict=True):
+        assert_moments_close(block, truth(x[span], None if mask is None else mask[span]))
     assert_moments_close(blocks[0], truth(x, mask))
     assert_moments_close(blocks[1], truth(y.relu() * y, mask))
     for block, values in zip(pair, (x, y, x.double() - y.double()), strict=True):
@@ -119,6 +125,11 @@ def column_moments(m, x=X, moments=None, mask=None, workspace=WORKSPACE, place=P
     m.column_moments(x, moments or block(), mask, workspace, *place)
 
 
+def segment_moments(m, moments=None, offsets=None, mask=None, workspace=WORKSPACE):
+    offsets = offsets or tensor(3, dtype=torch.int64)
+    m.segment_moments(X, moments or tensor(7, 2, 4, dtype=torch.float64), offsets, mask, workspace, *PLACE)
+
+
 def gated_mlp(m, up=X, activation="silu", product_moments=None):
     m.gated_mlp(X, up, X, activation, None, None, product_moments, None, WORKSPACE, *PLACE)
 
@@ -156,6 +167,27 @@ BAD = {
     "little workspace": (lambda m: column_moments(m, workspace=tensor(27)), "must hold 28 values, got 27"),
     "no workspace": (lambda m: column_moments(m, workspace=tensor(28, address=0)), "workspace is a null pointer"),
     "negative device": (lambda m: column_moments(m, place=(-1, 0)), "device must be an ordinal"),
+    "moments of no segment": (lambda m: segment_moments(m, block()), r"moments must be \[7, E, columns\]"),
+    "moments of six statistics": (
+        lambda m: segment_moments(m, tensor(6, 2, 4, dtype=torch.float64)),
+        r"moments must be float64 \[7, 4\], got float64 \[6, 4\]",
+    ),
+    "offsets of other segments": (
+        lambda m: segment_moments(m, offsets=tensor(2, dtype=torch.int64)),
+        r"offsets must be contiguous int64 \[1, 3\]",
+    ),
+    "offsets of another type": (
+        lambda m: segment_moments(m, offsets=tensor(3, dtype=torch.bool)),
+        r"offsets must be contiguous int64 \[1, 3\], got bool",
+    ),
+    "short mask of segments": (
+        lambda m: segment_moments(m, mask=tensor(3, dtype=torch.bool)),
+        r"mask must be contiguous bool \[1, 4\]",
+    ),
+    "little workspace for segments": (
+        lambda m: segment_moments(m, workspace=tensor(55)),
+        "must hold 56 values, got 55",
+    ),
     "null target": (
         lambda m: m.pair_moments(X, tensor(4, 4, address=0), block(3), None, WORKSPACE, *PLACE),
         "target is a null",
@@ -224,7 +256,8 @@ def test_the_install_has_the_cuda_kernels(nvcc):
 def test_every_kernel_compiles_and_stays_in_registers(registers, nvcc):
     rows = registers.measure()
     kernels = {(row["kernel"], row["dtype"]) for row in rows}
-    names = {"column_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add", "norm", "merge_partials"}
+    names = {"column_moments", "segment_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add", "norm"}
+    names |= {"merge_partials", "merge_segments"}
     expected = {(f"{name}_kernel", dtype) for name in names for dtype in ("float32", "bfloat16", "float16")}
     assert kernels == expected | {("row_scale_kernel", "")}
     assert {row["architecture"] for row in rows} == {"sm_80", "sm_90", "sm_100"} and len(rows) == 3 * len(kernels)

@@ -98,6 +98,14 @@ def column_moments(channels: int, dtype: torch.dtype, masked: bool = True) -> No
     kernels.column_moments(meta(TOKENS, channels, dtype=dtype), empty_moments(channels, device="meta"), mask)
 
 
+def segment_moments(
+    channels: int, dtype: torch.dtype, masked: bool = True, places: torch.dtype = torch.int32, segments: int = 64
+) -> None:
+    mask, offsets = meta(TOKENS, dtype=torch.bool) if masked else None, meta(segments + 1, dtype=places)
+    moments = empty_moments(3 * segments * channels, device="meta").unflatten(1, (segments, -1))[..., :channels]
+    kernels.segment_moments(meta(TOKENS, channels, dtype=dtype), moments, offsets, mask)
+
+
 def pair_moments(channels: int, dtype: torch.dtype, masked: bool = True) -> None:
     x, mask = meta(TOKENS, channels, dtype=dtype), meta(TOKENS, dtype=torch.bool) if masked else None
     kernels.pair_moments(x, x, empty_moments(channels, 3, device="meta"), mask)
@@ -147,6 +155,7 @@ BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
 PRINCIPAL = {  # every kernel, with all that it can measure
     "column_moments": lambda: column_moments(18944, BF16),
+    "segment_moments": lambda: segment_moments(768, BF16),
     "pair_moments": lambda: pair_moments(18944, BF16),
     "blend_rows": lambda: blend_rows(BF16),
     "gated_mlp": lambda: gated_mlp(18944, BF16, "silu"),
@@ -159,6 +168,9 @@ VARIATIONS = {  # other types, rows not aligned to 16 bytes, a size that Triton 
     "column_moments unaligned": lambda: column_moments(18943, BF16),
     "column_moments one channel": lambda: column_moments(1, F32),
     "column_moments float16": lambda: column_moments(152064, F16),
+    "segment_moments float32": lambda: segment_moments(2048, F32, masked=False, places=torch.int64),
+    "segment_moments unaligned": lambda: segment_moments(767, BF16),
+    "segment_moments of one segment": lambda: segment_moments(1, F32, segments=1),
     "pair_moments float32": lambda: pair_moments(3584, F32, masked=False),
     "pair_moments unaligned": lambda: pair_moments(18943, BF16),
     "blend_rows float32": lambda: blend_rows(F32),

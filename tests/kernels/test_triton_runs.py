@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -38,6 +40,22 @@ def test_more_runs_than_a_merge_tile():
     block = empty_moments(3)
     ops.column_moments(x, block, mask)
     assert_moments_close(block, truth(x, mask))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_segments_of_many_runs_looked_for_in_steps(masked, monkeypatch):
+    from act_kernels.triton import segment_moments
+
+    monkeypatch.setattr(segment_moments, "SOUGHT", 4)
+    monkeypatch.setattr(segment_moments, "MERGED", 2)
+    offsets = torch.tensor([5, 6, 700, 700, 700, 701, 703, 703, 1000])
+    x = random(1000, 3, torch.float32)
+    x[200, 1] = float("inf")
+    mask = torch.arange(1000) % 7 == 5 if masked else None
+    segments = empty_moments(3, 8)
+    ops.segment_moments(x, segments.transpose(0, 1), offsets, mask)
+    for block, (begin, end) in zip(segments, pairwise(offsets.tolist()), strict=True):
+        assert_moments_close(block, truth(x[begin:end], None if mask is None else mask[begin:end]))
 
 
 def test_rows_that_do_not_count_are_never_measured():
