@@ -6,8 +6,8 @@
 of its parameters behind channels; ``max_rel_error`` the largest deviation of a mean from float64 by hand, relative to
 the largest value of the site, or of a variance, relative to its square (infinite if a count is wrong);
 ``logits_bit_equal`` compares logits with fused taps to plain ones; ``transfer_exact`` says that a transfer of random
-channels of experts gives the bits of a blend by hand, in memory and on disk (as transformers stores the family, and as
-the model holds it, in shards), and that reverting gives back the first ones.
+channels of experts gives the bits of rows copied by hand, in memory and on disk (in shards, as transformers stores the
+family, and as the model holds it), and that reverting gives back the first ones.
 
 ``overhead``: a forward for statistics over the plain forward without its head, and a pair of them over two, in turns in
 one process; ratios of medians.
@@ -46,7 +46,7 @@ from experts_reference import expert_rows, expert_weights, implementations, run_
 from families import expert_families, tiny
 
 Batch = dict[str, torch.Tensor]
-STRENGTH, SHARE = 0.4, 0.3
+SHARE = 0.3
 HIDDEN, INNER, EXPERTS, CHOSEN, TOKENS = 2048, 768, 64, 8, 2048
 
 
@@ -99,13 +99,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def edited_by_hand(donor: nn.Module, target: nn.Module, channels: ChannelSet) -> dict[str, torch.Tensor]:
-    """The target's parameters with the chosen rows blended in float64, by views that the space has no part in."""
+    """The target's parameters with the chosen rows of the donor, by views that the space has no part in."""
     result = copy.deepcopy(target)
     given, taken = expert_weights(donor), expert_weights(result)
     for site, rows in channels.space.split(channels.index):
         for new, old in zip(given[site.name], taken[site.name], strict=True):
-            wide = old[rows].double()
-            old[rows] = (wide + STRENGTH * (new[rows].double() - wide)).to(old.dtype)
+            old[rows] = new[rows]
     return state(result)
 
 
@@ -118,7 +117,7 @@ def exact_transfer(family: str) -> tuple[bool, str]:
     index = every[torch.rand(len(every), generator=torch.Generator().manual_seed(0)) < SHARE]
     channels = ChannelSet(space, index, torch.zeros(len(index)))
     before, expected = state(target), edited_by_hand(donor, target, channels)
-    patch = transfer(donor, target, channels, STRENGTH)
+    patch = transfer(donor, target, channels, 1)
     if not same(state(target), expected):
         return False, "in memory"
     patch.revert(target)
@@ -130,7 +129,7 @@ def exact_transfer(family: str) -> tuple[bool, str]:
             folders = {name: Path(scratch) / name for name in ("donor", "target", "output", "patched", "reverted")}
             for name, model in (("donor", donor), ("target", target)):
                 model.save_pretrained(folders[name], max_shard_size="60KB", save_original_format=original)
-            donors = [Donor(folders["donor"], channels, STRENGTH)]
+            donors = [Donor(folders["donor"], channels, 1)]
 
             def loaded(folder: Path) -> dict[str, torch.Tensor]:
                 return state(type(target).from_pretrained(folder, dtype=torch.float32))
@@ -247,6 +246,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     given = parser.parse_args()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     families, costs = [], []
     for family in given.families:
         for row in family_rows(family):
