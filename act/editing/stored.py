@@ -111,6 +111,9 @@ class StoredModel(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._where)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
     def __getitem__(self, name: str) -> torch.Tensor:
         place = self._where[name]
         if not place.size:
@@ -128,15 +131,16 @@ class StoredModel(Mapping[str, torch.Tensor]):
         flat = torch.frombuffer(view, dtype=place.dtype, count=math.prod(place.shape), offset=skip)
         return flat.view(place.shape)
 
-    def prefetch(self, name: str, first: int = 0, last: int | None = None) -> None:
-        """Tell the system to begin reading a tensor, or its values from ``first`` to before ``last``."""
+    def prefetch(self, name: str, spans: Iterable[tuple[int, int]] | None = None) -> None:
+        """Tell the system to begin reading a tensor, or some spans ``(first, stop)`` of its values."""
         place = self._where[name]
         if place.shard in self._arriving or not hasattr(os, "posix_fadvise"):  # just written, or macOS
             return
         width = place.dtype.itemsize
-        end = place.size if last is None else last * width
         with (self._origin / place.shard).open("rb") as file:
-            os.posix_fadvise(file.fileno(), place.start + first * width, end - first * width, os.POSIX_FADV_WILLNEED)
+            for first, stop in [(0, place.size // width)] if spans is None else spans:
+                start, length = place.start + first * width, (stop - first) * width
+                os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
     def shard_of(self, name: str) -> str:
         """The shard that holds a tensor."""
@@ -253,6 +257,9 @@ class Parameters(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self.places)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
     def __getitem__(self, name: str) -> torch.Tensor:
         """The whole of a parameter: a view of the file, or a copy in memory if several tensors hold it."""
         layout = self.places[name]
@@ -296,15 +303,15 @@ class Parameters(Mapping[str, torch.Tensor]):
         piece, local = self._holding(part)
         shape = self.stored.shape_of(piece.stored)
         view = local.part_of(piece.of(torch.empty(shape, dtype=self.stored.dtype_of(piece.stored), device="meta")))
-        spans = [(0, len(view) - 1)]
+        runs = [(0, len(view) - 1)]
         if rows is not None and view.stride(0) >= view[0].numel() and len(rows):
             first = torch.cat([rows[:1], rows[1:][rows.diff() > 1]])  # runs of neighbours are one span
             last = torch.cat([rows[:-1][rows.diff() > 1], rows[-1:]])
-            spans = [*zip(first.tolist(), last.tolist(), strict=True)]
+            runs = [*zip(first.tolist(), last.tolist(), strict=True)]
+        start, step = int(view.storage_offset()), view.stride(0)
         across = sum((size - 1) * stride for size, stride in zip(view.shape[1:], view.stride()[1:], strict=True))
-        for low, high in spans:
-            begin, end = (int(view.storage_offset()) + row * view.stride(0) for row in (low, high))
-            self.stored.prefetch(piece.stored, begin, end + across + 1)
+        spans = [(start + low * step, start + high * step + across + 1) for low, high in runs]
+        self.stored.prefetch(piece.stored, spans)
 
     def _holding(self, part: ParameterSlice) -> tuple[Piece, ParameterSlice]:
         if found := self.places[part.name].holding(part):

@@ -37,16 +37,13 @@ def transferred(
     donor and a constant strength on the channels of a set, this is :func:`act.transfer`.
     """
     givers = torch.stack([strength > 0 for strength in strengths]).sum(0).clamp_min(1)
-    mixed = dict(target)
+    mixed = {name: old.clone() for name, old in target.items()}
     for site in space:
         for part in site.parameters:
-            old = target[part.name]
-            shape = [-1 if dim == part.dim else 1 for dim in range(old.dim())]
-            new = old.clone()
+            old, new = part.part_of(target[part.name]), part.part_of(mixed[part.name])
             for donor, strength in zip(donors, strengths, strict=True):
-                share = (strength / givers)[site.channels].to(old.dtype).view(shape)
-                new += share * (donor[part.name] - old)
-            mixed[part.name] = new
+                share = (strength / givers)[site.channels].to(old.dtype)[:, None]
+                new += share * (part.part_of(donor[part.name]) - old)
     return mixed
 
 

@@ -69,15 +69,16 @@ class Diagonal:
             shape: the shape of the parameter.
             pieces: where the first value of each lies in the parameter, and its values; together they cover it once.
         """
-        steps = torch.arange(max(shape, default=1))
-        values = torch.empty(len(steps))
+        count = max(shape, default=1)
+        values = torch.empty(count)
         sums = torch.zeros(shape[:-1] if len(shape) > 1 else 0, dtype=torch.int32)
         for start, piece in pieces:
+            steps = torch.arange(start[0], count, shape[0]) if len(piece) == 1 else torch.arange(count)
             at = [steps % size - low for size, low in zip(shape, start, strict=True)]
             inside = torch.ones_like(steps, dtype=torch.bool)
             for place, size in zip(at, piece.shape, strict=True):
                 inside &= (place >= 0) & (place < size)
-            values[inside] = piece[tuple(place[inside].to(piece.device) for place in at)].float().cpu()
+            values[steps[inside]] = piece[tuple(place[inside].to(piece.device) for place in at)].float().cpu()
             if len(shape) > 1:
                 held = tuple(slice(low, low + size) for low, size in zip(start, piece.shape[:-1], strict=False))
                 sums[held] += _sums(piece)
