@@ -25,7 +25,7 @@ from act.models.fingerprint import fingerprint
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet
 
-FAMILIES = ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "granitemoe", "olmoe", "jetmoe"]
+FAMILIES = "mixtral qwen3_moe deepseek_v3 gpt_oss granitemoe olmoe dbrx llama4_text nemotron_h".split()
 SINGLE = "model.safetensors"
 
 
@@ -64,7 +64,8 @@ def by_hand(donor, before: dict[str, torch.Tensor], channels: ChannelSet) -> dic
     for site, rows in channels.space.split(channels.index):
         for part in site.parameters:
             mask = torch.zeros_like(result[part.name], dtype=torch.bool)
-            expert = mask if part.expert is None else mask[part.expert]
+            experts = mask.view(-1, part.rows, mask.shape[-1]) if part.rows else mask
+            expert = mask if part.expert is None else experts[part.expert]
             start, step = (part.span[0], part.span[2]) if part.span else (0, 1)
             expert.index_fill_(part.dim, start + step * rows, True)
             result[part.name][mask] = state(donor)[part.name][mask]
