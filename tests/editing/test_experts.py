@@ -25,7 +25,17 @@ from act.models.fingerprint import fingerprint
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet
 
-FAMILIES = "mixtral qwen3_moe deepseek_v3 gpt_oss granitemoe olmoe dbrx llama4_text nemotron_h".split()
+FAMILIES = [
+    "mixtral",
+    "qwen3_moe",
+    "deepseek_v3",
+    "gpt_oss",
+    "granitemoe",
+    "olmoe",
+    "dbrx",
+    "llama4_text",
+    "nemotron_h",
+]
 SINGLE = "model.safetensors"
 
 
