@@ -100,6 +100,7 @@ def command(
         **_coverage(space),
         "reasons": unmoved(empty, space),
         "memory": shape.memory(token_budget or default_token_budget(place), pair),
+        "afterwards": shape.afterwards(space, pair),
         "corpus": text,
         "attention_counted": shape.attention is not None,
         "measured": {name: value for name, value in measured.items() if name != "paths"} if measured else None,
@@ -241,7 +242,11 @@ def _print_sites(model: str, result: dict[str, Any]) -> None:
 
 def _print_costs(result: dict[str, Any]) -> None:
     memory = [[name, f"{size / 2**20:,.1f} MiB"] for name, size in result["memory"].items()]
+    memory.append(["peak", f"{sum(result['memory'].values()) / 2**20:,.1f} MiB"])
     console.print_table("memory on a device", ["part", ""], memory)
+    about = {"profile": "profile file", "rank": "rank or report", "until-stable": "with --until-stable, in addition"}
+    rows = [[about[name], f"{size / 2**20:,.1f} MiB"] for name, size in result["afterwards"].items()]
+    console.print_table("disk, and memory afterwards, of one ability", ["part", ""], rows)
     if result["measured"]:
         print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
     if "flops" in result:

@@ -8,7 +8,7 @@ block, and ranking by heads or neurons is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -166,7 +166,7 @@ def find_blocks(model: nn.Module, kinds: dict[str, str], widths: dict[str, int])
 
 def block_to_json(block: Block) -> dict[str, Any]:
     """Plain data; :func:`block_from_json` reads it back."""
-    return {"block": type(block).__name__, **asdict(block)}
+    return {"block": type(block).__name__, **vars(block)}
 
 
 def block_from_json(data: Any, widths: Mapping[str, int]) -> Block:

@@ -226,10 +226,12 @@ def load(path: str | Path) -> Profile:
         names = [[side + statistic for statistic in STATISTICS] for side in sides]
         if extra := tensors.keys() - {name for side in names for name in side}:
             raise ValueError(f"it has a tensor {min(extra):.60}")
-        rows = [[taken(tensors, name, (torch.float64,), (len(space),)) for name in side] for side in names]
+        for name in (name for side in names for name in side):
+            taken(tensors, name, (torch.float64,), (len(space),))
         moments = Moments(space, pair=pair)  # only now: the sizes in the header are those of the file
-        for block, side in zip(moments.arena if pair else [moments.arena], rows, strict=True):
-            torch.stack(side, out=block)
+        for block, side in zip(moments.arena if pair else [moments.arena], names, strict=True):
+            for row, name in zip(block, side, strict=True):
+                row.copy_(tensors.pop(name))  # and its memory is free
         require_moments(moments.arena)
         return (PairProfile if pair else Profile)(moments, provenance)
 

@@ -14,6 +14,7 @@ For a run on ``n`` GPUs that each hold the weights and read a share of the corpu
 from __future__ import annotations
 
 import copy
+import json
 import math
 import time
 from collections.abc import Mapping
@@ -30,12 +31,16 @@ from act.models.blocks import Experts
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
 from act.profiles.moments import Moments
+from act.profiling.stability import GROUPS
 from act.taps.tapped import taps
 from act_kernels import PAIR, STATISTICS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+RANK_VECTORS = 6  # of one float64 for each channel that a ranking, by any unit, or a report needs at once, at most
+STABLE_VECTORS = 2 * GROUPS // 2 + 10  # float32 sums of all groups, and float64 vectors of a check
+HEADER_OBJECTS = 16  # what Python makes of a header, in its bytes
 MEASURED_TOKENS = 1024, 256  # tokens of a measured batch, and of each of its rows
 WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with one and two layers
 
@@ -90,7 +95,7 @@ class Shape:
         head: number of weights of the LM head.
         attention: ``layers · heads · head size``; None: the configuration has no heads, and attention is not counted.
         channels: number of channels in the channel space.
-        widest: number of channels of the widest site, without the LM head.
+        widest: number of channels of the widest site, without the LM head, times the experts that a token meets.
         stream: number of channels of the residual stream.
         layers: number of decoder layers.
         itemsize: bytes per weight.
@@ -120,7 +125,8 @@ class Shape:
             if parameter.dim() < 2 or id(parameter) in embeddings or (output and parameter is output.weight):
                 continue
             active += parameter.numel() * (_chosen(name, config) / routed[name] if name in routed else 1.0)
-        body = [site.width for site in space if site.kind != "head"]
+        chosen = max((_chosen(name, config) for name in list(routed)[:1]), default=1)
+        body = [site.width * (1 if site.expert is None else chosen) for site in space if site.kind != "head"]
         return cls(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             active=round(active),
@@ -147,6 +153,18 @@ class Shape:
             "moments": arena,
             "moments before the batch": arena,
             "activations": models * token_budget * self.itemsize * (4 * self.widest + 12 * self.stream),
+        }
+
+    def afterwards(self, space: ChannelSpace, pair: bool = False) -> dict[str, int]:
+        """Bytes of what a run leaves and of what reads it: the ``profile`` file of one ability; the memory of ``rank``
+        and ``report``, with the pages of that file; what ``--until-stable`` keeps beside the moments during the run.
+        """
+        arena, vector = self.arena(pair), 8 * self.channels
+        header = len(json.dumps(space.to_json()))
+        return {
+            "profile": arena + header,
+            "rank": 2 * arena + RANK_VECTORS * vector + HEADER_OBJECTS * header,
+            "until-stable": STABLE_VECTORS * vector,
         }
 
     def arena(self, pair: bool = False) -> int:
@@ -399,6 +417,10 @@ def _shallow(config: Any, depth: int) -> Any:
     text.num_hidden_layers = depth
     if "layer_types" in vars(text) and text.layer_types:  # otherwise it is computed from the number of layers
         text.layer_types = text.layer_types[:depth]
+    if types := vars(text).get("mlp_layer_types"):  # dense layers come first: the second is one of experts
+        text.mlp_layer_types = [types[0], types[-1]][:depth]
+    if (dense := getattr(text, "first_k_dense_replace", None)) and dense > 1:
+        text.first_k_dense_replace = 1
     return config
 
 

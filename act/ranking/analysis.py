@@ -188,9 +188,12 @@ def shares_by(score: torch.Tensor, space: ChannelSpace, key: Callable[[Site], st
     channels, mass = dict[str, float](), dict[str, float]()
     known = score.isfinite()
     positive = score.where(known, 0.0).clamp(min=0)
-    for site in space:
-        channels[key(site)] = channels.get(key(site), 0) + int(known[site.channels].sum())
-        mass[key(site)] = mass.get(key(site), 0) + float(positive[site.channels].sum())
+    starts = [site.offset for site in space]
+    counts, sums = (np.add.reduceat(each.numpy(), starts, dtype=np.float64).tolist() for each in (known, positive))
+    for site, count, sum_ in zip(space, counts, sums, strict=True):
+        group = key(site)
+        channels[group] = channels.get(group, 0) + int(count)
+        mass[group] = mass.get(group, 0) + sum_
     total, sum_ = max(1, int(known.sum())), float(positive.sum()) or 1.0
     return {group: {"channels": channels[group] / total, "score": mass[group] / sum_} for group in channels}
 
@@ -220,8 +223,8 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     profile's (donor or target of a pair). Its forward is restored when the block ends.
 
     Raises:
-        ActError: a model that is not the profile's, a set of another architecture, channels without a mean, or of a
-            module that returns several tensors or channels in groups.
+        ActError: a model that is not the profile's, a set of another architecture, channels without a mean, of a
+            module that returns several tensors or channels in groups, or of experts packed in one tensor.
     """
     difference = channels.space.first_difference(profile.space)
     if difference:
@@ -236,7 +239,13 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
             layouts = profile.space.site(site.name).layouts
             if any(layout.item is not None or layout.groups > 1 for layout in layouts):
                 raise ActError(f"{site.name} gives {layouts[0]}, in which channels cannot be set; exclude it")
-            handles.append(model.get_submodule(site.name).register_forward_hook(_filling(rows, fill)))
+            module = model.get_submodule(site.module)
+            if site.expert is not None and not isinstance(module, nn.Linear):
+                raise ActError(
+                    f"the experts of {site.module} are packed in one tensor, so channels of {site.name} cannot be set; "
+                    "leave the experts out (exclude '*].*')"
+                )
+            handles.append(module.register_forward_hook(_filling(rows, fill)))
         yield
     finally:
         for handle in handles:

@@ -82,7 +82,7 @@ def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
         for block in space.blocks
         if not isinstance(block, Experts)
         for units in _units_of_block(space, block, names)
-        if not taken[units.channels_of(torch.tensor([0]))].any()
+        if not (whole and taken[units.channels_of(torch.tensor([0]))].any())
     ]
     found += whole
     _require_known(space, found, names)

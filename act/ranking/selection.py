@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
 import torch
 
 from act.core.errors import ActError, require_choice
@@ -40,7 +41,7 @@ class Amount:
         Raises:
             ActError: fewer units have a score than ``count``.
         """
-        scored = len(scores) - int(scores.isnan().count_nonzero())
+        scored = scored_of(scores)
         if self.count is not None:
             if self.count > scored:
                 raise ActError(
@@ -71,13 +72,20 @@ def best(scores: torch.Tensor, count: int) -> torch.Tensor:
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
-    negated = (-scores).numpy()
+    values = scores.numpy()  # numpy's calls are shorter than torch's, and there may be a pool for each site
+    negated = -values
     negated.partition(count - 1)  # numpy puts NaN last
-    threshold = -float(negated[count - 1])
+    threshold = -negated[count - 1]
     del negated
-    index = (scores > threshold).nonzero().flatten()
-    ties = (scores == threshold).nonzero().flatten()[: count - len(index)]
-    return torch.cat([index, ties]).sort().values
+    index = np.flatnonzero(values > threshold)
+    ties = np.flatnonzero(values == threshold)[: count - len(index)]
+    return torch.from_numpy(np.sort(np.concatenate([index, ties])))
+
+
+def scored_of(scores: torch.Tensor) -> int:
+    """How many scores are not NaN."""
+    values = scores.numpy()
+    return values.size - int(np.count_nonzero(np.isnan(values)))
 
 
 class Selection(NamedTuple):
@@ -135,9 +143,9 @@ def _select(values: torch.Tensor, pool: list[Units], amount: Amount) -> Selectio
     if any(units.size > 1 for units in pool):
         sizes = torch.cat([torch.full((len(units),), units.size) for units in pool])
     chosen = amount.of(scores, sizes, "channels" if sizes is None else "units")
-    idle = chosen[scores[chosen] <= 0]
+    idle = chosen.numpy()[scores.numpy()[chosen.numpy()] <= 0]
     if sizes is None:
-        ranked, not_positive = len(scores) - int(scores.isnan().count_nonzero()), len(idle)
+        ranked, not_positive = scored_of(scores), len(idle)
     else:
         ranked, not_positive = int(sizes[~scores.isnan()].sum()), int(sizes[idle].sum())
     if run is not None:
