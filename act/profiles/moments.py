@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
+from act.core.errors import ActError
 from act.core.plain import LARGEST
 from act.models.channels import ChannelSpace
+from act.models.sites import Site
 from act_kernels import PAIR, empty_moments, merge_moments
 from act_kernels.statistics import COUNT, MEAN, NONFINITE, POSITIVE, STATISTICS
 
@@ -71,6 +73,27 @@ class Moments:
     def block(self, site: str) -> torch.Tensor:
         """The view of one site, ``[7, C]`` or ``[3, 7, C]``, on the device where the site runs."""
         return self._blocks[site]
+
+    def segments(self, sites: Sequence[Site]) -> torch.Tensor:
+        """The blocks of sites that lie a fixed number of channels apart, as one view ``[7, E, C]`` or ``[3, 7, E, C]``.
+
+        Such are the sites of all experts of a layer in one role.
+
+        Raises:
+            ActError: they are on several devices, or lie otherwise.
+        """
+        first = self.block(sites[0].name)
+        step = self.block(sites[1].name).storage_offset() - first.storage_offset() if len(sites) > 1 else 0
+        for number, site in enumerate(sites):
+            block = self.block(site.name)
+            place = block.storage_offset() - first.storage_offset()
+            if block.device != first.device or place != number * step or block.shape != first.shape:
+                raise ActError(
+                    f"{site.name} and {sites[0].name} are on different devices, or of different sizes; "
+                    "keep the experts of a layer together on one device"
+                )
+        *lead, channels = first.shape
+        return first.as_strided((*lead, len(sites), channels), (*first.stride()[:-1], step, 1))
 
     def merge(self, other: Moments) -> None:
         """Merge the moments of a run over other text, by the formula of Chan et al.; exact up to float64 rounding.

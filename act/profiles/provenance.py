@@ -61,6 +61,7 @@ class Settings:
         fused: whether statistics were collected inside fused kernels.
         packing: whether several pieces shared a row.
         look_ahead: records sorted by length together.
+        moe_all_experts: whether every expert was measured on every token, not only on those routed to it.
         backend: the kernels that ran, such as ``native``.
         extra: settings of observers, by name.
     """
@@ -70,6 +71,7 @@ class Settings:
     fused: Flag | None = None
     packing: Flag | None = None
     look_ahead: Positive | None = None
+    moe_all_experts: Flag = False
     backend: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 

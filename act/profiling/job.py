@@ -47,6 +47,7 @@ class JobOptions(TypedDict, total=False):
 
     exclude: Iterable[str]
     fused: bool
+    moe_all_experts: bool
     token_budget: TokenBudget
     packing: Packing
     shard: Shard
@@ -66,6 +67,7 @@ class JobSettings:
         fused: whether statistics are collected inside fused kernels.
         packing: whether several pieces share a row.
         look_ahead: records sorted by length together.
+        moe_all_experts: whether every expert is measured on every token.
         extra: settings of observers, by name.
     """
 
@@ -74,6 +76,7 @@ class JobSettings:
     fused: bool
     packing: bool
     look_ahead: int
+    moe_all_experts: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -84,6 +87,7 @@ class JobSettings:
             "fused": self.fused,
             "packing": self.packing,
             "look_ahead": self.look_ahead,
+            **({"moe_all_experts": True} if self.moe_all_experts else {}),
             **self.extra,
         }
 
@@ -96,6 +100,8 @@ class Job:
         corpora: see :data:`Corpora`.
         exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
         fused: collect statistics inside fused kernels; if False, every site is read separately.
+        moe_all_experts: measure every expert on every token, not only on those that are routed to it; what the model
+            computes stays the same, and takes as much longer as it has experts for each that a token meets.
         token_budget: tokens per batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
             memory of a GPU allows.
         packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
@@ -127,6 +133,7 @@ class Job:
         *,
         exclude: Iterable[str] = (),
         fused: bool = True,
+        moe_all_experts: bool = False,
         token_budget: TokenBudget = None,
         packing: Packing = "auto",
         shard: Shard = (0, 1),
@@ -178,6 +185,7 @@ class Job:
             fused=fused,
             packing=bool(self.corpora) and self._packing(packing),
             look_ahead=look_ahead,
+            moe_all_experts=moe_all_experts,
         )
         for observer in self.observers:
             observer.prepare(self)
@@ -269,10 +277,11 @@ class Job:
 
     def _tapped(self) -> contextlib.AbstractContextManager[Tapped]:
         moments = Moments(self.space, pair=self.pair, device=self._places)
+        fused, all_experts = self.settings.fused, self.settings.moe_all_experts
         if self.pair:
             donor, target = self.models.values()
-            return lockstep(donor, target, moments, fused=self.settings.fused, exclude=self.exclude)
-        return taps(self._model, moments, fused=self.settings.fused, exclude=self.exclude)
+            return lockstep(donor, target, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts)
+        return taps(self._model, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts)
 
     def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
         if not self.corpora:

@@ -50,6 +50,7 @@ def profile(
     checkpoint: Checkpoint | None = None,
     exclude: Iterable[str] = (),
     fused: bool = True,
+    moe_all_experts: bool = False,
     token_budget: TokenBudget = None,
     packing: Packing = "auto",
     shard: Shard = (0, 1),
@@ -68,6 +69,8 @@ def profile(
         checkpoint: where to keep the state of the run, so that it can continue after any interruption.
         exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
         fused: collect statistics inside fused kernels; if False, every site is read separately.
+        moe_all_experts: measure every expert on every token, not only on those that are routed to it; what the model
+            computes stays the same, and takes as much longer as it has experts for each that a token meets.
         token_budget: tokens per batch, padding included; None: 2048 on a CPU, 8192 on a GPU; ``"auto"``: what the free
             memory of a GPU allows.
         packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
@@ -95,6 +98,7 @@ def profile(
         corpora,
         exclude=exclude,
         fused=fused,
+        moe_all_experts=moe_all_experts,
         token_budget=token_budget,
         packing=packing,
         shard=shard,
@@ -136,6 +140,7 @@ def profile_pair(
     checkpoint: Checkpoint | None = None,
     exclude: Iterable[str] = (),
     fused: bool = True,
+    moe_all_experts: bool = False,
     token_budget: TokenBudget = None,
     packing: Packing = "auto",
     shard: Shard = (0, 1),
@@ -167,6 +172,7 @@ def profile_pair(
         corpora,
         exclude=exclude,
         fused=fused,
+        moe_all_experts=moe_all_experts,
         token_budget=token_budget,
         packing=packing,
         shard=shard,

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from act.models.layout import Axis, Layout
 from act.models.sites import Site
-from act.taps.probe import Recording, run
+from act.taps.probe import Recording, other_text, run
 
 ROUNDING = 0.02
 """Standard deviations by which another number of rows may change a row, where an op rounds by it."""
@@ -178,14 +178,8 @@ def _changes(
     recording: Recording,
     candidates: Mapping[str, list[set[Layout]]],
 ) -> dict[str, list[torch.Tensor | None]]:
-    """How much another text changes each row of each output, call by call (see :func:`_change`).
-
-    The other text has another last token in its first row and other tokens in the whole of its second row.
-    """
-    ids = recording.ids.clone()
-    known = ids.unique()
-    for row, tokens in ((0, slice(-1, None)), (1, slice(None))):
-        ids[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + 1) % len(known)]
+    """How much another text changes each row of each output, call by call (see :func:`_change`)."""
+    ids = other_text(recording.ids)
     found: dict[str, list[torch.Tensor | None]] = {name: [] for name in candidates}
 
     def note(name: str) -> Any:

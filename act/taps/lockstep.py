@@ -10,7 +10,7 @@ import contextlib
 import contextvars
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,12 +20,18 @@ from act.models.channels import ChannelSpace
 from act.models.placement import input_device
 from act.models.sites import Site
 from act.profiles.moments import Moments
+from act.profiles.statistics import DIFFERENCE, DONOR, TARGET
+from act.taps.holders import Bank
+from act.taps.routed import RoutedRows
 from act.taps.sink import ReaderSink
 from act.taps.tapped import Taps
-from act_kernels import pair_moments
+from act_kernels import pair_moments, segment_moments
 
 if TYPE_CHECKING:
     from greenlet import greenlet
+
+
+T = TypeVar("T")
 
 
 class Lockstep:
@@ -39,6 +45,7 @@ class Lockstep:
         *,
         fused: bool = True,
         exclude: Iterable[str] = (),
+        moe_all_experts: bool = False,
     ) -> None:
         shared = {module for module in donor.modules() if any(True for _ in module.parameters(recurse=False))}
         both = next((name for name, module in target.named_modules() if module in shared), None)
@@ -54,12 +61,15 @@ class Lockstep:
         self._devices = {side: input_device(model) for side, model in self._models.items()}
         self.moments = moments
         self._greenlets: dict[str, greenlet] = {}
-        self._waiting: tuple[str, Site, torch.Tensor] | None = None
+        self._waiting: tuple[str, str, Any] | None = None
+        self._modes = 0  # of torch functions, that are none of a model's
         self._taps: dict[str, Taps] = {}
         try:
             for side, model in self._models.items():
-                sink = ReaderSink(partial(self._meet, side))
-                self._taps[side] = Taps(model, moments.space, sink, fused=fused, exclude=exclude)
+                sink = ReaderSink(partial(self._meet, side), partial(self._meet_bank, side))
+                self._taps[side] = Taps(
+                    model, moments.space, sink, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts
+                )
         except BaseException:
             self.remove()
             raise
@@ -93,6 +103,7 @@ class Lockstep:
         from greenlet import GreenletExit, getcurrent, greenlet  # optional: runs of single models do not need it
 
         self._waiting = None
+        self._modes = torch._C._len_torch_function_stack()
         parent = getcurrent()
         for side, taps in self._taps.items():
             there = {name: tensor.to(self._devices[side]) for name, tensor in inputs.items()}
@@ -104,7 +115,7 @@ class Lockstep:
                 while not self._greenlets[side].dead:
                     self._greenlets[side].switch()
                     if self._waiting and any(run.dead for run in self._greenlets.values()):
-                        raise ActError(f"only one model reached site {self._waiting[1].name}: their forwards differ")
+                        raise ActError(f"only one model reached site {self._waiting[1]}: their forwards differ")
         finally:
             for run in self._greenlets.values():
                 if not run.dead:
@@ -113,16 +124,11 @@ class Lockstep:
             self._waiting = None
 
     def _meet(self, side: str, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Wait at a site for the other model; the second to arrive feeds both outputs to the kernel."""
-        if self._waiting is None:
-            self._waiting = (side, site, rows)
-            self._greenlets["target" if side == "donor" else "donor"].switch()
+        """Feed the outputs of both models to the kernel, as the second of them arrives."""
+        both = self._both(side, site.name, rows)
+        if both is None:
             return
-        _, expected, waiting_rows = self._waiting
-        if expected.name != site.name:
-            raise ActError(f"donor and target disagree on the order of sites: {expected.name} against {site.name}")
-        self._waiting = None
-        donor, target = (rows, waiting_rows) if side == "donor" else (waiting_rows, rows)
+        donor, target = both
         if donor.shape != target.shape:
             raise ActError(
                 f"site {site.name} gave {list(donor.shape)} in the donor and {list(target.shape)} in the target"
@@ -130,13 +136,63 @@ class Lockstep:
         mask = None if mask is None else mask.to(donor.device)
         pair_moments(donor, target.to(donor.device), self.moments.block(site.name), mask)
 
+    def _meet_bank(self, side: str, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
+        """The same for experts: each side has moments of its own, and the difference those of tokens that met both."""
+        both = self._both(side, bank.name, (given, mask))
+        if both is None:
+            return
+        moments = self.moments.segments(bank.sites)
+        (donor, donor_mask), (target, target_mask) = both
+        target = target.to(donor.rows.device)
+        for block, one, its_mask in ((moments[DONOR], donor, donor_mask), (moments[TARGET], target, target_mask)):
+            segment_moments(one.rows, block, one.offsets, None if its_mask is None else its_mask.to(one.rows.device))
+        mine, theirs, offsets = donor.where_both(target)
+        difference = donor.rows[mine].float() - target.rows[theirs].float()
+        counted = None if donor_mask is None else donor_mask.to(donor.rows.device)[mine]
+        segment_moments(difference, moments[DIFFERENCE], offsets, counted)
+
+    def _both(self, side: str, name: str, given: T) -> tuple[T, T] | None:
+        """What donor and target gave at a place; None for the first to arrive, which waits for the other there."""
+        if self._waiting is None:
+            self._waiting = (side, name, given)
+            with _modes_set_aside(self._modes):
+                self._greenlets["target" if side == "donor" else "donor"].switch()
+            return None
+        _, expected, waiting = self._waiting
+        if expected != name:
+            raise ActError(f"donor and target disagree on the order of sites: {expected} against {name}")
+        self._waiting = None
+        return (given, waiting) if side == "donor" else (waiting, given)
+
+
+@contextlib.contextmanager
+def _modes_set_aside(kept: int) -> Iterator[None]:
+    """Take the modes of torch functions off their stack over the block, but for the first ``kept``.
+
+    Greenlets share that stack, and each must find its own modes on top.
+    """
+    aside = []
+    while torch._C._len_torch_function_stack() > kept:
+        aside.append(torch._C._pop_torch_function_stack())
+    try:
+        yield
+    finally:
+        for mode in reversed(aside):
+            torch._C._push_on_torch_function_stack(mode)
+
 
 @contextlib.contextmanager
 def lockstep(
-    donor: nn.Module, target: nn.Module, moments: Moments, *, fused: bool = True, exclude: Iterable[str] = ()
+    donor: nn.Module,
+    target: nn.Module,
+    moments: Moments,
+    *,
+    fused: bool = True,
+    exclude: Iterable[str] = (),
+    moe_all_experts: bool = False,
 ) -> Iterator[Lockstep]:
     """A :class:`Lockstep` over the block; both models are restored when it ends, even by an exception."""
-    run = Lockstep(donor, target, moments, fused=fused, exclude=exclude)
+    run = Lockstep(donor, target, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts)
     try:
         yield run
     finally:

@@ -10,6 +10,8 @@ import torch
 from act.core.errors import ActError
 from act.models.layout import Layout
 from act.models.sites import Site
+from act.taps.holders import Bank
+from act.taps.routed import RoutedRows
 from act.taps.sink import Sink
 
 
@@ -118,6 +120,17 @@ class Measurement:
         """Feed rows ``[R, C]`` of a site to the sink; ``mask`` is bool ``[R]``, True where a row counts (None: all)."""
         self._sink.read(site, rows, mask)
         self.paths[site.name] = "column_moments"
+
+    def read_bank(self, bank: Bank, given: RoutedRows) -> None:
+        """Feed what a bank of sites gave, with the token of each row, to the sink, if it is to be measured."""
+        if bank.sites[0].name not in self.sites:
+            return
+        mask = self.mask(given.rows.device)
+        if not bank.routed:
+            self.read_rows(bank.sites[0], given.rows, mask)
+            return
+        self._sink.read_bank(bank, given, None if mask is None else mask[given.tokens])
+        self.paths.update(dict.fromkeys((site.name for site in bank.sites), "segment_moments"))
 
     def block(self, name: str, path: str) -> torch.Tensor | None:
         """The moments of a site for the op ``path`` to accumulate into; None where it cannot ride along."""

@@ -154,6 +154,14 @@ def probe_ids(model: nn.Module) -> torch.Tensor:
     return torch.tensor(usable, device=place.device)[(place + place // length) % len(usable)]
 
 
+def other_text(ids: torch.Tensor) -> torch.Tensor:
+    """Another text than that of a probe: another last token in its first row, and others in all of its second row."""
+    changed, known = ids.clone(), ids.unique()
+    for row, tokens in ((0, slice(-1, None)), (1, slice(None))):
+        changed[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + 1) % len(known)]
+    return changed
+
+
 def _numbers(data: Any, name: str = "") -> Iterator[tuple[str, int]]:
     """Every integer in nested plain data, with the key it stands under."""
     if isinstance(data, dict):

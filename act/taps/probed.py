@@ -15,6 +15,9 @@ from act.models.blocks import Attention, Block
 from act.models.channels import ChannelSpace
 from act.models.layout import PLAIN
 from act.models.rotary import RotaryPairs
+from act.models.sites import Site
+from act.taps.held_probe import BY_TOKEN, learn_held
+from act.taps.holders import Holder, holders_of, require_known_kernels
 from act.taps.layouts import Unread, learn
 from act.taps.probe import Recording, probe
 
@@ -28,31 +31,51 @@ class Probed:
     Attributes:
         space: the channel space, with layouts and rotary pairs.
         unread: why a site has no layout, by name.
+        holders: modules that use parameters of sites without calling a module for each.
         recording: what the probe saw; None for a model that cannot be probed, whose sites are taken as plain.
     """
 
     space: ChannelSpace
     unread: Mapping[str, str]
+    holders: tuple[Holder, ...]
     recording: Recording | None
 
     @classmethod
     def of(cls, model: nn.Module, space: ChannelSpace) -> Probed:
-        """Probe a model with this channel space."""
+        """Probe a model with this channel space.
+
+        Raises:
+            ActError: a model with positions that are no tokens; experts that cannot be read.
+        """
         sites = {site.name: site for site in space}
-        recording = probe(model, set(sites))
+        holders = holders_of(model, space)
+        require_known_kernels(model, holders)
+        held = {site.name for holder in holders for bank in holder.banks for site in bank.sites}
+        called = {name: site for name, site in sites.items() if name not in held}
+        recording = probe(model, set(called))
         if isinstance(recording, str):
             log.info("%s cannot be probed, so its sites are taken as %s: %s", type(model).__name__, PLAIN, recording)
-            plain = tuple(replace(site, layouts=(PLAIN,)) for site in space)
-            return cls(replace(space, sites=plain), {}, None)
+            plain = tuple(replace(site, layouts=(BY_TOKEN if site.name in held else PLAIN,)) for site in space)
+            return cls(replace(space, sites=plain), {}, tuple(holders), None)
         _refuse_other_lengths(model, recording)
-        found = learn(model, sites, recording)
+        uncalled = [site for name, site in called.items() if name not in recording.outputs and site.parameters]
+        used = holders_of(model, (), [site for site in uncalled if _is_linear(model, site)])
+        used, of_uncalled = learn_held(model, used, recording)
+        holders, of_held = learn_held(model, holders, recording)
+        found = learn(model, called, recording) | of_held
+        found |= {name: layouts for name, layouts in of_uncalled.items() if not isinstance(layouts, Unread)}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
         with_layouts = tuple(
             site if isinstance(layouts := found[site.name], Unread) else replace(site, layouts=layouts)
             for site in space
         )
         blocks = tuple(_turned(block, recording.pairs) for block in space.blocks)
-        return cls(replace(space, sites=with_layouts, blocks=blocks), unread, recording)
+        space = replace(space, sites=with_layouts, blocks=blocks)
+        return cls(space, unread, (*holders, *used), recording)
+
+
+def _is_linear(model: nn.Module, site: Site) -> bool:
+    return isinstance(model.get_submodule(site.name), nn.Linear)
 
 
 def _refuse_other_lengths(model: nn.Module, recording: Recording) -> None:

@@ -9,10 +9,15 @@ import torch
 
 from act.models.sites import Site
 from act.profiles.moments import Moments
-from act_kernels import column_moments
+from act.taps.holders import Bank
+from act.taps.routed import RoutedRows
+from act_kernels import column_moments, segment_moments
 
 Reader = Callable[[Site, torch.Tensor, "torch.Tensor | None"], None]
 """Called with a site, its output as rows ``[R, C]``, and the bool mask ``[R]`` of the rows that count (None: all)."""
+
+BankReader = Callable[[Bank, RoutedRows, "torch.Tensor | None"], None]
+"""The same for the sites of a bank, of which each token reaches some."""
 
 
 class Sink(Protocol):
@@ -20,6 +25,10 @@ class Sink(Protocol):
 
     def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Take the output of a site as rows ``[R, C]``; ``mask``: bool ``[R]``, True where a row counts (None: all)."""
+        ...
+
+    def read_bank(self, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
+        """Take what the experts of a bank gave; ``mask``: bool ``[R]``, True where a row counts (None: all)."""
         ...
 
     def block(self, site: Site) -> torch.Tensor | None:
@@ -37,20 +46,29 @@ class MomentsSink:
         """Accumulate one output."""
         column_moments(rows, self.moments.block(site.name), mask)
 
+    def read_bank(self, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
+        """Accumulate what all experts gave."""
+        segment_moments(given.rows, self.moments.segments(bank.sites), given.offsets, mask)
+
     def block(self, site: Site) -> torch.Tensor:
         """The site's part of the moments."""
         return self.moments.block(site.name)
 
 
 class ReaderSink:
-    """Hands every output to a function; fused kernels then compute without measuring."""
+    """Hands every output to functions; fused kernels then compute without measuring."""
 
-    def __init__(self, reader: Reader) -> None:
+    def __init__(self, reader: Reader, bank_reader: BankReader) -> None:
         self._reader = reader
+        self._bank_reader = bank_reader
 
     def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Hand over one output."""
         self._reader(site, rows, mask)
+
+    def read_bank(self, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
+        """Hand over what all experts gave."""
+        self._bank_reader(bank, given, mask)
 
     def block(self, site: Site) -> None:
         """None: nothing rides along."""

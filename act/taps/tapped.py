@@ -23,6 +23,7 @@ from act.taps.attention import Attentions
 from act.taps.fusion import Fusion, recognise
 from act.taps.gated_mlp import GatedMlps
 from act.taps.head import Head
+from act.taps.held import HeldParameters
 from act.taps.measurement import Measurement
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
@@ -31,7 +32,12 @@ from act.taps.sink import MomentsSink, Sink
 
 @contextlib.contextmanager
 def taps(
-    model: nn.Module, moments: Moments, *, fused: bool = True, exclude: Iterable[str] = ()
+    model: nn.Module,
+    moments: Moments,
+    *,
+    fused: bool = True,
+    exclude: Iterable[str] = (),
+    moe_all_experts: bool = False,
 ) -> Iterator[MomentsTaps]:
     """Accumulate the sites of ``model`` into ``moments`` during the block.
 
@@ -46,11 +52,13 @@ def taps(
         moments: the arena of one model.
         fused: let statistics ride inside fused kernels where the model allows it.
         exclude: module kinds not to measure.
+        moe_all_experts: measure each expert on every token, not only on those that are routed to it.
 
     Raises:
-        ActError: a compiled model; an unknown kind.
+        ActError: a compiled model; an unknown kind; experts that are spread over processes, quantised, or run by
+            kernels of their own.
     """
-    tapped = MomentsTaps(model, moments, fused=fused, exclude=exclude)
+    tapped = MomentsTaps(model, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts)
     try:
         yield tapped
     finally:
@@ -61,7 +69,7 @@ class Taps:
     """Hooks and fused parts on a model.
 
     Args:
-        model, fused, exclude: see :func:`taps`.
+        model, fused, exclude, moe_all_experts: see :func:`taps`.
         space: the channel space of the model.
         sink: where the sites go.
 
@@ -72,7 +80,14 @@ class Taps:
     """
 
     def __init__(
-        self, model: nn.Module, space: ChannelSpace, sink: Sink, *, fused: bool = True, exclude: Iterable[str] = ()
+        self,
+        model: nn.Module,
+        space: ChannelSpace,
+        sink: Sink,
+        *,
+        fused: bool = True,
+        exclude: Iterable[str] = (),
+        moe_all_experts: bool = False,
     ) -> None:
         _refuse_compiled(model)
         self._model = model
@@ -91,6 +106,9 @@ class Taps:
         self._head = Head(model, self._measurement)
         self._sums = ResidualSums(fusion, modules, self._measurement)
         self._mechanisms: list[Mechanism] = [self._head, self._sums]
+        if probed.holders:
+            parameters = dict(model.named_parameters())
+            self._mechanisms.append(HeldParameters(probed.holders, parameters, self._measurement, moe_all_experts))
         if fusion.mlps or fusion.norms:
             self._mechanisms.append(Attentions(fusion.attentions, self._measurement))
         if fusion.mlps:
@@ -146,9 +164,19 @@ class Taps:
 class MomentsTaps(Taps):
     """Taps that accumulate into moments."""
 
-    def __init__(self, model: nn.Module, moments: Moments, *, fused: bool = True, exclude: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        moments: Moments,
+        *,
+        fused: bool = True,
+        exclude: Iterable[str] = (),
+        moe_all_experts: bool = False,
+    ) -> None:
         self._sink = MomentsSink(moments)
-        super().__init__(model, moments.space, self._sink, fused=fused, exclude=exclude)
+        super().__init__(
+            model, moments.space, self._sink, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts
+        )
 
     @property
     def moments(self) -> Moments:

@@ -186,7 +186,7 @@ def test_a_model_is_no_pair_with_itself_or_with_one_that_shares_its_modules():
 def test_a_compiled_model_is_refused():
     model = tiny_model("llama")
     with pytest.raises(act.ActError, match=r"torch\.compile"):
-        Taps(torch.compile(model), ChannelSpace.from_model(model), ReaderSink(lambda *_: None))
+        Taps(torch.compile(model), ChannelSpace.from_model(model), ReaderSink(lambda *_: None, lambda *_: None))
 
 
 def test_nothing_counted_is_an_error():

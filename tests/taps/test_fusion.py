@@ -148,7 +148,9 @@ def test_everything_is_put_back(family):
     modeling = __import__(type(model).__module__, fromlist=["_"])
     rotary = modeling.apply_rotary_pos_emb
     before = {name: (dict(module.__dict__), module.forward) for name, module in model.named_modules()}
-    one, other = (Taps(model, ChannelSpace.from_model(model), ReaderSink(lambda *_: None)) for _ in range(2))
+    one, other = (
+        Taps(model, ChannelSpace.from_model(model), ReaderSink(lambda *_: None, lambda *_: None)) for _ in range(2)
+    )
     assert modeling.apply_rotary_pos_emb is not rotary
     one.remove()  # the first to come is the first to go
     other.remove()

@@ -1,0 +1,115 @@
+"""Whether the rows of holders are those of the tokens that they seem to be, tried with two texts.
+
+A row of a token, at one expert, must not change where only other tokens do. That shows whether gathers were followed
+rightly, whatever a model does between them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.models.layout import Layout
+from act.taps.attachments import Attachments
+from act.taps.holders import Bank, Holder, around
+from act.taps.layouts import ROUNDING, Unread
+from act.taps.parameter_calls import ParameterCalls
+from act.taps.probe import Recording, other_text, run
+from act.taps.routed import RoutedRows
+
+BY_TOKEN = Layout((("batch", "length"),))
+Seen = dict[str, list[tuple[Bank, RoutedRows]] | Unread]
+
+
+def learn_held(
+    model: nn.Module, holders: Sequence[Holder], recording: Recording
+) -> tuple[list[Holder], dict[str, tuple[Layout, ...] | Unread]]:
+    """The layout of every site of these holders, or why it cannot be read.
+
+    Returns:
+        The holders, some as parts of the module around them, whose forward is what runs; layouts by the site's name.
+    """
+    found: dict[str, tuple[Layout, ...] | Unread] = {}
+    kept: list[Holder] = []
+    while holders:
+        first, second = (_seen(model, holders, ids, recording.masked) for ids in _texts(recording))
+        idle = []
+        for holder in holders:
+            one, other = first.get(holder.name), second.get(holder.name)
+            if one is None and holder.name:
+                idle.append(holder)
+                continue
+            kept.append(holder)
+            for place, bank in enumerate(holder.banks):
+                if isinstance(one, list) and isinstance(other, list):
+                    answer = _checked(bank, one[place][1], other[place][1], recording.ids)
+                else:
+                    unread = (each for each in (one, other) if isinstance(each, Unread))
+                    answer = next(unread, Unread("no probe reached it"))
+                found.update(dict.fromkeys((site.name for site in bank.sites), answer))
+        holders = around(idle)
+    return kept, found
+
+
+def _texts(recording: Recording) -> tuple[torch.Tensor, torch.Tensor]:
+    return recording.ids, other_text(recording.ids)
+
+
+def _seen(model: nn.Module, holders: Sequence[Holder], ids: torch.Tensor, masked: bool) -> Seen:
+    """What each holder computes for a text, or why that cannot be said."""
+    seen: Seen = {}
+    parameters = dict(model.named_parameters())
+
+    def forward(holder: Holder, original: Any, *args: Any, **kwargs: Any) -> Any:
+        calls = ParameterCalls(holder, parameters, ids.numel())
+        with calls:
+            output = original(*args, **kwargs)
+        if holder.name in seen:
+            seen[holder.name] = Unread("it runs several times in one forward")
+        else:
+            try:
+                seen[holder.name] = calls.results()
+            except ActError as error:
+                seen[holder.name] = Unread(str(error))
+        return output
+
+    with _attached(model, {holder.name: partial(forward, holder) for holder in holders}):
+        run(model, ids, masked)
+    return seen
+
+
+@contextlib.contextmanager
+def _attached(model: nn.Module, forwards: Mapping[str, Any]) -> Iterator[None]:
+    attachments = Attachments(model)
+    try:
+        for name, forward in forwards.items():
+            attachments.replace(name, forward)
+        yield
+    finally:
+        attachments.remove()
+
+
+def _checked(bank: Bank, before: RoutedRows, after: RoutedRows, ids: torch.Tensor) -> tuple[Layout, ...] | Unread:
+    """Whether only rows of tokens changed that changed themselves, or that may see those that did."""
+    if not len(before.rows):
+        return (BY_TOKEN,) if bank.routed else Unread("no product with its weight was seen")
+    if before.rows.shape[1] != bank.sites[0].width:
+        return Unread(f"its products are {before.rows.shape[1]} wide, not {bank.sites[0].width}")
+    mine, theirs, _ = before.where_both(after)
+    tokens = before.tokens[mine]
+    one, other = before.rows[mine].double(), after.rows[theirs].double()
+    spread = before.rows.double().std(0, correction=0).clamp(min=torch.finfo(torch.float64).tiny)
+    moved = ((one - other).abs() / spread).amax(1) > ROUNDING
+    batch, length = ids.shape
+    row = tokens // length
+    alone = (row >= 2).to(moved.device)
+    changed = ((row == 1) | (tokens == length - 1)).to(moved.device)
+    if moved[alone].any() or (not moved[changed].any() and bool(changed.any())):
+        return Unread("which of its rows belongs to which token depends on the text")
+    return (BY_TOKEN,)

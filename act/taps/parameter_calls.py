@@ -1,0 +1,309 @@
+"""Which products a module computes with its own parameters, and which tokens their rows belong to.
+
+A mode of torch functions sees every call inside the module's forward, changes none, and remembers products with the
+parameters asked for. A gather of rows by index (``hidden[token_idx]``) tells which token each row is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from act.core.errors import ActError
+from act.taps.holders import Bank, Holder, Weight
+from act.taps.probe import ADDITIONS
+from act.taps.routed import RoutedRows
+from act.taps.unchanged import version
+
+_MATMUL = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
+_BMM = (torch.bmm, torch.Tensor.bmm)
+_ADD_IN_PLACE = (torch.Tensor.add_, torch.Tensor.__iadd__)
+_CASTS = (torch.Tensor.to, torch.Tensor.type, torch.Tensor.float, torch.Tensor.bfloat16, torch.Tensor.half)
+_SAME_ROWS = (
+    *_CASTS,
+    torch.Tensor.reshape,
+    torch.Tensor.view,
+    torch.Tensor.unsqueeze,
+    torch.Tensor.squeeze,
+    torch.Tensor.contiguous,
+    torch.reshape,
+    torch.unsqueeze,
+    torch.squeeze,
+)
+_GROUPED = tuple(
+    function
+    for function in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None))
+    if function is not None
+)
+_GROUPED_OP = "grouped_mm_fallback"
+
+
+@dataclass
+class Product:
+    """The product of some rows with a parameter.
+
+    Attributes:
+        weight: the parameter.
+        rows: ``[R, O]``, as a view of what the model computed.
+        tokens: int64 ``[R]``.
+        experts: the expert of all rows; the expert of each row, int64 ``[R]``; or, of sorted rows, the end of each
+            expert's, ``[E]``.
+        in_order: whether rows are sorted by expert, and ``experts`` are ends.
+        version: of the memory of the rows when they were whole.
+        lacks_bias: whether a bias must still be added.
+    """
+
+    weight: Weight
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    experts: int | torch.Tensor | None
+    in_order: bool = False
+    version: int = 0
+    lacks_bias: bool = False
+
+
+class ParameterCalls(TorchFunctionMode):
+    """Over one forward of a holder: ``with ParameterCalls(…) as calls: forward(…)``, then :meth:`results`.
+
+    Args:
+        holder: what to look for.
+        parameters: the parameters of the model, by name.
+        tokens: how many tokens the batch has, padding included.
+    """
+
+    def __init__(self, holder: Holder, parameters: Mapping[str, nn.Parameter], tokens: int) -> None:
+        super().__init__()
+        self.holder = holder
+        self._parameters = parameters
+        self._count = tokens
+        self._weights = {weight.name: weight for weight in holder.weights}
+        self._places: dict[int, list[tuple[Weight, torch.Tensor]]] = {}  # by the address of their memory
+        self._biases: set[int] = set()
+        self._kept: list[torch.Tensor] = []  # so that no other tensor gets an address in _biases
+        self._gathered: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id -> tensor, token of each of its rows
+        self._picked: dict[int, tuple[torch.Tensor, Weight, torch.Tensor]] = {}  # id -> weights picked by expert ids
+        self._last: dict[int | None, torch.Tensor] = {}  # tokens of the last product, by expert; None: of all
+        self._routed: torch.Tensor | None = None  # which inputs of all experts are not zero, ``[E * T]``
+        self._products: list[Product] = []
+        self._all: torch.Tensor | None = None
+        self._problem: str | None = None  # told when the forward has ended
+        self._look_up()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if args and isinstance(args[0], torch.Tensor):
+            self._note(func, args, kwargs, output)
+        return output
+
+    def results(self) -> list[tuple[Bank, RoutedRows]]:
+        """What each bank gave, in the order of the computation.
+
+        Raises:
+            ActError: a row whose token is unknown; an output that the model changed.
+        """
+        if self._problem:
+            raise ActError(f"{self._problem}; exclude what it computes, or report the architecture")
+        given: dict[str, list[tuple[Product, torch.Tensor]]] = {}
+        for product in self._products:
+            if product.lacks_bias or version(product.rows) != product.version:
+                raise ActError(
+                    f"the model changes what it computes with {product.weight.name} in place, or adds its bias in an "
+                    "unknown way; exclude what it computes, or report the architecture"
+                )
+            for bank, span in product.weight.banks:
+                rows = product.rows if span is None else product.rows[:, slice(*span)]
+                given.setdefault(bank.name, []).append((product, rows))
+        return [(bank, _joined(given.get(bank.name, ()), bank, self._every)) for bank in self.holder.banks]
+
+    def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Look at one call; most are none of these."""
+        if func is torch.Tensor.__getitem__:
+            self._note_index(args[0], args[1], output)
+        elif func is F.linear:
+            x, weight, bias = (*args, *[None] * (3 - len(args)))[:3]
+            bias = kwargs.get("bias", bias)
+            self._note_product(x, kwargs.get("weight", weight), output, biased=bias is not None)
+        elif func in _MATMUL:
+            self._note_product(args[0], args[1], output)
+        elif func in _BMM:
+            self._note_batched(args[0], args[1], output)
+        elif func in _GROUPED or _GROUPED_OP in str(func):
+            self._note_grouped(args, kwargs, output)
+        elif func in _SAME_ROWS:
+            self._note_view(func, args[0], output)
+        elif func in (torch.Tensor.repeat_interleave, torch.repeat_interleave) and isinstance(args[1], int):
+            if self._is_of_tokens(args[0]):
+                self._gathered[id(output)] = output, self._every.repeat_interleave(args[1])
+        elif func in (torch.Tensor.split, torch.split) and id(args[0]) in self._gathered:
+            tokens = func(self._gathered[id(args[0])][1], *args[1:], **kwargs)
+            self._gathered.update({id(part): (part, of) for part, of in zip(output, tokens, strict=True)})
+        elif func in (torch.Tensor.index_select, torch.index_select) and self._is_of_tokens(args[0]):
+            self._gathered[id(output)] = output, args[2]
+        elif func in _ADD_IN_PLACE or func in ADDITIONS:
+            self._note_sum(func, args, output)
+
+    def _note_index(self, x: torch.Tensor, index: Any, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            return
+        if isinstance(index, torch.Tensor) and index.dim() == 1 and not index.is_floating_point():
+            if found := self._weight_of(x):
+                self._picked[id(output)] = output, found[0], index
+                return
+            if self._is_bias(x):
+                self._biases.add(output.untyped_storage().data_ptr())
+                self._kept.append(output)
+                return
+        if id(x) in self._gathered and isinstance(index, slice):
+            self._gathered[id(output)] = output, self._gathered[id(x)][1][index]
+        elif self._is_of_tokens(x):
+            inner = index[1] if isinstance(index, tuple) and len(index) == 2 and index[0] is None else index
+            if isinstance(inner, torch.Tensor) and inner.dim() == 1 and not inner.is_floating_point():
+                self._gathered[id(output)] = output, inner.nonzero()[:, 0] if inner.dtype == torch.bool else inner
+
+    def _note_view(self, func: Any, x: torch.Tensor, output: Any) -> None:
+        if not isinstance(output, torch.Tensor):
+            return
+        if known := self._gathered.get(id(x)):
+            self._gathered[id(output)] = output, known[1]
+        if known_pick := self._picked.get(id(x)):
+            self._picked[id(output)] = output, *known_pick[1:]
+        elif func in _CASTS and output is not x and (found := self._weight_of(x)):
+            self._places.setdefault(output.untyped_storage().data_ptr(), []).append((found[0], output))
+
+    def _note_product(self, x: torch.Tensor, weight: Any, output: torch.Tensor, biased: bool = False) -> None:
+        found = self._weight_of(weight) if isinstance(weight, torch.Tensor) else None
+        if found is None:
+            return
+        of, expert = found
+        rows = output.reshape(-1, output.shape[-1])
+        self._add(of, rows, self._tokens_of(x, len(rows), expert), expert, biased=biased)
+
+    def _note_batched(self, one: torch.Tensor, other: torch.Tensor, output: torch.Tensor) -> None:
+        for weights, x in ((one, other), (other, one)):
+            if picked := self._picked.get(id(weights)):
+                rows = output.squeeze(-1) if output.shape[-1] == 1 and weights is one else output.squeeze(1)
+                self._add(picked[1], rows, self._tokens_of(x, len(rows)), picked[2])
+                return
+            found = self._weight_of(weights)
+            if found is not None and found[0].packed and weights.dim() == 3:
+                self._add_all(found[0], x, output)
+                return
+
+    def _add_all(self, weight: Weight, x: torch.Tensor, output: torch.Tensor) -> None:
+        """Products of all experts, ``[E, T, O]``: an expert has the tokens for which its input is not zero."""
+        count, tokens = output.shape[:2]
+        if tokens != self._count:
+            self._problem = f"{weight.name} reads {tokens} rows for each expert; the batch has {self._count} tokens"
+            return
+        if self._routed is None:  # seen at the first product; what follows reads the same rows
+            self._routed = (x != 0).any(-1).flatten()
+        place = self._routed.nonzero().flatten()
+        self._add(weight, output.flatten(0, 1)[place], place % tokens, place // tokens)
+
+    def _note_grouped(self, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        x, weight, *rest = args
+        ends = kwargs.get("offs", rest[0] if rest else None)
+        if (found := self._weight_of(weight)) and isinstance(ends, torch.Tensor):
+            self._add(found[0], output, self._tokens_of(x, len(output)), ends, in_order=True)
+
+    def _note_sum(self, func: Any, args: Any, output: Any) -> None:
+        """A bias that is added to a product."""
+        if len(args) != 2 or not all(isinstance(x, torch.Tensor) for x in args) or not self._products:
+            return
+        for one, other in (args, args[::-1]):
+            last = self._products[-1]
+            same = one.untyped_storage().data_ptr() == last.rows.untyped_storage().data_ptr()
+            if last.lacks_bias and same and self._is_bias(other):
+                last.rows = last.rows if func in _ADD_IN_PLACE else output.reshape(-1, output.shape[-1])
+                last.version, last.lacks_bias = version(last.rows), False
+                return
+
+    def _add(
+        self,
+        weight: Weight,
+        rows: torch.Tensor,
+        tokens: torch.Tensor,
+        experts: int | torch.Tensor | None,
+        *,
+        in_order: bool = False,
+        biased: bool = False,
+    ) -> None:
+        rows = rows.detach()
+        self._last[experts if isinstance(experts, int) else None] = tokens
+        lacks = weight.bias is not None and not biased
+        self._products.append(Product(weight, rows, tokens, experts, in_order, version(rows), lacks))
+
+    def _tokens_of(self, x: torch.Tensor, rows: int, expert: int | None = None) -> torch.Tensor:
+        """The token of each row of the input of a product; the rows of a down projection are those of the up."""
+        if known := self._gathered.get(id(x)):
+            return known[1]
+        last = self._last.get(expert)
+        if last is not None and len(last) == rows:
+            return last
+        if rows != self._count:
+            self._problem = (
+                f"{self.holder.name} computes {rows} rows for {self._count} tokens, and nothing shows which token each "
+                "belongs to"
+            )
+        return self._every
+
+    @property
+    def _every(self) -> torch.Tensor:
+        if self._all is None:
+            parameter = self._parameters[self.holder.weights[0].name]
+            self._all = torch.arange(self._count, device=parameter.device)
+        return self._all
+
+    def _is_of_tokens(self, x: torch.Tensor) -> bool:
+        return x.dim() == 2 and len(x) == self._count and x.is_floating_point()
+
+    def _weight_of(self, x: torch.Tensor) -> tuple[Weight, int | None] | None:
+        """The parameter that a tensor is a view of, and the expert whose matrix it is."""
+        address = x.untyped_storage().data_ptr()
+        for weight, parameter in self._places.get(address, ()):
+            first = x.storage_offset() - parameter.storage_offset()
+            if not 0 <= first < parameter.numel():
+                continue
+            if not weight.packed:
+                return weight, weight.expert
+            whole = x.numel() == parameter.numel()
+            return weight, None if whole else first // (parameter.stride(0) * (weight.rows or 1))
+        return None
+
+    def _is_bias(self, x: torch.Tensor) -> bool:
+        return x.untyped_storage().data_ptr() in self._biases
+
+    def _look_up(self) -> None:
+        """Where the parameters lie now; accelerate may have moved them since the last forward."""
+        for weight in self._weights.values():
+            parameter = self._parameters[weight.name]
+            self._places.setdefault(parameter.untyped_storage().data_ptr(), []).append((weight, parameter))
+            if weight.bias:
+                self._biases.add(self._parameters[weight.bias].untyped_storage().data_ptr())
+
+
+def _joined(given: Sequence[tuple[Product, torch.Tensor]], bank: Bank, every: torch.Tensor) -> RoutedRows:
+    """The products of one bank, expert by expert."""
+    count = len(bank.sites)
+    if not given:
+        return RoutedRows(
+            every.new_empty(0, bank.sites[0].width, dtype=torch.float32), every[:0], every.new_zeros(count + 1)
+        )
+    first, rows = given[0]
+    if len(given) == 1 and isinstance(first.experts, torch.Tensor):
+        if first.in_order:
+            return RoutedRows(rows, first.tokens, F.pad(first.experts, (1, 0)))
+        return RoutedRows.of_ids(rows, first.tokens, first.experts, count)
+    calls = []
+    for product, part in given:
+        if isinstance(product.experts, torch.Tensor):
+            raise ActError(f"{product.weight.name} is used several times in one forward, in ways that cannot be joined")
+        calls.append((product.experts or 0, part, product.tokens))
+    return RoutedRows.of_experts(calls, count)
