@@ -45,6 +45,7 @@ class Moments:
             site.name: self._arenas[places[site.name]][..., starts[site.name] : starts[site.name] + site.width]
             for site in space
         }
+        self._segments: dict[str, torch.Tensor] = {}
 
     @property
     def arena(self) -> torch.Tensor:
@@ -69,6 +70,7 @@ class Moments:
         arena = self.arena
         self._arenas = {arena.device: arena}
         self._blocks = {site.name: arena[..., site.channels] for site in self.space}
+        self._segments.clear()
 
     def block(self, site: str) -> torch.Tensor:
         """The view of one site, ``[7, C]`` or ``[3, 7, C]``, on the device where the site runs."""
@@ -82,10 +84,16 @@ class Moments:
         Raises:
             ActError: they are on several devices, or lie otherwise.
         """
-        first = self.block(sites[0].name)
-        step = self.block(sites[1].name).storage_offset() - first.storage_offset() if len(sites) > 1 else 0
-        for number, site in enumerate(sites):
-            block = self.block(site.name)
+        known = self._segments.get(sites[0].name)
+        if known is None:
+            known = self._segments[sites[0].name] = self._view(sites)
+        return known
+
+    def _view(self, sites: Sequence[Site]) -> torch.Tensor:
+        blocks = [self.block(site.name) for site in sites]
+        first = blocks[0]
+        step = blocks[1].storage_offset() - first.storage_offset() if len(sites) > 1 else 0
+        for number, (site, block) in enumerate(zip(sites, blocks, strict=True)):
             place = block.storage_offset() - first.storage_offset()
             if block.device != first.device or place != number * step or block.shape != first.shape:
                 raise ActError(

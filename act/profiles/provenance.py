@@ -78,6 +78,8 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Plain data for the header of a file."""
         known = {name: getattr(self, name) for name in _names(Settings)}
+        if not self.moe_all_experts:
+            del known["moe_all_experts"]
         return {**known, "exclude": list(self.exclude), **self.extra}
 
     @classmethod

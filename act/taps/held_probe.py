@@ -41,7 +41,7 @@ def learn_held(
         first, second = (_seen(model, holders, ids, recording.masked) for ids in _texts(recording))
         idle = []
         for holder in holders:
-            one, other = first.get(holder.name), second.get(holder.name)
+            one, other = (_unless_unseen(holder, seen.get(holder.name)) for seen in (first, second))
             if one is None and holder.name:
                 idle.append(holder)
                 continue
@@ -55,6 +55,15 @@ def learn_held(
                 found.update(dict.fromkeys((site.name for site in bank.sites), answer))
         holders = around(idle)
     return kept, found
+
+
+def _unless_unseen(
+    holder: Holder, seen: list[tuple[Bank, RoutedRows]] | Unread | None
+) -> list[tuple[Bank, RoutedRows]] | Unread | None:
+    """What was seen; the reason, if experts ran without any product with their weights."""
+    if holder.routed and isinstance(seen, list) and not any(len(rows.rows) for bank, rows in seen if bank.routed):
+        return Unread("its experts ran, but no product with their weights was seen, as with kernels of their own")
+    return seen
 
 
 def _texts(recording: Recording) -> tuple[torch.Tensor, torch.Tensor]:

@@ -155,6 +155,17 @@ def test_rows_that_no_gather_explains_are_said_to_be_unread(caplog):
     assert (profile.site("model.layers.0.self_attn.q_proj").count > 0).all()
 
 
+def test_experts_that_run_by_kernels_of_their_own_are_said_to_be_unread(caplog):
+    from families import tiny
+
+    model = tiny("qwen3_moe")
+    for layer in model.model.layers:
+        layer.mlp.experts.forward = lambda hidden, index, weights: hidden * weights.sum(-1, keepdim=True)
+    profile = act.profile(model, [batch()])
+    assert "no product with their weights was seen" in caplog.text
+    assert (profile.site("model.layers.0.mlp.experts[0].up").count == 0).all()
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
