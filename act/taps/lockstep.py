@@ -87,7 +87,8 @@ class Lockstep:
     @property
     def paths(self) -> dict[str, str]:
         """The op by which each site was last read: in a pair run, fused kernels compute but do not measure."""
-        return dict.fromkeys(self._taps["donor"].paths, "pair_moments")
+        read = self._taps["donor"].paths
+        return {name: path if path == "segment_moments" else "pair_moments" for name, path in read.items()}
 
     def remove(self) -> None:
         """Take all hooks away."""
