@@ -78,7 +78,7 @@ def every_expert(
     Raises:
         ActError: experts that are not given tokens, their experts, and the weights of these.
     """
-    given: dict[int | str, Any] = dict(enumerate(args)) | dict(kwargs)  # type: ignore[operator]
+    given: dict[int | str, Any] = dict(enumerate(args)) | dict(kwargs)
     tensors = {place: x for place, x in given.items() if isinstance(x, torch.Tensor)}
     hidden = next((place for place, x in tensors.items() if x.is_floating_point()), None)
     index = next((place for place, x in tensors.items() if not x.is_floating_point() and x.dim() == 2), None)
