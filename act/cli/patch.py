@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
@@ -53,6 +54,7 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         {
             "parameter": change.parameter.name,
             "dim": change.parameter.dim,
+            **({} if change.parameter.expert is None else {"expert": change.parameter.expert}),
             "rows": len(change.rows),
             "values": change.after.numel(),
         }
@@ -63,7 +65,11 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **known})
     after = held.provenance.after or "unknown, because it is composed of several"
     title = f"{patch}: {len(held):,} values; fingerprint {held.provenance.before} -> {after}"
-    rows = [[one["parameter"], one["dim"], f"{one['rows']:,}", f"{one['values']:,}"] for one in parameters]
+    together: dict[tuple[str, int], Counter[str]] = {}  # all experts of a parameter in one line
+    for change in held.changes:
+        total = together.setdefault((change.parameter.name, change.parameter.dim), Counter())
+        total.update(rows=len(change.rows), values=change.after.numel())
+    rows = [[name, dim, f"{total['rows']:,}", f"{total['values']:,}"] for (name, dim), total in together.items()]
     console.print_table(title, ["parameter", "dim", "rows", "values"], rows)
     for donor in held.provenance.donors:
         print(f"donor {donor.name}: {donor.channels:,} channels at strength {donor.strength}")

@@ -7,10 +7,12 @@ is asked of it; what that means for a part of a parameter is worked out here, wi
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
 
 from act.core.errors import ActError
 from act.editing.pieces import Layout, Shape, cut, gathered, joined, stacked, turned
@@ -18,7 +20,7 @@ from act.editing.weight_files import RenamedWeights
 from act.models.loading import empty_model, load_config
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 class Renamed(NamedTuple):
@@ -28,18 +30,20 @@ class Renamed(NamedTuple):
     unknown: dict[str, str]
 
 
-def renamed(folder: Path, stored: Mapping[str, Shape]) -> Renamed:
+def renamed(folder: Path, stored: Mapping[str, Shape], names: Collection[str]) -> Renamed:
     """Where each parameter of a model lies in its checkpoint.
 
     Args:
         folder: the model folder.
         stored: the shape of each tensor of the checkpoint.
+        names: the parameters of the model, which tell whether it is a causal language model or what its configuration
+            names as its architecture, such as one with images.
 
     Raises:
         RenamedWeights: the model cannot be built, or the installed transformers does not say how it renames weights.
     """
     try:
-        model = empty_model(load_config(str(folder)))
+        model = _model(load_config(str(folder)), names)
         collected = _collected(model, stored)
     except (ActError, ImportError) as error:
         raise RenamedWeights(f"{folder} stores its weights under other names than the model's ({error})") from error
@@ -59,6 +63,27 @@ def renamed(folder: Path, stored: Mapping[str, Shape]) -> Renamed:
         else:
             layouts |= zip(targets, found, strict=True)
     return Renamed(layouts, unknown)
+
+
+def _model(config: PretrainedConfig, names: Collection[str]) -> PreTrainedModel:
+    """A model of the configuration that has parameters of these names, on the meta device.
+
+    Raises:
+        ActError: no causal language model can be built, and the configuration names no other architecture.
+    """
+    import transformers
+
+    kind = getattr(transformers, next(iter(config.architectures or ()), ""), None)
+    try:
+        model = empty_model(config)
+        if kind is None or model.state_dict().keys() >= {*names}:
+            return model
+    except ActError:
+        if kind is None:
+            raise
+    with torch.device("meta"):
+        other: PreTrainedModel = kind._from_config(config)
+    return other
 
 
 def _collected(model: PreTrainedModel, stored: Mapping[str, Shape]) -> dict[str, tuple[Any, dict[str, list[str]]]]:

@@ -172,9 +172,10 @@ class StoredModel(Mapping[str, torch.Tensor]):
         """
         known = {name: (name, *others) for name, others in _names_of(space).items()}
         own = all(any(one in self._where for one in names) for names in known.values())
+        layouts = None if own else self._renamed(known)
         places = {}
         for name, names in known.items():
-            held = self._under_own_names(names) if own else self._under_other_names(names)
+            held = self._under_own_names(names) if layouts is None else self._under_other_names(names, layouts)
             places[name] = held[0]
             first, *others = (layout.pieces[0].stored for layout in held)
             if apart := [one for one in others if not self.hold_the_same(first, one)]:
@@ -188,13 +189,13 @@ class StoredModel(Mapping[str, torch.Tensor]):
         """The tensors of these names."""
         return [Layout.whole(name, self.shape_of(name)) for name in names if name in self._where]
 
-    def _under_other_names(self, names: Sequence[str]) -> list[Layout]:
+    def _under_other_names(self, names: Sequence[str], renamed: Renamed) -> list[Layout]:
         """Where the parameters of these names lie.
 
         Raises:
             RenamedWeights: it is known of none of them.
         """
-        layouts, unknown = self._renamed
+        layouts, unknown = renamed
         if held := [layouts[name] for name in names if name in layouts]:
             return held
         why = next((f" ({unknown[name]})" for name in names if name in unknown), "")
@@ -211,20 +212,24 @@ class StoredModel(Mapping[str, torch.Tensor]):
         """
         names = list(names)
         places = {name: Layout.whole(name, self.shape_of(name)) for name in names if name in self._where}
-        missing = [name for name in names if name not in self._where]
-        others = [name for name in self._where if name not in places and len(self.shape_of(name)) > 1]
-        if len(missing) == len(others) == 1:
-            places[missing[0]] = Layout.whole(others[0], self.shape_of(others[0]))
-        elif missing and (lacking := [name for name in missing if name not in self._renamed.layouts]):
-            raise ActError(f"the patch is for another model: {self.folder} has no {lacking[0]}")
-        else:
-            places |= {name: self._renamed.layouts[name] for name in missing}
-        return Parameters(self, places)
+        for renaming in (False, True):
+            if renaming:
+                layouts, _ = self._renamed(names)
+                places = {name: layouts[name] for name in names if name in layouts}
+            taken = {piece.stored for layout in places.values() for piece in layout.pieces}
+            missing = [name for name in names if name not in places]
+            others = [name for name in self._where if name not in taken and len(self.shape_of(name)) > 1]
+            if len(missing) == len(others) == 1:
+                places[missing[0]] = Layout.whole(others[0], self.shape_of(others[0]))
+            elif missing:
+                continue
+            return Parameters(self, places)
+        raise ActError(f"the patch is for another model: {self.folder} has no {missing[0]}")
 
-    @cached_property
-    def _renamed(self) -> Renamed:
-        names = [name for held in self.shards.values() for name in held]
-        return renamed(self.folder, {name: self.shape_of(name) for name in names})
+    def _renamed(self, names: Iterable[str]) -> Renamed:
+        """Where the model that has parameters of these names finds them."""
+        stored = {name: self.shape_of(name) for held in self.shards.values() for name in held}
+        return renamed(self.folder, stored, {*names})
 
     def hold_the_same(self, one: str, other: str) -> bool:
         """Whether two tensors have the same values once they are loaded, so that transformers ties them."""

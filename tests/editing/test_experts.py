@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from command_line import act_profile, succeed
 from families import tiny
 from safetensors.torch import load_file, save_file
 from support import chosen, state
@@ -35,12 +36,14 @@ FAMILIES = [
     "dbrx",
     "llama4_text",
     "nemotron_h",
+    "mistral_large4_text",  # no causal language model
 ]
 SINGLE = "model.safetensors"
 
 
 def loaded(folder: Path) -> torch.nn.Module:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    (kind,) = transformers.AutoConfig.from_pretrained(folder).architectures
+    return getattr(transformers, kind).from_pretrained(folder, dtype="auto").eval()
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -307,3 +310,17 @@ def test_layouts_are_what_the_operations_make():
             piece, local = both.holding(part)
             assert torch.equal(local.part_of(piece.of(stored[piece.stored])), part.matrix(weights))
         assert both.holding(ParameterSlice("w", 1, expert)) is None
+
+
+def test_a_patch_of_experts_is_shown_by_parameter(tmp_path):
+    donor, target = pair("mixtral")
+    channels = neurons(ChannelSpace.from_model(target), 1)
+    act.transfer(donor, target, channels).save(tmp_path / "patch")
+    shown = succeed("patch", "show", tmp_path / "patch")["changes"]
+    assert [(one["parameter"].rpartition(".")[2], one["dim"], one["expert"], one["rows"]) for one in shown] == [
+        ("gate_up_proj", 0, 1, 3),
+        ("gate_up_proj", 0, 1, 3),
+        ("down_proj", 1, 1, 3),
+    ]
+    table = act_profile("patch", "show", tmp_path / "patch").stdout
+    assert table.count("gate_up_proj") == table.count("down_proj") == 1
