@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from act.evaluation.evaluate import Evaluation, evaluate
     from act.evaluation.sweep import Sweep, sweep
     from act.models.channels import ChannelSpace
+    from act.models.expert_order import align_experts
     from act.models.sites import Site
     from act.profiles.profile import PairProfile, Profile, load
     from act.profiles.statistics import Statistics
@@ -48,6 +49,7 @@ _NAMES = {
     "act.evaluation.evaluate": ("Evaluation", "evaluate"),
     "act.evaluation.sweep": ("Sweep", "sweep"),
     "act.models.channels": ("ChannelSpace",),
+    "act.models.expert_order": ("align_experts",),
     "act.models.sites": ("Site",),
     "act.profiles.profile": ("PairProfile", "Profile", "load"),
     "act.profiles.statistics": ("Statistics",),
@@ -86,6 +88,7 @@ __all__ = [
     "Tuned",
     "UntilStable",
     "__version__",
+    "align_experts",
     "attribution",
     "compare",
     "compose",

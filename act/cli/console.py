@@ -15,8 +15,10 @@ from act.core.names import require_name
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import nn
 
     from act.data.corpus import Corpus
+    from act.models.channels import ChannelSpace
 
 _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
@@ -114,6 +116,24 @@ def counter(what: str) -> Iterator[Any]:
             progress.update(task, description=f"{what}: {doing}", completed=done, total=total)
 
         yield show
+
+
+def order_experts(donor: nn.Module, target: nn.Module, matching: bool, space: ChannelSpace | None = None) -> None:
+    """Put a donor's experts in the target's order if ``matching``; otherwise warn if they look otherwise."""
+    from act.models.expert_order import align_experts, other_orders
+
+    orders = (align_experts if matching else other_orders)(donor, target, space)
+    if not orders:
+        return
+    name = next(iter(orders))
+    where = f"in {name}" + (f" and {len(orders) - 1} more layers" if len(orders) > 1 else "")
+    if matching:
+        warn(f"the donor's experts {where} were put in the target's order, in memory")
+    else:
+        warn(
+            f"the donor's experts {where} look like the target's in another order, so strangers are compared and "
+            "blended; --match-experts puts them in the target's order"
+        )
 
 
 def some(counts: Mapping[str, int]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act.cli import console
-from act.cli.measuring_options import MeasuringOptions
+from act.cli.measuring_options import MeasuringOptions, PairOptions
 from act.cli.measuring_output import MeasuringOutput
 from act.cli.progress import Log, Progress
 from act.core.errors import ActError, Interrupted
@@ -135,7 +135,10 @@ class Measuring:
                 )
             if self.options.device == "auto":
                 device = ranks.device
-        return {side: self.options.load(name, device) for side, name in self.names.items()}
+        models = {side: self.options.load(name, device) for side, name in self.names.items()}
+        if isinstance(self.options, PairOptions):
+            console.order_experts(models["donor"], models["target"], self.options.match_experts)
+        return models
 
     def _profiles(self, job: Job) -> Profile | dict[str, Profile] | None:
         """Run the job and save its profiles; None if it was finished before."""

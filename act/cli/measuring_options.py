@@ -135,9 +135,10 @@ class MeasuringOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions(MeasuringOptions):
-    """The options of ``pair``; two defaults differ."""
+    """The options of ``pair``: those of ``run``, of which two have other defaults, and one more."""
 
     output: options.Output = Path("pair.safetensors")
+    match_experts: options.MatchExperts = False
     stable_score: options.StableScore = "paired"
 
 

@@ -116,6 +116,10 @@ Exclude = Annotated[
 Strict = Annotated[
     bool, typer.Option(help="Refuse a model of which a part cannot be measured, and fail if a part was not reached.")
 ]
+MatchExperts = Annotated[
+    bool,
+    typer.Option(help="Put the donor's experts, in memory, in the order of the target's that their routers are like."),
+]
 MinExpertTokens = Annotated[
     int,
     typer.Option(

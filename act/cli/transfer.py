@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -42,6 +42,7 @@ def command(
     align_tokens: Annotated[
         bool, typer.Option(help="Match embedding and LM-head rows of different vocabularies by token string.")
     ] = False,
+    match_experts: options.MatchExperts = False,
     in_memory: Annotated[bool, typer.Option(help="Load the models instead of working on their files.")] = False,
     hard_link: options.HardLink = False,
     device: options.Device = "auto",
@@ -63,6 +64,8 @@ def command(
     reserve_output(output, force, [*donor, target, *channels])
     patterns = dict(_pattern(text) for text in strength_of or [])
     on_disk = not in_memory and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
+    if on_disk and match_experts:
+        raise ActError("--match-experts reorders loaded models, not files; add --in-memory, or leave it out")
     if on_disk and device != "auto":
         raise ActError(f"--device {device} has no effect on files; add --in-memory, or leave --device out")
     if hard_link and (not on_disk or output.suffix == ".safetensors"):
@@ -78,7 +81,17 @@ def command(
             summary = _on_disk(donors, target, output, overlap, hard_link, force)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
-    summary = summary or _in_memory(donors, target, output, overlap, device, dtype, force, trust_remote_code)  # type: ignore[arg-type]
+    summary = summary or _in_memory(
+        donors,
+        target,
+        output,
+        overlap,  # type: ignore[arg-type]
+        device,
+        dtype,
+        force,
+        trust_remote_code,
+        match_experts,
+    )
     notes = summary.pop("notes")
     summary = {
         "output": str(output),
@@ -148,6 +161,7 @@ def _in_memory(
     dtype: str,
     force: bool,
     trust_remote_code: bool,
+    match_experts: bool,
 ) -> dict[str, Any]:
     from act.editing.model_card import write_card
     from act.editing.transfer import transfer_many
@@ -161,6 +175,8 @@ def _in_memory(
 
     loaded = [replace(donor, model=load(name), name=name) for donor, name in zip(donors, names, strict=True)]
     result: Any = load(target)
+    for donor in loaded:
+        console.order_experts(cast("nn.Module", donor.model), result, match_experts, donor.channels.space)
     patch = transfer_many(loaded, result, overlap)
     if output.suffix == ".safetensors":
         return _saved(patch, output, force)

@@ -198,6 +198,12 @@ class ChannelSpace:
 
     def first_difference(self, other: ChannelSpace) -> str | None:
         """The first difference between ``other`` and this space, as a phrase; None where they are the same."""
+        counts = [
+            {block.name: block.count for block in space.blocks if isinstance(block, Experts)} for space in (self, other)
+        ]
+        for name, count in counts[0].items():
+            if counts[1].get(name, count) != count:
+                return f"{name} holds {count} experts against {counts[1][name]}"
         for mine, theirs in zip(self.sites, other.sites, strict=False):
             if mine.name != theirs.name:
                 return f"site {mine.name} against {theirs.name}"

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 RANK_VECTORS = 6  # of one float64 for each channel that a ranking, by any unit, or a report needs at once, at most
-STABLE_VECTORS = 2 * GROUPS // 2 + 10  # float32 sums of all groups, and float64 vectors of a check
+STABLE_VECTORS = 2 * GROUPS // 2 + 16  # float32 sums of all groups, and float64 vectors of a check
 HEADER_OBJECTS = 16  # what Python makes of a header, in its bytes
 MEASURED_TOKENS = 1024, 256  # tokens of a measured batch, and of each of its rows
 WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with one and two layers
