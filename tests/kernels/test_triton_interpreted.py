@@ -20,19 +20,26 @@ OPS = [name for name in act_kernels.__all__ if hasattr(torch.ops.act_kernels, na
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("cases", ["some", pytest.param("all", marks=pytest.mark.thorough)])
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreted one")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-def test_every_test_of_the_ops_passes_on_interpreted_triton(tmp_path):
+def test_every_test_of_the_ops_passes_on_interpreted_triton(cases, tmp_path):
     report = tmp_path / "report.xml"
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", str(FOLDER)],
         cwd=FOLDER.parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1", "ACT_KERNELS_BACKEND": "triton", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "ACT_INTERPRET": cases,
+            "ACT_KERNELS_BACKEND": "triton",
+            "OMP_NUM_THREADS": "1",
+        },
         capture_output=True,
         text=True,
     )
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-8000:]
-    cases = ElementTree.parse(report).iter("testcase")
-    passed = [case.get("name", "") for case in cases if case.find("skipped") is None]
+    ran = ElementTree.parse(report).iter("testcase")
+    passed = [case.get("name", "") for case in ran if case.find("skipped") is None]
     untested = [op for op in OPS if not any(op in name for name in passed)]
     assert OPS and not untested, f"no test of {untested} ran on interpreted Triton, of {len(passed)} that passed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from itertools import pairwise
 
 import pytest
@@ -44,10 +45,9 @@ def test_more_runs_than_a_merge_tile():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_segments_of_many_runs_looked_for_in_steps(masked, monkeypatch):
-    from act_kernels.triton import segment_moments
-
-    monkeypatch.setattr(segment_moments, "SOUGHT", 4)
-    monkeypatch.setattr(segment_moments, "MERGED", 2)
+    module = import_module("act_kernels.triton.segment_moments")  # the package has the function under this name
+    monkeypatch.setattr(module, "SOUGHT", 4)
+    monkeypatch.setattr(module, "MERGED", 2)
     offsets = torch.tensor([5, 6, 700, 700, 700, 701, 703, 703, 1000])
     x = random(1000, 3, torch.float32)
     x[200, 1] = float("inf")
