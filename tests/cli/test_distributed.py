@@ -59,7 +59,7 @@ def whole(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.thorough)])
 def test_ranks_give_what_one_process_gives(folder, whole, tmp_path, ranks):
     output = tmp_path / "p.safetensors"
     arguments = options(folder, "--corpus", folder / "de.jsonl", "--output", output, "--json")
@@ -111,6 +111,7 @@ def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path):
     corpus = tmp_path / "long.jsonl"
     corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 8))
@@ -129,6 +130,7 @@ def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_ranks_refuse_together_what_one_process_refuses(folder, tmp_path):
     bad, empty, output = tmp_path / "bad.jsonl", tmp_path / "empty.jsonl", tmp_path / "p"
     lines = (folder / "de.jsonl").read_text().splitlines()

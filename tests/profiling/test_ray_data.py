@@ -80,6 +80,7 @@ def test_a_worker_that_is_killed_changes_no_bit(folder, cluster):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_bad_records_empty_blocks_and_abilities(folder, cluster):
     model, name = {"model": str(folder)}, str(folder)
     records: list[dict] = [{**record, "skill": "xy"[number % 2]} for number, record in enumerate(RECORDS[:80])]
