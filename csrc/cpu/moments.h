@@ -33,7 +33,8 @@ struct Rows {
         expand(bits, parts);
     }
     static void expand(const Bits bits[BITS], Floats parts[PARTS]) { Format<T>::split(bits[0], parts); }
-    void prefetch(int row, int64_t channel) const {
+    // Inlined at once: GCC drops calls of a function that does nothing but prefetch.
+    __attribute__((always_inline)) void prefetch(int row, int64_t channel) const {
         for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) __builtin_prefetch(at[row] + channel + i);
     }
     static int slot(int channel) { return Format<T>::slot(channel); }
@@ -131,45 +132,21 @@ struct PanelSums {
         clear(nonfinite, padded);
     }
 
-    // Adds one tile of one chunk. The caller adds `rows` to `counted` once per chunk.
+    // Adds N neighbouring tiles of one chunk. The caller adds `rows` to `counted` once per chunk.
+    template <int N = 1>
     void add_tile(const Source& source, int rows, int64_t channel) {
-        if (counted == 0) set_shift(source, rows, channel);
-        Floats center[VECTORS], sums[VECTORS] = {}, squares[VECTORS] = {}, sizes[VECTORS] = {};
-        Bits above[COUNTERS] = {}, top[COUNTERS] = {};
-        each<VECTORS>([&](auto v) ACT_INLINE { center[v] = load<Floats>(shift + channel + v * LANES); });
+        Tile tiles[N];
+        each<N>([&](auto n) ACT_INLINE {
+            if (counted == 0) set_shift(source, rows, channel + n * TILE);
+            each<VECTORS>([&](auto v) ACT_INLINE {
+                tiles[n].center[v] = load<Floats>(shift + channel + n * TILE + v * LANES);
+            });
+        });
         for (int first = 0; first < rows; first += RUN) {
             const int last = first + RUN < rows ? first + RUN : rows;
-            Floats d1[VECTORS] = {}, d2[VECTORS] = {}, a[VECTORS] = {};
-            int row = first;
-            for (; row + 1 < last; row += 2) {
-                source.prefetch(row, channel + TILE);
-                source.prefetch(row + 1, channel + TILE);
-                add_rows<2>(source, row, channel, center, d1, d2, a, above, top);
-            }
-            if (row < last) add_rows<1>(source, row, channel, center, d1, d2, a, above, top);
-            each<VECTORS>([&](auto v) ACT_INLINE {
-                sums[v] += d1[v];
-                squares[v] += d2[v];
-                sizes[v] += a[v];
-            });
+            each<N>([&](auto n) ACT_INLINE { add_run<n == 0>(source, first, last, channel + n * TILE, N, tiles[n]); });
         }
-        Floats highest[VECTORS];
-        each<GROUPS>([&](auto g) ACT_INLINE { Source::expand(top + g * BITS, highest + g * PARTS); });
-        Ints suspect = {};
-        each<VECTORS>([&](auto v) ACT_INLINE {
-            suspect |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]);
-            suspect |= infinite(squares[v]) | infinite(sizes[v]);
-            suspect |= sums[v] * sums[v] > squares[v] * (NEAR * float(rows));
-        });
-        if (any(suspect)) return add_exactly(source, rows, channel);
-        each<VECTORS>([&](auto v) ACT_INLINE {
-            const int64_t slot = channel + v * LANES;
-            accumulate(sum + slot, sums[v]);
-            accumulate(square + slot, squares[v]);
-            accumulate(absolute + slot, sizes[v]);
-            store(largest + slot, larger((Ints)highest[v], load<Ints>(largest + slot)));
-        });
-        each<COUNTERS>([&](auto c) ACT_INLINE { accumulate(positive + channel + c * (TILE / COUNTERS), above[c]); });
+        each<N>([&](auto n) ACT_INLINE { add_sums(source, rows, channel + n * TILE, tiles[n]); });
     }
 
     // Adds sums of other rows of the same channels, around another shift.
@@ -192,33 +169,107 @@ struct PanelSums {
 
     // Chan's merge into the moments of `channels` channels.
     void merge_into(Moments moments, int64_t first, int64_t channels) const {
-        double* const out = moments.data + first;
-        double* const count = out + COUNT * moments.stride;
-        double* const mean = out + MEAN * moments.stride;
-        double* const m2 = out + M2 * moments.stride;
-        double* const sum_abs = out + SUM_ABS * moments.stride;
-        double* const max_abs = out + MAX_ABS * moments.stride;
-        double* const above = out + POSITIVE * moments.stride;
-        double* const bad = out + NONFINITE * moments.stride;
-        for (int64_t c = 0; c < channels; ++c) {
-            const int64_t s = slot(c);
-            const double n = double(counted - nonfinite[s]);
-            const double inverse = n > 0 ? 1 / n : 0;
-            const double spread = square[s] - sum[s] * sum[s] * inverse;
-            const double total = count[c] + n;
-            const double weight = n > 0 ? n / total : 0;
-            const double center = n > 0 ? shift[s] + sum[s] * inverse : 0, delta = n > 0 ? center - mean[c] : 0;
-            m2[c] += (spread > 0 ? spread : 0) + delta * delta * count[c] * weight;
-            mean[c] = weight < 0.5 ? mean[c] + delta * weight : center - delta * (1 - weight);  // from the nearer end
-            count[c] = total;
-            sum_abs[c] += absolute[s];
-            max_abs[c] = largest[s] > max_abs[c] ? largest[s] : max_abs[c];
-            above[c] += positive[bits_slot(c)];
-            bad[c] += nonfinite[s];
+        double* to = moments.data + first;
+        for (int64_t begin = 0; begin < channels; begin += GROUP, to += GROUP) {
+            Summary group;
+            for (int c = 0; c < GROUP; ++c) {
+                const int64_t s = begin + Source::slot(c);
+                group.count[c] = double(counted - nonfinite[s]);
+                group.shift[c] = shift[s];
+                group.sum[c] = sum[s];
+                group.square[c] = square[s];
+                group.absolute[c] = absolute[s];
+                group.largest[c] = largest[s];
+                group.positive[c] = positive[begin + Source::bits_slot(c)];
+                group.nonfinite[c] = nonfinite[s];
+            }
+            const int width = channels - begin < GROUP ? int(channels - begin) : GROUP;
+            int c = 0;
+            for (; c + LANES / 2 <= width; c += LANES / 2) merge<Doubles>(group, c, to, moments.stride);
+            for (; c < width; ++c) merge<double>(group, c, to, moments.stride);
         }
     }
 
 private:
+    // The sums of a group of channels, in the order of these.
+    struct Summary {
+        alignas(64) double count[GROUP], shift[GROUP], sum[GROUP], square[GROUP], absolute[GROUP], largest[GROUP];
+        alignas(64) double positive[GROUP], nonfinite[GROUP];
+    };
+
+    // Merges a channel, or a vector of them.
+    template <class Values>
+    static void merge(const Summary& group, int c, double* to, int64_t stride) {
+        const auto at = [&](int statistic) { return to + c + statistic * stride; };
+        const auto add = [&](int statistic, const double* values) {
+            store(at(statistic), load<Values>(at(statistic)) + load<Values>(values + c));
+        };
+        const Values none = {}, n = load<Values>(group.count + c), sum = load<Values>(group.sum + c);
+        const Values before = load<Values>(at(COUNT)), mean = load<Values>(at(MEAN));
+        const Values inverse = n > 0 ? 1 / n : none, spread = load<Values>(group.square + c) - sum * sum * inverse;
+        const Values weight = n > 0 ? n / (before + n) : none;
+        const Values center = n > 0 ? load<Values>(group.shift + c) + sum * inverse : none;
+        const Values delta = n > 0 ? center - mean : none;
+        const Values m2 = (spread > 0 ? spread : none) + delta * delta * before * weight;
+        store(at(M2), load<Values>(at(M2)) + m2);
+        store(at(MEAN), weight < 0.5 ? mean + delta * weight : center - delta * (1 - weight));  // from the nearer end
+        const Values largest = load<Values>(group.largest + c), highest = load<Values>(at(MAX_ABS));
+        store(at(MAX_ABS), largest > highest ? largest : highest);
+        add(COUNT, group.count);
+        add(SUM_ABS, group.absolute);
+        add(POSITIVE, group.positive);
+        add(NONFINITE, group.nonfinite);
+    }
+
+    // The sums of one tile over one chunk.
+    struct Tile {
+        Floats center[VECTORS], sums[VECTORS] = {}, squares[VECTORS] = {}, sizes[VECTORS] = {};
+        Bits above[COUNTERS] = {}, top[COUNTERS] = {};
+    };
+
+    // Adds rows one by one; `ahead`: while those of the next tile, `step` tiles on, are on their way.
+    template <bool ahead>
+    static __attribute__((always_inline)) void add_run(const Source& source, int first, int last, int64_t channel, int step,
+                                                       Tile& tile) {
+        Floats d1[VECTORS] = {}, d2[VECTORS] = {}, a[VECTORS] = {};
+        int row = first;
+        for (; row + 1 < last; row += 2) {
+            if constexpr (ahead) {
+                source.prefetch(row, channel + step * TILE);
+                source.prefetch(row + 1, channel + step * TILE);
+            }
+            add_rows<2>(source, row, channel, tile.center, d1, d2, a, tile.above, tile.top);
+        }
+        if (row < last) add_rows<1>(source, row, channel, tile.center, d1, d2, a, tile.above, tile.top);
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            tile.sums[v] += d1[v];
+            tile.squares[v] += d2[v];
+            tile.sizes[v] += a[v];
+        });
+    }
+
+    void add_sums(const Source& source, int rows, int64_t channel, const Tile& tile) {
+        Floats highest[VECTORS];
+        each<GROUPS>([&](auto g) ACT_INLINE { Source::expand(tile.top + g * BITS, highest + g * PARTS); });
+        Ints suspect = {};
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            suspect |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]);
+            suspect |= infinite(tile.squares[v]) | infinite(tile.sizes[v]);
+            suspect |= tile.sums[v] * tile.sums[v] > tile.squares[v] * (NEAR * float(rows));
+        });
+        if (any(suspect)) return add_exactly(source, rows, channel);
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            const int64_t slot = channel + v * LANES;
+            accumulate(sum + slot, tile.sums[v]);
+            accumulate(square + slot, tile.squares[v]);
+            accumulate(absolute + slot, tile.sizes[v]);
+            store(largest + slot, larger((Ints)highest[v], load<Ints>(largest + slot)));
+        });
+        each<COUNTERS>([&](auto c) ACT_INLINE {
+            accumulate(positive + channel + c * (TILE / COUNTERS), tile.above[c]);
+        });
+    }
+
     static int64_t slot(int64_t channel) { return channel / GROUP * GROUP + Source::slot(int(channel % GROUP)); }
     static int64_t bits_slot(int64_t channel) {
         return channel / GROUP * GROUP + Source::bits_slot(int(channel % GROUP));
@@ -234,23 +285,13 @@ private:
     // others, but for a few outliers.
     void set_shift(const Source& source, int rows, int64_t channel) {
         if (rows > FIRST) rows = FIRST;
-        Floats mean[3][VECTORS] = {};
+        Floats mean[3][VECTORS];
         for (int third = 0; third < 3; ++third) {
             const int first = third * rows / 3, next = (third + 1) * rows / 3, last = next > first ? next : first + 1;
-            Floats finite[VECTORS] = {};
-            for (int row = first; row < last; ++row) {
-                each<GROUPS>([&](auto g) ACT_INLINE {
-                    Floats x[PARTS];
-                    Bits unused[BITS];
-                    source.load(row, channel + g * GROUP, x, unused);
-                    each<PARTS>([&](auto p) ACT_INLINE {
-                        const Ints wanted = ~infinite(x[p]);
-                        mean[third][g * PARTS + p] += (Floats)((Ints)x[p] & wanted);
-                        finite[g * PARTS + p] += (Floats)(wanted & 0x3f800000);  // 1.0f
-                    });
-                });
-            }
-            each<VECTORS>([&](auto v) ACT_INLINE { mean[third][v] /= finite[v]; });
+            Ints suspect = {};
+            mean_of<false>(source, first, last, channel, mean[third]);
+            each<VECTORS>([&](auto v) ACT_INLINE { suspect |= infinite(mean[third][v]); });
+            if (any(suspect)) mean_of<true>(source, first, last, channel, mean[third]);
         }
         each<VECTORS>([&](auto v) ACT_INLINE {
             const Floats a = mean[0][v], b = mean[1][v], c = mean[2][v];
@@ -258,6 +299,26 @@ private:
             const Ints middle = cut((Ints)(low < upper ? upper : low));
             store(shift + channel + v * LANES, middle & ~infinite((Floats)middle));
         });
+    }
+
+    // The mean of some rows; `checked`: of their finite values. It is the same if all are finite, and so are their sums.
+    template <bool checked>
+    static __attribute__((always_inline)) void mean_of(const Source& source, int first, int last, int64_t channel,
+                                                       Floats mean[VECTORS]) {
+        Floats sums[VECTORS] = {}, finite[VECTORS] = {};
+        for (int row = first; row < last; ++row) {
+            each<GROUPS>([&](auto g) ACT_INLINE {
+                Floats x[PARTS];
+                Bits unused[BITS];
+                source.load(row, channel + g * GROUP, x, unused);
+                each<PARTS>([&](auto p) ACT_INLINE {
+                    const Ints wanted = checked ? ~infinite(x[p]) : ~Ints{};
+                    sums[g * PARTS + p] += (Floats)((Ints)x[p] & wanted);
+                    finite[g * PARTS + p] += (Floats)(wanted & 0x3f800000);  // 1.0f
+                });
+            });
+        }
+        each<VECTORS>([&](auto v) ACT_INLINE { mean[v] = sums[v] / (checked ? finite[v] : all(float(last - first))); });
     }
 
     // Adds one row, or the sum of two: half as many additions to what has become large.
@@ -364,10 +425,14 @@ static void measure(const Matrix& x, const uint8_t* mask, Moments moments, int64
     RowWalk walk(x.rows, mask);
     const Matrix* const matrices[] = {&x};
     const int64_t whole = channels / TILE * TILE;
+    // Tiles that share a line of the cache take turns, run by run: it would be gone when a whole chunk has passed.
+    constexpr int SHARED = TILE * sizeof(T) < LINE ? LINE / int(TILE * sizeof(T)) : 1;
     Rows<T> chunk;
     T padded[CHUNK * TILE];
     while (const int rows = walk.next(first, matrices, &chunk)) {
-        for (int64_t channel = 0; channel < whole; channel += TILE) sums.add_tile(chunk, rows, channel);
+        int64_t channel = 0;
+        for (; channel + SHARED * TILE <= whole; channel += SHARED * TILE) sums.template add_tile<SHARED>(chunk, rows, channel);
+        for (; channel < whole; channel += TILE) sums.add_tile(chunk, rows, channel);
         if (whole < channels) {
             chunk.pad(rows, whole, channels - whole, padded);
             sums.add_tile(chunk, rows, whole);

@@ -48,8 +48,8 @@ def one_by_one(moments, x, offsets, mask=None) -> None:
         ops.column_moments(x[begin:end], block, None if mask is None else mask[begin:end])
 
 
-@pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
-@pytest.mark.parametrize("channels", [70] if INTERPRETED else [1, 5, 70, 257])
+@pytest.mark.parametrize("dtype", WIDE_AND_NARROW[:2], ids=str)
+@pytest.mark.parametrize("channels", [70] if INTERPRETED else [1, 70, 257])
 @pytest.mark.parametrize("masked", MASKS)
 @pytest.mark.parametrize("sizes", SIZES)
 def test_segments(sizes, masked, channels, dtype):
