@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 import yaml
+from families import tiny
 from safetensors.torch import load_file
 from support import chosen, state, tiny_model
 from typer.testing import CliRunner
@@ -171,3 +172,15 @@ def test_without_mergekit_the_way_to_install_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mergekit", None)
     with pytest.raises(act.ActError, match=r"act-profile\[mergekit\]"):
         merge(tmp_path / "config.yml", tmp_path / "out")
+
+
+def test_experts_that_are_stored_one_by_one_are_left_to_our_own_transfer(tmp_path):
+    pytest.importorskip("mergekit")
+    from act.editing.mergekit import merge
+
+    model = tiny("mixtral")
+    for name in ("target", "one"):
+        model.save_pretrained(tmp_path / name)
+    chosen(ChannelSpace.from_model(model), 0.3).save(tmp_path / "one.set")
+    with pytest.raises(act.ActError, match=r"target stores .*experts.* under other names; use act-profile transfer"):
+        merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")
