@@ -164,6 +164,16 @@ def gathered(layout: Layout, dim: int) -> Layout:
     return Layout(layout.shape, tuple(pieces))
 
 
+def halved(layout: Layout, heads: int) -> Layout:
+    """The even rows of each head before its odd ones, as where rotary pairs that lay side by side are to lie apart.
+
+    Raises:
+        ValueError: the rows do not divide by twice the number of heads, or are in several pieces.
+    """
+    parts = cut(layout, heads, 0)
+    return joined([gathered(part, 0) for part in parts], 0)
+
+
 def _narrowed(layout: Layout, dim: int, low: int, high: int) -> Layout:
     pieces = []
     for piece in layout.pieces:

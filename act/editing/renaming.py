@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from act.core.errors import ActError
-from act.editing.pieces import Layout, Shape, cut, gathered, joined, stacked, turned
+from act.editing.pieces import Layout, Shape, cut, gathered, halved, joined, stacked, turned
 from act.editing.weight_files import RenamedWeights
 from act.models.loading import empty_model, load_config
 
@@ -55,7 +55,7 @@ def renamed(folder: Path, stored: Mapping[str, Shape], names: Collection[str]) -
         try:
             found = [Layout.whole(each, stored[each]) for each in next(iter(tensors.values()))[:1]]
             if converter is not None:
-                found = _converted(converter, tensors, stored, shapes[name])
+                found = _converted(converter, tensors, stored, shapes[name], model.config)
             if [one.shape for one in found] != [shapes.get(target) for target in targets]:
                 raise ValueError("what is stored does not have the shape of the parameter")
         except (ValueError, IndexError) as error:
@@ -116,7 +116,11 @@ def _targets(name: str, converter: Any) -> list[str]:
 
 
 def _converted(
-    converter: Any, tensors: Mapping[str, Sequence[str]], stored: Mapping[str, Shape], wanted: Shape
+    converter: Any,
+    tensors: Mapping[str, Sequence[str]],
+    stored: Mapping[str, Shape],
+    wanted: Shape,
+    config: PretrainedConfig,
 ) -> list[Layout]:
     """What a conversion makes of stored tensors, for each of its targets.
 
@@ -136,6 +140,12 @@ def _converted(
         if kind == "Concatenate":
             groups = [[joined([*chain(*groups)], operation.dim)]]
             continue
+        if kind == "PermuteForRope" and not operation.inverse and len(groups) == len(converter.target_patterns):
+            groups = [
+                [halved(one, _heads(operation, config)) if _turns(operation, name) else one]
+                for name, (one,) in zip(converter.target_patterns, groups, strict=True)
+            ]
+            continue
         if len(groups) != 1 or len(groups[0]) != 1:
             raise ValueError(f"{kind} of several tensors is not known")
         one = groups[0][0]
@@ -149,3 +159,15 @@ def _converted(
         else:
             raise ValueError(f"the conversion {kind} is not known")
     return [one for (one,) in groups]
+
+
+def _turns(operation: Any, name: str) -> bool:
+    """Whether a permutation of rotary pairs is one of this parameter."""
+    names = operation.permute_layer_names
+    return names is None or any(each in name for each in names)
+
+
+def _heads(operation: Any, config: PretrainedConfig) -> int:
+    """The number of heads whose rotary pairs are permuted."""
+    part = getattr(config, operation.subconfig_key, config) if operation.subconfig_key else config
+    return getattr(part, "num_attention_heads", 1)

@@ -13,12 +13,12 @@ from families import tiny
 from safetensors.torch import load_file, save_file
 from support import chosen, state
 from transformers import conversion_mapping
-from transformers.core_model_loading import PermuteForRope, WeightConverter
+from transformers.core_model_loading import LinearToConv3d, PermuteForRope, WeightConverter
 
 import act
 from act.editing.donor import Donor
 from act.editing.folders import patch_folder, patch_of_folders, transfer_folders
-from act.editing.pieces import Layout, cut, gathered, joined, stacked, turned
+from act.editing.pieces import Layout, cut, gathered, halved, joined, stacked, turned
 from act.editing.stored import StoredModel, fingerprints
 from act.editing.weight_files import RenamedWeights
 from act.models.channels import ChannelSpace
@@ -244,11 +244,11 @@ def unknown(_, monkeypatch) -> str:
         found = whole(model)
         for each in found:
             if isinstance(each, WeightConverter):
-                each.operations.append(PermuteForRope())
+                each.operations.append(LinearToConv3d(1, (1, 1, 1)))
         return found
 
     monkeypatch.setattr(conversion_mapping, "get_model_conversion_mapping", with_another_operation)
-    return "the conversion PermuteForRope is not known"
+    return "the conversion LinearToConv3d is not known"
 
 
 @pytest.mark.parametrize("lost", [missing, unknown], ids=lambda lost: lost.__name__)
@@ -304,6 +304,10 @@ def test_layouts_are_what_the_operations_make():
         assert torch.equal(assembled(part), wanted)
     packed = stored["packed"]
     assert torch.equal(assembled(gathered(whole["packed"], 1)), torch.cat([packed[:, ::2], packed[:, 1::2]], 1))
+    rows = torch.randn(24, 5, generator=generator)
+    stored["rows"] = rows
+    turned_rows = PermuteForRope()._permute_for_rope(rows, transformers.LlamaConfig(num_attention_heads=3))
+    assert torch.equal(assembled(halved(Layout.whole("rows", (24, 5)), 3)), turned_rows)
     weights = {"w": expected}
     for expert in range(3):
         for part in (ParameterSlice("w", 0, expert, span=(4, 8, 1)), ParameterSlice("w", 0, expert, span=(0, 4, 2))):
