@@ -132,6 +132,9 @@ def tiny(family: str, seed: int = 0) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+        for name, table in model.named_buffers():
+            if name.endswith("tid2eid"):  # the experts of each token id; all are the first one before they are loaded
+                table.copy_(torch.rand(len(table), HEADS).argsort(1)[:, : table.shape[1]])
     return model
 
 
