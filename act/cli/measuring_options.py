@@ -40,6 +40,7 @@ class MeasuringOptions:
     packing: options.Packing = "auto"
     exclude: options.Exclude = None
     fused: options.Fused = True
+    moe_all_experts: options.MoeAllExperts = False
     strict: options.Strict = False
     workers: options.Workers = 0
     token_cache: options.TokenCacheFolder = None
@@ -104,6 +105,7 @@ class MeasuringOptions:
             "packing": cast("Packing", self.packing),
             "exclude": self.exclude or (),
             "fused": self.fused,
+            "moe_all_experts": self.moe_all_experts,
             "workers": self.workers,
             "skip_bad_records": self.skip_bad_records,
             "look_ahead": self.look_ahead,

@@ -113,6 +113,9 @@ Exclude = Annotated[
     list[str] | None,
     typer.Option(help="Module kinds not to measure (repeatable); excluding head skips the LM head entirely."),
 ]
+MoeAllExperts = Annotated[
+    bool, typer.Option(help="Measure every expert on every token, not only on those routed to it; takes longer.")
+]
 Strict = Annotated[
     bool, typer.Option(help="Refuse a model of which a part cannot be measured, and fail if a part was not reached.")
 ]

@@ -62,6 +62,7 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "skipped": [skipped._asdict() for skipped in read.skipped],
         **({"stable": read.extra["stable"]} if "stable" in read.extra else {}),
         **({"coverage": None} if (measured := _measured(profile)) is None else measured.to_json()),
+        "moe_all_experts": profile.provenance.settings.moe_all_experts,
         "experts": None if (few := _few_tokens(profile)) is None else few.to_json(),
         "uncovered": list(profile.space.uncovered),
     }
@@ -81,6 +82,7 @@ def _print_summary(profile: Profile, output: Path) -> None:
         rows += [["coverage", str(measured)], ["coverage by kind", kinds]]
     if few := _few_tokens(profile):
         rows += [["experts", str(few)]]
+        rows += [["every token through every expert", "yes" if result["moe_all_experts"] else "no"]]
     print_table(result["output"], ["", ""], rows)
     if stable := read.extra.get("stable"):
         print(

@@ -99,8 +99,12 @@ def _rows(profile: Profile) -> list[tuple[str, str]]:
         ("tokens", f"{tokens:,}, of which {counted:,} counted"),
         ("channels", f"{len(profile.space):,} at {_sites(profile)}"),
         *([("coverage", str(measured))] if (measured := Measured.of(profile)) else []),
-        *([("experts", str(few))] if (few := FewTokens.of(profile)) else []),
+        *([("experts", f"{few}{_how_routed(profile)}")] if (few := FewTokens.of(profile)) else []),
     ]
+
+
+def _how_routed(profile: Profile) -> str:
+    return ", every token through every expert" if profile.provenance.settings.moe_all_experts else ""
 
 
 def _text(profile: Profile) -> str:

@@ -22,7 +22,12 @@ from act_kernels.statistics import COUNT
 def mixture() -> torch.nn.Module:
     """A model with parameters that no site covers (sinks)."""
     config = transformers.GptOssConfig(
-        **SMALL, **ATTENTION, head_dim=8, num_local_experts=4, layer_types=["full_attention"] * 2
+        **SMALL,
+        **ATTENTION,
+        head_dim=8,
+        num_local_experts=4,
+        layer_types=["full_attention"] * 2,
+        num_experts_per_tok=2,
     )
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
@@ -78,3 +83,17 @@ def test_the_share_is_of_values_behind_channels_that_were_counted(tmp_path):
     with pytest.raises(act.ActError, match=r"experts\[\*\]\.down \(1,568 values\), which no counted token reached"):
         require_measured(tmp_path / "profile", profile)
     assert found.to_json()["coverage"] == found.share
+
+
+def test_every_token_through_every_expert(folder, tmp_path):
+    arguments = ("run", "--model", folder / "mixture", "--corpus", folder / "text.jsonl", "--count", "all")
+    routed = succeed(*arguments, "--output", tmp_path / "routed")
+    every = succeed(*arguments, "--output", tmp_path / "every", "--moe-all-experts")
+    assert (routed["moe_all_experts"], every["moe_all_experts"]) == (False, True)
+    assert every["irregular"] == {} and every["unreached_values"] == {} and every["paths"]["segment_moments"] == 24
+    for name, chosen in (("routed", 2), ("every", 4)):
+        profile = act.load(tmp_path / name)
+        got = [int(profile.site(f"model.layers.1.mlp.experts[{e}].up").count[0]) for e in range(4)]
+        assert sum(got) == chosen * every["counted"]
+        assert profile.provenance.settings.moe_all_experts == (name == "every")
+    assert routed["experts"]["few"] == 4 * 2 and routed["experts"]["least"] == 32
