@@ -306,7 +306,9 @@ def test_layouts_are_what_the_operations_make():
     assert torch.equal(assembled(gathered(whole["packed"], 1)), torch.cat([packed[:, ::2], packed[:, 1::2]], 1))
     rows = torch.randn(24, 5, generator=generator)
     stored["rows"] = rows
-    turned_rows = PermuteForRope()._permute_for_rope(rows, transformers.LlamaConfig(num_attention_heads=3))
+    turned_rows = PermuteForRope()._permute_for_rope(
+        rows, transformers.LlamaConfig(hidden_size=24, num_attention_heads=3)
+    )
     assert torch.equal(assembled(halved(Layout.whole("rows", (24, 5)), 3)), turned_rows)
     weights = {"w": expected}
     for expert in range(3):
