@@ -185,6 +185,17 @@ def test_same_bits_again_and_on_any_number_of_threads(dtype, masked):
     assert all(torch.equal(found[0], other) for other in found)
 
 
+def test_a_compiled_graph_keeps_the_op_whole(backend):
+    if backend != (ISAS or ["reference"])[0]:
+        pytest.skip("the same on every backend")
+    x, offsets = random(9, 5, torch.float32), offsets_of([3, 5], before=1)
+    found, expected = segment_blocks(2, 5), segment_blocks(2, 5)
+    compiled = torch.compile(lambda *given: ops.segment_moments(*given), backend="aot_eager", fullgraph=True)
+    compiled(x, found, offsets)
+    ops.segment_moments(x, expected, offsets)
+    assert found.any() and torch.equal(found, expected)
+
+
 def test_no_rows_no_channels_and_no_segments():
     moments = segment_blocks(2, 5)
     ops.segment_moments(torch.empty(0, 5), moments, torch.zeros(3, dtype=torch.int32))
