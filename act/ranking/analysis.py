@@ -23,6 +23,8 @@ from act.profiles.profile import PairProfile, Profile
 from act.profiles.statistics import Statistics
 from act.ranking.channel_set import ChannelSet
 from act.ranking.selection import best
+from act.taps.attachments import Attachments
+from act.taps.filled import fill_held
 
 CONFIDENCE = 0.95
 _Z = 1.959964  # of a two-sided 95 % interval
@@ -223,8 +225,8 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     profile's (donor or target of a pair). Its forward is restored when the block ends.
 
     Raises:
-        ActError: a model that is not the profile's, a set of another architecture, channels without a mean, of a
-            module that returns several tensors or channels in groups, or of experts packed in one tensor.
+        ActError: a model that is not the profile's, a set of another architecture, channels without a mean, or of a
+            module that returns several tensors or channels in groups.
     """
     difference = channels.space.first_difference(profile.space)
     if difference:
@@ -232,24 +234,18 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     mean = _statistics_of(model, profile).mean
     if mean[channels.index].isnan().any():
         raise ActError("some channels of the set were never counted in the profile, so they have no mean to take")
-    handles = []
+    fills = {site.name: (rows, mean[rows + site.offset]) for site, rows in channels.space.split(channels.index)}
+    attachments = Attachments(model)
     try:
-        for site, rows in channels.space.split(channels.index):
-            fill = mean[rows + site.offset]
-            layouts = profile.space.site(site.name).layouts
+        held = fill_held(attachments, channels.space, fills)
+        for name in fills.keys() - held:
+            layouts = profile.space.site(name).layouts
             if any(layout.item is not None or layout.groups > 1 for layout in layouts):
-                raise ActError(f"{site.name} gives {layouts[0]}, in which channels cannot be set; exclude it")
-            module = model.get_submodule(site.module)
-            if site.expert is not None and not isinstance(module, nn.Linear):
-                raise ActError(
-                    f"the experts of {site.module} are packed in one tensor, so channels of {site.name} cannot be set; "
-                    "leave the experts out (exclude '*].*')"
-                )
-            handles.append(module.register_forward_hook(_filling(rows, fill)))
+                raise ActError(f"{name} gives {layouts[0]}, in which channels cannot be set; exclude it")
+            attachments.after(name, _filling(*fills[name]))
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        attachments.remove()
 
 
 def _statistics_of(model: nn.Module, profile: Profile) -> Statistics:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import families
 import pytest
 import torch
 from hypothesis import given
@@ -139,3 +140,39 @@ def test_ablation_of_what_was_not_measured_is_refused(models, pair):
     with pytest.raises(ActError, match="never counted in the profile"):
         with ablated(models[0], head, partly):
             pass
+
+
+def batch_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {"input_ids": torch.randint(0, 64, (2, 40), generator=torch.Generator().manual_seed(0))}
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "dbrx", "llama4_text", "jetmoe"])
+def test_experts_are_ablated_whichever_way_they_run(family):
+    model = families.tiny(family)
+    inputs = batch_of(model)
+    profile = act.profile(model, [{**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}])
+    counted = (profile.count > 0) & torch.tensor(
+        [site.expert is not None for site in profile.space for _ in range(site.width)]
+    )
+    some = counted.nonzero().flatten()
+    some = some[torch.randperm(len(some), generator=torch.Generator().manual_seed(0))[: len(some) // 5]].sort().values
+    channels = ChannelSet(profile.space, some, torch.zeros(len(some)))
+    kernels = ["eager", "batched_mm", "grouped_mm"] if family in ("gpt_oss", "mixtral") else [None]
+    found = []
+    with torch.no_grad():
+        whole = model(**inputs).logits
+        for kernel in kernels:
+            if kernel:
+                model.set_experts_implementation(kernel)
+            with ablated(model, channels, profile):
+                found.append(model(**inputs).logits)
+            assert torch.allclose(model(**inputs).logits, whole, atol=1e-5)
+        assert not torch.allclose(found[0], whole, atol=1e-5)
+        assert all(torch.allclose(each, found[0], atol=1e-5) for each in found)
+        if family == "gpt_oss":  # each product has a bias, so an edit by hand does the same
+            parameters = dict(model.named_parameters())
+            for site, rows in profile.space.split(some):
+                weight, bias = (part.matrix(parameters) for part in site.parameters)
+                weight[rows] = 0
+                bias[rows, 0] = profile.mean[rows + site.offset].float()
+            assert torch.allclose(model(**inputs).logits, found[0], atol=1e-5)
