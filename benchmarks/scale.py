@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -74,7 +75,8 @@ class Steps:
         kept: list[Any] = []
         seconds = seconds_of(lambda: kept.append(call()))
         peak = megabytes("VmHWM") - self._before
-        row = {"step": name, "seconds": round(seconds, 2), "peak_mb": round(peak)}
+        row: dict[str, Any] = {"step": name, "seconds": round(seconds, 2), "peak_mb": round(peak)}
+        row |= {"machine_load": round(os.getloadavg()[0], 1), "peak_over_foretold": "-"}
         if foretold is not None:
             row |= {"foretold_mb": round(foretold / 2**20), "peak_over_foretold": round(peak * 2**20 / foretold, 3)}
         self.rows.append(row)
