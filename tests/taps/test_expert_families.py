@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from experts_reference import Rows, expert_rows, implementations, run_by
@@ -14,10 +12,12 @@ from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.taps.tapped import taps
 
+PAIRS = ("gpt_oss", "jetmoe", "llama4_text", "mixtral")
 
-def each(names):
+
+def each(names, often):
     rest = [pytest.mark.slow, pytest.mark.thorough]
-    return [pytest.param(name, marks=[] if name in SOME_WITH_EXPERTS.split() else rest) for name in names]
+    return [pytest.param(name, marks=[] if name in often else rest) for name in names]
 
 
 def batch_of(batch, length, seed=1):
@@ -59,7 +59,7 @@ def assert_agree(statistics, rows, name):
         assert (statistics.var - rows.var(0, correction=0)).abs().max() <= 1e-5 * largest**2, name
 
 
-@pytest.mark.parametrize("family", each(expert_families()))
+@pytest.mark.parametrize("family", each(expert_families(), SOME_WITH_EXPERTS.split()))
 def test_every_expert_and_router_agrees_with_float64(family):
     model = tiny(family)
     batches = [batch_of(2, 7), batch_of(4, 4)]
@@ -99,7 +99,7 @@ def test_an_expert_that_no_token_reached_has_counted_nothing(implementation):
             assert found.mean.isnan().all() and found.var.isnan().all()
 
 
-@pytest.mark.parametrize("family", each(expert_families()))
+@pytest.mark.parametrize("family", each(expert_families(), PAIRS))
 def test_a_pair_differs_over_the_tokens_that_met_the_same_expert(family):
     donor, target = tiny(family, 0), tiny(family, 1)
     batches = [batch_of(2, 7), batch_of(4, 4)]
@@ -122,72 +122,3 @@ def test_a_pair_differs_over_the_tokens_that_met_the_same_expert(family):
             assert_agree(found.difference, both, where)
             if len(both):
                 assert (found.mean_abs_diff - both.abs().mean(0)).abs().max() <= 1e-5 * both.abs().max(), where
-
-
-class Listed(torch.nn.Module):
-    """A Mixtral block as transformers 4 has it: a module for each expert, which gets its rows in one of three ways."""
-
-    def __init__(self, packed, gather):
-        super().__init__()
-        self.top_k, self.gather = packed.top_k, gather
-        count, width, hidden = (
-            len(packed.experts.down_proj),
-            packed.experts.down_proj.shape[2],
-            packed.gate.weight.shape[1],
-        )
-        self.gate = torch.nn.Linear(hidden, count, bias=False)
-        self.gate.weight = packed.gate.weight
-        self.experts = torch.nn.ModuleList(Expert(hidden, width) for _ in range(count))
-        for e, expert in enumerate(self.experts):
-            gate, up = packed.experts.gate_up_proj[e].chunk(2)
-            for linear, weight in ((expert.w1, gate), (expert.w3, up), (expert.w2, packed.experts.down_proj[e])):
-                linear.weight = torch.nn.Parameter(weight.detach().clone())
-
-    def forward(self, hidden_states):
-        flat = hidden_states.reshape(-1, hidden_states.shape[-1])
-        weights, index = self.gate(flat).float().softmax(1).topk(self.top_k, dim=-1)
-        weights = (weights / weights.sum(-1, keepdim=True)).to(flat.dtype)
-        result = torch.zeros_like(flat)
-        if self.gather == "sorted":
-            order = index.flatten().argsort()
-            rows = flat[order // self.top_k]
-            sizes = torch.bincount(index.flatten(), minlength=len(self.experts)).tolist()
-            start, outputs = 0, []
-            for expert, size in zip(self.experts, sizes, strict=True):
-                if size:
-                    outputs.append(expert(rows[start : start + size]))
-                start += size
-            result.index_add_(0, order // self.top_k, torch.cat(outputs) * weights.flatten()[order, None])
-        else:
-            chosen = torch.nn.functional.one_hot(index, num_classes=len(self.experts)).permute(2, 1, 0)
-            for e in range(len(self.experts)):
-                slot, token = torch.where(chosen[e])
-                rows = flat[None, token].reshape(-1, flat.shape[-1]) if self.gather == "none" else flat[token]
-                result.index_add_(0, token, self.experts[e](rows) * weights[token, slot, None])
-        return result.reshape(hidden_states.shape)
-
-
-class Expert(torch.nn.Module):
-    """Mixtral's."""
-
-    def __init__(self, hidden, width):
-        super().__init__()
-        self.w1, self.w3 = (torch.nn.Linear(hidden, width, bias=False) for _ in range(2))
-        self.w2 = torch.nn.Linear(width, hidden, bias=False)
-
-    def forward(self, x):
-        return self.w2(torch.nn.functional.silu(self.w1(x)) * self.w3(x))
-
-
-@pytest.mark.parametrize("gather", ["none", "index", "sorted"])
-def test_experts_in_a_list_are_counted_by_token_not_by_slot(gather):
-    packed = tiny("mixtral")
-    batches = [batch_of(2, 7), batch_of(4, 4)]
-    expected = values_of(rows_of(packed, batches))
-    model = copy.deepcopy(packed)
-    for layer in model.model.layers:
-        layer.mlp = Listed(layer.mlp, gather)
-    for fused in (True, False):
-        profile = act.profile(model, batches, fused=fused)
-        for name, rows in expected.items():
-            assert_agree(profile.site(name), rows, name)
