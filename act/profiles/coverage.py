@@ -71,7 +71,7 @@ class Measured:
         if not gaps:
             return None
         name, values = next(iter(gaps.items()))
-        why = "which no site covers" if name in self.uncovered else "which no counted token reached in every model"
+        why = "which no site covers" if name in self.uncovered else "which no counted token reached"
         return f"{name} ({values:,} values), {why}{f', and {len(gaps) - 1} more' if len(gaps) > 1 else ''}"
 
     def to_json(self) -> dict[str, Any]:
