@@ -56,7 +56,7 @@ class HeldParameters:
     def _forward(
         self, holder: Holder, module: nn.Module, original: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Any:
-        if self._all_experts and holder.routed:
+        if self._all_experts and holder.routed and not holder.shared:
             for run_some in every_expert(holder, module, original, args, kwargs):
                 self._watched(holder, run_some)
             return original(*args, **kwargs)
@@ -82,10 +82,10 @@ def every_expert(
     tensors = {place: x for place, x in given.items() if isinstance(x, torch.Tensor)}
     hidden = next((place for place, x in tensors.items() if x.is_floating_point()), None)
     index = next((place for place, x in tensors.items() if not x.is_floating_point() and x.dim() == 2), None)
-    listed = next((child for child in module.children() if isinstance(child, nn.ModuleList)), None)
-    if listed is not None and hidden is not None:
+    experts_module = module.get_submodule(holder.experts.removeprefix(holder.name).lstrip("."))
+    if isinstance(experts_module, nn.ModuleList) and hidden is not None:
         tokens = tensors[hidden].reshape(-1, tensors[hidden].shape[-1])
-        yield lambda: [expert(tokens) for expert in listed]
+        yield lambda: [expert(tokens) for expert in experts_module]
         return
     if len(tensors) != 3 or hidden is None or index is None or tensors[hidden].dim() != 2:
         raise ActError(

@@ -75,6 +75,16 @@ class Holder:
         """Whether it holds experts."""
         return any(bank.routed for bank in self.banks)
 
+    @property
+    def experts(self) -> str:
+        """Path of the module of its experts: itself, or the list of modules within it."""
+        return next(bank.sites[0].name.rpartition("[")[0] for bank in self.banks if bank.routed)
+
+    @property
+    def shared(self) -> bool:
+        """Whether every token passes all of its experts anyway."""
+        return "shared" in self.experts.rpartition(".")[2]
+
 
 def holders_of(model: nn.Module, sites: Iterable[Site], uncalled: Iterable[Site] = ()) -> list[Holder]:
     """The holders of a model, for those of its sites that no module's output is.

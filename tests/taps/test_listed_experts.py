@@ -185,3 +185,12 @@ def test_experts_that_cannot_be_read_are_refused_in_a_sentence(change, words):
 
 def quantised(parameter):
     return nn.Parameter(torch.zeros(parameter.shape, dtype=torch.uint8), requires_grad=False)
+
+
+def test_shared_experts_see_every_token_anyway():
+    from families import tiny
+
+    given = batch()
+    profile = act.profile(tiny("inkling_text"), [given], moe_all_experts=True)
+    counted = given["count_mask"].sum()
+    assert all((profile.site(site.name).count == counted).all() for site in profile.space if site.expert is not None)
