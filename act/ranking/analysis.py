@@ -25,6 +25,7 @@ from act.ranking.channel_set import ChannelSet
 from act.ranking.selection import best
 from act.taps.attachments import Attachments
 from act.taps.filled import fill_held
+from act.taps.probed import Probed
 
 CONFIDENCE = 0.95
 _Z = 1.959964  # of a two-sided 95 % interval
@@ -235,9 +236,10 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     if mean[channels.index].isnan().any():
         raise ActError("some channels of the set were never counted in the profile, so they have no mean to take")
     fills = {site.name: (rows, mean[rows + site.offset]) for site, rows in channels.space.split(channels.index)}
+    holders = Probed.of(model, profile.space).holders
     attachments = Attachments(model)
     try:
-        held = fill_held(attachments, channels.space, fills)
+        held = fill_held(attachments, holders, fills)
         for name in fills.keys() - held:
             layouts = profile.space.site(name).layouts
             if any(layout.item is not None or layout.groups > 1 for layout in layouts):

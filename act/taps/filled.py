@@ -10,24 +10,28 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
-from act.models.sites import Site
 from act.taps.attachments import Attachments
-from act.taps.holders import Bank, Holder, Weight, holders_of
+from act.taps.holders import Bank, Holder, Weight
 from act.taps.parameter_calls import ParameterCalls, Product
 
 Fills = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
 """Site -> its channels, int64 ``[K]``, and the value of each, ``[K]``."""
 
 
-def fill_held(attachments: Attachments, sites: Iterable[Site], fills: Fills) -> set[str]:
+def fill_held(attachments: Attachments, holders: Iterable[Holder], fills: Fills) -> set[str]:
     """Set channels of experts and routers wherever the model computes them with their parameters.
+
+    Args:
+        attachments: where forwards are replaced.
+        holders: those of the model, as a probe has found them.
+        fills: which channels.
 
     Returns:
         The sites of ``fills`` that are set so; the others are outputs of modules.
     """
     parameters = dict(attachments.model.named_parameters())
     found: set[str] = set()
-    for holder in holders_of(attachments.model, sites):
+    for holder in holders:
         names = {site.name for bank in holder.banks for site in bank.sites} & fills.keys()
         if names:
             attachments.replace(holder.name, partial(_forward, holder, parameters, fills))

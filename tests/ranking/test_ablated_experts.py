@@ -14,12 +14,25 @@ IDS = torch.randint(1, 200, (3, 7), generator=torch.Generator().manual_seed(0))
 BATCH = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
 
 
-@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4_text", "jetmoe"])
-def test_channels_of_experts_give_their_means_and_come_back(family):
+@pytest.mark.parametrize(
+    ("family", "where"),
+    [
+        ("qwen3_moe", "mlp"),
+        ("gpt_oss", "mlp"),
+        ("llama4_text", ""),
+        ("jetmoe", "mlp"),
+        ("jetmoe", "attention.experts["),
+    ],
+)
+def test_channels_of_experts_give_their_means_and_come_back(family, where):
     model = tiny(family)
     profile = act.profile(model, [BATCH])
     scores = torch.full((len(profile.space),), torch.nan).double()
-    site = next(site for site in profile.space if site.kind == "up" and (profile.site(site.name).count > 2).all())
+    site = next(
+        site
+        for site in profile.space
+        if site.kind == "up" and where in site.name and (profile.site(site.name).count > 2).all()
+    )
     scores[site.offset + 1 : site.offset + 4] = 1.0
     channels = act.rank(profile, scores, count=3)
     before = {}
