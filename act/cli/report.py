@@ -165,7 +165,12 @@ def _print(report: Report, output: Path) -> None:
     console.print_table(f"{output}: concentration of {data['score']}", columns, rows)
     for one in data["concentration"]:
         if one["coverage"] is not None:
-            print(f"{one['profile']}: {percent(one['coverage'])} of the parameters lie behind a measured channel")
+            kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in one["coverage_by_kind"].items())
+            print(
+                f"{one['profile']}: {percent(one['coverage'])} of the parameters lie behind a measured channel: {kinds}"
+            )
+            for name, values in (one["uncovered_values"] | one["unreached_values"]).items():
+                print(f"  not measured: {name} ({values:,} values)")
     words = {"stability": "one ability", "disentanglement": "two abilities", "set": "a set"}
     rows = [
         [

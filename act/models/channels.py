@@ -97,6 +97,11 @@ class ChannelSpace:
         for one in found:
             if isinstance(one, ExpertsFound):
                 layer = _layer(one.name)
+                shared = {part.name for site in one.sites for part in site.parameters} - {*names.values()}
+                if shared:
+                    raise ActError(
+                        f"{min(shared)} is a parameter of other experts, too; give each layer of experts its own"
+                    )
                 for site in one.sites:
                     name = expert_site_name(one.name, site.expert, site.role)
                     sites.append(Site(name, site.role, layer, offset, site.width, site.parameters, expert=site.expert))

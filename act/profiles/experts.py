@@ -31,12 +31,21 @@ class ExpertTokens:
     tokens: torch.Tensor
 
     @classmethod
-    def of(cls, space: ChannelSpace, statistics: Sequence[Statistics]) -> ExpertTokens:
-        """The fewest tokens that each site got in any of these statistics of the space."""
+    def of(
+        cls, space: ChannelSpace, statistics: Sequence[Statistics], sides: Sequence[Statistics] = ()
+    ) -> ExpertTokens:
+        """The fewest tokens that each site got in any of these statistics of the space.
+
+        Args:
+            space: the channel space.
+            statistics: those that are judged.
+            sides: those of each model, which show what was measured at all, if others are judged.
+        """
         sites = [site for site in space if site.expert is not None]
         firsts = torch.tensor([site.offset for site in sites], dtype=torch.int64)
         rows = [one.rows_counted(firsts) for one in statistics] if sites else []
         tokens = torch.stack(rows).amin(0) if rows else firsts
+        rows += [one.rows_counted(firsts) for one in sides] if sites else []
         most = torch.stack(rows).amax(0).tolist() if rows else []
         measured = {site.kind for site, seen in zip(sites, most, strict=True) if seen}
         kept = [number for number, site in enumerate(sites) if site.kind in measured]
@@ -84,7 +93,11 @@ class FewTokens:
         True
         """
         both = isinstance(profile, PairStatistics)
-        found = ExpertTokens.of(profile.space, [profile.difference if isinstance(profile, PairStatistics) else profile])
+        found = (
+            ExpertTokens.of(profile.space, [profile.difference], [profile.donor, profile.target])
+            if isinstance(profile, PairStatistics)
+            else ExpertTokens.of(profile.space, [profile])
+        )
         tokens: dict[str, int] = {}
         for site, seen in zip(found.sites, found.tokens.tolist(), strict=True):
             tokens.setdefault(expert_of(site), seen)

@@ -122,6 +122,12 @@ def require_models(ability: Ability, donor: nn.Module, target: nn.Module) -> Non
 def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
     """Raise :class:`ActError` unless all are of the same models and positions, on other texts than the first."""
     first = sides(ability)
+    shown = {one.provenance.settings.moe_all_experts for each in (ability, *kept) for one in sides(each)}
+    if len(shown) > 1:
+        raise ActError(
+            "some profiles measured every expert on every token (--moe-all-experts) and others those that were routed "
+            "to it, which cannot be compared; profile all alike"
+        )
     positions = {corpus.count for corpus in first[0].provenance.corpora}
     texts = corpora_of(first[0])
     for other in map(sides, kept):

@@ -119,7 +119,8 @@ def rank(
         evidence = Evidence(ability, kept if record.keep == "compare" else (), donor, target, seed)
         values = record.function(evidence).cpu()
         if record.reads:
-            starved.leave_out(values, record.reads(ability))
+            both = evidence.activations if record.keep == "contrast" else None
+            starved.leave_out(values, record.reads(ability), (both.donor, both.target) if both else ())
         activations = evidence.activations if record.keep == "contrast" else None
         return normalized(values, space, normalize, activations, in_place=True)
 
@@ -183,9 +184,11 @@ class _Starved:
         self.possible = any(site.expert is not None for site in space)
         self.sites: set[str] = set()
 
-    def leave_out(self, values: torch.Tensor, statistics: Sequence[Statistics]) -> None:
+    def leave_out(
+        self, values: torch.Tensor, statistics: Sequence[Statistics], sides: Sequence[Statistics] = ()
+    ) -> None:
         """Set ``values`` ``[N]`` to NaN, in place, where an expert got too few tokens in some of the statistics."""
-        for site in ExpertTokens.of(self._space, statistics).fewer(self._least):
+        for site in ExpertTokens.of(self._space, statistics, sides).fewer(self._least):
             values[site.channels] = torch.nan
             self.sites.add(site.name)
 

@@ -20,9 +20,10 @@ class ConcentrationRow(TypedDict):
     """How unevenly the score of one profile is spread over its channels.
 
     ``channels`` have a score; ``unmeasured`` ones, counted by module kind, do not. ``coverage`` is the share of
-    parameters behind measured channels, 0 to 1. ``experts`` is an :class:`act.profiles.experts.FewTokens` as plain
-    data, with its ``sentence``; None for a dense model. ``kinds`` and ``layers`` group the sites by module kind and by
-    decoder layer.
+    parameters behind measured channels, 0 to 1, of which ``coverage_by_kind`` says where they are; ``uncovered_values``
+    and ``unreached_values`` count the others, by name (:class:`act.profiles.coverage.Measured`). ``experts`` is an
+    :class:`act.profiles.experts.FewTokens` as plain data, with its ``sentence``; None for a dense model. ``kinds`` and
+    ``layers`` group the sites by module kind and by decoder layer.
     """
 
     profile: str
@@ -30,6 +31,9 @@ class ConcentrationRow(TypedDict):
     channels: int
     unmeasured: Mapping[str, int]
     coverage: float | None
+    coverage_by_kind: dict[str, float]
+    uncovered_values: dict[str, int]
+    unreached_values: dict[str, int]
     experts: Mapping[str, Any] | None
     gini: float
     above_tenth: float

@@ -7,11 +7,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from act.core.errors import ActError
 from act.taps.attachments import Attachments
-from act.taps.holders import Bank, Holder, Weight
+from act.taps.holders import Bank, Holder, Parameters, Weight, parameters_of
 from act.taps.parameter_calls import ParameterCalls, Product
 
 Fills = Mapping[str, tuple[torch.Tensor, torch.Tensor]]
@@ -29,25 +28,25 @@ def fill_held(attachments: Attachments, holders: Iterable[Holder], fills: Fills)
     Returns:
         The sites of ``fills`` that are set so; the others are outputs of modules.
     """
-    parameters = dict(attachments.model.named_parameters())
+    parameter = parameters_of(attachments.model)
     found: set[str] = set()
     for holder in holders:
         names = {site.name for bank in holder.banks for site in bank.sites} & fills.keys()
         if names:
-            attachments.replace(holder.name, partial(_forward, holder, parameters, fills))
+            attachments.replace(holder.name, partial(_forward, holder, parameter, fills))
             found |= names
     return found
 
 
 def _forward(
     holder: Holder,
-    parameters: Mapping[str, nn.Parameter],
+    parameter: Parameters,
     fills: Fills,
     original: Callable[..., Any],
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    with _Filling(holder, parameters, fills) as calls:
+    with _Filling(holder, parameter, fills) as calls:
         output = original(*args, **kwargs)
     calls.require_filled()
     return output
@@ -56,8 +55,8 @@ def _forward(
 class _Filling(ParameterCalls):
     """Sets channels in each product as soon as it is whole."""
 
-    def __init__(self, holder: Holder, parameters: Mapping[str, nn.Parameter], fills: Fills) -> None:
-        super().__init__(holder, parameters, tokens=0)
+    def __init__(self, holder: Holder, parameter: Parameters, fills: Fills) -> None:
+        super().__init__(holder, parameter, tokens=0)
         self._fills = fills
         self._filled: set[str] = set()  # parameters
         self._waiting: Product | None = None  # for its bias
@@ -87,7 +86,7 @@ class _Filling(ParameterCalls):
 
     def _add_all(self, weight: Weight, x: torch.Tensor, output: torch.Tensor) -> None:
         if self._routed is None:  # seen at the first product; what follows reads the same rows
-            self._routed = (x != 0).any(-1)
+            self._routed = ((x != 0) & x.isfinite()).any(-1)
         for bank, span in weight.banks:
             for number, channels, values in self._wanted(bank):
                 part = output[number] if span is None else output[number][:, slice(*span)]
@@ -95,7 +94,7 @@ class _Filling(ParameterCalls):
         self._filled.add(weight.name)
 
     def _tokens_of(self, x: torch.Tensor, rows: int, expert: int | None = None) -> torch.Tensor:
-        return self._every  # does not matter here
+        return self._every(x.device)  # does not matter here
 
     def _wanted(self, bank: Bank) -> Iterable[tuple[int, torch.Tensor, torch.Tensor]]:
         return [(n, *self._fills[site.name]) for n, site in enumerate(bank.sites) if site.name in self._fills]

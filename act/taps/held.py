@@ -11,7 +11,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.taps.attachments import Attachments
-from act.taps.holders import Holder
+from act.taps.holders import Holder, Parameters
 from act.taps.measurement import Measurement
 from act.taps.parameter_calls import ParameterCalls
 
@@ -24,7 +24,7 @@ class HeldParameters:
 
     Args:
         holders: all holders of the model.
-        parameters: the parameters of the model, by name.
+        parameter: finds the parameters of the model.
         measurement: where their rows go.
         all_experts: measure every expert on every token. What the model computes stays as it is.
     """
@@ -32,7 +32,7 @@ class HeldParameters:
     def __init__(
         self,
         holders: Iterable[Holder],
-        parameters: Mapping[str, nn.Parameter],
+        parameter: Parameters,
         measurement: Measurement,
         all_experts: bool = False,
     ) -> None:
@@ -40,7 +40,7 @@ class HeldParameters:
         self._holders = [
             holder for holder in holders if any(site.name in wanted for bank in holder.banks for site in bank.sites)
         ]
-        self._parameters = parameters
+        self._parameter = parameter
         self._measurement = measurement
         self._all_experts = all_experts
 
@@ -63,7 +63,7 @@ class HeldParameters:
         return self._watched(holder, partial(original, *args, **kwargs))
 
     def _watched(self, holder: Holder, run: Callable[[], Any]) -> Any:
-        with ParameterCalls(holder, self._parameters, self._measurement.tokens.numel()) as calls:
+        with ParameterCalls(holder, self._parameter, self._measurement.tokens.numel()) as calls:
             output = run()
         for bank, rows in calls.results():
             self._measurement.read_bank(bank, rows)

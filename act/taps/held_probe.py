@@ -17,7 +17,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.layout import Layout
 from act.taps.attachments import Attachments
-from act.taps.holders import Bank, Holder, around
+from act.taps.holders import Bank, Holder, around, parameters_of
 from act.taps.layouts import ROUNDING, Unread
 from act.taps.parameter_calls import ParameterCalls
 from act.taps.probe import Recording, other_text, run
@@ -73,10 +73,10 @@ def _texts(recording: Recording) -> tuple[torch.Tensor, torch.Tensor]:
 def _seen(model: nn.Module, holders: Sequence[Holder], ids: torch.Tensor, masked: bool) -> Seen:
     """What each holder computes for a text, or why that cannot be said."""
     seen: Seen = {}
-    parameters = dict(model.named_parameters())
+    parameter = parameters_of(model)
 
     def forward(holder: Holder, original: Any, *args: Any, **kwargs: Any) -> Any:
-        calls = ParameterCalls(holder, parameters, ids.numel())
+        calls = ParameterCalls(holder, parameter, ids.numel())
         with calls:
             output = original(*args, **kwargs)
         if holder.name in seen:

@@ -5,10 +5,12 @@ What such a **holder** computes with a parameter is seen while its forward runs 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
+import torch
 from torch import nn
 
 from act.core.errors import ActError
@@ -106,6 +108,21 @@ def holders_of(model: nn.Module, sites: Iterable[Site], uncalled: Iterable[Site]
     for site in uncalled:
         found.setdefault(site.name.rpartition(".")[0], []).append(site)
     return [Holder(name, _weights(held)) for name, held in found.items()]
+
+
+Parameters = Callable[[str], torch.Tensor]
+"""A parameter by its name, as it is now: offloaded ones are replaced while their module runs."""
+
+
+def parameters_of(model: nn.Module) -> Parameters:
+    """The parameters of a model."""
+    modules = dict(model.named_modules())
+
+    def parameter(name: str) -> torch.Tensor:
+        owner, _, leaf = name.rpartition(".")
+        return cast(torch.Tensor, getattr(modules[owner], leaf))
+
+    return parameter
 
 
 def around(holders: Iterable[Holder]) -> list[Holder]:

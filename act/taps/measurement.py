@@ -112,8 +112,8 @@ class Measurement:
         batch, length = self.tokens
         raise ActError(
             f"site {site.name} gave {given} for {batch} x {length} tokens; expected "
-            f"{' or '.join(map(str, site.layouts))}, as when it was probed; exclude this kind of module, or report the "
-            "architecture"
+            f"{' or '.join(map(str, site.layouts))}, as its probe showed or, without one, was "
+            "assumed; exclude this kind of module, or report the architecture"
         )
 
     def read_rows(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:

@@ -6,17 +6,16 @@ parameters asked for. A gather of rows by index (``hidden[token_idx]``) tells wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from act.core.errors import ActError
-from act.taps.holders import Bank, Holder, Weight
+from act.taps.holders import Bank, Holder, Parameters, Weight
 from act.taps.probe import ADDITIONS
 from act.taps.routed import RoutedRows
 from act.taps.unchanged import version
@@ -73,18 +72,18 @@ class ParameterCalls(TorchFunctionMode):
 
     Args:
         holder: what to look for.
-        parameters: the parameters of the model, by name.
+        parameter: finds the parameters of the model.
         tokens: how many tokens the batch has, padding included.
     """
 
-    def __init__(self, holder: Holder, parameters: Mapping[str, nn.Parameter], tokens: int) -> None:
+    def __init__(self, holder: Holder, parameter: Parameters, tokens: int) -> None:
         super().__init__()
         self.holder = holder
-        self._parameters = parameters
+        self._parameter = parameter
         self._count = tokens
-        self._weights = {weight.name: weight for weight in holder.weights}
         self._places: dict[int, list[tuple[Weight, torch.Tensor]]] = {}  # by the address of their memory
         self._biases: set[int] = set()
+        self._cast: list[tuple[Weight, torch.Tensor]] = []  # copies of parameters in another type
         self._kept: list[torch.Tensor] = []  # so that no other tensor gets an address in _biases
         self._gathered: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id -> tensor, token of each of its rows
         self._picked: dict[int, tuple[torch.Tensor, Weight, torch.Tensor]] = {}  # id -> weights picked by expert ids
@@ -93,6 +92,8 @@ class ParameterCalls(TorchFunctionMode):
         self._products: list[Product] = []
         self._all: torch.Tensor | None = None
         self._problem: str | None = None  # told when the forward has ended
+        # Accelerate loads offloaded parameters as their module runs, into memory that is used again afterwards.
+        self._moves = any(parameter(weight.name).is_meta for weight in holder.weights)
         self._look_up()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -120,7 +121,9 @@ class ParameterCalls(TorchFunctionMode):
             for bank, span in product.weight.banks:
                 rows = product.rows if span is None else product.rows[:, slice(*span)]
                 given.setdefault(bank.name, []).append((product, rows))
-        return [(bank, _joined(given.get(bank.name, ()), bank, self._every)) for bank in self.holder.banks]
+        device = next((product.rows.device for product in self._products), torch.device("cpu"))
+        every = self._every(device)
+        return [(bank, _joined(given.get(bank.name, ()), bank, every)) for bank in self.holder.banks]
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Look at one call; most are none of these."""
@@ -140,7 +143,7 @@ class ParameterCalls(TorchFunctionMode):
             self._note_view(func, args[0], output)
         elif func in (torch.Tensor.repeat_interleave, torch.repeat_interleave) and isinstance(args[1], int):
             if self._is_of_tokens(args[0]):
-                self._gathered[id(output)] = output, self._every.repeat_interleave(args[1])
+                self._gathered[id(output)] = output, self._every(args[0].device).repeat_interleave(args[1])
         elif func in (torch.Tensor.split, torch.split) and id(args[0]) in self._gathered:
             tokens = func(self._gathered[id(args[0])][1], *args[1:], **kwargs)
             self._gathered.update({id(part): (part, of) for part, of in zip(output, tokens, strict=True)})
@@ -175,7 +178,8 @@ class ParameterCalls(TorchFunctionMode):
         if known_pick := self._picked.get(id(x)):
             self._picked[id(output)] = output, *known_pick[1:]
         elif func in _CASTS and output is not x and (found := self._weight_of(x)):
-            self._places.setdefault(output.untyped_storage().data_ptr(), []).append((found[0], output))
+            self._cast.append((found[0], output))
+            self._look_up()
 
     def _note_product(self, x: torch.Tensor, weight: Any, output: torch.Tensor, biased: bool = False) -> None:
         found = self._weight_of(weight) if isinstance(weight, torch.Tensor) else None
@@ -203,7 +207,11 @@ class ParameterCalls(TorchFunctionMode):
             self._problem = f"{weight.name} reads {tokens} rows for each expert; the batch has {self._count} tokens"
             return
         if self._routed is None:  # seen at the first product; what follows reads the same rows
-            self._routed = (x != 0).any(-1).flatten()
+            self._routed = ((x != 0) & x.isfinite()).any(-1).flatten()  # an infinite value times 0 is no number
+            if count > 1 and not self.holder.shared and bool(self._routed.all()):
+                self._problem = (
+                    f"{weight.name} reads every token for every expert, and nothing shows which are routed to it"
+                )
         place = self._routed.nonzero().flatten()
         self._add(weight, output.flatten(0, 1)[place], place % tokens, place // tokens)
 
@@ -252,13 +260,12 @@ class ParameterCalls(TorchFunctionMode):
                 f"{self.holder.name} computes {rows} rows for {self._count} tokens, and nothing shows which token each "
                 "belongs to"
             )
-        return self._every
+        return self._every(x.device)
 
-    @property
-    def _every(self) -> torch.Tensor:
-        if self._all is None:
-            parameter = self._parameters[self.holder.weights[0].name]
-            self._all = torch.arange(self._count, device=parameter.device)
+    def _every(self, device: torch.device) -> torch.Tensor:
+        """The numbers of all tokens."""
+        if self._all is None or self._all.device != device:
+            self._all = torch.arange(self._count, device=device)
         return self._all
 
     def _is_of_tokens(self, x: torch.Tensor) -> bool:
@@ -266,6 +273,8 @@ class ParameterCalls(TorchFunctionMode):
 
     def _weight_of(self, x: torch.Tensor) -> tuple[Weight, int | None] | None:
         """The parameter that a tensor is a view of, and the expert whose matrix it is."""
+        if self._moves:
+            self._look_up()
         address = x.untyped_storage().data_ptr()
         for weight, parameter in self._places.get(address, ()):
             first = x.storage_offset() - parameter.storage_offset()
@@ -281,12 +290,18 @@ class ParameterCalls(TorchFunctionMode):
         return x.untyped_storage().data_ptr() in self._biases
 
     def _look_up(self) -> None:
-        """Where the parameters lie now; accelerate may have moved them since the last forward."""
-        for weight in self._weights.values():
-            parameter = self._parameters[weight.name]
+        """Where the parameters lie now."""
+        self._places = {}
+        self._biases = {kept.untyped_storage().data_ptr() for kept in self._kept}
+        for weight, copy in self._cast:
+            self._places.setdefault(copy.untyped_storage().data_ptr(), []).append((weight, copy))
+        for weight in self.holder.weights:
+            parameter = self._parameter(weight.name)
+            if parameter.is_meta:
+                continue
             self._places.setdefault(parameter.untyped_storage().data_ptr(), []).append((weight, parameter))
             if weight.bias:
-                self._biases.add(self._parameters[weight.bias].untyped_storage().data_ptr())
+                self._biases.add(self._parameter(weight.bias).untyped_storage().data_ptr())
 
 
 def _joined(given: Sequence[tuple[Product, torch.Tensor]], bank: Bank, every: torch.Tensor) -> RoutedRows:

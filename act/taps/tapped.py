@@ -24,6 +24,7 @@ from act.taps.fusion import Fusion, recognise
 from act.taps.gated_mlp import GatedMlps
 from act.taps.head import Head
 from act.taps.held import HeldParameters
+from act.taps.holders import parameters_of
 from act.taps.measurement import Measurement
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
@@ -107,8 +108,8 @@ class Taps:
         self._sums = ResidualSums(fusion, modules, self._measurement)
         self._mechanisms: list[Mechanism] = [self._head, self._sums]
         if probed.holders:
-            parameters = dict(model.named_parameters())
-            self._mechanisms.append(HeldParameters(probed.holders, parameters, self._measurement, moe_all_experts))
+            parameter = parameters_of(model)
+            self._mechanisms.append(HeldParameters(probed.holders, parameter, self._measurement, moe_all_experts))
         if fusion.mlps or fusion.norms:
             self._mechanisms.append(Attentions(fusion.attentions, self._measurement))
         if fusion.mlps:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -233,3 +235,20 @@ def test_the_command_line_says_which_experts_it_left_out(space, tmp_path):
     report = succeed("report", tmp_path / "pair.safetensors", "--output", tmp_path / "report")
     assert report["concentration"][0]["experts"]["sentence"].startswith("1 of 8 experts saw fewer than 32 counted")
     assert act_profile(*arguments, "--granularity", "expert", "--count", "9").returncode == 2
+
+
+def test_experts_that_no_token_met_in_both_models_are_starved_not_unmeasured(space):
+    alone = {site.name: (100, 100, 0) for site in space if site.expert is not None}
+    pair = measured(space, alone)
+    few = FewTokens.of(pair)
+    assert few is not None and few.none == few.few == few.experts
+    rule = act.rank(pair, count=1).rule
+    assert rule.starved_experts == few.experts
+
+
+def test_profiles_of_all_tokens_and_of_routed_ones_are_not_compared(space):
+    routed, every = measured(space), measured(space, seed=1)
+    settings = replace(every.provenance.settings, moe_all_experts=True)
+    every = act.PairProfile(every.moments, replace(every.provenance, settings=settings))
+    with pytest.raises(act.ActError, match="--moe-all-experts"):
+        act.rank(routed, keep=every, count=1)

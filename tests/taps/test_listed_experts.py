@@ -194,3 +194,26 @@ def test_shared_experts_see_every_token_anyway():
     profile = act.profile(tiny("inkling_text"), [given], moe_all_experts=True)
     counted = given["count_mask"].sum()
     assert all((profile.site(site.name).count == counted).all() for site in profile.space if site.expert is not None)
+
+
+@pytest.mark.parametrize("make", [lambda: tiny_experts(), lambda: mixture("slots")], ids=["packed", "listed"])
+def test_offloaded_experts_are_read_where_they_are_loaded(make):
+    accelerate = pytest.importorskip("accelerate")
+    given, expected = batch(), act.profile(make(), [batch()])
+    model = accelerate.cpu_offload(make(), execution_device=torch.device("cpu"))
+    assert torch.equal(act.profile(model, [given]).moments.arena, expected.moments.arena)
+
+
+def tiny_experts():
+    from families import tiny
+
+    return tiny("gpt_oss")
+
+
+def test_experts_that_two_layers_share_are_refused_in_a_sentence():
+    from families import tiny
+
+    model = tiny("qwen3_moe")
+    model.model.layers[1].mlp.experts.down_proj = model.model.layers[0].mlp.experts.down_proj
+    with pytest.raises(ActError, match="give each layer of experts its own"):
+        act.ChannelSpace.from_model(model)
