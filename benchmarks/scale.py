@@ -38,9 +38,17 @@ from act_kernels.statistics import COUNT, M2, MAX_ABS, SUM_ABS
 def mixture(hidden: int, width: int) -> torch.nn.Module:
     """The model, without weights."""
     config = transformers.DeepseekV3Config(
-        **{"vocab_size": 1000, "hidden_size": hidden, "intermediate_size": 4 * width, "moe_intermediate_size": width},
-        **{"num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16},
-        **{"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
+        vocab_size=1000,
+        hidden_size=hidden,
+        intermediate_size=4 * width,
+        moe_intermediate_size=width,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
     )
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(config)

@@ -83,6 +83,7 @@ def test_rehearsal_goes_through_every_phase(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_what_is_not_installed_is_left_out_with_a_reason(tmp_path):
     script = tmp_path / "without.py"
     script.write_text(WITHOUT)

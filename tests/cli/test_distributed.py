@@ -149,6 +149,7 @@ def test_ranks_refuse_together_what_one_process_refuses(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_ranks_with_nothing_to_read_and_with_abilities(folder, tmp_path):
     corpora = ["--corpus", f"one={folder / 'de.jsonl'}", "--corpus", f"two={folder / 'en.jsonl'}"]
     for name, ranks in (("ranks", 4), ("alone", 0)):
@@ -159,6 +160,7 @@ def test_ranks_with_nothing_to_read_and_with_abilities(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_bad_input_of_ranks(folder, tmp_path):
     result = act_profile(
         *options(folder, "--corpus", tmp_path / "none.jsonl", "--output", tmp_path / "p"), ranks=2, code=2

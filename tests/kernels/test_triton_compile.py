@@ -52,7 +52,12 @@ class Driver:
 on_one = pytest.mark.parametrize("compiled", [90], indirect=True, ids=["sm_90"])
 
 
-@pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: f"sm_{architecture}")
+TRIED = [
+    pytest.param(each, marks=[] if each == 90 else pytest.mark.thorough, id=f"sm_{each}") for each in ARCHITECTURES
+]
+
+
+@pytest.fixture(params=TRIED)
 def compiled(request, monkeypatch):
     """The list of kernels that launches have compiled."""
     kernels = []

@@ -40,6 +40,6 @@ def test_every_test_of_the_ops_passes_on_interpreted_triton(cases, tmp_path):
     )
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-8000:]
     ran = ElementTree.parse(report).iter("testcase")
-    passed = [case.get("name", "") for case in ran if case.find("skipped") is None]
+    passed = [f"{case.get('classname')}.{case.get('name')}" for case in ran if case.find("skipped") is None]
     untested = [op for op in OPS if not any(op in name for name in passed)]
     assert OPS and not untested, f"no test of {untested} ran on interpreted Triton, of {len(passed)} that passed"

@@ -14,7 +14,9 @@ from act.taps.tapped import taps
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("family", ["llama", pytest.param("qwen3", marks=pytest.mark.thorough), "gemma2"])
+@pytest.mark.parametrize(
+    "family", ["llama", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("qwen3", "gemma2"))]
+)
 def test_compiling_inside_the_taps_measures_the_same(family, fused):
     torch._dynamo.reset()
     model, batch = tiny_model(family), random_batches(1)[0]
