@@ -17,6 +17,7 @@ from torch import nn
 
 from act.core.plain import Label, Natural, Positive, checked
 from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
+from act.models.sites import expert_site_name
 
 # Fused projections: all queries, then all keys, then all values; every other known model goes group by group.
 _QKV_IN_BLOCKS = ("gpt2", "phi3", "phi4_multimodal", "mpt", "dbrx", "baichuan", "qwen", "gpt_bigcode")
@@ -134,7 +135,7 @@ class Experts:
 
     def sites(self, expert: int) -> list[str]:
         """The names of an expert's sites, in the order of their channels."""
-        return [f"{self.name}[{expert}].{role}" for role in self.roles]
+        return [expert_site_name(self.name, expert, role) for role in self.roles]
 
     def inputs(self) -> Rows:
         """None: an expert is rows only."""

@@ -27,7 +27,7 @@ from act.models.coverage import Coverage, with_values
 from act.models.experts import ExpertsFound, experts_of
 from act.models.kinds import Kinds, is_router
 from act.models.placement import ties_apart
-from act.models.sites import ParameterSlice, Site
+from act.models.sites import ParameterSlice, Site, expert_site_name
 
 Tied = Literal["head", "embed"]
 
@@ -294,11 +294,6 @@ def _channel_dims(module: nn.Module) -> dict[str, int]:
     else:
         return {}
     return {"weight": dim, **({"bias": 0} if isinstance(getattr(module, "bias", None), nn.Parameter) else {})}
-
-
-def expert_site_name(experts: str, expert: int, role: str) -> str:
-    """The name of an expert's site: ``model.layers.0.mlp.experts[3].gate``."""
-    return f"{experts}[{expert}].{role}"
 
 
 def _blocks_of(found: ExpertsFound, common: Iterable[Site]) -> Iterator[Block]:

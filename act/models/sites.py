@@ -113,10 +113,20 @@ class Site:
         """Path of the module whose weights make it: its name, but for experts."""
         return self.name if self.expert is None else self.parameters[0].name.rpartition(".")[0]
 
+    @property
+    def experts(self) -> str:
+        """Path of the module of the experts that it belongs to; the inverse of :func:`expert_site_name`."""
+        return self.name.rpartition("[")[0]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for file headers, without what is not set."""
         plain = {**vars(self), "parameters": [_set(vars(part)) for part in self.parameters]}
         return {**_set(plain), "layouts": [asdict(layout) for layout in self.layouts], "layer": self.layer}
+
+
+def expert_site_name(experts: str, expert: int, role: str) -> str:
+    """The name of an expert's site: ``model.layers.0.mlp.experts[3].gate``."""
+    return f"{experts}[{expert}].{role}"
 
 
 def _set(values: Mapping[str, Any]) -> dict[str, Any]:

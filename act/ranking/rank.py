@@ -118,10 +118,10 @@ def rank(
     def scored(ability: Ability) -> torch.Tensor:
         evidence = Evidence(ability, kept if record.keep == "compare" else (), donor, target, seed)
         values = record.function(evidence).cpu()
-        if record.reads:
-            both = evidence.activations if record.keep == "contrast" else None
-            starved.leave_out(values, record.reads(ability), (both.donor, both.target) if both else ())
         activations = evidence.activations if record.keep == "contrast" else None
+        if record.reads:
+            sides = (activations.donor, activations.target) if activations else ()
+            starved.leave_out(values, record.reads(ability), sides)
         return normalized(values, space, normalize, activations, in_place=True)
 
     values = scored(profile)

@@ -85,12 +85,11 @@ class _Filling(ParameterCalls):
         self._products = [self._waiting]  # to which a bias may be added
 
     def _add_all(self, weight: Weight, x: torch.Tensor, output: torch.Tensor) -> None:
-        if self._routed is None:  # seen at the first product; what follows reads the same rows
-            self._routed = ((x != 0) & x.isfinite()).any(-1)
+        reached = self._reached(weight, x)
         for bank, span in weight.banks:
             for number, channels, values in self._wanted(bank):
                 part = output[number] if span is None else output[number][:, slice(*span)]
-                _set(part, self._routed[number].nonzero().flatten(), channels, values)
+                _set(part, reached[number].nonzero().flatten(), channels, values)
         self._filled.add(weight.name)
 
     def _tokens_of(self, x: torch.Tensor, rows: int, expert: int | None = None) -> torch.Tensor:

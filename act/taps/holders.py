@@ -80,7 +80,7 @@ class Holder:
     @property
     def experts(self) -> str:
         """Path of the module of its experts: itself, or the list of modules within it."""
-        return next(bank.sites[0].name.rpartition("[")[0] for bank in self.banks if bank.routed)
+        return next(bank.sites[0].experts for bank in self.banks if bank.routed)
 
     @property
     def shared(self) -> bool:
@@ -100,7 +100,7 @@ def holders_of(model: nn.Module, sites: Iterable[Site], uncalled: Iterable[Site]
     found: dict[str, list[Site]] = {}
     for site in sites:
         if site.expert is not None:
-            path = site.name.rpartition("[")[0]
+            path = site.experts
             listed = isinstance(modules[path], nn.ModuleList)
             found.setdefault(path.rpartition(".")[0] if listed else path, []).append(site)
         elif site.parameters and not isinstance(modules[site.name], nn.Linear) and is_router(modules[site.name]):
@@ -191,4 +191,4 @@ def _weights(sites: list[Site]) -> tuple[Weight, ...]:
 
 
 def _bank_name(site: Site) -> str:
-    return site.name if site.expert is None else f"{site.name.rpartition('[')[0]}.{site.kind}"
+    return site.name if site.expert is None else f"{site.experts}.{site.kind}"

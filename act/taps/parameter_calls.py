@@ -88,7 +88,7 @@ class ParameterCalls(TorchFunctionMode):
         self._gathered: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id -> tensor, token of each of its rows
         self._picked: dict[int, tuple[torch.Tensor, Weight, torch.Tensor]] = {}  # id -> weights picked by expert ids
         self._last: dict[int | None, torch.Tensor] = {}  # tokens of the last product, by expert; None: of all
-        self._routed: torch.Tensor | None = None  # which inputs of all experts are not zero, ``[E * T]``
+        self._routed: torch.Tensor | None = None  # see _reached
         self._products: list[Product] = []
         self._all: torch.Tensor | None = None
         self._problem: str | None = None  # told when the forward has ended
@@ -137,7 +137,7 @@ class ParameterCalls(TorchFunctionMode):
             self._note_product(args[0], args[1], output)
         elif func in _BMM:
             self._note_batched(args[0], args[1], output)
-        elif func in _GROUPED or _GROUPED_OP in str(func):
+        elif func in _GROUPED or getattr(func, "__name__", "").startswith(_GROUPED_OP):
             self._note_grouped(args, kwargs, output)
         elif func in _SAME_ROWS:
             self._note_view(func, args[0], output)
@@ -202,18 +202,22 @@ class ParameterCalls(TorchFunctionMode):
 
     def _add_all(self, weight: Weight, x: torch.Tensor, output: torch.Tensor) -> None:
         """Products of all experts, ``[E, T, O]``: an expert has the tokens for which its input is not zero."""
-        count, tokens = output.shape[:2]
+        tokens = output.shape[1]
         if tokens != self._count:
             self._problem = f"{weight.name} reads {tokens} rows for each expert; the batch has {self._count} tokens"
             return
-        if self._routed is None:  # seen at the first product; what follows reads the same rows
-            self._routed = ((x != 0) & x.isfinite()).any(-1).flatten()  # an infinite value times 0 is no number
-            if count > 1 and not self.holder.shared and bool(self._routed.all()):
+        place = self._reached(weight, x).flatten().nonzero().flatten()
+        self._add(weight, output.flatten(0, 1)[place], place % tokens, place // tokens)
+
+    def _reached(self, weight: Weight, x: torch.Tensor) -> torch.Tensor:
+        """Which tokens reach which expert, bool ``[E, T]``: the first product shows it for all that follow."""
+        if self._routed is None:
+            self._routed = ((x != 0) & x.isfinite()).any(-1)  # an infinite value times 0 is no number
+            if len(x) > 1 and not self.holder.shared and bool(self._routed.all()):
                 self._problem = (
                     f"{weight.name} reads every token for every expert, and nothing shows which are routed to it"
                 )
-        place = self._routed.nonzero().flatten()
-        self._add(weight, output.flatten(0, 1)[place], place % tokens, place // tokens)
+        return self._routed
 
     def _note_grouped(self, args: Any, kwargs: Any, output: torch.Tensor) -> None:
         x, weight, *rest = args
