@@ -12,7 +12,7 @@ from pydantic import Field
 from act.core.plain import Label, Natural, Positive
 from act.models.layout import Layout
 
-Dim = Annotated[int, Field(strict=True, ge=0, le=1)]
+Dim = Annotated[int, Field(strict=True, ge=0, le=3)]
 Width = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # bounds what a file can make a reader allocate
 
 
@@ -23,7 +23,7 @@ class ParameterSlice:
     Attributes:
         name: of the parameter.
         dim: the dimension that channels index (0: a channel is a row, 1: a column), of one expert's matrix if the
-            parameter holds several.
+            parameter holds several; the others together are the values of a channel.
         expert: which index of the first dimension is the matrix, such as ``3`` of ``[E, O, I]``; None: all of it is.
         rows: of a flat parameter ``[E * rows, W]``, how many rows each expert has; None: the first dimension is
             ``E``.
@@ -59,6 +59,8 @@ class ParameterSlice:
             rows = self.rows
             parameter = parameter[self.expert] if rows is None else parameter[self.expert * rows :][:rows]
         matrix = parameter[:, None] if parameter.dim() == 1 else parameter.movedim(self.dim, 0)
+        if matrix.dim() > 2:
+            matrix = matrix.view(len(matrix), -1)  # no reshape, which might copy what is to be changed in place
         return matrix if self.span is None else matrix[slice(*self.span)]
 
 
@@ -79,6 +81,8 @@ class Site:
             cannot be read.
         expert: the number of the expert that it belongs to; None: every token passes it.
         values: how many values of its parameters lie behind all its channels; None in files of earlier versions.
+        scales: the site whose channels its values scale or shift, one value for one channel or for several in a row,
+            where it has no output of its own; the moments of those channels stand for its own.
 
     >>> site = act.ChannelSpace.from_model(model).site("model.layers.1.mlp.down_proj")
     >>> site.kind, site.layer, site.width
@@ -97,6 +101,7 @@ class Site:
     layouts: tuple[Layout, ...] = field(default=(), compare=False)
     expert: Natural | None = None
     values: Natural | None = field(default=None, compare=False)
+    scales: Label | None = None
 
     @property
     def channels(self) -> slice:
