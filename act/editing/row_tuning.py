@@ -11,6 +11,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.editing.patch import Patch
 from act.editing.rows import Rows, by_slice, described, shape_in, union
+from act.models.calls import without_cache
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet
 
@@ -61,7 +62,7 @@ class RowTuned(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         """What the model returns with the changes added; both arguments are int64 ``[B, S]``."""
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **without_cache(self._held[0])}
         return torch.func.functional_call(self._held[0], self._changed(), (), inputs)
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 
 from act.data.encode import Encoded
 from act.data.pieces import IGNORED, Piece, collate, pieces
+from act.models.calls import without_cache
 from act.models.limits import default_token_budget, require_known_token, vocabulary
 from act.models.modes import evaluating
 from act.models.placement import input_device
@@ -111,7 +112,7 @@ def _logits(model: nn.Module, batch: Sequence[Piece], device: torch.device) -> t
     logits: torch.Tensor = model(
         input_ids=inputs["input_ids"].to(device),
         attention_mask=inputs["attention_mask"].to(device),
-        use_cache=False,
+        **without_cache(model),
         **keep,
     ).logits
     return logits[:, start - width : -1], inputs["labels"][:, start + 1 :], start

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, brief
+from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.models.embeddings import input_embedding
 from act.models.placement import input_device
@@ -95,7 +96,7 @@ def causal(model: nn.Module) -> bool:
     try:
         with torch.inference_mode():
             body: Any = model.base_model  # the LM head, which may be excluded, reads one token at a time
-            one, other = body(input_ids=ids % (vocabulary(model) or 1), use_cache=False).last_hidden_state[:, :-2]
+            one, other = body(input_ids=ids % (vocabulary(model) or 1), **without_cache(body)).last_hidden_state[:, :-2]
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
     return torch.equal(one, other)
@@ -131,5 +132,5 @@ def _bytes_per_token(model: nn.Module, space: ChannelSpace) -> int:
 
 
 def _logits(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    logits: torch.Tensor = model(**inputs, **without_cache(model)).logits
     return logits

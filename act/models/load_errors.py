@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from act.core.errors import brief
+from act.core.errors import ActError, brief
 
 AGAIN = "download or save it again"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -18,6 +18,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vo
 
 def reason(what: str, name: str, error: BaseException) -> str:
     """Why the model or tokenizer (``what``) of that name cannot be loaded, and what to do."""
+    if isinstance(error, ActError):
+        return str(error)
     said = brief(error, 300)
     if "custom code" in said:
         return (
@@ -98,7 +100,7 @@ def _architecture(said: str) -> str | None:
             "transformers (pip install -U transformers)"
         )
     if found := re.search(r"Unrecognized configuration class <class '[\w.]*?(\w+)'>", said):
-        return f"its configuration is a {found[1]}, which belongs to no causal language model; give one that does"
+        return f"its configuration is a {found[1]}, which belongs to no language model; give one that does"
     if "Should have a `model_type` key" in said:
         return "its config.json names no model_type; " + AGAIN
     return None

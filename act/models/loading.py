@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
+from act.models.architecture import built, class_of
 from act.models.load_errors import reason
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def load_model(
     max_memory: Mapping[str, str] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model in eval mode.
+    """A language model in eval mode, of the class that its configuration names (see :mod:`act.models.architecture`).
 
     Args:
         name: a folder in Hugging Face format, or a hub id.
@@ -45,15 +47,13 @@ def load_model(
         trust_remote_code: whether Python code that the model brings along may run; see :func:`code_of`.
 
     Raises:
-        ActError: the model does not exist, is damaged or incomplete, or needs code that may not run; the dtype or the
-            device is unknown; both a device and a device map are given.
+        ActError: the model does not exist, is damaged or incomplete, reads no text, or needs code that may not run;
+            the dtype or the device is unknown; both a device and a device map are given.
     """
-    from transformers import AutoModelForCausalLM
-
     require_choice("dtype", dtype, DTYPES)
     spread = _spread(device, device_map, max_memory)
-    model, found = _from_pretrained(
-        AutoModelForCausalLM,
+    model, found = _loaded(
+        _model,
         "model",
         name,
         trust_remote_code,
@@ -70,8 +70,8 @@ def load_model(
     absent = sorted(found["missing_keys"])  # without those that are tied or that the architecture computes
     if absent:
         raise ActError(
-            f"{name} lacks {len(absent)} of the model's weights, {absent[0]} for one, which would be random; "
-            "download or save the model again"
+            f"cannot load the model {name}: it lacks {len(absent)} of the model's weights, {absent[0]} for one, which "
+            "would be random; download or save the model again"
         )
     placed: PreTrainedModel = (model if spread else model.to(device_named(device))).eval()
     return placed
@@ -104,7 +104,7 @@ def load_config(name: str, dtype: str = "auto", *, trust_remote_code: bool = Fal
     from transformers import AutoConfig
 
     require_choice("dtype", dtype, DTYPES)
-    config: PretrainedConfig = _from_pretrained(AutoConfig, "model", name, trust_remote_code)
+    config: PretrainedConfig = _loaded(AutoConfig.from_pretrained, "model", name, trust_remote_code)
     if dtype != "auto":
         config.dtype = getattr(torch, dtype)
     return config
@@ -114,18 +114,14 @@ def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) ->
     """A model built from its configuration on the meta device: its shapes without its weights.
 
     Raises:
-        ActError: no causal language model can be built from the configuration.
+        ActError: no language model can be built from the configuration.
     """
-    from transformers import AutoModelForCausalLM
-
-    loader: Any = AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = loader.from_config(config, trust_remote_code=trust_remote_code).eval()
+            return built(config, trust_remote_code=trust_remote_code)
     except Exception as error:  # the code of a model raises anything
         name = str(config.name_or_path)
-        raise ActError(f"cannot build a causal language model of {name}: {reason('model', name, error)}") from error
-    return model
+        raise ActError(f"cannot build a language model of {name}: {reason('model', name, error)}") from error
 
 
 def code_of(loaded: nn.Module | PreTrainedTokenizerBase) -> str | None:
@@ -157,7 +153,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """The tokenizer of a model; raises ActError if there is none, or if it needs code that may not run."""
     from transformers import AutoTokenizer
 
-    tokenizer: PreTrainedTokenizerBase = _from_pretrained(AutoTokenizer, "tokenizer", name, trust_remote_code)
+    load = AutoTokenizer.from_pretrained
+    tokenizer: PreTrainedTokenizerBase = _loaded(load, "tokenizer", name, trust_remote_code)
     return tokenizer
 
 
@@ -190,12 +187,31 @@ def require_place(name: str, what: str) -> None:
         )
 
 
-def _from_pretrained(loader: Any, what: str, name: str, trust_remote_code: bool, **options: Any) -> Any:
+def _model(name: str, **options: Any) -> Any:
+    """What ``from_pretrained`` of the model's class returns; an adapter is of the class of its base model."""
+    from transformers import AutoConfig
+
+    trusted = options["trust_remote_code"]
+    config = AutoConfig.from_pretrained(_base_of(name), trust_remote_code=trusted)
+    return class_of(config, trust_remote_code=trusted).from_pretrained(name, **options)
+
+
+def _base_of(name: str) -> str:
+    """The base model of an adapter, which has no configuration of its own; the name itself for any other model."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    if Path(name, "config.json").is_file() or find_spec("peft") is None:
+        return name
+    adapter = find_adapter_config_file(name)
+    return name if adapter is None else str(json.loads(Path(adapter).read_text())["base_model_name_or_path"])
+
+
+def _loaded(load: Callable[..., Any], what: str, name: str, trust_remote_code: bool, **options: Any) -> Any:
     require_place(name, what)
     _require_possible(Path(name, "config.json"))
     try:
         # Given always: unless it is, transformers asks on standard input, where anything may answer.
-        return loader.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+        return load(name, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers, its backends and the code of a model raise anything
         raise ActError(f"cannot load the {what} {name}: {reason(what, name, error)}") from error
 

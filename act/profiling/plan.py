@@ -27,7 +27,9 @@ from torch import nn
 from act.core.errors import ActError, brief
 from act.data.corpus import Corpus
 from act.data.stream import nothing_counted
+from act.models.architecture import built
 from act.models.blocks import Experts
+from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
 from act.profiles.moments import Moments
@@ -372,13 +374,10 @@ def measure(
     Raises:
         ActError: the model, or two layers of it, do not fit on the device; the model does not run.
     """
-    from transformers import AutoModelForCausalLM
-
-    loader: Any = AutoModelForCausalLM
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     layers = text.num_hidden_layers
     with torch.device("meta"):
-        whole = loader.from_config(config, trust_remote_code=trust_remote_code)
+        whole = built(config, trust_remote_code=trust_remote_code)
     size = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
     depths = [layers] if size <= WHOLE_BYTES or layers <= 2 else [1, 2]
     found = []
@@ -388,7 +387,7 @@ def measure(
         advice = f"{blamed}leave the measurement out (--seconds 0)"
         try:
             with torch.device(device):
-                model = loader.from_config(_shallow(config, depth), trust_remote_code=trust_remote_code).eval()
+                model = built(_shallow(config, depth), trust_remote_code=trust_remote_code)
         except Exception as error:  # the model's code raises anything
             _require_memory(error, depth, device)
             raise ActError(f"{what} cannot be built on {device} ({brief(error)}); {advice}") from error
@@ -446,7 +445,7 @@ def _fault(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Exception | Non
     """What the model raises by itself; None if it runs."""
     try:
         with torch.inference_mode():
-            model(**inputs, use_cache=False)
+            model(**inputs, **without_cache(model))
     except Exception as error:  # the model's code raises anything
         return error
     return None

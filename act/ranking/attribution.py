@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus, require_corpus
+from act.models.calls import without_cache
 from act.models.channels import ChannelSpace, common_space
 from act.models.loading import require_model
 from act.models.modes import evaluating
@@ -79,7 +80,7 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
                 wanted = wanted[:-1] if shift else wanted[1:]
                 if not wanted.any():
                     continue
-                logits = target(input_ids=ids, use_cache=False).logits[0, :-1]
+                logits = target(input_ids=ids, **without_cache(target)).logits[0, :-1]
                 loss = cross_entropy(logits[wanted].float(), ids[0, 1:][wanted], reduction="sum")
                 gradients = torch.autograd.grad(loss, moved, allow_unused=True)
                 change = _by_channel(space, dict(zip(names, zip(gradients, steps, strict=True), strict=True)))

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from act.core.errors import brief
+from act.models.calls import without_cache
 from act.models.embeddings import input_embedding
 from act.models.modes import evaluating
 from act.models.placement import input_device
@@ -134,7 +135,7 @@ def run(model: nn.Module, ids: torch.Tensor, masked: bool) -> None:
     """Run the model in eval mode on token ids ``[batch, length]``; ``masked``: give it an attention mask too."""
     inputs = {"input_ids": ids, **({"attention_mask": torch.ones_like(ids)} if masked else {})}
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
-        model(**inputs, use_cache=False)
+        model(**inputs, **without_cache(model))
 
 
 def probe_ids(model: nn.Module) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
+from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.taps.attachments import Attachments, Mechanism
@@ -92,6 +93,7 @@ class Taps:
     ) -> None:
         _refuse_compiled(model)
         self._model = model
+        self._without_cache = without_cache(model)
         probed = Probed.of(model, space)
         self._is_probed = probed.recording is not None
         self.space = probed.space
@@ -145,7 +147,7 @@ class Taps:
         """Run the model only for its statistics: its LM head sees counted rows only, in chunks, or does not run."""
         self.start(count_mask)
         with self._head.ends_forward():
-            self._model(**inputs, use_cache=False)
+            self._model(**inputs, **self._without_cache)
         self._sums.settle()
 
     def _attach(self) -> None:

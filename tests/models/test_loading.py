@@ -8,6 +8,7 @@ import types
 
 import pytest
 import torch
+import transformers
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -19,6 +20,7 @@ from support import CONFIGS, random_batches, tiny_model
 
 import act
 from act.core.errors import ActError, brief
+from act.models.architecture import class_of
 from act.models.loading import code_of, empty_model, load_config, load_model, load_tokenizer
 
 
@@ -35,6 +37,68 @@ def test_a_whole_model_loads_with_its_own_weights(family, tmp_path):
     held = dict(model.named_parameters())
     loaded = dict(load_model(str(tmp_path), device="cpu").named_parameters())
     assert loaded.keys() == held.keys() and all(torch.equal(loaded[name], held[name]) for name in held)
+
+
+TINY_BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("BertModel", transformers.BertConfig(vocab_size=99, **TINY_BERT)),
+        ("BertForTokenClassification", transformers.BertConfig(vocab_size=99, **TINY_BERT)),
+        ("LlamaForSequenceClassification", CONFIGS["llama"]()),
+        ("T5EncoderModel", transformers.T5Config(vocab_size=99, d_model=32, d_ff=48, num_layers=1, num_heads=4)),
+    ],
+)
+def test_a_model_is_of_the_class_that_its_configuration_names(kind, config, tmp_path):
+    saved = getattr(transformers, kind)(config)
+    saved.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), device="cpu")
+    assert type(loaded).__name__ == type(empty_model(load_config(str(tmp_path)))).__name__ == kind
+    held, read = saved.state_dict(), loaded.state_dict()
+    assert held.keys() == read.keys() and all(torch.equal(held[name], read[name]) for name in held)
+
+
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    [
+        (transformers.BertConfig(), "BertForMaskedLM"),
+        (transformers.BertConfig(is_decoder=True), "BertLMHeadModel"),
+        (transformers.BartConfig(), "BartForConditionalGeneration"),
+        (transformers.MistralConfig(architectures=["LlamaForCausalLM"]), "MistralForCausalLM"),
+        (transformers.DPRConfig(), "DPRQuestionEncoder"),
+    ],
+)
+def test_without_an_architecture_the_task_decides(config, kind):
+    assert class_of(config).__name__ == kind
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (transformers.ViTConfig(), "it is a ViTModel, which reads pixel_values and no text; give a model that takes"),
+        (transformers.WhisperConfig(), "which reads input_features and no text"),
+        (transformers.CLIPConfig().vision_config, "reads pixel_values and no text"),
+        (transformers.MimiConfig(), "which reads input_values and no text"),
+    ],
+)
+def test_a_model_of_no_text_is_refused(config, message, tmp_path):
+    with pytest.raises(act.ActError, match=message):
+        empty_model(config)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(act.ActError, match=f"cannot load the model .*{message}"):
+        load_model(str(tmp_path), device="cpu")
+
+
+def test_an_adapter_is_of_the_class_of_its_base(tmp_path):
+    peft = pytest.importorskip("peft")
+    base = transformers.BertModel(transformers.BertConfig(vocab_size=99, **TINY_BERT))
+    base.save_pretrained(tmp_path / "base")
+    loaded = load_model(str(tmp_path / "base"), device="cpu")
+    peft.get_peft_model(loaded, peft.LoraConfig(target_modules=["query"])).save_pretrained(tmp_path / "adapter")
+    adapted = load_model(str(tmp_path / "adapter"), device="cpu")
+    assert type(adapted).__name__ == "BertModel" and any("lora_A" in name for name, _ in adapted.named_parameters())
 
 
 def test_missing_weights_are_refused(tmp_path):
@@ -106,7 +170,7 @@ def only(folder, **files):
 ADAPTER = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"})
 LOADS = {
     "an empty folder": (load_model, only, "the folder is empty; give the folder of a model"),
-    "another type": (load_model, lambda f: configured(f, model_type="t5"), "T5Config, which belongs to no causal"),
+    "another type": (load_model, lambda f: configured(f, model_type="t5"), "it lacks .* of the model's weights"),
     "an unknown type": (load_model, lambda f: configured(f, model_type="none"), "'none' is unknown to the installed"),
     "no type": (load_model, lambda f: configured(f, model_type=None), "its config.json names no model_type; download"),
     "heads that do not fit": (load_model, lambda f: configured(f, num_attention_heads=5), "multiple of the number of"),
@@ -159,7 +223,7 @@ def test_why_the_hub_gives_no_model(error, message, monkeypatch):
         cause = error("no", response=response) if issubclass(error, HfHubHTTPError) else error("no")
         raise OSError("You are trying to access something. Some more of it") from cause
 
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", refuse)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     with pytest.raises(ActError, match=f"cannot load the model org/name: .*{message}"):
         load_model("org/name")
 

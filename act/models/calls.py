@@ -1,0 +1,24 @@
+"""How a model is called: which arguments its forward takes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+
+def without_cache(model: nn.Module) -> dict[str, Any]:
+    """The arguments that keep a forward from returning its keys and values; none for a model that returns none."""
+    return {"use_cache": False} if _takes(model, "use_cache") else {}
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    """Whether a model, or the one that it hands other arguments on to, has an argument of this name."""
+    parameters = inspect.signature(model.forward).parameters
+    if name in parameters:
+        return True
+    if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return False
+    inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "base_model", None)  # type: ignore[operator]
+    return inner is None or (inner is not model and _takes(inner, name))
