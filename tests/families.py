@@ -116,7 +116,7 @@ def shapes(family: str) -> torch.nn.Module:
 
 
 def _make(family: str) -> torch.nn.Module:
-    config = _small(CONFIG_MAPPING[_MODEL_TYPES.get(family, family)], _GIVEN.get(family, {}))
+    config = small(CONFIG_MAPPING[_MODEL_TYPES.get(family, family)], _GIVEN.get(family, {}))
     headless = family in HEADLESS.split()
     auto = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
     return auto.from_config(config)
@@ -138,7 +138,8 @@ def tiny(family: str, seed: int = 0) -> torch.nn.Module:
     return model
 
 
-def _small(config_class: type, given: dict[str, Any]) -> Any:
+def small(config_class: type, given: dict[str, Any]) -> Any:
+    """A configuration of this class with small sizes, but for what is ``given``."""
     plain = config_class()
     values: dict[str, Any] = {}
     for name, value in plain.to_dict().items():
@@ -152,5 +153,5 @@ def _small(config_class: type, given: dict[str, Any]) -> Any:
         values["num_key_value_heads"] = HEADS  # latent attention has no groups of queries
     for name in getattr(config_class, "sub_configs", {}):
         if (inner := getattr(plain, name, None)) is not None:
-            values[name] = _small(type(inner), {}).to_dict()
+            values[name] = small(type(inner), {}).to_dict()
     return config_class(**{**values, **given})

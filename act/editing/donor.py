@@ -17,7 +17,9 @@ from act.core.names import matches
 from act.editing.provenance import DonorUsed
 from act.editing.rows import MODEL_OR_WEIGHTS, Tokens, Weights
 from act.editing.stored import StoredModel, fingerprints
+from act.models.channels import ChannelSpace
 from act.models.placement import require_in_memory
+from act.models.views import language_view
 from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet, ChosenRows
 
@@ -72,7 +74,7 @@ class Donor:
         """The parameters of the model by name; those of a folder stay on disk."""
         if isinstance(self.model, str | Path):
             return StoredModel(self.model).parameters(self.channels.space)
-        return weights_of(self.model, "donor")
+        return _under_names_of(self.channels.space, weights_of(self.model, "donor"))
 
     @property
     def moves_tokens(self) -> bool:
@@ -101,7 +103,9 @@ class Donor:
 
         See :func:`act.editing.stored.fingerprints`.
         """
-        return fingerprints(self.weights) if "donor" in self.made_for else None
+        if "donor" not in self.made_for:
+            return None
+        return fingerprints(self.weights if isinstance(self.model, str | Path) else weights_of(self.model, "donor"))
 
     @property
     def made_for(self) -> Mapping[str, ModelRead]:
@@ -141,7 +145,27 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
             "load it unquantised, transfer, and quantise the result"
         )
     require_in_memory(model, side)
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    return {name: parameter.detach() for name, parameter in language_view(model).named_parameters()}
+
+
+def _under_names_of(space: ChannelSpace, weights: Weights) -> Weights:
+    """The weights under the names of a channel space, where these differ in what the first part of all names is.
+
+    A model and the same one with a head do: ``encoder.layer.0`` and ``bert.encoder.layer.0``.
+    """
+    wanted = {part.name for site in space for part in site.parameters}
+    missing = min(wanted - weights.keys(), default="")
+    for name in weights if missing else ():
+        if name.endswith(f".{missing}"):
+            start = name.removesuffix(missing)
+            renamed = {other.removeprefix(start): values for other, values in weights.items()}
+        elif missing.endswith(f".{name}"):
+            renamed = {missing.removesuffix(name) + other: values for other, values in weights.items()}
+        else:
+            continue
+        if wanted <= renamed.keys():
+            return renamed
+    return weights
 
 
 def shared_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> Tokens:

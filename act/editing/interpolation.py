@@ -7,6 +7,8 @@ from collections.abc import MutableMapping, Sequence
 import torch
 from torch import nn
 
+from act.models.views import language_view
+
 Parameters = nn.Module | MutableMapping[str, torch.Tensor]
 
 
@@ -29,4 +31,4 @@ def interpolate(target: Parameters, donors: Sequence[Parameters], strength: floa
 
 
 def _named(model: Parameters) -> MutableMapping[str, torch.Tensor]:
-    return dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+    return dict(language_view(model).named_parameters()) if isinstance(model, nn.Module) else model

@@ -21,6 +21,7 @@ from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_slice, described, for
 from act.editing.stored import diagonals_of
 from act.models.fingerprint import digest
 from act.models.sites import Dim, ParameterSlice
+from act.models.views import language_view
 
 SCHEMA = "act-patch/1"
 _PARTS = TypeAdapter(tuple[tuple[Label, Dim] | ParameterSlice, ...])
@@ -131,7 +132,7 @@ class Patch:
 
     def _write(self, model: nn.Module | Weights, forward: bool) -> None:
         require_type("the model", model, (nn.Module, Mapping), MODEL_OR_WEIGHTS)
-        weights = dict(model.named_parameters()) if isinstance(model, nn.Module) else model
+        weights = dict(language_view(model).named_parameters()) if isinstance(model, nn.Module) else model
         self.require_parts(weights)
         for change in self.changes:
             found, expected = matrix_of(change.parameter, weights), change.before if forward else change.after

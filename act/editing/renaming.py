@@ -18,16 +18,24 @@ from act.core.errors import ActError
 from act.editing.pieces import Layout, Shape, cut, gathered, halved, joined, stacked, turned
 from act.editing.weight_files import RenamedWeights
 from act.models.loading import empty_model, load_config
+from act.models.views import LanguageView, language_view
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 class Renamed(NamedTuple):
-    """Where parameters lie, by name, and why it is not known of others."""
+    """Where the tensors of a model lie, by the name in its :func:`act.models.views.language_view`.
+
+    Attributes:
+        layouts: where they lie.
+        unknown: why that is not known of others.
+        parameters: the names of all parameters.
+    """
 
     layouts: dict[str, Layout]
     unknown: dict[str, str]
+    parameters: frozenset[str]
 
 
 def renamed(folder: Path, stored: Mapping[str, Shape], names: Collection[str]) -> Renamed:
@@ -62,28 +70,29 @@ def renamed(folder: Path, stored: Mapping[str, Shape], names: Collection[str]) -
             unknown |= dict.fromkeys(targets, str(error))
         else:
             layouts |= zip(targets, found, strict=True)
-    return Renamed(layouts, unknown)
+    view = language_view(model)
+    if isinstance(view, LanguageView):
+        layouts = {view.name_of(name): layout for name, layout in layouts.items()}
+        unknown = {view.name_of(name): reason for name, reason in unknown.items()}
+    return Renamed(layouts, unknown, frozenset(name for name, _ in view.named_parameters()))
 
 
 def _model(config: PretrainedConfig, names: Collection[str]) -> PreTrainedModel:
-    """A model of the configuration that has parameters of these names, on the meta device.
+    """The model that a configuration describes, or the causal language model of it that has parameters of these names.
 
     Raises:
-        ActError: no causal language model can be built, and the configuration names no other architecture.
+        ActError: none can be built.
     """
-    import transformers
+    from transformers import AutoModelForCausalLM
 
-    kind = getattr(transformers, next(iter(config.architectures or ()), ""), None)
-    try:
-        model = empty_model(config)
-        if kind is None or model.state_dict().keys() >= {*names}:
-            return model
-    except ActError:
-        if kind is None:
-            raise
-    with torch.device("meta"):
-        other: PreTrainedModel = kind._from_config(config)
-    return other
+    model = empty_model(config)
+    loader: Any = AutoModelForCausalLM
+    if not language_view(model).state_dict().keys() >= {*names} and type(config) in loader._model_mapping:
+        with torch.device("meta"):
+            causal: PreTrainedModel = loader.from_config(config)
+        if causal.state_dict().keys() >= {*names}:
+            return causal
+    return model
 
 
 def _collected(model: PreTrainedModel, stored: Mapping[str, Shape]) -> dict[str, tuple[Any, dict[str, list[str]]]]:

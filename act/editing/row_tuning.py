@@ -13,6 +13,7 @@ from act.editing.patch import Patch
 from act.editing.rows import Rows, by_slice, described, shape_in, union
 from act.models.calls import without_cache
 from act.models.sites import ParameterSlice
+from act.models.views import language_view
 from act.ranking.channel_set import ChannelSet
 
 
@@ -33,6 +34,7 @@ class RowTuned(nn.Module):
 
     def __init__(self, model: nn.Module, rows: Mapping[ParameterSlice, torch.Tensor]) -> None:
         super().__init__()
+        model = language_view(model)
         self._held = [model]
         self._places = list(rows)
         self.config = model.config

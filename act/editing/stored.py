@@ -172,7 +172,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         """
         known = {name: (name, *others) for name, others in _names_of(space).items()}
         own = all(any(one in self._where for one in names) for names in known.values())
-        layouts = None if own else self._renamed(known)
+        layouts = None if own and not self._has_more(known) else self._renamed(known)
         places = {}
         for name, names in known.items():
             held = self._under_own_names(names) if layouts is None else self._under_other_names(names, layouts)
@@ -183,7 +183,15 @@ class StoredModel(Mapping[str, torch.Tensor]):
                     f"{self.folder} stores {first} and {apart[0]} with different values, so the model does not tie "
                     "them, but the channels were chosen for models that do; profile this model, and rank again"
                 )
+        if layouts:
+            beside = layouts.parameters.difference(*known.values())
+            places |= {name: self._under_other_names([name], layouts)[0] for name in beside}
         return Parameters(self, places)
+
+    def _has_more(self, known: Mapping[str, Sequence[str]]) -> bool:
+        """Whether it may be a model of several parts, of which the parameters of these names are only one."""
+        several = any(name.endswith("_config") and isinstance(part, dict) for name, part in self.config.items())
+        return several and bool(self._where.keys() - {one for names in known.values() for one in names})
 
     def _under_own_names(self, names: Iterable[str]) -> list[Layout]:
         """The tensors of these names."""
@@ -195,7 +203,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         Raises:
             RenamedWeights: it is known of none of them.
         """
-        layouts, unknown = renamed
+        layouts, unknown, _ = renamed
         if held := [layouts[name] for name in names if name in layouts]:
             return held
         why = next((f" ({unknown[name]})" for name in names if name in unknown), "")
@@ -214,7 +222,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         places = {name: Layout.whole(name, self.shape_of(name)) for name in names if name in self._where}
         for renaming in (False, True):
             if renaming:
-                layouts, _ = self._renamed(names)
+                layouts = self._renamed(names).layouts
                 places = {name: layouts[name] for name in names if name in layouts}
             taken = {piece.stored for layout in places.values() for piece in layout.pieces}
             missing = [name for name in names if name not in places]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import get_args
@@ -13,6 +13,7 @@ from act.core.errors import ActError, require_choice
 from act.editing.donor import VOCABULARY_KINDS, Donor
 from act.editing.provenance import TransferProvenance
 from act.editing.rows import DonorRows, Overlap, Weights, blend, by_slice, experts_in, form_of, shape_in, union
+from act.editing.stored import parameter_names
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet, ChosenRows
 from act_kernels.ops import FLOAT_DTYPES
@@ -66,6 +67,7 @@ class TransferPlan:
                 elif strength := donor.strength_of(chosen):
                     tokens = donor.tokens if chosen.site.kind in VOCABULARY_KINDS else None
                     given.append(DonorRows(chosen, theirs, strength, tokens))
+        notes += _beside(donors, target)
         return cls(donors, overlap, by_slice(given), tuple(notes))
 
     @cached_property
@@ -114,6 +116,15 @@ def _require_architecture(side: str, weights: Weights, channels: ChannelSet) -> 
     missing = sorted({one.name for site in channels.space for one in site.parameters} - set(weights))
     if len(missing) > 1:  # one may be missing if one of the models ties its embeddings
         raise ActError(f"the channel set is of another architecture than the models: the {side} has no {missing[0]}")
+
+
+def _beside(donors: Sequence[Donor], target: Weights) -> Iterator[str]:
+    """What stays as it is because the models that the channels were chosen for do not both have it."""
+    known = {name for donor in donors for name in parameter_names(donor.channels.space)}
+    held = {part.name for donor in donors for site in donor.channels.space for part in site.parameters}
+    if held <= target.keys() and (others := sorted(target.keys() - known)):
+        parts = list(dict.fromkeys(name.partition(".")[0] for name in others))
+        yield f"{len(others)} parameters that only one of the models has stay as they are: {', '.join(parts)}"
 
 
 def _require_patterns(donors: Sequence[Donor]) -> None:

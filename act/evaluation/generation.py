@@ -12,6 +12,7 @@ from act.core.errors import ActError
 from act.data.pieces import padded
 from act.evaluation.likelihoods import by_length
 from act.models.placement import input_device
+from act.models.views import language_view
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def generate(
     """
     from transformers import GenerationConfig
 
-    longest = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    longest = getattr(language_view(model).config, "max_position_embeddings", None) or 1 << 30
     own = model.generation_config
     device = input_device(model)
     try:

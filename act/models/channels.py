@@ -28,6 +28,7 @@ from act.models.experts import ExpertsFound, experts_of
 from act.models.kinds import Kinds, is_router
 from act.models.placement import ties_apart
 from act.models.sites import ParameterSlice, Site, expert_site_name
+from act.models.views import language_view
 
 Tied = Literal["head", "embed"]
 
@@ -64,6 +65,7 @@ class ChannelSpace:
         Raises:
             ActError: the model has no such module, or has adapters beside its modules.
         """
+        model = language_view(model)
         apart = ties_apart(model)
 
         def identity(parameter: Any) -> int:
@@ -256,22 +258,6 @@ class ChannelSpace:
 
 
 _SPACE = TypeAdapter(ChannelSpace)
-
-
-def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
-    """The channel space of both models.
-
-    Raises:
-        ActError: their spaces differ; the message names the first site that does.
-    """
-    spaces = ChannelSpace.from_model(donor), ChannelSpace.from_model(target)
-    difference = spaces[0].first_difference(spaces[1])
-    if difference:
-        raise ActError(
-            f"donor and target differ in architecture: {difference}; give two models derived from the same base, "
-            "with the same vocabulary (or profile each by itself, without the LM head, and rank the two profiles)"
-        )
-    return spaces[0]
 
 
 def _many(count: int, noun: str) -> str:

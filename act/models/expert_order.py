@@ -14,7 +14,8 @@ from torch.nn.functional import normalize
 
 from act.core.errors import ActError
 from act.models.blocks import Experts
-from act.models.channels import ChannelSpace, common_space
+from act.models.channels import ChannelSpace
+from act.models.common import common_space, same_names
 from act.models.placement import require_in_memory
 
 LIKE, CLEARLY = 0.7, 0.2  # cosines: of a match, and by how much it must be better than the expert of the same number
@@ -44,6 +45,7 @@ def other_orders(donor: nn.Module, target: nn.Module, space: ChannelSpace | None
     Raises:
         ActError: models of different architectures.
     """
+    donor, target = same_names(donor, target)
     return dict(_other_orders(space or common_space(donor, target), donor, target))
 
 
@@ -66,6 +68,7 @@ def align_experts(donor: nn.Module, target: nn.Module, space: ChannelSpace | Non
     >>> act.align_experts(donor, target)  # dense models have no experts
     {}
     """
+    donor, target = same_names(donor, target)
     space = space or common_space(donor, target)
     orders = dict(_other_orders(space, donor, target))
     if not orders:

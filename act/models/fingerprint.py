@@ -12,6 +12,7 @@ from torch import nn
 
 from act.models.placement import values
 from act.models.sites import ParameterSlice
+from act.models.views import language_view, original
 
 _VALUES_AT_ONCE = 1 << 16  # converted to float32 at a time, so that the copy stays in a CPU's cache
 
@@ -21,9 +22,10 @@ def fingerprint(model: nn.Module | Mapping[str, torch.Tensor]) -> str:
 
     It changes if any value changes, or if rows or columns trade places. Values count as float32, so a checkpoint
     keeps its fingerprint in a wider dtype, on several devices, offloaded, and on disk
-    (:class:`act.editing.stored.StoredModel`). Cost: one pass over the weights. Parameters are taken in order of name.
+    (:class:`act.editing.stored.StoredModel`). Cost: one pass over the weights. Parameters are taken in order of name
+    (in :func:`act.models.views.language_view`).
     """
-    pairs = values(model) if isinstance(model, nn.Module) else model.items()
+    pairs = values(language_view(original(model))) if isinstance(model, nn.Module) else model.items()
     return digest({name: Diagonal.of(parameter) for name, parameter in pairs})
 
 

@@ -13,6 +13,7 @@ from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.models.embeddings import input_embedding
 from act.models.placement import input_device
+from act.models.views import language_view
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -43,7 +44,8 @@ def require_known_token(highest: int, rows: int | None) -> None:
 
 def learned_positions(model: nn.Module) -> int | None:
     """Positions in the model's position embedding; None if positions are computed (rotary, ALiBi)."""
-    positions: int | None = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    config = getattr(language_view(model), "config", None)
+    positions: int | None = getattr(config, "max_position_embeddings", None)
     if positions is None:
         return None
     words = input_embedding(model)

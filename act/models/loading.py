@@ -16,6 +16,7 @@ from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
 from act.models.architecture import built, class_of
 from act.models.load_errors import reason
+from act.models.views import original
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -130,6 +131,7 @@ def code_of(loaded: nn.Module | PreTrainedTokenizerBase) -> str | None:
     Returns:
         The repository and its revision (``org/name@commit``), or the folder; None if it brought no code along.
     """
+    loaded = original(loaded) if isinstance(loaded, nn.Module) else loaded
     parts = loaded.modules() if isinstance(loaded, nn.Module) else [loaded]
     used = [type(part) for one in parts for part in (one, getattr(one, "config", None))]
     own = sorted({kind.__module__ for kind in used if kind.__module__.startswith("transformers_modules.")})

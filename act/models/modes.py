@@ -7,10 +7,13 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from act.models.views import original
+
 
 @contextlib.contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put ``model`` in eval mode over the block, so that dropout is off; every module then gets its own mode back."""
+    model = original(model)
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

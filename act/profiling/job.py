@@ -18,11 +18,13 @@ from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.data.corpus import Corpus
 from act.data.records import Shard
 from act.data.stream import Skipped, Stream
-from act.models.channels import ChannelSpace, common_space
+from act.models.channels import ChannelSpace
+from act.models.common import common_space, same_names
 from act.models.fingerprint import fingerprint
 from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
 from act.models.loading import code_of, name_of
 from act.models.placement import input_device, run_devices
+from act.models.views import language_view
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusIdentity, CorpusRead, ModelRead, Provenance, Settings, short_hash
 from act.profiling.checkpoint import Checkpoint
@@ -146,8 +148,9 @@ class Job:
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         require_choice("packing", packing, get_args(Packing))
-        self.models = dict(models)
-        self.pair = len(self.models) == 2
+        self.pair = len(models) == 2
+        views = same_names(*models.values()) if self.pair else map(language_view, models.values())
+        self.models = dict(zip(models, views, strict=True))
         self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)
         self.device = input_device(list(self.models.values())[-1])
         devices = run_devices(self._model, {site.module for site in self.space})

@@ -32,6 +32,7 @@ from act.models.blocks import Experts
 from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
+from act.models.views import language_view
 from act.profiles.moments import Moments
 from act.profiling.stability import GROUPS
 from act.taps.tapped import taps
@@ -116,6 +117,7 @@ class Shape:
     @classmethod
     def of(cls, model: nn.Module, space: ChannelSpace) -> Shape:
         """The shape of a model, which may be on the meta device."""
+        model = language_view(model)
         config: Any = model.config
         config = config.get_text_config() if hasattr(config, "get_text_config") else config
         embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
@@ -287,7 +289,7 @@ def _rounded(value: float) -> float:
 
 def unmoved(model: nn.Module, space: ChannelSpace) -> dict[str, str]:
     """The reason for each parameter that no site covers, by name."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(language_view(model).named_parameters())
     return {name: _reason(name, parameters[name]) for name in space.uncovered}
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, require_type
-from act.models.channels import ChannelSpace, common_space
+from act.models.channels import ChannelSpace
+from act.models.common import common_space
 from act.models.fingerprint import fingerprint
 from act.profiles.profile import PairProfile, Profile, require_same_models
 from act.profiles.provenance import ModelRead

@@ -19,6 +19,7 @@ from act.core.errors import ActError
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
 from act.models.sites import Site
+from act.models.views import language_view
 from act.profiles.profile import PairProfile, Profile
 from act.profiles.statistics import Statistics
 from act.ranking.channel_set import ChannelSet
@@ -236,6 +237,7 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     if mean[channels.index].isnan().any():
         raise ActError("some channels of the set were never counted in the profile, so they have no mean to take")
     fills = {site.name: (rows, mean[rows + site.offset]) for site, rows in channels.space.split(channels.index)}
+    model = language_view(model)
     holders = Probed.of(model, profile.space).holders
     attachments = Attachments(model)
     try:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from act.models.channels import ChannelSpace, common_space
+from act.models.channels import ChannelSpace
+from act.models.common import common_space, same_names
 from act.models.placement import require_in_memory
 
 _ROWS_AT_ONCE = 4096
@@ -17,6 +18,7 @@ def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None 
     Raises:
         ActError: models of different architectures; parameters that are not in memory.
     """
+    donor, target = same_names(donor, target)
     space = space or common_space(donor, target)
     for side, model in (("donor", donor), ("target", target)):
         require_in_memory(model, side)

@@ -19,6 +19,7 @@ from act.models.embeddings import input_embedding
 from act.models.modes import evaluating
 from act.models.placement import input_device
 from act.models.rotary import RotaryFunction, RotaryPairs, rotary_functions, rotary_pairs
+from act.models.views import original
 from act.taps.unchanged import version
 
 ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
@@ -140,7 +141,7 @@ def run(model: nn.Module, ids: torch.Tensor, masked: bool) -> None:
 
 def probe_ids(model: nn.Module) -> torch.Tensor:
     """Token ids ``[batch, length]`` of two different primes that divide no size in the model's configuration."""
-    config: Any = getattr(model, "config", None)
+    config: Any = getattr(original(model), "config", None)
     numbers = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
     special = {value for name, value in numbers if _TOKEN.search(name)}
     sizes = {

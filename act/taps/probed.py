@@ -16,6 +16,7 @@ from act.models.channels import ChannelSpace
 from act.models.layout import PLAIN
 from act.models.rotary import RotaryPairs
 from act.models.sites import Site
+from act.models.views import LanguageView
 from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
 from act.taps.layouts import Unread, learn
@@ -65,6 +66,8 @@ class Probed:
         found = learn(model, called, recording) | of_held
         found |= {name: layouts for name, layouts in of_uncalled.items() if not isinstance(layouts, Unread)}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
+        beside = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
+        unread |= dict.fromkeys((name for name in unread if name.startswith(beside)), "it does not read text")
         with_layouts = tuple(
             site if isinstance(layouts := found[site.name], Unread) else replace(site, layouts=layouts)
             for site in space

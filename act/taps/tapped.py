@@ -18,6 +18,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
+from act.models.views import language_view, original
 from act.profiles.moments import Moments
 from act.taps.attachments import Attachments, Mechanism
 from act.taps.attention import Attentions
@@ -92,7 +93,7 @@ class Taps:
         moe_all_experts: bool = False,
     ) -> None:
         _refuse_compiled(model)
-        self._model = model
+        model = self._model = language_view(model)
         self._without_cache = without_cache(model)
         probed = Probed.of(model, space)
         self._is_probed = probed.recording is not None
@@ -192,8 +193,8 @@ class MomentsTaps(Taps):
 
 
 def _refuse_compiled(model: nn.Module) -> None:
-    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules())
-    if compiled or any(hasattr(module, "_orig_mod") for module in model.modules()):
+    compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in original(model).modules())
+    if compiled or any(hasattr(module, "_orig_mod") for module in original(model).modules()):
         raise ActError(
             "the model was compiled by torch.compile, which ignores hooks added afterwards; pass the model from before "
             "compiling, or compile it inside the taps"
