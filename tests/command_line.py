@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _FORKS = multiprocessing.get_context("forkserver")
 # The commands import what they need when they run; a fork finds it there.
 _FORKS.set_forkserver_preload(
@@ -65,6 +67,8 @@ def _run(command: list[str], places: list[Path], cwd: str, environment: dict[str
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    if threads := environment.get("OMP_NUM_THREADS"):  # read when torch was imported, before the fork
+        torch.set_num_threads(int(threads))
     sys.argv = ["act-profile", *command]
     from act.cli import main
 

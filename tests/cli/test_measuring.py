@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import command_line
@@ -22,14 +20,19 @@ from act.core.errors import ActError, Interrupted
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
 
 
-def command(*arguments):
-    return [sys.executable, "-m", "act", *map(str, arguments)]
-
-
 def act_profile(*arguments, code=0):
     result = command_line.act_profile(*arguments)
     assert result.returncode == code, result.stderr
     return result
+
+
+def signalled(number, checkpoint, *arguments):
+    """What a command ends with that gets a signal as soon as it has written its first checkpoint."""
+    running = command_line.Running(*arguments)
+    while not checkpoint.exists() and running.process.is_alive():
+        time.sleep(0.002)
+    os.kill(running.process.pid, number)
+    return running.ended()
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +57,8 @@ def test_killed_and_repeated_a_run_gives_the_same_bits_and_is_then_finished(fold
     act_profile(*options(folder, *corpora, "--output", whole))
     repeated = options(folder, *corpora, "--output", output, "--checkpoint-every", "0.01", "--log", tmp_path / "log")
     checkpoint = tmp_path / "killed.checkpoint"
-    process = subprocess.Popen(command(*repeated), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    while not checkpoint.exists() and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and checkpoint.exists() and not output.exists()
+    assert signalled(signal.SIGKILL, checkpoint, *repeated).returncode == -signal.SIGKILL
+    assert checkpoint.exists() and not output.exists()
     result = json.loads(act_profile(*repeated, "--json").stdout)
     assert set(result["abilities"]) == {"german", "english"} and result["abilities"]["german"]["records"] == 300
     for ability in ("german", "english"):
@@ -89,13 +89,9 @@ def test_ctrl_c_says_how_to_go_on(folder, tmp_path):
         "--checkpoint-every",
         "0.01",
     ]
-    process = subprocess.Popen(command(*arguments), stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "pair.checkpoint").exists() and process.poll() is None:
-        time.sleep(0.002)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate()
-    assert process.returncode == 130, stderr
-    assert stderr.startswith("stopped: interrupted after") and "run the same command to continue" in stderr
+    stopped = signalled(signal.SIGINT, tmp_path / "pair.checkpoint", *arguments)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "stopped: interrupted after" in stopped.stderr and "run the same command to continue" in stopped.stderr
     act_profile(*arguments)
     assert os.listdir(tmp_path) == ["pair"] and act.load(tmp_path / "pair").provenance.corpora[0].records == 300
 

@@ -7,9 +7,12 @@ import subprocess
 
 import pytest
 from command_line import act_profile
+from support import chosen
 
+from act.cli.demo import command
 from act.lab import demo
 from act.lab.models import CHECKPOINTS, load
+from act.models.channels import ChannelSpace
 
 
 def act_profile_demo(folder, *arguments: str) -> subprocess.CompletedProcess:
@@ -20,6 +23,7 @@ def act_profile_demo(folder, *arguments: str) -> subprocess.CompletedProcess:
 def shown(tmp_path_factory):
     """The folder of a run, and its JSON."""
     folder = tmp_path_factory.mktemp("demo")
+    (folder / "act-demo.png").write_text("of an earlier run")
     result = act_profile_demo(folder, "--json")
     assert result.returncode == 0, result.stderr
     return folder, json.loads(result.stdout)
@@ -46,9 +50,19 @@ def test_the_picture_is_saved_and_the_default_is_replaced(shown):
     folder, result = shown
     picture = folder / result["picture"]
     assert picture.read_bytes().startswith(b"\x89PNG")
-    table = act_profile_demo(folder)
-    assert table.returncode == 0 and "forgotten (German)" in table.stdout and "random channels" in table.stdout
     assert [path.name for path in folder.iterdir()] == [picture.name]
+
+
+def test_the_figures_are_shown_as_a_table(shown, tmp_path, monkeypatch, capsys):
+    _, result = shown
+    target, _ = load(CHECKPOINTS / "target")
+    figures = {name: result[name] for name in ("before", "after", "donor", "controls", "seconds")}
+    ended = demo.Demo(**figures, interpolation=0.1, channels=chosen(ChannelSpace.from_model(target), demo.TOP))
+    monkeypatch.setattr(demo, "run", lambda say: ended)
+    command(picture=tmp_path / "map.png")
+    table = capsys.readouterr().out
+    assert "forgotten (German)" in table and "random channels" in table
+    assert f"{100 * result['after']['forgotten']:.1f}" in table
 
 
 def test_a_picture_of_the_user_is_not_replaced(tmp_path):

@@ -167,7 +167,7 @@ def only(folder, **files):
         (folder / name.replace("__", ".")).write_text(content)
 
 
-ADAPTER = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "org/base", "task_type": "CAUSAL_LM"})
+ADAPTER = json.dumps({"peft_type": "LORA", "base_model_name_or_path": "no/such/base", "task_type": "CAUSAL_LM"})
 LOADS = {
     "an empty folder": (load_model, only, "the folder is empty; give the folder of a model"),
     "another type": (load_model, lambda f: configured(f, model_type="t5"), "it lacks .* of the model's weights"),
@@ -176,7 +176,7 @@ LOADS = {
     "heads that do not fit": (load_model, lambda f: configured(f, num_attention_heads=5), "multiple of the number of"),
     "JSON that is none": (load_model, lambda f: (f / "config.json").write_text("{"), "not a valid JSON file; download"),
     "GGUF only": (load_model, lambda f: only(f, model__gguf="GGUF"), "it has GGUF files only; give the model from"),
-    "an adapter": (load_model, lambda f: only(f, adapter_config__json=ADAPTER), "its base model org/base cannot be"),
+    "an adapter": (load_model, lambda f: only(f, adapter_config__json=ADAPTER), "its base model no/such/base cannot be"),
     "its tokenizer": (
         load_tokenizer,
         lambda f: only(f, adapter_config__json=ADAPTER),

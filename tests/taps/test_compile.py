@@ -13,7 +13,7 @@ from act.taps.tapped import taps
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("fused", [True, pytest.param(False, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(each, marks=pytest.mark.thorough) for each in ("qwen3", "gemma2"))]
 )
