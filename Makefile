@@ -1,7 +1,7 @@
 PYTHON ?= python
 RESULTS = benchmarks/results
 
-.PHONY: test style bench
+.PHONY: test style matrix bench
 
 test:
 	$(PYTHON) -m pytest -n auto
@@ -11,6 +11,9 @@ style:
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
 	MYPYPATH=tests $(PYTHON) -m mypy --follow-imports silent --no-warn-return-any benchmarks/*.py experiments/*.py
+
+matrix:
+	.ci/matrix
 
 bench:
 	for op in column_moments pair_moments blend_rows gated_mlp rotary add_norm; do \

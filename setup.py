@@ -29,7 +29,9 @@ if X86:
 OPENMP = [] if sys.platform == "darwin" else ["-fopenmp"]  # Apple's compiler ships none
 CXX_OPTIONS = ["-std=c++17", "-fPIC", "-g0"]
 KERNEL_OPTIONS = ["-O3", "-fno-math-errno", "-ffp-contract=off", "-Wno-psabi", "-Wno-uninitialized", *OPENMP]
-KERNEL_OPTIONS += ["-Wno-maybe-uninitialized"]
+KERNEL_OPTIONS += ["-Wno-maybe-uninitialized", "-fwrapv"]
+OF_ONE_PYTHON = {"-fwrapv", "-fno-strict-overflow", "-Wno-unused-result"}
+"""Options in which Pythons differ: kernels, which know none, are compiled without them and once for all Pythons."""
 NVCC_OPTIONS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 
 
@@ -161,7 +163,9 @@ class BuildNative(build_ext):
             for name in (*OPS, "partials"):  # first, for they take longest
                 steps.compile(f"csrc/cuda/{name}.cu", f"cuda/{name}.o", nvcc.command())
         for unit in units:
-            steps.compile(unit, unit.removeprefix("csrc/").replace(".cpp", ".o"), [*compiler, *bindings])
+            place = f"{sys.implementation.cache_tag}/{unit.removeprefix('csrc/')}"
+            steps.compile(unit, place.replace(".cpp", ".o"), [*compiler, *bindings])
+        compiler = [option for option in compiler if option not in OF_ONE_PYTHON]
         for isa, options in reversed(INSTRUCTION_SETS.items()):
             for op in OPS:
                 command = [*compiler, *KERNEL_OPTIONS, *options, f"-DACT_ISA={isa}"]
@@ -185,7 +189,7 @@ class BuildNative(build_ext):
 
     def folder(self) -> str:
         """Where objects lie: beside the sources, so that the next build of any kind finds them."""
-        beside = os.path.abspath(os.path.join("build", f"native-{self.plat_name}-{sys.implementation.cache_tag}"))
+        beside = os.path.abspath(os.path.join("build", f"native-{self.plat_name}"))
         try:
             os.makedirs(beside, exist_ok=True)
         except OSError:  # a checkout that cannot be written
