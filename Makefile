@@ -9,8 +9,7 @@ test:
 style:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
-	$(PYTHON) -m mypy
-	MYPYPATH=tests $(PYTHON) -m mypy --follow-imports silent --no-warn-return-any benchmarks/*.py experiments/*.py
+	MYPYPATH=tests $(PYTHON) -m mypy --follow-imports silent act act_kernels benchmarks/*.py experiments/*.py
 
 matrix:
 	.ci/matrix

@@ -176,7 +176,11 @@ LOADS = {
     "heads that do not fit": (load_model, lambda f: configured(f, num_attention_heads=5), "multiple of the number of"),
     "JSON that is none": (load_model, lambda f: (f / "config.json").write_text("{"), "not a valid JSON file; download"),
     "GGUF only": (load_model, lambda f: only(f, model__gguf="GGUF"), "it has GGUF files only; give the model from"),
-    "an adapter": (load_model, lambda f: only(f, adapter_config__json=ADAPTER), "its base model no/such/base cannot be"),
+    "an adapter": (
+        load_model,
+        lambda f: only(f, adapter_config__json=ADAPTER),
+        "its base model no/such/base cannot be",
+    ),
     "its tokenizer": (
         load_tokenizer,
         lambda f: only(f, adapter_config__json=ADAPTER),

@@ -196,10 +196,8 @@ def test_probe_sizes_divide_no_size_in_the_configuration():
 
 def test_rotary_pairs_are_those_that_the_probe_saw_turned():
     model = tiny_model("llama")
-    model.config.rope_parameters = {
-        **model.config.rope_parameters,
-        "partial_rotary_factor": 0.5,
-    }  # the model ignores it
+    given = getattr(model.config, "rope_parameters", None) or {}  # transformers 4 has none
+    model.config.rope_parameters = {**given, "partial_rotary_factor": 0.5}  # the model ignores it
     profile = act.profile(model, [{"input_ids": torch.arange(16).view(4, 4)}])
     attention = next(block for block in profile.space.blocks if hasattr(block, "rotary"))
     assert (attention.rotary, attention.rotary_dim) == ("half", 8)
