@@ -88,7 +88,7 @@ def command(
         else None
     )
     if strict and measured:
-        wanted = (site.name for site in space.without(exclude or ()))
+        wanted = (site.name for site in space.without(exclude or ()) if site.scales is None)
         paths = measured["paths"]
         require_read({name: "nothing reads its output" for name in wanted if paths.get(name) == "not measured"})
     result: dict[str, Any] = {
@@ -98,7 +98,7 @@ def command(
         "sites": _sites(space, measured),
         "uncovered": list(space.uncovered),
         **_coverage(space),
-        "reasons": unmoved(empty, space),
+        "reasons": unmoved(space),
         "memory": shape.memory(token_budget or default_token_budget(place), pair),
         "afterwards": shape.afterwards(space, pair),
         "corpus": text,
@@ -159,8 +159,9 @@ def _sites(space: ChannelSpace, measured: Measurement | None) -> list[dict[str, 
             "name": site.name,
             "kind": site.kind,
             "channels": site.width,
-            "path": path_of(site.name, paths),
+            "path": f"scales {space.site(site.scales).kind}" if site.scales else path_of(site.name, paths),
             "tied_to": site.tied_to,
+            "scales": site.scales,
             "values": site.values,
         }
         for site in space

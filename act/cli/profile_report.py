@@ -106,8 +106,10 @@ def _warn(profile: Profile) -> None:
         warn(f"{few}, so their statistics are not sure; measure more text")
     if profile.space.uncovered:
         coverage = profile.space.coverage
-        names = some(grouped(coverage.uncovered)) if coverage else ", ".join(profile.space.uncovered[:5])
-        warn(f"no site covers these parameters, so no transfer moves them: {names}")
+        why = coverage.why if coverage else {}
+        found = grouped(coverage.uncovered) if coverage else profile.space.uncovered
+        names = [f"{name} ({why[name]})" if name in why else name for name in found]
+        warn(f"no site covers these parameters, so no transfer moves them: {', '.join(names[:5])}")
     if (measured := _measured(profile)) and measured.unreached:
         warn(f"no counted token reached the channels of these sites (values behind them): {some(measured.unreached)}")
 

@@ -170,7 +170,8 @@ def _print(report: Report, output: Path) -> None:
                 f"{one['profile']}: {percent(one['coverage'])} of the parameters lie behind a measured channel: {kinds}"
             )
             for name, values in (one["uncovered_values"] | one["unreached_values"]).items():
-                print(f"  not measured: {name} ({values:,} values)")
+                why = one["uncovered_reasons"].get(name)
+                print(f"  not measured: {name} ({values:,} values){f': {why}' if why else ''}")
     words = {"stability": "one ability", "disentanglement": "two abilities", "set": "a set"}
     rows = [
         [

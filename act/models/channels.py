@@ -8,7 +8,6 @@ produce that channel.
 from __future__ import annotations
 
 import bisect
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +26,7 @@ from act.models.coverage import Coverage, with_values
 from act.models.experts import ExpertsFound, experts_of
 from act.models.kinds import Kinds, is_router
 from act.models.placement import ties_apart
+from act.models.scaled import is_table_of_biases, layer_of, of_parameters
 from act.models.sites import ParameterSlice, Site, expert_site_name
 from act.models.views import language_view
 
@@ -83,7 +83,7 @@ class ChannelSpace:
             if experts := experts_of(name, module):
                 found.append(experts)
                 parts_of_experts |= experts.modules
-            elif name not in parts_of_experts and (dims := _channel_dims(module)):
+            elif name not in parts_of_experts and not is_table_of_biases(name) and (dims := _channel_dims(module)):
                 found.append((name, module, dims))
         plain = [one for one in found if isinstance(one, tuple)]
         if not plain:
@@ -98,7 +98,7 @@ class ChannelSpace:
         kind_of = Kinds(model)
         for one in found:
             if isinstance(one, ExpertsFound):
-                layer = _layer(one.name)
+                layer = layer_of(one.name)
                 shared = {part.name for site in one.sites for part in site.parameters} - {*names.values()}
                 if shared:
                     raise ActError(
@@ -117,7 +117,7 @@ class ChannelSpace:
             )
             width: int = cast(torch.Tensor, module.weight).shape[dims["weight"]]
             parameters = () if tied_to else parameters
-            sites.append(Site(name, kind_of(name, module), _layer(name), offset, width, parameters, tied_to))
+            sites.append(Site(name, kind_of(name, module), layer_of(name), offset, width, parameters, tied_to))
             offset += width
         common = [site for site in sites if site.expert is None]
         kinds, widths = ({site.name: getattr(site, key) for site in common} for key in ("kind", "width"))
@@ -126,7 +126,10 @@ class ChannelSpace:
             if isinstance(one, ExpertsFound):
                 blocks += _blocks_of(one, common)
         tensors = {name: model.get_parameter(name) for name in names.values()}
-        coverage, sites = Coverage.of(tensors, sites), with_values(tensors, sites)
+        covered = {parameter.name for site in sites for parameter in site.parameters}
+        more, reasons = of_parameters([name for name in tensors if name not in covered], tensors, sites)
+        sites += more
+        coverage, sites = Coverage.of(tensors, sites, reasons), with_values(tensors, sites)
         covered = {parameter.name for site in sites for parameter in site.parameters}
         return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), tuple(blocks), coverage)
 
@@ -255,6 +258,10 @@ class ChannelSpace:
             raise ValueError("it has no site, or two of one name")
         if any(site.tied_to is not None and site.tied_to not in self._by_name for site in self.sites):
             raise ValueError("a site is tied to one that there is not")
+        for site in self.sites:
+            source = None if site.scales is None else self._by_name.get(site.scales)
+            if site.scales is not None and (source is None or source.scales or source.width % site.width):
+                raise ValueError(f"site {site.name:.60} cannot scale {site.scales:.60}")
 
 
 _SPACE = TypeAdapter(ChannelSpace)
@@ -271,7 +278,7 @@ def _channel_dims(module: nn.Module) -> dict[str, int]:
         return {}
     if isinstance(module, nn.Embedding):
         return {"weight": 1}
-    if isinstance(module, nn.Linear) or is_router(module):
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)) or is_router(module):
         dim = 0
     elif type(module).__name__ == "Conv1D" and weight.dim() == 2:  # GPT-2's linear, stored transposed
         dim = 1
@@ -295,8 +302,3 @@ def _blocks_of(found: ExpertsFound, common: Iterable[Site]) -> Iterator[Block]:
             if site.role == "up":
                 gate, up, down = (expert_site_name(found.name, site.expert, role) for role in ("gate", "up", "down"))
                 yield Mlp(gate if gated else None, up, down, site.width)
-
-
-def _layer(name: str) -> int | None:
-    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
-    return int(match.group(1)) if match else None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from act.core.plain import Label, Natural
 from act.models.sites import ParameterSlice, Site
 
+OTHER_ROWS = "some of its rows belong to no channel, such as those of experts that pass on what they get"
 _NUMBER = re.compile(r"(?<![^.\[])\d+(?![^.\]])")  # a whole part of a name, or in brackets
 
 
@@ -21,6 +22,7 @@ class Coverage:
     Attributes:
         covered: by module kind.
         uncovered: by parameter, of those that are not covered, or not as a whole.
+        reasons: why, by parameter; empty in files of earlier versions.
 
     >>> coverage = act.ChannelSpace.from_model(model).coverage
     >>> coverage.share, coverage.uncovered
@@ -29,10 +31,14 @@ class Coverage:
 
     covered: dict[Label, Natural]
     uncovered: dict[Label, Natural]
+    reasons: dict[Label, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, parameters: Mapping[str, torch.Tensor], sites: Iterable[Site]) -> Coverage:
-        """The coverage of a model with these parameters (meta tensors are fine) and sites."""
+    def of(cls, parameters: Mapping[str, torch.Tensor], sites: Iterable[Site], reasons: Mapping[str, str]) -> Coverage:
+        """The coverage of a model with these parameters (meta tensors are fine) and sites.
+
+        ``reasons`` say why some parameters have no site; of others, some rows have none.
+        """
         left = {name: parameter.numel() for name, parameter in parameters.items()}
         covered: dict[str, int] = {}
         sizes = _Sizes(parameters)
@@ -40,7 +46,13 @@ class Coverage:
             for part in site.parameters:
                 left[part.name] -= sizes.of(part)
                 covered[site.kind] = covered.get(site.kind, 0) + sizes.of(part)
-        return cls(covered, {name: size for name, size in left.items() if size})
+        uncovered = {name: size for name, size in left.items() if size}
+        return cls(covered, uncovered, {name: reasons.get(name, OTHER_ROWS) for name in uncovered})
+
+    @property
+    def why(self) -> dict[str, str]:
+        """The reasons by the names that :func:`grouped` gives."""
+        return {name: reason for each, reason in self.reasons.items() for name in grouped({each: 0})}
 
     @property
     def total(self) -> int:

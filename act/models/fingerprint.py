@@ -95,7 +95,7 @@ class Diagonal:
         return replace(self, values=values, sums=sums)
 
     def _follow(self, values: torch.Tensor, sums: torch.Tensor, change: Change) -> None:
-        part, rows, new = change.parameter, change.rows.cpu(), change.after
+        part, rows = change.parameter, change.rows.cpu()
         first, _, step = part.span or (0, 0, 1)
         packed = part.expert is not None and part.rows is None
         axis = part.dim + packed
@@ -109,6 +109,9 @@ class Diagonal:
         place = torch.searchsorted(rows, row // step).clamp(max=len(rows) - 1)
         inside = (rows[place] == row // step) & (row % step == 0)
         others = [dim for dim in range(int(packed), len(self.shape)) if dim != axis]
+        old, new = change.before, change.after
+        if len(others) > 1:  # a row holds the values of several dimensions
+            old, new = (x.unflatten(1, [self.shape[dim] for dim in others]) for x in (old, new))
         across = [steps % self.shape[dim] - start[dim] for dim in others]
         for at, size in zip(across, new.shape[1:], strict=False):
             inside &= (at >= 0) & (at < size)
@@ -121,10 +124,10 @@ class Diagonal:
         if part.expert is not None and part.rows is not None:
             held = held.narrow(0, part.expert * part.rows, part.rows)
         if axis == len(self.shape) - 1:  # columns: a part of every row's sum
-            gained = _sums(new.movedim(0, -1)) - _sums(change.before.movedim(0, -1))
+            gained = _sums(new.movedim(0, -1)) - _sums(old.movedim(0, -1))
             held.add_(gained.view(held.shape))
         else:
-            held.movedim(part.dim, 0).index_add_(0, first + step * rows, _sums(new) - _sums(change.before))
+            held.movedim(part.dim, 0).index_add_(0, first + step * rows, _sums(new) - _sums(old))
 
 
 def digest(diagonals: Mapping[str, Diagonal]) -> str:

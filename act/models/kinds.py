@@ -63,6 +63,8 @@ class Kinds:
             of_tokens = module.num_embeddings == self._vocabulary and not known  # its columns, too, belong to tokens
             named = self._embedding is None and leaf in _EMBED_NAMES
             return "embed" if module is self._embedding or of_tokens or named else known or leaf
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            return "conv"
         if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
             return "norm"
         if not isinstance(module, nn.Linear) and is_router(module):

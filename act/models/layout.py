@@ -25,11 +25,14 @@ class Layout:
             all rows of the batch share the output.
         groups: 1, or the size of a dimension before the last that holds channels too: ``[…, groups, C / groups]``.
         item: which item of a tuple the output is; None: the module returns the tensor itself.
+        columns: of an output ``[batch, C, columns]``, as convolutions have, how many columns lie before and after those
+            of the tokens; the model cuts them off. None: channels are the last dimension.
     """
 
     dims: tuple[tuple[Axis, ...], ...]
     groups: Positive = 1
     item: Natural | None = None
+    columns: tuple[Natural, Natural] | None = None
 
     @property
     def axes(self) -> tuple[Axis, ...]:
@@ -47,21 +50,26 @@ class Layout:
         return [axis for axis in self.axes if axis != 1][:2] == ["batch", "length"]
 
     def lead(self, batch: int, length: int) -> tuple[int, ...]:
-        """The sizes of the dimensions before the channels."""
-        return tuple([prod(self._sizes(dim, batch, length)) for dim in self.dims])
+        """The sizes of the dimensions before the channels, or around them."""
+        *outer, last = (prod(self._sizes(dim, batch, length)) for dim in self.dims)
+        return (*outer, last + sum(self.columns or ()))
 
     def tensor_in(self, output: Any) -> Any:
         """What is laid out so, of all that the module returned."""
         return output if self.item is None else output[self.item]
 
     def lead_of(self, output: torch.Tensor) -> torch.Size:
-        """The sizes of the dimensions of an output before its channels."""
+        """The sizes of the dimensions of an output before its channels, or around them."""
+        if self.columns is not None:
+            return torch.Size((*output.shape[:-2], output.shape[-1]))
         return output.shape[:-1] if self.groups == 1 else output.shape[:-2]
 
     def rows(self, output: torch.Tensor, batch: int, length: int) -> torch.Tensor:
         """The output as ``[batch * length * rows_per_token, C]``, token by token; a view where that is possible."""
         if self.groups > 1:
             output = output.flatten(-2)
+        if self.columns is not None:
+            output = output[..., self.columns[0] :][..., :length].transpose(-1, -2)
         if self.tokens_first:
             return output.reshape(-1, output.shape[-1])
         axes, width = self.axes, output.shape[-1]
@@ -89,6 +97,9 @@ class Layout:
     def __str__(self) -> str:
         """The shape in words, such as ``[batch, 4, length, channels]``."""
         dims = [" * ".join(map(str, dim)) or "1" for dim in self.dims]
+        if self.columns is not None:
+            more = sum(self.columns)
+            return f"[{', '.join(dims[:-1])}, channels, {dims[-1]}{f' + {more}' if more else ''}]"
         return f"[{', '.join([*dims, *([str(self.groups)] if self.groups > 1 else []), 'channels'])}]"
 
 

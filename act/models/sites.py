@@ -70,8 +70,10 @@ class Site:
 
     Attributes:
         name: module path, such as ``model.layers.0.self_attn.q_proj``; ``{path of the experts}[{e}].gate``, ``.up`` or
-            ``.down`` for expert ``e``, wherever its weights are.
-        kind: ``q k v o qkv gate up gate_up down router norm embed position head``, or else the last part of ``name``.
+            ``.down`` for expert ``e``, wherever its weights are; the name of a parameter that no module applies as a
+            whole, such as ``model.layers.0.self_attn.sinks``.
+        kind: ``q k v o qkv gate up gate_up down router norm embed position head conv``, or else the last part of
+            ``name``.
         layer: index of the decoder layer, None outside the stack.
         offset: flat index of its first channel.
         width: number of channels.
@@ -115,8 +117,9 @@ class Site:
 
     @property
     def module(self) -> str:
-        """Path of the module whose weights make it: its name, but for experts."""
-        return self.name if self.expert is None else self.parameters[0].name.rpartition(".")[0]
+        """Path of the module whose weights make it: its name, but for experts and parameters by themselves."""
+        by_itself = any(part.name == self.name for part in self.parameters)
+        return self.parameters[0].name.rpartition(".")[0] if self.expert is not None or by_itself else self.name
 
     @property
     def experts(self) -> str:

@@ -22,6 +22,7 @@ class Measured:
         share: of all parameters, 0 to 1.
         kinds: the part of it behind the channels of each module kind.
         uncovered: values behind no channel, by parameter name with ``*`` for numbers, largest first.
+        reasons: why, by the same names; empty for files of earlier versions.
         unreached: values behind channels that were never counted, by site name with ``*`` for numbers, largest first.
         excluded: the share behind channels that were not to be measured (``--exclude``).
     """
@@ -29,6 +30,7 @@ class Measured:
     share: float
     kinds: dict[str, float]
     uncovered: dict[str, int]
+    reasons: dict[str, str]
     unreached: dict[str, int]
     excluded: float
 
@@ -60,9 +62,8 @@ class Measured:
             elif behind < values:
                 missing[site.name] = values - behind
         kinds = {kind: values / total for kind, values in measured.items() if values}
-        return cls(
-            sum(measured.values()) / total, kinds, grouped(coverage.uncovered), grouped(missing), left_out / total
-        )
+        share, uncovered = sum(measured.values()) / total, grouped(coverage.uncovered)
+        return cls(share, kinds, uncovered, coverage.why, grouped(missing), left_out / total)
 
     @property
     def gap(self) -> str | None:
@@ -72,6 +73,8 @@ class Measured:
             return None
         name, values = next(iter(gaps.items()))
         why = "which no site covers" if name in self.uncovered else "which no counted token reached"
+        if name in self.reasons:
+            why += f" ({self.reasons[name]})"
         return f"{name} ({values:,} values), {why}{f', and {len(gaps) - 1} more' if len(gaps) > 1 else ''}"
 
     def to_json(self) -> dict[str, Any]:
@@ -80,6 +83,7 @@ class Measured:
             "coverage": self.share,
             "coverage_by_kind": self.kinds,
             "uncovered_values": self.uncovered,
+            "uncovered_reasons": self.reasons,
             "unreached_values": self.unreached,
         }
 

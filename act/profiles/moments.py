@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -102,6 +102,22 @@ class Moments:
                 )
         *lead, channels = first.shape
         return first.as_strided((*lead, len(sites), channels), (*first.stride()[:-1], step, 1))
+
+    def fill_scaled(self, exclude: Collection[str] = ()) -> None:
+        """Give each site that scales another the moments of the channels that its values scale, several as one.
+
+        They replace what it had, so that this may be repeated as the others grow.
+
+        Args:
+            exclude: module kinds that were not to be measured.
+        """
+        for site in self.space:
+            if site.scales is not None and site.kind not in exclude:
+                block = self.block(site.name)
+                several = self.block(site.scales).to(block.device).unflatten(-1, (site.width, -1))
+                block.copy_(several[..., 0])
+                for other in several.unbind(-1)[1:]:
+                    merge_moments(block, other)
 
     def merge(self, other: Moments) -> None:
         """Merge the moments of a run over other text, by the formula of Chan et al.; exact up to float64 rounding.

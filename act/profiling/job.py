@@ -326,6 +326,7 @@ class Job:
         for ability, moments in run.moments.items():
             seen = run.seen[ability]
             moments.gather()
+            moments.fill_scaled(self.exclude)
             corpora = self._read_for(ability)
             joined = CorpusRead.joined(
                 [CorpusIdentity(corpus.name, **corpus.identity()) for corpus in corpora.values()]
@@ -358,7 +359,7 @@ class Job:
         """Rows seen by the sites whose rows are no multiple of the counted tokens; experts aside, which share them."""
         if not counted:
             return {}
-        common = (site for site in self.space.without(self.settings.exclude) if site.expert is None)
+        common = (s for s in self.space.without(self.settings.exclude) if s.expert is None and s.scales is None)
         rows = {site.name: moments.rows_counted(site.name) for site in common}
         return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
 

@@ -287,18 +287,9 @@ def _rounded(value: float) -> float:
     return float(f"{value:.4g}")
 
 
-def unmoved(model: nn.Module, space: ChannelSpace) -> dict[str, str]:
-    """The reason for each parameter that no site covers, by name."""
-    parameters = dict(language_view(model).named_parameters())
-    return {name: _reason(name, parameters[name]) for name in space.uncovered}
-
-
-def _reason(name: str, parameter: torch.Tensor) -> str:
-    if parameter.dim() == 3:
-        return "a tensor of three dimensions has no single dimension of outputs"
-    if parameter.dim() < 2:
-        return "a vector outside any linear, norm or embedding module"
-    return "its module is not a linear, norm or embedding module"
+def unmoved(space: ChannelSpace) -> dict[str, str]:
+    """The reason for each parameter that no site covers, or not as a whole, by name."""
+    return {} if space.coverage is None else dict(space.coverage.reasons)
 
 
 def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:

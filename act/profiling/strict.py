@@ -40,9 +40,10 @@ def require_covered(space: ChannelSpace) -> None:
     coverage = space.coverage
     if coverage is not None and coverage.uncovered:
         name, values = next(iter(grouped(coverage.uncovered).items()))
+        reason = f" ({why})" if (why := coverage.why.get(name)) else ""
         raise ActError(
-            f"{coverage.share:.4%} of the parameters lie behind channels: no site covers {name} ({values:,} values); "
-            "leave --strict out to measure the rest"
+            f"{coverage.share:.4%} of the parameters lie behind channels: no site covers {name} ({values:,} "
+            f"values){reason}; leave --strict out to measure the rest"
         )
 
 

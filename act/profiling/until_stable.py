@@ -78,6 +78,7 @@ class UntilStable(Observer):
         self._groups: dict[str, GroupedSums] = {}
         self._tests: dict[str, SequentialTest] = {}
         self._sources: list[_Source] = []
+        self._exclude: list[str] = []
         self._ranked = torch.empty(0, dtype=torch.int64)
         self._restored: dict[str, Any] = {}
 
@@ -107,6 +108,7 @@ class UntilStable(Observer):
             _Source(name, corpus.source.size, corpus.encoder.ability_column is not None)
             for name, corpus in job.corpora.items()
         ]
+        self._exclude = job.exclude
         self._ranked = rankable(job.space, job.exclude)
 
     def look_ahead(self, corpora: Collection[Corpus]) -> int:
@@ -148,6 +150,7 @@ class UntilStable(Observer):
             if ability not in self._groups:
                 self._groups[ability], self._tests[ability] = self._new_groups(run, ability), SequentialTest()
             test, groups = self._tests[ability], self._groups[ability]
+            run.moments[ability].fill_scaled(self._exclude)
             total, count = quantity(run.moments[ability], self.criterion.score)
             if groups.unchanged(count) or not groups.add(total, count):
                 continue

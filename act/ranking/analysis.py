@@ -243,10 +243,13 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
     try:
         held = fill_held(attachments, holders, fills)
         for name in fills.keys() - held:
+            if source := profile.space.site(name).scales:
+                raise ActError(f"{name} gives nothing that could be set: it scales {source}; exclude it")
             layouts = profile.space.site(name).layouts
             if any(layout.item is not None or layout.groups > 1 for layout in layouts):
                 raise ActError(f"{name} gives {layouts[0]}, in which channels cannot be set; exclude it")
-            attachments.after(name, _filling(*fills[name]))
+            columns = any(layout.columns is not None for layout in layouts)
+            attachments.after(name, _filling(*fills[name], dim=-2 if columns else -1))
         yield
     finally:
         attachments.remove()
@@ -260,13 +263,11 @@ def _statistics_of(model: nn.Module, profile: Profile) -> Statistics:
     raise ActError(f"the model ({found}) is not one that the profile measured; ablate with the profile's own models")
 
 
-def _filling(rows: torch.Tensor, fill: torch.Tensor) -> Callable[..., torch.Tensor]:
+def _filling(rows: torch.Tensor, fill: torch.Tensor, dim: int) -> Callable[..., torch.Tensor]:
     def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
-        return output.index_copy(
-            -1,
-            rows.to(output.device),
-            fill.to(output.device, output.dtype).expand(*output.shape[:-1], len(rows)),
-        )
+        last = output.movedim(dim, -1)
+        values = fill.to(output.device, output.dtype).expand(*last.shape[:-1], len(rows))
+        return last.index_copy(-1, rows.to(output.device), values).movedim(-1, dim)
 
     return hook
 

@@ -209,6 +209,7 @@ def _concentration(one: Measured, curve: Concentration) -> ConcentrationRow:
         "coverage": None if measured is None else measured.share,
         "coverage_by_kind": {} if measured is None else measured.kinds,
         "uncovered_values": {} if measured is None else measured.uncovered,
+        "uncovered_reasons": {} if measured is None else measured.reasons,
         "unreached_values": {} if measured is None else measured.unreached,
         "experts": None if few is None else {**few.to_json(), "sentence": str(few)},
         "gini": curve.gini,

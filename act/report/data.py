@@ -21,7 +21,8 @@ class ConcentrationRow(TypedDict):
 
     ``channels`` have a score; ``unmeasured`` ones, counted by module kind, do not. ``coverage`` is the share of
     parameters behind measured channels, 0 to 1, of which ``coverage_by_kind`` says where they are; ``uncovered_values``
-    and ``unreached_values`` count the others, by name (:class:`act.profiles.coverage.Measured`). ``experts`` is an
+    and ``unreached_values`` count the others, by name (:class:`act.profiles.coverage.Measured`), and
+    ``uncovered_reasons`` say why. ``experts`` is an
     :class:`act.profiles.experts.FewTokens` as plain data, with its ``sentence``; None for a dense model. ``kinds`` and
     ``layers`` group the sites by module kind and by decoder layer.
     """
@@ -33,6 +34,7 @@ class ConcentrationRow(TypedDict):
     coverage: float | None
     coverage_by_kind: dict[str, float]
     uncovered_values: dict[str, int]
+    uncovered_reasons: dict[str, str]
     unreached_values: dict[str, int]
     experts: Mapping[str, Any] | None
     gini: float

@@ -84,6 +84,14 @@ class _Filling(ParameterCalls):
         self._waiting = self._products.pop()
         self._products = [self._waiting]  # to which a bias may be added
 
+    def _add_columns(self, weight: Weight, output: torch.Tensor, bias: torch.Tensor | None) -> None:
+        for bank, _ in weight.banks:
+            for _, channels, values in self._wanted(bank):
+                at = channels.to(output.device)
+                before_bias = values.to(output) - (0 if bias is None else bias[at].to(output))
+                output[:, at] = before_bias[:, None]
+        self._filled.add(weight.name)
+
     def _add_all(self, weight: Weight, x: torch.Tensor, output: torch.Tensor) -> None:
         reached = self._reached(weight, x)
         for bank, span in weight.banks:

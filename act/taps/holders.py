@@ -1,11 +1,11 @@
-"""Modules that use parameters without calling a module for each: experts packed in one tensor, most routers.
+"""Modules that use parameters without calling a module for each: packed experts, most routers, many convolutions.
 
 What such a **holder** computes with a parameter is seen while its forward runs (:mod:`act.taps.parameter_calls`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import cast
@@ -94,7 +94,7 @@ def holders_of(model: nn.Module, sites: Iterable[Site], uncalled: Iterable[Site]
     Args:
         model: the model.
         sites: all its sites.
-        uncalled: linears that the model does not call, whose parents may use their weights.
+        uncalled: linears and convolutions that the model does not call, whose parents may use their weights.
     """
     modules = dict(model.named_modules())
     found: dict[str, list[Site]] = {}
@@ -103,11 +103,23 @@ def holders_of(model: nn.Module, sites: Iterable[Site], uncalled: Iterable[Site]
             path = site.experts
             listed = isinstance(modules[path], nn.ModuleList)
             found.setdefault(path.rpartition(".")[0] if listed else path, []).append(site)
-        elif site.parameters and not isinstance(modules[site.name], nn.Linear) and is_router(modules[site.name]):
+        elif site.scales is None and _is_parameter(site):
+            found.setdefault(site.module, []).append(site)
+        elif _is_router(site, modules):
             found.setdefault(site.name, []).append(site)
     for site in uncalled:
         found.setdefault(site.name.rpartition(".")[0], []).append(site)
     return [Holder(name, _weights(held)) for name, held in found.items()]
+
+
+def _is_parameter(site: Site) -> bool:
+    """Whether a site is of a parameter that no module applies as a whole."""
+    return site.expert is None and site.module != site.name
+
+
+def _is_router(site: Site, modules: Mapping[str, nn.Module]) -> bool:
+    module = modules.get(site.name)
+    return bool(site.parameters) and module is not None and not isinstance(module, nn.Linear) and is_router(module)
 
 
 Parameters = Callable[[str], torch.Tensor]

@@ -80,7 +80,7 @@ def _shared(
 def _is_sure(candidates: set[Layout]) -> bool:
     """Whether sizes alone tell the layout."""
     (one, *others) = candidates
-    return not others and all(len(dim) < 2 for dim in one.dims) and "batch" in one.axes
+    return not others and one.columns is None and all(len(dim) < 2 for dim in one.dims) and "batch" in one.axes
 
 
 def _joined(calls: list[set[Layout]]) -> tuple[Layout, ...] | Unread:
@@ -103,6 +103,8 @@ def _candidates(site: Site, module: nn.Module, recording: Recording, output: Any
         output = output[item]
     if not isinstance(output, torch.Tensor):
         raise Unread("it returns no tensor")
+    if isinstance(module, nn.Conv1d):
+        return _columns(site, recording, output)
     groups = _groups(site, module, recording, output)
     lead = output.shape[: -1 if groups == 1 else -2]
     dims = [_factors(size, recording) for size in lead]
@@ -112,6 +114,20 @@ def _candidates(site: Site, module: nn.Module, recording: Recording, output: Any
         raise Unread(f"its output is {list(output.shape)} for {batch} x {length} tokens, not a row for each token")
     orders = itertools.product(*(itertools.permutations(dim) for dim in dims))
     return {Layout(order, groups, item) for order in orders}
+
+
+def _columns(site: Site, recording: Recording, output: torch.Tensor) -> set[Layout]:
+    """The layouts that the output of a convolution over tokens may have: the model cuts off one end.
+
+    Raises:
+        Unread: it has another shape.
+    """
+    batch, length = recording.ids.shape
+    if output.dim() != 3 or output.shape[:2] != (batch, site.width) or output.shape[2] < length:
+        raise Unread(f"its output is {list(output.shape)} for {batch} x {length} tokens, not a column for each token")
+    more = output.shape[2] - length
+    dims: tuple[tuple[Axis, ...], ...] = (("batch",), ("length",))
+    return {Layout(dims, columns=ends) for ends in ((0, more), (more, 0))}
 
 
 def _factors(size: int, recording: Recording) -> tuple[Axis, ...]:
@@ -187,8 +203,10 @@ def _changes(
             call = len(found[name])
             if call < len(recording.outputs[name]):
                 layout = next(iter(candidates[name][call]))  # all of one call read the same tensor
-                before = layout.tensor_in(recording.outputs[name][call])
-                found[name].append(_change(before, layout.tensor_in(output)))
+                before, after = (layout.tensor_in(one) for one in (recording.outputs[name][call], output))
+                if layout.columns is not None:
+                    before, after = before.transpose(-1, -2), after.transpose(-1, -2)
+                found[name].append(_change(before, after))
             else:
                 found[name].append(None)
 
@@ -240,7 +258,8 @@ def _agrees(layout: Layout, change: torch.Tensor, recording: Recording) -> bool:
         change = change.amax(-1)
     if "batch" not in layout.axes:
         return not change.any()
-    by_token = layout.rows(change[..., None], batch, length).view(batch, length, -1).amax(-1)
+    one_channel = change[..., None] if layout.columns is None else change[..., None, :]
+    by_token = layout.rows(one_channel, batch, length).view(batch, length, -1).amax(-1)
     expected = torch.zeros_like(by_token, dtype=torch.bool)
     expected[0, -1] = expected[1] = True
     whole = expected.clone()

@@ -28,7 +28,7 @@ class Shape(NamedTuple):
     @classmethod
     def of(cls, layout: Layout, batch: int, length: int) -> Shape:
         """The shape for this many sequences of this many tokens."""
-        in_order = layout.tokens_first and layout.groups == 1
+        in_order = layout.tokens_first and layout.groups == 1 and layout.columns is None
         return cls(layout, layout.lead(batch, length), layout.rows_per_token, in_order)
 
 
@@ -127,7 +127,8 @@ class Measurement:
             return
         mask = self.mask(given.rows.device)
         if not bank.routed:
-            self.read_rows(bank.sites[0], given.rows, mask)
+            several = len(given.rows) != self.tokens.numel()  # rows for each token
+            self.read_rows(bank.sites[0], given.rows, mask[given.tokens] if mask is not None and several else mask)
             return
         self._sink.read_bank(bank, given, None if mask is None else mask[given.tokens])
         self.paths.update(dict.fromkeys((site.name for site in bank.sites), "segment_moments"))

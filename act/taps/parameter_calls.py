@@ -133,8 +133,12 @@ class ParameterCalls(TorchFunctionMode):
             x, weight, bias = (*args, *[None] * (3 - len(args)))[:3]
             bias = kwargs.get("bias", bias)
             self._note_product(x, kwargs.get("weight", weight), output, biased=bias is not None)
+        elif func is F.conv1d:
+            weight, bias = (*args[1:], *[None] * 2)[:2]
+            self._note_columns(kwargs.get("weight", weight), output, biased=kwargs.get("bias", bias) is not None)
         elif func in _MATMUL:
             self._note_product(args[0], args[1], output)
+            self._note_columns(args[0], output)
         elif func in _BMM:
             self._note_batched(args[0], args[1], output)
         elif func in _GROUPED or getattr(func, "__name__", "").startswith(_GROUPED_OP):
@@ -188,6 +192,26 @@ class ParameterCalls(TorchFunctionMode):
         of, expert = found
         rows = output.reshape(-1, output.shape[-1])
         self._add(of, rows, self._tokens_of(x, len(rows), expert), expert, biased=biased)
+
+    def _note_columns(self, weight: Any, output: torch.Tensor, biased: bool = False) -> None:
+        """Outputs ``[batch, C, columns]``: the weight comes first in the product, or is that of a convolution."""
+        found = self._weight_of(weight) if isinstance(weight, torch.Tensor) else None
+        if found is None or output.dim() != 3:
+            return
+        of, bias = found[0], None
+        if of.bias is not None and not biased:
+            bias = self._parameter(of.bias).detach()  # which the model adds later, in a way of its own
+        self._add_columns(of, output.detach(), bias)
+
+    def _add_columns(self, weight: Weight, output: torch.Tensor, bias: torch.Tensor | None) -> None:
+        length = self._count // len(output)
+        if length * len(output) != self._count or output.shape[2] < length:
+            self._problem = f"{weight.name} gives {list(output.shape)}, which is not a column for each token"
+            return
+        rows = output[..., :length].transpose(1, 2).reshape(self._count, -1)
+        if bias is not None:
+            rows = rows.float() + bias.float()
+        self._add(weight, rows, self._every(rows.device), None, biased=True)
 
     def _note_batched(self, one: torch.Tensor, other: torch.Tensor, output: torch.Tensor) -> None:
         for weights, x in ((one, other), (other, one)):
@@ -259,6 +283,9 @@ class ParameterCalls(TorchFunctionMode):
         last = self._last.get(expert)
         if last is not None and len(last) == rows:
             return last
+        each = rows // max(1, self._count)
+        if each > 1 and rows == each * self._count:
+            return self._every(x.device).repeat_interleave(each)  # such as one for each head, as the probe will check
         if rows != self._count:
             self._problem = (
                 f"{self.holder.name} computes {rows} rows for {self._count} tokens, and nothing shows which token each "

@@ -48,7 +48,7 @@ class Probed:
         Raises:
             ActError: a model with positions that are no tokens; experts that cannot be read.
         """
-        sites = {site.name: site for site in space}
+        sites = {site.name: site for site in space if site.scales is None}
         holders = holders_of(model, space)
         require_known_kernels(model, holders)
         held = {site.name for holder in holders for bank in holder.banks for site in bank.sites}
@@ -56,11 +56,16 @@ class Probed:
         recording = probe(model, set(called))
         if isinstance(recording, str):
             log.info("%s cannot be probed, so its sites are taken as %s: %s", type(model).__name__, PLAIN, recording)
-            plain = tuple(replace(site, layouts=(BY_TOKEN if site.name in held else PLAIN,)) for site in space)
-            return cls(replace(space, sites=plain), {}, tuple(holders), None)
+            columns = [name for name in called if isinstance(model.get_submodule(name), nn.Conv1d)]
+            known = sites.keys() - columns
+            plain = tuple(
+                replace(site, layouts=(BY_TOKEN if site.name in held else PLAIN,) if site.name in known else ())
+                for site in space
+            )
+            return cls(replace(space, sites=plain), dict.fromkeys(columns, NOT_PROBED), tuple(holders), None)
         _refuse_other_lengths(model, recording)
         uncalled = [site for name, site in called.items() if name not in recording.outputs and site.parameters]
-        used = holders_of(model, (), [site for site in uncalled if _is_linear(model, site)])
+        used = holders_of(model, (), [site for site in uncalled if _is_linear_or_conv(model, site)])
         used, of_uncalled = learn_held(model, used, recording)
         holders, of_held = learn_held(model, holders, recording)
         found = learn(model, called, recording) | of_held
@@ -69,7 +74,7 @@ class Probed:
         beside = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
         unread |= dict.fromkeys((name for name in unread if name.startswith(beside)), "it does not read text")
         with_layouts = tuple(
-            site if isinstance(layouts := found[site.name], Unread) else replace(site, layouts=layouts)
+            site if isinstance(layouts := found.get(site.name, _SCALES), Unread) else replace(site, layouts=layouts)
             for site in space
         )
         blocks = tuple(_turned(block, recording.pairs) for block in space.blocks)
@@ -77,8 +82,12 @@ class Probed:
         return cls(space, unread, (*holders, *used), recording)
 
 
-def _is_linear(model: nn.Module, site: Site) -> bool:
-    return isinstance(model.get_submodule(site.name), nn.Linear)
+NOT_PROBED = "the model could not be probed, which would show which of its columns are tokens"
+_SCALES = Unread("it scales another site")
+
+
+def _is_linear_or_conv(model: nn.Module, site: Site) -> bool:
+    return isinstance(model.get_submodule(site.name), (nn.Linear, nn.Conv1d))
 
 
 def _refuse_other_lengths(model: nn.Module, recording: Recording) -> None:

@@ -99,7 +99,7 @@ class Taps:
         self._is_probed = probed.recording is not None
         self.space = probed.space
         wanted = self.space.without(exclude)
-        self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts}
+        self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts and not site.scales}
         self._measurement = Measurement((site for site in wanted if site.layouts), sink)
         if not self._measurement.sites:
             raise ActError(f"no output of {type(model).__name__} can be measured: {next(iter(self.unread.values()))}")

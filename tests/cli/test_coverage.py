@@ -20,7 +20,7 @@ from act_kernels.statistics import COUNT
 
 
 def mixture() -> torch.nn.Module:
-    """A model with parameters that no site covers (sinks)."""
+    """A model with parameters that have no output of their own (sinks)."""
     config = transformers.GptOssConfig(
         **SMALL,
         **ATTENTION,
@@ -32,10 +32,16 @@ def mixture() -> torch.nn.Module:
     return transformers.AutoModelForCausalLM.from_config(config).eval()
 
 
+def differential() -> torch.nn.Module:
+    """A model with parameters that no site covers."""
+    config = transformers.DiffLlamaConfig(**SMALL, **ATTENTION)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
     path = tmp_path_factory.mktemp("coverage")
-    for name, model in (("dense", tiny_model("llama")), ("mixture", mixture())):
+    for name, model in (("dense", tiny_model("llama")), ("mixture", mixture()), ("partly", differential())):
         model.save_pretrained(path / name)
         tokenizer.save_pretrained(path / name)
     (path / "text.jsonl").write_text(json.dumps({"prompt": "a b", "completion": " c d e"}) + "\n")
@@ -54,15 +60,33 @@ def test_a_dense_model_is_covered_whole(folder, tmp_path):
 
 def test_what_no_site_covers_is_refused_before_any_text_is_read(folder, tmp_path):
     for arguments in (
-        ("plan", "--model", folder / "mixture", "--seconds", "0"),
-        ("run", "--model", folder / "mixture", "--corpus", tmp_path / "text.jsonl", "--output", tmp_path / "profile"),
+        ("plan", "--model", folder / "partly", "--seconds", "0"),
+        ("run", "--model", folder / "partly", "--corpus", tmp_path / "text.jsonl", "--output", tmp_path / "profile"),
     ):
         (tmp_path / "text.jsonl").write_text("this is no JSON\n")
         result = act_profile(*arguments, "--strict")
-        assert result.returncode == 2 and "no site covers model.layers.*.self_attn.sinks (8 values)" in result.stderr
-    planned = succeed("plan", "--model", folder / "mixture", "--seconds", "0")
-    assert 0.999 < planned["coverage"] < 1 and planned["uncovered_values"] == {"model.layers.*.self_attn.sinks": 8}
-    assert "sinks, 8 values" in act_profile("plan", "--model", folder / "mixture", "--seconds", "0").stdout
+        said = "no site covers model.layers.*.self_attn.lambda_q1 (16 values) (its values together make one factor"
+        assert result.returncode == 2 and said in result.stderr
+    planned = succeed("plan", "--model", folder / "partly", "--seconds", "0")
+    assert 0.995 < planned["coverage"] < 1 and planned["uncovered_values"]["model.layers.*.self_attn.lambda_k2"] == 16
+    shown = act_profile("plan", "--model", folder / "partly", "--seconds", "0").stdout
+    assert "lambda_q1, 16 values" in shown and "one factor for a whole layer" in shown
+
+
+def test_what_scales_a_site_is_covered_with_it(folder, tmp_path):
+    planned = succeed("plan", "--model", folder / "mixture", "--seconds", "0", "--strict")
+    (sinks,) = (site for site in planned["sites"] if site["name"] == "model.layers.1.self_attn.sinks")
+    assert planned["coverage"] == 1 and (sinks["scales"], sinks["path"]) == (
+        "model.layers.1.self_attn.q_proj",
+        "scales q",
+    )
+    arguments = ("run", "--model", folder / "mixture", "--corpus", folder / "text.jsonl", "--output", tmp_path / "all")
+    assert "model.layers.1.self_attn.sinks" not in succeed(*arguments)["irregular"]
+    sinks, q = (act.load(tmp_path / "all").site(f"model.layers.1.self_attn.{name}") for name in ("sinks", "q_proj"))
+    assert torch.equal(sinks.count, 8 * q.count[:4])
+    torch.testing.assert_close(sinks.mean, q.mean.view(4, 8).mean(1))
+    assert succeed(*arguments[:-1], tmp_path / "less", "--exclude", "q")["coverage"] < 1
+    assert not act.load(tmp_path / "less").site("model.layers.1.self_attn.sinks").count.any()
 
 
 def test_the_share_is_of_values_behind_channels_that_were_counted(tmp_path):
@@ -77,8 +101,8 @@ def test_the_share_is_of_values_behind_channels_that_were_counted(tmp_path):
     found = Measured.of(profile)
     total = sum(parameter.numel() for parameter in model.parameters())
     down, head = 48 * 32 + 32, 300 * 32
-    assert found.share == pytest.approx(1 - (8 + down + head) / total) and found.excluded == head / total
-    assert found.uncovered == {"model.layers.*.self_attn.sinks": 8}
+    assert found.share == pytest.approx(1 - (down + head) / total) and found.excluded == head / total
+    assert found.uncovered == {}
     assert found.unreached == {"model.layers.*.mlp.experts[*].down": down}
     with pytest.raises(act.ActError, match=r"experts\[\*\]\.down \(1,568 values\), which no counted token reached"):
         require_measured(tmp_path / "profile", profile)

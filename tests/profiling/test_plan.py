@@ -67,7 +67,7 @@ def test_a_large_model_and_experts_plan_without_memory():
     attention = 2 * (2 * 64 * 64 + 2 * 64 * 32)
     routers = 2 * 64 * 8
     assert shape.active == attention + routers + 2 * 2 * 3 * 64 * 128
-    reasons = unmoved(model, space)
+    reasons = unmoved(space)
     assert set(reasons) == set(space.uncovered)
     assert not reasons and space.coverage.share == 1
 

@@ -29,6 +29,9 @@ def outputs(model, ids, names):
         if name in names:
 
             def keep(module, args, output, name=name):
+                if isinstance(module, torch.nn.Conv1d):  # which pads at the end, or is given what is padded before
+                    tokens = slice(ids.shape[1]) if module.padding[0] else slice(-ids.shape[1], None)
+                    output = output[..., tokens].transpose(1, 2)
                 copy = output.double() if isinstance(output, torch.Tensor) else None
                 found.setdefault(name, []).append(copy)
 
