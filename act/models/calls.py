@@ -13,6 +13,11 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if _takes(model, "use_cache") else {}
 
 
+def has_decoder(model: nn.Module) -> bool:
+    """Whether a model reads two texts: a source with its encoder and what its decoder is to write."""
+    return _takes(model, "decoder_input_ids")
+
+
 def _takes(model: nn.Module, name: str) -> bool:
     """Whether a model, or the one that it hands other arguments on to, has an argument of this name."""
     parameters = inspect.signature(model.forward).parameters
@@ -21,4 +26,6 @@ def _takes(model: nn.Module, name: str) -> bool:
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return False
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "base_model", None)  # type: ignore[operator]
-    return inner is None or (inner is not model and _takes(inner, name))
+    if inner is None or inner is model:
+        return inner is None and name == "use_cache"
+    return _takes(inner, name)

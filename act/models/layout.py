@@ -5,14 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from act.core.plain import Natural, Positive
 
-Axis = Literal["batch", "length"] | Positive
-"""What a dimension, or a factor of one, runs over: the batch, its tokens, or a fixed number, such as heads."""
+Tokens = Literal["length", "source"]
+"""Which tokens: those that are read, or written by a decoder (``length``), or those that its encoder reads."""
+
+Axis = Literal["batch", "length", "source"] | Positive
+"""What a dimension, or a factor of one, runs over: the batch, tokens, or a fixed number, such as heads."""
+
+
+class Sizes(NamedTuple):
+    """How many sequences a batch has, of how many tokens; ``source``: of how many for the encoder beside a decoder."""
+
+    batch: int
+    length: int
+    source: int = 0
+
+    def of(self, tokens: Tokens) -> int:
+        """How many of these tokens each sequence has."""
+        return self.source if tokens == "source" else self.length
+
+
+def sizes_of(tokens: torch.Tensor, source: torch.Tensor | None = None) -> Sizes:
+    """The sizes of a batch of tokens ``[batch, length]``, with a source ``[batch, source]`` or without."""
+    batch, length = tokens.shape
+    return Sizes(batch, length, 0 if source is None else source.shape[1])
 
 
 @dataclass(frozen=True)
@@ -45,13 +66,18 @@ class Layout:
         return prod([axis for axis in self.axes if isinstance(axis, int)])
 
     @property
+    def tokens(self) -> Tokens:
+        """Which tokens it has rows for."""
+        return "source" if "source" in self.axes else "length"
+
+    @property
     def tokens_first(self) -> bool:
         """Whether rows lie token by token, so that flattening the dimensions puts them in order."""
-        return [axis for axis in self.axes if axis != 1][:2] == ["batch", "length"]
+        return [axis for axis in self.axes if axis != 1][:2] == ["batch", self.tokens]
 
-    def lead(self, batch: int, length: int) -> tuple[int, ...]:
+    def lead(self, sizes: Sizes) -> tuple[int, ...]:
         """The sizes of the dimensions before the channels, or around them."""
-        *outer, last = (prod(self._sizes(dim, batch, length)) for dim in self.dims)
+        *outer, last = (prod(self._sizes(dim, sizes)) for dim in self.dims)
         return (*outer, last + sum(self.columns or ()))
 
     def tensor_in(self, output: Any) -> Any:
@@ -64,35 +90,35 @@ class Layout:
             return torch.Size((*output.shape[:-2], output.shape[-1]))
         return output.shape[:-1] if self.groups == 1 else output.shape[:-2]
 
-    def rows(self, output: torch.Tensor, batch: int, length: int) -> torch.Tensor:
-        """The output as ``[batch * length * rows_per_token, C]``, token by token; a view where that is possible."""
+    def rows(self, output: torch.Tensor, sizes: Sizes) -> torch.Tensor:
+        """The output as ``[batch * tokens * rows_per_token, C]``, token by token; a view where that is possible."""
         if self.groups > 1:
             output = output.flatten(-2)
         if self.columns is not None:
-            output = output[..., self.columns[0] :][..., :length].transpose(-1, -2)
+            output = output[..., self.columns[0] :][..., : sizes.of(self.tokens)].transpose(-1, -2)
         if self.tokens_first:
             return output.reshape(-1, output.shape[-1])
         axes, width = self.axes, output.shape[-1]
-        factors = output.reshape(*self._sizes(axes, batch, length), width)
+        factors = output.reshape(*self._sizes(axes, sizes), width)
         rest = [place for place, axis in enumerate(axes) if isinstance(axis, int)]
         if "batch" not in axes:
-            ordered = factors.permute(axes.index("length"), *rest, -1)
-            return ordered.expand(batch, *ordered.shape).reshape(-1, width)
-        return factors.permute(axes.index("batch"), axes.index("length"), *rest, -1).reshape(-1, width)
+            ordered = factors.permute(axes.index(self.tokens), *rest, -1)
+            return ordered.expand(sizes.batch, *ordered.shape).reshape(-1, width)
+        return factors.permute(axes.index("batch"), axes.index(self.tokens), *rest, -1).reshape(-1, width)
 
     def shared(self) -> Layout | None:
         """The same layout with rows of its own for each row of the batch, for outputs that all of them may share.
 
         Position embeddings are such: ``[1, length, C]`` unless the batch brings ``position_ids``.
         """
-        if self.axes.count("length") != 1 or self.rows_per_token > 1 or "batch" in self.axes:
+        if self.axes.count(self.tokens) != 1 or self.rows_per_token > 1 or "batch" in self.axes:
             return None
-        return Layout((("batch",), ("length",)), self.groups, self.item)
+        return Layout((("batch",), (self.tokens,)), self.groups, self.item)
 
     @staticmethod
-    def _sizes(axes: Sequence[Axis], batch: int, length: int) -> list[int]:
-        sizes = {"batch": batch, "length": length}
-        return [axis if isinstance(axis, int) else sizes[axis] for axis in axes]
+    def _sizes(axes: Sequence[Axis], sizes: Sizes) -> list[int]:
+        named = sizes._asdict()
+        return [axis if isinstance(axis, int) else named[axis] for axis in axes]
 
     def __str__(self) -> str:
         """The shape in words, such as ``[batch, 4, length, channels]``."""

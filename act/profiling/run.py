@@ -88,7 +88,12 @@ class Tapped(Protocol):
         """How each site is read, by its name."""
         ...
 
-    def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
+    def forward(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        count_mask: torch.Tensor,
+        source_mask: torch.Tensor | None = None,
+    ) -> None:
         """Run the model on a batch and accumulate its statistics."""
         ...
 

@@ -80,7 +80,7 @@ class Attentions:
         q_block, k_block, *v_blocks = (self._block(name, columns, "rotary") for name, columns in spans)
         self._held.clear()
         v_block = v_blocks[0] if v_blocks else None
-        mask = self._measurement.mask(q.device)
+        mask = self._measurement.mask(self._measurement.tokens_of(spans[0][0]), q.device)
         return style.apply(q, k, cos, sin, v=v, q_moments=q_block, k_moments=k_block, v_moments=v_block, mask=mask)
 
     def _block(self, name: str, columns: slice, path: str) -> torch.Tensor:
@@ -90,9 +90,9 @@ class Attentions:
 
     def _read_columns(self, name: str, columns: slice) -> None:
         measurement = self._measurement
-        rows, per_token = measurement.rows(measurement.sites[name], self._held[name])
+        rows, mask = measurement.rows(measurement.sites[name], self._held[name])
         block = self._block(name, columns, "column_moments")
-        column_moments(rows[:, columns], block, measurement.mask(rows.device, per_token))
+        column_moments(rows[:, columns], block, mask)
 
     def _span(self, x: torch.Tensor) -> tuple[str, slice] | None:
         """The held projection that ``x`` [B, H, L, D] is a view of, and its columns there."""

@@ -64,6 +64,6 @@ class GatedMlps:
             mlp.activation,
             gate_moments=gate_block,
             up_moments=up_block,
-            mask=measurement.mask(gate_rows.device),
+            mask=measurement.mask(measurement.tokens_of(mlp.gate, mlp.up), gate_rows.device),
         )
         return modules[mlp.down](product.view(*gate.shape[:-1], -1))

@@ -21,6 +21,8 @@ class Head:
 
     def __init__(self, model: nn.Module, measurement: Measurement) -> None:
         head = lm_head(model)
+        if isinstance(head, nn.Embedding):  # whose weight the model uses for its logits without calling it
+            head = None
         self._name = next((name for name, module in model.named_modules() if module is head), None)
         self._measurement = measurement
         self._ends_here = False
@@ -55,8 +57,7 @@ class Head:
         if site is not None and self._hooked:
             return
         if site is not None:
-            hidden, per_token = self._measurement.rows(site, args[0])
-            mask = self._measurement.mask(hidden.device, per_token)
+            hidden, mask = self._measurement.rows(site, args[0])
             counted = hidden if mask is None else hidden[mask]
             for rows in torch.split(counted, max(16, HEAD_CHUNK_BYTES // (site.width * hidden.element_size()))):
                 self._measurement.read_rows(site, module.forward(rows), None)

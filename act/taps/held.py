@@ -63,7 +63,9 @@ class HeldParameters:
         return self._watched(holder, partial(original, *args, **kwargs))
 
     def _watched(self, holder: Holder, run: Callable[[], Any]) -> Any:
-        with ParameterCalls(holder, self._parameter, self._measurement.tokens.numel()) as calls:
+        sizes, sites = self._measurement.sizes, [site.name for bank in holder.banks for site in bank.sites]
+        tokens = sizes.batch * sizes.of(self._measurement.tokens_of(*sites))
+        with ParameterCalls(holder, self._parameter, tokens) as calls:
             output = run()
         for bank, rows in calls.results():
             self._measurement.read_bank(bank, rows)

@@ -23,7 +23,7 @@ from act.taps.parameter_calls import ParameterCalls
 from act.taps.probe import Recording, other_text, run
 from act.taps.routed import RoutedRows
 
-BY_TOKEN = Layout((("batch", "length"),))
+BY_TOKEN, BY_SOURCE = Layout((("batch", "length"),)), Layout((("batch", "source"),))
 Seen = dict[str, list[tuple[Bank, RoutedRows]] | Unread]
 
 
@@ -38,7 +38,7 @@ def learn_held(
     found: dict[str, tuple[Layout, ...] | Unread] = {}
     kept: list[Holder] = []
     while holders:
-        first, second = (_seen(model, holders, ids, recording.masked) for ids in _texts(recording))
+        first, second = (_seen(model, holders, recording, changed) for changed in (False, True))
         idle = []
         for holder in holders:
             one, other = (_unless_unseen(holder, seen.get(holder.name)) for seen in (first, second))
@@ -48,7 +48,7 @@ def learn_held(
             kept.append(holder)
             for place, bank in enumerate(holder.banks):
                 if isinstance(one, list) and isinstance(other, list):
-                    answer = _checked(bank, one[place][1], other[place][1], recording.ids)
+                    answer = _checked(bank, one[place][1], other[place][1], read_by(recording, holder.name))
                 else:
                     unread = (each for each in (one, other) if isinstance(each, Unread))
                     answer = next(unread, Unread("no probe reached it"))
@@ -66,17 +66,21 @@ def _unless_unseen(
     return seen
 
 
-def _texts(recording: Recording) -> tuple[torch.Tensor, torch.Tensor]:
-    return recording.ids, other_text(recording.ids)
+def read_by(recording: Recording, name: str) -> tuple[torch.Tensor, Layout]:
+    """The token ids that a module reads, and the layout of one row for each: an encoder's are the source."""
+    if recording.source is not None and recording.encoder and name.startswith(recording.encoder):
+        return recording.source, BY_SOURCE
+    return recording.ids, BY_TOKEN
 
 
-def _seen(model: nn.Module, holders: Sequence[Holder], ids: torch.Tensor, masked: bool) -> Seen:
-    """What each holder computes for a text, or why that cannot be said."""
+def _seen(model: nn.Module, holders: Sequence[Holder], recording: Recording, changed: bool) -> Seen:
+    """What each holder computes for a text, or for another, or why that cannot be said."""
+    texts = other_text(recording.ids), None if recording.source is None else other_text(recording.source)
     seen: Seen = {}
     parameter = parameters_of(model)
 
     def forward(holder: Holder, original: Any, *args: Any, **kwargs: Any) -> Any:
-        calls = ParameterCalls(holder, parameter, ids.numel())
+        calls = ParameterCalls(holder, parameter, read_by(recording, holder.name)[0].numel())
         with calls:
             output = original(*args, **kwargs)
         if holder.name in seen:
@@ -89,7 +93,7 @@ def _seen(model: nn.Module, holders: Sequence[Holder], ids: torch.Tensor, masked
         return output
 
     with _attached(model, {holder.name: partial(forward, holder) for holder in holders}):
-        run(model, ids, masked)
+        run(model, *(texts if changed else (recording.ids, recording.source)), recording.masked)
     return seen
 
 
@@ -112,10 +116,13 @@ def _same_places(before: RoutedRows, after: RoutedRows) -> tuple[torch.Tensor, t
     return before.where_both(after)[:2]
 
 
-def _checked(bank: Bank, before: RoutedRows, after: RoutedRows, ids: torch.Tensor) -> tuple[Layout, ...] | Unread:
+def _checked(
+    bank: Bank, before: RoutedRows, after: RoutedRows, text: tuple[torch.Tensor, Layout]
+) -> tuple[Layout, ...] | Unread:
     """Whether only rows of tokens changed that changed themselves, or that may see those that did."""
+    ids, layout = text
     if not len(before.rows):
-        return (BY_TOKEN,) if bank.routed else Unread("no product with its weight was seen")
+        return (layout,) if bank.routed else Unread("no product with its weight was seen")
     if before.rows.shape[1] != bank.sites[0].width:
         return Unread(f"its products are {before.rows.shape[1]} wide, not {bank.sites[0].width}")
     mine, theirs = _same_places(before, after)
@@ -129,4 +136,4 @@ def _checked(bank: Bank, before: RoutedRows, after: RoutedRows, ids: torch.Tenso
     changed = ((row == 1) | (tokens == length - 1)).to(moved.device)
     if moved[alone].any() or (not moved[changed].any() and bool(changed.any())):
         return Unread("which of its rows belongs to which token depends on the text")
-    return (BY_TOKEN,)
+    return (layout,)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from act.models.layout import Axis, Layout
+from act.models.layout import Axis, Layout, sizes_of
 from act.models.sites import Site
 from act.taps.probe import Recording, other_text, run
 
@@ -86,9 +86,16 @@ def _is_sure(candidates: set[Layout]) -> bool:
 def _joined(calls: list[set[Layout]]) -> tuple[Layout, ...] | Unread:
     """The layouts of all calls of one site, as long as they differ in sizes such as the number of heads alone."""
     layouts = tuple(dict.fromkeys(layout for (layout,) in calls))
-    if len({tuple(isinstance(axis, int) or axis for axis in layout.axes) for layout in layouts}) > 1:
+    shapes = [tuple(isinstance(axis, int) or axis for axis in layout.axes) for layout in layouts]
+    texts = [layout.tokens for (layout,) in calls]
+    both = texts == ["source", "length"] and [*map(_of_one_text, shapes)] == [_of_one_text(shapes[0])] * 2
+    if len(set(shapes)) > 1 and not both:
         return Unread(f"it runs several times with outputs laid out as {' and '.join(map(str, layouts))}")
     return layouts + tuple(shared for layout in layouts if (shared := layout.shared()))
+
+
+def _of_one_text(axes: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple("length" if axis == "source" else axis for axis in axes)
 
 
 def _candidates(site: Site, module: nn.Module, recording: Recording, output: Any) -> set[Layout]:
@@ -109,9 +116,11 @@ def _candidates(site: Site, module: nn.Module, recording: Recording, output: Any
     lead = output.shape[: -1 if groups == 1 else -2]
     dims = [_factors(size, recording) for size in lead]
     axes = [axis for dim in dims for axis in dim]
-    if axes.count("length") != 1 or axes.count("batch") > 1:
+    if axes.count("length") + axes.count("source") != 1 or axes.count("batch") > 1:
         batch, length = recording.ids.shape
-        raise Unread(f"its output is {list(output.shape)} for {batch} x {length} tokens, not a row for each token")
+        more = "" if recording.source is None else f" and {batch} x {recording.source.shape[1]} of the source"
+        tokens = f"{batch} x {length} tokens{more}"
+        raise Unread(f"its output is {list(output.shape)} for {tokens}, not a row for each token")
     orders = itertools.product(*(itertools.permutations(dim) for dim in dims))
     return {Layout(order, groups, item) for order in orders}
 
@@ -132,11 +141,11 @@ def _columns(site: Site, recording: Recording, output: torch.Tensor) -> set[Layo
 
 def _factors(size: int, recording: Recording) -> tuple[Axis, ...]:
     """What a dimension of this size runs over."""
-    batch, length = recording.ids.shape
     found: list[Axis] = []
-    names: tuple[tuple[Axis, int], ...] = (("batch", batch), ("length", length))
+    sizes = sizes_of(recording.ids, recording.source)
+    names: tuple[tuple[Axis, int], ...] = (("batch", sizes.batch), ("length", sizes.length), ("source", sizes.source))
     for name, number in names:
-        if size and size % number == 0:
+        if size and number and size % number == 0:
             found.append(name)
             size //= number
     return (*found, size) if size != 1 else tuple(found)
@@ -195,7 +204,7 @@ def _changes(
     candidates: Mapping[str, list[set[Layout]]],
 ) -> dict[str, list[torch.Tensor | None]]:
     """How much another text changes each row of each output, call by call (see :func:`_change`)."""
-    ids = other_text(recording.ids)
+    texts = other_text(recording.ids), None if recording.source is None else other_text(recording.source)
     found: dict[str, list[torch.Tensor | None]] = {name: [] for name in candidates}
 
     def note(name: str) -> Any:
@@ -214,7 +223,7 @@ def _changes(
 
     handles = [model.get_submodule(name).register_forward_hook(note(name)) for name in candidates]
     try:
-        run(model, ids, recording.masked)
+        run(model, *texts, recording.masked)
     finally:
         for handle in handles:
             handle.remove()
@@ -253,13 +262,13 @@ def _settled(calls: list[set[Layout]], changes: list[torch.Tensor | None], recor
 
 def _agrees(layout: Layout, change: torch.Tensor, recording: Recording) -> bool:
     """Whether a layout puts the changed rows where tokens changed, and perhaps at the tokens that see these."""
-    batch, length = recording.ids.shape
+    sizes = sizes_of(recording.ids, recording.source)
     if layout.groups > 1:
         change = change.amax(-1)
     if "batch" not in layout.axes:
         return not change.any()
     one_channel = change[..., None] if layout.columns is None else change[..., None, :]
-    by_token = layout.rows(one_channel, batch, length).view(batch, length, -1).amax(-1)
+    by_token = layout.rows(one_channel, sizes).view(sizes.batch, sizes.of(layout.tokens), -1).amax(-1)
     expected = torch.zeros_like(by_token, dtype=torch.bool)
     expected[0, -1] = expected[1] = True
     whole = expected.clone()

@@ -95,7 +95,12 @@ class Lockstep:
         for taps in self._taps.values():
             taps.remove()
 
-    def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
+    def forward(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        count_mask: torch.Tensor,
+        source_mask: torch.Tensor | None = None,
+    ) -> None:
         """One forward of both models on the same ``inputs``; counted rows are added to the moments.
 
         Raises:
@@ -108,7 +113,7 @@ class Lockstep:
         parent = getcurrent()
         for side, taps in self._taps.items():
             there = {name: tensor.to(self._devices[side]) for name, tensor in inputs.items()}
-            self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask), parent)
+            self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask, source_mask), parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
             # The model that finishes first returns here; the other may still have to finish its forward.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 
 from act.core.errors import ActError
-from act.models.layout import Layout
+from act.models.layout import Layout, Sizes, Tokens, sizes_of
 from act.models.sites import Site
 from act.taps.holders import Bank
 from act.taps.routed import RoutedRows
@@ -26,10 +27,10 @@ class Shape(NamedTuple):
     """Whether flattening these dimensions gives rows token by token."""
 
     @classmethod
-    def of(cls, layout: Layout, batch: int, length: int) -> Shape:
-        """The shape for this many sequences of this many tokens."""
+    def of(cls, layout: Layout, sizes: Sizes) -> Shape:
+        """The shape for a batch of these sizes."""
         in_order = layout.tokens_first and layout.groups == 1 and layout.columns is None
-        return cls(layout, layout.lead(batch, length), layout.rows_per_token, in_order)
+        return cls(layout, layout.lead(sizes), layout.rows_per_token, in_order)
 
 
 class Measurement:
@@ -46,35 +47,48 @@ class Measurement:
         self.riding = {name for name, site in self.sites.items() if sink.block(site) is not None}
         self.paths: dict[str, str] = {}
         self._sink = sink
-        self._count_mask: torch.Tensor | None = None
-        self._all_count = False
-        self._masks: dict[tuple[torch.device, int], torch.Tensor | None] = {}
+        self._count_masks: dict[Tokens, torch.Tensor] = {}
+        self._sizes: Sizes | None = None
+        self._all_count: set[Tokens] = set()
+        self._masks: dict[tuple[Tokens, torch.device, int], torch.Tensor | None] = {}
+        self._reads: Counter[str] = Counter()
         self._shapes: dict[str, tuple[Shape, ...]] = {}
 
-    def start(self, count_mask: torch.Tensor) -> None:
-        """Announce the next forward: bool ``[batch, length]``, True where a token counts."""
-        if self._count_mask is None or self._count_mask.shape != count_mask.shape:
+    def start(self, count_mask: torch.Tensor, source_mask: torch.Tensor | None = None) -> None:
+        """Announce the next forward.
+
+        Args:
+            count_mask: bool ``[batch, length]``, True where a token counts.
+            source_mask: the same ``[batch, source]`` for what an encoder reads beside a decoder.
+        """
+        sizes = sizes_of(count_mask, source_mask)
+        if self._sizes != sizes:
+            self._sizes = sizes
             distinct = {layout for site in self.sites.values() for layout in site.layouts}
-            shapes = {layout: Shape.of(layout, *count_mask.shape) for layout in distinct}
+            shapes = {layout: Shape.of(layout, sizes) for layout in distinct}
             self._shapes = {name: tuple(shapes[layout] for layout in site.layouts) for name, site in self.sites.items()}
-        self._count_mask = count_mask
+        self._count_masks = {"length": count_mask, **({} if source_mask is None else {"source": source_mask})}
         self._masks.clear()
-        self._all_count = count_mask.device.type == "cpu" and bool(count_mask.all())
+        self._reads.clear()
+        self._all_count = {text for text, mask in self._count_masks.items() if mask.device.type == "cpu" and mask.all()}
 
     @property
-    def tokens(self) -> torch.Size:
-        """Batch and length of the forward."""
-        if self._count_mask is None:
+    def sizes(self) -> Sizes:
+        """The sizes of the batch of this forward."""
+        if self._sizes is None:
             raise RuntimeError("call start(count_mask) before the forward")
-        return self._count_mask.shape
+        return self._sizes
 
-    def mask(self, device: torch.device, per_token: int = 1) -> torch.Tensor | None:
-        """The count mask as rows on a device, for this many rows per token; None if all rows are known to count."""
-        key = (device, per_token)
+    def tokens_of(self, *names: str) -> Tokens:
+        """Which tokens sites with one row for each have rows for; of these sites, some are measured."""
+        return next((self.sites[name].layouts[0].tokens for name in names if name in self.sites), "length")
+
+    def mask(self, text: Tokens, device: torch.device, per_token: int = 1) -> torch.Tensor | None:
+        """The count mask of some tokens as rows on a device, for this many rows per token; None: all rows count."""
+        key = (text, device, per_token)
         if key not in self._masks:
-            assert self._count_mask is not None
-            rows = self._count_mask.to(device, non_blocking=True).reshape(-1, 1)
-            self._masks[key] = None if self._all_count else rows.expand(-1, per_token).flatten()
+            rows = self._count_masks[text].to(device, non_blocking=True).reshape(-1, 1)
+            self._masks[key] = None if text in self._all_count else rows.expand(-1, per_token).flatten()
         return self._masks[key]
 
     def shape(self, name: str, lead: torch.Size) -> Shape | None:
@@ -93,25 +107,31 @@ class Measurement:
         """Feed what a module returned to the sink, if it is a site to measure."""
         site = self.sites.get(name)
         if site is not None:
-            rows, per_token = self.rows(site, output)
-            self.read_rows(site, rows, self.mask(rows.device, per_token))
+            self.read_rows(site, *self.rows(site, output))
 
-    def rows(self, site: Site, output: Any) -> tuple[torch.Tensor, int]:
-        """What a site returned as rows ``[tokens * per_token, C]``, token by token, and ``per_token``.
+    def rows(self, site: Site, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What a site returned as rows ``[R, C]``, token by token, and which of them count, ``[R]`` (None: all).
 
         Raises:
             ActError: it has another layout than in the probe.
         """
+        found: dict[Tokens, tuple[Shape, torch.Tensor]] = {}
         for shape in self._shapes[site.name]:
             tensor = shape.layout.tensor_in(output)
             if shape.layout.lead_of(tensor) == shape.lead:
-                rows = tensor.detach()
-                ordered = rows.reshape(-1, rows.shape[-1]) if shape.in_order else shape.layout.rows(rows, *self.tokens)
-                return ordered, shape.rows_per_token
+                found.setdefault(shape.layout.tokens, (shape, tensor))
+        self._reads[site.name] += 1
+        if found:
+            # A site that reads both texts, as a shared embedding does, reads the source first.
+            shape, tensor = list(found.values())[min(self._reads[site.name], len(found)) - 1]
+            rows = tensor.detach()
+            ordered = rows.reshape(-1, rows.shape[-1]) if shape.in_order else shape.layout.rows(rows, self.sizes)
+            return ordered, self.mask(shape.layout.tokens, rows.device, shape.rows_per_token)
         given = list(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
-        batch, length = self.tokens
+        batch, length, source = self.sizes
+        more = f" and {source} of the source" if source else ""
         raise ActError(
-            f"site {site.name} gave {given} for {batch} x {length} tokens; expected "
+            f"site {site.name} gave {given} for {batch} x {length} tokens{more}; expected "
             f"{' or '.join(map(str, site.layouts))}, as its probe showed or, without one, was "
             "assumed; exclude this kind of module, or report the architecture"
         )
@@ -125,9 +145,10 @@ class Measurement:
         """Feed what a bank of sites gave, with the token of each row, to the sink, if it is to be measured."""
         if bank.sites[0].name not in self.sites:
             return
-        mask = self.mask(given.rows.device)
+        text = self.tokens_of(bank.sites[0].name)
+        mask = self.mask(text, given.rows.device)
         if not bank.routed:
-            several = len(given.rows) != self.tokens.numel()  # rows for each token
+            several = len(given.rows) != self.sizes.batch * self.sizes.of(text)  # rows for each token
             self.read_rows(bank.sites[0], given.rows, mask[given.tokens] if mask is not None and several else mask)
             return
         self._sink.read_bank(bank, given, None if mask is None else mask[given.tokens])

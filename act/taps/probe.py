@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from act.core.errors import brief
-from act.models.calls import without_cache
+from act.models.calls import has_decoder, without_cache
 from act.models.embeddings import input_embedding
 from act.models.modes import evaluating
 from act.models.placement import input_device
@@ -51,6 +51,10 @@ class Recording:
 
     ids: torch.Tensor
     masked: bool
+    source: torch.Tensor | None = None
+    """What the encoder beside a decoder reads, ``[batch, source]``; its length is another such number."""
+    encoder: str = ""
+    """The name of that encoder, with a dot behind it."""
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     """Whatever a site returned, call by call."""
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -114,9 +118,9 @@ def probe(model: nn.Module, sites: set[str]) -> Recording | str:
     Returns:
         The recording, or the reason why the model does not run with ``input_ids`` (and ``attention_mask``) alone.
     """
-    ids, reason = probe_ids(model), ""
+    ids, source, reason = *probe_ids(model), ""
     for masked in (False, True):
-        recorder = _Recorder(Recording(ids, masked), sites)
+        recorder = _Recorder(Recording(ids, masked, source, _encoder(model)), sites)
         with contextlib.ExitStack() as stack:
             for name, module in model.named_modules():
                 for handle in recorder.hooks_on(name, module):
@@ -125,22 +129,37 @@ def probe(model: nn.Module, sites: set[str]) -> Recording | str:
                 stack.callback(RotaryFunction.add(namespace, name, recorder.note_rotary))
                 stack.callback(RotaryFunction.watch(namespace, name, recorder.note_turned))
             try:
-                run(model, ids, masked)
+                run(model, ids, source, masked)
                 return recorder.recording
             except Exception as error:  # a model that needs other inputs may raise anything
                 reason = reason or f"{type(error).__name__}: {brief(error)}"
     return reason
 
 
-def run(model: nn.Module, ids: torch.Tensor, masked: bool) -> None:
-    """Run the model in eval mode on token ids ``[batch, length]``; ``masked``: give it an attention mask too."""
-    inputs = {"input_ids": ids, **({"attention_mask": torch.ones_like(ids)} if masked else {})}
+def run(model: nn.Module, ids: torch.Tensor, source: torch.Tensor | None, masked: bool) -> None:
+    """Run the model in eval mode on token ids ``[batch, length]``, which a decoder reads beside those of a ``source``.
+
+    ``masked``: give it an attention mask too.
+    """
+    inputs = {"input_ids": ids} if source is None else {"input_ids": source, "decoder_input_ids": ids}
+    if masked:
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         model(**inputs, **without_cache(model))
 
 
-def probe_ids(model: nn.Module) -> torch.Tensor:
-    """Token ids ``[batch, length]`` of two different primes that divide no size in the model's configuration."""
+def _encoder(model: nn.Module) -> str:
+    """The name of the encoder beside a decoder, with a dot behind it; empty for other models."""
+    find: Any = getattr(model, "get_encoder", None)
+    encoder = find() if find and has_decoder(model) else None
+    return next((f"{name}." for name, module in model.named_modules() if module is encoder and name), "")
+
+
+def probe_ids(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Token ids ``[batch, length]``, and ``[batch, source]`` for a model that has a decoder beside its encoder.
+
+    The sizes are different primes that divide no size in the model's configuration.
+    """
     config: Any = getattr(original(model), "config", None)
     numbers = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
     special = {value for name, value in numbers if _TOKEN.search(name)}
@@ -148,12 +167,17 @@ def probe_ids(model: nn.Module) -> torch.Tensor:
         value for name, value in numbers if 0 < value <= MOST_HEADS and not (_TOKEN.search(name) or "layer" in name)
     }
     free = [prime for prime in _PRIMES if all(size % prime for size in sizes)]
-    batch, length = (*free, *_PRIMES[-2:])[:2]
+    batch, length, source = (*free, *_PRIMES[-3:])[:3]
     rows: Any = getattr(input_embedding(model), "weight", None)
     usable = [number for number in range(1, PROBE_IDS + len(special) + 1) if number not in special]
     usable = [number for number in usable if rows is None or number < len(rows)][:PROBE_IDS] or [0]
-    place = torch.arange(batch * length, device=input_device(model)).view(batch, length)
-    return torch.tensor(usable, device=place.device)[(place + place // length) % len(usable)]
+    known = torch.tensor(usable, device=input_device(model))
+
+    def text(length: int) -> torch.Tensor:
+        place = torch.arange(batch * length, device=known.device).view(batch, length)
+        return known[(place + place // length) % len(usable)]
+
+    return text(length), text(source) if has_decoder(model) else None
 
 
 def other_text(ids: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.models.blocks import Attention, Block
+from act.models.calls import has_decoder
 from act.models.channels import ChannelSpace
 from act.models.layout import PLAIN
 from act.models.rotary import RotaryPairs
@@ -55,6 +56,11 @@ class Probed:
         called = {name: site for name, site in sites.items() if name not in held}
         recording = probe(model, set(called))
         if isinstance(recording, str):
+            if has_decoder(model):
+                raise ActError(
+                    f"{type(model).__name__} does not run with input_ids and decoder_input_ids alone, so it cannot be "
+                    f"said which of its outputs belong to which text ({recording})"
+                )
             log.info("%s cannot be probed, so its sites are taken as %s: %s", type(model).__name__, PLAIN, recording)
             columns = [name for name in called if isinstance(model.get_submodule(name), nn.Conv1d)]
             known = sites.keys() - columns
@@ -94,7 +100,12 @@ def _refuse_other_lengths(model: nn.Module, recording: Recording) -> None:
     """Raise :class:`ActError` if most sites give another number of rows than there are tokens."""
     batch, length = recording.ids.shape
     outputs = [calls[0] for calls in recording.outputs.values() if isinstance(calls[0], torch.Tensor)]
-    lengths = Counter(output.shape[1] for output in outputs if output.dim() == 3 and len(output) == batch)
+    source = None if recording.source is None else recording.source.shape[1]
+    lengths = Counter(
+        output.shape[1]
+        for output in outputs
+        if output.dim() == 3 and len(output) == batch and output.shape[1] != source
+    )
     if lengths and (most := lengths.most_common(1)[0])[0] > length and 2 * most[1] > len(outputs):
         raise ActError(
             f"{type(model).__name__} turns {length} tokens into {most[0]} positions, so its outputs have no row for "

@@ -177,6 +177,7 @@ class ResidualSums:
             self.pending = None
         norm_block = self._measurement.block(name, "add_norm")
         measures = x_block is not None or norm_block is not None
+        text = self._measurement.tokens_of(name, *([pending.origin] if pending is not None else []))
         module, norm = self._modules[name], self._norms[name]
         bias = getattr(module, "bias", None)
         total, output = add_norm(
@@ -188,6 +189,6 @@ class ResidualSums:
             style=norm.style,
             x_moments=x_block,
             norm_moments=norm_block,
-            mask=self._measurement.mask(x.device, per_token) if measures else None,
+            mask=self._measurement.mask(text, x.device, per_token) if measures else None,
         )
         return total.view(x.shape), output.view(x.shape)

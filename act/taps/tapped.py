@@ -128,8 +128,13 @@ class Taps:
         self._attachments.remove()
         self._reset()
 
-    def start(self, count_mask: torch.Tensor) -> None:
-        """Announce the next forward: bool ``[batch, length]``, True where a token counts.
+    def start(self, count_mask: torch.Tensor, source_mask: torch.Tensor | None = None) -> None:
+        """Announce the next forward.
+
+        Args:
+            count_mask: bool ``[batch, length]``, True where a token counts; of a decoder, if the model has one beside
+                an encoder.
+            source_mask: bool ``[batch, source]``, the same for the tokens that this encoder reads.
 
         Raises:
             ActError: as many sequences as tokens, for a model that could not be probed.
@@ -142,11 +147,16 @@ class Taps:
                 "over tokens; give batches of another number of sequences"
             )
         self._reset()
-        self._measurement.start(count_mask)
+        self._measurement.start(count_mask, source_mask)
 
-    def forward(self, inputs: Mapping[str, torch.Tensor], count_mask: torch.Tensor) -> None:
+    def forward(
+        self,
+        inputs: Mapping[str, torch.Tensor],
+        count_mask: torch.Tensor,
+        source_mask: torch.Tensor | None = None,
+    ) -> None:
         """Run the model only for its statistics: its LM head sees counted rows only, in chunks, or does not run."""
-        self.start(count_mask)
+        self.start(count_mask, source_mask)
         with self._head.ends_forward():
             self._model(**inputs, **self._without_cache)
         self._sums.settle()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from act.models.layout import PLAIN, Layout
+from act.models.layout import PLAIN, Layout, Sizes
 
 AXES = ("batch", "length", 4)
 SPLITS = [lambda a, b, c: ((a,), (b,), (c,)), lambda a, b, c: ((a, b), (c,)), lambda a, b, c: ((a, b, c),)]
@@ -26,23 +26,23 @@ def test_rows_are_in_the_order_of_tokens(axes, split, batch, length):
     output = by_token.permute(*(AXES.index(axis) for axis in axes), 3).reshape(
         *[torch.Size([sizes[axis] for axis in dim]).numel() for dim in layout.dims], 3
     )
-    assert layout.lead_of(output) == layout.lead(batch, length) and layout.rows_per_token == 4
-    assert torch.equal(layout.rows(output, batch, length), by_token.reshape(-1, 3))
+    assert layout.lead_of(output) == layout.lead(Sizes(batch, length)) and layout.rows_per_token == 4
+    assert torch.equal(layout.rows(output, Sizes(batch, length)), by_token.reshape(-1, 3))
     assert layout.tokens_first == (axes[:2] == ("batch", "length"))
-    assert layout.lead_of(output) not in (layout.lead(batch, length + 1), layout.lead(batch + 1, length))
+    assert layout.lead_of(output) not in (layout.lead(Sizes(batch, length + 1)), layout.lead(Sizes(batch + 1, length)))
 
 
 def test_an_output_that_all_rows_of_the_batch_share_counts_for_each():
     layout = Layout(((), ("length",)))
     positions = torch.randn(1, 5, 3)
-    assert torch.equal(layout.rows(positions, 2, 5), positions.expand(2, 5, 3).reshape(-1, 3))
+    assert torch.equal(layout.rows(positions, Sizes(2, 5)), positions.expand(2, 5, 3).reshape(-1, 3))
     assert layout.shared() == PLAIN and PLAIN.shared() is None
 
 
 def test_channels_may_come_in_groups():
     output = torch.randn(2, 5, 2, 8)
     layout = Layout(PLAIN.dims, groups=2)
-    assert layout.lead_of(output) == (2, 5) and torch.equal(layout.rows(output, 2, 5), output.reshape(10, 16))
+    assert layout.lead_of(output) == (2, 5) and torch.equal(layout.rows(output, Sizes(2, 5)), output.reshape(10, 16))
     assert str(layout) == "[batch, length, 2, channels]"
 
 
