@@ -83,12 +83,38 @@ class Attention:
 
     def pairs(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Site and rows ``[pairs, 2]`` that the rotary embedding rotates together, for queries and for keys."""
-        half = self.rotary_dim // 2
-        first = torch.arange(half) if self.rotary == "half" else 2 * torch.arange(half)
-        second = first + (half if self.rotary == "half" else 1)
         q, k, _ = self.roles()
         for site, role in ((self.q, q), (self.k, k)) if self.rotary else ():
-            yield site, torch.stack([role[:, first], role[:, second]], dim=-1).view(-1, 2)
+            yield site, _pairs(role, self.rotary, self.rotary_dim)
+
+    def turned(self) -> list[Turned]:
+        """What is left of it where its heads are none."""
+        separate = self.rotary and self.layout == "separate"
+        sides = ((self.q, self.heads), (self.k, self.groups)) if separate else ()
+        return [Turned(site, count, self.head_dim, self.rotary, self.rotary_dim) for site, count in sides]
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Queries or keys that a rotary embedding turns, where heads are no units of their own."""
+
+    site: str
+    heads: Positive
+    head_dim: Positive
+    rotary: RotaryPairs
+    rotary_dim: Natural
+
+    def inputs(self) -> Rows:
+        """None: there are pairs only."""
+        return {}
+
+    def pairs(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Site and rows ``[pairs, 2]`` that the rotary embedding rotates together."""
+        yield self.site, _pairs(_grid(0, self.heads, self.head_dim), self.rotary, self.rotary_dim)
+
+    def fits(self, widths: Mapping[str, int]) -> bool:
+        """Whether a site of this width can have these heads."""
+        return widths.get(self.site) == self.heads * self.head_dim and 0 < self.rotary_dim <= self.head_dim
 
 
 @dataclass(frozen=True)
@@ -149,7 +175,7 @@ class Experts:
         return routed and bool(self.roles) and None not in first and all(alike)
 
 
-Block = Attention | Mlp | Experts
+Block = Attention | Turned | Mlp | Experts
 
 
 def find_blocks(model: nn.Module, kinds: dict[str, str], widths: dict[str, int]) -> tuple[Block, ...]:
@@ -185,7 +211,16 @@ def block_from_json(data: Any, widths: Mapping[str, int]) -> Block:
     return block
 
 
-_BLOCKS: dict[str, TypeAdapter[Block]] = {each.__name__: TypeAdapter(each) for each in (Attention, Mlp, Experts)}
+_BLOCKS: dict[str, TypeAdapter[Block]] = {
+    each.__name__: TypeAdapter(each) for each in (Attention, Turned, Mlp, Experts)
+}
+
+
+def _pairs(role: torch.Tensor, rotary: RotaryPairs, width: int) -> torch.Tensor:
+    half = width // 2
+    first = torch.arange(half) if rotary == "half" else 2 * torch.arange(half)
+    second = first + (half if rotary == "half" else 1)
+    return torch.stack([role[:, first], role[:, second]], dim=-1).view(-1, 2)
 
 
 def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:

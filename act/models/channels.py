@@ -51,6 +51,8 @@ class ChannelSpace:
     """The attention modules, MLPs and experts whose heads, neurons and parts are known."""
     coverage: Coverage | None = field(default=None, compare=False)
     """How many values of parameters lie behind channels; None in files of earlier versions."""
+    refused: dict[str, str] = field(default_factory=dict, compare=False)
+    """Linears whose columns were taken for heads or neurons until a probe was made, each with what the probe showed."""
 
     @classmethod
     def from_model(cls, model: nn.Module, tied: Tied = "head") -> ChannelSpace:
@@ -233,6 +235,7 @@ class ChannelSpace:
             "sites": [site.to_json() for site in self.sites],
             "uncovered": list(self.uncovered),
             "blocks": [block_to_json(block) for block in self.blocks],
+            **({"refused": self.refused} if self.refused else {}),
             **({"coverage": asdict(self.coverage)} if self.coverage else {}),
         }
 
@@ -256,6 +259,8 @@ class ChannelSpace:
             end += site.width
         if not self.sites or len(self._by_name) != len(self.sites):
             raise ValueError("it has no site, or two of one name")
+        if unknown := self.refused.keys() - self._by_name.keys():
+            raise ValueError(f"it refuses the units of {min(unknown):.60}, which is no site")
         if any(site.tied_to is not None and site.tied_to not in self._by_name for site in self.sites):
             raise ValueError("a site is tied to one that there is not")
         for site in self.sites:

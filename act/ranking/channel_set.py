@@ -15,7 +15,7 @@ import torch
 from act.core.errors import ActError
 from act.core.extras import optional
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
-from act.models.blocks import Attention, Experts, Mlp
+from act.models.blocks import Attention, Mlp
 from act.models.channels import ChannelSpace
 from act.models.sites import ParameterSlice, Site
 from act.profiles.tables import places
@@ -165,7 +165,7 @@ class ChannelSet:
     @cached_property
     def _readers(self) -> dict[str, Attention | Mlp]:
         """The linears whose columns read heads or neurons, with these."""
-        blocks = (block for block in self.space.blocks if not isinstance(block, Experts))
+        blocks = (block for block in self.space.blocks if isinstance(block, (Attention, Mlp)))
         return {name: block for block in blocks for name in block.inputs()}
 
     def by_kind(self) -> dict[str, tuple[int, int]]:

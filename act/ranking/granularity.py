@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -9,8 +10,10 @@ from typing import Literal, get_args
 import torch
 
 from act.core.errors import ActError, require_choice
-from act.models.blocks import Attention, Experts, Mlp, Rows
+from act.models.blocks import Attention, Experts, Mlp, Rows, Turned
 from act.models.channels import ChannelSpace
+
+log = logging.getLogger(__name__)
 
 Granularity = Literal["channel", "rotary-pair", "neuron", "head", "expert", "routed-expert"]
 
@@ -98,15 +101,15 @@ def units_of(space: ChannelSpace, granularity: Granularity | Sequence[Granularit
     return found
 
 
-def _units_of_block(space: ChannelSpace, block: Attention | Mlp, names: Sequence[str]) -> list[Units]:
+def _units_of_block(space: ChannelSpace, block: Attention | Turned | Mlp, names: Sequence[str]) -> list[Units]:
     what = "neuron" if isinstance(block, Mlp) else "head"
-    if what in names:
+    if what in names and not isinstance(block, Turned):
         inputs = block.inputs()
         (reader,) = inputs
         rows = [rows + space.site(name).offset for name, rows in block.rows().items()]
         layer = space.site(reader).layer
         return [Units(what, layer, reader.rpartition(".")[0], torch.cat(rows, dim=1), inputs)]
-    if "rotary-pair" in names and isinstance(block, Attention):
+    if "rotary-pair" in names and not isinstance(block, Mlp):
         turned = [(space.site(name), pairs) for name, pairs in block.pairs()]
         return [Units(site.kind, site.layer, site.name, pairs + site.offset) for site, pairs in turned]
     return []
@@ -130,11 +133,8 @@ def _require_known(space: ChannelSpace, found: list[Units], names: Sequence[str]
     have = {units.kind for units in found}
     blocks = {type(block) for block in space.blocks}
     for name in names:
-        if (name == "neuron" and Mlp not in blocks) or (name == "head" and Attention not in blocks):
-            raise ActError(
-                f"no {name} of this model is known (its layout is not, or the profile was made before layouts were "
-                "recorded); profile it again, or rank by channel"
-            )
+        if name in ("neuron", "head"):
+            _require_verified(space, name, known=(Mlp if name == "neuron" else Attention) in blocks)
         if name in ("expert", "routed-expert") and "expert" not in have:
             raise ActError(
                 f"granularity {name} ranks whole experts, but this model has none that are known"
@@ -142,3 +142,18 @@ def _require_known(space: ChannelSpace, found: list[Units], names: Sequence[str]
             )
         if name == "rotary-pair" and not have & {"q", "k", "qkv", "head"}:
             raise ActError("no rotary embedding of this model is known; rank by channel or head instead")
+
+
+def _require_verified(space: ChannelSpace, name: str, *, known: bool) -> None:
+    """Raise :class:`ActError` where there are none of these units, and warn where a part of the model has none."""
+    kind = "o" if name == "head" else "down"
+    refused = [(space.site(reader), why) for reader, why in space.refused.items() if space.site(reader).kind == kind]
+    if not known and refused:
+        raise ActError(f"no {name} of this model can be ranked: {refused[0][1]}; rank by channel")
+    if not known:
+        raise ActError(
+            f"no {name} of this model is known (its layout is not, or the profile was made before layouts were "
+            "recorded); profile it again, or rank by channel"
+        )
+    if measured := [why for site, why in refused if site.layouts]:
+        log.warning("%d modules have no %ss that can be ranked; of the first, %s", len(measured), name, measured[0])

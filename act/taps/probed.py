@@ -22,6 +22,7 @@ from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
 from act.taps.layouts import Unread, learn
 from act.taps.probe import Recording, probe
+from act.taps.verified import Calls, unverified, verified
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ class Probed:
         require_known_kernels(model, holders)
         held = {site.name for holder in holders for bank in holder.banks for site in bank.sites}
         called = {name: site for name, site in sites.items() if name not in held}
-        recording = probe(model, set(called))
+        with Calls.noted(model, space) as calls:
+            recording = probe(model, set(called))
         if isinstance(recording, str):
             if has_decoder(model):
                 raise ActError(
@@ -68,6 +70,7 @@ class Probed:
                 replace(site, layouts=(BY_TOKEN if site.name in held else PLAIN,) if site.name in known else ())
                 for site in space
             )
+            space = unverified(space, f"the model cannot be probed ({recording}), so nothing shows what its units are")
             return cls(replace(space, sites=plain), dict.fromkeys(columns, NOT_PROBED), tuple(holders), None)
         _refuse_other_lengths(model, recording)
         uncalled = [site for name, site in called.items() if name not in recording.outputs and site.parameters]
@@ -84,7 +87,7 @@ class Probed:
             for site in space
         )
         blocks = tuple(_turned(block, recording.pairs) for block in space.blocks)
-        space = replace(space, sites=with_layouts, blocks=blocks)
+        space = verified(model, replace(space, sites=with_layouts, blocks=blocks), calls, recording.ids)
         return cls(space, unread, (*holders, *used), recording)
 
 

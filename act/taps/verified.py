@@ -1,0 +1,259 @@
+"""Heads and neurons, verified by ablation: the rows of a unit change the columns that read it, and no others.
+
+An attention module or MLP is called once more, with the arguments that it had in the probe but the same ones in every
+row of a batch. Its projections give values made up here, so that no product is computed, and it ends before its last
+linear. In each row but the first, some units have other values, and what changes reads them; about ``log2(units)``
+rows tell all units apart (:func:`codes`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import combinations, islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from act.core.errors import brief
+from act.models.blocks import Attention, Block, Mlp
+from act.models.channels import ChannelSpace
+from act.models.modes import evaluating
+from act.models.sites import Site
+
+ROUNDING = 16
+"""Columns that differ by less than so many units of rounding, relative to the largest value, have not changed."""
+
+
+class _Reached(Exception):
+    """The last linear of a block was about to run."""
+
+    def __init__(self, given: torch.Tensor) -> None:
+        self.given = given
+
+
+@dataclass
+class Calls:
+    """The last call of each module around a block, and what the projections in it gave."""
+
+    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    @contextlib.contextmanager
+    def noted(cls, model: nn.Module, space: ChannelSpace) -> Iterator[Calls]:
+        """Note the calls of a model while the block runs."""
+        calls = cls()
+        blocks = list(_called(space))
+        around, made = {_around(space, block) for block in blocks}, {name for block in blocks for name in block.rows()}
+        with contextlib.ExitStack() as stack:
+            for name in around:
+                hook = partial(calls._note_arguments, name)
+                stack.callback(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove)
+            for name in {space.site(site).module for site in made}:
+                hook = partial(calls._note_output, name)
+                stack.callback(model.get_submodule(name).register_forward_hook(hook).remove)
+            yield calls
+
+    def _note_arguments(self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        copied = tree_map_only(torch.Tensor, lambda x: x.detach().as_subclass(torch.Tensor).clone(), (args, kwargs))
+        self.arguments[name] = copied
+
+    def _note_output(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            self.outputs[name] = output.detach().as_subclass(torch.Tensor)
+
+
+def verified(model: nn.Module, space: ChannelSpace, calls: Calls, ids: torch.Tensor) -> ChannelSpace:
+    """A channel space without the blocks that the model does not have, and with the reasons.
+
+    The neurons of single experts are as the probe of their holder has shown them.
+
+    Args:
+        model: the model.
+        space: its channel space.
+        calls: what :meth:`Calls.noted` saw in a probe.
+        ids: the token ids ``[batch, length]`` of that probe.
+    """
+    reasons: dict[str, str] = {}
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        for block in _called(space):
+            if reason := _Ablation(model, space, block, calls, ids).fault():
+                (reader,) = block.inputs()
+                reasons[reader] = reason
+    return _without(space, reasons)
+
+
+def unverified(space: ChannelSpace, reason: str) -> ChannelSpace:
+    """A channel space without the blocks that only a probe could have verified."""
+    return _without(space, {name: reason for block in _called(space) for name in block.inputs()})
+
+
+@functools.lru_cache(maxsize=16)
+def codes(units: int) -> torch.Tensor:
+    """Which units each trial changes, bool ``[trials, units]``: for any two units, one trial changes the first only.
+
+    >>> from act.taps.verified import codes
+    >>> codes(3).int()
+    tensor([[1, 1, 0],
+            [1, 0, 1],
+            [0, 1, 1]], dtype=torch.int32)
+    """
+    trials = next(n for n in range(1, 64) if math.comb(n, (n + 1) // 2) >= units)
+    code = torch.zeros(units, trials, dtype=torch.bool)
+    chosen = list(islice(combinations(range(trials), (trials + 1) // 2), units))
+    return code.scatter_(1, torch.tensor(chosen), True).T
+
+
+def _without(space: ChannelSpace, reasons: dict[str, str]) -> ChannelSpace:
+    blocks: list[Block] = []
+    for block in space.blocks:
+        if not reasons.keys() & block.inputs().keys():
+            blocks.append(block)
+        elif isinstance(block, Attention):
+            blocks += block.turned()
+    return replace(space, blocks=tuple(blocks), refused=reasons)
+
+
+def _called(space: ChannelSpace) -> Iterator[Attention | Mlp]:
+    """The blocks whose projections are modules that are called."""
+    for block in space.blocks:
+        if isinstance(block, (Attention, Mlp)) and all(space.site(name).expert is None for name in block.rows()):
+            yield block
+
+
+def _around(space: ChannelSpace, block: Attention | Mlp) -> str:
+    """The innermost module that holds all linears of a block."""
+    paths = [space.site(name).module.split(".")[:-1] for name in (*block.rows(), *block.inputs())]
+    common = [parts[0] for parts in zip(*paths, strict=False) if len(set(parts)) == 1]
+    while any(path[: len(common)] != common for path in paths):
+        common.pop()
+    return ".".join(common)
+
+
+class _Ablation:
+    """One block, run with values made up here: usual ones in the first row, and one trial in each row after it."""
+
+    def __init__(self, model: nn.Module, space: ChannelSpace, block: Attention | Mlp, calls: Calls, ids: torch.Tensor):
+        self._calls = calls
+        self._unit = "neuron" if isinstance(block, Mlp) else "head"
+        self._around = _around(space, block)
+        self._module = model.get_submodule(self._around)
+        ((reader, self._columns),) = block.inputs().items()
+        self._reader = model.get_submodule(space.site(reader).module)
+        self._tables = {space.site(name): rows for name, rows in block.rows().items()}
+        self._projections = {site.module: model.get_submodule(site.module) for site in self._tables}
+        self._probed = (ids.shape[0], ids.shape[1])
+        self._code = codes(len(self._columns))
+        rows = 1 + len(self._tables) * len(self._code)
+        # tokens do not meet in an MLP, so each can be a row of its own
+        self._batch, self._length = (-(-rows // ids.shape[1]), 1) if self._unit == "neuron" else (rows, ids.shape[1])
+
+    def fault(self) -> str | None:
+        """Why the block is none, or None."""
+        unit, around = self._unit, self._around
+        if around not in self._calls.arguments or not self._projections.keys() <= self._calls.outputs.keys():
+            return f"a probe of the model did not run {around}, so nothing shows what its {unit}s are"
+        try:
+            read = self._read()
+        except Exception as error:  # whatever a module raises that was called in another way than it is meant to be
+            return f"{around} cannot be run by itself ({brief(error)}), so nothing shows what its {unit}s are"
+        sites, trials = len(self._tables), len(self._code)
+        change = (read[1 : 1 + sites * trials] - read[:1]).abs().amax(1).view(sites, trials, -1).cpu()
+        rounding = ROUNDING * torch.finfo(read.dtype).eps * read.abs().amax().cpu()
+        own = torch.empty(trials, self._columns.numel(), dtype=torch.bool)
+        own[:, self._columns.flatten()] = self._code.repeat_interleave(self._columns.shape[1], dim=1)
+        others = ((change > rounding) & ~own).flatten(1).any(1)
+        all_own = ((change > 0) & own).any(1).all(1)
+        for site, changes_others, changes_own in zip(self._tables, others.tolist(), all_own.tolist(), strict=True):
+            if changes_others:
+                return f"in {around}, rows of {site.name} that would be one {unit}'s change what others give"
+            if not changes_own:
+                return f"in {around}, rows of {site.name} that would be a {unit}'s do not change all that it gives"
+        return None
+
+    def _read(self) -> torch.Tensor:
+        """What the last linear reads, ``[rows, tokens, columns]``."""
+        with contextlib.ExitStack() as stack:
+            for name, values in self._values().items():
+                stack.enter_context(_giving(self._projections[name], values))
+            stack.callback(self._reader.register_forward_pre_hook(_stop).remove)
+            args, kwargs = tree_map_only(torch.Tensor, self._for_every_row, self._calls.arguments[self._around])
+            try:
+                self._module.forward(*args, **kwargs)
+            except _Reached as reached:
+                read = reached.given
+                first = self._calls.outputs[next(iter(self._projections))]
+                read = read.transpose(0, 1) if first.shape[:2] == self._probed[::-1] else read
+                return read.reshape(-1, self._length, self._columns.numel())
+        raise ValueError("its last linear is not called")
+
+    def _values(self) -> dict[str, torch.Tensor]:
+        """What each projection gives."""
+        generator = torch.Generator().manual_seed(0)
+        tokens = self._probed[1]
+        result = {}
+        for module in self._projections:
+            like = self._calls.outputs[module]
+            width = like.shape[-1]
+            usual, other = torch.randn(2, self._length, width, generator=generator)
+            if self._unit == "neuron":  # an activation may drop what is negative
+                usual, other = usual.abs() + 0.5, other.abs() + 1.5
+            changed = torch.zeros(self._batch * tokens // self._length, width, dtype=torch.bool)
+            for number, (site, rows) in enumerate(self._tables.items()):
+                if site.module == module:
+                    first = 1 + number * len(self._code)
+                    outputs = _outputs(site, width)[rows]
+                    changed[first : first + len(self._code), outputs.flatten()] = self._code.repeat_interleave(
+                        outputs.shape[1], dim=1
+                    )
+            values = torch.where(changed[:, None], other, usual).view(self._batch, tokens, width)
+            if like.dim() == 2:
+                values = values.flatten(0, 1)
+            elif like.shape[:2] == self._probed[::-1]:
+                values = values.transpose(0, 1).contiguous()
+            result[module] = values.to(like)
+        return result
+
+    def _for_every_row(self, given: torch.Tensor) -> torch.Tensor:
+        """An argument with what it has for the first row of the probe, and in an MLP for the first token, in each."""
+        batch, length = self._probed
+        one = slice(None, 1 if self._length == 1 else length)
+        if given.shape[:2] == (length, batch):
+            return given[one, :1].expand(length, self._batch, *given.shape[2:])
+        if given.shape[:2] == (batch, length):
+            return given[:1, one].expand(self._batch, length, *given.shape[2:])
+        if given.dim() == 0 or len(given) % batch:
+            return given
+        if len(given) > batch:  # rows and tokens, or rows and heads, in one dimension
+            return self._for_every_row(given.unflatten(0, (batch, -1))).flatten(0, 1)
+        return given[:1].expand(self._batch, *given.shape[1:])
+
+
+def _outputs(site: Site, width: int) -> torch.Tensor:
+    """Which outputs of its module, of so many, the channels of a site are."""
+    whole = torch.arange(width)
+    return site.parameters[0].part_of(whole)[:, 0] if site.parameters else whole
+
+
+@contextlib.contextmanager
+def _giving(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
+    """Let a module give this output during the block, without computing anything."""
+    own = vars(module).get("forward")
+    module.forward = lambda *_, **__: output.clone()
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
+
+
+def _stop(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    raise _Reached(args[0])
