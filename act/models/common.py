@@ -12,6 +12,8 @@ from act.models.coverage import Coverage
 from act.models.sites import Site
 from act.models.views import LanguageView, language_view, leaves, original
 
+ONE_HAS_IT = "only one of the two models has it"
+
 
 def same_names(donor: nn.Module, target: nn.Module) -> tuple[nn.Module, nn.Module]:
     """Views of both models, in which the same parts have the same names: those of the target.
@@ -76,10 +78,14 @@ def _without(space: ChannelSpace, common: set[str], view: nn.Module, headless: b
     def stays(site: Site) -> bool:
         return site.name in common or not (site.name.startswith(beside) or (headless and site.layer is None))
 
+    gone = {site.name for site in space if not stays(site)}
+    gone |= {site.name for site in space if site.scales in gone}
     sites: list[Site] = []
-    for site in filter(stays, space):
+    for site in (site for site in space if site.name not in gone):
         sites.append(replace(site, offset=sites[-1].channels.stop if sites else 0))
     widths = {site.name: site.width for site in sites}
     tensors = dict(view.named_parameters())
+    reasons = dict(space.coverage.reasons) if space.coverage else {}
+    reasons |= {part.name: ONE_HAS_IT for site in space if site.name in gone for part in site.parameters}
     blocks = tuple(block for block in space.blocks if block.fits(widths))
-    return replace(space, sites=tuple(sites), blocks=blocks, coverage=Coverage.of(tensors, sites))
+    return replace(space, sites=tuple(sites), blocks=blocks, coverage=Coverage.of(tensors, sites, reasons))

@@ -123,6 +123,6 @@ def _by_channel(space: ChannelSpace, parts: dict[str, tuple[torch.Tensor | None,
         for part in site.parameters:
             gradient, step = parts[part.name]
             if gradient is not None:
-                product = part.part_of(gradient).double() * part.part_of(step).double()
+                product = part.part_of(gradient.contiguous()).double() * part.part_of(step).double()
                 change[site.channels] += product.sum(1).cpu()
     return change

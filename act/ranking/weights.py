@@ -28,8 +28,9 @@ def weight_diff(donor: nn.Module, target: nn.Module, space: ChannelSpace | None 
         squares = score[site.channels]
         for part in site.parameters:
             old, new = part.matrix(target_parameters), part.matrix(donor_parameters)
-            for start in range(0, old.shape[part.dim], _ROWS_AT_ONCE):  # as stored: columns of an embedding are tokens
-                some = (slice(None),) * part.dim + (slice(start, start + _ROWS_AT_ONCE),)
+            along = min(part.dim, 1)  # as stored: columns of an embedding are tokens
+            for start in range(0, old.shape[along], _ROWS_AT_ONCE):
+                some = (slice(None),) * along + (slice(start, start + _ROWS_AT_ONCE),)
                 step = new[some].to(old.device).double() - old[some].double()
                 squares[some[0]] += step.square_().sum(1).cpu()
     return score.sqrt_()
