@@ -56,6 +56,7 @@ class MeasuringOptions:
     device_map: options.DeviceMap = None
     max_memory: options.MaxMemory = None
     dtype: options.Dtype = "auto"
+    merge: options.MergeAdapters = False
     trust_remote_code: options.TrustRemoteCode = False
     checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY
     show_spans: options.ShowSpans = 0
@@ -91,6 +92,7 @@ class MeasuringOptions:
             device_map=self.device_map,
             max_memory=parsed_memory(self.max_memory or []),
             dtype=self.dtype,
+            merge=self.merge,
             trust_remote_code=self.trust_remote_code,
         )
 

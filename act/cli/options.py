@@ -59,6 +59,9 @@ IgnoreColumns = Annotated[
         help="Columns, or keys of messages, to leave out of the prompt on purpose (repeatable, or NAME,NAME)."
     ),
 ]
+MergeAdapters = Annotated[
+    bool, typer.Option("--merge", help="Merge adapters into their base models as these are loaded.")
+]
 TrustRemoteCode = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run Python code that a model brings along; without it, that is refused."),

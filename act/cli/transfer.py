@@ -47,6 +47,7 @@ def command(
     hard_link: options.HardLink = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
+    merge: options.MergeAdapters = False,
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -63,7 +64,7 @@ def command(
         raise ActError(f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor")
     reserve_output(output, force, [*donor, target, *channels])
     patterns = dict(_pattern(text) for text in strength_of or [])
-    on_disk = not in_memory and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
+    on_disk = not (in_memory or merge) and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
     if on_disk and match_experts:
         raise ActError("--match-experts reorders loaded models, not files; add --in-memory, or leave it out")
     if on_disk and device != "auto":
@@ -89,6 +90,7 @@ def command(
         device,
         dtype,
         force,
+        merge,
         trust_remote_code,
         match_experts,
     )
@@ -160,6 +162,7 @@ def _in_memory(
     device: str,
     dtype: str,
     force: bool,
+    merge: bool,
     trust_remote_code: bool,
     match_experts: bool,
 ) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def _in_memory(
     names = [str(donor.model) for donor in donors]
 
     def load(name: str) -> nn.Module:
-        return load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        return load_model(name, dtype=dtype, device=device, merge=merge, trust_remote_code=trust_remote_code)
 
     loaded = [replace(donor, model=load(name), name=name) for donor, name in zip(donors, names, strict=True)]
     result: Any = load(target)
@@ -194,6 +197,7 @@ def _write_companions(target: str, folder: Path, trust_remote_code: bool) -> Non
 
     if here := Path(target).is_dir():
         copy_companions(Path(target), folder)
+        (folder / "adapter_config.json").unlink(missing_ok=True)  # the adapter is merged
     try:
         tokenizer = load_tokenizer(target, trust_remote_code=trust_remote_code)
         if not here:

@@ -17,8 +17,9 @@ from act.core.names import matches
 from act.editing.provenance import DonorUsed
 from act.editing.rows import MODEL_OR_WEIGHTS, Tokens, Weights
 from act.editing.stored import StoredModel, fingerprints
+from act.models.adapters import require_none
 from act.models.channels import ChannelSpace
-from act.models.placement import require_in_memory
+from act.models.placement import require_in_memory, require_whole
 from act.models.views import language_view
 from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet, ChosenRows
@@ -144,6 +145,8 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
             f"{type(model).__name__} is quantised, which can be profiled but not transferred; "
             "load it unquantised, transfer, and quantise the result"
         )
+    require_none(model, side)
+    require_whole(model)
     require_in_memory(model, side)
     return {name: parameter.detach() for name, parameter in language_view(model).named_parameters()}
 

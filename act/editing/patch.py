@@ -20,6 +20,7 @@ from act.editing.provenance import TransferProvenance
 from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_slice, described, form_of, matrix_of, shape_in
 from act.editing.stored import diagonals_of
 from act.models.fingerprint import digest
+from act.models.placement import require_in_memory, require_whole
 from act.models.sites import Dim, ParameterSlice
 from act.models.views import language_view
 
@@ -132,6 +133,9 @@ class Patch:
 
     def _write(self, model: nn.Module | Weights, forward: bool) -> None:
         require_type("the model", model, (nn.Module, Mapping), MODEL_OR_WEIGHTS)
+        if isinstance(model, nn.Module):
+            require_whole(model)
+            require_in_memory(model, "model")
         weights = dict(language_view(model).named_parameters()) if isinstance(model, nn.Module) else model
         self.require_parts(weights)
         for change in self.changes:

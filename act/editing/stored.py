@@ -76,7 +76,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         self.folder = self._origin = Path(folder)
         self._arriving: dict[str, Future[None]] = {}
         if (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file():
-            raise ActError(f"{folder} is an adapter, not a model; merge it into its model and give the result")
+            raise ActError(f"{folder} is an adapter, not a model; merge it as it is loaded (--merge)")
         if not (self.folder / "config.json").is_file():
             raise ActError(f"no such model: {folder}; expected a folder in Hugging Face format")
         self.config = read_mapping(self.folder / "config.json")

@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from act.core.plain import Label, Natural, Positive, checked
+from act.models.adapters import plain
 from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
 from act.models.sites import expert_site_name
 
@@ -229,7 +230,7 @@ def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:
 
 def _inputs(model: nn.Module, site: str) -> int:
     """Input width of a linear."""
-    module = model.get_submodule(site)
+    module = plain(model.get_submodule(site))
     return int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[index]
 
 

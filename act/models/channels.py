@@ -21,11 +21,12 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.core.plain import checked
+from act.models.adapters import named_modules
 from act.models.blocks import Block, Experts, Mlp, block_from_json, block_to_json, find_blocks
 from act.models.coverage import Coverage, with_values
 from act.models.experts import ExpertsFound, experts_of
 from act.models.kinds import Kinds, is_router
-from act.models.placement import ties_apart
+from act.models.placement import require_whole, ties_apart
 from act.models.scaled import is_table_of_biases, layer_of, of_parameters
 from act.models.sites import ParameterSlice, Site, expert_site_name
 from act.models.views import language_view
@@ -68,6 +69,7 @@ class ChannelSpace:
             ActError: the model has no such module, or has adapters beside its modules.
         """
         model = language_view(model)
+        require_whole(model)
         apart = ties_apart(model)
 
         def identity(parameter: Any) -> int:
@@ -76,12 +78,7 @@ class ChannelSpace:
         names = {id(parameter): name for name, parameter in model.named_parameters() if id(parameter) not in apart}
         found: list[tuple[str, nn.Module, dict[str, int]] | ExpertsFound] = []
         parts_of_experts: set[str] = set()
-        for name, module in model.named_modules():
-            if name.endswith(".base_layer"):
-                raise ActError(
-                    f"{name.removesuffix('.base_layer')} has an adapter beside it, whose weights no channel covers; "
-                    "merge it (merge_and_unload of peft, or act-profile tune --merge), and save the whole model"
-                )
+        for name, module in named_modules(model):
             if experts := experts_of(name, module):
                 found.append(experts)
                 parts_of_experts |= experts.modules
@@ -222,7 +219,7 @@ class ChannelSpace:
             if mine.width != theirs.width:
                 return f"site {mine.name} has {mine.width} channels against {theirs.width}"
             if mine != theirs:
-                return f"site {mine.name} is made by other parameters (tied in one model only?)"
+                return f"site {mine.name} is made by other parameters ({_why_other(mine, theirs)} in one model only?)"
         if len(self.sites) != len(other.sites):
             longer = self if len(self.sites) > len(other.sites) else other
             extra = longer.sites[min(len(self.sites), len(other.sites))]
@@ -270,6 +267,11 @@ class ChannelSpace:
 
 
 _SPACE = TypeAdapter(ChannelSpace)
+
+
+def _why_other(one: Site, other: Site) -> str:
+    adapted = any(".base_layer." in part.name for site in (one, other) for part in site.parameters)
+    return "adapted" if adapted else "tied"
 
 
 def _many(count: int, noun: str) -> str:

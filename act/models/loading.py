@@ -34,6 +34,7 @@ def load_model(
     device: str = "auto",
     device_map: str | None = None,
     max_memory: Mapping[str, str] | None = None,
+    merge: bool = False,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
     """A language model in eval mode, of the class that its configuration names (see :mod:`act.models.architecture`).
@@ -45,6 +46,7 @@ def load_model(
         device_map: one of :data:`DEVICE_MAPS`: accelerate spreads the model over GPUs, the CPU's memory and the disk.
         max_memory: with ``device_map``, how much of the model each GPU (by number) and ``cpu`` may hold, such as
             ``{"0": "20GiB", "cpu": "64GiB"}``; None: nearly all free memory.
+        merge: whether an adapter is merged into its base model.
         trust_remote_code: whether Python code that the model brings along may run; see :func:`code_of`.
 
     Raises:
@@ -53,6 +55,9 @@ def load_model(
     """
     require_choice("dtype", dtype, DTYPES)
     spread = _spread(device, device_map, max_memory)
+    if merge and (base := _loaded(lambda place, **_: _base_of(place), "model", name, trust_remote_code)) != name:
+        given: Any = {"dtype": dtype, "device": device, "device_map": device_map, "max_memory": max_memory}
+        return _merged(load_model(base, **given, trust_remote_code=trust_remote_code), name)
     model, found = _loaded(
         _model,
         "model",
@@ -187,6 +192,20 @@ def require_place(name: str, what: str) -> None:
         raise ActError(
             f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name"
         )
+
+
+def _merged(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
+    """A base model with an adapter merged into its weights, in place."""
+    peft = optional("peft", "tune", "an adapter")
+
+    def merge(name: str, trust_remote_code: bool) -> PreTrainedModel:
+        merged: PreTrainedModel = peft.PeftModel.from_pretrained(base, name).merge_and_unload()
+        return merged
+
+    whole: PreTrainedModel = _loaded(merge, "model", adapter, False)
+    whole.name_or_path = adapter
+    whole.eval()
+    return whole
 
 
 def _model(name: str, **options: Any) -> Any:

@@ -14,6 +14,9 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.models.embeddings import input_embedding, lm_head
+from act.models.views import original
+
+_SPREAD = {"DTensor": "tensor parallelism or FSDP", "FlatParameter": "FSDP"}
 
 
 def run_devices(model: nn.Module, names: Iterable[str]) -> dict[str, torch.device]:
@@ -55,9 +58,30 @@ def require_in_memory(model: nn.Module, what: str) -> None:
             )
 
 
+def require_whole(model: nn.Module) -> None:
+    """Raise :class:`ActError` if a parameter is spread over processes, so that none has all channels of it."""
+    for name, parameter in model.named_parameters():
+        kind = type(parameter).__name__
+        if kind in _SPREAD or hasattr(parameter, "ds_tensor"):  # DeepSpeed's third stage
+            raise ActError(
+                f"{name} is spread over processes ({_SPREAD.get(kind, 'DeepSpeed')}), of which each holds a part of "
+                "its channels; load the model without it, and let several processes read the corpus instead"
+            )
+
+
+def require_values(model: nn.Module, what: str) -> None:
+    """Raise :class:`ActError` if the model (``what``: donor, target or model) has no values to run with."""
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta and _run_device(modules, name.rpartition(".")[0]).type == "meta":
+            raise ActError(
+                f"{name} of the {what} has no values (it is on the meta device); load the model with its weights"
+            )
+
+
 def ties_apart(model: nn.Module) -> dict[int, int]:
     """Ids of the LM head's and the embedding's weight, where offloading has split one tied tensor in two."""
-    config = getattr(model, "config", None)
+    config = getattr(original(model), "config", None)
     head, embed = (getattr(part, "weight", None) for part in (lm_head(model), input_embedding(model)))
     if not getattr(config, "tie_word_embeddings", False) or head is None or embed is None:
         return {}

@@ -23,7 +23,7 @@ from act.models.common import common_space, same_names
 from act.models.fingerprint import fingerprint
 from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
 from act.models.loading import code_of, name_of
-from act.models.placement import input_device, run_devices
+from act.models.placement import input_device, require_values, run_devices
 from act.models.views import language_view
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusIdentity, CorpusRead, ModelRead, Provenance, Settings, short_hash
@@ -152,6 +152,8 @@ class Job:
         views = same_names(*models.values()) if self.pair else map(language_view, models.values())
         self.models = dict(zip(models, views, strict=True))
         self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)
+        for side, model in self.models.items():
+            require_values(model, side)
         self.device = input_device(list(self.models.values())[-1])
         devices = run_devices(self._model, {site.module for site in self.space})
         self._places = {site.name: devices[site.module] for site in self.space}

@@ -28,6 +28,7 @@ class Head:
         self._ends_here = False
         # A hook of the user may change what the head gives; then it runs as a whole, and its output is read.
         self._hooked = head is not None and bool(head._forward_hooks or head._forward_pre_hooks)
+        self._adapted = any(name.startswith(f"{self._name}.") for name in measurement.sites)
 
     def attach(self, attachments: Attachments) -> set[str]:
         """Hook the input of the head; in a whole forward its output is read by a hook, like that of any other site."""
@@ -54,7 +55,7 @@ class Head:
         if not self._ends_here:
             return
         site = self._measurement.sites.get(self._name or "")
-        if site is not None and self._hooked:
+        if (site is not None and self._hooked) or self._adapted:
             return
         if site is not None:
             hidden, mask = self._measurement.rows(site, args[0])

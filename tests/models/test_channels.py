@@ -108,14 +108,6 @@ def test_a_model_without_values_has_the_same_space(family):
     assert space.to_json() == ChannelSpace.from_model(tiny_model(family)).to_json()
 
 
-def test_adapters_are_refused():
-    peft = pytest.importorskip("peft")
-    adapted = peft.get_peft_model(tiny_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj"]))
-    with pytest.raises(ActError, match=r"q_proj has an adapter beside it.*merge it"):
-        ChannelSpace.from_model(adapted)
-    assert len(ChannelSpace.from_model(adapted.merge_and_unload())) == len(ChannelSpace.from_model(tiny_model("llama")))
-
-
 def test_excluding_every_kind_leaves_nothing():
     space = ChannelSpace.from_model(tiny_model("gpt2"))
     with pytest.raises(ActError, match="every module kind is excluded"):
