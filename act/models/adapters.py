@@ -20,6 +20,12 @@ def plain(module: nn.Module) -> nn.Module:
     return module if inner is None else plain(inner)
 
 
+def leaf(path: str) -> str:
+    """The last part of a path; of a part of an adapter, the one before the adapter's name."""
+    *_, before, last = ("", *path.split("."))
+    return before if before.startswith(("lora_", "ia3_")) else last
+
+
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Every module by name; an adapter's name stands for the module inside it, whose output it adapts.
 

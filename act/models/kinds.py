@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from act.models.adapters import plain
+from act.models.adapters import leaf, plain
 from act.models.embeddings import input_embedding, lm_head
 
 _KINDS = {
@@ -33,12 +33,10 @@ _EMBED_NAMES, _HEAD_NAMES = ("embed_tokens", "wte", "embed_in"), ("lm_head", "em
 def kind_of_name(name: str) -> str:
     """The kind of a linear by its path: by its last parts, or else the last part itself."""
     parts = name.split(".")
-    if parts[-2:-1] and parts[-2].startswith("lora_"):  # then the name of the adapter
-        return parts[-2]
     known = next((kind for n in (3, 2, 1) if (kind := _KIND_OF_NAME.get(".".join(parts[-n:])))), None)
     if known is None and any("router" in part.lower() for part in parts[-2:]):
         return "router"
-    return known or parts[-1]
+    return known or leaf(name)
 
 
 def is_router(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from act.models.adapters import leaf
 from act.models.sites import ParameterSlice, Site
 
 _MATRICES = {"fn": 0, "hc_fn": 0, "in_proj_weight": 0, "index_kpool_compress_gate": 0}
@@ -115,7 +116,7 @@ def of_parameters(
 def _site(
     name: str, parts: Sequence[ParameterSlice], width: int, before: Sequence[Site], scales: str | None = None
 ) -> Site:
-    kind = name.removesuffix(".weight").rpartition(".")[2]
+    kind = leaf(name.removesuffix(".weight"))
     offset = before[-1].offset + before[-1].width
     return Site(name, kind, layer_of(name), offset, width, tuple(parts), scales=scales)
 

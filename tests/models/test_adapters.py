@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from support import random_batches, tiny_model
@@ -42,9 +44,9 @@ def test_sites_have_the_names_of_the_base_and_the_outputs_of_the_adapter(kind):
     model, (batch,) = ADAPTED[kind](), random_batches(1)
     base = act.ChannelSpace.from_model(tiny_model({"fused": "phi3", "transposed": "gpt2"}.get(kind, "llama")))
     profile = act.profile(model, [batch])
-    added = [site for site in profile.space if "lora_" in site.name or "original_module" in site.name]
+    added = [site for site in profile.space if re.search("lora_|ia3_|original_module", site.name)]
     assert [site.name for site in profile.space if site not in added] == [site.name for site in base]
-    assert {site.kind for site in added} <= {"lora_A", "lora_B", "head", "original_module"}
+    assert {site.kind for site in added} <= {"lora_A", "lora_B", "lora_magnitude_vector", "ia3_l", "original_module"}
     assert {type(block) for block in profile.space.blocks} == {type(block) for block in base.blocks}
     outputs: dict[str, torch.Tensor] = {}
     modules = dict(language_view(model).named_modules())
