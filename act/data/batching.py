@@ -17,6 +17,7 @@ from act.core.plain import Natural
 LOOK_AHEAD = 2048  # records sorted together: a few percent of padding, a few megabytes of memory
 LOOK_AHEAD_TOKENS = 1 << 21  # ends a window of long records early
 PADDING = 0  # any id that the vocabulary has: the attention mask hides it; a tokenizer's own may have no embedding
+NO_LABEL = -100  # what models of transformers take for padding in labels
 PREFETCHED = 4  # batches prepared ahead of the model
 
 T = TypeVar("T")
@@ -32,6 +33,8 @@ class Sequence:
         document: number of the record.
         ability: the ability that the record exercises; empty if it has no name.
         first: whether this is the first piece of its document.
+        source: how many tokens at the beginning an encoder reads, for the decoder that is to write the others; its
+            count mask is of what it reads: each of them a place later.
     """
 
     input_ids: np.ndarray
@@ -39,9 +42,15 @@ class Sequence:
     document: int = 0
     ability: str = ""
     first: bool = True
+    source: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Numbers of tokens of the source and of the rest."""
+        return self.source, len(self) - self.source
 
 
 class Position(NamedTuple):
@@ -61,12 +70,14 @@ class Batch:
 
     Attributes:
         inputs: the arguments of the model: ``input_ids`` and ``attention_mask``, int64 ``[batch, length]``; if packed,
-            ``input_ids`` and ``position_ids``, which restart at 0 in each piece, int64 ``[1, length]``.
+            ``input_ids`` and ``position_ids``, which restart at 0 in each piece, int64 ``[1, length]``; for an encoder
+            and a decoder, both masks and ids of each, ``[batch, source]`` and (``decoder_…``) ``[batch, length]``.
         count_mask: bool ``[batch, length]`` on the CPU: the tokens that count, none of them padding.
         ability: the ability that the rows exercise; empty if it has no name.
         documents: record numbers, int64 ``[pieces]``, in the order of the rows, or of the pieces in a packed row.
         records: how many of those documents begin in this batch.
         after: the position in the corpora once this batch is done; None outside a corpus.
+        source_mask: bool ``[batch, source]`` on the CPU: those of what an encoder reads beside a decoder.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -75,6 +86,7 @@ class Batch:
     documents: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     records: int = 0
     after: Position | None = None
+    source_mask: torch.Tensor | None = None
 
     @property
     def packed(self) -> bool:
@@ -84,13 +96,25 @@ class Batch:
     @property
     def size(self) -> int:
         """Number of tokens, padding included."""
-        return self.count_mask.numel()
+        return sum(mask.numel() for mask in self.masks)
 
     @property
     def tokens(self) -> int:
         """Number of tokens without padding."""
-        attended = self.inputs.get("attention_mask")
-        return self.size if attended is None else int(attended.sum())
+        texts = {"attention_mask": self.count_mask}
+        if self.source_mask is not None:
+            texts = {"attention_mask": self.source_mask, "decoder_attention_mask": self.count_mask}
+        return sum(int(self.inputs[name].sum()) if name in self.inputs else x.numel() for name, x in texts.items())
+
+    @property
+    def masks(self) -> tuple[torch.Tensor, ...]:
+        """The count mask, and that of a source if there is one."""
+        return (self.count_mask,) if self.source_mask is None else (self.count_mask, self.source_mask)
+
+    @property
+    def counted(self) -> int:
+        """Number of tokens that count."""
+        return sum(int(mask.sum()) for mask in self.masks)
 
     @property
     def padded_right(self) -> bool:
@@ -103,7 +127,8 @@ class Batch:
     def pinned(self) -> Batch:
         """A copy in page-locked memory, from which a GPU copies asynchronously."""
         inputs = {name: x.pin_memory() for name, x in self.inputs.items()}
-        return replace(self, inputs=inputs, count_mask=self.count_mask.pin_memory())
+        source = None if self.source_mask is None else self.source_mask.pin_memory()
+        return replace(self, inputs=inputs, count_mask=self.count_mask.pin_memory(), source_mask=source)
 
     def halves(self) -> tuple[Batch, Batch] | None:
         """Two batches with about half the tokens each; None if there is only one piece."""
@@ -124,6 +149,7 @@ class Batch:
                 self,
                 inputs={name: x[part] for name, x in self.inputs.items()},
                 count_mask=self.count_mask[part],
+                source_mask=None if self.source_mask is None else self.source_mask[part],
                 documents=documents,
                 records=0,
             )
@@ -138,18 +164,22 @@ def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
     Args:
         batch: a dict of ``input_ids`` (integers ``[batch, length]``) and optionally ``attention_mask`` and
             ``count_mask`` (``[batch, length]``), ``ability`` (``[batch]``), and other inputs of the model
-            (``[batch, …]``). Without a ``count_mask``, every attended token counts.
+            (``[batch, …]``). Without a ``count_mask``, every attended token counts. For an encoder and a decoder these
+            are of the source, and ``decoder_input_ids``, ``decoder_attention_mask`` and ``decoder_count_mask``
+            (``[batch, length]``) are what the decoder reads.
 
     Raises:
         ActError: the batch is not a dict; ``input_ids`` are missing or not integers; a mask has another shape; there
             are more or fewer abilities than rows.
     """
     _require_batch(batch)
-    inputs = {name: x for name, x in batch.items() if name not in ("count_mask", "ability")}
-    attended = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-    count_mask = batch["count_mask"].bool() & attended if "count_mask" in batch else attended
+    inputs = {name: x for name, x in batch.items() if name not in (*COUNT_MASKS, "ability")}
+    source_mask = None
+    count_mask = _counted(batch, "")
+    if "decoder_input_ids" in batch:
+        source_mask, count_mask = count_mask, _counted(batch, "decoder_")
     if "ability" not in batch:
-        yield Batch(inputs, count_mask, records=len(count_mask))
+        yield Batch(inputs, count_mask, records=len(count_mask), source_mask=source_mask)
         return
     labels = [
         str(label) for label in (batch["ability"].tolist() if hasattr(batch["ability"], "tolist") else batch["ability"])
@@ -159,9 +189,20 @@ def given_batches(batch: Mapping[str, Any]) -> Iterator[Batch]:
             f"ability names {len(labels)} rows and the batch has {len(count_mask)}; expected one ability per row"
         )
     for ability in sorted(set(labels)):
-        rows = torch.tensor([label == ability for label in labels], device=attended.device)
+        rows = torch.tensor([label == ability for label in labels], device=count_mask.device)
         part = {name: x[rows] for name, x in inputs.items()}
-        yield Batch(part, count_mask[rows], ability, records=int(rows.sum()))
+        source = None if source_mask is None else source_mask[rows]
+        yield Batch(part, count_mask[rows], ability, records=int(rows.sum()), source_mask=source)
+
+
+COUNT_MASKS = ("count_mask", "decoder_count_mask")
+
+
+def _counted(batch: Mapping[str, Any], side: str) -> torch.Tensor:
+    """The tokens that count on one side, those of the ids that begin with this word."""
+    ids = batch[f"{side}input_ids"]
+    attended: torch.Tensor = batch.get(f"{side}attention_mask", torch.ones_like(ids)).bool()
+    return batch[f"{side}count_mask"].bool() & attended if f"{side}count_mask" in batch else attended
 
 
 def _require_batch(batch: Any) -> None:
@@ -170,19 +211,30 @@ def _require_batch(batch: Any) -> None:
     if "input_ids" not in batch:
         held = ", ".join(map(str, batch)) or "nothing"
         raise ActError(f"a batch has no input_ids, only {held}; give the token ids as integers [batch, length]")
-    for name in ("input_ids", "attention_mask", "count_mask"):
+    for side in ("", "decoder_") if "decoder_input_ids" in batch else ("",):
+        _require_side(batch, side)
+    if "decoder_input_ids" in batch and len(batch["decoder_input_ids"]) != len(batch["input_ids"]):
+        raise ActError(
+            f"a batch has {len(batch['input_ids'])} rows of input_ids and {len(batch['decoder_input_ids'])} of "
+            "decoder_input_ids; expected one for each"
+        )
+
+
+def _require_side(batch: Mapping[str, Any], side: str) -> None:
+    ids_name, *masks = (f"{side}{name}" for name in ("input_ids", "attention_mask", "count_mask"))
+    for name in (ids_name, *masks):
         if name in batch and not isinstance(batch[name], torch.Tensor):
             raise ActError(
                 f"{name} of a batch is of type {type(batch[name]).__name__}; expected a tensor [batch, length]"
             )
-    ids = batch["input_ids"]
+    ids = batch[ids_name]
     if ids.dim() != 2 or ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise ActError(f"input_ids of a batch are {ids.dtype} {list(ids.shape)}; expected integers [batch, length]")
-    for name in ("attention_mask", "count_mask"):
+        raise ActError(f"{ids_name} of a batch are {ids.dtype} {list(ids.shape)}; expected integers [batch, length]")
+    for name in masks:
         if name in batch and batch[name].shape != ids.shape:
             raise ActError(
                 f"{name} of a batch has the shape {list(batch[name].shape)}; expected {list(ids.shape)}, the shape of "
-                "its input_ids"
+                f"its {ids_name}"
             )
 
 
@@ -205,38 +257,73 @@ def pieces(
         start = end - overlap
 
 
-def batches(window: Iterable[Sequence], token_budget: int, pad_id: int, packing: bool = False) -> Iterator[Batch]:
+Shift = Callable[[torch.Tensor], torch.Tensor]
+"""What a decoder reads to write labels (see :func:`act.models.calls.decoder_inputs`)."""
+
+
+def batches(
+    window: Iterable[Sequence], token_budget: int, pad_id: int, packing: bool = False, shift: Shift | None = None
+) -> Iterator[Batch]:
     """The sequences of a window in batches of one ability and at most ``token_budget`` tokens, padding included.
 
     The longest come first, so that a budget too large for the memory fails at once. A sequence longer than the budget
-    gets a separate batch. The order depends only on abilities, lengths and record numbers.
+    gets a separate batch. The order depends only on abilities, lengths and record numbers. ``shift`` is for sequences
+    with a source.
     """
-    ordered = sorted(window, key=lambda sequence: (sequence.ability, -len(sequence), sequence.document))
+    ordered = sorted(
+        window, key=lambda each: (each.ability, -len(each), *(-size for size in each.lengths), each.document)
+    )
     while ordered:
         end = _full(ordered, token_budget, packing)
-        yield (_pack if packing else _pad)(ordered[:end], pad_id)
+        rows = ordered[:end]
+        yield _two_sided(rows, pad_id, shift) if rows[0].source else (_pack if packing else _pad)(rows, pad_id)
         del ordered[:end]
 
 
 def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
     """How many sequences from the front fill one batch."""
-    tokens = 0
+    tokens, longest = 0, (0, 0)
     for number, sequence in enumerate(ordered):
-        tokens = tokens + len(sequence) if packing else (number + 1) * len(ordered[0])
+        longest = max(longest[0], sequence.lengths[0]), max(longest[1], sequence.lengths[1])
+        tokens = tokens + len(sequence) if packing else (number + 1) * sum(longest)
         if number and (tokens > token_budget or sequence.ability != ordered[0].ability):
             return number
     return len(ordered)
 
 
 def _pad(sequences: list[Sequence], pad_id: int) -> Batch:
-    shape = len(sequences), len(sequences[0])
-    ids, attended = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    count_mask = np.zeros(shape, dtype=bool)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence.input_ids
-        attended[row, : len(sequence)] = 1
-        count_mask[row, : len(sequence)] = sequence.count_mask
+    rows = [(sequence.input_ids, sequence.count_mask) for sequence in sequences]
+    ids, attended, count_mask = _padded(rows, pad_id)
     return _batch(sequences, {"input_ids": ids, "attention_mask": attended}, count_mask)
+
+
+def _two_sided(sequences: list[Sequence], pad_id: int, shift: Shift | None) -> Batch:
+    if shift is None:
+        raise ValueError("sequences with a source need to know how a decoder reads")
+    parts = [slice(None, sequence.source) for sequence in sequences]
+    ids, attended, source_mask = _padded(
+        [(each.input_ids[part], each.count_mask[part]) for each, part in zip(sequences, parts, strict=True)], pad_id
+    )
+    parts = [slice(sequence.source, None) for sequence in sequences]
+    labels, written, count_mask = _padded(
+        [(each.input_ids[part], each.count_mask[part]) for each, part in zip(sequences, parts, strict=True)], NO_LABEL
+    )
+    inputs = {"input_ids": ids, "attention_mask": attended, "decoder_attention_mask": written}
+    batch = _batch(sequences, inputs, count_mask)
+    batch.inputs["decoder_input_ids"] = shift(torch.from_numpy(labels))
+    return replace(batch, source_mask=torch.from_numpy(source_mask))
+
+
+def _padded(rows: list[tuple[np.ndarray, np.ndarray]], pad_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Ids and count masks, padded on the right, and between them where there is no padding."""
+    shape = len(rows), max(len(ids) for ids, _ in rows)
+    padded, attended = np.full(shape, pad_id, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    count_mask = np.zeros(shape, dtype=bool)
+    for row, (ids, counted) in enumerate(rows):
+        padded[row, : len(ids)] = ids
+        attended[row, : len(ids)] = 1
+        count_mask[row, : len(ids)] = counted
+    return padded, attended, count_mask
 
 
 def _pack(sequences: list[Sequence], pad_id: int) -> Batch:

@@ -6,6 +6,7 @@ import copy
 import html
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,6 +19,7 @@ from act.data.encode import ENCODING, AnswerTurns, Count, Encoded, Encoder
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
 from act.data.token_cache import TokenCache
 from act.data.workers import ordered_map
+from act.models.calls import Reader, reader_of
 from act.models.limits import learned_positions, trained_positions
 from act.models.loading import code_of
 
@@ -244,11 +246,23 @@ class Corpus:
         return fitted
 
     def for_models(self, *models: nn.Module) -> Corpus:
-        """This corpus, :meth:`fitted` to the positions that all the models have."""
+        """This corpus, :meth:`read_by` such models and :meth:`fitted` to the positions that all of them have."""
         learned = [positions for model in models if (positions := learned_positions(model)) is not None]
         found = [trained_positions(getattr(model, "config", None)) for model in models]
         trained = [positions for positions in found if positions is not None]
-        return self.fitted(min(learned, default=None), min(trained, default=None))
+        corpus = self.read_by(reader_of(models[0])) if models else self
+        return corpus.fitted(min(learned, default=None), min(trained, default=None))
+
+    def read_by(self, reader: Reader) -> Corpus:
+        """This corpus for models that read so."""
+        if reader == self.encoder.reader:
+            return self
+        corpus, encoder = copy.copy(self), self.encoder
+        corpus.encoder = Encoder(
+            encoder.tokenizer, encoder.answer_turns, encoder.ability_column, encoder.ignore_columns, reader
+        )
+        corpus._tokens = None
+        return corpus if self._tokens is None else corpus.cached(self._tokens.path.parent)
 
     def cached(
         self,
@@ -275,7 +289,7 @@ class Corpus:
             )
         identity = self.identity()
         # Not what counts, nor where texts are cut.
-        deciding = ("fingerprint", "tokenizer", "answer_turns", "ability_column", "ignore_columns")
+        deciding = ("fingerprint", "tokenizer", "answer_turns", "ability_column", "ignore_columns", "reader")
         tokens = TokenCache(Path(folder), {"encoding": ENCODING, **{name: identity[name] for name in deciding}})
         if not tokens.there:
             tokens.write(
@@ -298,6 +312,7 @@ class Corpus:
             "overlap": self.overlap,
             "ability_column": self.encoder.ability_column,
             "ignore_columns": sorted(self.encoder.ignore_columns) or None,
+            "reader": None if self.encoder.reader == "decoder" else self.encoder.reader,
         }
 
     def numbered(
@@ -342,7 +357,28 @@ class Corpus:
     def pieces_of(self, encoded: Encoded, document: int, ability: str = "") -> Iterator[Sequence]:
         """The sequences of one record."""
         mask = encoded.counted(self.count)
+        if start := encoded.source:
+            if self.count == "answer":  # a decoder reads each token of the answer a place later
+                mask = np.concatenate([mask[:start], [False], mask[start:-1]])
+            return iter([Sequence(encoded.input_ids, mask, document, encoded.ability or ability, source=start)])
+        edges = len(self.encoder.lead), len(self.encoder.trail)
+        if self.encoder.reader == "encoder" and len(mask) > self.max_length > sum(edges):
+            return self._framed(encoded, mask, edges, document, encoded.ability or ability)
         return pieces(encoded.input_ids, mask, self.max_length, self.overlap, document, encoded.ability or ability)
+
+    def _framed(
+        self, encoded: Encoded, mask: np.ndarray, edges: tuple[int, int], document: int, ability: str
+    ) -> Iterator[Sequence]:
+        """The pieces of a text, each between the special tokens that an encoder expects around it."""
+        first, last = edges[0], len(mask) - edges[1]
+        room = self.max_length - sum(edges)
+        inner = encoded.input_ids[first:last], mask[first:last]
+        for piece in pieces(*inner, room, min(self.overlap, room - 1), document, ability):
+            ids, counted = (
+                np.concatenate([whole[:first], part, whole[last:]])
+                for whole, part in ((encoded.input_ids, piece.input_ids), (mask, piece.count_mask))
+            )
+            yield replace(piece, input_ids=ids, count_mask=counted)
 
     def spans(self, limit: int) -> Iterator[list[tuple[str, bool]]]:
         """A preview of the first records, as decoded runs of tokens, each with whether it counts."""
@@ -351,19 +387,22 @@ class Corpus:
     def runs_of(self, encoded: Encoded) -> list[tuple[str, bool]]:
         """The decoded runs of one record, each with whether it counts."""
         counted = encoded.counted(self.count)
-        edges = [0, *(np.flatnonzero(counted[1:] != counted[:-1]) + 1), len(counted)]
+        changes = np.flatnonzero(counted[1:] != counted[:-1]) + 1
+        edges = [0, *sorted({*changes.tolist(), *filter(None, [encoded.source])}), len(counted)]
         return [
             (str(self.tokenizer.decode(encoded.input_ids[start:end].tolist())), bool(counted[start]))
             for start, end in itertools.pairwise(edges)
         ]
 
     def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
-        if isinstance(result, ActError) or len(result.input_ids) <= self.max_length:
+        if isinstance(result, ActError):
             return result
-        if result.answer[len(self.encoder.lead) :].all():  # a text, which can be cut
+        length = max(result.source, len(result.input_ids) - result.source)
+        text = result.answer[len(self.encoder.lead) : len(result.answer) - len(self.encoder.trail)]
+        if length <= self.max_length or (text.all() and not result.source):  # a text, which can be cut
             return result
         return ActError(
-            f"the record has {len(result.input_ids)} tokens and the limit is {self.max_length}; "
+            f"the record has {length} tokens and the limit is {self.max_length}; "
             "raise the maximum length (--max-length) or shorten the record"
         )
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -21,6 +21,7 @@ from act.data.chat import require_answer, why_not_a_beginning, written
 from act.data.columns import require_nothing_lost
 from act.data.conversation import FLAGS, Message, calls_of, conversation_of, flagged, texts_in
 from act.data.records import Record
+from act.models.calls import Reader
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,15 @@ EXPECTED = (
 ENCODING = 2  # changes whenever a record may become other tokens, so that tokens in a cache are not taken for them
 LARGEST_ID = np.iinfo(np.int32).max
 
+
+class Asked(str):
+    """A text that is tokenised as an encoder reads it: with all its special tokens."""
+
+
+class Answered(str):
+    """A text that is tokenised as a decoder beside an encoder writes it."""
+
+
 Steps = Generator[list[str], list[list[int]], "Encoded"]
 """A generator that yields the texts of one record, is sent their token ids, and returns the result."""
 
@@ -50,14 +60,20 @@ class Encoded:
         input_ids: int32 ``[length]``.
         answer: bool ``[length]``: the tokens that are its answer.
         ability: its label, if the records are labelled.
+        source: how many tokens at the beginning an encoder reads, for the decoder that writes the others; 0: there is
+            one text.
     """
 
     input_ids: np.ndarray
     answer: np.ndarray
     ability: str | None = None
+    source: int = 0
 
     def counted(self, count: Count) -> np.ndarray:
-        """The positions that count, bool ``[length]``."""
+        """The positions that count, bool ``[length]``; of a source, all do, since it is read for the answer."""
+        if self.source:
+            read = np.arange(len(self.answer)) < self.source
+            return read | (np.ones_like(read) if count == "all" else self.answer & (count != "prompt"))
         if count == "all":
             return np.ones_like(self.answer)
         if count == "prompt":
@@ -89,6 +105,7 @@ class Encoder:
         answer_turns: see :data:`AnswerTurns`.
         ability_column: the column that labels a record with its ability, if any.
         ignore_columns: columns, and keys of messages, to leave out on purpose (see :mod:`act.data.columns`).
+        reader: how the model reads, which decides where special tokens stand, and whether there are two texts.
     """
 
     def __init__(
@@ -97,12 +114,14 @@ class Encoder:
         answer_turns: AnswerTurns = "last",
         ability_column: str | None = None,
         ignore_columns: Iterable[str] = (),
+        reader: Reader = "decoder",
     ) -> None:
         require_choice("answer turns", answer_turns, get_args(AnswerTurns))
         self.tokenizer = tokenizer
         self.answer_turns: AnswerTurns = answer_turns
         self.ability_column = ability_column
         self.ignore_columns = frozenset(ignore_columns)
+        self.reader: Reader = reader
 
     @cached_property
     def fingerprint(self) -> str:
@@ -137,7 +156,7 @@ class Encoder:
                 results.append(error)
             except RecursionError:
                 results.append(ActError("the record is nested too deeply; expected objects a few levels deep"))
-        ids = self._bare(texts)
+        ids = self._tokens(texts)
         for number, steps, part in waiting:
             try:
                 steps.send(ids[part])
@@ -146,6 +165,25 @@ class Encoder:
             except ActError as error:
                 results[number] = error
         return results
+
+    def _tokens(self, texts: list[str]) -> list[list[int]]:
+        """The token ids of texts, each kind of text with one call of the tokenizer."""
+        found: list[list[int]] = [[]] * len(texts)
+        for kind, tokenise in ((str, self._bare), (Asked, self._asked), (Answered, self._answered)):
+            places = [place for place, text in enumerate(texts) if type(text) is kind]
+            for place, ids in zip(places, tokenise([texts[place] for place in places]), strict=True):
+                found[place] = ids
+        return found
+
+    def _asked(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = self.tokenizer([*map(str, texts)], verbose=False)["input_ids"] if texts else []
+        return ids
+
+    def _answered(self, texts: list[str]) -> list[list[int]]:
+        ids: list[list[int]] = (
+            self.tokenizer(text_target=[*map(str, texts)], verbose=False)["input_ids"] if texts else []
+        )
+        return ids
 
     def _bare(self, texts: list[str]) -> list[list[int]]:
         if not texts:
@@ -157,8 +195,19 @@ class Encoder:
     @cached_property
     def lead(self) -> list[int]:
         """The special tokens that the tokenizer puts in front of a text."""
+        return self._around[0]
+
+    @cached_property
+    def trail(self) -> list[int]:
+        """The special tokens that the tokenizer puts behind a text for an encoder."""
+        return self._around[1] if self.reader == "encoder" else []
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
         ids, bare = self.tokenizer("a")["input_ids"], self._bare(["a"])[0]
-        return next((ids[:i] for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare), [])
+        starts = (i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare)
+        start = next(starts, None)
+        return ([], []) if start is None else (ids[:start], ids[start + len(bare) :])
 
     def _steps(self, given: Record | ActError) -> Steps:
         if isinstance(given, ActError):
@@ -169,7 +218,9 @@ class Encoder:
         mask = given.get("loss_mask")
         apart = {*self.ignore_columns, self.ability_column, "loss_mask"}
         record = {key: value for key, value in given.items() if value is not None and key not in apart}
-        if "messages" in record:
+        if self.reader == "encoder-decoder":
+            encoded = yield from self._two_texts(record, mask)
+        elif "messages" in record:
             encoded = yield from self._messages(record, record["messages"], ("messages",), mask)
         elif _has(record, "prompt", "completion"):
             encoded = yield from self._completion(record, mask)
@@ -185,7 +236,42 @@ class Encoder:
             encoded = yield from self._text(record, mask)
         else:
             raise ActError(f"expected {EXPECTED}; got the keys {sorted(map(str, given))}")
-        return Encoded(encoded.input_ids, encoded.answer, ability)
+        return replace(encoded, ability=ability)
+
+    def _two_texts(self, record: Record, mask: Any) -> Steps:
+        """A source for the encoder, and what the decoder is to write."""
+        if mask is not None:
+            raise ActError("loss_mask is for one text; an encoder and a decoder read two: leave it out")
+        if _has(record, "prompt", "completion"):
+            columns: tuple[str, ...] = ("prompt", "completion")
+            asked, answer = record["prompt"], record["completion"]
+        elif _has(record, "question", "answer"):
+            columns, asked, answer = ("question", "answer"), record["question"], record["answer"]
+        elif _has(record, "instruction", "output"):
+            columns = ("instruction", "input", "output")
+            asked, answer = _instruction(record), record["output"]
+        elif _has(record, "input_ids", "labels"):
+            ids, labels = (_masked(record[name], None).input_ids.tolist() for name in ("input_ids", "labels"))
+            return self._apart(ids, labels)
+        else:
+            raise ActError(
+                "the record has no source beside its answer, and the model is an encoder with a decoder; expected "
+                "prompt and completion, question and answer, instruction and output, or input_ids and labels; got the "
+                f"keys {sorted(map(str, record))}"
+            )
+        if not (isinstance(asked, str) and asked.strip()):
+            raise ActError(f"the record has no source: the {columns[0]} is {asked!r:.60}")
+        answer = _nonempty(columns[-1], answer)
+        require_nothing_lost(record, columns, f"{asked}\n{answer}", (asked, answer))
+        source, target = yield [Asked(asked), Answered(answer)]
+        eos = self.tokenizer.eos_token_id
+        return self._apart(source, target if eos is None or eos in target[-2:] else [*target, eos])
+
+    def _apart(self, source: list[int], target: list[int]) -> Encoded:
+        """Both as one sequence, with the answer behind the special tokens that begin it."""
+        lead = next((place for place, token in enumerate(target) if token not in self._special), 0)
+        encoded = _answered([*source, *target], [range(len(source) + lead, len(source) + len(target))])
+        return replace(encoded, source=len(source))
 
     def _ability(self, record: Record) -> str | None:
         if self.ability_column is None:
@@ -199,9 +285,10 @@ class Encoder:
         text = _nonempty("text", record["text"])
         require_nothing_lost(record, ("text",), text, (), only_prompts=True)
         (ids,) = yield [text]
-        ids = self._led(ids)
-        if mask is None:  # special tokens in front are not text, and have the largest activations
-            mask = [0] * len(self.lead) + [1] * (len(ids) - len(self.lead))
+        ids = [*self._led(ids), *self.trail]
+        if mask is None:  # special tokens are not text, and have the largest activations
+            text_length = len(ids) - len(self.lead) - len(self.trail)
+            mask = [0] * len(self.lead) + [1] * text_length + [0] * len(self.trail)
         return _masked(ids, mask)
 
     def _completion(self, record: Record, mask: Any) -> Steps:
@@ -213,11 +300,14 @@ class Encoder:
         prefix, whole = yield [prompt, text]
         prefix, whole = self._led(prefix), self._led(whole)
         eos = self.tokenizer.eos_token_id
-        if eos is not None and whole[-1:] != [eos]:
-            whole = [*whole, eos]
+        end = len(whole)
+        if self.reader == "encoder":
+            whole = [*whole, *self.trail]
+        elif eos is not None and whole[-1:] != [eos]:
+            whole, end = [*whole, eos], end + 1
         if mask is not None:
             return _masked(whole, mask)
-        return _answered(whole, [_after(prefix, whole, "end the prompt where a token ends")])
+        return _answered(whole, [_after(prefix, whole[:end], "end the prompt where a token ends")])
 
     def _led(self, ids: list[int]) -> list[int]:
         """The ids with the special tokens in front, which a text that was rendered before has already."""

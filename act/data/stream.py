@@ -10,7 +10,17 @@ from pydantic import TypeAdapter
 
 from act.core.errors import ActError, BadRecord
 from act.core.plain import Natural, checked
-from act.data.batching import BEGINNING, LOOK_AHEAD, LOOK_AHEAD_TOKENS, PADDING, Batch, Position, Sequence, batches
+from act.data.batching import (
+    BEGINNING,
+    LOOK_AHEAD,
+    LOOK_AHEAD_TOKENS,
+    PADDING,
+    Batch,
+    Position,
+    Sequence,
+    Shift,
+    batches,
+)
 from act.data.corpus import Corpus
 from act.data.records import Shard
 
@@ -47,6 +57,7 @@ class Stream:
         windows: ``(i, n)``: of the shard's windows, every n-th, starting with the i-th.
         start: where to begin.
         part: the corpora are parts of larger ones, so it is no error if nothing in them counts.
+        shift: what a decoder beside an encoder reads to write labels.
 
     Attributes:
         skipped: the bad records skipped so far.
@@ -69,6 +80,7 @@ class Stream:
         windows: Shard = (0, 1),
         start: Position = BEGINNING,
         part: bool = False,
+        shift: Shift | None = None,
     ) -> None:
         if token_budget < 1:
             raise ActError(f"token budget is {token_budget}; expected at least 1 token")
@@ -84,6 +96,7 @@ class Stream:
         self.stopped: set[str] = set()
         self._token_budget, self._packing, self._workers = token_budget, packing, workers
         self._skip_bad_records, self._look_ahead = skip_bad_records, look_ahead
+        self._shift = shift
         self._part = part or shard[1] > 1 or windows[1] > 1
 
     def start_at(self, position: Position) -> None:
@@ -110,9 +123,9 @@ class Stream:
     def _of(self, corpus: Corpus, ability: str, start: Position) -> Iterator[Batch]:
         counted = start != Position(start.corpus)  # after a resume, what was counted before is unknown here
         for first, following, window in self._windows(corpus, ability, start.record):
-            made = list(batches(window, self._token_budget, PADDING, self._packing))
+            made = list(batches(window, self._token_budget, PADDING, self._packing, self._shift))
             for number, batch in enumerate(made, 1):
-                counted = counted or bool(batch.count_mask.any())
+                counted = counted or batch.counted > 0
                 if first == start.record and number <= start.batch:
                     continue
                 done = (

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow import parquet
 
-SCHEMA = "act-tokens/2"
+SCHEMA = "act-tokens/3"
 GROUP = 1024  # records written and read together
 
 Tokenised = tuple[Entry, "Encoded | ActError"]
@@ -144,7 +144,8 @@ def _columns() -> pa.Schema:
     import pyarrow as pa
 
     names = {"place": pa.string(), "error": pa.string(), "ability": pa.string()}
-    return pa.schema({**names, "input_ids": pa.list_(pa.int32()), "answer": pa.list_(pa.bool_())})
+    tokens = {"input_ids": pa.list_(pa.int32()), "answer": pa.list_(pa.bool_()), "source": pa.int32()}
+    return pa.schema({**names, **tokens})
 
 
 def _row(entry: Entry, result: Encoded | ActError) -> dict[str, Any]:
@@ -155,6 +156,7 @@ def _row(entry: Entry, result: Encoded | ActError) -> dict[str, Any]:
         "ability": result.ability,
         "input_ids": result.input_ids.tolist(),
         "answer": result.answer.tolist(),
+        "source": result.source,
     }
 
 
@@ -162,7 +164,8 @@ class _Group:
     """The records of one group, as columns.
 
     Raises:
-        ValueError: texts that are not UTF-8; tokens below 0; a mask of another length than its tokens.
+        ValueError: texts that are not UTF-8; tokens below 0; a mask of another length than its tokens, or more tokens
+            of a source than there are.
     """
 
     def __init__(self, table: pa.Table) -> None:
@@ -173,13 +176,16 @@ class _Group:
         self._answers, answer_starts = _flat(table["answer"], bool)
         if not np.array_equal(self._starts, answer_starts) or (self._ids < 0).any():
             raise ValueError("masks and tokens do not fit")
+        self._sources = table["source"].combine_chunks().fill_null(0).to_numpy(zero_copy_only=False)
+        if (self._sources < 0).any() or (self._sources > np.diff(self._starts)).any():
+            raise ValueError("sources and tokens do not fit")
 
     @property
     def hash(self) -> str:
         """A hash of all values."""
         texts = json.dumps([self._places, self._errors, self._abilities])
         digest = xxhash.xxh3_128(texts.encode())
-        for values in (self._starts, self._ids, self._answers):
+        for values in (self._starts, self._ids, self._answers, self._sources):
             digest.update(values.data)
         return digest.hexdigest()
 
@@ -192,7 +198,7 @@ class _Group:
         part, ability = slice(self._starts[at], self._starts[at + 1]), self._abilities[at]
         if ability is not None:
             require_name("an ability in it", ability)
-        return entry, Encoded(self._ids[part], self._answers[part], ability)
+        return entry, Encoded(self._ids[part], self._answers[part], ability, int(self._sources[at]))
 
 
 def _flat(column: pa.ChunkedArray, dtype: type) -> tuple[np.ndarray, np.ndarray]:

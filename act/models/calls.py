@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import nn
+
+from act.core.errors import ActError, brief
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Reader = Literal["decoder", "encoder", "encoder-decoder"]
+"""How a model reads: token by token; a whole text at once; or so a source, for a decoder beside the encoder."""
 
 
 def without_cache(model: nn.Module) -> dict[str, Any]:
@@ -16,6 +26,59 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
 def has_decoder(model: nn.Module) -> bool:
     """Whether a model reads two texts: a source with its encoder and what its decoder is to write."""
     return _takes(model, "decoder_input_ids")
+
+
+def reader_of(model: nn.Module) -> Reader:
+    """How a model reads."""
+    if has_decoder(model):
+        return "encoder-decoder"
+    return "encoder" if _encodes(getattr(model, "config", None)) else "decoder"
+
+
+def reader_by(kind: Any, config: PretrainedConfig) -> Reader:
+    """How a model of this class (see :func:`act.models.architecture.class_of`) and configuration will read."""
+    if "decoder_input_ids" in inspect.signature(getattr(kind, "forward", kind)).parameters:
+        return "encoder-decoder"
+    return "encoder" if _encodes(config) else "decoder"
+
+
+def _encodes(config: Any) -> bool:
+    """Whether models of such a configuration see whole texts: they fill in masked tokens, or are half of two."""
+    from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    known = any(type(config) in auto._model_mapping for auto in (AutoModelForMaskedLM, AutoModelForSeq2SeqLM))
+    return known and not getattr(config, "is_decoder", False)
+
+
+def decoder_inputs(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a decoder reads to write labels ``[batch, length]``, -100 where there are none: it sees each a place later.
+
+    The model may do that itself; otherwise a start token comes first. The function raises ActError if none is known.
+    """
+    prepare: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None) or _shifted_by(model)
+
+    def shifted(labels: torch.Tensor) -> torch.Tensor:
+        try:
+            ids: torch.Tensor = prepare(labels)
+        except (TypeError, ValueError, AssertionError) as error:
+            raise ActError(f"{type(model).__name__} does not say how its decoder starts ({brief(error)})") from error
+        return ids
+
+    return shifted
+
+
+def _shifted_by(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    config: Any = getattr(model, "config", None)
+    names = ("decoder_start_token_id", "bos_token_id", "pad_token_id")
+    known = (getattr(config, name, None) for name in names)
+    start = next((token for token in known if isinstance(token, int)), None)
+
+    def shifted(labels: torch.Tensor) -> torch.Tensor:
+        if start is None:
+            raise ValueError("its configuration has no decoder_start_token_id")
+        return torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1].clamp(min=0)], dim=1)
+
+    return shifted
 
 
 def _takes(model: nn.Module, name: str) -> bool:

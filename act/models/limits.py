@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, brief
-from act.models.calls import without_cache
+from act.models.calls import reader_of, without_cache
 from act.models.channels import ChannelSpace
 from act.models.embeddings import input_embedding
 from act.models.placement import input_device
@@ -52,7 +52,8 @@ def learned_positions(model: nn.Module) -> int | None:
     for module in model.modules():
         # OPT and models derived from it keep two rows in front of the first position.
         if isinstance(module, nn.Embedding) and module is not words and module.num_embeddings - positions in (0, 2):
-            return positions
+            # RoBERTa and models derived from it count positions from the one of padding on.
+            return positions if module.padding_idx is None else module.num_embeddings - module.padding_idx - 1
     return None
 
 
@@ -70,6 +71,8 @@ def packs(model: nn.Module, only_if_faster: bool) -> str | None:
     They can if each piece gives the same logits as by itself. With ``only_if_faster``, the model's attention must
     also be one of :data:`PACKING_ATTENTION`.
     """
+    if reader_of(model) == "encoder-decoder":
+        return f"{type(model).__name__} has an encoder beside its decoder, which reads another text"
     attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
     if only_if_faster and attention not in PACKING_ATTENTION:
         return f"{attention} attention also computes scores between packed pieces, so packing is no faster"
@@ -93,6 +96,8 @@ def causal(model: nn.Module) -> bool:
 
     Without a mask, attention takes its fastest path (flash attention on a GPU).
     """
+    if reader_of(model) != "decoder":
+        return False
     ids = torch.arange(1, 7, device=input_device(model)).repeat(2, 1)
     ids[1, -2:] += 1
     try:
@@ -134,5 +139,6 @@ def _bytes_per_token(model: nn.Module, space: ChannelSpace) -> int:
 
 
 def _logits(model: nn.Module, **inputs: torch.Tensor) -> torch.Tensor:
-    logits: torch.Tensor = model(**inputs, **without_cache(model)).logits
+    output = model(**inputs, **without_cache(model))
+    logits: torch.Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
     return logits

@@ -105,6 +105,7 @@ class CorpusIdentity:
         ability_column: the column that labels each record with its ability.
         ignore_columns: columns, and keys of messages, that were left out on purpose, sorted; None: none.
         tokenizer_code: whose Python code the tokenizer ran, if it brought any along.
+        reader: how the model reads (see :data:`act.models.calls.Reader`); None: as a decoder alone.
     """
 
     name: str
@@ -118,6 +119,7 @@ class CorpusIdentity:
     ability_column: str | None = None
     ignore_columns: list[str] | None = None
     tokenizer_code: str | None = None
+    reader: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """These fields as plain data; those of the encoding only if the corpus was encoded."""
@@ -129,7 +131,7 @@ class CorpusIdentity:
 
 _IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
 _ENCODING = _IDENTITY[2:]
-_RARE = ("tokenizer_code", "ignore_columns")  # left out of a file unless there is something to say
+_RARE = ("tokenizer_code", "ignore_columns", "reader")  # left out of a file unless there is something to say
 _SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
 _PER_SHARD = (*_SUMMED, "shard", "paths", "nonfinite", "irregular", "skipped")
 

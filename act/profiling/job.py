@@ -18,6 +18,7 @@ from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.data.corpus import Corpus
 from act.data.records import Shard
 from act.data.stream import Skipped, Stream
+from act.models.calls import decoder_inputs, has_decoder
 from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
 from act.models.fingerprint import fingerprint
@@ -301,6 +302,7 @@ class Job:
             skip_bad_records=self._skip_bad_records,
             look_ahead=self.settings.look_ahead,
             part=self._part,
+            shift=decoder_inputs(self._model) if has_decoder(self._model) else None,
         )
         if checkpoint:
             checkpoint.open(run, stream, {**self.identity(), "windows": list(stream.windows)})
@@ -308,8 +310,15 @@ class Job:
         return stream
 
     def _given(self) -> Iterator[Batch]:
+        two = has_decoder(self._model)
         for batch in self._batches:
-            yield from given_batches(batch)
+            for given in given_batches(batch):
+                if two and given.source_mask is None:
+                    raise ActError(
+                        f"a batch has no decoder_input_ids, which {type(self._model).__name__} reads beside input_ids; "
+                        "give them, with decoder_attention_mask and, where not all count, decoder_count_mask"
+                    )
+                yield given
 
     def _prepared(self, batch: Batch) -> Batch:
         return batch.pinned() if self.device.type == "cuda" else batch
@@ -363,7 +372,8 @@ class Job:
             return {}
         common = (s for s in self.space.without(self.settings.exclude) if s.expert is None and s.scales is None)
         rows = {site.name: moments.rows_counted(site.name) for site in common}
-        return {name: seen for name, seen in rows.items() if seen == 0 or seen % counted}
+        several = has_decoder(self._model)  # two texts, each with its own number of tokens
+        return {name: seen for name, seen in rows.items() if seen == 0 or (seen % counted and not several)}
 
 
 def _warn_of(unread: Mapping[str, str]) -> None:

@@ -45,7 +45,7 @@ class Seen:
     def add(self, batch: Batch) -> None:
         """Add the figures of a batch."""
         self.tokens += batch.tokens
-        self.counted += int(batch.count_mask.sum())
+        self.counted += batch.counted
         self.padding += batch.size - batch.tokens
         self.sequences += len(batch.documents) if batch.packed else len(batch.count_mask)
         self.records += batch.records
@@ -259,7 +259,7 @@ class Run:
             if not (unmasked and name == "attention_mask")
         }
         self._tapped.moments = moments
-        self._tapped.forward(inputs, batch.count_mask)
+        self._tapped.forward(inputs, *batch.masks)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The batch, halved until each part has at most ``max_tokens`` tokens or cannot be halved."""
