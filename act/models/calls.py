@@ -89,6 +89,8 @@ def _takes(model: nn.Module, name: str) -> bool:
     if not any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
         return False
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else getattr(model, "base_model", None)  # type: ignore[operator]
+    if inner is model and hasattr(model, "language_model"):  # of a model of text and images
+        inner = model.language_model
     if inner is None or inner is model:
         return inner is None and name == "use_cache"
     return _takes(inner, name)
