@@ -22,6 +22,7 @@ from act.editing.copies import copy_companions
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
 from act.editing.trainer import mark_saved, remove_checkpoints, train, usable_checkpoint
+from act.models.calls import require_decoder
 from act.models.fingerprint import fingerprint
 from act.models.limits import require_known_token, vocabulary
 from act.models.loading import require_model
@@ -152,6 +153,7 @@ def tune(
         require_type(
             "the channel set", channels, (ChannelSet, Patch), "an act.ChannelSet or act.Patch; read it with load"
         )
+    require_decoder(model, "tuning", "train it with a Trainer of transformers, and go on with the folder that it saves")
     optional("accelerate", "tune", "act-profile tune")
     _require_trainable(model, settings.mode, keep_adapter)
     if settings.mode == "rows" and channels is None:

@@ -25,6 +25,7 @@ from act.evaluation.exercises import (
 from act.evaluation.generation import generate
 from act.evaluation.likelihoods import Progress, likelihoods
 from act.evaluation.significance import finite, mean_and_error, ratio_and_error, with_error
+from act.models.calls import require_decoder
 from act.models.fingerprint import fingerprint
 from act.models.limits import default_token_budget
 from act.models.loading import name_of, require_model
@@ -169,6 +170,7 @@ def evaluate(
     ('mine', None)
     """
     require_model("the model", model)
+    require_decoder(model, "evaluation", "score it by its own task, before and after the transfer")
     require_corpus("the corpus", corpus)
     require_choice("metric", metric, get_args(Metric))
     if max_new_tokens is not None and max_new_tokens < 1:

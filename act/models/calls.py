@@ -50,6 +50,35 @@ def _encodes(config: Any) -> bool:
     return known and not getattr(config, "is_decoder", False)
 
 
+def shared_table(model: nn.Module) -> nn.Module | None:
+    """The embedding that only holds what an encoder or decoder embeds with, by a module of its own, if there is one.
+
+    Nothing calls it, so it gives no channels.
+    """
+    parts = [module for find in _SIDES if (module := _side(model, find)) is not None]
+    inside = [module for part in parts for module in part.modules() if isinstance(module, nn.Embedding)]
+    outside = (m for m in model.modules() if isinstance(m, nn.Embedding) and all(m is not one for one in inside))
+    return next((table for table in outside if any(one.weight is table.weight for one in inside)), None)
+
+
+_SIDES = ("get_encoder", "get_decoder")
+
+
+def _side(model: nn.Module, find: str) -> nn.Module | None:
+    found: Any = getattr(model, find, None)
+    part: nn.Module | None = found() if found else None
+    return None if part is model else part
+
+
+def require_decoder(model: nn.Module, what: str, instead: str) -> None:
+    """Raise :class:`ActError` unless a model writes texts token by token, which ``what`` needs."""
+    reader = reader_of(model)
+    if reader == "decoder" and getattr(model, "base_model", None) is not model:
+        return
+    kind = {"decoder": "a model without an LM head", "encoder": "an encoder"}.get(reader, "an encoder with a decoder")
+    raise ActError(f"{type(model).__name__} is {kind}, and {what} needs a causal language model; {instead}")
+
+
 def decoder_inputs(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     """What a decoder reads to write labels ``[batch, length]``, -100 where there are none: it sees each a place later.
 

@@ -23,6 +23,7 @@ from act.core.errors import ActError
 from act.core.plain import checked
 from act.models.adapters import named_modules
 from act.models.blocks import Block, Experts, Mlp, block_from_json, block_to_json, find_blocks
+from act.models.calls import shared_table
 from act.models.coverage import Coverage, with_values
 from act.models.experts import ExpertsFound, experts_of
 from act.models.kinds import Kinds, is_router
@@ -78,10 +79,13 @@ class ChannelSpace:
         names = {id(parameter): name for name, parameter in model.named_parameters() if id(parameter) not in apart}
         found: list[tuple[str, nn.Module, dict[str, int]] | ExpertsFound] = []
         parts_of_experts: set[str] = set()
+        idle = shared_table(model)
         for name, module in named_modules(model):
             if experts := experts_of(name, module):
                 found.append(experts)
                 parts_of_experts |= experts.modules
+            elif module is idle:
+                continue
             elif name not in parts_of_experts and not is_table_of_biases(name) and (dims := _channel_dims(module)):
                 found.append((name, module, dims))
         plain = [one for one in found if isinstance(one, tuple)]

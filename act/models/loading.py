@@ -15,6 +15,7 @@ from torch import nn
 from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
 from act.models.architecture import built, class_of
+from act.models.calls import Reader, reader_by
 from act.models.load_errors import reason
 from act.models.views import original
 
@@ -110,10 +111,20 @@ def load_config(name: str, dtype: str = "auto", *, trust_remote_code: bool = Fal
     from transformers import AutoConfig
 
     require_choice("dtype", dtype, DTYPES)
-    config: PretrainedConfig = _loaded(AutoConfig.from_pretrained, "model", name, trust_remote_code)
+
+    def load(name: str, **options: Any) -> Any:
+        return AutoConfig.from_pretrained(_base_of(name), **options)
+
+    config: PretrainedConfig = _loaded(load, "model", name, trust_remote_code)
     if dtype != "auto":
         config.dtype = getattr(torch, dtype)
     return config
+
+
+def reader_named(name: str, *, trust_remote_code: bool = False) -> Reader:
+    """How the model of that name reads, from its configuration alone; raises ActError as :func:`load_config`."""
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    return reader_by(class_of(config, trust_remote_code=trust_remote_code), config)
 
 
 def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -29,7 +29,7 @@ from act.data.corpus import Corpus
 from act.data.stream import nothing_counted
 from act.models.architecture import built
 from act.models.blocks import Experts
-from act.models.calls import without_cache
+from act.models.calls import has_decoder, without_cache
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
 from act.models.views import language_view
@@ -407,6 +407,9 @@ def _shallow(config: Any, depth: int) -> Any:
     config = copy.deepcopy(config)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     text.num_hidden_layers = depth
+    for name in ("num_decoder_layers", "decoder_layers"):  # beside an encoder
+        if isinstance(vars(text).get(name), int):
+            setattr(text, name, depth)
     if "layer_types" in vars(text) and text.layer_types:  # otherwise it is computed from the number of layers
         text.layer_types = text.layer_types[:depth]
     if types := vars(text).get("mlp_layer_types"):  # dense layers come first: the second is one of experts
@@ -430,8 +433,9 @@ def _inputs(model: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     length = min(length, trained_positions(getattr(model, "config", None)) or length)
     find: Any = model.get_input_embeddings
-    ids = torch.randint(0, find().weight.shape[0], (tokens // length, length), generator=generator)
-    return {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids).to(device)}
+    ids = torch.randint(0, find().weight.shape[0], (tokens // length, length), generator=generator).to(device)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {**inputs, "decoder_input_ids": ids} if has_decoder(model) else inputs
 
 
 def _fault(model: nn.Module, inputs: dict[str, torch.Tensor]) -> Exception | None:
@@ -454,18 +458,19 @@ def _measured(
 ) -> tuple[float, dict[str, str]]:
     space = ChannelSpace.from_model(model)
     mask = torch.ones(inputs["input_ids"].shape, dtype=torch.bool)
+    masks = (mask, mask) if "decoder_input_ids" in inputs else (mask,)
     times: list[float] = []
     with torch.inference_mode(), taps(model, Moments(space, device=device), fused=fused, exclude=exclude) as tapped:
-        tapped.forward(inputs, mask)
+        tapped.forward(inputs, *masks)
         end = time.perf_counter() + seconds
         while not times or time.perf_counter() < end:
             start = time.perf_counter()
-            tapped.forward(inputs, mask)
+            tapped.forward(inputs, *masks)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             times.append(time.perf_counter() - start)
         paths = {site.name: tapped.paths.get(site.name, "not measured") for site in space}
-    return sorted(times)[len(times) // 2] / mask.numel(), paths
+    return sorted(times)[len(times) // 2] / sum(each.numel() for each in masks), paths
 
 
 def path_of(name: str, paths: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus, require_corpus
-from act.models.calls import without_cache
+from act.models.calls import require_decoder, without_cache
 from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
 from act.models.loading import require_model
@@ -63,6 +63,7 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
     require_model("the target", target)
     require_corpus("the corpus", corpus)
     donor, target = same_names(donor, target)
+    require_decoder(target, "attribution", "rank its profiles by another score")
     space = common_space(donor, target)
     donor_parameters, parameters = (dict(model.named_parameters()) for model in (donor, target))
     names = list(dict.fromkeys(part.name for site in space for part in site.parameters))

@@ -1,0 +1,204 @@
+"""Encoders, and encoders with a decoder: every site against float64 moments of what plain hooks saw."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import transformers
+
+import act
+from act.models.channels import ChannelSpace
+from act.profiles.moments import Moments
+from act.taps.tapped import taps
+
+BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+BERT = {**BODY, "vocab_size": 99, "max_position_embeddings": 40}
+T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
+BART = {"vocab_size": 99, "d_model": 32, "max_position_embeddings": 40}
+BART |= {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 48))}
+BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 2}
+GEMMA = {**BODY, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99}
+ENCODERS = {
+    "bert": ("BertForMaskedLM", transformers.BertConfig(**BERT)),
+    "bert-body": ("BertModel", transformers.BertConfig(**BERT)),
+    "bert-texts": ("BertForSequenceClassification", transformers.BertConfig(**BERT)),
+    "bert-tokens": ("BertForTokenClassification", transformers.BertConfig(**BERT)),
+    "roberta": ("RobertaForMaskedLM", transformers.RobertaConfig(**BERT)),
+    "xlm-roberta": ("XLMRobertaModel", transformers.XLMRobertaConfig(**BERT)),
+    "modernbert": (
+        "ModernBertForMaskedLM",
+        transformers.ModernBertConfig(**BERT, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),
+    ),
+    "deberta": ("DebertaForMaskedLM", transformers.DebertaConfig(**BERT, relative_attention=True, pos_att_type=["c2p", "p2c"])),
+    "deberta-v2": ("DebertaV2ForMaskedLM", transformers.DebertaV2Config(**BERT, relative_attention=True, pos_att_type=["c2p", "p2c"])),
+    "electra": ("ElectraForMaskedLM", transformers.ElectraConfig(**BERT, embedding_size=16)),
+    "albert": ("AlbertForMaskedLM", transformers.AlbertConfig(**BERT, embedding_size=16)),
+    "mpnet": ("MPNetForMaskedLM", transformers.MPNetConfig(**BERT)),
+    "distilbert": ("DistilBertForMaskedLM", transformers.DistilBertConfig(vocab_size=99, dim=32, n_layers=2, n_heads=4, hidden_dim=48)),
+    "t5-encoder": ("T5EncoderModel", transformers.T5Config(**T5)),
+}  # fmt: skip
+PAIRS = {
+    "t5": ("T5ForConditionalGeneration", transformers.T5Config(**T5, decoder_start_token_id=0)),
+    "t5-gated": ("T5ForConditionalGeneration", transformers.T5Config(**T5, **GATED, decoder_start_token_id=0)),
+    "umt5": ("UMT5ForConditionalGeneration", transformers.UMT5Config(**T5, decoder_start_token_id=0)),
+    "bart": ("BartForConditionalGeneration", transformers.BartConfig(**BART)),
+    "bart-body": ("BartModel", transformers.BartConfig(**BART)),
+    "mbart": ("MBartForConditionalGeneration", transformers.MBartConfig(**BART)),
+    "marian": ("MarianMTModel", transformers.MarianConfig(**BART, pad_token_id=1)),
+    "pegasus": ("PegasusForConditionalGeneration", transformers.PegasusConfig(**BART)),
+    "m2m100": ("M2M100ForConditionalGeneration", transformers.M2M100Config(**BART)),
+    "blenderbot": ("BlenderbotForConditionalGeneration", transformers.BlenderbotConfig(**BART)),
+    "t5gemma": ("T5GemmaForConditionalGeneration", transformers.T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, vocab_size=99)),
+}  # fmt: skip
+OF_SOURCE = re.compile(r"(^|model\.)encoder\.|(encoder_attn|EncDecAttention|cross_attn)\.(k|v)(_proj)?$")
+UNREAD = re.compile(
+    r"pooler|classifier$|relative_attention_bias|rel_embeddings|relative|pos_(key_|query_|q_)?proj|encoder\.LayerNorm"
+)
+BOTH_FOURS, RAGGED = (4, 4, 4), (3, 7, 5)
+
+
+def made(kind: str, config: transformers.PretrainedConfig, seed: int = 0) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    model = getattr(transformers, kind)(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def text(batch: int, length: int, left: bool, pad: int) -> dict[str, torch.Tensor]:
+    lengths = torch.randint(max(1, length // 2), length + 1, (batch, 1))
+    places = torch.arange(length)
+    attended = places >= length - lengths if left else places < lengths
+    ids = torch.randint(5, 99, (batch, length)).where(attended, torch.tensor(pad))
+    return {
+        "input_ids": ids,
+        "attention_mask": attended.long(),
+        "count_mask": attended & (torch.rand(batch, length) < 0.7),
+    }
+
+
+def batches(model: torch.nn.Module) -> list[dict[str, torch.Tensor]]:
+    """Ragged ones with padding on each side, and ones of as many rows as tokens and heads."""
+    torch.manual_seed(1)
+    pad = getattr(model.config, "pad_token_id", None) or 0
+    found = []
+    for sizes in (BOTH_FOURS, RAGGED):
+        for left in (False, True):
+            given = text(sizes[0], sizes[1], left, pad)
+            if "decoder_input_ids" in model.forward.__code__.co_varnames or model.config.is_encoder_decoder:
+                given |= {f"decoder_{name}": x for name, x in text(sizes[0], sizes[2], left, pad).items()}
+            found.append(given)
+    return found
+
+
+def reference(model: torch.nn.Module, given: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """The counted rows of every module, in float64."""
+    rows: dict[str, list[torch.Tensor]] = {}
+    masks: dict[str, torch.Tensor] = {}
+
+    def keep(name: str):
+        def hook(module, args, output):
+            if not isinstance(output, torch.Tensor):
+                return
+            two = "decoder_count_mask" in masks
+            mask = masks["count_mask" if not two or OF_SOURCE.search(name) else "decoder_count_mask"]
+            if output.dim() == 2 and len(output) == mask.numel():
+                output = output.view(*mask.shape, -1)
+            elif output.shape[:-1].numel() == mask.shape[1]:
+                output = output.reshape(1, mask.shape[1], -1).expand(len(mask), -1, -1)
+            if output.shape[:2] == mask.shape:
+                rows.setdefault(name, []).append(output[mask].reshape(-1, output.shape[-1]).double())
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules()]
+    for each in given:
+        masks = {name: x for name, x in each.items() if "count_mask" in name}
+        with torch.no_grad():
+            model(**{name: x for name, x in each.items() if name not in masks})
+    for handle in handles:
+        handle.remove()
+    return {name: torch.cat(found) for name, found in rows.items()}
+
+
+@pytest.mark.parametrize("family", [*ENCODERS, *PAIRS])
+def test_every_site_agrees_with_float64(family):
+    model = made(*(ENCODERS | PAIRS)[family])
+    given = batches(model)
+    assert family in ENCODERS or "decoder_input_ids" in given[0]
+    expected = reference(model, given)
+    profile = act.profile(model, given)
+    read = 0
+    for site in profile.space:
+        found = profile.site(site.name)
+        if site.scales or (UNREAD.search(site.name) and not found.count.any()):
+            continue  # a parameter without an output of its own, or no row for each token
+        rows = expected[site.module]
+        size = rows.square().mean(0).sqrt().clamp(min=1e-3)
+        assert found.count.unique().tolist() == [len(rows)], site.name
+        assert ((found.mean - rows.mean(0)).abs() / size).max() < 1e-5, site.name
+        assert ((found.var - rows.var(0, correction=0)).abs() / size.square()).max() < 1e-5, site.name
+        read += 1
+    assert read > 0.7 * sum(not site.scales for site in profile.space)
+
+
+def test_what_pools_a_text_is_left_out_by_name():
+    model = made(*ENCODERS["bert-texts"])
+    with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+        assert set(tapped.unread) == {"bert.pooler.dense", "classifier"}
+        assert all("not a row for each token" in why for why in tapped.unread.values())
+
+
+def test_keys_of_a_source_are_told_apart_in_a_decoder():
+    model = made(*PAIRS["bart"])
+    with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+        tokens = {site.name: site.layouts[0].tokens for site in tapped.space}
+    layer = "model.decoder.layers.0"
+    assert tokens[f"{layer}.encoder_attn.k_proj"] == tokens[f"{layer}.encoder_attn.v_proj"] == "source"
+    assert tokens[f"{layer}.encoder_attn.q_proj"] == tokens[f"{layer}.self_attn.k_proj"] == "length"
+    assert tokens["model.encoder.layers.1.fc1"] == "source" and tokens["lm_head"] == "length"
+    assert "model.shared" not in tokens  # holds the tensor, and is never called
+
+
+def test_an_embedding_that_reads_both_texts_counts_each_by_its_own_mask():
+    model = made(*PAIRS["bart"])
+    shared = model.model.encoder.embed_tokens
+    model.model.decoder.embed_tokens = model.model.shared = shared
+    given = batches(model)[:1]  # as many tokens on both sides
+    profile = act.profile(model, given)
+    name = next(site.name for site in profile.space if site.kind == "embed")
+    rows = [shared(given[0][f"{side}input_ids"])[given[0][f"{side}count_mask"]] for side in ("", "decoder_")]
+    rows = torch.cat(rows).double().detach()
+    assert profile.site(name).count[0] == len(rows)
+    torch.testing.assert_close(profile.site(name).mean, rows.mean(0), rtol=1e-5, atol=1e-7)
+
+
+def test_a_pair_runs_in_lockstep():
+    donor, target = (made(*PAIRS["t5"], seed=seed) for seed in (0, 1))
+    given = batches(donor)
+    pair = act.profile_pair(donor, target, given)
+    alone = [act.profile(model, given) for model in (donor, target)]
+    for side, profile in zip((pair.donor, pair.target), alone, strict=True):
+        torch.testing.assert_close(side.mean, profile.mean, rtol=1e-5, atol=1e-6)
+        assert torch.equal(side.count, profile.count)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda one: one.pop("decoder_input_ids"), "has no decoder_input_ids, which T5ForConditionalGeneration reads"),
+        (lambda one: one.update(decoder_input_ids=one["decoder_input_ids"][:2]), "decoder_attention_mask .* shape"),
+        (lambda one: one.update(decoder_count_mask=one["decoder_count_mask"][:, :2]), "decoder_count_mask .* shape"),
+        (lambda one: one.update(decoder_input_ids=one["decoder_input_ids"].float()), "decoder_input_ids .* integers"),
+    ],
+)
+def test_a_batch_that_lacks_something_is_refused(change, message):
+    model = made(*PAIRS["t5"])
+    (given, *_) = batches(model)
+    change(given)
+    with pytest.raises(act.ActError, match=message):
+        act.profile(model, [given])
