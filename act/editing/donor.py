@@ -20,6 +20,7 @@ from act.editing.stored import StoredModel, fingerprints
 from act.models.adapters import require_none
 from act.models.channels import ChannelSpace
 from act.models.placement import require_in_memory, require_whole
+from act.models.quantised import is_stored_otherwise
 from act.models.views import language_view
 from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet, ChosenRows
@@ -140,13 +141,14 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     require_type(f"the {side}", model, (nn.Module, Mapping), MODEL_OR_WEIGHTS)
     if not isinstance(model, nn.Module):
         return model
-    if getattr(model, "is_quantized", False) or hasattr(model, "hf_quantizer"):
+    require_whole(model)
+    packed = any(map(is_stored_otherwise, model.modules()))
+    if packed or getattr(model, "is_quantized", False) or hasattr(model, "hf_quantizer"):
         raise ActError(
             f"{type(model).__name__} is quantised, which can be profiled but not transferred; "
-            "load it unquantised, transfer, and quantise the result"
+            "load the unquantised checkpoint, transfer, and quantise the result"
         )
     require_none(model, side)
-    require_whole(model)
     require_in_memory(model, side)
     return {name: parameter.detach() for name, parameter in language_view(model).named_parameters()}
 

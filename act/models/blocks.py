@@ -17,6 +17,7 @@ from torch import nn
 
 from act.core.plain import Label, Natural, Positive, checked
 from act.models.adapters import plain
+from act.models.quantised import inputs_of
 from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
 from act.models.sites import expert_site_name
 
@@ -231,7 +232,8 @@ def _grid(start: int, heads: int, head_dim: int) -> torch.Tensor:
 def _inputs(model: nn.Module, site: str) -> int:
     """Input width of a linear."""
     module = plain(model.get_submodule(site))
-    return int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[index]
+    known = inputs_of(module)
+    return known or int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[index]
 
 
 def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dict[str, int]) -> Attention | None:

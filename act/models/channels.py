@@ -28,6 +28,7 @@ from act.models.coverage import Coverage, with_values
 from act.models.experts import ExpertsFound, experts_of
 from act.models.kinds import Kinds, is_router
 from act.models.placement import require_whole, ties_apart
+from act.models.quantised import width_of
 from act.models.scaled import is_table_of_biases, layer_of, of_parameters
 from act.models.sites import ParameterSlice, Site, expert_site_name
 from act.models.views import language_view
@@ -84,9 +85,9 @@ class ChannelSpace:
             if experts := experts_of(name, module):
                 found.append(experts)
                 parts_of_experts |= experts.modules
-            elif module is idle:
+            elif module is idle or name in parts_of_experts or is_table_of_biases(name):
                 continue
-            elif name not in parts_of_experts and not is_table_of_biases(name) and (dims := _channel_dims(module)):
+            elif (dims := _channel_dims(module)) or width_of(module):
                 found.append((name, module, dims))
         plain = [one for one in found if isinstance(one, tuple)]
         if not plain:
@@ -95,7 +96,7 @@ class ChannelSpace:
             )
         owners: dict[int, str] = {}
         for name, module, _ in sorted(plain, key=lambda item: isinstance(item[1], nn.Embedding) == (tied == "head")):
-            owners.setdefault(identity(module.weight), name)
+            owners.setdefault(identity(getattr(module, "weight", module)), name)
         sites: list[Site] = []
         offset = 0
         kind_of = Kinds(model)
@@ -113,12 +114,12 @@ class ChannelSpace:
                     offset += site.width
                 continue
             name, module, dims = one
-            owner = owners[identity(module.weight)]
+            owner = owners[identity(getattr(module, "weight", module))]
             tied_to = owner if owner != name else None
             parameters = tuple(
                 ParameterSlice(names[identity(getattr(module, attribute))], dim) for attribute, dim in dims.items()
             )
-            width: int = cast(torch.Tensor, module.weight).shape[dims["weight"]]
+            width = width_of(module) or cast(torch.Tensor, module.weight).shape[dims["weight"]]
             parameters = () if tied_to else parameters
             sites.append(Site(name, kind_of(name, module), layer_of(name), offset, width, parameters, tied_to))
             offset += width
@@ -130,7 +131,10 @@ class ChannelSpace:
                 blocks += _blocks_of(one, common)
         tensors = {name: model.get_parameter(name) for name in names.values()}
         covered = {parameter.name for site in sites for parameter in site.parameters}
-        more, reasons = of_parameters([name for name in tensors if name not in covered], tensors, sites)
+        packed = [f"{name}.{leaf}" for name, part, dims in plain if not dims for leaf in part._parameters]
+        left = [name for name in tensors if name not in covered.union(packed)]
+        more, reasons = of_parameters(left, tensors, sites)
+        reasons |= dict.fromkeys(packed, "quantised, so that no channel is a row of it")
         sites += more
         coverage, sites = Coverage.of(tensors, sites, reasons), with_values(tensors, sites)
         covered = {parameter.name for site in sites for parameter in site.parameters}
@@ -283,9 +287,9 @@ def _many(count: int, noun: str) -> str:
 
 
 def _channel_dims(module: nn.Module) -> dict[str, int]:
-    """Parameter names of a module that has channels, each with the dimension that its channels index."""
+    """Parameter names of a module whose channels are rows of them, each with the dimension that channels index."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter):
+    if not isinstance(weight, nn.Parameter) or width_of(module):
         return {}
     if isinstance(module, nn.Embedding):
         return {"weight": 1}

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from act.models.kinds import kind_of_name
+from act.models.quantised import width_of
 from act.models.sites import ParameterSlice
 
 Role = Literal["gate", "up", "down"]
@@ -189,5 +190,5 @@ def _listed(name: str, module: nn.ModuleList) -> ExpertsFound | None:
 def _linears(expert: nn.Module) -> Iterator[tuple[str, tuple[str, nn.Linear]]]:
     """Role, path and module of each linear of an expert."""
     for path, module in expert.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and width_of(module) is None:
             yield kind_of_name(path), (path, module)

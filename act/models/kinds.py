@@ -8,6 +8,7 @@ from torch import nn
 
 from act.models.adapters import leaf, plain
 from act.models.embeddings import input_embedding, lm_head
+from act.models.quantised import width_of
 
 _KINDS = {
     "q": ("q_proj", "query"),
@@ -67,6 +68,8 @@ class Kinds:
             return "embed" if module is self._embedding or of_tokens or named else known or leaf
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             return "conv"
+        if width_of(module):
+            return kind_of_name(name)
         if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
             return "norm"
         if not isinstance(module, nn.Linear) and is_router(module):

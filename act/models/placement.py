@@ -14,6 +14,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.models.embeddings import input_embedding, lm_head
+from act.models.quantised import plain_tensors, width_of
 from act.models.views import original
 
 _SPREAD = {"DTensor": "tensor parallelism or FSDP", "FlatParameter": "FSDP"}
@@ -36,7 +37,9 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 def values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and values of every parameter, once each; for offloaded parameters, the tensors that accelerate keeps.
+    """Name and values of every parameter, once each, and of the buffers of quantised modules.
+
+    For offloaded parameters, they are the tensors that accelerate keeps.
 
     Raises:
         ActError: a parameter without values.
@@ -45,7 +48,11 @@ def values(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     apart = ties_apart(model)
     for name, parameter in model.named_parameters():
         if id(parameter) not in apart:
-            yield name, (_offloaded(modules, name) if parameter.is_meta else parameter).detach()
+            whole = (_offloaded(modules, name) if parameter.is_meta else parameter).detach()
+            yield from ((f"{name}{rest}", plain) for rest, plain in plain_tensors(whole))
+    for name, module in modules.items():
+        if width_of(module) is not None:  # it may hold its values in buffers
+            yield from ((f"{name}.{leaf}", tensor) for leaf, tensor in module._buffers.items() if tensor is not None)
 
 
 def require_in_memory(model: nn.Module, what: str) -> None:

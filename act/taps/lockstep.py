@@ -54,7 +54,9 @@ class Lockstep:
                 f"donor and target are one model, or share the module {both!r}, whose tokens would count twice; "
                 "load the donor and the target as two models, or profile one model with act.profile"
             )
-        for one, other in zip(donor.parameters(), target.parameters(), strict=False):
+        others = dict(target.named_parameters())
+        for name, one in donor.named_parameters():
+            other = others.get(name, one)
             if one.dtype != other.dtype:
                 raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
         self._models = {"donor": donor, "target": target}

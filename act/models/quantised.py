@@ -1,0 +1,57 @@
+"""Quantised linears and embeddings: what they give can be read, while their channels are no rows of a parameter."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+OUTPUTS = ("out_features", "outfeatures", "embedding_dim")
+INPUTS = ("in_features", "infeatures")
+
+
+def width_of(module: nn.Module) -> int | None:
+    """How many channels a quantised linear or embedding has; None for any other module."""
+    if any(True for _ in module.children()) or not any(map(_is_packed, _tensors(module))):
+        return None
+    return _size(module, OUTPUTS)
+
+
+def is_stored_otherwise(module: nn.Module) -> bool:
+    """Whether a module is quantised, and not only a linear whose matrix is of integers."""
+    held = {**module._parameters, **module._buffers}
+    plain = not any(is_traceable_wrapper_subclass(tensor) for tensor in _tensors(module))
+    is_matrix = type(module) is nn.Linear and plain and {*held} == {"weight", "bias"}
+    return width_of(module) is not None and not is_matrix
+
+
+def inputs_of(module: nn.Module) -> int | None:
+    """How many inputs a linear of any kind has; None for a module that does not say."""
+    return _size(module, INPUTS)
+
+
+def plain_tensors(tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors that one of a class of its own is made of, each with what follows its name; itself if it is plain."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield "", tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        for rest, inner in plain_tensors(getattr(tensor, name)):
+            yield f".{name}{rest}", inner
+
+
+def _tensors(module: nn.Module) -> Iterator[torch.Tensor]:
+    own = itertools.chain(module._parameters.values(), module._buffers.values())
+    return (tensor for tensor in own if tensor is not None)
+
+
+def _is_packed(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() or tensor.dtype.itemsize < 2 or is_traceable_wrapper_subclass(tensor)
+
+
+def _size(module: nn.Module, names: tuple[str, ...]) -> int | None:
+    found = (getattr(module, name, None) for name in names)
+    return next((size for size in found if isinstance(size, int)), None)
