@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from act.core.errors import ActError
 
 LONGEST = 50  # characters of up to 4 bytes: file names, also of temporary copies, have at most 255 bytes
+_BRACKETS = re.compile(r"(?<=[A-Za-z_])\[(\d+|\*|[a-z]+(?=\]$))\]")
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, separators of lines
 
 
@@ -55,10 +56,14 @@ def is_part(name: str) -> bool:
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether the name of a site or parameter matches a pattern: ``*``, ``?``, and ``[abc]``, but ``[3]`` is itself.
+    """Whether the name of a site or parameter matches a pattern: ``*``, ``?``, and ``[abc]``.
+
+    ``[3]``, the number of an expert, and ``[gate]`` at the end, the role of a part, are themselves.
 
     >>> from act.core.names import matches
     >>> matches("layers.0.mlp.experts[3].gate", "*.experts[3].*"), matches("layers.0.mlp", "layers.[0-3].*")
     (True, True)
+    >>> matches("layers.0.qkv_proj[q]", "*.qkv_proj[q]")
+    True
     """
-    return name == pattern or fnmatchcase(name, re.sub(r"(?<=[A-Za-z_])\[(\d+|\*)\]", r"[[]\1[]]", pattern))
+    return name == pattern or fnmatchcase(name, _BRACKETS.sub(r"[[]\1[]]", pattern))

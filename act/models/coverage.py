@@ -94,7 +94,7 @@ class _Sizes:
 
     def of(self, part: ParameterSlice) -> int:
         """How many values a slice has."""
-        alike = (part.name, part.dim, part.rows, part.span, part.expert is None)
+        alike = (part.name, part.dim, part.rows, part.span, part.run, part.expert is None)
         if alike not in self._known:
             self._known[alike] = part.part_of(self._parameters[part.name].detach()).numel()
         return self._known[alike]

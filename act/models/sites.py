@@ -13,6 +13,8 @@ from act.core.plain import Label, Natural, Positive
 from act.models.layout import Layout
 
 Dim = Annotated[int, Field(strict=True, ge=0, le=3)]
+Columns = tuple[Natural, Natural, Positive, Positive]
+"""``(start, stop, step, run)``: ``run`` places at every ``step``, from ``start`` to before ``stop``."""
 Width = Annotated[int, Field(strict=True, ge=1, le=1 << 24)]  # bounds what a file can make a reader allocate
 
 
@@ -28,6 +30,7 @@ class ParameterSlice:
         rows: of a flat parameter ``[E * rows, W]``, how many rows each expert has; None: the first dimension is
             ``E``.
         span: ``(start, stop, step)`` along ``dim``, where a projection has channels of several sites; None: it is all.
+        run: how many channels lie together at each step of ``span``; None: one.
 
     >>> packed = {"experts.gate_up_proj": torch.arange(2 * 4 * 3.0).view(2, 4, 3)}
     >>> from act.models.sites import ParameterSlice
@@ -42,13 +45,26 @@ class ParameterSlice:
     expert: Natural | None = None
     rows: Positive | None = None
     span: tuple[Natural, Natural, Positive] | None = None
+    run: Positive | None = None
+
+    @property
+    def whole(self) -> ParameterSlice:
+        """The part that this is a span of, if its rows lie in runs: a view of it can be written to."""
+        return self if self.run is None else replace(self, span=None, run=None)
+
+    def places(self, rows: torch.Tensor) -> torch.Tensor:
+        """Where rows of this part lie in :attr:`whole`; in the same order."""
+        if self.span is None or self.run is None:
+            return rows
+        start, _, step = self.span
+        return start + rows // self.run * step + rows % self.run
 
     def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The part as ``[R, W]``, channels first: a view that shares the parameter's memory, without gradient."""
+        """The part as ``[R, W]``, channels first, without gradient; see :meth:`part_of`."""
         return self.part_of(weights[self.name].detach())
 
     def part_of(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The part of a parameter as ``[R, W]``, channels first; a view.
+        """The part of a parameter as ``[R, W]``, channels first: a view, but where rows lie in runs, a copy.
 
         Raises:
             IndexError: the parameter has no such expert.
@@ -61,7 +77,13 @@ class ParameterSlice:
         matrix = parameter[:, None] if parameter.dim() == 1 else parameter.movedim(self.dim, 0)
         if matrix.dim() > 2:
             matrix = matrix.view(len(matrix), -1)  # no reshape, which might copy what is to be changed in place
-        return matrix if self.span is None else matrix[slice(*self.span)]
+        if self.span is None:
+            return matrix
+        start, stop, step = self.span
+        if self.run is None:
+            return matrix[start:stop:step]
+        rows = torch.arange(len(range(start, stop, step)) * self.run, device=matrix.device)
+        return matrix[self.places(rows)]
 
 
 @dataclass(frozen=True)
@@ -69,9 +91,10 @@ class Site:
     """One place where channels are read.
 
     Attributes:
-        name: module path, such as ``model.layers.0.self_attn.q_proj``; ``{path of the experts}[{e}].gate``, ``.up`` or
-            ``.down`` for expert ``e``, wherever its weights are; the name of a parameter that no module applies as a
-            whole, such as ``model.layers.0.self_attn.sinks``.
+        name: module path, such as ``model.layers.0.self_attn.q_proj``; with the role, ``…qkv_proj[q]``, where a fused
+            projection has several; ``{path of the experts}[{e}].gate``, ``.up`` or ``.down`` for expert ``e``,
+            wherever its weights are; the name of a parameter that no module applies as a whole, such as
+            ``model.layers.0.self_attn.sinks``.
         kind: ``q k v o qkv gate up gate_up down router norm embed position head conv``, or else the last part of
             ``name``.
         layer: index of the decoder layer, None outside the stack.
@@ -85,6 +108,7 @@ class Site:
         values: how many values of its parameters lie behind all its channels; None in files of earlier versions.
         scales: the site whose channels its values scale or shift, one value for one channel or for several in a row,
             where it has no output of its own; the moments of those channels stand for its own.
+        columns: which of its module's outputs are its channels, where the module is fused; None: all are.
 
     >>> site = act.ChannelSpace.from_model(model).site("model.layers.1.mlp.down_proj")
     >>> site.kind, site.layer, site.width
@@ -104,6 +128,7 @@ class Site:
     expert: Natural | None = None
     values: Natural | None = field(default=None, compare=False)
     scales: Label | None = None
+    columns: Columns | None = None
 
     @property
     def channels(self) -> slice:
@@ -113,11 +138,13 @@ class Site:
     @property
     def inputs(self) -> ParameterSlice:
         """The weight of a linear along its input columns, the other dimension than its channels."""
-        return replace(self.parameters[0], dim=1 - self.parameters[0].dim, span=None)
+        return replace(self.parameters[0], dim=1 - self.parameters[0].dim, span=None, run=None)
 
     @property
     def module(self) -> str:
-        """Path of the module whose weights make it: its name, but for experts and parameters by themselves."""
+        """Path of the module whose weights make it: its name, but for parts, experts and parameters by themselves."""
+        if self.columns is not None:
+            return self.name.rpartition("[")[0]
         by_itself = any(part.name == self.name for part in self.parameters)
         return self.parameters[0].name.rpartition(".")[0] if self.expert is not None or by_itself else self.name
 

@@ -132,7 +132,7 @@ class ChannelSet:
         return bool(last > first)
 
     def rows(self) -> Iterator[ChosenRows]:
-        """The rows of every parameter that a transfer of the set touches; each parameter is named once.
+        """The rows of every parameter that a transfer of the set touches, site by site.
 
         Channels give their rows (of weight and bias; columns of an embedding); :attr:`inputs` the columns of a weight.
 
@@ -142,7 +142,8 @@ class ChannelSet:
         """
         for site, rows in self.space.split(self.index):
             for parameter in site.parameters:
-                yield ChosenRows(site, parameter, rows, self._scores_of(rows + site.offset))
+                scores = self._scores_of(rows + site.offset)
+                yield ChosenRows(site, parameter.whole, parameter.places(rows), scores)
         for name, columns in self.inputs.items():
             site = self.space.site(name)
             yield ChosenRows(site, site.inputs, columns, self._column_scores(name, columns))

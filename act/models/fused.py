@@ -1,0 +1,131 @@
+"""Fused projections: one linear whose outputs are several things at once, such as queries, keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
+
+from torch import nn
+
+from act.models.sites import Columns, Site
+
+_QKV = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "wqkv", "W_pack", "qkv")
+_GATE_UP = {"gate_up_proj": "down_proj", "input_linear": "output_linear", "Wi": "Wo"}
+"""Projections whose first half is the gate -> the linear beside them that reads the product of both halves."""
+_IN_BLOCKS = """baichuan dbrx got_ocr2 gpt2 gpt_bigcode modernbert modernbert_decoder mpt openai phi3 phi4_multimodal qwen
+qwen2_vl qwen2_5_vl qwen3_vl qwen3_omni_moe sam""".split()
+"""Families that hold all queries, then all keys, then all values."""
+_IN_GROUPS = "bloom falcon fuyu gpt_neox gpt_neox_japanese internlm2 minimax persimmon".split()
+"""Families that do so within each key-value head."""
+_CODEGEN_PARTS = 4  # CodeGen's rows lie as they were spread over four processors, values before keys
+
+Parts = dict[str, Columns]
+
+
+def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
+    """What the outputs of a linear are: role (``q k v gate up z b a``) -> columns; None if it is one thing, or unknown.
+
+    The order of the roles is that of the channels.
+    """
+    weight: Any = getattr(module, "weight", None)
+    around, _, leaf = name.rpartition(".")
+    parent = model.get_submodule(around)
+    if isinstance(module, nn.Linear):
+        width = module.out_features
+    elif type(module).__name__ == "Conv1D" and weight is not None:
+        width = weight.shape[1]
+    else:
+        return None
+    if leaf in _GATE_UP:
+        reader = getattr(parent, _GATE_UP[leaf], None)
+        halves = isinstance(reader, nn.Linear) and 2 * reader.in_features == width
+        return _blocks(gate=width // 2, up=width // 2) if halves else None
+    family = _family(model, parent)
+    if leaf in _QKV:
+        return _qkv(family, _sizes(model, parent), width)
+    if leaf == "kv_proj" and family == "jetmoe":
+        return _blocks(k=width // 2, v=width // 2)
+    return _linear_attention(leaf, parent, width)
+
+
+def joined(sites: Iterable[Site]) -> Iterator[tuple[Site, tuple[Site, ...]]]:
+    """The modules behind sites in order, each as the site of all its channels, with the sites that share these."""
+    for shared, group in groupby(sites, key=lambda site: site.columns and site.module):
+        if shared is None:
+            yield from ((site, (site,)) for site in group)
+            continue
+        parts = tuple(group)
+        width = sum(part.width for part in parts)
+        yield replace(parts[0], name=shared, kind=parts[0].kind, width=width, columns=None, parameters=()), parts
+
+
+def _family(model: nn.Module, module: nn.Module) -> str:
+    """The family that a module's code is of: a package of transformers, or else what the configuration says."""
+    package = type(module).__module__.split(".")
+    if package[:2] == ["transformers", "models"]:
+        return package[2]
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def _sizes(model: nn.Module, attention: nn.Module) -> tuple[int, int | None]:
+    """The number of query heads (0: unknown), and their width if the module tells."""
+    config: Any = getattr(attention, "config", None) or getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+    found = (getattr(place, name, None) for place in (attention, config) for name in names)
+    heads = next((number for number in found if isinstance(number, int) and number > 0), 0)
+    widths = (getattr(attention, name, None) for name in ("head_dim", "head_size"))
+    return heads, next((width for width in widths if isinstance(width, int) and width > 0), None)
+
+
+def _qkv(family: str, sizes: tuple[int, int | None], width: int) -> Parts | None:
+    heads, given = sizes
+    if not heads or not (family in _IN_BLOCKS or family in _IN_GROUPS or family == "codegen"):
+        return None
+    head_dim = given or width // (3 * heads)
+    groups, rest = divmod(width - heads * head_dim, 2 * head_dim)
+    if rest or groups < 1 or heads % groups:
+        return None
+    if family == "codegen":
+        run = width // (3 * _CODEGEN_PARTS)
+        return {role: (start * run, width, 3 * run, run) for role, start in (("q", 0), ("k", 2), ("v", 1))}
+    in_groups = family in _IN_GROUPS or (family == "gpt_bigcode" and groups == heads)
+    if not in_groups or groups == 1:
+        return _blocks(q=heads * head_dim, k=groups * head_dim, v=groups * head_dim)
+    return _in_groups(groups, q=heads // groups * head_dim, k=head_dim, v=head_dim)
+
+
+def _linear_attention(leaf: str, parent: Any, width: int) -> Parts | None:
+    """The projections of gated delta nets, as their sizes tell."""
+    names = ("num_k_heads", "num_v_heads", "head_k_dim", "head_v_dim")
+    key_heads, value_heads, key_dim, value_dim = (getattr(parent, name, None) or 0 for name in names)
+    if not key_heads or not value_heads:
+        return None
+    keys, values, share = key_heads * key_dim, value_heads * value_dim, value_heads // key_heads
+    if leaf == "in_proj_qkv" and width == 2 * keys + values:
+        return _blocks(q=keys, k=keys, v=values)
+    if leaf == "in_proj_qkvz" and width == 2 * (keys + values):
+        return _in_groups(key_heads, q=key_dim, k=key_dim, v=share * value_dim, z=share * value_dim)
+    if leaf == "in_proj_ba" and width == 2 * value_heads:
+        return _in_groups(key_heads, b=share, a=share)
+    return None
+
+
+def _blocks(**widths: int) -> Parts:
+    """One role after the other."""
+    found, start = {}, 0
+    for role, width in widths.items():
+        found[role] = (start, start + width, 1, 1)
+        start += width
+    return found
+
+
+def _in_groups(groups: int, **widths: int) -> Parts:
+    """One role after the other within each of several equal groups."""
+    step, found, start = sum(widths.values()), {}, 0
+    for role, width in widths.items():
+        found[role] = (start, groups * step, step, width)
+        start += width
+    return found
