@@ -26,6 +26,7 @@ from act.models.blocks import Block, Experts, Mlp, block_from_json, block_to_jso
 from act.models.calls import shared_table
 from act.models.coverage import Coverage, with_values
 from act.models.experts import ExpertsFound, experts_of
+from act.models.fused import in_parts, parts_of
 from act.models.kinds import Kinds, is_router
 from act.models.placement import require_whole, ties_apart
 from act.models.quantised import width_of
@@ -121,7 +122,8 @@ class ChannelSpace:
             )
             width = width_of(module) or cast(torch.Tensor, module.weight).shape[dims["weight"]]
             parameters = () if tied_to else parameters
-            sites.append(Site(name, kind_of(name, module), layer_of(name), offset, width, parameters, tied_to))
+            whole = Site(name, kind_of(name, module), layer_of(name), offset, width, parameters, tied_to)
+            sites += in_parts(whole, parts_of(model, name, module) or {})
             offset += width
         common = [site for site in sites if site.expert is None]
         kinds, widths = ({site.name: getattr(site, key) for site in common} for key in ("kind", "width"))
@@ -272,6 +274,10 @@ class ChannelSpace:
             source = None if site.scales is None else self._by_name.get(site.scales)
             if site.scales is not None and (source is None or source.scales or source.width % site.width):
                 raise ValueError(f"site {site.name:.60} cannot scale {site.scales:.60}")
+            start, stop, step, run = site.columns or (0, site.width, 1, 1)
+            runs = [part.run for part in site.parameters if part.run is not None]
+            if run > step or len(range(start, stop, step)) * run != site.width or any(each != run for each in runs):
+                raise ValueError(f"the columns of {site.name:.60} are not {site.width}")
 
 
 _SPACE = TypeAdapter(ChannelSpace)

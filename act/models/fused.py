@@ -14,10 +14,10 @@ from act.models.sites import Columns, Site
 _QKV = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "wqkv", "W_pack", "qkv")
 _GATE_UP = {"gate_up_proj": "down_proj", "input_linear": "output_linear", "Wi": "Wo"}
 """Projections whose first half is the gate -> the linear beside them that reads the product of both halves."""
-_IN_BLOCKS = """baichuan dbrx got_ocr2 gpt2 gpt_bigcode modernbert modernbert_decoder mpt openai phi3 phi4_multimodal qwen
-qwen2_vl qwen2_5_vl qwen3_vl qwen3_omni_moe sam""".split()
+_IN_BLOCKS = """baichuan dbrx got_ocr2 gpt2 gpt_bigcode modernbert modernbert_decoder mpt openai phi3 phi4_multimodal
+qwen qwen2_5_vl qwen2_vl qwen3_omni_moe qwen3_vl sam"""
 """Families that hold all queries, then all keys, then all values."""
-_IN_GROUPS = "bloom falcon fuyu gpt_neox gpt_neox_japanese internlm2 minimax persimmon".split()
+_IN_GROUPS = "bloom falcon fuyu gpt_neox gpt_neox_japanese internlm2 minimax persimmon"
 """Families that do so within each key-value head."""
 _CODEGEN_PARTS = 4  # CodeGen's rows lie as they were spread over four processors, values before keys
 
@@ -48,6 +48,28 @@ def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
     if leaf == "kv_proj" and family == "jetmoe":
         return _blocks(k=width // 2, v=width // 2)
     return _linear_attention(leaf, parent, width)
+
+
+def in_parts(whole: Site, parts: Parts) -> Iterator[Site]:
+    """The sites of a module: one for each part, or the whole where it has none."""
+    if not parts:
+        yield whole
+    offset = whole.offset
+    for role, columns in parts.items():
+        *span, run = columns
+        place: Any = {"span": tuple(span), "run": None if run == 1 else run}
+        width = len(range(*span)) * run
+        yield replace(
+            whole,
+            name=f"{whole.name}[{role}]",
+            kind=role,
+            offset=offset,
+            width=width,
+            parameters=tuple(replace(part, **place) for part in whole.parameters),
+            tied_to=whole.tied_to and f"{whole.tied_to}[{role}]",
+            columns=columns,
+        )
+        offset += width
 
 
 def joined(sites: Iterable[Site]) -> Iterator[tuple[Site, tuple[Site, ...]]]:
@@ -82,7 +104,7 @@ def _sizes(model: nn.Module, attention: nn.Module) -> tuple[int, int | None]:
 
 def _qkv(family: str, sizes: tuple[int, int | None], width: int) -> Parts | None:
     heads, given = sizes
-    if not heads or not (family in _IN_BLOCKS or family in _IN_GROUPS or family == "codegen"):
+    if not heads or family not in f"{_IN_BLOCKS} {_IN_GROUPS} codegen".split():
         return None
     head_dim = given or width // (3 * heads)
     groups, rest = divmod(width - heads * head_dim, 2 * head_dim)
@@ -91,7 +113,7 @@ def _qkv(family: str, sizes: tuple[int, int | None], width: int) -> Parts | None
     if family == "codegen":
         run = width // (3 * _CODEGEN_PARTS)
         return {role: (start * run, width, 3 * run, run) for role, start in (("q", 0), ("k", 2), ("v", 1))}
-    in_groups = family in _IN_GROUPS or (family == "gpt_bigcode" and groups == heads)
+    in_groups = family in _IN_GROUPS.split() or (family == "gpt_bigcode" and groups == heads)
     if not in_groups or groups == 1:
         return _blocks(q=heads * head_dim, k=groups * head_dim, v=groups * head_dim)
     return _in_groups(groups, q=heads // groups * head_dim, k=head_dim, v=head_dim)

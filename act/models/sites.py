@@ -54,10 +54,7 @@ class ParameterSlice:
 
     def places(self, rows: torch.Tensor) -> torch.Tensor:
         """Where rows of this part lie in :attr:`whole`; in the same order."""
-        if self.span is None or self.run is None:
-            return rows
-        start, _, step = self.span
-        return start + rows // self.run * step + rows % self.run
+        return rows if self.span is None or self.run is None else _places((*self.span, self.run), rows)
 
     def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The part as ``[R, W]``, channels first, without gradient; see :meth:`part_of`."""
@@ -82,8 +79,8 @@ class ParameterSlice:
         start, stop, step = self.span
         if self.run is None:
             return matrix[start:stop:step]
-        rows = torch.arange(len(range(start, stop, step)) * self.run, device=matrix.device)
-        return matrix[self.places(rows)]
+        taken = torch.arange(len(range(start, stop, step)) * self.run, device=matrix.device)
+        return matrix[self.places(taken)]
 
 
 @dataclass(frozen=True)
@@ -153,6 +150,10 @@ class Site:
         """Path of the module of the experts that it belongs to; the inverse of :func:`expert_site_name`."""
         return self.name.rpartition("[")[0]
 
+    def outputs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Where channels of the site lie among the outputs of :attr:`module`; in the same order."""
+        return rows if self.columns is None else _places(self.columns, rows)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for file headers, without what is not set."""
         plain = {**vars(self), "parameters": [_set(vars(part)) for part in self.parameters]}
@@ -162,6 +163,11 @@ class Site:
 def expert_site_name(experts: str, expert: int, role: str) -> str:
     """The name of an expert's site: ``model.layers.0.mlp.experts[3].gate``."""
     return f"{experts}[{expert}].{role}"
+
+
+def _places(columns: Columns, rows: torch.Tensor) -> torch.Tensor:
+    start, _, step, run = columns
+    return start + rows // run * step + rows % run
 
 
 def _set(values: Mapping[str, Any]) -> dict[str, Any]:

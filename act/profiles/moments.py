@@ -10,6 +10,7 @@ import torch
 from act.core.errors import ActError
 from act.core.plain import LARGEST
 from act.models.channels import ChannelSpace
+from act.models.fused import joined
 from act.models.sites import Site
 from act_kernels import PAIR, empty_moments, merge_moments
 from act_kernels.statistics import COUNT, MEAN, NONFINITE, POSITIVE, STATISTICS
@@ -45,6 +46,7 @@ class Moments:
             site.name: self._arenas[places[site.name]][..., starts[site.name] : starts[site.name] + site.width]
             for site in space
         }
+        self._shared = self._shared_blocks()
         self._segments: dict[str, torch.Tensor] = {}
 
     @property
@@ -70,11 +72,16 @@ class Moments:
         arena = self.arena
         self._arenas = {arena.device: arena}
         self._blocks = {site.name: arena[..., site.channels] for site in self.space}
+        self._shared = self._shared_blocks()
         self._segments.clear()
 
     def block(self, site: str) -> torch.Tensor:
-        """The view of one site, ``[7, C]`` or ``[3, 7, C]``, on the device where the site runs."""
-        return self._blocks[site]
+        """The view of one site, ``[7, C]`` or ``[3, 7, C]``, on the device where the site runs.
+
+        The path of a fused projection gives that of all sites which share it.
+        """
+        found = self._blocks.get(site)
+        return self._shared[site] if found is None else found
 
     def segments(self, sites: Sequence[Site]) -> torch.Tensor:
         """The blocks of sites that lie a fixed number of channels apart, as one view ``[7, E, C]`` or ``[3, 7, E, C]``.
@@ -88,6 +95,15 @@ class Moments:
         if known is None:
             known = self._segments[sites[0].name] = self._view(sites)
         return known
+
+    def _shared_blocks(self) -> dict[str, torch.Tensor]:
+        """The blocks of fused projections; their sites lie one after the other, on one device."""
+        found = {}
+        for whole, parts in joined(self.space):
+            if len(parts) > 1:
+                first = self._blocks[parts[0].name]
+                found[whole.name] = first.as_strided((*first.shape[:-1], whole.width), first.stride())
+        return found
 
     def _view(self, sites: Sequence[Site]) -> torch.Tensor:
         blocks = [self.block(site.name) for site in sites]

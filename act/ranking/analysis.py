@@ -249,7 +249,9 @@ def ablated(model: nn.Module, channels: ChannelSet, profile: Profile) -> Iterato
             if any(layout.item is not None or layout.groups > 1 for layout in layouts):
                 raise ActError(f"{name} gives {layouts[0]}, in which channels cannot be set; exclude it")
             columns = any(layout.columns is not None for layout in layouts)
-            attachments.after(name, _filling(*fills[name], dim=-2 if columns else -1))
+            rows, values = fills[name]
+            site = profile.space.site(name)
+            attachments.after(site.module, _filling(site.outputs(rows), values, dim=-2 if columns else -1))
         yield
     finally:
         attachments.remove()

@@ -12,6 +12,7 @@ from act.core.errors import ActError
 from act.models.layout import Layout, Sizes, Tokens, sizes_of
 from act.models.sites import Site
 from act.taps.holders import Bank
+from act.taps.outputs import Output
 from act.taps.routed import RoutedRows
 from act.taps.sink import Sink
 
@@ -37,14 +38,16 @@ class Measurement:
     """The sites of one model on their way into a sink.
 
     Attributes:
-        sites: the sites to measure, by name, with their layouts.
+        sites: what is to be measured, by the name of the site or, of sites that share it, the fused projection.
         riding: those that fused kernels may measure while they compute.
         paths: the op by which each site was last read, by site name.
     """
 
-    def __init__(self, sites: Iterable[Site], sink: Sink) -> None:
-        self.sites = {site.name: site for site in sites}
-        self.riding = {name for name, site in self.sites.items() if sink.block(site) is not None}
+    def __init__(self, outputs: Iterable[Output], sink: Sink) -> None:
+        self._outputs = {output.site.name: output for output in outputs}
+        self.sites = {name: output.site for name, output in self._outputs.items()}
+        together = [output.site for output in self._outputs.values() if output.together]
+        self.riding = {site.name for site in together if sink.block(site) is not None}
         self.paths: dict[str, str] = {}
         self._sink = sink
         self._count_masks: dict[Tokens, torch.Tensor] = {}
@@ -106,8 +109,14 @@ class Measurement:
     def read(self, name: str, output: Any) -> None:
         """Feed what a module returned to the sink, if it is a site to measure."""
         site = self.sites.get(name)
-        if site is not None:
-            self.read_rows(site, *self.rows(site, output))
+        if site is None:
+            return
+        rows, mask = self.rows(site, output)
+        if self._outputs[name].together:
+            self.read_rows(site, rows, mask)
+            return
+        for part, columns in self._outputs[name].of_parts(rows):
+            self.read_rows(part, columns, mask)
 
     def rows(self, site: Site, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What a site returned as rows ``[R, C]``, token by token, and which of them count, ``[R]`` (None: all).
@@ -139,7 +148,7 @@ class Measurement:
     def read_rows(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Feed rows ``[R, C]`` of a site to the sink; ``mask`` is bool ``[R]``, True where a row counts (None: all)."""
         self._sink.read(site, rows, mask)
-        self.paths[site.name] = "column_moments"
+        self._note_path(site.name, "column_moments")
 
     def read_bank(self, bank: Bank, given: RoutedRows) -> None:
         """Feed what a bank of sites gave, with the token of each row, to the sink, if it is to be measured."""
@@ -158,5 +167,9 @@ class Measurement:
         """The moments of a site for the op ``path`` to accumulate into; None where it cannot ride along."""
         if name not in self.riding:
             return None
-        self.paths[name] = path
+        self._note_path(name, path)
         return self._sink.block(self.sites[name])
+
+    def _note_path(self, name: str, path: str) -> None:
+        output = self._outputs.get(name)
+        self.paths.update(dict.fromkeys((part.name for part in output.parts), path) if output else {name: path})

@@ -14,6 +14,7 @@ from act.core.errors import ActError
 from act.models.blocks import Attention, Block
 from act.models.calls import has_decoder
 from act.models.channels import ChannelSpace
+from act.models.fused import joined
 from act.models.layout import PLAIN
 from act.models.rotary import RotaryPairs
 from act.models.sites import Site
@@ -50,7 +51,8 @@ class Probed:
         Raises:
             ActError: a model with positions that are no tokens; experts that cannot be read.
         """
-        sites = {site.name: site for site in space if site.scales is None}
+        shared = {site.name: parts for site, parts in joined(space)}
+        sites = {site.name: site for site, _ in joined(space) if site.scales is None}
         holders = holders_of(model, space)
         require_known_kernels(model, holders)
         held = {site.name for holder in holders for bank in holder.banks for site in bank.sites}
@@ -65,11 +67,9 @@ class Probed:
                 )
             log.info("%s cannot be probed, so its sites are taken as %s: %s", type(model).__name__, PLAIN, recording)
             columns = [name for name in called if isinstance(model.get_submodule(name), nn.Conv1d)]
-            known = sites.keys() - columns
-            plain = tuple(
-                replace(site, layouts=(BY_TOKEN if site.name in held else PLAIN,) if site.name in known else ())
-                for site in space
-            )
+            known = [part for name in sites.keys() - columns for part in shared[name]]
+            read = {site.name: (BY_TOKEN if site.name in held else PLAIN,) for site in known}
+            plain = tuple(replace(site, layouts=read.get(site.name, ())) for site in space)
             space = unverified(space, f"the model cannot be probed ({recording}), so nothing shows what its units are")
             return cls(replace(space, sites=plain), dict.fromkeys(columns, NOT_PROBED), tuple(holders), None)
         _refuse_other_lengths(model, recording)
@@ -79,6 +79,7 @@ class Probed:
         holders, of_held = learn_held(model, holders, recording)
         found = learn(model, called, recording) | of_held
         found |= {name: layouts for name, layouts in of_uncalled.items() if not isinstance(layouts, Unread)}
+        found = {part.name: found[name] for name, parts in shared.items() for part in parts if name in found}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
         beside = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
         unread |= dict.fromkeys((name for name in unread if name.startswith(beside)), "it does not read text")

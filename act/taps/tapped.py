@@ -28,6 +28,7 @@ from act.taps.head import Head
 from act.taps.held import HeldParameters
 from act.taps.holders import parameters_of
 from act.taps.measurement import Measurement
+from act.taps.outputs import outputs_of
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
 from act.taps.sink import MomentsSink, Sink
@@ -100,7 +101,7 @@ class Taps:
         self.space = probed.space
         wanted = self.space.without(exclude)
         self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts and not site.scales}
-        self._measurement = Measurement((site for site in wanted if site.layouts), sink)
+        self._measurement = Measurement(outputs_of(self.space, {site.name for site in wanted if site.layouts}), sink)
         if not self._measurement.sites:
             raise ActError(f"no output of {type(model).__name__} can be measured: {next(iter(self.unread.values()))}")
         self.paths = self._measurement.paths

@@ -19,12 +19,14 @@ def test_every_parameter_is_behind_exactly_one_channel(family):
     model = tiny_model(family)
     space = ChannelSpace.from_model(model)
     assert space.uncovered == ()
-    names = [part.name for site in space for part in site.parameters]
-    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     parameters = dict(model.named_parameters())
+    held = {name: torch.zeros(parameter.shape) for name, parameter in parameters.items()}
     for site in space:
         for part in site.parameters:
-            assert parameters[part.name].shape[part.dim] == site.width
+            assert part.part_of(parameters[part.name]).shape[0] == site.width
+            rows = part.places(torch.arange(site.width))
+            part.whole.part_of(held[part.name]).index_add_(0, rows, torch.ones(part.part_of(held[part.name]).shape))
+    assert all((counts == 1).all() for counts in held.values())
     assert len(space) == sum(site.width for site in space)
 
 

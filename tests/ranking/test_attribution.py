@@ -47,9 +47,10 @@ def test_mean_is_the_slope_of_the_loss(family, tokenizer):
         with torch.no_grad():
             for site in space:
                 for part in site.parameters:
-                    mine = moved.get_parameter(part.name)
-                    shape = [-1 if dim == part.dim else 1 for dim in range(mine.dim())]
-                    mine += sign * step * chosen[site.channels].view(shape) * (theirs[part.name] - mine)
+                    mine = part.whole.part_of(moved.get_parameter(part.name))
+                    rows = part.places(torch.arange(site.width))
+                    change = part.part_of(theirs[part.name]) - mine[rows]
+                    mine[rows] += sign * step * chosen[site.channels][:, None] * change
             losses.append(mean_loss(moved, corpus))
     slope = (losses[0] - losses[1]) / (2 * step)
     assert slope == pytest.approx((found.mean * chosen).sum().item(), rel=1e-3, abs=1e-5)

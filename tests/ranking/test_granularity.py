@@ -44,7 +44,7 @@ def scale_rows(model: torch.nn.Module, space: ChannelSpace, rows: dict[str, torc
     with torch.no_grad():
         for name, table in rows.items():
             for part in space.site(name).parameters:
-                parameters[part.name].movedim(part.dim, 0)[table[unit]] *= 1.5
+                part.whole.part_of(parameters[part.name])[part.places(table[unit])] *= 1.5
 
 
 @pytest.mark.parametrize("family", [*CONFIGS, *MORE])
@@ -156,7 +156,7 @@ def test_a_transfer_moves_rows_and_columns_and_comes_back(family):
     patch = act.transfer(donor, target, channels, 1.0)
     expected = {name: parameter.clone() for name, parameter in before.items()}
     for chosen in channels.rows():
-        old, new = (weights[chosen.parameter.name].movedim(chosen.parameter.dim, 0) for weights in (expected, wanted))
+        old, new = (chosen.parameter.part_of(weights[chosen.parameter.name]) for weights in (expected, wanted))
         old[chosen.rows] = new[chosen.rows].detach()
     assert channels.inputs and {chosen.parameter.name for chosen in channels.rows()} >= {
         channels.space.site(name).inputs.name for name in channels.inputs

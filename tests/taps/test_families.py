@@ -58,10 +58,14 @@ def reference(model, space, longer, count_mask, causal):
     rows = {}
     for row in range(len(longer)) if causal else (slice(None),):
         ids = longer[row][None] if causal else longer[:, :HEADS]
-        for name, calls in outputs(model, ids, {site.name for site in space}).items():
-            for output in (each for each in calls if each is not None):
-                found = rows.setdefault(name, [])
-                if output.shape[-1] != space.site(name).width:
+        common = [site for site in space if site.expert is None]
+        by_module = outputs(model, ids, {site.module for site in common})
+        for site in common:
+            for whole in (each for each in by_module.get(site.module, ()) if each is not None):
+                name, found = site.name, rows.setdefault(site.name, [])
+                parts = site.columns is not None
+                output = whole[..., site.outputs(torch.arange(site.width))] if parts else whole
+                if output.shape[-1] != site.width:
                     output = output.flatten(-2)
                 if causal:
                     tokens = by_token(output, LONGER)
