@@ -23,14 +23,15 @@ def test_exactly_the_chosen_rows_move(family):
     channels = chosen(space, 0.2)
     before, source = state(target), state(donor)
     act.transfer(donor, target, channels, strength=0.4)
-    touched = {(part.name, part.dim): rows for site, rows in space.split(channels.index) for part in site.parameters}
+    touched = {part: rows for site, rows in space.split(channels.index) for part in site.parameters}
     for name, after in state(target).items():
         expected = before[name].double()
-        for (changed, dim), rows in touched.items():
-            if changed == name:
+        for part, rows in touched.items():
+            if part.name == name:
                 old, new = before[name].double(), source[name].double()
                 blended = old + 0.4 * (new - old)
-                expected.index_copy_(dim, rows, blended.index_select(dim, rows))
+                rows = rows + (part.span[0] if part.span else 0)  # both families hold q, k and v in blocks
+                expected.index_copy_(part.dim, rows, blended.index_select(part.dim, rows))
         torch.testing.assert_close(after.double(), expected, rtol=2e-7, atol=1e-8)
     assert torch.equal(
         state(donor)["model.embed_tokens.weight" if family != "gpt2" else "transformer.wte.weight"],

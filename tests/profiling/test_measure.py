@@ -39,7 +39,22 @@ def stored_activations(model, batches) -> dict[str, torch.Tensor]:
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
     for handle in handles:
         handle.remove()
-    return {name: torch.cat(parts) for name, parts in rows.items()}
+    whole = {name: torch.cat(parts) for name, parts in rows.items()}
+    return {part: rows for name in whole for part, rows in apart(name, whole[name])}
+
+
+def apart(name: str, rows: torch.Tensor):
+    """What a fused projection of GPT-2 or Phi-3 (with half as many keys as queries) consists of."""
+    leaf, width = name.rpartition(".")[2], rows.shape[1]
+    if leaf == "c_attn":
+        roles, sizes = "qkv", [width // 3] * 3
+    elif leaf == "qkv_proj":
+        roles, sizes = "qkv", [width // 2, width // 4, width // 4]
+    elif leaf == "gate_up_proj":
+        roles, sizes = ("gate", "up"), [width // 2] * 2
+    else:
+        return [(name, rows)]
+    return [(f"{name}[{role}]", part) for role, part in zip(roles, rows.split(sizes, 1), strict=True)]
 
 
 def assert_statistics(found, rows: torch.Tensor, error: float = 1e-7) -> None:
