@@ -58,7 +58,7 @@ def reference(model, space, longer, count_mask, causal):
     rows = {}
     for row in range(len(longer)) if causal else (slice(None),):
         ids = longer[row][None] if causal else longer[:, :HEADS]
-        common = [site for site in space if site.expert is None]
+        common = [site for site in space if site.columns or site.module == site.name]
         by_module = outputs(model, ids, {site.module for site in common})
         for site in common:
             for whole in (each for each in by_module.get(site.module, ()) if each is not None):
