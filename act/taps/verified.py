@@ -25,7 +25,6 @@ from act.core.errors import brief
 from act.models.blocks import Attention, Block, Mlp
 from act.models.channels import ChannelSpace
 from act.models.modes import evaluating
-from act.models.sites import Site
 
 ROUNDING = 16
 """Columns that differ by less than so many units of rounding, relative to the largest value, have not changed."""
@@ -209,7 +208,7 @@ class _Ablation:
             for number, (site, rows) in enumerate(self._tables.items()):
                 if site.module == module:
                     first = 1 + number * len(self._code)
-                    outputs = _outputs(site, width)[rows]
+                    outputs = site.outputs(rows)
                     changed[first : first + len(self._code), outputs.flatten()] = self._code.repeat_interleave(
                         outputs.shape[1], dim=1
                     )
@@ -234,12 +233,6 @@ class _Ablation:
         if len(given) > batch:  # rows and tokens, or rows and heads, in one dimension
             return self._for_every_row(given.unflatten(0, (batch, -1))).flatten(0, 1)
         return given[:1].expand(self._batch, *given.shape[1:])
-
-
-def _outputs(site: Site, width: int) -> torch.Tensor:
-    """Which outputs of its module, of so many, the channels of a site are."""
-    whole = torch.arange(width)
-    return site.parameters[0].part_of(whole)[:, 0] if site.parameters else whole
 
 
 @contextlib.contextmanager
