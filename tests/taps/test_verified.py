@@ -61,12 +61,22 @@ def test_heads_that_change_each_other_are_refused_with_the_reason(family, tmp_pa
     assert [units.kind for units in paired] == ["q", "k"] * 2
 
 
-@pytest.mark.parametrize("fault", ["rows in another order", "heads of half the width", "keys of another layer"])
+def test_parts_of_a_projection_in_another_order_are_no_heads():
+    model = tiny("gpt_neox")
+    space = ChannelSpace.from_model(model)
+    starts = {"q": 0, "k": 32, "v": 64}
+    sites = [
+        replace(site, columns=site.columns and (starts[site.kind], starts[site.kind] + 32, 1, 1)) for site in space
+    ]
+    found = Probed.of(model, replace(space, sites=tuple(sites))).space
+    assert found.refused.keys() == {block.o for block in space.blocks if isinstance(block, Attention)}
+
+
+@pytest.mark.parametrize("fault", ["heads of half the width", "keys of another layer"])
 def test_a_block_that_the_model_does_not_have_is_refused(fault):
-    model = tiny("gpt_neox") if fault == "rows in another order" else tiny_model("llama")
+    model = tiny_model("llama")
     space = ChannelSpace.from_model(model)
     wrong = {
-        "rows in another order": lambda block: replace(block, layout="blocks"),
         "heads of half the width": lambda block: replace(block, heads=8, groups=4, head_dim=4),
         "keys of another layer": lambda block: replace(block, k=block.k.replace("0", "1")),
     }[fault]
