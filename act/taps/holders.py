@@ -114,7 +114,7 @@ def holders_of(model: nn.Module, sites: Iterable[Site], uncalled: Iterable[Site]
 
 def _is_parameter(site: Site) -> bool:
     """Whether a site is of a parameter that no module applies as a whole."""
-    return site.expert is None and site.module != site.name
+    return site.expert is None and site.columns is None and site.module != site.name
 
 
 def _is_router(site: Site, modules: Mapping[str, nn.Module]) -> bool:
