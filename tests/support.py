@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from act.data.corpus import Corpus
 from act.data.stream import Stream
@@ -80,6 +80,34 @@ def train_tokenizer(texts, vocabulary: int = 300) -> transformers.PreTrainedToke
     )
     wrapped.chat_template = CHAT_TEMPLATE
     return wrapped
+
+
+def word_tokenizer(like: str) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of whole words that puts special tokens around a text as BERT does, or behind it as T5 does."""
+    words = ["what", "is", "two", "plus", "three", "five", "the", "answer", "a", "b", "c", "d", "e"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>"]
+    tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate([*special, *words])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    around = {"bert": ("[CLS] $A [SEP]", special[2:4]), "t5": ("$A </s>", special[4:])}[like]
+    named = [(token, special.index(token)) for token in around[1]]
+    tokenizer.post_processor = processors.TemplateProcessing(single=around[0], special_tokens=named)
+    own = {"cls_token": "[CLS]", "sep_token": "[SEP]"} if like == "bert" else {"eos_token": "</s>"}
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **own)
+
+
+def tiny_encoder(like: str, seed: int = 0) -> torch.nn.Module:
+    """A BERT, or a T5 with encoder and decoder, of random weights."""
+    torch.manual_seed(seed)
+    if like == "bert":
+        body = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+        made = transformers.BertForMaskedLM(transformers.BertConfig(**body, vocab_size=40, max_position_embeddings=40))
+    else:
+        body = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4, "decoder_start_token_id": 0}
+        made = transformers.T5ForConditionalGeneration(transformers.T5Config(**body, vocab_size=40))
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return made.eval()
 
 
 def batches_of(corpus: Corpus, token_budget: int = 8192) -> Iterator[dict[str, torch.Tensor]]:
