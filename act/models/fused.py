@@ -25,7 +25,7 @@ Parts = dict[str, Columns]
 
 
 def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
-    """What the outputs of a linear are: role (``q k v gate up z b a``) -> columns; None if it is one thing, or unknown.
+    """What the outputs of a linear are: role (``q k v gate up z b a x B C dt``) -> columns; None if one, or unknown.
 
     The order of the roles is that of the channels.
     """
@@ -47,7 +47,7 @@ def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
         return _qkv(family, _sizes(model, parent), width)
     if leaf == "kv_proj" and family == "jetmoe":
         return _blocks(k=width // 2, v=width // 2)
-    return _linear_attention(leaf, parent, width)
+    return _linear_attention(leaf, parent, width) or _state_space(leaf, parent, width)
 
 
 def in_parts(whole: Site, parts: Parts) -> Iterator[Site]:
@@ -133,6 +133,16 @@ def _linear_attention(leaf: str, parent: Any, width: int) -> Parts | None:
     if leaf == "in_proj_ba" and width == 2 * value_heads:
         return _in_groups(key_heads, b=share, a=share)
     return None
+
+
+def _state_space(leaf: str, parent: Any, width: int) -> Parts | None:
+    """The projection of a Mamba 2 mixer, as its sizes tell."""
+    names = ("intermediate_size", "conv_dim", "num_heads")
+    inner, convolved, heads = (getattr(parent, name, None) or 0 for name in names)
+    state, odd = divmod(convolved - inner, 2)
+    if leaf != "in_proj" or not heads or state <= 0 or odd or width != inner + convolved + heads:
+        return None
+    return _blocks(z=inner, x=inner, B=state, C=state, dt=heads)
 
 
 def _blocks(**widths: int) -> Parts:

@@ -31,6 +31,8 @@ class _Rule(NamedTuple):
     """Kinds or last names, best first."""
     dim: int | None = None
     """The dimension with one value for each channel or head; None: the only one longer than 1."""
+    every: bool = False
+    """Whether it has a value for every channel, those of a head in a row: ``[heads, values]``."""
 
 
 _OF_A_STATE = "dt_proj in_proj_a a_proj f_proj f_b_proj dt a norm"
@@ -40,6 +42,9 @@ _RULES = (
     _Rule("sinks|softmax_scaling.scale|softmax_scaling.bias", "q q_b_proj wq_b"),
     _Rule("relative_attention_bias|relative_attention_bias.weight", "q project_q", -1),
     _Rule("qk_norm.temp", "k"),
+    _Rule(r"(q|query)_?\w*(norm|ln|clip)\w*.(weight|bias|scale)", "q query", 0, every=True),
+    _Rule(r"(k|key)_?\w*(norm|ln)\w*.(weight|bias|scale)", "k key", 0, every=True),
+    _Rule("rel_l2_clip.scale", "r_proj", 0, every=True),
     _Rule("gate_bias", "gate"),
     _Rule("e_score_correction_bias|expert_bias|per_expert_scale", "router"),
     _Rule("router_states_scale", "down_proj"),
@@ -145,7 +150,9 @@ class _Places:
         if rule is not None and shape.numel() > 1:
             dim = _long_dim(shape) if rule.dim is None or shape[rule.dim] == 1 else rule.dim % len(shape)
             site = None if dim is None else self._named(name, rule.sites.split(), shape[dim])
-            return None if dim is None or site is None else (dim, site)
+            if site is not None and dim is not None and (not rule.every or site.width == shape.numel()):
+                return dim, site
+            return None
         dim = _long_dim(shape)
         if dim is None or any(_ends_with(name, pattern) for pattern, _ in _REASONS[:1] + _REASONS[2:]):
             return None
@@ -223,5 +230,5 @@ def _reason(name: str, parameter: torch.Tensor) -> str:
     if known:
         return known
     if _long_dim(parameter.shape) is None:
-        return "no module applies it, and what is computed with it is not known"
+        return "it is of no linear, norm, convolution or embedding, and what is computed with it is not known"
     return "no site near it has a channel for each of its values"

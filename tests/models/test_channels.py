@@ -5,7 +5,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from support import CONFIGS, tiny_model
+from support import ATTENTION, CONFIGS, SMALL, tiny_model
 from torch import nn
 
 from act.core.errors import ActError
@@ -160,3 +160,13 @@ def test_what_is_called_a_head_and_gives_no_tokens_is_none():
     model = tiny_model("llama")
     model.model.layers[0].lm_head = nn.Linear(32, 7)
     assert ChannelSpace.from_model(model).site("model.layers.0.lm_head").kind == "lm_head"
+
+
+def test_norms_of_all_heads_go_with_the_queries_and_keys_that_they_scale():
+    config = transformers.CohereConfig(**SMALL, **ATTENTION, use_qk_norm=True)
+    with torch.device("meta"):
+        space = ChannelSpace.from_model(transformers.AutoModelForCausalLM.from_config(config))
+    scaling = {site.name.removeprefix("model.layers.0.self_attn."): site for site in space if site.scales}
+    heads = {name: scaling[f"{name}_norm.weight"].width for name in "qk"}
+    assert heads == {"q": 4, "k": 2} and space.coverage.share == 1
+    assert scaling["q_norm.weight"].scales == "model.layers.0.self_attn.q_proj"
