@@ -22,7 +22,9 @@ FLAGS = ("weight", "train", "loss")
 """Keys of a message that say whether it is to be learned."""
 
 _TO_CONTINUE = ("prefix", "partial", "continue_final_message", "add_generation_prompt")
-_MEDIA = ("audio", "image", "images", "video", "videos")
+MEDIA = ("audio", "image", "images", "video", "videos")
+"""Columns, and keys of messages, that hold more than text."""
+
 _ONLY_TEXT = "only text can be read, so leave records with images, audio or video out"
 _TEXT_PARTS = ("text", "input_text", "output_text", "thinking", "reasoning")
 _OF_A_PART = ("type", *_TEXT_PARTS)
@@ -163,7 +165,7 @@ def _messages(given: Any, *, history: bool = False) -> list[Message]:
             for call in message.get("tool_calls", [])
         ):
             raise ActError(f"tool_calls of message {number} is {message['tool_calls']!r:.60}; expected a list of calls")
-        if media := [key for key in _MEDIA if message.get(key)]:
+        if media := [key for key in MEDIA if message.get(key)]:
             raise ActError(f"message {number} has {media[0]}; {_ONLY_TEXT}")
         earlier = history or number + 1 < len(messages)
         if content is None and role == "assistant" and earlier and not _says(message):

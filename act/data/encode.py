@@ -19,7 +19,7 @@ from act.core.errors import ActError, require_choice
 from act.core.names import require_name
 from act.data.chat import require_answer, why_not_a_beginning, written
 from act.data.columns import require_nothing_lost
-from act.data.conversation import FLAGS, Message, calls_of, conversation_of, flagged, texts_in
+from act.data.conversation import FLAGS, MEDIA, Message, calls_of, conversation_of, flagged, texts_in
 from act.data.records import Record
 from act.models.calls import Reader
 
@@ -218,6 +218,11 @@ class Encoder:
         mask = given.get("loss_mask")
         apart = {*self.ignore_columns, self.ability_column, "loss_mask"}
         record = {key: value for key, value in given.items() if value is not None and key not in apart}
+        if media := [column for column in MEDIA if record.get(column)]:
+            raise ActError(
+                f"the column {media[0]} is more than text, and only text is read (a vision tower stays unread); "
+                f"leave such records out, or measure their text alone (--ignore-columns {media[0]})"
+            )
         if self.reader == "encoder-decoder":
             encoded = yield from self._two_texts(record, mask)
         elif "messages" in record:

@@ -201,3 +201,17 @@ def test_what_the_tokenizer_puts_in_front_of_a_text_does_not_count():
     assert positions(encoded, "all")[0] == positions(encoded, "prompt")[0] == positions(encoded, "predict")[0] == 0
     cut = list(Corpus.from_records([record], tokenizer, max_length=30).sequences())  # still a text
     assert len(cut) > 1 and sum(piece.count_mask.sum() for piece in cut) == len(encoded.input_ids) - 1
+
+
+@pytest.mark.parametrize("column", ["image", "images", "video"])
+def test_records_with_images_are_refused_unless_their_text_is_wanted_alone(tokenizer, column):
+    for record in (
+        {"text": "see a.png", column: ["a.png"]},
+        {"prompt": "see", "completion": "it", column: {"bytes": b"PNG", "path": None}},
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], column: "a.png"},
+    ):
+        with pytest.raises(ActError, match=rf"the column {column} is more than text, .*--ignore-columns {column}"):
+            list(Corpus.from_records([record], tokenizer).encoded())
+        assert list(Corpus.from_records([record], tokenizer, ignore_columns=[column]).encoded())
+        empty = {**record, column: []}
+        assert list(Corpus.from_records([empty], tokenizer).encoded())
