@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from act.models.adapters import plain
+from act.models.quantised import inputs_of, width_of
 from act.models.sites import Columns, Site
 
 _QKV = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "wqkv", "W_pack", "qkv")
@@ -32,7 +34,9 @@ def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
     weight: Any = getattr(module, "weight", None)
     around, _, leaf = name.rpartition(".")
     parent = model.get_submodule(around)
-    if isinstance(module, nn.Linear):
+    if known := width_of(module):
+        width = known
+    elif isinstance(module, nn.Linear):
         width = module.out_features
     elif type(module).__name__ == "Conv1D" and weight is not None:
         width = weight.shape[1]
@@ -40,7 +44,7 @@ def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
         return None
     if leaf in _GATE_UP:
         reader = getattr(parent, _GATE_UP[leaf], None)
-        halves = isinstance(reader, nn.Linear) and 2 * reader.in_features == width
+        halves = reader is not None and 2 * (inputs_of(plain(reader)) or 0) == width
         return _blocks(gate=width // 2, up=width // 2) if halves else None
     family = _family(model, parent)
     if leaf in _QKV:
