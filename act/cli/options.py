@@ -49,7 +49,11 @@ CorpusPlace = Annotated[
     ),
 ]
 Count = Annotated[
-    str, typer.Option(help="Which tokens count: answer, predict (those that predict the answer), prompt or all.")
+    str,
+    typer.Option(
+        help="Which tokens count: answer, predict (those that predict the answer), prompt or all. For an encoder with "
+        "a decoder, that is said of the decoder's tokens; those of the source all count, and prompt counts them alone."
+    ),
 ]
 AnswerTurns = Annotated[str, typer.Option(help="Which messages of the assistant are answers: last or all.")]
 AbilityColumn = Annotated[str | None, typer.Option(help="Column that labels each record with its ability.")]

@@ -11,15 +11,15 @@ from act.models.embeddings import input_embedding, lm_head
 from act.models.quantised import width_of
 
 _KINDS = {
-    "q": ("q_proj", "query"),
-    "k": ("k_proj", "key"),
-    "v": ("v_proj", "value"),
-    "o": ("o_proj", "out_proj"),
+    "q": ("q_proj", "query", "query_proj", "q_lin"),
+    "k": ("k_proj", "key", "key_proj", "k_lin"),
+    "v": ("v_proj", "value", "value_proj", "v_lin"),
+    "o": ("o_proj", "out_proj", "out_lin"),
     "qkv": ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "W_pack"),
-    "gate": ("gate_proj", "w1"),
-    "up": ("up_proj", "w3", "fc1", "c_fc", "dense_h_to_4h"),
+    "gate": ("gate_proj", "w1", "wi_0"),
+    "up": ("up_proj", "w3", "fc1", "c_fc", "dense_h_to_4h", "wi", "wi_1", "ffn"),
     "gate_up": ("gate_up_proj",),
-    "down": ("down_proj", "w2", "fc2", "dense_4h_to_h"),
+    "down": ("down_proj", "w2", "fc2", "dense_4h_to_h", "ffn_output"),
     "router": ("gate", "wg"),
     "position": ("wpe", "embed_positions", "position_embeddings"),
 }
@@ -28,6 +28,8 @@ _KIND_OF_NAME = {name: kind for kind, names in _KINDS.items() for name in names}
 _KIND_OF_NAME |= {"attn.c_proj": "o", "mlp.c_proj": "down"}
 _KIND_OF_NAME |= {f"{attention}.dense": "o" for attention in ("attention", "self_attention", "self_attn")}
 _KIND_OF_NAME |= {"attention.output.dense": "o", "intermediate.dense": "up", "output.dense": "down"}
+_KIND_OF_NAME |= {"DenseReluDense.wo": "down", "mlp.wo": "down", "ffn.lin1": "up", "ffn.lin2": "down"}
+_KIND_OF_NAME |= {"attn.Wo": "o", "mlp.Wo": "down"}
 _EMBED_NAMES, _HEAD_NAMES = ("embed_tokens", "wte", "embed_in"), ("lm_head", "embed_out")
 
 

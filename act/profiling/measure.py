@@ -62,7 +62,7 @@ def profile(
     """Stream corpora through ``model`` once and accumulate the statistics of every channel.
 
     Args:
-        model: a Hugging Face decoder model; its outputs do not change, and it is left as it was.
+        model: a Hugging Face language model; its outputs do not change, and it is left as it was.
         corpora: an :class:`act.Corpus`; several, by the ability that each exercises; or batches: dicts of
             ``input_ids``, ``attention_mask``, optionally ``count_mask`` and ``ability``
             (:func:`act.data.batching.given_batches`).
