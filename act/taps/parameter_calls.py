@@ -196,7 +196,7 @@ class ParameterCalls(TorchFunctionMode):
     def _note_columns(self, weight: Any, output: torch.Tensor, biased: bool = False) -> None:
         """Outputs ``[batch, C, columns]``: the weight comes first in the product, or is that of a convolution."""
         found = self._weight_of(weight) if isinstance(weight, torch.Tensor) else None
-        if found is None or output.dim() != 3:
+        if found is None or found[0].packed or found[1] is not None or output.dim() != 3:
             return
         of, bias = found[0], None
         if of.bias is not None and not biased:
@@ -284,7 +284,7 @@ class ParameterCalls(TorchFunctionMode):
         if last is not None and len(last) == rows:
             return last
         each = rows // max(1, self._count)
-        if each > 1 and rows == each * self._count:
+        if each > 1 and rows == each * self._count and not self.holder.routed:
             return self._every(x.device).repeat_interleave(each)  # such as one for each head, as the probe will check
         if rows != self._count:
             self._problem = (

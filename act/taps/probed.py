@@ -103,7 +103,12 @@ def _is_linear_or_conv(model: nn.Module, site: Site) -> bool:
 def _refuse_other_lengths(model: nn.Module, recording: Recording) -> None:
     """Raise :class:`ActError` if most sites give another number of rows than there are tokens."""
     batch, length = recording.ids.shape
-    outputs = [calls[0] for calls in recording.outputs.values() if isinstance(calls[0], torch.Tensor)]
+    modules = dict(model.named_modules())
+    outputs = [
+        calls[0]
+        for name, calls in recording.outputs.items()
+        if isinstance(calls[0], torch.Tensor) and not isinstance(modules[name], nn.Conv1d)  # channels before tokens
+    ]
     source = None if recording.source is None else recording.source.shape[1]
     lengths = Counter(
         output.shape[1]

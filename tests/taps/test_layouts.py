@@ -126,6 +126,41 @@ def test_statistics_are_those_of_the_counted_tokens(part, fused):
     torch.testing.assert_close(found.var, rows.var(0, correction=0).detach(), rtol=1e-5, atol=1e-6)
 
 
+class Convolved(nn.Module):
+    """A convolution over tokens that pads both ends itself, or is given what is padded before."""
+
+    def __init__(self, padding, before) -> None:
+        super().__init__()
+        self.site, self.before = nn.Conv1d(32, 16, 3, padding=padding, groups=4), before
+
+    def forward(self, x):
+        return self.site(nn.functional.pad(x.transpose(1, 2), (self.before, 0)))
+
+
+@pytest.mark.parametrize(
+    ("padding", "before", "first", "shape"),
+    [
+        (2, 0, 0, "[batch, channels, length + 2]"),
+        (0, 3, 1, "[batch, channels, length + 1]"),
+        (0, 2, 0, "[batch, channels, length]"),
+        (1, 0, 0, "[batch, channels, length]"),
+    ],
+    ids=["cut after", "cut before", "padded before", "around"],
+)
+def test_columns_of_a_convolution_are_tokens(padding, before, first, shape):
+    model = Doubled(Convolved(padding, before))
+    ids = torch.randint(0, 40, (HEADS, HEADS), generator=torch.Generator().manual_seed(0))
+    count_mask = torch.tensor([[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    profile = act.profile(model, [{"input_ids": ids, "count_mask": count_mask}])
+    (layout,) = profile.space.site("part.site").layouts
+    assert str(layout) == shape and profile.space.site("part.site").kind == "conv"
+    rows = model(ids)[..., first : first + HEADS].transpose(1, 2)[count_mask].detach().double()
+    found = profile.site("part.site")
+    assert (found.count == len(rows)).all()
+    torch.testing.assert_close(found.mean, rows.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.var, rows.var(0, correction=0), rtol=1e-5, atol=1e-6)
+
+
 class Pooled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
