@@ -225,7 +225,9 @@ class ChannelSpace:
                 return f"{name} holds {count} experts against {counts[1][name]}"
         for mine, theirs in zip(self.sites, other.sites, strict=False):
             if mine.name != theirs.name:
-                return f"site {mine.name} against {theirs.name}"
+                earlier = (mine.columns is None) != (theirs.columns is None) and mine.module == theirs.module
+                why = " (which an earlier version took as a whole; profile again)" if earlier else ""
+                return f"site {mine.name} against {theirs.name}{why}"
             if mine.width != theirs.width:
                 return f"site {mine.name} has {mine.width} channels against {theirs.width}"
             if mine != theirs:

@@ -108,6 +108,7 @@ class Taps:
         self._attachments = Attachments(model)
         fusion = recognise(model, probed.recording) if fused and probed.recording else Fusion()
         modules = self._attachments.modules
+        _refuse_gates_behind(fusion, self.space)
         self._head = Head(model, self._measurement)
         self._sums = ResidualSums(fusion, modules, self._measurement)
         self._mechanisms: list[Mechanism] = [self._head, self._sums]
@@ -201,6 +202,17 @@ class MomentsTaps(Taps):
     @moments.setter
     def moments(self, moments: Moments) -> None:
         self._sink.moments = moments
+
+
+def _refuse_gates_behind(fusion: Fusion, space: ChannelSpace) -> None:
+    """Raise :class:`ActError` where the second half of a fused projection is its gate, unlike what its sites say."""
+    fused = {site.module for site in space if site.columns is not None}
+    behind = next((mlp.gate for mlp in fusion.mlps.values() if mlp.gate in fused and not mlp.gate_first), None)
+    if behind is not None:
+        raise ActError(
+            f"the gate of {behind} is its second half, as in no known model with a projection of this name, so its "
+            "sites [gate] and [up] would be called wrongly; report the architecture"
+        )
 
 
 def _refuse_compiled(model: nn.Module) -> None:
