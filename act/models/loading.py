@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 MOST_MODULES = 10_000  # of one kind
+_NUMBER = re.compile(r"\d+")
 _COUNTS = re.compile(r"(num|n)_(\w+_)?(layers?|experts)")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -80,8 +81,22 @@ def load_model(
             f"cannot load the model {name}: it lacks {len(absent)} of the model's weights, {absent[0]} for one, which "
             "would be random; download or save the model again"
         )
+    if more := _more_of_the_same(model, found["unexpected_keys"]):
+        raise ActError(
+            f"cannot load the model {name}: it does not fit its config.json, which leaves out {more[0]} and "
+            f"{len(more) - 1} more of its weights, though the model has others of that name but for the number; "
+            "correct the number of layers there, or download or save it again"
+        )
     placed: PreTrainedModel = (model if spread else model.to(device_named(device))).eval()
     return placed
+
+
+def _more_of_the_same(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Those weights of a file that no parameter takes, though one does that is called the same but for numbers."""
+    if getattr(model.config.get_text_config(), "num_nextn_predict_layers", None):  # layers that predict further ahead
+        return []
+    known = {_NUMBER.sub("#", name) for name, _ in model.named_parameters()}
+    return sorted(key for key in keys if _NUMBER.sub("#", key) in known)
 
 
 def _spread(device: str, device_map: str | None, max_memory: Mapping[str, str] | None) -> dict[str, Any]:

@@ -108,6 +108,14 @@ def test_missing_weights_are_refused(tmp_path):
         load_model(str(tmp_path), device="cpu")
 
 
+def test_layers_that_the_configuration_leaves_out_are_not_dropped(tmp_path):
+    model = tiny_model("llama")
+    model.save_pretrained(tmp_path / "model")
+    configured(tmp_path / "model", num_hidden_layers=1)
+    with pytest.raises(ActError, match=r"leaves out model\.layers\.1\.\S+ and 8 more .* correct the number of layers"):
+        load_model(str(tmp_path / "model"))
+
+
 def test_weights_of_another_shape_are_refused(tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     rewritten(tmp_path, lambda held: held.update({"lm_head.weight": torch.zeros(7, 32)}))
