@@ -149,10 +149,16 @@ def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
 
 
 def _on_space_of(donor: Profile, target: Profile) -> Statistics:
-    """The target's statistics in the donor's channel space; LM heads that neither counted may differ in width."""
+    """The target's statistics in the donor's channel space; LM heads that neither counted may differ in width.
+
+    Sites that only the target has are left out if they were not read.
+    """
     difference = donor.space.first_difference(target.space)
     if difference is None:
         return target
+    if _has_more_unread(donor, target):
+        arena = target.moments.arena
+        return Statistics(torch.cat([arena[:, target.space.site(mine.name).channels] for mine in donor.space], dim=1))
     narrowed = [
         [replace(site, offset=0, width=0 if site.kind == "head" else site.width) for site in profile.space]
         for profile in (donor, target)
@@ -169,6 +175,14 @@ def _on_space_of(donor: Profile, target: Profile) -> Statistics:
         if mine.width == theirs.width:
             block[:, mine.channels] = target.moments.arena[:, theirs.channels].cpu()
     return Statistics(block)
+
+
+def _has_more_unread(donor: Profile, target: Profile) -> bool:
+    """Whether the target has the donor's sites, and others that were not read, such as those of a vision tower."""
+    mine = {site.name: replace(site, offset=0) for site in donor.space}
+    theirs = {site.name: replace(site, offset=0) for site in target.space}
+    more = [target.count[target.space.site(name).channels] for name in theirs.keys() - mine.keys()]
+    return mine.items() <= theirs.items() and not any(bool(count.any()) for count in more)
 
 
 def _vocabularies_of(profile: Profile) -> list[str | None]:

@@ -89,6 +89,9 @@ def test_a_text_donor_fits_a_multimodal_target(family):
     assert "vision_tower" in patch.notes[-1]
     patch.revert(target)
     assert all(torch.equal(before[name], tensor) for name, tensor in target.state_dict().items())
+    apart = act.profile(donor, random_batches(vocabulary=200)), act.profile(target, random_batches(vocabulary=200))
+    expected = act.rank(pair, score="mean-shift", top=0.1)
+    assert torch.equal(act.rank(apart, score="mean-shift", top=0.1).index, expected.index)
     back = act.profile_pair(target, donor, random_batches(vocabulary=200))
     assert back.space == pair.space
 
