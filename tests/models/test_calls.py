@@ -17,7 +17,7 @@ SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "i
     ("kind", "config", "expected"),
     [
         ("LlamaForCausalLM", CONFIGS["llama"](), CACHED),
-        ("BertForMaskedLM", transformers.BertConfig(**SMALL), CACHED),
+        ("BertModel", transformers.BertConfig(**SMALL), CACHED),
         ("ModernBertModel", transformers.ModernBertConfig(**SMALL, vocab_size=51000), {}),
         ("DistilBertModel", transformers.DistilBertConfig(dim=32, n_layers=1, n_heads=4, hidden_dim=48), {}),
     ],

@@ -99,13 +99,16 @@ def reference(model: torch.nn.Module, given: list[dict[str, torch.Tensor]]) -> d
     """The counted rows of every module, in float64."""
     rows: dict[str, list[torch.Tensor]] = {}
     masks: dict[str, torch.Tensor] = {}
+    seen: set[str] = set()
 
     def keep(name: str):
         def hook(module, args, output):
             if not isinstance(output, torch.Tensor):
                 return
-            two = "decoder_count_mask" in masks
-            mask = masks["count_mask" if not two or OF_SOURCE.search(name) else "decoder_count_mask"]
+            first = name not in seen
+            seen.add(name)
+            of_source = OF_SOURCE.search(name) or (name.endswith("shared") and first)  # in versions that call that
+            mask = masks["count_mask" if of_source or "decoder_count_mask" not in masks else "decoder_count_mask"]
             if output.dim() == 2 and len(output) == mask.numel():
                 output = output.view(*mask.shape, -1)
             elif output.shape[:-1].numel() == mask.shape[1]:
@@ -118,6 +121,7 @@ def reference(model: torch.nn.Module, given: list[dict[str, torch.Tensor]]) -> d
     handles = [module.register_forward_hook(keep(name)) for name, module in model.named_modules()]
     for each in given:
         masks = {name: x for name, x in each.items() if "count_mask" in name}
+        seen.clear()
         with torch.no_grad():
             model(**{name: x for name, x in each.items() if name not in masks})
     for handle in handles:
