@@ -88,7 +88,9 @@ class Probed:
             for site in space
         )
         blocks = tuple(_turned(block, recording.pairs) for block in space.blocks)
-        space = verified(model, replace(space, sites=with_layouts, blocks=blocks), calls, recording.ids)
+        space = verified(
+            model, replace(space, sites=with_layouts, blocks=blocks), calls, recording.ids, recording.source
+        )
         return cls(space, unread, (*holders, *used), recording)
 
 

@@ -69,7 +69,9 @@ class Calls:
             self.outputs[name] = output.detach().as_subclass(torch.Tensor)
 
 
-def verified(model: nn.Module, space: ChannelSpace, calls: Calls, ids: torch.Tensor) -> ChannelSpace:
+def verified(
+    model: nn.Module, space: ChannelSpace, calls: Calls, ids: torch.Tensor, source: torch.Tensor | None = None
+) -> ChannelSpace:
     """A channel space without the blocks that the model does not have, and with the reasons.
 
     The neurons of single experts are as the probe of their holder has shown them.
@@ -79,11 +81,13 @@ def verified(model: nn.Module, space: ChannelSpace, calls: Calls, ids: torch.Ten
         space: its channel space.
         calls: what :meth:`Calls.noted` saw in a probe.
         ids: the token ids ``[batch, length]`` of that probe.
+        source: those that an encoder reads beside a decoder, ``[batch, source]``.
     """
     reasons: dict[str, str] = {}
     with evaluating(model), torch.inference_mode(False), torch.no_grad():
         for block in _called(space):
-            if reason := _Ablation(model, space, block, calls, ids).fault():
+            text = ids if source is None or not _of_source(space, block) else source
+            if reason := _Ablation(model, space, block, calls, text).fault():
                 (reader,) = block.inputs()
                 reasons[reader] = reason
     return _without(space, reasons)
@@ -125,6 +129,11 @@ def _called(space: ChannelSpace) -> Iterator[Attention | Mlp]:
     for block in space.blocks:
         if isinstance(block, (Attention, Mlp)) and all(space.site(name).expert is None for name in block.rows()):
             yield block
+
+
+def _of_source(space: ChannelSpace, block: Attention | Mlp) -> bool:
+    """Whether a block is of the encoder beside a decoder."""
+    return all(layout.tokens == "source" for name in block.rows() for layout in space.site(name).layouts)
 
 
 def _around(space: ChannelSpace, block: Attention | Mlp) -> str:
@@ -196,15 +205,16 @@ class _Ablation:
     def _values(self) -> dict[str, torch.Tensor]:
         """What each projection gives."""
         generator = torch.Generator().manual_seed(0)
-        tokens = self._probed[1]
         result = {}
         for module in self._projections:
             like = self._calls.outputs[module]
-            width = like.shape[-1]
-            usual, other = torch.randn(2, self._length, width, generator=generator)
+            width, length, tokens = like.shape[-1], self._length, self._probed[1]
+            if self._unit == "head" and like.dim() == 3 and len(like) == self._probed[0]:
+                length = tokens = like.shape[1]  # of a source, where attention reads another text
+            usual, other = torch.randn(2, length, width, generator=generator)
             if self._unit == "neuron":  # an activation may drop what is negative
                 usual, other = usual.abs() + 0.5, other.abs() + 1.5
-            changed = torch.zeros(self._batch * tokens // self._length, width, dtype=torch.bool)
+            changed = torch.zeros(self._batch * tokens // length, width, dtype=torch.bool)
             for number, (site, rows) in enumerate(self._tables.items()):
                 if site.module == module:
                     first = 1 + number * len(self._code)

@@ -162,6 +162,17 @@ def test_kinds_mean_the_same_in_every_family(family):
     assert {"q", "k", "v", "o", "down", "norm", "embed", "head"} <= kinds and kinds & {"up", "Wi"}
 
 
+@pytest.mark.parametrize("family", ["bart", "t5gemma", "modernbert", "t5-gated"])
+def test_heads_and_neurons_are_found_on_both_sides(family):
+    model = made(*(ENCODERS | PAIRS)[family])
+    with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+        kinds = [type(block).__name__ for block in tapped.space.blocks]
+        assert not tapped.space.refused
+    assert kinds.count("Mlp") == (2 if family in ENCODERS else 4)
+    if family != "t5-gated":
+        assert kinds.count("Attention") == (2 if family in ENCODERS else 6)  # cross-attention is one of three
+
+
 def test_what_pools_a_text_is_left_out_by_name():
     model = made(*ENCODERS["bert-texts"])
     with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
