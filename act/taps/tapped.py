@@ -45,6 +45,7 @@ def taps(
 ) -> Iterator[MomentsTaps]:
     """Accumulate the sites of ``model`` into ``moments`` during the block.
 
+    Sites that scale others have no output: :meth:`act.profiles.moments.Moments.fill_scaled` gives them their moments.
     Call ``start(count_mask)`` on the yielded :class:`MomentsTaps` before each forward. The model computes what it would
     compute without taps: bit for bit with ``fused=False``; else activations and norms may differ by float32's rounding
     (on CPUs with AVX2 or AVX-512, LayerNorm alone).

@@ -34,7 +34,11 @@ def same(one, other) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_move_as_by_hand_and_back(family, tmp_path):
-    target, donor = tiny(family), tiny(family, seed=1)
+    try:
+        target, donor = tiny(family), tiny(family, seed=1)
+        donor.save_pretrained(tmp_path / "tried")
+    except (KeyError, ValueError) as error:
+        pytest.skip(f"no tiny {family} in this version of transformers: {str(error)[:100]}")
     space = ChannelSpace.from_model(target)
     rows = torch.tensor([1, 3])
     sites = {

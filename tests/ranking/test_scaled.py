@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from families import tiny
 from support import random_batches
 
@@ -14,6 +15,7 @@ from act.ranking.analysis import ablated
 from act.ranking.weights import weight_diff
 from act_kernels import merge_moments
 
+OLD = int(transformers.__version__.split(".")[0]) < 5
 LAYER = "model.layers.0.self_attn"
 
 
@@ -85,3 +87,24 @@ def test_weights_differ_by_channel(family):
             )
             squares = sum((one - other).double().square().sum(1) for one, other in both)
             torch.testing.assert_close(score[site.channels], squares.sqrt())
+
+
+@pytest.mark.parametrize("family", ["mamba", "recurrent_gemma"])
+def test_channels_of_convolutions_are_set_like_constant_ones(family):
+    target = tiny(family)
+    if family == "recurrent_gemma" and OLD:
+        pytest.skip("it keeps the state of one batch for the next, whatever use_cache says")
+    donor, by_hand = copy.deepcopy(target), copy.deepcopy(target)
+    with torch.no_grad():
+        donor.get_input_embeddings().weight.mul_(1.1)
+    ids = torch.arange(5, 26).view(3, 7)
+    pair = act.profile_pair(donor, target, [{"input_ids": ids}])
+    channels = act.rank(pair, "paired", top=0.5, include=["conv", *(["dt_proj"] if family == "mamba" else [])])
+    with torch.no_grad():
+        for site, rows in channels.space.split(channels.index):
+            weight, bias = (by_hand.get_parameter(part.name) for part in site.parameters)
+            weight[rows], bias[rows] = 0, pair.target.mean[rows + site.offset].float()
+        expected = by_hand(input_ids=ids, use_cache=False).logits
+        with ablated(target, channels, pair):
+            found = target(input_ids=ids, use_cache=False).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

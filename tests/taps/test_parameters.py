@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from families import expert_families, families, tiny
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -17,6 +18,7 @@ EVERY_COMMIT = "bamba deepseek_v4 gpt_oss inkling_text lfm3 mamba qwen3_5_text r
 LENGTHS = (11, 6, 9)
 
 
+OLD = int(transformers.__version__.split(".")[0]) < 5
 CONV_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 
 
@@ -73,6 +75,8 @@ def pooled(rows, width):
     ],
 )
 def test_what_is_computed_with_them(family, side):
+    if family == "recurrent_gemma" and OLD:
+        pytest.skip("it keeps the state of one batch for the next, whatever use_cache says")
     try:
         whole = tiny(family)
         copy.deepcopy(whole)(input_ids=torch.ones(1, 3, dtype=torch.int64), use_cache=False)  # some keep a state
