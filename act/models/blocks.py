@@ -185,6 +185,11 @@ def find_blocks(model: nn.Module, kinds: dict[str, str], widths: dict[str, int])
     families: dict[str, dict[str, str]] = {}
     for name, kind in kinds.items():
         families.setdefault(name.rpartition(".")[0], {}).setdefault(kind, name)
+    for parent, sites in families.items():
+        around, _, leaf = parent.rpartition(".")
+        last = {"self": "o", "intermediate": "down"}.get(leaf)  # BERT has the last linear in a module beside the others
+        if last and last in (beside := families.get(f"{around}.output", {})):
+            sites.setdefault(last, beside[last])
     found = []
     for parent, sites in families.items():
         block = _attention(model, parent, sites, widths) or _mlp(model, sites, widths)
@@ -236,10 +241,13 @@ def _inputs(model: nn.Module, site: str) -> int:
     return known or int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[index]
 
 
+_HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
+
+
 def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dict[str, int]) -> Attention | None:
     config = getattr(model, "config", None)
     module = model.get_submodule(parent)
-    head_dim = getattr(module, "head_dim", None) or getattr(module, "head_size", None)
+    head_dim = next((size for name in _HEAD_SIZES if (size := getattr(module, name, None))), None)
     if "o" not in sites or not isinstance(head_dim, int):
         return None
     heads, rest = divmod(_inputs(model, sites["o"]), head_dim)

@@ -162,15 +162,14 @@ def test_kinds_mean_the_same_in_every_family(family):
     assert {"q", "k", "v", "o", "down", "norm", "embed", "head"} <= kinds and kinds & {"up", "Wi"}
 
 
-@pytest.mark.parametrize("family", ["bart", "t5gemma", "modernbert", "t5-gated"])
+@pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "modernbert", "bart", "t5gemma", "t5", "t5-gated"])
 def test_heads_and_neurons_are_found_on_both_sides(family):
     model = made(*(ENCODERS | PAIRS)[family])
     with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
         kinds = [type(block).__name__ for block in tapped.space.blocks]
         assert not tapped.space.refused
-    assert kinds.count("Mlp") == (2 if family in ENCODERS else 4)
-    if family != "t5-gated":
-        assert kinds.count("Attention") == (2 if family in ENCODERS else 6)  # cross-attention is one of three
+    expected = (2, 2) if family in ENCODERS else (6, 4)  # two layers each, and attention to the source
+    assert (kinds.count("Attention"), kinds.count("Mlp")) == expected
 
 
 def test_what_pools_a_text_is_left_out_by_name():
