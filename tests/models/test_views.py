@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from families import small
 from multimodal import FAMILIES, config_of, multimodal, of_text, randomised
 from support import random_batches, state, tiny_model
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 import act
 from act.models.channels import ChannelSpace
@@ -132,3 +135,22 @@ def test_the_first_difference_between_models_is_shown():
         common_space(bert(False, num_hidden_layers=3), bert(True))
     with pytest.raises(act.ActError, match="differ in architecture"):
         common_space(tiny_model("qwen2"), multimodal("llava"))
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+@pytest.mark.parametrize("family", sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES))
+def test_no_part_of_a_model_of_images_is_lost(family):
+    kind = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family]
+    kind = kind if isinstance(kind, str) else kind[0]
+    try:
+        with torch.device("meta"):
+            model = getattr(transformers, kind)(small(CONFIG_MAPPING[family], {}))
+    except Exception as error:  # a family whose sizes need more than small numbers, or another package
+        pytest.skip(str(error))
+    view = language_view(model)
+    assert {*view.parameters()} == {*model.parameters()}
+    if view is not model:
+        for name, parameter in model.named_parameters():
+            assert view.get_parameter(view.name_of(name)) is parameter
+        assert any(name.startswith("model.") for name, _ in view.named_parameters())
