@@ -20,7 +20,7 @@ def _config(family: str) -> Any:
     text = config.get_text_config()
     if family in ("qwen2_5_vl", "qwen3_vl"):
         text.rope_parameters["mrope_section"] = [2, 1, 1]
-    text.tie_word_embeddings = config.tie_word_embeddings = False
+    text.tie_word_embeddings = config.tie_word_embeddings = family == "gemma3"
     return config
 
 

@@ -17,7 +17,11 @@ from act.editing.folders import patch_folder, patch_of_folders, transfer_folders
 from act.editing.stored import StoredModel, fingerprints
 from act.models.fingerprint import fingerprint
 
-FAMILIES = ["gemma3", "llava", "qwen2_5_vl", "idefics3", "llama4", "paligemma"]
+THOROUGH = [pytest.mark.slow, pytest.mark.thorough]
+FAMILIES = [
+    *("gemma3", "qwen2_5_vl", "llama4"),
+    *(pytest.param(family, marks=THOROUGH) for family in ("llava", "idefics3", "paligemma")),
+]
 
 
 def loaded(folder: Path) -> torch.nn.Module:
