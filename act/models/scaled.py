@@ -90,23 +90,16 @@ def of_parameters(
     """
     left = list(left)
     found, reasons = list(sites), {}
-    biases = {
-        f"{name.removesuffix(weight)}{bias}"
-        for name in left
-        for weight, bias in _BIASES.items()
-        if _ends_with(name, weight)
-    }
     for name in left:
         if (dim := _output_dim(name)) is not None and parameters[name].dim() == 2:
-            parts = [ParameterSlice(name, dim)]
-            weight = name.rpartition(".")[2]
-            bias = name.removesuffix(weight) + _BIASES.get(weight, weight)
-            parts += [ParameterSlice(bias, 0)] if bias != name and bias in parameters else []
+            own = leaf(name)
+            bias = f"{name.removesuffix(own)}{_BIASES.get(own)}"
+            parts = [ParameterSlice(name, dim), *([ParameterSlice(bias, 0)] if bias in parameters else [])]
             found.append(_site(name, parts, parameters[name].shape[dim], found))
-    matrices = {part.name for site in found[len(sites) :] for part in site.parameters}
+    applied = {part.name for site in found[len(sites) :] for part in site.parameters}
     places = _Places(found, parameters)
     for name in left:
-        if name in matrices or name in biases:
+        if name in applied:
             continue
         target = places.scaled_by(name)
         if target is None:
