@@ -69,7 +69,7 @@ class ChannelSpace:
                 but cannot be transferred, so no tensor is ever transferred twice.
 
         Raises:
-            ActError: the model has no such module, or has adapters beside its modules.
+            ActError: the model has no such module, an adapter on a parameter, or parameters spread over processes.
         """
         model = language_view(model)
         require_whole(model)
