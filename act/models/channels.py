@@ -60,7 +60,7 @@ class ChannelSpace:
 
     @classmethod
     def from_model(cls, model: nn.Module, tied: Tied = "head") -> ChannelSpace:
-        """Every linear (also those of experts), norm and embedding of a decoder model, in module order.
+        """Every linear (also those of experts), norm and embedding of a model, in module order.
 
         Args:
             model: a Hugging Face model, or any module made of such parts; meta tensors are fine.
@@ -92,9 +92,7 @@ class ChannelSpace:
                 found.append((name, module, dims))
         plain = [one for one in found if isinstance(one, tuple)]
         if not plain:
-            raise ActError(
-                f"{type(model).__name__} has no linear, norm or embedding module; give a decoder language model"
-            )
+            raise ActError(f"{type(model).__name__} has no linear, norm or embedding module; give a language model")
         owners: dict[int, str] = {}
         for name, module, _ in sorted(plain, key=lambda item: isinstance(item[1], nn.Embedding) == (tied == "head")):
             owners.setdefault(identity(getattr(module, "weight", module)), name)

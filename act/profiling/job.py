@@ -318,6 +318,11 @@ class Job:
                         f"a batch has no decoder_input_ids, which {type(self._model).__name__} reads beside input_ids; "
                         "give them, with decoder_attention_mask and, where not all count, decoder_count_mask"
                     )
+                if not two and given.source_mask is not None:
+                    raise ActError(
+                        f"a batch has decoder_input_ids, and {type(self._model).__name__} has no decoder beside an "
+                        "encoder; leave them out"
+                    )
                 yield given
 
     def _prepared(self, batch: Batch) -> Batch:

@@ -213,6 +213,12 @@ def test_a_pair_runs_in_lockstep():
         assert torch.equal(side.count, profile.count)
 
 
+def test_a_batch_for_a_decoder_that_there_is_not_is_refused():
+    given = batches(made(*PAIRS["t5"]))
+    with pytest.raises(act.ActError, match="has decoder_input_ids, and BertModel has no decoder beside an encoder"):
+        act.profile(made(*ENCODERS["bert-body"]), given)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
