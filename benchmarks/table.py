@@ -1,9 +1,10 @@
-"""Fill the tables of benchmarks/README.md from benchmarks/results/, and draw its picture.
+"""Fill the tables of benchmarks/README.md and docs/families.md from benchmarks/results/, and draw their picture.
 
     python benchmarks/table.py
 
-The page itself says what a table holds: its marker names result files, then the heads of the columns and the format of
-their cells, and optionally a sentence below the table. What is between a marker and ``<!-- end -->`` is replaced.
+A page itself says what a table holds: its marker names result files, then the heads of the columns, how they are
+aligned if not to the right, the format of their cells, and optionally a sentence below the table. What is between a
+marker and ``<!-- end -->`` is replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGE = HERE / "README.md"
+PAGES = (HERE / "README.md", HERE.parent / "docs" / "families.md")
 BLOCK = re.compile(r"(<!-- table: (.+?)-->\n).*?(<!-- end -->)", re.DOTALL)
 CALLS = ("plain", "hooks", "var_mean", "nnsight", "profiled")
 
@@ -30,9 +31,9 @@ def filled(page: str, table_of: Callable[[str], str]) -> str:
     return BLOCK.sub(lambda found: f"{found[1]}\n{table_of(found[2].strip()).strip()}\n\n{found[3]}", page)
 
 
-def table(rows: Iterable[Mapping[str, Any]], head: str, cells: str) -> str:
+def table(rows: Iterable[Mapping[str, Any]], head: str, cells: str, rule: str | None = None) -> str:
     """A Markdown table: the line of its head, and the format of a line, filled from each row."""
-    rule = "|---" + "|---:" * (head.count("|") - 2) + "|"
+    rule = rule or "|---" + "|---:" * (head.count("|") - 2) + "|"
     return "\n".join([head, rule, *(cells.format_map(row) for row in rows)]) + "\n"
 
 
@@ -50,7 +51,8 @@ def made_on(result: Result) -> str:
 def load(name: str) -> Result:
     """One result file, with its rows under ``rows`` and the fields that the page words differently."""
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    rows = result.get("results") or result.get("runs") or result.get("corpora") or [result]
+    held = ("results", "runs", "corpora", "families")
+    rows = next((result[key] for key in held if result.get(key)), [result])
     result["rows"] = rows if isinstance(rows, list) else [rows]
     for start, worded in WORDED.items():
         if name.startswith(start):
@@ -90,7 +92,29 @@ def distributed(result: Result) -> None:
     result["one"], result["two"] = (", ".join(f"{each:.1f}" for each in times) for times in result["seconds"].values())
 
 
-WORDED = {"overhead": overhead, "registers": registers, "corpus": corpus, "distributed": distributed}
+def families(result: Result) -> None:
+    """What is read how, and what is not, as text; how many are without a miss."""
+    for row in result["rows"]:
+        paths = {op: number for op, number in row["paths"].items() if op != "not read"}
+        row["ops"] = ", ".join(f"{op} {number}" for op, number in paths.items())
+        left = [f"`{name}`: {why}" for name, why in row.get("uncovered", {}).items()]
+        left += [f"`{name}` is not read: {why}" for name, why in row.get("not_read", {}).items()]
+        row["left"] = "; ".join(left)
+    result["number"] = len(result["rows"])
+    result["worst"] = max(row["max_rel_error"] for row in result["rows"])
+    for count, key in (("equal", "logits_bit_equal"), ("exact", "transfer_exact")):
+        result[count] = sum(row[key] for row in result["rows"])
+    result["whole"] = sum(row["coverage"] == 1 for row in result["rows"])
+    result["unbuilt"] = ", ".join(f"`{name}`" for name in result["not_built"]) or "none"
+
+
+WORDED = {
+    "overhead": overhead,
+    "registers": registers,
+    "corpus": corpus,
+    "distributed": distributed,
+    "families": families,
+}
 
 
 def table_of(marker: str) -> str:
@@ -99,8 +123,9 @@ def table_of(marker: str) -> str:
     results = [load(name) for name in names.split() if (RESULTS / f"{name}.json").exists()]
     text = ""
     if lines[0].startswith("|"):
-        text = table((row for result in results for row in result["rows"]), *lines[:2]) + "\n"
-        lines = lines[2:]
+        head, *lines = lines
+        rule = lines.pop(0) if lines[0].startswith("|--") else None
+        text = table((row for result in results for row in result["rows"]), head, lines.pop(0), rule) + "\n"
     return text + " ".join([*(line.format_map(results[-1]) for line in lines), made_on(results[-1])])
 
 
@@ -132,8 +157,9 @@ def draw(path: Path) -> None:
 
 
 def main() -> None:
-    """Write the page and its picture."""
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    """Write the pages and their picture."""
+    for path in PAGES:
+        path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
     draw(RESULTS / "overhead.png")
 
 

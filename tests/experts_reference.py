@@ -34,8 +34,11 @@ class Rows(NamedTuple):
         return self.values[mine] - other.values[theirs]
 
 
-def expert_rows(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, Rows]:
-    """The rows of every expert site and of every router whose weight is its own, by name of the site."""
+def expert_rows(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor, **more: Any) -> dict[str, Rows]:
+    """The rows of every expert site and of every router whose weight is its own, by name of the site.
+
+    ``more`` is given to the model, too.
+    """
     calls: list[tuple[str, nn.Module, tuple[Any, ...], Any]] = []
     handles = []
     for name, module in model.named_modules():
@@ -47,7 +50,7 @@ def expert_rows(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tenso
 
             handles.append(module.register_forward_hook(keep, with_kwargs=True))
     with torch.no_grad():
-        model(input_ids=ids, attention_mask=attention_mask, use_cache=False)
+        model(**{"input_ids": ids, "attention_mask": attention_mask, "use_cache": False, **more})
     for handle in handles:
         handle.remove()
     found: dict[str, Rows] = {}

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 HEADS = 4
+MASKED = " (masked)"
 HEADLESS = """glm4v_moe_text glm5_next_text mistral4 mistral_large4_text muse_spark_text openai_privacy_filter
 qwen3_omni_moe_thinker qwen3_vl_moe_text step3p7"""
 """Model types with experts that have no causal language model."""
@@ -104,6 +105,11 @@ def families() -> list[str]:
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
+def encoders() -> list[str]:
+    """The model types that fill masks; :func:`tiny` makes one of ``f"{name} (masked)"``."""
+    return [f"{name}{MASKED}" for name in sorted(MODEL_FOR_MASKED_LM_MAPPING_NAMES)]
+
+
 def expert_families() -> list[str]:
     """The families of :data:`WITH_EXPERTS`, as far as the installed transformers has them."""
     return [name for name in WITH_EXPERTS.split() if _MODEL_TYPES.get(name, name) in CONFIG_MAPPING]
@@ -116,9 +122,10 @@ def shapes(family: str) -> torch.nn.Module:
 
 
 def _make(family: str) -> torch.nn.Module:
-    config = small(CONFIG_MAPPING[_MODEL_TYPES.get(family, family)], _GIVEN.get(family, {}))
-    headless = family in HEADLESS.split()
-    auto = transformers.AutoModel if headless else transformers.AutoModelForCausalLM
+    name = family.removesuffix(MASKED)
+    config = small(CONFIG_MAPPING[_MODEL_TYPES.get(name, name)], _GIVEN.get(name, {}))
+    auto = transformers.AutoModel if family in HEADLESS.split() else transformers.AutoModelForCausalLM
+    auto = auto if name == family else transformers.AutoModelForMaskedLM
     return auto.from_config(config)
 
 

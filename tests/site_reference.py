@@ -1,0 +1,312 @@
+"""What every site of a model gives, by plain hooks and by hand, one sequence at a time: the truth for its statistics.
+
+Forwards of two lengths show which dimension of an output runs over tokens; what the parts of a fused projection are is
+written down here, family by family, as their modelling code splits it. Nothing is shared with the taps.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from experts_reference import expert_rows, expert_weights
+from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+LENGTHS = (11, 13)
+"""Of the sequences whose outputs show where tokens lie: no tiny model has another dimension that grows so."""
+_PRODUCTS = (F.linear, F.conv1d, torch.conv1d, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
+_PRODUCTS += (torch.Tensor.__rmatmul__, torch.bmm, torch.einsum, F.conv2d)
+
+Batch = dict[str, torch.Tensor]
+Calls = dict[str, list[torch.Tensor]]
+
+
+def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
+    """A batch as the model takes it, without a cache."""
+    taken = inspect.signature(model.forward).parameters
+    given: dict[str, Any] = {name: value for name, value in batch.items() if name != "count_mask"}
+    return {**given, "use_cache": False} if "use_cache" in taken else given
+
+
+@dataclass
+class Reference:
+    """Rows of sites, sequence after sequence.
+
+    Attributes:
+        rows: by site, float64 ``[R, C]``; None where an output has no row for each token.
+        unchecked: why nothing here knows what a site gives, by name.
+    """
+
+    model: nn.Module
+    space: Any
+    rows: dict[str, list[torch.Tensor] | None] = field(default_factory=dict)
+    unchecked: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._has_experts = any(site.expert is not None or site.kind == "router" for site in self.space)
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(10, 200, (1, max(LENGTHS)), generator=generator)
+        self._lengths = [self._calls(_whole(ids[:, :n])) for n in LENGTHS]
+        ids = ids[:, : LENGTHS[0]].clone()
+        ids[0, -1] = 9
+        self._changed = self._calls(_whole(ids))
+        """As of the first length, after a change of the last token."""
+
+    def again(self) -> Reference:
+        """One of the same model that has no rows yet."""
+        other = copy.copy(self)
+        other.rows, other.unchecked = {}, {}
+        return other
+
+    def add(self, sequence: Batch) -> None:
+        """Run one sequence ``[1, L]``, and keep the rows of the tokens that its ``count_mask`` marks."""
+        calls = self._calls(sequence)
+        experts = {}
+        if self._has_experts:
+            given = inputs_of(self.model, sequence)
+            experts = expert_rows(self.model, given.pop("input_ids"), given.pop("attention_mask"), **given)
+        for site in self.space:
+            if site.scales is None:
+                self._keep(site.name, self._of_site(site, calls, experts, sequence["count_mask"]))
+        self.unchecked |= {s.name: "of what it scales" for s in self.space if s.scales in self.unchecked}
+
+    def of(self, site: Any) -> torch.Tensor | None:
+        """All rows of a site as ``[R, C]``; several of the channels that a value scales are rows of one channel."""
+        rows = self.rows.get(site.scales or site.name)
+        if rows is None:
+            return None
+        found = torch.cat(rows)
+        return found if site.scales is None else found.unflatten(1, (site.width, -1)).transpose(1, 2).flatten(0, 1)
+
+    def _keep(self, name: str, rows: torch.Tensor | str | None) -> None:
+        if isinstance(rows, str):
+            self.unchecked[name] = rows
+        elif rows is None:
+            self.rows[name] = None
+        elif (kept := self.rows.setdefault(name, [])) is not None:
+            kept.append(rows)
+
+    def _of_site(self, site: Any, calls: Calls, experts: dict[str, Any], mask: torch.Tensor) -> Any:
+        counted = mask[0]
+        if site.name in experts:
+            return experts[site.name].of(mask).values
+        if site.expert is not None:
+            return "an expert"
+        path, bracket, role = site.name.partition("[")
+        found, changed, shorter, longer = (held.get(path, []) for held in (calls, self._changed, *self._lengths))
+        if not (found or shorter or longer):
+            return None
+        if not len(found) == len(shorter) == len(longer) == len(changed):
+            return "called another number of times"
+        width, columns = site.width, None
+        if bracket:
+            parts = fused_parts(self.model, path)
+            if parts is None or role.rstrip("]") not in parts:
+                return "a fused projection that is not known here"
+            columns, width = parts[role.rstrip("]")], sum(len(each) for each in parts.values())
+        rows = []
+        for output, *probes in zip(found, shorter, changed, longer, strict=True):
+            by_token = _by_token(output, *probes, length=len(counted), width=width)
+            if by_token is None:
+                return None
+            kept = by_token[counted].flatten(0, 1)
+            rows.append(kept if columns is None else kept[:, columns])
+        return torch.cat(rows)
+
+    def _calls(self, batch: Batch) -> Calls:
+        """Every output of a module with parameters, or else of a product with a parameter of no called module."""
+        found: Calls = {}
+        in_tuples: Calls = {}
+        handles = []
+        for name, module in self.model.named_modules():
+            sizes = {parameter.shape for parameter in module.parameters(recurse=False)}
+            if sizes and name:
+
+                def keep(module: nn.Module, args: Any, output: Any, name: str = name) -> None:
+                    if isinstance(output, torch.Tensor):
+                        found.setdefault(name, []).append(output.detach().double())
+                    elif isinstance(output, tuple) and isinstance(output[0], torch.Tensor):
+                        in_tuples.setdefault(name, []).append(output[0].detach().double())
+
+                handles.append(module.register_forward_hook(keep))
+        products = _Products(self.model)
+        with torch.no_grad(), products:
+            self.model(**inputs_of(self.model, batch))
+        for handle in handles:
+            handle.remove()
+        return {**in_tuples, **products.found, **found}
+
+
+class _Products(TorchFunctionMode):
+    """Keeps the outputs of products with parameters, by the name of the parameter and of the module that holds it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._parameters = dict(model.named_parameters())
+        self._names = {parameter.data_ptr(): name for name, parameter in self._parameters.items()}
+        self.found: Calls = {}
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function in _PRODUCTS and isinstance(result, torch.Tensor):
+            for each in (*args, *(kwargs or {}).values()):
+                if isinstance(each, torch.Tensor) and (name := self._names.get(each.data_ptr())) and each.dim() > 1:
+                    self._keep(name, result.detach().double(), function)
+                    break
+        return result
+
+    def _keep(self, name: str, product: torch.Tensor, function: Any) -> None:
+        bias = self._parameters.get(f"{name.removesuffix('weight')}bias") if name.endswith(".weight") else None
+        if bias is not None and function not in (F.linear, F.conv1d, torch.conv1d, F.conv2d):  # added afterwards
+            product = product + bias.detach().double().view(-1, *[1] * (product.shape[-1] != len(bias)))
+        for key in (name, name.rpartition(".")[0]):
+            self.found.setdefault(key, []).append(product)
+
+
+def _by_token(
+    output: torch.Tensor, one: torch.Tensor, changed: torch.Tensor, other: torch.Tensor, length: int, width: int
+) -> torch.Tensor | None:
+    """``[length, rows per token, C]``; None if no dimension runs over tokens.
+
+    Where there are more columns than tokens, the first that a token changes is its own.
+
+    Args:
+        output: for the sequence of this ``length``.
+        one, changed, other: for sequences of :data:`LENGTHS`, the first also with another last token.
+    """
+    if not output.dim() == one.dim() == other.dim():
+        return None
+    more = LENGTHS[1] - LENGTHS[0]
+    grown = [dim for dim in range(output.dim()) if other.shape[dim] != one.shape[dim]]
+    if len(grown) != 1 or (other.shape[grown[0]] - one.shape[grown[0]]) % more:
+        return None
+    each = (other.shape[grown[0]] - one.shape[grown[0]]) // more
+    tokens, before = output.movedim(grown[0], 0), 0
+    if len(tokens) > each * length:
+        places = (one != changed).movedim(grown[0], 0).flatten(1).any(1).nonzero()
+        before = max(0, int(places[0]) - (LENGTHS[0] - 1)) if len(places) else 0
+    tokens = tokens[before:][: each * length]
+    rest = tokens.shape[1:]
+    for start in range(len(rest)):
+        if prod(rest[start:]) == width:
+            return tokens.reshape(length, -1, width)
+    if width in rest:
+        return tokens.movedim(1 + rest.index(width), -1).reshape(length, -1, width)
+    return None
+
+
+def _whole(ids: torch.Tensor) -> Batch:
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _blocks(**sizes: int) -> dict[str, torch.Tensor]:
+    """One part after the other."""
+    ends = torch.tensor([0, *sizes.values()]).cumsum(0).tolist()
+    return {role: torch.arange(ends[i], ends[i + 1]) for i, role in enumerate(sizes)}
+
+
+def _groups(groups: int, **sizes: int) -> dict[str, torch.Tensor]:
+    """The parts within each group."""
+    rows = torch.arange(groups * sum(sizes.values())).view(groups, -1)
+    return {role: rows[:, places].flatten() for role, places in _blocks(**sizes).items()}
+
+
+def fused_parts(model: nn.Module, path: str) -> dict[str, torch.Tensor] | None:
+    """Which outputs of a fused projection are its queries, keys and so on, in the order that the model uses them."""
+    module: Any = model.get_submodule(path)
+    parent: Any = model.get_submodule(path.rpartition(".")[0])
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = getattr(parent, "config", None) or config
+    leaf, kind = path.rpartition(".")[2], type(parent).__name__
+    width = module.weight.shape[1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]
+    if leaf in ("gate_up_proj", "input_linear", "Wi"):  # chunk(2); the first is activated
+        return _blocks(gate=width // 2, up=width // 2)
+    if leaf == "kv_proj":
+        return _blocks(k=width // 2, v=width // 2)
+    if leaf == "in_proj_qkvz":
+        keys, values = parent.num_k_heads, parent.head_v_dim * parent.num_v_heads // parent.num_k_heads
+        return _groups(keys, q=parent.head_k_dim, k=parent.head_k_dim, v=values, z=values)
+    if leaf == "in_proj_ba":
+        share = parent.num_v_heads // parent.num_k_heads
+        return _groups(parent.num_k_heads, b=share, a=share)
+    if leaf == "in_proj_qkv":
+        keys = parent.num_k_heads * parent.head_k_dim
+        return _blocks(q=keys, k=keys, v=width - 2 * keys)
+    heads = next(
+        value
+        for name in ("num_attention_heads", "n_head", "n_heads", "num_heads")
+        if isinstance(value := getattr(config, name, None), int)
+    )
+    if kind.startswith("CodeGen"):  # four parts, each of queries, values and keys
+        return _groups(4, q=width // 12, v=width // 12, k=width // 12)
+    if kind.startswith("Falcon") and not kind.startswith(("FalconH1", "FalconMamba")):
+        size = config.hidden_size // heads
+        if config.new_decoder_architecture:
+            groups = config.num_kv_heads
+            return _groups(groups, q=heads // groups * size, k=size, v=size)
+        if config.multi_query:
+            return _blocks(q=heads * size, k=size, v=size)
+        return _groups(heads, q=size, k=size, v=size)
+    by_head = ("GPTNeoX", "Bloom", "Persimmon", "Fuyu", "MiniMaxLightning")
+    if kind.startswith(by_head) or (kind.startswith("GPTBigCode") and not parent.multi_query):
+        return _groups(heads, **dict.fromkeys("qkv", width // heads // 3))
+    contiguous = ("GPT2", "Phi3", "Phi4", "Dbrx", "Mpt", "Attention", "GPTBigCode", "ModernBert", "DecisionTransformer")
+    if kind.startswith(contiguous):
+        queries = heads * (getattr(parent, "head_dim", None) or width // 3 // heads)
+        return _blocks(q=queries, k=(width - queries) // 2, v=(width - queries) // 2)
+    return None
+
+
+def weights_of(model: nn.Module) -> Callable[[Any], list[torch.Tensor] | None]:
+    """A function of a site: views of the parameters behind it, channels first, to be written into by hand."""
+    experts = expert_weights(model)
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+
+    def views(site: Any) -> list[torch.Tensor] | None:
+        if site.name in experts:
+            return experts[site.name]
+        if site.expert is not None:
+            return None
+        path, _, role = site.name.partition("[")
+        if path in parameters:  # by itself: the dimension of its channels is the one of this size
+            bias = parameters.get(path.replace("weight", "bias")) if path.endswith("weight") else None
+            alone = [_first(parameters[path].detach(), site.width)]
+            return alone if bias is None else [*alone, _first(bias.detach(), site.width)]
+        module: Any = model.get_submodule(path)
+        last = (isinstance(module, nn.Embedding) and site.width == module.weight.shape[1]) or type(
+            module
+        ).__name__ == "Conv1D"
+        own = [parameter.detach() for parameter in module.parameters(recurse=False)]
+        own = [each.T if last and each.dim() == 2 else each for each in own]
+        if not role:
+            return own
+        parts = fused_parts(model, path)
+        return None if parts is None else [_Rows(each, parts[role.rstrip("]")]) for each in own]  # type: ignore[misc]
+
+    return views
+
+
+class _Rows:
+    """Rows of a tensor that lie apart, to be read and written as if they were a tensor."""
+
+    def __init__(self, tensor: torch.Tensor, places: torch.Tensor) -> None:
+        self.tensor, self.places = tensor, places
+
+    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self.tensor[self.places[rows]]
+
+    def __setitem__(self, rows: torch.Tensor, values: torch.Tensor) -> None:
+        self.tensor[self.places[rows]] = values
+
+
+def _first(parameter: torch.Tensor, width: int) -> torch.Tensor:
+    dims = [dim for dim, size in enumerate(parameter.shape) if size == width]
+    return parameter.movedim(dims[0], 0) if dims else parameter.flatten()
