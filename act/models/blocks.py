@@ -1,29 +1,29 @@
 """The blocks of a model whose channels belong together: attention heads and MLP neurons.
 
 A block says which rows of its sites make head ``h`` or neuron ``j``, and which input columns of its last linear read
-them. Layouts of fused projections are read from the model's configuration; where a layout is not known, there is no
-block, and ranking by heads or neurons is refused.
+them. Here they are read off kinds, sizes and numbers of heads; a probe then tries whether the model computes them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 from torch import nn
 
 from act.core.plain import Label, Natural, Positive, checked
 from act.models.adapters import plain
 from act.models.quantised import inputs_of
 from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
-from act.models.sites import expert_site_name
+from act.models.sites import Width, expert_site_name
 
-# Fused projections: all queries, then all keys, then all values; every other known model goes group by group.
-_QKV_IN_BLOCKS = ("gpt2", "phi3", "phi4_multimodal", "mpt", "dbrx", "baichuan", "qwen", "gpt_bigcode")
-_QKV_IN_GROUPS = ("gpt_neox", "gpt_neox_japanese", "bloom", "falcon", "internlm2")
+_DEPTH = 3  # how far above a projection the module of its block may be
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_k_heads")
+_HEAD_DIMS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "v_head_dim")
+_SCALES_HEADS = ("attention_gate", "z", "a", "b")  # gates of outputs, and decays of linear attention
 
 Rows = dict[str, torch.Tensor]
 """Site name -> int64 ``[units, width of a unit]``: the rows of every unit."""
@@ -31,7 +31,7 @@ Rows = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Attention:
-    """One attention module, by site names; ``q == k == v``: one fused projection.
+    """One attention module, by site names.
 
     A unit is a key-value head with all the query heads that read it (one without grouped queries), so that queries
     and their keys always move together.
@@ -45,17 +45,26 @@ class Attention:
     groups: Positive
     """Key-value heads."""
     head_dim: Positive
+    """Of queries and keys."""
     layout: Literal["separate", "blocks", "groups"] = "separate"
-    """Of a fused projection. ``blocks``: all queries, then all keys, then all values; ``groups``: the same order within
-    each key-value head."""
+    """Of a fused projection that is one site, ``q == k == v``, as in files of earlier versions. ``blocks``: all
+    queries, then all keys, then all values; ``groups``: the same order within each key-value head."""
     rotary: RotaryPairs = None
     """Which dimensions are rotated together. ``half``: j and j + rotary_dim / 2; ``interleaved``: 2 j and 2 j + 1."""
     rotary_dim: Natural = 0
     """Dimensions of a head that the rotary embedding rotates."""
+    widths: dict[str, Width] = field(default_factory=dict)
+    """The channels of each site, of which every unit has an equal share in a row: beside queries, keys and values those
+    that scale them. Empty in files of earlier versions: there are none beside."""
+    columns: Annotated[int, Field(strict=True, ge=0, le=1 << 24)] = 0
+    """The inputs of ``o``. 0, in files of earlier versions: ``heads * head_dim``."""
 
     def roles(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The rows of queries ``[heads, head_dim]``, keys and values ``[groups, head_dim]`` in their sites."""
         h, g, d = self.heads, self.groups, self.head_dim
+        if self.widths:  # a gate may lie after the queries of each head
+            q, k, v = (torch.arange(self.widths[site]) for site in (self.q, self.k, self.v))
+            return q.view(h, -1)[:, :d], k.view(g, -1), v.view(g, -1)
         if self.layout == "separate":
             return _grid(0, h, d), _grid(0, g, d), _grid(0, g, d)
         if self.layout == "blocks":
@@ -65,6 +74,8 @@ class Attention:
 
     def rows(self) -> Rows:
         """The rows of every unit."""
+        if self.widths:
+            return {site: torch.arange(width).view(self.groups, -1) for site, width in self.widths.items()}
         q, k, v = (role.reshape(self.groups, -1) for role in self.roles())
         if self.layout == "separate":
             return {self.q: q, self.k: k, self.v: v}
@@ -72,16 +83,21 @@ class Attention:
 
     def inputs(self) -> Rows:
         """The input columns of ``o`` that read every unit."""
-        return {self.o: _grid(0, self.heads, self.head_dim).view(self.groups, -1)}
+        return {self.o: torch.arange(self.columns or self.heads * self.head_dim).view(self.groups, -1)}
 
     def fits(self, widths: Mapping[str, int]) -> bool:
         """Whether sites of these widths can be the projections of these heads."""
         q, k, v = (widths.get(name) for name in (self.q, self.k, self.v))
         if self.o not in widths or self.heads % self.groups or self.rotary_dim > self.head_dim:
             return False
-        if self.layout == "separate":
+        if self.layout != "separate":
+            return self.q == self.k == self.v and q == (self.heads + 2 * self.groups) * self.head_dim
+        if not self.widths:
             return q == self.heads * self.head_dim and k == v == self.groups * self.head_dim
-        return self.q == self.k == self.v and q == (self.heads + 2 * self.groups) * self.head_dim
+        of_heads = q is not None and q % self.heads == 0 and q // self.heads >= self.head_dim
+        shared = all(width == widths.get(site) and width % self.groups == 0 for site, width in self.widths.items())
+        named = {self.q, self.k, self.v} <= self.widths.keys() and k == self.groups * self.head_dim
+        return of_heads and shared and named and self.columns % self.groups == 0
 
     def pairs(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Site and rows ``[pairs, 2]`` that the rotary embedding rotates together, for queries and for keys."""
@@ -89,11 +105,17 @@ class Attention:
         for site, role in ((self.q, q), (self.k, k)) if self.rotary else ():
             yield site, _pairs(role, self.rotary, self.rotary_dim)
 
+    def turning(self, rotary: RotaryPairs, rotary_dim: int) -> Attention:
+        """The same attention with these rotary pairs, unless its keys are latent: what turns is then not in ``k``."""
+        latent = self.widths and self.widths[self.q] // self.heads not in (self.head_dim, 2 * self.head_dim)
+        pairs = (None, 0) if latent or rotary_dim > self.head_dim else (rotary, rotary_dim)
+        return replace(self, rotary=pairs[0], rotary_dim=pairs[1])
+
     def turned(self) -> list[Turned]:
         """What is left of it where its heads are none."""
-        separate = self.rotary and self.layout == "separate"
-        sides = ((self.q, self.heads), (self.k, self.groups)) if separate else ()
-        return [Turned(site, count, self.head_dim, self.rotary, self.rotary_dim) for site, count in sides]
+        sides = ((self.q, self.heads), (self.k, self.groups)) if self.rotary and self.layout == "separate" else ()
+        found = [Turned(site, count, self.head_dim, self.rotary, self.rotary_dim) for site, count in sides]
+        return [each for each in found if each.fits(self.widths or {each.site: each.heads * each.head_dim})]
 
 
 @dataclass(frozen=True)
@@ -182,20 +204,21 @@ Block = Attention | Turned | Mlp | Experts
 
 def find_blocks(model: nn.Module, kinds: dict[str, str], widths: dict[str, int]) -> tuple[Block, ...]:
     """The attention modules and MLPs of a model whose sites have these kinds and widths, in site order."""
-    families: dict[str, dict[str, str]] = {}
+    around: dict[str, dict[str, list[str]]] = {}
     for name, kind in kinds.items():
-        families.setdefault(name.rpartition(".")[0], {}).setdefault(kind, name)
-    for parent, sites in families.items():
-        around, _, leaf = parent.rpartition(".")
-        last = {"self": "o", "intermediate": "down"}.get(leaf)  # BERT has the last linear in a module beside the others
-        if last and last in (beside := families.get(f"{around}.output", {})):
-            sites.setdefault(last, beside[last])
-    found = []
-    for parent, sites in families.items():
-        block = _attention(model, parent, sites, widths) or _mlp(model, sites, widths)
-        if block:
-            found.append(block)
-    return tuple(found)
+        parent = name
+        for _ in range(_DEPTH):
+            parent = parent.rpartition(".")[0]
+            around.setdefault(parent, {}).setdefault(kind, []).append(name)
+    found: dict[str, Block] = {}  # by the linear that reads the units
+    for parent in sorted(around, key=lambda path: -len(path.split("."))):  # the innermost module first
+        sites = {kind: names[0] for kind, names in around[parent].items() if len(names) == 1}
+        if sites.get("o") not in found and (attention := _attention(model, parent, sites, widths)):
+            found[attention.o] = attention
+        if sites.get("down") not in found and (mlp := _mlp(model, sites, widths)):
+            found[mlp.down] = mlp
+    order = {name: number for number, name in enumerate(kinds)}
+    return tuple(found[reader] for reader in sorted(found, key=order.__getitem__))
 
 
 def block_to_json(block: Block) -> dict[str, Any]:
@@ -241,45 +264,44 @@ def _inputs(model: nn.Module, site: str) -> int:
     return known or int(module.weight.shape[1 if isinstance(module, nn.Linear) else 0])  # type: ignore[index]
 
 
-_HEAD_SIZES = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim")
-
-
 def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dict[str, int]) -> Attention | None:
-    config = getattr(model, "config", None)
+    if not {"q", "k", "v", "o"} <= sites.keys():
+        return None
+    q, k, v, o = (sites[kind] for kind in "qkvo")
+    columns = _inputs(model, o)
+    for heads in _numbers_of_heads(model, parent, columns):
+        groups = widths[v] * heads // columns
+        if columns % heads or groups < 1 or heads % groups or any(widths[site] % groups for site in (k, v)):
+            continue
+        head_dim = widths[k] // groups
+        if widths[v] * heads != columns * groups or widths[q] % heads or widths[q] < heads * head_dim:
+            continue
+        beside = (sites[kind] for kind in _SCALES_HEADS if kind in sites)
+        own = {site: widths[site] for site in (q, k, v, *(site for site in beside if widths[site] % heads == 0))}
+        found = Attention(q, k, v, o, heads, groups, head_dim, widths=own, columns=columns)
+        return found.turning(*_rotary(model.get_submodule(parent), getattr(model, "config", None), head_dim))
+    return None
+
+
+def _numbers_of_heads(model: nn.Module, parent: str, columns: int) -> Iterator[int]:
+    """How many heads an attention module may have: as it says, or a module in it, or else the configuration."""
     module = model.get_submodule(parent)
-    head_dim = next((size for name in _HEAD_SIZES if (size := getattr(module, name, None))), None)
-    if "o" not in sites or not isinstance(head_dim, int):
-        return None
-    heads, rest = divmod(_inputs(model, sites["o"]), head_dim)
-    rotary = _rotary(module, config, head_dim)
-    if rest:
-        return None
-    if {"q", "k", "v"} <= sites.keys():
-        q, k, v = (sites[kind] for kind in "qkv")
-        groups = widths[k] // head_dim
-        if widths[q] != heads * head_dim or not widths[k] == widths[v] == groups * head_dim or heads % groups:
-            return None
-        return Attention(q, k, v, sites["o"], heads, groups, head_dim, "separate", *rotary)
-    family = getattr(config, "model_type", None)
-    if "qkv" not in sites or family not in _QKV_IN_BLOCKS + _QKV_IN_GROUPS:
-        return None
-    groups = (widths[sites["qkv"]] // head_dim - heads) // 2
-    layout: Literal["blocks", "groups"] = "blocks" if family in _QKV_IN_BLOCKS else "groups"
-    if family == "gpt_bigcode" and groups == heads:
-        layout = "groups"
-    if groups < 1 or (heads + 2 * groups) * head_dim != widths[sites["qkv"]] or heads % groups:
-        return None
-    fused = sites["qkv"]
-    return Attention(fused, fused, fused, sites["o"], heads, groups, head_dim, layout, *rotary)
+    places = [module, *module.children()]
+    config: Any = getattr(module, "config", None) or getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    for place in (*places, config):
+        yield from (number for name in _HEADS if isinstance(number := getattr(place, name, None), int) and number > 0)
+        for name in _HEAD_DIMS if place is not config else ():
+            if isinstance(width := getattr(place, name, None), int) and width > 0:
+                yield columns // width or 1
 
 
 def _mlp(model: nn.Module, sites: dict[str, str], widths: dict[str, int]) -> Mlp | None:
-    if "down" not in sites:
+    if "down" not in sites or "up" not in sites:
         return None
     neurons = _inputs(model, sites["down"])
-    if "gate_up" in sites and widths[sites["gate_up"]] == 2 * neurons:
-        return Mlp(sites["gate_up"], sites["gate_up"], sites["down"], neurons)
-    if "up" not in sites or any(widths[sites[kind]] != neurons for kind in ("gate", "up") if kind in sites):
+    if any(widths[sites[kind]] != neurons for kind in ("gate", "up") if kind in sites):
         return None
     return Mlp(sites.get("gate"), sites["up"], sites["down"], neurons)
 

@@ -14,7 +14,7 @@ from act.models.quantised import inputs_of, width_of
 from act.models.sites import Columns, Site
 
 _QKV = ("query_key_value", "qkv_proj", "c_attn", "Wqkv", "wqkv", "W_pack", "qkv")
-_GATE_UP = {"gate_up_proj": "down_proj", "input_linear": "output_linear", "Wi": "Wo"}
+_GATE_UP = {"gate_up_proj": "down_proj", "input_linear": "output_linear", "Wi": "Wo", "fc1": "fc2"}
 """Projections whose first half is the gate -> the linear beside them that reads the product of both halves."""
 _IN_BLOCKS = """baichuan dbrx got_ocr2 gpt2 gpt_bigcode modernbert modernbert_decoder mpt openai phi3 phi4_multimodal
 qwen qwen2_5_vl qwen2_vl qwen3_omni_moe qwen3_vl sam"""
@@ -49,6 +49,8 @@ def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
     family = _family(model, parent)
     if leaf in _QKV:
         return _qkv(family, _sizes(model, parent), width)
+    if leaf == "kv_b_proj":
+        return _latent(parent, width)
     if leaf == "kv_proj" and family == "jetmoe":
         return _blocks(k=width // 2, v=width // 2)
     return _linear_attention(leaf, parent, width) or _state_space(leaf, parent, width)
@@ -121,6 +123,12 @@ def _qkv(family: str, sizes: tuple[int, int | None], width: int) -> Parts | None
     if not in_groups or groups == 1:
         return _blocks(q=heads * head_dim, k=groups * head_dim, v=groups * head_dim)
     return _in_groups(groups, q=heads // groups * head_dim, k=head_dim, v=head_dim)
+
+
+def _latent(parent: Any, width: int) -> Parts | None:
+    """The keys (all of them but what turns) and values that latent attention computes from what they share."""
+    heads, keys, values = (getattr(parent, name, None) or 0 for name in ("num_heads", "qk_nope_head_dim", "v_head_dim"))
+    return _in_groups(heads, k=keys, v=values) if heads * keys * values and heads * (keys + values) == width else None
 
 
 def _linear_attention(leaf: str, parent: Any, width: int) -> Parts | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
-from act.models.adapters import leaf, plain
+from act.models.adapters import leaf, named_modules, plain
 from act.models.embeddings import input_embedding, lm_head
 from act.models.quantised import width_of
 
@@ -26,16 +28,23 @@ _KINDS = {
 _KIND_OF_NAME = {name: kind for kind, names in _KINDS.items() for name in names}
 # Some families call several linears the same; the modules around these tell them apart.
 _KIND_OF_NAME |= {"attn.c_proj": "o", "mlp.c_proj": "down"}
-_KIND_OF_NAME |= {f"{attention}.dense": "o" for attention in ("attention", "self_attention", "self_attn")}
-_KIND_OF_NAME |= {"attention.output.dense": "o", "intermediate.dense": "up", "output.dense": "down"}
+_KIND_OF_NAME |= {"attention.dense": "o", "attention.output.dense": "o", "self_attn.dense": "o"}
+_KIND_OF_NAME |= {"intermediate.dense": "up", "output.dense": "down"}
 _KIND_OF_NAME |= {"DenseReluDense.wo": "down", "mlp.wo": "down", "ffn.lin1": "up", "ffn.lin2": "down"}
 _KIND_OF_NAME |= {"attn.Wo": "o", "mlp.Wo": "down"}
+_KIND_OF_NAME |= {"feed_forward.key": "up", "feed_forward.value": "down"}  # of RWKV
+_ATTENTION = re.compile(r"(?:W_?|w_?|project_|linear_)?(q|k|v|o|query|key|value|out|attention_out)(?:_(?:proj|lin))?")
+"""How linears of attention are called, beside queries that are called so, too."""
+_SHORT = {"query": "q", "key": "k", "value": "v", "out": "o", "attention_out": "o", "proj": "o", "in_proj_qkv": "qkv"}
+_SHORT |= {"q_b_proj": "q", "q_gate_proj": "q"}  # of latent attention
+_SHORT |= {f"{end}proj{start}": kind for kind in "zab" for end, start in ((f"{kind}_", ""), ("in_", f"_{kind}"))}
+_ATTENTION_GATES = ("gate_proj", "g_proj", "g_b_proj", "output_gate")
 _EMBED_NAMES, _HEAD_NAMES = ("embed_tokens", "wte", "embed_in"), ("lm_head", "embed_out")
 
 
 def kind_of_name(name: str) -> str:
     """The kind of a linear by its path: by its last parts, or else the last part itself."""
-    parts = name.split(".")
+    parts = ["attention" if part.lower().endswith("attention") else part for part in name.split(".")]
     known = next((kind for n in (3, 2, 1) if (kind := _KIND_OF_NAME.get(".".join(parts[-n:])))), None)
     if known is None and any("router" in part.lower() for part in parts[-2:]):
         return "router"
@@ -57,6 +66,7 @@ class Kinds:
         self._embedding, self._head = (module and plain(module) for module in found)
         rows: Any = getattr(self._embedding, "weight", None)
         self._vocabulary = None if rows is None else len(rows)
+        self._by_structure = _by_structure(model)
 
     def __call__(self, name: str, module: nn.Module) -> str:
         """The kind of a module that has channels, by its path."""
@@ -71,11 +81,60 @@ class Kinds:
         if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             return "conv"
         if width_of(module):
-            return kind_of_name(name)
+            return self._by_structure.get(name) or kind_of_name(name)
         if not isinstance(module, nn.Linear) and module.weight.dim() == 1:  # type: ignore[operator]
             return "norm"
         if not isinstance(module, nn.Linear) and is_router(module):
             return "router"
         if leaf in _HEAD_NAMES and self._vocabulary in (None, len(module.weight)):  # type: ignore[arg-type]
             return "head"  # of a model that does not say which module gives its logits, or has several
-        return kind_of_name(name)
+        return self._by_structure.get(name) or kind_of_name(name)
+
+
+def _by_structure(model: nn.Module) -> dict[str, str]:
+    """The kinds of linears that only those around them tell, by path: of MLPs and of attention."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for name, module in named_modules(model):
+        if leaf(name).startswith(("lora_", "ia3_")):
+            continue
+        if isinstance(module, nn.Linear):
+            sizes[name] = module.in_features, module.out_features
+        elif type(module).__name__ == "Conv1D":  # of GPT-2, stored transposed
+            weight: Any = module.weight
+            sizes[name] = (weight.shape[0], weight.shape[1])
+    return {**_of_mlps(sizes), **_of_attention(sizes)}
+
+
+def _of_attention(linears: Iterable[str]) -> dict[str, str]:
+    """Queries, keys, values and outputs beside each other, and the gates of these outputs."""
+    beside: dict[str, dict[str, str]] = {}
+    for name in linears:
+        around, _, last = name.removesuffix(".linear").rpartition(".")
+        named = _ATTENTION.fullmatch(last)
+        kind = "attention_gate" if last in _ATTENTION_GATES else _SHORT.get(named[1] if named else last)
+        beside.setdefault(around, {})[name] = kind or (named[1] if named else kind_of_name(name))
+    attention = (kinds for kinds in beside.values() if {"q", "qkv"} & {*kinds.values()})
+    return {name: kind for kinds in attention for name, kind in kinds.items()}
+
+
+def _of_mlps(linears: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """One or two linears that widen what they read, and one that reads what these give, by themselves in a module."""
+    within: dict[str, list[str]] = {}
+    for name in linears:
+        around = name
+        while around:
+            around = around.rpartition(".")[0]
+            within.setdefault(around, []).append(name)
+    found: dict[str, str] = {}
+    for names in within.values():
+        *first, last = names
+        inner, outer = linears[last]
+        widths = [linears[name] for name in first]
+        if inner <= outer or all(kind_of_name(name) in _KINDS for name in names):
+            continue
+        if widths == [(outer, inner)] * 2:
+            gate, up = sorted(first, key=lambda name: "gate" not in name.rpartition(".")[2])
+            found |= {gate: "gate", up: "up", last: "down"}
+        elif widths in ([(outer, inner)], [(outer, 2 * inner)]):
+            found |= {first[0]: "up" if widths[0][1] == inner else "gate_up", last: "down"}
+    return found

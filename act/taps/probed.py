@@ -129,5 +129,4 @@ def _turned(block: Block, pairs: Mapping[str, tuple[RotaryPairs, int]]) -> Block
     """An attention module with the rotary pairs that the probe saw."""
     if not isinstance(block, Attention):
         return block
-    rotary, width = pairs.get(block.q.rpartition(".")[0], (None, 0))
-    return replace(block, rotary=rotary, rotary_dim=width)
+    return block.turning(*pairs.get(block.q.rpartition(".")[0], (None, 0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
+from families import families, tiny
 from support import ATTENTION, CONFIGS, SMALL, random_batches, tiny_model
 
 import act
@@ -12,6 +13,7 @@ from act.models.blocks import Attention, Mlp
 from act.models.channels import ChannelSpace
 from act.ranking.channel_set import ChannelSet
 from act.ranking.granularity import units_of
+from act.taps.probed import Probed
 
 MORE = {
     "gpt_neox": lambda: transformers.GPTNeoXConfig(**SMALL, num_attention_heads=4, max_position_embeddings=256),
@@ -24,6 +26,22 @@ MORE = {
 }  # fmt: skip
 
 
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+T5_AND_BERT = {
+    "bert": lambda: transformers.BertForMaskedLM(transformers.BertConfig(**SIZES, vocab_size=300)).eval(),
+    "t5": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=300)
+    ).eval(),
+    "gated t5": lambda: transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=300, feed_forward_proj="gated-gelu"
+        )
+    ).eval(),
+}
+OTHERS = ["gptj", "codegen", "deepseek_v3", "qwen3_next", "modernbert-decoder", "ctrl", "afmoe", *T5_AND_BERT]
+"""Families whose heads or neurons lie in places of their own."""
+
+
 @pytest.fixture(autouse=True)
 def more_families(monkeypatch):
     for family, config in MORE.items():
@@ -33,8 +51,9 @@ def more_families(monkeypatch):
 def input_of(model: torch.nn.Module, module: str) -> torch.Tensor:
     seen = []
     handle = model.get_submodule(module).register_forward_hook(lambda _, args, output: seen.append(args[0].clone()))
+    ids = torch.arange(1, 9)[None]
     with torch.no_grad():
-        model(input_ids=torch.arange(1, 9)[None])
+        model(input_ids=ids, **({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}))
     handle.remove()
     return seen[0].flatten(0, -2)
 
@@ -62,6 +81,43 @@ def test_rows_of_a_unit_feed_its_columns_and_no_others(family):
             changed = (input_of(model, reader) != before).any(0).nonzero().flatten().tolist()
             assert changed and set(changed) <= set(columns[unit].tolist())
             model.load_state_dict(state, strict=False)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        *OTHERS,
+        *(
+            pytest.param(name, marks=[pytest.mark.slow, pytest.mark.thorough])
+            for name in families()
+            if name not in OTHERS
+        ),
+    ],
+)
+def test_units_of_a_family_are_what_its_model_computes(family):
+    """Tried on the weights themselves, where the probe tries outputs."""
+    try:
+        model = T5_AND_BERT[family]() if family in T5_AND_BERT else tiny(family)
+        space = Probed.of(model, ChannelSpace.from_model(model)).space
+    except Exception as error:
+        if family in OTHERS:
+            raise
+        pytest.skip(f"no tiny model: {error}")
+    blocks = {}
+    for block in space.blocks:
+        if isinstance(block, (Attention, Mlp)) and all(space.site(name).expert is None for name in block.rows()):
+            blocks.setdefault((type(block), tuple(len(name.split(".")) for name in block.inputs())), block)
+    assert {Attention, Mlp} <= {kind for kind, _ in blocks} or family not in OTHERS
+    for block in blocks.values():
+        ((reader, columns),) = block.inputs().items()
+        state = {name: parameter.clone() for name, parameter in model.named_parameters()}
+        before = input_of(model, reader)
+        assert sorted(columns.flatten().tolist()) == list(range(before.shape[-1]))
+        scale_rows(model, space, block.rows(), 1)
+        change = (input_of(model, reader) - before).abs().amax(0)
+        changed = (change > 1e-5 * before.abs().max()).nonzero().flatten().tolist()
+        assert changed and set(changed) <= set(columns[1].tolist())
+        model.load_state_dict(state, strict=False)
 
 
 @pytest.mark.parametrize("family", [*CONFIGS, *MORE])

@@ -36,15 +36,13 @@ def test_some_trial_changes_one_of_two_units_only(units):
     assert units < 5000 or code.shape[1] == 15
 
 
-@pytest.mark.parametrize(
-    "family", [*CONFIGS, "gpt_neox", "falcon", "bloom", "opt", "gptj", "gpt_oss", "mpt", "gemma3_text"]
-)
+@pytest.mark.parametrize("family", [*CONFIGS, "gpt_neox", "opt", "gpt_oss", "gemma3_text"])
 def test_blocks_of_a_model_hold(family):
     model = tiny_model(family) if family in CONFIGS else tiny(family)
     static = ChannelSpace.from_model(model)
     space = verified(model)
     assert space.refused == {} and [*map(type, space.blocks)] == [*map(type, static.blocks)]
-    assert {Attention, Mlp} <= {*map(type, space.blocks)} or family == "gptj"
+    assert {Attention, Mlp} <= {*map(type, space.blocks)}
     assert all("forward" not in vars(module) and not module._forward_pre_hooks for module in model.modules())
 
 
@@ -78,7 +76,9 @@ def test_a_block_that_the_model_does_not_have_is_refused(fault):
     space = ChannelSpace.from_model(model)
     wrong = {
         "heads of half the width": lambda block: replace(block, heads=8, groups=4, head_dim=4),
-        "keys of another layer": lambda block: replace(block, k=block.k.replace("0", "1")),
+        "keys of another layer": lambda block: replace(
+            block, k=(other := block.k.replace("0", "1")), widths={block.q: 32, other: 16, block.v: 16}
+        ),
     }[fault]
     blocks = (wrong(space.blocks[0]), *space.blocks[1:])
     found = Probed.of(model, replace(space, blocks=blocks)).space
