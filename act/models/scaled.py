@@ -45,7 +45,8 @@ _RULES = (
     _Rule(r"(q|query)_?\w*(norm|ln|clip)\w*.(weight|bias|scale)", "q query", 0, every=True),
     _Rule(r"(k|key)_?\w*(norm|ln)\w*.(weight|bias|scale)", "k key", 0, every=True),
     _Rule("rel_l2_clip.scale", "r_proj", 0, every=True),
-    _Rule("gate_bias", "gate"),
+    _Rule("gate_bias", "gate attention_gate"),
+    _Rule("dense_bias", "o"),
     _Rule("e_score_correction_bias|expert_bias|per_expert_scale", "router"),
     _Rule("router_states_scale", "down_proj"),
     _Rule("time_decay|time_first", "key"),
@@ -140,17 +141,13 @@ class _Places:
         """The dimension of a parameter that runs over channels or heads, and the site that these are of."""
         shape = self._parameters[name].shape
         rule = next((rule for rule in _RULES if _ends_with(name, rule.parameter)), None)
-        if rule is not None and shape.numel() > 1:
-            dim = _long_dim(shape) if rule.dim is None or shape[rule.dim] == 1 else rule.dim % len(shape)
-            site = None if dim is None else self._named(name, rule.sites.split(), shape[dim])
-            if site is not None and dim is not None and (not rule.every or site.width == shape.numel()):
-                return dim, site
+        if rule is None or shape.numel() == 1:
             return None
-        dim = _long_dim(shape)
-        if dim is None or any(_ends_with(name, pattern) for pattern, _ in _REASONS[:1] + _REASONS[2:]):
+        dim = _long_dim(shape) if rule.dim is None or shape[rule.dim] == 1 else rule.dim % len(shape)
+        site = None if dim is None else self._named(name, rule.sites.split(), shape[dim])
+        if site is None or dim is None or (rule.every and site.width != shape.numel()):
             return None
-        site = self._as_wide(name, shape[dim])
-        return None if site is None else (dim, site)
+        return dim, site
 
     def _named(self, name: str, wanted: Sequence[str], values: int) -> Site | None:
         for number, scope in enumerate(_around(name)):
@@ -174,32 +171,12 @@ class _Places:
         outputs = (one for one in near if one.kind == "o" and one.parameters)
         return any(prod(self._parameters[one.inputs.name].shape) == site.width * one.width for one in outputs)
 
-    def _as_wide(self, name: str, values: int) -> Site | None:
-        """The site with as many channels whose name has the most words of the parameter's, in the nearest module."""
-        for scope in _around(name):
-            near = [site for site in self._by_scope.get(scope, ()) if site.width == values]
-            same_layer = [site for site in near if site.layer == layer_of(name)]
-            if near := same_layer or near:
-                words = _words(name.removeprefix(scope))
-                return max(near, key=lambda site: (len(words & _words(site.name.removeprefix(scope))), *_rank(site)))
-        return None
-
 
 def _around(name: str) -> Iterator[str]:
     """The paths of the modules around a parameter, inner first."""
     while name:
         name = name.rpartition(".")[0]
         yield name
-
-
-def _rank(site: Site) -> tuple[int, int]:
-    """How likely a site is to be scaled by a vector of another name: one of the residual stream, and few modules in."""
-    order = ("embed", "down", "o", "norm")
-    return order.index(site.kind) if site.kind in order else -1, -site.name.count(".")
-
-
-def _words(name: str) -> set[str]:
-    return set(re.split(r"[._\[\]]", name)) - {"", "weight", "scale", "bias"}
 
 
 def _long_dim(shape: torch.Size) -> int | None:
@@ -224,4 +201,6 @@ def _reason(name: str, parameter: torch.Tensor) -> str:
         return known
     if _long_dim(parameter.shape) is None:
         return "it is of no linear, norm, convolution or embedding, and what is computed with it is not known"
-    return "no site near it has a channel for each of its values"
+    if any(_ends_with(name, rule.parameter) for rule in _RULES):
+        return "no site near it has a channel for each of its values"
+    return "what it scales or shifts is not known"
