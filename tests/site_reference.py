@@ -278,7 +278,7 @@ def weights_of(model: nn.Module) -> Callable[[Any], list[torch.Tensor] | None]:
         path, _, role = site.name.partition("[")
         if path in parameters:  # by itself: the dimension of its channels is the one of this size
             bias = parameters.get(path.replace("weight", "bias")) if path.endswith("weight") else None
-            alone = [_first(parameters[path].detach(), site.width)]
+            alone = [_first(parameters[path].detach(), site.width, path.endswith("mm_input_projection_weight"))]
             return alone if bias is None else [*alone, _first(bias.detach(), site.width)]
         module: Any = model.get_submodule(path)
         last = (isinstance(module, nn.Embedding) and site.width == module.weight.shape[1]) or type(
@@ -307,6 +307,6 @@ class _Rows:
         self.tensor[self.places[rows]] = values
 
 
-def _first(parameter: torch.Tensor, width: int) -> torch.Tensor:
+def _first(parameter: torch.Tensor, width: int, last: bool = False) -> torch.Tensor:
     dims = [dim for dim, size in enumerate(parameter.shape) if size == width]
-    return parameter.movedim(dims[0], 0) if dims else parameter.flatten()
+    return parameter.movedim(dims[-1 if last else 0], 0) if dims else parameter.flatten()

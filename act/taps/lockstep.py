@@ -118,12 +118,13 @@ class Lockstep:
             self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask, source_mask), parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
-            # The model that finishes first returns here; the other may still have to finish its forward.
-            for side in ("donor", "target"):
-                while not self._greenlets[side].dead:
-                    self._greenlets[side].switch()
-                    if self._waiting and any(run.dead for run in self._greenlets.values()):
-                        raise ActError(f"only one model reached site {self._waiting[1]}: their forwards differ")
+            with _no_questions_to_an_absent_gpu():
+                # The model that finishes first returns here; the other may still have to finish its forward.
+                for side in ("donor", "target"):
+                    while not self._greenlets[side].dead:
+                        self._greenlets[side].switch()
+                        if self._waiting and any(run.dead for run in self._greenlets.values()):
+                            raise ActError(f"only one model reached site {self._waiting[1]}: their forwards differ")
         finally:
             for run in self._greenlets.values():
                 if not run.dead:
@@ -205,3 +206,21 @@ def lockstep(
         yield run
     finally:
         run.remove()
+
+
+@contextlib.contextmanager
+def _no_questions_to_an_absent_gpu() -> Iterator[None]:
+    """Answer for a CUDA build of PyTorch that nothing is captured where there is no GPU.
+
+    transformers asks while it makes a mask, and PyTorch would raise an error, whose C++ backtrace runs past the stack
+    of a greenlet and crashes.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    asked = torch.cuda.is_current_stream_capturing
+    torch.cuda.is_current_stream_capturing = lambda: False
+    try:
+        yield
+    finally:
+        torch.cuda.is_current_stream_capturing = asked
