@@ -148,9 +148,13 @@ def _linear_attention(leaf: str, parent: Any, width: int) -> Parts | None:
 
 
 def _state_space(leaf: str, parent: Any, width: int) -> Parts | None:
-    """The projection of a Mamba 2 mixer, as its sizes tell."""
-    names = ("intermediate_size", "conv_dim", "num_heads")
-    inner, convolved, heads = (getattr(parent, name, None) or 0 for name in names)
+    """The projections of Mamba mixers, as their sizes tell."""
+    names = ("intermediate_size", "conv_dim", "num_heads", "time_step_rank", "ssm_state_size")
+    inner, convolved, heads, rank, size = (getattr(parent, name, None) or 0 for name in names)
+    if leaf == "in_proj" and rank and width == 2 * inner:
+        return _blocks(x=inner, z=inner)
+    if leaf == "x_proj" and rank and width == rank + 2 * size:
+        return _blocks(dt=rank, B=size, C=size)
     state, odd = divmod(convolved - inner, 2)
     if leaf != "in_proj" or not heads or state <= 0 or odd or width != inner + convolved + heads:
         return None

@@ -15,7 +15,7 @@ from act.models.quantised import width_of
 _KINDS = {
     "q": ("q_proj", "query", "query_proj", "q_lin"),
     "k": ("k_proj", "key", "key_proj", "k_lin"),
-    "v": ("v_proj", "value", "value_proj", "v_lin"),
+    "v": ("v_proj", "value", "value_proj", "v_lin", "v_proj_current", "v_proj_delayed"),
     "o": ("o_proj", "out_proj", "out_lin"),
     "qkv": ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "W_pack"),
     "gate": ("gate_proj", "w1", "wi_0"),
@@ -23,7 +23,7 @@ _KINDS = {
     "gate_up": ("gate_up_proj",),
     "down": ("down_proj", "w2", "fc2", "dense_4h_to_h", "ffn_output"),
     "router": ("gate", "wg"),
-    "position": ("wpe", "embed_positions", "position_embeddings"),
+    "position": ("wpe", "embed_positions", "position_embedding", "position_embeddings", "positions_embed"),
 }
 _KIND_OF_NAME = {name: kind for kind, names in _KINDS.items() for name in names}
 # Some families call several linears the same; the modules around these tell them apart.
