@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from act.core.errors import ActError
 
 LONGEST = 50  # characters of up to 4 bytes: file names, also of temporary copies, have at most 255 bytes
-_BRACKETS = re.compile(r"(?<=[A-Za-z_])\[(\d+|\*|[a-z]+(?=\]$))\]")
+_BRACKETS = re.compile(r"(?<=[A-Za-z_])\[(\d+|\*|[A-Za-z_]+(?=\]$))\]")
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, halves of characters, separators of lines
 
 

@@ -21,15 +21,17 @@ qwen qwen2_5_vl qwen2_vl qwen3_omni_moe qwen3_vl sam"""
 """Families that hold all queries, then all keys, then all values."""
 _IN_GROUPS = "bloom falcon fuyu gpt_neox gpt_neox_japanese internlm2 minimax persimmon"
 """Families that do so within each key-value head."""
+_GATED_QUERIES = "qwen3_5 qwen3_5_moe qwen3_next qwen4_exp"
+"""Families in which the queries of each head are followed by the gate of its output."""
 _CODEGEN_PARTS = 4  # CodeGen's rows lie as they were spread over four processors, values before keys
 
 Parts = dict[str, Columns]
 
 
 def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
-    """What the outputs of a linear are: role (``q k v gate up z b a x B C dt``) -> columns; None if one, or unknown.
+    """What the outputs of a linear are: role -> columns, in the order of the channels; None if one thing, or unknown.
 
-    The order of the roles is that of the channels.
+    Roles are ``q k v gate up``, ``attention_gate`` of what attention gives, and ``z b a x B C dt`` of recurrent layers.
     """
     weight: Any = getattr(module, "weight", None)
     around, _, leaf = name.rpartition(".")
@@ -51,6 +53,8 @@ def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
         return _qkv(family, _sizes(model, parent), width)
     if leaf == "kv_b_proj":
         return _latent(parent, width)
+    if leaf == "q_proj" and family in _GATED_QUERIES.split():
+        return _gated_queries(_sizes(model, parent), width)
     if leaf == "kv_proj" and family == "jetmoe":
         return _blocks(k=width // 2, v=width // 2)
     return _linear_attention(leaf, parent, width) or _state_space(leaf, parent, width)
@@ -129,6 +133,13 @@ def _latent(parent: Any, width: int) -> Parts | None:
     """The keys (all of them but what turns) and values that latent attention computes from what they share."""
     heads, keys, values = (getattr(parent, name, None) or 0 for name in ("num_heads", "qk_nope_head_dim", "v_head_dim"))
     return _in_groups(heads, k=keys, v=values) if heads * keys * values and heads * (keys + values) == width else None
+
+
+def _gated_queries(sizes: tuple[int, int | None], width: int) -> Parts | None:
+    heads, head_dim = sizes
+    if not heads or not head_dim or width != 2 * heads * head_dim:
+        return None
+    return _in_groups(heads, q=head_dim, attention_gate=head_dim)
 
 
 def _linear_attention(leaf: str, parent: Any, width: int) -> Parts | None:

@@ -67,6 +67,12 @@ def keys_and_values(row):
     return {"k": held[:, 0].flatten(), "v": held[:, 1].flatten()}
 
 
+def gated_queries(row):
+    """``[heads, 2 * 8]``: queries, then the gate of the output."""
+    queries, gates = row.view(HEADS, 16).chunk(2, dim=1)
+    return {"q": queries.flatten(), "attention_gate": gates.flatten()}
+
+
 CASES = [
     ("gpt2", "c_attn", thirds),
     ("openai-gpt", "c_attn", thirds),
@@ -85,6 +91,8 @@ CASES = [
     ("modernbert-decoder", "Wi", halves),
     ("codegen", "qkv_proj", codegen),
     ("deepseek_v3", "kv_b_proj", keys_and_values),
+    ("qwen3_next", "q_proj", gated_queries),
+    ("qwen3_5_text", "q_proj", gated_queries),
 ]
 
 
@@ -114,7 +122,7 @@ def test_parts_are_measured_and_moved_as_if_they_were_linears_of_their_own(famil
             assert profile.space.site(f"{path}[{role}]").kind == role
 
     space = ChannelSpace.from_model(target)
-    roles = [site for site in space if site.module in paths and site.kind in ("v", "up")]
+    roles = [site for site in space if site.module in paths and site.kind in ("v", "up", "attention_gate")]
     chosen = torch.cat([torch.arange(site.offset, site.offset + site.width, 3) for site in roles])
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     theirs = donor.state_dict()
