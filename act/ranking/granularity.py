@@ -151,9 +151,10 @@ def _require_verified(space: ChannelSpace, name: str, *, known: bool) -> None:
     if not known and refused:
         raise ActError(f"no {name} of this model can be ranked: {refused[0][1]}; rank by channel")
     if not known:
+        if space.coverage is None:
+            raise ActError(f"the profile is of an earlier version, which did not note {name}s; profile it again")
         raise ActError(
-            f"no {name} of this model is known (its layout is not, or the profile was made before layouts were "
-            "recorded); profile it again, or rank by channel"
+            f"no {name} of this model is known, since no module of it is built as those are; rank by channel"
         )
     if measured := [why for site, why in refused if site.layouts]:
         log.warning("%d modules have no %ss that can be ranked; of the first, %s", len(measured), name, measured[0])

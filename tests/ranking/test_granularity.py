@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
@@ -193,10 +195,12 @@ def test_rows_and_columns_of_one_linear_are_refused(pair):
 
 
 def test_a_model_of_unknown_layout_is_refused(pair):
-    bare = ChannelSpace(pair.space.sites)
+    bare = replace(pair.space, blocks=())
     for granularity, match in (("head", "no head"), ("neuron", "no neuron"), ("rotary-pair", "no rotary embedding")):
         with pytest.raises(act.ActError, match=match):
             units_of(bare, granularity)
+    with pytest.raises(act.ActError, match="of an earlier version, which did not note heads"):
+        units_of(ChannelSpace(pair.space.sites), "head")
     with pytest.raises(act.ActError, match="granularity is 'layer'; expected one of"):
         units_of(bare, "layer")
     with pytest.raises(act.ActError, match="no rotary embedding"):
