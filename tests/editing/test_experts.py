@@ -80,7 +80,8 @@ def by_hand(donor, before: dict[str, torch.Tensor], channels: ChannelSet) -> dic
             experts = mask.view(-1, part.rows, mask.shape[-1]) if part.rows else mask
             expert = mask if part.expert is None else experts[part.expert]
             start, step = (part.span[0], part.span[2]) if part.span else (0, 1)
-            expert.index_fill_(part.dim, start + step * rows, True)
+            run = part.run or 1
+            expert.index_fill_(part.dim, start + rows // run * step + rows % run, True)
             result[part.name][mask] = state(donor)[part.name][mask]
     return result
 
