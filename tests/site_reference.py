@@ -240,11 +240,22 @@ def fused_parts(model: nn.Module, path: str) -> dict[str, torch.Tensor] | None:
     if leaf == "in_proj_qkv":
         keys = parent.num_k_heads * parent.head_k_dim
         return _blocks(q=keys, k=keys, v=width - 2 * keys)
-    heads = next(
-        value
-        for name in ("num_attention_heads", "n_head", "n_heads", "num_heads")
-        if isinstance(value := getattr(config, name, None), int)
-    )
+    if leaf == "in_proj" and hasattr(parent, "dt_proj"):  # the first Mamba: chunk(2), the second half is the gate
+        return _blocks(x=width // 2, z=width // 2)
+    if leaf == "x_proj":
+        return _blocks(dt=width - 2 * parent.ssm_state_size, B=parent.ssm_state_size, C=parent.ssm_state_size)
+    if leaf == "in_proj" and hasattr(parent, "conv_dim"):  # Mamba 2: gate, what the convolution reads, time steps
+        inner = parent.intermediate_size
+        state = (parent.conv_dim - inner) // 2
+        return _blocks(z=inner, x=inner, B=state, C=state, dt=width - 2 * inner - 2 * state)
+    if leaf == "kv_b_proj":
+        keys, values = parent.qk_nope_head_dim, parent.v_head_dim
+        return _groups(width // (keys + values), k=keys, v=values)
+    if leaf == "q_proj":  # queries of a head, then the gate of what it gives
+        return _groups(width // (2 * parent.head_dim), q=parent.head_dim, attention_gate=parent.head_dim)
+    names = ("num_attention_heads", "n_head", "n_heads", "num_heads")
+    found = (getattr(config, name, None) for name in names)
+    heads = next((value for value in found if isinstance(value, int)), 1)
     if kind.startswith("CodeGen"):  # four parts, each of queries, values and keys
         return _groups(4, q=width // 12, v=width // 12, k=width // 12)
     if kind.startswith("Falcon") and not kind.startswith(("FalconH1", "FalconMamba")):
