@@ -90,7 +90,7 @@ def joined(sites: Iterable[Site]) -> Iterator[tuple[Site, tuple[Site, ...]]]:
             continue
         parts = tuple(group)
         width = sum(part.width for part in parts)
-        yield replace(parts[0], name=shared, kind=parts[0].kind, width=width, columns=None, parameters=()), parts
+        yield replace(parts[0], name=shared, width=width, columns=None, parameters=()), parts
 
 
 def _family(model: nn.Module, module: nn.Module) -> str:
