@@ -1,7 +1,6 @@
 PYTHON ?= python
 RESULTS = benchmarks/results
-# To mypy, benchmarks/families.py would be tests/families.py
-TYPED = $(filter-out benchmarks/families.py,$(wildcard benchmarks/*.py)) $(wildcard experiments/*.py)
+TYPED = $(wildcard benchmarks/*.py) $(wildcard experiments/*.py)
 
 .PHONY: test style matrix bench
 

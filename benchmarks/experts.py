@@ -43,7 +43,7 @@ from act.taps.tapped import taps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from experts_reference import expert_rows, expert_weights, implementations, run_by
-from families import expert_families, tiny
+from tiny_families import expert_families, tiny
 
 Batch = dict[str, torch.Tensor]
 SHARE = 0.3

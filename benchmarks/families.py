@@ -30,9 +30,9 @@ from measure import options, record
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from families import encoders, expert_families, families, tiny
 from multimodal import FAMILIES as WITH_IMAGES
 from multimodal import multimodal
+from tiny_families import encoders, expert_families, families, tiny
 from trained import stories
 
 IMAGES = " (text and images)"

@@ -23,8 +23,8 @@ from act.ranking.channel_set import ChannelSet
 from act.taps.tapped import taps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from families import HEADS
 from site_reference import Reference, inputs_of, weights_of
+from tiny_families import HEADS
 
 Batch = dict[str, torch.Tensor]
 SHARE = 0.3

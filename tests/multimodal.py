@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import transformers
-from families import small
+from tiny_families import small
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 FAMILIES = "gemma3 qwen2_5_vl qwen3_vl llava paligemma idefics3 smolvlm mistral3 internvl llama4 mllama blip-2 gemma4"

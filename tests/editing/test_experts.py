@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from command_line import act_profile, succeed
-from families import tiny
 from safetensors.torch import load_file, save_file
 from support import chosen, state
+from tiny_families import tiny
 from transformers import conversion_mapping
 from transformers.core_model_loading import LinearToConv3d, PermuteForRope, WeightConverter
 

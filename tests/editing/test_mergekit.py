@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 import yaml
-from families import tiny
 from safetensors.torch import load_file
 from support import chosen, state, tiny_model
+from tiny_families import tiny
 from typer.testing import CliRunner
 
 import act

@@ -6,9 +6,9 @@ import copy
 
 import pytest
 import torch
-from families import tiny
 from safetensors.torch import load_file
 from support import state
+from tiny_families import tiny
 
 import act
 from act.editing.donor import Donor

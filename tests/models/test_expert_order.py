@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 
-import families
 import pytest
+import tiny_families
 import torch
 import transformers
 from support import ATTENTION, SMALL, tiny_model
@@ -40,7 +40,7 @@ def experts_of(model: torch.nn.Module) -> Experts:
 
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
 def test_experts_in_another_order_are_seen_and_put_back(family):
-    target = families.tiny(family)
+    target = tiny_families.tiny(family)
     experts = experts_of(target)
     order = torch.randperm(experts.count, generator=torch.Generator().manual_seed(1)).tolist()
     donor = mixed(target, order, experts.name.rpartition(".")[0])
@@ -54,7 +54,7 @@ def test_experts_in_another_order_are_seen_and_put_back(family):
 
 @pytest.mark.parametrize("family", ["mixtral", "dbrx", "jetmoe", "lfm2_moe", "llama4_text"])
 def test_the_donor_computes_what_it_did(family):
-    donor = families.tiny(family)
+    donor = tiny_families.tiny(family)
     experts, before = experts_of(donor), logits(donor)
     target = copy.deepcopy(donor)
     router = target.get_submodule(ChannelSpace.from_model(donor).site(experts.router).module)
@@ -65,7 +65,7 @@ def test_the_donor_computes_what_it_did(family):
 
 
 def test_models_that_are_not_alike_are_left_alone():
-    assert other_orders(families.tiny("mixtral"), families.tiny("mixtral", seed=1)) == {}
+    assert other_orders(tiny_families.tiny("mixtral"), tiny_families.tiny("mixtral", seed=1)) == {}
     assert act.align_experts(tiny_model("llama"), tiny_model("llama", seed=1)) == {}
 
 
@@ -80,7 +80,7 @@ def test_other_numbers_of_experts_are_one_sentence():
 
 
 def test_groups_of_experts_stay_together():
-    target = families.tiny("deepseek_v3")
+    target = tiny_families.tiny("deepseek_v3")
     block = experts_of(target)
     donor = mixed(target, [*range(1, block.count), 0], block.name.rpartition(".")[0])
     target.config.n_group = donor.config.n_group = block.count // 2

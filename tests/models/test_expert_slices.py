@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from experts_reference import expert_weights
-from families import SOME_WITH_EXPERTS, expert_families, tiny
+from tiny_families import SOME_WITH_EXPERTS, expert_families, tiny
 
 from act.models.channels import ChannelSpace
 

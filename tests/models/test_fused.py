@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from families import HEADS, tiny
 from support import random_batches
+from tiny_families import HEADS, tiny
 
 import act
 from act.models.channels import ChannelSpace

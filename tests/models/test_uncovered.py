@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import transformers
-from families import expert_families, families, shapes
+from tiny_families import expert_families, families, shapes
 
 from act.models.channels import ChannelSpace
 

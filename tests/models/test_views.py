@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from families import small
 from multimodal import FAMILIES, config_of, multimodal, of_text, randomised
 from support import random_batches, state, tiny_model
+from tiny_families import small
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 

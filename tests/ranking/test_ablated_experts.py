@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from experts_reference import expert_rows, implementations, run_by
-from families import tiny
+from tiny_families import tiny
 
 import act
 from act.ranking.analysis import ablated

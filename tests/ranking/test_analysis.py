@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 
-import families
 import pytest
+import tiny_families
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -148,7 +148,7 @@ def batch_of(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("family", ["gpt_oss", "mixtral", "dbrx", "llama4_text", "jetmoe"])
 def test_experts_are_ablated_whichever_way_they_run(family):
-    model = families.tiny(family)
+    model = tiny_families.tiny(family)
     inputs = batch_of(model)
     profile = act.profile(model, [{**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}])
     counted = (profile.count > 0) & torch.tensor(

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from families import families, tiny
 from support import ATTENTION, CONFIGS, SMALL, random_batches, tiny_model
+from tiny_families import families, tiny
 
 import act
 from act.models.blocks import Attention, Mlp

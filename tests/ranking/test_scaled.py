@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 import transformers
-from families import tiny
 from support import random_batches
+from tiny_families import tiny
 
 import act
 from act.ranking.analysis import ablated

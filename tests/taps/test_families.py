@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import HEADS, families, tiny
+from tiny_families import HEADS, families, tiny
 
 import act
 

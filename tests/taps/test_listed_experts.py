@@ -156,7 +156,7 @@ def test_rows_that_no_gather_explains_are_said_to_be_unread(caplog):
 
 
 def test_experts_that_run_by_kernels_of_their_own_are_said_to_be_unread(caplog):
-    from families import tiny
+    from tiny_families import tiny
 
     model = tiny("qwen3_moe")
     for layer in model.model.layers:
@@ -175,7 +175,7 @@ def test_experts_that_run_by_kernels_of_their_own_are_said_to_be_unread(caplog):
     ],
 )
 def test_experts_that_cannot_be_read_are_refused_in_a_sentence(change, words):
-    from families import tiny
+    from tiny_families import tiny
 
     model = tiny("qwen3_moe")
     change(model.model.layers[0].mlp.experts)
@@ -188,7 +188,7 @@ def quantised(parameter):
 
 
 def test_shared_experts_see_every_token_anyway():
-    from families import tiny
+    from tiny_families import tiny
 
     given = batch()
     profile = act.profile(tiny("inkling_text"), [given], moe_all_experts=True)
@@ -205,13 +205,13 @@ def test_offloaded_experts_are_read_where_they_are_loaded(make):
 
 
 def tiny_experts():
-    from families import tiny
+    from tiny_families import tiny
 
     return tiny("gpt_oss")
 
 
 def test_experts_that_two_layers_share_are_refused_in_a_sentence():
-    from families import tiny
+    from tiny_families import tiny
 
     model = tiny("qwen3_moe")
     model.model.layers[1].mlp.experts.down_proj = model.model.layers[0].mlp.experts.down_proj

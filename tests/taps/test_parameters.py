@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 import transformers
-from families import expert_families, families, tiny
+from tiny_families import expert_families, families, tiny
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from families import tiny
 from support import CONFIGS, random_batches, tiny_model
+from tiny_families import tiny
 
 import act
 from act.models.blocks import Attention, Mlp, Turned
