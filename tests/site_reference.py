@@ -192,6 +192,8 @@ def _by_token(
     if len(tokens) > each * length:
         places = (one != changed).movedim(grown[0], 0).flatten(1).any(1).nonzero()
         before = max(0, int(places[0]) - (LENGTHS[0] - 1)) if len(places) else 0
+    elif one.shape == changed.shape and not _moves_to_the_end((one - changed).movedim(grown[0], 0)):
+        return None  # in the order of something else, such as of experts
     tokens = tokens[before:][: each * length]
     rest = tokens.shape[1:]
     for start in range(len(rest)):
@@ -200,6 +202,13 @@ def _by_token(
     if width in rest:
         return tokens.movedim(1 + rest.index(width), -1).reshape(length, -1, width)
     return None
+
+
+def _moves_to_the_end(change: torch.Tensor) -> bool:
+    """Whether all rows change that follow the first one that does, as after a change of the last token."""
+    sizes = change.flatten(1).abs().amax(1)
+    moved = sizes > 1e-3 * sizes.amax()  # experts that see other tokens beside a row round it otherwise
+    return bool((moved.int().diff() >= 0).all())
 
 
 def _whole(ids: torch.Tensor) -> Batch:
@@ -295,7 +304,8 @@ def weights_of(model: nn.Module) -> Callable[[Any], list[torch.Tensor] | None]:
         last = (isinstance(module, nn.Embedding) and site.width == module.weight.shape[1]) or type(
             module
         ).__name__ == "Conv1D"
-        own = [parameter.detach() for parameter in module.parameters(recurse=False)]
+        held = dict(module.named_parameters(recurse=False))
+        own = [held[key].detach() for key in ("weight", "bias") if key in held]  # other parameters are other sites
         own = [each.T if last and each.dim() == 2 else each for each in own]
         if not role:
             return own

@@ -15,9 +15,10 @@ INPUTS = ("in_features", "infeatures")
 
 def width_of(module: nn.Module) -> int | None:
     """How many channels a quantised linear or embedding has; None for any other module."""
-    if any(True for _ in module.children()) or not any(map(_is_packed, _tensors(module))):
-        return None
-    return _size(module, OUTPUTS)
+    weight = {**module._parameters, **module._buffers}.get("weight")
+    if any(True for _ in module.children()) or (weight is not None and not _is_packed(weight)):
+        return None  # whatever else it holds, such as a mask or a scalar
+    return _size(module, OUTPUTS) if any(map(_is_packed, _tensors(module))) else None
 
 
 def is_stored_otherwise(module: nn.Module) -> bool:

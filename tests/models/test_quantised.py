@@ -147,6 +147,14 @@ def test_a_quantised_model_is_measured_through_its_outputs(kind, family):
         act.transfer(plain, model, chosen(expected, 0.1))
 
 
+@pytest.mark.parametrize("held", [torch.tensor(2), torch.ones(3, dtype=torch.bool), torch.ones(4, 3).byte()])
+def test_a_linear_that_holds_integers_beside_its_weight_is_not_quantised(held):
+    linear = nn.Linear(3, 4)
+    linear.register_buffer("held", held)
+    (site,) = ChannelSpace.from_model(nn.Sequential(linear))
+    assert [part.name for part in site.parameters] == ["0.weight", "0.bias"]
+
+
 def test_a_quantised_folder_is_refused_and_nothing_is_written(tmp_path):
     model = tiny_model("llama")
     for name in ("donor", "target"):
