@@ -115,10 +115,10 @@ class Reference:
         for output, *probes in zip(found, shorter, changed, longer, strict=True):
             by_token = _by_token(output, *probes, length=len(counted), width=width)
             if by_token is None:
-                return None
+                continue  # over relative positions, or what a cache starts with
             kept = by_token[counted].flatten(0, 1)
             rows.append(kept if columns is None else kept[:, columns])
-        return torch.cat(rows)
+        return torch.cat(rows) if rows else None
 
     def _calls(self, batch: Batch) -> Calls:
         """Every output of a module with parameters, or else of a product with a parameter of no called module."""

@@ -31,30 +31,34 @@ class Unread(Exception):
     reason: str
 
 
-def learn(model: nn.Module, sites: Mapping[str, Site], recording: Recording) -> dict[str, tuple[Layout, ...] | Unread]:
-    """The layouts of every site that the probe reached, or why it has none."""
+Beside = Mapping[int, Layout]
+"""Calls of a site in one forward that are not over tokens, such as over relative positions, with what they return."""
+
+
+def learn(
+    model: nn.Module, sites: Mapping[str, Site], recording: Recording
+) -> tuple[dict[str, tuple[Layout, ...] | Unread], dict[str, Beside]]:
+    """The layouts of every site that the probe reached, or why it has none; and its calls that are not over tokens."""
     modules = dict(model.named_modules())
-    found: dict[str, list[set[Layout]] | Unread] = {}
-    for name, outputs in recording.outputs.items():
-        try:
-            found[name] = [_candidates(sites[name], modules[name], recording, output) for output in outputs]
-        except Unread as unread:
-            found[name] = unread
-    unsure = {
-        name: calls for name, calls in found.items() if not isinstance(calls, Unread) and not all(map(_is_sure, calls))
+    calls = {
+        name: [_tried(sites[name], modules[name], recording, output) for output in outputs]
+        for name, outputs in recording.outputs.items()
     }
-    if unsure:
-        changes = _changes(model, recording, unsure)
-        for name, calls in unsure.items():
-            try:
-                found[name] = _settled(calls, changes[name], recording)
-            except Unread as unread:
-                found[name] = unread
-    learnt = {name: calls if isinstance(calls, Unread) else _joined(calls) for name, calls in found.items()}
+    unsure = {name: each for name, each in calls.items() if not all(map(_is_sure, each)) and any(map(_may_be, each))}
+    changes = _changes(model, recording, unsure) if unsure else {}
+    learnt: dict[str, tuple[Layout, ...] | Unread] = {}
+    beside: dict[str, Beside] = {}
+    for name, each in calls.items():
+        try:
+            over, others = _settled(each, changes[name], recording) if name in unsure else (_known(each), {})
+            learnt[name] = _joined(over)
+            beside |= {name: others} if others else {}
+        except Unread as unread:
+            learnt[name] = unread
     alike: dict[str, list[str]] = {}
     for name in sites:
         alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
-    return {name: layouts for names in alike.values() for name, layouts in _shared(names, learnt).items()}
+    return {name: layouts for names in alike.values() for name, layouts in _shared(names, learnt).items()}, beside
 
 
 def _shared(
@@ -77,17 +81,44 @@ def _shared(
     return found
 
 
-def _is_sure(candidates: set[Layout]) -> bool:
+def _tried(site: Site, module: nn.Module, recording: Recording, output: Any) -> set[Layout] | Unread:
+    """The candidates for one call, or why there are none."""
+    try:
+        return _candidates(site, module, recording, output)
+    except Unread as unread:
+        return unread
+
+
+def _known(calls: list[set[Layout] | Unread]) -> list[Layout]:
+    """The layouts of calls that sizes alone tell.
+
+    Raises:
+        Unread: of the first call.
+    """
+    for call in calls:
+        if isinstance(call, Unread):
+            raise call
+    return [layout for call in calls if not isinstance(call, Unread) for layout in call]
+
+
+def _may_be(candidates: set[Layout] | Unread) -> bool:
+    """Whether a call may have a row for each token."""
+    return not isinstance(candidates, Unread)
+
+
+def _is_sure(candidates: set[Layout] | Unread) -> bool:
     """Whether sizes alone tell the layout."""
+    if isinstance(candidates, Unread):
+        return False
     (one, *others) = candidates
     return not others and one.columns is None and all(len(dim) < 2 for dim in one.dims) and "batch" in one.axes
 
 
-def _joined(calls: list[set[Layout]]) -> tuple[Layout, ...] | Unread:
+def _joined(calls: list[Layout]) -> tuple[Layout, ...] | Unread:
     """The layouts of all calls of one site, as long as they differ in sizes such as the number of heads alone."""
-    layouts = tuple(dict.fromkeys(layout for (layout,) in calls))
+    layouts = tuple(dict.fromkeys(calls))
     shapes = [tuple(isinstance(axis, int) or axis for axis in layout.axes) for layout in layouts]
-    texts = [layout.tokens for (layout,) in calls]
+    texts = [layout.tokens for layout in calls]
     both = texts == ["source", "length"] and [*map(_of_one_text, shapes)] == [_of_one_text(shapes[0])] * 2
     if len(set(shapes)) > 1 and not both:
         return Unread(f"it runs several times with outputs laid out as {' and '.join(map(str, layouts))}")
@@ -202,7 +233,7 @@ def _rows_in_order(module: nn.Module, given: torch.Tensor) -> bool:
 def _changes(
     model: nn.Module,
     recording: Recording,
-    candidates: Mapping[str, list[set[Layout]]],
+    candidates: Mapping[str, list[set[Layout] | Unread]],
 ) -> dict[str, list[torch.Tensor | None]]:
     """How much another text changes each row of each output, call by call (see :func:`_change`)."""
     texts = other_text(recording.ids), None if recording.source is None else other_text(recording.source)
@@ -212,11 +243,13 @@ def _changes(
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             call = len(found[name])
             if call < len(recording.outputs[name]):
-                layout = next(iter(candidates[name][call]))  # all of one call read the same tensor
-                before, after = (layout.tensor_in(one) for one in (recording.outputs[name][call], output))
-                if layout.columns is not None:
-                    before, after = before.transpose(-1, -2), after.transpose(-1, -2)
-                found[name].append(_change(before, after))
+                known, before, after = candidates[name][call], recording.outputs[name][call], output
+                if not isinstance(known, Unread):
+                    layout = next(iter(known))  # all of one call read the same tensor
+                    before, after = layout.tensor_in(before), layout.tensor_in(after)
+                    if layout.columns is not None:
+                        before, after = before.transpose(-1, -2), after.transpose(-1, -2)
+                found[name].append(_change(before, after) if isinstance(before, torch.Tensor) else None)
             else:
                 found[name].append(None)
 
@@ -236,29 +269,63 @@ def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
     if before.shape != after.shape:
         return None
     wide = before.double()
-    spread = wide.flatten(0, -2).std(0, correction=0).clamp(min=torch.finfo(torch.float64).tiny)
+    spread = wide.reshape(-1, wide.shape[-1]).std(0, correction=0).clamp(min=torch.finfo(torch.float64).tiny)
     return ((after.double() - wide).abs() / spread).amax(-1)
 
 
-def _settled(calls: list[set[Layout]], changes: list[torch.Tensor | None], recording: Recording) -> list[set[Layout]]:
-    """The one layout of each call that agrees with the rows that another text changed.
+def _settled(
+    calls: list[set[Layout] | Unread], changes: list[torch.Tensor | None], recording: Recording
+) -> tuple[list[Layout], Beside]:
+    """The one layout of each call that agrees with the rows that another text changed; and the calls beside these.
+
+    A call is beside others that depend on the text if it is not over tokens itself.
 
     Raises:
-        Unread: there is none, or there are several.
+        Unread: of some call, nothing shows what its rows are; or none is over tokens.
     """
     if len(calls) != len(changes):
         raise Unread("it runs more often for one text than for another")
-    settled = []
-    for candidates, change in zip(calls, changes, strict=True):
+    over: dict[int, Layout] = {}
+    beside: dict[int, Layout] = {}
+    whys: list[Unread] = []
+    for call, (candidates, change) in enumerate(zip(calls, changes, strict=True)):
+        if isinstance(candidates, Unread):
+            beside[call] = _of_no_tokens(candidates, change, recording)
+            whys.append(candidates)
+            continue
         fitting = set() if change is None else {one for one in candidates if _agrees(one, change, recording)}
-        if len(fitting) != 1:
-            raise Unread(
-                "which row belongs to which token depends on the text"
-                if not fitting
-                else f"its rows may be laid out as {' or '.join(sorted(map(str, fitting)))}"
-            )
-        settled.append(fitting)
-    return settled
+        if len(fitting) == 1:
+            (over[call],) = fitting
+            continue
+        whys.append(Unread(_why_none(fitting, change)))
+        if change is None or change.any():
+            raise whys[-1]
+        beside[call] = next(iter(candidates))
+    if any("batch" in layout.axes for layout in over.values()):
+        beside |= {call: layout for call, layout in over.items() if "batch" not in layout.axes}  # such as of positions
+    elif whys:
+        raise whys[0]
+    return [layout for call, layout in over.items() if call not in beside], beside
+
+
+def _why_none(fitting: set[Layout], change: torch.Tensor | None) -> str:
+    if change is not None and not change.any():
+        return f"no text changes its {change.numel()} rows, which are of positions or distances and not of tokens"
+    if not fitting:
+        return "which row belongs to which token depends on the text"
+    return f"its rows may be laid out as {' or '.join(sorted(map(str, fitting)))}"
+
+
+def _of_no_tokens(why: Unread, change: torch.Tensor | None, recording: Recording) -> Layout:
+    """The layout of a call that is not over tokens: no text changes it, or it has one row for each text.
+
+    Raises:
+        Unread: it may be over some of the tokens.
+    """
+    batch = len(recording.ids)
+    if change is None or (change.any() and tuple(change.shape) not in ((batch,), (batch, 1))):
+        raise why
+    return Layout(tuple(_factors(size, recording) for size in change.shape))
 
 
 def _agrees(layout: Layout, change: torch.Tensor, recording: Recording) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from act.core.errors import ActError
 from act.models.layout import Layout, Sizes, Tokens, sizes_of
 from act.models.sites import Site
 from act.taps.holders import Bank
+from act.taps.layouts import Beside
 from act.taps.outputs import Output
 from act.taps.routed import RoutedRows
 from act.taps.sink import Sink
@@ -37,19 +38,26 @@ class Shape(NamedTuple):
 class Measurement:
     """The sites of one model on their way into a sink.
 
+    Args:
+        outputs: the modules behind the sites.
+        sink: where their rows go.
+        beside: calls of these modules in a forward that are not over tokens and are not read, by name.
+
     Attributes:
         sites: what is to be measured, by the name of the site or, of sites that share it, the fused projection.
         riding: those that fused kernels may measure while they compute.
         paths: the op by which each site was last read, by site name.
     """
 
-    def __init__(self, outputs: Iterable[Output], sink: Sink) -> None:
+    def __init__(self, outputs: Iterable[Output], sink: Sink, beside: Mapping[str, Beside]) -> None:
         self._outputs = {output.site.name: output for output in outputs}
         self.sites = {name: output.site for name, output in self._outputs.items()}
         together = [output.site for output in self._outputs.values() if output.together]
         self.riding = {site.name for site in together if sink.block(site) is not None}
         self.paths: dict[str, str] = {}
         self._sink = sink
+        self._beside = beside
+        self._calls: Counter[str] = Counter()
         self._count_masks: dict[Tokens, torch.Tensor] = {}
         self._sizes: Sizes | None = None
         self._all_count: set[Tokens] = set()
@@ -73,6 +81,7 @@ class Measurement:
         self._count_masks = {"length": count_mask, **({} if source_mask is None else {"source": source_mask})}
         self._masks.clear()
         self._reads.clear()
+        self._calls.clear()
         self._all_count = {text for text, mask in self._count_masks.items() if mask.device.type == "cpu" and mask.all()}
 
     @property
@@ -109,7 +118,7 @@ class Measurement:
     def read(self, name: str, output: Any) -> None:
         """Feed what a module returned to the sink, if it is a site to measure."""
         site = self.sites.get(name)
-        if site is None:
+        if site is None or self._is_beside(site, output):
             return
         rows, mask = self.rows(site, output)
         if self._outputs[name].together:
@@ -117,6 +126,20 @@ class Measurement:
             return
         for part, columns in self._outputs[name].of_parts(rows):
             self.read_rows(part, columns, mask)
+
+    def _is_beside(self, site: Site, output: Any) -> bool:
+        """Whether this call of a site is not over tokens: the probe knows it by its place among the calls."""
+        calls = self._beside.get(site.name)
+        if calls is None:
+            return False
+        layout = calls.get(self._calls[site.name])
+        self._calls[site.name] += 1
+        if layout is not None and layout.lead_of(output) != layout.lead(self.sizes):
+            raise ActError(
+                f"site {site.name} gave {list(output.shape)} where its probe showed {layout}, which is not over "
+                "tokens; exclude this kind of module, or report the architecture"
+            )
+        return layout is not None
 
     def rows(self, site: Site, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What a site returned as rows ``[R, C]``, token by token, and which of them count, ``[R]`` (None: all).

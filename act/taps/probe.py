@@ -183,8 +183,10 @@ def probe_ids(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
 def other_text(ids: torch.Tensor) -> torch.Tensor:
     """Another text than that of a probe: another last token in its first row, and others in all of its second row."""
     changed, known = ids.clone(), ids.unique()
+    # steps of several sizes: what picks some of the tokens does not pick the same ones a place later
+    steps = 1 + torch.arange(ids.shape[1], device=ids.device) % max(1, len(known) - 1)
     for row, tokens in ((0, slice(-1, None)), (1, slice(None))):
-        changed[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + 1) % len(known)]
+        changed[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + steps[tokens]) % len(known)]
     return changed
 
 

@@ -21,7 +21,7 @@ from act.models.sites import Site
 from act.models.views import LanguageView
 from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
-from act.taps.layouts import Unread, learn
+from act.taps.layouts import Beside, Unread, learn
 from act.taps.probe import Recording, probe
 from act.taps.verified import Calls, unverified, verified
 
@@ -36,12 +36,14 @@ class Probed:
         space: the channel space, with layouts and rotary pairs.
         unread: why a site has no layout, by name.
         holders: modules that use parameters of sites without calling a module for each.
+        beside: calls that are not over tokens, of modules that are also called over tokens, by name.
         recording: what the probe saw; None for a model that cannot be probed, whose sites are taken as plain.
     """
 
     space: ChannelSpace
     unread: Mapping[str, str]
     holders: tuple[Holder, ...]
+    beside: Mapping[str, Beside]
     recording: Recording | None
 
     @classmethod
@@ -71,27 +73,27 @@ class Probed:
             read = {site.name: (BY_TOKEN if site.name in held else PLAIN,) for site in known}
             plain = tuple(replace(site, layouts=read.get(site.name, ())) for site in space)
             space = unverified(space, f"the model cannot be probed ({recording}), so nothing shows what its units are")
-            return cls(replace(space, sites=plain), dict.fromkeys(columns, NOT_PROBED), tuple(holders), None)
+            return cls(replace(space, sites=plain), dict.fromkeys(columns, NOT_PROBED), tuple(holders), {}, None)
         _refuse_other_lengths(model, recording)
         uncalled = [site for name, site in called.items() if name not in recording.outputs and site.parameters]
         used = holders_of(model, (), [site for site in uncalled if _is_linear_or_conv(model, site)])
         used, of_uncalled = learn_held(model, used, recording)
         holders, of_held = learn_held(model, holders, recording)
-        found = learn(model, called, recording) | of_held
+        found, beside = learn(model, called, recording)
+        found |= of_held
         found |= {name: layouts for name, layouts in of_uncalled.items() if not isinstance(layouts, Unread)}
         found = {part.name: found[name] for name, parts in shared.items() for part in parts if name in found}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
-        beside = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
-        unread |= dict.fromkeys((name for name in unread if name.startswith(beside)), "it does not read text")
+        towers = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
+        unread |= dict.fromkeys((name for name in unread if name.startswith(towers)), "it does not read text")
         with_layouts = tuple(
             site if isinstance(layouts := found.get(site.name, _SCALES), Unread) else replace(site, layouts=layouts)
             for site in space
         )
         blocks = tuple(_turned(block, recording.pairs) for block in space.blocks)
-        space = verified(
-            model, replace(space, sites=with_layouts, blocks=blocks), calls, recording.ids, recording.source
-        )
-        return cls(space, unread, (*holders, *used), recording)
+        space = replace(space, sites=with_layouts, blocks=blocks)
+        space = verified(model, space, calls.over_tokens(beside), recording.ids, recording.source)
+        return cls(space, unread, (*holders, *used), beside, recording)
 
 
 NOT_PROBED = "the model could not be probed, which would show which of its columns are tokens"

@@ -102,7 +102,8 @@ class Taps:
         self.space = probed.space
         wanted = self.space.without(exclude)
         self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts and not site.scales}
-        self._measurement = Measurement(outputs_of(self.space, {site.name for site in wanted if site.layouts}), sink)
+        outputs = outputs_of(self.space, {site.name for site in wanted if site.layouts})
+        self._measurement = Measurement(outputs, sink, probed.beside)
         if not self._measurement.sites:
             raise ActError(f"no output of {type(model).__name__} can be measured: {next(iter(self.unread.values()))}")
         self.paths = self._measurement.paths

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations, islice
@@ -25,6 +25,7 @@ from act.core.errors import brief
 from act.models.blocks import Attention, Block, Mlp
 from act.models.channels import ChannelSpace
 from act.models.modes import evaluating
+from act.taps.layouts import Beside
 
 ROUNDING = 16
 """Columns that differ by less than so many units of rounding, relative to the largest value, have not changed."""
@@ -39,10 +40,25 @@ class _Reached(Exception):
 
 @dataclass
 class Calls:
-    """The last call of each module around a block, and what the projections in it gave."""
+    """The last call of each module around a block, and what the projections in it gave in each call."""
 
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
-    outputs: dict[str, torch.Tensor] = field(default_factory=dict)
+    given: dict[str, list[Any]] = field(default_factory=dict)
+    beside: Mapping[str, Beside] = field(default_factory=dict)
+    """The calls that are not over tokens, by module."""
+
+    @functools.cached_property
+    def outputs(self) -> dict[str, torch.Tensor]:
+        """What each projection gave in the last of its calls over tokens."""
+        over = {
+            name: [output for call, output in enumerate(calls) if call not in self.beside.get(name, ())]
+            for name, calls in self.given.items()
+        }
+        return {name: calls[-1] for name, calls in over.items() if calls and isinstance(calls[-1], torch.Tensor)}
+
+    def over_tokens(self, beside: Mapping[str, Beside]) -> Calls:
+        """The same, knowing which calls are not over tokens."""
+        return replace(self, beside=beside)
 
     @classmethod
     @contextlib.contextmanager
@@ -65,8 +81,8 @@ class Calls:
         self.arguments[name] = copied
 
     def _note_output(self, name: str, _: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            self.outputs[name] = output.detach().as_subclass(torch.Tensor)
+        plain = output.detach().as_subclass(torch.Tensor) if isinstance(output, torch.Tensor) else None
+        self.given.setdefault(name, []).append(plain)
 
 
 def verified(
@@ -190,7 +206,7 @@ class _Ablation:
         """What the last linear reads, ``[rows, tokens, columns]``."""
         with contextlib.ExitStack() as stack:
             for name, values in self._values().items():
-                stack.enter_context(_giving(self._projections[name], values))
+                stack.enter_context(_giving(self._projections[name], values, name in self._calls.beside))
             stack.callback(self._reader.register_forward_pre_hook(_stop).remove)
             args, kwargs = tree_map_only(torch.Tensor, self._for_every_row, self._calls.arguments[self._around])
             try:
@@ -246,10 +262,19 @@ class _Ablation:
 
 
 @contextlib.contextmanager
-def _giving(module: nn.Module, output: torch.Tensor) -> Iterator[None]:
-    """Let a module give this output during the block, without computing anything."""
-    own = vars(module).get("forward")
-    module.forward = lambda *_, **__: output.clone()
+def _giving(module: nn.Module, output: torch.Tensor, has_others: bool) -> Iterator[None]:
+    """Let a module give this output during the block, without computing anything.
+
+    ``has_others``: it is also called over other rows, such as relative positions, and computes what it gives for them.
+    """
+    own, computed = vars(module).get("forward"), module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if has_others and args[0].shape[:-1] != output.shape[:-1]:
+            return computed(*args, **kwargs)
+        return output.clone()
+
+    module.forward = forward
     try:
         yield
     finally:

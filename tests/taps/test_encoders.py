@@ -15,6 +15,8 @@ from act.taps.tapped import taps
 
 BODY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 BERT = {**BODY, "vocab_size": 99, "max_position_embeddings": 40}
+V3 = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "share_att_key": True, "position_buckets": 4}
+V3 |= {"norm_rel_ebd": "layer_norm", "position_biased_input": False, "type_vocab_size": 0}
 T5 = {"vocab_size": 99, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 BART = {"vocab_size": 99, "d_model": 32, "max_position_embeddings": 40}
@@ -34,6 +36,7 @@ ENCODERS = {
     ),
     "deberta": ("DebertaForMaskedLM", transformers.DebertaConfig(**BERT, relative_attention=True, pos_att_type=["c2p", "p2c"])),
     "deberta-v2": ("DebertaV2ForMaskedLM", transformers.DebertaV2Config(**BERT, relative_attention=True, pos_att_type=["c2p", "p2c"])),
+    "deberta-v3": ("DebertaV2ForMaskedLM", transformers.DebertaV2Config(**BERT, **V3)),
     "electra": ("ElectraForMaskedLM", transformers.ElectraConfig(**BERT, embedding_size=16)),
     "albert": ("AlbertForMaskedLM", transformers.AlbertConfig(**BERT, embedding_size=16)),
     "mpnet": ("MPNetForMaskedLM", transformers.MPNetConfig(**BERT)),
@@ -154,7 +157,8 @@ def test_every_site_agrees_with_float64(family):
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", "albert", "deberta-v2", "distilbert", "mpnet", "modernbert", "t5", "t5-gated", "bart"]
+    "family",
+    ["bert", "albert", "deberta-v2", "deberta-v3", "distilbert", "mpnet", "modernbert", "t5", "t5-gated", "bart"],
 )
 def test_kinds_mean_the_same_in_every_family(family):
     model = made(*(ENCODERS | PAIRS)[family])
@@ -162,7 +166,9 @@ def test_kinds_mean_the_same_in_every_family(family):
     assert {"q", "k", "v", "o", "down", "norm", "embed", "head"} <= kinds and kinds & {"up", "Wi"}
 
 
-@pytest.mark.parametrize("family", ["bert", "electra", "distilbert", "modernbert", "bart", "t5gemma", "t5", "t5-gated"])
+@pytest.mark.parametrize(
+    "family", ["bert", "deberta-v3", "electra", "distilbert", "modernbert", "bart", "t5gemma", "t5", "t5-gated"]
+)
 def test_heads_and_neurons_are_found_on_both_sides(family):
     model = made(*(ENCODERS | PAIRS)[family])
     with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
@@ -170,6 +176,21 @@ def test_heads_and_neurons_are_found_on_both_sides(family):
         assert not tapped.space.refused
     expected = (2, 2) if family in ENCODERS else (6, 4)  # two layers each, and attention to the source
     assert (kinds.count("Attention"), kinds.count("Mlp")) == expected
+
+
+@pytest.mark.parametrize("length", [8, 5])
+def test_relative_positions_are_not_counted_beside_tokens(length):
+    model = made(*ENCODERS["deberta-v3"])  # 8 distances: of as many tokens, outputs have the same shape
+    ids = torch.randint(5, 99, (1, length))
+    rows = []
+    query = model.deberta.encoder.layer[1].attention.self.query_proj
+    handle = query.register_forward_hook(lambda module, args, output: rows.append(output[0].double()))
+    with torch.no_grad():
+        model(input_ids=ids)
+    handle.remove()
+    found = act.profile(model, [{"input_ids": ids}]).site("deberta.encoder.layer.1.attention.self.query_proj")
+    assert len(rows) == 2 and found.count.unique().tolist() == [length]
+    torch.testing.assert_close(found.mean, rows[0].mean(0), rtol=1e-5, atol=1e-6)
 
 
 def test_what_pools_a_text_is_left_out_by_name():

@@ -126,6 +126,59 @@ def test_statistics_are_those_of_the_counted_tokens(part, fused):
     torch.testing.assert_close(found.var, rows.var(0, correction=0).detach(), rtol=1e-5, atol=1e-6)
 
 
+class AlsoElsewhere(nn.Module):
+    """A linear over tokens that is also called over other rows: before, and after."""
+
+    def __init__(self, elsewhere) -> None:
+        super().__init__()
+        self.site, self.table, self.elsewhere = nn.Linear(32, 16), nn.Parameter(torch.randn(32, 32)), elsewhere
+
+    def forward(self, x):
+        before = self.site(self.elsewhere(self.table, x)).sum()
+        return self.site(x) + before + self.site(self.elsewhere(self.table, x)).sum()
+
+
+ELSEWHERE = {
+    "a table": lambda table, x: table[:4],
+    "a table for a text": lambda table, x: table[None, :4].expand(len(x), -1, -1),
+    "positions": lambda table, x: table[None, : x.shape[1]],
+    "distances": lambda table, x: table[None, : 2 * x.shape[1]],
+    "distances first": lambda table, x: table[: 2 * x.shape[1], None].expand(-1, len(x), -1),
+    "a text": lambda table, x: x.mean(1),
+    "its first token": lambda table, x: x[:, :1],
+}
+
+
+@pytest.mark.parametrize("rows", ELSEWHERE)
+def test_calls_over_other_rows_are_not_counted(rows):
+    model = Doubled(AlsoElsewhere(ELSEWHERE[rows]))
+    for batch, length in ((4, 4), (1, 4), (3, 5)):  # of some, outputs have the shape of those over tokens
+        ids = torch.randint(0, 40, (batch, length), generator=torch.Generator().manual_seed(0))
+        count_mask = torch.rand(batch, length, generator=torch.Generator().manual_seed(1)) < 0.7
+        found = act.profile(model, [{"input_ids": ids, "count_mask": count_mask}]).site("part.site")
+        expected = model.part.site(model.embed_tokens(ids)[count_mask]).double().detach()
+        assert found.count.unique().tolist() == [len(expected)]
+        torch.testing.assert_close(found.mean, expected.mean(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (lambda _, x: x[:, 1:], "not a row for each token"),
+        (lambda _, x: x[x[..., 0] < x[..., 1]], "not a row for each token"),
+    ],
+)
+def test_calls_over_some_of_the_tokens_are_not_dropped(rows, reason):
+    model = Doubled(AlsoElsewhere(rows))
+    assert reason in Probed.of(model, act.ChannelSpace.from_model(model)).unread["part.site"]
+
+
+def test_a_call_that_its_probe_showed_elsewhere_stays_there():
+    model = Doubled(AlsoElsewhere(lambda table, x: x if x.shape[1] == 5 else table[:4]))
+    with pytest.raises(act.ActError, match=r"site part.site gave \[2, 5, 16\] where its probe showed \[4, channels\]"):
+        act.profile(model, [{"input_ids": torch.ones(2, 5, dtype=torch.long)}])
+
+
 class Convolved(nn.Module):
     """A convolution over tokens that pads both ends itself, or is given what is padded before."""
 
