@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
 from act.models.architecture import built, class_of
 from act.models.calls import Reader, reader_by
+from act.models.hub import base_of, cached_only, folder_of
 from act.models.load_errors import reason
 from act.models.views import original
 
@@ -57,7 +57,10 @@ def load_model(
     """
     require_choice("dtype", dtype, DTYPES)
     spread = _spread(device, device_map, max_memory)
-    if merge and (base := _loaded(lambda place, **_: _base_of(place), "model", name, trust_remote_code)) != name:
+    if (
+        merge
+        and (base := _loaded(lambda place, **_: base_of(place, merge=True), "model", name, trust_remote_code)) != name
+    ):
         given: Any = {"dtype": dtype, "device": device, "device_map": device_map, "max_memory": max_memory}
         return _merged(load_model(base, **given, trust_remote_code=trust_remote_code), name)
     model, found = _loaded(
@@ -128,7 +131,8 @@ def load_config(name: str, dtype: str = "auto", *, trust_remote_code: bool = Fal
     require_choice("dtype", dtype, DTYPES)
 
     def load(name: str, **options: Any) -> Any:
-        return AutoConfig.from_pretrained(_base_of(name), **options)
+        base = base_of(name)
+        return AutoConfig.from_pretrained(base, **cached_only(base), **options)
 
     config: PretrainedConfig = _loaded(load, "model", name, trust_remote_code)
     if dtype != "auto":
@@ -186,7 +190,9 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     """The tokenizer of a model; raises ActError if there is none, or if it needs code that may not run."""
     from transformers import AutoTokenizer
 
-    load = AutoTokenizer.from_pretrained
+    def load(name: str, **options: Any) -> Any:
+        return AutoTokenizer.from_pretrained(name, **cached_only(name), **options)
+
     tokenizer: PreTrainedTokenizerBase = _loaded(load, "tokenizer", name, trust_remote_code)
     return tokenizer
 
@@ -220,12 +226,16 @@ def require_place(name: str, what: str) -> None:
         )
 
 
+def _base_to_merge(name: str, trust_remote_code: bool) -> str:
+    return base_of(name, merge=True)
+
+
 def _merged(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
     """A base model with an adapter merged into its weights, in place."""
     peft = optional("peft", "tune", "an adapter")
 
     def merge(name: str, trust_remote_code: bool) -> PreTrainedModel:
-        merged: PreTrainedModel = peft.PeftModel.from_pretrained(base, name).merge_and_unload()
+        merged: PreTrainedModel = peft.PeftModel.from_pretrained(base, folder_of(name)).merge_and_unload()
         return merged
 
     whole: PreTrainedModel = _loaded(merge, "model", adapter, False)
@@ -238,19 +248,10 @@ def _model(name: str, **options: Any) -> Any:
     """What ``from_pretrained`` of the model's class returns; an adapter is of the class of its base model."""
     from transformers import AutoConfig
 
-    trusted = options["trust_remote_code"]
-    config = AutoConfig.from_pretrained(_base_of(name), trust_remote_code=trusted)
-    return class_of(config, trust_remote_code=trusted).from_pretrained(name, **options)
-
-
-def _base_of(name: str) -> str:
-    """The base model of an adapter, which has no configuration of its own; the name itself for any other model."""
-    from transformers.utils.peft_utils import find_adapter_config_file
-
-    if Path(name, "config.json").is_file() or find_spec("peft") is None:
-        return name
-    adapter = find_adapter_config_file(name)
-    return name if adapter is None else str(json.loads(Path(adapter).read_text())["base_model_name_or_path"])
+    trusted, base = options["trust_remote_code"], base_of(name)
+    known = cached_only(base)
+    config = AutoConfig.from_pretrained(base, trust_remote_code=trusted, **known)
+    return class_of(config, trust_remote_code=trusted).from_pretrained(name, **known, **options)
 
 
 def _loaded(load: Callable[..., Any], what: str, name: str, trust_remote_code: bool, **options: Any) -> Any:

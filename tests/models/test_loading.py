@@ -235,8 +235,7 @@ def test_why_the_hub_gives_no_model(error, message, monkeypatch):
         cause = error("no", response=response) if issubclass(error, HfHubHTTPError) else error("no")
         raise OSError("You are trying to access something. Some more of it") from cause
 
-    monkeypatch.setattr("transformers.utils.peft_utils.find_adapter_config_file", lambda _: None)  # asks the hub, too
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
     with pytest.raises(ActError, match=f"cannot load the model org/name: .*{message}"):
         load_model("org/name")
 
