@@ -35,11 +35,11 @@ _WIDTHS = {
     16: """moe_intermediate_size q_lora_rank kv_lora_rank o_lora_rank moe_shared_expert_intermediate_size
         expert_ffn_hidden_size index_head_dim embed_dim""",
     8: """head_dim qk_nope_head_dim qk_rope_head_dim v_head_dim qk_head_dim d_kv attention_head_dim state_size
-        mamba_d_state mamba_d_head mamba_head_dim ssm_state_size linear_key_head_dim linear_value_head_dim swa_head_dim
-        global_head_dim index_topk sliding_window attention_window""",
+        mamba_d_state mamba_d_head mamba_head_dim ssm_state_size linear_key_head_dim linear_value_head_dim
+        linear_head_dim swa_head_dim global_head_dim index_topk sliding_window attention_window""",
     HEADS: """num_attention_heads n_head num_heads decoder_attention_heads encoder_attention_heads num_experts
         num_local_experts n_routed_experts moe_num_experts index_n_heads time_step_rank mamba_n_heads
-        linear_num_value_heads mamba_num_heads num_memory_blocks""",
+        linear_num_value_heads linear_num_heads mamba_num_heads num_memory_blocks""",
     2: """num_hidden_layers n_layer num_layers decoder_layers encoder_layers num_key_value_heads num_kv_heads n_head_kv
         num_experts_per_tok num_experts_per_token moe_k moe_topk top_k linear_num_key_heads num_hidden_groups o_groups
         num_decoder_layers""",
@@ -72,7 +72,7 @@ _GIVEN: dict[str, dict[str, Any]] = {
         "head_dim": 8,
         "rope_parameters": {**_ROPE, "partial_rotary_factor": 1.0, "mrope_section": [2, 1, 1]},
     },
-    "glm5_next_text": {"index_topk": 16, "qk_rope_head_dim": 0},
+    "glm5_next_text": {"index_kpool": 4, "index_topk": 16, "qk_rope_head_dim": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "gptj": {"rotary_dim": 4},
     "granitemoehybrid": _MAMBA,
