@@ -192,9 +192,14 @@ def _by_token(
     if len(tokens) > each * length:
         places = (one != changed).movedim(grown[0], 0).flatten(1).any(1).nonzero()
         before = max(0, int(places[0]) - (LENGTHS[0] - 1)) if len(places) else 0
-    elif one.shape == changed.shape and not _moves_to_the_end((one - changed).movedim(grown[0], 0)):
-        return None  # in the order of something else, such as of experts
     tokens = tokens[before:][: each * length]
+    if one.shape == changed.shape and not before:
+        change = (one - changed).movedim(grown[0], 0).flatten(1).abs().amax(1)
+        most = change > 0.01 * change.amax()
+        if each > 1 and most[:-each].any() and not most.view(each, -1)[:, :-1].any():
+            tokens = tokens.unflatten(0, (each, length)).transpose(0, 1).flatten(0, 1)  # one stream after the other
+        elif ((change > 1e-6 * one.abs().amax()).int().diff() < 0).any():  # by more than experts round
+            return None  # in the order of something else, such as of experts
     rest = tokens.shape[1:]
     for start in range(len(rest)):
         if prod(rest[start:]) == width:
@@ -202,13 +207,6 @@ def _by_token(
     if width in rest:
         return tokens.movedim(1 + rest.index(width), -1).reshape(length, -1, width)
     return None
-
-
-def _moves_to_the_end(change: torch.Tensor) -> bool:
-    """Whether all rows change that follow the first one that does, as after a change of the last token."""
-    sizes = change.flatten(1).abs().amax(1)
-    moved = sizes > 1e-3 * sizes.amax()  # experts that see other tokens beside a row round it otherwise
-    return bool((moved.int().diff() >= 0).all())
 
 
 def _whole(ids: torch.Tensor) -> Batch:
@@ -236,7 +234,8 @@ def fused_parts(model: nn.Module, path: str) -> dict[str, torch.Tensor] | None:
     config = getattr(parent, "config", None) or config
     leaf, kind = path.rpartition(".")[2], type(parent).__name__
     width = module.weight.shape[1] if type(module).__name__ == "Conv1D" else module.weight.shape[0]
-    if leaf in ("gate_up_proj", "input_linear", "Wi"):  # chunk(2); the first is activated
+    gated = leaf in ("gate_up_proj", "input_linear", "Wi") or (leaf == "fc1" and kind.startswith("Moshi"))
+    if gated:  # two halves; the first is activated
         return _blocks(gate=width // 2, up=width // 2)
     if leaf == "kv_proj":
         return _blocks(k=width // 2, v=width // 2)

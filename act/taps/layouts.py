@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -115,18 +116,29 @@ def _is_sure(candidates: set[Layout] | Unread) -> bool:
 
 
 def _joined(calls: list[Layout]) -> tuple[Layout, ...] | Unread:
-    """The layouts of all calls of one site, as long as they differ in sizes such as the number of heads alone."""
+    """The layouts of all calls of one site, as long as the sizes of an output tell them apart in every batch."""
     layouts = tuple(dict.fromkeys(calls))
-    shapes = [tuple(isinstance(axis, int) or axis for axis in layout.axes) for layout in layouts]
     texts = [layout.tokens for layout in calls]
-    both = texts == ["source", "length"] and [*map(_of_one_text, shapes)] == [_of_one_text(shapes[0])] * 2
-    if len(set(shapes)) > 1 and not both:
+    shapes = [_of_one_text(layout) for layout in layouts]
+    both = texts == ["source", "length"] and shapes == [shapes[0]] * 2
+    if not both and not all(_apart(one, other) for one, other in itertools.combinations(layouts, 2)):
         return Unread(f"it runs several times with outputs laid out as {' and '.join(map(str, layouts))}")
     return layouts + tuple(shared for layout in layouts if (shared := layout.shared()))
 
 
-def _of_one_text(axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple("length" if axis == "source" else axis for axis in axes)
+def _apart(one: Layout, other: Layout) -> bool:
+    """Whether no batch has outputs of the same sizes in both layouts: they differ in fixed numbers, such as heads."""
+    if one.tokens != other.tokens or (one.columns is None) != (other.columns is None):
+        return False
+    if len(one.dims) != len(other.dims):
+        return True
+    named = [[[axis for axis in dim if isinstance(axis, str)] for dim in layout.dims] for layout in (one, other)]
+    fixed = [[prod(axis for axis in dim if isinstance(axis, int)) for dim in layout.dims] for layout in (one, other)]
+    return named[0] == named[1] and (fixed[0] != fixed[1] or one.columns != other.columns)
+
+
+def _of_one_text(layout: Layout) -> tuple[Any, ...]:
+    return tuple("length" if axis == "source" else isinstance(axis, int) or axis for axis in layout.axes)
 
 
 def _candidates(site: Site, module: nn.Module, recording: Recording, output: Any) -> set[Layout]:
@@ -184,19 +196,27 @@ def _factors(size: int, recording: Recording) -> tuple[Axis, ...]:
 
 
 def _item(module: nn.Module, given: torch.Tensor | None, output: tuple[Any, ...]) -> int:
-    """Which item of what a linear returns is its product, for routers that return their logits beside other things.
+    """Which item of what a module returns is its channels: routers return their logits beside other things.
 
     Raises:
-        Unread: none is, or the module is no linear.
+        Unread: none is, or the module is neither a linear nor an embedding.
     """
-    if isinstance(module, nn.Linear) and given is not None:
-        expected = linear(given, module.weight, module.bias).flatten(0, -2)
-        for place, item in enumerate(output):
-            if isinstance(item, torch.Tensor) and item.shape[-1:] == expected.shape[-1:]:
-                rows = item.flatten(0, -2)
-                if rows.shape == expected.shape and torch.allclose(rows, expected, rtol=1e-2, atol=1e-4):
-                    return place
+    for place, item in enumerate(output):
+        if isinstance(item, torch.Tensor) and _is_product(module, given, item):
+            return place
     raise Unread(f"it returns {len(output)} values, none of which is known to be its channels")
+
+
+def _is_product(module: nn.Module, given: torch.Tensor | None, item: torch.Tensor) -> bool:
+    """Whether a tensor is the product of a linear for what it was given, or holds rows of an embedding."""
+    if isinstance(module, nn.Embedding):
+        rows = item.reshape(-1, item.shape[-1])
+        return rows.shape[-1] == module.embedding_dim and bool((module.weight == rows[-1]).all(-1).any())
+    if not isinstance(module, nn.Linear) or given is None:
+        return False
+    expected = linear(given, module.weight, module.bias).flatten(0, -2)
+    rows = item.flatten(0, -2)
+    return rows.shape == expected.shape and torch.allclose(rows, expected, rtol=1e-2, atol=1e-4)
 
 
 def _groups(site: Site, module: nn.Module, recording: Recording, output: torch.Tensor) -> int:

@@ -119,11 +119,11 @@ def _refuse_other_lengths(model: nn.Module, recording: Recording) -> None:
         for output in outputs
         if output.dim() == 3 and len(output) == batch and output.shape[1] != source
     )
-    if lengths and (most := lengths.most_common(1)[0])[0] > length and 2 * most[1] > len(outputs):
+    if lengths and (most := lengths.most_common(1)[0])[0] % length and most[0] > length and 2 * most[1] > len(outputs):
         raise ActError(
             f"{type(model).__name__} turns {length} tokens into {most[0]} positions, so its outputs have no row for "
-            "each token (virtual tokens of an adapter, as in prompt tuning, padding to blocks, or several streams); "
-            "profile the model without them"
+            "each token: it adds some of its own, such as a prompt that it was trained with, virtual tokens of an "
+            "adapter, or padding to blocks; profile a model or a length without them"
         )
 
 

@@ -16,7 +16,7 @@ import act
 LONGER = 7
 EVERY_COMMIT = """bert bloom deepseek_v3 deepseek_v4 falcon gemma4_text glm gpt2 gpt_neox jamba llama4_text mamba2
 megatron-bert mixtral modernbert-decoder opt phi qwen3_5_text qwen3_moe qwen3_next roberta rwkv xlnet zaya"""
-OTHER_LENGTHS = ("cpmant", "prophetnet")
+OTHER_LENGTHS = ("cpmant",)
 """Families whose forward has more positions than tokens, which is refused."""
 POOLER = "pooler"
 """Part of the name of sites that read one token of a sequence."""

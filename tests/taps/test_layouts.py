@@ -179,6 +179,39 @@ def test_a_call_that_its_probe_showed_elsewhere_stays_there():
         act.profile(model, [{"input_ids": torch.ones(2, 5, dtype=torch.long)}])
 
 
+class Streams(nn.Module):
+    """Runs its site on a stream and on two more, with positions from an embedding that returns these, too."""
+
+    class Positions(nn.Embedding):
+        def forward(self, x):
+            ids = torch.arange(x.shape[1]).expand(x.shape[:2])
+            return ids, super().forward(ids)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.site, self.positions = nn.Linear(32, 16), self.Positions(50, 32)
+
+    def forward(self, x):
+        x = x + self.positions(x)[1]
+        return torch.cat([self.site(x[:, None]), self.site(torch.stack([2 * x, x], 1))], 1)
+
+
+def test_calls_whose_sizes_tell_them_apart_are_all_read():
+    model = Doubled(Streams())
+    ids = torch.randint(0, 40, (HEADS, HEADS), generator=torch.Generator().manual_seed(0))
+    count_mask = torch.rand(HEADS, HEADS, generator=torch.Generator().manual_seed(0)) < 0.5
+    profile = act.profile(model, [{"input_ids": ids, "count_mask": count_mask}])
+    shapes = [str(layout) for layout in profile.space.site("part.site").layouts]
+    assert shapes == ["[batch, 1, length, channels]", "[batch, 2, length, channels]"]
+    rows = model(ids).transpose(1, 2)[count_mask].flatten(0, 1).detach().double()
+    places = model.part.positions.weight.detach()[:HEADS].expand(HEADS, -1, -1)[count_mask].double()
+    for name, expected in (("part.site", rows), ("part.positions", places)):
+        found = profile.site(name)
+        assert (found.count == len(expected)).all()
+        torch.testing.assert_close(found.mean, expected.mean(0), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.var, expected.var(0, correction=0), rtol=1e-5, atol=1e-6)
+
+
 class Convolved(nn.Module):
     """A convolution over tokens that pads both ends itself, or is given what is padded before."""
 
