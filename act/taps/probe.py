@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch import nn
 from act.core.errors import brief
 from act.models.calls import has_decoder, without_cache
 from act.models.embeddings import input_embedding
+from act.models.layout import Tokens
 from act.models.modes import evaluating
 from act.models.placement import input_device
 from act.models.rotary import RotaryFunction, RotaryPairs, rotary_functions, rotary_pairs
@@ -55,6 +56,8 @@ class Recording:
     """What the encoder beside a decoder reads, ``[batch, source]``; its length is another such number."""
     encoder: str = ""
     """The name of that encoder, with a dot behind it."""
+    blocks: Mapping[Tokens, int] = field(default_factory=dict)
+    """Texts that the model pads, until their length is a multiple of this."""
     outputs: dict[str, list[Any]] = field(default_factory=dict)
     """Whatever a site returned, call by call."""
     inputs: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -112,13 +115,18 @@ class TracedOutput(torch.Tensor):
             return result
 
 
-def probe(model: nn.Module, sites: set[str]) -> Recording | str:
+def probe(model: nn.Module, sites: set[str], lengths: Mapping[Tokens, int] | None = None) -> Recording | str:
     """Run the model in eval mode on a few tokens and record its sites and the modules around them.
+
+    Args:
+        model: the model.
+        sites: names of the modules to record.
+        lengths: of texts that shall have one of their own.
 
     Returns:
         The recording, or the reason why the model does not run with ``input_ids`` (and ``attention_mask``) alone.
     """
-    ids, source, reason = *probe_ids(model), ""
+    ids, source, reason = *probe_ids(model, lengths or {}), ""
     for masked in (False, True):
         recorder = _Recorder(Recording(ids, masked, source, _encoder(model)), sites)
         with contextlib.ExitStack() as stack:
@@ -155,10 +163,10 @@ def _encoder(model: nn.Module) -> str:
     return next((f"{name}." for name, module in model.named_modules() if module is encoder and name), "")
 
 
-def probe_ids(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
+def probe_ids(model: nn.Module, lengths: Mapping[Tokens, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Token ids ``[batch, length]``, and ``[batch, source]`` for a model that has a decoder beside its encoder.
 
-    The sizes are different primes that divide no size in the model's configuration.
+    The sizes, but for given ``lengths``, are different primes that divide no size in the model's configuration.
     """
     config: Any = getattr(original(model), "config", None)
     numbers = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
@@ -166,8 +174,9 @@ def probe_ids(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor | None]:
     sizes = {
         value for name, value in numbers if 0 < value <= MOST_HEADS and not (_TOKEN.search(name) or "layer" in name)
     }
-    free = [prime for prime in _PRIMES if all(size % prime for size in sizes)]
+    free = [prime for prime in _PRIMES if all(size % prime for size in sizes.union(lengths.values()))]
     batch, length, source = (*free, *_PRIMES[-3:])[:3]
+    length, source = lengths.get("length", length), lengths.get("source", source)
     rows: Any = getattr(input_embedding(model), "weight", None)
     usable = [number for number in range(1, PROBE_IDS + len(special) + 1) if number not in special]
     usable = [number for number in usable if rows is None or number < len(rows)][:PROBE_IDS] or [0]

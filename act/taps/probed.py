@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from act.core.errors import ActError
@@ -22,6 +20,7 @@ from act.models.views import LanguageView
 from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
 from act.taps.layouts import Beside, Unread, learn
+from act.taps.padded import blocks_of, whole_blocks
 from act.taps.probe import Recording, probe
 from act.taps.verified import Calls, unverified, verified
 
@@ -51,7 +50,7 @@ class Probed:
         """Probe a model with this channel space.
 
         Raises:
-            ActError: a model with positions that are no tokens; experts that cannot be read.
+            ActError: a model with positions that are neither tokens nor padding; experts that cannot be read.
         """
         shared = {site.name: parts for site, parts in joined(space)}
         sites = {site.name: site for site, _ in joined(space) if site.scales is None}
@@ -74,7 +73,10 @@ class Probed:
             plain = tuple(replace(site, layouts=read.get(site.name, ())) for site in space)
             space = unverified(space, f"the model cannot be probed ({recording}), so nothing shows what its units are")
             return cls(replace(space, sites=plain), dict.fromkeys(columns, NOT_PROBED), tuple(holders), {}, None)
-        _refuse_other_lengths(model, recording)
+        if whole := blocks_of(model, set(called), recording):
+            with Calls.noted(model, space) as calls:
+                again = probe(model, set(called), whole_blocks(recording, whole))
+            recording = recording if isinstance(again, str) else replace(again, blocks=whole)
         uncalled = [site for name, site in called.items() if name not in recording.outputs and site.parameters]
         used = holders_of(model, (), [site for site in uncalled if _is_linear_or_conv(model, site)])
         used, of_uncalled = learn_held(model, used, recording)
@@ -102,29 +104,6 @@ _SCALES = Unread("it scales another site")
 
 def _is_linear_or_conv(model: nn.Module, site: Site) -> bool:
     return isinstance(model.get_submodule(site.name), (nn.Linear, nn.Conv1d))
-
-
-def _refuse_other_lengths(model: nn.Module, recording: Recording) -> None:
-    """Raise :class:`ActError` if most sites give another number of rows than there are tokens."""
-    batch, length = recording.ids.shape
-    modules = dict(model.named_modules())
-    outputs = [
-        calls[0]
-        for name, calls in recording.outputs.items()
-        if isinstance(calls[0], torch.Tensor) and not isinstance(modules[name], nn.Conv1d)  # channels before tokens
-    ]
-    source = None if recording.source is None else recording.source.shape[1]
-    lengths = Counter(
-        output.shape[1]
-        for output in outputs
-        if output.dim() == 3 and len(output) == batch and output.shape[1] != source
-    )
-    if lengths and (most := lengths.most_common(1)[0])[0] % length and most[0] > length and 2 * most[1] > len(outputs):
-        raise ActError(
-            f"{type(model).__name__} turns {length} tokens into {most[0]} positions, so its outputs have no row for "
-            "each token: it adds some of its own, such as a prompt that it was trained with, virtual tokens of an "
-            "adapter, or padding to blocks; profile a model or a length without them"
-        )
 
 
 def _turned(block: Block, pairs: Mapping[str, tuple[RotaryPairs, int]]) -> Block:

@@ -18,6 +18,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
+from act.models.layout import sizes_of
 from act.models.views import language_view, original
 from act.profiles.moments import Moments
 from act.taps.attachments import Attachments, Mechanism
@@ -29,6 +30,7 @@ from act.taps.held import HeldParameters
 from act.taps.holders import parameters_of
 from act.taps.measurement import Measurement
 from act.taps.outputs import outputs_of
+from act.taps.padded import padded, require_whole
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
 from act.taps.sink import MomentsSink, Sink
@@ -104,6 +106,7 @@ class Taps:
         self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts and not site.scales}
         outputs = outputs_of(self.space, {site.name for site in wanted if site.layouts})
         self._measurement = Measurement(outputs, sink, probed.beside)
+        self._blocks = probed.recording.blocks if probed.recording else {}
         if not self._measurement.sites:
             raise ActError(f"no output of {type(model).__name__} can be measured: {next(iter(self.unread.values()))}")
         self.paths = self._measurement.paths
@@ -141,7 +144,7 @@ class Taps:
             source_mask: bool ``[batch, source]``, the same for the tokens that this encoder reads.
 
         Raises:
-            ActError: as many sequences as tokens, for a model that could not be probed.
+            ActError: as many sequences as tokens, for a model that could not be probed; texts that the model pads.
         """
         batch, length = count_mask.shape
         if batch == length > 1 and not self._is_probed:
@@ -150,6 +153,7 @@ class Taps:
                 f"be probed, and {batch} sequences of {length} tokens do not show which dimension of its outputs runs "
                 "over tokens; give batches of another number of sequences"
             )
+        require_whole(self._blocks, sizes_of(count_mask, source_mask))
         self._reset()
         self._measurement.start(count_mask, source_mask)
 
@@ -159,7 +163,11 @@ class Taps:
         count_mask: torch.Tensor,
         source_mask: torch.Tensor | None = None,
     ) -> None:
-        """Run the model only for its statistics: its LM head sees counted rows only, in chunks, or does not run."""
+        """Run the model only for its statistics: its LM head sees counted rows only, in chunks, or does not run.
+
+        Texts are padded as the model would do it.
+        """
+        inputs, count_mask, source_mask = padded(self._model, self._blocks, inputs, count_mask, source_mask)
         self.start(count_mask, source_mask)
         with self._head.ends_forward():
             self._model(**inputs, **self._without_cache)

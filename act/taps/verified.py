@@ -40,7 +40,7 @@ class _Reached(Exception):
 
 @dataclass
 class Calls:
-    """The last call of each module around a block, and what the projections in it gave in each call."""
+    """The last call of each module around a block, and what the linears in it gave in each call."""
 
     arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=dict)
     given: dict[str, list[Any]] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Calls:
 
     @functools.cached_property
     def outputs(self) -> dict[str, torch.Tensor]:
-        """What each projection gave in the last of its calls over tokens."""
+        """What each linear gave in the last of its calls over tokens."""
         over = {
             name: [output for call, output in enumerate(calls) if call not in self.beside.get(name, ())]
             for name, calls in self.given.items()
@@ -66,7 +66,8 @@ class Calls:
         """Note the calls of a model while the block runs."""
         calls = cls()
         blocks = list(_called(space))
-        around, made = {_around(space, block) for block in blocks}, {name for block in blocks for name in block.rows()}
+        around = {_around(space, block) for block in blocks}
+        made = {name for block in blocks for name in (*block.rows(), *block.inputs())}
         with contextlib.ExitStack() as stack:
             for name in around:
                 hook = partial(calls._note_arguments, name)
@@ -170,7 +171,8 @@ class _Ablation:
         self._around = _around(space, block)
         self._module = model.get_submodule(self._around)
         ((reader, self._columns),) = block.inputs().items()
-        self._reader = model.get_submodule(space.site(reader).module)
+        self._reader_name = space.site(reader).module
+        self._reader = model.get_submodule(self._reader_name)
         self._tables = {space.site(name): rows for name, rows in block.rows().items()}
         self._projections = {site.module: model.get_submodule(site.module) for site in self._tables}
         self._probed = (ids.shape[0], ids.shape[1])
@@ -213,8 +215,9 @@ class _Ablation:
                 self._module.forward(*args, **kwargs)
             except _Reached as reached:
                 read = reached.given
-                first = self._calls.outputs[next(iter(self._projections))]
-                read = read.transpose(0, 1) if first.shape[:2] == self._probed[::-1] else read
+                known = self._calls.outputs
+                like = known.get(self._reader_name, known[next(iter(self._projections))])
+                read = read.transpose(0, 1) if self._tokens_first(like) else read
                 return read.reshape(-1, self._length, self._columns.numel())
         raise ValueError("its last linear is not called")
 
@@ -225,8 +228,8 @@ class _Ablation:
         for module in self._projections:
             like = self._calls.outputs[module]
             width, length, tokens = like.shape[-1], self._length, self._probed[1]
-            if self._unit == "head" and like.dim() == 3 and len(like) == self._probed[0]:
-                length = tokens = like.shape[1]  # of a source, where attention reads another text
+            if self._unit == "head" and like.dim() == 3 and self._probed[0] in like.shape[:2]:
+                length = tokens = like.shape[1 - self._tokens_first(like)]  # where attention reads another text
             usual, other = torch.randn(2, length, width, generator=generator)
             if self._unit == "neuron":  # an activation may drop what is negative
                 usual, other = usual.abs() + 0.5, other.abs() + 1.5
@@ -241,17 +244,22 @@ class _Ablation:
             values = torch.where(changed[:, None], other, usual).view(self._batch, tokens, width)
             if like.dim() == 2:
                 values = values.flatten(0, 1)
-            elif like.shape[:2] == self._probed[::-1]:
+            elif self._tokens_first(like):
                 values = values.transpose(0, 1).contiguous()
             result[module] = values.to(like)
         return result
+
+    def _tokens_first(self, given: torch.Tensor) -> bool:
+        """Whether a tensor is ``[tokens, batch, …]``."""
+        return given.dim() > 1 and given.shape[1] == self._probed[0] != len(given)
 
     def _for_every_row(self, given: torch.Tensor) -> torch.Tensor:
         """An argument with what it has for the first row of the probe, and in an MLP for the first token, in each."""
         batch, length = self._probed
         one = slice(None, 1 if self._length == 1 else length)
-        if given.shape[:2] == (length, batch):
-            return given[one, :1].expand(length, self._batch, *given.shape[2:])
+        if self._tokens_first(given):
+            some = one if len(given) == length else slice(None)
+            return given[some, :1].expand(len(given), self._batch, *given.shape[2:])
         if given.shape[:2] == (batch, length):
             return given[:1, one].expand(self._batch, length, *given.shape[2:])
         if given.dim() == 0 or len(given) % batch:

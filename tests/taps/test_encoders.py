@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import act
+from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.taps.tapped import taps
@@ -22,6 +23,7 @@ GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 BART = {"vocab_size": 99, "d_model": 32, "max_position_embeddings": 40}
 BART |= {f"{side}_{name}": n for side in ("encoder", "decoder") for name, n in (("layers", 2), ("ffn_dim", 48))}
 BART |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "decoder_start_token_id": 2}
+LED = {**BART, "attention_window": 16, "max_encoder_position_embeddings": 64, "max_decoder_position_embeddings": 40}
 GEMMA = {**BODY, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 99}
 ENCODERS = {
     "bert": ("BertForMaskedLM", transformers.BertConfig(**BERT)),
@@ -41,6 +43,7 @@ ENCODERS = {
     "albert": ("AlbertForMaskedLM", transformers.AlbertConfig(**BERT, embedding_size=16)),
     "mpnet": ("MPNetForMaskedLM", transformers.MPNetConfig(**BERT)),
     "distilbert": ("DistilBertForMaskedLM", transformers.DistilBertConfig(vocab_size=99, dim=32, n_layers=2, n_heads=4, hidden_dim=48)),
+    "longformer": ("LongformerForMaskedLM", transformers.LongformerConfig(**BERT, attention_window=[4, 16], pad_token_id=1)),
     "t5-encoder": ("T5EncoderModel", transformers.T5Config(**T5)),
 }  # fmt: skip
 PAIRS = {
@@ -54,11 +57,19 @@ PAIRS = {
     "pegasus": ("PegasusForConditionalGeneration", transformers.PegasusConfig(**BART)),
     "m2m100": ("M2M100ForConditionalGeneration", transformers.M2M100Config(**BART)),
     "blenderbot": ("BlenderbotForConditionalGeneration", transformers.BlenderbotConfig(**BART)),
+    "led": ("LEDForConditionalGeneration", transformers.LEDConfig(**LED)),
+    "fsmt": ("FSMTForConditionalGeneration", transformers.FSMTConfig(**BART, langs=["en", "de"], src_vocab_size=99, tgt_vocab_size=99)),
     "t5gemma": ("T5GemmaForConditionalGeneration", transformers.T5GemmaConfig(encoder=GEMMA, decoder=GEMMA, vocab_size=99)),
 }  # fmt: skip
-OF_SOURCE = re.compile(r"(^|model\.)encoder\.|(encoder_attn|EncDecAttention|cross_attn)\.(k|v)(_proj)?$")
+OF_SOURCE = re.compile(r"(^|model\.|led\.)encoder\.|(encoder_attn|EncDecAttention|cross_attn)\.(k|v)(_proj)?$")
+LENGTH_FIRST = {
+    "fsmt": re.compile(r"layers\.\d+\."),
+    "longformer": re.compile(r"self\.(query|key|value)$"),
+    "led": re.compile(r"longformer_self_attn\.(query|key|value)$"),
+}
+NOWHERE = re.compile(r"(?!)")
 UNREAD = re.compile(
-    r"pooler|classifier$|relative_attention_bias|rel_embeddings|relative|pos_(key_|query_|q_)?proj|encoder\.LayerNorm"
+    r"pooler|classifier$|relative_attention_bias|rel_embeddings|relative|pos_(key_|query_|q_)?proj|encoder\.LayerNorm|_global$"
 )
 BOTH_FOURS, RAGGED = (4, 4, 4), (3, 7, 5)
 
@@ -112,6 +123,12 @@ def reference(model: torch.nn.Module, given: list[dict[str, torch.Tensor]]) -> d
             seen.add(name)
             of_source = OF_SOURCE.search(name) or (name.endswith("shared") and first)  # in versions that call that
             mask = masks["count_mask" if of_source or "decoder_count_mask" not in masks else "decoder_count_mask"]
+            if LENGTH_FIRST.get(model.config.model_type, NOWHERE).search(name):
+                output = output.transpose(0, 1)
+            if (
+                model.config.model_type in ("longformer", "led") and "embed_tokens" not in name
+            ):  # without what pads a text to whole windows
+                output = output[:, : mask.shape[1]] if output.dim() == 3 else output[: mask.shape[1]]
             if output.dim() == 2 and len(output) == mask.numel():
                 output = output.view(*mask.shape, -1)
             elif output.shape[:-1].numel() == mask.shape[1]:
@@ -126,7 +143,7 @@ def reference(model: torch.nn.Module, given: list[dict[str, torch.Tensor]]) -> d
         masks = {name: x for name, x in each.items() if "count_mask" in name}
         seen.clear()
         with torch.no_grad():
-            model(**{name: x for name, x in each.items() if name not in masks})
+            model(**{name: x for name, x in each.items() if name not in masks}, **without_cache(model))
     for handle in handles:
         handle.remove()
     return {name: torch.cat(found) for name, found in rows.items()}
@@ -167,7 +184,20 @@ def test_kinds_mean_the_same_in_every_family(family):
 
 
 @pytest.mark.parametrize(
-    "family", ["bert", "deberta-v3", "electra", "distilbert", "modernbert", "bart", "t5gemma", "t5", "t5-gated"]
+    "family",
+    [
+        "bert",
+        "deberta-v3",
+        "longformer",
+        "electra",
+        "distilbert",
+        "modernbert",
+        "bart",
+        "fsmt",
+        "t5gemma",
+        "t5",
+        "t5-gated",
+    ],
 )
 def test_heads_and_neurons_are_found_on_both_sides(family):
     model = made(*(ENCODERS | PAIRS)[family])
@@ -191,6 +221,13 @@ def test_relative_positions_are_not_counted_beside_tokens(length):
     found = act.profile(model, [{"input_ids": ids}]).site("deberta.encoder.layer.1.attention.self.query_proj")
     assert len(rows) == 2 and found.count.unique().tolist() == [length]
     torch.testing.assert_close(found.mean, rows[0].mean(0), rtol=1e-5, atol=1e-6)
+
+
+def test_a_forward_of_the_user_must_fill_the_blocks_of_a_window():
+    model = made(*ENCODERS["longformer"])
+    with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+        with pytest.raises(act.ActError, match="the model pads 7 tokens to whole blocks of 16"):
+            tapped.start(torch.ones(2, 7, dtype=torch.bool))
 
 
 def test_what_pools_a_text_is_left_out_by_name():
