@@ -14,7 +14,6 @@ that each op reads.
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
 import signal
@@ -23,39 +22,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
-from family_checks import batch_of, logits, measure
+from family_checks import Batch, batches_for, logits, measure
 from measure import options, record
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from multimodal import FAMILIES as WITH_IMAGES
 from multimodal import multimodal
-from tiny_families import encoders, expert_families, families, tiny
-from trained import stories
+from tiny_families import encoder_decoders, encoders, expert_families, families, tiny
+from trained_families import SENTENCES, STORIES, trained
 
 IMAGES = " (text and images)"
 SECONDS = 150
 """That one family may take."""
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-def trained() -> dict[str, tuple[nn.Module, nn.Module]]:
-    """The trained models at hand, each as target, with a donor that differs from it a little."""
-    found = {}
-    if (SHARED_DATA / "stories260K").is_dir():
-        found["stories260K (trained)"] = stories.load_model(SHARED_DATA / "stories260K")
-    return {name: (_near(model), model) for name, model in found.items()}
-
-
-def _near(model: nn.Module) -> nn.Module:
-    donor = copy.deepcopy(model)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in donor.parameters():
-            parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    return donor
 
 
 def main() -> None:
@@ -71,19 +51,21 @@ def main() -> None:
     every = [
         *sorted({*families(), *expert_families()}),
         *encoders(),
+        *encoder_decoders(),
         *(f"{each}{IMAGES}" for each in WITH_IMAGES.split()),
+        STORIES,
+        SENTENCES,
     ]
-    every = every if given.families is None else given.families
-    for name in every:
+    for name in every if given.families is None else given.families:
         try:
-            models = made(name, 0), made(name, 1)
-            logits(models[0], batch_of([5, 5], False))
+            donor, target, batches = made(name)
+            logits(target, batches["right"])
         except Exception as error:
             not_built[name] = f"{type(error).__name__}: {error}".splitlines()[0][:160]
             continue
         signal.alarm(SECONDS)
         try:
-            rows.append(measure(name, *models))
+            rows.append(measure(name, donor, target, batches))
         except Exception as error:
             failed[name] = f"{type(error).__name__}: {error}"[:300]
             print(f"{name:28} FAILED {failed[name]}", flush=True)
@@ -92,10 +74,6 @@ def main() -> None:
             signal.alarm(0)
         tell(rows[-1])
         record(given.json, {"families": rows, "failed": failed, "not_built": not_built})  # what a broken run leaves
-    if given.families is None:
-        for name, models in trained().items():
-            rows.append(measure(name, *models))
-            tell(rows[-1])
     print(f"{len(rows)} families in {time.perf_counter() - start:.0f} s; {len(not_built)} cannot be built tiny")
     for row in rows:
         if misses := missed(row):
@@ -103,9 +81,14 @@ def main() -> None:
     record(given.json, {"families": rows, "failed": failed, "not_built": not_built})
 
 
-def made(name: str, seed: int) -> nn.Module:
-    """A tiny model."""
-    return multimodal(name.removesuffix(IMAGES), seed) if name.endswith(IMAGES) else tiny(name, seed)
+def made(name: str) -> tuple[nn.Module, nn.Module, dict[str, Batch]]:
+    """A donor, a target, and batches for them."""
+    if name in (STORIES, SENTENCES):
+        return trained(name)
+    donor, target = (
+        multimodal(name.removesuffix(IMAGES), seed) if name.endswith(IMAGES) else tiny(name, seed) for seed in (0, 1)
+    )
+    return donor, target, batches_for(target)
 
 
 def too_long(*_: object) -> None:

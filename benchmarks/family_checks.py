@@ -24,46 +24,72 @@ from act.ranking.channel_set import ChannelSet
 from act.taps.tapped import taps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from site_reference import Reference, inputs_of, weights_of
+from site_reference import DECODER, Reference, inputs_of, texts_of, weights_of
 from tiny_families import HEADS
 
 Batch = dict[str, torch.Tensor]
 SHARE = 0.3
 ENOUGH = 1e-5
+VOCABULARY, PADDING = 200, 1
+"""The ids of tokens are below this number, those of padding are this one."""
 
 
-def batch_of(lengths: list[int], left: bool, vocabulary: int = 200) -> Batch:
+def batch_of(lengths: list[int], left: bool) -> Batch:
     """Sequences of these lengths, with some tokens that do not count."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    longest = max(lengths)
-    ids = torch.randint(10, vocabulary, (len(lengths), longest), generator=generator)
-    held = torch.arange(longest) < torch.tensor(lengths)[:, None]
+    return batch_from([torch.randint(10, VOCABULARY, (length,), generator=generator) for length in lengths], left)
+
+
+def batch_from(texts: list[torch.Tensor], left: bool) -> Batch:
+    """Sequences of token ids, padded on one side, with some tokens that do not count."""
+    generator = torch.Generator().manual_seed(len(texts))
+    longest = max(map(len, texts))
+    held = torch.arange(longest) < torch.tensor([len(text) for text in texts])[:, None]
     held = held.flip(1) if left else held
+    ids = torch.full(held.shape, PADDING)
+    ids[held] = torch.cat(texts)
     counted = held & (torch.rand(ids.shape, generator=generator) < 0.6)
-    counted[torch.arange(len(lengths)), held.long().argmax(1)] = True
+    counted[torch.arange(len(texts)), held.long().argmax(1)] = True
     return {"input_ids": ids, "attention_mask": held.long(), "count_mask": counted}
 
 
-def batches_for(model: nn.Module, vocabulary: int = 200) -> dict[str, Batch]:
-    """By what is hard about them; with positions where the model takes them, for it counts padding otherwise."""
-    found = {
-        "batch = length = heads": batch_of([HEADS] * HEADS, False, vocabulary),
-        "right": batch_of([5, 3, 6], False, vocabulary),
-        "left": batch_of([4, 7, 2], True, vocabulary),
-    }
+def batches_for(model: nn.Module) -> dict[str, Batch]:
+    """By what is hard about them."""
+    return with_positions(
+        model,
+        {
+            "batch = length = heads": _of_texts(model, [HEADS] * HEADS, [HEADS] * HEADS, False),
+            "right": _of_texts(model, [5, 3, 6], [2, 7, 4], False),
+            "left": _of_texts(model, [4, 7, 2], [6, 3, 8], True),
+        },
+    )
+
+
+def with_positions(model: nn.Module, batches: dict[str, Batch]) -> dict[str, Batch]:
+    """The batches, with positions on the left where the model takes them, for it counts padding otherwise."""
     if "position_ids" in inspect.signature(model.forward).parameters:
-        mask = found["left"]["attention_mask"]
-        found["left"]["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+        mask = batches["left"]["attention_mask"]
+        batches["left"]["position_ids"] = (mask.cumsum(1) - 1).clamp_min(0)
+    return batches
+
+
+def _of_texts(model: nn.Module, lengths: list[int], others: list[int], left: bool) -> Batch:
+    """A batch, with other lengths for a decoder beside an encoder."""
+    found = batch_of(lengths, left)
+    if DECODER in texts_of(model):
+        found |= {f"{DECODER}{name}": value for name, value in batch_of(others, left).items()}
     return found
 
 
 def sequences(batch: Batch, padded: bool) -> list[Batch]:
     """Each row by itself, without its padding unless ``padded``."""
     rows = [{name: value[row : row + 1] for name, value in batch.items()} for row in range(len(batch["input_ids"]))]
-    if padded:
-        return rows
-    kept = [row["attention_mask"][0].bool() for row in rows]
-    return [{name: value[:, held] for name, value in row.items()} for row, held in zip(rows, kept, strict=True)]
+    return rows if padded else [{name: value[:, _held(row, name)] for name, value in row.items()} for row in rows]
+
+
+def _held(row: Batch, name: str) -> torch.Tensor:
+    """Which places of an input are no padding."""
+    return row[f"{DECODER if name.startswith(DECODER) else ''}attention_mask"][0].bool()
 
 
 def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
@@ -76,10 +102,9 @@ def logits(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 def ignores_padding(model: nn.Module, batch: Batch) -> bool:
     """Whether the model itself gives the tokens of a padded row what it gives them without padding."""
-    together = logits(model, batch)
+    together, mask = logits(model, batch), batch[f"{texts_of(model)[0]}attention_mask"].bool()
     for row, alone in enumerate(sequences(batch, False)):
-        held = batch["attention_mask"][row].bool()
-        one, other = together[row, held] if together.dim() == 3 else together[row], logits(model, alone)[0]
+        one, other = together[row, mask[row]] if together.dim() == 3 else together[row], logits(model, alone)[0]
         if one.shape != other.shape or (one - other).abs().max() > 1e-4 * other.abs().max():
             return False
     return True
@@ -138,7 +163,7 @@ def under_taps(model: nn.Module, space: ChannelSpace, batches: dict[str, Batch],
     for batch in batches.values():
         plain = logits(model, batch)
         with torch.no_grad(), taps(model, Moments(space), fused=fused) as tapped:
-            tapped.start(batch["count_mask"])
+            tapped.start(*(batch[f"{text}count_mask"] for text in texts_of(model)))
             found = logits(model, batch)
             paths, unread = dict(tapped.paths), dict(tapped.unread)
         worst = max(worst, 0.0 if torch.equal(plain, found) else float((plain - found).abs().max() / plain.abs().max()))
@@ -179,13 +204,12 @@ def by_name(reasons: dict[str, str]) -> dict[str, str]:
     return {name: reason for each, reason in reasons.items() for name in grouped({each: 0})}
 
 
-def measure(name: str, donor: nn.Module, target: nn.Module, vocabulary: int = 200) -> dict[str, Any]:
+def measure(name: str, donor: nn.Module, target: nn.Module, batches: dict[str, Batch]) -> dict[str, Any]:
     """The line of a family."""
     space = ChannelSpace.from_model(target)
     coverage = space.coverage
     assert coverage is not None
-    viewed, batches = language_view(target), batches_for(target, vocabulary)
-    found = deviations(viewed, space, batches)
+    found = deviations(language_view(target), space, batches)
     plain, fused = (under_taps(target, space, batches, fused=fused) for fused in (False, True))
     scaled = {site.name: "those that it scales" for site in space if site.scales is not None}
     paths = {site.name: "not read" for site in space} | scaled | fused.paths

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from experts_reference import expert_rows, expert_weights
@@ -21,6 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 LENGTHS = (11, 13)
 """Of the sequences whose outputs show where tokens lie: no tiny model has another dimension that grows so."""
+OTHER = 17
+"""Of what a model reads beside these."""
 _PRODUCTS = (F.linear, F.conv1d, torch.conv1d, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 _PRODUCTS += (torch.Tensor.__rmatmul__, torch.bmm, torch.einsum, F.conv2d)
 
@@ -28,11 +30,28 @@ Batch = dict[str, torch.Tensor]
 Calls = dict[str, list[torch.Tensor]]
 
 
+DECODER = "decoder_"
+"""What the inputs of a decoder beside an encoder begin with; the others are of the source."""
+
+
 def inputs_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
     """A batch as the model takes it, without a cache."""
     taken = inspect.signature(model.forward).parameters
-    given: dict[str, Any] = {name: value for name, value in batch.items() if name != "count_mask"}
+    given: dict[str, Any] = {name: value for name, value in batch.items() if not name.endswith("count_mask")}
     return {**given, "use_cache": False} if "use_cache" in taken else given
+
+
+def texts_of(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the inputs begin with, for each text that a model reads: first for the one that it writes."""
+    return (DECODER, "") if "decoder_input_ids" in inspect.signature(model.forward).parameters else ("",)
+
+
+class Probe(NamedTuple):
+    """Every output for a short sequence, for one whose last token is another, and for a longer one."""
+
+    short: Calls
+    changed: Calls
+    longer: Calls
 
 
 @dataclass
@@ -51,13 +70,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         self._has_experts = any(site.expert is not None or site.kind == "router" for site in self.space)
-        generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(10, 200, (1, max(LENGTHS)), generator=generator)
-        self._lengths = [self._calls(_whole(ids[:, :n])) for n in LENGTHS]
-        ids = ids[:, : LENGTHS[0]].clone()
-        ids[0, -1] = 9
-        self._changed = self._calls(_whole(ids))
-        """As of the first length, after a change of the last token."""
+        self._probes = {text: self._probe(text) for text in texts_of(self.model)}
 
     def again(self) -> Reference:
         """One of the same model that has no rows yet."""
@@ -74,7 +87,7 @@ class Reference:
             experts = expert_rows(self.model, given.pop("input_ids"), given.pop("attention_mask"), **given)
         for site in self.space:
             if site.scales is None:
-                self._keep(site.name, self._of_site(site, calls, experts, sequence["count_mask"]))
+                self._keep(site.name, self._of_site(site, calls, experts, sequence))
         self.unchecked |= {s.name: "of what it scales" for s in self.space if s.scales in self.unchecked}
 
     def of(self, site: Any) -> torch.Tensor | None:
@@ -93,17 +106,19 @@ class Reference:
         elif (kept := self.rows.setdefault(name, [])) is not None:
             kept.append(rows)
 
-    def _of_site(self, site: Any, calls: Calls, experts: dict[str, Any], mask: torch.Tensor) -> Any:
-        counted = mask[0]
+    def _of_site(self, site: Any, calls: Calls, experts: dict[str, Any], sequence: Batch) -> Any:
         if site.name in experts:
-            return experts[site.name].of(mask).values
+            text = "" if "decoder." not in site.name else next(iter(self._probes))
+            return experts[site.name].of(sequence[f"{text}count_mask"]).values
         if site.expert is not None:
             return "an expert"
         path, bracket, role = site.name.partition("[")
-        found, changed, shorter, longer = (held.get(path, []) for held in (calls, self._changed, *self._lengths))
-        if not (found or shorter or longer):
+        found = calls.get(path, [])
+        probes = {text: [held.get(path, []) for held in probe] for text, probe in self._probes.items()}
+        numbers = {len(found), *(len(outputs) for each in probes.values() for outputs in each)}
+        if numbers == {0}:
             return None
-        if not len(found) == len(shorter) == len(longer) == len(changed):
+        if len(numbers) > 1:
             return "called another number of times"
         width, columns = site.width, None
         if bracket:
@@ -112,13 +127,29 @@ class Reference:
                 return "a fused projection that is not known here"
             columns, width = parts[role.rstrip("]")], sum(len(each) for each in parts.values())
         rows = []
-        for output, *probes in zip(found, shorter, changed, longer, strict=True):
-            by_token = _by_token(output, *probes, length=len(counted), width=width)
-            if by_token is None:
-                continue  # over relative positions, or what a cache starts with
-            kept = by_token[counted].flatten(0, 1)
-            rows.append(kept if columns is None else kept[:, columns])
-        return torch.cat(rows) if rows else None
+        for call, output in enumerate(found):
+            for text, probe in probes.items():
+                counted = sequence[f"{text}count_mask"][0]
+                by_token = _by_token(output, *(held[call] for held in probe), length=len(counted), width=width)
+                if by_token is not None:
+                    kept = by_token[counted].flatten(0, 1)
+                    rows.append(kept if columns is None else kept[:, columns])
+                    break
+            else:
+                return None
+        return torch.cat(rows)
+
+    def _probe(self, text: str) -> Probe:
+        """What grows with a text, and what its last token changes, beside another that stays as it is."""
+        generator = torch.Generator().manual_seed(0)
+        ids = torch.randint(10, 200, (1, max(LENGTHS)), generator=generator)
+        beside: Batch = {}
+        for other in {*texts_of(self.model)} - {text}:
+            beside |= _whole(torch.randint(10, 200, (1, OTHER), generator=generator), other)
+        changed = ids[:, : LENGTHS[0]].clone()
+        changed[0, -1] = 9
+        given = (ids[:, : LENGTHS[0]], changed, ids)
+        return Probe(*(self._calls({**beside, **_whole(each, text)}) for each in given))
 
     def _calls(self, batch: Batch) -> Calls:
         """Every output of a module with parameters, or else of a product with a parameter of no called module."""
@@ -209,8 +240,8 @@ def _by_token(
     return None
 
 
-def _whole(ids: torch.Tensor) -> Batch:
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def _whole(ids: torch.Tensor, text: str) -> Batch:
+    return {f"{text}input_ids": ids, f"{text}attention_mask": torch.ones_like(ids)}
 
 
 def _blocks(**sizes: int) -> dict[str, torch.Tensor]:

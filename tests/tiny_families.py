@@ -7,10 +7,15 @@ from typing import Any
 import torch
 import transformers
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
 HEADS = 4
 MASKED = " (masked)"
+WITH_SOURCE = " (with a source)"
 HEADLESS = """glm4v_moe_text glm5_next_text mistral4 mistral_large4_text muse_spark_text openai_privacy_filter
 qwen3_omni_moe_thinker qwen3_vl_moe_text step3p7"""
 """Model types with experts that have no causal language model."""
@@ -110,6 +115,11 @@ def encoders() -> list[str]:
     return [f"{name}{MASKED}" for name in sorted(MODEL_FOR_MASKED_LM_MAPPING_NAMES)]
 
 
+def encoder_decoders() -> list[str]:
+    """The model types that read a source; :func:`tiny` makes one of ``f"{name} (with a source)"``."""
+    return [f"{name}{WITH_SOURCE}" for name in sorted(MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES)]
+
+
 def expert_families() -> list[str]:
     """The families of :data:`WITH_EXPERTS`, as far as the installed transformers has them."""
     return [name for name in WITH_EXPERTS.split() if _MODEL_TYPES.get(name, name) in CONFIG_MAPPING]
@@ -122,10 +132,11 @@ def shapes(family: str) -> torch.nn.Module:
 
 
 def _make(family: str) -> torch.nn.Module:
-    name = family.removesuffix(MASKED)
+    name = family.removesuffix(MASKED).removesuffix(WITH_SOURCE)
     config = small(CONFIG_MAPPING[_MODEL_TYPES.get(name, name)], _GIVEN.get(name, {}))
     auto = transformers.AutoModel if family in HEADLESS.split() else transformers.AutoModelForCausalLM
-    auto = auto if name == family else transformers.AutoModelForMaskedLM
+    if family.endswith((MASKED, WITH_SOURCE)):
+        auto = transformers.AutoModelForMaskedLM if family.endswith(MASKED) else transformers.AutoModelForSeq2SeqLM
     return auto.from_config(config)
 
 

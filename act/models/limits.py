@@ -103,10 +103,11 @@ def causal(model: nn.Module) -> bool:
     try:
         with torch.inference_mode():
             body: Any = model.base_model  # the LM head, which may be excluded, reads one token at a time
-            one, other = body(input_ids=ids % (vocabulary(model) or 1), **without_cache(body)).last_hidden_state[:, :-2]
+            output = body(input_ids=ids % (vocabulary(model) or 1), **without_cache(body))
+            streams = [output.last_hidden_state, getattr(output, "last_hidden_state_ngram", None)]  # as of ProphetNet
+            return all(torch.equal(*x[..., :-2, :]) for x in streams if x is not None)
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
-    return torch.equal(one, other)
 
 
 def default_token_budget(device: torch.device) -> int:
