@@ -209,7 +209,10 @@ class _Ablation:
         with contextlib.ExitStack() as stack:
             for name, values in self._values().items():
                 stack.enter_context(_giving(self._projections[name], values, name in self._calls.beside))
-            stack.callback(self._reader.register_forward_pre_hook(_stop).remove)
+            before: list[tuple[torch.Tensor, torch.Tensor]] = []
+            for norm in self._norms():
+                stack.callback(norm.register_forward_hook(partial(_note, before)).remove)
+            stack.callback(self._reader.register_forward_pre_hook(partial(_stop, before)).remove)
             args, kwargs = tree_map_only(torch.Tensor, self._for_every_row, self._calls.arguments[self._around])
             try:
                 self._module.forward(*args, **kwargs)
@@ -221,6 +224,13 @@ class _Ablation:
                 return read.reshape(-1, self._length, self._columns.numel())
         raise ValueError("its last linear is not called")
 
+    def _norms(self) -> Iterator[nn.Module]:
+        """The norms of all columns within the module: one before the last linear scales all units alike."""
+        for module in self._module.modules():
+            weight = module._parameters.get("weight")
+            if weight is not None and weight.shape == (self._columns.numel(),):
+                yield module
+
     def _values(self) -> dict[str, torch.Tensor]:
         """What each projection gives."""
         generator = torch.Generator().manual_seed(0)
@@ -231,8 +241,13 @@ class _Ablation:
             if self._unit == "head" and like.dim() == 3 and self._probed[0] in like.shape[:2]:
                 length = tokens = like.shape[1 - self._tokens_first(like)]  # where attention reads another text
             usual, other = torch.randn(2, length, width, generator=generator)
-            if self._unit == "neuron":  # an activation may drop what is negative
-                usual, other = usual.abs() + 0.5, other.abs() + 1.5
+            if self._unit == "neuron":  # positive, which no activation drops, and apart in any type
+                usual = 0.25 + usual.abs().clamp(max=1)
+                other = usual + 0.5
+            for site, rows in self._tables.items():
+                if self._unit == "head" and site.module == module and rows.shape[1] > 1:
+                    outputs = site.outputs(rows)  # of the same values in another order, a norm of all heads is the same
+                    other[:, outputs.roll(1, 1)] = usual[:, outputs]
             changed = torch.zeros(self._batch * tokens // length, width, dtype=torch.bool)
             for number, (site, rows) in enumerate(self._tables.items()):
                 if site.module == module:
@@ -291,5 +306,11 @@ def _giving(module: nn.Module, output: torch.Tensor, has_others: bool) -> Iterat
             module.forward = own
 
 
-def _stop(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-    raise _Reached(args[0])
+def _note(before: list[tuple[torch.Tensor, torch.Tensor]], _: nn.Module, args: Any, output: torch.Tensor) -> None:
+    before.append((output, args[0]))
+
+
+def _stop(before: list[tuple[torch.Tensor, torch.Tensor]], _: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    """End the forward with what the last linear is given, or what a norm was that gave it that."""
+    given = args[0]
+    raise _Reached(next((taken for made, taken in before if made.data_ptr() == given.data_ptr()), given))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import transformers
 from support import CONFIGS, random_batches, tiny_model
 from tiny_families import tiny
 
@@ -19,7 +20,6 @@ from act.taps.verified import codes
 SHARED = {
     "diffllama": "heads share their values",
     "doge": "the mask is made of all values",
-    "olmo2": "a norm of queries and one of keys run over all heads",
 }
 """Families whose heads are none, and why."""
 
@@ -36,7 +36,11 @@ def test_some_trial_changes_one_of_two_units_only(units):
     assert units < 5000 or code.shape[1] == 15
 
 
-@pytest.mark.parametrize("family", [*CONFIGS, "gpt_neox", "opt", "gpt_oss", "gemma3_text"])
+NORMED = ("olmo2", "bitnet")
+"""Families with a norm of all heads: of queries and keys, or of what the last linears read."""
+
+
+@pytest.mark.parametrize("family", [*CONFIGS, "gpt_neox", "opt", "gpt_oss", "gemma3_text", *NORMED])
 def test_blocks_of_a_model_hold(family):
     model = tiny_model(family) if family in CONFIGS else tiny(family)
     static = ChannelSpace.from_model(model)
@@ -44,6 +48,20 @@ def test_blocks_of_a_model_hold(family):
     assert space.refused == {} and [*map(type, space.blocks)] == [*map(type, static.blocks)]
     assert {Attention, Mlp} <= {*map(type, space.blocks)}
     assert all("forward" not in vars(module) and not module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("activation", ["silu", "gelu", "relu2"])
+def test_as_many_neurons_as_a_real_model_has_hold_in_half_precision(activation, dtype):
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=8192,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        vocab_size=99,
+        hidden_act=activation,
+    )
+    assert verified(transformers.LlamaForCausalLM(config).to(dtype).eval()).refused == {}
 
 
 @pytest.mark.parametrize("family", SHARED)
