@@ -86,7 +86,7 @@ class Donor:
     @cached_property
     def names(self) -> frozenset[str]:
         """The sites and parameters that it gives rows of: the names that patterns of a strength may match."""
-        return frozenset(name for chosen in self.channels.rows() for name in (chosen.site.name, chosen.parameter.name))
+        return frozenset(name for chosen in self.channels.rows() for name in _names_of(chosen))
 
     def matches(self, pattern: str) -> bool:
         """Whether a pattern matches one of :attr:`names`."""
@@ -96,7 +96,7 @@ class Donor:
         """The strength for these rows; 0 where no pattern matches."""
         if not isinstance(self.strength, Mapping):
             return float(self.strength)
-        names = chosen.site.name, chosen.parameter.name
+        names = _names_of(chosen)
         found = (value for pattern, value in self.strength.items() if any(matches(name, pattern) for name in names))
         return float(next(found, 0.0))
 
@@ -153,12 +153,16 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     return {name: parameter.detach() for name, parameter in language_view(model).named_parameters()}
 
 
+def _names_of(chosen: ChosenRows) -> tuple[str, str, str]:
+    return chosen.site.name, chosen.parameter.name, chosen.parameter.key
+
+
 def _under_names_of(space: ChannelSpace, weights: Weights) -> Weights:
     """The weights under the names of a channel space, where these differ in what the first part of all names is.
 
     A model and the same one with a head do: ``encoder.layer.0`` and ``bert.encoder.layer.0``.
     """
-    wanted = {part.name for site in space for part in site.parameters}
+    wanted = {part.key for site in space for part in site.parameters}
     missing = min(wanted - weights.keys(), default="")
     for name in weights if missing else ():
         if name.endswith(f".{missing}"):
@@ -180,12 +184,18 @@ def shared_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBas
         ``(donor_ids, target_ids)``, both int64 ``[K]``, in order of target id.
 
     Raises:
-        ActError: they have no token in common.
+        ActError: they have no token in common, or are no tokenizers.
 
     >>> donor_ids, target_ids = act.shared_tokens(tokenizer, tokenizer)
     >>> bool((donor_ids == target_ids).all())
     True
     """
+    for side, given in (("donor", donor), ("target", target)):
+        if not hasattr(given, "get_vocab"):
+            raise ActError(
+                f"the tokenizer of the {side} is of type {type(given).__name__}; expected a tokenizer, such as "
+                "AutoTokenizer.from_pretrained gives"
+            )
     theirs, ours = donor.get_vocab(), target.get_vocab()
     pairs = sorted((number, theirs[token]) for token, number in ours.items() if token in theirs)
     if not pairs:

@@ -130,7 +130,7 @@ def patch_folder(
     require_not_input(output, [model])
     source = StoredModel(model)
     parameters = source.named(patch.provenance.parameters or list(source))
-    names = {change.parameter.name for change in patch.changes}
+    names = {change.parameter.key for change in patch.changes}
     if missing := sorted(names - parameters.keys()):
         raise ActError(f"the patch is for another model: {model} has no {missing[0]}")
     patch.require_parts(parameters)

@@ -181,9 +181,9 @@ def _require_own_names(donor: Donor, target: Parameters) -> None:
     """Raise :class:`ActError` if a model stores what a donor gives otherwise than under the names of its parameters."""
     theirs = StoredModel(str(donor.model)).parameters(donor.channels.space)
     for chosen in donor.channels.rows():
-        name = chosen.parameter.name
+        name, key = chosen.parameter.name, chosen.parameter.key
         for weights in (target, theirs):
-            apart = weights.places[name].pieces[0].stored != name
+            apart = weights.places[key].pieces[0].stored != name
             if apart and chosen.site.kind not in VOCABULARY_KINDS:  # which may be tied
                 raise ActError(
                     f"mergekit merges tensors by the names they are stored by, and {weights.stored.folder} stores "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -157,7 +157,7 @@ class Patch:
         """Raise :class:`ActError` unless a model has all that the patch changes, in the same shapes and types."""
         for change in self.changes:
             part, expected = change.parameter, change.before
-            shape, dtype = form_of(part, weights) if part.name in weights else ((), None)
+            shape, dtype = form_of(part, weights) if part.key in weights else ((), None)
             _, width = shape_in(part, shape) or (0, 0)
             if width != expected[:1].numel() or dtype != expected.dtype:
                 raise ActError(
@@ -215,7 +215,7 @@ class Patch:
 def _to_json(part: ParameterSlice) -> Any:
     """A part of a parameter as plain data: name and dimension suffice for one that is no expert's."""
     plain = part == ParameterSlice(part.name, part.dim)
-    return [part.name, part.dim] if plain else asdict(part)
+    return [part.name, part.dim] if plain else part.to_json()
 
 
 def _unexpected(change: ChangedRows, found: torch.Tensor, forward: bool) -> str:

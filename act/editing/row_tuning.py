@@ -41,7 +41,7 @@ class RowTuned(nn.Module):
         self.changes = nn.ParameterList()
         weights = dict(model.named_parameters())
         for number, (place, index) in enumerate(rows.items()):
-            weight = weights.get(place.name)
+            weight = weights.get(place.key)
             shape = None if weight is None else shape_in(place, tuple(weight.shape))
             if weight is None or shape is None or shape[0] <= int(index.max()):
                 raise ActError(f"the channels are of another model: it has no such rows of {described(place)}")
@@ -51,9 +51,9 @@ class RowTuned(nn.Module):
 
     def _changed(self) -> dict[str, torch.Tensor]:
         weights = dict(self._held[0].named_parameters())
-        changed = {place.name: weights[place.name].clone() for place in self._places}
+        changed = {place.key: weights[place.key].clone() for place in self._places}
         for number, (place, change) in enumerate(zip(self._places, self.changes, strict=True)):
-            part = place.part_of(changed[place.name])
+            part = place.part_of(changed[place.key])
             part.index_add_(0, getattr(self, f"index_{number}"), change.to(part.dtype))
         return changed
 

@@ -42,7 +42,7 @@ def by_slice(rows: Iterable[R], owner: str = "donor") -> dict[ParameterSlice, li
     """
     found: dict[str, dict[ParameterSlice, list[R]]] = {}
     for one in rows:
-        found.setdefault(one.parameter.name, {}).setdefault(one.parameter, []).append(one)
+        found.setdefault(one.parameter.key, {}).setdefault(one.parameter, []).append(one)
     for parts in found.values():
         if crossing := _crossing(parts):
             where = described(crossing)
@@ -112,8 +112,8 @@ def matrix_of(part: ParameterSlice, weights: Weights) -> torch.Tensor:
 def form_of(part: ParameterSlice, weights: Weights) -> tuple[tuple[int, ...], torch.dtype]:
     """The shape of a parameter and the type of a part of it, of which no value is read."""
     if isinstance(weights, Parameters):
-        return weights.shape_of(part.name), weights.dtype_of(part)
-    return tuple(weights[part.name].shape), weights[part.name].dtype
+        return weights.shape_of(part.key), weights.dtype_of(part)
+    return tuple(weights[part.key].shape), weights[part.key].dtype
 
 
 def experts_in(part: ParameterSlice, shape: tuple[int, ...]) -> int | None:

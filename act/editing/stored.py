@@ -309,7 +309,7 @@ class Parameters(Mapping[str, torch.Tensor]):
     def tensors_of(self, part: ParameterSlice) -> list[str]:
         """The tensor that holds a part of a parameter, and all others that hold the same (:meth:`copies_of`)."""
         held = self._holding(part)[0].stored
-        return [held, *self.copies_of(part.name, held)]
+        return [held, *self.copies_of(part.key, held)]
 
     def prefetch(self, part: ParameterSlice, rows: torch.Tensor | None = None) -> None:
         """Tell the system to begin reading a part of a parameter, or some of its rows (sorted), if these lie apart."""
@@ -327,7 +327,7 @@ class Parameters(Mapping[str, torch.Tensor]):
         self.stored.prefetch(piece.stored, spans)
 
     def _holding(self, part: ParameterSlice) -> tuple[Piece, ParameterSlice]:
-        if found := self.places[part.name].holding(part):
+        if found := self.places[part.key].holding(part):
             return found
         raise RenamedWeights(
             f"{self.stored.folder} stores {part.name} in parts of several tensors, of which none holds the channels"
@@ -421,8 +421,8 @@ def digests(weights: Mapping[str, torch.Tensor], diagonals: Mapping[str, Diagona
 
 def parameter_names(space: ChannelSpace) -> list[str]:
     """The names of all parameters of a model with this channel space."""
-    covered = {part.name for site in space for part in site.parameters}
-    return sorted(covered | set(space.uncovered))
+    covered = {part.key for site in space for part in site.parameters}
+    return sorted(covered | {space.keys.get(name, name) for name in space.uncovered})
 
 
 def _names_of(space: ChannelSpace) -> dict[str, list[str]]:
@@ -432,8 +432,8 @@ def _names_of(space: ChannelSpace) -> dict[str, list[str]]:
         owner = space.site(site.tied_to) if site.tied_to else site
         for part, leaf in zip(owner.parameters[: 1 if site.tied_to else 2], ("weight", "bias"), strict=False):
             name = f"{site.name}.{leaf}"
-            if name not in names and name not in names[part.name]:
-                names[part.name].append(name)
+            if name not in names and name not in names[part.key]:
+                names[part.key].append(name)
     return names
 
 

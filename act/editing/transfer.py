@@ -85,7 +85,7 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
         old = plan.values(matrices)
         plan.blend(matrices)
         for part, earlier, later in zip(parts, old, plan.values(matrices), strict=True):
-            changes[part.name].append(ChangedRows(part, plan.changed(part), earlier, later))
+            changes[part.key].append(ChangedRows(part, plan.changed(part), earlier, later))
     after = diagonals | {name: diagonals[name].after(changed) for name, changed in changes.items()}
     changed = [change for parts in changes.values() for change in parts]
     return Patch(changed, plan.provenance(before, digest(after), list(weights)))

@@ -75,7 +75,7 @@ class TransferPlan:
         """The parts that will change, by the name of their parameter."""
         found: dict[str, list[ParameterSlice]] = {}
         for part in self.given:
-            found.setdefault(part.name, []).append(part)
+            found.setdefault(part.key, []).append(part)
         return found
 
     def changed(self, part: ParameterSlice) -> torch.Tensor:
@@ -113,15 +113,18 @@ class TransferPlan:
 
 
 def _require_architecture(side: str, weights: Weights, channels: ChannelSet) -> None:
-    missing = sorted({one.name for site in channels.space for one in site.parameters} - set(weights))
+    parts = {one.key: one.name for site in channels.space for one in site.parameters}
+    missing = sorted(parts.keys() - set(weights))
     if len(missing) > 1:  # one may be missing if one of the models ties its embeddings
-        raise ActError(f"the channel set is of another architecture than the models: the {side} has no {missing[0]}")
+        raise ActError(
+            f"the channel set is of another architecture than the models: the {side} has no {parts[missing[0]]}"
+        )
 
 
 def _beside(donors: Sequence[Donor], target: Weights) -> Iterator[str]:
     """What stays as it is because the models that the channels were chosen for do not both have it."""
     known = {name for donor in donors for name in parameter_names(donor.channels.space)}
-    held = {part.name for donor in donors for site in donor.channels.space for part in site.parameters}
+    held = {part.key for donor in donors for site in donor.channels.space for part in site.parameters}
     if held <= target.keys() and (others := sorted(target.keys() - known)):
         parts = list(dict.fromkeys(name.partition(".")[0] for name in others))
         yield f"{len(others)} parameters that only one of the models has stay as they are: {', '.join(parts)}"
@@ -151,7 +154,7 @@ def _blendable(chosen: ChosenRows, donor: Weights, target: Weights) -> tuple[tup
     part, name = chosen.parameter, chosen.parameter.name
     shapes = []
     for side, weights in (("donor", donor), ("target", target)):
-        if name not in weights:
+        if part.key not in weights:
             raise ActError(
                 f"the channel set is of another architecture than the models: the {side} has no {name} "
                 "(tied embeddings in one model only?); rank again with --exclude embed --exclude head"

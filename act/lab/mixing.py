@@ -40,11 +40,11 @@ def transferred(
     mixed = {name: old.clone() for name, old in target.items()}
     for site in space:
         for part in site.parameters:
-            old, new = part.part_of(target[part.name]), part.whole.part_of(mixed[part.name])
+            old, new = part.part_of(target[part.key]), part.whole.part_of(mixed[part.key])
             rows = part.places(torch.arange(site.width, device=new.device))
             for donor, strength in zip(donors, strengths, strict=True):
                 share = (strength / givers)[site.channels].to(old.dtype)[:, None]
-                new.index_add_(0, rows, share * (part.part_of(donor[part.name]) - old))
+                new.index_add_(0, rows, share * (part.part_of(donor[part.key]) - old))
     return mixed
 
 

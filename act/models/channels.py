@@ -8,6 +8,7 @@ produce that channel.
 from __future__ import annotations
 
 import bisect
+import difflib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -32,7 +33,7 @@ from act.models.placement import require_whole, ties_apart
 from act.models.quantised import width_of
 from act.models.scaled import is_table_of_biases, layer_of, of_parameters
 from act.models.sites import ParameterSlice, Site, expert_site_name
-from act.models.views import language_view
+from act.models.views import LanguageView, language_view, own_names
 
 Tied = Literal["head", "embed"]
 
@@ -57,6 +58,9 @@ class ChannelSpace:
     """How many values of parameters lie behind channels; None in files of earlier versions."""
     refused: dict[str, str] = field(default_factory=dict, compare=False)
     """Linears whose columns were taken for heads or neurons until a probe was made, each with what the probe showed."""
+    keys: dict[str, str] = field(default_factory=dict, compare=False)
+    """The names of uncovered parameters in the view of the model, where they have others
+    (:class:`act.models.sites.ParameterSlice`)."""
 
     @classmethod
     def from_model(cls, model: nn.Module, tied: Tied = "head") -> ChannelSpace:
@@ -138,7 +142,25 @@ class ChannelSpace:
         sites += more
         coverage, sites = Coverage.of(tensors, sites, reasons), with_values(tensors, sites)
         covered = {parameter.name for site in sites for parameter in site.parameters}
-        return cls(tuple(sites), tuple(name for name in names.values() if name not in covered), tuple(blocks), coverage)
+        uncovered = tuple(name for name in names.values() if name not in covered)
+        return cls(tuple(sites), uncovered, tuple(blocks), coverage).with_own_names(model)
+
+    def with_own_names(self, view: nn.Module) -> ChannelSpace:
+        """A space of a view with the names of its parameters in the original; those of sites stay."""
+        if not isinstance(view, LanguageView):
+            return self
+        own = own_names(view)
+
+        def named(part: ParameterSlice) -> ParameterSlice:
+            return replace(part, name=own[part.key])
+
+        return replace(
+            self,
+            sites=tuple(replace(site, parameters=tuple(map(named, site.parameters))) for site in self.sites),
+            uncovered=tuple(own[name] for name in self.uncovered),
+            keys={own[name]: name for name in self.uncovered if own[name] != name},
+            coverage=self.coverage and self.coverage.renamed(own),
+        )
 
     def __repr__(self) -> str:
         layers = {site.layer for site in self.sites} - {None}
@@ -173,7 +195,9 @@ class ChannelSpace:
         try:
             return self._by_name[name]
         except KeyError:
-            raise ActError(f"no site called {name}; the first of {len(self.sites)} is {self.sites[0].name}") from None
+            near = difflib.get_close_matches(name, self._by_name, 1)
+            hint = f"did you mean {near[0]}" if near else f"the first of {len(self.sites)} is {self.sites[0].name}"
+            raise ActError(f"no site called {name}; {hint}") from None
 
     def without(self, kinds: Iterable[str]) -> list[Site]:
         """The sites of all module kinds but these.
@@ -243,6 +267,7 @@ class ChannelSpace:
             "uncovered": list(self.uncovered),
             "blocks": [block_to_json(block) for block in self.blocks],
             **({"refused": self.refused} if self.refused else {}),
+            **({"keys": self.keys} if self.keys else {}),
             **({"coverage": asdict(self.coverage)} if self.coverage else {}),
         }
 

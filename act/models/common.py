@@ -10,7 +10,7 @@ from act.core.errors import ActError
 from act.models.channels import ChannelSpace
 from act.models.coverage import Coverage
 from act.models.sites import Site
-from act.models.views import LanguageView, language_view, leaves, original
+from act.models.views import LanguageView, language_view, leaves, original, own_names
 
 ONE_HAS_IT = "only one of the two models has it"
 
@@ -48,8 +48,9 @@ def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
             _without(space, names[0] & names[1], view, headless) for space, view in zip(spaces, views, strict=True)
         ]
         difference = parts[0].first_difference(parts[1])
-        common = {*parts[0].uncovered} & {*parts[1].uncovered}
-        spaces = [replace(parts[1], uncovered=tuple(name for name in parts[1].uncovered if name in common))]
+        theirs = {parts[0].keys.get(name, name) for name in parts[0].uncovered}
+        uncovered = tuple(name for name in parts[1].uncovered if parts[1].keys.get(name, name) in theirs)
+        spaces = [replace(parts[1], uncovered=uncovered)]
     if difference:
         raise ActError(
             f"donor and target differ in architecture: {difference}; give two models derived from the same base, "
@@ -86,6 +87,10 @@ def _without(space: ChannelSpace, common: set[str], view: nn.Module, headless: b
     widths = {site.name: site.width for site in sites}
     tensors = dict(view.named_parameters())
     reasons = dict(space.coverage.reasons) if space.coverage else {}
-    reasons |= {part.name: ONE_HAS_IT for site in space if site.name in gone for part in site.parameters}
+    reasons = {space.keys.get(name, name): reason for name, reason in reasons.items()}
+    reasons |= {part.key: ONE_HAS_IT for site in space if site.name in gone for part in site.parameters}
     blocks = tuple(block for block in space.blocks if block.fits(widths))
-    return replace(space, sites=tuple(sites), blocks=blocks, coverage=Coverage.of(tensors, sites, reasons))
+    coverage = Coverage.of(tensors, sites, reasons)
+    if isinstance(view, LanguageView):
+        coverage = coverage.renamed(own_names(view))
+    return replace(space, sites=tuple(sites), blocks=blocks, coverage=coverage)

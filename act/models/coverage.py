@@ -44,10 +44,15 @@ class Coverage:
         sizes = _Sizes(parameters)
         for site in sites:
             for part in site.parameters:
-                left[part.name] -= sizes.of(part)
+                left[part.key] -= sizes.of(part)
                 covered[site.kind] = covered.get(site.kind, 0) + sizes.of(part)
         uncovered = {name: size for name, size in left.items() if size}
         return cls(covered, uncovered, {name: reasons.get(name, OTHER_ROWS) for name in uncovered})
+
+    def renamed(self, names: Mapping[str, str]) -> Coverage:
+        """The same with other names of parameters."""
+        uncovered = {names[name]: size for name, size in self.uncovered.items()}
+        return replace(self, uncovered=uncovered, reasons={names[name]: why for name, why in self.reasons.items()})
 
     @property
     def why(self) -> dict[str, str]:
@@ -94,7 +99,7 @@ class _Sizes:
 
     def of(self, part: ParameterSlice) -> int:
         """How many values a slice has."""
-        alike = (part.name, part.dim, part.rows, part.span, part.run, part.expert is None)
+        alike = (part.key, part.dim, part.rows, part.span, part.run, part.expert is None)
         if alike not in self._known:
-            self._known[alike] = part.part_of(self._parameters[part.name].detach()).numel()
+            self._known[alike] = part.part_of(self._parameters[part.key].detach()).numel()
         return self._known[alike]

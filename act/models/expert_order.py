@@ -98,7 +98,7 @@ def _other_orders(space: ChannelSpace, donor: nn.Module, target: nn.Module) -> I
         if not isinstance(block, Experts) or block.router is None or not space.site(block.router).parameters:
             continue
         part = space.site(block.router).parameters[0]
-        if any(part.name not in each or each[part.name].is_meta for each in weights):
+        if any(part.key not in each or each[part.key].is_meta for each in weights):
             continue
         rows = [part.matrix(each)[: block.count] for each in weights]
         theirs, ours = (normalize(each - each.mean(0)) for each in (x.float().cpu() for x in rows))
@@ -143,9 +143,9 @@ def _moving(
         for role, name in zip(block.roles, block.sites(expert), strict=True):
             for number, part in enumerate(space.site(name).parameters):
                 if part.expert is None:
-                    listed.setdefault((role, number), []).append(part.name)
+                    listed.setdefault((role, number), []).append(part.key)
                 else:
-                    stacked[part.name] = part.rows
+                    stacked[part.key] = part.rows
     assert block.router is not None
     router = space.site(block.router).module
     around = _shared_path(block.name, router)

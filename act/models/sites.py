@@ -23,7 +23,7 @@ class ParameterSlice:
     """The part of a parameter behind the channels of a site.
 
     Attributes:
-        name: of the parameter.
+        name: of the parameter, in the model itself.
         dim: the dimension that channels index (0: a channel is a row, 1: a column), of one expert's matrix if the
             parameter holds several; the others together are the values of a channel.
         expert: which index of the first dimension is the matrix, such as ``3`` of ``[E, O, I]``; None: all of it is.
@@ -31,6 +31,8 @@ class ParameterSlice:
             ``E``.
         span: ``(start, stop, step)`` along ``dim``, where a projection has channels of several sites; None: it is all.
         run: how many channels lie together at each step of ``span``; None: one.
+        key: the name of the parameter in the :func:`act.models.views.language_view` of the model, by which slices of
+            two models are equal; by default ``name``, as of all models of text alone.
 
     >>> packed = {"experts.gate_up_proj": torch.arange(2 * 4 * 3.0).view(2, 4, 3)}
     >>> from act.models.sites import ParameterSlice
@@ -40,12 +42,16 @@ class ParameterSlice:
             [15., 16., 17.]])
     """
 
-    name: Label
+    name: Label = field(compare=False)
     dim: Dim
     expert: Natural | None = None
     rows: Positive | None = None
     span: tuple[Natural, Natural, Positive] | None = None
     run: Positive | None = None
+    key: Label = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", self.key or self.name)
 
     @property
     def whole(self) -> ParameterSlice:
@@ -56,9 +62,13 @@ class ParameterSlice:
         """Where rows of this part lie in :attr:`whole`; in the same order."""
         return rows if self.span is None or self.run is None else _places((*self.span, self.run), rows)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for file headers, without what is not set."""
+        return {name: value for name, value in _set(vars(self)).items() if (name, value) != ("key", self.name)}
+
     def matrix(self, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """The part as ``[R, W]``, channels first, without gradient; see :meth:`part_of`."""
-        return self.part_of(weights[self.name].detach())
+        return self.part_of(weights[self.key].detach())
 
     def part_of(self, parameter: torch.Tensor) -> torch.Tensor:
         """The part of a parameter as ``[R, W]``, channels first: a view, but where rows lie in runs, a copy.
@@ -142,8 +152,8 @@ class Site:
         """Path of the module whose weights make it: its name, but for parts, experts and parameters by themselves."""
         if self.columns is not None:
             return self.name.rpartition("[")[0]
-        by_itself = any(part.name == self.name for part in self.parameters)
-        return self.parameters[0].name.rpartition(".")[0] if self.expert is not None or by_itself else self.name
+        by_itself = any(part.key == self.name for part in self.parameters)
+        return self.parameters[0].key.rpartition(".")[0] if self.expert is not None or by_itself else self.name
 
     @property
     def experts(self) -> str:
@@ -156,7 +166,7 @@ class Site:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for file headers, without what is not set."""
-        plain = {**vars(self), "parameters": [_set(vars(part)) for part in self.parameters]}
+        plain = {**vars(self), "parameters": [part.to_json() for part in self.parameters]}
         return {**_set(plain), "layouts": [asdict(layout) for layout in self.layouts], "layer": self.layer}
 
 

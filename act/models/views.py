@@ -118,6 +118,12 @@ def original(model: nn.Module) -> nn.Module:
     return original(model.original) if isinstance(model, LanguageView) else model
 
 
+def own_names(model: nn.Module) -> dict[str, str]:
+    """The name of each parameter of a view -> its name in the original."""
+    own = {id(parameter): name for name, parameter in original(model).named_parameters()}
+    return {name: own[id(parameter)] for name, parameter in model.named_parameters()}
+
+
 def _refuse_virtual_tokens(model: nn.Module) -> None:
     adapters = getattr(model, "peft_config", None)
     for config in adapters.values() if isinstance(adapters, Mapping) else ():

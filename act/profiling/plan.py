@@ -194,7 +194,7 @@ def _routed(space: ChannelSpace) -> dict[str, int]:
     """Parameters of experts that only some tokens are sent to, each with the number of experts."""
     layers = [block for block in space.blocks if isinstance(block, Experts) and "shared" not in block.name]
     sites = [(space.site(name), block.count) for block in layers for e in range(block.count) for name in block.sites(e)]
-    return {part.name: count for site, count in sites for part in site.parameters}
+    return {part.key: count for site, count in sites for part in site.parameters}
 
 
 def _chosen(name: str, config: Any) -> int:

@@ -66,7 +66,7 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
     require_decoder(target, "attribution", "rank its profiles by another score")
     space = common_space(donor, target)
     donor_parameters, parameters = (dict(model.named_parameters()) for model in (donor, target))
-    names = list(dict.fromkeys(part.name for site in space for part in site.parameters))
+    names = list(dict.fromkeys(part.key for site in space for part in site.parameters))
     steps = [donor_parameters[name].detach().to(parameters[name]) - parameters[name].detach() for name in names]
     moved = [parameters[name] for name in names]
     frozen = [parameter for parameter in moved if not parameter.requires_grad]
@@ -122,7 +122,7 @@ def _by_channel(space: ChannelSpace, parts: dict[str, tuple[torch.Tensor | None,
     change = torch.zeros(len(space), dtype=torch.float64)
     for site in space:
         for part in site.parameters:
-            gradient, step = parts[part.name]
+            gradient, step = parts[part.key]
             if gradient is not None:
                 product = part.part_of(gradient.contiguous()).double() * part.part_of(step).double()
                 change[site.channels] += product.sum(1).cpu()

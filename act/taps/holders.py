@@ -185,10 +185,10 @@ def _weights(sites: list[Site]) -> tuple[Weight, ...]:
     biases: dict[str, str] = {}
     for site in sites:
         weight, *rest = site.parameters
-        parts.setdefault(weight.name, (site, weight))
-        found.setdefault(weight.name, {}).setdefault(_bank_name(site), (whole[_bank_name(site)], weight.span))
+        parts.setdefault(weight.key, (site, weight))
+        found.setdefault(weight.key, {}).setdefault(_bank_name(site), (whole[_bank_name(site)], weight.span))
         if rest:
-            biases[weight.name] = rest[0].name
+            biases[weight.key] = rest[0].key
     return tuple(
         Weight(
             name,

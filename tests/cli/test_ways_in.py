@@ -47,7 +47,7 @@ def test_a_text_donor_gives_to_a_model_of_images_on_disk(folder, tmp_path):
     with torch.no_grad():
         for site, rows in found.space.split(found.index):
             for part in site.parameters:
-                part.part_of(wanted[part.name])[rows] = part.part_of(theirs.get_parameter(part.name))[rows]
+                part.part_of(wanted[part.key])[rows] = part.part_of(theirs.get_parameter(part.key))[rows]
     assert all(torch.equal(wanted[name], held) for name, held in language_view(result).named_parameters())
     succeed("transfer", *chosen, "--output", tmp_path / "patch.safetensors")
     patch = (tmp_path / "patch.safetensors", "--model", tmp_path / "out", "--output", tmp_path / "back")

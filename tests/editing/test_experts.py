@@ -11,7 +11,7 @@ import transformers
 from command_line import act_profile, succeed
 from safetensors.torch import load_file, save_file
 from support import chosen, state
-from tiny_families import tiny
+from tiny_families import pair_of
 from transformers import conversion_mapping
 from transformers.core_model_loading import LinearToConv3d, PermuteForRope, WeightConverter
 
@@ -54,19 +54,9 @@ def same(one, other) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def pair(family: str) -> tuple[torch.nn.Module, torch.nn.Module]:
-    target = tiny(family)
-    donor = copy.deepcopy(target)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in donor.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return donor, target
-
-
 def saved(folder: Path, family: str, **options) -> tuple[torch.nn.Module, torch.nn.Module]:
     """A donor and a target, in folders and as they are loaded from these."""
-    for model, name in zip(pair(family), ("donor", "target"), strict=True):
+    for model, name in zip(pair_of(family), ("donor", "target"), strict=True):
         model.save_pretrained(folder / name, **(options if name == "target" else {}))
     return loaded(folder / "donor"), loaded(folder / "target")
 
@@ -76,13 +66,13 @@ def by_hand(donor, before: dict[str, torch.Tensor], channels: ChannelSet) -> dic
     result = {name: x.clone() for name, x in before.items()}
     for site, rows in channels.space.split(channels.index):
         for part in site.parameters:
-            mask = torch.zeros_like(result[part.name], dtype=torch.bool)
+            mask = torch.zeros_like(result[part.key], dtype=torch.bool)
             experts = mask.view(-1, part.rows, mask.shape[-1]) if part.rows else mask
             expert = mask if part.expert is None else experts[part.expert]
             start, step = (part.span[0], part.span[2]) if part.span else (0, 1)
             run = part.run or 1
             expert.index_fill_(part.dim, start + rows // run * step + rows % run, True)
-            result[part.name][mask] = state(donor)[part.name][mask]
+            result[part.key][mask] = state(donor)[part.key][mask]
     return result
 
 
@@ -131,7 +121,7 @@ def test_one_model_may_be_stored_packed_and_the_other_expert_by_expert(tmp_path,
 
 
 def test_experts_in_a_wider_type_than_they_are_loaded_in(tmp_path):
-    for model, name in zip(pair("mixtral"), ("donor", "target"), strict=True):
+    for model, name in zip(pair_of("mixtral"), ("donor", "target"), strict=True):
         model.bfloat16().save_pretrained(tmp_path / name)
         held = load_file(tmp_path / name / SINGLE)
         held = {key: x.float() + 1e-4 if ".w3." in key else x for key, x in held.items()}
@@ -173,7 +163,7 @@ def test_neurons_of_an_expert_are_its_rows_and_the_columns_that_read_them(tmp_pa
 
 
 def test_rows_may_not_cross_columns_of_the_same_expert():
-    donor, target = pair("mixtral")
+    donor, target = pair_of("mixtral")
     space = ChannelSpace.from_model(target)
     columns = neurons(space, 3)
     (down,) = columns.inputs
@@ -201,7 +191,7 @@ def test_rows_may_not_cross_columns_of_the_same_expert():
 
 
 def test_several_donors_and_patches_meet_in_the_same_rows_of_an_expert():
-    donor, target = pair("gpt_oss")
+    donor, target = pair_of("gpt_oss")
     channels, before = neurons(ChannelSpace.from_model(target), 1), state(target)
     patch = act.transfer_many([Donor(donor, channels, 0.5), Donor(donor, channels, 0.5)], target)
     assert patch.parameters == 3 and len(patch.changes) == 5
@@ -215,7 +205,7 @@ def test_several_donors_and_patches_meet_in_the_same_rows_of_an_expert():
 
 
 def test_another_number_of_experts_is_one_sentence(tmp_path):
-    donor, target = pair("qwen3_moe")
+    donor, target = pair_of("qwen3_moe")
     config = copy.deepcopy(target.config)
     config.num_experts = 6
     other = transformers.AutoModelForCausalLM.from_config(config)
@@ -265,7 +255,7 @@ def test_what_cannot_be_understood_is_said(tmp_path, monkeypatch, lost):
 def test_rows_of_experts_are_tuned_and_nothing_else():
     from act.editing.row_tuning import RowTuned, rows_to_train
 
-    _, target = pair("gpt_oss")
+    _, target = pair_of("gpt_oss")
     channels, before = neurons(ChannelSpace.from_model(target), 2), state(target)
     tuned = RowTuned(target, rows_to_train(channels))
     ids = torch.arange(40)[None]
@@ -320,7 +310,7 @@ def test_layouts_are_what_the_operations_make():
 
 
 def test_a_patch_of_experts_is_shown_by_parameter(tmp_path):
-    donor, target = pair("mixtral")
+    donor, target = pair_of("mixtral")
     channels = neurons(ChannelSpace.from_model(target), 1)
     act.transfer(donor, target, channels).save(tmp_path / "patch")
     shown = succeed("patch", "show", tmp_path / "patch")["changes"]

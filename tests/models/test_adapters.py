@@ -46,6 +46,7 @@ def test_sites_have_the_names_of_the_base_and_the_outputs_of_the_adapter(kind):
     profile = act.profile(model, [batch])
     added = [site for site in profile.space if re.search("lora_|ia3_|original_module", site.name)]
     assert [site.name for site in profile.space if site not in added] == [site.name for site in base]
+    assert {part.name for site in profile.space for part in site.parameters} <= {*dict(model.named_parameters())}
     assert {site.kind for site in added} <= {"lora_A", "lora_B", "lora_magnitude_vector", "ia3_l", "original_module"}
     assert {type(block) for block in profile.space.blocks} == {type(block) for block in base.blocks}
     outputs: dict[str, torch.Tensor] = {}
