@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import act
 from act import cli
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pyarrow", "matplotlib", "safetensors.torch"}
@@ -43,6 +44,14 @@ def test_help_loads_no_heavy_module(command):
     )
     assert not HEAVY & loaded
     assert len(loaded) < 600, len(loaded)
+
+
+def test_the_version_is_shown_at_once(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.app(["--version"])
+    assert capsys.readouterr().out == f"act-profile {act.__version__}\n"
+    loaded = modules_after("from act.cli import app\ntry: app(['--version'])\nexcept SystemExit: pass")
+    assert not HEAVY & loaded
 
 
 def test_the_list_of_commands_is_that_of_the_modules():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -138,6 +139,17 @@ def _make(family: str) -> torch.nn.Module:
     if family.endswith((MASKED, WITH_SOURCE)):
         auto = transformers.AutoModelForMaskedLM if family.endswith(MASKED) else transformers.AutoModelForSeq2SeqLM
     return auto.from_config(config)
+
+
+def pair_of(family: str, seed: int = 1, share: float = 0.1) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """A donor and a target of a family; the parameters of the donor differ by normal noise, times ``share``."""
+    target = tiny(family)
+    donor = copy.deepcopy(target)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in donor.parameters():
+            parameter.add_(share * torch.randn(parameter.shape, generator=generator))
+    return donor, target
 
 
 def tiny(family: str, seed: int = 0) -> torch.nn.Module:

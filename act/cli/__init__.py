@@ -10,11 +10,12 @@ import importlib
 import io
 import os
 import sys
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
 
+import act
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
 from act.core.errors import ActError, Interrupted
@@ -80,8 +81,18 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"act-profile {act.__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def act_profile() -> None:
+def act_profile(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version, and exit.")
+    ] = False,
+) -> None:
     """Only the subcommands do something."""
 
 

@@ -23,6 +23,7 @@ from act.core.files import written_whole
 from act.core.plain import parsed_json
 
 SCHEMA_KEY, HEADER_KEY, HASH_KEY = "schema", "header", "xxh3"
+_READERS = {"act-profile": "act.load", "act-channels": "act.ChannelSet.load", "act-patch": "act.Patch.load"}
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -58,6 +59,8 @@ def load_tensors(
             if found != schema:
                 same_kind = found.partition("/")[0] == kind
                 advice = "make it again with this version" if same_kind else f"give an {kind} file"
+                if not same_kind and (reader := _READERS.get(found.partition("/")[0])):
+                    advice += f" (in Python, {reader} reads this one)"
                 raise ActError(f"{path} holds {found:.60}, expected {schema}; {advice}")
             if HEADER_KEY not in metadata or not metadata.keys() <= {SCHEMA_KEY, HEADER_KEY, HASH_KEY}:
                 raise ValueError("its metadata is not of this kind")

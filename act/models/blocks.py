@@ -16,13 +16,13 @@ from torch import nn
 
 from act.core.plain import Label, Natural, Positive, checked
 from act.models.adapters import plain
+from act.models.fused import HEAD_DIMS, HEADS, config_of, sizes_named
 from act.models.quantised import inputs_of
 from act.models.rotary import RotaryPairs, rotary_functions, rotary_pairs
 from act.models.sites import Width, expert_site_name
 
 _DEPTH = 3  # how far above a projection the module of its block may be
-_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "num_k_heads")
-_HEAD_DIMS = ("head_dim", "head_size", "attention_head_size", "key_value_proj_dim", "v_head_dim")
+_OTHER_HEAD_DIMS = ("attention_head_size", "key_value_proj_dim", "v_head_dim")
 _SCALES_HEADS = ("attention_gate", "z", "a", "b")  # gates of outputs, and decays of linear attention
 
 Rows = dict[str, torch.Tensor]
@@ -62,9 +62,9 @@ class Attention:
     def roles(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The rows of queries ``[heads, head_dim]``, keys and values ``[groups, head_dim]`` in their sites."""
         h, g, d = self.heads, self.groups, self.head_dim
-        if self.widths:  # a gate may lie after the queries of each head
+        if self.widths:
             q, k, v = (torch.arange(self.widths[site]) for site in (self.q, self.k, self.v))
-            return q.view(h, -1)[:, :d], k.view(g, -1), v.view(g, -1)
+            return q.view(h, -1), k.view(g, -1), v.view(g, -1)
         if self.layout == "separate":
             return _grid(0, h, d), _grid(0, g, d), _grid(0, g, d)
         if self.layout == "blocks":
@@ -107,7 +107,7 @@ class Attention:
 
     def turning(self, rotary: RotaryPairs, rotary_dim: int) -> Attention:
         """The same attention with these rotary pairs, unless its keys are latent: what turns is then not in ``k``."""
-        latent = self.widths and self.widths[self.q] // self.heads not in (self.head_dim, 2 * self.head_dim)
+        latent = self.widths and self.widths[self.q] != self.heads * self.head_dim
         pairs = (None, 0) if latent or rotary_dim > self.head_dim else (rotary, rotary_dim)
         return replace(self, rotary=pairs[0], rotary_dim=pairs[1])
 
@@ -286,15 +286,10 @@ def _attention(model: nn.Module, parent: str, sites: dict[str, str], widths: dic
 def _numbers_of_heads(model: nn.Module, parent: str, columns: int) -> Iterator[int]:
     """How many heads an attention module may have: as it says, or a module in it, or else the configuration."""
     module = model.get_submodule(parent)
-    places = [module, *module.children()]
-    config: Any = getattr(module, "config", None) or getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    for place in (*places, config):
-        yield from (number for name in _HEADS if isinstance(number := getattr(place, name, None), int) and number > 0)
-        for name in _HEAD_DIMS if place is not config else ():
-            if isinstance(width := getattr(place, name, None), int) and width > 0:
-                yield columns // width or 1
+    for place in (module, *module.children()):
+        yield from sizes_named(place, *HEADS, "num_k_heads")
+        yield from (columns // width or 1 for width in sizes_named(place, *HEAD_DIMS, *_OTHER_HEAD_DIMS))
+    yield from sizes_named(config_of(model, module), *HEADS, "num_k_heads")
 
 
 def _mlp(model: nn.Module, sites: dict[str, str], widths: dict[str, int]) -> Mlp | None:

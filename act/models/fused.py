@@ -25,6 +25,10 @@ _GATED_QUERIES = "qwen3_5 qwen3_5_moe qwen3_next qwen4_exp"
 """Families in which the queries of each head are followed by the gate of its output."""
 _CODEGEN_PARTS = 4  # CodeGen's rows lie as they were spread over four processors, values before keys
 
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+HEAD_DIMS = ("head_dim", "head_size")
+"""How modules and configurations call the number of heads, and their width."""
+
 Parts = dict[str, Columns]
 
 
@@ -103,13 +107,19 @@ def _family(model: nn.Module, module: nn.Module) -> str:
 
 def _sizes(model: nn.Module, attention: nn.Module) -> tuple[int, int | None]:
     """The number of query heads (0: unknown), and their width if the module tells."""
-    config: Any = getattr(attention, "config", None) or getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-    found = (getattr(place, name, None) for place in (attention, config) for name in names)
-    heads = next((number for number in found if isinstance(number, int) and number > 0), 0)
-    widths = (getattr(attention, name, None) for name in ("head_dim", "head_size"))
-    return heads, next((width for width in widths if isinstance(width, int) and width > 0), None)
+    heads = [*sizes_named(attention, *HEADS), *sizes_named(config_of(model, attention), *HEADS), 0]
+    return heads[0], next(sizes_named(attention, *HEAD_DIMS), None)
+
+
+def config_of(model: nn.Module, module: nn.Module) -> Any:
+    """The configuration of the language model that a module belongs to; None if there is none."""
+    config: Any = getattr(module, "config", None) or getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def sizes_named(place: object, *names: str) -> Iterator[int]:
+    """The sizes of these names that a module or configuration has."""
+    return (size for name in names if isinstance(size := getattr(place, name, None), int) and size > 0)
 
 
 def _qkv(family: str, sizes: tuple[int, int | None], width: int) -> Parts | None:

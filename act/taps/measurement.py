@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -171,7 +171,7 @@ class Measurement:
     def read_rows(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Feed rows ``[R, C]`` of a site to the sink; ``mask`` is bool ``[R]``, True where a row counts (None: all)."""
         self._sink.read(site, rows, mask)
-        self._note_path(site.name, "column_moments")
+        self._note_path(self._parts(site.name) or (site,), "column_moments")
 
     def read_bank(self, bank: Bank, given: RoutedRows) -> None:
         """Feed what a bank of sites gave, with the token of each row, to the sink, if it is to be measured."""
@@ -184,15 +184,20 @@ class Measurement:
             self.read_rows(bank.sites[0], given.rows, mask[given.tokens] if mask is not None and several else mask)
             return
         self._sink.read_bank(bank, given, None if mask is None else mask[given.tokens])
-        self.paths.update(dict.fromkeys((site.name for site in bank.sites), "segment_moments"))
+        self._note_path(bank.sites, "segment_moments")
 
     def block(self, name: str, path: str) -> torch.Tensor | None:
         """The moments of a site for the op ``path`` to accumulate into; None where it cannot ride along."""
         if name not in self.riding:
             return None
-        self._note_path(name, path)
+        self._note_path(self._parts(name), path)
         return self._sink.block(self.sites[name])
 
-    def _note_path(self, name: str, path: str) -> None:
-        output = self._outputs.get(name)
-        self.paths.update(dict.fromkeys((part.name for part in output.parts), path) if output else {name: path})
+    def _parts(self, name: str) -> tuple[Site, ...]:
+        """The sites of a module that is one to measure; empty for a site that is a part of one."""
+        return self._outputs[name].parts if name in self._outputs else ()
+
+    def _note_path(self, sites: Sequence[Site], path: str) -> None:
+        """Note by which op sites that are read together are read: once, unless it changes."""
+        if self.paths.get(sites[0].name) != path:
+            self.paths.update(dict.fromkeys((site.name for site in sites), path))

@@ -169,3 +169,8 @@ def test_a_patch_shows_itself_in_one_line_and_as_an_escaped_table():
     before = patch.provenance.before
     assert repr(patch) == f"<Patch: 3 rows of 1 parameters, 12 bytes, from <b>ase to {before}>"
     assert "<td>&lt;b&gt;ase</td><td>3</td><td>0.4</td>" in patch._repr_html_()
+
+
+def test_tokens_of_a_path_are_refused():
+    with pytest.raises(act.ActError, match="the tokenizer of the donor is of type str; expected a tokenizer, such as"):
+        act.shared_tokens("a/folder", "another")

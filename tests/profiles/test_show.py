@@ -57,8 +57,10 @@ def test_a_pairs_site_has_both_sides_and_their_difference(pair):
     for name in tables.DIFFERENCES:
         assert torch.equal(getattr(site, name), getattr(pair, name)[space.channels])
     assert not torch.equal(site.donor.mean, site.target.mean) and isinstance(site, act.Statistics)
-    with pytest.raises(act.ActError, match="no site called nothing"):
+    with pytest.raises(act.ActError, match="no site called nothing; the first of"):
         pair.site("nothing")
+    with pytest.raises(act.ActError, match=r"no site called .*; did you mean model\.layers\.1\.mlp\.up_proj$"):
+        pair.site("model.layer.1.mlp.up_proj")
 
 
 def test_a_frame_has_a_row_for_each_channel(profile, pair):

@@ -71,6 +71,12 @@ def test_a_rule_that_is_none_is_refused(tmp_path):
         ChannelSet.load(tmp_path / "set")
 
 
+def test_a_set_that_is_read_as_a_profile_says_what_reads_it(tmp_path):
+    small().save(tmp_path / "set")
+    with pytest.raises(act.ActError, match=r"give an act-profile file \(in Python, act.ChannelSet.load reads this one"):
+        act.load(tmp_path / "set")
+
+
 def test_a_set_is_shown_in_one_line():
     assert repr(small()) == "<ChannelSet: 3 of 12 channels by custom: head 2, <up> 1>"
     assert str(RULE) == (

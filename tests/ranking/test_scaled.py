@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from support import random_batches
-from tiny_families import tiny
+from tiny_families import pair_of, tiny
 
 import act
 from act.ranking.analysis import ablated
@@ -21,13 +21,7 @@ LAYER = "model.layers.0.self_attn"
 
 @pytest.fixture(scope="module")
 def models():
-    target = tiny("gpt_oss")
-    donor = copy.deepcopy(target)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in donor.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return donor, target
+    return pair_of("gpt_oss", seed=3, share=0.05)
 
 
 @pytest.fixture(scope="module")
