@@ -24,6 +24,9 @@ from act.taps.probe import Recording, other_text, run
 ROUNDING = 0.02
 """Standard deviations by which another number of rows may change a row, where an op rounds by it."""
 
+OF_SOURCE = 2
+"""The row in which the last token of a source is another: in row 0 all of a decoder would change with it."""
+
 
 @dataclass(frozen=True)
 class Unread(Exception):
@@ -120,7 +123,7 @@ def _joined(calls: list[Layout]) -> tuple[Layout, ...] | Unread:
     layouts = tuple(dict.fromkeys(calls))
     texts = [layout.tokens for layout in calls]
     shapes = [_of_one_text(layout) for layout in layouts]
-    both = texts == ["source", "length"] and shapes == [shapes[0]] * 2
+    both = sorted(texts) == ["length", "source"] and shapes == [shapes[0]] * 2
     if not both and not all(_apart(one, other) for one, other in itertools.combinations(layouts, 2)):
         return Unread(f"it runs several times with outputs laid out as {' and '.join(map(str, layouts))}")
     return layouts + tuple(shared for layout in layouts if (shared := layout.shared()))
@@ -256,7 +259,7 @@ def _changes(
     candidates: Mapping[str, list[set[Layout] | Unread]],
 ) -> dict[str, list[torch.Tensor | None]]:
     """How much another text changes each row of each output, call by call (see :func:`_change`)."""
-    texts = other_text(recording.ids), None if recording.source is None else other_text(recording.source)
+    texts = other_text(recording.ids), None if recording.source is None else other_text(recording.source, OF_SOURCE)
     found: dict[str, list[torch.Tensor | None]] = {name: [] for name in candidates}
 
     def note(name: str) -> Any:
@@ -357,13 +360,14 @@ def _agrees(layout: Layout, change: torch.Tensor, recording: Recording) -> bool:
         return not change.any()
     one_channel = change[..., None] if layout.columns is None else change[..., None, :]
     by_token = layout.rows(one_channel, sizes).view(sizes.batch, sizes.of(layout.tokens), -1).amax(-1)
+    own = OF_SOURCE if layout.tokens == "source" else 0
     expected = torch.zeros_like(by_token, dtype=torch.bool)
-    expected[0, -1] = expected[1] = True
-    whole = expected.clone()
-    whole[0] = True
+    expected[own, -1] = expected[1] = True
     for moved in (by_token > least for least in (0, ROUNDING)):
-        if layout.columns == (0, 0) and bool((moved[0].int().diff() >= 0).all()):
-            expected[0] |= moved[0]  # nothing is cut off; tokens near the changed one may see it
-        if torch.equal(moved, expected) or torch.equal(moved, whole):
+        if layout.columns == (0, 0) and bool((moved[own].int().diff() >= 0).all()):
+            expected[own] |= moved[own]  # nothing is cut off; tokens near the changed one may see it
+        seeing = {own, OF_SOURCE} if sizes.source else {own}
+        whole = torch.tensor([row in seeing and bool(moved[row].all()) for row in range(sizes.batch)])
+        if torch.equal(moved, expected | whole.to(moved.device)[:, None]):
             return True
     return False

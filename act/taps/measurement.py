@@ -154,7 +154,7 @@ class Measurement:
                 found.setdefault(shape.layout.tokens, (shape, tensor))
         self._reads[site.name] += 1
         if found:
-            # A site that reads both texts, as a shared embedding does, reads the source first.
+            # A site that reads both texts, as a shared embedding does, reads them in the order of its layouts.
             shape, tensor = list(found.values())[min(self._reads[site.name], len(found)) - 1]
             rows = tensor.detach()
             ordered = rows.reshape(-1, rows.shape[-1]) if shape.in_order else shape.layout.rows(rows, self.sizes)

@@ -189,12 +189,12 @@ def probe_ids(model: nn.Module, lengths: Mapping[Tokens, int]) -> tuple[torch.Te
     return text(length), text(source) if has_decoder(model) else None
 
 
-def other_text(ids: torch.Tensor) -> torch.Tensor:
-    """Another text than that of a probe: another last token in its first row, and others in all of its second row."""
+def other_text(ids: torch.Tensor, first: int = 0) -> torch.Tensor:
+    """Another text than that of a probe: another last token in its ``first`` row, and others in all of its second."""
     changed, known = ids.clone(), ids.unique()
     # steps of several sizes: what picks some of the tokens does not pick the same ones a place later
     steps = 1 + torch.arange(ids.shape[1], device=ids.device) % max(1, len(known) - 1)
-    for row, tokens in ((0, slice(-1, None)), (1, slice(None))):
+    for row, tokens in ((first, slice(-1, None)), (1, slice(None))):
         changed[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + steps[tokens]) % len(known)]
     return changed
 
