@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from act.data.corpus import Corpus
-    from act.models.calls import Reader
     from act.profiles.profile import Profile
     from act.profiling.checkpoint import Checkpoint
     from act.profiling.job import Job
@@ -67,7 +66,7 @@ class Measuring:
             self._output.require(self._inputs(), reserving=not self.options.show_spans)
         corpora = self.options.open_corpora(self._tokenizer())
         if self.options.show_spans or self.options.token_cache:  # before there is a model, which would tell
-            corpora = {name: corpus.read_by(self._reader()) for name, corpus in corpora.items()}
+            corpora = self._read(corpora)
         if self.options.show_spans:
             if leads:
                 console.print_spans(
@@ -115,11 +114,14 @@ class Measuring:
                 require_same_tokens(other, tokenizer)
         return tokenizer
 
-    def _reader(self) -> Reader:
-        from act.models.loading import reader_named
+    def _read(self, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
+        """The corpora as the model will read them, by its configuration alone."""
+        from act.models.loading import reading_named
 
         *_, model = self.names.values()
-        return reader_named(model, trust_remote_code=self.options.trust_remote_code)
+        reader, sees = reading_named(model, trust_remote_code=self.options.trust_remote_code)
+        blind = "" if sees else f"{model} reads text alone"
+        return {name: corpus.read_by(reader).with_images(blind) for name, corpus in corpora.items()}
 
     def _cached(self, corpora: dict[str, Corpus], folder: Path, ranks: Ranks | None) -> dict[str, Corpus]:
         """The corpora read from tokens on disk, which the first rank writes if they are missing."""

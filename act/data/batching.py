@@ -16,6 +16,7 @@ from act.core.plain import Natural
 
 LOOK_AHEAD = 2048  # records sorted together: a few percent of padding, a few megabytes of memory
 LOOK_AHEAD_TOKENS = 1 << 21  # ends a window of long records early
+LOOK_AHEAD_BYTES = 1 << 28  # of images: ends a window early, too
 PADDING = 0  # any id that the vocabulary has: the attention mask hides it; a tokenizer's own may have no embedding
 NO_LABEL = -100  # what models of transformers take for padding in labels
 PREFETCHED = 4  # batches prepared ahead of the model
@@ -35,6 +36,9 @@ class Sequence:
         first: whether this is the first piece of its document.
         source: how many tokens at the beginning an encoder reads, for the decoder that is to write the others; its
             count mask is of what it reads: each of them a place later.
+        images: how many images stand in it.
+        beside: what a processor gives for them, by argument of the model: ``[1, length, …]``, or anything else with a
+            first dimension along which that of several sequences is put together.
     """
 
     input_ids: np.ndarray
@@ -43,6 +47,8 @@ class Sequence:
     ability: str = ""
     first: bool = True
     source: int = 0
+    images: int = 0
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -78,6 +84,8 @@ class Batch:
         records: how many of those documents begin in this batch.
         after: the position in the corpora once this batch is done; None outside a corpus.
         source_mask: bool ``[batch, source]`` on the CPU: those of what an encoder reads beside a decoder.
+        images: how many images it has.
+        beside: what a processor gives for them, row by row (see :class:`Sequence`); empty without images.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -87,6 +95,13 @@ class Batch:
     records: int = 0
     after: Position | None = None
     source_mask: torch.Tensor | None = None
+    images: int = 0
+    beside: tuple[Mapping[str, np.ndarray], ...] = ()
+
+    def arguments(self) -> dict[str, torch.Tensor]:
+        """All arguments of the model: those of rows with images are put together here, and padded with zeros."""
+        names = self.beside[0] if self.beside else ()
+        return {**self.inputs, **{name: _together([row[name] for row in self.beside]) for name in names}}
 
     @property
     def packed(self) -> bool:
@@ -152,8 +167,14 @@ class Batch:
                 source_mask=None if self.source_mask is None else self.source_mask[part],
                 documents=documents,
                 records=0,
+                beside=beside,
             )
-            for part, documents in zip(cuts, (self.documents[:pieces], self.documents[pieces:]), strict=True)
+            for part, documents, beside in zip(
+                cuts,
+                (self.documents[:pieces], self.documents[pieces:]),
+                (self.beside[:pieces], self.beside[pieces:]),
+                strict=True,
+            )
         )
         return first, second
 
@@ -268,16 +289,23 @@ def batches(
 
     The longest come first, so that a budget too large for the memory fails at once. A sequence longer than the budget
     gets a separate batch. The order depends only on abilities, lengths and record numbers. ``shift`` is for sequences
-    with a source.
+    with a source. Sequences with images are in batches of their own, and not packed.
     """
     ordered = sorted(
-        window, key=lambda each: (each.ability, -len(each), *(-size for size in each.lengths), each.document)
+        window,
+        key=lambda each: (_group(each), -len(each), *(-size for size in each.lengths), each.document),
     )
     while ordered:
-        end = _full(ordered, token_budget, packing)
+        packed = packing and not ordered[0].beside
+        end = _full(ordered, token_budget, packed)
         rows = ordered[:end]
-        yield _two_sided(rows, pad_id, shift) if rows[0].source else (_pack if packing else _pad)(rows, pad_id)
+        yield _two_sided(rows, pad_id, shift) if rows[0].source else (_pack if packed else _pad)(rows, pad_id)
         del ordered[:end]
+
+
+def _group(sequence: Sequence) -> tuple[str, list[str]]:
+    """What the sequences of a batch have in common: the ability, and what a processor gave for them."""
+    return sequence.ability, sorted(sequence.beside)
 
 
 def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
@@ -286,7 +314,7 @@ def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
     for number, sequence in enumerate(ordered):
         longest = max(longest[0], sequence.lengths[0]), max(longest[1], sequence.lengths[1])
         tokens = tokens + len(sequence) if packing else (number + 1) * sum(longest)
-        if number and (tokens > token_budget or sequence.ability != ordered[0].ability):
+        if number and (tokens > token_budget or _group(sequence) != _group(ordered[0])):
             return number
     return len(ordered)
 
@@ -294,7 +322,27 @@ def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
 def _pad(sequences: list[Sequence], pad_id: int) -> Batch:
     rows = [(sequence.input_ids, sequence.count_mask) for sequence in sequences]
     ids, attended, count_mask = _padded(rows, pad_id)
-    return _batch(sequences, {"input_ids": ids, "attention_mask": attended}, count_mask)
+    batch = _batch(sequences, {"input_ids": ids, "attention_mask": attended}, count_mask)
+    if not sequences[0].beside:
+        return batch
+    beside = tuple(_lengthened(sequence, ids.shape[1]) for sequence in sequences)
+    return replace(batch, images=sum(sequence.images for sequence in sequences), beside=beside)
+
+
+def _lengthened(sequence: Sequence, length: int) -> dict[str, np.ndarray]:
+    """What a processor gave for a sequence, with zeros for its padding where there is a value for each token."""
+    more = length - len(sequence)
+    return {
+        name: np.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)]) if x.shape[:2] == (1, len(sequence)) else x
+        for name, x in sequence.beside.items()
+    }
+
+
+def _together(given: list[np.ndarray]) -> torch.Tensor:
+    """Arrays one after the other; where one is shorter in another dimension, it ends in zeros."""
+    sizes = [max(sizes) for sizes in zip(*(x.shape[1:] for x in given), strict=True)]
+    fill = [[(0, 0), *((0, size - own) for size, own in zip(sizes, x.shape[1:], strict=True))] for x in given]
+    return torch.from_numpy(np.concatenate([np.pad(x, each) for x, each in zip(given, fill, strict=True)]))
 
 
 def _two_sided(sequences: list[Sequence], pad_id: int, shift: Shift | None) -> Batch:

@@ -24,6 +24,8 @@ FLAGS = ("weight", "train", "loss")
 _TO_CONTINUE = ("prefix", "partial", "continue_final_message", "add_generation_prompt")
 MEDIA = ("audio", "image", "images", "video", "videos")
 """Columns, and keys of messages, that hold more than text."""
+PLACE = {"type": "image"}
+"""A part of a message's content in whose place an image belongs."""
 
 _ONLY_TEXT = "only text can be read, so leave records with images, audio or video out"
 _TEXT_PARTS = ("text", "input_text", "output_text", "thinking", "reasoning")
@@ -130,7 +132,7 @@ def texts_in(message: Message) -> list[str]:
         return [content]
     if isinstance(content, Mapping):
         return [json.dumps(content, ensure_ascii=False)]
-    return [str(_text_of(part)) for part in content]
+    return [str(_text_of(part)) for part in content if part != PLACE]
 
 
 def unread_of(message: Message) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def _messages(given: Any, *, history: bool = False) -> list[Message]:
 
 
 def _require_text(part: Any, number: int) -> None:
-    if isinstance(part, Mapping) and isinstance(_text_of(part), str):
+    if part == PLACE or (isinstance(part, Mapping) and isinstance(_text_of(part), str)):
         return
     kind = part.get("type") if isinstance(part, Mapping) else part
     raise ActError(f"message {number} has a part of type {kind!r:.60} in its content; {_ONLY_TEXT}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -16,10 +16,11 @@ from torch import nn
 from act.core.errors import ActError, require_choice, require_type
 from act.data.batching import Sequence, pieces
 from act.data.encode import ENCODING, AnswerTurns, Count, Encoded, Encoder
+from act.data.images import Vision, column_of, processor_beside
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
 from act.data.token_cache import TokenCache
 from act.data.workers import ordered_map
-from act.models.calls import Reader, reader_of
+from act.models.calls import Reader, reader_of, takes_images
 from act.models.limits import learned_positions, trained_positions
 from act.models.loading import code_of
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_LENGTH = 2048
 CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
+IMAGES_IN_CHUNK = 8  # records with images, which take megabytes each
 
 
 class Corpus:
@@ -38,7 +40,8 @@ class Corpus:
 
     Args:
         source: the records; :meth:`from_file`, :meth:`from_records` and :meth:`from_dataset` create one.
-        tokenizer: a Hugging Face tokenizer; conversations need its chat template.
+        tokenizer: a Hugging Face tokenizer; conversations need its chat template. Or the processor of a model of text
+            and images; without it, a corpus with images takes the one from the folder of the tokenizer.
         count: which tokens count: see :data:`act.data.encode.Count`.
         answer_turns: which messages are answers: see :data:`act.data.encode.AnswerTurns`.
         max_length: longest sequence in tokens; None: the positions of the model, at most 2048. A longer ``text`` is cut
@@ -85,6 +88,8 @@ class Corpus:
         self.source = source
         if isinstance(ignore_columns, str):
             raise ActError(f"the columns to ignore are {ignore_columns!r}; expected a list of names")
+        self._processor = tokenizer if hasattr(tokenizer, "image_processor") else None
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer) if self._processor else tokenizer
         self.encoder = Encoder(tokenizer, answer_turns, ability_column, ignore_columns)
         self.count: Count = count
         self.name = name or source.name
@@ -255,14 +260,49 @@ class Corpus:
 
     def read_by(self, reader: Reader) -> Corpus:
         """This corpus for models that read so."""
-        if reader == self.encoder.reader:
-            return self
+        return self if reader == self.encoder.reader else self._encoded_by(reader, self.encoder.vision)
+
+    def seen_by(self, *models: nn.Module) -> Corpus:
+        """This corpus with its images, if the models read images and the first records have some.
+
+        Where they do not, a record with images is an error that says why.
+
+        Raises:
+            ActError: no processor of the model is found; the corpus is read from a token cache, which holds no images.
+        """
+        reason = ""
+        for model in models:
+            if not takes_images(model):
+                reason = f"{type(model).__name__} reads text alone"
+            elif self.encoder.reader != "decoder":
+                reason = f"images are not read for {type(model).__name__}, an {self.encoder.reader}"
+        return self.with_images(reason)
+
+    def with_images(self, reason: str = "") -> Corpus:
+        """This corpus with its images, if the first records have some; ``reason``: why no model reads them."""
+        first = itertools.islice((entry.record for entry in self.source.read()), CHUNK)
+        ignored = self.encoder.ignore_columns
+        if reason or not any(isinstance(one, Mapping) and column_of(one, ignored) for one in first):
+            late = f"none of the first {CHUNK} records has any (let one that has come first)"
+            return self._encoded_by(self.encoder.reader, reason or late)
+        if self._tokens is not None:
+            raise ActError(f"{self.name} has images, which a token cache does not hold; leave the cache out")
+        return self._encoded_by(
+            self.encoder.reader, Vision(self._processor or processor_beside(self.encoder.tokenizer))
+        )
+
+    def _encoded_by(self, reader: Reader, vision: Vision | str) -> Corpus:
         corpus, encoder = copy.copy(self), self.encoder
         corpus.encoder = Encoder(
-            encoder.tokenizer, encoder.answer_turns, encoder.ability_column, encoder.ignore_columns, reader
+            encoder.tokenizer, encoder.answer_turns, encoder.ability_column, encoder.ignore_columns, reader, vision
         )
         corpus._tokens = None
         return corpus if self._tokens is None else corpus.cached(self._tokens.path.parent)
+
+    @property
+    def vision(self) -> Vision | None:
+        """The processor that makes its images, if they are read."""
+        return self.encoder.vision if isinstance(self.encoder.vision, Vision) else None
 
     def cached(
         self,
@@ -287,6 +327,8 @@ class Corpus:
                 f"{self.name} is a stream without a fingerprint, so its tokens could not be found again; pass a "
                 "fingerprint (Corpus.from_dataset(…, fingerprint=…)), or leave the token cache out"
             )
+        if self.vision:
+            raise ActError(f"{self.name} has images, which a token cache does not hold; leave the cache out")
         identity = self.identity()
         # Not what counts, nor where texts are cut.
         deciding = ("fingerprint", "tokenizer", "answer_turns", "ability_column", "ignore_columns", "reader")
@@ -313,6 +355,7 @@ class Corpus:
             "ability_column": self.encoder.ability_column,
             "ignore_columns": sorted(self.encoder.ignore_columns) or None,
             "reader": None if self.encoder.reader == "decoder" else self.encoder.reader,
+            **({"processor": self.vision.fingerprint} if self.vision else {}),
         }
 
     def numbered(
@@ -364,6 +407,9 @@ class Corpus:
         edges = len(self.encoder.lead), len(self.encoder.trail)
         if self.encoder.reader == "encoder" and len(mask) > self.max_length > sum(edges):
             return self._framed(encoded, mask, edges, document, encoded.ability or ability)
+        if encoded.beside:
+            whole = Sequence(encoded.input_ids, mask, document, encoded.ability or ability)
+            return iter([replace(whole, images=encoded.images, beside=encoded.beside)])
         return pieces(encoded.input_ids, mask, self.max_length, self.overlap, document, encoded.ability or ability)
 
     def _framed(
@@ -399,7 +445,7 @@ class Corpus:
             return result
         length = max(result.source, len(result.input_ids) - result.source)
         text = result.answer[len(self.encoder.lead) : len(result.answer) - len(self.encoder.trail)]
-        if length <= self.max_length or (text.all() and not result.source):  # a text, which can be cut
+        if length <= self.max_length or (text.all() and not (result.source or result.beside)):  # a text to be cut
             return result
         return ActError(
             f"the record has {length} tokens and the limit is {self.max_length}; "
@@ -412,7 +458,8 @@ def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
     size = 0
     for entry in entries:
         chunk.append(entry)
-        size += entry.size
+        seen = isinstance(entry.record, Mapping) and column_of(entry.record)
+        size += max(entry.size, CHUNK_BYTES // IMAGES_IN_CHUNK if seen else 0)
         if len(chunk) == CHUNK or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0

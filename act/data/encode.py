@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -19,11 +19,13 @@ from act.core.errors import ActError, require_choice
 from act.core.names import require_name
 from act.data.chat import require_answer, why_not_a_beginning, written
 from act.data.columns import require_nothing_lost
-from act.data.conversation import FLAGS, MEDIA, Message, calls_of, conversation_of, flagged, texts_in
+from act.data.conversation import FLAGS, MEDIA, PLACE, Message, calls_of, conversation_of, flagged, texts_in
+from act.data.images import COLUMNS, Vision, column_of, taken_out
 from act.data.records import Record
 from act.models.calls import Reader
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
 
 Count = Literal["answer", "predict", "all", "prompt"]
@@ -36,6 +38,8 @@ EXPECTED = (
     "messages, prompt and completion, question and answer, instruction and output, text, or input_ids and loss_mask"
 )
 
+ONLY_TEXT = "only text is read here (a vision tower stays unread)"
+
 ENCODING = 2  # changes whenever a record may become other tokens, so that tokens in a cache are not taken for them
 LARGEST_ID = np.iinfo(np.int32).max
 
@@ -47,6 +51,8 @@ class Asked(str):
 class Answered(str):
     """A text that is tokenised as a decoder beside an encoder writes it."""
 
+
+_Read = tuple[list[list[int]], Mapping[str, np.ndarray]]
 
 Steps = Generator[list[str], list[list[int]], "Encoded"]
 """A generator that yields the texts of one record, is sent their token ids, and returns the result."""
@@ -62,12 +68,16 @@ class Encoded:
         ability: its label, if the records are labelled.
         source: how many tokens at the beginning an encoder reads, for the decoder that writes the others; 0: there is
             one text.
+        images: how many images the record has.
+        beside: what a processor gives for them beside the tokens, by argument of the model.
     """
 
     input_ids: np.ndarray
     answer: np.ndarray
     ability: str | None = None
     source: int = 0
+    images: int = 0
+    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def counted(self, count: Count) -> np.ndarray:
         """The positions that count, bool ``[length]``; of a source, all do, since it is read for the answer."""
@@ -106,6 +116,7 @@ class Encoder:
         ability_column: the column that labels a record with its ability, if any.
         ignore_columns: columns, and keys of messages, to leave out on purpose (see :mod:`act.data.columns`).
         reader: how the model reads, which decides where special tokens stand, and whether there are two texts.
+        vision: the processor of a model that reads images; or why images are not read.
     """
 
     def __init__(
@@ -115,6 +126,7 @@ class Encoder:
         ability_column: str | None = None,
         ignore_columns: Iterable[str] = (),
         reader: Reader = "decoder",
+        vision: Vision | str = ONLY_TEXT,
     ) -> None:
         require_choice("answer turns", answer_turns, get_args(AnswerTurns))
         self.tokenizer = tokenizer
@@ -122,6 +134,7 @@ class Encoder:
         self.ability_column = ability_column
         self.ignore_columns = frozenset(ignore_columns)
         self.reader: Reader = reader
+        self.vision = vision
 
     @cached_property
     def fingerprint(self) -> str:
@@ -218,30 +231,66 @@ class Encoder:
         mask = given.get("loss_mask")
         apart = {*self.ignore_columns, self.ability_column, "loss_mask"}
         record = {key: value for key, value in given.items() if value is not None and key not in apart}
-        if media := [column for column in MEDIA if record.get(column)]:
-            raise ActError(
-                f"the column {media[0]} is more than text, and only text is read (a vision tower stays unread); "
-                f"leave such records out, or measure their text alone (--ignore-columns {media[0]})"
-            )
+        record, images = self._images(record)
         if self.reader == "encoder-decoder":
             encoded = yield from self._two_texts(record, mask)
         elif "messages" in record:
-            encoded = yield from self._messages(record, record["messages"], ("messages",), mask)
+            encoded = yield from self._messages(record, record["messages"], ("messages",), mask, images)
         elif _has(record, "prompt", "completion"):
-            encoded = yield from self._completion(record, mask)
+            encoded = yield from self._completion(record, mask, images)
         elif _has(record, "question", "answer"):
-            turn = _turn(record["question"], record["answer"])
-            encoded = yield from self._messages(record, turn, ("question", "answer"), mask)
+            turn = self._turn(record["question"], record["answer"], images)
+            encoded = yield from self._messages(record, turn, ("question", "answer"), mask, images)
         elif _has(record, "instruction", "output"):
-            turn = _turn(_instruction(record), record["output"])
-            encoded = yield from self._messages(record, turn, ("instruction", "input", "output"), mask)
+            turn = self._turn(_instruction(record), record["output"], images)
+            encoded = yield from self._messages(record, turn, ("instruction", "input", "output"), mask, images)
         elif "input_ids" in record:
+            if images:
+                raise ActError("the record has images beside input_ids, in which they have no place; give its text")
             encoded = _masked(record["input_ids"], _mask_of_ids(record) if mask is None else mask)
         elif "text" in record:
-            encoded = yield from self._text(record, mask)
+            encoded = yield from self._text(record, mask, images)
         else:
             raise ActError(f"expected {EXPECTED}; got the keys {sorted(map(str, given))}")
         return replace(encoded, ability=ability)
+
+    def _images(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[Image]]:
+        """The record with the places of its images alone, and these."""
+        column = column_of(record)
+        more = next((name for name in MEDIA if name not in COLUMNS and record.get(name)), None)
+        if more is None and (column is None or isinstance(self.vision, Vision)):
+            return (record, []) if column is None else taken_out(record)
+        name, why = column or more, self.vision
+        if isinstance(why, Vision):
+            name, why = more, "only text and images are read"
+        if name == "messages":
+            raise ActError(f"the messages have images, and {why}; leave such records out")
+        raise ActError(
+            f"the column {name} is more than text, and {why}; leave such records out, or measure their text alone "
+            f"(--ignore-columns {name})"
+        )
+
+    def _read(self, texts: list[str], images: list[Image]) -> Generator[list[str], list[list[int]], _Read]:
+        """The token ids of texts, the last of which is the whole record, and what a processor gives beside them."""
+        if isinstance(self.vision, str) or not images:
+            return (yield texts), {}
+        self.vision.require_places(texts[-1], images)
+        found = [self.vision(text, images) for text in texts]
+        return [ids for ids, _ in found], found[-1][1]
+
+    def _seen(self, encoded: Encoded, whole: list[int], images: list[Image], beside: Mapping[str, np.ndarray]) -> Encoded:
+        """An encoded record with its images, whose tokens are none of an answer; ``whole``: its tokens before others
+        were put around them, which inputs with a value for each token lack.
+        """
+        if isinstance(self.vision, str) or not images:
+            return encoded
+        length = len(encoded.input_ids)
+        first = 0 if encoded.input_ids[: len(whole)].tolist() == whole else len(self.lead)
+        around = (0, 0), (first, length - first - len(whole))
+        by_token = {name: x for name, x in beside.items() if x.shape[:2] == (1, len(whole))}
+        padded = {name: np.pad(x, (*around, *[(0, 0)] * (x.ndim - 2))) for name, x in by_token.items()}
+        answer = encoded.answer & ~np.isin(encoded.input_ids, self.vision.tokens)
+        return replace(encoded, answer=answer, images=len(images), beside={**beside, **padded})
 
     def _two_texts(self, record: Record, mask: Any) -> Steps:
         """A source for the encoder, and what the decoder is to write."""
@@ -286,48 +335,53 @@ class Encoder:
             raise ActError(f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a name")
         return require_name(f"the ability, column {self.ability_column},", str(ability))
 
-    def _text(self, record: Record, mask: Any) -> Steps:
+    def _text(self, record: Record, mask: Any, images: list[Image]) -> Steps:
         text = _nonempty("text", record["text"])
         require_nothing_lost(record, ("text",), text, (), only_prompts=True)
-        (ids,) = yield [text]
-        ids = [*self._led(ids), *self.trail]
+        (bare,), beside = yield from self._read([text], images)
+        ids = [*self._led(bare), *self.trail]
         if mask is None:  # special tokens are not text, and have the largest activations
             text_length = len(ids) - len(self.lead) - len(self.trail)
             mask = [0] * len(self.lead) + [1] * text_length + [0] * len(self.trail)
-        return _masked(ids, mask)
+        return self._seen(_masked(ids, mask), bare, images, beside)
 
-    def _completion(self, record: Record, mask: Any) -> Steps:
+    def _completion(self, record: Record, mask: Any, images: list[Image]) -> Steps:
         prompt, completion = record["prompt"], record["completion"]
         if not isinstance(prompt, str):
             raise ActError(f"prompt must be a string, got {prompt!r:.60}")
         text = prompt + _nonempty("completion", completion)
         require_nothing_lost(record, ("prompt", "completion"), text, (prompt, completion))
-        prefix, whole = yield [prompt, text]
-        prefix, whole = self._led(prefix), self._led(whole)
+        (prefix, bare), beside = yield from self._read([prompt, text], images)
+        prefix, whole = self._led(prefix), self._led(bare)
         eos = self.tokenizer.eos_token_id
         end = len(whole)
         if self.reader == "encoder":
             whole = [*whole, *self.trail]
         elif eos is not None and whole[-1:] != [eos]:
             whole, end = [*whole, eos], end + 1
-        if mask is not None:
-            return _masked(whole, mask)
-        return _answered(whole, [_after(prefix, whole[:end], "end the prompt where a token ends")])
+        if mask is None:
+            encoded = _answered(whole, [_after(prefix, whole[:end], "end the prompt where a token ends")])
+        else:
+            encoded = _masked(whole, mask)
+        return self._seen(encoded, bare, images, beside)
 
     def _led(self, ids: list[int]) -> list[int]:
         """The ids with the special tokens in front, which a text that was rendered before has already."""
         return ids if ids[: len(self.lead)] == self.lead else [*self.lead, *ids]
 
-    def _messages(self, record: Record, messages: Any, columns: tuple[str, ...], mask: Any) -> Steps:
+    def _messages(
+        self, record: Record, messages: Any, columns: tuple[str, ...], mask: Any, images: list[Image]
+    ) -> Steps:
         conversation = conversation_of(record, messages, columns, ignored=self.ignore_columns)
         turns = self._answer_turns(conversation.messages, mask, len(messages))
         answers = [conversation.messages[turn] for turn in turns]
         for answer in answers:
             if not (any(map(str.strip, texts_in(answer))) or calls_of(answer)):
                 raise ActError(f"the record has no answer: the assistant's content is {answer.get('content')!r:.60}")
-        if not self.tokenizer.chat_template:
+        tokenizer = self.tokenizer if isinstance(self.vision, str) else self.vision.tokenizer
+        if not tokenizer.chat_template:
             raise ActError("the tokenizer has no chat template; use prompt and completion, or set one")
-        text = written(self.tokenizer, conversation, turns)
+        text = written(tokenizer, conversation, turns)
         if settings := sorted(self._settings.intersection(record).difference(conversation.columns)):
             raise ActError(
                 f"the chat template has the setting {settings[0]}, which is also a column; give it as "
@@ -335,7 +389,7 @@ class Encoder:
             )
         essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
         require_nothing_lost(record, conversation.columns, text.whole, essence)
-        ids = yield [*text.before, *text.after]
+        ids, beside = yield from self._read([*text.before, *text.after], images)
         prefixes, ends = ids[: len(turns)], ids[len(turns) :]
         whole = ends[-1]
         spans = []
@@ -347,7 +401,7 @@ class Encoder:
             if not so_far.startswith(prompt):  # other characters, same tokens
                 require_answer(answers[number], str(self.tokenizer.decode(end[span.start :])))
             spans.append(self._without_white_space(whole, span))
-        return _answered(whole, spans)
+        return self._seen(_answered(whole, spans), whole, images, beside)
 
     def _answer_turns(self, messages: list[Message], mask: Any, own: int) -> list[int]:
         """The numbers of the messages that are answers; a mask is for the last ``own`` messages."""
@@ -379,6 +433,16 @@ class Encoder:
             return range(span.start, last + 1)
         return span
 
+    def _turn(self, question: Any, answer: Any, images: list[Image]) -> list[Message]:
+        """A question and its answer as messages; images without a place in the question come before it."""
+        if not isinstance(question, str):
+            raise ActError(f"the question must be a string, got {question!r:.60}")
+        content: Any = question
+        if isinstance(self.vision, Vision) and images and self.vision.place not in question:
+            content = [*([PLACE] * len(images)), {"type": "text", "text": question}]
+        said = _nonempty("the answer", answer)
+        return [{"role": "user", "content": content}, {"role": "assistant", "content": said}]
+
     @cached_property
     def _settings(self) -> set[str]:
         """The names that the chat template reads if they are given, such as ``enable_thinking``."""
@@ -392,12 +456,6 @@ class Encoder:
 def _has(record: Record, *keys: str) -> bool:
     """Whether the record has values in these columns; in tables of mixed records, missing values are None."""
     return all(record.get(key) is not None for key in keys)
-
-
-def _turn(question: Any, answer: Any) -> list[Message]:
-    if not isinstance(question, str):
-        raise ActError(f"the question must be a string, got {question!r:.60}")
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": _nonempty("the answer", answer)}]
 
 
 def _instruction(record: Record) -> Any:

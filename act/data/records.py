@@ -21,6 +21,7 @@ from act.core.errors import ActError, brief
 from act.core.plain import DEEPEST, too_deep
 from act.data import unpacking
 from act.data.columns import texts_of
+from act.data.images import located
 
 Record = Mapping[str, Any]
 Shard = tuple[int, int]
@@ -94,7 +95,7 @@ class Memory:
         self._records = list(records)
         self.name = name
         try:
-            content = json.dumps(self._records, sort_keys=True, default=str)
+            content = json.dumps(self._records, sort_keys=True, default=_plain)
         except (RecursionError, TypeError, ValueError) as error:  # circular, too deep, or keys of several types
             raise ActError(
                 f"the records are no plain data ({brief(error)}); expected dicts with texts as keys"
@@ -110,6 +111,13 @@ class Memory:
     def count(self) -> int | None:
         """See :class:`Source`."""
         return self.size
+
+
+def _plain(value: Any) -> str:
+    """What tells a value apart that JSON does not know: the pixels of an image, or its text."""
+    if hasattr(value, "tobytes"):
+        return f"{getattr(value, 'size', '')} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    return str(value)
 
 
 class Files:
@@ -149,6 +157,7 @@ class Files:
             row = -1
             for row, place, record, size in (_rows if path.suffix in TABLES else _lines)(path, here):
                 if here(row):
+                    record = located(record, path.parent) if isinstance(record, Mapping) else record
                     yield Entry(before + row, f"{path}, {place}" if place else str(path), record, size)
             before += row + 1
 

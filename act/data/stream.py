@@ -13,6 +13,7 @@ from act.core.plain import Natural, checked
 from act.data.batching import (
     BEGINNING,
     LOOK_AHEAD,
+    LOOK_AHEAD_BYTES,
     LOOK_AHEAD_TOKENS,
     PADDING,
     Batch,
@@ -140,7 +141,7 @@ class Stream:
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
         """Windows, each with the number of its first record and of the first record after it."""
         window: list[Sequence] = []
-        records = tokens = 0
+        records = tokens = size = 0
         following = start
 
         def block(number: int) -> int:
@@ -157,9 +158,11 @@ class Stream:
             else:
                 window += corpus.pieces_of(result, entry.number, ability)
                 tokens += len(result.input_ids)
-            if tokens >= LOOK_AHEAD_TOKENS or block(entry.number + self.shard[1]) != block(entry.number):
+                size += sum(array.nbytes for array in result.beside.values())
+            full = tokens >= LOOK_AHEAD_TOKENS or size >= LOOK_AHEAD_BYTES
+            if full or block(entry.number + self.shard[1]) != block(entry.number):
                 yield start, following, window
-                start, window, records, tokens = following, [], 0, 0
+                start, window, records, tokens, size = following, [], 0, 0, 0
         if records:
             yield start, following, window
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -28,6 +28,11 @@ def has_decoder(model: nn.Module) -> bool:
     return _takes(model, "decoder_input_ids")
 
 
+def takes_images(model: nn.Module) -> bool:
+    """Whether a model reads images beside text, as the processors of transformers give them."""
+    return _takes(model, "pixel_values")
+
+
 def reader_of(model: nn.Module) -> Reader:
     """How a model reads."""
     if has_decoder(model):
@@ -37,9 +42,14 @@ def reader_of(model: nn.Module) -> Reader:
 
 def reader_by(kind: Any, config: PretrainedConfig) -> Reader:
     """How a model of this class (see :func:`act.models.architecture.class_of`) and configuration will read."""
-    if "decoder_input_ids" in inspect.signature(getattr(kind, "forward", kind)).parameters:
+    if "decoder_input_ids" in arguments_of(kind):
         return "encoder-decoder"
     return "encoder" if _encodes(config) else "decoder"
+
+
+def arguments_of(kind: Any) -> Mapping[str, inspect.Parameter]:
+    """The arguments of the forward of a class of models."""
+    return inspect.signature(getattr(kind, "forward", kind)).parameters
 
 
 def _encodes(config: Any) -> bool:

@@ -11,10 +11,11 @@ import torch
 
 from act.core.plain import Natural, Positive
 
-Tokens = Literal["length", "source"]
-"""Which tokens: those that are read, or written by a decoder (``length``), or those that its encoder reads."""
+Tokens = Literal["length", "source", "patches"]
+"""Which tokens: those that are read, or written by a decoder (``length``), those that its encoder reads, or the patches
+of images."""
 
-Axis = Literal["batch", "length", "source"] | Positive
+Axis = Literal["batch", "length", "source", "patches"] | Positive
 """What a dimension, or a factor of one, runs over: the batch, tokens, or a fixed number, such as heads."""
 
 
@@ -48,6 +49,9 @@ class Layout:
         item: which item of a tuple the output is; None: the module returns the tensor itself.
         columns: of an output ``[batch, C, columns]``, as convolutions have, how many columns lie before and after those
             of the tokens; the model cuts them off. None: channels are the last dimension.
+
+    Of patches, ``(("patches",),)``, all dimensions but that of the channels run over patches, of one image after the
+    other; ``((1,), ("patches",))`` is shared by all images.
     """
 
     dims: tuple[tuple[Axis, ...], ...]
@@ -68,7 +72,14 @@ class Layout:
     @property
     def tokens(self) -> Tokens:
         """Which tokens it has rows for."""
-        return "source" if "source" in self.axes else "length"
+        return next((axis for axis in ("patches", "source") if axis in self.axes), "length")
+
+    def patches(self, output: torch.Tensor, images: int) -> torch.Tensor:
+        """The output of a part that reads images as ``[rows, C]``: all that it gives, for each of the ``images``."""
+        if self.columns is not None:
+            output = output.movedim(1, -1)
+        rows = output.reshape(-1, output.shape[-1])
+        return rows.repeat(images, 1) if 1 in self.axes else rows
 
     @property
     def tokens_first(self) -> bool:
@@ -131,3 +142,10 @@ class Layout:
 
 PLAIN = Layout((("batch",), ("length",)))
 """``[batch, length, channels]``."""
+
+OF_PATCHES = tuple(
+    Layout(dims, columns=columns)
+    for dims in ((("patches",),), ((1,), ("patches",)))
+    for columns in (None, (0, 0))
+)
+"""What a part that reads images may give: channels last or, of a convolution, second; for each image, or for all."""

@@ -14,7 +14,7 @@ from torch import nn
 from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
 from act.models.architecture import built, class_of
-from act.models.calls import Reader, reader_by
+from act.models.calls import Reader, arguments_of, reader_by
 from act.models.hub import base_of, cached_only, folder_of
 from act.models.load_errors import reason
 from act.models.views import original
@@ -140,10 +140,15 @@ def load_config(name: str, dtype: str = "auto", *, trust_remote_code: bool = Fal
     return config
 
 
-def reader_named(name: str, *, trust_remote_code: bool = False) -> Reader:
-    """How the model of that name reads, from its configuration alone; raises ActError as :func:`load_config`."""
+def reading_named(name: str, *, trust_remote_code: bool = False) -> tuple[Reader, bool]:
+    """How the model of that name reads, and whether images, too, from its configuration alone.
+
+    Raises:
+        ActError: as :func:`load_config`.
+    """
     config = load_config(name, trust_remote_code=trust_remote_code)
-    return reader_by(class_of(config, trust_remote_code=trust_remote_code), config)
+    kind = class_of(config, trust_remote_code=trust_remote_code)
+    return reader_by(kind, config), "pixel_values" in arguments_of(kind)
 
 
 def empty_model(config: PretrainedConfig, *, trust_remote_code: bool = False) -> PreTrainedModel:

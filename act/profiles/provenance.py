@@ -106,6 +106,7 @@ class CorpusIdentity:
         ignore_columns: columns, and keys of messages, that were left out on purpose, sorted; None: none.
         tokenizer_code: whose Python code the tokenizer ran, if it brought any along.
         reader: how the model reads (see :data:`act.models.calls.Reader`); None: as a decoder alone.
+        processor: fingerprint of the settings of the processor that made tokens of images; None: of text alone.
     """
 
     name: str
@@ -120,6 +121,7 @@ class CorpusIdentity:
     ignore_columns: list[str] | None = None
     tokenizer_code: str | None = None
     reader: str | None = None
+    processor: str | None = None
 
     def identity(self) -> dict[str, Any]:
         """These fields as plain data; those of the encoding only if the corpus was encoded."""
@@ -131,9 +133,9 @@ class CorpusIdentity:
 
 _IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
 _ENCODING = _IDENTITY[2:]
-_RARE = ("tokenizer_code", "ignore_columns", "reader")  # left out of a file unless there is something to say
+_RARE = ("tokenizer_code", "ignore_columns", "reader", "processor")  # left out of a file unless there is something to say
 _SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
-_PER_SHARD = (*_SUMMED, "shard", "paths", "nonfinite", "irregular", "skipped")
+_PER_SHARD = (*_SUMMED, "images", "shard", "paths", "nonfinite", "irregular", "skipped")
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ class CorpusRead(CorpusIdentity):
         padding: number of padding tokens.
         sequences: number of rows, or of pieces in packed rows.
         records: number of records read.
+        images: number of images in them.
         seconds: duration of the run.
         waited: seconds of it in which the model waited for a batch.
         paths: number of sites by the kernel that read them.
@@ -168,6 +171,7 @@ class CorpusRead(CorpusIdentity):
     padding: Natural = 0
     sequences: Natural = 0
     records: Natural = 0
+    images: Natural = 0
     seconds: Seconds = 0.0
     waited: Seconds = 0.0
     paths: Mapping[str, Natural] = field(default_factory=dict)
@@ -193,7 +197,7 @@ class CorpusRead(CorpusIdentity):
     @classmethod
     def merged(cls, parts: Sequence[CorpusRead], nonfinite: Mapping[str, int]) -> CorpusRead:
         """What was read of a corpus, merged from its parts; ``nonfinite`` comes from their merged moments."""
-        totals = {name: sum(getattr(each, name) for each in parts) for name in _SUMMED}
+        totals = {name: sum(getattr(each, name) for each in parts) for name in (*_SUMMED, "images")}
         for name in ("seconds", "waited"):
             totals[name] = round(totals[name], 3)
         irregular: dict[str, int] = {}
@@ -222,6 +226,7 @@ class CorpusRead(CorpusIdentity):
             **({"ability": self.ability} if self.ability else {}),
             **({"shard": list(self.shard)} if self.shard else {}),
             **{name: getattr(self, name) for name in _SUMMED},
+            **({"images": self.images} if self.images else {}),
             "paths": dict(self.paths),
             "nonfinite": dict(self.nonfinite),
             "irregular": dict(self.irregular),

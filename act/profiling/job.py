@@ -167,7 +167,8 @@ class Job:
         if isinstance(corpora, Corpus):
             corpora = {"": corpora}
         if isinstance(corpora, Mapping):
-            self.corpora = {ability: corpus.for_models(*self.models.values()) for ability, corpus in corpora.items()}
+            both = [*self.models.values()]
+            self.corpora = {ability: corpus.for_models(*both).seen_by(*both) for ability, corpus in corpora.items()}
         else:
             self._batches = corpora
         self.exclude, self.shard, self.ranks = sorted(exclude), shard, ranks
@@ -284,10 +285,17 @@ class Job:
     def _tapped(self) -> contextlib.AbstractContextManager[Tapped]:
         moments = Moments(self.space, pair=self.pair, device=self._places)
         fused, all_experts = self.settings.fused, self.settings.moe_all_experts
+        vision = next((corpus.vision for corpus in self.corpora.values() if corpus.vision), None)
+        samples = vision.samples() if vision else ()
+        images = [{name: x.to(self.device) for name, x in inputs.items()} for inputs in samples]
         if self.pair:
             donor, target = self.models.values()
-            return lockstep(donor, target, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts)
-        return taps(self._model, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts)
+            return lockstep(
+                donor, target, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts, images=images
+            )
+        return taps(
+            self._model, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts, images=images
+        )
 
     def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
         if not self.corpora:
@@ -375,7 +383,11 @@ class Job:
         """Rows seen by the sites whose rows are no multiple of the counted tokens; experts aside, which share them."""
         if not counted:
             return {}
-        common = (s for s in self.space.without(self.settings.exclude) if s.expert is None and s.scales is None)
+        common = (
+            site
+            for site in moments.space.without(self.settings.exclude)
+            if site.expert is None and site.scales is None and "patches" not in {each.tokens for each in site.layouts}
+        )
         rows = {site.name: moments.rows_counted(site.name) for site in common}
         several = has_decoder(self._model)  # two texts, each with its own number of tokens
         return {name: seen for name, seen in rows.items() if seen == 0 or (seen % counted and not several)}

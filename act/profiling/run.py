@@ -34,6 +34,7 @@ class Seen:
         padding: number of padding tokens.
         sequences: number of rows, or of pieces in packed rows.
         records: number of records that begin in them.
+        images: number of images that they have.
     """
 
     tokens: Natural = 0
@@ -41,6 +42,7 @@ class Seen:
     padding: Natural = 0
     sequences: Natural = 0
     records: Natural = 0
+    images: Natural = 0
 
     def add(self, batch: Batch) -> None:
         """Add the figures of a batch."""
@@ -49,6 +51,7 @@ class Seen:
         self.padding += batch.size - batch.tokens
         self.sequences += len(batch.documents) if batch.packed else len(batch.count_mask)
         self.records += batch.records
+        self.images += batch.images
 
     def __add__(self, other: Seen) -> Seen:
         return Seen(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
@@ -252,10 +255,10 @@ class Run:
         self.position, self.seen, self.moments = plain.position, plain.seen, moments
 
     def _forward(self, batch: Batch, moments: Moments) -> None:
-        unmasked = self._causal and batch.padded_right
+        unmasked = self._causal and batch.padded_right and not batch.beside  # tokens of an image see each other
         inputs = {
             name: x.to(self.device, non_blocking=True)
-            for name, x in batch.inputs.items()
+            for name, x in batch.arguments().items()
             if not (unmasked and name == "attention_mask")
         }
         self._tapped.moments = moments

@@ -22,6 +22,7 @@ from act.models.sites import Site
 from act.profiles.moments import Moments
 from act.profiles.statistics import DIFFERENCE, DONOR, TARGET
 from act.taps.holders import Bank
+from act.taps.patches import Samples
 from act.taps.routed import RoutedRows
 from act.taps.sink import ReaderSink
 from act.taps.tapped import Taps
@@ -46,6 +47,7 @@ class Lockstep:
         fused: bool = True,
         exclude: Iterable[str] = (),
         moe_all_experts: bool = False,
+        images: Samples = (),
     ) -> None:
         shared = {module for module in donor.modules() if any(True for _ in module.parameters(recurse=False))}
         both = next((name for name, module in target.named_modules() if module in shared), None)
@@ -69,8 +71,15 @@ class Lockstep:
         try:
             for side, model in self._models.items():
                 sink = ReaderSink(partial(self._meet, side), partial(self._meet_bank, side))
+                shown = [{name: x.to(self._devices[side]) for name, x in inputs.items()} for inputs in images]
                 self._taps[side] = Taps(
-                    model, moments.space, sink, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts
+                    model,
+                    moments.space,
+                    sink,
+                    fused=fused,
+                    exclude=exclude,
+                    moe_all_experts=moe_all_experts,
+                    images=shown,
                 )
         except BaseException:
             self.remove()
@@ -199,9 +208,12 @@ def lockstep(
     fused: bool = True,
     exclude: Iterable[str] = (),
     moe_all_experts: bool = False,
+    images: Samples = (),
 ) -> Iterator[Lockstep]:
     """A :class:`Lockstep` over the block; both models are restored when it ends, even by an exception."""
-    run = Lockstep(donor, target, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts)
+    run = Lockstep(
+        donor, target, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images
+    )
     try:
         yield run
     finally:

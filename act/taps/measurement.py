@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import torch
 
 from act.core.errors import ActError
-from act.models.layout import Layout, Sizes, Tokens, sizes_of
+from act.models.layout import OF_PATCHES, Layout, Sizes, Tokens, sizes_of
 from act.models.sites import Site
 from act.taps.holders import Bank
-from act.taps.layouts import Beside
+from act.taps.layouts import Beside, Unread
 from act.taps.outputs import Output
+from act.taps.patches import Inputs, counted, number_of_images
 from act.taps.routed import RoutedRows
 from act.taps.sink import Sink
 
@@ -60,24 +61,33 @@ class Measurement:
         self._calls: Counter[str] = Counter()
         self._count_masks: dict[Tokens, torch.Tensor] = {}
         self._sizes: Sizes | None = None
+        self._inputs: Inputs = {}
         self._all_count: set[Tokens] = set()
         self._masks: dict[tuple[Tokens, torch.device, int], torch.Tensor | None] = {}
         self._reads: Counter[str] = Counter()
         self._shapes: dict[str, tuple[Shape, ...]] = {}
 
-    def start(self, count_mask: torch.Tensor, source_mask: torch.Tensor | None = None) -> None:
+    def start(
+        self, count_mask: torch.Tensor, source_mask: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> None:
         """Announce the next forward.
 
         Args:
             count_mask: bool ``[batch, length]``, True where a token counts.
             source_mask: the same ``[batch, source]`` for what an encoder reads beside a decoder.
+            inputs: the arguments of the model, which show where images are padded.
         """
+        self._inputs = inputs or {}
         sizes = sizes_of(count_mask, source_mask)
         if self._sizes != sizes:
             self._sizes = sizes
-            distinct = {layout for site in self.sites.values() for layout in site.layouts}
+            layouts = (layout for site in self.sites.values() for layout in site.layouts)
+            distinct = {layout for layout in layouts if layout not in OF_PATCHES}
             shapes = {layout: Shape.of(layout, sizes) for layout in distinct}
-            self._shapes = {name: tuple(shapes[layout] for layout in site.layouts) for name, site in self.sites.items()}
+            self._shapes = {
+                name: tuple(shapes[layout] for layout in site.layouts if layout in shapes)
+                for name, site in self.sites.items()
+            }
         self._count_masks = {"length": count_mask, **({} if source_mask is None else {"source": source_mask})}
         self._masks.clear()
         self._reads.clear()
@@ -147,6 +157,8 @@ class Measurement:
         Raises:
             ActError: it has another layout than in the probe.
         """
+        if (of_patches := site.layouts[0]) in OF_PATCHES:
+            return self._patches(site, of_patches, output.detach())
         found: dict[Tokens, tuple[Shape, torch.Tensor]] = {}
         for shape in self._shapes[site.name]:
             tensor = shape.layout.tensor_in(output)
@@ -167,6 +179,16 @@ class Measurement:
             f"{' or '.join(map(str, site.layouts))}, as its probe showed or, without one, was "
             "assumed; exclude this kind of module, or report the architecture"
         )
+
+    def _patches(
+        self, site: Site, layout: Layout, output: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows = layout.patches(output, number_of_images(self._inputs))
+        try:
+            mask = counted(len(rows), self._inputs)
+        except Unread as unread:
+            raise ActError(f"site {site.name} cannot be read: {unread.reason}; exclude its kind") from unread
+        return rows, None if mask is None else mask.to(rows.device)
 
     def read_rows(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
         """Feed rows ``[R, C]`` of a site to the sink; ``mask`` is bool ``[R]``, True where a row counts (None: all)."""

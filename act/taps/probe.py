@@ -79,6 +79,14 @@ class Recording:
     changing: set[str] = field(default_factory=set)
     """Sites and holders that change their own input in place."""
 
+    def also(self, other: Recording) -> None:
+        """Keep of what flows where only what is so in another recording, too, of inputs that reach more of the model."""
+        self.sums = {name: norm for name, norm in self.sums.items() if other.sums.get(name) == norm}
+        self.counts |= other.counts
+        self.changed |= other.changed
+        self.changing |= other.changing
+        self.pairs = other.pairs | self.pairs
+
 
 @dataclass
 class _Sum:
@@ -129,19 +137,21 @@ def probe(model: nn.Module, sites: set[str], lengths: Mapping[Tokens, int] | Non
     ids, source, reason = *probe_ids(model, lengths or {}), ""
     for masked in (False, True):
         recorder = _Recorder(Recording(ids, masked, source, _encoder(model)), sites)
-        with contextlib.ExitStack() as stack:
-            for name, module in model.named_modules():
-                for handle in recorder.hooks_on(name, module):
-                    stack.callback(handle.remove)
-            for namespace, name in rotary_functions(model):
-                stack.callback(RotaryFunction.add(namespace, name, recorder.note_rotary))
-                stack.callback(RotaryFunction.watch(namespace, name, recorder.note_turned))
-            try:
+        try:
+            with recorder.hooked(model):
                 run(model, ids, source, masked)
-                return recorder.recording
-            except Exception as error:  # a model that needs other inputs may raise anything
-                reason = reason or f"{type(error).__name__}: {brief(error)}"
+            return recorder.recording
+        except Exception as error:  # a model that needs other inputs may raise anything
+            reason = reason or f"{type(error).__name__}: {brief(error)}"
     return reason
+
+
+def probe_with(model: nn.Module, sites: set[str], inputs: Mapping[str, torch.Tensor]) -> Recording:
+    """Run the model in eval mode on inputs with images, and record its sites and the modules around them."""
+    recorder = _Recorder(Recording(inputs["input_ids"], masked=True), sites)
+    with recorder.hooked(model), evaluating(model), torch.inference_mode(False), torch.no_grad():
+        model(**inputs, **without_cache(model))
+    return recorder.recording
 
 
 def run(model: nn.Module, ids: torch.Tensor, source: torch.Tensor | None, masked: bool) -> None:
@@ -222,6 +232,18 @@ class _Recorder:
         self._versions: list[list[int]] = []  # of the inputs of the modules that run, outer first
         self._added: dict[int, _Sum] = {}
         self._made: dict[int, tuple[str, torch.Tensor, int]] = {}  # by the address of their memory
+
+    @contextlib.contextmanager
+    def hooked(self, model: nn.Module) -> Iterator[None]:
+        """Record what a model does during the block."""
+        with contextlib.ExitStack() as stack:
+            for name, module in model.named_modules():
+                for handle in self.hooks_on(name, module):
+                    stack.callback(handle.remove)
+            for namespace, name in rotary_functions(model):
+                stack.callback(RotaryFunction.add(namespace, name, self.note_rotary))
+                stack.callback(RotaryFunction.watch(namespace, name, self.note_turned))
+            yield
 
     def hooks_on(self, name: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         """Hook a module, if it is a site or holds one."""

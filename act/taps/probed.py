@@ -21,7 +21,8 @@ from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
 from act.taps.layouts import Beside, Unread, learn
 from act.taps.padded import blocks_of, whole_blocks
-from act.taps.probe import Recording, probe
+from act.taps.patches import Samples, learn_patches
+from act.taps.probe import Recording, probe, probe_with
 from act.taps.verified import Calls, unverified, verified
 
 log = logging.getLogger(__name__)
@@ -46,8 +47,13 @@ class Probed:
     recording: Recording | None
 
     @classmethod
-    def of(cls, model: nn.Module, space: ChannelSpace) -> Probed:
+    def of(cls, model: nn.Module, space: ChannelSpace, images: Samples = ()) -> Probed:
         """Probe a model with this channel space.
+
+        Args:
+            model: the model.
+            space: its channel space.
+            images: inputs with images (see :meth:`act.data.images.Vision.samples`), for a run that reads some.
 
         Raises:
             ActError: a model with positions that are neither tokens nor padding; experts that cannot be read.
@@ -77,17 +83,23 @@ class Probed:
             with Calls.noted(model, space) as calls:
                 again = probe(model, set(called), whole_blocks(recording, whole))
             recording = recording if isinstance(again, str) else replace(again, blocks=whole)
-        uncalled = [site for name, site in called.items() if name not in recording.outputs and site.parameters]
+        unreached = {name: site for name, site in called.items() if name not in recording.outputs}
+        of_images = learn_patches(model, unreached, images) if images else {}
+        uncalled = [site for name, site in unreached.items() if name not in of_images and site.parameters]
         used = holders_of(model, (), [site for site in uncalled if _is_linear_or_conv(model, site)])
         used, of_uncalled = learn_held(model, used, recording)
         holders, of_held = learn_held(model, holders, recording)
         found, beside = learn(model, called, recording)
-        found |= of_held
+        found |= of_held | of_images
+        if images:
+            recording.also(probe_with(model, set(called), images[-1]))
         found |= {name: layouts for name, layouts in of_uncalled.items() if not isinstance(layouts, Unread)}
         found = {part.name: found[name] for name, parts in shared.items() for part in parts if name in found}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
         towers = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
-        unread |= dict.fromkeys((name for name in unread if name.startswith(towers)), "it does not read text")
+        shown = {part.name for name in of_images for part in shared[name]}
+        why = "no image reaches it, or not as a module" if images else "it does not read text"
+        unread |= {name: why for name in unread if name.startswith(towers) and name not in shown}
         with_layouts = tuple(
             site if isinstance(layouts := found.get(site.name, _SCALES), Unread) else replace(site, layouts=layouts)
             for site in space

@@ -31,6 +31,7 @@ from act.taps.holders import parameters_of
 from act.taps.measurement import Measurement
 from act.taps.outputs import outputs_of
 from act.taps.padded import padded, require_whole
+from act.taps.patches import Inputs, Samples
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
 from act.taps.sink import MomentsSink, Sink
@@ -44,6 +45,7 @@ def taps(
     fused: bool = True,
     exclude: Iterable[str] = (),
     moe_all_experts: bool = False,
+    images: Samples = (),
 ) -> Iterator[MomentsTaps]:
     """Accumulate the sites of ``model`` into ``moments`` during the block.
 
@@ -60,12 +62,16 @@ def taps(
         fused: let statistics ride inside fused kernels where the model allows it.
         exclude: module kinds not to measure.
         moe_all_experts: measure each expert on every token, not only on those that are routed to it.
+        images: inputs with images, from which the parts that read them are learnt (see
+            :meth:`act.data.images.Vision.samples`); none: these parts stay unread.
 
     Raises:
         ActError: a compiled model; an unknown kind; experts that are spread over processes, quantised, or run by
             kernels of their own.
     """
-    tapped = MomentsTaps(model, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts)
+    tapped = MomentsTaps(
+        model, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images
+    )
     try:
         yield tapped
     finally:
@@ -76,7 +82,7 @@ class Taps:
     """Hooks and fused parts on a model.
 
     Args:
-        model, fused, exclude, moe_all_experts: see :func:`taps`.
+        model, fused, exclude, moe_all_experts, images: see :func:`taps`.
         space: the channel space of the model.
         sink: where the sites go.
 
@@ -95,11 +101,12 @@ class Taps:
         fused: bool = True,
         exclude: Iterable[str] = (),
         moe_all_experts: bool = False,
+        images: Samples = (),
     ) -> None:
         _refuse_compiled(model)
         model = self._model = language_view(model)
         self._without_cache = without_cache(model)
-        probed = Probed.of(model, space)
+        probed = Probed.of(model, space, images)
         self._is_probed = probed.recording is not None
         self.space = probed.space
         wanted = self.space.without(exclude)
@@ -135,13 +142,16 @@ class Taps:
         self._attachments.remove()
         self._reset()
 
-    def start(self, count_mask: torch.Tensor, source_mask: torch.Tensor | None = None) -> None:
+    def start(
+        self, count_mask: torch.Tensor, source_mask: torch.Tensor | None = None, inputs: Inputs | None = None
+    ) -> None:
         """Announce the next forward.
 
         Args:
             count_mask: bool ``[batch, length]``, True where a token counts; of a decoder, if the model has one beside
                 an encoder.
             source_mask: bool ``[batch, source]``, the same for the tokens that this encoder reads.
+            inputs: the arguments of the model, which show where images are padded.
 
         Raises:
             ActError: as many sequences as tokens, for a model that could not be probed; texts that the model pads.
@@ -155,7 +165,7 @@ class Taps:
             )
         require_whole(self._blocks, sizes_of(count_mask, source_mask))
         self._reset()
-        self._measurement.start(count_mask, source_mask)
+        self._measurement.start(count_mask, source_mask, inputs)
 
     def forward(
         self,
@@ -168,7 +178,7 @@ class Taps:
         Texts are padded as the model would do it.
         """
         inputs, count_mask, source_mask = padded(self._model, self._blocks, inputs, count_mask, source_mask)
-        self.start(count_mask, source_mask)
+        self.start(count_mask, source_mask, inputs)
         with self._head.ends_forward():
             self._model(**inputs, **self._without_cache)
         self._sums.settle()
@@ -198,10 +208,17 @@ class MomentsTaps(Taps):
         fused: bool = True,
         exclude: Iterable[str] = (),
         moe_all_experts: bool = False,
+        images: Samples = (),
     ) -> None:
         self._sink = MomentsSink(moments)
         super().__init__(
-            model, moments.space, self._sink, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts
+            model,
+            moments.space,
+            self._sink,
+            fused=fused,
+            exclude=exclude,
+            moe_all_experts=moe_all_experts,
+            images=images,
         )
 
     @property
