@@ -18,7 +18,13 @@ TEMPLATE = (
     "{% if part.type == 'image' %}PLACE{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
     "{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": 320, "tie_word_embeddings": False}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "vocab_size": 320,
+    "tie_word_embeddings": False,
+}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "pad_token_id": 0}
 TOWER = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
 PLACES = {
@@ -97,7 +103,10 @@ def model_of(family: str, seed: int = 0) -> torch.nn.Module:
     if family == "llava":
         vision = transformers.CLIPVisionConfig(**TOWER, image_size=32, patch_size=8)
         config = transformers.LlavaConfig(
-            vision_config=vision, text_config=transformers.LlamaConfig(**TEXT), image_token_index=token("<image>"), vision_feature_layer=-2
+            vision_config=vision,
+            text_config=transformers.LlamaConfig(**TEXT),
+            image_token_index=token("<image>"),
+            vision_feature_layer=-2,
         )
     elif family in ("qwen2_vl", "qwen2_5_vl"):
         text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}

@@ -69,6 +69,7 @@ def command(
         require_covered(space)
     shape = Shape.of(empty, space)
     text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
+    vision = None
     if corpus:
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         opened = _corpora(
@@ -80,10 +81,20 @@ def command(
             max_length=max_length,
             overlap=overlap,
         )
-        text |= tokens_of({name: each.for_models(empty) for name, each in opened.items()}, sample)
+        opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}
+        vision = next((each.vision for each in opened.values() if each.vision), None)
+        text |= tokens_of(opened, sample)
     place = device_named(device)
     measured = (
-        measure(config, place, seconds, tuple(exclude or ()), fused, trust_remote_code=trust_remote_code)
+        measure(
+            config,
+            place,
+            seconds,
+            tuple(exclude or ()),
+            fused,
+            images=vision.samples() if vision else (),
+            trust_remote_code=trust_remote_code,
+        )
         if seconds
         else None
     )
@@ -263,6 +274,8 @@ def _print_work(result: dict[str, Any]) -> None:
     text = result["corpus"]
     about = "about " if text.get("sampled") else ""
     print(f"{about}{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs")
+    if text.get("images"):
+        print(f"{text['images']:,} images, whose tokens are counted; what the parts that read them compute is not")
     if text.get("bad_records"):
         print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
     if not result["attention_counted"]:

@@ -88,7 +88,7 @@ class Corpus:
         self.source = source
         if isinstance(ignore_columns, str):
             raise ActError(f"the columns to ignore are {ignore_columns!r}; expected a list of names")
-        self._processor = tokenizer if hasattr(tokenizer, "image_processor") else None
+        self._processor: Any = tokenizer if hasattr(tokenizer, "image_processor") else None
         tokenizer = getattr(tokenizer, "tokenizer", tokenizer) if self._processor else tokenizer
         self.encoder = Encoder(tokenizer, answer_turns, ability_column, ignore_columns)
         self.count: Count = count

@@ -272,13 +272,15 @@ class Encoder:
 
     def _read(self, texts: list[str], images: list[Image]) -> Generator[list[str], list[list[int]], _Read]:
         """The token ids of texts, the last of which is the whole record, and what a processor gives beside them."""
-        if isinstance(self.vision, str) or not images:
+        if isinstance(self.vision, str) or not (images or self.vision.place in texts[-1]):
             return (yield texts), {}
         self.vision.require_places(texts[-1], images)
         found = [self.vision(text, images) for text in texts]
         return [ids for ids, _ in found], found[-1][1]
 
-    def _seen(self, encoded: Encoded, whole: list[int], images: list[Image], beside: Mapping[str, np.ndarray]) -> Encoded:
+    def _seen(
+        self, encoded: Encoded, whole: list[int], images: list[Image], beside: Mapping[str, np.ndarray]
+    ) -> Encoded:
         """An encoded record with its images, whose tokens are none of an answer; ``whole``: its tokens before others
         were put around them, which inputs with a value for each token lack.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import io
 import json
@@ -99,7 +100,11 @@ def opened(given: Any) -> Image:
     elif not isinstance(held, bytes | pillow.Image):
         raise ActError(f"an image is {given!r:.100}; expected a path, a dict of bytes and path, or a PIL image")
     try:
-        whole = held if isinstance(held, pillow.Image) else pillow.open(io.BytesIO(held) if isinstance(held, bytes) else held)
+        whole = (
+            held
+            if isinstance(held, pillow.Image)
+            else pillow.open(io.BytesIO(held) if isinstance(held, bytes) else held)
+        )
         image: Image = load_image(whole)
     except Exception as error:  # the decoders of Pillow raise anything
         name = held if isinstance(held, str) else "in the record"
@@ -116,7 +121,7 @@ class Vision:
 
     def __init__(self, processor: ProcessorMixin) -> None:
         self._processor: Any = processor
-        self.tokenizer: PreTrainedTokenizerBase = self._processor.tokenizer
+        self.tokenizer: PreTrainedTokenizerBase = copy.copy(self._processor.tokenizer)
         if template := getattr(processor, "chat_template", None):
             self.tokenizer.chat_template = template
 
@@ -134,8 +139,9 @@ class Vision:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the settings of the processor."""
-        return hashlib.sha256(json.dumps(self._processor.to_dict(), sort_keys=True, default=str).encode()).hexdigest()[:16]
+        """A hash of the settings of the processor, and of its chat template."""
+        settings = json.dumps(self._processor.to_dict(), sort_keys=True, default=lambda other: type(other).__name__)
+        return hashlib.sha256(f"{settings}{self.tokenizer.chat_template}".encode()).hexdigest()[:16]
 
     def require_places(self, text: str, images: Many[Image]) -> None:
         """Raise :class:`ActError` unless a text has a place for each image."""
@@ -211,9 +217,7 @@ def _is_image(part: Any) -> bool:
     return isinstance(part, Mapping) and part.get("type") == "image"
 
 
-def _with_parts(
-    record: Mapping[str, Any], change: Callable[[Mapping[str, Any]], Mapping[str, Any]]
-) -> dict[str, Any]:
+def _with_parts(record: Mapping[str, Any], change: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> dict[str, Any]:
     """The record with every part of its messages that is an image as ``change`` makes it."""
     if not any(True for _ in _parts(record.get("messages"))):
         return dict(record)

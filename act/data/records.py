@@ -356,7 +356,10 @@ def _rows(path: Path, wanted: Wanted) -> Iterator[_Row]:
         else:
             unpacking.require_no_arrow_bomb(path)
         files = {"data_files": str(path), "split": "train", "streaming": True}
-        for row, record in enumerate(_datasets("load_dataset", TABLES[path.suffix], **files, **options)):
+        rows = _datasets("load_dataset", TABLES[path.suffix], **files, **options)
+        if hasattr(rows, "decode"):  # not in the first versions; a damaged image is then that of its record
+            rows = rows.decode(False)
+        for row, record in enumerate(rows):
             size = sum(map(len, texts_of(record)))
             yield _Row(row, f"row {row}", record if size <= LONGEST else _too_long("record"), size)
     except Exception as error:  # pyarrow and datasets raise their own types

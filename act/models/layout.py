@@ -144,8 +144,6 @@ PLAIN = Layout((("batch",), ("length",)))
 """``[batch, length, channels]``."""
 
 OF_PATCHES = tuple(
-    Layout(dims, columns=columns)
-    for dims in ((("patches",),), ((1,), ("patches",)))
-    for columns in (None, (0, 0))
+    Layout(dims, columns=columns) for dims in ((("patches",),), ((1,), ("patches",))) for columns in (None, (0, 0))
 )
 """What a part that reads images may give: channels last or, of a convolution, second; for each image, or for all."""

@@ -133,7 +133,12 @@ class CorpusIdentity:
 
 _IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
 _ENCODING = _IDENTITY[2:]
-_RARE = ("tokenizer_code", "ignore_columns", "reader", "processor")  # left out of a file unless there is something to say
+_RARE = (
+    "tokenizer_code",
+    "ignore_columns",
+    "reader",
+    "processor",
+)  # left out of a file unless there is something to say
 _SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
 _PER_SHARD = (*_SUMMED, "images", "shard", "paths", "nonfinite", "irregular", "skipped")
 

@@ -293,9 +293,7 @@ class Job:
             return lockstep(
                 donor, target, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts, images=images
             )
-        return taps(
-            self._model, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts, images=images
-        )
+        return taps(self._model, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts, images=images)
 
     def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
         if not self.corpora:

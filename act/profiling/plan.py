@@ -32,9 +32,10 @@ from act.models.blocks import Experts
 from act.models.calls import has_decoder, without_cache
 from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
-from act.models.views import language_view
+from act.models.views import LanguageView, language_view
 from act.profiles.moments import Moments
 from act.profiling.stability import GROUPS
+from act.taps.patches import Samples
 from act.taps.tapped import taps
 from act_kernels import PAIR, STATISTICS
 
@@ -60,6 +61,7 @@ class TextPlan(TypedDict):
     sequences: int
     tokens: int
     counted: int
+    images: int
     sampled: bool
     longest: int
     mean_length: float
@@ -94,7 +96,7 @@ class Shape:
 
     Attributes:
         parameters: number of parameters.
-        active: number of weights that one token is multiplied with, without LM head and embedding.
+        active: number of weights that one token of text is multiplied with, without LM head and embedding.
         head: number of weights of the LM head.
         attention: ``layers · heads · head size``; None: the configuration has no heads, and attention is not counted.
         channels: number of channels in the channel space.
@@ -125,8 +127,14 @@ class Shape:
         output = find()
         head = 0 if output is None else output.weight.numel()
         active, routed = 0.0, _routed(space)
+        beside = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
         for name, parameter in model.named_parameters():
-            if parameter.dim() < 2 or id(parameter) in embeddings or (output and parameter is output.weight):
+            if (
+                name.startswith(beside)
+                or parameter.dim() < 2
+                or id(parameter) in embeddings
+                or (output and parameter is output.weight)
+            ):
                 continue
             active += parameter.numel() * (_chosen(name, config) / routed[name] if name in routed else 1.0)
         chosen = max((_chosen(name, config) for name in list(routed)[:1]), default=1)
@@ -302,7 +310,7 @@ def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
     Raises:
         ActError: a sample is wanted of a stream of unknown size; nothing counts in a corpus.
     """
-    result = dict.fromkeys(("records", "bad_records", "sequences", "tokens", "counted"), 0)
+    result = dict.fromkeys(("records", "bad_records", "sequences", "tokens", "counted", "images"), 0)
     longest, squares, sampled = 0, 0.0, False
     for corpus in corpora.values():
         size = corpus.source.count() if sample else None
@@ -319,6 +327,7 @@ def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
                 continue
             for piece in corpus.pieces_of(encoded, entry.number):
                 found["sequences"] += 1
+                found["images"] += piece.images
                 found["tokens"] += len(piece)
                 found["counted"] += int(piece.count_mask.sum())
                 squared += len(piece) ** 2
@@ -336,6 +345,7 @@ def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
         "sequences": result["sequences"],
         "tokens": result["tokens"],
         "counted": result["counted"],
+        "images": result["images"],
         "sampled": sampled,
         "longest": longest,
         "mean_length": result["tokens"] / max(result["sequences"], 1),
@@ -350,6 +360,7 @@ def measure(
     exclude: tuple[str, ...] = (),
     fused: bool = True,
     *,
+    images: Samples = (),
     trust_remote_code: bool = False,
 ) -> Measurement:
     """Measure the speed of a profiled forward with random weights, and how each site is read.
@@ -362,6 +373,7 @@ def measure(
         seconds: how long to measure.
         exclude: module kinds that are not measured.
         fused: collect statistics inside fused kernels.
+        images: inputs with images, for a corpus that has some; they show how sites are read, and are not timed.
         trust_remote_code: whether Python code that the model brings along may run.
 
     Raises:
@@ -386,7 +398,7 @@ def measure(
             raise ActError(f"{what} cannot be built on {device} ({brief(error)}); {advice}") from error
         inputs = _inputs(model, device)
         try:
-            found.append(_measured(model, inputs, device, seconds / len(depths), exclude, fused))
+            found.append(_measured(model, inputs, device, seconds / len(depths), exclude, fused, images))
         except ActError:
             raise
         except Exception as error:
@@ -455,12 +467,17 @@ def _measured(
     seconds: float,
     exclude: tuple[str, ...],
     fused: bool,
+    images: Samples,
 ) -> tuple[float, dict[str, str]]:
     space = ChannelSpace.from_model(model)
+    images = [{name: x.to(device) for name, x in one.items()} for one in images]
+    watched = taps(model, Moments(space, device=device), fused=fused, exclude=exclude, images=images)
     mask = torch.ones(inputs["input_ids"].shape, dtype=torch.bool)
     masks = (mask, mask) if "decoder_input_ids" in inputs else (mask,)
     times: list[float] = []
-    with torch.inference_mode(), taps(model, Moments(space, device=device), fused=fused, exclude=exclude) as tapped:
+    with torch.inference_mode(), watched as tapped:
+        if images:
+            tapped.forward(images[-1], images[-1]["attention_mask"].bool().cpu())
         tapped.forward(inputs, *masks)
         end = time.perf_counter() + seconds
         while not times or time.perf_counter() < end:

@@ -211,9 +211,7 @@ def lockstep(
     images: Samples = (),
 ) -> Iterator[Lockstep]:
     """A :class:`Lockstep` over the block; both models are restored when it ends, even by an exception."""
-    run = Lockstep(
-        donor, target, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images
-    )
+    run = Lockstep(donor, target, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images)
     try:
         yield run
     finally:

@@ -180,9 +180,7 @@ class Measurement:
             "assumed; exclude this kind of module, or report the architecture"
         )
 
-    def _patches(
-        self, site: Site, layout: Layout, output: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _patches(self, site: Site, layout: Layout, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         rows = layout.patches(output, number_of_images(self._inputs))
         try:
             mask = counted(len(rows), self._inputs)

@@ -1,7 +1,7 @@
 """Which outputs have a row for each patch of each image, learnt from a probe with images.
 
 A tower may pad, merge, reorder or window its patches, which no shape shows. But all patches count, so their order does
-not matter: if what a site gives for two images in a batch are the rows that it gives for each by itself, it can be read.
+not matter: a site can be read if what it gives for two images in a batch are the rows that it gives for each alone.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ def counted(rows: int, inputs: Inputs) -> torch.Tensor | None:
     mask = mask.bool()
     if mask.numel() == rows:
         return mask.flatten()
+    if mask.dim() == 2 and rows == int(mask.sum()):  # a value for each patch, and padding is left out
+        return None
     if mask.dim() >= 3:
         real = mask.flatten(0, -3)
         real = real[real.flatten(1).any(1)]  # images that are nothing but padding are left out by the model

@@ -80,7 +80,7 @@ class Recording:
     """Sites and holders that change their own input in place."""
 
     def also(self, other: Recording) -> None:
-        """Keep of what flows where only what is so in another recording, too, of inputs that reach more of the model."""
+        """Keep of what flows where only what is so in another recording, too, of inputs that reach more."""
         self.sums = {name: norm for name, norm in self.sums.items() if other.sums.get(name) == norm}
         self.counts |= other.counts
         self.changed |= other.changed

@@ -69,9 +69,7 @@ def taps(
         ActError: a compiled model; an unknown kind; experts that are spread over processes, quantised, or run by
             kernels of their own.
     """
-    tapped = MomentsTaps(
-        model, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images
-    )
+    tapped = MomentsTaps(model, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images)
     try:
         yield tapped
     finally:

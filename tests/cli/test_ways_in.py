@@ -9,9 +9,11 @@ import torch
 from command_line import act_profile, succeed
 from multimodal import multimodal, of_text
 from support import tiny_model
+from vision import model_of, picture, processor_of
 
 from act.models.loading import load_model
 from act.models.views import language_view
+from act.profiles.profile import load
 from act.ranking.channel_set import ChannelSet
 
 
@@ -67,7 +69,7 @@ def test_a_vision_tower_is_said_to_be_unread(folder, tmp_path):
     refused = act_profile(
         "run", "--model", folder / "images", "--corpus", tmp_path / "corpus.jsonl", "--output", tmp_path / "q"
     )
-    assert refused.returncode == 2 and "the column images is more than text" in refused.stderr
+    assert refused.returncode == 2 and "has no processor for them" in refused.stderr
 
 
 def test_an_adapter_gives_what_it_learnt_once_it_is_merged(folder, tmp_path, tokenizer):
@@ -93,3 +95,46 @@ def test_an_adapter_gives_what_it_learnt_once_it_is_merged(folder, tmp_path, tok
     merged, result, base = (load_model(str(place), merge=True) for place in (donor, tmp_path / "out", target))
     moved = [name for name, held in result.named_parameters() if not torch.equal(held, base.get_parameter(name))]
     assert moved and not all(torch.equal(held, merged.get_parameter(name)) for name, held in result.named_parameters())
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pictures")
+    for seed, side in enumerate(("donor", "target")):
+        model_of("llava", seed).save_pretrained(path / side)
+        processor_of("llava").save_pretrained(path / side)
+    (path / "corpus").mkdir()
+    lines = []
+    for number in range(4):
+        picture(number, 30 + 5 * number).save(path / "corpus" / f"{number}.png")
+        lines.append({"question": "What is it?", "answer": "house", "images": [f"{number}.png"]})
+    (path / "corpus" / "text.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def test_a_tower_gives_its_channels_on_disk(pictures, tmp_path):
+    donor, target, corpus = pictures / "donor", pictures / "target", pictures / "corpus" / "text.jsonl"
+    named = ("--donor", donor, "--target", target)
+    succeed("pair", *named, "--corpus", corpus, "--output", tmp_path / "pair")
+    read = load(tmp_path / "pair").provenance.corpora[0]
+    assert read.images == 4 and read.processor
+    ranked = ("rank", tmp_path / "pair", "--top", "40%", "--include", "vision_tower.*", "--output", tmp_path / "set")
+    assert succeed(*ranked)
+    succeed("transfer", *named, "--channels", tmp_path / "set", "--strength", "1", "--output", tmp_path / "out")
+    theirs, ours, result = (dict(load_model(str(p)).named_parameters()) for p in (donor, target, tmp_path / "out"))
+    moved = [name for name in ours if not torch.equal(ours[name], result[name])]
+    assert moved and all("vision_tower" in name for name in moved)
+    assert all(((result[name] == theirs[name]) | (result[name] == ours[name])).all() for name in moved)
+
+
+def test_a_plan_of_images_says_what_reads_them(pictures):
+    corpus = pictures / "corpus" / "text.jsonl"
+    with_images = succeed("plan", "--model", pictures / "donor", "--corpus", corpus, "--seconds", "0.1")
+    assert with_images["corpus"]["images"] == 4 and with_images["corpus"]["tokens"] > 4 * 16
+    tower = [site for site in with_images["sites"] if site["name"].startswith("vision_tower.encoder")]
+    assert tower and {site["path"] for site in tower} == {"column_moments"}
+    alone = succeed("plan", "--model", pictures / "donor", "--tokens", "100", "--seconds", "0.1")
+    tower = [site for site in alone["sites"] if site["name"].startswith("vision_tower.encoder")]
+    assert {site["path"] for site in tower} == {"not measured"}
+    shown = act_profile("run", "--model", pictures / "donor", "--corpus", corpus, "--show-spans", "1")
+    assert shown.returncode == 0 and 16 * "<image>" in shown.stdout and "[[house" in shown.stdout

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from support import chosen
 from vision import PLACES, model_of, picture, processor_of
 
 import act
@@ -69,7 +70,9 @@ def reference(model, processor, family: str, corpus: list[dict]) -> dict[str, to
             rows = rows_of(output, width)
             if name.endswith("position_embedding") and len(output) == 1:  # that all images share
                 rows = rows.repeat(images, 1)
-            found.setdefault(name, []).append(rows if f"{name}.".startswith(beside) else rows[mask])
+            if not f"{name}.".startswith(beside):
+                rows = rows[mask.repeat(len(rows) // len(mask))]  # head by head, where there is a row for each
+            found.setdefault(name, []).append(rows)
 
         return hook
 
@@ -78,7 +81,9 @@ def reference(model, processor, family: str, corpus: list[dict]) -> dict[str, to
         if not site.scales:
             widths[site.module] += site.width
     modules = dict(view.named_modules())
-    handles = [modules[name].register_forward_hook(keep(name, width)) for name, width in widths.items() if name in modules]
+    handles = [
+        modules[name].register_forward_hook(keep(name, width)) for name, width in widths.items() if name in modules
+    ]
     for record in corpus:
         inputs, mask = alone(model, processor, family, record)
         images = len(record.get("images", ())) or int("image" in record)
@@ -109,3 +114,80 @@ def test_every_site_agrees_with_float64(family):
         assert ((found.var - rows.var(0, correction=0)).abs() / size.square()).max() < 1e-5, site.name
     read = profile.provenance.corpora[0]
     assert read.images == 5 and read.processor and read.counted == len(expected["lm_head"])
+
+
+def test_without_images_a_tower_stays_unread_and_says_so():
+    model, processor = model_of("llava"), processor_of("llava")
+    text = [{"question": "What is two plus three?", "answer": "five"}]
+    profile = act.profile(model, act.Corpus.from_records(text, processor))
+    tower = [site.name for site in profile.space if site.name.startswith(language_view(model).beside)]
+    assert tower and not any(profile.site(name).count.any() for name in tower)
+    assert {*tower} <= {*profile.provenance.corpora[0].irregular} and profile.provenance.corpora[0].processor is None
+    with taps(model, Moments(ChannelSpace.from_model(model))) as tapped:
+        assert {tapped.unread[name] for name in tower} == {"it does not read text"}
+
+
+def test_what_pools_an_image_is_left_out_by_name():
+    model, processor = model_of("llava"), processor_of("llava")
+    images = act.Corpus.from_records(records("llava"), processor).seen_by(model).vision.samples()
+    with taps(model, Moments(ChannelSpace.from_model(model)), images=images) as tapped:
+        assert tapped.unread == {UNREAD["llava"]: "it has a row for each image, not for each patch"}
+
+
+@pytest.mark.parametrize("family", ["llava", "idefics3"])
+def test_a_pair_runs_in_lockstep_and_a_transfer_moves_channels_of_a_tower(family):
+    donor, target = (model_of(family, seed) for seed in (0, 1))
+    corpus = act.Corpus.from_records(records(family), processor_of(family))
+    pair = act.profile_pair(donor, target, corpus)
+    for side, model in ((pair.donor, donor), (pair.target, target)):
+        alone = act.profile(model, corpus)
+        assert torch.equal(side.count, alone.count)
+        torch.testing.assert_close(side.mean, alone.mean, rtol=1e-5, atol=1e-6, equal_nan=True)
+    ranked = act.rank(pair, score="paired", top=0.3)
+    assert any(site.layouts[0].tokens == "patches" for site, _ in ranked.space.split(ranked.index))
+    channels = chosen(pair.space, 0.3)
+    before = {name: x.clone() for name, x in target.named_parameters()}
+    patch = act.transfer(donor, target, channels, strength=1.0)
+    theirs, ours = (dict(language_view(model).named_parameters()) for model in (donor, target))
+    for site, rows in channels.space.split(channels.index):
+        for part in site.parameters:
+            assert torch.equal(part.part_of(ours[part.name])[rows], part.part_of(theirs[part.name])[rows])
+    patch.revert(target)
+    assert all(torch.equal(x, before[name]) for name, x in target.named_parameters())
+
+
+class _Padding(torch.nn.Module):
+    """A tower that pads every image to the largest, and another part that reads a window over all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.padded, self.apart = torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)
+        self.mixed, self.pooled = torch.nn.Linear(3, 5), torch.nn.Linear(3, 5)
+
+    def forward(self, pixel_values: torch.Tensor, pixel_attention_mask: torch.Tensor) -> None:
+        self.padded(pixel_values)
+        self.apart(pixel_values[pixel_attention_mask.bool()])
+        self.mixed(pixel_values - pixel_values.mean((0, 1)))
+        self.pooled(pixel_values.sum(1))
+
+
+def test_padding_of_images_is_not_counted_and_what_depends_on_others_is_unread():
+    from act.models.sites import Site
+    from act.taps.patches import counted, learn_patches
+
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    pixels = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)) * mask[..., None]
+    both = {"pixel_values": pixels, "pixel_attention_mask": mask}
+    apart = [
+        {"pixel_values": pixels[n : n + 1, :m], "pixel_attention_mask": mask[n : n + 1, :m]}
+        for n, m in ((0, 3), (1, 5))
+    ]
+    names = ("padded", "apart", "mixed", "pooled")
+    found = learn_patches(_Padding(), {name: Site(name, "up", None, 0, 5, ()) for name in names}, [*apart, both])
+    assert str(found["padded"][0]) == str(found["apart"][0]) == "[patches, channels]"
+    assert counted(10, both).tolist() == mask.flatten().tolist() and counted(8, both) is None
+    assert "depends on the images beside it" in found["mixed"].reason
+    assert "which of them are padding is not known" in found["pooled"].reason
+    grid = torch.ones(1, 2, 4, 6)  # two images of 4 x 6 pixels, 2 x 3 patches, the second with two columns of padding
+    grid[0, 1, :, 4:] = 0
+    assert counted(12, {"pixel_attention_mask": grid}).tolist() == [True] * 8 + [False] + [True] * 2 + [False]
