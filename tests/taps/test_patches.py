@@ -148,7 +148,7 @@ def test_a_pair_runs_in_lockstep_and_a_transfer_moves_channels_of_a_tower(family
     channels = chosen(pair.space, 0.3)
     before = {name: x.clone() for name, x in target.named_parameters()}
     patch = act.transfer(donor, target, channels, strength=1.0)
-    theirs, ours = (dict(language_view(model).named_parameters()) for model in (donor, target))
+    theirs, ours = (dict(model.named_parameters()) for model in (donor, target))
     for site, rows in channels.space.split(channels.index):
         for part in site.parameters:
             assert torch.equal(part.part_of(ours[part.name])[rows], part.part_of(theirs[part.name])[rows])
