@@ -59,10 +59,14 @@ def _tokenizer(place: str, *more: str, **named: str) -> Any:
 
 
 def _without_videos(kind: Any) -> Any:
-    """A class of processors that needs no processor of videos, which would need torchvision."""
+    """A class of processors that needs no processor of videos, which would need torchvision, nor its own tokenizer."""
 
     def check(self: Any, name: str, argument: Any) -> Any:
-        return None if name == "video_processor" else kind.check_argument_for_proper_class(self, name, argument)
+        return (
+            None
+            if name in ("video_processor", "tokenizer")
+            else kind.check_argument_for_proper_class(self, name, argument)
+        )
 
     return type(kind.__name__, (kind,), {"check_argument_for_proper_class": check, "__module__": __name__})
 

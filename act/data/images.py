@@ -128,8 +128,17 @@ class Vision:
     @cached_property
     def place(self) -> str:
         """The text in whose place the processor puts the tokens of an image."""
-        found = (getattr(self._processor, name, None) for name in ("image_token", "boi_token"))
-        return next((str(token) for token in found if token), "<image>")
+        found = [getattr(self._processor, name, None) for name in ("image_token", "boi_token")]
+        known = [str(token) for token in dict.fromkeys(found) if token] or ["<image>"]
+        return next((place for place in known[:-1] if self._becomes_more(place)), known[-1])
+
+    def _becomes_more(self, place: str) -> bool:
+        """Whether the processor puts several tokens in place of a text; of some, it is what an image becomes."""
+        try:
+            given = self._processor(text=[place], images=[_random_image(0)], return_tensors="pt")
+        except Exception:  # processors raise anything
+            return False
+        return bool(given["input_ids"].shape[1] > 2)
 
     @cached_property
     def tokens(self) -> list[int]:
@@ -170,13 +179,9 @@ class Vision:
 
     def samples(self) -> tuple[dict[str, torch.Tensor], ...]:
         """Inputs that show a model random images: one, another of another shape, and both in a batch."""
-        from PIL import Image as pillow
-
-        random = np.random.default_rng(0)
         rows = []
-        for number, size in enumerate(_SAMPLES):
-            image = pillow.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8))
-            ids, beside = self(f"{self.place} a" + " b" * number, [image])
+        for number in range(len(_SAMPLES)):
+            ids, beside = self(f"{self.place} a" + " b" * number, [_random_image(number)])
             rows.append(Sequence(np.asarray(ids), np.ones(len(ids), dtype=bool), number, beside=beside))
         return tuple(next(batches(each, 1 << 30, 0)).arguments() for each in (rows[:1], rows[1:], rows))
 
@@ -204,6 +209,13 @@ def processor_beside(tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
         )
     processor: ProcessorMixin = found
     return processor
+
+
+def _random_image(number: int) -> Image:
+    from PIL import Image as pillow
+
+    pixels = np.random.default_rng(number).integers(0, 256, (*_SAMPLES[number], 3), dtype=np.uint8)
+    return pillow.fromarray(pixels)
 
 
 def _parts(messages: Any) -> Iterator[Mapping[str, Any]]:

@@ -6,13 +6,16 @@ not matter: a site can be read if what it gives for two images in a batch are th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from math import isqrt, prod
 from typing import Any
 
 import torch
 from torch import nn
 
+from act.core.errors import ActError, brief
 from act.models.calls import without_cache
 from act.models.layout import OF_PATCHES, Layout
 from act.models.modes import evaluating
@@ -35,13 +38,12 @@ def learn_patches(
         model: the model.
         sites: by name, those that no text reached.
         samples: the inputs for one image, for another, and for both in a batch.
+
+    Raises:
+        ActError: the model does not run on what its processor gives.
     """
-    one, other, both = (_outputs(model, sites, inputs) for inputs in samples)
-    found: dict[str, tuple[Layout, ...] | Unread] = {}
-    for name in both:
-        calls = [one.get(name, []), other.get(name, []), both[name]]
-        found[name] = _learnt(sites[name].width, calls, samples)
-    return found
+    one, other, both = (_summed(model, sites, inputs) for inputs in samples)
+    return {name: _learnt([seen.get(name, {}) for seen in (one, other, both)]) for name in both}
 
 
 def number_of_images(inputs: Inputs) -> int:
@@ -74,71 +76,98 @@ def counted(rows: int, inputs: Inputs) -> torch.Tensor | None:
     raise Unread(f"it has {rows} rows for images with padding, and which of them are padding is not known")
 
 
-def _outputs(model: nn.Module, names: Iterable[str], inputs: Inputs) -> dict[str, list[Any]]:
-    """What each module gave, call by call."""
-    found: dict[str, list[Any]] = {}
-    handles = [
-        model.get_submodule(name).register_forward_hook(
-            lambda module, args, output, name=name: found.setdefault(name, []).append(_detached(output))
-        )
-        for name in names
-    ]
+@dataclass
+class _Rows:
+    """The rows that a site gave for some images: their number, and sums over them in float64, ``[C]``."""
+
+    number: int
+    total: torch.Tensor
+    squares: torch.Tensor
+    rounding: float
+
+    @classmethod
+    def of(cls, rows: torch.Tensor) -> _Rows:
+        wide = rows.double()
+        return cls(len(rows), wide.sum(0), wide.square().sum(0), 16 * torch.finfo(rows.dtype).eps)
+
+    def __add__(self, other: _Rows) -> _Rows:
+        more = (self.number + other.number, self.total + other.total, self.squares + other.squares)
+        return _Rows(*more, max(self.rounding, other.rounding))
+
+    def same(self, other: _Rows) -> bool:
+        """Whether both are the same rows in any order, as far as these sums tell."""
+        if self.number != other.number:
+            return False
+        mine, theirs = self._deviation(), other._deviation()
+        allowed = ROUNDING * mine + self.rounding * (self.squares / self.number).sqrt()
+        changes = (self.total - other.total).abs() / self.number, (mine - theirs).abs()
+        return all(bool((change <= allowed).all()) for change in changes)
+
+    def _deviation(self) -> torch.Tensor:
+        mean = self.total / self.number
+        return (self.squares / self.number - mean.square()).clamp(min=0).sqrt()
+
+
+Seen = dict[Layout, "_Rows | Unread"]
+
+
+def _summed(model: nn.Module, sites: Mapping[str, Site], inputs: Inputs) -> dict[str, Seen]:
+    """What each site gave, by what its layout may be; outputs are not kept, for a tower makes gigabytes of them."""
+    found: dict[str, Seen] = {}
+
+    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        seen = found.setdefault(name, {})
+        for layout in OF_PATCHES:
+            try:
+                rows = _Rows.of(_rows(layout, sites[name].width, output, inputs))
+            except Unread as unread:
+                seen[layout] = unread
+            else:
+                before = seen.get(layout)
+                seen[layout] = before if isinstance(before, Unread) else rows if before is None else before + rows
+
+    handles = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in sites]
     try:
         with evaluating(model), torch.inference_mode(False), torch.no_grad():
             model(**inputs, **without_cache(model))
+    except Exception as error:  # the code of a model raises anything
+        raise ActError(
+            f"{type(model).__name__} does not run on the images that its processor makes ({brief(error)}); give the "
+            "processor of this model"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
     return found
 
 
-def _detached(output: Any) -> Any:
-    return output.detach().clone() if isinstance(output, torch.Tensor) else None
+def _rows(layout: Layout, width: int, output: Any, inputs: Inputs) -> torch.Tensor:
+    """The rows of an output that count, ``[R, C]``.
+
+    Raises:
+        Unread: it has not this layout.
+    """
+    if not isinstance(output, torch.Tensor):
+        raise Unread("it returns no tensor")
+    fits = output.dim() > 1 and output.shape[-1 if layout.columns is None else 1] == width
+    if not fits or (1 in layout.axes and not (output.dim() > 2 and len(output) == 1)):
+        raise Unread(f"its output is {list(output.shape)} for images, not {width} channels for each patch")
+    rows = layout.patches(output.detach(), number_of_images(inputs))
+    mask = counted(len(rows), inputs)
+    return rows if mask is None else rows[mask]
 
 
-def _learnt(width: int, calls: Sequence[list[Any]], samples: Samples) -> tuple[Layout, ...] | Unread:
-    if not all(isinstance(output, torch.Tensor) for outputs in calls for output in outputs):
-        return Unread("it returns no tensor")
-    if not all(calls):
-        return Unread("only some images reach it")
-    shapes = {tuple(output.shape) for outputs in calls for output in outputs}
-    reason = f"it gives {' and '.join(map(str, map(list, sorted(shapes)[:2])))}, not {width} channels for each patch"
+def _learnt(seen: Sequence[Seen]) -> tuple[Layout, ...] | Unread:
+    """The layout in which what a site gives for two images together is what it gives for each."""
+    reasons: list[Unread] = []
     for layout in OF_PATCHES:
-        dim = -1 if layout.columns is None else 1
-        if any(len(shape) < 2 or shape[dim] != width for shape in shapes):
-            continue
-        if 1 in layout.axes and not all(shape[0] == 1 for shape in shapes):
-            continue
-        try:
-            one, other, both = (_rows(layout, outputs, inputs) for outputs, inputs in zip(calls, samples, strict=True))
-        except Unread as unread:
-            reason = unread.reason
-            continue
-        if len(one) < 2:
+        one, other, both = (each.get(layout, Unread("only some images reach it")) for each in seen)
+        if isinstance(both, Unread) or isinstance(one, Unread) or isinstance(other, Unread):
+            reasons += [each for each in (both, one, other) if isinstance(each, Unread)][:1]
+        elif one.number < 2:
             return Unread("it has a row for each image, not for each patch")
-        if _same(torch.cat([one, other]), both):
+        elif (one + other).same(both):
             return (layout,)
-        reason = "what it gives for an image depends on the images beside it, such as by their padding"
-    return Unread(reason)
-
-
-def _rows(layout: Layout, outputs: list[torch.Tensor], inputs: Inputs) -> torch.Tensor:
-    """The rows of all calls that count."""
-    found = []
-    for output in outputs:
-        rows = layout.patches(output, number_of_images(inputs))
-        mask = counted(len(rows), inputs)
-        found.append(rows if mask is None else rows[mask])
-    return torch.cat(found)
-
-
-def _same(apart: torch.Tensor, together: torch.Tensor) -> bool:
-    """Whether both are the same rows in any order, as far as their moments tell."""
-    if len(apart) != len(together):
-        return False
-    rounding = 16 * torch.finfo(apart.dtype).eps
-    apart, together = apart.double(), together.double()
-    spread = apart.std(0, correction=0)
-    allowed = ROUNDING * spread + rounding * apart.square().mean(0).sqrt()
-    changes = (apart.mean(0) - together.mean(0)).abs(), (spread - together.std(0, correction=0)).abs()
-    return all(bool((change <= allowed).all()) for change in changes)
+        else:
+            reasons.insert(0, Unread("what it gives for an image depends on those beside it, such as by padding"))
+    return reasons[0]

@@ -80,12 +80,9 @@ class Recording:
     """Sites and holders that change their own input in place."""
 
     def also(self, other: Recording) -> None:
-        """Keep of what flows where only what is so in another recording, too, of inputs that reach more."""
+        """Keep of the sums only those in another recording, too, of inputs that reach more of the model."""
         self.sums = {name: norm for name, norm in self.sums.items() if other.sums.get(name) == norm}
         self.counts |= other.counts
-        self.changed |= other.changed
-        self.changing |= other.changing
-        self.pairs = other.pairs | self.pairs
 
 
 @dataclass

@@ -92,7 +92,7 @@ class Probed:
         found, beside = learn(model, called, recording)
         found |= of_held | of_images
         if images:
-            recording.also(probe_with(model, set(called), images[-1]))
+            recording.also(probe_with(model, {*recording.sums, *recording.sums.values()}, images[0]))
         found |= {name: layouts for name, layouts in of_uncalled.items() if not isinstance(layouts, Unread)}
         found = {part.name: found[name] for name, parts in shared.items() for part in parts if name in found}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
