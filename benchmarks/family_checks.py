@@ -24,7 +24,7 @@ from act.ranking.channel_set import ChannelSet
 from act.taps.tapped import taps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from site_reference import DECODER, Reference, inputs_of, texts_of, weights_of
+from site_reference import DECODER, Reference, block_of, inputs_of, texts_of, weights_of
 from tiny_families import HEADS
 
 Batch = dict[str, torch.Tensor]
@@ -34,16 +34,18 @@ VOCABULARY, PADDING = 200, 1
 """The ids of tokens are below this number, those of padding are this one."""
 
 
-def batch_of(lengths: list[int], left: bool) -> Batch:
-    """Sequences of these lengths, with some tokens that do not count."""
+def batch_of(lengths: list[int], left: bool, block: int = 1) -> Batch:
+    """Sequences of these lengths, with some tokens that do not count, and padding to whole blocks."""
     generator = torch.Generator().manual_seed(sum(lengths))
-    return batch_from([torch.randint(10, VOCABULARY, (length,), generator=generator) for length in lengths], left)
+    texts = [torch.randint(10, VOCABULARY, (length,), generator=generator) for length in lengths]
+    return batch_from(texts, left, block)
 
 
-def batch_from(texts: list[torch.Tensor], left: bool) -> Batch:
+def batch_from(texts: list[torch.Tensor], left: bool, block: int = 1) -> Batch:
     """Sequences of token ids, padded on one side, with some tokens that do not count."""
     generator = torch.Generator().manual_seed(len(texts))
     longest = max(map(len, texts))
+    longest += -longest % block
     held = torch.arange(longest) < torch.tensor([len(text) for text in texts])[:, None]
     held = held.flip(1) if left else held
     ids = torch.full(held.shape, PADDING)
@@ -75,9 +77,10 @@ def with_positions(model: nn.Module, batches: dict[str, Batch]) -> dict[str, Bat
 
 def _of_texts(model: nn.Module, lengths: list[int], others: list[int], left: bool) -> Batch:
     """A batch, with other lengths for a decoder beside an encoder."""
-    found = batch_of(lengths, left)
+    block = block_of(model)
+    found = batch_of(lengths, left, block)
     if DECODER in texts_of(model):
-        found |= {f"{DECODER}{name}": value for name, value in batch_of(others, left).items()}
+        found |= {f"{DECODER}{name}": value for name, value in batch_of(others, left, block).items()}
     return found
 
 
@@ -116,7 +119,8 @@ def deviations(model: nn.Module, space: ChannelSpace, batches: dict[str, Batch])
     reference = Reference(model, space)
     for name, batch in batches.items():
         measured = [profile(model, [batch], fused=fused) for fused in (True, False)]
-        for padded in [True] if not ignores_padding(model, batch) else [False, True]:
+        stripped = block_of(model) == 1 and ignores_padding(model, batch)
+        for padded in [False, True] if stripped else [True]:
             reference = reference.again()
             for each in sequences(batch, padded):
                 reference.add(each)

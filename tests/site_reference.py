@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from experts_reference import expert_rows, expert_weights
@@ -19,15 +19,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-LENGTHS = (11, 13)
-"""Of the sequences whose outputs show where tokens lie: no tiny model has another dimension that grows so."""
-OTHER = 17
-"""Of what a model reads beside these."""
+LENGTHS, IN_BLOCKS = (11, 13, 17), (2, 3, 4)
+"""Of two sequences whose outputs show where tokens lie, and of what a model reads beside these; in blocks, of a model
+that reads whole ones. No tiny model has another dimension that grows so."""
 _PRODUCTS = (F.linear, F.conv1d, torch.conv1d, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__)
 _PRODUCTS += (torch.Tensor.__rmatmul__, torch.bmm, torch.einsum, F.conv2d)
 
 Batch = dict[str, torch.Tensor]
 Calls = dict[str, list[torch.Tensor]]
+T = TypeVar("T")
 
 
 DECODER = "decoder_"
@@ -46,12 +46,21 @@ def texts_of(model: nn.Module) -> tuple[str, ...]:
     return (DECODER, "") if "decoder_input_ids" in inspect.signature(model.forward).parameters else ("",)
 
 
-class Probe(NamedTuple):
-    """Every output for a short sequence, for one whose last token is another, and for a longer one."""
+def block_of(model: nn.Module) -> int:
+    """The number of tokens of which a model reads a multiple: it pads others, as its outputs would show."""
+    config: Any = getattr(model, "config", None)
+    found = {"led": "attention_window", "longformer": "attention_window", "pegasus_x": "block_size"}
+    name = found.get(getattr(config, "model_type", ""))
+    size = 1 if name is None else getattr(config, name)
+    return size if isinstance(size, int) else max(size)
 
-    short: Calls
-    changed: Calls
-    longer: Calls
+
+class Probe(NamedTuple, Generic[T]):
+    """What there is for a short sequence, for one whose last token is another, and for a longer one."""
+
+    short: T
+    changed: T
+    longer: T
 
 
 @dataclass
@@ -70,6 +79,8 @@ class Reference:
 
     def __post_init__(self) -> None:
         self._has_experts = any(site.expert is not None or site.kind == "router" for site in self.space)
+        block = block_of(self.model)
+        self._lengths = LENGTHS if block == 1 else tuple(number * block for number in IN_BLOCKS)
         self._probes = {text: self._probe(text) for text in texts_of(self.model)}
 
     def again(self) -> Reference:
@@ -126,29 +137,36 @@ class Reference:
             if parts is None or role.rstrip("]") not in parts:
                 return "a fused projection that is not known here"
             columns, width = parts[role.rstrip("]")], sum(len(each) for each in parts.values())
-        rows = []
+        over: list[tuple[bool, torch.Tensor]] = []
         for call, output in enumerate(found):
-            for text, probe in probes.items():
-                counted = sequence[f"{text}count_mask"][0]
-                by_token = _by_token(output, *(held[call] for held in probe), length=len(counted), width=width)
-                if by_token is not None:
-                    kept = by_token[counted].flatten(0, 1)
-                    rows.append(kept if columns is None else kept[:, columns])
-                    break
-            else:
+            tried = {text: Probe(*(held[call] for held in probe)) for text, probe in probes.items()}
+            kept = (
+                self._counted(output, probe, sequence[f"{text}count_mask"][0], width) for text, probe in tried.items()
+            )
+            rows = next((each for each in kept if each is not None), None)
+            moved = any(not torch.equal(probe.short, probe.changed) for probe in tried.values())
+            if rows is not None:
+                over.append((moved, rows if columns is None else rows[:, columns]))
+            elif moved or any(probe.short.shape != probe.longer.shape for probe in tried.values()):
                 return None
-        return torch.cat(rows)
+        moving = [rows for moved, rows in over if moved]  # beside which there may be calls over distances
+        return torch.cat(moving or [rows for _, rows in over]) if over else None
 
-    def _probe(self, text: str) -> Probe:
+    def _counted(self, output: torch.Tensor, probe: Probe[torch.Tensor], counted: torch.Tensor, width: int) -> Any:
+        rows = _by_token(output, *probe, self._lengths, len(counted), width)
+        return None if rows is None else rows[counted].flatten(0, 1)
+
+    def _probe(self, text: str) -> Probe[Calls]:
         """What grows with a text, and what its last token changes, beside another that stays as it is."""
         generator = torch.Generator().manual_seed(0)
-        ids = torch.randint(10, 200, (1, max(LENGTHS)), generator=generator)
+        short, longer, other_length = self._lengths
+        ids = torch.randint(10, 200, (1, longer), generator=generator)
         beside: Batch = {}
         for other in {*texts_of(self.model)} - {text}:
-            beside |= _whole(torch.randint(10, 200, (1, OTHER), generator=generator), other)
-        changed = ids[:, : LENGTHS[0]].clone()
+            beside |= _whole(torch.randint(10, 200, (1, other_length), generator=generator), other)
+        changed = ids[:, :short].clone()
         changed[0, -1] = 9
-        given = (ids[:, : LENGTHS[0]], changed, ids)
+        given = (ids[:, :short], changed, ids)
         return Probe(*(self._calls({**beside, **_whole(each, text)}) for each in given))
 
     def _calls(self, batch: Batch) -> Calls:
@@ -202,7 +220,13 @@ class _Products(TorchFunctionMode):
 
 
 def _by_token(
-    output: torch.Tensor, one: torch.Tensor, changed: torch.Tensor, other: torch.Tensor, length: int, width: int
+    output: torch.Tensor,
+    one: torch.Tensor,
+    changed: torch.Tensor,
+    other: torch.Tensor,
+    lengths: tuple[int, ...],
+    length: int,
+    width: int,
 ) -> torch.Tensor | None:
     """``[length, rows per token, C]``; None if no dimension runs over tokens.
 
@@ -210,11 +234,11 @@ def _by_token(
 
     Args:
         output: for the sequence of this ``length``.
-        one, changed, other: for sequences of :data:`LENGTHS`, the first also with another last token.
+        one, changed, other: for sequences of ``lengths``, the first also with another last token.
     """
     if not output.dim() == one.dim() == other.dim():
         return None
-    more = LENGTHS[1] - LENGTHS[0]
+    short, more = lengths[0], lengths[1] - lengths[0]
     grown = [dim for dim in range(output.dim()) if other.shape[dim] != one.shape[dim]]
     if len(grown) != 1 or (other.shape[grown[0]] - one.shape[grown[0]]) % more:
         return None
@@ -222,7 +246,7 @@ def _by_token(
     tokens, before = output.movedim(grown[0], 0), 0
     if len(tokens) > each * length:
         places = (one != changed).movedim(grown[0], 0).flatten(1).any(1).nonzero()
-        before = max(0, int(places[0]) - (LENGTHS[0] - 1)) if len(places) else 0
+        before = max(0, int(places[0]) - (short - 1)) if len(places) else 0
     tokens = tokens[before:][: each * length]
     if one.shape == changed.shape and not before:
         change = (one - changed).movedim(grown[0], 0).flatten(1).abs().amax(1)

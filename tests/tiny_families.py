@@ -90,6 +90,7 @@ _GIVEN: dict[str, dict[str, Any]] = {
         "rope_parameters": {**_ROPE, "llama_4_scaling_beta": 0.1, "original_max_position_embeddings": 64},
     },
     "muse_spark_text": {"moe_hidden_size": 32},
+    "pegasus_x": {"block_size": 8},
     "qwen4_exp_text": {
         "hc_lowrank": 8,
         "indexer_budget": 8,

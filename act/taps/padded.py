@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from act.core.errors import ActError
 from act.models.calls import has_decoder
 from act.models.layout import Sizes, Tokens
 from act.models.views import original
-from act.taps.probe import Recording, probe
+from act.taps.probe import Recording, probe, sizes_in
 
 
 def blocks_of(model: nn.Module, sites: set[str], recording: Recording) -> Mapping[Tokens, int]:
@@ -43,9 +44,19 @@ def blocks_of(model: nn.Module, sites: set[str], recording: Recording) -> Mappin
     return blocks
 
 
-def whole_blocks(recording: Recording, blocks: Mapping[Tokens, int]) -> dict[Tokens, int]:
-    """The lengths of texts, at least those of a probe, to which the model adds nothing."""
-    return {text: _tokens(recording, text) + -_tokens(recording, text) % block for text, block in blocks.items()}
+def whole_blocks(model: nn.Module, recording: Recording, blocks: Mapping[Tokens, int]) -> Iterator[dict[Tokens, int]]:
+    """Lengths of texts, at least those of a probe, to which the model adds nothing.
+
+    First those that divide no other size in its configuration, then the shortest, as a model may take no longer ones.
+    """
+    least = {text: _tokens(recording, text) + -_tokens(recording, text) % block for text, block in blocks.items()}
+    apart = {}
+    for text, block in blocks.items():
+        others = sizes_in(model) - {block}
+        lengths = itertools.count(least[text], block)
+        apart[text] = next(length for length in lengths if all(size % length for size in others))
+    yield apart
+    yield least
 
 
 def require_whole(blocks: Mapping[Tokens, int], sizes: Sizes) -> None:

@@ -175,13 +175,8 @@ def probe_ids(model: nn.Module, lengths: Mapping[Tokens, int]) -> tuple[torch.Te
 
     The sizes, but for given ``lengths``, are different primes that divide no size in the model's configuration.
     """
-    config: Any = getattr(original(model), "config", None)
-    numbers = list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
-    special = {value for name, value in numbers if _TOKEN.search(name)}
-    sizes = {
-        value for name, value in numbers if 0 < value <= MOST_HEADS and not (_TOKEN.search(name) or "layer" in name)
-    }
-    free = [prime for prime in _PRIMES if all(size % prime for size in sizes.union(lengths.values()))]
+    special = {value for name, value in _numbers_of(model) if _TOKEN.search(name)}
+    free = [prime for prime in _PRIMES if all(size % prime for size in sizes_in(model).union(lengths.values()))]
     batch, length, source = (*free, *_PRIMES[-3:])[:3]
     length, source = lengths.get("length", length), lengths.get("source", source)
     rows: Any = getattr(input_embedding(model), "weight", None)
@@ -196,6 +191,12 @@ def probe_ids(model: nn.Module, lengths: Mapping[Tokens, int]) -> tuple[torch.Te
     return text(length), text(source) if has_decoder(model) else None
 
 
+def sizes_in(model: nn.Module) -> set[int]:
+    """The numbers in a model's configuration that a dimension before the channels may run over."""
+    numbers = ((name, value) for name, value in _numbers_of(model) if 0 < value <= MOST_HEADS)
+    return {value for name, value in numbers if not _TOKEN.search(name) and "layer" not in name}
+
+
 def other_text(ids: torch.Tensor, first: int = 0) -> torch.Tensor:
     """Another text than that of a probe: another last token in its ``first`` row, and others in all of its second."""
     changed, known = ids.clone(), ids.unique()
@@ -204,6 +205,11 @@ def other_text(ids: torch.Tensor, first: int = 0) -> torch.Tensor:
     for row, tokens in ((first, slice(-1, None)), (1, slice(None))):
         changed[row, tokens] = known[(torch.searchsorted(known, ids[row, tokens]) + steps[tokens]) % len(known)]
     return changed
+
+
+def _numbers_of(model: nn.Module) -> list[tuple[str, int]]:
+    config: Any = getattr(original(model), "config", None)
+    return list(_numbers(config.to_dict() if hasattr(config, "to_dict") else {}))
 
 
 def _numbers(data: Any, name: str = "") -> Iterator[tuple[str, int]]:

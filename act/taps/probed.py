@@ -80,9 +80,12 @@ class Probed:
             space = unverified(space, f"the model cannot be probed ({recording}), so nothing shows what its units are")
             return cls(replace(space, sites=plain), dict.fromkeys(columns, NOT_PROBED), tuple(holders), {}, None)
         if whole := blocks_of(model, set(called), recording):
-            with Calls.noted(model, space) as calls:
-                again = probe(model, set(called), whole_blocks(recording, whole))
-            recording = recording if isinstance(again, str) else replace(again, blocks=whole)
+            for lengths in whole_blocks(model, recording, whole):
+                with Calls.noted(model, space) as noted:
+                    again = probe(model, set(called), lengths)
+                if not isinstance(again, str):
+                    recording, calls = replace(again, blocks=whole), noted
+                    break
         unreached = {name: site for name, site in called.items() if name not in recording.outputs}
         of_images = learn_patches(model, unreached, images) if images else {}
         uncalled = [site for name, site in unreached.items() if name not in of_images and site.parameters]
