@@ -34,7 +34,13 @@ PLACES = {
     "gemma3": "<start_of_image>",
     "idefics3": "<image>",
     "smolvlm": "<image>",
+    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "llava_next": "<image>",
+    "internvl": "<IMG_CONTEXT>",
+    "mllama": "<|image|>",
 }
+QWENS = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}
+PINPOINTS = [[32, 64], [64, 32], [64, 64]]
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -80,11 +86,29 @@ def processor_of(family: str) -> Any:
         return transformers.LlavaProcessor(
             images, _tokenizer(place, "<image>"), 8, "default", num_additional_image_tokens=1
         )
-    if family in ("qwen2_vl", "qwen2_5_vl"):
+    if family == "llava_next":
+        square = {"height": 32, "width": 32}
+        images = _pil("LlavaNextImageProcessor")(
+            size={"shortest_edge": 32}, crop_size=square, image_grid_pinpoints=PINPOINTS
+        )
+        return transformers.LlavaNextProcessor(
+            images, _tokenizer(place, "<image>"), 8, "default", num_additional_image_tokens=1
+        )
+    if family == "internvl":
+        images = _pil("GotOcr2ImageProcessor")(size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=4)
+        named = {"start_image_token": "<img>", "end_image_token": "</img>", "video_token": "<video>"}
+        tokenizer = _tokenizer(place, context_image_token=place, **named)
+        return _without_videos(transformers.InternVLProcessor)(images, tokenizer, None, image_seq_length=4)
+    if family == "mllama":
+        images = _pil("MllamaImageProcessor")(size={"height": 32, "width": 32}, max_image_tiles=4)
+        tokenizer = _tokenizer(place, "<|image|>", "<|python_tag|>")
+        tokenizer.bos_token = "<|system|>"
+        return transformers.MllamaProcessor(images, tokenizer)
+    if family in QWENS:
         images = _pil("Qwen2VLImageProcessor")(min_pixels=16 * 16, max_pixels=64 * 64, patch_size=4)
         tokens = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>")
-        named = "Qwen2VLProcessor" if family == "qwen2_vl" else "Qwen2_5_VLProcessor"
-        return _without_videos(getattr(transformers, named))(images, _tokenizer(place, *tokens), None)
+        kind = getattr(transformers, f"{QWENS[family]}Processor")
+        return _without_videos(kind)(images, _tokenizer(place, *tokens), None)
     if family == "gemma3":
         images = _pil("Gemma3ImageProcessor")(size={"height": 32, "width": 32})
         tokenizer = _tokenizer(place, boi_token=place, image_token="<image_soft_token>", eoi_token="<end_of_image>")
@@ -112,16 +136,41 @@ def model_of(family: str, seed: int = 0) -> torch.nn.Module:
             image_token_index=token("<image>"),
             vision_feature_layer=-2,
         )
-    elif family in ("qwen2_vl", "qwen2_5_vl"):
+    elif family == "llava_next":
+        config = transformers.LlavaNextConfig(
+            vision_config=transformers.CLIPVisionConfig(**TOWER, image_size=32, patch_size=8),
+            text_config=transformers.LlamaConfig(**TEXT), image_token_index=token("<image>"),
+            image_grid_pinpoints=PINPOINTS,
+        )  # fmt: skip
+    elif family == "internvl":
+        vision = transformers.InternVLVisionConfig(**TOWER, image_size=[32, 32], patch_size=[8, 8])
+        config = transformers.InternVLConfig(
+            vision_config=vision, text_config=transformers.Qwen2Config(**TEXT), downsample_ratio=0.5,
+            image_token_id=token("<IMG_CONTEXT>"),
+        )  # fmt: skip
+    elif family == "mllama":
+        sizes = {"hidden_size": 32, "intermediate_size": 40, "attention_heads": 4, "image_size": 32, "patch_size": 8}
+        sizes |= {"num_hidden_layers": 2, "num_global_layers": 1, "vision_output_dim": 64, "max_num_tiles": 4}
+        sizes |= {"supported_aspect_ratios": [[a, b] for a in range(1, 5) for b in range(1, 5) if a * b <= 4]}
+        text = {**TEXT, "num_hidden_layers": 3, "cross_attention_layers": [1], "bos_token_id": 4, "eos_token_id": 1}
+        config = transformers.MllamaConfig(
+            vision_config={**sizes, "intermediate_layers_indices": [1]}, text_config=text,
+            image_token_index=token("<|image|>"),
+        )  # fmt: skip
+    elif family in QWENS:
         text = {**TEXT, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}
         tokens = {f"{name}_token_id": token(f"<|{name}|>") for name in ("vision_start", "vision_end")}
         tokens |= {f"{name}_token_id": token(f"<|{name}_pad|>") for name in ("image", "video")}
         sizes: dict[str, Any] = {"depth": 2, "num_heads": 2, "patch_size": 4, "hidden_size": 32}
-        if family == "qwen2_vl":
-            sizes |= {"embed_dim": 32, "mlp_ratio": 2}
-        else:
-            sizes |= {"intermediate_size": 40, "out_hidden_size": 32, "window_size": 16, "fullatt_block_indexes": [1]}
-        kind = transformers.Qwen2VLConfig if family == "qwen2_vl" else transformers.Qwen2_5_VLConfig
+        sizes |= {
+            "qwen2_vl": {"embed_dim": 32, "mlp_ratio": 2},
+            "qwen2_5_vl": {"window_size": 16, "fullatt_block_indexes": [1]},
+            "qwen3_vl": {"deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+        }[family]
+        if family != "qwen2_vl":
+            sizes |= {"intermediate_size": 40, "out_hidden_size": 32}
+        kind = getattr(transformers, f"{QWENS[family]}Config")
+        text |= {"head_dim": 8} if family == "qwen3_vl" else {}
         config = kind(text_config=text, vision_config=sizes, tie_word_embeddings=False, **tokens)
     elif family == "gemma3":
         vision = transformers.SiglipVisionConfig(**TOWER, image_size=32, patch_size=8)

@@ -99,9 +99,10 @@ class Batch:
     beside: tuple[Mapping[str, np.ndarray], ...] = ()
 
     def arguments(self) -> dict[str, torch.Tensor]:
-        """All arguments of the model: those of rows with images are put together here, and padded with zeros."""
+        """All arguments of the model: what a processor gave for each row is put together here."""
         names = self.beside[0] if self.beside else ()
-        return {**self.inputs, **{name: _together([row[name] for row in self.beside]) for name in names}}
+        together = {name: np.concatenate([row[name] for row in self.beside]) for name in names}
+        return {**self.inputs, **{name: torch.from_numpy(x) for name, x in together.items()}}
 
     @property
     def packed(self) -> bool:
@@ -289,7 +290,8 @@ def batches(
 
     The longest come first, so that a budget too large for the memory fails at once. A sequence longer than the budget
     gets a separate batch. The order depends only on abilities, lengths and record numbers. ``shift`` is for sequences
-    with a source. Sequences with images are in batches of their own, and not packed.
+    with a source. Sequences whose images have other sizes, or that have none, are in other batches, so that no image is
+    padded; those with images are not packed.
     """
     ordered = sorted(
         window,
@@ -303,9 +305,15 @@ def batches(
         del ordered[:end]
 
 
-def _group(sequence: Sequence) -> tuple[str, list[str]]:
-    """What the sequences of a batch have in common: the ability, and what a processor gave for them."""
-    return sequence.ability, sorted(sequence.beside)
+def _group(sequence: Sequence) -> tuple[str, list[tuple[str, tuple[int, ...]]]]:
+    """What the sequences of a batch have in common: the ability, and the sizes of what a processor gave for each."""
+    sizes = ((name, x.shape[2 if _by_token(x, sequence) else 1 :]) for name, x in sequence.beside.items())
+    return sequence.ability, sorted(sizes)
+
+
+def _by_token(array: np.ndarray, sequence: Sequence) -> bool:
+    """Whether an array has a value for each token of a sequence."""
+    return array.shape[:2] == (1, len(sequence))
 
 
 def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
@@ -333,16 +341,9 @@ def _lengthened(sequence: Sequence, length: int) -> dict[str, np.ndarray]:
     """What a processor gave for a sequence, with zeros for its padding where there is a value for each token."""
     more = length - len(sequence)
     return {
-        name: np.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)]) if x.shape[:2] == (1, len(sequence)) else x
+        name: np.pad(x, [(0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)]) if _by_token(x, sequence) else x
         for name, x in sequence.beside.items()
     }
-
-
-def _together(given: list[np.ndarray]) -> torch.Tensor:
-    """Arrays one after the other; where one is shorter in another dimension, it ends in zeros."""
-    sizes = [max(sizes) for sizes in zip(*(x.shape[1:] for x in given), strict=True)]
-    fill = [[(0, 0), *((0, size - own) for size, own in zip(sizes, x.shape[1:], strict=True))] for x in given]
-    return torch.from_numpy(np.concatenate([np.pad(x, each) for x, each in zip(given, fill, strict=True)]))
 
 
 def _two_sided(sequences: list[Sequence], pad_id: int, shift: Shift | None) -> Batch:

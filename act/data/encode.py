@@ -353,7 +353,8 @@ class Encoder:
             raise ActError(f"prompt must be a string, got {prompt!r:.60}")
         text = prompt + _nonempty("completion", completion)
         require_nothing_lost(record, ("prompt", "completion"), text, (prompt, completion))
-        (prefix, bare), beside = yield from self._read([prompt, text], images)
+        ended = str(self.tokenizer.eos_token or "") if images else ""  # for which the processor gives values, too
+        (prefix, bare), beside = yield from self._read([prompt, text.removesuffix(ended) + ended], images)
         prefix, whole = self._led(prefix), self._led(bare)
         eos = self.tokenizer.eos_token_id
         end = len(whole)

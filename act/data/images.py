@@ -178,12 +178,18 @@ class Vision:
         return ids, held
 
     def samples(self) -> tuple[dict[str, torch.Tensor], ...]:
-        """Inputs that show a model random images: one, another of another shape, and both in a batch."""
-        rows = []
-        for number in range(len(_SAMPLES)):
-            ids, beside = self(f"{self.place} a" + " b" * number, [_random_image(number)])
-            rows.append(Sequence(np.asarray(ids), np.ones(len(ids), dtype=bool), number, beside=beside))
-        return tuple(next(batches(each, 1 << 30, 0)).arguments() for each in (rows[:1], rows[1:], rows))
+        """Inputs that show a model random images: one, another of another shape, and both beside each other."""
+        images = [*map(_random_image, range(len(_SAMPLES)))]
+        one, other = (self._sample(f"{self.place} a", [image]) for image in images)
+        try:
+            rows = [self._sample(f"{self.place} a {self.place} b c d", images)]
+        except ActError:  # some processors take one image for a text
+            rows = [one, other]
+        return tuple(next(batches(each, 1 << 30, 0)).arguments() for each in ([one], [other], rows))
+
+    def _sample(self, text: str, images: Many[Image]) -> Sequence:
+        ids, beside = self(text, images)
+        return Sequence(np.asarray(ids), np.ones(len(ids), dtype=bool), images=len(images), beside=beside)
 
 
 def processor_beside(tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:

@@ -1,7 +1,7 @@
 """Which outputs have a row for each patch of each image, learnt from a probe with images.
 
 A tower may pad, merge, reorder or window its patches, which no shape shows. But all patches count, so their order does
-not matter: a site can be read if what it gives for two images in a batch are the rows that it gives for each alone.
+not matter: a site can be read if what it gives for two images together are the rows that it gives for each alone.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from act.taps.layouts import Unread
 ROUNDING = 0.02
 """Standard deviations by which a mean may differ where an op rounds by the number of rows."""
 
+_MASKS = ("attention_mask", "cross_attention_mask", "pixel_attention_mask")
 Inputs = Mapping[str, torch.Tensor]
 Samples = Sequence[Inputs]
 
@@ -37,7 +38,7 @@ def learn_patches(
     Args:
         model: the model.
         sites: by name, those that no text reached.
-        samples: the inputs for one image, for another, and for both in a batch.
+        samples: the inputs for one image, for another, and for both.
 
     Raises:
         ActError: the model does not run on what its processor gives.
@@ -58,6 +59,9 @@ def counted(rows: int, inputs: Inputs) -> torch.Tensor | None:
     Raises:
         Unread: there is padding, and the patches do not show where.
     """
+    unknown = (name for name, x in inputs.items() if name.endswith("_mask") and name not in _MASKS and not x.all())
+    if name := next(unknown, None):
+        raise Unread(f"{name} marks some of its rows as padding, and which of them is not known")
     mask = inputs.get("pixel_attention_mask")
     if mask is None or bool(mask.all()):
         return None

@@ -87,7 +87,9 @@ class Probed:
                     recording, calls = replace(again, blocks=whole), noted
                     break
         unreached = {name: site for name, site in called.items() if name not in recording.outputs}
+        towers = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
         of_images = learn_patches(model, unreached, images) if images else {}
+        of_images |= {name: _ONLY_WITH_IMAGES for name in of_images if towers and not name.startswith(towers)}
         uncalled = [site for name, site in unreached.items() if name not in of_images and site.parameters]
         used = holders_of(model, (), [site for site in uncalled if _is_linear_or_conv(model, site)])
         used, of_uncalled = learn_held(model, used, recording)
@@ -99,7 +101,6 @@ class Probed:
         found |= {name: layouts for name, layouts in of_uncalled.items() if not isinstance(layouts, Unread)}
         found = {part.name: found[name] for name, parts in shared.items() for part in parts if name in found}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
-        towers = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
         shown = {part.name for name in of_images for part in shared[name]}
         why = "no image reaches it, or not as a module" if images else "it does not read text"
         unread |= {name: why for name in unread if name.startswith(towers) and name not in shown}
@@ -114,6 +115,7 @@ class Probed:
 
 
 NOT_PROBED = "the model could not be probed, which would show which of its columns are tokens"
+_ONLY_WITH_IMAGES = Unread("only texts with images reach it, so that no probe of text shows its layout")
 _SCALES = Unread("it scales another site")
 
 

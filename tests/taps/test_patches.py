@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
@@ -15,7 +16,12 @@ from act.models.views import language_view
 from act.profiles.moments import Moments
 from act.taps.tapped import taps
 
-UNREAD = {"llava": r"\.post_layernorm", "gemma3": r"\.head\.|mm_input_projection_weight"}
+UNREAD = {
+    "llava": r"\.post_layernorm",
+    "gemma3": r"\.head\.|mm_input_projection_weight",
+    "llava_next": r"\.post_layernorm|position_embedding",  # crops of which some are padding share the positions
+    "mllama": r"^vision_model|^multi_modal_projector|^model\.layers\.1\.",  # tiles that are padding; across to them
+}
 OF_IMAGES = re.compile("vision|visual|connector|projector")
 
 
@@ -50,7 +56,8 @@ def alone(model, processor, family: str, record: dict) -> tuple[dict, torch.Tens
         turns[1] = {"role": "assistant", "content": record.get("answer", "A small house")}
         write = processor.tokenizer.apply_chat_template
         texts = [write(turns[:1], tokenize=False, add_generation_prompt=True), write(turns, tokenize=False)]
-    prompt, whole = (processor(text=[text], images=images or None, return_tensors="pt") for text in texts)
+    read = functools.partial(processor, images=images) if images else processor.tokenizer
+    prompt, whole = (read(text=[text], return_tensors="pt") for text in texts)
     start, length = prompt["input_ids"].shape[1], whole["input_ids"].shape[1]
     end = length if "prompt" in record else length - 1  # the template ends with a line break
     places = torch.arange(length)
@@ -70,8 +77,10 @@ def reference(model, processor, family: str, corpus: list[dict]) -> dict[str, to
             rows = rows_of(output, width)
             if name.endswith("position_embedding") and len(output) == 1:  # that all images share
                 rows = rows.repeat(images, 1)
-            if not OF_IMAGES.search(name):
-                rows = rows[mask.repeat(len(rows) // len(mask))]  # head by head, where there is a row for each
+            if not OF_IMAGES.search(name) and len(rows) % len(mask) == 0:
+                heads = len(rows) // len(mask)
+                outer = output.dim() == 4 and output.shape[1] == heads
+                rows = rows[mask.repeat(heads) if outer else mask.repeat_interleave(heads)]
             found.setdefault(name, []).append(rows)
 
         return hook
@@ -174,6 +183,7 @@ class _Padding(torch.nn.Module):
 
 def test_padding_of_images_is_not_counted_and_what_depends_on_others_is_unread():
     from act.models.sites import Site
+    from act.taps.layouts import Unread
     from act.taps.patches import counted, learn_patches
 
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
@@ -189,6 +199,9 @@ def test_padding_of_images_is_not_counted_and_what_depends_on_others_is_unread()
     assert counted(10, both).tolist() == mask.flatten().tolist() and counted(8, both) is None
     assert "depends on those beside it" in found["mixed"].reason
     assert "which of them are padding is not known" in found["pooled"].reason
+    tiles = {**both, "aspect_ratio_mask": torch.tensor([[[1, 0]]])}
+    with pytest.raises(Unread, match="aspect_ratio_mask marks some of its rows as padding"):
+        counted(10, tiles)
     grid = torch.ones(1, 2, 4, 6)  # two images of 4 x 6 pixels, 2 x 3 patches, the second with two columns of padding
     grid[0, 1, :, 4:] = 0
     assert counted(12, {"pixel_attention_mask": grid}).tolist() == [True] * 8 + [False] + [True] * 2 + [False]
