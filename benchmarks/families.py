@@ -22,15 +22,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from family_checks import Batch, batches_for, logits, measure
 from measure import options, record
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from multimodal import FAMILIES as WITH_IMAGES
-from multimodal import multimodal
-from tiny_families import encoder_decoders, encoders, expert_families, families, tiny
+from multimodal import config_of, multimodal
+from tiny_families import MOST_PARAMETERS, encoder_decoders, encoders, expert_families, families, tiny
 from trained_families import SENTENCES, STORIES, trained
 
 IMAGES = " (text and images)"
@@ -52,7 +53,7 @@ def main() -> None:
         *sorted({*families(), *expert_families()}),
         *encoders(),
         *encoder_decoders(),
-        *(f"{each}{IMAGES}" for each in WITH_IMAGES.split()),
+        *(f"{each}{IMAGES}" for each in sorted(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)),
         STORIES,
         SENTENCES,
     ]
@@ -86,9 +87,18 @@ def made(name: str) -> tuple[nn.Module, nn.Module, dict[str, Batch]]:
     if name in (STORIES, SENTENCES):
         return trained(name)
     donor, target = (
-        multimodal(name.removesuffix(IMAGES), seed) if name.endswith(IMAGES) else tiny(name, seed) for seed in (0, 1)
+        with_images(name.removesuffix(IMAGES), seed) if name.endswith(IMAGES) else tiny(name, seed) for seed in (0, 1)
     )
     return donor, target, batches_for(target)
+
+
+def with_images(family: str, seed: int) -> nn.Module:
+    """A tiny model of text and images."""
+    with torch.device("meta"):
+        model: nn.Module = transformers.AutoModelForImageTextToText.from_config(config_of(family))
+    if (size := sum(parameter.numel() for parameter in model.parameters())) > MOST_PARAMETERS:
+        raise ValueError(f"{size} parameters")
+    return multimodal(family, seed)
 
 
 def too_long(*_: object) -> None:

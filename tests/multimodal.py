@@ -18,8 +18,10 @@ FAMILIES = "gemma3 qwen2_5_vl qwen3_vl llava paligemma idefics3 smolvlm mistral3
 def _config(family: str) -> Any:
     config = small(CONFIG_MAPPING[family], {})
     text = config.get_text_config()
-    if family in ("qwen2_5_vl", "qwen3_vl"):
-        text.rope_parameters["mrope_section"] = [2, 1, 1]
+    rope = getattr(text, "rope_parameters", None) or {}
+    if "rope_type" in rope:  # by axis of an image, of the pairs that turn
+        pairs = int(8 * rope.get("partial_rotary_factor", 1)) // 2
+        rope["mrope_section"] = [pairs - pairs // 2, pairs // 2 - pairs // 4, pairs // 4]
     text.tie_word_embeddings = config.tie_word_embeddings = family == "gemma3"
     return config
 

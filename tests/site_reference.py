@@ -292,6 +292,8 @@ def fused_parts(model: nn.Module, path: str) -> dict[str, torch.Tensor] | None:
     gated = leaf in ("gate_up_proj", "input_linear", "Wi") or (leaf == "fc1" and kind.startswith("Moshi"))
     if gated:  # two halves; the first is activated
         return _blocks(gate=width // 2, up=width // 2)
+    if leaf == "qkv" and "Vision" in kind:  # [3, heads, head_dim]
+        return _blocks(q=width // 3, k=width // 3, v=width // 3)
     if leaf == "kv_proj":
         return _blocks(k=width // 2, v=width // 2)
     if leaf == "in_proj_qkvz":
