@@ -17,8 +17,9 @@ def lm_head(model: nn.Module) -> nn.Module | None:
     return _found_by(getattr(model, "get_output_embeddings", None))
 
 
-def _found_by(find: Callable[[], nn.Module | None] | None) -> nn.Module | None:
+def _found_by(find: Callable[[], object] | None) -> nn.Module | None:
     try:
-        return find() if find else None
+        found = find() if find else None
     except NotImplementedError:
         return None
+    return found if isinstance(found, nn.Module) else None  # Perceiver's is the tensor that its queries are

@@ -59,7 +59,6 @@ _RULES = (
     _Rule("hc_base", "hc_fn"),
     _Rule("position_bias", "gate_proj", -1),
     _Rule("index_kpool_compress_ape", "index_kpool_compress_gate", -1),
-    _Rule(r"\w+_input.query", "norm", -1),
     _Rule("k_sconv.static_weight", "k", -1),
     _Rule("v_sconv.static_weight", "v", -1),
     _Rule("pos_embed|position_embeddings?", "conv", -1),
@@ -67,6 +66,7 @@ _RULES = (
 _REASONS = (
     (r"lambda_[qk]\d", "its values together make one factor for a whole layer"),
     (r"\w*hc.scale|hc_scale", "one factor for each way of mixing the residual streams, none for a channel"),
+    (r"\w+_input.query", "its values together choose among the layers before, none is of a channel"),
     (r"z_\w_init", "the state that a recurrence starts from, whatever the text"),
 )
 

@@ -6,6 +6,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from support import ATTENTION, CONFIGS, SMALL, tiny_model
+from tiny_families import shapes
 from torch import nn
 
 from act.core.errors import ActError
@@ -170,3 +171,8 @@ def test_norms_of_all_heads_go_with_the_queries_and_keys_that_they_scale():
     heads = {name: scaling[f"{name}_norm.weight"].width for name in "qk"}
     assert heads == {"q": 4, "k": 2} and space.coverage.share == 1
     assert scaling["q_norm.weight"].scales == "model.layers.0.self_attn.q_proj"
+
+
+def test_an_output_embedding_that_is_no_module_is_no_head():
+    model = shapes("perceiver (masked)")  # gives the tensor that its queries are
+    assert "head" not in {site.kind for site in ChannelSpace.from_model(model)}
