@@ -320,7 +320,7 @@ def _many(count: int, noun: str) -> str:
 def _channel_dims(module: nn.Module) -> dict[str, int]:
     """Parameter names of a module whose channels are rows of them, each with the dimension that channels index."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, nn.Parameter) or width_of(module):
+    if not isinstance(weight, nn.Parameter) or not weight.numel() or width_of(module):
         return {}
     if isinstance(module, nn.Embedding):
         return {"weight": 1}

@@ -71,6 +71,8 @@ class Diagonal:
             shape: the shape of the parameter.
             pieces: where the first value of each lies in the parameter, and its values; together they cover it once.
         """
+        if 0 in shape:
+            return cls.of(torch.empty(shape))
         count = max(shape, default=1)
         values = torch.empty(count)
         sums = torch.zeros(shape[:-1] if len(shape) > 1 else 0, dtype=torch.int32)
@@ -141,6 +143,8 @@ def digest(diagonals: Mapping[str, Diagonal]) -> str:
 
 def _read(parameter: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     x, steps = parameter.detach(), steps.to(parameter.device)
+    if not x.numel():
+        return torch.empty(0)
     return (x[tuple(steps % size for size in x.shape)] if x.dim() else x[None]).float().cpu()
 
 

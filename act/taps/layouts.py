@@ -202,10 +202,13 @@ def _item(module: nn.Module, given: torch.Tensor | None, output: tuple[Any, ...]
     """Which item of what a module returns is its channels: routers return their logits beside other things.
 
     Raises:
-        Unread: none is, or the module is neither a linear nor an embedding.
+        Unread: several may be.
     """
-    for place, item in enumerate(output):
-        if isinstance(item, torch.Tensor) and _is_product(module, given, item):
+    tensors = {place: item for place, item in enumerate(output) if isinstance(item, torch.Tensor)}
+    if len(tensors) == 1:
+        return next(iter(tensors))
+    for place, item in tensors.items():
+        if _is_product(module, given, item):
             return place
     raise Unread(f"it returns {len(output)} values, none of which is known to be its channels")
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import tiny_model
 
+from act.models.channels import ChannelSpace
 from act.models.fingerprint import Diagonal, digest, fingerprint
 from act.models.sites import ParameterSlice
 
@@ -97,3 +98,12 @@ def test_reading_in_pieces_is_reading_whole(shape, dtype, data):
             if high > low
         ]
     assert digest({"w": Diagonal.of_pieces(tuple(shape), pieces)}) == fingerprint({"w": weights})
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_a_parameter_without_values_has_no_channels_and_a_fingerprint():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 0, bias=False))
+    assert [site.name for site in ChannelSpace.from_model(model)] == ["0"] and len(fingerprint(model)) == 16
+    empty = model[1].weight.detach()
+    whole, pieces = Diagonal.of(empty), Diagonal.of_pieces((0, 4), [((0, 0), empty)])
+    assert digest({"w": whole}) == digest({"w": pieces})

@@ -76,6 +76,13 @@ class Router(nn.Linear):
         return product.softmax(-1), product
 
 
+class WithoutScale(nn.Linear):
+    """Returns its product, and a scale that there is not."""
+
+    def forward(self, x):
+        return super().forward(x), None
+
+
 class Grouped(nn.Linear):
     """``[..., groups, C / groups]``, as of the grouped linears of DeepSeek V4."""
 
@@ -103,6 +110,7 @@ PARTS = {
         "[4 * batch, length, channels]",
     ),
     "a tuple": lambda: (Part(Router(32, 16), lambda x: x.flatten(-2)), "[batch * length, channels]"),
+    "a tensor and nothing": lambda: (Part(WithoutScale(32, 16), lambda x: x.flatten(-2)), "[batch, length, channels]"),
     "groups": lambda: (Part(Grouped(32, 16), lambda x: x.flatten(-2)), "[batch, length, 2, channels]"),
 }
 
