@@ -21,6 +21,7 @@ from act.models.layout import OF_PATCHES, Layout
 from act.models.modes import evaluating
 from act.models.sites import Site
 from act.taps.layouts import Unread
+from act.taps.patch_products import Products, is_matrix
 
 ROUNDING = 0.02
 """Standard deviations by which a mean may differ where an op rounds by the number of rows."""
@@ -119,9 +120,11 @@ def _summed(model: nn.Module, sites: Mapping[str, Site], inputs: Inputs) -> dict
     """What each site gave, by what its layout may be; outputs are not kept, for a tower makes gigabytes of them."""
     found: dict[str, Seen] = {}
 
-    def note(name: str, module: nn.Module, args: Any, output: Any) -> None:
+    def note(name: str, module: nn.Module | None, args: Any, output: Any) -> None:
         seen = found.setdefault(name, {})
         for layout in OF_PATCHES:
+            if layout.columns is None and isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                continue
             try:
                 rows = _Rows.of(_rows(layout, sites[name].width, output, inputs))
             except Unread as unread:
@@ -130,9 +133,11 @@ def _summed(model: nn.Module, sites: Mapping[str, Site], inputs: Inputs) -> dict
                 before = seen.get(layout)
                 seen[layout] = before if isinstance(before, Unread) else rows if before is None else before + rows
 
-    handles = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in sites]
+    products = Products(model, [name for name, site in sites.items() if is_matrix(site)])
+    modules = [name for name, site in sites.items() if not is_matrix(site)]
+    handles = [model.get_submodule(name).register_forward_hook(partial(note, name)) for name in modules]
     try:
-        with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        with evaluating(model), torch.inference_mode(False), torch.no_grad(), products:
             model(**inputs, **without_cache(model))
     except Exception as error:  # the code of a model raises anything
         raise ActError(
@@ -142,6 +147,8 @@ def _summed(model: nn.Module, sites: Mapping[str, Site], inputs: Inputs) -> dict
     finally:
         for handle in handles:
             handle.remove()
+    for name, product in products.found:
+        note(name, None, (), product)
     return found
 
 

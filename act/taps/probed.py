@@ -13,7 +13,7 @@ from act.models.blocks import Attention, Block
 from act.models.calls import has_decoder
 from act.models.channels import ChannelSpace
 from act.models.fused import joined
-from act.models.layout import PLAIN
+from act.models.layout import PLAIN, Layout
 from act.models.rotary import RotaryPairs
 from act.models.sites import Site
 from act.models.views import LanguageView
@@ -21,6 +21,7 @@ from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
 from act.taps.layouts import Beside, Unread, learn
 from act.taps.padded import blocks_of, whole_blocks
+from act.taps.patch_products import is_matrix
 from act.taps.patches import Samples, learn_patches
 from act.taps.probe import Recording, probe, probe_with
 from act.taps.verified import Calls, unverified, verified
@@ -88,8 +89,7 @@ class Probed:
                     break
         unreached = {name: site for name, site in called.items() if name not in recording.outputs}
         towers = tuple(f"{name}." for name in model.beside) if isinstance(model, LanguageView) else ()
-        of_images = learn_patches(model, unreached, images) if images else {}
-        of_images |= {name: _ONLY_WITH_IMAGES for name in of_images if towers and not name.startswith(towers)}
+        of_images, holders = _of_images(model, unreached, holders, towers, images) if images else ({}, holders)
         uncalled = [site for name, site in unreached.items() if name not in of_images and site.parameters]
         used = holders_of(model, (), [site for site in uncalled if _is_linear_or_conv(model, site)])
         used, of_uncalled = learn_held(model, used, recording)
@@ -102,8 +102,8 @@ class Probed:
         found = {part.name: found[name] for name, parts in shared.items() for part in parts if name in found}
         unread = {name: layouts.reason for name, layouts in found.items() if isinstance(layouts, Unread)}
         shown = {part.name for name in of_images for part in shared[name]}
-        why = "no image reaches it, or not as a module" if images else "it does not read text"
-        unread |= {name: why for name in unread if name.startswith(towers) and name not in shown}
+        dark = (name for name in unread if name.startswith(towers) and name not in shown)
+        unread |= dict.fromkeys(dark, _NOT_REACHED.reason if images else "it does not read text")
         with_layouts = tuple(
             site if isinstance(layouts := found.get(site.name, _SCALES), Unread) else replace(site, layouts=layouts)
             for site in space
@@ -115,8 +115,22 @@ class Probed:
 
 
 NOT_PROBED = "the model could not be probed, which would show which of its columns are tokens"
+_NOT_REACHED = Unread("no image reaches it, or not as a module")
 _ONLY_WITH_IMAGES = Unread("only texts with images reach it, so that no probe of text shows its layout")
 _SCALES = Unread("it scales another site")
+
+
+def _of_images(
+    model: nn.Module, unreached: Mapping[str, Site], holders: list[Holder], towers: tuple[str, ...], images: Samples
+) -> tuple[dict[str, tuple[Layout, ...] | Unread], list[Holder]]:
+    """The layouts of sites that no text reaches but images do, or why they have none; and the other holders."""
+    apart = [holder for holder in holders if not holder.routed and f"{holder.name}.".startswith(towers)]
+    held = {site.name: site for holder in apart for bank in holder.banks for site in bank.sites}
+    matrices = {name: site for name, site in held.items() if is_matrix(site)}
+    found = dict.fromkeys(held, _NOT_REACHED) | learn_patches(model, {**unreached, **matrices}, images)
+    outside = (name for name in found if towers and not name.startswith(towers))
+    found |= dict.fromkeys(outside, _ONLY_WITH_IMAGES)
+    return found, [holder for holder in holders if holder not in apart]
 
 
 def _is_linear_or_conv(model: nn.Module, site: Site) -> bool:

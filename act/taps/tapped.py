@@ -31,6 +31,7 @@ from act.taps.holders import parameters_of
 from act.taps.measurement import Measurement
 from act.taps.outputs import outputs_of
 from act.taps.padded import padded, require_whole
+from act.taps.patch_products import PatchProducts
 from act.taps.patches import Inputs, Samples
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
@@ -121,7 +122,7 @@ class Taps:
         _refuse_gates_behind(fusion, self.space)
         self._head = Head(model, self._measurement)
         self._sums = ResidualSums(fusion, modules, self._measurement)
-        self._mechanisms: list[Mechanism] = [self._head, self._sums]
+        self._mechanisms: list[Mechanism] = [self._head, self._sums, PatchProducts(model, self._measurement)]
         if probed.holders:
             parameter = parameters_of(model)
             self._mechanisms.append(HeldParameters(probed.holders, parameter, self._measurement, moe_all_experts))

@@ -18,7 +18,7 @@ from act.taps.tapped import taps
 
 UNREAD = {
     "llava": r"\.post_layernorm",
-    "gemma3": r"\.head\.|mm_input_projection_weight",
+    "gemma3": r"\.head\.",
     "llava_next": r"\.post_layernorm|position_embedding",  # crops of which some are padding share the positions
     "mllama": r"^vision_model|^multi_modal_projector|^model\.layers\.1\.",  # tiles that are padding; across to them
 }
