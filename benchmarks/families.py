@@ -6,10 +6,10 @@ A tiny model of each family. ``coverage`` is the share of its parameters behind 
 why; ``max_rel_error`` the largest deviation of a mean, relative to the largest value of its site, or of a variance,
 relative to its square, from the activations of every site kept in float64 (``tests/site_reference.py``), over batches
 with batch = length = heads, padded on the right and on the left (infinite if a count is wrong; ``unchecked``: sites
-that the reference knows nothing of); ``logits_bit_equal`` compares logits under taps with ``fused=False`` to plain
-ones, ``fused_logits_error`` those of fused taps, relative to the largest; ``transfer_exact`` says that a transfer of
-random channels is an edit by hand, bit for bit, and that reverting gives the first bits; ``paths`` counts the sites
-that each op reads.
+that the reference knows nothing of; ``could_be_read``: sites that it alone reads); ``logits_bit_equal`` compares logits
+under taps with ``fused=False`` to plain ones, ``fused_logits_error`` those of fused taps, relative to the largest;
+``transfer_exact`` says that a transfer of random channels is an edit by hand, bit for bit, and that reverting gives the
+first bits; ``paths`` counts the sites that each op reads.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def missed(row: dict[str, Any]) -> list[str]:
     found = [f"{row['max_rel_error']:.1e} at {row['worst']}"] if "worst" in row else []
     found += [] if row["logits_bit_equal"] else ["logits differ under taps that are not fused"]
     found += [] if row["transfer_exact"] else ["a transfer is no edit by hand"]
-    found += [f"{key}: {', '.join(row[key])}" for key in ("uncovered", "unchecked", "not_moved_by_hand") if key in row]
+    keys = ("uncovered", "could_be_read", "unchecked", "not_moved_by_hand")
+    found += [f"{key}: {', '.join(row[key])}" for key in keys if key in row]
     return found
 
 

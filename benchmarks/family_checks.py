@@ -115,7 +115,7 @@ def ignores_padding(model: nn.Module, batch: Batch) -> bool:
 
 def deviations(model: nn.Module, space: ChannelSpace, batches: dict[str, Batch]) -> dict[str, Any]:
     """The largest error of all sites, fused or not, where it is, and what was not compared."""
-    worst, where, unchecked, seen = 0.0, "", dict[str, str](), []
+    worst, where, unchecked, seen, missing = 0.0, "", dict[str, str](), [], set[str]()
     reference = Reference(model, space)
     for name, batch in batches.items():
         measured = [profile(model, [batch], fused=fused) for fused in (True, False)]
@@ -129,14 +129,16 @@ def deviations(model: nn.Module, space: ChannelSpace, batches: dict[str, Batch])
                 break  # else a site may see the padding where the logits do not
         seen.append(f"{name} (the model sees its padding)" if padded else name)
         unchecked |= reference.unchecked
+        missing |= {s.name for s in space if reference.of(s) is not None and not measured[0].space.site(s.name).layouts}
         if error > worst:
             worst, where = error, f"{site} ({name})"
-    return {"error": worst, "where": where, "unchecked": unchecked, "batches": seen}
+    return {"error": worst, "where": where, "unchecked": unchecked, "batches": seen, "missing": missing}
 
 
 def _largest_error(space: ChannelSpace, reference: Reference, measured: list[Profile]) -> tuple[float, str]:
     """The largest error of all sites, and the site."""
-    known = [site for site in space if site.name not in reference.unchecked]
+    read = {site.name for each in measured for site in each.space if site.layouts or site.scales}
+    known = [site for site in space if site.name not in reference.unchecked and site.name in read]
     errors = {site.name: max(_error(reference.of(site), each.site(site.name)) for each in measured) for site in known}
     site = max(errors, key=errors.__getitem__, default="")
     return errors.get(site, 0.0), site
@@ -236,5 +238,7 @@ def measure(name: str, donor: nn.Module, target: nn.Module, batches: dict[str, B
     if fused.unread:
         row["not_read"] = by_name(fused.unread)
     row |= {"unchecked": by_name(found["unchecked"])} if found["unchecked"] else {}
+    unread = found["missing"] & fused.unread.keys()
+    row |= {"could_be_read": sorted(by_name(dict.fromkeys(unread, "")))} if unread else {}
     row |= {"not_moved_by_hand": sorted(by_name(dict.fromkeys(by_hand, "")))} if by_hand else {}
     return row
