@@ -212,5 +212,7 @@ def test_models_and_places_that_read_no_images_say_so(tmp_path):
         Corpus.from_records(records, processor).with_images().cached(tmp_path)
     with pytest.raises(ActError, match="records has images, which a token cache does not hold"):
         act.profile(model, Corpus.from_records(records, processor).cached(tmp_path))
+    with pytest.raises(ActError, match="the column image is more than text, and only text is read here"):
+        act.evaluate(model, Corpus.from_records(records, processor))
     alone = act.profile(model, Corpus.from_records(records, processor, ignore_columns=["image"]))
     assert not alone.provenance.corpora[0].images

@@ -13,7 +13,11 @@ from vision import PLACES, model_of, picture, processor_of
 import act
 from act.models.channels import ChannelSpace
 from act.models.views import language_view
+from act.profiles.combine import combine
 from act.profiles.moments import Moments
+from act.profiles.profile import load
+from act.profiling.checkpoint import Checkpoint
+from act.profiling.observer import Observer
 from act.taps.tapped import taps
 
 UNREAD = {
@@ -164,6 +168,31 @@ def test_a_pair_runs_in_lockstep_and_a_transfer_moves_channels_of_a_tower(family
             assert torch.equal(part.part_of(ours[part.name])[rows], part.part_of(theirs[part.name])[rows])
     patch.revert(target)
     assert all(torch.equal(x, before[name]) for name, x in target.named_parameters())
+
+
+class _Stops(Observer):
+    def after_batch(self, run, batch):
+        raise KeyboardInterrupt
+
+
+def test_a_run_with_images_goes_on_to_the_same_bits_and_shards_add_up(tmp_path):
+    model = model_of("llava")
+
+    def profiled(**options):
+        corpus = act.Corpus.from_records(records("llava"), processor_of("llava"))
+        return act.profile(model, corpus, token_budget=60, **options)
+
+    whole = profiled()
+    with pytest.raises(KeyboardInterrupt):
+        profiled(observers=[_Stops()], checkpoint=Checkpoint(tmp_path / "c", 0))
+    again = profiled(checkpoint=Checkpoint(tmp_path / "c", 0))
+    assert torch.equal(again.mean.nan_to_num(), whole.mean.nan_to_num()) and torch.equal(again.count, whole.count)
+    assert again.provenance.corpora[0].images == whole.provenance.corpora[0].images == 5
+    together = combine([profiled(shard=(number, 2)) for number in range(2)])
+    assert torch.equal(together.count, whole.count) and together.provenance.corpora[0].images == 5
+    together.save(tmp_path / "p.safetensors")
+    loaded = load(tmp_path / "p.safetensors").provenance.corpora[0]
+    assert loaded.images == 5 and loaded.processor == whole.provenance.corpora[0].processor
 
 
 class _Padding(torch.nn.Module):
