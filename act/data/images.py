@@ -100,12 +100,8 @@ def opened(given: Any) -> Image:
     elif not isinstance(held, bytes | pillow.Image):
         raise ActError(f"an image is {given!r:.100}; expected a path, a dict of bytes and path, or a PIL image")
     try:
-        whole = (
-            held
-            if isinstance(held, pillow.Image)
-            else pillow.open(io.BytesIO(held) if isinstance(held, bytes) else held)
-        )
-        image: Image = load_image(whole)
+        file = io.BytesIO(held) if isinstance(held, bytes) else held
+        image: Image = load_image(file if isinstance(file, pillow.Image) else pillow.open(file))
     except Exception as error:  # the decoders of Pillow raise anything
         name = held if isinstance(held, str) else "in the record"
         raise ActError(f"the image {name} is damaged or of an unknown format ({brief(error)}); replace it") from error

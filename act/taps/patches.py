@@ -165,7 +165,7 @@ def _rows(layout: Layout, width: int, output: Any, inputs: Inputs) -> torch.Tens
         raise Unread(f"its output is {list(output.shape)} for images, not {width} channels for each patch")
     rows = layout.patches(output.detach(), number_of_images(inputs))
     mask = counted(len(rows), inputs)
-    return rows if mask is None else rows[mask]
+    return rows if mask is None else rows[mask.to(rows.device)]
 
 
 def _learnt(seen: Sequence[Seen]) -> tuple[Layout, ...] | Unread:
