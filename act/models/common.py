@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from act.core.errors import ActError
+from act.models.adapters import MERGE, plain
 from act.models.channels import ChannelSpace
 from act.models.coverage import Coverage
 from act.models.sites import Site
@@ -52,9 +53,13 @@ def common_space(donor: nn.Module, target: nn.Module) -> ChannelSpace:
         uncovered = tuple(name for name in parts[1].uncovered if parts[1].keys.get(name, name) in theirs)
         spaces = [replace(parts[1], uncovered=uncovered)]
     if difference:
+        advice = (
+            "give two models derived from the same base, with the same vocabulary (or profile each by itself, without "
+            "the LM head, and rank the two profiles)"
+        )
+        adapted = [any(plain(module) is not module for module in view.modules()) for view in views]
         raise ActError(
-            f"donor and target differ in architecture: {difference}; give two models derived from the same base, "
-            "with the same vocabulary (or profile each by itself, without the LM head, and rank the two profiles)"
+            f"donor and target differ in architecture: {difference}; {advice if adapted[0] == adapted[1] else MERGE}"
         )
     return spaces[0]
 
