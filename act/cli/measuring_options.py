@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from act.data.corpus import Corpus
     from act.data.encode import AnswerTurns, Count
     from act.data.records import Shard
-    from act.profiling.job import JobOptions, Packing, TokenBudget
+    from act.profiling.job import JobOptions, Packing, SharedPrefix, TokenBudget
     from act.profiling.observer import Observer
     from act.profiling.stability import StableScore
     from act.profiling.until_stable import UntilStable
@@ -38,6 +38,7 @@ class MeasuringOptions:
     overlap: options.Overlap = None
     token_budget: options.TokenBudget = None
     packing: options.Packing = "auto"
+    shared_prefix: options.SharedPrefix = "auto"
     exclude: options.Exclude = None
     fused: options.Fused = True
     moe_all_experts: options.MoeAllExperts = False
@@ -105,6 +106,7 @@ class MeasuringOptions:
         return {
             "token_budget": parsed_budget(self.token_budget),
             "packing": cast("Packing", self.packing),
+            "shared_prefix": cast("SharedPrefix", self.shared_prefix),
             "exclude": self.exclude or (),
             "fused": self.fused,
             "moe_all_experts": self.moe_all_experts,

@@ -88,6 +88,10 @@ TokenBudget = Annotated[
 Packing = Annotated[
     str, typer.Option(help="Put several texts in one row without padding: on, off, or auto (with flash attention).")
 ]
+SharedPrefix = Annotated[
+    str,
+    typer.Option(help="Compute once what several texts begin with (auto: if the model allows it), or never (off)."),
+]
 Workers = Annotated[int, typer.Option(min=0, help="Processes that tokenise; 0: a thread of this process.")]
 TokenCacheFolder = Annotated[
     Path | None,

@@ -49,10 +49,11 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "records": read.records,
         "sequences": read.sequences,
         "tokens": read.tokens,
+        "computed": read.tokens - read.shared,
         "counted": read.counted,
         "padding": read.padding,
         "seconds": read.seconds,
-        "padding_share": round(read.padding / max(read.padding + read.tokens, 1), 4),
+        "padding_share": round(read.padding / max(read.padding + read.tokens - read.shared, 1), 4),
         "busy_share": round(1 - read.waited / max(read.seconds, 1e-9), 4),
         "tokens_per_second": round(read.tokens / max(read.seconds, 1e-9), 1),
         "backend": profile.provenance.settings.backend,
@@ -72,7 +73,7 @@ def _print_summary(profile: Profile, output: Path) -> None:
     from act.profiles.coverage import percent
 
     result, read = _summary(profile, output), profile.provenance.corpora[-1]
-    names = ("channels", "sites", "records", "tokens", "counted", "seconds", "tokens_per_second")
+    names = ("channels", "sites", "records", "tokens", "computed", "counted", "seconds", "tokens_per_second")
     rows = [[name.replace("_", " "), f"{result[name]:,}"] for name in names]
     rows += [[name.replace("_", " "), f"{result[name]:.1%}"] for name in ("padding_share", "busy_share")]
     paths = ", ".join(f"{path} {sites}" for path, sites in read.paths.items())

@@ -80,8 +80,10 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         """Update the bar, and write a line if one is due."""
         line = self.measured(run)
         stable = "" if self.stability is None else f", top set {self.stability:.1%} stable"
+        computed = "" if line["computed"] == line["tokens"] else f" ({line['computed']:,} computed)"
         text = (
-            f"{line['counted']:,} counted of {line['tokens']:,} tokens, {line['tokens_per_second']:,.0f} tokens/s, "
+            f"{line['counted']:,} counted of {line['tokens']:,} tokens{computed}, "
+            f"{line['tokens_per_second']:,.0f} tokens/s, "
             f"{line['padding_share']:.1%} padding{stable}"
         )
         self._bar.update(self._task, completed=line["records"], text=text)
@@ -106,9 +108,10 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         return {
             "records": seen.records,
             "tokens": seen.tokens,
+            "computed": seen.tokens - seen.shared,
             "counted": seen.counted,
             "tokens_per_second": round((seen.tokens - tokens) / max(elapsed, 1e-9), 1),
-            "padding_share": round(seen.padding / max(seen.padding + seen.tokens, 1), 4),
+            "padding_share": round(seen.padding / max(seen.padding + seen.tokens - seen.shared, 1), 4),
             "busy_share": round(1 - run.waited / max(run.seconds, 1e-9), 4),
             "seconds": round(run.seconds, 3),
             "seconds_left": None if left is None else round(left, 1),

@@ -18,6 +18,7 @@ LOOK_AHEAD = 2048  # records sorted together: a few percent of padding, a few me
 LOOK_AHEAD_TOKENS = 1 << 21  # ends a window of long records early
 LOOK_AHEAD_BYTES = 1 << 28  # of images: ends a window early, too
 PADDING = 0  # any id that the vocabulary has: the attention mask hides it; a tokenizer's own may have no embedding
+ATTENDED = 16  # keys of a batch behind a prefix, in token budgets: each layer makes a copy of them for every row
 NO_LABEL = -100  # what models of transformers take for padding in labels
 PREFETCHED = 4  # batches prepared ahead of the model
 
@@ -59,6 +60,22 @@ class Sequence:
         return self.source, len(self) - self.source
 
 
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A piece of text that several sequences share.
+
+    Attributes:
+        input_ids: int32 ``[length]``.
+        count_mask: bool ``[length]``: the tokens that count, once for each sequence.
+    """
+
+    input_ids: np.ndarray
+    count_mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
 class Position(NamedTuple):
     """How far a run has read: ``batch`` batches of the window that begins at ``record`` of the ``corpus``-th corpus."""
 
@@ -86,6 +103,8 @@ class Batch:
         source_mask: bool ``[batch, source]`` on the CPU: those of what an encoder reads beside a decoder.
         images: how many images it has.
         beside: what a processor gives for them, row by row (see :class:`Sequence`); empty without images.
+        shared: what all rows begin with, piece by piece; the inputs and the count mask are of the rest.
+        opened: how many tokens of ``shared`` no batch before this one has begun with.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -97,6 +116,8 @@ class Batch:
     source_mask: torch.Tensor | None = None
     images: int = 0
     beside: tuple[Mapping[str, np.ndarray], ...] = ()
+    shared: tuple[Segment, ...] = ()
+    opened: int = 0
 
     def arguments(self) -> dict[str, torch.Tensor]:
         """All arguments of the model: what a processor gave for each row is put together here."""
@@ -111,12 +132,26 @@ class Batch:
 
     @property
     def size(self) -> int:
-        """Number of tokens, padding included."""
+        """Number of tokens, padding included, without those that the rows share."""
         return sum(mask.numel() for mask in self.masks)
 
     @property
     def tokens(self) -> int:
-        """Number of tokens without padding."""
+        """Number of tokens without padding, those that the rows share once for each row."""
+        return self._own + len(self.count_mask) * sum(map(len, self.shared))
+
+    @property
+    def padding(self) -> int:
+        """Number of padding tokens."""
+        return self.size - self._own
+
+    @property
+    def spared(self) -> int:
+        """How many of the tokens need not be computed, because the rows share them."""
+        return self.tokens - self._own - self.opened
+
+    @property
+    def _own(self) -> int:
         texts = {"attention_mask": self.count_mask}
         if self.source_mask is not None:
             texts = {"attention_mask": self.source_mask, "decoder_attention_mask": self.count_mask}
@@ -129,8 +164,9 @@ class Batch:
 
     @property
     def counted(self) -> int:
-        """Number of tokens that count."""
-        return sum(int(mask.sum()) for mask in self.masks)
+        """Number of tokens that count, those that the rows share once for each row."""
+        shared = sum(int(segment.count_mask.sum()) for segment in self.shared)
+        return sum(int(mask.sum()) for mask in self.masks) + len(self.count_mask) * shared
 
     @property
     def padded_right(self) -> bool:
@@ -284,24 +320,33 @@ Shift = Callable[[torch.Tensor], torch.Tensor]
 
 
 def batches(
-    window: Iterable[Sequence], token_budget: int, pad_id: int, packing: bool = False, shift: Shift | None = None
+    window: Iterable[Sequence],
+    token_budget: int,
+    pad_id: int,
+    packing: bool = False,
+    shift: Shift | None = None,
+    shared: tuple[Segment, ...] = (),
 ) -> Iterator[Batch]:
     """The sequences of a window in batches of one ability and at most ``token_budget`` tokens, padding included.
 
     The longest come first, so that a budget too large for the memory fails at once. A sequence longer than the budget
     gets a separate batch. The order depends only on abilities, lengths and record numbers. ``shift`` is for sequences
-    with a source. Sequences whose images have other sizes, or that have none, are in other batches, so that no image is
-    padded; those with images are not packed.
+    with a source, ``shared`` what all sequences begin with, which they do not hold themselves. Sequences whose images
+    have other sizes, or that have none, are in other batches, so that no image is padded; those with images are not
+    packed.
     """
+    before = sum(map(len, shared))
+    packing = packing and not shared
     ordered = sorted(
         window,
         key=lambda each: (_group(each), -len(each), *(-size for size in each.lengths), each.document),
     )
     while ordered:
         packed = packing and not ordered[0].beside
-        end = _full(ordered, token_budget, packed)
+        end = _full(ordered, token_budget, packed, before)
         rows = ordered[:end]
-        yield _two_sided(rows, pad_id, shift) if rows[0].source else (_pack if packed else _pad)(rows, pad_id)
+        batch = _two_sided(rows, pad_id, shift) if rows[0].source else (_pack if packed else _pad)(rows, pad_id)
+        yield replace(batch, shared=shared)
         del ordered[:end]
 
 
@@ -316,13 +361,15 @@ def _by_token(array: np.ndarray, sequence: Sequence) -> bool:
     return array.shape[:2] == (1, len(sequence))
 
 
-def _full(ordered: list[Sequence], token_budget: int, packing: bool) -> int:
-    """How many sequences from the front fill one batch."""
+def _full(ordered: list[Sequence], token_budget: int, packing: bool, before: int) -> int:
+    """How many sequences from the front fill one batch, if ``before`` tokens stand in front of each."""
     tokens, longest = 0, (0, 0)
     for number, sequence in enumerate(ordered):
         longest = max(longest[0], sequence.lengths[0]), max(longest[1], sequence.lengths[1])
         tokens = tokens + len(sequence) if packing else (number + 1) * sum(longest)
-        if number and (tokens > token_budget or _group(sequence) != _group(ordered[0])):
+        attended = (number + 1) * (before + sum(longest)) if before else 0
+        full = tokens > token_budget or attended > ATTENDED * token_budget
+        if number and (full or _group(sequence) != _group(ordered[0])):
             return number
     return len(ordered)
 

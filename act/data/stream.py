@@ -18,11 +18,13 @@ from act.data.batching import (
     PADDING,
     Batch,
     Position,
+    Segment,
     Sequence,
     Shift,
     batches,
 )
 from act.data.corpus import Corpus
+from act.data.prefixes import Group, grouped
 from act.data.records import Shard
 
 
@@ -59,6 +61,7 @@ class Stream:
         start: where to begin.
         part: the corpora are parts of larger ones, so it is no error if nothing in them counts.
         shift: what a decoder beside an encoder reads to write labels.
+        share: let rows that begin alike share what they begin with (see :mod:`act.data.prefixes`).
 
     Attributes:
         skipped: the bad records skipped so far.
@@ -82,6 +85,7 @@ class Stream:
         start: Position = BEGINNING,
         part: bool = False,
         shift: Shift | None = None,
+        share: bool = False,
     ) -> None:
         if token_budget < 1:
             raise ActError(f"token budget is {token_budget}; expected at least 1 token")
@@ -97,7 +101,7 @@ class Stream:
         self.stopped: set[str] = set()
         self._token_budget, self._packing, self._workers = token_budget, packing, workers
         self._skip_bad_records, self._look_ahead = skip_bad_records, look_ahead
-        self._shift = shift
+        self._shift, self._share = shift, share
         self._part = part or shard[1] > 1 or windows[1] > 1
 
     def start_at(self, position: Position) -> None:
@@ -124,7 +128,7 @@ class Stream:
     def _of(self, corpus: Corpus, ability: str, start: Position) -> Iterator[Batch]:
         counted = start != Position(start.corpus)  # after a resume, what was counted before is unknown here
         for first, following, window in self._windows(corpus, ability, start.record):
-            made = list(batches(window, self._token_budget, PADDING, self._packing, self._shift))
+            made = list(self._batches(window))
             for number, batch in enumerate(made, 1):
                 counted = counted or batch.counted > 0
                 if first == start.record and number <= start.batch:
@@ -137,6 +141,18 @@ class Stream:
                 return
         if not counted and not self._part:
             raise ActError(nothing_counted(corpus.name))
+
+    def _batches(self, window: list[Sequence]) -> Iterator[Batch]:
+        groups = grouped(window, self._token_budget) if self._share else [Group(window)]
+        before: tuple[Segment, ...] = ()
+        for group in groups:
+            opened = sum(len(segment) for segment in group.shared if all(segment is not one for one in before))
+            before = group.shared
+            for batch in batches(
+                group.sequences, self._token_budget, PADDING, self._packing, self._shift, group.shared
+            ):
+                yield replace(batch, opened=opened)
+                opened = 0
 
     def _windows(self, corpus: Corpus, ability: str, start: int) -> Iterator[tuple[int, int, list[Sequence]]]:
         """Windows, each with the number of its first record and of the first record after it."""

@@ -13,7 +13,7 @@ from act.models.channels import ChannelSpace
 from act.models.fused import joined
 from act.models.sites import Site
 from act_kernels import PAIR, empty_moments, merge_moments
-from act_kernels.statistics import COUNT, MEAN, NONFINITE, POSITIVE, STATISTICS
+from act_kernels.statistics import COUNT, MAX_ABS, MEAN, NONFINITE, POSITIVE, STATISTICS
 
 Place = torch.device | str | None
 
@@ -145,6 +145,13 @@ class Moments:
             return
         for name, block in self._blocks.items():
             merge_moments(block, other.block(name).to(block.device))
+
+    def merge_repeated(self, other: Moments, times: int) -> None:
+        """Merge moments of the same space and devices, as if the text behind them had been read several times."""
+        factors = torch.full((len(STATISTICS), 1), float(times), dtype=torch.float64)
+        factors[[MEAN, MAX_ABS]] = 1
+        for mine, theirs in zip(self.arenas, other.arenas, strict=True):
+            merge_moments(mine, theirs * factors.to(theirs.device))
 
     def nonfinite(self) -> dict[str, int]:
         """How many NaN and infinite values were left out, by site; for a pair, the larger number of the two models.

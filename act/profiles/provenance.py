@@ -62,6 +62,7 @@ class Settings:
         packing: whether several pieces shared a row.
         look_ahead: records sorted by length together.
         moe_all_experts: whether every expert was measured on every token, not only on those routed to it.
+        shared_prefix: whether what sequences began with alike was computed once.
         backend: the kernels that ran, such as ``native``.
         extra: settings of observers, by name.
     """
@@ -72,14 +73,16 @@ class Settings:
     packing: Flag | None = None
     look_ahead: Positive | None = None
     moe_all_experts: Flag = False
+    shared_prefix: Flag = False
     backend: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the header of a file."""
         known = {name: getattr(self, name) for name in _names(Settings)}
-        if not self.moe_all_experts:
-            del known["moe_all_experts"]
+        for name in ("moe_all_experts", "shared_prefix"):
+            if not known[name]:
+                del known[name]
         return {**known, "exclude": list(self.exclude), **self.extra}
 
     @classmethod
@@ -139,7 +142,7 @@ _RARE = (
     "reader",
     "processor",
 )  # left out of a file unless there is something to say
-_SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
+_SUMMED = ("tokens", "counted", "padding", "sequences", "records", "shared", "seconds", "waited")
 _PER_SHARD = (*_SUMMED, "images", "shard", "paths", "nonfinite", "irregular", "skipped")
 
 
@@ -157,6 +160,7 @@ class CorpusRead(CorpusIdentity):
         sequences: number of rows, or of pieces in packed rows.
         records: number of records read.
         images: number of images in them.
+        shared: tokens that were not computed, because a sequence before them began with the same.
         seconds: duration of the run.
         waited: seconds of it in which the model waited for a batch.
         paths: number of sites by the kernel that read them.
@@ -177,6 +181,7 @@ class CorpusRead(CorpusIdentity):
     sequences: Natural = 0
     records: Natural = 0
     images: Natural = 0
+    shared: Natural = 0
     seconds: Seconds = 0.0
     waited: Seconds = 0.0
     paths: Mapping[str, Natural] = field(default_factory=dict)

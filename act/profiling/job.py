@@ -25,6 +25,7 @@ from act.models.fingerprint import fingerprint
 from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
 from act.models.loading import code_of, name_of
 from act.models.placement import input_device, require_values, run_devices
+from act.models.prefix import why_unshared
 from act.models.views import language_view
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusIdentity, CorpusRead, ModelRead, Provenance, Settings, short_hash
@@ -42,6 +43,7 @@ Corpora = Corpus | Mapping[str, Corpus] | Iterable[Mapping[str, Any]]
 """One corpus; several by the ability that each exercises; or batches (see :func:`act.data.batching.given_batches`)."""
 
 Packing = Literal["auto", "on", "off"]
+SharedPrefix = Literal["auto", "off"]
 TokenBudget = int | Literal["auto"] | None
 
 
@@ -53,6 +55,7 @@ class JobOptions(TypedDict, total=False):
     moe_all_experts: bool
     token_budget: TokenBudget
     packing: Packing
+    shared_prefix: SharedPrefix
     shard: Shard
     workers: int
     skip_bad_records: int
@@ -71,6 +74,7 @@ class JobSettings:
         packing: whether several pieces share a row.
         look_ahead: records sorted by length together.
         moe_all_experts: whether every expert is measured on every token.
+        shared_prefix: whether what sequences begin with alike is computed once.
         extra: settings of observers, by name.
     """
 
@@ -80,6 +84,7 @@ class JobSettings:
     packing: bool
     look_ahead: int
     moe_all_experts: bool = False
+    shared_prefix: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +96,7 @@ class JobSettings:
             "packing": self.packing,
             "look_ahead": self.look_ahead,
             **({"moe_all_experts": True} if self.moe_all_experts else {}),
+            **({"shared_prefix": True} if self.shared_prefix else {}),
             **self.extra,
         }
 
@@ -109,6 +115,8 @@ class Job:
             memory of a GPU allows.
         packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
             scores between pieces.
+        shared_prefix: ``"auto"``: compute once what sequences begin with alike, if the model gives the same behind
+            keys and values that it kept; ``"off"``: compute every sequence whole.
         shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
         workers: processes that tokenise; 0: a thread of this process.
         skip_bad_records: how many bad records to skip before giving up.
@@ -139,6 +147,7 @@ class Job:
         moe_all_experts: bool = False,
         token_budget: TokenBudget = None,
         packing: Packing = "auto",
+        shared_prefix: SharedPrefix = "auto",
         shard: Shard = (0, 1),
         workers: int = 0,
         skip_bad_records: int = 0,
@@ -149,6 +158,7 @@ class Job:
         fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         require_choice("packing", packing, get_args(Packing))
+        require_choice("shared prefix", shared_prefix, get_args(SharedPrefix))
         self.pair = len(models) == 2
         views = same_names(*models.values()) if self.pair else map(language_view, models.values())
         self.models = dict(zip(models, views, strict=True))
@@ -193,6 +203,7 @@ class Job:
             packing=bool(self.corpora) and self._packing(packing),
             look_ahead=look_ahead,
             moe_all_experts=moe_all_experts,
+            shared_prefix=bool(self.corpora) and shared_prefix == "auto" and self._shares_prefixes(),
         )
         for observer in self.observers:
             observer.prepare(self)
@@ -218,6 +229,18 @@ class Job:
         if refused and wanted == "on":
             raise ActError(f"{refused}; leave packing off")
         return refused is None
+
+    def _shares_prefixes(self) -> bool:
+        if not self._unmasked:
+            return False
+        refused = next((reason for model in self.models.values() if (reason := why_unshared(model))), None)
+        if refused:
+            log.info("what sequences begin with alike is computed for each: %s", refused)
+        return refused is None
+
+    @cached_property
+    def _unmasked(self) -> bool:
+        return all(causal(model) for model in self.models.values())
 
     @cached_property
     def _fingerprints(self) -> Mapping[str, str]:
@@ -247,7 +270,7 @@ class Job:
                 f"{unknown} is a stream without a fingerprint, so its checkpoint could be mistaken for that of another "
                 "stream; pass a fingerprint (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
             )
-        unmasked = all(causal(model) for model in self.models.values())
+        unmasked = self._unmasked  # tried before there are taps
         with self._tapped() as tapped:
             _warn_of(tapped.unread)
             run = Run(
@@ -308,6 +331,7 @@ class Job:
             skip_bad_records=self._skip_bad_records,
             look_ahead=self.settings.look_ahead,
             part=self._part,
+            share=self.settings.shared_prefix,
             shift=decoder_inputs(self._model) if has_decoder(self._model) else None,
         )
         if checkpoint:

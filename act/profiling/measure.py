@@ -14,7 +14,7 @@ from act.data.records import Shard
 from act.models.loading import require_model
 from act.profiles.profile import PairProfile, Profile
 from act.profiling.checkpoint import Checkpoint
-from act.profiling.job import Corpora, Job, JobOptions, Packing, TokenBudget
+from act.profiling.job import Corpora, Job, JobOptions, Packing, SharedPrefix, TokenBudget
 from act.profiling.observer import Observer
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def profile(
     moe_all_experts: bool = False,
     token_budget: TokenBudget = None,
     packing: Packing = "auto",
+    shared_prefix: SharedPrefix = "auto",
     shard: Shard = (0, 1),
     workers: int = 0,
     skip_bad_records: int = 0,
@@ -75,6 +76,8 @@ def profile(
             memory of a GPU allows.
         packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
             scores between pieces.
+        shared_prefix: ``"auto"``: compute once what sequences begin with alike, if the model gives the same behind
+            keys and values that it kept; ``"off"``: compute every sequence whole.
         shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
         workers: processes that tokenise; 0: a thread of this process.
         skip_bad_records: how many bad records to skip before giving up.
@@ -101,6 +104,7 @@ def profile(
         moe_all_experts=moe_all_experts,
         token_budget=token_budget,
         packing=packing,
+        shared_prefix=shared_prefix,
         shard=shard,
         workers=workers,
         skip_bad_records=skip_bad_records,
@@ -143,6 +147,7 @@ def profile_pair(
     moe_all_experts: bool = False,
     token_budget: TokenBudget = None,
     packing: Packing = "auto",
+    shared_prefix: SharedPrefix = "auto",
     shard: Shard = (0, 1),
     workers: int = 0,
     skip_bad_records: int = 0,
@@ -175,6 +180,7 @@ def profile_pair(
         moe_all_experts=moe_all_experts,
         token_budget=token_budget,
         packing=packing,
+        shared_prefix=shared_prefix,
         shard=shard,
         workers=workers,
         skip_bad_records=skip_bad_records,

@@ -17,8 +17,10 @@ from act.core.tensor_files import taken
 from act.data.batching import Batch, Position
 from act.models.channels import ChannelSpace
 from act.models.limits import require_known_token
+from act.models.prefix import Prefix
 from act.profiles.moments import Moments, Place, require_moments
 from act.profiling.observer import Observer
+from act.profiling.prefixes import Prefixes
 from act_kernels import PAIR, STATISTICS
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Seen:
         sequences: number of rows, or of pieces in packed rows.
         records: number of records that begin in them.
         images: number of images that they have.
+        shared: tokens that were not computed, because a sequence before them began with the same.
     """
 
     tokens: Natural = 0
@@ -43,12 +46,14 @@ class Seen:
     sequences: Natural = 0
     records: Natural = 0
     images: Natural = 0
+    shared: Natural = 0
 
     def add(self, batch: Batch) -> None:
         """Add the figures of a batch."""
         self.tokens += batch.tokens
         self.counted += batch.counted
-        self.padding += batch.size - batch.tokens
+        self.padding += batch.padding
+        self.shared += batch.spared
         self.sequences += len(batch.documents) if batch.packed else len(batch.count_mask)
         self.records += batch.records
         self.images += batch.images
@@ -96,8 +101,13 @@ class Tapped(Protocol):
         inputs: Mapping[str, torch.Tensor],
         count_mask: torch.Tensor,
         source_mask: torch.Tensor | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
-        """Run the model on a batch and accumulate its statistics."""
+        """Run the model on a batch behind a prefix and accumulate its statistics."""
+        ...
+
+    def no_prefix(self) -> Prefix:
+        """The prefix of no tokens, which can grow."""
         ...
 
 
@@ -146,6 +156,7 @@ class Run:
         self.observers = list(observers)
         self._tapped, self._vocabulary, self._causal = tapped, vocabulary, causal
         self._places = self.device if places is None else places
+        self._prefixes = Prefixes(self._forward_prefix, tapped.no_prefix, self.empty_moments)
         self._before = [torch.empty_like(arena) for arena in self.empty_moments().arenas]
         self._ended = False
 
@@ -261,8 +272,15 @@ class Run:
             for name, x in batch.arguments().items()
             if not (unmasked and name == "attention_mask")
         }
+        prefix = self._prefixes.behind(batch.shared)
         self._tapped.moments = moments
-        self._tapped.forward(inputs, *batch.masks)
+        self._tapped.forward(inputs, batch.count_mask, batch.source_mask, prefix)
+        self._prefixes.count(moments, len(batch.count_mask))
+
+    def _forward_prefix(self, ids: torch.Tensor, mask: torch.Tensor, prefix: Prefix, moments: Moments) -> None:
+        require_known_token(int(ids.max()), self._vocabulary)
+        self._tapped.moments = moments
+        self._tapped.forward({"input_ids": ids.to(self.device)}, mask, None, prefix)
 
     def _parts(self, batch: Batch) -> list[Batch]:
         """The batch, halved until each part has at most ``max_tokens`` tokens or cannot be halved."""

@@ -18,6 +18,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.models.channels import ChannelSpace
 from act.models.placement import input_device
+from act.models.prefix import Prefix
 from act.models.sites import Site
 from act.profiles.moments import Moments
 from act.profiles.statistics import DIFFERENCE, DONOR, TARGET
@@ -106,13 +107,21 @@ class Lockstep:
         for taps in self._taps.values():
             taps.remove()
 
+    def no_prefix(self) -> Prefix:
+        """The prefix of no tokens, of the donor and the target, which can grow."""
+        donor, target = (taps.no_prefix() for taps in self._taps.values())
+        return Prefix(donor.caches + target.caches)
+
     def forward(
         self,
         inputs: Mapping[str, torch.Tensor],
         count_mask: torch.Tensor,
         source_mask: torch.Tensor | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         """One forward of both models on the same ``inputs``; counted rows are added to the moments.
+
+        ``prefix``, of the donor and the target, stands before every row (see :mod:`act.models.prefix`).
 
         Raises:
             ActError: the models do not reach the same sites in the same order.
@@ -122,9 +131,11 @@ class Lockstep:
         self._waiting = None
         self._modes = torch._C._len_torch_function_stack()
         parent = getcurrent()
-        for side, taps in self._taps.items():
+        for number, (side, taps) in enumerate(self._taps.items()):
             there = {name: tensor.to(self._devices[side]) for name, tensor in inputs.items()}
-            self._greenlets[side] = greenlet(partial(taps.forward, there, count_mask, source_mask), parent)
+            its_prefix = None if prefix is None else prefix.of(number)
+            forward = partial(taps.forward, there, count_mask, source_mask, its_prefix)
+            self._greenlets[side] = greenlet(forward, parent)
             self._greenlets[side].gr_context = contextvars.copy_context()
         try:
             with _no_questions_to_an_absent_gpu():

@@ -19,6 +19,7 @@ from act.core.errors import ActError
 from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.models.layout import sizes_of
+from act.models.prefix import Prefix
 from act.models.views import language_view, original
 from act.profiles.moments import Moments
 from act.taps.attachments import Attachments, Mechanism
@@ -166,20 +167,26 @@ class Taps:
         self._reset()
         self._measurement.start(count_mask, source_mask, inputs)
 
+    def no_prefix(self) -> Prefix:
+        """The prefix of no tokens, which can grow."""
+        return Prefix.empty(self._model)
+
     def forward(
         self,
         inputs: Mapping[str, torch.Tensor],
         count_mask: torch.Tensor,
         source_mask: torch.Tensor | None = None,
+        prefix: Prefix | None = None,
     ) -> None:
         """Run the model only for its statistics: its LM head sees counted rows only, in chunks, or does not run.
 
-        Texts are padded as the model would do it.
+        Texts are padded as the model would do it. ``prefix`` stands before every row of the ``inputs`` (see
+        :mod:`act.models.prefix`).
         """
         inputs, count_mask, source_mask = padded(self._model, self._blocks, inputs, count_mask, source_mask)
         self.start(count_mask, source_mask, inputs)
         with self._head.ends_forward():
-            self._model(**inputs, **self._without_cache)
+            self._model(**inputs, **(self._without_cache if prefix is None else prefix.inputs()))
         self._sums.settle()
 
     def _attach(self) -> None:

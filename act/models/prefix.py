@@ -1,0 +1,109 @@
+"""A text that several others continue, computed once: the model keeps its keys and values, as for generation."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from act.core.errors import brief
+from act.models.calls import reader_of
+from act.models.limits import vocabulary
+from act.models.placement import input_device
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+PROBED = 7, 4
+"""Tokens of the prefix that :func:`why_unshared` tries, and of the texts that continue it."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What each model of a run keeps of a text: its keys and values. Nothing that follows changes them."""
+
+    caches: tuple[DynamicCache, ...]
+
+    @classmethod
+    def empty(cls, model: nn.Module) -> Prefix:
+        """That of no text at all, for one model."""
+        from transformers import DynamicCache
+
+        return cls((DynamicCache(config=_text_config(model)),))
+
+    def of(self, number: int) -> Prefix:
+        """That of one of the models."""
+        return Prefix((self.caches[number],))
+
+    def growing(self) -> Prefix:
+        """A copy that takes in the tokens of the next forward, for one text."""
+        return Prefix(tuple(_with_layers(cache, copy.copy) for cache in self.caches))
+
+    def standing(self) -> Prefix:
+        """A copy that stands before each text of a batch and takes in nothing."""
+        return Prefix(tuple(_with_layers(cache, _standing) for cache in self.caches))
+
+    def inputs(self) -> dict[str, Any]:
+        """The arguments with which one model runs on the texts that follow."""
+        (cache,) = self.caches
+        return {"past_key_values": cache, "use_cache": True}
+
+
+def _with_layers(cache: DynamicCache, make: Any) -> DynamicCache:
+    new = copy.copy(cache)
+    new.layers = [make(layer) for layer in cache.layers]
+    return new
+
+
+def _standing(layer: Any) -> Any:
+    """A layer of a cache that shows its keys and values before those of every row, and stays as it is."""
+    new = copy.copy(layer)
+    new.update = partial(_joined, layer)
+    return new
+
+
+def _joined(layer: Any, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, ...]:
+    both = ((layer.keys, keys), (layer.values, values))
+    return tuple(torch.cat([before.expand(len(after), -1, -1, -1), after], dim=-2) for before, after in both)
+
+
+def _text_config(model: nn.Module) -> Any:
+    config: Any = model.config
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def why_unshared(model: nn.Module) -> str | None:
+    """Why texts that begin alike cannot share their beginning; None if they can.
+
+    They can if the model gives for them, behind the keys and values of what they share, what it gives for the whole
+    texts.
+    """
+    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+    if reader_of(model) != "decoder":
+        return f"{type(model).__name__} reads texts as a whole"
+    before, after = PROBED
+    ids = torch.arange(1, 1 + before + after, device=input_device(model)).repeat(2, 1)
+    ids[1, before:] += 1
+    ids %= vocabulary(model) or 1
+    try:
+        body: Any = model.base_model
+        with torch.no_grad():
+            whole = body(input_ids=ids, use_cache=False).last_hidden_state[:, before:]
+            prefix = Prefix.empty(model)
+            body(input_ids=ids[:1, :before], **prefix.inputs())
+            layers = prefix.caches[0].layers
+            other = next((one for one in layers if type(one) not in (DynamicLayer, DynamicSlidingWindowLayer)), None)
+            if other is not None or not layers:
+                return f"{type(model).__name__} keeps more of a text than keys and values"
+            parts = body(input_ids=ids[:, before:], **prefix.standing().inputs()).last_hidden_state
+    except Exception as error:  # a model of an unknown kind may raise anything
+        return f"{type(model).__name__} does not run behind keys and values that it kept ({brief(error, 100)})"
+    tolerance = 1e-5 if whole.dtype == torch.float32 else 3e-2
+    if not torch.allclose(parts, whole, rtol=tolerance, atol=tolerance * float(whole.abs().max())):
+        return f"{type(model).__name__} gives other values behind keys and values that it kept"
+    return None
