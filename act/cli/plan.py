@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from act.cli import console, options
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,6 +40,7 @@ def command(
     token_budget: Annotated[
         int | None, typer.Option(min=1, help="Tokens per batch. Default: 2048 on a CPU, 8192 on a GPU.")
     ] = None,
+    shared_prefix: options.SharedPrefix = "auto",
     seconds: Annotated[
         float, typer.Option(min=0, help="Length of the measurement on this device; 0: no measurement.")
     ] = 3.0,
@@ -59,6 +60,7 @@ def command(
     from act.profiling.strict import require_covered, require_read
 
     console.quiet_transformers()
+    require_choice("shared prefix", shared_prefix, ("auto", "off"))
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)
@@ -68,8 +70,10 @@ def command(
     if strict:
         require_covered(space)
     shape = Shape.of(empty, space)
-    text: dict[str, Any] = {"tokens": tokens, "counted": tokens}
     vision = None
+    place = device_named(device)
+    budget = token_budget or default_token_budget(place)
+    text: dict[str, Any] = {"tokens": tokens, "computed": tokens, "counted": tokens}
     if corpus:
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
         opened = _corpora(
@@ -83,8 +87,7 @@ def command(
         )
         opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}
         vision = next((each.vision for each in opened.values() if each.vision), None)
-        text |= tokens_of(opened, sample)
-    place = device_named(device)
+        text |= tokens_of(opened, sample, budget)
     measured = (
         measure(
             config,
@@ -98,6 +101,8 @@ def command(
         if seconds
         else None
     )
+    if shared_prefix == "off" or (measured and measured["unshared"]):
+        text["computed"] = text["tokens"]
     if strict and measured:
         wanted = (site.name for site in space.without(exclude or ()) if site.scales is None)
         paths = measured["paths"]
@@ -110,7 +115,7 @@ def command(
         "uncovered": list(space.uncovered),
         **_coverage(space),
         "reasons": unmoved(space),
-        "memory": shape.memory(token_budget or default_token_budget(place), pair),
+        "memory": shape.memory(budget, pair),
         "afterwards": shape.afterwards(space, pair),
         "corpus": text,
         "attention_counted": shape.attention is not None,
@@ -207,7 +212,7 @@ def _costs(
     from act.profiling.plan import Cluster, assumptions
 
     models = 2 if pair else 1
-    tokens, counted, length = text["tokens"], text["counted"], text.get("attended_length", 1024)
+    tokens, counted, length = text["computed"], text["counted"], text.get("attended_length", 1024)
     costs: dict[str, Any] = {"flops": models * shape.flops(tokens, counted, length, head)}
     rate = gpu_tflops * 1e12 if gpu_tflops else None
     if measured:
@@ -276,6 +281,8 @@ def _print_work(result: dict[str, Any]) -> None:
     print(f"{about}{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs")
     if text.get("images"):
         print(f"{text['images']:,} images, whose tokens are counted; what the parts that read them compute is not")
+    if text["computed"] != text["tokens"]:
+        print(f"{about}{text['computed']:,.0f} of them are computed; the others begin texts as a text before them did")
     if text.get("bad_records"):
         print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
     if not result["attention_counted"]:

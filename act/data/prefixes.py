@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -28,10 +28,17 @@ class Group:
     Attributes:
         sequences: the rest of each, at least one token.
         shared: what they begin with, piece by piece; groups that begin alike share the first pieces as objects.
+        opened: how many tokens of ``shared`` no group before this one has begun with.
     """
 
     sequences: list[Sequence]
     shared: tuple[Segment, ...] = ()
+    opened: int = 0
+
+    @property
+    def spared(self) -> int:
+        """How many tokens need not be computed."""
+        return len(self.sequences) * sum(map(len, self.shared)) - self.opened
 
 
 def grouped(sequences: Iterable[Sequence], token_budget: int) -> Iterator[Group]:
@@ -41,9 +48,13 @@ def grouped(sequences: Iterable[Sequence], token_budget: int) -> Iterator[Group]
     share nothing.
     """
     ordered = sorted(sequences, key=lambda each: (*_kind(each), _key(each)))
-    for (_, has_source), run in groupby(ordered, key=lambda each: (each.ability, bool(each.source))):
+    before: tuple[Segment, ...] = ()
+    for (_, more), run in groupby(ordered, key=_kind):
         alike = list(run)
-        yield from [Group(alike)] if has_source else _Tree(alike, token_budget).groups()
+        for group in [Group(alike)] if more else _Tree(alike, token_budget).groups():
+            opened = sum(len(segment) for segment in group.shared if all(segment is not one for one in before))
+            before = group.shared
+            yield replace(group, opened=opened)
 
 
 def _kind(sequence: Sequence) -> tuple[str, bool]:
@@ -53,7 +64,8 @@ def _kind(sequence: Sequence) -> tuple[str, bool]:
 
 def _key(sequence: Sequence) -> bytes:
     """Bytes that sort as the tokens do, and tell those that count from others."""
-    return (2 * sequence.input_ids.astype(np.int64) + sequence.count_mask).astype(">u4").tobytes()
+    key: bytes = (2 * sequence.input_ids.astype(np.int64) + sequence.count_mask).astype(">u4").tobytes()
+    return key
 
 
 class _Tree:
@@ -67,7 +79,7 @@ class _Tree:
     def __init__(self, ordered: list[Sequence], token_budget: int) -> None:
         self._ordered = ordered
         self._least_saved = token_budget * SHARE
-        self._alike = np.array([_alike(*two) for two in zip(ordered, ordered[1:], strict=False)], dtype=np.int64)
+        self._alike = np.array([_alike(*two) for two in pairwise(ordered)], dtype=np.int64)
 
     def groups(self) -> Iterator[Group]:
         """The groups, depth first; sequences that share nothing more than those around them come before these."""

@@ -18,7 +18,6 @@ from act.data.batching import (
     PADDING,
     Batch,
     Position,
-    Segment,
     Sequence,
     Shift,
     batches,
@@ -144,10 +143,8 @@ class Stream:
 
     def _batches(self, window: list[Sequence]) -> Iterator[Batch]:
         groups = grouped(window, self._token_budget) if self._share else [Group(window)]
-        before: tuple[Segment, ...] = ()
         for group in groups:
-            opened = sum(len(segment) for segment in group.shared if all(segment is not one for one in before))
-            before = group.shared
+            opened = group.opened
             for batch in batches(
                 group.sequences, self._token_budget, PADDING, self._packing, self._shift, group.shared
             ):

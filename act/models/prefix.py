@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +20,7 @@ from act.models.placement import input_device
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
-PROBED = 7, 4
+PROBED = 6, 5
 """Tokens of the prefix that :func:`why_unshared` tries, and of the texts that continue it."""
 
 
@@ -53,6 +55,23 @@ class Prefix:
         return {"past_key_values": cache, "use_cache": True}
 
 
+@contextlib.contextmanager
+def _longest(model: nn.Module, tokens: int) -> Iterator[list[str]]:
+    """Names of the modules whose outputs, over the block, run over so many tokens."""
+    found: list[str] = []
+
+    def note(name: str, output: Any) -> None:
+        if isinstance(output, torch.Tensor) and any(size and size % tokens == 0 for size in output.shape[:-1]):
+            found.append(name)
+
+    with contextlib.ExitStack() as stack:
+        for name, module in model.named_modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                hook = module.register_forward_hook(lambda _, __, output, name=name: note(name, output))
+                stack.callback(hook.remove)
+        yield found
+
+
 def _with_layers(cache: DynamicCache, make: Any) -> DynamicCache:
     new = copy.copy(cache)
     new.layers = [make(layer) for layer in cache.layers]
@@ -80,7 +99,7 @@ def why_unshared(model: nn.Module) -> str | None:
     """Why texts that begin alike cannot share their beginning; None if they can.
 
     They can if the model gives for them, behind the keys and values of what they share, what it gives for the whole
-    texts.
+    texts, and computes nothing for the shared tokens again.
     """
     from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -100,9 +119,12 @@ def why_unshared(model: nn.Module) -> str | None:
             other = next((one for one in layers if type(one) not in (DynamicLayer, DynamicSlidingWindowLayer)), None)
             if other is not None or not layers:
                 return f"{type(model).__name__} keeps more of a text than keys and values"
-            parts = body(input_ids=ids[:, before:], **prefix.standing().inputs()).last_hidden_state
+            with _longest(body, before + after) as repeated:
+                parts = body(input_ids=ids[:, before:], **prefix.standing().inputs()).last_hidden_state
     except Exception as error:  # a model of an unknown kind may raise anything
         return f"{type(model).__name__} does not run behind keys and values that it kept ({brief(error, 100)})"
+    if repeated:
+        return f"{repeated[0]} of {type(model).__name__} runs over the tokens of a prefix again"
     tolerance = 1e-5 if whole.dtype == torch.float32 else 3e-2
     if not torch.allclose(parts, whole, rtol=tolerance, atol=tolerance * float(whole.abs().max())):
         return f"{type(model).__name__} gives other values behind keys and values that it kept"

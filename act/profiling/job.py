@@ -116,7 +116,7 @@ class Job:
         packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
             scores between pieces.
         shared_prefix: ``"auto"``: compute once what sequences begin with alike, if the model gives the same behind
-            keys and values that it kept; ``"off"``: compute every sequence whole.
+            keys and values that it kept, and packing is not ``"on"``; ``"off"``: compute every sequence whole.
         shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
         workers: processes that tokenise; 0: a thread of this process.
         skip_bad_records: how many bad records to skip before giving up.
@@ -203,7 +203,7 @@ class Job:
             packing=bool(self.corpora) and self._packing(packing),
             look_ahead=look_ahead,
             moe_all_experts=moe_all_experts,
-            shared_prefix=bool(self.corpora) and shared_prefix == "auto" and self._shares_prefixes(),
+            shared_prefix=shared_prefix == "auto" and packing != "on" and self._shares_prefixes(),
         )
         for observer in self.observers:
             observer.prepare(self)
@@ -231,7 +231,7 @@ class Job:
         return refused is None
 
     def _shares_prefixes(self) -> bool:
-        if not self._unmasked:
+        if not self.corpora or not self._unmasked:
             return False
         refused = next((reason for model in self.models.values() if (reason := why_unshared(model))), None)
         if refused:

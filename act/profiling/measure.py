@@ -77,7 +77,7 @@ def profile(
         packing: put several pieces in one row without padding; ``"auto"``: if the model's attention computes no
             scores between pieces.
         shared_prefix: ``"auto"``: compute once what sequences begin with alike, if the model gives the same behind
-            keys and values that it kept; ``"off"``: compute every sequence whole.
+            keys and values that it kept, and packing is not ``"on"``; ``"off"``: compute every sequence whole.
         shard: ``(i, n)``: every n-th record of each corpus, starting with the i-th.
         workers: processes that tokenise; 0: a thread of this process.
         skip_bad_records: how many bad records to skip before giving up.

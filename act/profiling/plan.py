@@ -25,13 +25,16 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, brief
+from act.data.batching import LOOK_AHEAD, Sequence
 from act.data.corpus import Corpus
+from act.data.prefixes import grouped
 from act.data.stream import nothing_counted
 from act.models.architecture import built
 from act.models.blocks import Experts
 from act.models.calls import has_decoder, without_cache
 from act.models.channels import ChannelSpace
-from act.models.limits import trained_positions
+from act.models.limits import CPU_BUDGET, trained_positions
+from act.models.prefix import why_unshared
 from act.models.views import LanguageView, language_view
 from act.profiles.moments import Moments
 from act.profiling.stability import GROUPS
@@ -52,6 +55,7 @@ WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with 
 class TextPlan(TypedDict):
     """Figures of corpora, scaled up if only a sample was read.
 
+    ``computed`` are the tokens without those that a text before them began with alike, where these are shared.
     ``longest`` and ``mean_length`` are lengths of sequences. ``attended_length`` is the length of the sequence that
     contains an average token.
     """
@@ -60,6 +64,7 @@ class TextPlan(TypedDict):
     bad_records: int
     sequences: int
     tokens: int
+    computed: int
     counted: int
     images: int
     sampled: bool
@@ -69,12 +74,15 @@ class TextPlan(TypedDict):
 
 
 class Measurement(TypedDict):
-    """The speed of a profiled forward; ``paths``: how each site is read."""
+    """The speed of a profiled forward; ``paths``: how each site is read; ``unshared``: why the model computes for each
+    text what several begin with, if it does.
+    """
 
     seconds_a_token: float
     tokens_per_second: float
     layers_measured: list[int]
     paths: dict[str, str]
+    unshared: str | None
 
 
 class ClusterTimes(TypedDict):
@@ -300,17 +308,19 @@ def unmoved(space: ChannelSpace) -> dict[str, str]:
     return {} if space.coverage is None else dict(space.coverage.reasons)
 
 
-def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
+def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000, token_budget: int = CPU_BUDGET) -> TextPlan:
     """Count the records, tokens (with the context that pieces of a text repeat) and counted tokens of corpora.
 
     Args:
         corpora: the corpora, fitted to the model.
         sample: how many evenly spaced records of each corpus to read; 0: all.
+        token_budget: tokens per batch.
 
     Raises:
         ActError: a sample is wanted of a stream of unknown size; nothing counts in a corpus.
     """
-    result = dict.fromkeys(("records", "bad_records", "sequences", "tokens", "counted", "images"), 0)
+    counts = ("records", "bad_records", "sequences", "tokens", "computed", "counted", "images")
+    result = dict.fromkeys(counts, 0)
     longest, squares, sampled = 0, 0.0, False
     for corpus in corpora.values():
         size = corpus.source.count() if sample else None
@@ -320,6 +330,7 @@ def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
             )
         step = max(1, (size or 0) // sample) if sample else 1
         found, squared = dict.fromkeys(result, 0), 0
+        window: list[Sequence] = []
         for entry, encoded in corpus.numbered(shard=(0, step)):
             found["records"] += 1
             if isinstance(encoded, ActError):
@@ -332,6 +343,12 @@ def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
                 found["counted"] += int(piece.count_mask.sum())
                 squared += len(piece) ** 2
                 longest = max(longest, len(piece))
+                if not piece.beside:  # texts with images share nothing
+                    window.append(piece)
+            if found["records"] % LOOK_AHEAD == 0:
+                found["computed"] -= _spared(window, token_budget)
+                window = []
+        found["computed"] += found["tokens"] - _spared(window, token_budget)
         if not found["counted"]:
             raise ActError(nothing_counted(corpus.name))
         scale = (size or 0) / max(found["records"], 1) if step > 1 else 1
@@ -344,6 +361,7 @@ def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
         "bad_records": result["bad_records"],
         "sequences": result["sequences"],
         "tokens": result["tokens"],
+        "computed": result["computed"],
         "counted": result["counted"],
         "images": result["images"],
         "sampled": sampled,
@@ -351,6 +369,11 @@ def tokens_of(corpora: Mapping[str, Corpus], sample: int = 2000) -> TextPlan:
         "mean_length": result["tokens"] / max(result["sequences"], 1),
         "attended_length": squares / max(result["tokens"], 1),
     }
+
+
+def _spared(window: list[Sequence], token_budget: int) -> int:
+    """How many tokens need not be computed, because the sequences of a window begin alike."""
+    return sum(group.spared for group in grouped(window, token_budget))
 
 
 def measure(
@@ -398,6 +421,7 @@ def measure(
             raise ActError(f"{what} cannot be built on {device} ({brief(error)}); {advice}") from error
         inputs = _inputs(model, device)
         try:
+            unshared = why_unshared(model)
             found.append(_measured(model, inputs, device, seconds / len(depths), exclude, fused, images))
         except ActError:
             raise
@@ -412,7 +436,13 @@ def measure(
         del model
     paths = found[-1][1]
     a_token = found[0][0] if len(found) == 1 else found[0][0] + (layers - 1) * max(0.0, found[1][0] - found[0][0])
-    return {"seconds_a_token": a_token, "tokens_per_second": 1 / a_token, "layers_measured": depths, "paths": paths}
+    return {
+        "seconds_a_token": a_token,
+        "tokens_per_second": 1 / a_token,
+        "layers_measured": depths,
+        "paths": paths,
+        "unshared": unshared,
+    }
 
 
 def _shallow(config: Any, depth: int) -> Any:

@@ -34,9 +34,7 @@ class Prefixes:
         empty_moments: gives empty moments.
     """
 
-    def __init__(
-        self, forward: Forward, no_prefix: Callable[[], Prefix], empty_moments: Callable[[], Moments]
-    ) -> None:
+    def __init__(self, forward: Forward, no_prefix: Callable[[], Prefix], empty_moments: Callable[[], Moments]) -> None:
         self._forward, self._no_prefix, self._empty_moments = forward, no_prefix, empty_moments
         self._computed: list[_Computed] = []
 

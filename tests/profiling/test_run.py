@@ -233,22 +233,25 @@ class RunsOut:
     def moments(self, moments):
         self.tapped.moments = moments
 
-    def forward(self, inputs, count_mask):
-        self.tapped.forward(inputs, count_mask)
+    def no_prefix(self):
+        return self.tapped.no_prefix()
+
+    def forward(self, inputs, count_mask, source_mask=None, prefix=None):
+        self.tapped.forward(inputs, count_mask, source_mask, prefix)
         if count_mask.numel() > self.limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
         self.sizes.append(count_mask.numel())
 
 
-@pytest.mark.parametrize("packing", [False, True])
-def test_out_of_memory_loses_and_double_counts_nothing(tokenizer, packing):
+@pytest.mark.parametrize(("packing", "share"), [(False, False), (True, False), (False, True)])
+def test_out_of_memory_loses_and_double_counts_nothing(tokenizer, packing, share):
     model = tiny_model("llama")
     space = ChannelSpace.from_model(model)
     expected = act.profile(model, corpus(tokenizer), token_budget=2000, packing="off")
     with taps(model, Moments(space)) as tapped:
         small = RunsOut(tapped, 200)
         run = Run(small, space)
-        run.over(Stream({"": corpus(tokenizer)}, token_budget=2000, packing=packing))
+        run.over(Stream({"": corpus(tokenizer)}, token_budget=2000, packing=packing, share=share))
         assert max(small.sizes) <= 200 and run.max_tokens is not None
         assert torch.equal(run.moments[""].arena[0], expected.moments.arena[0])
         torch.testing.assert_close(run.moments[""].arena, expected.moments.arena, rtol=1e-3, atol=1e-3)
@@ -329,11 +332,12 @@ def test_a_run_goes_on_to_the_same_bits(tokenizer, tmp_path, pair, at):
         measure(*models, corpora, observers=[stop_after(at + 1)], checkpoint=Checkpoint(path, 0), **options)
     seen = After(lambda count, run: None)
     again = measure(*models, corpora, observers=[seen], checkpoint=Checkpoint(path, 0), **options)
-    batches = len(list(Stream(corpora, **options)))
-    assert seen.count == batches - at
+    batches = list(Stream(corpora, share=True, **options))
+    assert any(batch.shared for batch in batches)
+    assert seen.count == len(batches) - at
     for ability in corpora:
         assert torch.equal(again[ability].moments.arena, whole[ability].moments.arena)
-        for key in ("tokens", "counted", "padding", "records", "sequences"):
+        for key in ("tokens", "counted", "padding", "records", "sequences", "shared"):
             assert getattr(again[ability].provenance.corpora[0], key) == getattr(
                 whole[ability].provenance.corpora[0], key
             )
@@ -370,7 +374,7 @@ def test_observers_go_on_too(tokenizer, tmp_path):
     act.profile(
         model, corpus(tokenizer), token_budget=150, observers=[again, Observer()], checkpoint=Checkpoint(path, 0)
     )
-    assert int(again.batches) == len(list(Stream({"": corpus(tokenizer)}, token_budget=150)))
+    assert int(again.batches) == len(list(Stream({"": corpus(tokenizer)}, token_budget=150, share=True)))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
