@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import io
 import os
 import sys
@@ -15,7 +16,6 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
-import act
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
 from act.core.errors import ActError, Interrupted
@@ -83,7 +83,7 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"act-profile {act.__version__}")
+        print(f"act-profile {importlib.metadata.version('act-profile')}")
         raise typer.Exit
 
 

@@ -250,7 +250,7 @@ def test_out_of_memory_loses_and_double_counts_nothing(tokenizer, packing, share
     expected = act.profile(model, corpus(tokenizer), token_budget=2000, packing="off")
     with taps(model, Moments(space)) as tapped:
         small = RunsOut(tapped, 200)
-        run = Run(small, space)
+        run = Run(small, space, causal=True)
         run.over(Stream({"": corpus(tokenizer)}, token_budget=2000, packing=packing, share=share))
         assert max(small.sizes) <= 200 and run.max_tokens is not None
         assert torch.equal(run.moments[""].arena[0], expected.moments.arena[0])
