@@ -142,8 +142,9 @@ _RARE = (
     "reader",
     "processor",
 )  # left out of a file unless there is something to say
-_SUMMED = ("tokens", "counted", "padding", "sequences", "records", "shared", "seconds", "waited")
-_PER_SHARD = (*_SUMMED, "images", "shard", "paths", "nonfinite", "irregular", "skipped")
+_SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
+_SUMMED_IF_ANY = ("images", "shared")  # left out of a file where they are 0
+_PER_SHARD = (*_SUMMED, *_SUMMED_IF_ANY, "shard", "paths", "nonfinite", "irregular", "skipped")
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,7 @@ class CorpusRead(CorpusIdentity):
     @classmethod
     def merged(cls, parts: Sequence[CorpusRead], nonfinite: Mapping[str, int]) -> CorpusRead:
         """What was read of a corpus, merged from its parts; ``nonfinite`` comes from their merged moments."""
-        totals = {name: sum(getattr(each, name) for each in parts) for name in (*_SUMMED, "images")}
+        totals = {name: sum(getattr(each, name) for each in parts) for name in (*_SUMMED, *_SUMMED_IF_ANY)}
         for name in ("seconds", "waited"):
             totals[name] = round(totals[name], 3)
         irregular: dict[str, int] = {}
@@ -236,7 +237,7 @@ class CorpusRead(CorpusIdentity):
             **({"ability": self.ability} if self.ability else {}),
             **({"shard": list(self.shard)} if self.shard else {}),
             **{name: getattr(self, name) for name in _SUMMED},
-            **({"images": self.images} if self.images else {}),
+            **{name: number for name in _SUMMED_IF_ANY if (number := getattr(self, name))},
             "paths": dict(self.paths),
             "nonfinite": dict(self.nonfinite),
             "irregular": dict(self.irregular),
