@@ -146,11 +146,13 @@ class Reference:
             rows = next((each for each in kept if each is not None), None)
             moved = any(not torch.equal(probe.short, probe.changed) for probe in tried.values())
             if rows is not None:
-                over.append((moved, rows if columns is None else rows[:, columns]))
+                more = self._lengths[1] - self._lengths[0]
+                by_one = any(sum(probe.longer.shape) - sum(probe.short.shape) == more for probe in tried.values())
+                over.append((moved or by_one, rows if columns is None else rows[:, columns]))
             elif moved or any(probe.short.shape != probe.longer.shape for probe in tried.values()):
                 return None
-        moving = [rows for moved, rows in over if moved]  # beside which there may be calls over distances
-        return torch.cat(moving or [rows for _, rows in over]) if over else None
+        of_tokens = [rows for sure, rows in over if sure]  # beside which there may be calls over distances
+        return torch.cat(of_tokens or [rows for _, rows in over]) if over else None
 
     def _counted(self, output: torch.Tensor, probe: Probe[torch.Tensor], counted: torch.Tensor, width: int) -> Any:
         rows = _by_token(output, *probe, self._lengths, len(counted), width)
