@@ -21,6 +21,7 @@ from act.editing.renaming import Renamed, renamed
 from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import Diagonal, digest
+from act.models.load_errors import virtual_tokens
 from act.models.sites import ParameterSlice
 from act_kernels.ops import FLOAT_DTYPES
 
@@ -76,7 +77,8 @@ class StoredModel(Mapping[str, torch.Tensor]):
         self.folder = self._origin = Path(folder)
         self._arriving: dict[str, Future[None]] = {}
         if (self.folder / "adapter_config.json").is_file() and not (self.folder / "config.json").is_file():
-            raise ActError(f"{folder} is an adapter, not a model; merge it as it is loaded (--merge)")
+            merge = "it is an adapter, not a model; merge it as it is loaded (--merge)"
+            raise ActError(f"{folder} cannot be edited: {virtual_tokens(self.folder) or merge}")
         if not (self.folder / "config.json").is_file():
             raise ActError(f"no such model: {folder}; expected a folder in Hugging Face format")
         self.config = read_mapping(self.folder / "config.json")

@@ -253,7 +253,7 @@ class ChannelSpace:
             if mine.width != theirs.width:
                 return f"site {mine.name} has {mine.width} channels against {theirs.width}"
             if mine != theirs:
-                return f"site {mine.name} is made by other parameters ({_why_other(mine, theirs)} in one model only?)"
+                return f"site {mine.name} is made by other parameters ({_why_other(mine, theirs)})"
         if len(self.sites) != len(other.sites):
             longer = self if len(self.sites) > len(other.sites) else other
             extra = longer.sites[min(len(self.sites), len(other.sites))]
@@ -309,8 +309,15 @@ _SPACE = TypeAdapter(ChannelSpace)
 
 
 def _why_other(one: Site, other: Site) -> str:
-    adapted = any(".base_layer." in part.name for site in (one, other) for part in site.parameters)
-    return "adapted" if adapted else "tied"
+    """How sites of the same name and width differ, in a few words."""
+    here, there = ({part.name for part in site.parameters} for site in (one, other))
+    if any(".base_layer." in name for name in here | there):
+        return "adapted in one model only?"
+    if one.tied_to != other.tied_to:
+        return f"tied to {one.tied_to or other.tied_to} in one model only"
+    if alone := sorted(here ^ there):
+        return f"{' and '.join(alone[:2])} in one model only"
+    return "laid out in another way"
 
 
 def _many(count: int, noun: str) -> str:

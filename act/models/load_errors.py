@@ -26,7 +26,7 @@ def reason(what: str, name: str, error: BaseException) -> str:
             "it brings Python code of its own; read that, and if you trust it, let it run (--trust-remote-code, in "
             "Python trust_remote_code=True)"
         )
-    missing = _virtual_tokens(Path(name)) or _missing(what, Path(name)) if Path(name).is_dir() else None
+    missing = virtual_tokens(Path(name)) or _missing(what, Path(name)) if Path(name).is_dir() else None
     return _damage(error) or missing or _hub(error) or _architecture(str(error)) or said
 
 
@@ -50,7 +50,7 @@ def _missing(what: str, folder: Path) -> str | None:
     return f"it has no config.json; {f'give its folder {inner[0]}' if inner else AGAIN}"
 
 
-def _virtual_tokens(folder: Path) -> str | None:
+def virtual_tokens(folder: Path) -> str | None:
     """Why an adapter that is no change of weights cannot be loaded."""
     method = _named(folder / "adapter_config.json", "peft_type").replace("_", " ").lower()
     if method.endswith(("prompt tuning", "prefix tuning", "p tuning")):
@@ -66,9 +66,10 @@ def _base(config: Path) -> str:
 
 def _named(config: Path, key: str) -> str:
     try:
-        return str(json.loads(config.read_text(encoding="utf-8"))[key])
+        named = json.loads(config.read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
+    return named if isinstance(named, str) else ""
 
 
 def _hub(error: BaseException) -> str | None:

@@ -21,7 +21,7 @@ from act.core.versions import versions
 from act.editing.model_card import write_card
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
-from act.models.loading import load_tokenizer, token_difference
+from act.models.loading import load_tokenizer, reader_named, token_difference
 from act.recipes.cache import SCHEMA, Cache
 from act.recipes.kept import is_kept
 from act.recipes.reading import read_recipe
@@ -104,8 +104,8 @@ class Run:
     """A recipe with the contents of its inputs; stages are kept in a folder beside the output.
 
     Raises:
-        ActError: an input that does not exist; a donor whose tokenizer gives a token id to another token than the
-            target's. No model is loaded.
+        ActError: an input that does not exist; an encoder to tune or evaluate; a donor whose tokenizer gives a token
+            id to another token than the target's. No model is loaded.
     """
 
     def __init__(self, recipe: Recipe, say: Say = lambda step: None, *, trust_remote_code: bool = False) -> None:
@@ -116,6 +116,8 @@ class Run:
         if not parent.is_dir():
             raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
         self.cache = Cache(recipe, companion(parent / f".{self.output.name}", ".stages"))
+        if recipe.evaluate or recipe.tune:
+            self._require_decoder(trust_remote_code)
         tokenizer = load_tokenizer(recipe.base_model, trust_remote_code=trust_remote_code)
         self.stages = Stages(recipe, self.cache, tokenizer, say, trust_remote_code=trust_remote_code)
         for name in dict.fromkeys(donor.model for donor in recipe.models):
@@ -129,6 +131,15 @@ class Run:
                     f"{name} cannot be a donor for {recipe.base_model}: {difference}, so the models would read "
                     "different texts; give models with one vocabulary"
                 )
+
+    def _require_decoder(self, trust_remote_code: bool) -> None:
+        name = self.recipe.base_model
+        reader = reader_named(name, trust_remote_code=trust_remote_code)
+        if reader != "decoder":
+            raise ActError(
+                f"{name} is an {reader}, and tune and evaluate are for causal language models; leave them out of the "
+                "recipe, and train and score the model that it writes by its own task"
+            )
 
     @property
     def key(self) -> str:

@@ -77,7 +77,13 @@ def test_json_round_trip():
 
 def test_the_first_difference_is_named():
     other = ChannelSpace.from_model(tiny_model("qwen2"))
-    assert "q_proj is made by other parameters" in SPACE.first_difference(other)
+    difference = SPACE.first_difference(other)
+    assert difference.endswith(
+        "q_proj is made by other parameters (model.layers.0.self_attn.q_proj.bias in one model only)"
+    )
+    assert "(tied to lm_head in one model only)" in SPACE.first_difference(
+        ChannelSpace.from_model(tiny_model("llama-tied-bias"))
+    )
     assert SPACE.first_difference(ChannelSpace.from_model(tiny_model("llama", seed=5))) is None
 
 

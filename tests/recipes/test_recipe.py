@@ -12,6 +12,7 @@ import torch
 import yaml
 from command_line import act_profile
 from safetensors.torch import load_file
+from support import tiny_encoder, word_tokenizer
 
 import act
 from act.editing.interpolation import interpolate
@@ -197,6 +198,26 @@ def light(folder, **changed) -> dict:
     german = str(folder / "german.jsonl")
     donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "parameters": {"weight": 1.0, "top_p": "5%"}}]
     return recipe(folder, **{"models": donors, "tune": None, "evaluate": None, **changed})
+
+
+@pytest.mark.parametrize(("like", "kind"), [("bert", "an encoder"), ("t5", "an encoder-decoder")])
+def test_an_encoder_is_not_tuned_or_evaluated_which_is_said_before_anything_is_run(folder, tmp_path, like, kind):
+    for side, seed in (("donor", 0), ("target", 1)):
+        tiny_encoder(like, seed).save_pretrained(tmp_path / side)
+        word_tokenizer(like).save_pretrained(tmp_path / side)
+    record = {"text": "a b c"} if like == "bert" else {"prompt": "what is two", "completion": "five answer"}
+    (tmp_path / "asked.jsonl").write_text(json.dumps(record))
+    given = {"base_model": str(tmp_path / "target"), "count": "all", "output": str(tmp_path / "out")}
+    given["models"] = [{"model": str(tmp_path / "donor"), "corpus": str(tmp_path / "asked.jsonl")}]
+    whole = {name: value for name, value in recipe(folder, **given).items() if name not in ("tune", "evaluate")}
+    for stage in (
+        {"tune": {"corpus": given["models"][0]["corpus"]}},
+        {"evaluate": {"corpora": {"x": given["models"][0]["corpus"]}}},
+    ):
+        with pytest.raises(act.ActError, match=f"target is {kind}, and tune and evaluate are for causal"):
+            Run(read_recipe(written(tmp_path, whole | stage)))
+    report = Run(read_recipe(written(tmp_path, whole))).execute()
+    assert report["moved"]["values"] > 0 and (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_donor_of_other_tokens_is_refused_before_anything_is_run(folder, tmp_path):
