@@ -21,7 +21,8 @@ from act.core.versions import versions
 from act.editing.model_card import write_card
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
-from act.models.loading import load_tokenizer, reader_named, token_difference
+from act.models.loading import load_tokenizer, token_difference
+from  import reader_named
 from act.recipes.cache import SCHEMA, Cache
 from act.recipes.kept import is_kept
 from act.recipes.reading import read_recipe
