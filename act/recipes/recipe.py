@@ -21,8 +21,7 @@ from act.core.versions import versions
 from act.editing.model_card import write_card
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
-from act.models.loading import load_tokenizer, token_difference
-from  import reader_named
+from act.models.loading import load_tokenizer, reading_named, token_difference
 from act.recipes.cache import SCHEMA, Cache
 from act.recipes.kept import is_kept
 from act.recipes.reading import read_recipe
@@ -135,7 +134,7 @@ class Run:
 
     def _require_decoder(self, trust_remote_code: bool) -> None:
         name = self.recipe.base_model
-        reader = reader_named(name, trust_remote_code=trust_remote_code)
+        reader, _ = reading_named(name, trust_remote_code=trust_remote_code)
         if reader != "decoder":
             raise ActError(
                 f"{name} is an {reader}, and tune and evaluate are for causal language models; leave them out of the "
