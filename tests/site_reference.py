@@ -307,6 +307,8 @@ def fused_parts(model: nn.Module, path: str) -> dict[str, torch.Tensor] | None:
     if leaf == "in_proj_qkv":
         keys = parent.num_k_heads * parent.head_k_dim
         return _blocks(q=keys, k=keys, v=width - 2 * keys)
+    if leaf == "in_proj" and kind.startswith("Lfm"):  # chunk(3)
+        return _blocks(B=width // 3, C=width // 3, x=width // 3)
     if leaf == "in_proj" and hasattr(parent, "dt_proj"):  # the first Mamba: chunk(2), the second half is the gate
         return _blocks(x=width // 2, z=width // 2)
     if leaf == "x_proj":

@@ -23,6 +23,8 @@ _IN_GROUPS = "bloom falcon fuyu gpt_neox gpt_neox_japanese internlm2 minimax per
 """Families that do so within each key-value head."""
 _GATED_QUERIES = "qwen3_5 qwen3_5_moe qwen3_next qwen4_exp"
 """Families in which the queries of each head are followed by the gate of its output."""
+_GATED_CONVOLUTIONS = "lfm2 lfm2_moe lfm3"
+"""Families whose short convolutions read ``x`` times a gate ``B``, and are themselves gated by ``C``."""
 _CODEGEN_PARTS = 4  # CodeGen's rows lie as they were spread over four processors, values before keys
 
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
@@ -59,6 +61,8 @@ def parts_of(model: nn.Module, name: str, module: nn.Module) -> Parts | None:
         return _latent(parent, width)
     if leaf == "q_proj" and family in _GATED_QUERIES.split():
         return _gated_queries(_sizes(model, parent), width)
+    if leaf == "in_proj" and family in _GATED_CONVOLUTIONS.split() and width % 3 == 0:
+        return _blocks(B=width // 3, C=width // 3, x=width // 3)
     if leaf == "kv_proj" and family == "jetmoe":
         return _blocks(k=width // 2, v=width // 2)
     return _linear_attention(leaf, parent, width) or _state_space(leaf, parent, width)

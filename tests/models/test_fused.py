@@ -73,6 +73,11 @@ def gated_queries(row):
     return {"q": queries.flatten(), "attention_gate": gates.flatten()}
 
 
+def gated_convolution(row):
+    """The gate of what LFM2's convolution reads, that of what it gives, and what it reads."""
+    return dict(zip("BCx", row.chunk(3), strict=True))
+
+
 CASES = [
     ("gpt2", "c_attn", thirds),
     ("openai-gpt", "c_attn", thirds),
@@ -92,6 +97,7 @@ CASES = [
     ("codegen", "qkv_proj", codegen),
     ("deepseek_v3", "kv_b_proj", keys_and_values),
     ("qwen3_next", "q_proj", gated_queries),
+    ("lfm2_moe", "in_proj", gated_convolution),
     ("qwen3_5_text", "q_proj", gated_queries),
 ]
 
@@ -122,7 +128,7 @@ def test_parts_are_measured_and_moved_as_if_they_were_linears_of_their_own(famil
             assert profile.space.site(f"{path}[{role}]").kind == role
 
     space = ChannelSpace.from_model(target)
-    roles = [site for site in space if site.module in paths and site.kind in ("v", "up", "attention_gate")]
+    roles = [site for site in space if site.module in paths and site.kind in ("v", "up", "attention_gate", "x")]
     chosen = torch.cat([torch.arange(site.offset, site.offset + site.width, 3) for site in roles])
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     theirs = donor.state_dict()
