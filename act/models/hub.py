@@ -7,6 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from act.core.errors import ActError
+
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 
 
@@ -46,6 +48,7 @@ def base_of(name: str, *, merge: bool = False) -> str:
         merge: whether a model of the hub with both configurations counts as an adapter.
 
     Raises:
+        ActError: an adapter that names none.
         huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: as :func:`cached_only`.
     """
     if find_spec("peft") is None:
@@ -56,7 +59,12 @@ def base_of(name: str, *, merge: bool = False) -> str:
     else:
         known = cached_only(name)
         adapter = _file(name, _ADAPTER, known) if merge or _file(name, _CONFIG, known) is None else None
-    return name if adapter is None else str(json.loads(Path(adapter).read_text())["base_model_name_or_path"])
+    if adapter is None:
+        return name
+    base = json.loads(Path(adapter).read_text())["base_model_name_or_path"]
+    if not isinstance(base, str):
+        raise ActError("its adapter_config.json names no base model; write its folder there (base_model_name_or_path)")
+    return base
 
 
 def folder_of(name: str) -> str:

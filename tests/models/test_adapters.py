@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -96,6 +97,15 @@ def saved(folder, model, base):
     base.save_pretrained(folder / "base")
     model.peft_config["default"].base_model_name_or_path = str(folder / "base")
     model.save_pretrained(folder / "adapter")
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_an_adapter_that_names_no_base_model_is_a_sentence(tmp_path, merge):
+    lora().save_pretrained(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": None}))
+    with pytest.raises(act.ActError, match=r"^cannot load the model .*adapter_config.json names no base model"):
+        load_model(str(tmp_path), device="cpu", merge=merge)
 
 
 def test_an_adapter_folder_is_measured_as_it_is_or_merged(tmp_path):
