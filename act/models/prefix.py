@@ -31,11 +31,11 @@ class Prefix:
     caches: tuple[DynamicCache, ...]
 
     @classmethod
-    def empty(cls, model: nn.Module) -> Prefix:
+    def empty(cls) -> Prefix:
         """That of no text at all, for one model."""
         from transformers import DynamicCache
 
-        return cls((DynamicCache(config=_text_config(model)),))
+        return cls((DynamicCache(),))  # without the configuration it keeps every token: masks tell what is in a window
 
     def of(self, number: int) -> Prefix:
         """That of one of the models."""
@@ -90,18 +90,13 @@ def _joined(layer: Any, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__:
     return tuple(torch.cat([before.expand(len(after), -1, -1, -1), after], dim=-2) for before, after in both)
 
 
-def _text_config(model: nn.Module) -> Any:
-    config: Any = model.config
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-
-
 def why_unshared(model: nn.Module) -> str | None:
     """Why texts that begin alike cannot share their beginning; None if they can.
 
     They can if the model gives for them, behind the keys and values of what they share, what it gives for the whole
     texts, and computes nothing for the shared tokens again.
     """
-    from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+    from transformers.cache_utils import DynamicLayer
 
     if reader_of(model) != "decoder":
         return f"{type(model).__name__} reads texts as a whole"
@@ -113,11 +108,10 @@ def why_unshared(model: nn.Module) -> str | None:
         body: Any = model.base_model
         with torch.no_grad():
             whole = body(input_ids=ids, use_cache=False).last_hidden_state[:, before:]
-            prefix = Prefix.empty(model)
+            prefix = Prefix.empty()
             body(input_ids=ids[:1, :before], **prefix.inputs())
             layers = prefix.caches[0].layers
-            other = next((one for one in layers if type(one) not in (DynamicLayer, DynamicSlidingWindowLayer)), None)
-            if other is not None or not layers:
+            if not layers or any(type(layer) is not DynamicLayer for layer in layers):
                 return f"{type(model).__name__} keeps more of a text than keys and values"
             with _longest(body, before + after) as repeated:
                 parts = body(input_ids=ids[:, before:], **prefix.standing().inputs()).last_hidden_state

@@ -169,7 +169,7 @@ class Taps:
 
     def no_prefix(self) -> Prefix:
         """The prefix of no tokens, which can grow."""
-        return Prefix.empty(self._model)
+        return Prefix.empty()
 
     def forward(
         self,
