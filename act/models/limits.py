@@ -12,6 +12,7 @@ from act.core.errors import ActError, brief
 from act.models.calls import reader_of, without_cache
 from act.models.channels import ChannelSpace
 from act.models.embeddings import input_embedding
+from act.models.modes import restored
 from act.models.placement import input_device
 from act.models.views import language_view
 
@@ -80,7 +81,7 @@ def packs(model: nn.Module, only_if_faster: bool) -> str | None:
     ids = torch.arange(1, 13, device=place)[None] % (vocabulary(model) or 1)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(place)
     try:
-        with torch.inference_mode():
+        with restored(model), torch.inference_mode():
             packed = _logits(model, input_ids=ids, position_ids=positions)[:, 5:]
             alone = _logits(model, input_ids=ids[:, 5:], position_ids=positions[:, 5:])
     except (TypeError, ValueError, RuntimeError) as error:
@@ -101,7 +102,7 @@ def causal(model: nn.Module) -> bool:
     ids = torch.arange(1, 7, device=input_device(model)).repeat(2, 1)
     ids[1, -2:] += 1
     try:
-        with torch.inference_mode():
+        with restored(model), torch.inference_mode():
             body: Any = model.base_model  # the LM head, which may be excluded, reads one token at a time
             output = body(input_ids=ids % (vocabulary(model) or 1), **without_cache(body))
             streams = [output.last_hidden_state, getattr(output, "last_hidden_state_ngram", None)]  # as of ProphetNet

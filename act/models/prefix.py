@@ -15,6 +15,7 @@ from torch import nn
 from act.core.errors import brief
 from act.models.calls import reader_of
 from act.models.limits import vocabulary
+from act.models.modes import restored
 from act.models.placement import input_device
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def why_unshared(model: nn.Module) -> str | None:
     ids %= vocabulary(model) or 1
     try:
         body: Any = model.base_model
-        with torch.no_grad():
+        with restored(model), torch.no_grad():
             whole = body(input_ids=ids, use_cache=False).last_hidden_state[:, before:]
             prefix = Prefix.empty()
             body(input_ids=ids[:1, :before], **prefix.inputs())

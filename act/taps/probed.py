@@ -14,6 +14,7 @@ from act.models.calls import has_decoder
 from act.models.channels import ChannelSpace
 from act.models.fused import joined
 from act.models.layout import PLAIN, Layout
+from act.models.modes import restored
 from act.models.rotary import RotaryPairs
 from act.models.sites import Site
 from act.models.views import LanguageView
@@ -59,6 +60,11 @@ class Probed:
         Raises:
             ActError: a model with positions that are neither tokens nor padding; experts that cannot be read.
         """
+        with restored(model):
+            return cls._of(model, space, images)
+
+    @classmethod
+    def _of(cls, model: nn.Module, space: ChannelSpace, images: Samples) -> Probed:
         shared = {site.name: parts for site, parts in joined(space)}
         sites = {site.name: site for site, _ in joined(space) if site.scales is None}
         holders = holders_of(model, space)

@@ -6,6 +6,7 @@ import types
 
 import pytest
 import torch
+import transformers
 from support import random_batches, tiny_model
 from transformers.models.llama import modeling_llama
 
@@ -100,3 +101,20 @@ def test_a_norm_that_changes_its_input_in_place_is_left_alone():
     model, batch = tiny_model("llama"), random_batches(1)[0]
     model.model.layers[1].post_attention_layernorm.__class__ = Doubling
     assert torch.equal(logits(model, batch, tapped=True), logits(model, batch, tapped=False))
+
+
+def test_a_model_that_sets_itself_to_full_attention_on_short_texts_keeps_its_sparse_one():
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.BigBirdConfig(**small, vocab_size=300, max_position_embeddings=512, block_size=16)
+    config.num_random_blocks = 1
+    model = transformers.BigBirdForMaskedLM(config).eval()
+    ids = torch.randint(5, 300, (2, 256))
+    with torch.no_grad():
+        before = model(input_ids=ids).logits
+        modules = list(model.modules())
+        profile = act.profile(model, [{"input_ids": ids}])
+        after = model(input_ids=ids).logits
+    assert torch.equal(before, after)
+    assert all(one is other for one, other in zip(modules, model.modules(), strict=True))
+    assert int(profile.site("bert.encoder.layer.1.attention.self.query").count[0]) == 512
