@@ -258,6 +258,8 @@ def _print_sites(model: str, result: dict[str, Any]) -> None:
 
 
 def _print_costs(result: dict[str, Any]) -> None:
+    from act.profiling.dtype_speed import MATTERS
+
     memory = [[name, f"{size / 2**20:,.1f} MiB"] for name, size in result["memory"].items()]
     memory.append(["peak", f"{sum(result['memory'].values()) / 2**20:,.1f} MiB"])
     console.print_table("memory on a device", ["part", ""], memory)
@@ -266,6 +268,8 @@ def _print_costs(result: dict[str, Any]) -> None:
     console.print_table("disk, and memory afterwards, of one ability", ["part", ""], rows)
     if result["measured"]:
         print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
+        if (times := result["measured"]["float32_speed"] or 1) > MATTERS:
+            print(f"products of matrices are {times:.1f} times as fast in float32 on this processor: --dtype float32")
     if "flops" in result:
         _print_work(result)
     if "seconds_here" in result:

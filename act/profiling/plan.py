@@ -37,6 +37,7 @@ from act.models.limits import CPU_BUDGET, trained_positions
 from act.models.prefix import why_unshared
 from act.models.views import LanguageView, language_view
 from act.profiles.moments import Moments
+from act.profiling.dtype_speed import float32_speed
 from act.profiling.stability import GROUPS
 from act.taps.patches import Samples
 from act.taps.tapped import taps
@@ -75,7 +76,8 @@ class TextPlan(TypedDict):
 
 class Measurement(TypedDict):
     """The speed of a profiled forward; ``paths``: how each site is read; ``unshared``: why the model computes for each
-    text what several begin with, if it does.
+    text what several begin with, if it does; ``float32_speed``: how many times as fast products of matrices are in
+    float32, on a CPU.
     """
 
     seconds_a_token: float
@@ -83,6 +85,7 @@ class Measurement(TypedDict):
     layers_measured: list[int]
     paths: dict[str, str]
     unshared: str | None
+    float32_speed: float | None
 
 
 class ClusterTimes(TypedDict):
@@ -442,7 +445,15 @@ def measure(
         "layers_measured": depths,
         "paths": paths,
         "unshared": unshared,
+        "float32_speed": _float32_speed(whole, seconds) if device.type == "cpu" else None,
     }
+
+
+def _float32_speed(model: nn.Module, seconds: float) -> float:
+    linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    matrices = linears or [parameter for parameter in model.parameters() if parameter.dim() == 2]
+    outputs, inputs = max(matrices, key=torch.Tensor.numel).shape
+    return _rounded(float32_speed(matrices[0].dtype, inputs, outputs, min(1.0, seconds)))
 
 
 def _shallow(config: Any, depth: int) -> Any:

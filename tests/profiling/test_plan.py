@@ -15,6 +15,7 @@ from act import ActError
 from act.data.corpus import Corpus
 from act.models.channels import ChannelSpace
 from act.models.loading import empty_model
+from act.profiling import dtype_speed
 from act.profiling.plan import Cluster, Shape, measure, path_of, tokens_of, unmoved
 
 
@@ -178,3 +179,15 @@ def test_measured_deep_and_shallow(monkeypatch):
     deep = measure(config, torch.device("cpu"), 0.1)
     assert deep["layers_measured"] == [1, 2]
     assert path_of("model.layers.39.mlp.gate_proj", deep["paths"]) == whole["paths"]["model.layers.1.mlp.gate_proj"]
+
+
+def test_a_type_that_the_processor_emulates_is_named(monkeypatch):
+    clock = iter(range(10**6))
+    monkeypatch.setattr(dtype_speed.time, "perf_counter", lambda: 0.001 * next(clock))
+    monkeypatch.setattr(
+        dtype_speed, "linear", lambda x, weight: [next(clock) for _ in range(4 * (x.element_size() == 2))]
+    )
+    assert dtype_speed.float32_speed(torch.bfloat16, 64, 64, 0.1) == pytest.approx(5)
+    assert dtype_speed.float32_speed(torch.float32, 64, 64) == 1
+    config = CONFIGS["llama"]()
+    assert measure(config, torch.device("cpu"), 0.01)["float32_speed"] == 1
