@@ -26,25 +26,20 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Give every module its attributes and children back when the block ends, as it had them before.
+    """Give every module its children and plain public attributes back when the block ends, as it had them before.
 
     A model may set itself to something else for good when it is tried on a few tokens: BigBird leaves out its sparse
-    attention. What a tensor holds is not restored.
+    attention. What it adds, and what is private to it, such as hooks that it installs once, stays.
     """
-    held = ("_modules", "_parameters", "_buffers")
-    before = [
-        (module, dict(vars(module)), {name: dict(vars(module)[name]) for name in held})
-        for module in original(model).modules()
-    ]
+    before = [(module, dict(module._modules), _plain_attributes(module)) for module in original(model).modules()]
     try:
         yield
     finally:
-        for module, attributes, contents in before:
-            for name, content in contents.items():
-                _refill(attributes[name], content)
-            _refill(vars(module), attributes)
+        for module, children, attributes in before:
+            module._modules.update(children)
+            vars(module).update(attributes)
 
 
-def _refill(into: dict[str, Any], content: dict[str, Any]) -> None:
-    into.clear()
-    into.update(content)
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    kinds = (str, bool, int, float, type(None))
+    return {name: x for name, x in vars(module).items() if not name.startswith("_") and isinstance(x, kinds)}

@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 from support import random_batches, tiny_model
+from tiny_families import tiny
 from transformers.models.llama import modeling_llama
 
 import act
@@ -118,3 +119,15 @@ def test_a_model_that_sets_itself_to_full_attention_on_short_texts_keeps_its_spa
     assert torch.equal(before, after)
     assert all(one is other for one, other in zip(modules, model.modules(), strict=True))
     assert int(profile.site("bert.encoder.layer.1.attention.self.query").count[0]) == 512
+
+
+@pytest.mark.parametrize("flag", ["output_hidden_states", "output_router_logits"])
+def test_what_a_model_installs_once_it_does_not_install_again(flag):
+    family = "mixtral" if "router" in flag else "llama"
+    measured, other = tiny(family), tiny(family)
+    ids = torch.randint(5, 100, (2, 6))
+    act.profile(measured, [{"input_ids": ids}])
+    with torch.no_grad():
+        one, two = (model(input_ids=ids, **{flag: True}) for model in (measured, other))
+    name = flag.removeprefix("output_")
+    assert len(one[name]) == len(two[name])
