@@ -26,17 +26,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def restored(model: nn.Module) -> Iterator[None]:
-    """Give every module its children and plain public attributes back when the block ends, as it had them before.
+    """Give every module its children, tensors and plain public attributes back when the block ends, as it had them.
 
     A model may set itself to something else for good when it is tried on a few tokens: BigBird leaves out its sparse
-    attention. What it adds, and what is private to it, such as hooks that it installs once, stays.
+    attention, FSMT makes a new table of positions. What a model adds, and what is private to it, such as hooks that it
+    installs once, stays; what a tensor holds is not restored.
     """
-    before = [(module, dict(module._modules), _plain_attributes(module)) for module in original(model).modules()]
+    before = [
+        (module, dict(module._modules), dict(module._parameters), dict(module._buffers), _plain_attributes(module))
+        for module in original(model).modules()
+    ]
     try:
         yield
     finally:
-        for module, children, attributes in before:
+        for module, children, parameters, buffers, attributes in before:
             module._modules.update(children)
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
             vars(module).update(attributes)
 
 

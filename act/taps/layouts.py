@@ -19,8 +19,10 @@ from torch.nn.functional import linear
 
 from act.models.layout import Axis, Layout, sizes_of
 from act.models.sites import Site
-from act.taps.probe import Recording, other_text, run
+from act.taps.probe import Recording, other_text, probe, run
 
+LONGER = 4
+"""Times the source of a probe, in another one."""
 ROUNDING = 0.02
 """Standard deviations by which another number of rows may change a row, where an op rounds by it."""
 
@@ -63,6 +65,25 @@ def learn(
     for name in sites:
         alike.setdefault(re.sub(r"\d+", "#", name), []).append(name)
     return {name: layouts for names in alike.values() for name, layouts in _shared(names, learnt).items()}, beside
+
+
+def growing(
+    model: nn.Module, learnt: Mapping[str, tuple[Layout, ...] | Unread], beside: Mapping[str, Beside], seen: Recording
+) -> dict[str, Unread]:
+    """Sites to which a longer source gives more rows otherwise than by token, such as LongT5's one for each block."""
+    if seen.source is None:
+        return {}
+    read = {name: layouts for name, layouts in learnt.items() if not isinstance(layouts, Unread)}
+    longer = probe(model, set(read), {"source": LONGER * seen.source.shape[1]})
+    if isinstance(longer, str):
+        return {}  # it takes no longer one
+    sizes = sizes_of(longer.ids, longer.source)
+    found = {}
+    for name, outputs in longer.outputs.items():
+        calls = (output for call, output in enumerate(outputs) if call not in beside.get(name, {}))
+        if any(all(one.lead_of(one.tensor_in(output)) != one.lead(sizes) for one in read[name]) for output in calls):
+            found[name] = Unread("a longer text gives it more rows otherwise than by token")
+    return found
 
 
 def _shared(
@@ -295,6 +316,8 @@ def _change(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor | None:
     if before.shape != after.shape:
         return None
     wide = before.double()
+    if not wide.numel():
+        return wide.sum(-1)
     spread = wide.reshape(-1, wide.shape[-1]).std(0, correction=0).clamp(min=torch.finfo(torch.float64).tiny)
     return ((after.double() - wide).abs() / spread).amax(-1)
 

@@ -144,12 +144,14 @@ class Measurement:
             return False
         layout = calls.get(self._calls[site.name])
         self._calls[site.name] += 1
-        if layout is not None and layout.lead_of(output) != layout.lead(self.sizes):
-            raise ActError(
-                f"site {site.name} gave {list(output.shape)} where its probe showed {layout}, which is not over "
-                "tokens; exclude this kind of module, or report the architecture"
-            )
-        return layout is not None
+        if layout is None or layout.lead_of(output) == layout.lead(self.sizes):
+            return layout is not None
+        if self.shape(site.name, layout.lead_of(output)) is None:
+            return True  # more rows of its kind, such as one for each block of a longer text
+        raise ActError(
+            f"site {site.name} gave {list(output.shape)} where its probe showed {layout}, which is not over tokens; "
+            "exclude this kind of module, or report the architecture"
+        )
 
     def rows(self, site: Site, output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What a site returned as rows ``[R, C]``, token by token, and which of them count, ``[R]`` (None: all).

@@ -20,7 +20,7 @@ from act.models.sites import Site
 from act.models.views import LanguageView
 from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
-from act.taps.layouts import Beside, Unread, learn
+from act.taps.layouts import Beside, Unread, growing, learn
 from act.taps.padded import blocks_of, whole_blocks
 from act.taps.patch_products import is_matrix
 from act.taps.patches import Samples, learn_patches
@@ -101,6 +101,7 @@ class Probed:
         used, of_uncalled = learn_held(model, used, recording)
         holders, of_held = learn_held(model, holders, recording)
         found, beside = learn(model, called, recording)
+        found |= growing(model, found, beside, recording)
         found |= of_held | of_images
         if images:
             recording.also(probe_with(model, {*recording.sums, *recording.sums.values()}, images[0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
@@ -292,3 +293,30 @@ def test_a_batch_that_lacks_something_is_refused(change, message):
     change(given)
     with pytest.raises(act.ActError, match=message):
         act.profile(model, [given])
+
+
+@pytest.mark.parametrize(("block", "length", "told"), [(4, 23, False), (16, 60, True)])
+def test_what_grows_by_block_is_left_out_and_the_tokens_are_read(block, length, told):
+    small = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 300}
+    config = transformers.LongT5Config(
+        **small, encoder_attention_type="transient-global", global_block_size=block, decoder_start_token_id=0
+    )
+    torch.manual_seed(0)
+    model = transformers.LongT5ForConditionalGeneration(config).eval()
+    batch = {"input_ids": torch.randint(5, 300, (2, length)), "decoder_input_ids": torch.randint(5, 300, (2, 7))}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        profile = act.profile(model, [batch])
+    attention = "encoder.block.1.layer.0.TransientGlobalSelfAttention"
+    calls = []
+    hook = model.get_submodule(f"{attention}.k").register_forward_hook(lambda _, __, out: calls.append(out.double()))
+    with torch.no_grad():
+        model(**batch)
+    hook.remove()
+    tokens, blocks = calls
+    assert blocks.shape[1] == length // block
+    measured = profile.site(f"{attention}.k")
+    assert (measured.count == (2 * length if told else 0)).all()  # several blocks in a probe look like any text
+    if told:
+        torch.testing.assert_close(measured.mean, tokens.mean((0, 1)), rtol=1e-5, atol=1e-6)
+    assert not profile.site(f"{attention}.global_input_layer_norm").count.any()
