@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from act.core.errors import ActError
-from act.core.locks import Busy, lock, unlock
+from act.core.locks import Busy, Owner, lock, unlock
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +26,7 @@ _LOCK, _SCRATCH = ".act-lock", ".act-tmp-"  # the second is followed by what tem
 _PATTERN = re.compile(r"\.(?P<stem>.+)\.act-(lock|tmp-[a-z0-9_]{8})", re.DOTALL)
 
 _locks: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and how many blocks of this process hold it
+_asked: set[Path] = set()  # lock files that are being made: a signal may come before they are among the others
 _guard = threading.RLock()
 
 
@@ -72,7 +73,13 @@ def reserve(path: Path, *, wait: bool = False) -> None:
                     descriptor, count = _locks[place]
                     _locks[place] = descriptor, count + 1
                 else:
-                    _locks[place] = lock(place), 1
+                    _asked.add(place)
+                    try:
+                        _locks[place] = lock(place), 1
+                    except (Busy, OSError):
+                        _asked.discard(place)
+                        raise
+                    _asked.discard(place)
                     _sweep(place)
             return
         except Busy as busy:
@@ -132,6 +139,13 @@ def release_all() -> None:
         _sweep(place)
         descriptor, _ = _locks.pop(place)
         unlock(place, descriptor)
+    while _asked:
+        place = _asked.pop()
+        try:
+            unlock(place, lock(place))
+        except Busy as busy:
+            if busy.owner == Owner.here():  # locked, and its descriptor lost on the way
+                place.unlink(missing_ok=True)
 
 
 def _release(place: Path) -> None:
@@ -140,8 +154,7 @@ def _release(place: Path) -> None:
         if count > 1:
             _locks[place] = descriptor, count - 1
         elif count:
-            del _locks[place]
-            unlock(place, descriptor)
+            unlock(place, descriptor, lambda: _locks.pop(place))
 
 
 def _lock_of(path: Path) -> Path:

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from act.core import files, scratch
+from act.core import files, locks, scratch
 from act.core.copying import Stopped, copy_file
 from act.core.errors import ActError
 from act.core.files import require_output, reserve_output, written_whole
@@ -450,3 +450,25 @@ def test_a_copy_holds_the_bytes_and_shares_no_file(tmp_path, clone):
     stop.set()
     with pytest.raises(Stopped):
         copy_file(source, tmp_path / "stopped", stop, clone=False)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_signal_while_a_lock_is_made_leaves_none(tmp_path, monkeypatch, held):
+    kept = []
+
+    def interrupted(place):
+        descriptor = locks.lock(place)
+        kept.append(descriptor) if held else os.close(descriptor)
+        raise SystemExit(143)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scratch, "lock", interrupted)
+        with pytest.raises(SystemExit), reserved(tmp_path / "out"):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == [".out.act-lock"]
+    release_all()
+    assert not [*tmp_path.iterdir()]
+    with reserved(tmp_path / "out"):
+        pass
+    for descriptor in kept:
+        os.close(descriptor)

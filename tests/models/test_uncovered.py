@@ -14,7 +14,7 @@ from act.models.channels import ChannelSpace
 UNCOVERED = Path(__file__).with_name("uncovered.txt")
 """A line for each reason: the reason, and the families with their parameters, by the last two parts of their paths."""
 SCALED = Path(__file__).with_name("scaled.txt")
-"""A line for each parameter and the site that it scales, both as above, with the families; test_scaled.py tries them."""
+"""A line for each parameter and the site that it scales, both as above, with the families; test_what_scales.py tries them."""
 
 pytestmark = [
     pytest.mark.slow,
