@@ -8,7 +8,6 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -99,14 +98,10 @@ def lock(path: Path) -> int:
         os.close(descriptor)
 
 
-def unlock(path: Path, descriptor: int, removed: Callable[[], object] = lambda: None) -> None:
-    """Remove a lock file and release it, in this order, so that nobody locks a file that is about to go.
-
-    ``removed`` is called in between.
-    """
+def unlock(path: Path, descriptor: int) -> None:
+    """Remove a lock file and release it, in this order, so that nobody locks a file that is about to go."""
     with contextlib.suppress(OSError):
         path.unlink()
-    removed()
     os.close(descriptor)
 
 

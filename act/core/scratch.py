@@ -26,7 +26,7 @@ _LOCK, _SCRATCH = ".act-lock", ".act-tmp-"  # the second is followed by what tem
 _PATTERN = re.compile(r"\.(?P<stem>.+)\.act-(lock|tmp-[a-z0-9_]{8})", re.DOTALL)
 
 _locks: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and how many blocks of this process hold it
-_asked: set[Path] = set()  # lock files that are being made: a signal may come before they are among the others
+_changing: set[Path] = set()  # lock files that are being made or removed, which a signal may cut short
 _guard = threading.RLock()
 
 
@@ -73,13 +73,13 @@ def reserve(path: Path, *, wait: bool = False) -> None:
                     descriptor, count = _locks[place]
                     _locks[place] = descriptor, count + 1
                 else:
-                    _asked.add(place)
+                    _changing.add(place)
                     try:
                         _locks[place] = lock(place), 1
                     except (Busy, OSError):
-                        _asked.discard(place)
+                        _changing.discard(place)
                         raise
-                    _asked.discard(place)
+                    _changing.discard(place)
                     _sweep(place)
             return
         except Busy as busy:
@@ -139,8 +139,8 @@ def release_all() -> None:
         _sweep(place)
         descriptor, _ = _locks.pop(place)
         unlock(place, descriptor)
-    while _asked:
-        place = _asked.pop()
+    while _changing:
+        place = _changing.pop()
         try:
             unlock(place, lock(place))
         except Busy as busy:
@@ -154,7 +154,10 @@ def _release(place: Path) -> None:
         if count > 1:
             _locks[place] = descriptor, count - 1
         elif count:
-            unlock(place, descriptor, lambda: _locks.pop(place))
+            _changing.add(place)
+            del _locks[place]
+            unlock(place, descriptor)
+            _changing.discard(place)
 
 
 def _lock_of(path: Path) -> Path:
