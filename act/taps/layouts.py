@@ -74,6 +74,10 @@ def growing(
     if seen.source is None:
         return {}
     read = {name: layouts for name, layouts in learnt.items() if not isinstance(layouts, Unread)}
+    if all(
+        axis and all(isinstance(x, str) for x in axis) for each in read.values() for one in each for axis in one.dims
+    ):
+        return {}  # every dimension is of texts or of tokens
     longer = probe(model, set(read), {"source": LONGER * seen.source.shape[1]})
     if isinstance(longer, str):
         return {}  # it takes no longer one
