@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -56,11 +56,12 @@ def command(
     from act.models.channels import ChannelSpace
     from act.models.limits import default_token_budget
     from act.models.loading import device_named, empty_model, load_config, load_tokenizer
+    from act.profiling.job import SharedPrefix
     from act.profiling.plan import Shape, measure, tokens_of, unmoved
     from act.profiling.strict import require_covered, require_read
 
     console.quiet_transformers()
-    require_choice("shared prefix", shared_prefix, ("auto", "off"))
+    require_choice("shared prefix", shared_prefix, get_args(SharedPrefix))
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)

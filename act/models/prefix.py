@@ -14,7 +14,7 @@ from torch import nn
 
 from act.core.errors import brief
 from act.models.calls import reader_of
-from act.models.limits import vocabulary
+from act.models.limits import causal, vocabulary
 from act.models.modes import restored
 from act.models.placement import input_device
 
@@ -32,11 +32,12 @@ class Prefix:
     caches: tuple[DynamicCache, ...]
 
     @classmethod
-    def empty(cls) -> Prefix:
-        """That of no text at all, for one model."""
+    def empty(cls, models: int = 1) -> Prefix:
+        """That of no text at all, for so many models."""
         from transformers import DynamicCache
 
-        return cls((DynamicCache(),))  # without the configuration it keeps every token: masks tell what is in a window
+        # Without the configuration it keeps every token: masks tell what is in a window.
+        return cls(tuple(DynamicCache() for _ in range(models)))
 
     def of(self, number: int) -> Prefix:
         """That of one of the models."""
@@ -94,13 +95,15 @@ def _joined(layer: Any, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__:
 def why_unshared(model: nn.Module) -> str | None:
     """Why texts that begin alike cannot share their beginning; None if they can.
 
-    They can if the model gives for them, behind the keys and values of what they share, what it gives for the whole
-    texts, and computes nothing for the shared tokens again.
+    They can if no token sees those after it, and the model gives for them, behind the keys and values of what they
+    share, what it gives for the whole texts, and computes nothing for the shared tokens again.
     """
     from transformers.cache_utils import DynamicLayer
 
     if reader_of(model) != "decoder":
         return f"{type(model).__name__} reads texts as a whole"
+    if not causal(model):
+        return f"{type(model).__name__} gives a token other values if those after it are others"
     before, after = PROBED
     ids = torch.arange(1, 1 + before + after, device=input_device(model)).repeat(2, 1)
     ids[1, before:] += 1

@@ -231,16 +231,12 @@ class Job:
         return refused is None
 
     def _shares_prefixes(self) -> bool:
-        if not self.corpora or not self._unmasked:
+        if not self.corpora:
             return False
         refused = next((reason for model in self.models.values() if (reason := why_unshared(model))), None)
         if refused:
             log.info("what sequences begin with alike is computed for each: %s", refused)
         return refused is None
-
-    @cached_property
-    def _unmasked(self) -> bool:
-        return all(causal(model) for model in self.models.values())
 
     @cached_property
     def _fingerprints(self) -> Mapping[str, str]:
@@ -270,7 +266,8 @@ class Job:
                 f"{unknown} is a stream without a fingerprint, so its checkpoint could be mistaken for that of another "
                 "stream; pass a fingerprint (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
             )
-        unmasked = self._unmasked  # tried before there are taps
+        # Tried before there are taps.
+        unmasked = self.settings.shared_prefix or all(causal(model) for model in self.models.values())
         with self._tapped() as tapped:
             _warn_of(tapped.unread)
             run = Run(

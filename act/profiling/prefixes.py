@@ -30,12 +30,12 @@ class Prefixes:
 
     Args:
         forward: see :data:`Forward`.
-        no_prefix: gives the prefix of no tokens.
+        empty: the prefix of no tokens.
         empty_moments: gives empty moments.
     """
 
-    def __init__(self, forward: Forward, no_prefix: Callable[[], Prefix], empty_moments: Callable[[], Moments]) -> None:
-        self._forward, self._no_prefix, self._empty_moments = forward, no_prefix, empty_moments
+    def __init__(self, forward: Forward, empty: Prefix, empty_moments: Callable[[], Moments]) -> None:
+        self._forward, self._empty, self._empty_moments = forward, empty, empty_moments
         self._computed: list[_Computed] = []
 
     def behind(self, shared: Sequence[Segment]) -> Prefix | None:
@@ -57,7 +57,7 @@ class Prefixes:
                 moments.merge_repeated(computed.moments, rows)
 
     def _compute(self, segment: Segment) -> _Computed:
-        prefix = (self._computed[-1].prefix if self._computed else self._no_prefix()).growing()
+        prefix = (self._computed[-1].prefix if self._computed else self._empty).growing()
         moments = self._empty_moments()
         ids, mask = (torch.from_numpy(np.asarray(x))[None] for x in (segment.input_ids, segment.count_mask))
         self._forward(ids.long(), mask, prefix, moments)

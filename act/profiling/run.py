@@ -106,10 +106,6 @@ class Tapped(Protocol):
         """Run the model on a batch behind a prefix and accumulate its statistics."""
         ...
 
-    def no_prefix(self) -> Prefix:
-        """The prefix of no tokens, which can grow."""
-        ...
-
 
 class Run:
     """Feeds batches to tapped models and keeps one :class:`Moments` per ability.
@@ -156,7 +152,7 @@ class Run:
         self.observers = list(observers)
         self._tapped, self._vocabulary, self._causal = tapped, vocabulary, causal
         self._places = self.device if places is None else places
-        self._prefixes = Prefixes(self._forward_prefix, tapped.no_prefix, self.empty_moments)
+        self._prefixes = Prefixes(self._forward_prefix, Prefix.empty(2 if pair else 1), self.empty_moments)
         self._before = [torch.empty_like(arena) for arena in self.empty_moments().arenas]
         self._ended = False
 

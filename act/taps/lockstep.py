@@ -107,11 +107,6 @@ class Lockstep:
         for taps in self._taps.values():
             taps.remove()
 
-    def no_prefix(self) -> Prefix:
-        """The prefix of no tokens, of the donor and the target, which can grow."""
-        donor, target = (taps.no_prefix() for taps in self._taps.values())
-        return Prefix(donor.caches + target.caches)
-
     def forward(
         self,
         inputs: Mapping[str, torch.Tensor],

@@ -167,10 +167,6 @@ class Taps:
         self._reset()
         self._measurement.start(count_mask, source_mask, inputs)
 
-    def no_prefix(self) -> Prefix:
-        """The prefix of no tokens, which can grow."""
-        return Prefix.empty()
-
     def forward(
         self,
         inputs: Mapping[str, torch.Tensor],

@@ -233,9 +233,6 @@ class RunsOut:
     def moments(self, moments):
         self.tapped.moments = moments
 
-    def no_prefix(self):
-        return self.tapped.no_prefix()
-
     def forward(self, inputs, count_mask, source_mask=None, prefix=None):
         self.tapped.forward(inputs, count_mask, source_mask, prefix)
         if count_mask.numel() > self.limit:

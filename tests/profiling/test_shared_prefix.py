@@ -158,6 +158,12 @@ def test_other_ways_are_refused():
         act.profile(tiny_model("llama"), corpus(), shared_prefix="on")
 
 
+def test_a_plan_shares_only_where_a_run_does():
+    model = tiny("llama4_text")
+    assert not causal(model) and "if those after it are others" in why_unshared(model)
+    assert act.profile(model, corpus(), token_budget=BUDGET).provenance.corpora[0].shared == 0
+
+
 def test_a_plan_foretells_what_is_computed():
     shared = act.profile(tiny_model("llama"), corpus(), token_budget=BUDGET).provenance.corpora[0]
     text = tokens_of({"": corpus()}, 0, BUDGET)
