@@ -28,7 +28,7 @@ from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusRead, ModelRead, Provenance
 from act.profiling.plan import Shape
-from act.profiling.stability import GROUPS, Criterion, GroupedSums, check
+from act.profiling.stability import GROUPS, Criterion, GroupedSums, check, sample
 from act.profiling.until_stable import quantity, rankable
 from act.report.build import build, measure
 from act_kernels import PAIR
@@ -147,11 +147,12 @@ def _rows_of(channels: act.ChannelSet) -> int:
 
 def stable(moments: Moments, space: ChannelSpace) -> None:
     """What ``--until-stable`` keeps and does at one check."""
-    groups = GroupedSums(torch.tensor([site.width for site in space]))
+    ranked, criterion = rankable(space), Criterion()
+    groups = GroupedSums(torch.tensor([site.width for site in space]), sample(ranked, criterion), len(ranked))
     for number in range(GROUPS):
-        total, count = quantity(moments, "paired")
+        total, count = quantity(moments, "paired", groups.channels)
         groups.add(total.mul_(number + 1), count * (number + 1))
-    check(groups, rankable(space), Criterion())
+    check(groups, criterion)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
     python benchmarks/stability.py --records 120000 --orders 3 --json OUT
 
 For each corpus of the demo, and GSM8K on two versions of stories260K where the shared data is beside the checkout:
-the pair run over the whole corpus, then runs that stop when certain, over the same records in other random orders.
+the pair run over the whole corpus, then runs that stop when certain, over the same records in other random orders, and
+the share of their time that looks at the top set took. Then one look at ``--channels``, its seconds and its peak of
+memory beside the moments; with ``--records 0`` only that.
 """
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import time
@@ -15,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import options, record, seconds_of
+from measure import options, record
+from rank import make_profile, make_space, megabytes
 from workloads import DATA, GSM8K, read_lines
 
 import act
@@ -24,8 +28,10 @@ from act.lab.language import examples
 from act.lab.models import CHECKPOINTS, load
 from act.profiling.job import Job
 from act.profiling.measure import run_job
-from act.profiling.stability import GROUPS, Criterion, GroupedSums, check
-from act.profiling.until_stable import UntilStable, look_ahead, quantity, rankable
+from act.profiling.stability import GROUPS, Criterion, GroupedSums, check, sample
+from act.profiling.until_stable import Looks, UntilStable, look_ahead, quantity, rankable
+from act_kernels import PAIR
+from act_kernels.statistics import COUNT, SUM_ABS
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
@@ -89,7 +95,8 @@ def measure(name: str, made: Any, criterion: Criterion, orders: int) -> dict[str
                 "corpus_share": share,
                 "overlap": len(expected & top(profile)) / size,
                 "certain_overlap": certificate["certain_overlap"] if certificate else 1.0,
-                "seconds": round(time.perf_counter() - start, 2),
+                "seconds": round(seconds := time.perf_counter() - start, 2),
+                "share_of_looks": round(observer.looks.seconds / seconds, 4),
             }
         )
         print(name, criterion.score, runs[-1], flush=True)
@@ -103,19 +110,49 @@ def measure(name: str, made: Any, criterion: Criterion, orders: int) -> dict[str
         "largest_share": max(run["corpus_share"] for run in runs),
         "mean_share": sum(run["corpus_share"] for run in runs) / len(runs),
         "least_overlap": min(run["overlap"] for run in runs),
+        "largest_share_of_looks": max(run["share_of_looks"] for run in runs),
         "runs": runs,
     }
 
 
-def seconds_of_a_check(channels: int) -> float:
-    """Seconds that one check takes with so many channels, most of them far from the threshold."""
-    generator = torch.Generator().manual_seed(0)
-    means = torch.rand(channels, generator=generator, dtype=torch.float64).add_(0.01).pow_(-0.5)
-    groups, total = GroupedSums(torch.tensor([channels])), torch.zeros(channels, dtype=torch.float64)
+def look(channels: int) -> dict[str, Any]:
+    """What one look at the top set takes, with the sums that it needs, in a pair run over so many channels."""
+    space = make_space(channels, max(1, channels // 1600))
+    moments, criterion = make_profile(space, 0).moments, Criterion()
+    sums = moments.arena[PAIR.index("difference"), SUM_ABS]
+    counts = moments.arena[PAIR.index("difference"), COUNT]
+    means, generator = sums.float(), torch.Generator().manual_seed(0)
+    sums.zero_()
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is resident now
+    before, peak, sampled = megabytes("VmRSS"), 0.0, Looks()
+    with sampled.counted():
+        ranked = rankable(space)
+        groups = GroupedSums(torch.tensor([site.width for site in space]), sample(ranked, criterion), len(ranked))
+        del ranked
+    summed, checked = Looks(), Looks()
     for chunk in range(1, GROUPS + 1):
-        total += means * (1 + 1e-3 * torch.randn(channels, generator=generator))
-        groups.add(total, torch.tensor([float(chunk)], dtype=torch.float64))
-    return seconds_of(lambda: check(groups, torch.arange(channels), Criterion(overlap=0.98)))
+        peak = max(peak, megabytes("VmHWM"))
+        for part, mean in zip(sums.split(1 << 20), means.split(1 << 20), strict=True):  # as a run would add to them
+            part += mean * (1 + 0.1 * torch.randn(len(part), generator=generator))
+        counts.fill_(chunk)
+        Path("/proc/self/clear_refs").write_text("5")
+        with summed.counted():
+            groups.add(*quantity(moments, criterion.score, groups.channels))
+    work = time.process_time()
+    with checked.counted():
+        found = check(groups, criterion)
+    return {
+        "channels": channels,
+        "looked_at": len(groups),
+        "seconds": round(checked.seconds + summed.longest, 2),
+        "cpu_seconds": round(time.process_time() - work, 2),
+        "sums_seconds": round(summed.longest, 3),
+        "start_seconds": round(sampled.seconds, 2),
+        "peak_mb": round(max(peak, megabytes("VmHWM")) - before),
+        "expected_overlap": round(1 - found.expected / found.size, 4),
+        "certain_overlap": round(found.overlap, 4),
+    }
 
 
 def main() -> None:
@@ -125,15 +162,16 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--channels", type=int, default=32_000_000)
     given = parser.parse_args()
-    results = []
-    for name, ability in (("German", FORGOTTEN), ("English", RETAINED)):
+    results: list[dict[str, Any]] = []
+    corpora = (("German", FORGOTTEN), ("English", RETAINED)) if given.records else ()
+    for name, ability in corpora:
         results.append(measure(name, demo(ability, given.records), Criterion(), given.orders))
-    if DATA.is_dir():
+    if DATA.is_dir() and given.records:
         loose = Criterion(overlap=0.9, confidence=0.9)
         results.append(measure("GSM8K", stories(), loose, given.orders))
     result: dict[str, Any] = {"corpora": results}
     if given.channels:
-        result["look"] = {"channels": given.channels, "seconds": round(seconds_of_a_check(given.channels), 2)}
+        result["look"] = look(given.channels)
         print(result["look"])
     for each in results:
         print({name: value for name, value in each.items() if name != "runs"})

@@ -38,7 +38,7 @@ from act.models.prefix import why_unshared
 from act.models.views import LanguageView, language_view
 from act.profiles.moments import Moments
 from act.profiling.dtype_speed import float32_speed
-from act.profiling.stability import GROUPS
+from act.profiling.stability import GROUPS, SAMPLE
 from act.taps.patches import Samples
 from act.taps.tapped import taps
 from act_kernels import PAIR, STATISTICS
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 RANK_VECTORS = 6  # of one float64 for each channel that a ranking, by any unit, or a report needs at once, at most
-STABLE_VECTORS = 2 * GROUPS // 2 + 16  # float32 sums of all groups, and float64 vectors of a check
+STABLE_VECTORS = 2 * GROUPS // 2 + 16  # of channels looked at: float32 sums of all groups, and what a check needs
 HEADER_OBJECTS = 16  # what Python makes of a header, in its bytes
 MEASURED_TOKENS = 1024, 256  # tokens of a measured batch, and of each of its rows
 WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with one and two layers
@@ -180,14 +180,15 @@ class Shape:
 
     def afterwards(self, space: ChannelSpace, pair: bool = False) -> dict[str, int]:
         """Bytes of what a run leaves and of what reads it: the ``profile`` file of one ability; the memory of ``rank``
-        and ``report``, with the pages of that file; what ``--until-stable`` keeps beside the moments during the run.
+        and ``report``, with the pages of that file; what ``--until-stable`` needs beside the moments during the run, by
+        its default criterion.
         """
         arena, vector = self.arena(pair), 8 * self.channels
         header = len(json.dumps(space.to_json()))
         return {
             "profile": arena + header,
             "rank": 2 * arena + RANK_VECTORS * vector + HEADER_OBJECTS * header,
-            "until-stable": STABLE_VECTORS * vector,
+            "until-stable": 2 * vector + STABLE_VECTORS * 8 * min(self.channels, SAMPLE),
         }
 
     def arena(self, pair: bool = False) -> int:

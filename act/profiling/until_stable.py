@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, replace
+import contextlib
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
 
 from act.core.errors import ActError
-from act.core.plain import checked
+from act.core.plain import Seconds, checked
 from act.data.batching import LOOK_AHEAD, Batch, Position
 from act.data.corpus import Corpus
 from act.data.records import Shard
@@ -21,13 +23,48 @@ from act.profiling.job import Job
 from act.profiling.observer import Observer
 from act.profiling.ranks import Ranks
 from act.profiling.run import Run, Seen
-from act.profiling.stability import Criterion, GroupedSums, SequentialTest, StableScore, error_of
+from act.profiling.stability import Criterion, GroupedSums, SequentialTest, StableScore, error_of, sample
 from act_kernels import PAIR
 from act_kernels.statistics import COUNT, MEAN, SUM_ABS
 
 CHUNK = 128  # fewest records
+SHARE = 0.02  # of the wall time, which looks may take
+FREE = 1.0  # seconds that they may take in any case, so that the clock decides nothing in short runs
 _CERTIFICATES = TypeAdapter(dict[str, dict[str, Any]])
 METHOD = "multivariate t draws from grouped chunks of documents, finite-corpus correction, error spent over looks"
+
+
+@dataclass
+class Looks:
+    """The time that looks at the top sets have taken, which decides how soon there is another one.
+
+    A look waits until all looks together, with it, take at most :data:`SHARE` of the run, or :data:`FREE` seconds. So
+    the clock decides where a run ends only if its looks take longer than that. A run that goes on from a checkpoint
+    goes on with these figures, and with the place of the next look.
+
+    Attributes:
+        seconds: of all so far, with the sums that they need, by a clock that nobody sets.
+        longest: of one.
+    """
+
+    seconds: Seconds = 0.0
+    longest: Seconds = 0.0
+
+    def affordable(self, run_seconds: float) -> bool:
+        """Whether there may be another one after so many seconds of the run."""
+        return self.seconds + self.longest <= max(FREE, SHARE * run_seconds)
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count the time of the block."""
+        start = time.monotonic()
+        yield
+        taken = time.monotonic() - start
+        self.seconds += taken
+        self.longest = max(self.longest, taken)
+
+
+_LOOKS = TypeAdapter(Looks)
 
 
 class _Source(NamedTuple):
@@ -53,6 +90,7 @@ class UntilStable(Observer):
     Attributes:
         criterion: these four values.
         certificates: plain data by ability; an ability whose corpus ended first has no certificate.
+        looks: how long the looks have taken.
 
     Raises:
         ActError: an unknown score, or a share, overlap or confidence out of range.
@@ -74,12 +112,13 @@ class UntilStable(Observer):
     ) -> None:
         self.criterion = Criterion(score or "mean-abs", top, overlap, confidence)
         self.certificates: dict[str, dict[str, Any]] = {}
+        self.looks = Looks()
         self._score_given = score is not None
         self._groups: dict[str, GroupedSums] = {}
         self._tests: dict[str, SequentialTest] = {}
         self._sources: list[_Source] = []
         self._exclude: list[str] = []
-        self._ranked = torch.empty(0, dtype=torch.int64)
+        self._channels, self._ranked = torch.empty(0, dtype=torch.int64), 0
         self._restored: dict[str, Any] = {}
 
     def __repr__(self) -> str:
@@ -103,13 +142,14 @@ class UntilStable(Observer):
         if not job.corpora:
             raise ActError("until-stable needs a corpus: batches have no documents")
         require_whole_corpus(job.ranks, job.shard)
-        self.certificates, self._groups, self._tests = {}, {}, {}
+        self.certificates, self._groups, self._tests, self.looks = {}, {}, {}, Looks()
         self._sources = [
             _Source(name, corpus.source.size, corpus.encoder.ability_column is not None)
             for name, corpus in job.corpora.items()
         ]
         self._exclude = job.exclude
-        self._ranked = rankable(job.space, job.exclude)
+        ranked = rankable(job.space, job.exclude)
+        self._channels, self._ranked = sample(ranked, self.criterion), len(ranked)
 
     def look_ahead(self, corpora: Collection[Corpus]) -> int:
         """The records per chunk, because a chunk is a window of its corpus."""
@@ -138,7 +178,8 @@ class UntilStable(Observer):
                     self._groups[ability].restore(groups)
             except (ValueError, LookupError, TypeError) as error:
                 raise ActError(
-                    f"the checkpoint's sums for --until-stable are damaged ({error!s:.120}); delete it to start anew"
+                    f"the checkpoint's sums for --until-stable are damaged, or of an earlier version ({error!s:.120}); "
+                    "delete it to start anew"
                 ) from error
 
     def after_batch(self, run: Run, batch: Batch) -> None:
@@ -146,19 +187,26 @@ class UntilStable(Observer):
         after = batch.after
         if after is None or after.batch:
             return
-        for ability in [name for name in run.moments if name not in run.stopped]:
-            if ability not in self._groups:
-                self._groups[ability], self._tests[ability] = self._new_groups(run, ability), SequentialTest()
-            test, groups = self._tests[ability], self._groups[ability]
-            run.moments[ability].fill_scaled(self._exclude)
-            total, count = quantity(run.moments[ability], self.criterion.score)
-            if groups.unchanged(count) or not groups.add(total, count):
-                continue
-            records, read = run.seen[ability].records, self._share(after, ability)
-            if test.certain(groups, self._ranked.to(groups.sums.device), self.criterion, records, read):
-                self.certificates[ability] = self._certificate(test, groups, run.seen[ability], read)
-                del self._groups[ability]  # as large as the moments
-                run.stop(ability)
+        with self.looks.counted():
+            for ability in [name for name in run.moments if name not in run.stopped]:
+                self._look(run, ability, after)
+
+    def _look(self, run: Run, ability: str, after: Position) -> None:
+        """Add what was read since the last window to the sums of an ability, and test it if that is due."""
+        if ability not in self._groups:
+            self._groups[ability], self._tests[ability] = self._new_groups(run, ability), SequentialTest()
+        test, groups = self._tests[ability], self._groups[ability]
+        run.moments[ability].fill_scaled(self._exclude)
+        total, count = quantity(run.moments[ability], self.criterion.score, groups.channels)
+        if groups.unchanged(count) or not groups.add(total, count):
+            return
+        records, read = run.seen[ability].records, self._share(after, ability)
+        if not (test.is_due(groups, records) and self.looks.affordable(run.seconds)):
+            return
+        if test.certain(groups, self.criterion, records, read):
+            self.certificates[ability] = self._certificate(test, groups, run.seen[ability], read)
+            del self._groups[ability]
+            run.stop(ability)
 
     @property
     def stability(self) -> float | None:
@@ -168,7 +216,7 @@ class UntilStable(Observer):
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep: certificates, tests and grouped sums."""
-        result: dict[str, Any] = {"certificates": self.certificates}
+        result: dict[str, Any] = {"certificates": self.certificates, "looks": asdict(self.looks)}
         for ability, test in self._tests.items():
             result[f"{ability}.test"] = test.state()
             if ability in self._groups:
@@ -178,11 +226,13 @@ class UntilStable(Observer):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned, once the run begins."""
         self.certificates = checked(_CERTIFICATES, state["certificates"])
+        self.looks = checked(_LOOKS, state.get("looks", {}))
         self._restored = dict(state)
 
     def _new_groups(self, run: Run, ability: str) -> GroupedSums:
         device = run.moments[ability].arenas[0].device
-        return GroupedSums(torch.tensor([site.width for site in run.space], device=device))
+        widths = torch.tensor([site.width for site in run.space], device=device)
+        return GroupedSums(widths, self._channels, self._ranked)
 
     @property
     def _mixed(self) -> bool:
@@ -206,6 +256,7 @@ class UntilStable(Observer):
             "method": METHOD,
             **asdict(self.criterion),
             "channels": found.size,
+            "looked_at": len(groups),
             "certain_overlap": round(found.overlap, 6),
             "expected_overlap": round(1 - found.expected / found.size, 6),
             "chunks": groups.chunks,
@@ -237,21 +288,28 @@ def look_ahead(corpora: Iterable[Corpus]) -> int:
     return min(LOOK_AHEAD, max(CHUNK, min((corpus.source.size or 0 for corpus in corpora), default=0) // 500))
 
 
-def quantity(moments: Moments, score: StableScore) -> tuple[torch.Tensor, torch.Tensor]:
-    """The quantity whose absolute mean is the score: its sums so far, float64 ``[N]``, and counts ``[sites]``."""
+def quantity(
+    moments: Moments, score: StableScore, channels: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The quantity whose absolute mean is the score: its sums so far, float64 ``[K]``, and counts ``[sites]``.
+
+    Args:
+        channels: flat indices of the channels whose sums are asked for, int64 ``[K]``; None: all.
+    """
     arena = moments.arena
+    wanted = slice(None) if channels is None else channels.to(arena.device)
     if not moments.pair:
         block = arena
-        total = arena[SUM_ABS].clone()
+        total = arena[SUM_ABS][wanted].clone()
     else:
         donor, target, difference = (arena[PAIR.index(side)] for side in ("donor", "target", "difference"))
         block = difference
         if score == "paired":
-            total = difference[SUM_ABS].clone()
+            total = difference[SUM_ABS][wanted].clone()
         elif score == "mean-shift":
-            total = difference[MEAN] * difference[COUNT]
+            total = difference[MEAN][wanted] * difference[COUNT][wanted]
         else:
-            total = donor[SUM_ABS] - target[SUM_ABS]
+            total = donor[SUM_ABS][wanted] - target[SUM_ABS][wanted]
     firsts = torch.tensor([site.offset for site in moments.space], device=arena.device)
     return total, block[COUNT][firsts]
 

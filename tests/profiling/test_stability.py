@@ -9,6 +9,7 @@ from support import tiny_model
 import act
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.profiling import stability, until_stable
 from act.profiling.checkpoint import Checkpoint
 from act.profiling.job import Job
 from act.profiling.measure import run_job
@@ -23,8 +24,9 @@ from act.profiling.stability import (
     check,
     error_of,
     growth,
+    sample,
 )
-from act.profiling.until_stable import UntilStable, look_ahead
+from act.profiling.until_stable import Looks, UntilStable, look_ahead
 
 CHANNELS, DOCUMENTS, CHUNK = 1000, 4000, 16
 
@@ -52,11 +54,11 @@ def stopped(kind: str, seed: int, criterion: Criterion) -> tuple[float, float]:
     size = round(criterion.top * CHANNELS)
     whole = set((sums.sum(0) / tokens.sum()).topk(size).indices.tolist())
     total, count = sums.cumsum(0)[CHUNK - 1 :: CHUNK], tokens.cumsum(0)[CHUNK - 1 :: CHUNK]
-    groups, test, ranked = GroupedSums(torch.tensor([CHANNELS])), SequentialTest(), torch.arange(CHANNELS)
+    groups, test = GroupedSums(torch.tensor([CHANNELS])), SequentialTest()
     for chunk in range(len(total)):
         documents, read = (chunk + 1) * CHUNK, (chunk + 1) / len(total)
-        ended = groups.add(total[chunk], count[chunk : chunk + 1])
-        if ended and test.certain(groups, ranked, criterion, documents, read):
+        ended = groups.add(total[chunk], count[chunk : chunk + 1]) and test.is_due(groups, documents)
+        if ended and test.certain(groups, criterion, documents, read):
             mine = set((total[chunk] / count[chunk]).topk(size).indices.tolist())
             return read, len(mine & whole) / size
     return 1.0, 1.0
@@ -93,8 +95,41 @@ def test_a_constant_score_is_stable_at_the_first_check_and_the_error_is_shared()
     groups = GroupedSums(torch.tensor([50]))
     for chunk in range(1, GROUPS + 1):
         groups.add(chunk * torch.arange(50.0, dtype=torch.float64), torch.tensor([float(chunk)], dtype=torch.float64))
-    assert check(groups, torch.arange(50), Criterion(top=0.1, overlap=1.0)).stable
+    assert check(groups, Criterion(top=0.1, overlap=1.0)).stable
     assert sum(error_of(number, 0.05) for number in range(1, 1000)) <= 0.05
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5], ids=["independent", "correlated"])
+def test_a_sample_of_the_channels_bounds_what_all_of_them_lose(shared, monkeypatch):
+    monkeypatch.setattr(stability, "SAMPLE", 10_000)
+    monkeypatch.setattr(stability, "LOST", 50)
+    channels, criterion, orders = 40_000, Criterion(top=0.2, overlap=0.9, confidence=0.9), 10
+    ranked = torch.arange(0, 2 * channels, 2)
+    chosen = sample(ranked, criterion)
+    assert len(chosen) == 10_000 and (chosen.diff() > 0).all() and torch.isin(chosen, ranked).all()
+    assert torch.equal(sample(ranked, criterion), chosen)
+    assert sample(ranked, Criterion(top=0.2, overlap=1.0)) is ranked, "none may be replaced, so all are looked at"
+    ratios, held = [], []
+    for seed in range(orders):
+        g = torch.Generator().manual_seed(seed)
+        truth = (torch.rand(channels, generator=g, dtype=torch.float64) + 0.01).pow(-0.5)
+        noise = torch.randn(GROUPS, channels, generator=g, dtype=torch.float64)
+        noise += shared * torch.randn(GROUPS, 2, generator=g).double() @ torch.randn(2, channels, generator=g).double()
+        sums = (truth * (1 + 0.08 * noise)).cumsum(0)
+        every, some = GroupedSums(torch.tensor([channels])), GroupedSums(torch.tensor([2 * channels]), chosen, channels)
+        for number, total in enumerate(sums, start=1):
+            count = torch.tensor([float(number)], dtype=torch.float64)
+            every.add(total, count)
+            some.add(total[chosen // 2], count)
+        size = round(criterion.top * channels)
+        true = set(truth.topk(size).indices.tolist())
+        lost = size - len(true & set(sums[-1].topk(size).indices.tolist()))
+        whole, part = check(every, criterion, seed=seed), check(some, criterion, seed=seed)
+        assert part.allowed == whole.allowed and part.size == whole.size
+        ratios.append(part.bound / whole.bound)
+        held.append((lost <= part.bound, lost <= whole.bound))
+    by_part, by_whole = map(sum, zip(*held, strict=True))
+    assert by_part >= by_whole >= 0.7 * orders and 0.98 < sum(ratios) / orders < 1.2, (held, ratios)
 
 
 def test_only_checks_that_may_succeed_are_planned():
@@ -154,6 +189,22 @@ def test_a_run_stops_with_a_certificate_and_resumes_to_the_same_bits(tokenizer, 
     again = run_job(resumed, Checkpoint(tmp_path / "c"))
     assert torch.equal(again["one"].moments.arena, profiles["one"].moments.arena)
     assert again["one"].provenance.corpora[0].extra["stable"] == certificate
+
+
+def test_looks_wait_until_they_are_a_small_part_of_the_run(tokenizer, monkeypatch):
+    job, until = make(tokenizer)
+    seconds = iter(range(0, 100_000, 50))
+    monkeypatch.setattr(until_stable.time, "monotonic", lambda: float(next(seconds)))  # a window's sums take 50 s
+    profiles = run_job(job)
+    assert until.looks.longest == 50 and until.stability is None
+    assert profiles["one"].provenance.corpora[0].extra["stable"] is None and profiles["one"].provenance
+    assert Looks(1.5, 0.5).affordable(100) and not Looks(1.6, 0.5).affordable(100)
+    assert Looks(0.5, 0.5).affordable(0.1), "in a short run the clock decides nothing"
+    again = UntilStable()
+    again.restore(until.state())
+    assert again.looks == until.looks
+    with pytest.raises(ValueError, match="greater"):
+        again.restore({**until.state(), "looks": {"seconds": -1.0}})
 
 
 def test_any_chain_of_interruptions_gives_the_same_profiles_and_certificates(tokenizer, tmp_path):
