@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import torch
 from baselines import Run, by_nnsight, by_sums
-from measure import Call, in_turns, medians, options, record, seconds_of
+from measure import DTYPES, Call, in_turns, medians, options, record, seconds_of
 from memory import peak_of
 from transformers import PreTrainedTokenizerBase
 from workloads import GSM8K, build, read_lines, train_tokenizer, write_conversations
@@ -53,7 +53,9 @@ def padding_share(path: Path, tokenizer: PreTrainedTokenizerBase, budget: int) -
     return 1 - sum(batch.tokens for batch in batches) / sum(batch.size for batch in batches)
 
 
-def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, threads: int) -> dict[str, Any]:
+def measure(
+    name: str, rows: int, batches: list[int], rounds: int, budget: int, threads: int, dtype: torch.dtype
+) -> dict[str, Any]:
     """Medians over rounds in which the ways take turns on the same file."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as scratch:
@@ -61,7 +63,7 @@ def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, 
         path = write_conversations(folder, name, rows)
         whole = write_conversations(folder / "whole", name, 2000)
         # Hooks of one way must not slow another: each has its own copy of the model.
-        model, for_hooks, for_nnsight = (build("small", torch.bfloat16) for _ in range(3))
+        model, for_hooks, for_nnsight = (build("small", dtype) for _ in range(3))
         tokenizer = train_tokenizer(path, model.config.vocab_size)
         tokens = sum(len(encoded.input_ids) for encoded in act.Corpus.from_file(path, tokenizer, count="all").encoded())
         profiles: dict[str, act.Profile] = {}
@@ -91,6 +93,7 @@ def measure(name: str, rows: int, batches: list[int], rounds: int, budget: int, 
             "rows": rows,
             "tokens": tokens,
             "threads": threads,
+            "dtype": str(dtype).removeprefix("torch."),
             "batch": batches[0],
             "ratio_over_hook_script": by_batch[str(batches[0])],
             "ratio_over_hook_script_answers": round(middle[f"script {batches[0]}"] / middle["answer"], 3),
@@ -122,16 +125,19 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=8192, help="tokens per batch, for the share of padding")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, nargs="+", default=[torch.get_num_threads()])
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="float32 is faster where a CPU emulates bfloat16"
+    )
     parser.add_argument("--corpus", choices=("gsm8k", "synthetic"), nargs="*", default=["gsm8k", "synthetic"])
     parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="TOKENS", help="peaks for these corpora")
     given = parser.parse_args()
-    results = []
+    dtype, results = DTYPES[given.dtype], []
     for name in given.corpus:
         if name == "gsm8k" and not GSM8K.is_file():
             print(f"skipped: {GSM8K} does not exist")
             continue
         for threads in given.threads:
-            results.append(measure(name, given.rows, given.batch, given.rounds, given.budget, threads))
+            results.append(measure(name, given.rows, given.batch, given.rounds, given.budget, threads, dtype))
             print(json.dumps(results[-1]), flush=True)
     # The first corpus with the most threads goes to the top.
     first = max((each for each in results if each["corpus"] == results[0]["corpus"]), key=lambda each: each["threads"])

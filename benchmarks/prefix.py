@@ -9,7 +9,9 @@ From a file to a profile with the small model of ``overhead.py``, answers counte
 - ``system``: GSM8K behind a template with a system text, as Llama 3.1 and Qwen have one.
 - ``plain``: GSM8K behind a template that adds next to nothing.
 
-``max_rel_difference`` compares the two profiles: means as shares of the root mean square, variances relative.
+``max_rel_difference`` compares the profiles of both: means as shares of the root mean square, variances relative.
+``max_rel_difference_by_batches`` is that of two runs of the first rows that share nothing, in batches of other sizes:
+what the order of sums in a forward in float32 makes of it.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ SYSTEM = (
     "{{ eos_token }}{% endif %}"
 )
 POSITIONS = 4096
+COMPARED = 24
+"""Rows of the runs that differ by their batches alone."""
 
 
 def examples(languages: list[str]) -> list[dict[str, Any]]:
@@ -96,6 +100,16 @@ def measure(
             )
         )
         read = profiles["auto"].provenance.corpora[0]
+        first = write_lines(folder / "first.jsonl", records[:COMPARED])
+        by_batches = [
+            act.profile(
+                model,
+                act.Corpus.from_file(first, tokenizer, max_length=POSITIONS),
+                shared_prefix="off",
+                token_budget=budget,
+            )
+            for budget in (2048, 1024)
+        ]
         return {
             "corpus": name,
             "rows": len(records),
@@ -106,6 +120,7 @@ def measure(
             "tokens_seen": read.tokens,
             "tokens_computed": read.tokens - read.shared,
             "max_rel_difference": difference(profiles["auto"], profiles["off"]),
+            "max_rel_difference_by_batches": difference(*by_batches),
             "seconds": {way: round(seconds, 3) for way, seconds in middle.items()},
         }
 

@@ -20,6 +20,7 @@ from torch.nn.functional import linear
 from act.models.layout import Axis, Layout, sizes_of
 from act.models.sites import Site
 from act.taps.probe import Recording, other_text, probe, run
+from act_kernels.ops import FLOAT_DTYPES
 
 LONGER = 4
 """Times the source of a probe, in another one."""
@@ -181,6 +182,8 @@ def _candidates(site: Site, module: nn.Module, recording: Recording, output: Any
         output = output[item]
     if not isinstance(output, torch.Tensor):
         raise Unread("it returns no tensor")
+    if output.dtype not in FLOAT_DTYPES:
+        raise Unread(f"it gives {output.dtype}; float32, bfloat16 and float16 can be measured")
     batch, length = recording.ids.shape
     if isinstance(module, nn.Conv1d) or output.shape == (batch, site.width, length):
         return _columns(site, recording, output)

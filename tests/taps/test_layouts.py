@@ -181,6 +181,12 @@ def test_calls_over_some_of_the_tokens_are_not_dropped(rows, reason):
     assert reason in Probed.of(model, act.ChannelSpace.from_model(model)).unread["part.site"]
 
 
+def test_a_type_that_cannot_be_measured_is_said_before_the_run():
+    model = Doubled(AlsoElsewhere(ELSEWHERE["a table"])).double()
+    with pytest.raises(act.ActError, match="torch.float64"):
+        act.profile(model, [{"input_ids": torch.ones(1, 4, dtype=torch.long)}])
+
+
 def test_a_call_that_its_probe_showed_elsewhere_stays_there():
     model = Doubled(AlsoElsewhere(lambda table, x: x if x.shape[1] == 5 else table[:4]))
     with pytest.raises(act.ActError, match=r"site part.site gave \[2, 5, 16\] where its probe showed \[4, channels\]"):
