@@ -196,14 +196,20 @@ def model_blend(inner: int, hidden: int, layers: int, device: torch.device) -> t
     return lambda: act_kernels.blend_rows(targets, donors, rows, 0.4), moved
 
 
-class Forwards:
-    """Whole forwards of the 7B shape, each step a method that adds what it found; a rehearsal takes a tiny model."""
+SIZES = {  # of Qwen 2.5: layers, hidden, inner, heads, groups, vocabulary
+    "7B": (28, 3584, 18944, 28, 4, 152064),
+    "1.5B": (28, 1536, 8960, 12, 2, 151936),
+    "0.5B": (24, 896, 4864, 14, 2, 151936),
+}
 
-    def __init__(self, run: Run) -> None:
+
+class Forwards:
+    """Whole forwards of one size, each step a method that adds what it found; a rehearsal takes a tiny model."""
+
+    def __init__(self, run: Run, size: str) -> None:
         self.run = run
-        layers, hidden, inner, heads, kv, vocabulary, batch, length = (
-            (2, 64, 128, 4, 2, 512, 2, 32) if run.small else (28, 3584, 18944, 28, 4, 152064, 16, 1024)
-        )
+        layers, hidden, inner, heads, kv, vocabulary = (2, 64, 128, 4, 2, 512) if run.small else SIZES[size]
+        batch, length = (2, 32) if run.small else (8, 1024)
         config = Qwen2Config(  # type: ignore[call-arg]
             hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
             num_key_value_heads=kv, vocab_size=vocabulary, attn_implementation="sdpa",
@@ -295,19 +301,30 @@ class Forwards:
 
 @torch.inference_mode()
 def forwards(run: Run) -> dict[str, Any]:
-    """Plain, hooked, nnsight, profiled and pair forwards, memory, and the share of the rate of a matrix product."""
-    whole = Forwards(run)
-    errors = whole.found["errors"]
-    for step in (whole.profiled, whole.matmul, whole.pair, whole.hooks, whole.nnsight):
-        name = step.__name__
-        if run.left() < 0 and name != "profiled":
-            errors[name] = "cut: ran out of time"
-            continue
-        try:
-            step()
-        except Exception as error:
-            errors[name] = f"{type(error).__name__}: {str(error)[:500]}"
-    return whole.found
+    """By size: plain, profiled and pair forwards, memory, the share of the rate of a matrix product; hooks and nnsight.
+
+    The largest comes first, and it alone is compared with hooks and nnsight.
+    """
+    found: dict[str, Any] = {}
+    for size in SIZES:
+        whole = Forwards(run, size)
+        steps = [whole.profiled, whole.matmul, whole.pair]
+        if size == "7B":
+            steps += [whole.hooks, whole.nnsight]
+        errors = whole.found["errors"]
+        for step in steps:
+            name = step.__name__
+            if run.left() < 0 and name != "profiled":
+                errors[name] = "cut: ran out of time"
+                continue
+            try:
+                step()
+            except Exception as error:
+                errors[name] = f"{type(error).__name__}: {str(error)[:500]}"
+        found[size] = whole.found
+        del whole, steps, step  # bound methods hold the models
+        gc.collect()
+    return found
 
 
 def targets(run: Run) -> list[dict[str, Any]]:
@@ -331,12 +348,13 @@ def targets(run: Run) -> list[dict[str, Any]]:
             add(f"{name}, seconds", row.get("seconds"), 0.050)
         else:
             add(name, row.get("ratio_to_plain"), 1.10)
-    whole = phases.get("forwards", {}).get("found", {})
-    add("profiled / plain", whole.get("ratio"), 1.00)
-    add("pair / two plain", whole.get("pair_ratio"), 1.02)
-    peaks = whole.get("profiled_peak"), whole.get("plain_peak")
-    add("memory above plain, bytes", peaks[0] - peaks[1] if None not in peaks else None, 300e6)
-    add("share of matmul rate", whole.get("share_of_matmul"), 0.60, below=False)
+    for size, whole in phases.get("forwards", {}).get("found", {}).items():
+        add(f"profiled / plain, {size}", whole.get("ratio"), 1.00)
+        add(f"pair / two plain, {size}", whole.get("pair_ratio"), 1.02)
+        peaks = whole.get("profiled_peak"), whole.get("plain_peak")
+        add(f"memory above plain, bytes, {size}", peaks[0] - peaks[1] if None not in peaks else None, 300e6)
+    share = phases.get("forwards", {}).get("found", {}).get("7B", {}).get("share_of_matmul")
+    add("share of matmul rate, 7B", share, 0.60, below=False)
     return rows
 
 
