@@ -72,6 +72,7 @@ def test_rehearsal_goes_through_every_phase(tmp_path):
     forwards = found["forwards"]
     assert forwards["plain_s"] > 0 and forwards["profiled_s"] > 0 and "add_norm" in forwards["paths"]
     assert all(error.startswith(("cut", "RuntimeError: nnsight")) for error in forwards["errors"].values())
+    assert all(each["profiled_s"] > 0 for each in forwards["sizes"].values()) and len(forwards["sizes"]) == 3
     assert {row["op"] for row in found["kernels"]} >= {
         "small",
         "column_moments",
