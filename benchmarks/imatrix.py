@@ -14,6 +14,7 @@ and starting do not count.
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -40,7 +41,7 @@ OUTSIDE = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_
 def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
     """The Qwen2 model and its byte-level BPE as llama.cpp reads them; matrices in ``kind``, vectors in float32."""
     try:
-        import gguf
+        gguf: Any = importlib.import_module("gguf")
     except ImportError:
         sys.exit("gguf is not installed, and writes the file for llama.cpp; run: pip install gguf")
     config, dtype = model.config, gguf.GGMLQuantizationType[kind]
