@@ -12,6 +12,7 @@ from act.core.names import matches
 from act.models.channels import ChannelSpace
 from act.models.sites import Site
 from act.ranking.granularity import Units
+from act.ranking.selection import scored_of
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Eligible:
     def unmeasured(self, values: torch.Tensor, starved: Set[str] = frozenset()) -> dict[str, int]:
         """How many eligible channels, ``starved`` sites aside, have no score in ``values`` ``[N]``, by module kind."""
         found: dict[str, int] = {}
-        missing = values.isnan()
-        if missing.any():
+        if scored_of(values) < len(values):
+            missing = values.isnan()
             for site in self.sites:
                 if site.name not in starved and (count := int(missing[site.channels].count_nonzero())):
                     found[site.kind] = found.get(site.kind, 0) + count

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal, get_args
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -14,7 +17,8 @@ from act.ranking.activations import Activations
 from act.ranking.scores import spread
 
 Normalize = Literal["none", "mean", "std", "kind-mean", "kind-std", "channel"]
-_CHANNELS_AT_ONCE = 1 << 20
+T = TypeVar("T")
+_CHANNELS_AT_ONCE = 1 << 16  # whose scores stay in the cache of a core
 
 
 def normalized(
@@ -51,48 +55,77 @@ def normalized(
             raise ActError("normalize 'channel' divides by the spread of activations; use it with an activation score")
         scale = spread(activations)
         return score.div_(scale.masked_fill_(scale == 0, torch.nan))
-    scales = _scales(score, space, by_kind=how.startswith("kind-"), mean=how.endswith("mean"))
-    values, widths = score.numpy(), _widths(space)
-    for sites, channels in _chunks(space):
-        values[channels] /= np.repeat(scales[sites], widths[sites])
+    values, mean = score.numpy(), how.endswith("mean")
+    if how.startswith("kind-"):
+        scales = _scales_of_kinds(_each(space, lambda run: run.moments(values, mean)), space, mean)
+        _each(space, lambda run: run.divide(values, scales[run.sites]))
+    else:
+        _each(space, lambda run: run.divide(values, _scales(run.moments(values, mean), mean)))
     return score
 
 
-def _scales(score: torch.Tensor, space: ChannelSpace, by_kind: bool, mean: bool) -> np.ndarray:
-    """The scale of every site, ``[sites]``."""
-    count, total, m2 = np.zeros((3, len(space.sites)))
-    values, widths = score.numpy(), _widths(space)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        for sites, channels in _chunks(space):
-            part, starts = values[channels], np.cumsum(widths[sites]) - widths[sites]
+@dataclass(frozen=True)
+class _Run:
+    """Some sites in a row, whose scores stay in the cache together; slices of the sites and of the flat vector."""
+
+    sites: slice
+    channels: slice
+    widths: np.ndarray
+
+    def moments(self, values: np.ndarray, mean: bool) -> np.ndarray:
+        """Count, sum and, unless only the ``mean`` is asked for, squared deviations of each site's finite scores."""
+        part, starts, finite = values[self.channels], np.cumsum(self.widths) - self.widths, None
+        with np.errstate(invalid="ignore", over="ignore"):
+            count, total = self.widths.astype(np.float64), np.add.reduceat(part, starts)
+        if not np.isfinite(total).all():
             finite = np.isfinite(part)
-            if not finite.all():
-                part = np.where(finite, part, 0)
-            count[sites] = np.add.reduceat(finite, starts, dtype=np.float64)
-            total[sites] = np.add.reduceat(part, starts)
-            centred = part - np.repeat(total[sites] / count[sites], widths[sites])
+            part = np.where(finite, part, 0)
+            count, total = np.add.reduceat(finite, starts, dtype=np.float64), np.add.reduceat(part, starts)
+        if mean:
+            return np.stack([count, total, np.zeros_like(total)])
+        with np.errstate(invalid="ignore"):
+            centred = np.repeat(total / count, self.widths)
+        np.subtract(part, centred, out=centred)
+        if finite is not None:
             centred[~finite] = 0
-            m2[sites] = np.add.reduceat(np.square(centred, out=centred), starts)
-        if by_kind:
-            kinds = {kind: number for number, kind in enumerate(dict.fromkeys(site.kind for site in space))}
-            kind = np.array([kinds[site.kind] for site in space])
-            kind_count, kind_total = (np.bincount(kind, x)[kind] for x in (count, total))
-            shift = np.where(count > 0, total / count - kind_total / kind_count, 0)
-            m2 = np.bincount(kind, m2 + count * shift**2)[kind]
-            count, total = kind_count, kind_total
+        return np.stack([count, total, np.add.reduceat(np.square(centred, out=centred), starts)])
+
+    def divide(self, values: np.ndarray, scales: np.ndarray) -> None:
+        """Divide the scores by the scale of their site, in place."""
+        values[self.channels] /= np.repeat(scales, self.widths)
+
+
+def _each(space: ChannelSpace, work: Callable[[_Run], T]) -> list[T]:
+    """What ``work`` gives for every run of sites, in order, computed by as many threads as torch may use."""
+    widths = np.array([site.width for site in space])
+    ends = np.cumsum(widths)
+    cuts = np.searchsorted(ends, np.arange(_CHANNELS_AT_ONCE, ends[-1], _CHANNELS_AT_ONCE))
+    cuts = np.unique([0, *(cuts + 1), len(widths)])
+    runs = [
+        _Run(slice(first, last), slice(int(ends[first] - widths[first]), int(ends[last - 1])), widths[first:last])
+        for first, last in pairwise(cuts.tolist())
+    ]
+    if len(runs) == 1:
+        return [work(runs[0])]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(work, runs))
+
+
+def _scales_of_kinds(found: list[np.ndarray], space: ChannelSpace, mean: bool) -> np.ndarray:
+    """The scale of the kind of every site, ``[sites]``, from the moments of each run of sites."""
+    count, total, m2 = np.concatenate(found, axis=1)
+    numbers = {kind: number for number, kind in enumerate(dict.fromkeys(site.kind for site in space))}
+    kind = np.array([numbers[site.kind] for site in space])
+    kind_count, kind_total = (np.bincount(kind, x)[kind] for x in (count, total))
+    with np.errstate(invalid="ignore"):
+        shift = np.where(count > 0, total / count - kind_total / kind_count, 0)
+    m2 = np.bincount(kind, m2 + count * shift**2)[kind]
+    return _scales(np.stack([kind_count, kind_total, m2]), mean)
+
+
+def _scales(moments: np.ndarray, mean: bool) -> np.ndarray:
+    """The scales that moments ``[3, sites]`` give: 1 where that would be 0 or nothing is finite."""
+    count, total, m2 = moments
+    with np.errstate(invalid="ignore"):
         scale = total / count if mean else np.sqrt(m2 / count)
     return np.where(scale > 0, scale, 1.0)
-
-
-def _widths(space: ChannelSpace) -> np.ndarray:
-    return np.array([site.width for site in space])
-
-
-def _chunks(space: ChannelSpace) -> Iterator[tuple[slice, slice]]:
-    """Runs of sites with about a million channels together, as slices of the sites and of the flat vector."""
-    first = 0
-    for number, site in enumerate(space.sites, start=1):
-        end = site.offset + site.width
-        if end - space.sites[first].offset >= _CHANNELS_AT_ONCE or number == len(space.sites):
-            yield slice(first, number), slice(space.sites[first].offset, end)
-            first = number

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -30,7 +31,7 @@ from act.ranking.granularity import Granularity, units_of
 from act.ranking.normalize import Normalize, normalized
 from act.ranking.rule import Rule
 from act.ranking.scores import Evidence, Score, ScoreName, score_named
-from act.ranking.selection import Scope, parse_amount, select
+from act.ranking.selection import Scope, in_cache, parse_amount, scored_of, select
 
 DEFAULT_TOP = 0.05
 
@@ -134,12 +135,13 @@ def rank(
     left_out = [site for site in eligible.sites if site.name in starved.sites]
     eligible.leave_out_others(values)
     eligible.require_columns(units)
-    if record.name != "custom" and not values.isnan().all() and not values.nan_to_num().any():
+    parts = map(torch.from_numpy, in_cache(values.numpy()))
+    if record.name != "custom" and not any(part.nan_to_num().any() for part in parts) and scored_of(values):
         raise ActError(
             f"every channel has the {record.name} score 0, so nothing can be ranked: what is compared does not differ; "
             "give two models that differ, or a text on which they do"
         )
-    if left_out and values.isnan().all():
+    if left_out and not scored_of(values):
         raise ActError(
             f"every channel that could be ranked is of an expert that fewer than {min_expert_tokens} counted tokens "
             "reached; measure more text, or ask for fewer (--min-expert-tokens)"
@@ -222,7 +224,8 @@ def _contrasted(values: torch.Tensor, kept: Iterable[torch.Tensor]) -> torch.Ten
     """``values`` minus the largest of the scores on what to keep, in place."""
     most = None
     for other in kept:
-        if torch.equal(values.view(torch.int64), other.view(torch.int64)):  # bits: NaN equals NaN
+        bits = (in_cache(scores.numpy().view(np.int64)) for scores in (values, other))  # of which NaN equals NaN
+        if all(map(np.array_equal, *bits)):
             raise ActError("a keep profile gives every channel the score of the ability; give profiles of another text")
         most = other if most is None else torch.maximum(most, other, out=most)
     return values if most is None else values.sub_(most)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -13,6 +13,8 @@ import torch
 from act.core.errors import ActError, require_choice
 from act.ranking.granularity import Units
 
+_SAMPLE = 1 << 16  # scores that show about how high the highest are
+_PART = 1 << 16
 Scope = Literal["global", "kind", "layer", "site"]
 
 
@@ -68,24 +70,45 @@ class Amount:
 def best(scores: torch.Tensor, count: int) -> torch.Tensor:
     """Sorted indices of the ``count`` highest scores. Of equal scores, the lower index comes first; NaN is the lowest.
 
-    A partition finds the lowest score taken, so the scores are not sorted.
+    A partition finds the lowest score taken, so the scores are not sorted. Of many scores, it is one of those above a
+    score that a few of them show to be lower.
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
     values = scores.numpy()  # numpy's calls are shorter than torch's, and there may be a pool for each site
-    negated = -values
-    negated.partition(count - 1)  # numpy puts NaN last
-    threshold = -negated[count - 1]
-    del negated
-    index = np.flatnonzero(values > threshold)
-    ties = np.flatnonzero(values == threshold)[: count - len(index)]
-    return torch.from_numpy(np.sort(np.concatenate([index, ties])))
+    places = _candidates(values, count)
+    negated = -(values if places is None else values[places])
+    order = negated.copy()
+    order.partition(count - 1)  # numpy puts NaN last
+    threshold = order[count - 1]
+    index, ties = np.flatnonzero(negated < threshold), np.flatnonzero(negated == threshold)
+    chosen = np.sort(np.concatenate([index, ties[: count - len(index)]]))
+    return torch.from_numpy(chosen if places is None else places[chosen])
+
+
+def _candidates(values: np.ndarray, count: int) -> np.ndarray | None:
+    """Sorted places of the highest scores, at least ``count`` and with all that equal one of them; None for all."""
+    step = len(values) // _SAMPLE
+    if step < 2:
+        return None
+    seen = -values[::step]
+    place = count / step + 6 * math.sqrt(count / step) + 1  # so many standard deviations that it hardly ever fails
+    if place >= len(seen) // 2:
+        return None
+    seen.partition(int(place))
+    places = np.flatnonzero(values >= -seen[int(place)])
+    return places if len(places) >= count else None
 
 
 def scored_of(scores: torch.Tensor) -> int:
     """How many scores are not NaN."""
     values = scores.numpy()
-    return values.size - int(np.count_nonzero(np.isnan(values)))
+    return values.size - sum(int(np.count_nonzero(np.isnan(part))) for part in in_cache(values))
+
+
+def in_cache(values: np.ndarray) -> Iterator[np.ndarray]:
+    """The parts of a vector that are looked at one by one, so that what is made of each stays in the cache."""
+    return (values[start : start + _PART] for start in range(0, len(values), _PART))
 
 
 class Selection(NamedTuple):

@@ -13,6 +13,7 @@ from support import random_batches, tiny_model
 import act
 from act.profiles.moments import Moments
 from act.profiles.provenance import Provenance
+from act.ranking import normalize
 from act.ranking.activations import Activations
 from act.ranking.lape import lape
 from act.ranking.normalize import normalized
@@ -71,7 +72,7 @@ def test_lape_ranks_profiles_of_one_model(models, pair):
 
 
 @pytest.mark.parametrize("how", ["mean", "std", "kind-mean", "kind-std"])
-def test_normalisation_by_module_and_kind(pair, how):
+def test_normalisation_by_module_and_kind(pair, how, monkeypatch):
     score = pair.mean_abs_diff
     score[pair.space.site("model.layers.0.mlp.up_proj").offset] = math.nan
     result = normalized(score, pair.space, how)
@@ -81,6 +82,8 @@ def test_normalisation_by_module_and_kind(pair, how):
         part = part[part.isfinite()]
         assert (part.mean() if how.endswith("mean") else part.std(correction=0)).item() == pytest.approx(1)
     assert result.isnan().sum() == 1 and score.isnan().sum() == 1
+    monkeypatch.setattr(normalize, "_CHANNELS_AT_ONCE", 40)  # many runs of sites, on several threads
+    assert torch.equal(normalized(score, pair.space, how).nan_to_num(), result.nan_to_num())
 
 
 def test_channel_normalisation_divides_by_the_spread_of_both_models(pair):

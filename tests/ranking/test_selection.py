@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from act.core.errors import ActError
+from act.ranking import selection
 from act.ranking.selection import Amount, best, parse_amount
 
 SCORES = st.lists(
@@ -22,6 +23,24 @@ def test_best_is_the_front_of_a_stable_sort(values, data):
     count = data.draw(st.integers(0, scored))
     order = sorted((i for i, v in enumerate(values) if not math.isnan(v)), key=lambda i: -values[i])
     assert best(scores, count).tolist() == sorted(order[:count])
+
+
+@pytest.mark.parametrize("kind", ["distinct", "ties", "periodic", "rising", "missing"])
+@pytest.mark.parametrize("count", [1, 700, 9_000])
+def test_of_many_scores_the_best_are_found_among_a_few(kind, count, monkeypatch):
+    monkeypatch.setattr(selection, "_SAMPLE", 1000)
+    g = torch.Generator().manual_seed(0)
+    scores = torch.rand(20_000, generator=g, dtype=torch.float64)
+    if kind == "ties":
+        scores = (scores * 50).round()
+    elif kind == "periodic":  # a sample of every so many sees none of the highest, or nothing else
+        scores[::20] += 10 if count < 5_000 else -10
+    elif kind == "rising":
+        scores = scores.sort().values
+    elif kind == "missing":
+        scores[torch.randperm(20_000, generator=g)[:10_000]] = math.nan
+    order = scores.nan_to_num(nan=-math.inf).argsort(descending=True, stable=True)
+    assert torch.equal(best(scores, count), order[:count].sort().values)
 
 
 @given(SCORES, st.floats(0.01, 1))
