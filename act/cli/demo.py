@@ -21,7 +21,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Restore a language that a small model has forgotten, and compare with controls of equal size; under a minute."""
+    """Restore a language that a small model has forgotten, and compare with controls of equal size; in seconds."""
     from act.lab import demo
     from act.report.pictures import draw_channel_map
 
@@ -48,10 +48,10 @@ def command(
         "donor: its base": result.donor,
         "control: random channels": result.controls["random"],
         "control: weight-diff channels": result.controls["weight-diff"],
-        f"control: interpolation by {result.interpolation:.0%}": result.controls["interpolation"],
+        f"control: interpolation by {demo.INTERPOLATION:.0%}": result.controls["interpolation"],
     }
     console.print_table(
-        "Exact match on test records, %",
+        f"Exact match on {demo.TEST_RECORDS} test records of each, %",
         ["", "forgotten (German)", "retained (English)"],
         [[name, *(f"{100 * figures[ability]:.1f}" for ability in figures)] for name, figures in models.items()],
     )

@@ -11,6 +11,7 @@ from support import chosen
 
 from act.cli.demo import command
 from act.lab import demo
+from act.lab.frontier import Point, best_keeping
 from act.lab.models import CHECKPOINTS, load
 from act.models.channels import ChannelSpace
 
@@ -57,7 +58,7 @@ def test_the_figures_are_shown_as_a_table(shown, tmp_path, monkeypatch, capsys):
     _, result = shown
     target, _ = load(CHECKPOINTS / "target")
     figures = {name: result[name] for name in ("before", "after", "donor", "controls", "seconds")}
-    ended = demo.Demo(**figures, interpolation=0.1, channels=chosen(ChannelSpace.from_model(target), demo.TOP))
+    ended = demo.Demo(**figures, channels=chosen(ChannelSpace.from_model(target), demo.TOP))
     monkeypatch.setattr(demo, "run", lambda say: ended)
     command(picture=tmp_path / "map.png")
     table = capsys.readouterr().out
@@ -80,6 +81,17 @@ def test_controls_are_of_equal_size_and_figures_repeat(monkeypatch):
     first, second = demo.run(), demo.run()
     assert len(sizes) == 6 and len(set(sizes)) == 1
     assert (first.after, first.controls) == (second.after, second.controls)
+
+
+@pytest.mark.slow
+def test_the_interpolation_is_the_best_of_validation_records():
+    (donor, tokenizer), (target, _) = load(CHECKPOINTS / "base"), load(CHECKPOINTS / "target")
+    exams = demo._exams(tokenizer, "validation")
+    tried = {
+        strength: Point(**demo._figures(demo._interpolated(donor, target, strength), exams))
+        for strength in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+    }
+    assert best_keeping(tried, Point(**demo._figures(target, exams))) == demo.INTERPOLATION
 
 
 def test_interpolation_at_its_ends_is_the_models_themselves():
