@@ -23,9 +23,9 @@ WORDS = 500
 
 
 def make_models(folder: Path) -> None:
-    """Donor and target: 2 M random parameters, with a tokenizer of one token per word."""
+    """Donor and target of 0.1 M random parameters, so that many tokens take minutes; one token per word."""
     config = LlamaConfig(
-        hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4, vocab_size=WORDS
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, vocab_size=WORDS
     )
     vocabulary = {"<pad>": 0, **{f"w{i}": i for i in range(1, WORDS)}}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
