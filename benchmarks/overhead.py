@@ -4,7 +4,8 @@
 
 All six statistics of all sites except the LM head. ``plain`` is the stock forward with its logits, ``profiled`` the
 same batch through ``Taps.forward``; the LM head, whose channels are not wanted, does not run there, so ``body`` (the
-stock forward without its head) stands beside it. ``hooks`` keep float32 sum and sum of squares of every linear,
+stock forward without its head) stands beside it. ``half`` measures the first half of the layers only (``include``),
+where the forward ends. ``hooks`` keep float32 sum and sum of squares of every linear,
 ``var_mean`` hooks use ``torch.var_mean``, ``nnsight`` (if installed) saves sum and sum of squares of every linear.
 """
 
@@ -32,7 +33,8 @@ def calls_of(name: str, dtype: str, batch: int = 8, length: int = 256) -> Iterat
     """Every way of running one batch, ready to be timed."""
     model, donor = (build(name, DTYPES[dtype], seed) for seed in (0, 1))
     # Taps are on copies of their own, or they would slow the others down.
-    tapped_model, pair_target = (build(name, DTYPES[dtype]) for _ in range(2))
+    tapped_model, half_model, pair_target = (build(name, DTYPES[dtype]) for _ in range(3))
+    first_half = ["embed", *(f"model.layers.{layer}.*" for layer in range(model.config.num_hidden_layers // 2))]
     ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     count_mask = torch.ones_like(ids, dtype=torch.bool)
@@ -47,11 +49,13 @@ def calls_of(name: str, dtype: str, batch: int = 8, length: int = 256) -> Iterat
     with (
         torch.inference_mode(),
         taps(tapped_model, Moments(space), exclude=["head"]) as tapped,
+        taps(half_model, Moments(space), include=first_half) as half,
         lockstep(donor, pair_target, Moments(space, pair=True), exclude=["head"]) as both,
     ):
         yield {
             **{way: partial(run, **inputs, use_cache=False) for way, run in stock.items() if run is not None},
             "profiled": lambda: tapped.forward(inputs, count_mask),
+            "half": lambda: half.forward(inputs, count_mask),
             "pair": lambda: both.forward(inputs, count_mask),
         }
 
@@ -74,6 +78,7 @@ def measure(
         "nnsight_s": round(middle["nnsight"], 6) if "nnsight" in middle else None,
         "ratio": round(middle["profiled"] / middle["plain"], 4),
         "ratio_to_body": round(middle["profiled"] / middle["body"], 4),
+        "half_ratio": round(middle["half"] / middle["profiled"], 4),
         "pair_ratio": round(middle["pair"] / middle["plain"] / 2, 4),
         "hooks_ratio": round(middle["hooks"] / middle["plain"], 4),
         "tokens_per_second": round(tokens / middle["profiled"], 1),

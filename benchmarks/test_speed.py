@@ -21,7 +21,7 @@ def test_kernel(benchmark: Any, op: str, dtype: str) -> None:
     benchmark(CASES[op](x, other).op)
 
 
-@pytest.mark.parametrize("call", ["plain", "body", "hooks", "var_mean", "nnsight", "profiled", "pair"])
+@pytest.mark.parametrize("call", ["plain", "body", "hooks", "var_mean", "nnsight", "profiled", "half", "pair"])
 @pytest.mark.parametrize("name", ["tiny", "small"])
 def test_overhead(benchmark: Any, name: str, call: str) -> None:
     """One batch of 8 x 256 tokens in bfloat16."""

@@ -39,6 +39,7 @@ class MeasuringOptions:
     token_budget: options.TokenBudget = None
     packing: options.Packing = "auto"
     shared_prefix: options.SharedPrefix = "auto"
+    include: options.Include = None
     exclude: options.Exclude = None
     fused: options.Fused = True
     moe_all_experts: options.MoeAllExperts = False
@@ -107,6 +108,7 @@ class MeasuringOptions:
             "token_budget": parsed_budget(self.token_budget),
             "packing": cast("Packing", self.packing),
             "shared_prefix": cast("SharedPrefix", self.shared_prefix),
+            "include": self.include or (),
             "exclude": self.exclude or (),
             "fused": self.fused,
             "moe_all_experts": self.moe_all_experts,

@@ -120,9 +120,17 @@ CheckpointEvery = Annotated[
     float, typer.Option(min=0, help="Seconds between checkpoints, written beside the output; 0: none.")
 ]
 LogFile = Annotated[Path | None, typer.Option("--log", help="Append a log of the run to this file, as JSON lines.")]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Measure only these module kinds, or patterns of site names (repeatable); the model runs no further."
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option(help="Module kinds not to measure (repeatable); excluding head skips the LM head entirely."),
+    typer.Option(
+        help="Do not measure these module kinds, or patterns of site names (repeatable); head skips the LM head."
+    ),
 ]
 MoeAllExperts = Annotated[
     bool, typer.Option(help="Measure every expert on every token, not only on those routed to it; takes longer.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from act.data.corpus import Corpus
     from act.data.encode import AnswerTurns, Count
     from act.models.channels import ChannelSpace
+    from act.models.sites import Site
     from act.profiling.plan import Measurement, Shape
 
 
@@ -44,6 +45,7 @@ def command(
     seconds: Annotated[
         float, typer.Option(min=0, help="Length of the measurement on this device; 0: no measurement.")
     ] = 3.0,
+    include: options.Include = None,
     exclude: options.Exclude = None,
     fused: options.Fused = True,
     strict: options.Strict = False,
@@ -67,7 +69,7 @@ def command(
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)
     empty = empty_model(config, trust_remote_code=trust_remote_code)
     space = ChannelSpace.from_model(empty)
-    space.without(exclude or ())  # refuses unknown kinds
+    left_out = space.left_out(include or (), exclude or ())
     if strict:
         require_covered(space)
     shape = Shape.of(empty, space)
@@ -96,6 +98,7 @@ def command(
             seconds,
             tuple(exclude or ()),
             fused,
+            include=tuple(include or ()),
             images=vision.samples() if vision else (),
             trust_remote_code=trust_remote_code,
         )
@@ -105,14 +108,14 @@ def command(
     if shared_prefix == "off" or (measured and measured["unshared"]):
         text["computed"] = text["tokens"]
     if strict and measured:
-        wanted = (site.name for site in space.without(exclude or ()) if site.scales is None)
+        wanted = (site.name for site in space if site.name not in left_out and site.scales is None)
         paths = measured["paths"]
         require_read({name: "nothing reads its output" for name in wanted if paths.get(name) == "not measured"})
     result: dict[str, Any] = {
         "channels": len(space),
         "parameters": shape.parameters,
         "active_parameters": shape.active,
-        "sites": _sites(space, measured),
+        "sites": _sites(space, measured, left_out),
         "uncovered": list(space.uncovered),
         **_coverage(space),
         "reasons": unmoved(space),
@@ -124,10 +127,9 @@ def command(
     }
     if text["tokens"]:
         result |= _costs(
-            shape,
+            shape.until_last(space, left_out),
             text,
             measured,
-            head="head" not in (exclude or ()),
             pair=pair,
             gpu_tflops=gpu_tflops,
             gpus=gpus,
@@ -166,17 +168,23 @@ def _corpora(
     }
 
 
-def _sites(space: ChannelSpace, measured: Measurement | None) -> list[dict[str, Any]]:
+def _sites(space: ChannelSpace, measured: Measurement | None, left_out: frozenset[str]) -> list[dict[str, Any]]:
     """The sites as plain data, each with the path that reads it."""
     from act.profiling.plan import path_of
 
     paths = measured["paths"] if measured else {}
+
+    def path(site: Site) -> str:
+        if site.name in left_out:
+            return "not measured"
+        return f"scales {space.site(site.scales).kind}" if site.scales else path_of(site.name, paths)
+
     return [
         {
             "name": site.name,
             "kind": site.kind,
             "channels": site.width,
-            "path": f"scales {space.site(site.scales).kind}" if site.scales else path_of(site.name, paths),
+            "path": path(site),
             "tied_to": site.tied_to,
             "scales": site.scales,
             "values": site.values,
@@ -203,7 +211,6 @@ def _costs(
     text: dict[str, Any],
     measured: Measurement | None,
     *,
-    head: bool,
     pair: bool,
     gpu_tflops: float | None,
     gpus: int,
@@ -214,11 +221,11 @@ def _costs(
 
     models = 2 if pair else 1
     tokens, counted, length = text["computed"], text["counted"], text.get("attended_length", 1024)
-    costs: dict[str, Any] = {"flops": models * shape.flops(tokens, counted, length, head)}
+    costs: dict[str, Any] = {"flops": models * shape.flops(tokens, counted, length)}
     rate = gpu_tflops * 1e12 if gpu_tflops else None
     if measured:
         costs["seconds_here"] = models * tokens * measured["seconds_a_token"]
-        rate = rate or shape.flops(1, 1, 256, head) / measured["seconds_a_token"]
+        rate = rate or shape.flops(1, 1, 256) / measured["seconds_a_token"]
     if rate:
         cluster = Cluster(flops=rate)
         times = cluster.seconds(shape, tokens, counted, gpus=gpus, gpus_a_model=gpus_a_model, length=length, pair=pair)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from act.core.errors import ActError
@@ -67,3 +68,8 @@ def matches(name: str, pattern: str) -> bool:
     True
     """
     return name == pattern or fnmatchcase(name, _BRACKETS.sub(r"[[]\1[]]", pattern))
+
+
+def names_in(given: str | Iterable[str]) -> list[str]:
+    """What an ``include`` or ``exclude`` lists; a single string is one name."""
+    return [given] if isinstance(given, str) else list(given)

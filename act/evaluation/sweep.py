@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
+from act.core.names import names_in
 from act.editing.donor import require_strength
 from act.editing.transfer import transfer
 from act.evaluation.frontier import frontier
 from act.models.loading import require_model
 from act.ranking.activations import Ability
-from act.ranking.eligible import names_in
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.rank import rank

@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from act.core.errors import ActError
+from act.core.names import matches, names_in
 from act.core.plain import checked
 from act.models.adapters import named_modules
 from act.models.blocks import Block, Experts, Mlp, block_from_json, block_to_json, find_blocks
@@ -195,23 +196,53 @@ class ChannelSpace:
         try:
             return self._by_name[name]
         except KeyError:
-            near = difflib.get_close_matches(name, self._by_name, 1)
-            hint = f"did you mean {near[0]}" if near else f"the first of {len(self.sites)} is {self.sites[0].name}"
-            raise ActError(f"no site called {name}; {hint}") from None
+            raise ActError(f"no site called {name}; {self._near(name)}") from None
 
-    def without(self, kinds: Iterable[str]) -> list[Site]:
-        """The sites of all module kinds but these.
+    def _near(self, name: str, kinds: Iterable[str] = ()) -> str:
+        near = difflib.get_close_matches(name, [*kinds, *self._by_name], 1)
+        return f"did you mean {near[0]}" if near else f"the first of {len(self.sites)} is {self.sites[0].name}"
+
+    def covered(self, words: str | Iterable[str]) -> set[str]:
+        """The names of the sites whose kind is one of the words, or that match a word which is no kind, as a pattern.
 
         Raises:
-            ActError: the model has no such kind; no site is left.
+            ActError: a word that covers no site.
         """
-        excluded, known = set(kinds), {site.kind for site in self.sites}
-        if excluded - known:
-            unknown, has = ", ".join(sorted(excluded - known)), ", ".join(sorted(known))
-            raise ActError(f"no module kind {unknown}; this model has {has}")
-        if excluded == known:
-            raise ActError("every module kind is excluded, so there is nothing to measure; exclude fewer")
-        return [site for site in self.sites if site.kind not in excluded]
+        kinds, found = {site.kind for site in self.sites}, set()
+        for word in names_in(words):
+            sites = {site.name for site in self if (site.kind == word if word in kinds else matches(site.name, word))}
+            if not sites:
+                raise ActError(
+                    f"no module kind {word}; this model has {', '.join(sorted(kinds))}, and no site matches it as a "
+                    f"pattern; {self._near(word, kinds)}"
+                )
+            found |= sites
+        return found
+
+    def without(self, exclude: str | Iterable[str], among: str | Iterable[str] = ()) -> list[Site]:
+        """The sites that ``among`` covers (all, if it is empty) and ``exclude`` does not.
+
+        Both hold module kinds or patterns of site names. A site that scales another comes with that one, whose moments
+        it has.
+
+        Raises:
+            ActError: a word that covers no site; no site is left.
+        """
+        excluded, included = self.covered(exclude), self.covered(among)
+        included |= {site.scales for site in self.sites if site.name in included and site.scales}
+        left = [site for site in self if site.name not in excluded and (not included or site.name in included)]
+        if all(site.scales for site in left):
+            left_out = (
+                "include and exclude leave no module"
+                if included
+                else "every module kind is excluded, so there is nothing"
+            )
+            raise ActError(f"{left_out} to measure; exclude fewer")
+        return left
+
+    def left_out(self, include: str | Iterable[str], exclude: str | Iterable[str]) -> frozenset[str]:
+        """The names of all sites that are not to be measured; raises ActError as :meth:`without` does."""
+        return frozenset(self._by_name) - {site.name for site in self.without(exclude, among=include)}
 
     def locate(self, channel: int) -> tuple[Site, int]:
         """The ``(site, row)`` of a flat index; raises IndexError outside ``[0, len(space))``."""

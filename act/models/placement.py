@@ -101,6 +101,11 @@ def moves_only(hook: Any) -> bool:
     return named and not hook.offload and not hook.io_same_device
 
 
+def takes_back(module: nn.Module) -> bool:
+    """Whether a hook of accelerate brings a module its tensors, and takes them back after its forward."""
+    return any(getattr(hook, "offload", False) for hook in _hooks({"": module}, ""))
+
+
 def _run_device(modules: dict[str, nn.Module], name: str) -> torch.device:
     parameter = next(modules[name].parameters(), None)
     if parameter is not None and not parameter.is_meta:

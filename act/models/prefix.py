@@ -30,6 +30,8 @@ class Prefix:
     """What each model of a run keeps of a text: its keys and values. Nothing that follows changes them."""
 
     caches: tuple[DynamicCache, ...]
+    tokens: int = 0
+    """How many it has once the forward that it grows by has come to the attention of its first layer."""
 
     @classmethod
     def empty(cls, models: int = 1) -> Prefix:
@@ -41,11 +43,17 @@ class Prefix:
 
     def of(self, number: int) -> Prefix:
         """That of one of the models."""
-        return Prefix((self.caches[number],))
+        return Prefix((self.caches[number],), self.tokens)
 
-    def growing(self) -> Prefix:
-        """A copy that takes in the tokens of the next forward, for one text."""
-        return Prefix(tuple(_with_layers(cache, copy.copy) for cache in self.caches))
+    def growing(self, tokens: int) -> Prefix:
+        """A copy that takes in so many tokens in the next forward, of one text."""
+        total = self.caches[0].get_seq_length() + tokens
+        return Prefix(tuple(_with_layers(cache, copy.copy) for cache in self.caches), total)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the tokens that it grows by have places, which those behind it are counted from."""
+        return all(cache.get_seq_length() >= self.tokens for cache in self.caches)
 
     def standing(self) -> Prefix:
         """A copy that stands before each text of a batch and takes in nothing."""

@@ -24,7 +24,7 @@ class Measured:
         uncovered: values behind no channel, by parameter name with ``*`` for numbers, largest first.
         reasons: why, by the same names; empty for files of earlier versions.
         unreached: values behind channels that were never counted, by site name with ``*`` for numbers, largest first.
-        excluded: the share behind channels that were not to be measured (``--exclude``).
+        excluded: the share behind channels that were not to be measured (``--include``, ``--exclude``).
     """
 
     share: float
@@ -48,7 +48,7 @@ class Measured:
         sides = (profile.donor, profile.target) if isinstance(profile, PairStatistics) else (profile,)
         counted = np.logical_and.reduce([(side.count > 0).cpu().numpy() for side in sides])
         by_site = np.add.reduceat(counted, [site.offset for site in space], dtype=np.int64).tolist()
-        excluded = set(profile.provenance.settings.exclude)
+        excluded = profile.left_out
         total = max(1, coverage.total)
         measured: dict[str, int] = {}
         missing: dict[str, int] = {}
@@ -57,7 +57,7 @@ class Measured:
             values = site.values or 0
             behind = values * seen // site.width
             measured[site.kind] = measured.get(site.kind, 0) + behind
-            if site.kind in excluded:
+            if site.name in excluded:
                 left_out += values
             elif behind < values:
                 missing[site.name] = values - behind

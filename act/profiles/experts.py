@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ class ExpertTokens:
     """The counted tokens that each site of an expert got.
 
     Attributes:
-        sites: the sites of experts, without the kinds that were not measured at all.
+        sites: the sites of experts, without those that were not measured.
         tokens: how many tokens each got, int64 ``[sites]`` on the CPU.
     """
 
@@ -32,7 +32,11 @@ class ExpertTokens:
 
     @classmethod
     def of(
-        cls, space: ChannelSpace, statistics: Sequence[Statistics], sides: Sequence[Statistics] = ()
+        cls,
+        space: ChannelSpace,
+        statistics: Sequence[Statistics],
+        sides: Sequence[Statistics] = (),
+        left_out: Set[str] = frozenset(),
     ) -> ExpertTokens:
         """The fewest tokens that each site got in any of these statistics of the space.
 
@@ -40,6 +44,7 @@ class ExpertTokens:
             space: the channel space.
             statistics: those that are judged.
             sides: those of each model, which show what was measured at all, if others are judged.
+            left_out: names of sites that were not to be measured.
         """
         sites = [site for site in space if site.expert is not None]
         firsts = torch.tensor([site.offset for site in sites], dtype=torch.int64)
@@ -48,7 +53,11 @@ class ExpertTokens:
         rows += [one.rows_counted(firsts) for one in sides] if sites else []
         most = torch.stack(rows).amax(0).tolist() if rows else []
         measured = {site.kind for site, seen in zip(sites, most, strict=True) if seen}
-        kept = [number for number, site in enumerate(sites) if site.kind in measured]
+        kept = [
+            number
+            for number, (site, seen) in enumerate(zip(sites, most, strict=True))
+            if seen or (site.kind in measured and site.name not in left_out)
+        ]
         return cls(tuple(sites[number] for number in kept), tokens[torch.tensor(kept, dtype=torch.int64)])
 
     def fewer(self, least: int) -> list[Site]:
@@ -94,9 +103,9 @@ class FewTokens:
         """
         both = isinstance(profile, PairStatistics)
         found = (
-            ExpertTokens.of(profile.space, [profile.difference], [profile.donor, profile.target])
+            ExpertTokens.of(profile.space, [profile.difference], [profile.donor, profile.target], profile.left_out)
             if isinstance(profile, PairStatistics)
-            else ExpertTokens.of(profile.space, [profile])
+            else ExpertTokens.of(profile.space, [profile], left_out=profile.left_out)
         )
         tokens: dict[str, int] = {}
         for site, seen in zip(found.sites, found.tokens.tolist(), strict=True):

@@ -119,16 +119,16 @@ class Moments:
         *lead, channels = first.shape
         return first.as_strided((*lead, len(sites), channels), (*first.stride()[:-1], step, 1))
 
-    def fill_scaled(self, exclude: Collection[str] = ()) -> None:
+    def fill_scaled(self, left_out: Collection[str] = ()) -> None:
         """Give each site that scales another the moments of the channels that its values scale, several as one.
 
         They replace what it had, so that this may be repeated as the others grow.
 
         Args:
-            exclude: module kinds that were not to be measured.
+            left_out: names of the sites that were not to be measured.
         """
         for site in self.space:
-            if site.scales is not None and site.kind not in exclude:
+            if site.scales is not None and site.name not in left_out:
                 block = self.block(site.name)
                 several = self.block(site.scales).to(block.device).unflatten(-1, (site.width, -1))
                 block.copy_(several[..., 0])

@@ -68,6 +68,12 @@ class Profile(Statistics):
         """Whether a donor and a target were measured."""
         return self.moments.pair
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Names of the sites that were not to be measured."""
+        settings = self.provenance.settings
+        return self.space.left_out(settings.include, settings.exclude)
+
     def site(self, name: str) -> Statistics:
         """The same vectors for one site, ``[width]`` each; views into the profile's moments.
 

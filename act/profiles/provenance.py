@@ -57,7 +57,8 @@ class Settings:
 
     Attributes:
         token_budget: tokens per batch, padding included.
-        exclude: module kinds that were not measured, sorted.
+        include: module kinds or patterns of the only sites that were measured, sorted; none: all.
+        exclude: module kinds or patterns of sites that were not measured, sorted.
         fused: whether statistics were collected inside fused kernels.
         packing: whether several pieces shared a row.
         look_ahead: records sorted by length together.
@@ -68,6 +69,7 @@ class Settings:
     """
 
     token_budget: Positive | None = None
+    include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     fused: Flag | None = None
     packing: Flag | None = None
@@ -80,10 +82,11 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Plain data for the header of a file."""
         known = {name: getattr(self, name) for name in _names(Settings)}
-        for name in ("moe_all_experts", "shared_prefix"):
+        known |= {name: list(known[name]) for name in ("include", "exclude")}
+        for name in ("include", "moe_all_experts", "shared_prefix"):
             if not known[name]:
                 del known[name]
-        return {**known, "exclude": list(self.exclude), **self.extra}
+        return {**known, **self.extra}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Settings:

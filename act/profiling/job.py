@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict, get_args
 from torch import nn
 
 from act.core.errors import ActError, require_choice
+from act.core.names import names_in
 from act.core.versions import versions
 from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.data.corpus import Corpus
@@ -34,7 +35,7 @@ from act.profiling.observer import Observer
 from act.profiling.ranks import Ranks
 from act.profiling.run import Run, Tapped
 from act.taps.lockstep import lockstep
-from act.taps.tapped import taps
+from act.taps.tapped import TapOptions, taps
 from act_kernels.backends import choose
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,8 @@ TokenBudget = int | Literal["auto"] | None
 class JobOptions(TypedDict, total=False):
     """The keywords of :func:`act.profile`, :func:`act.profile_pair` and :class:`Job`, as the latter describes them."""
 
-    exclude: Iterable[str]
+    include: str | Iterable[str]
+    exclude: str | Iterable[str]
     fused: bool
     moe_all_experts: bool
     token_budget: TokenBudget
@@ -69,12 +71,13 @@ class JobSettings:
 
     Attributes:
         token_budget: tokens per batch, padding included.
-        exclude: module kinds that are not measured, sorted.
+        exclude: module kinds or patterns of sites that are not measured, sorted.
         fused: whether statistics are collected inside fused kernels.
         packing: whether several pieces share a row.
         look_ahead: records sorted by length together.
         moe_all_experts: whether every expert is measured on every token.
         shared_prefix: whether what sequences begin with alike is computed once.
+        include: module kinds or patterns of the only sites that are measured, sorted; none: all.
         extra: settings of observers, by name.
     """
 
@@ -85,6 +88,7 @@ class JobSettings:
     look_ahead: int
     moe_all_experts: bool = False
     shared_prefix: bool = False
+    include: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -97,6 +101,7 @@ class JobSettings:
             "look_ahead": self.look_ahead,
             **({"moe_all_experts": True} if self.moe_all_experts else {}),
             **({"shared_prefix": True} if self.shared_prefix else {}),
+            **({"include": list(self.include)} if self.include else {}),
             **self.extra,
         }
 
@@ -107,7 +112,8 @@ class Job:
     Args:
         models: ``{"model": …}``, or ``{"donor": …, "target": …}`` for a pair run.
         corpora: see :data:`Corpora`.
-        exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
+        include, exclude: the sites to measure and not to measure (see :meth:`ChannelSpace.without`); the model runs
+            no further than the last of them.
         fused: collect statistics inside fused kernels; if False, every site is read separately.
         moe_all_experts: measure every expert on every token, not only on those that are routed to it; what the model
             computes stays the same, and takes as much longer as it has experts for each that a token meets.
@@ -129,6 +135,7 @@ class Job:
     Attributes:
         named: whether the corpora were given by name.
         space: the channel space.
+        left_out: names of the sites that are not to be measured.
         settings: what decides the bits besides models and corpora.
         skipped: the bad records that the last run skipped.
 
@@ -142,7 +149,8 @@ class Job:
         models: Mapping[str, nn.Module],
         corpora: Corpora,
         *,
-        exclude: Iterable[str] = (),
+        include: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
         fused: bool = True,
         moe_all_experts: bool = False,
         token_budget: TokenBudget = None,
@@ -181,7 +189,9 @@ class Job:
             self.corpora = {ability: corpus.for_models(*both).seen_by(*both) for ability, corpus in corpora.items()}
         else:
             self._batches = corpora
-        self.exclude, self.shard, self.ranks = sorted(exclude), shard, ranks
+        self.include, self.exclude = sorted(names_in(include)), sorted(names_in(exclude))
+        self.left_out = self.space.left_out(self.include, self.exclude)
+        self.shard, self.ranks = shard, ranks
         self._workers, self._skip_bad_records = workers, skip_bad_records
         self._part, self._known_fingerprints = part or shard[1] > 1, fingerprints
         self.skipped: list[Skipped] = []
@@ -199,6 +209,7 @@ class Job:
         self.settings = JobSettings(
             token_budget=token_budget,
             exclude=tuple(self.exclude),
+            include=tuple(self.include),
             fused=fused,
             packing=bool(self.corpora) and self._packing(packing),
             look_ahead=look_ahead,
@@ -304,16 +315,21 @@ class Job:
 
     def _tapped(self) -> contextlib.AbstractContextManager[Tapped]:
         moments = Moments(self.space, pair=self.pair, device=self._places)
-        fused, all_experts = self.settings.fused, self.settings.moe_all_experts
+        settings = self.settings
         vision = next((corpus.vision for corpus in self.corpora.values() if corpus.vision), None)
         samples = vision.samples() if vision else ()
         images = [{name: x.to(self.device) for name, x in inputs.items()} for inputs in samples]
+        options: TapOptions = {
+            "fused": settings.fused,
+            "include": settings.include,
+            "exclude": settings.exclude,
+            "moe_all_experts": settings.moe_all_experts,
+            "images": images,
+        }
         if self.pair:
             donor, target = self.models.values()
-            return lockstep(
-                donor, target, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts, images=images
-            )
-        return taps(self._model, moments, fused=fused, exclude=self.exclude, moe_all_experts=all_experts, images=images)
+            return lockstep(donor, target, moments, **options)
+        return taps(self._model, moments, **options)
 
     def _stream(self, run: Run, checkpoint: Checkpoint | None) -> Stream | None:
         if not self.corpora:
@@ -369,7 +385,7 @@ class Job:
         for ability, moments in run.moments.items():
             seen = run.seen[ability]
             moments.gather()
-            moments.fill_scaled(self.exclude)
+            moments.fill_scaled(self.left_out)
             corpora = self._read_for(ability)
             joined = CorpusRead.joined(
                 [CorpusIdentity(corpus.name, **corpus.identity()) for corpus in corpora.values()]
@@ -404,7 +420,8 @@ class Job:
             return {}
         common = (
             site
-            for site in moments.space.without(self.settings.exclude)
+            for site in moments.space
+            if site.name not in self.left_out
             if site.expert is None and site.scales is None and "patches" not in {each.tokens for each in site.layouts}
         )
         rows = {site.name: moments.rows_counted(site.name) for site in common}

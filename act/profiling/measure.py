@@ -48,7 +48,8 @@ def profile(
     corpora: Corpora,
     *,
     checkpoint: Checkpoint | None = None,
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     fused: bool = True,
     moe_all_experts: bool = False,
     token_budget: TokenBudget = None,
@@ -68,7 +69,8 @@ def profile(
             ``input_ids``, ``attention_mask``, optionally ``count_mask`` and ``ability``
             (:func:`act.data.batching.given_batches`).
         checkpoint: where to keep the state of the run, so that it can continue after any interruption.
-        exclude: module kinds not to measure; without ``head`` the LM head does not run at all.
+        include, exclude: module kinds, or patterns of site names, of the only sites to measure, and of those not to;
+            the model runs no further than the last site that is measured.
         fused: collect statistics inside fused kernels; if False, every site is read separately.
         moe_all_experts: measure every expert on every token, not only on those that are routed to it; what the model
             computes stays the same, and takes as much longer as it has experts for each that a token meets.
@@ -99,6 +101,7 @@ def profile(
     job = Job(
         {"model": model},
         corpora,
+        include=include,
         exclude=exclude,
         fused=fused,
         moe_all_experts=moe_all_experts,
@@ -142,7 +145,8 @@ def profile_pair(
     corpora: Corpora,
     *,
     checkpoint: Checkpoint | None = None,
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     fused: bool = True,
     moe_all_experts: bool = False,
     token_budget: TokenBudget = None,
@@ -175,6 +179,7 @@ def profile_pair(
     job = Job(
         {"donor": donor, "target": target},
         corpora,
+        include=include,
         exclude=exclude,
         fused=fused,
         moe_all_experts=moe_all_experts,

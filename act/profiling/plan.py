@@ -14,11 +14,12 @@ For a run on ``n`` GPUs that each hold the weights and read a share of the corpu
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -50,6 +51,7 @@ RANK_VECTORS = 6  # of one float64 for each channel that a ranking, by any unit,
 STABLE_VECTORS = 2 * GROUPS // 2 + 16  # of channels looked at: float32 sums of all groups, and what a check needs
 HEADER_OBJECTS = 16  # what Python makes of a header, in its bytes
 MEASURED_TOKENS = 1024, 256  # tokens of a measured batch, and of each of its rows
+EMBEDDINGS = "embed", "position"
 WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with one and two layers
 
 
@@ -162,10 +164,28 @@ class Shape:
             itemsize=next(model.parameters()).element_size(),
         )
 
-    def flops(self, tokens: float, counted: float, length: float, head: bool = True) -> float:
+    def until_last(self, space: ChannelSpace, left_out: Collection[str]) -> Shape:
+        """The shape of what runs up to the end of the last layer with a site to measure.
+
+        Sites outside the layers that are no embeddings are taken to be behind them all.
+        """
+        wanted = [site for site in space if site.name not in left_out]
+        body = [site for site in space if site.kind not in ("head", *EMBEDDINGS)]
+        head = self.head if any(site.kind == "head" for site in wanted) else 0
+        if any(site.layer is None and site.kind not in EMBEDDINGS for site in wanted):
+            return replace(self, head=head)
+        ends = [number for number, site in enumerate(body) if site.name not in left_out]
+        last = body[ends[-1]].layer if ends else None
+        more = itertools.takewhile(lambda site: site.layer == last, body[ends[-1] :] if ends else ())
+        run = (ends[-1] if ends else 0) + len(list(more))
+        share = sum(site.values or 0 for site in body[:run]) / max(1, sum(site.values or 0 for site in body))
+        attention = None if self.attention is None else round(share * self.attention)
+        layers = round(share * self.layers)
+        return replace(self, active=round(share * self.active), attention=attention, head=head, layers=layers)
+
+    def flops(self, tokens: float, counted: float, length: float) -> float:
         """Floating-point operations of a forward over rows of ``length`` tokens, of which ``counted`` are counted."""
-        body = tokens * (2 * self.active + 4 * (self.attention or 0) * length / 2)
-        return body + (counted * 2 * self.head if head else 0)
+        return tokens * (2 * self.active + 4 * (self.attention or 0) * length / 2) + counted * 2 * self.head
 
     def memory(self, token_budget: int, pair: bool = False) -> dict[str, int]:
         """Bytes on a device, by part; the activations are those of a batch of ``token_budget`` tokens."""
@@ -387,18 +407,20 @@ def measure(
     exclude: tuple[str, ...] = (),
     fused: bool = True,
     *,
+    include: tuple[str, ...] = (),
     images: Samples = (),
     trust_remote_code: bool = False,
 ) -> Measurement:
     """Measure the speed of a profiled forward with random weights, and how each site is read.
 
-    A model larger than :data:`WHOLE_BYTES` is built with one and with two layers; the difference is the time per layer.
+    A model larger than :data:`WHOLE_BYTES` is built with one and with two layers; the difference is the time of each
+    layer that runs. These measure all kinds of modules of which the whole model has some to measure.
 
     Args:
         config: the configuration of the model.
         device: where to measure.
         seconds: how long to measure.
-        exclude: module kinds that are not measured.
+        include, exclude: the sites that are measured and those that are not (see :meth:`ChannelSpace.without`).
         fused: collect statistics inside fused kernels.
         images: inputs with images, for a corpus that has some; they show how sites are read, and are not timed.
         trust_remote_code: whether Python code that the model brings along may run.
@@ -410,6 +432,10 @@ def measure(
     layers = text.num_hidden_layers
     with torch.device("meta"):
         whole = built(config, trust_remote_code=trust_remote_code)
+    space = ChannelSpace.from_model(whole)
+    left_out = space.left_out(include, exclude)
+    running = Shape.of(whole, space).until_last(space, left_out).layers
+    kinds = {site.kind for site in space} - {site.kind for site in space if site.name not in left_out}
     size = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
     depths = [layers] if size <= WHOLE_BYTES or layers <= 2 else [1, 2]
     found = []
@@ -426,7 +452,8 @@ def measure(
         inputs = _inputs(model, device)
         try:
             unshared = why_unshared(model)
-            found.append(_measured(model, inputs, device, seconds / len(depths), exclude, fused, images))
+            some = (include, exclude) if depth == layers else ((), _kinds_in(model, kinds))
+            found.append(_measured(model, inputs, device, seconds / len(depths), *some, fused, images))
         except ActError:
             raise
         except Exception as error:
@@ -439,7 +466,10 @@ def measure(
             ) from error
         del model
     paths = found[-1][1]
-    a_token = found[0][0] if len(found) == 1 else found[0][0] + (layers - 1) * max(0.0, found[1][0] - found[0][0])
+    a_token = found[0][0]
+    if len(found) == 2:
+        a_layer = max(0.0, found[1][0] - a_token)
+        a_token = max(a_token - a_layer, a_token / 100) + running * a_layer
     return {
         "seconds_a_token": a_token,
         "tokens_per_second": 1 / a_token,
@@ -448,6 +478,12 @@ def measure(
         "unshared": unshared,
         "float32_speed": _float32_speed(whole, seconds) if device.type == "cpu" else None,
     }
+
+
+def _kinds_in(model: nn.Module, kinds: Collection[str]) -> tuple[str, ...]:
+    """Those of some kinds that a model has; none if it has no others."""
+    known = {site.kind for site in ChannelSpace.from_model(model) if site.scales is None}
+    return tuple(known.intersection(kinds)) if known.difference(kinds) else ()
 
 
 def _float32_speed(model: nn.Module, seconds: float) -> float:
@@ -507,13 +543,14 @@ def _measured(
     inputs: dict[str, torch.Tensor],
     device: torch.device,
     seconds: float,
+    include: tuple[str, ...],
     exclude: tuple[str, ...],
     fused: bool,
     images: Samples,
 ) -> tuple[float, dict[str, str]]:
     space = ChannelSpace.from_model(model)
     images = [{name: x.to(device) for name, x in one.items()} for one in images]
-    watched = taps(model, Moments(space, device=device), fused=fused, exclude=exclude, images=images)
+    watched = taps(model, Moments(space, device=device), fused=fused, include=include, exclude=exclude, images=images)
     mask = torch.ones(inputs["input_ids"].shape, dtype=torch.bool)
     masks = (mask, mask) if "decoder_input_ids" in inputs else (mask,)
     times: list[float] = []

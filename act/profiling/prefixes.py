@@ -57,7 +57,7 @@ class Prefixes:
                 moments.merge_repeated(computed.moments, rows)
 
     def _compute(self, segment: Segment) -> _Computed:
-        prefix = (self._computed[-1].prefix if self._computed else self._empty).growing()
+        prefix = (self._computed[-1].prefix if self._computed else self._empty).growing(len(segment))
         moments = self._empty_moments()
         ids, mask = (torch.from_numpy(np.asarray(x))[None] for x in (segment.input_ids, segment.count_mask))
         self._forward(ids.long(), mask, prefix, moments)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from act.core.errors import ActError
+from act.core.names import names_in
 from act.data.corpus import Corpus
 from act.data.encode import AnswerTurns, Count
 from act.data.stream import Skipped, nothing_counted, require_few
@@ -65,7 +66,8 @@ def profile_dataset(
     corpus: CorpusOptions | None = None,
     loading: LoadingOptions | None = None,
     skip_bad_records: int = 0,
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     fused: bool = True,
     token_budget: TokenBudget = None,
     packing: Packing = "auto",
@@ -83,7 +85,7 @@ def profile_dataset(
         records_a_block: rows per block. Each block sends back one arena, so this number decides the last bits.
         corpus, loading: keywords of :class:`act.Corpus` and :func:`act.models.loading.load_model`.
         skip_bad_records: how many bad records of the whole dataset to skip before giving up.
-        exclude, fused, token_budget, packing, look_ahead: as for :func:`act.profile`.
+        include, exclude, fused, token_budget, packing, look_ahead: as for :func:`act.profile`.
 
     Returns:
         The profile, with the same bits for any number of actors and after any recovered failure; for rows labelled by
@@ -110,7 +112,12 @@ def profile_dataset(
         "corpus": corpus or CorpusOptions(),
         "loading": loading or LoadingOptions(),
         "options": JobOptions(
-            exclude=tuple(exclude), fused=fused, token_budget=token_budget, packing=packing, look_ahead=look_ahead
+            include=names_in(include),
+            exclude=names_in(exclude),
+            fused=fused,
+            token_budget=token_budget,
+            packing=packing,
+            look_ahead=look_ahead,
         ),
     }
     blocks = dataset.map_batches(

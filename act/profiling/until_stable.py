@@ -117,7 +117,7 @@ class UntilStable(Observer):
         self._groups: dict[str, GroupedSums] = {}
         self._tests: dict[str, SequentialTest] = {}
         self._sources: list[_Source] = []
-        self._exclude: list[str] = []
+        self._left_out: frozenset[str] = frozenset()
         self._channels, self._ranked = torch.empty(0, dtype=torch.int64), 0
         self._restored: dict[str, Any] = {}
 
@@ -147,8 +147,8 @@ class UntilStable(Observer):
             _Source(name, corpus.source.size, corpus.encoder.ability_column is not None)
             for name, corpus in job.corpora.items()
         ]
-        self._exclude = job.exclude
-        ranked = rankable(job.space, job.exclude)
+        self._left_out = job.left_out
+        ranked = rankable(job.space, job.left_out)
         self._channels, self._ranked = sample(ranked, self.criterion), len(ranked)
 
     def look_ahead(self, corpora: Collection[Corpus]) -> int:
@@ -196,7 +196,7 @@ class UntilStable(Observer):
         if ability not in self._groups:
             self._groups[ability], self._tests[ability] = self._new_groups(run, ability), SequentialTest()
         test, groups = self._tests[ability], self._groups[ability]
-        run.moments[ability].fill_scaled(self._exclude)
+        run.moments[ability].fill_scaled(self._left_out)
         total, count = quantity(run.moments[ability], self.criterion.score, groups.channels)
         if groups.unchanged(count) or not groups.add(total, count):
             return
@@ -314,13 +314,12 @@ def quantity(
     return total, block[COUNT][firsts]
 
 
-def rankable(space: ChannelSpace, exclude: Iterable[str] = ()) -> torch.Tensor:
-    """Indices of the channels that are ranked, int64: those that are measured and own their parameters."""
-    excluded = set(exclude)
+def rankable(space: ChannelSpace, left_out: Collection[str] = ()) -> torch.Tensor:
+    """Indices of the channels that are ranked, int64: those that own their parameters, at sites not ``left_out``."""
     return torch.cat(
         [
             torch.arange(site.offset, site.offset + site.width)
             for site in space
-            if site.parameters and site.kind not in excluded
+            if site.parameters and site.name not in left_out
         ]
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from act.core.errors import ActError
-from act.core.names import matches
 from act.models.channels import ChannelSpace
 from act.models.sites import Site
 from act.ranking.granularity import Units
@@ -37,7 +36,7 @@ class Eligible:
         Raises:
             ActError: a word that covers no site; no site is left.
         """
-        included, excluded = _covered(include, space), _covered(exclude, space)
+        included, excluded = space.covered(include), space.covered(exclude)
         sites = [site for site in space if site.parameters and site.name not in excluded]
         eligible = tuple(site for site in sites if not included or site.name in included)
         if not eligible:
@@ -75,21 +74,3 @@ class Eligible:
                         f"{name} is excluded, but its columns move with each {one.kind} that it reads; exclude the "
                         "modules before it too, or rank by channel"
                     )
-
-
-def names_in(given: str | Iterable[str]) -> list[str]:
-    """What ``include`` or ``exclude`` lists; a single string is one name."""
-    return [given] if isinstance(given, str) else list(given)
-
-
-def _covered(words: Iterable[str], space: ChannelSpace) -> set[str]:
-    """The names of the sites whose kind is one of the words, or that match a word which is no kind, as a pattern."""
-    kinds, found = {site.kind for site in space}, set()
-    for word in words:
-        sites = {site.name for site in space if (site.kind == word if word in kinds else matches(site.name, word))}
-        if not sites:
-            raise ActError(
-                f"no module kind {word}; this model has {', '.join(sorted(kinds))}, and no site matches it as a pattern"
-            )
-        found |= sites
-    return found

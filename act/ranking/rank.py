@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
+from act.core.names import names_in
 from act.models.channels import ChannelSpace
 from act.models.loading import require_model
 from act.profiles.defaults import MIN_EXPERT_TOKENS
@@ -23,10 +24,11 @@ from act.ranking.activations import (
     models_of,
     require_ability,
     require_comparable,
+    sides,
     space_of,
 )
 from act.ranking.channel_set import ChannelSet
-from act.ranking.eligible import Eligible, names_in
+from act.ranking.eligible import Eligible
 from act.ranking.granularity import Granularity, units_of
 from act.ranking.normalize import Normalize, normalized
 from act.ranking.rule import Rule
@@ -114,15 +116,16 @@ def rank(
     require_comparable(profile, kept)
     units = units_of(space, granularity)
     eligible = Eligible.of(space, include, exclude)
-    starved = _Starved(space, _tokens_needed(min_expert_tokens))
+    unwanted = {name for each in (profile, *kept) for one in sides(each) for name in one.left_out}
+    starved = _Starved(space, _tokens_needed(min_expert_tokens), unwanted)
 
     def scored(ability: Ability) -> torch.Tensor:
         evidence = Evidence(ability, kept if record.keep == "compare" else (), donor, target, seed)
         values = record.function(evidence).cpu()
         activations = evidence.activations if record.keep == "contrast" else None
         if record.reads:
-            sides = (activations.donor, activations.target) if activations else ()
-            starved.leave_out(values, record.reads(ability), sides)
+            both = (activations.donor, activations.target) if activations else ()
+            starved.leave_out(values, record.reads(ability), both)
         return normalized(values, space, normalize, activations, in_place=True)
 
     values = scored(profile)
@@ -181,8 +184,8 @@ class _Starved:
         sites: the names of the sites found so far.
     """
 
-    def __init__(self, space: ChannelSpace, least: int) -> None:
-        self._space, self._least = space, least
+    def __init__(self, space: ChannelSpace, least: int, left_out: Set[str]) -> None:
+        self._space, self._least, self._left_out = space, least, left_out
         self.possible = any(site.expert is not None for site in space)
         self.sites: set[str] = set()
 
@@ -190,7 +193,7 @@ class _Starved:
         self, values: torch.Tensor, statistics: Sequence[Statistics], sides: Sequence[Statistics] = ()
     ) -> None:
         """Set ``values`` ``[N]`` to NaN, in place, where an expert got too few tokens in some of the statistics."""
-        for site in ExpertTokens.of(self._space, statistics, sides).fewer(self._least):
+        for site in ExpertTokens.of(self._space, statistics, sides, self._left_out).fewer(self._least):
             values[site.channels] = torch.nan
             self.sites.add(site.name)
 

@@ -49,9 +49,13 @@ class Attentions:
         self._held.clear()
 
     def _hold(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        self._held[name], self._versions[name] = output, version(output)
+        if not self._measurement.closed:
+            self._held[name], self._versions[name] = output, version(output)
 
     def _release(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
         """Read the projections that no rotary embedding has measured."""
         self._require_unchanged()
         for name, held in self._held.items():

@@ -58,12 +58,13 @@ class GatedMlps:
         gate_block, up_block = (measurement.block(name, "gated_mlp") for name in (mlp.gate, mlp.up))
         if one_projection and gate_block is not None:
             gate_block, up_block = halves(gate_block, gate_block, one_projection, mlp.gate_first)
+        measures = gate_block is not None or up_block is not None
         product = gated_mlp(
             gate_rows,
             up_rows,
             mlp.activation,
             gate_moments=gate_block,
             up_moments=up_block,
-            mask=measurement.mask(measurement.tokens_of(mlp.gate, mlp.up), gate_rows.device),
+            mask=measurement.mask(measurement.tokens_of(mlp.gate, mlp.up), gate_rows.device) if measures else None,
         )
         return modules[mlp.down](product.view(*gate.shape[:-1], -1))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,21 +9,25 @@ from torch import nn
 
 from act.models.embeddings import lm_head
 from act.taps.attachments import Attachments
+from act.taps.ending import Ending
 from act.taps.measurement import Measurement
 
 HEAD_CHUNK_BYTES = 32 << 20  # output of the LM head that exists at one time
 
 
 class Head:
-    """The LM head of one model, if it has one."""
+    """The LM head of one model, if it has one: it ends forwards that run for their statistics.
 
-    def __init__(self, model: nn.Module, measurement: Measurement) -> None:
+    A head that is measured is given the counted rows, in chunks.
+    """
+
+    def __init__(self, model: nn.Module, measurement: Measurement, ending: Ending) -> None:
         head = lm_head(model)
         if isinstance(head, nn.Embedding):  # whose weight the model uses for its logits without calling it
             head = None
         self._name = next((name for name, module in model.named_modules() if module is head), None)
         self._measurement = measurement
-        self._ends_here = False
+        self._ending = ending
         # A hook of the user may change what the head gives; then it runs as a whole, and its output is read.
         self._hooked = head is not None and bool(head._forward_hooks or head._forward_pre_hooks)
         self._adapted = any(name.startswith(f"{self._name}.") for name in measurement.sites)
@@ -37,22 +39,10 @@ class Head:
         return set()
 
     def reset(self) -> None:
-        """Let forwards run to their end."""
-        self._ends_here = False
-
-    @contextlib.contextmanager
-    def ends_forward(self) -> Iterator[None]:
-        """End forwards at the head over the block; a head that is measured is given the counted rows, in chunks."""
-        self._ends_here = True
-        try:
-            yield
-        except _HeadReached:
-            pass
-        finally:
-            self.reset()
+        """Nothing is kept between forwards."""
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not self._ends_here:
+        if not self._ending.on or self._measurement.closed:
             return
         site = self._measurement.sites.get(self._name or "")
         if (site is not None and self._hooked) or self._adapted:
@@ -62,8 +52,4 @@ class Head:
             counted = hidden if mask is None else hidden[mask]
             for rows in torch.split(counted, max(16, HEAD_CHUNK_BYTES // (site.width * hidden.element_size()))):
                 self._measurement.read_rows(site, module.forward(rows), None)
-        raise _HeadReached
-
-
-class _HeadReached(BaseException):
-    """Ends a forward that runs for its statistics; no model catches it by mistake."""
+        self._ending.end()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,14 +23,14 @@ from act.models.sites import Site
 from act.profiles.moments import Moments
 from act.profiles.statistics import DIFFERENCE, DONOR, TARGET
 from act.taps.holders import Bank
-from act.taps.patches import Samples
 from act.taps.routed import RoutedRows
 from act.taps.sink import ReaderSink
-from act.taps.tapped import Taps
+from act.taps.tapped import TapOptions, Taps
 from act_kernels import pair_moments, segment_moments
 
 if TYPE_CHECKING:
     from greenlet import greenlet
+    from typing_extensions import Unpack
 
 
 T = TypeVar("T")
@@ -44,11 +44,7 @@ class Lockstep:
         donor: nn.Module,
         target: nn.Module,
         moments: Moments,
-        *,
-        fused: bool = True,
-        exclude: Iterable[str] = (),
-        moe_all_experts: bool = False,
-        images: Samples = (),
+        **options: Unpack[TapOptions],
     ) -> None:
         shared = {module for module in donor.modules() if any(True for _ in module.parameters(recurse=False))}
         both = next((name for name, module in target.named_modules() if module in shared), None)
@@ -72,16 +68,10 @@ class Lockstep:
         try:
             for side, model in self._models.items():
                 sink = ReaderSink(partial(self._meet, side), partial(self._meet_bank, side))
+                images = options.get("images", ())
                 shown = [{name: x.to(self._devices[side]) for name, x in inputs.items()} for inputs in images]
-                self._taps[side] = Taps(
-                    model,
-                    moments.space,
-                    sink,
-                    fused=fused,
-                    exclude=exclude,
-                    moe_all_experts=moe_all_experts,
-                    images=shown,
-                )
+                its_options: TapOptions = {**options, "images": shown}
+                self._taps[side] = Taps(model, moments.space, sink, **its_options)
         except BaseException:
             self.remove()
             raise
@@ -207,17 +197,10 @@ def _modes_set_aside(kept: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lockstep(
-    donor: nn.Module,
-    target: nn.Module,
-    moments: Moments,
-    *,
-    fused: bool = True,
-    exclude: Iterable[str] = (),
-    moe_all_experts: bool = False,
-    images: Samples = (),
+    donor: nn.Module, target: nn.Module, moments: Moments, **options: Unpack[TapOptions]
 ) -> Iterator[Lockstep]:
     """A :class:`Lockstep` over the block; both models are restored when it ends, even by an exception."""
-    run = Lockstep(donor, target, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images)
+    run = Lockstep(donor, target, moments, **options)
     try:
         yield run
     finally:

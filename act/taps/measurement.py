@@ -48,6 +48,7 @@ class Measurement:
         sites: what is to be measured, by the name of the site or, of sites that share it, the fused projection.
         riding: those that fused kernels may measure while they compute.
         paths: the op by which each site was last read, by site name.
+        missing: what has not been read in this forward, by the names of :attr:`sites`.
     """
 
     def __init__(self, outputs: Iterable[Output], sink: Sink, beside: Mapping[str, Beside]) -> None:
@@ -65,6 +66,8 @@ class Measurement:
         self._all_count: set[Tokens] = set()
         self._masks: dict[tuple[Tokens, torch.device, int], torch.Tensor | None] = {}
         self._reads: Counter[str] = Counter()
+        self._closed = False
+        self.missing: set[str] = set()
         self._shapes: dict[str, tuple[Shape, ...]] = {}
 
     def start(
@@ -92,7 +95,17 @@ class Measurement:
         self._masks.clear()
         self._reads.clear()
         self._calls.clear()
+        self._closed, self.missing = False, set(self.sites)
         self._all_count = {text for text, mask in self._count_masks.items() if mask.device.type == "cpu" and mask.all()}
+
+    def close(self) -> None:
+        """Read nothing more in this forward."""
+        self._closed = True
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing more is read in this forward."""
+        return self._closed
 
     @property
     def sizes(self) -> Sizes:
@@ -128,8 +141,9 @@ class Measurement:
     def read(self, name: str, output: Any) -> None:
         """Feed what a module returned to the sink, if it is a site to measure."""
         site = self.sites.get(name)
-        if site is None or self._is_beside(site, output):
+        if site is None or self._closed or self._is_beside(site, output):
             return
+        self.missing.discard(name)
         rows, mask = self.rows(site, output)
         if self._outputs[name].together:
             self.read_rows(site, rows, mask)
@@ -196,22 +210,30 @@ class Measurement:
         self._note_path(self._parts(site.name) or (site,), "column_moments")
 
     def read_bank(self, bank: Bank, given: RoutedRows) -> None:
-        """Feed what a bank of sites gave, with the token of each row, to the sink, if it is to be measured."""
-        if bank.sites[0].name not in self.sites:
+        """Feed what a bank of sites gave, with the token of each row, to the sink, if some are to be measured."""
+        wanted = [site.name in self.sites for site in bank.sites]
+        if self._closed or not any(wanted):
             return
-        text = self.tokens_of(bank.sites[0].name)
+        names = [site.name for site in bank.sites]
+        self.missing.difference_update(names)
+        text = self.tokens_of(*names)
         mask = self.mask(text, given.rows.device)
         if not bank.routed:
             several = len(given.rows) != self.sizes.batch * self.sizes.of(text)  # rows for each token
             self.read_rows(bank.sites[0], given.rows, mask[given.tokens] if mask is not None and several else mask)
             return
-        self._sink.read_bank(bank, given, None if mask is None else mask[given.tokens])
-        self._note_path(bank.sites, "segment_moments")
+        counts = None if mask is None else mask[given.tokens]
+        if not all(wanted):
+            measured = torch.tensor(wanted, device=given.rows.device)[given.experts]
+            counts = measured if counts is None else counts & measured
+        self._sink.read_bank(bank, given, counts)
+        self._note_path([site for site in bank.sites if site.name in self.sites], "segment_moments")
 
     def block(self, name: str, path: str) -> torch.Tensor | None:
         """The moments of a site for the op ``path`` to accumulate into; None where it cannot ride along."""
-        if name not in self.riding:
+        if name not in self.riding or self._closed:
             return None
+        self.missing.discard(name)
         self._note_path(self._parts(name), path)
         return self._sink.block(self.sites[name])
 

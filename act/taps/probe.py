@@ -146,9 +146,15 @@ def probe(model: nn.Module, sites: set[str], lengths: Mapping[Tokens, int] | Non
 def probe_with(model: nn.Module, sites: set[str], inputs: Mapping[str, torch.Tensor]) -> Recording:
     """Run the model in eval mode on inputs with images, and record its sites and the modules around them."""
     recorder = _Recorder(Recording(inputs["input_ids"], masked=True), sites)
-    with recorder.hooked(model), evaluating(model), torch.inference_mode(False), torch.no_grad():
-        model(**inputs, **without_cache(model))
+    with recorder.hooked(model):
+        run_with(model, inputs)
     return recorder.recording
+
+
+def run_with(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Run the model in eval mode on inputs with images."""
+    with evaluating(model), torch.inference_mode(False), torch.no_grad():
+        model(**inputs, **without_cache(model))
 
 
 def run(model: nn.Module, ids: torch.Tensor, source: torch.Tensor | None, masked: bool) -> None:

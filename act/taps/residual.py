@@ -103,15 +103,19 @@ class ResidualSums:
         Raises:
             ActError: the model used the residual sum in another way than in the probe.
         """
-        pending, self.pending = self.pending, None
-        if pending is not None and not pending.measured:
-            pending.measured = True
-            self._measurement.read(pending.origin, plain(pending))
+        self.let_go()
         if self._ready is not None:
             raise ActError(
                 f"the model did not pass its residual sum to {self._ready.norm} as it did before; "
                 "run without fused kernels (fused=False, --no-fused)"
             )
+
+    def let_go(self) -> None:
+        """Read an output that is still pending by itself."""
+        pending, self.pending = self.pending, None
+        if pending is not None and not pending.measured:
+            pending.measured = True
+            self._measurement.read(pending.origin, plain(pending))
 
     def add(self, pending: PendingOutput, residual: torch.Tensor) -> torch.Tensor | None:
         """``residual + pending``, computed with the norm that follows; None if the stock operators must do it."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
@@ -19,11 +19,13 @@ from act.core.errors import ActError
 from act.models.calls import without_cache
 from act.models.channels import ChannelSpace
 from act.models.layout import sizes_of
+from act.models.modes import restored
 from act.models.prefix import Prefix
 from act.models.views import language_view, original
 from act.profiles.moments import Moments
 from act.taps.attachments import Attachments, Mechanism
 from act.taps.attention import Attentions
+from act.taps.ending import Ending, behind
 from act.taps.fusion import Fusion, recognise
 from act.taps.gated_mlp import GatedMlps
 from act.taps.head import Head
@@ -34,9 +36,23 @@ from act.taps.outputs import outputs_of
 from act.taps.padded import padded, require_whole
 from act.taps.patch_products import PatchProducts
 from act.taps.patches import Inputs, Samples
+from act.taps.probe import run, run_with
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
 from act.taps.sink import MomentsSink, Sink
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+
+class TapOptions(TypedDict, total=False):
+    """The keywords of :func:`taps` and :func:`act.taps.lockstep.lockstep`, as the former describes them."""
+
+    fused: bool
+    include: str | Iterable[str]
+    exclude: str | Iterable[str]
+    moe_all_experts: bool
+    images: Samples
 
 
 @contextlib.contextmanager
@@ -45,7 +61,8 @@ def taps(
     moments: Moments,
     *,
     fused: bool = True,
-    exclude: Iterable[str] = (),
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
     moe_all_experts: bool = False,
     images: Samples = (),
 ) -> Iterator[MomentsTaps]:
@@ -62,7 +79,7 @@ def taps(
         model: a model that is not compiled.
         moments: the arena of one model.
         fused: let statistics ride inside fused kernels where the model allows it.
-        exclude: module kinds not to measure.
+        include, exclude: the sites to measure and not to measure (see :meth:`ChannelSpace.without`).
         moe_all_experts: measure each expert on every token, not only on those that are routed to it.
         images: inputs with images, from which the parts that read them are learnt (see
             :meth:`act.data.images.Vision.samples`); none: these parts stay unread.
@@ -71,7 +88,15 @@ def taps(
         ActError: a compiled model; an unknown kind; experts that are spread over processes, quantised, or run by
             kernels of their own.
     """
-    tapped = MomentsTaps(model, moments, fused=fused, exclude=exclude, moe_all_experts=moe_all_experts, images=images)
+    tapped = MomentsTaps(
+        model,
+        moments,
+        fused=fused,
+        include=include,
+        exclude=exclude,
+        moe_all_experts=moe_all_experts,
+        images=images,
+    )
     try:
         yield tapped
     finally:
@@ -82,7 +107,7 @@ class Taps:
     """Hooks and fused parts on a model.
 
     Args:
-        model, fused, exclude, moe_all_experts, images: see :func:`taps`.
+        model, fused, include, exclude, moe_all_experts, images: see :func:`taps`.
         space: the channel space of the model.
         sink: where the sites go.
 
@@ -99,7 +124,8 @@ class Taps:
         sink: Sink,
         *,
         fused: bool = True,
-        exclude: Iterable[str] = (),
+        include: str | Iterable[str] = (),
+        exclude: str | Iterable[str] = (),
         moe_all_experts: bool = False,
         images: Samples = (),
     ) -> None:
@@ -109,7 +135,7 @@ class Taps:
         probed = Probed.of(model, space, images)
         self._is_probed = probed.recording is not None
         self.space = probed.space
-        wanted = self.space.without(exclude)
+        wanted = self.space.without(exclude, among=include)
         self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts and not site.scales}
         outputs = outputs_of(self.space, {site.name for site in wanted if site.layouts})
         self._measurement = Measurement(outputs, sink, probed.beside)
@@ -121,14 +147,18 @@ class Taps:
         fusion = recognise(model, probed.recording) if fused and probed.recording else Fusion()
         modules = self._attachments.modules
         _refuse_gates_behind(fusion, self.space)
-        self._head = Head(model, self._measurement)
         self._sums = ResidualSums(fusion, modules, self._measurement)
-        self._mechanisms: list[Mechanism] = [self._head, self._sums, PatchProducts(model, self._measurement)]
+        attentions = Attentions(fusion.attentions if fusion.mlps or fusion.norms else {}, self._measurement)
+        whole = len(wanted) == len(self.space.sites)
+        ends = frozenset() if whole else _behind(model, self._measurement, probed, images)
+        self._ending = Ending(ends, self._measurement, (self._sums, attentions))
+        head, products = Head(model, self._measurement, self._ending), PatchProducts(model, self._measurement)
+        self._mechanisms: list[Mechanism] = [head, self._sums, products]
         if probed.holders:
             parameter = parameters_of(model)
             self._mechanisms.append(HeldParameters(probed.holders, parameter, self._measurement, moe_all_experts))
         if fusion.mlps or fusion.norms:
-            self._mechanisms.append(Attentions(fusion.attentions, self._measurement))
+            self._mechanisms.append(attentions)
         if fusion.mlps:
             self._mechanisms.append(GatedMlps(fusion.mlps, modules, self._measurement))
         try:
@@ -181,11 +211,14 @@ class Taps:
         """
         inputs, count_mask, source_mask = padded(self._model, self._blocks, inputs, count_mask, source_mask)
         self.start(count_mask, source_mask, inputs)
-        with self._head.ends_forward():
+        with self._ending.over(prefix):
             self._model(**inputs, **(self._without_cache if prefix is None else prefix.inputs()))
-        self._sums.settle()
+        if not self._ending.early:
+            self._sums.settle()
+        self._reset()
 
     def _attach(self) -> None:
+        self._ending.attach(self._attachments)
         taken = {name for mechanism in self._mechanisms for name in mechanism.attach(self._attachments)}
         for name in self._measurement.sites:
             if name not in taken:
@@ -202,26 +235,9 @@ class Taps:
 class MomentsTaps(Taps):
     """Taps that accumulate into moments."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        moments: Moments,
-        *,
-        fused: bool = True,
-        exclude: Iterable[str] = (),
-        moe_all_experts: bool = False,
-        images: Samples = (),
-    ) -> None:
+    def __init__(self, model: nn.Module, moments: Moments, **options: Unpack[TapOptions]) -> None:
         self._sink = MomentsSink(moments)
-        super().__init__(
-            model,
-            moments.space,
-            self._sink,
-            fused=fused,
-            exclude=exclude,
-            moe_all_experts=moe_all_experts,
-            images=images,
-        )
+        super().__init__(model, moments.space, self._sink, **options)
 
     @property
     def moments(self) -> Moments:
@@ -231,6 +247,20 @@ class MomentsTaps(Taps):
     @moments.setter
     def moments(self, moments: Moments) -> None:
         self._sink.moments = moments
+
+
+def _behind(model: nn.Module, measurement: Measurement, probed: Probed, images: Samples) -> frozenset[str]:
+    """The modules behind everything to measure; none for a model that could not be probed."""
+    recording = probed.recording
+    if recording is None:
+        return frozenset()
+    holders = {site.name: holder.name for holder in probed.holders for bank in holder.banks for site in bank.sites}
+    modules = dict(model.named_modules())
+    read = {holders.get(name, name if name in modules else site.module) for name, site in measurement.sites.items()}
+    texts = [partial(run, model, recording.ids, recording.source, recording.masked)]
+    texts += [partial(run_with, model, inputs) for inputs in images]
+    with restored(model):
+        return behind(model, read, texts)
 
 
 def _refuse_gates_behind(fusion: Fusion, space: ChannelSpace) -> None:

@@ -141,6 +141,22 @@ def test_excluded_kinds_are_not_measured(folder, tmp_path):
     assert (profile.site("lm_head").count == 0).all() and (profile.site("model.norm").count > 0).all()
 
 
+def test_some_sites_are_measured_ranked_and_transferred(folder, tmp_path):
+    some = ["--include", "*.layers.0.*", "--exclude", "norm"]
+    models = ["--donor", folder / "donor", "--target", folder / "target"]
+    summary = succeed("pair", *models, "--corpus", folder / "ability.jsonl", *some, "--output", tmp_path / "p")
+    assert sum(summary["paths"].values()) == 7 and summary["irregular"] == summary["unreached_values"] == {}
+    profile = act.load(tmp_path / "p")
+    assert profile.provenance.settings.include == ("*.layers.0.*",) and len(profile.left_out) == 14
+    ranked = succeed("rank", tmp_path / "p", "--output", tmp_path / "set")
+    assert ranked["chosen"] and all(not kind["chosen"] for name, kind in ranked["kinds"].items() if name == "norm")
+    moved = ["transfer", *models, "--channels", tmp_path / "set", "--output", tmp_path / "model"]
+    assert succeed(*moved)["channels"] == ranked["chosen"]
+    plan = [succeed("plan", "--model", folder / "donor", "--tokens", "100", *more) for more in ([], some)]
+    assert plan[1]["flops"] < 0.6 * plan[0]["flops"]
+    assert {site["name"] for site in plan[1]["sites"] if site["path"] == "not measured"} == profile.left_out
+
+
 def test_weight_diff_and_tables(folder, pair, tmp_path):
     result = act_profile(
         "rank",
@@ -304,6 +320,10 @@ BAD = {
     "unknown kind to exclude": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--exclude", "heads"],
         "no module kind heads; this model has down",
+    ),
+    "site to include that does not exist": lambda f, t: (
+        ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--include", "model.layers.7.mlp.up_proj"],
+        "did you mean model.layers.1.mlp.up_proj",
     ),
     "unknown count": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--count", "some"],

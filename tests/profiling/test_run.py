@@ -390,6 +390,7 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
         ({"model": tiny_model("llama", seed=3)}, "models model"),
         ({"token_budget": 151}, "settings token_budget: 150 there, 151 here"),
         ({"shard": (0, 2)}, "shard"),
+        ({"include": "*.0.*"}, "settings include"),
     ):
         with pytest.raises(ActError, match=rf"checkpoint of another run \(.*{message}"):
             again(**options)
