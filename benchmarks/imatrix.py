@@ -8,7 +8,7 @@ Needs ``pip install gguf``, and the binary, for example from the source of llama
 
 Both read the same text with the same weights (the small model of ``overhead.py``) in pieces of the same length, on the
 same threads: ``llama-imatrix`` from a GGUF file, ``act`` as ``act.profile`` of every token with all statistics of all
-sites but the LM head, which neither computes. Seconds are those of more pieces less those of fewer, so that loading
+sites. Both compute the LM head for every token. Seconds are those of more pieces less those of fewer, so that loading
 and starting do not count.
 """
 
@@ -106,7 +106,7 @@ def measure(binary: Path, name: str, threads: int, length: int, pieces: tuple[in
 
         def of_act(count: int) -> float:
             batches = [{"input_ids": part} for part in ids[:count].split(rows)]
-            return seconds_of(lambda: act.profile(model, batches, exclude=["head"]))
+            return seconds_of(lambda: act.profile(model, batches))
 
         times = in_turns(
             {
