@@ -12,8 +12,8 @@ from act.core.errors import ActError, brief
 from act.models.calls import reader_of, without_cache
 from act.models.channels import ChannelSpace
 from act.models.embeddings import input_embedding
-from act.models.modes import restored
 from act.models.placement import input_device
+from act.models.trials import tried
 from act.models.views import language_view
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def packs(model: nn.Module, only_if_faster: bool) -> str | None:
     ids = torch.arange(1, 13, device=place)[None] % (vocabulary(model) or 1)
     positions = torch.cat([torch.arange(5), torch.arange(7)])[None].to(place)
     try:
-        with restored(model), torch.inference_mode():
+        with tried(model), torch.inference_mode():
             packed = _logits(model, input_ids=ids, position_ids=positions)[:, 5:]
             alone = _logits(model, input_ids=ids[:, 5:], position_ids=positions[:, 5:])
     except (TypeError, ValueError, RuntimeError) as error:
@@ -102,13 +102,19 @@ def causal(model: nn.Module) -> bool:
     ids = torch.arange(1, 7, device=input_device(model)).repeat(2, 1)
     ids[1, -2:] += 1
     try:
-        with restored(model), torch.inference_mode():
+        with tried(model), torch.inference_mode():
             body: Any = model.base_model  # the LM head, which may be excluded, reads one token at a time
-            output = body(input_ids=ids % (vocabulary(model) or 1), **without_cache(body))
-            streams = [output.last_hidden_state, getattr(output, "last_hidden_state_ngram", None)]  # as of ProphetNet
-            return all(torch.equal(*x[..., :-2, :]) for x in streams if x is not None)
+            return alike_before(body(input_ids=ids % (vocabulary(model) or 1), **without_cache(body)), 2)
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False
+
+
+def alike_before(output: Any, last: int) -> bool:
+    """Whether a model gave the same bits for the tokens of two texts before the ``last`` ones, in which they differ."""
+    if not hasattr(output, "last_hidden_state"):
+        return False  # nothing shows it
+    streams = [output.last_hidden_state, getattr(output, "last_hidden_state_ngram", None)]  # as of ProphetNet
+    return all(torch.equal(*x[..., :-last, :]) for x in streams if x is not None)
 
 
 def default_token_budget(device: torch.device) -> int:

@@ -14,9 +14,9 @@ from torch import nn
 
 from act.core.errors import brief
 from act.models.calls import reader_of
-from act.models.limits import causal, vocabulary
-from act.models.modes import restored
+from act.models.limits import alike_before, vocabulary
 from act.models.placement import input_device
+from act.models.trials import tried
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -100,6 +100,13 @@ def _joined(layer: Any, keys: torch.Tensor, values: torch.Tensor, *_: Any, **__:
     return tuple(torch.cat([before.expand(len(after), -1, -1, -1), after], dim=-2) for before, after in both)
 
 
+def _beginning(layer: Any, tokens: int) -> Any:
+    """What a layer keeps of the first tokens of the first text."""
+    new = copy.copy(layer)
+    new.keys, new.values = (kept[:1, :, :tokens] for kept in (layer.keys, layer.values))
+    return new
+
+
 def why_unshared(model: nn.Module) -> str | None:
     """Why texts that begin alike cannot share their beginning; None if they can.
 
@@ -110,22 +117,23 @@ def why_unshared(model: nn.Module) -> str | None:
 
     if reader_of(model) != "decoder":
         return f"{type(model).__name__} reads texts as a whole"
-    if not causal(model):
-        return f"{type(model).__name__} gives a token other values if those after it are others"
     before, after = PROBED
     ids = torch.arange(1, 1 + before + after, device=input_device(model)).repeat(2, 1)
     ids[1, before:] += 1
     ids %= vocabulary(model) or 1
     try:
         body: Any = model.base_model
-        with restored(model), torch.no_grad():
-            whole = body(input_ids=ids, use_cache=False).last_hidden_state[:, before:]
-            prefix = Prefix.empty()
-            body(input_ids=ids[:1, :before], **prefix.inputs())
-            layers = prefix.caches[0].layers
+        with tried(model), torch.no_grad():
+            kept = Prefix.empty()
+            output = body(input_ids=ids, **kept.inputs())
+            if not alike_before(output, after):
+                return f"{type(model).__name__} gives a token other values if those after it are others"
+            whole = output.last_hidden_state[:, before:]
+            layers = kept.caches[0].layers
             if not layers or any(type(layer) is not DynamicLayer for layer in layers):
                 return f"{type(model).__name__} keeps more of a text than keys and values"
             with _longest(body, before + after) as repeated:
+                prefix = Prefix((_with_layers(kept.caches[0], partial(_beginning, tokens=before)),))
                 parts = body(input_ids=ids[:, before:], **prefix.standing().inputs()).last_hidden_state
     except Exception as error:  # a model of an unknown kind may raise anything
         return f"{type(model).__name__} does not run behind keys and values that it kept ({brief(error, 100)})"

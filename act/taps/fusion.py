@@ -15,10 +15,13 @@ import torch
 from torch import nn
 
 from act.models.placement import moves_only
+from act.models.trials import QuickLinears
 from act.taps.probe import Call, Recording
 from act_kernels import add_norm, gated_mlp
 from act_kernels.ops import ACTIVATIONS, FLOAT_DTYPES
 
+WIDE_VALUES = 4096
+"""How many gates of an MLP are tried with inputs that spread them widely, in 2 to 16 rows."""
 NORM_STYLES = ("rms", "rms_one_plus", "rms_float", "layer")
 
 
@@ -128,7 +131,7 @@ def _gated_mlp(module: nn.Module, recording: Recording, name: str, linears: list
     others = [linear for linear in linears if linear not in readers]
     if len(others) != 1 or not _same(whole.output, calls[others[0]].output):
         return None
-    trials = [calls, _wide_trial(module, name, linears, whole.input, readers)]
+    trials = [calls, _wide_trial(module, name, calls, readers)]
     best, least = None, float("inf")
     for mlp in _candidates(readers, others[0]):
         errors = [_error(_product(mlp, trial), trial[mlp.down].input) for trial in trials]
@@ -145,14 +148,14 @@ def _candidates(readers: list[str], down: str) -> Iterator[GatedMlp]:
             yield from (GatedMlp(gate, up, down, activation) for gate, up in itertools.permutations(readers))
 
 
-def _wide_trial(
-    module: nn.Module, name: str, linears: list[str], x: torch.Tensor, readers: list[str]
-) -> dict[str, Call]:
+def _wide_trial(module: nn.Module, name: str, seen: dict[str, Call], readers: list[str]) -> dict[str, Call]:
     """The calls in an MLP for inputs that spread its gates widely, since small values cannot tell two GELUs apart."""
-    parts = {linear: module.get_submodule(linear[len(name) + 1 :]) for linear in linears}
-    with torch.no_grad():
-        reach = max(parts[reader](x).float().std() for reader in readers).clamp(min=1e-6)
-        wide = torch.randn(1, 16, x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x)
+    parts = {linear: module.get_submodule(linear[len(name) + 1 :]) for linear in seen}
+    x, gates = seen[readers[0]].input, [seen[reader].output.float() for reader in readers]
+    with torch.no_grad(), QuickLinears():
+        reach = max(gate.std() for gate in gates).clamp(min=1e-6)
+        rows = min(16, max(2, WIDE_VALUES // gates[0].shape[-1]))
+        wide = torch.randn(1, rows, x.shape[-1], generator=torch.Generator().manual_seed(0)).to(x)
         calls: dict[str, Call] = {}
         handles = [
             part.register_forward_hook(lambda _, args, output, of=of: calls.update({of: Call(args[0], output)}))

@@ -14,9 +14,9 @@ from act.models.calls import has_decoder
 from act.models.channels import ChannelSpace
 from act.models.fused import joined
 from act.models.layout import PLAIN, Layout
-from act.models.modes import restored
 from act.models.rotary import RotaryPairs
 from act.models.sites import Site
+from act.models.trials import tried
 from act.models.views import LanguageView
 from act.taps.held_probe import BY_TOKEN, learn_held
 from act.taps.holders import Holder, holders_of, require_known_kernels
@@ -60,7 +60,7 @@ class Probed:
         Raises:
             ActError: a model with positions that are neither tokens nor padding; experts that cannot be read.
         """
-        with restored(model):
+        with tried(model):
             return cls._of(model, space, images)
 
     @classmethod
