@@ -151,6 +151,7 @@ class BuildNative(build_ext):
         compiler, linker = self.commands()
         bindings = [f"-I{path}" for path in (*self.compiler.include_dirs, pybind11.get_include())]
         bindings += ["-O2", "-fvisibility=hidden", "-DACT_X86=1"] if X86 else ["-O2", "-fvisibility=hidden"]
+        bindings += OPENMP
         units, libraries = ["csrc/bindings.cpp"], [*OPENMP]
         steps = NinjaFile()
         if nvcc is None:

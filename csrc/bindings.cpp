@@ -76,6 +76,14 @@ void run(int threads, const Kernel& kernel) {
     kernel();
 }
 
+// What threads cost before any work, for benchmarks. The compiler must not see that nothing is done.
+void start_threads(int threads) {
+    run(threads, [&] {
+#pragma omp parallel num_threads(threads)
+        __asm__ volatile("");
+    });
+}
+
 void column_moments(const Tensor& x, const Tensor& moments, const Tensor& mask, int threads) {
     const auto input = act::input("x", x);
     const auto block = act::moments("moments", moments, input.columns);
@@ -136,6 +144,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("instruction_sets", &instruction_sets, "Instruction sets this processor can run, best first.");
     module.def("instruction_set", [] { return kernels->isa; }, "The instruction set in use.");
     module.def("use_instruction_set", &use_instruction_set, "Choose one of instruction_sets(), for tests.");
+    module.def("start_threads", &start_threads, "Run nothing on some threads, for benchmarks.");
     module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
     module.def("segment_moments", &segment_moments, "Statistics of the channels of every segment of rows.");
     module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");

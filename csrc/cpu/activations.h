@@ -19,15 +19,24 @@ static inline Floats at_least(Floats x, float bound) {
 #endif
 }
 
+// x, or the nearest bound; NaN gives anything.
+static inline Floats between(Floats x, float low, float high) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_min_ps(_mm512_set1_ps(high), (__m512)at_least(x, low));
+#elif defined(__AVX2__)
+    return (Floats)_mm256_min_ps(_mm256_set1_ps(high), (__m256)at_least(x, low));
+#else
+    x = at_least(x, low);
+    return x > high ? all(high) : x;
+#endif
+}
+
 // x, or `bound` with the sign of x where x lies beyond; NaN gives anything.
 static inline Floats limited(Floats x, float bound) {
 #if defined(__AVX512DQ__)
     return (Floats)_mm512_range_ps((__m512)x, _mm512_set1_ps(bound), 2);
-#elif defined(__AVX2__)
-    return (Floats)_mm256_min_ps(_mm256_set1_ps(bound), (__m256)at_least(x, -bound));
 #else
-    x = at_least(x, -bound);
-    return x > bound ? all(bound) : x;
+    return between(x, -bound, bound);
 #endif
 }
 
@@ -64,23 +73,17 @@ static inline Floats power_of_two(Floats power) {
     return (Floats)((__builtin_convertvector(power, Ints) + 127) << 23);
 }
 
-// x * 2^power for whole powers from -152 to 152, rounded once.
-static inline Floats scaled(Floats x, Floats power) {
-#if defined(__AVX512F__)
-    return (Floats)_mm512_scalef_ps((__m512)x, (__m512)power);
-#else
-    const Ints whole = __builtin_convertvector(power, Ints), half = whole >> 1;
-    return x * (Floats)((half + 127) << 23) * (Floats)((whole - half + 127) << 23);
-#endif
-}
-
-// e^-x within 1 ulp, of numbers: Cody and Waite's reduction by ln 2 in two parts, then the minimax polynomial of SLEEF's
-// expf in its order of evaluation. Where the processor fuses, these are the bits of PyTorch's vectorised exp.
+// e^-x within 1 ulp, of numbers up to 80 (beyond, at least e^-80 is added to 1 all the same): Cody and Waite's reduction
+// by ln 2 in two parts, then the minimax polynomial of SLEEF's expf in its order of evaluation. Where the processor fuses,
+// these are the bits of PyTorch's vectorised exp.
 template <int N>
 static inline void decay(const Floats* from, Floats* to) {
-    Floats x[N], power[N], square[N], u[N];
-    each<N>([&](auto i) ACT_INLINE { x[i] = limited(from[i], 104); });  // beyond, e^-x is 0 or infinite
-    each<N>([&](auto i) ACT_INLINE { power[i] = nearest(x[i] * -1.442695040888963407f); });
+    constexpr float ROUNDER = 12582912 + 126;  // 1.5 * 2^23, so that the sum ends in the exponent of half a power of two
+    Floats x[N], power[N], square[N], u[N], half[N];
+    each<N>([&](auto i) ACT_INLINE { x[i] = between(from[i], -89, 80); });  // e^89 is infinite
+    each<N>([&](auto i) ACT_INLINE { power[i] = x[i] * -1.442695040888963407f + ROUNDER; });
+    each<N>([&](auto i) ACT_INLINE { half[i] = (Floats)((Ints)power[i] << 23); });
+    each<N>([&](auto i) ACT_INLINE { power[i] -= ROUNDER; });
     each<N>([&](auto i) ACT_INLINE { x[i] = fused(power[i], all(0.693145751953125f), x[i]); });
     each<N>([&](auto i) ACT_INLINE { x[i] = fused(power[i], all(1.428606765330187045e-06f), x[i]); });
     each<N>([&](auto i) ACT_INLINE {
@@ -92,7 +95,7 @@ static inline void decay(const Floats* from, Floats* to) {
     each<N>([&](auto i) ACT_INLINE { u[i] = fused(u[i], x[i], all(0.166666671633720397949219f)); });
     each<N>([&](auto i) ACT_INLINE { u[i] = fused(u[i], x[i], all(-0.5f)); });
     each<N>([&](auto i) ACT_INLINE { u[i] = fused(square[i], u[i], x[i]); });
-    each<N>([&](auto i) ACT_INLINE { to[i] = scaled(1 - u[i], power[i]); });
+    each<N>([&](auto i) ACT_INLINE { to[i] = fused(u[i], all(-2), all(2)) * half[i]; });
 }
 
 struct Silu {

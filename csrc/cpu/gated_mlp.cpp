@@ -5,6 +5,8 @@
 namespace act {
 namespace ACT_ISA {
 
+constexpr int WIDE = 4 * LANES;  // channels computed side by side, and measured while their rows are in cache
+
 // Rows of gate, up and product that start at the same channel.
 template <class T>
 struct Span {
@@ -15,34 +17,34 @@ struct Span {
     bool streamed;  // whether whole vectors of the product bypass the caches
 };
 
-// One tile of one row, stored by `put`.
+// WIDE channels of one row, stored by `put`.
 template <class T, class Activation, class Put>
 static inline void multiply(const T* gate, const T* up, const Put& put) {
     typedef Format<T> F;
-    constexpr int GROUP = F::PARTS * LANES, VECTORS = TILE / LANES;
+    constexpr int GROUP = F::PARTS * LANES, VECTORS = WIDE / LANES;
     Floats g[VECTORS], u[VECTORS];
-    each<TILE / GROUP>([&](auto i) ACT_INLINE {
+    each<WIDE / GROUP>([&](auto i) ACT_INLINE {
         F::split(load<typename F::Bits>(gate + i * GROUP), g + i * F::PARTS);
         F::split(load<typename F::Bits>(up + i * GROUP), u + i * F::PARTS);
     });
     Activation::template apply<VECTORS>(g);
     each<VECTORS>([&](auto i) ACT_INLINE { g[i] = F::round(g[i]); });
     each<VECTORS>([&](auto i) ACT_INLINE { g[i] *= u[i]; });
-    each<TILE / GROUP>([&](auto i) ACT_INLINE { put(i * GROUP, F::join(g + i * F::PARTS)); });
+    each<WIDE / GROUP>([&](auto i) ACT_INLINE { put(i * GROUP, F::join(g + i * F::PARTS)); });
 }
 
 template <class T, class Activation>
 static void product(Span<T> span, int64_t rows, int64_t channels) {
-    const int64_t whole = channels / TILE * TILE, rest = sizeof(T) * (channels - whole);
+    const int64_t whole = channels / WIDE * WIDE, rest = sizeof(T) * (channels - whole);
     for (int64_t row = 0; row < rows; ++row) {
-        for (int64_t c = 0; c < whole; c += TILE) {
+        for (int64_t c = 0; c < whole; c += WIDE) {
             T* const to = span.product + c;
             if (span.streamed)
                 multiply<T, Activation>(span.gate + c, span.up + c, [=](int i, auto bits) { stream(to + i, bits); });
             else multiply<T, Activation>(span.gate + c, span.up + c, [=](int i, auto bits) { store(to + i, bits); });
         }
         if (rest) {
-            T gate[TILE] = {}, up[TILE] = {}, last[TILE];
+            T gate[WIDE] = {}, up[WIDE] = {}, last[WIDE];
             std::memcpy(static_cast<void*>(gate), span.gate + whole, rest);
             std::memcpy(static_cast<void*>(up), span.up + whole, rest);
             multiply<T, Activation>(gate, up, [&](int i, auto bits) { store(last + i, bits); });
@@ -80,11 +82,10 @@ struct Measured {
 
     void add(int rows, int64_t channel, int64_t channels) {
         if (!moments.data || !rows) return;
-        if (channels < TILE) {
+        for (; channels >= TILE; channel += TILE, channels -= TILE) sums.add_tile(chunk, rows, channel);
+        if (channels) {
             T padded[CHUNK * TILE];
             chunk.pad(rows, channel, channels, padded);
-            sums.add_tile(chunk, rows, channel);
-        } else {
             sums.add_tile(chunk, rows, channel);
         }
     }
@@ -114,8 +115,8 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
         const int64_t before = walk.row();
         const int counted = walk.next(first, matrices, &gate.chunk, &up.chunk, &out.chunk);
         const int64_t rows = walk.row() - before;
-        for (int64_t channel = 0; channel < channels; channel += TILE) {
-            const int64_t width = channels - channel < TILE ? channels - channel : TILE;
+        for (int64_t channel = 0; channel < channels; channel += WIDE) {
+            const int64_t width = channels - channel < WIDE ? channels - channel : WIDE;
             gate.add(counted, channel, width);
             up.add(counted, channel, width);
             Span<T> tile = span;
@@ -138,9 +139,9 @@ static void run(const GatedMlp& op, const uint8_t* mask, int threads) {
     const int64_t values = op.gate.rows * op.gate.columns;
     threads = useful_threads(2 * values, threads);
     const bool measured = op.gate_moments.data || op.up_moments.data || op.product_moments.data;
-    const Panels panels(op.gate.columns, threads, TILE, measured ? PANEL : INT64_MAX);
+    const Panels panels(op.gate.columns, threads, WIDE, measured ? PANEL : INT64_MAX);
     const Product<T> product = product_by<T>(op.activation);
-    const bool streamed = worth_streaming<T>(op.product, op.gate.rows, op.gate.columns) && !op.product_moments.data;
+    const bool streamed = worth_streaming<T>(op.product, op.gate.rows, op.gate.columns, WIDE) && !op.product_moments.data;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t p = 0; p < panels.count; ++p) {
         const int64_t first = p * panels.width, rest = op.gate.columns - first;

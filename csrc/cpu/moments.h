@@ -459,11 +459,12 @@ struct Panels {
     }
 };
 
-// Whether a contiguous output, written tile by tile, is too large for the caches and consists of whole aligned lines.
+// Whether a contiguous output, written so many channels at once, is too large for the caches and consists of whole
+// aligned lines.
 template <class T>
-static inline bool worth_streaming(const void* output, int64_t rows, int64_t columns) {
+static inline bool worth_streaming(const void* output, int64_t rows, int64_t columns, int64_t together = TILE) {
     const int64_t row_bytes = columns * int64_t(sizeof(T));
-    return rows * row_bytes >= STREAMED && (uintptr_t(output) | uintptr_t(row_bytes) | TILE * sizeof(T)) % LINE == 0;
+    return rows * row_bytes >= STREAMED && (uintptr_t(output) | uintptr_t(row_bytes) | together * sizeof(T)) % LINE == 0;
 }
 
 // Fewer values than this per thread are not worth waking it.

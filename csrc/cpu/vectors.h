@@ -202,7 +202,11 @@ struct Format<bfloat16> {
     }
     static Floats round(Floats x) { return (Floats)(carried(x) & 0xffff0000); }
     static Bits join(const Floats parts[PARTS]) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+        return (Bits)_mm256_blend_epi16((__m256i)(carried(parts[0]) >> 16), (__m256i)carried(parts[1]), 0xaa);
+#else
         return (Bits)((carried(parts[0]) >> 16) | (carried(parts[1]) & 0xffff0000));
+#endif
     }
     static int slot(int channel) { return even_odd_slot(channel); }
 
@@ -214,7 +218,7 @@ private:
         const __m512i bits = (__m512i)((Words)x + 0x7fff);
         return (Words)_mm512_mask_sub_epi32(bits, odd, bits, _mm512_set1_epi32(-1));
 #else
-        return (Words)x + ((((Words)x >> 16) & 1) + 0x7fff);
+        return (Words)x + 0x8000 + (Words)(((Words)x & 0x10000) == 0);  // a comparison is -1 where true
 #endif
     }
 };
