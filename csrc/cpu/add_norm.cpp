@@ -224,17 +224,10 @@ static void row(const AddNorm& op, Normalise<T> normalise, const Scratch<T>& scr
 template <class T>
 static void measure(const Matrix& x, const int64_t* counted, int count, Sums<T>* sums) {
     Rows<T> chunk;
-    T padded[CHUNK * TILE];
     for (int64_t first = 0; first < x.columns; first += PANEL, ++sums) {
-        const int64_t channels = x.columns - first < PANEL ? x.columns - first : PANEL, whole = channels / TILE * TILE;
         for (int i = 0; i < count; ++i)
             chunk.at[i] = static_cast<const T*>(x.data) + counted[i] * x.row_stride + first;
-        for (int64_t channel = 0; channel < whole; channel += TILE) sums->add_tile(chunk, count, channel);
-        if (whole < channels) {
-            chunk.pad(count, whole, channels - whole, padded);
-            sums->add_tile(chunk, count, whole);
-        }
-        sums->counted += count;
+        sums->add_chunk(chunk, count, x.columns - first < PANEL ? x.columns - first : PANEL);
     }
 }
 

@@ -5,7 +5,7 @@
 namespace act {
 namespace ACT_ISA {
 
-constexpr int WIDE = 4 * LANES;  // channels computed side by side, and measured while their rows are in cache
+constexpr int WIDE = 4 * LANES;  // channels computed side by side
 
 // Rows of gate, up and product that start at the same channel.
 template <class T>
@@ -38,6 +38,10 @@ static void product(Span<T> span, int64_t rows, int64_t channels) {
     const int64_t whole = channels / WIDE * WIDE, rest = sizeof(T) * (channels - whole);
     for (int64_t row = 0; row < rows; ++row) {
         for (int64_t c = 0; c < whole; c += WIDE) {
+            for (int64_t line = c; line < c + WIDE; line += LINE / int(sizeof(T))) {  // a panel is too narrow to be foreseen
+                __builtin_prefetch(span.gate + span.gate_stride + line);
+                __builtin_prefetch(span.up + span.up_stride + line);
+            }
             T* const to = span.product + c;
             if (span.streamed)
                 multiply<T, Activation>(span.gate + c, span.up + c, [=](int i, auto bits) { stream(to + i, bits); });
@@ -80,14 +84,8 @@ struct Measured {
 
     Measured(Moments moments, int64_t channels) : moments(moments), sums(moments.data ? channels : 0) {}
 
-    void add(int rows, int64_t channel, int64_t channels) {
-        if (!moments.data || !rows) return;
-        for (; channels >= TILE; channel += TILE, channels -= TILE) sums.add_tile(chunk, rows, channel);
-        if (channels) {
-            T padded[CHUNK * TILE];
-            chunk.pad(rows, channel, channels, padded);
-            sums.add_tile(chunk, rows, channel);
-        }
+    void add(int rows, int64_t channels) {
+        if (moments.data && rows) sums.add_chunk(chunk, rows, channels);
     }
     void finish(int64_t first, int64_t channels) {
         if (moments.data) sums.merge_into(moments, first, channels);
@@ -115,18 +113,8 @@ static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, b
         const int64_t before = walk.row();
         const int counted = walk.next(first, matrices, &gate.chunk, &up.chunk, &out.chunk);
         const int64_t rows = walk.row() - before;
-        for (int64_t channel = 0; channel < channels; channel += WIDE) {
-            const int64_t width = channels - channel < WIDE ? channels - channel : WIDE;
-            gate.add(counted, channel, width);
-            up.add(counted, channel, width);
-            Span<T> tile = span;
-            tile.gate += channel;
-            tile.up += channel;
-            tile.product += channel;
-            product(tile, rows, width);
-            out.add(counted, channel, width);
-        }
-        for (Measured<T>* measured : all) measured->sums.counted += counted;
+        product(span, rows, channels);
+        for (Measured<T>* measured : all) measured->add(counted, channels);
         span.gate += rows * span.gate_stride;
         span.up += rows * span.up_stride;
         span.product += rows * span.product_stride;

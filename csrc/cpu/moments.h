@@ -149,6 +149,23 @@ struct PanelSums {
         each<N>([&](auto n) ACT_INLINE { add_sums(source, rows, channel + n * TILE, tiles[n]); });
     }
 
+    // Adds a whole chunk, whose last tile may be incomplete, and counts its rows.
+    template <class T>
+    void add_chunk(Rows<T> chunk, int rows, int64_t channels) {
+        // Tiles that share a line of the cache take turns, run by run: it would be gone when a whole chunk has passed.
+        constexpr int SHARED = TILE * sizeof(T) < LINE ? LINE / int(TILE * sizeof(T)) : 1;
+        const int64_t whole = channels / TILE * TILE;
+        int64_t channel = 0;
+        for (; channel + SHARED * TILE <= whole; channel += SHARED * TILE) add_tile<SHARED>(chunk, rows, channel);
+        for (; channel < whole; channel += TILE) add_tile(chunk, rows, channel);
+        if (whole < channels) {
+            T padded[CHUNK * TILE];
+            chunk.pad(rows, whole, channels - whole, padded);
+            add_tile(chunk, rows, whole);
+        }
+        counted += rows;
+    }
+
     // Adds sums of other rows of the same channels, around another shift.
     void add(const PanelSums& other, int64_t channels) {
         if (other.counted == 0) return;
@@ -424,21 +441,8 @@ static void measure(const Matrix& x, const uint8_t* mask, Moments moments, int64
     PanelSums<Rows<T>> sums(channels);
     RowWalk walk(x.rows, mask);
     const Matrix* const matrices[] = {&x};
-    const int64_t whole = channels / TILE * TILE;
-    // Tiles that share a line of the cache take turns, run by run: it would be gone when a whole chunk has passed.
-    constexpr int SHARED = TILE * sizeof(T) < LINE ? LINE / int(TILE * sizeof(T)) : 1;
     Rows<T> chunk;
-    T padded[CHUNK * TILE];
-    while (const int rows = walk.next(first, matrices, &chunk)) {
-        int64_t channel = 0;
-        for (; channel + SHARED * TILE <= whole; channel += SHARED * TILE) sums.template add_tile<SHARED>(chunk, rows, channel);
-        for (; channel < whole; channel += TILE) sums.add_tile(chunk, rows, channel);
-        if (whole < channels) {
-            chunk.pad(rows, whole, channels - whole, padded);
-            sums.add_tile(chunk, rows, whole);
-        }
-        sums.counted += rows;
-    }
+    while (const int rows = walk.next(first, matrices, &chunk)) sums.add_chunk(chunk, rows, channels);
     sums.merge_into(moments, first, channels);
 }
 

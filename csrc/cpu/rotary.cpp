@@ -115,21 +115,12 @@ static void panel(const Rotary& op, const Rotary::Heads& heads, bool measured, c
     PanelSums<Rows<T>> sums(measured ? channels : 0);
     RowWalk walk(heads.x.rows, mask);
     const Matrix* const matrices[] = {&heads.x};
-    const int64_t whole = channels / TILE * TILE;
     Rows<T> chunk;
-    T padded[CHUNK * TILE];
     const auto turn = turn_by<T>(op, heads);
     while (walk.row() < heads.x.rows) {
         int64_t row = walk.row();
         const int counted = walk.next(first, matrices, &chunk);
-        if (measured && counted) {
-            for (int64_t channel = 0; channel < whole; channel += TILE) sums.add_tile(chunk, counted, channel);
-            if (whole < channels) {
-                chunk.pad(counted, whole, channels - whole, padded);
-                sums.add_tile(chunk, counted, whole);
-            }
-            sums.counted += counted;
-        }
+        if (measured && counted) sums.add_chunk(chunk, counted, channels);
         for (; heads.out && row < walk.row(); ++row) {
             turn(op, static_cast<const T*>(heads.x.data) + row * heads.x.row_stride + first, row,
                  static_cast<T*>(heads.out) + row * heads.x.columns + first, channels);
