@@ -77,7 +77,8 @@ def main() -> None:
     if given.isa:
         native._native.use_instruction_set(given.isa)
     results = []
-    print(f"{'op':15}{'dtype':>9}{'T':>7}{'C':>7}{'thr':>4}{'GB/s':>8}{'copy':>8}{'x copy':>8}{'pool us':>8}{'spread':>8}")
+    head = f"{'op':15}{'dtype':>9}{'T':>7}{'C':>7}{'thr':>4}{'GB/s':>8}"
+    print(f"{head}{'copy':>8}{'x copy':>8}{'pool us':>8}{'spread':>8}")
     for threads, dtype, rows, channels in itertools.product(given.threads, given.dtype, given.rows, given.channels):
         row = measure(given.op, dtype, rows, channels, threads, given.seconds)
         results.append(row)

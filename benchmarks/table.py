@@ -66,6 +66,13 @@ def overhead(result: Result) -> None:
         row.update({call: f"{1000 * row[f'{call}_s']:.1f}" if row[f"{call}_s"] else "-" for call in CALLS})
 
 
+def copies(result: Result) -> None:
+    """A dash for what was not measured."""
+    for row in result["rows"]:
+        for name in ("isa", "pool_start_us", "ratio_to_two_copies"):
+            row.setdefault(name, "-")
+
+
 def registers(result: Result) -> None:
     """A row per kernel instead of one per kernel and architecture."""
     result["spilled"] = sum(row["spilled_bytes"] for row in result["rows"])
@@ -109,6 +116,7 @@ def families(result: Result) -> None:
 
 
 WORDED = {
+    **dict.fromkeys(("column_moments", "pair_moments", "blend_rows"), copies),
     "overhead": overhead,
     "registers": registers,
     "corpus": corpus,
