@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -53,9 +54,8 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Blend the chosen channels of the donors into the target; write a model folder or a patch file."""
-    from act.editing.donor import Donor, require_strength
+    from act.editing.strength import require_strength
     from act.editing.weight_files import RenamedWeights
-    from act.ranking.channel_set import ChannelSet
 
     strengths = _one_each("--strength", strength or [0.4], len(donor))
     for value in strengths:
@@ -71,11 +71,18 @@ def command(
         raise ActError(f"--device {device} has no effect on files; add --in-memory, or leave --device out")
     if hard_link and (not on_disk or output.suffix == ".safetensors"):
         raise ActError("--hard-link has no effect unless files are transferred to a folder; leave it out")
-    donors = [
-        Donor(name, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value)
-        for name, path, value in zip(donor, channels, strengths, strict=True)
-    ]
-    donors = list(_with_tokens(donors, target, align_tokens, trust_remote_code))
+
+    @functools.cache
+    def donors() -> list[Donor]:
+        from act.editing.donor import Donor
+        from act.ranking.channel_set import ChannelSet
+
+        given = [
+            Donor(name, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value)
+            for name, path, value in zip(donor, channels, strengths, strict=True)
+        ]
+        return list(_with_tokens(given, target, align_tokens, trust_remote_code))
+
     summary = None
     if on_disk:
         try:
@@ -83,7 +90,7 @@ def command(
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
     summary = summary or _in_memory(
-        donors,
+        donors(),
         target,
         output,
         overlap,  # type: ignore[arg-type]
@@ -97,7 +104,7 @@ def command(
     notes = summary.pop("notes")
     summary = {
         "output": str(output),
-        "channels": sum(len(one.channels) for one in donors),
+        "channels": sum(len(one.channels) for one in donors()),
         **summary,
         "strength": strengths[0] if len(strengths) == 1 else strengths,
         **({"strength_of": patterns} if patterns else {}),
@@ -113,19 +120,25 @@ def command(
 
 def _with_tokens(donors: list[Donor], target: str, align: bool, trust_remote_code: bool) -> Iterator[Donor]:
     """The donors; those that transfer rows or columns of tokens get the shared tokens, or the token difference."""
+    from act.editing.same_tokens import same_tokenizer_files
+
+    ours = functools.cache(lambda: _tokenizer(target, align, trust_remote_code))
+    for donor in donors:
+        alike = not align and same_tokenizer_files(Path(str(donor.model)), Path(target))
+        yield donor if alike or not donor.moves_tokens else _aligned(donor, ours(), align, trust_remote_code)
+
+
+def _aligned(donor: Donor, ours: PreTrainedTokenizerBase | None, align: bool, trust_remote_code: bool) -> Donor:
+    """A donor with the tokens that it shares with the target, or, unless they are to be aligned, their difference."""
     from act.editing.donor import shared_tokens
     from act.models.loading import token_difference
 
-    moving = any(donor.moves_tokens for donor in donors)
-    ours = _tokenizer(target, align, trust_remote_code) if moving else None
-    for donor in donors:
-        theirs = _tokenizer(str(donor.model), align, trust_remote_code) if donor.moves_tokens else None
-        if theirs is None or ours is None:
-            yield donor
-        elif align:
-            yield replace(donor, tokens=shared_tokens(theirs, ours))
-        else:
-            yield replace(donor, token_difference=token_difference(theirs, ours))
+    theirs = _tokenizer(str(donor.model), align, trust_remote_code)
+    if theirs is None or ours is None:
+        return donor
+    if align:
+        return replace(donor, tokens=shared_tokens(theirs, ours))
+    return replace(donor, token_difference=token_difference(theirs, ours))
 
 
 def _tokenizer(model: str, needed: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
@@ -143,13 +156,20 @@ def _tokenizer(model: str, needed: bool, trust_remote_code: bool) -> PreTrainedT
 
 
 def _on_disk(
-    donors: list[Donor], target: str, output: Path, overlap: Overlap, hard_link: bool, force: bool
+    donors: Callable[[], list[Donor]], target: str, output: Path, overlap: Overlap, hard_link: bool, force: bool
 ) -> dict[str, Any]:
-    from act.editing.folders import patch_of_folders, transfer_folders
+    from act.editing.copies import copied
 
     if output.suffix == ".safetensors":
-        return _saved(patch_of_folders(donors, target, overlap), output, force)
-    done = transfer_folders(donors, target, output, overlap, hard_link=hard_link, force=force)
+        from act.editing.folders import patch_of_folders
+
+        return _saved(patch_of_folders(donors(), target, overlap), output, force)
+    with copied(Path(target), output, force=force) as copy:
+        if not hard_link:
+            copy.begin()
+        from act.editing.folders import transfer_into  # and with it torch, while the copying goes on
+
+        done = transfer_into(copy, donors(), overlap, hard_link=hard_link)
     notes = list(done.provenance.notes)
     return {"values": done.values, "parameters": done.parameters, "notes": notes, "path": "disk"}
 

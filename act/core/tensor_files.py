@@ -32,10 +32,15 @@ def save_tensors(
 ) -> None:
     """Write one safetensors file whose metadata holds the schema (``name/version``), a JSON header and hashes."""
     with written_whole(path, force=force) as temporary:
-        written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        text = json.dumps(header)
-        hashes = f"{_hash_of_text(schema, text)} {_hash_of_tensors(written)}"
-        save_file(written, temporary, metadata={SCHEMA_KEY: schema, HEADER_KEY: text, HASH_KEY: hashes})
+        write_tensors(temporary, tensors, schema, header)
+
+
+def write_tensors(path: Path, tensors: dict[str, torch.Tensor], schema: str, header: dict[str, Any]) -> None:
+    """As :func:`save_tensors`, in place: for a path that is about to be renamed."""
+    written = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(header)
+    hashes = f"{_hash_of_text(schema, text)} {_hash_of_tensors(written)}"
+    save_file(written, path, metadata={SCHEMA_KEY: schema, HEADER_KEY: text, HASH_KEY: hashes})
 
 
 def load_tensors(

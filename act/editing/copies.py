@@ -7,12 +7,17 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from act.core.copying import copy_file
-from act.core.files import MANIFEST
-from act.editing.stored import StoredModel
+from act.core.copying import can_clone, copy_file
+from act.core.errors import ActError
+from act.core.files import MANIFEST, written_whole
+from act.editing.weight_files import read_mapping, weight_files
+
+if TYPE_CHECKING:  # torch, which takes a second to import
+    from act.editing.stored import StoredModel
 
 log = logging.getLogger(__name__)
 
@@ -20,43 +25,96 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", "
 _CARD = "readme.md"
 
 
-@contextlib.contextmanager
-def copied(
-    source: StoredModel, folder: Path, changed: Iterable[str], *, hard_link: bool = False
-) -> Iterator[StoredModel]:
-    """Fill ``folder`` with the files of a model: its shards, in their places, and its :func:`companions`.
+class Copy:
+    """A model folder that is being filled with the files of another one; its shards arrive in the background.
 
-    Args:
-        changed: the tensors that will be written to.
-        hard_link: link the shards of no such tensor instead of copying them. A program that writes in place into one
-            of the two files then changes the other, too.
-
-    Yields:
-        The copy, whose tensors can be written to (those of ``changed`` only). Shards are copied in the background, in
-        the order of ``changed``; reading a tensor waits for its shard. All are complete when the block ends.
+    Attributes:
+        source: the folder that is copied.
+        folder: where the copy is made.
+        output: where it will be once it is whole.
     """
-    copy_companions(source.folder, folder, [*source.shards], source.index)
-    touched = dict.fromkeys(source.shard_of(name) for name in changed)
-    others = [name for name in source.shards if name not in touched]
-    for name in source.shards:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    if hard_link:
-        others = [name for name in others if not _linked(source.folder / name, folder / name)]
-    stop = threading.Event()
-    with ThreadPoolExecutor(1) as pool:
-        arriving = {
-            name: pool.submit(copy_file, source.folder / name, folder / name, stop, clone=name not in touched)
-            for name in (*touched, *others)
-        }
+
+    def __init__(self, source: Path, folder: Path, output: Path) -> None:
+        self.source, self.folder, self.output = source, folder, output
+        self._arriving: dict[str, Future[None]] = {}
+        self._written: set[str] = set()  # shards that are no longer what was copied
+        self._stop = threading.Event()
+        self._pool = ThreadPoolExecutor(1)
+
+    def begin(self) -> None:
+        """Begin with the shards, in their order, while it is not yet known which will be written to.
+
+        Where the filesystem can clone, which takes no time, nothing is done yet: those that will not be are clones.
+        """
+        with contextlib.suppress(ActError, OSError):  # whatever reads the model next reports it
+            shards, _ = weight_files(self.source, read_mapping(self.source / "config.json"))
+            if not can_clone(self.source / shards[0], self.folder):
+                for name in shards:
+                    self._submit(name, clone=False)
+
+    def of(self, model: StoredModel, changed: Iterable[str], *, hard_link: bool = False) -> StoredModel:
+        """Copy the :func:`companions` and all shards, those first that hold the tensors ``changed``, in this order.
+
+        A second time, those that may have been written to are copied again.
+
+        Args:
+            changed: the tensors that will be written to.
+            hard_link: link the shards of no such tensor instead of copying them. A program that writes in place into
+                one of the two files then changes the other, too.
+
+        Returns:
+            The copy, whose tensors can be written to (those of ``changed`` only); reading one waits for its shard.
+        """
+        copy_companions(self.source, self.folder, [*model.shards], model.index)
+        touched = dict.fromkeys(model.shard_of(name) for name in changed)
+        for name, future in [*self._arriving.items()]:
+            if future.cancel() or name in self._written:
+                del self._arriving[name]
+        for name in (*touched, *(name for name in model.shards if name not in touched)):
+            if name not in self._arriving and not (hard_link and name not in touched and self._linked(name)):
+                self._submit(name, clone=name not in touched)
+        self._written |= touched.keys()
+        if hard_link:
+            model.remembered.linked(model.identities())
+        return model.arriving_in(self.folder, {name: self._arriving[name] for name in touched})
+
+    def wait(self) -> None:
+        """Wait until all shards have arrived."""
+        for each in self._arriving.values():
+            each.result()
+
+    def stop(self) -> None:
+        """Copy nothing more."""
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
+
+    def _submit(self, name: str, *, clone: bool) -> None:
+        source, destination = self.source / name, self.folder / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        self._arriving[name] = self._pool.submit(copy_file, source, destination, self._stop, clone=clone)
+
+    def _linked(self, name: str) -> bool:
+        source, destination = self.source / name, self.folder / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        destination.unlink(missing_ok=True)
         try:
-            yield source.arriving_in(folder, {name: arriving[name] for name in touched})
-            for each in arriving.values():
-                each.result()
-        except BaseException:
-            stop.set()
-            raise
+            os.link(source.resolve(), destination)
+        except OSError as error:
+            log.warning("%s is copied, because it cannot be linked (%s)", source, error.strerror)
+            return False
+        return True
+
+
+@contextlib.contextmanager
+def copied(source: Path, output: Path, *, force: bool = False) -> Iterator[Copy]:
+    """Write a model folder that begins as a copy of another one (:func:`act.core.files.written_whole`)."""
+    with written_whole(output, force=force, directory=True) as folder:
+        copy = Copy(source, folder, output)
+        try:
+            yield copy
+            copy.wait()
         finally:
-            pool.shutdown(cancel_futures=True)
+            copy.stop()
 
 
 def copy_companions(source: Path, folder: Path, shards: Collection[str] = (), index: str | None = None) -> None:
@@ -87,12 +145,3 @@ def companions(folder: Path, shards: Collection[str] = (), index: str | None = N
             weights |= relative in shards
             if not (weights or relative == MANIFEST or relative.lower() == _CARD or not (place / name).is_file()):
                 yield relative
-
-
-def _linked(source: Path, destination: Path) -> bool:
-    try:
-        os.link(source.resolve(), destination)
-    except OSError as error:
-        log.warning("%s is copied, because it cannot be linked (%s)", source, error.strerror)
-        return False
-    return True

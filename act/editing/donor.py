@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,8 @@ from act.core.errors import ActError, require_type
 from act.core.names import matches
 from act.editing.provenance import DonorUsed
 from act.editing.rows import MODEL_OR_WEIGHTS, Tokens, Weights
-from act.editing.stored import StoredModel, fingerprints
+from act.editing.stored import Parameters, StoredModel, fingerprints
+from act.editing.strength import require_strength
 from act.models.adapters import require_none
 from act.models.channels import ChannelSpace
 from act.models.placement import require_in_memory, require_whole
@@ -75,8 +75,13 @@ class Donor:
     def weights(self) -> Weights:
         """The parameters of the model by name; those of a folder stay on disk."""
         if isinstance(self.model, str | Path):
-            return StoredModel(self.model).parameters(self.channels.space)
+            return self._stored
         return _under_names_of(self.channels.space, weights_of(self.model, "donor"))
+
+    @cached_property
+    def _stored(self) -> Parameters:
+        assert isinstance(self.model, str | Path)
+        return StoredModel(self.model).parameters(self.channels.space)
 
     @property
     def moves_tokens(self) -> bool:
@@ -100,14 +105,17 @@ class Donor:
         found = (value for pattern, value in self.strength.items() if any(matches(name, pattern) for name in names))
         return float(next(found, 0.0))
 
-    def fingerprints(self) -> tuple[str, ...] | None:
-        """What the model's fingerprint may be, if the channel set says which it should have; reads every weight.
+    def fingerprints(self, anew: Collection[str] = ()) -> tuple[str, ...] | None:
+        """What the model's fingerprint may be, if the channel set says which it should have.
 
-        See :func:`act.editing.stored.fingerprints`.
+        Reads every weight that no earlier run has read, and those of ``anew``; see
+        :func:`act.editing.stored.fingerprints`.
         """
         if "donor" not in self.made_for:
             return None
-        return fingerprints(self.weights if isinstance(self.model, str | Path) else weights_of(self.model, "donor"))
+        if isinstance(self.model, str | Path):
+            return fingerprints(self._stored, anew)
+        return fingerprints(weights_of(self.model, "donor"))
 
     @property
     def made_for(self) -> Mapping[str, ModelRead]:
@@ -120,16 +128,6 @@ class Donor:
         name = self.name or folder or (self.made_for["donor"].name if "donor" in self.made_for else None)
         strength = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
         return DonorUsed(name, len(self.channels), strength, self.channels.rule)
-
-
-def require_strength(strength: float) -> None:
-    """Raise :class:`ActError` unless ``strength`` is a finite number of at least 0."""
-    try:
-        usable = math.isfinite(strength) and strength >= 0
-    except TypeError as error:
-        raise ActError(f"strength is {strength!r}; expected a number, such as 0.4") from error
-    if not usable:
-        raise ActError(f"strength is {strength}; expected 0 (change nothing) or more, 1 copies the donor's rows")
 
 
 def weights_of(model: nn.Module | Weights, side: str) -> Weights:

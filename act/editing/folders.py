@@ -15,13 +15,13 @@ from pathlib import Path
 import torch
 
 from act.core.errors import ActError
-from act.core.files import written_whole
 from act.core.inputs import require_not_input
-from act.editing.copies import copied
+from act.editing.copies import Copy, copied
 from act.editing.donor import Donor
 from act.editing.model_card import write_card
 from act.editing.patch import ChangedRows, Patch
 from act.editing.provenance import TransferProvenance
+from act.editing.remembered import believed
 from act.editing.rows import DonorRows, Overlap
 from act.editing.stored import Parameters, StoredModel, digests
 from act.editing.transfer import transfer_many
@@ -66,36 +66,50 @@ def transfer_folders(
     """
     output = Path(output)
     require_not_input(output, [*(str(donor.model) for donor in donors), target])
-    source = StoredModel(target)
-    parameters = source.parameters(donors[0].channels.space)
+    with copied(Path(target), output, force=force) as copy:
+        return transfer_into(copy, donors, overlap, hard_link=hard_link)
+
+
+def transfer_into(
+    copy: Copy, donors: Sequence[Donor], overlap: Overlap = "sum", *, hard_link: bool = False
+) -> Transferred:
+    """As :func:`transfer_folders`, of a target whose copy may have begun (:meth:`act.editing.copies.Copy.begin`)."""
+    return believed(lambda: _transferred(copy, donors, overlap, hard_link))
+
+
+def _transferred(copy: Copy, donors: Sequence[Donor], overlap: Overlap, hard_link: bool) -> Transferred:
+    parameters = StoredModel(copy.source).parameters(donors[0].channels.space)
     plan = TransferPlan.make(donors, parameters, overlap)
     held = {part: parameters.tensors_of(part) for part in plan.given}
     changing = [stored for places in held.values() for stored in places]
-    with (
-        _aside() as aside,
-        written_whole(output, force=force, directory=True) as folder,
-        copied(source, folder, changing, hard_link=hard_link) as copies,
-    ):
+    with _aside() as aside:
         fingerprints = aside.submit(plan.donor_fingerprints)
-        copied_parameters = Parameters(copies, parameters.places)
+        copies = Parameters(copy.of(parameters.stored, changing, hard_link=hard_link), parameters.places)
         before = parameters.diagonals(name for name in parameters if name not in plan.parts)
         after = dict(before)
+        unsummed = parameters.unsummed(plan.given)
         values = 0
         coming = [*list(plan.parts.values())[1:], []]
         for (name, parts), following in zip(plan.parts.items(), coming, strict=True):
             for part in following:
                 _prefetch(plan.given[part])
-            before |= copied_parameters.diagonals([name])
+            before |= copies.diagonals([name], anew=unsummed)
             changes = []
             for part in parts:
-                change = _blended(plan, part, copied_parameters, held[part])
+                change = _blended(plan, part, copies, held[part])
+                plan.require_given(part)
+                parameters.require(part, change.rows, change.before)
                 changes.append(change)
                 values += change.after.numel()
             after[name] = before[name].after(changes)
         with _or_loaded(donors, parameters):
             plan.require_models(digests(parameters, before), fingerprints.result())
-        provenance = plan.provenance(digest(before), digest(after), list(parameters))
-        write_card(folder, target, provenance)
+    copy.wait()
+    parameters.remember()
+    provenance = plan.provenance(digest(before), digest(after), list(parameters))
+    write_card(copy.folder, copy.source, provenance)
+    if not hard_link:  # of a file that is linked, others may have the map
+        parameters.remember_as(after, copy.folder, copy.output)
     return Transferred(values, len(plan.parts), provenance)
 
 
@@ -136,11 +150,8 @@ def patch_folder(
     patch.require_parts(parameters)
     held = {change.parameter: parameters.tensors_of(change.parameter) for change in patch.changes}
     changing = [stored for places in held.values() for stored in places]
-    with (
-        written_whole(output, force=force, directory=True) as folder,
-        copied(source, folder, changing, hard_link=hard_link) as copies,
-    ):
-        written = Parameters(copies, parameters.places)
+    with copied(source.folder, output, force=force) as copy:
+        written = Parameters(copy.of(source, changing, hard_link=hard_link), parameters.places)
         (patch.revert if revert else patch.apply)(written)
         for change in patch.changes:
             new = change.before if revert else change.after

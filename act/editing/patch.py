@@ -17,8 +17,9 @@ from act.core.errors import ActError, require_choice, require_type
 from act.core.plain import Label, checked
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
 from act.editing.provenance import TransferProvenance
+from act.editing.remembered import believed
 from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_slice, described, form_of, matrix_of, shape_in
-from act.editing.stored import diagonals_of
+from act.editing.stored import Parameters, diagonals_of
 from act.models.fingerprint import digest
 from act.models.placement import require_in_memory, require_whole
 from act.models.sites import Dim, ParameterSlice
@@ -144,7 +145,7 @@ class Patch:
                 raise ActError(f"{described(change.parameter)} {_unexpected(change, found, forward)}")
         side = "before" if forward else "after"
         expected_print = self.provenance.before if forward else self.provenance.after
-        if expected_print and (found_print := digest(diagonals_of(weights))) != expected_print:
+        if expected_print and (found_print := self._fingerprint_of(weights, forward)) != expected_print:
             raise ActError(
                 f"the model has the fingerprint {found_print}, the patch expects {expected_print} {side} the "
                 f"transfer: some parameter was changed after the transfer, or it is another model"
@@ -152,6 +153,21 @@ class Patch:
         for change in self.changes:
             view = matrix_of(change.parameter, weights)
             view[change.rows.to(view.device)] = (change.after if forward else change.before).to(view.device)
+
+    def _fingerprint_of(self, weights: Weights, forward: bool) -> str:
+        """The fingerprint of weights that hold the rows of before, or of after; kept for later runs if from files."""
+        if not isinstance(weights, Parameters):
+            return digest(diagonals_of(weights))
+        stored = weights
+
+        def read() -> str:
+            diagonals = stored.diagonals(anew=stored.unsummed(change.parameter for change in self.changes))
+            for change in self.changes:
+                stored.require(change.parameter, change.rows, change.before if forward else change.after)
+            stored.remember()
+            return digest(diagonals)
+
+        return believed(read)
 
     def require_parts(self, weights: Weights) -> None:
         """Raise :class:`ActError` unless a model has all that the patch changes, in the same shapes and types."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import cached_property, reduce
 from pathlib import Path
@@ -17,10 +19,11 @@ import torch
 from act.core.errors import ActError, brief
 from act.core.plain import parsed_json
 from act.editing.pieces import Layout, Piece
+from act.editing.remembered import FileIdentity, Outdated, Remembered, believed
 from act.editing.renaming import Renamed, renamed
 from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
 from act.models.channels import ChannelSpace
-from act.models.fingerprint import Diagonal, digest
+from act.models.fingerprint import Diagonal, digest, sums_rows
 from act.models.load_errors import virtual_tokens
 from act.models.sites import ParameterSlice
 from act_kernels.ops import FLOAT_DTYPES
@@ -64,6 +67,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         shards: name of a shard, relative to the folder -> names of its tensors.
         index: name of the index, if there is one.
         config: the model's ``config.json``.
+        remembered: what is known of its values from earlier runs.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -90,13 +94,15 @@ class StoredModel(Mapping[str, torch.Tensor]):
         files, self.index = weight_files(self.folder, self.config)
         self._where: dict[str, Place] = {}
         self.shards: dict[str, list[str]] = {}
+        since, identities = time.time_ns(), {}
         for file in files:
-            held = _header(self.folder, file)
+            held, identities[file] = _header(self.folder, file)
             self.shards[file] = list(held)
             for name in held.keys() & self._where.keys():  # stored twice: transformers takes the last
                 earlier = self._where[name]
                 self._where[f"{name}@{earlier.shard}"] = earlier
             self._where |= held
+        self.remembered = Remembered(self.folder, identities, since)
 
     def arriving_in(self, folder: Path, shards: Mapping[str, Future[None]]) -> StoredModel:
         """The copy of this model in another folder: reading a tensor of ``shards`` waits for its shard to arrive.
@@ -143,6 +149,10 @@ class StoredModel(Mapping[str, torch.Tensor]):
             for first, stop in [(0, place.size // width)] if spans is None else spans:
                 start, length = place.start + first * width, (stop - first) * width
                 os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
+
+    def identities(self) -> dict[str, FileIdentity]:
+        """The identities that the shards have now, where this model was read from."""
+        return {file: _header(self._origin, file)[1] for file in self.shards}
 
     def shard_of(self, name: str) -> str:
         """The shard that holds a tensor."""
@@ -368,14 +378,24 @@ class Parameters(Mapping[str, torch.Tensor]):
         start = self.stored.loaded(name, rows=1 if self.stored.shape_of(name) else None).flatten()[:64]
         return start.contiguous().view(torch.uint8).numpy().tobytes()
 
-    def diagonals(self, names: Iterable[str] | None = None, *, loaded: bool = False) -> dict[str, Diagonal]:
-        """The diagonals of parameters, read piece by piece, while the system reads the next piece ahead.
+    def diagonals(
+        self, names: Iterable[str] | None = None, *, loaded: bool = False, anew: Collection[str] = ()
+    ) -> dict[str, Diagonal]:
+        """The diagonals of parameters: from earlier runs, else read while the system reads the next piece ahead.
 
         Args:
             names: which; by default all.
             loaded: with the values that they have once transformers has loaded them.
+            anew: those that are read, whatever is known of them.
+
+        Raises:
+            Outdated: what an earlier run has kept is not what is read.
         """
+        dtype = self.stored.loaded_dtype if loaded else None
         names = list(self.places if names is None else names)
+        known = {name: self.stored.remembered.earlier(self.places[name], dtype) for name in names if name not in anew}
+        found = {name: diagonal for name, diagonal in known.items() if diagonal is not None}
+        names = [name for name in names if name not in found]
         pieces = [piece for name in names for piece in self.places[name].pieces]
         following = iter([*pieces[1:], None])
 
@@ -384,14 +404,51 @@ class Parameters(Mapping[str, torch.Tensor]):
                 self.stored.prefetch(after.stored)
             return piece.of(self.stored.loaded(piece.stored) if loaded else self.stored[piece.stored])
 
-        found = {}
         for name in names:
             layout = self.places[name]
             if len(layout.pieces) == 1:
                 found[name] = Diagonal.of(read(layout.pieces[0]))
             else:
                 found[name] = Diagonal.of_pieces(layout.shape, ((piece.start, read(piece)) for piece in layout.pieces))
+            self.stored.remembered.add(layout, self._shards_of(layout), found[name], dtype)
         return found
+
+    def unsummed(self, parts: Iterable[ParameterSlice]) -> set[str]:
+        """The parameters of which parts are columns, whose values no diagonal from an earlier run can be held to."""
+        return {part.key for part in parts if not sums_rows(part, len(self.shape_of(part.key)))}
+
+    def require(self, part: ParameterSlice, rows: torch.Tensor, values: torch.Tensor) -> None:
+        """Raise :class:`Outdated` unless rows of a part have the values that an earlier run has kept a diagonal of."""
+        known = self.stored.remembered.earlier(self.places[part.key])
+        if known is not None and not known.holds(part, rows, values):
+            raise Outdated(self.stored.remembered)
+
+    def remember(self) -> None:
+        """Keep for later runs which diagonals were read, of files that are still the same.
+
+        Raises:
+            Outdated: they are not, and something that an earlier run has kept of them was used.
+        """
+        files = self.stored.identities()
+        self.stored.remembered.require_unchanged(files)
+        self.stored.remembered.save(files)
+
+    def remember_as(self, diagonals: Mapping[str, Diagonal], folder: Path, output: Path) -> None:
+        """Keep for later runs the diagonals of a copy that this process has just written, alone.
+
+        Args:
+            folder, output: where it was written, and where it will lie.
+        """
+        files = {file: _header(folder, file)[1] for file in self.stored.shards}
+        files = {file: one._replace(path=os.path.realpath(output / file)) for file, one in files.items()}
+        copy = Remembered(output, files, time.time_ns())
+        for name, diagonal in diagonals.items():
+            layout = self.places[name]
+            copy.add(layout, self._shards_of(layout), diagonal)
+        copy.save(files, written=_clock_of(folder, max(one.last_write for one in files.values())))
+
+    def _shards_of(self, layout: Layout) -> set[str]:
+        return {self.stored.shard_of(piece.stored) for piece in layout.pieces}
 
     def rounded(self) -> list[str]:
         """The parameters whose values change when transformers loads them, in a narrower type than the stored one."""
@@ -402,16 +459,23 @@ class Parameters(Mapping[str, torch.Tensor]):
         return dtype is not None and found in FLOAT_DTYPES and torch.promote_types(found, dtype) != dtype
 
 
-def diagonals_of(weights: Mapping[str, torch.Tensor]) -> dict[str, Diagonal]:
-    """The diagonals of all weights, by name."""
+def diagonals_of(weights: Mapping[str, torch.Tensor], anew: Collection[str] = ()) -> dict[str, Diagonal]:
+    """The diagonals of all weights, by name; those of ``anew`` are read, whatever is known from earlier runs."""
     if isinstance(weights, Parameters):
-        return weights.diagonals()
+        return weights.diagonals(anew=anew)
     return {name: Diagonal.of(parameter) for name, parameter in weights.items()}
 
 
-def fingerprints(weights: Mapping[str, torch.Tensor]) -> tuple[str, ...]:
+def fingerprints(weights: Mapping[str, torch.Tensor], anew: Collection[str] = ()) -> tuple[str, ...]:
     """The fingerprint of weights; of a checkpoint whose values are rounded as it is loaded, also the one after that."""
-    return digests(weights, diagonals_of(weights))
+
+    def read() -> tuple[str, ...]:
+        found = digests(weights, diagonals_of(weights, anew))
+        if isinstance(weights, Parameters):
+            weights.remember()
+        return found
+
+    return believed(read)
 
 
 def digests(weights: Mapping[str, torch.Tensor], diagonals: Mapping[str, Diagonal]) -> tuple[str, ...]:
@@ -419,6 +483,16 @@ def digests(weights: Mapping[str, torch.Tensor], diagonals: Mapping[str, Diagona
     if not isinstance(weights, Parameters) or not (rounded := weights.rounded()):
         return (digest(diagonals),)
     return digest(diagonals), digest({**diagonals, **weights.diagonals(rounded, loaded=True)})
+
+
+def _clock_of(folder: Path, last: int) -> int:
+    """What the clock of a filesystem shows, in ns; after a moment if it does not yet show more than ``last``."""
+    for pause in (0, 0.01):
+        time.sleep(pause)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            if (now := os.fstat(file.fileno()).st_mtime_ns) > last:
+                break
+    return now
 
 
 def parameter_names(space: ChannelSpace) -> list[str]:
@@ -439,8 +513,8 @@ def _names_of(space: ChannelSpace) -> dict[str, list[str]]:
     return names
 
 
-def _header(folder: Path, file: str) -> dict[str, Place]:
-    """Where the tensors of a shard lie.
+def _header(folder: Path, file: str) -> tuple[dict[str, Place], FileIdentity]:
+    """Where the tensors of a shard lie, and which file it is.
 
     Raises:
         ActError: the shard is missing, truncated or damaged, or holds values that cannot be transferred.
@@ -448,11 +522,12 @@ def _header(folder: Path, file: str) -> dict[str, Place]:
     path = folder / file
     try:
         with path.open("rb") as shard:
-            length = int.from_bytes(shard.read(8), "little")
-            end = os.fstat(shard.fileno()).st_size
+            found = os.fstat(shard.fileno())
+            length, end = int.from_bytes(shard.read(8), "little"), found.st_size
             if not 2 <= length <= min(end - 8, _LONGEST_HEADER):
                 raise ValueError("its header does not fit")
-            header = parsed_json(shard.read(length))
+            text = shard.read(length)
+        header = parsed_json(text)
         header.pop("__metadata__", None)
         places = {}
         for name, entry in header.items():
@@ -467,7 +542,7 @@ def _header(folder: Path, file: str) -> dict[str, Place]:
             places[name] = Place(file, dtype, tuple(shape), 8 + length + start)
             if places[name].size != stop - start or 8 + length + stop > end:
                 raise ValueError(f"{name} extends past the end of the file, or its size is not that of its shape")
-        return places
+        return places, FileIdentity.of(path, found, text)
     except ActError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -13,10 +13,11 @@ from torch import nn
 from act.core.errors import require_type
 from act.editing.donor import Donor, weights_of
 from act.editing.patch import ChangedRows, Patch
+from act.editing.remembered import believed
 from act.editing.rows import Overlap, Tokens, Weights, matrix_of
-from act.editing.stored import diagonals_of, digests
+from act.editing.stored import Parameters, diagonals_of, digests
 from act.editing.transfer_plan import TransferPlan
-from act.models.fingerprint import digest
+from act.models.fingerprint import Diagonal, digest
 from act.ranking.channel_set import ChannelSet
 
 
@@ -74,9 +75,8 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
         require_type("a donor", each, Donor, "an act.Donor, which names a model, its channels and a strength")
     weights = weights_of(target, "target")
     plan = TransferPlan.make(donors, weights, overlap)
-    diagonals = diagonals_of(weights)
+    diagonals = believed(lambda: _checked(plan, weights))
     before = digest(diagonals)
-    plan.require_models(digests(weights, diagonals), plan.donor_fingerprints())
     # Models in memory change in one launch per device. From disk, one parameter is mapped at a time.
     together = [list(plan.given)] if isinstance(target, nn.Module) else plan.parts.values()
     changes: dict[str, list[ChangedRows]] = {name: [] for name in plan.parts}
@@ -89,3 +89,23 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
     after = diagonals | {name: diagonals[name].after(changed) for name, changed in changes.items()}
     changed = [change for parts in changes.values() for change in parts]
     return Patch(changed, plan.provenance(before, digest(after), list(weights)))
+
+
+def _checked(plan: TransferPlan, weights: Weights) -> dict[str, Diagonal]:
+    """The diagonals of a target, of which, as of the donors, all is known to be right that a transfer reads.
+
+    Raises:
+        ActError: a channel set was made for other models.
+        Outdated: what an earlier run has kept of a model in a folder is wrong.
+    """
+    stored = weights if isinstance(weights, Parameters) else None
+    diagonals = diagonals_of(weights, stored.unsummed(plan.given) if stored else ())
+    plan.require_models(digests(weights, diagonals), plan.donor_fingerprints())
+    for part in plan.given:
+        plan.require_given(part)
+        if stored:
+            rows = plan.changed(part)
+            stored.require(part, rows, stored.matrix(part)[rows])
+    if stored:
+        stored.remember()
+    return diagonals

@@ -13,7 +13,7 @@ from act.core.errors import ActError, require_choice
 from act.editing.donor import VOCABULARY_KINDS, Donor
 from act.editing.provenance import TransferProvenance
 from act.editing.rows import DonorRows, Overlap, Weights, blend, by_slice, experts_in, form_of, shape_in, union
-from act.editing.stored import parameter_names
+from act.editing.stored import Parameters, parameter_names
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet, ChosenRows
 from act_kernels.ops import FLOAT_DTYPES
@@ -92,7 +92,21 @@ class TransferPlan:
 
     def donor_fingerprints(self) -> list[Sequence[str] | None]:
         """What the fingerprints of the donors may be whose channel sets say which they should have."""
-        return [donor.fingerprints() for donor in self.donors]
+        return [donor.fingerprints(self._unsummed(donor)) for donor in self.donors]
+
+    def _unsummed(self, donor: Donor) -> set[str]:
+        """The parameters of which a donor gives what no fingerprint from an earlier run can be held to."""
+        weights = donor.weights
+        if not isinstance(weights, Parameters):
+            return set()
+        given = [one for held in self.given.values() for one in held if one.weights is weights]
+        return weights.unsummed(one.parameter for one in given) | {one.parameter.key for one in given if one.tokens}
+
+    def require_given(self, part: ParameterSlice) -> None:
+        """Raise :class:`act.editing.remembered.Outdated` unless donors give what their known fingerprints are of."""
+        for one in self.given[part]:
+            if isinstance(one.weights, Parameters) and not one.tokens:
+                one.weights.require(part, one.rows, one.matrix[one.rows])
 
     def require_models(self, target: Sequence[str], donors: Sequence[Sequence[str] | None]) -> None:
         """Raise :class:`OtherModel` if a set was made for models with no such fingerprint."""

@@ -12,7 +12,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.core.names import names_in
-from act.editing.donor import require_strength
+from act.editing.strength import require_strength
 from act.editing.transfer import transfer
 from act.evaluation.frontier import frontier
 from act.models.loading import require_model

@@ -96,40 +96,100 @@ class Diagonal:
                 self._follow(values, sums, change)
         return replace(self, values=values, sums=sums)
 
+    def holds(self, part: ParameterSlice, rows: torch.Tensor, values: torch.Tensor) -> bool:
+        """Whether rows of a part (as in a :class:`Change`) have these values, as far as the diagonal tells.
+
+        It has a sum of each row; of a column it knows only what lies on the diagonals.
+        """
+        if not len(rows):
+            return True
+        found = self._shaped(part, values)
+        steps, at = self._sampled(part, rows.cpu(), found)
+        if not _same_bits(self.values[steps], found[at].float().cpu().flatten()):
+            return False
+        if len(self.shape) == 1 or not sums_rows(part, len(self.shape)):
+            return True
+        return torch.equal(self._sums_of(part, self.sums)[self._places(part, rows.cpu())], _sums(found))
+
+    def same(self, other: Diagonal) -> bool:
+        """Whether another is equal, to the bit."""
+        equal = self.shape == other.shape and torch.equal(self.sums, other.sums)
+        return equal and _same_bits(self.values, other.values)
+
     def _follow(self, values: torch.Tensor, sums: torch.Tensor, change: Change) -> None:
         part, rows = change.parameter, change.rows.cpu()
+        old, new = self._shaped(part, change.before), self._shaped(part, change.after)
+        steps, at = self._sampled(part, rows, new)
+        values[steps] = new[at].float().cpu().flatten()
+        if len(self.shape) == 1:
+            return
+        if sums_rows(part, len(self.shape)):
+            self._sums_of(part, sums).index_add_(0, self._places(part, rows), _sums(new) - _sums(old))
+        else:  # columns: a part of every row's sum
+            held = self._experts_of(part, sums)
+            gained = _sums(new.movedim(0, -1)) - _sums(old.movedim(0, -1))
+            held.add_(gained.view(held.shape))
+
+    def _axis(self, part: ParameterSlice) -> int:
+        return part.dim + _is_packed(part)
+
+    def _shaped(self, part: ParameterSlice, x: torch.Tensor) -> torch.Tensor:
+        """Rows ``[K, W]`` of a part, with each of the other dimensions of the parameter if it has several."""
+        others = [size for dim, size in enumerate(self.shape) if dim >= _is_packed(part) and dim != self._axis(part)]
+        return x.unflatten(1, others) if len(others) > 1 else x
+
+    def _sampled(
+        self, part: ParameterSlice, rows: torch.Tensor, found: torch.Tensor
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Which of the values on the diagonals lie in rows of a part, and where in these, as :meth:`_shaped`."""
+        packed, axis = _is_packed(part), self._axis(part)
         first, _, step = part.span or (0, 0, 1)
-        packed = part.expert is not None and part.rows is None
-        axis = part.dim + packed
         start = [0] * len(self.shape)
         if part.expert is not None:
             start[0] = part.expert * (part.rows or 1)
         start[axis] += first
-
-        steps = torch.arange(start[0], len(values), self.shape[0]) if packed else torch.arange(len(values))
+        count = len(self.values)
+        steps = torch.arange(start[0], count, self.shape[0]) if packed else torch.arange(count)
         row = steps % self.shape[axis] - start[axis]
         place = torch.searchsorted(rows, row // step).clamp(max=len(rows) - 1)
         inside = (rows[place] == row // step) & (row % step == 0)
         others = [dim for dim in range(int(packed), len(self.shape)) if dim != axis]
-        old, new = change.before, change.after
-        if len(others) > 1:  # a row holds the values of several dimensions
-            old, new = (x.unflatten(1, [self.shape[dim] for dim in others]) for x in (old, new))
         across = [steps % self.shape[dim] - start[dim] for dim in others]
-        for at, size in zip(across, new.shape[1:], strict=False):
+        for at, size in zip(across, found.shape[1:], strict=False):
             inside &= (at >= 0) & (at < size)
-        found = new if others else new[:, 0]
-        values[steps[inside]] = found[tuple(at[inside].to(new.device) for at in (place, *across))].float().cpu()
+        return steps[inside], tuple(at[inside].to(found.device) for at in (place, *across))
 
-        if len(self.shape) == 1:
-            return
-        held = sums[part.expert] if packed else sums
+    def _experts_of(self, part: ParameterSlice, sums: torch.Tensor) -> torch.Tensor:
+        """The sums of the expert that a part belongs to, or all: a view."""
+        held = sums[part.expert] if _is_packed(part) else sums
         if part.expert is not None and part.rows is not None:
             held = held.narrow(0, part.expert * part.rows, part.rows)
-        if axis == len(self.shape) - 1:  # columns: a part of every row's sum
-            gained = _sums(new.movedim(0, -1)) - _sums(old.movedim(0, -1))
-            held.add_(gained.view(held.shape))
-        else:
-            held.movedim(part.dim, 0).index_add_(0, first + step * rows, _sums(new) - _sums(old))
+        return held
+
+    def _sums_of(self, part: ParameterSlice, sums: torch.Tensor) -> torch.Tensor:
+        """The sums along the dimension that the rows of a part run along: a view."""
+        return self._experts_of(part, sums).movedim(part.dim, 0)
+
+    def _places(self, part: ParameterSlice, rows: torch.Tensor) -> torch.Tensor:
+        first, _, step = part.span or (0, 0, 1)
+        return first + step * rows
+
+
+def sums_rows(part: ParameterSlice, dims: int) -> bool:
+    """Whether the diagonal of a parameter of so many dimensions sums each row of a part by itself: not columns.
+
+    Of a vector, it has every value.
+    """
+    return dims == 1 or part.dim + _is_packed(part) < dims - 1
+
+
+def _is_packed(part: ParameterSlice) -> bool:
+    """Whether experts have a dimension of their own."""
+    return part.expert is not None and part.rows is None
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(one.view(torch.int32), other.view(torch.int32))  # NaN equals itself
 
 
 def digest(diagonals: Mapping[str, Diagonal]) -> str:

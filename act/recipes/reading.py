@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from act.core.errors import ActError, one_of
 from act.core.plain_yaml import read_yaml
-from act.editing.donor import require_strength
+from act.editing.strength import require_strength
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
 from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Section, Tuning

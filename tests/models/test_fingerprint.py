@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from support import tiny_model
 
 from act.models.channels import ChannelSpace
-from act.models.fingerprint import Diagonal, digest, fingerprint
+from act.models.fingerprint import Diagonal, digest, fingerprint, sums_rows
 from act.models.sites import ParameterSlice
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
@@ -82,6 +82,11 @@ def test_what_follows_from_changed_rows_is_what_reading_all_gives(places, dtype,
         matrix[rows] = torch.randn_like(old)
         changes.append(Changed(part, rows, old, matrix[rows]))
     assert digest({"w": before.after(changes)}) == fingerprint(weights)
+    after = Diagonal.of(weights["w"])
+    for one in changes:
+        assert before.holds(one.parameter, one.rows, one.before) and after.holds(one.parameter, one.rows, one.after)
+        if sums_rows(one.parameter, len(shape)) and len(changes) == 1:
+            assert not before.holds(one.parameter, one.rows, one.after)
 
 
 @settings(max_examples=60, deadline=None)

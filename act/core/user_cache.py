@@ -1,0 +1,110 @@
+"""A folder of this user's own for what can be computed again: small files, of which those unused for longest go."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from act.core.errors import brief
+
+log = logging.getLogger(__name__)
+
+OFF = "off"
+_UNFINISHED = ".unfinished-"
+_said: set[str] = set()  # what was reported in this process, once
+
+
+class UserCache:
+    """Files in a folder that belongs to this user and that nobody else can write to; others are left alone.
+
+    Nothing here fails for want of the folder: what cannot be kept is not, and one log message says so.
+    """
+
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        self.folder = folder
+        self.most_bytes = most_bytes
+
+    @classmethod
+    def named(cls, name: str, variable: str, most_bytes: int) -> UserCache | None:
+        """The folder ``act-profile/name`` in the user's cache (``$XDG_CACHE_HOME``, by default ``~/.cache``).
+
+        Args:
+            variable: an environment variable that names another folder, or says :data:`OFF`: then there is none.
+        """
+        chosen = os.environ.get(variable, "")
+        if chosen.lower() == OFF:
+            return None
+        if chosen:
+            return cls(Path(chosen).expanduser(), most_bytes)
+        base = os.environ.get("XDG_CACHE_HOME", "")
+        home = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
+        return cls(home / "act-profile" / name, most_bytes)
+
+    def find(self, name: str) -> Path | None:
+        """The file of that name; None if there is none that only this user can have written."""
+        path = self.folder / name
+        try:
+            if not (self._is_private(self.folder.stat(), self.folder) and self._is_private(path.lstat(), path)):
+                return None
+            if not stat.S_ISREG(path.lstat().st_mode):
+                return None
+        except OSError:
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # in use
+        return path
+
+    def keep(self, name: str, write: Callable[[Path], None]) -> None:
+        """Put a file in the place of an earlier one, in one step; ``write`` fills the new one."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._is_private(self.folder.stat(), self.folder):
+                return
+            descriptor, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=self.folder)  # for this user only
+            os.close(descriptor)
+            try:
+                write(Path(unfinished))
+                os.chmod(unfinished, 0o600)
+                os.replace(unfinished, self.folder / name)
+            finally:
+                Path(unfinished).unlink(missing_ok=True)
+            self._remove_oldest()
+        except (OSError, SafetensorError) as error:
+            reason = error.strerror if isinstance(error, OSError) else brief(error)
+            _say_once(f"nothing is kept in {self.folder} for the next run: {reason}")
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there and can be."""
+        with contextlib.suppress(OSError):
+            (self.folder / name).unlink()
+
+    def _is_private(self, found: os.stat_result, path: Path) -> bool:
+        if found.st_uid != os.geteuid():
+            _say_once(f"{path} belongs to another user, so it is not used")
+            return False
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            _say_once(f"others may write to {path}, so it is not used; take that right away (chmod go-w)")
+            return False
+        return True
+
+    def _remove_oldest(self) -> None:
+        found = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(self.folder))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in found:
+            if total <= self.most_bytes:
+                break
+            os.unlink(path)
+            total -= size
+
+
+def _say_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.warning(message)
