@@ -9,6 +9,8 @@ from pathlib import Path
 if (workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))) > 1:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+os.environ["ACT_FINGERPRINTS"] = "off"  # tests leave the user's cache alone; those of the cache name a folder
+
 import pytest
 import torch
 import transformers

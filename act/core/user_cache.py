@@ -51,9 +51,10 @@ class UserCache:
         """The file of that name; None if there is none that only this user can have written."""
         path = self.folder / name
         try:
-            if not (self._is_private(self.folder.stat(), self.folder) and self._is_private(path.lstat(), path)):
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode):
                 return None
-            if not stat.S_ISREG(path.lstat().st_mode):
+            if not (self._is_private(self.folder.stat(), self.folder) and self._is_private(found, path)):
                 return None
         except OSError:
             return None

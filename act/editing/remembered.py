@@ -42,7 +42,7 @@ _Known = tuple[Diagonal, list[str]]  # of a parameter, and the shards that it li
 SCHEMA = "act-fingerprints/1"
 VARIABLE = "ACT_FINGERPRINTS"
 _MOST_BYTES = 500_000_000  # of all checkpoints together; one of 8 GB takes about 10 MB
-_SETTLED = 60 * 10**9  # ns since the last write; a system writes pages back, and sees the next write, within 35 s
+SETTLED = 60 * 10**9  # ns since the last write; a system writes pages back, and sees the next write, within 35 s
 
 _wrong: set[str] = set()  # entries that did not fit in this process
 
@@ -105,7 +105,7 @@ class Remembered:
 
     def __init__(self, folder: Path, files: Mapping[str, FileIdentity], since: int) -> None:
         self.folder, self.files, self.since = folder, dict(files), since
-        self._settled = {name for name, one in files.items() if one.last_write <= since - _SETTLED}
+        self._settled = {name for name, one in files.items() if one.last_write <= since - SETTLED}
         self._cache = UserCache.named("fingerprints", VARIABLE, _MOST_BYTES)
         self._name = xxhash.xxh3_128_hexdigest(repr((SCHEMA, sorted(one.path for one in self.files.values()))).encode())
         self._earlier: dict[str, _Known] | None = None
