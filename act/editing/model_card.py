@@ -11,11 +11,11 @@ CARD = "README.md"
 
 def licence_of(folder: str | Path) -> str:
     """The licence that a model's own card states; ``not stated`` if there is none."""
-    from huggingface_hub import ModelCard
-
     card = Path(folder) / CARD
     if not card.is_file():
         return "not stated"
+    from huggingface_hub import ModelCard
+
     try:
         data = ModelCard.load(card, ignore_metadata_errors=True).data
     except (ValueError, OSError):
@@ -40,7 +40,7 @@ def write_card(
         command: the command that made it.
         afterwards: a sentence on what was done after the transfer.
     """
-    from huggingface_hub import ModelCardData
+    from huggingface_hub.repocard_data import ModelCardData  # half a second less than the package's own name
 
     donors = [(donor, donor.name or "unnamed") for donor in transfer.donors]
     data = ModelCardData(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -109,13 +110,15 @@ class Remembered:
         self._cache = UserCache.named("fingerprints", VARIABLE, _MOST_BYTES)
         self._name = xxhash.xxh3_128_hexdigest(repr((SCHEMA, sorted(one.path for one in self.files.values()))).encode())
         self._earlier: dict[str, _Known] | None = None
+        self._reading = threading.Lock()  # a donor is read in two threads
         self._new: dict[str, _Known] = {}
         self._changed = False
 
     def earlier(self, layout: Layout, dtype: torch.dtype | None = None) -> Diagonal | None:
         """The diagonal of a parameter that an earlier run has read, with its values as loaded in a type, if in one."""
-        if self._earlier is None:
-            self._earlier = self._read()
+        with self._reading:
+            if self._earlier is None:
+                self._earlier = self._read()
         found, _ = self._earlier.get(_key(layout, dtype), (None, []))
         return found if found is not None and found.shape == layout.shape else None
 
@@ -140,6 +143,11 @@ class Remembered:
             if one._replace(changed=0) == self.files[name]._replace(changed=0):
                 self._changed |= one != self.files[name]
                 self.files[name] = one
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is known from earlier runs, or is to be kept for later ones."""
+        return bool(self._earlier) or self._changed
 
     def require_unchanged(self, files: Mapping[str, FileIdentity]) -> None:
         """Raise :class:`Outdated` if the files are no longer those of before, and something earlier is known."""

@@ -429,9 +429,10 @@ class Parameters(Mapping[str, torch.Tensor]):
         Raises:
             Outdated: they are not, and something that an earlier run has kept of them was used.
         """
-        files = self.stored.identities()
-        self.stored.remembered.require_unchanged(files)
-        self.stored.remembered.save(files)
+        if self.stored.remembered.in_use:
+            files = self.stored.identities()
+            self.stored.remembered.require_unchanged(files)
+            self.stored.remembered.save(files)
 
     def remember_as(self, diagonals: Mapping[str, Diagonal], folder: Path, output: Path) -> None:
         """Keep for later runs the diagonals of a copy that this process has just written, alone.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from act.core.errors import ActError
+from act.core.hashes import feed
 from act.data.encode import ENCODING
 from act.data.records import open_source
 from act.editing.copies import companions
@@ -175,9 +176,7 @@ def _shards(folder: Path) -> list[str]:
 def _file_content(path: Path) -> str:
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+        feed(digest, path)
     except OSError as error:
         raise ActError(f"cannot read {path}: {error.strerror}; download or save the model again") from error
     return digest.hexdigest()[:16]
