@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import chosen, tiny_model, train_tokenizer
 
 import act
 from act import cli
+from act.models.channels import ChannelSpace
 
 HEAVY = {"torch", "transformers", "datasets", "numpy", "pyarrow", "matplotlib", "safetensors.torch"}
 COMMANDS = [*cli.COMMANDS, *(f"patch {name}" for name in ("apply", "revert", "show", "compose"))]
@@ -60,3 +62,20 @@ def test_the_list_of_commands_is_that_of_the_modules():
     assert set(cli.COMMANDS) == {
         path.stem for path in folder.glob("*.py") if re.search(r"^def command\(|^app = ", path.read_text(), re.M)
     } - {"__init__"}
+
+
+def test_a_transfer_on_disk_loads_torch_once_the_copying_has_begun_and_no_transformers(tmp_path):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    for name, model in (("donor", donor), ("target", target)):
+        model.save_pretrained(tmp_path / name)
+        train_tokenizer(["one two three"]).save_pretrained(tmp_path / name)
+    chosen(ChannelSpace.from_model(target), 0.2).save(tmp_path / "set.safetensors")
+    arguments = ["act-profile", "transfer", "--channels", str(tmp_path / "set.safetensors"), "--json"]
+    for name in ("donor", "target", "output"):
+        arguments += [f"--{name}", str(tmp_path / name)]
+    loaded = modules_after(
+        "import act.editing.copies as copies\nbegin = copies.Copy.begin\n"
+        "def checked(copy):\n assert 'torch' not in sys.modules\n begin(copy)\ncopies.Copy.begin = checked\n"
+        f"sys.argv = {arguments!r}\nfrom act.cli import main\ntry: main()\nexcept SystemExit as done: assert not done.code"
+    )
+    assert "torch" in loaded and "transformers" not in loaded

@@ -54,7 +54,7 @@ class UserCache:
             found = path.lstat()
             if not stat.S_ISREG(found.st_mode):
                 return None
-            if not (self._is_private(self.folder.stat(), self.folder) and self._is_private(found, path)):
+            if not (_is_private(self.folder.stat(), self.folder) and _is_private(found, path)):
                 return None
         except OSError:
             return None
@@ -65,8 +65,11 @@ class UserCache:
     def keep(self, name: str, write: Callable[[Path], None]) -> None:
         """Put a file in the place of an earlier one, in one step; ``write`` fills the new one."""
         try:
+            there = next(place for place in (self.folder, *self.folder.parents) if place.exists())
+            if os.geteuid() == 0 and not _is_own(there.stat(), there):
+                return  # root in the home of another user, who could then keep nothing there
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if not self._is_private(self.folder.stat(), self.folder):
+            if not _is_private(self.folder.stat(), self.folder):
                 return
             descriptor, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=self.folder)  # for this user only
             os.close(descriptor)
@@ -86,15 +89,6 @@ class UserCache:
         with contextlib.suppress(OSError):
             (self.folder / name).unlink()
 
-    def _is_private(self, found: os.stat_result, path: Path) -> bool:
-        if found.st_uid != os.geteuid():
-            _say_once(f"{path} belongs to another user, so it is not used")
-            return False
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            _say_once(f"others may write to {path}, so it is not used; take that right away (chmod go-w)")
-            return False
-        return True
-
     def _remove_oldest(self) -> None:
         found = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(self.folder))
         total = sum(size for _, size, _ in found)
@@ -103,6 +97,20 @@ class UserCache:
                 break
             os.unlink(path)
             total -= size
+
+
+def _is_private(found: os.stat_result, path: Path) -> bool:
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        _say_once(f"others may write to {path}, so it is not used; take that right away (chmod go-w)")
+        return False
+    return _is_own(found, path)
+
+
+def _is_own(found: os.stat_result, path: Path) -> bool:
+    if found.st_uid != os.geteuid():
+        _say_once(f"{path} belongs to another user, so it is not used")
+        return False
+    return True
 
 
 def _say_once(message: str) -> None:

@@ -104,6 +104,14 @@ def test_what_others_may_have_written_is_left_alone(whose, what, tmp_path, caplo
         assert os.listdir(folder) == ["name"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root alone may write into the home of another user")
+def test_root_makes_no_folder_in_the_home_of_another_user(tmp_path, caplog):
+    (tmp_path / "home").mkdir()
+    os.chown(tmp_path / "home", 12345, 12345)
+    kept(tmp_path / "home/.cache/things", "name", "text")
+    assert not os.listdir(tmp_path / "home") and "belongs to another user" in caplog.text
+
+
 def test_what_was_not_used_for_longest_goes(tmp_path):
     for number, name in enumerate(["old", "used", "new"]):
         cache = kept(tmp_path, name, "x" * 400)

@@ -1,0 +1,81 @@
+"""Copies that begin early, and what is known of two tokenizers without loading them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+from support import tiny_model, train_tokenizer
+
+from act.core.errors import ActError
+from act.editing import copies
+from act.editing.copies import copied
+from act.editing.same_tokens import same_tokenizer_files
+from act.editing.stored import StoredModel
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("model")
+    tiny_model("llama").save_pretrained(place, max_shard_size="20KB")
+    train_tokenizer(["one two three"]).save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("clones", [False, True])
+@pytest.mark.parametrize("hard_link", [False, True])
+def test_a_copy_that_began_early_is_whole_and_of_files_of_its_own(folder, tmp_path, monkeypatch, clones, hard_link):
+    began = []
+
+    def copy_file(source, destination, stop=None, *, clone=True):
+        began.append((source.name, clone))
+        shutil.copyfile(source, destination)
+
+    monkeypatch.setattr(copies, "can_clone", lambda *_: clones)
+    monkeypatch.setattr(copies, "copy_file", copy_file)
+    model = StoredModel(folder)
+    first, *_, last = model.shards
+    with copied(folder, tmp_path / "out") as copy:
+        if not hard_link:
+            copy.begin()
+            copy.wait()
+            assert began == ([] if clones else [(name, False) for name in model.shards])
+        copy.of(model, [model.shards[last][0]], hard_link=hard_link)
+    copied_shards = dict(one for one in began if one[0] in model.shards)
+    assert copied_shards.pop(last) is False  # what will be written to shares no blocks
+    assert len(copied_shards) == (0 if hard_link else len(model.shards) - 1)
+    assert set(copied_shards.values()) <= {clones}
+    assert os.path.samefile(folder / first, tmp_path / "out" / first) == hard_link
+    assert not os.path.samefile(folder / last, tmp_path / "out" / last)
+    for path in folder.iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_copy_of_what_is_no_model_begins_with_nothing_and_leaves_nothing(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ActError, match="no such model"), copied(tmp_path / "empty", tmp_path / "out") as copy:
+        copy.begin()
+        StoredModel(copy.source)
+    assert os.listdir(tmp_path) == ["empty"]
+
+
+def test_tokenizers_of_the_same_bytes_need_not_be_loaded(folder, tmp_path):
+    def other(name: str, file: str, text: str | None) -> bool:
+        shutil.copytree(folder, tmp_path / name)
+        if text is None:
+            (tmp_path / name / file).unlink()
+        else:
+            (tmp_path / name / file).write_text(text)
+        return same_tokenizer_files(folder, tmp_path / name)
+
+    config = json.loads((folder / "config.json").read_text())
+    assert other("same", "README.md", "another card")
+    assert other("other weights", "config.json", json.dumps({**config, "hidden_size": 3}))
+    assert not other("other tokens", "tokenizer.json", "{}")
+    assert not other("other class", "config.json", json.dumps({**config, "model_type": "gpt2"}))
+    assert not other("other code", "tokenization.py", "")
+    assert not other("none", "tokenizer.json", None)
+    assert not same_tokenizer_files(tmp_path / "none", tmp_path / "none")
+    assert not same_tokenizer_files(folder, tmp_path / "nowhere")
