@@ -86,8 +86,10 @@ def float32_gates() -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     spread = torch.randn(2**17, generator=generator) * torch.logspace(-3, 1.5, 2**17)
     smallest = torch.arange(-(2**11), 2**11, dtype=torch.int32).mul(2**11 + 1).view(torch.float32)
-    gates = [torch.linspace(-13, 13, 2**17), spread, torch.logspace(-38, 38, 2**12), smallest[smallest.isfinite()]]
-    return torch.cat([*gates, -gates[2]])[: 2**18].reshape(-1, 256)
+    large = torch.logspace(-38, 38, 2**12)
+    tail = torch.linspace(-110, -80, 2**14)  # where the exponential becomes infinite
+    gates = torch.cat([tail, large, -large, smallest[smallest.isfinite()], torch.linspace(-13, 13, 2**17), spread])
+    return gates[: len(gates) // 256 * 256].reshape(-1, 256)
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh"])
