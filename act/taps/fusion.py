@@ -134,9 +134,14 @@ def _gated_mlp(module: nn.Module, recording: Recording, name: str, linears: list
     trials = [calls, _wide_trial(module, name, calls, readers)]
     best, least = None, float("inf")
     for mlp in _candidates(readers, others[0]):
-        errors = [_error(_product(mlp, trial), trial[mlp.down].input) for trial in trials]
-        if sum(errors) < least:
-            best, least = mlp, sum(errors)
+        error = 0.0
+        for trial in trials:
+            if error < least:
+                error += _error(_product(mlp, trial), trial[mlp.down].input)
+        if error < least:
+            best, least = mlp, error
+        if not least:
+            break  # none can be better
     return best
 
 
