@@ -71,5 +71,16 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def names_in(given: str | Iterable[str]) -> list[str]:
-    """What an ``include`` or ``exclude`` lists; a single string is one name."""
-    return [given] if isinstance(given, str) else list(given)
+    """What an ``include`` or ``exclude`` lists; a single string is one name.
+
+    >>> from act.core.names import names_in
+    >>> names_in("head"), names_in(("q", "*.mlp.*"))
+    (['head'], ['q', '*.mlp.*'])
+    >>> names_in([3])
+    Traceback (most recent call last):
+    act.core.errors.ActError: [3] is no list of module kinds or patterns of site names
+    """
+    names = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not all(isinstance(name, str) for name in names):
+        raise ActError(f"{given!r:.60} is no list of module kinds or patterns of site names")
+    return names

@@ -41,6 +41,7 @@ class Measurement:
 
     Args:
         outputs: the modules behind the sites.
+        layouts: of all modules whose outputs could be read, so that a model runs alike whichever of them are.
         sink: where their rows go.
         beside: calls of these modules in a forward that are not over tokens and are not read, by name.
 
@@ -51,12 +52,19 @@ class Measurement:
         missing: what has not been read in this forward, by the names of :attr:`sites`.
     """
 
-    def __init__(self, outputs: Iterable[Output], sink: Sink, beside: Mapping[str, Beside]) -> None:
+    def __init__(
+        self,
+        outputs: Iterable[Output],
+        layouts: Mapping[str, tuple[Layout, ...]],
+        sink: Sink,
+        beside: Mapping[str, Beside],
+    ) -> None:
         self._outputs = {output.site.name: output for output in outputs}
         self.sites = {name: output.site for name, output in self._outputs.items()}
         together = [output.site for output in self._outputs.values() if output.together]
         self.riding = {site.name for site in together if sink.block(site) is not None}
         self.paths: dict[str, str] = {}
+        self._layouts = layouts
         self._sink = sink
         self._beside = beside
         self._calls: Counter[str] = Counter()
@@ -84,12 +92,11 @@ class Measurement:
         sizes = sizes_of(count_mask, source_mask)
         if self._sizes != sizes:
             self._sizes = sizes
-            layouts = (layout for site in self.sites.values() for layout in site.layouts)
-            distinct = {layout for layout in layouts if layout not in OF_PATCHES}
+            distinct = {layout for layouts in self._layouts.values() for layout in layouts if layout not in OF_PATCHES}
             shapes = {layout: Shape.of(layout, sizes) for layout in distinct}
             self._shapes = {
-                name: tuple(shapes[layout] for layout in site.layouts if layout in shapes)
-                for name, site in self.sites.items()
+                name: tuple(shapes[layout] for layout in layouts if layout in shapes)
+                for name, layouts in self._layouts.items()
             }
         self._count_masks = {"length": count_mask, **({} if source_mask is None else {"source": source_mask})}
         self._masks.clear()
@@ -127,16 +134,20 @@ class Measurement:
         return self._masks[key]
 
     def shape(self, name: str, lead: torch.Size) -> Shape | None:
-        """The shape of a site to measure that has these dimensions before the channels in this forward, if any."""
+        """The shape of a module's output that has these dimensions before the channels in this forward, if any."""
         for shape in self._shapes.get(name, ()):
             if shape.lead == lead:
                 return shape
         return None
 
+    def has_layout(self, name: str) -> bool:
+        """Whether a module's output could be read."""
+        return name in self._layouts
+
     def lies_by_token(self, name: str, lead: torch.Size) -> bool:
-        """Whether an output of this shape before the channels is one row per token, in order, if it is measured."""
+        """Whether an output of this shape before the channels is one row per token, in order, if it can be read."""
         shape = self.shape(name, lead)
-        return name not in self.sites or (shape is not None and shape.in_order and shape.rows_per_token == 1)
+        return not self.has_layout(name) or (shape is not None and shape.in_order and shape.rows_per_token == 1)
 
     def read(self, name: str, output: Any) -> None:
         """Feed what a module returned to the sink, if it is a site to measure."""

@@ -156,7 +156,7 @@ class ResidualSums:
         x = plain(x)
         shape = self._measurement.shape(name, x.shape[:-1])
         weight = self._modules[name].get_parameter("weight")
-        in_order = shape.in_order if shape else name not in self._measurement.sites
+        in_order = shape.in_order if shape else not self._measurement.has_layout(name)
         fits = in_order and x.is_contiguous() and (x.dtype, x.device) == (weight.dtype, weight.device)
         if more or named or not fits or needs_gradient(x, self._modules[name]):
             output = original(x, *more, **named)

@@ -138,7 +138,9 @@ class Taps:
         wanted = self.space.without(exclude, among=include)
         self.unread = {site.name: probed.unread[site.name] for site in wanted if not site.layouts and not site.scales}
         outputs = outputs_of(self.space, {site.name for site in wanted if site.layouts})
-        self._measurement = Measurement(outputs, sink, probed.beside)
+        readable = outputs_of(self.space, {site.name for site in self.space if site.layouts})
+        layouts = {output.site.name: output.site.layouts for output in readable}
+        self._measurement = Measurement(outputs, layouts, sink, probed.beside)
         self._blocks = probed.recording.blocks if probed.recording else {}
         if not self._measurement.sites:
             raise ActError(f"no output of {type(model).__name__} can be measured: {next(iter(self.unread.values()))}")
@@ -149,8 +151,9 @@ class Taps:
         _refuse_gates_behind(fusion, self.space)
         self._sums = ResidualSums(fusion, modules, self._measurement)
         attentions = Attentions(fusion.attentions if fusion.mlps or fusion.norms else {}, self._measurement)
-        whole = len(wanted) == len(self.space.sites)
-        ends = frozenset() if whole else _behind(model, self._measurement, probed, images)
+        left_out = self.space.left_out(include, exclude)
+        some = any(site.name in left_out and site.kind != "head" for site in self.space)  # a head ends it by itself
+        ends = _behind(model, self._measurement, probed, images) if some else frozenset()
         self._ending = Ending(ends, self._measurement, (self._sums, attentions))
         head, products = Head(model, self._measurement, self._ending), PatchProducts(model, self._measurement)
         self._mechanisms: list[Mechanism] = [head, self._sums, products]
