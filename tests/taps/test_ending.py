@@ -60,19 +60,19 @@ def test_nothing_runs_behind_the_last_site(family, fused):
 
 
 @pytest.mark.parametrize(
-    "family", ["mixtral", f"t5{WITH_SOURCE}", f"bart{WITH_SOURCE}", "qwen3_5_text", "albert (masked)"]
+    "family", ["mixtral", f"t5{WITH_SOURCE}", f"fsmt{WITH_SOURCE}", "qwen3_5_text", "albert (masked)", "xlnet"]
 )
 def test_every_site_can_be_the_last(family, monkeypatch):
-    """Where experts end, another text is read, an attention holds its projections, or a layer is called again."""
+    """Where experts end, another text is read, tokens come before sequences, an attention holds its projections, or a layer is called again."""
     model = tiny(family)
     batches = given_to(model, 1)
-    whole = act.profile(model, batches, fused=False)
+    whole = act.profile(model, batches)
     ends = []
     end = tapped.Ending.end
     monkeypatch.setattr(tapped.Ending, "end", lambda self: (ends.append(self.early), end(self)))
     names = [site.name for site in whole.space if whole.site(site.name).count.any() and not site.scales]
     for name in names[:: max(1, len(names) // 6)]:
-        assert_measured(act.profile(model, batches, fused=False, include=name), whole)
+        assert_measured(act.profile(model, batches, include=name), whole)
     assert any(ends)
 
 
