@@ -97,7 +97,6 @@ def _transferred(copy: Copy, donors: Sequence[Donor], overlap: Overlap, hard_lin
             changes = []
             for part in parts:
                 change = _blended(plan, part, copies, held[part])
-                plan.require_given(part)
                 parameters.require(part, change.rows, change.before)
                 changes.append(change)
                 values += change.after.numel()

@@ -417,6 +417,10 @@ class Parameters(Mapping[str, torch.Tensor]):
         """The parameters of which parts are columns, whose values no diagonal from an earlier run can be held to."""
         return {part.key for part in parts if not sums_rows(part, len(self.shape_of(part.key)))}
 
+    def knows(self, part: ParameterSlice) -> bool:
+        """Whether an earlier run has kept the diagonal of the parameter that a part is of."""
+        return self.stored.remembered.earlier(self.places[part.key]) is not None
+
     def require(self, part: ParameterSlice, rows: torch.Tensor, values: torch.Tensor) -> None:
         """Raise :class:`Outdated` unless rows of a part have the values that an earlier run has kept a diagonal of."""
         known = self.stored.remembered.earlier(self.places[part.key])

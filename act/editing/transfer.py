@@ -92,20 +92,18 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
 
 
 def _checked(plan: TransferPlan, weights: Weights) -> dict[str, Diagonal]:
-    """The diagonals of a target, of which, as of the donors, all is known to be right that a transfer reads.
+    """The diagonals of a target, which fit the rows that a transfer reads.
 
     Raises:
         ActError: a channel set was made for other models.
-        Outdated: what an earlier run has kept of a model in a folder is wrong.
+        Outdated: what an earlier run has kept of a target in a folder is wrong.
     """
     stored = weights if isinstance(weights, Parameters) else None
     diagonals = diagonals_of(weights, stored.unsummed(plan.given) if stored else ())
     plan.require_models(digests(weights, diagonals), plan.donor_fingerprints())
-    for part in plan.given:
-        plan.require_given(part)
-        if stored:
+    if stored:
+        for part in plan.given:
             rows = plan.changed(part)
             stored.require(part, rows, stored.matrix(part)[rows])
-    if stored:
         stored.remember()
     return diagonals

@@ -12,6 +12,7 @@ import torch
 from act.core.errors import ActError, require_choice
 from act.editing.donor import VOCABULARY_KINDS, Donor
 from act.editing.provenance import TransferProvenance
+from act.editing.remembered import believed
 from act.editing.rows import DonorRows, Overlap, Weights, blend, by_slice, experts_in, form_of, shape_in, union
 from act.editing.stored import Parameters, parameter_names
 from act.models.sites import ParameterSlice
@@ -91,8 +92,17 @@ class TransferPlan:
         blend({part: self.given[part] for part in target}, target, self.overlap)
 
     def donor_fingerprints(self) -> list[Sequence[str] | None]:
-        """What the fingerprints of the donors may be whose channel sets say which they should have."""
-        return [donor.fingerprints(self._unsummed(donor)) for donor in self.donors]
+        """What the fingerprints of the donors may be whose channel sets say which they should have.
+
+        What earlier runs have kept of them is compared with the rows that they give.
+        """
+
+        def read() -> list[Sequence[str] | None]:
+            found: list[Sequence[str] | None] = [donor.fingerprints(self._unsummed(donor)) for donor in self.donors]
+            self._require_given()
+            return found
+
+        return believed(read)
 
     def _unsummed(self, donor: Donor) -> set[str]:
         """The parameters of which a donor gives what no fingerprint from an earlier run can be held to."""
@@ -102,11 +112,12 @@ class TransferPlan:
         given = [one for held in self.given.values() for one in held if one.weights is weights]
         return weights.unsummed(one.parameter for one in given) | {one.parameter.key for one in given if one.tokens}
 
-    def require_given(self, part: ParameterSlice) -> None:
+    def _require_given(self) -> None:
         """Raise :class:`act.editing.remembered.Outdated` unless donors give what their known fingerprints are of."""
-        for one in self.given[part]:
-            if isinstance(one.weights, Parameters) and not one.tokens:
-                one.weights.require(part, one.rows, one.matrix[one.rows])
+        for part, held in self.given.items():
+            for one in held:
+                if isinstance(one.weights, Parameters) and not one.tokens and one.weights.knows(part):
+                    one.weights.require(part, one.rows, one.matrix[one.rows])
 
     def require_models(self, target: Sequence[str], donors: Sequence[Sequence[str] | None]) -> None:
         """Raise :class:`OtherModel` if a set was made for models with no such fingerprint."""
