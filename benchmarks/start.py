@@ -93,8 +93,8 @@ def main() -> None:
     def timed(*arguments: str, cwd: Path | None = None) -> Seconds:
         return medians([process(*arguments, cwd=cwd)[0] for _ in range(given.rounds)])
 
-    bare = timed("-c", "pass")
-    result: dict[str, Any] = {"python": bare, "import_act": timed("-c", "import act")}
+    result: dict[str, Any] = {"machine_load": round(os.getloadavg()[0], 1)}
+    result |= {"python": timed("-c", "pass"), "import_act": timed("-c", "import act")}
     result["help"] = {command: timed("-m", "act", command, "--help") for command in COMMANDS}
     slowest = max(result["help"], key=lambda command: result["help"][command]["seconds"])
     result["slowest_help"] = {"command": slowest, **result["help"][slowest]}

@@ -129,6 +129,8 @@ def table_of(marker: str) -> str:
     """What a marker asks for, and the machine behind it; result files that do not exist are skipped."""
     names, *lines = marker.splitlines()
     results = [load(name) for name in names.split() if (RESULTS / f"{name}.json").exists()]
+    if not results:
+        return "Not measured yet."
     text = ""
     if lines[0].startswith("|"):
         head, *lines = lines
