@@ -33,9 +33,10 @@ struct Rows {
         expand(bits, parts);
     }
     static void expand(const Bits bits[BITS], Floats parts[PARTS]) { Format<T>::split(bits[0], parts); }
-    // Inlined at once: GCC drops calls of a function that does nothing but prefetch.
+    // Into the second cache: rows of many widths lie where the first has no room for the lines of a whole chunk. Inlined
+    // at once: GCC drops calls of a function that does nothing but prefetch.
     __attribute__((always_inline)) void prefetch(int row, int64_t channel) const {
-        for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) __builtin_prefetch(at[row] + channel + i);
+        for (int i = 0; i < TILE; i += LINE / int(sizeof(T))) __builtin_prefetch(at[row] + channel + i, 0, 2);
     }
     static int slot(int channel) { return Format<T>::slot(channel); }
     static int bits_slot(int channel) { return PARTS == 1 ? channel : even_odd_slot(channel); }
