@@ -34,12 +34,14 @@ def main() -> None:
     from act.cli import main as command_line
     from act.profiling.run import Run
 
-    read: Any = PreTrainedModel.from_pretrained
+    models: Any = PreTrainedModel
+    runs: Any = Run
+    read = models.from_pretrained.__func__
     loading: dict[str, float] = {}
 
     def from_pretrained(kind: Any, *arguments: Any, **keywords: Any) -> Any:
         before = Now()
-        model = read.__func__(kind, *arguments, **keywords)
+        model = read(kind, *arguments, **keywords)
         loading.update(Now().since(before))
         return model
 
@@ -49,7 +51,7 @@ def main() -> None:
         print(json.dumps({"imports": imported.since(start), "loading": loading, "beyond": beyond}), flush=True)
         os._exit(0)
 
-    PreTrainedModel.from_pretrained, Run.feed = classmethod(from_pretrained), feed  # type: ignore[method-assign]
+    models.from_pretrained, runs.feed = classmethod(from_pretrained), feed
     sys.argv = sys.argv[1:]
     command_line()
 
