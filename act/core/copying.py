@@ -1,12 +1,7 @@
-"""Copies of files: clones that share blocks until one side is written to, where the filesystem can, else bytes.
-
-What is copied is written back while the copying goes on, so that a disk is busy from the beginning.
-"""
+"""Copies of files: clones that share blocks until one side is written to, where the filesystem can, else bytes."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -19,7 +14,6 @@ from typing import BinaryIO
 
 _FICLONE = 0x40049409  # of Linux: share all blocks of another file
 _AT_ONCE = 1 << 26  # bytes, so that a copy stops soon
-_START_WRITING = 2  # of sync_file_range: what is dirty, without waiting for it
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
@@ -85,21 +79,12 @@ def _sent(source: BinaryIO, destination: BinaryIO, stop: threading.Event | None,
         try:
             os.lseek(here, done, os.SEEK_SET)
             while sent := way():
-                _write_back(here, done, sent)
                 done += sent
                 _require_going(stop)
         except OSError as error:
             if error.errno in _FULL:
                 raise
     return done
-
-
-def _write_back(file: int, start: int, length: int) -> None:
-    """Begin to write a part of a file to the disk; the system call of Linux, which Python's os does not have."""
-    with contextlib.suppress(AttributeError):  # another system
-        call = ctypes.CDLL(None).sync_file_range
-        call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
-        call(file, start, length, _START_WRITING)
 
 
 def _require_going(stop: threading.Event | None) -> None:
