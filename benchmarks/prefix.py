@@ -60,11 +60,12 @@ def model_of(dtype: torch.dtype) -> PreTrainedModel:
 
 
 def difference(one: act.Profile, other: act.Profile) -> float:
-    """The largest difference of a mean, as a share of the root mean square, or of a variance."""
+    """The largest difference of a mean, as a share of the root mean square, or of a variance; NaN if only one is."""
     size = (other.mean.square() + other.var).sqrt()
     means = (one.mean - other.mean).abs() / size
     variances = (one.var - other.var).abs() / other.var
-    return float(torch.cat([means, variances]).nan_to_num(0).max())
+    nothing = (one.count == 0) & (other.count == 0) | (one.var == 0) & (other.var == 0)
+    return float(torch.cat([means.masked_fill(nothing, 0), variances.masked_fill(nothing, 0)]).max())
 
 
 def measure(

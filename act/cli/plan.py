@@ -294,7 +294,11 @@ def _print_work(result: dict[str, Any]) -> None:
     if text.get("images"):
         print(f"{text['images']:,} images, whose tokens are counted; what the parts that read them compute is not")
     if text["computed"] != text["tokens"]:
-        print(f"{about}{text['computed']:,.0f} of them are computed; the others begin texts as a text before them did")
+        provided = "" if result["measured"] else ", if the model can share that (--seconds tries it)"
+        print(
+            f"{about}{text['computed']:,.0f} of them are computed; the others begin texts as a text before them did"
+            f"{provided}"
+        )
     if text.get("bad_records"):
         print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
     if not result["attention_counted"]:

@@ -15,4 +15,8 @@ def first_difference(found: Any, expected: Any, path: str = "") -> str | None:
                 return different
         return None
     found = list(found) if isinstance(found, tuple) else found
-    return None if found == expected else f"{path}: {found!r:.60} there, {expected!r:.60} here"
+    return None if found == expected else f"{path}: {_shown(found)} there, {_shown(expected)} here"
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else f"{value!r:.60}"

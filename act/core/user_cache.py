@@ -7,22 +7,24 @@ import logging
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from act.core.errors import brief
+from act.core.errors import ActError, brief
 
 log = logging.getLogger(__name__)
 
 OFF = "off"
-_UNFINISHED = ".unfinished-"
+_KEPT, _UNFINISHED = ".act-cache", ".act-unfinished"  # endings of the files here; all others are somebody's own
+_ABANDONED = 86_400  # seconds after which nobody finishes a file any more
 _said: set[str] = set()  # what was reported in this process, once
 
 
 class UserCache:
-    """Files in a folder that belongs to this user and that nobody else can write to; others are left alone.
+    """Files in a folder that belongs to this user and that nobody else can write to; files of others are left alone.
 
     Nothing here fails for want of the folder: what cannot be kept is not, and one log message says so.
     """
@@ -37,19 +39,25 @@ class UserCache:
 
         Args:
             variable: an environment variable that names another folder, or says :data:`OFF`: then there is none.
+
+        Raises:
+            ActError: the variable is something else.
         """
         chosen = os.environ.get(variable, "")
         if chosen.lower() == OFF:
             return None
         if chosen:
-            return cls(Path(chosen).expanduser(), most_bytes)
+            folder = os.path.expanduser(chosen)
+            if not os.path.isabs(folder):
+                raise ActError(f"{variable} is {chosen}; give it the whole path of a folder, or {OFF}")
+            return cls(Path(folder), most_bytes)
         base = os.environ.get("XDG_CACHE_HOME", "")
-        home = Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()
-        return cls(home / "act-profile" / name, most_bytes)
+        home = base if os.path.isabs(base) else os.path.expanduser("~/.cache")
+        return cls(Path(home, "act-profile", name), most_bytes) if os.path.isabs(home) else None  # a user has no home
 
     def find(self, name: str) -> Path | None:
         """The file of that name; None if there is none that only this user can have written."""
-        path = self.folder / name
+        path = self._path(name)
         try:
             found = path.lstat()
             if not stat.S_ISREG(found.st_mode):
@@ -71,12 +79,12 @@ class UserCache:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not _is_private(self.folder.stat(), self.folder):
                 return
-            descriptor, unfinished = tempfile.mkstemp(prefix=_UNFINISHED, dir=self.folder)  # for this user only
+            descriptor, unfinished = tempfile.mkstemp(suffix=_UNFINISHED, dir=self.folder)  # for this user only
             os.close(descriptor)
             try:
                 write(Path(unfinished))
                 os.chmod(unfinished, 0o600)
-                os.replace(unfinished, self.folder / name)
+                os.replace(unfinished, self._path(name))
             finally:
                 Path(unfinished).unlink(missing_ok=True)
             self._remove_oldest()
@@ -87,15 +95,27 @@ class UserCache:
     def remove(self, name: str) -> None:
         """Remove a file, if it is there and can be."""
         with contextlib.suppress(OSError):
-            (self.folder / name).unlink()
+            self._path(name).unlink()
+
+    def _path(self, name: str) -> Path:
+        return self.folder / (name + _KEPT)
 
     def _remove_oldest(self) -> None:
-        found = sorted((entry.stat().st_mtime, entry.stat().st_size, entry.path) for entry in os.scandir(self.folder))
+        """Remove what is more than fits, of its own files only; another process may do the same meanwhile."""
+        found = []
+        for path in self.folder.glob(f"*{_UNFINISHED}"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_mtime < time.time() - _ABANDONED:
+                    path.unlink()
+        for path in self.folder.glob(f"*{_KEPT}"):
+            with contextlib.suppress(OSError):
+                found.append((path.stat().st_mtime, path.stat().st_size, path))
         total = sum(size for _, size, _ in found)
-        for _, size, path in found:
+        for _, size, path in sorted(found):
             if total <= self.most_bytes:
                 break
-            os.unlink(path)
+            with contextlib.suppress(OSError):
+                path.unlink()
             total -= size
 
 

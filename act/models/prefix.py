@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 PROBED = 6, 5
 """Tokens of the prefix that :func:`why_unshared` tries, and of the texts that continue it."""
 
+BY_LENGTH = "dynamic", "longrope", "su"
+"""Kinds of rotary embedding whose frequencies depend on the length of a text; a probe is too short to show it."""
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -117,6 +120,8 @@ def why_unshared(model: nn.Module) -> str | None:
 
     if reader_of(model) != "decoder":
         return f"{type(model).__name__} reads texts as a whole"
+    if by_length := _rotary_by_length(getattr(model, "config", None)):
+        return f"{type(model).__name__} turns the first keys of a longer text otherwise (rotary embedding {by_length})"
     before, after = PROBED
     ids = torch.arange(1, 1 + before + after, device=input_device(model)).repeat(2, 1)
     ids[1, before:] += 1
@@ -143,3 +148,13 @@ def why_unshared(model: nn.Module) -> str | None:
     if not torch.allclose(parts, whole, rtol=tolerance, atol=tolerance * float(whole.abs().max())):
         return f"{type(model).__name__} gives other values behind keys and values that it kept"
     return None
+
+
+def _rotary_by_length(values: Any) -> str | None:
+    """The kind of rotary embedding, somewhere in these values of a configuration, that depends on how long a text is."""
+    if not isinstance(values, dict):
+        values = vars(values) if hasattr(values, "to_dict") else {}
+    kind = values.get("rope_type", values.get("type"))
+    if kind in BY_LENGTH:
+        return str(kind)
+    return next(filter(None, map(_rotary_by_length, values.values())), None)

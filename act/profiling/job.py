@@ -19,7 +19,7 @@ from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.data.corpus import Corpus
 from act.data.records import Shard
 from act.data.stream import Skipped, Stream
-from act.models.calls import decoder_inputs, has_decoder
+from act.models.calls import decoder_inputs, has_decoder, reader_of
 from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
 from act.models.fingerprint import fingerprint
@@ -246,7 +246,10 @@ class Job:
             return False
         refused = next((reason for model in self.models.values() if (reason := why_unshared(model))), None)
         if refused:
-            log.info("what sequences begin with alike is computed for each: %s", refused)
+            level = (
+                logging.WARNING if reader_of(self._model) == "decoder" else logging.INFO
+            )  # nobody expects it of others
+            log.log(level, "what texts begin with alike is computed for each of them: %s", refused)
         return refused is None
 
     @cached_property

@@ -289,7 +289,7 @@ class Run:
         halves = largest.halves()
         if halves is None:
             raise ActError(
-                f"one sequence of {largest.size} tokens does not fit into the memory of {self.device}; "
+                f"one sequence of {largest.size + sum(map(len, largest.shared))} tokens does not fit into the memory of {self.device}; "
                 "lower the maximum length (--max-length), or use a device with more memory"
             )
         self.max_tokens = max(half.size for half in halves)

@@ -7,6 +7,7 @@ names. While a model runs, none of them ends it before everything to measure has
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ class _Order:
     started: dict[str, int]
     ended: dict[str, int]
     whole: frozenset[str]
-    """Modules that ran within one that must come to its own end."""
+    """Modules that ran within one that must come to its own end, or have hooks of somebody else."""
 
     @classmethod
     def of(cls, model: nn.Module, run: Run) -> _Order:
@@ -74,20 +75,23 @@ class _Order:
         ended: dict[str, int] = {}
         whole: set[str] = set()
         running: list[bool] = []
+        modules = dict(model.named_modules())
+        hooked = {name for name, module in modules.items() if module._forward_hooks}
+        own_end = hooked | {name for name, module in modules.items() if takes_back(module)}
 
-        def note_start(name: str, module: nn.Module) -> None:
+        def note_start(name: str) -> None:
             started.setdefault(name, next(clock))
-            if any(running):
+            if any(running) or name in hooked:  # a hook before a start may wait for one after the end
                 whole.add(name)
-            running.append(takes_back(module))
+            running.append(name in own_end)
 
         def note_end(name: str) -> None:
             ended[name] = next(clock)
             running.pop()
 
         with contextlib.ExitStack() as stack:
-            for name, module in model.named_modules():
-                before = module.register_forward_pre_hook(lambda module, _, name=name: note_start(name, module))
+            for name, module in modules.items():
+                before = module.register_forward_pre_hook(lambda *_, name=name: note_start(name))
                 after = module.register_forward_hook(lambda *_, name=name: note_end(name))
                 stack.callback(before.remove)
                 stack.callback(after.remove)
@@ -123,19 +127,45 @@ def _ends(model: nn.Module, names: Iterable[str], run: Run, usual: Set[tuple[str
     left = _changed(before, _attributes(model)) - usual
     for name, attribute in left:
         if (name, attribute) in before:
-            modules[name].__dict__[attribute] = before[name, attribute]
+            modules[name].__dict__[attribute] = before[name, attribute].put_back()
         else:
             del modules[name].__dict__[attribute]
     return ended and not left
 
 
-def _attributes(model: nn.Module) -> dict[tuple[str, str], Any]:
-    return {(name, key): value for name, module in model.named_modules() for key, value in vars(module).items()}
+class _Attribute:
+    """A value that a module holds, and what the value holds if it is a plain container."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._content = copy.copy(value) if type(value) in (dict, list, set) else ()
+
+    def same(self, other: _Attribute) -> bool:
+        return self._value is other._value and self._ids() == other._ids()
+
+    def _ids(self) -> list[int]:
+        items = self._content.items() if isinstance(self._content, dict) else enumerate(self._content)
+        return [id(x) for pair in items for x in pair]
+
+    def put_back(self) -> Any:
+        """The value, with what it held."""
+        if type(self._value) in (dict, list, set):
+            self._value.clear()
+            add = self._value.extend if isinstance(self._value, list) else self._value.update
+            add(self._content)
+        return self._value
 
 
-def _changed(before: dict[tuple[str, str], Any], after: dict[tuple[str, str], Any]) -> set[tuple[str, str]]:
+_Attributes = dict[tuple[str, str], _Attribute]
+
+
+def _attributes(model: nn.Module) -> _Attributes:
+    return {(name, key): _Attribute(x) for name, module in model.named_modules() for key, x in vars(module).items()}
+
+
+def _changed(before: _Attributes, after: _Attributes) -> set[tuple[str, str]]:
     keys = before.keys() | after.keys()
-    return {key for key in keys if key not in before or key not in after or before[key] is not after[key]}
+    return {key for key in keys if key not in before or key not in after or not before[key].same(after[key])}
 
 
 class Ending:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from act.core import user_cache
+from act.core.errors import ActError
 from act.core.user_cache import UserCache
 
 
@@ -37,6 +38,17 @@ def test_the_folder_is_the_users_own_and_can_be_moved_or_turned_off(monkeypatch,
     assert folder() == tmp_path / "here"
     monkeypatch.setenv("ACT_THINGS", "OFF")
     assert folder() is None
+    for nowhere in ("0", "~nobody-of-that-name/here"):
+        monkeypatch.setenv("ACT_THINGS", nowhere)
+        with pytest.raises(ActError, match=r"ACT_THINGS is .*; give it the whole path"):
+            folder()
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    for variable in ("ACT_THINGS", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)  # as in a container that runs under any number
+    assert UserCache.named("things", "ACT_THINGS", 1) is None
 
 
 def test_what_is_kept_is_for_this_user_alone_and_replaced_at_once(tmp_path):
@@ -48,7 +60,7 @@ def test_what_is_kept_is_for_this_user_alone_and_replaced_at_once(tmp_path):
         kept(tmp_path / "a/b", "name", "two")
         assert (earlier.read(), found.read_text()) == ("one", "two")
     assert cache.find("other") is None
-    assert os.listdir(tmp_path / "a/b") == ["name"]
+    assert os.listdir(tmp_path / "a/b") == [found.name]
 
 
 def test_a_writer_that_fails_leaves_what_was(tmp_path, caplog):
@@ -61,7 +73,7 @@ def test_a_writer_that_fails_leaves_what_was(tmp_path, caplog):
     for _ in range(2):
         cache.keep("name", fail)
     found = cache.find("name")
-    assert found is not None and found.read_text() == "one" and os.listdir(tmp_path) == ["name"]
+    assert found is not None and found.read_text() == "one" and os.listdir(tmp_path) == [found.name]
     assert [record.getMessage().rpartition(": ")[2] for record in caplog.records] == ["No space left on device"]
 
 
@@ -84,7 +96,9 @@ def test_a_folder_that_cannot_be_written_is_said_once(place, tmp_path, caplog, m
 def test_what_others_may_have_written_is_left_alone(whose, what, tmp_path, caplog, monkeypatch):
     folder = tmp_path / "cache"
     cache = kept(folder, "name", "text")
-    path = folder if what == "folder" else folder / "name"
+    kept_at = cache.find("name")
+    assert kept_at is not None
+    path = folder if what == "folder" else kept_at
     if whose == "of another user":
         if os.geteuid():
             monkeypatch.setattr(os, "geteuid", lambda: 12345)
@@ -101,7 +115,7 @@ def test_what_others_may_have_written_is_left_alone(whose, what, tmp_path, caplo
     assert len(caplog.records) == (whose != "a link")
     if what == "folder" and whose != "a link":
         kept(folder, "other", "text")
-        assert os.listdir(folder) == ["name"]
+        assert os.listdir(folder) == [kept_at.name]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root alone may write into the home of another user")
@@ -112,12 +126,20 @@ def test_root_makes_no_folder_in_the_home_of_another_user(tmp_path, caplog):
     assert not os.listdir(tmp_path / "home") and "belongs to another user" in caplog.text
 
 
-def test_what_was_not_used_for_longest_goes(tmp_path):
+def test_what_was_not_used_for_longest_goes_and_nothing_of_others(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("of the user.bin", "folder/of the user.bin"):
+        (tmp_path / name).write_text("x" * 5000)
+        os.utime(tmp_path / name, (0, 0))
+    abandoned = tmp_path / f"1{user_cache._UNFINISHED}"
+    abandoned.write_text("")
+    os.utime(abandoned, (0, 0))
     for number, name in enumerate(["old", "used", "new"]):
         cache = kept(tmp_path, name, "x" * 400)
-        if (tmp_path / name).exists():
-            os.utime(tmp_path / name, (number, number))
+        if path := cache.find(name):
+            os.utime(path, (number, number))
         cache.find("used")
-    assert sorted(os.listdir(tmp_path)) == ["new", "used"]
+    assert [bool(cache.find(name)) for name in ("old", "used", "new")] == [False, True, True]
     kept(tmp_path, "vast", "x" * 2000)
-    assert os.listdir(tmp_path) == []
+    assert not any(map(cache.find, ("used", "new", "vast"))) and not abandoned.exists()
+    assert all((tmp_path / name).exists() for name in ("of the user.bin", "folder/of the user.bin"))

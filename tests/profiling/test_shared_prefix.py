@@ -8,6 +8,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+import transformers
 from command_line import act_profile, succeed
 from support import CONFIGS, tiny_model, train_tokenizer
 from tiny_families import WITH_SOURCE, families, tiny
@@ -29,6 +30,12 @@ ALONE = {
     f"t5{WITH_SOURCE}": "reads texts as a whole",
 }
 """Families that compute every text whole, and a part of the reason."""
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0] * 4,
+    "original_max_position_embeddings": 64,
+}
 BUDGET = 96
 
 
@@ -98,6 +105,17 @@ def test_every_family_shares_or_says_why_not(family):
         pytest.skip(f"{family}: {reason if causal(model) else 'not causal'}")
     shared, alone = both(act.profile, model)
     assert_the_same(shared, alone, 5e-6)
+
+
+@pytest.mark.parametrize(("kind", "rotary"), [("Llama", {"rope_type": "dynamic", "factor": 4.0}), ("Phi3", LONGROPE)])
+def test_keys_that_depend_on_the_length_of_a_text_are_not_shared(kind, rotary):
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, pad_token_id=0, max_position_embeddings=256,
+        rope_parameters={"rope_theta": 1e4, **rotary},
+    )  # fmt: skip
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    assert f"rotary embedding {rotary['rope_type']}" in why_unshared(model)
 
 
 @pytest.mark.parametrize("count", ["answer", "all"])

@@ -155,6 +155,31 @@ def offloaded_by_layer(model):
     return model
 
 
+def test_a_hook_at_a_start_is_followed_by_that_at_the_end():
+    model, running = tiny_model("llama"), []
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(lambda *_: running.append(1))
+        layer.register_forward_hook(lambda *_: running.pop() and None)
+    whole = act.profile(tiny_model("llama"), random_batches(1))
+    assert_measured(act.profile(model, random_batches(1), include="*.0.*q_proj"), whole)
+    assert not running
+
+
+def test_what_a_container_of_the_model_holds_is_as_it_was():
+    model = tiny_model("llama")
+    forward, model.model.state = model.model.forward, {"running": False}
+
+    def marked(*args, **kwargs):
+        model.model.state["running"] = True
+        result = forward(*args, **kwargs)
+        model.model.state["running"] = False
+        return result
+
+    model.model.forward = marked
+    act.profile(model, random_batches(1), include="q")
+    assert model.model.state == {"running": False}
+
+
 def attributes_of(model):
     return {
         name: (vars(module).get("forward"), [each.is_meta for each in module.parameters()], list(vars(module)))
