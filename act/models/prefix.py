@@ -151,7 +151,7 @@ def why_unshared(model: nn.Module) -> str | None:
 
 
 def _rotary_by_length(values: Any) -> str | None:
-    """The kind of rotary embedding, somewhere in these values of a configuration, that depends on how long a text is."""
+    """The kind of rotary embedding, anywhere in a configuration, that depends on how long a text is."""
     if not isinstance(values, dict):
         values = vars(values) if hasattr(values, "to_dict") else {}
     kind = values.get("rope_type", values.get("type"))

@@ -288,8 +288,9 @@ class Run:
         largest = max(self._parts(batch), key=lambda part: part.size)
         halves = largest.halves()
         if halves is None:
+            tokens = largest.size + sum(map(len, largest.shared))
             raise ActError(
-                f"one sequence of {largest.size + sum(map(len, largest.shared))} tokens does not fit into the memory of {self.device}; "
+                f"one sequence of {tokens} tokens does not fit into the memory of {self.device}; "
                 "lower the maximum length (--max-length), or use a device with more memory"
             )
         self.max_tokens = max(half.size for half in halves)
