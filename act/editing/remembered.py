@@ -5,7 +5,8 @@ read: path, device, inode, size, times to the nanosecond, and a hash of the head
 clock has moved on since the last one, and a program that writes through a memory map may do so until the system has
 written its pages back before another time shows it. So nothing is kept of files written to in the last minute, or in
 the future, and nothing is believed that was kept in the future, as where a clock went backwards. What a transfer has
-written itself is kept at once: no other program had the files, and the clock of their filesystem has moved on.
+written itself is kept at once: no other program had the files, the clock of their filesystem has moved on, and the
+target was the same from before its first byte was copied until the last was read (:class:`act.editing.copies.Copy`).
 
 What this does not see: a write after which all times were set back, ctime too, as only root can, or where a filesystem
 has none; and writes through a map of a file that lies in memory. Rows that are read anyway are compared with what is

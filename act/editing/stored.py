@@ -67,6 +67,7 @@ class StoredModel(Mapping[str, torch.Tensor]):
         shards: name of a shard, relative to the folder -> names of its tensors.
         index: name of the index, if there is one.
         config: the model's ``config.json``.
+        found: the status of each shard's file before anything was read from it.
         remembered: what is known of its values from earlier runs.
     """
 
@@ -94,9 +95,10 @@ class StoredModel(Mapping[str, torch.Tensor]):
         files, self.index = weight_files(self.folder, self.config)
         self._where: dict[str, Place] = {}
         self.shards: dict[str, list[str]] = {}
+        self.found: dict[str, os.stat_result] = {}
         since, identities = time.time_ns(), {}
         for file in files:
-            held, identities[file] = _header(self.folder, file)
+            held, identities[file], self.found[file] = _header(self.folder, file)
             self.shards[file] = list(held)
             for name in held.keys() & self._where.keys():  # stored twice: transformers takes the last
                 earlier = self._where[name]
@@ -518,8 +520,8 @@ def _names_of(space: ChannelSpace) -> dict[str, list[str]]:
     return names
 
 
-def _header(folder: Path, file: str) -> tuple[dict[str, Place], FileIdentity]:
-    """Where the tensors of a shard lie, and which file it is.
+def _header(folder: Path, file: str) -> tuple[dict[str, Place], FileIdentity, os.stat_result]:
+    """Where the tensors of a shard lie, which file it is, and its status before it was read.
 
     Raises:
         ActError: the shard is missing, truncated or damaged, or holds values that cannot be transferred.
@@ -547,7 +549,7 @@ def _header(folder: Path, file: str) -> tuple[dict[str, Place], FileIdentity]:
             places[name] = Place(file, dtype, tuple(shape), 8 + length + start)
             if places[name].size != stop - start or 8 + length + stop > end:
                 raise ValueError(f"{name} extends past the end of the file, or its size is not that of its shape")
-        return places, FileIdentity.of(path, found, text)
+        return places, FileIdentity.of(path, found, text), found
     except ActError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

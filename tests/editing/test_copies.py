@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
+from pathlib import Path
 
 import pytest
-from support import tiny_model, train_tokenizer
+from support import chosen, tiny_model, train_tokenizer
 
 from act.core.errors import ActError
 from act.editing import copies
 from act.editing.copies import copied
+from act.editing.donor import Donor
+from act.editing.folders import transfer_folders, transfer_into
 from act.editing.same_tokens import same_tokenizer_files
 from act.editing.stored import StoredModel
+from act.editing.transfer_plan import TransferPlan
+from act.models.channels import ChannelSpace
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +65,68 @@ def test_a_copy_of_what_is_no_model_begins_with_nothing_and_leaves_nothing(folde
         copy.begin()
         StoredModel(copy.source)
     assert os.listdir(tmp_path) == ["empty"]
+
+
+def write(shard: Path) -> None:
+    with shard.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"1")
+
+
+def write_and_put_the_time_back(shard: Path) -> None:
+    before = shard.stat()
+    time.sleep(0.03)  # the clock of a filesystem moves on in steps
+    write(shard)
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace(shard: Path) -> None:
+    shutil.copy2(shard, new := shard.with_name("new"))
+    new.rename(shard)
+
+
+def shorten(shard: Path) -> None:
+    os.truncate(shard, shard.stat().st_size - 2000)
+
+
+@pytest.mark.parametrize("change", [write, write_and_put_the_time_back, replace, shorten, Path.unlink])
+@pytest.mark.parametrize("moment", ["after an early copy", "after it is opened"])
+def test_a_target_that_changes_while_it_is_copied_is_refused(folder, tmp_path, monkeypatch, change, moment):
+    target = Path(shutil.copytree(folder, tmp_path / "target"))
+    shard = target / max(StoredModel(target).shards)
+    os.utime(shard, (0, 0))
+    make = TransferPlan.make
+
+    def late(*arguments):
+        if moment == "after it is opened":
+            change(shard)
+        return make(*arguments)
+
+    monkeypatch.setattr(TransferPlan, "make", late)
+    monkeypatch.setattr(copies, "can_clone", lambda *_: False)
+    donor = Donor(folder, chosen(ChannelSpace.from_model(tiny_model("llama")), 0.1, 3), 0.4)
+    with pytest.raises(ActError, match="target changed while it was copied"), copied(target, tmp_path / "out") as copy:
+        copy.begin()
+        copy.wait()
+        if moment == "after an early copy":
+            change(shard)
+        transfer_into(copy, [donor])
+    assert os.listdir(tmp_path) == ["target"]
+
+
+def test_a_link_to_a_target_that_another_program_makes_is_no_change(folder, tmp_path, monkeypatch):
+    shutil.copytree(folder, tmp_path / "target")
+    make = TransferPlan.make
+
+    def late(*arguments):
+        time.sleep(0.03)
+        for name in StoredModel(folder).shards:
+            os.link(tmp_path / "target" / name, tmp_path / name)
+        return make(*arguments)
+
+    monkeypatch.setattr(TransferPlan, "make", late)
+    donor = Donor(folder, chosen(ChannelSpace.from_model(tiny_model("llama")), 0.1), 0.4)
+    transfer_folders([donor], tmp_path / "target", tmp_path / "out", hard_link=True)
 
 
 def test_tokenizers_of_the_same_bytes_need_not_be_loaded(folder, tmp_path):

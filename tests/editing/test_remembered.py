@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from support import chosen, tiny_model
 
 import act
@@ -260,6 +260,31 @@ def test_a_target_spoiled_by_a_wrong_entry_is_copied_again(reads, tmp_path, monk
     assert "does not fit" in caplog.text
     assert done.provenance.before == right.provenance.before and done.provenance.after == right.provenance.after
     assert all(torch.equal(x, weights(tmp_path / "out")[name]) for name, x in weights(tmp_path / "right").items())
+
+
+@pytest.mark.parametrize("hard_link", [False, True])
+def test_what_is_copied_again_is_the_target_of_then(hard_link, reads, tmp_path, monkeypatch):
+    reads.of(tmp_path / "target")
+    require, others = Parameters.require, "model.norm.weight"
+
+    def late(self: Parameters, *_) -> None:
+        monkeypatch.setattr(Parameters, "require", require)
+        path = tmp_path / "target" / self.stored.shard_of(others)
+        rewritten = {**load_file(path), others: MODELS[1].model.norm.weight.detach() + 1}
+        save_file(rewritten, path, metadata={"format": "pt"})
+        (tmp_path / "target/generation_config.json").write_text("{}")
+        raise remembered.Outdated(self.stored.remembered)
+
+    monkeypatch.setattr(Parameters, "require", late)
+    channels = channels_of(tmp_path, include="up_proj")
+    channels = act.ChannelSet(SPACE, channels.index, channels.scores)  # for any models
+    donor = Donor(tmp_path / "donor", channels, 0.4)
+    done = transfer_folders([donor], tmp_path / "target", tmp_path / "out", hard_link=hard_link)
+    transfer_folders([donor], tmp_path / "target", tmp_path / "right")
+    assert done.provenance.after == fingerprint(weights(tmp_path / "out"))
+    assert done.provenance.after == reads.of(tmp_path / "out")[0]
+    for path in (tmp_path / "right").glob("*.[sj]*"):
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_a_patch_is_applied_to_a_folder_whose_fingerprint_is_kept(reads, tmp_path):
