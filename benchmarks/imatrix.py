@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measure import in_turns, median, options, record, seconds_of
+from measure import DTYPES, in_turns, median, options, record, seconds_of
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from workloads import GSM8K, build, read_lines, train_tokenizer
 
 import act
 
-DTYPES = {"float32": (torch.float32, "F32"), "bfloat16": (torch.bfloat16, "BF16"), "float16": (torch.float16, "F16")}
+KINDS = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""What llama.cpp calls the types."""
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
@@ -85,15 +86,14 @@ def write_gguf(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenize
 def measure(binary: Path, name: str, threads: int, length: int, pieces: tuple[int, int], rounds: int) -> dict[str, Any]:
     """Tokens per second of both, medians over rounds in which they take turns."""
     torch.set_num_threads(threads)
-    dtype, kind = DTYPES[name]
-    model = build("small", dtype)
+    model = build("small", DTYPES[name])
     fewer, more = pieces
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         tokenizer = train_tokenizer(GSM8K, model.config.vocab_size)
         text = "\n".join(turn["content"] for row in read_lines(GSM8K) for turn in row["messages"])
         (folder / "corpus.txt").write_text(text, encoding="utf-8")
-        write_gguf(folder / "model.gguf", model, tokenizer, kind)
+        write_gguf(folder / "model.gguf", model, tokenizer, KINDS[name])
         ids = torch.tensor(tokenizer(text)["input_ids"][: more * length]).view(more, length)
         rows = max(1, 2048 // length)
 

@@ -246,9 +246,8 @@ class Job:
             return False
         refused = next((reason for model in self.models.values() if (reason := why_unshared(model))), None)
         if refused:
-            level = (
-                logging.WARNING if reader_of(self._model) == "decoder" else logging.INFO
-            )  # nobody expects it of others
+            expected = reader_of(self._model) == "decoder"
+            level = logging.WARNING if expected else logging.INFO
             log.log(level, "what texts begin with alike is computed for each of them: %s", refused)
         return refused is None
 

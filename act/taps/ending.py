@@ -54,7 +54,7 @@ def behind(model: nn.Module, read: Set[str], runs: Sequence[Run]) -> frozenset[s
         return frozenset()
     found = frozenset.intersection(*(order.behind(read) for order in orders))
     after = _attributes(model)
-    if found and not _ends(model, found, runs[0], _changed(before, after)):
+    if found and not _ends(model, found, runs[0], after, _changed(before, after)):
         return frozenset()
     return found
 
@@ -103,17 +103,17 @@ class _Order:
         return frozenset(name for name, start in self.started.items() if start > last) - self.whole
 
 
-def _ends(model: nn.Module, names: Iterable[str], run: Run, usual: Set[tuple[str, str]]) -> bool:
+def _ends(model: nn.Module, names: Iterable[str], run: Run, before: _Attributes, usual: Set[tuple[str, str]]) -> bool:
     """Whether a forward ends at these modules, and leaves the model as a whole one does; else it is put back.
 
-    ``usual`` are the attributes that a whole forward changes.
+    ``before`` are the attributes of the model now, ``usual`` those that a whole forward changes.
     """
 
     def end(*_: Any) -> None:
         if next(times) == 0:
             raise Ended
 
-    before, modules, times = _attributes(model), dict(model.named_modules()), itertools.count()
+    modules, times = dict(model.named_modules()), itertools.count()
     ended = False
     with contextlib.ExitStack() as stack:
         for name in names:
@@ -138,18 +138,19 @@ class _Attribute:
 
     def __init__(self, value: Any) -> None:
         self._value = value
-        self._content = copy.copy(value) if type(value) in (dict, list, set) else ()
+        self._content = copy.copy(value) if type(value) in (dict, list, set) else None
 
     def same(self, other: _Attribute) -> bool:
         return self._value is other._value and self._ids() == other._ids()
 
     def _ids(self) -> list[int]:
-        items = self._content.items() if isinstance(self._content, dict) else enumerate(self._content)
-        return [id(x) for pair in items for x in pair]
+        content = self._content
+        items = content.items() if isinstance(content, dict) else ((x,) for x in content or ())
+        return [id(x) for item in items for x in item]
 
     def put_back(self) -> Any:
         """The value, with what it held."""
-        if type(self._value) in (dict, list, set):
+        if self._content is not None:
             self._value.clear()
             add = self._value.extend if isinstance(self._value, list) else self._value.update
             add(self._content)
