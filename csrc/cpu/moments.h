@@ -266,16 +266,21 @@ private:
         });
     }
 
+    // Adds the sums of one tile; `moved`: those around its own means.
+    template <bool moved = false>
     void add_sums(const Source& source, int rows, int64_t channel, const Tile& tile) {
         Floats highest[VECTORS];
         each<GROUPS>([&](auto g) ACT_INLINE { Source::expand(tile.top + g * BITS, highest + g * PARTS); });
-        Ints suspect = {};
+        Ints beyond = {}, far = {};
         each<VECTORS>([&](auto v) ACT_INLINE {
-            suspect |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]);
-            suspect |= infinite(tile.squares[v]) | infinite(tile.sizes[v]);
-            suspect |= tile.sums[v] * tile.sums[v] > tile.squares[v] * (NEAR * float(rows));
+            beyond |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]);
+            beyond |= infinite(tile.squares[v]) | infinite(tile.sizes[v]);
+            far |= tile.sums[v] * tile.sums[v] > tile.squares[v] * (NEAR * float(rows));
         });
-        if (any(suspect)) return add_exactly(source, rows, channel);
+        if (any(moved ? beyond | far : beyond)) return add_exactly(source, rows, channel);
+        if constexpr (!moved) {
+            if (any(far)) return add_moved(source, rows, channel, tile);
+        }
         each<VECTORS>([&](auto v) ACT_INLINE {
             const int64_t slot = channel + v * LANES;
             accumulate(sum + slot, tile.sums[v]);
@@ -386,8 +391,21 @@ private:
         }
     }
 
-    // The same tile in float64 around its own mean, which becomes the shift: where values have moved away from the old
-    // one, or some are NaN, infinite, or too large or small for their squares.
+    // The same tile around its own means, which become the shift: where values have moved away from the old one.
+    void add_moved(const Source& source, int rows, int64_t channel, const Tile& tile) {
+        Tile again;
+        each<VECTORS>([&](auto v) ACT_INLINE {
+            again.center[v] = (Floats)cut((Ints)(tile.center[v] + tile.sums[v] / float(rows)));
+            for (int i = 0; i < LANES; ++i) move(channel + v * LANES + i, again.center[v][i]);
+        });
+        for (int first = 0; first < rows; first += RUN) {
+            add_run<false>(source, first, first + RUN < rows ? first + RUN : rows, channel, 0, again);
+        }
+        add_sums<true>(source, rows, channel, again);
+    }
+
+    // The same tile in float64: where that does not help, or some values are NaN, infinite, or too large or small for
+    // their squares.
     void add_exactly(const Source& source, int rows, int64_t channel) {
         alignas(64) double x[TILE], finite[TILE], n[TILE] = {}, mean[TILE] = {};
         for (int row = 0; row < rows; ++row) {
