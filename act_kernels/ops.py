@@ -34,9 +34,9 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
 
     NaN and infinite values are left out of every statistic and counted in ``nonfinite``. Values are accumulated in
     float32 over short runs of rows around a shift close to the mean, and merged in float64 by Chan's formula. A run
-    whose sums show that it was far from its shift, or has a value that outweighs the others, is summed again in
-    float64. So mean (of the root mean square), variance and mean size are right to 1e-6, in whatever order and however
-    distributed the rows are.
+    whose sums show that it was far from its shift, or has a value that outweighs the others, is summed again, in
+    float64 if need be. So mean (of the root mean square), variance and mean size are right to 1e-6, in whatever order
+    and however distributed the rows are.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
