@@ -8,7 +8,6 @@ arXiv 1611.06440, along the direction of the transfer).
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
 from act.models.loading import require_model
 from act.models.modes import evaluating
+from act.ranking.costs import per_cost
 
 __all__ = ["Attribution", "attribution", "fall_per_cost"]
 
@@ -104,17 +104,15 @@ def attribution(donor: nn.Module, target: nn.Module, corpus: Corpus) -> Attribut
 def fall_per_cost(forgotten: Attribution, keep: Attribution) -> torch.Tensor:
     """``-mean(forgotten) / rms(keep)``, ``[N]``: how far the loss would fall, per disturbance of the kept ability.
 
-    Highest first, this is the order in which a diagonal quadratic model of the kept loss would spend its budget. The
-    cost of a channel that hardly touches what is kept counts as a thousandth of the median cost.
+    Highest first, this is the order in which a diagonal quadratic model of the kept loss would spend its budget. Tiny
+    costs count as :func:`act.ranking.costs.per_cost` says.
 
     >>> gain = act.attribution.Attribution(torch.tensor([-2.0, 1.0]), torch.ones(2))
     >>> cost = act.attribution.Attribution(torch.zeros(2), torch.tensor([0.5, 0.5]))
     >>> act.attribution.fall_per_cost(gain, cost)
     tensor([ 4., -2.])
     """
-    cost = keep.rms
-    floor = 1e-3 * cost[cost > 0].median().item() if (cost > 0).any() else math.inf
-    return -forgotten.mean / cost.clamp_min(floor)
+    return per_cost(-forgotten.mean, [keep.rms])
 
 
 def _by_channel(space: ChannelSpace, parts: dict[str, tuple[torch.Tensor | None, torch.Tensor]]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from act.profiles.profile import Profile
 from act.profiles.statistics import Statistics
 from act.ranking.activations import (
     Ability,
+    Activations,
     corpus_names,
     counted,
     models_of,
@@ -28,11 +29,12 @@ from act.ranking.activations import (
     space_of,
 )
 from act.ranking.channel_set import ChannelSet
+from act.ranking.costs import per_cost
 from act.ranking.eligible import Eligible
 from act.ranking.granularity import Granularity, units_of
 from act.ranking.normalize import Normalize, normalized
 from act.ranking.rule import Rule
-from act.ranking.scores import Evidence, Score, ScoreName, score_named
+from act.ranking.scores import Evidence, Formula, Score, ScoreName, score_named
 from act.ranking.selection import Scope, in_cache, parse_amount, scored_of, select
 
 DEFAULT_TOP = 0.05
@@ -68,8 +70,9 @@ def rank(
             ``top=0.05``.
         keep: an ability to retain, or a list of them, of the same models. The score becomes the contrast: score on the
             ability, minus the largest of the scores on what to keep, so that a channel that any of them needs is
-            spared.
-        normalize: what scores are divided by, before the contrast: :func:`act.ranking.normalize.normalized`.
+            spared; or it is divided by the largest of its costs to them, as the score says.
+        normalize: what scores are divided by, before the contrast and after the cost:
+            :func:`act.ranking.normalize.normalized`.
         scope: rank everything together (``global``), or take the same share, count or mass of every module ``kind``,
             ``layer`` or ``site``.
         granularity: what is ranked as one unit: :func:`act.ranking.granularity.units_of`. A unit's score is the mean of
@@ -119,13 +122,22 @@ def rank(
     unwanted = {name for each in (profile, *kept) for one in sides(each) for name in one.left_out}
     starved = _Starved(space, _tokens_needed(min_expert_tokens), unwanted)
 
-    def scored(ability: Ability) -> torch.Tensor:
+    def computed(formula: Formula, ability: Ability) -> tuple[torch.Tensor, Activations | None]:
         evidence = Evidence(ability, kept if record.keep == "compare" else (), donor, target, seed)
-        values = record.function(evidence).cpu()
-        activations = evidence.activations if record.keep == "contrast" else None
+        values = formula(evidence).cpu()
+        two = record.keep in ("contrast", "cost") and (isinstance(ability, tuple) or ability.pair)
+        activations = evidence.activations if two else None
         if record.reads:
             both = (activations.donor, activations.target) if activations else ()
             starved.leave_out(values, record.reads(ability), both)
+        return values, activations
+
+    def scored(ability: Ability) -> torch.Tensor:
+        values, activations = computed(record.function, ability)
+        if record.cost and kept:
+            own = computed(record.cost, ability)[0]
+            costs = (computed(record.cost, each)[0] for each in kept)
+            values = per_cost(values, (_of_another(cost, own) for cost in costs))
         return normalized(values, space, normalize, activations, in_place=True)
 
     values = scored(profile)
@@ -159,6 +171,7 @@ def rank(
         scope=scope,
         granularity=(granularity,) if isinstance(granularity, str) else tuple(granularity),
         contrast=contrast,
+        per_cost=bool(kept) and record.keep == "cost",
         keep=tuple(tuple(corpus_names(ability)) for ability in kept),
         corpora=tuple(corpus_names(profile)),
         include=tuple(sorted(include)),
@@ -227,8 +240,14 @@ def _contrasted(values: torch.Tensor, kept: Iterable[torch.Tensor]) -> torch.Ten
     """``values`` minus the largest of the scores on what to keep, in place."""
     most = None
     for other in kept:
-        bits = (in_cache(scores.numpy().view(np.int64)) for scores in (values, other))  # of which NaN equals NaN
-        if all(map(np.array_equal, *bits)):
-            raise ActError("a keep profile gives every channel the score of the ability; give profiles of another text")
+        other = _of_another(other, values)
         most = other if most is None else torch.maximum(most, other, out=most)
     return values if most is None else values.sub_(most)
+
+
+def _of_another(kept: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """What a keep profile gives each channel; raises ActError if the ability gives the same, and so is the same."""
+    bits = (in_cache(values.numpy().view(np.int64)) for values in (own, kept))  # of which NaN equals NaN
+    if all(map(np.array_equal, *bits)):
+        raise ActError("a keep profile gives every channel the score of the ability; give profiles of another text")
+    return kept

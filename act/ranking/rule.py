@@ -25,6 +25,7 @@ class Rule:
         top, count, mass: how much was asked for; at most one is set.
         normalize, scope, granularity, include, exclude: as given to :func:`act.rank`.
         contrast: whether scores on what to keep were subtracted.
+        per_cost: whether scores were divided by what they cost the abilities to retain.
         keep: names of the corpora of each ability to retain.
         corpora: names of the corpora of the ability.
         seed: the seed of the random score.
@@ -46,6 +47,7 @@ class Rule:
     scope: Scope = "global"
     granularity: tuple[Granularity, ...] = ("channel",)
     contrast: Flag = False
+    per_cost: Flag = False
     keep: tuple[tuple[str, ...], ...] = ()
     corpora: tuple[str, ...] = ()
     include: tuple[str, ...] = ()
@@ -77,6 +79,7 @@ class Rule:
                 *([f"in each {self.scope}"] if self.scope != "global" else []),
                 *([f"by {' and '.join(self.granularity)}"] if self.granularity != ("channel",) else []),
                 *(["contrasted with what to keep"] if self.contrast else []),
+                *(["over the cost to what to keep"] if self.per_cost else []),
                 *([f"experts of at least {self.min_expert_tokens} tokens"] if self.min_expert_tokens else []),
             ]
         )
@@ -85,9 +88,8 @@ class Rule:
         """Plain data, for file headers and reports; :meth:`from_json` reads it back."""
         models = {side: model.to_json() for side, model in self.models.items()}
         plain = {name: _listed(value) for name, value in asdict(self).items()} | {"models": models}
-        return {
-            name: value for name, value in plain.items() if self.min_expert_tokens is not None or name not in _EXPERTS
-        }
+        absent = {*(_EXPERTS if self.min_expert_tokens is None else ()), *([] if self.per_cost else ["per_cost"])}
+        return {name: value for name, value in plain.items() if name not in absent}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Rule:

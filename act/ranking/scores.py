@@ -47,6 +47,10 @@ class Evidence:
         return _activations(self.ability)
 
 
+Formula = Callable[[Evidence], "torch.Tensor"]
+"""Gives each channel a value, float64 ``[N]`` in newly allocated memory, NaN for none."""
+
+
 @dataclass(frozen=True)
 class Score:
     """What there is to know about one score.
@@ -54,9 +58,12 @@ class Score:
     Attributes:
         name: what it is called in Python, on the command line and in files.
         summary: what it measures, in a few words.
-        function: computes the scores of all channels, in newly allocated memory.
-        keep: what the profiles of abilities to retain do: their scores are subtracted (``contrast``), or the score is
-            itself a comparison of abilities and needs them (``compare``); None for a score that looks at no activation.
+        function: the scores of all channels.
+        keep: what the profiles of abilities to retain do: their scores are subtracted (``contrast``), the score is
+            divided by its ``cost`` to them, or it is itself a comparison of abilities (``compare``); None for a score
+            that looks at no activation.
+        needs_keep: whether it is nothing without such abilities.
+        cost: what each channel costs an ability to retain, at least 0; of several abilities, the largest counts.
         needs_models: whether it needs donor and target themselves.
         takes_seed: whether it depends on a seed.
         reads: the statistics that it is computed from, whose numbers of tokens say how sure it is; None if it looks at
@@ -66,8 +73,10 @@ class Score:
 
     name: ScoreName | Literal["custom"]
     summary: str
-    function: Callable[[Evidence], torch.Tensor]
-    keep: Literal["contrast", "compare"] | None = None
+    function: Formula
+    keep: Literal["contrast", "cost", "compare"] | None = None
+    needs_keep: bool = False
+    cost: Formula | None = None
     needs_models: bool = False
     takes_seed: bool = False
     reads: Callable[[Ability], Sequence[Statistics]] | None = None
@@ -82,7 +91,7 @@ class Score:
         """Why abilities to retain cannot be given, or left out, with this score; None if they can."""
         if given and self.keep is None:
             return f"score {self.name} does not look at activations, so keep has no effect; leave it out"
-        if not given and self.keep == "compare":
+        if not given and self.needs_keep:
             return f"score {self.name} compares abilities; give at least one other ability as keep"
         return None
 
@@ -150,7 +159,7 @@ def _in_units_of(score: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return score.div_(scale).masked_fill_(nothing, 0.0)
 
 
-def _of_activations(formula: Callable[[Activations], torch.Tensor]) -> Callable[[Evidence], torch.Tensor]:
+def _of_activations(formula: Callable[[Activations], torch.Tensor]) -> Formula:
     return lambda evidence: formula(evidence.activations)
 
 
@@ -216,7 +225,7 @@ def _records() -> Iterator[Score]:
     yield _contrast("welch-t", "difference of means in standard errors", welch_t)
     yield _contrast("cohen-d", "difference of means in standard deviations", cohen_d)
     lape = "how much one ability alone activates a channel"
-    yield Score("lape", lape, _lape, "compare", reads=_first_side, no_score="never above 0")
+    yield Score("lape", lape, _lape, "compare", needs_keep=True, reads=_first_side, no_score="never above 0")
     yield Score("weight-diff", "norm of the difference of the parameter rows", _weight_diff, needs_models=True)
     yield Score("random", "a control", _random, takes_seed=True)
 

@@ -15,9 +15,11 @@ from act.profiles.moments import Moments
 from act.profiles.provenance import Provenance
 from act.ranking import normalize
 from act.ranking.activations import Activations
+from act.ranking.costs import per_cost
 from act.ranking.lape import lape
 from act.ranking.normalize import normalized
-from act.ranking.scores import SCORES, ScoreName, cohen_d, score_names, welch_t
+from act.ranking.rule import Rule
+from act.ranking.scores import SCORES, Score, ScoreName, cohen_d, score_names, welch_t
 from act_kernels import column_moments
 
 
@@ -144,6 +146,31 @@ def test_patterns_of_site_names(pair):
     }  # fmt: skip
     with pytest.raises(act.ActError, match=r"no module kind \*.experts.\*; this model has"):
         act.rank(pair, include=["*.experts.*"])
+
+
+def test_a_benefit_is_divided_by_the_largest_of_its_costs(models, pair, monkeypatch):
+    benefit, cost = (lambda evidence: evidence.ability.mean_abs_diff), (lambda evidence: evidence.ability.mean_abs)
+    monkeypatch.setitem(SCORES, "paired", Score("paired", "", benefit, "cost", cost=cost))
+    keeps = [act.profile_pair(*models, random_batches(seed=seed)) for seed in (3, 4)]
+    alone, over = (act.rank(pair, top=1.0, keep=keep) for keep in (None, keeps))
+    assert torch.equal(alone.scores, pair.mean_abs_diff[alone.index])
+    costs = torch.maximum(*(keep.mean_abs for keep in keeps))
+    expected = pair.mean_abs_diff / costs.clamp_min(1e-3 * costs.median())
+    assert torch.equal(over.scores, expected[over.index])
+    assert str(over.rule) == "paired, top 100%, over the cost to what to keep" and not over.rule.contrast
+    assert "per_cost" not in alone.rule.to_json() and Rule.from_json(over.rule.to_json()) == over.rule
+    scaled = act.rank(pair, top=1.0, keep=keeps, normalize="mean")
+    assert torch.equal(scaled.scores, normalized(expected, pair.space, "mean")[scaled.index])
+    with pytest.raises(act.ActError, match="gives every channel the score of the ability"):
+        act.rank(pair, keep=[keeps[0], pair])
+
+
+def test_no_channel_wins_by_costing_nothing():
+    benefit = torch.tensor([4.0, 4.0, -4.0, math.nan, 4.0]).double()
+    cost = torch.tensor([2.0, 0.0, 0.0, 1.0, math.nan]).double()
+    assert per_cost(benefit, [cost]).tolist()[:3] == pytest.approx([2, 4000, -4000])  # the median of 1 and 2 is 1 here
+    assert per_cost(benefit, [cost])[3:].isnan().all()
+    assert per_cost(benefit[:3], [torch.zeros(3).double()]).abs().sum() == 0
 
 
 def test_keep_equal_to_the_ability_is_refused(models, pair, tokenizer):
