@@ -14,21 +14,21 @@ by one or in parallel; the last run collects them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import torch
-from laboratory import Lab
-from measure import options, record, write_json
+from claims import claims
+from invented import InventedLab
+from measure import options, record
 from page import tables
-from parts import analyse, merge, recover
+from parts import merge, recover, tuned
 
 from act.lab import regimes, train
 from act.lab.frontier import Point
@@ -51,6 +51,7 @@ SETTINGS: dict[str, Any] = {
     "tune_steps": [10, 40],
     "tune_rates": [5e-4, 2e-3],
     "tune_starts": [0.95, 0.85, 0.7],
+    "tune_methods": ["attribution / cost", "paired", "weight-diff", "interpolation"],
     "base_steps": train.BASE_STEPS,
     "sibling_steps": regimes.SIBLING_STEPS,
 }
@@ -84,22 +85,19 @@ CONTROLS = (
     "rows shuffled: paired",
     "rows shuffled: attribution / cost",
     "interpolation",
+    "task arithmetic",
     "TIES",
     "DARE",
 )
+PARTS = {"analysis": claims, "merging": merge, "recovery": recover}
 MERGE_CONTROLS = ("random", "weight-diff", "interpolation", "average", "task arithmetic", "TIES", "DARE")
 
 
 def run_seed(settings: dict[str, Any], cache: Path, seed: int) -> dict[str, Any]:
-    """All parts for one seed; those that have run with these settings come from the cache."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    result = {}
-    for part, make in (("analysis", analyse), ("merging", merge), ("recovery", recover)):
-        path = cache / f"{part}-{seed}-{key}.json"
-        if not path.exists():
-            write_json(path, make(Lab(settings, cache, seed)))
-        result[part] = json.loads(path.read_text())
-    return result
+    """All parts for one seed; what has been made with these settings comes from the cache."""
+    lab = InventedLab(settings, cache, seed)
+    made = {part: lab.kept(part, partial(make, lab)) for part, make in PARTS.items()}
+    return {**made, "tuned": lab.kept("tuned", partial(tuned, lab, made["recovery"]))}
 
 
 def collect(by_seed: dict[int, dict[str, Any]], settings: dict[str, Any]) -> dict[str, Any]:
@@ -123,12 +121,12 @@ def collect(by_seed: dict[int, dict[str, Any]], settings: dict[str, Any]) -> dic
         "tuned": {
             count: {
                 start: {
-                    str(seed): {key: one["recovery"]["tuned"][count][start][key] for key in Point._fields}
+                    str(seed): {key: one["tuned"][count][start][key] for key in Point._fields}
                     for seed, one in by_seed.items()
                 }
                 for start in starts
             }
-            for count, starts in next(iter(by_seed.values()))["recovery"]["tuned"].items()
+            for count, starts in next(iter(by_seed.values()))["tuned"].items()
         },
         "analysis": {str(seed): one["analysis"] for seed, one in by_seed.items()},
         "frontiers": by_method(methods, "frontier"),

@@ -1,29 +1,32 @@
-"""The models, corpora and exams of one seed, the scores of every rule, and all settings of every method."""
+"""What every experiment has: runs with a donor and a target, what weights are worth, and all settings of all methods.
+
+A :class:`Lab` is one run of an experiment; its parts (:mod:`parts`, :mod:`claims`) know no more of it than this class.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import hashlib
+import json
+import re
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
+from act.core.files import written_whole
 from act.data.corpus import Corpus
-from act.lab.evaluate import Exam
 from act.lab.frontier import Point
-from act.lab.language import examples
-from act.lab.mixing import Weights, dare, interpolated, put, ties, transferred
-from act.lab.models import tiny_llama
-from act.lab.regimes import ENGLISH, GERMAN, NEW_ENGLISH, SPANISH, Ability, Regime
-from act.lab.tokenizer import build_tokenizer, corpus_of
+from act.lab.mixing import Weights, dare, interpolated, task_arithmetic, ties, transferred, weights
 from act.models.channels import ChannelSpace
-from act.profiling.measure import profile_pair
-from act.ranking.attribution import attribution, fall_per_cost
 from act.ranking.granularity import units_of
 from act.ranking.normalize import normalized
 from act.ranking.selection import best
-from act.ranking.weights import random_scores, weight_diff
 
 Scores = dict[str, torch.Tensor]
 Setting = Any  # a tuple: share and strength, or whatever a method takes
@@ -31,33 +34,91 @@ Candidates = dict[Setting, Callable[[], Weights]]
 """Settings of a method, each with a function that makes the weights."""
 
 
-class Lab:
-    """Corpora, exams and one model to write mixed weights into, for one seed."""
+class Lab(ABC):
+    """One run: a donor that can give back what the target forgot, and specialists to merge.
 
-    def __init__(self, settings: dict[str, Any], cache: Path, seed: int) -> None:
-        self.settings, self.seed = settings, seed
-        self.regime = Regime(cache, seed, settings["base_steps"], settings["sibling_steps"])
-        self.tokenizer = build_tokenizer()
-        self.model = tiny_llama(self.tokenizer, 0).eval()
-        self.space = ChannelSpace.from_model(self.model)
-        self._exams: dict[tuple[Ability, str], Exam] = {}
+    Args:
+        settings: of the experiment; results are kept under a hash of them.
+        cache: the folder that keeps them.
+        run: the name of the run.
+        seed: of what is drawn at random.
+    """
 
-    def corpus(self, ability: Ability, count: int | None = None, seed: int = 0) -> Corpus:
-        """Training records of an ability; the positions that predict the answer count."""
-        records = examples(*ability, count or self.settings["localize_records"], seed)
-        return corpus_of(records, self.tokenizer, ability[0])
+    def __init__(self, settings: dict[str, Any], cache: Path, run: str, seed: int) -> None:
+        self.settings, self.run, self.seed = settings, run, seed
+        key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+        self.folder = cache / f"{_slug(run)}-{key}"
 
-    def solved(self, mixed: Weights, ability: Ability, split: str) -> float:
-        """Exact match of an ability with these weights, on the records of a split."""
-        if (ability, split) not in self._exams:
-            records = examples(*ability, self.settings[f"{split}_records"], split=split)
-            self._exams[ability, split] = Exam(self.tokenizer, records)
-        put(mixed, self.model)
-        return self._exams[ability, split](self.model)
+    @cached_property
+    @abstractmethod
+    def donor_model(self) -> PreTrainedModel:
+        """The base."""
 
+    @cached_property
+    @abstractmethod
+    def target_model(self) -> PreTrainedModel:
+        """The specialist that forgot."""
+
+    @abstractmethod
+    def siblings(self) -> Sequence[PreTrainedModel]:
+        """The specialists to merge; the first is the one that the channels of the others move into."""
+
+    @abstractmethod
+    def scores(self, count: int | None = None) -> Scores:
+        """Every rule's score for the recovery, by name; ``count`` records of each text are read."""
+
+    @abstractmethod
+    def merge_scores(self) -> Mapping[str, Sequence[torch.Tensor]]:
+        """Every rule's scores for the merge, one for each sibling but the first."""
+
+    @abstractmethod
     def point(self, mixed: Weights, split: str) -> Point:
-        """Exact match of forgotten German and of the retained new skills."""
-        return Point(self.solved(mixed, GERMAN, split), self.solved(mixed, NEW_ENGLISH, split))
+        """What these weights are worth: the forgotten and the retained ability, more is better."""
+
+    @abstractmethod
+    def abilities(self, mixed: Weights, split: str) -> dict[str, float]:
+        """What these weights are worth after a merge, by ability, 0 to 1."""
+
+    @abstractmethod
+    def texts(self) -> dict[str, Corpus]:
+        """Texts to localise on: of the ``forgotten`` ability, as many ``again``, an ``other`` and the ``retained``."""
+
+    @abstractmethod
+    def worth(self, model: nn.Module, role: str, split: str) -> float:
+        """What a model is worth at what is ``forgotten`` or at an ``other`` ability; more is better."""
+
+    @abstractmethod
+    def tune(self, mixed: Weights, count: int, steps: int, rate: float) -> Weights:
+        """These weights after a light tune on ``count`` records of the forgotten ability, and of the retained one."""
+
+    def look(self, mixed: Weights) -> dict[str, Any]:
+        """More figures of a method's best setting, on the test records."""
+        return {}
+
+    @cached_property
+    def donor(self) -> Weights:
+        """The weights of the donor."""
+        return weights(self.donor_model)
+
+    @cached_property
+    def target(self) -> Weights:
+        """The weights of the target."""
+        return weights(self.target_model)
+
+    @cached_property
+    def space(self) -> ChannelSpace:
+        """The channels of both."""
+        return ChannelSpace.from_model(self.target_model)
+
+    def kept(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make`` gives, as JSON has it, from the cache if it was made before with these settings."""
+        path = self.folder / f"{_slug(name)}.json"
+        if not path.exists():
+            made = json.dumps(make(), indent=1)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as temporary:
+                temporary.write_text(made, encoding="utf-8")
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def top(self, score: torch.Tensor, share: float) -> torch.Tensor:
         """1 on the channels with the highest scores, 0 elsewhere; every score gets the same number of channels."""
@@ -84,39 +145,14 @@ class Lab:
             pooled[units.channels_of(torch.arange(len(units)))] = units.scores(score).repeat_interleave(units.size)
         return pooled
 
-
-def scores(lab: Lab, count: int | None = None) -> Scores:
-    """Every rule's score for the recovery of German from the base, by name; ``count`` records are profiled."""
-    donor, target = lab.regime.base(), lab.regime.target()
-    german, spanish, new, english = (
-        profile_pair(donor, target, lab.corpus(ability, count)).mean_abs_diff
-        for ability in (GERMAN, SPANISH, NEW_ENGLISH, ENGLISH)
-    )
-    fall, wrong, cost = (attribution(donor, target, lab.corpus(what, count)) for what in (GERMAN, SPANISH, NEW_ENGLISH))
-    std = lab.std
-    ours = fall_per_cost(fall, cost)
-    return {
-        "attribution / cost": ours,
-        "attribution": -fall.mean,
-        "paired": german,
-        "paired / std": std(german),
-        "contrast": german - english,
-        "contrast, half": german - english / 2,
-        "contrast / std": std(german) - std(english),
-        "contrast / std, new skills": std(german) - std(new),
-        "contrast / std, neurons and heads": lab.by_unit(std(german) - std(english)),
-        "random": random_scores(lab.space, lab.seed),
-        "weight-diff": weight_diff(donor, target, lab.space),
-        "wrong ability: paired": spanish,
-        "wrong ability: attribution / cost": fall_per_cost(wrong, cost),
-        "rows shuffled: paired": lab.shuffled(german),
-        "rows shuffled: attribution / cost": lab.shuffled(ours),
-    }
+    def say(self, line: str) -> None:
+        """Print a line of progress."""
+        print(f"{self.run}: {line}", file=sys.stderr, flush=True)
 
 
 def candidates(
     lab: Lab,
-    rules: dict[str, list[torch.Tensor]],
+    rules: Mapping[str, Sequence[torch.Tensor]],
     moved: tuple[Weights, list[Weights]],
     merged: tuple[Weights, list[Weights]],
     tops: Sequence[float],
@@ -124,12 +160,12 @@ def candidates(
 ) -> dict[str, Candidates]:
     """Every method with all its settings.
 
-    Rules (one score per donor) and interpolation work on ``moved``, a target and its donors; TIES and DARE work on
-    ``merged``, a base and its specialists.
+    Rules (one score per donor) and interpolation work on ``moved``, a target and its donors; task arithmetic, TIES and
+    DARE work on ``merged``, a base and its specialists.
     """
     settings, (target, donors), (base, specialists) = lab.settings, moved, merged
 
-    def top_moved(scores: list[torch.Tensor], top: float, strength: float) -> Weights:
+    def top_moved(scores: Sequence[torch.Tensor], top: float, strength: float) -> Weights:
         return transferred(target, donors, [strength * lab.top(score, top) for score in scores], lab.space)
 
     methods: dict[str, Candidates] = {
@@ -137,7 +173,12 @@ def candidates(
         for rule, scores in rules.items()
     }
     methods["interpolation"] = {(s,): partial(interpolated, target, donors, s) for s in settings["interpolations"]}
+    methods["task arithmetic"] = {(s,): partial(task_arithmetic, base, specialists, s) for s in settings["scales"]}
     pairs = [(density, scale) for density in settings["densities"] for scale in settings["scales"]]
     methods["TIES"] = {pair: partial(ties, base, specialists, *pair) for pair in pairs}
     methods["DARE"] = {pair: partial(dare, base, specialists, *pair, lab.seed) for pair in pairs}
     return methods
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^\w.]+", "-", name)

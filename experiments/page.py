@@ -1,4 +1,4 @@
-"""Fill the tables of experiments/README.md from experiments/results/, between their markers, and draw its picture.
+"""Fill the tables of the pages on experiments from experiments/results/, between their markers; draw their pictures.
 
 python experiments/page.py
 """
@@ -8,28 +8,35 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.append(str(HERE.parent / "benchmarks"))
+sys.path += [str(HERE), str(HERE.parent / "benchmarks")]
 
+import language_page as language  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 from table import Result, filled, made_on, table  # noqa: E402
 
-PAGE = HERE / "README.md"
+PAGES = (HERE / "README.md", HERE.parent / "docs" / "language.md")
 FIGURES = {"area": "recovery", "gain": "gain_at_95", "kept": "retained_at_95", "merged, worst": "merging"}
+STYLES = {
+    "attribution / cost": ("#D55E00", "-", "o"),
+    "match": ("#009E73", "-", "v"),
+    "attribution": ("#E69F00", "-", "s"),
+    "paired": ("#0072B2", "-", "^"),
+    "contrast, half": ("#009E73", "-", "v"),
+    "weight-diff": ("#000000", "--", "x"),
+    "wrong ability: attribution / cost": ("#CC79A7", "--", "+"),
+    "interpolation": ("#56B4E9", "--", "d"),
+    "random": ("#999999", ":", "."),
+}
+"""Colour (of Okabe and Ito), line and marker of the methods that pictures show; an experiment has some of them."""
 
 
-def load() -> Result:
-    """The committed results."""
-    return json.loads((HERE / "results" / "ability.json").read_text())
-
-
-def cell(figures: dict[str, float] | None) -> str:
-    """Mean and standard deviation over seeds."""
-    if figures is None:
-        return "-"
-    return f"{statistics.mean(figures.values()):.2f} ± {statistics.pstdev(figures.values()):.2f}"
+def load(name: str = "ability") -> Result:
+    """Committed results."""
+    return json.loads((HERE / "results" / f"{name}.json").read_text())
 
 
 def methods(result: Result) -> str:
@@ -40,7 +47,7 @@ def methods(result: Result) -> str:
     controls = {*result["controls"], *result["merge_controls"]}
     rows = [
         {"method": f"*{name}*" if name in controls else name}
-        | {title: cell(result[field].get(name)) for title, field in FIGURES.items()}
+        | {title: language.cell(result[field].get(name)) for title, field in FIGURES.items()}
         for name in names
     ]
     return table(rows, "| method | " + " | ".join(FIGURES) + " |", "| {method} | {" + "} | {".join(FIGURES) + "} |")
@@ -61,7 +68,10 @@ def tuned(result: Result) -> str:
     """A table of the light tune from each start."""
     rows = [
         {"start": f"{count} records, {start}"}
-        | {point: cell({seed: one[point] for seed, one in seeds.items()}) for point in ("forgotten", "retained")}
+        | {
+            point: language.cell({seed: one[point] for seed, one in seeds.items()})
+            for point in ("forgotten", "retained")
+        }
         for count, starts in result["tuned"].items()
         for start, seeds in starts.items()
     ]
@@ -73,46 +83,60 @@ def tables(result: Result) -> str:
     return "\n".join(section(result) for section in (methods, verdict, tuned))
 
 
-def draw(result: Result, path: Path) -> None:
-    """Draw the frontiers, one panel per seed, ours and the paper's beside the controls; colours of Okabe and Ito."""
-    styles = {
-        "attribution / cost": ("#D55E00", "-", "o"),
-        "attribution": ("#E69F00", "-", "s"),
-        "paired": ("#0072B2", "-", "^"),
-        "contrast, half": ("#009E73", "-", "v"),
-        "weight-diff": ("#000000", "--", "x"),
-        "wrong ability: attribution / cost": ("#CC79A7", "--", "+"),
-        "interpolation": ("#56B4E9", "--", "d"),
-        "random": ("#999999", ":", "."),
-    }
-    seeds = list(result["target"])
-    figure = Figure(figsize=(1 + 2.6 * len(seeds), 3.6), layout="constrained")
-    for number, (seed, axes) in enumerate(zip(seeds, figure.subplots(1, len(seeds), squeeze=False)[0], strict=True)):
-        forgotten, retained = result["target"][seed]
-        for method, (color, line, marker) in styles.items():
-            points = [(retained, forgotten), *((kept, back) for _, back, kept in result["frontiers"][method][seed])]
-            points.sort(reverse=True)
-            axes.plot(*zip(*points, strict=True), line, marker=marker, color=color, markersize=3, label=method)
-        axes.axvline(0.95 * retained, color="#bbbbbb", linewidth=0.8)
-        axes.set(title=f"seed {seed}", xlabel="retained: new skills", xlim=(0, 1.02), ylim=(-0.02, 1.02))
-        if number == 0:
-            axes.set_ylabel("recovered: German")
+def draw(result: Result, starts: dict[str, tuple[float, float]], path: Path, *, recovered: str, retained: str) -> None:
+    """Draw the frontiers, one panel per run, ours and the paper's beside the controls.
+
+    ``starts`` has the forgotten and the retained ability of each run's target; ``recovered`` and ``retained`` are the
+    titles of the axes.
+    """
+    size, rows = len(starts), 1 + (len(starts) - 1) // 5
+    columns = -(-size // rows)
+    figure = Figure(figsize=(1 + 2.6 * columns, 0.8 + 2.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for axes in panels.flat[size:]:
+        axes.remove()
+    for (run, (forgotten, kept)), axes in zip(starts.items(), panels.flat, strict=False):
+        for method, (color, line, marker) in STYLES.items():
+            if method in result["frontiers"]:
+                found = result["frontiers"][method][run]
+                points = [(kept, forgotten), *((share, back) for _, back, share in found)]
+                points.sort(reverse=True)
+                axes.plot(*zip(*points, strict=True), line, marker=marker, color=color, markersize=3, label=method)
+        axes.axvline(0.95 * kept, color="#bbbbbb", linewidth=0.8)
+        axes.set(title=run if "/" in run else f"seed {run}", xlabel=retained, xlim=(0, 1.02), ylim=(-0.02, 1.02))
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes.get_legend_handles_labels()
+    for row in panels:
+        row[0].set_ylabel(recovered)
+    handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center", fontsize=7)
     figure.savefig(path, dpi=90)
 
 
 def page(text: str) -> str:
-    """The page with its tables filled."""
-    sections = {section.__name__: section for section in (methods, verdict, tuned, made_on)}
-    return filled(text, lambda name: sections[name](load()))
+    """The page with its tables filled; a marker names the table, after the experiment if that is not ``ability``."""
+    ability = {section.__name__: section for section in (methods, verdict, tuned, made_on)}
+    sections: dict[str, dict[str, Callable[[Result], str]]] = {"ability": ability, "language": language.SECTIONS}
+
+    def table_of(marker: str) -> str:
+        experiment, _, name = marker.rpartition(" ")
+        experiment = experiment or "ability"
+        return sections[experiment][name](load(experiment))
+
+    return filled(text, table_of)
 
 
 def main() -> None:
-    """Write the page and its picture."""
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    draw(load(), HERE / "results" / "ability.png")
+    """Write the pages and their pictures."""
+    for path in PAGES:
+        if path.exists():
+            path.write_text(page(path.read_text(encoding="utf-8")), encoding="utf-8")
+    result, folder = load(), HERE / "results"
+    titles = {"recovered": "recovered: German", "retained": "retained: new skills"}
+    draw(result, result["target"], folder / "ability.png", **titles)
+    if (folder / "language.json").exists():
+        result = load("language")
+        titles = {"recovered": "recovered of the language lost", "retained": "kept of what was gained"}
+        draw(result, dict.fromkeys(result["runs"], (0.0, 1.0)), folder / "language.png", **titles)
 
 
 if __name__ == "__main__":

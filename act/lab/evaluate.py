@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from act.evaluation.likelihoods import likelihoods
@@ -26,7 +27,7 @@ class Exam:
         self._encoded = encode(tokenizer, records)
         self._token_budget = token_budget
 
-    def __call__(self, model: PreTrainedModel) -> float:
+    def __call__(self, model: nn.Module) -> float:
         """The share of records that ``model`` solves."""
         return likelihoods(model, self._encoded, token_budget=self._token_budget).greedy.double().mean().item()
 

@@ -19,15 +19,26 @@ CHECKPOINTS = Path(__file__).parent / "checkpoints"
 """Where the shipped models are: ``base`` (the donor) and ``target`` (the specialist), Hugging Face directories."""
 
 
-def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalLM:
-    """A newly initialised Llama of about half a million parameters, float32, with untied embeddings."""
+SHARD = "3MB"  # the largest file of a model
+
+
+def tiny_llama(
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    *,
+    hidden: int = 128,
+    inner: int = 256,
+    layers: int = 3,
+    heads: int = 4,
+) -> LlamaForCausalLM:
+    """A newly initialised Llama, float32, with untied embeddings; by default of about half a million parameters."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=3,
-        num_attention_heads=4,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=tokenizer.model_max_length,
         tie_word_embeddings=False,
         pad_token_id=tokenizer.pad_token_id,
@@ -38,8 +49,8 @@ def tiny_llama(tokenizer: PreTrainedTokenizerBase, seed: int) -> LlamaForCausalL
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write model and tokenizer as a Hugging Face directory, in float16; ``model`` itself becomes float16."""
-    model.half().save_pretrained(directory)
+    """Write model and tokenizer as a Hugging Face directory, in float16; ``model`` becomes float16 too."""
+    model.half().save_pretrained(directory, max_shard_size=SHARD)
     tokenizer.save_pretrained(directory)
     settings_file = directory / "tokenizer_config.json"
     settings = json.loads(settings_file.read_text(encoding="utf-8"))

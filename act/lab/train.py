@@ -49,10 +49,9 @@ def train_base(tokenizer: PreTrainedTokenizerBase, seed: int, steps: int) -> Pre
     """Train a model from scratch on the old skills in all languages, with a warm-up and a cosine learning rate."""
     model = tiny_llama(tokenizer, seed)
     batches = _batches(tokenizer, list(LANGUAGES), OLD_SKILLS, steps * BASE_BATCH, BASE_BATCH, seed)
-    optimizer = _optimizer(model)
+    optimizer = optimizer_of(model)
     for step, batch in enumerate(batches):
-        warm = min(1.0, (step + 1) / WARMUP_STEPS)
-        _train_step(model, optimizer, batch, BASE_RATE * warm * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        train_step(model, optimizer, batch, warm_cosine(BASE_RATE, step, steps))
         if (step + 1) % 100 == 0:
             print(f"base: step {step + 1} of {steps}", file=sys.stderr)
     return model
@@ -70,9 +69,9 @@ def train_target(base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, seed
     new = examples("English", NEW_SKILLS, 256, seed, "validation")
     english = examples("English", skills, 512, seed, "validation")
     others = [examples(name, OLD_SKILLS, 128, seed, "validation") for name in LANGUAGES if name != "English"]
-    optimizer = _optimizer(model)
+    optimizer = optimizer_of(model)
     for step, batch in enumerate(batches, start=1):
-        _train_step(model, optimizer, batch, TARGET_RATE)
+        train_step(model, optimizer, batch, TARGET_RATE)
         if step >= TARGET_STEPS and (step - TARGET_STEPS) % MORE_STEPS == 0:
             knows = [(new, KNOWS_NEW), (english, KNOWS_ENGLISH)]
             if all(exact_match(model, tokenizer, records) >= least for records, least in knows) and all(
@@ -87,9 +86,9 @@ def train_specialist(
 ) -> PreTrainedModel:
     """Train a copy of the base on all skills of one language, at a constant rate for a fixed number of steps."""
     model = copy.deepcopy(base)
-    optimizer = _optimizer(model)
+    optimizer = optimizer_of(model)
     for batch in _batches(tokenizer, [language], skills_of(language), steps * TARGET_BATCH, TARGET_BATCH, seed):
-        _train_step(model, optimizer, batch, rate)
+        train_step(model, optimizer, batch, rate)
     return model
 
 
@@ -105,12 +104,12 @@ def tune(
     model = copy.deepcopy(model)
     inputs, labels = _padded(tokenizer, records)
     generator = torch.Generator().manual_seed(seed)
-    optimizer = _optimizer(model)
+    optimizer = optimizer_of(model)
     done = 0
     while done < steps:
         order = torch.randperm(len(records), generator=generator)
         for chosen in torch.split(order, TARGET_BATCH)[: steps - done]:
-            _train_step(model, optimizer, (inputs[chosen], labels[chosen]), rate)
+            train_step(model, optimizer, (inputs[chosen], labels[chosen]), rate)
             done += 1
     return model
 
@@ -172,12 +171,13 @@ def _padded(tokenizer: PreTrainedTokenizerBase, records: Sequence[Mapping[str, s
     return batch["input_ids"], batch["labels"]
 
 
-def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
+def optimizer_of(model: PreTrainedModel) -> torch.optim.Optimizer:
+    """AdamW over all parameters; :func:`train_step` sets its rate."""
     return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0.01)
 
 
-def _train_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> None:
-    """One step on the mean cross entropy of the answer tokens, including the end-of-sequence token."""
+def train_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> None:
+    """One step on the mean cross entropy of the tokens that have a label."""
     ids, labels = batch
     for group in optimizer.param_groups:
         group["lr"] = rate
@@ -186,6 +186,11 @@ def _train_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, batch:
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
+
+
+def warm_cosine(rate: float, step: int, steps: int) -> float:
+    """The learning rate of a step: up to ``rate`` in the first, then down along a cosine, to 0 after the last."""
+    return rate * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _table(directory: Path) -> str:

@@ -37,10 +37,9 @@ def test_a_short_run_has_the_promised_fields(tmp_path):
 def test_every_rule_and_control_moves_as_many_channels(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     import ability
-    from laboratory import scores
 
-    lab = ability.Lab(ability.QUICK, tmp_path, seed=0)
+    lab = ability.InventedLab(ability.QUICK, tmp_path, seed=0)
     for share in (0.01, 0.3):
-        sizes = {rule: int(lab.top(score, share).sum()) for rule, score in scores(lab).items()}
+        sizes = {rule: int(lab.top(score, share).sum()) for rule, score in lab.scores().items()}
         assert set(sizes.values()) == {round(share * len(lab.space))}
         assert {name for name in ability.CONTROLS if name in sizes} and {"random", "weight-diff"} <= set(sizes)
