@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from act.models.channels import ChannelSpace
     from act.models.expert_order import align_experts
     from act.models.sites import Site
+    from act.profiles.attribution import AttributionProfile
     from act.profiles.profile import PairProfile, Profile, load
     from act.profiles.statistics import Statistics
     from act.profiling import ray_data
+    from act.profiling.attribution import attribute
     from act.profiling.checkpoint import Checkpoint
     from act.profiling.measure import profile, profile_pair
     from act.profiling.observer import Observer
@@ -51,8 +53,10 @@ _NAMES = {
     "act.models.channels": ("ChannelSpace",),
     "act.models.expert_order": ("align_experts",),
     "act.models.sites": ("Site",),
+    "act.profiles.attribution": ("AttributionProfile",),
     "act.profiles.profile": ("PairProfile", "Profile", "load"),
     "act.profiles.statistics": ("Statistics",),
+    "act.profiling.attribution": ("attribute",),
     "act.profiling.checkpoint": ("Checkpoint",),
     "act.profiling.measure": ("profile", "profile_pair"),
     "act.profiling.observer": ("Observer",),
@@ -70,6 +74,7 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "ActError",
+    "AttributionProfile",
     "ChannelSet",
     "ChannelSpace",
     "Checkpoint",
@@ -89,6 +94,7 @@ __all__ = [
     "UntilStable",
     "__version__",
     "align_experts",
+    "attribute",
     "attribution",
     "compare",
     "compose",

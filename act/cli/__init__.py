@@ -24,6 +24,7 @@ from act.core.scratch import release_all
 COMMANDS = {
     "run": "Profile one model over the counted tokens of a corpus.",
     "pair": "Profile donor and target on the same tokens.",
+    "attribute": "Attribute the target's loss to its channels, by gradients.",
     "combine": "Merge the profiles of the shards of one run.",
     "rank": "Choose the channels where an ability lives.",
     "report": "Show where abilities live, in tables and pictures.",

@@ -1,4 +1,4 @@
-"""The work of ``run`` and ``pair``: prepare a job, run it, then save and report its profiles."""
+"""The work of ``run``, ``pair`` and ``attribute``: prepare a job, run it, then save and report its profiles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act.cli import console
-from act.cli.measuring_options import MeasuringOptions, PairOptions
+from act.cli.measuring_options import PairOptions, TextOptions
 from act.cli.measuring_output import MeasuringOutput
 from act.cli.progress import Log, Progress
 from act.core.errors import ActError, Interrupted
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from act.data.corpus import Corpus
     from act.profiles.profile import Profile
     from act.profiling.checkpoint import Checkpoint
-    from act.profiling.job import Job
+    from act.profiling.job import Job, JobOptions
     from act.profiling.ranks import Ranks
 
 
@@ -36,7 +36,7 @@ class Measuring:
     """
 
     names: Mapping[str, str]
-    options: MeasuringOptions
+    options: TextOptions
 
     def run(self) -> None:
         """Measure and report, unless that was done before. Of several ranks, only the first writes and prints."""
@@ -77,16 +77,26 @@ class Measuring:
             corpora = self._cached(corpora, self.options.token_cache, ranks)
         models = self._models(ranks)
         with Log(self.options.log if leads else None), Progress(self.options.as_json, until) as progress:
-            from act.profiling.job import Job
-
             strict = self.options.strict_observers()
             feeding["observers"] = [*strict, *([until] if until else []), *([progress] if leads else [])]
-            job = Job(models, corpora.get("", corpora), ranks=ranks, **feeding)
+            job = self._job(models, corpora, ranks, feeding)
             profiles = self._profiles(job)
         if leads and profiles is not None:
             self._output.report(profiles)
         if leads and self.options.strict:
             self._output.require_measured()
+
+    def _job(
+        self, models: dict[str, nn.Module], corpora: dict[str, Corpus], ranks: Ranks | None, feeding: JobOptions
+    ) -> Job:
+        from act.profiling.job import Job
+
+        return Job(models, corpora.get("", corpora), ranks=ranks, **feeding)
+
+    def _measured(self, job: Job, checkpoint: Checkpoint | None) -> Profile | dict[str, Profile]:
+        from act.profiling.measure import run_job
+
+        return run_job(job, checkpoint)
 
     def _inputs(self) -> list[str]:
         """Everything that is read; the log, which is only added to, must be none of it either."""
@@ -137,6 +147,12 @@ class Measuring:
         return cached()
 
     def _models(self, ranks: Ranks | None) -> dict[str, nn.Module]:
+        models = {side: self._load(name, ranks) for side, name in self.names.items()}
+        if isinstance(self.options, PairOptions):
+            console.order_experts(models["donor"], models["target"], self.options.match_experts)
+        return models
+
+    def _load(self, name: str, ranks: Ranks | None) -> nn.Module:
         device = None
         if ranks:
             if self.options.device_map:
@@ -146,16 +162,12 @@ class Measuring:
                 )
             if self.options.device == "auto":
                 device = ranks.device
-        models = {side: self.options.load(name, device) for side, name in self.names.items()}
-        if isinstance(self.options, PairOptions):
-            console.order_experts(models["donor"], models["target"], self.options.match_experts)
-        return models
+        return self.options.load(name, device)
 
     def _profiles(self, job: Job) -> Profile | dict[str, Profile] | None:
         """Run the job and save its profiles; None if it was finished before."""
         from act.profiles.provenance import short_hash
         from act.profiling.checkpoint import Checkpoint
-        from act.profiling.measure import run_job
 
         ranks = job.ranks
         leads = ranks is None or ranks.leads
@@ -169,7 +181,7 @@ class Measuring:
             path = self._output.checkpoint_path(ranks)
             checkpoint = Checkpoint(path, self.options.checkpoint_every, restart=self.options.force)
         with contextlib.nullcontext() if checkpoint else _kept(None):
-            profiles = run_job(job, checkpoint)
+            profiles = self._measured(job, checkpoint)
         with _kept(checkpoint):
             if leads:
                 self._output.save(profiles)

@@ -1,4 +1,4 @@
-"""The options of ``run`` and ``pair``, and their translation to arguments of the library."""
+"""The options of ``run``, ``pair`` and ``attribute``, and their translation to arguments of the library."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasuringOptions:
-    """Every option of ``run`` and ``pair`` except the models; :mod:`act.cli.options` has their names and help."""
+class TextOptions:
+    """The options of every command that streams texts through a model; :mod:`act.cli.options` has names and help."""
 
     corpus: options.CorpusNames
     output: options.Output = Path("profile.safetensors")
@@ -37,23 +37,14 @@ class MeasuringOptions:
     max_length: options.MaxLength = None
     overlap: options.Overlap = None
     token_budget: options.TokenBudget = None
-    packing: options.Packing = "auto"
-    shared_prefix: options.SharedPrefix = "auto"
     include: options.Include = None
     exclude: options.Exclude = None
-    fused: options.Fused = True
-    moe_all_experts: options.MoeAllExperts = False
     strict: options.Strict = False
     workers: options.Workers = 0
     token_cache: options.TokenCacheFolder = None
     skip_bad_records: options.SkipBadRecords = 0
     look_ahead: options.LookAhead = None
     shard: options.ShardOption = "0/1"
-    until_stable: options.UntilStable = False
-    stable_score: options.StableScore = "mean-abs"
-    stable_top: options.StableTop = f"{STABLE_TOP:.0%}"
-    stable_overlap: options.StableOverlap = STABLE_OVERLAP
-    stable_confidence: options.StableConfidence = STABLE_CONFIDENCE
     device: options.Device = "auto"
     device_map: options.DeviceMap = None
     max_memory: options.MaxMemory = None
@@ -68,31 +59,32 @@ class MeasuringOptions:
 
     def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
         """The corpora by name; the name of a single corpus may be empty."""
+        places = console.places_of(self.corpus)
+        return {name: self._opened(place, tokenizer, self.ability_column) for name, place in places.items()}
+
+    def _opened(self, place: str, tokenizer: PreTrainedTokenizerBase, ability_column: str | None) -> Corpus:
         from act.data.corpus import Corpus
 
-        return {
-            name: Corpus.from_file(
-                place,
-                tokenizer,
-                count=cast("Count", self.count),
-                answer_turns=cast("AnswerTurns", self.answer_turns),
-                max_length=self.max_length,
-                overlap=self.overlap,
-                ability_column=self.ability_column,
-                ignore_columns=options.names(self.ignore_columns),
-            )
-            for name, place in console.places_of(self.corpus).items()
-        }
+        return Corpus.from_file(
+            place,
+            tokenizer,
+            count=cast("Count", self.count),
+            answer_turns=cast("AnswerTurns", self.answer_turns),
+            max_length=self.max_length,
+            overlap=self.overlap,
+            ability_column=ability_column,
+            ignore_columns=options.names(self.ignore_columns),
+        )
 
-    def load(self, name: str, device: str | None = None) -> nn.Module:
-        """Load a model; ``device`` replaces the one in the options."""
+    def load(self, name: str, device: str | None = None, *, spread: bool = True) -> nn.Module:
+        """Load a model; ``device`` replaces the one in the options, and without ``spread`` it stays on that one."""
         from act.models.loading import load_model
 
         return load_model(
             name,
             device=device or self.device,
-            device_map=self.device_map,
-            max_memory=parsed_memory(self.max_memory or []),
+            device_map=self.device_map if spread else None,
+            max_memory=parsed_memory(self.max_memory or []) if spread else {},
             dtype=self.dtype,
             merge=self.merge,
             trust_remote_code=self.trust_remote_code,
@@ -106,16 +98,53 @@ class MeasuringOptions:
         """
         return {
             "token_budget": parsed_budget(self.token_budget),
-            "packing": cast("Packing", self.packing),
-            "shared_prefix": cast("SharedPrefix", self.shared_prefix),
             "include": self.include or (),
             "exclude": self.exclude or (),
-            "fused": self.fused,
-            "moe_all_experts": self.moe_all_experts,
             "workers": self.workers,
             "skip_bad_records": self.skip_bad_records,
             "look_ahead": self.look_ahead,
             "shard": parsed_shard(self.shard),
+        }
+
+    def stopping(self) -> UntilStable | None:
+        """The observer that may end the run before its text ends, if one was asked for."""
+        return None
+
+    def strict_observers(self) -> list[Observer]:
+        """The observer of ``--strict``, if that is given."""
+        if not self.strict:
+            return []
+        from act.profiling.strict import Strict
+
+        return [Strict()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringOptions(TextOptions):
+    """Every option of ``run`` and ``pair`` except the models."""
+
+    packing: options.Packing = "auto"
+    shared_prefix: options.SharedPrefix = "auto"
+    fused: options.Fused = True
+    moe_all_experts: options.MoeAllExperts = False
+    until_stable: options.UntilStable = False
+    stable_score: options.StableScore = "mean-abs"
+    stable_top: options.StableTop = f"{STABLE_TOP:.0%}"
+    stable_overlap: options.StableOverlap = STABLE_OVERLAP
+    stable_confidence: options.StableConfidence = STABLE_CONFIDENCE
+
+    def for_job(self) -> JobOptions:
+        """The keywords of :class:`act.profiling.job.Job`.
+
+        Raises:
+            ActError: a malformed token budget or shard.
+        """
+        return {
+            **super().for_job(),
+            "packing": cast("Packing", self.packing),
+            "shared_prefix": cast("SharedPrefix", self.shared_prefix),
+            "fused": self.fused,
+            "moe_all_experts": self.moe_all_experts,
         }
 
     def stopping(self) -> UntilStable | None:
@@ -132,14 +161,6 @@ class MeasuringOptions:
         score, top = cast("StableScore", self.stable_score), parse_top(self.stable_top)
         return UntilStable(score, top, self.stable_overlap, self.stable_confidence)
 
-    def strict_observers(self) -> list[Observer]:
-        """The observer of ``--strict``, if that is given."""
-        if not self.strict:
-            return []
-        from act.profiling.strict import Strict
-
-        return [Strict()]
-
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions(MeasuringOptions):
@@ -148,6 +169,35 @@ class PairOptions(MeasuringOptions):
     output: options.Output = Path("pair.safetensors")
     match_experts: options.MatchExperts = False
     stable_score: options.StableScore = "paired"
+
+
+KEEP = "keep/"
+"""Begins the name of a text to keep among corpora; none of theirs has a slash."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributeOptions(TextOptions):
+    """The options of ``attribute`` except the models."""
+
+    output: options.Output = Path("attribution.safetensors")
+    keep: options.KeepTexts = None
+    match_experts: options.MatchExperts = False
+    donor_device: options.DonorDevice = "cpu"
+    recompute: options.Recompute = True
+
+    @property
+    def kept(self) -> dict[str, str]:
+        """The places of the texts to keep, by :data:`KEEP` and their number and name."""
+        found: dict[str, str] = {}
+        for number, given in enumerate(self.keep or []):
+            ((name, place),) = console.places_of([given]).items()
+            found[f"{KEEP}{number} {name}".rstrip()] = place
+        return found
+
+    def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
+        """The corpora by name, and those to keep."""
+        kept = {name: self._opened(place, tokenizer, None) for name, place in self.kept.items()}
+        return {**super().open_corpora(tokenizer), **kept}
 
 
 def parsed_budget(budget: str | None) -> TokenBudget:

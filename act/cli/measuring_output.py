@@ -1,4 +1,4 @@
-"""The output of ``run`` and ``pair``: earlier results, checkpoints, saving, and the report."""
+"""The output of ``run``, ``pair`` and ``attribute``: earlier results, checkpoints, saving, and the report."""
 
 from __future__ import annotations
 

@@ -42,6 +42,20 @@ CorpusNames = Annotated[
         "NAME=PLACE for several abilities in one pass, each with a separate profile in the folder --output.",
     ),
 ]
+KeepTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        help="Text of what the target should keep, measured in the same run (repeatable, also as NAME=PLACE).",
+    ),
+]
+DonorDevice = Annotated[
+    str, typer.Option(help="Where the donor's parameters wait, of which one at a time is needed beside the target.")
+]
+Recompute = Annotated[
+    bool,
+    typer.Option(help="Compute the activations of each layer again on the way back, instead of keeping those of all."),
+]
 CorpusPlace = Annotated[
     str,
     typer.Option(

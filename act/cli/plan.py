@@ -33,6 +33,7 @@ def command(
     max_length: options.MaxLength = None,
     overlap: options.Overlap = None,
     pair: Annotated[bool, typer.Option(help="Plan a pair run of two such models.")] = False,
+    attribute: Annotated[bool, typer.Option(help="Plan act-profile attribute into such a model.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
     gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs over which one copy of the weights is spread.")] = 1,
     gpu_tflops: Annotated[
@@ -58,12 +59,15 @@ def command(
     from act.models.channels import ChannelSpace
     from act.models.limits import default_token_budget
     from act.models.loading import device_named, empty_model, load_config, load_tokenizer
+    from act.profiling.attribution import default_budget
     from act.profiling.job import SharedPrefix
     from act.profiling.plan import Shape, measure, tokens_of, unmoved
     from act.profiling.strict import require_covered, require_read
 
     console.quiet_transformers()
     require_choice("shared prefix", shared_prefix, get_args(SharedPrefix))
+    if pair and attribute:
+        raise ActError("--pair and --attribute are two kinds of runs; plan one at a time")
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)
@@ -75,7 +79,7 @@ def command(
     shape = Shape.of(empty, space)
     vision = None
     place = device_named(device)
-    budget = token_budget or default_token_budget(place)
+    budget = token_budget or (default_budget if attribute else default_token_budget)(place)
     text: dict[str, Any] = {"tokens": tokens, "computed": tokens, "counted": tokens}
     if corpus:
         tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
@@ -119,7 +123,7 @@ def command(
         "uncovered": list(space.uncovered),
         **_coverage(space),
         "reasons": unmoved(space),
-        "memory": shape.memory(budget, pair),
+        "memory": shape.attributing(budget, text.get("mean_length", 256)) if attribute else shape.memory(budget, pair),
         "afterwards": shape.afterwards(space, pair),
         "corpus": text,
         "attention_counted": shape.attention is not None,
@@ -131,6 +135,7 @@ def command(
             text,
             measured,
             pair=pair,
+            attribute=attribute,
             gpu_tflops=gpu_tflops,
             gpus=gpus,
             gpus_a_model=gpus_a_model,
@@ -212,14 +217,15 @@ def _costs(
     measured: Measurement | None,
     *,
     pair: bool,
+    attribute: bool,
     gpu_tflops: float | None,
     gpus: int,
     gpus_a_model: int,
 ) -> dict[str, Any]:
     """The work of a run and, at a known rate, its time on this device and on a cluster."""
-    from act.profiling.plan import Cluster, assumptions
+    from act.profiling.plan import ATTRIBUTION_FORWARDS, Cluster, assumptions
 
-    models = 2 if pair else 1
+    models = ATTRIBUTION_FORWARDS if attribute else 2 if pair else 1
     tokens, counted, length = text["computed"], text["counted"], text.get("attended_length", 1024)
     costs: dict[str, Any] = {"flops": models * shape.flops(tokens, counted, length)}
     rate = gpu_tflops * 1e12 if gpu_tflops else None
@@ -227,7 +233,7 @@ def _costs(
         costs["seconds_here"] = models * tokens * measured["seconds_a_token"]
         rate = rate or shape.flops(1, 1, 256) / measured["seconds_a_token"]
     if rate:
-        cluster = Cluster(flops=rate)
+        cluster = Cluster(flops=rate / models if attribute else rate)
         times = cluster.seconds(shape, tokens, counted, gpus=gpus, gpus_a_model=gpus_a_model, length=length, pair=pair)
         costs["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(cluster)}
     return costs

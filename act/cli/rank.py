@@ -15,6 +15,7 @@ from act.ranking.scores import SCORES, score_named, score_names
 
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
+    from act.ranking.attributed import Cost
     from act.ranking.channel_set import ChannelSet
     from act.ranking.granularity import Granularity
     from act.ranking.normalize import Normalize
@@ -25,7 +26,9 @@ _SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items()
 
 
 def command(
-    profiles: Annotated[list[Path], typer.Argument(help="A pair profile, or the profiles of donor and target.")],
+    profiles: Annotated[
+        list[Path], typer.Argument(help="A pair profile, the profiles of donor and target, or what attribute made.")
+    ],
     output: options.Output = Path("channels.safetensors"),
     keep: Annotated[
         list[Path] | None,
@@ -55,6 +58,13 @@ def command(
     exclude: Annotated[
         list[str] | None, typer.Option(help="Do not rank these module kinds, or patterns of site names (repeatable).")
     ] = None,
+    cost: Annotated[
+        str,
+        typer.Option(
+            help="What attribution divides by: keep (the change on what to keep), distance (the norm of the channel's "
+            "step), none; auto: keep where there is some, which the profile may hold, else none."
+        ),
+    ] = "auto",
     seed: Annotated[
         int | None, typer.Option(help=f"Seed of {score_names(lambda score: score.takes_seed)}; 0 by default.")
     ] = None,
@@ -109,6 +119,7 @@ def command(
         include=include or (),
         exclude=exclude or (),
         seed=seed or 0,
+        cost=cast("Cost", cost),
         min_expert_tokens=min_expert_tokens,
         **models,
     )

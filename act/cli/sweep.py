@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    profile: Annotated[Path, typer.Argument(help="The pair profile by which channels are ranked.")],
+    profile: Annotated[
+        Path, typer.Argument(help="The pair profile, or what attribute made, by which channels are ranked.")
+    ],
     donor: Annotated[str, typer.Option(help="The model that has the ability.")],
     target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
     corpus: Annotated[list[str], typer.Option(help="Records of the ability, to evaluate on (repeatable).")],
@@ -39,6 +41,7 @@ def command(
     granularity: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
+    cost: Annotated[str, typer.Option(help="As in act-profile rank.")] = "auto",
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
     output: Annotated[Path | None, typer.Option(help="Also write rows and frontier to this JSON file.")] = None,
     ignore_columns: options.IgnoreColumns = None,
@@ -101,6 +104,7 @@ def command(
             granularity=granularity or "channel",  # type: ignore[arg-type]
             include=include or (),
             exclude=exclude or (),
+            cost=cost,  # type: ignore[arg-type]
         )
     best = found.frontier
     result = {"rows": [row.to_json() for row in found.rows], "frontier": [row.to_json() for row in best]}

@@ -23,7 +23,12 @@ from act.core.files import written_whole
 from act.core.plain import parsed_json
 
 SCHEMA_KEY, HEADER_KEY, HASH_KEY = "schema", "header", "xxh3"
-_READERS = {"act-profile": "act.load", "act-channels": "act.ChannelSet.load", "act-patch": "act.Patch.load"}
+_READERS = {
+    "act-profile": "act.load",
+    "act-attribution": "act.load",
+    "act-channels": "act.ChannelSet.load",
+    "act-patch": "act.Patch.load",
+}
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -85,6 +90,15 @@ def load_tensors(
         raise ActError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:
         raise ActError(f"{path} is truncated or damaged ({brief(error)}); make it again") from error
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of a file that :func:`save_tensors` wrote, such as ``act-profile``; None for any other or none."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get(SCHEMA_KEY, "")).partition("/")[0] or None
+    except (OSError, SafetensorError, ValueError):
+        return None
 
 
 def _hash_of_text(schema: str, header: str) -> str:

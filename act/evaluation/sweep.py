@@ -17,6 +17,7 @@ from act.editing.transfer import transfer
 from act.evaluation.frontier import frontier
 from act.models.loading import require_model
 from act.ranking.activations import Ability
+from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.rank import rank
@@ -103,6 +104,7 @@ def sweep(
     include: str | Iterable[str] = (),
     exclude: str | Iterable[str] = (),
     seed: int = 0,
+    cost: Cost = "auto",
     report: Callable[[Setting], None] = lambda setting: None,
 ) -> Sweep:
     """Transfer every share of the channels at every strength, and evaluate each.
@@ -113,7 +115,7 @@ def sweep(
         evaluate: returns figures by name, the same names every time; in each, more is better.
         tops: shares of the channels, such as ``"5%"`` or 0.05.
         strengths: the paper's lambda.
-        score, keep, normalize, scope, granularity, include, exclude, seed: as in :func:`act.rank`.
+        score, keep, normalize, scope, granularity, include, exclude, seed, cost: as in :func:`act.rank`.
         report: called with every setting as soon as it is known.
 
     Raises:
@@ -150,6 +152,7 @@ def sweep(
             include=include,
             exclude=exclude,
             seed=seed,
+            cost=cost,
             donor=donor if by_weights else None,
             target=target if by_weights else None,
         )

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from act.core.differences import first_difference
 from act.core.errors import ActError
+from act.core.tensor_files import kind_of
 from act.data.stream import nothing_counted
+from act.profiles.attribution import ATTRIBUTION, AttributionProfile, load_attribution
 from act.profiles.moments import Moments
 from act.profiles.profile import PairProfile, Profile, StoredProfile, require_same_models
 from act.profiles.provenance import CorpusRead
@@ -38,7 +40,7 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
     by_number: dict[int, Profile | StoredProfile] = {}
     size = 0
     for given in shards:
-        shard = given if isinstance(given, Profile) else StoredProfile(Path(given))
+        shard = given if isinstance(given, Profile) else _opened(Path(given))
         number, of = _shard(shard)
         size = size or of
         if of != size:
@@ -67,7 +69,21 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
         merged.merge((shard if isinstance(shard, Profile) else shard.load()).moments)
     there = {"shards": tuple(numbers), "of": size} if missing else {"shards": size}
     corpus = replace(CorpusRead.merged(corpora, merged.nonfinite()), **there)
-    return (PairProfile if first.pair else Profile)(merged, first.provenance.over(corpus))
+    provenance = first.provenance.over(corpus)
+    if isinstance(first, AttributionProfile):
+        kept = zip(*(by_number[number].kept for number in numbers), strict=True)  # type: ignore[union-attr]
+        return AttributionProfile(merged, provenance, first.distance, [_attributions(each, partial) for each in kept])
+    return (PairProfile if first.pair else Profile)(merged, provenance)
+
+
+def _opened(path: Path) -> Profile | StoredProfile:
+    return load_attribution(path) if kind_of(path) == ATTRIBUTION else StoredProfile(path)
+
+
+def _attributions(shards: Iterable[Profile], partial: bool) -> AttributionProfile:
+    merged = combine(shards, partial=partial)
+    assert isinstance(merged, AttributionProfile)
+    return merged
 
 
 def _shard(profile: Profile | StoredProfile) -> tuple[int, int]:
@@ -79,6 +95,9 @@ def _shard(profile: Profile | StoredProfile) -> tuple[int, int]:
 
 
 def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredProfile, which: str) -> None:
+    kept, others = (len(p.kept) if isinstance(p, AttributionProfile) else None for p in (first, other))
+    if kept != others:
+        raise ActError(f"{which} are not of one attribution, with the same texts to keep; give those of one run")
     if first.pair != other.pair:
         raise ActError(f"{which} are of a pair of models and of a single model; give those of one run")
     require_same_models(first, other)

@@ -101,6 +101,8 @@ class FewTokens:
         >>> FewTokens.of(act.profile(model, corpus)) is None  # a dense model
         True
         """
+        if not profile.of_tokens:
+            return None
         both = isinstance(profile, PairStatistics)
         found = (
             ExpertTokens.of(profile.space, [profile.difference], [profile.donor, profile.target], profile.left_out)

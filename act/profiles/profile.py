@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from act.core.errors import ActError
-from act.core.tensor_files import load_tensors, save_tensors, taken, understood
+from act.core.tensor_files import kind_of, load_tensors, save_tensors, taken, understood
 from act.models.channels import ChannelSpace
 from act.profiles import tables
 from act.profiles.moments import Moments, require_moments
@@ -41,6 +41,9 @@ class Profile(Statistics):
     >>> profile.provenance.corpora[0].records
     12
     """
+
+    of_tokens = True
+    """Whether its statistics are over tokens, of which experts get some; otherwise over documents."""
 
     def __init__(self, moments: Moments, provenance: Provenance) -> None:
         super().__init__(moments.arena)
@@ -216,7 +219,7 @@ def load(path: str | Path) -> Profile:
     """Read a profile that was written by :meth:`Profile.save`, ``act-profile run`` or ``act-profile pair``.
 
     Returns:
-        A :class:`PairProfile` if the file holds one.
+        A :class:`PairProfile` or an :class:`act.AttributionProfile` if the file holds one.
 
     Raises:
         ActError: the file is missing, damaged, of another kind or of another schema version.
@@ -225,6 +228,10 @@ def load(path: str | Path) -> Profile:
     >>> type(act.load("pair.safetensors")).__name__
     'PairProfile'
     """
+    if kind_of(Path(path)) == "act-attribution":
+        from act.profiles.attribution import load_attribution  # which builds on this module
+
+        return load_attribution(Path(path))
     tensors, header = load_tensors(Path(path), SCHEMA)
     with understood(Path(path)):
         space, pair, provenance = _described(header)

@@ -144,6 +144,8 @@ class Job:
             mixes up packed pieces; an observer that cannot work with this job.
     """
 
+    _kind_of_run: type[Run] = Run
+
     def __init__(
         self,
         models: Mapping[str, nn.Module],
@@ -225,6 +227,11 @@ class Job:
         return next(iter(self.models.values()))
 
     @property
+    def _running(self) -> Iterable[nn.Module]:
+        """The models that texts go through."""
+        return self.models.values()
+
+    @property
     def records(self) -> int | None:
         """Records that a run (this rank of it) will read, if known."""
         sizes = [corpus.source.size for corpus in self.corpora.values()]
@@ -280,19 +287,10 @@ class Job:
                 "stream; pass a fingerprint (Corpus.from_dataset(…, fingerprint=…)), or leave the checkpoint out"
             )
         # Tried before there are taps.
-        unmasked = self.settings.shared_prefix or all(causal(model) for model in self.models.values())
+        unmasked = self.settings.shared_prefix or all(map(causal, self._running))
         with self._tapped() as tapped:
             _warn_of(tapped.unread)
-            run = Run(
-                tapped,
-                tapped.space,
-                pair=self.pair,
-                device=self.device,
-                places=self._places,
-                vocabulary=vocabulary(self._model),
-                causal=unmasked,
-                observers=self.observers,
-            )
+            run = self._run_of(tapped, unmasked)
             for ability, corpus in self.corpora.items():
                 if corpus.encoder.ability_column is None:
                     run.begin(ability)
@@ -307,10 +305,26 @@ class Job:
                 return []
             if stream:
                 self.skipped = stream.skipped
-            if not run.total.counted and not self._part:
-                raise ActError("no token was counted; the corpus is empty or its count masks are all False")
+            if not self._part:
+                self._require_counted(run)
             paths = dict(Counter(tapped.paths.values()))
         return self._results(run, stream, paths)
+
+    def _run_of(self, tapped: Tapped, unmasked: bool) -> Run:
+        return self._kind_of_run(
+            tapped,
+            tapped.space,
+            pair=self.pair,
+            device=self.device,
+            places=self._places,
+            vocabulary=vocabulary(self._model),
+            causal=unmasked,
+            observers=self.observers,
+        )
+
+    def _require_counted(self, run: Run) -> None:
+        if not run.total.counted:
+            raise ActError("no token was counted; the corpus is empty or its count masks are all False")
 
     def _without_fingerprint(self) -> str | None:
         return next((corpus.name for corpus in self.corpora.values() if not corpus.source.fingerprint), None)
@@ -387,7 +401,7 @@ class Job:
         for ability, moments in run.moments.items():
             seen = run.seen[ability]
             moments.gather()
-            moments.fill_scaled(self.left_out)
+            self._complete(moments)
             corpora = self._read_for(ability)
             joined = CorpusRead.joined(
                 [CorpusIdentity(corpus.name, **corpus.identity()) for corpus in corpora.values()]
@@ -407,6 +421,10 @@ class Job:
             )
             results.append((ability, moments, replace(provenance, corpora=(read,))))
         return results
+
+    def _complete(self, moments: Moments) -> None:
+        """Give sites without an output their moments."""
+        moments.fill_scaled(self.left_out)
 
     def _read_for(self, ability: str) -> dict[str, Corpus]:
         """The corpora that may have records of an ability: the one of that name, and all with labelled rows."""

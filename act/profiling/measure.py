@@ -198,6 +198,11 @@ def profile_pair(
 def _require_arguments(models: Mapping[str, object], corpora: object) -> None:
     for side, model in models.items():
         require_model(f"the {side}", model)
+    require_corpora(corpora)
+
+
+def require_corpora(corpora: object) -> None:
+    """Raise :class:`ActError` unless these are :data:`act.profiling.job.Corpora`."""
     expected = "an act.Corpus (from_file, from_records), a dict of them by ability, or batches"
     if isinstance(corpora, (str, Path)):
         raise ActError(f"the corpus is a path, {corpora}; expected {expected}")

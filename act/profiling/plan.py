@@ -40,7 +40,9 @@ from act.models.views import LanguageView, language_view
 from act.profiles.moments import Moments
 from act.profiling.dtype_speed import float32_speed
 from act.profiling.stability import GROUPS, SAMPLE
+from act.taps.loss import LOGITS_AT_ONCE
 from act.taps.patches import Samples
+from act.taps.steps import ROWS_AT_ONCE
 from act.taps.tapped import taps
 from act_kernels import PAIR, STATISTICS
 
@@ -52,6 +54,7 @@ STABLE_VECTORS = 2 * GROUPS // 2 + 16  # of channels looked at: float32 sums of 
 HEADER_OBJECTS = 16  # what Python makes of a header, in its bytes
 MEASURED_TOKENS = 1024, 256  # tokens of a measured batch, and of each of its rows
 EMBEDDINGS = "embed", "position"
+ATTRIBUTION_FORWARDS = 4  # as many as an attribution costs: forward, forward again, gradients, changes
 WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with one and two layers
 
 
@@ -196,6 +199,25 @@ class Shape:
             "moments": arena,
             "moments before the batch": arena,
             "activations": models * token_budget * self.itemsize * (4 * self.widest + 12 * self.stream),
+        }
+
+    def attributing(self, token_budget: int, length: float = 256) -> dict[str, int]:
+        """Bytes on the device of the target of an attribution run, by part; the donor waits in the memory of the host.
+
+        A batch is ``token_budget`` tokens in sequences of ``length``: what enters every layer is kept; one layer at a
+        time has its activations, their gradients, and three float32 matrices of its widest site.
+        """
+        arena, step = self.arena(), max(self.head, self.widest * self.stream)
+        layer = self.itemsize * (8 * self.widest + 16 * self.stream) + 3 * 4 * self.widest
+        return {
+            "weights": self.parameters * self.itemsize,
+            "moments": arena,
+            "moments before the batch": arena,
+            "rows of documents": math.ceil(token_budget / max(1.0, length)) * self.channels * 4,
+            "inputs of the layers": token_budget * self.layers * self.stream * self.itemsize,
+            "one layer, with gradients": token_budget * layer,
+            "a step to the donor": step * self.itemsize + 3 * 4 * ROWS_AT_ONCE * self.stream,
+            "logits": LOGITS_AT_ONCE * (self.itemsize + 3 * 4) if self.head else 0,
         }
 
     def afterwards(self, space: ChannelSpace, pair: bool = False) -> dict[str, int]:

@@ -12,6 +12,7 @@ from act.core.errors import ActError, require_type
 from act.models.channels import ChannelSpace
 from act.models.common import common_space
 from act.models.fingerprint import fingerprint
+from act.profiles.attribution import AttributionProfile
 from act.profiles.profile import PairProfile, Profile, require_same_models
 from act.profiles.provenance import ModelRead
 from act.profiles.statistics import Statistics
@@ -37,6 +38,11 @@ class Activations:
             ActError: a single profile; profiles of different architectures, texts or counted positions; LM-head
                 channels that stand for different tokens in the two, as far as their tokenizers tell.
         """
+        if isinstance(ability, AttributionProfile):
+            raise ActError(
+                "what act-profile attribute measures holds no activations, so it can be ranked by attribution only; "
+                "choose that score, or profile the pair (act-profile pair) for another"
+            )
         if isinstance(ability, PairProfile):
             return cls(ability.space, ability.donor, ability.target, ability.difference)
         if not isinstance(ability, tuple) or any(isinstance(side, PairProfile) for side in ability):
@@ -91,6 +97,8 @@ def models_of(ability: Ability) -> Mapping[str, ModelRead]:
 def first_side(ability: Ability) -> Statistics:
     """The statistics of the model that has the ability: the donor, or the only one."""
     first = sides(ability)[0]
+    if isinstance(first, AttributionProfile):
+        return Activations.of(first).donor  # which raises
     return first.donor if isinstance(first, PairProfile) else first
 
 
@@ -132,8 +140,11 @@ def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
     positions = {corpus.count for corpus in first[0].provenance.corpora}
     texts = corpora_of(first[0])
     for other in map(sides, kept):
-        if len(first) != len(other) or isinstance(first[0], PairProfile) != isinstance(other[0], PairProfile):
-            raise ActError("the profile and the keep profiles must all be pair profiles, or all donor's and target's")
+        if len(first) != len(other) or type(first[0]) is not type(other[0]):
+            raise ActError(
+                "the profile and the keep profiles must all be pair profiles, or all donor's and target's, or all made "
+                "by act-profile attribute"
+            )
         for one, two in zip(first, other, strict=True):
             require_same_models(one, two)
         if texts == corpora_of(other[0]) and all(text[0] is not None for text in texts):

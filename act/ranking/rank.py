@@ -28,6 +28,7 @@ from act.ranking.activations import (
     sides,
     space_of,
 )
+from act.ranking.attributed import Cost, attribution_of, chosen_cost
 from act.ranking.channel_set import ChannelSet
 from act.ranking.costs import per_cost
 from act.ranking.eligible import Eligible
@@ -57,12 +58,13 @@ def rank(
     donor: nn.Module | None = None,
     target: nn.Module | None = None,
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
+    cost: Cost = "auto",
 ) -> ChannelSet:
     """Score every channel, rank all channels of all modules together, and take the best.
 
     Args:
         profile: a pair profile of the ability, or (donor, target) profiles of it; for ``lape``, ``weight-diff`` and
-            ``random`` a single profile too.
+            ``random`` a single profile too; for ``attribution`` an :class:`act.AttributionProfile`.
         score: one of :data:`act.ranking.scores.SCORES`, or one of your own, ``[N]``, NaN for none. ``weight-diff``
             needs ``donor`` and ``target``, ``random`` a ``seed``, ``lape`` other abilities as ``keep`` (of a pair
             profile it reads the donor's rates, since the donor has the ability).
@@ -83,6 +85,10 @@ def rank(
         donor, target: the models, for ``weight-diff``.
         min_expert_tokens: an expert that fewer counted tokens reached gets no score from activations, for it would not
             be sure: for ``paired``, tokens that met the same expert in both models; otherwise the fewer of both sides.
+        cost: for ``attribution``, what the fall of the loss is divided by: ``keep``, the root mean square over
+            documents of the change on what to keep, the largest of several texts; ``distance``, the norm of the
+            channel's step; ``none``; ``auto``: ``keep`` where there is something to keep, which the profile may hold
+            itself, and otherwise ``none``, for what is asked for is a number of channels and not a distance.
 
     Returns:
         The channels, with the input columns that belong to whole neurons and heads. Never chosen: channels that were
@@ -114,6 +120,12 @@ def rank(
     kept = _listed(keep)
     for ability in kept:
         require_ability("keep", ability)
+    if record.takes_cost:
+        kept = [*attribution_of(profile).kept, *kept]
+        cost = chosen_cost(cost, bool(kept))
+    elif cost != "auto":
+        raise ActError(f"cost {cost!r} has no effect on score {record.name}; leave it out, or rank by attribution")
+    by_cost = bool(kept) and record.keep == "cost" and cost in ("auto", "keep")
     if wrong := record.wrong_keep(bool(kept)):
         raise ActError(wrong)
     require_comparable(profile, kept)
@@ -134,10 +146,12 @@ def rank(
 
     def scored(ability: Ability) -> torch.Tensor:
         values, activations = computed(record.function, ability)
-        if record.cost and kept:
+        if record.cost and by_cost:
             own = computed(record.cost, ability)[0]
             costs = (computed(record.cost, each)[0] for each in kept)
             values = per_cost(values, (_of_another(cost, own) for cost in costs))
+        elif cost == "distance":
+            values = per_cost(values, [attribution_of(ability).distance.cpu()])
         return normalized(values, space, normalize, activations, in_place=True)
 
     values = scored(profile)
@@ -171,7 +185,8 @@ def rank(
         scope=scope,
         granularity=(granularity,) if isinstance(granularity, str) else tuple(granularity),
         contrast=contrast,
-        per_cost=bool(kept) and record.keep == "cost",
+        per_cost=by_cost,
+        cost=cost if record.takes_cost else None,
         keep=tuple(tuple(corpus_names(ability)) for ability in kept),
         corpora=tuple(corpus_names(profile)),
         include=tuple(sorted(include)),

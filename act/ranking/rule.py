@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from act.core.plain import Finite, Flag, Natural, checked
 from act.profiles.provenance import ModelRead
+from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.scores import ScoreName
@@ -37,6 +38,7 @@ class Rule:
         models: the ``donor`` and ``target`` (or ``model``) that the set was made for; a transfer refuses any others. If
             empty, any models will do.
         tied: site -> the site whose tensor it shares.
+        cost: the cost that was chosen, of a score that takes several.
     """
 
     score: ScoreName | Literal["custom"] = "custom"
@@ -61,6 +63,7 @@ class Rule:
     starved_experts: Natural = 0
     models: Mapping[str, ModelRead] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
+    cost: Cost | None = None
 
     def __str__(self) -> str:
         """The rule as a phrase.
@@ -80,6 +83,7 @@ class Rule:
                 *([f"by {' and '.join(self.granularity)}"] if self.granularity != ("channel",) else []),
                 *(["contrasted with what to keep"] if self.contrast else []),
                 *(["over the cost to what to keep"] if self.per_cost else []),
+                *(["over the distance moved"] if self.cost == "distance" else []),
                 *([f"experts of at least {self.min_expert_tokens} tokens"] if self.min_expert_tokens else []),
             ]
         )
@@ -89,6 +93,7 @@ class Rule:
         models = {side: model.to_json() for side, model in self.models.items()}
         plain = {name: _listed(value) for name, value in asdict(self).items()} | {"models": models}
         absent = {*(_EXPERTS if self.min_expert_tokens is None else ()), *([] if self.per_cost else ["per_cost"])}
+        absent |= set() if self.cost else {"cost"}
         return {name: value for name, value in plain.items() if name not in absent}
 
     @classmethod

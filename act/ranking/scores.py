@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from act.profiles.statistics import Statistics
     from act.ranking.activations import Ability, Activations
 
-ScoreName = Literal["paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "lape", "weight-diff", "random"]
+ScoreName = Literal[
+    "paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "lape", "attribution", "weight-diff", "random"
+]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Score:
         cost: what each channel costs an ability to retain, at least 0; of several abilities, the largest counts.
         needs_models: whether it needs donor and target themselves.
         takes_seed: whether it depends on a seed.
+        takes_cost: whether it can be divided by another cost, too (:data:`act.ranking.attributed.Cost`).
         reads: the statistics that it is computed from, whose numbers of tokens say how sure it is; None if it looks at
             no activation.
         no_score: why a measured channel may have none.
@@ -79,6 +82,7 @@ class Score:
     cost: Formula | None = None
     needs_models: bool = False
     takes_seed: bool = False
+    takes_cost: bool = False
     reads: Callable[[Ability], Sequence[Statistics]] | None = None
     no_score: str = "never counted"
 
@@ -170,6 +174,18 @@ def _lape(evidence: Evidence) -> torch.Tensor:
     return lape([positive_rate(ability) for ability in (evidence.ability, *evidence.others)])
 
 
+def _fall(evidence: Evidence) -> torch.Tensor:
+    from act.ranking.attributed import fall
+
+    return fall(evidence.ability)
+
+
+def _disturbance(evidence: Evidence) -> torch.Tensor:
+    from act.ranking.attributed import disturbance
+
+    return disturbance(evidence.ability)
+
+
 def _weight_diff(evidence: Evidence) -> torch.Tensor:
     from act.ranking.activations import require_models, space_of
     from act.ranking.weights import weight_diff
@@ -226,6 +242,8 @@ def _records() -> Iterator[Score]:
     yield _contrast("cohen-d", "difference of means in standard deviations", cohen_d)
     lape = "how much one ability alone activates a channel"
     yield Score("lape", lape, _lape, "compare", needs_keep=True, reads=_first_side, no_score="never above 0")
+    attribution = "fall of the loss to first order, over a cost (--cost)"
+    yield Score("attribution", attribution, _fall, "cost", cost=_disturbance, takes_cost=True)
     yield Score("weight-diff", "norm of the difference of the parameter rows", _weight_diff, needs_models=True)
     yield Score("random", "a control", _random, takes_seed=True)
 

@@ -57,7 +57,7 @@ class Cache:
         return _hash(recipe=settings, base_model=self.models[self._recipe.base_model], corpora=self.corpora)
 
     def profile(self, donor: Donor, corpus: str) -> Path:
-        """The pair profile of a donor and the target on a corpus."""
+        """What channels are ranked by, on a corpus: a profile of donor and target as a pair, or by attribution."""
         recipe = self._recipe
         decided = _hash(
             donor=self.models[donor.model],
@@ -68,7 +68,8 @@ class Cache:
             token_budget=recipe.token_budget,
             dtype=recipe.dtype,
         )
-        return self.folder / f"pair-{decided}.safetensors"
+        kind = "attribution" if recipe.score == "attribution" else "pair"
+        return self.folder / f"{kind}-{decided}.safetensors"
 
     def channels(self, donor: Donor, score: ScoreName) -> Path:
         """The channel set of a donor by a score."""
@@ -77,6 +78,7 @@ class Cache:
             profile=self.profile(donor, donor.corpus).name,
             keep=[self.profile(donor, corpus).name for corpus in donor.kept],
             score=score,
+            **({"cost": recipe.cost} if SCORES[score].takes_cost else {}),
             top_p=donor.parameters.top_p,
             normalize=recipe.normalize,
             scope=recipe.scope,

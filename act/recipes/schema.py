@@ -12,6 +12,7 @@ from act.data.encode import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
 from act.evaluation.exercises import Metric
+from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.scores import ScoreName
@@ -94,6 +95,7 @@ class Recipe(Section):
     models: list[Donor] = Field(min_length=1)
     output: Location
     score: ScoreName = "paired"
+    cost: Cost = "auto"
     normalize: Normalize = "none"
     scope: Scope = "global"
     granularity: list[Granularity] = ["channel"]

@@ -24,7 +24,8 @@ from act.editing.transfer import transfer_many
 from act.editing.tune import save_tuned, tune
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.models.loading import load_model
-from act.profiles.profile import PairProfile, load
+from act.profiles.profile import Profile, load
+from act.profiling.attribution import attribute
 from act.profiling.measure import profile_pair
 from act.ranking.channel_set import ChannelSet
 from act.ranking.rank import rank
@@ -66,18 +67,19 @@ class Stages:
         self._loaded: dict[str, nn.Module] = {}
         self._kept = Kept()
 
-    def profile(self, donor: Donor, corpus: str) -> PairProfile:
-        """The pair profile of a donor and the target on a corpus."""
+    def profile(self, donor: Donor, corpus: str) -> Profile:
+        """What channels are ranked by, on a corpus: a profile of donor and target as a pair, or by attribution."""
         path, target = self._cache.profile(donor, corpus), self._recipe.base_model
         if not self._kept.has(path):
-            self._say(f"profiling {donor.model} and {target} on {corpus}")
+            measure = attribute if self._recipe.score == "attribution" else profile_pair
+            self._say(
+                f"{'attributing' if measure is attribute else 'profiling'} {donor.model} and {target} on {corpus}"
+            )
             text = self._corpus(corpus, self._recipe.count)
             budget = self._recipe.token_budget
-            profile_pair(self._shared(donor.model), self._shared(target), text, token_budget=budget).save(path)
+            measure(self._shared(donor.model), self._shared(target), text, token_budget=budget).save(path)
             self._kept.add(path)
-        found = load(path)
-        assert isinstance(found, PairProfile)
-        return found
+        return load(path)
 
     def rank(self, donor: Donor, score: ScoreName) -> ChannelSet:
         """The channels to take from a donor."""
@@ -99,6 +101,7 @@ class Stages:
                 include=recipe.include,
                 exclude=recipe.exclude,
                 seed=self._cache.seed(donor),
+                cost=recipe.cost if SCORES[score].takes_cost else "auto",
                 donor=self._shared(donor.model) if by_weights else None,
                 target=self._shared(recipe.base_model) if by_weights else None,
             ).save(path)

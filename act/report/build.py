@@ -12,6 +12,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.models.sites import Site
+from act.profiles.attribution import AttributionProfile
 from act.profiles.coverage import Measured as MeasuredShare
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 from act.profiles.experts import FewTokens
@@ -58,7 +59,7 @@ class Measured:
 
     name: str
     ability: str
-    profile: PairProfile
+    profile: PairProfile | AttributionProfile
     score: torch.Tensor
     top: ChannelSet
 
@@ -81,7 +82,7 @@ class Report:
 
 
 def measure(
-    profiles: Sequence[PairProfile],
+    profiles: Sequence[PairProfile | AttributionProfile],
     abilities: Sequence[str] = (),
     *,
     score: ScoreName = "paired",
@@ -94,7 +95,7 @@ def measure(
     """Score every profile and take its top channels.
 
     Args:
-        profiles: pair profiles of one architecture.
+        profiles: pair profiles of one architecture; or attribution profiles, of whose score what is above 0 counts.
         abilities: the ability of each profile; two profiles of one ability show its stability. By default, the name of
             each profile's first corpus.
         score, normalize, include, exclude, min_expert_tokens: as in :func:`act.rank`.
@@ -109,7 +110,7 @@ def measure(
     texts: list[object] = []
     result: list[Measured] = []
     for number, profile in enumerate(profiles):
-        if not isinstance(profile, PairProfile):
+        if not isinstance(profile, (PairProfile, AttributionProfile)):
             raise ActError("a report compares donor and target; give pair profiles (act-profile pair)")
         if difference := profiles[0].space.first_difference(profile.space):
             raise ActError(f"the profiles are of different architectures: {difference}")
@@ -134,7 +135,8 @@ def measure(
             min_expert_tokens=min_expert_tokens,
         )
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
-        values[ranked.index] = ranked.scores
+        by_sign = isinstance(profile, AttributionProfile)  # below 0, moving the channel would do harm
+        values[ranked.index] = ranked.scores.clamp_min(0) if by_sign else ranked.scores
         best = top_channels(values, top)
         chosen = ChannelSet(profile.space, best, values[best], replace(ranked.rule, top=top))
         same = sum(one.ability == ability for one in result)
@@ -270,6 +272,11 @@ def _necessity(
 ) -> list[NecessityRow]:
     """The losses with each set ablated; the last row of each loss is a random set, the control."""
     first = measured[0]
+    if losses and any(isinstance(one.profile, AttributionProfile) for one in measured):
+        raise ActError(
+            "what is ablated gets its mean activation, which attribution profiles do not hold; leave out --corpus, or "
+            "give pair profiles"
+        )
     random = rank(first.profile, "random", count=len(first.top), seed=seed, include=first.top.rule.include,
                   exclude=first.top.rule.exclude)  # fmt: skip
     rows: list[NecessityRow] = []

@@ -79,8 +79,8 @@ class _Filling(ParameterCalls):
                     "set; leave them out"
                 )
 
-    def _add(self, weight: Weight, rows: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        super()._add(weight, rows, *args, **kwargs)
+    def _add(self, *args: Any, **kwargs: Any) -> None:
+        super()._add(*args, **kwargs)
         self._waiting = self._products.pop()
         self._products = [self._waiting]  # to which a bias may be added
 

@@ -6,8 +6,9 @@ parameters asked for. A gather of rows by index (``hidden[token_idx]``) tells wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ _GROUPED = tuple(
     if function is not None
 )
 _GROUPED_OP = "grouped_mm_fallback"
+Arrange = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
@@ -50,6 +52,7 @@ class Product:
     Attributes:
         weight: the parameter.
         rows: ``[R, O]``, as a view of what the model computed.
+        arrange: makes such rows of anything in the shape of what the call gave.
         tokens: int64 ``[R]``.
         experts: the expert of all rows; the expert of each row, int64 ``[R]``; or, of sorted rows, the end of each
             expert's, ``[E]``.
@@ -60,6 +63,7 @@ class Product:
 
     weight: Weight
     rows: torch.Tensor
+    arrange: Arrange
     tokens: torch.Tensor
     experts: int | torch.Tensor | None
     in_order: bool = False
@@ -190,8 +194,8 @@ class ParameterCalls(TorchFunctionMode):
         if found is None:
             return
         of, expert = found
-        rows = output.reshape(-1, output.shape[-1])
-        self._add(of, rows, self._tokens_of(x, len(rows), expert), expert, biased=biased)
+        tokens = self._tokens_of(x, output.numel() // max(1, output.shape[-1]), expert)
+        self._add(of, output, _flattened, tokens, expert, biased=biased)
 
     def _note_columns(self, weight: Any, output: torch.Tensor, biased: bool = False) -> None:
         """Outputs ``[batch, C, columns]``: the weight comes first in the product, or is that of a convolution."""
@@ -208,16 +212,20 @@ class ParameterCalls(TorchFunctionMode):
         if length * len(output) != self._count or output.shape[2] < length:
             self._problem = f"{weight.name} gives {list(output.shape)}, which is not a column for each token"
             return
-        rows = output[..., :length].transpose(1, 2).reshape(self._count, -1)
+
+        def columns(given: torch.Tensor) -> torch.Tensor:
+            return given[..., :length].transpose(1, 2).reshape(self._count, -1)
+
+        self._add(weight, output, columns, self._every(output.device), None, biased=True)
         if bias is not None:
-            rows = rows.float() + bias.float()
-        self._add(weight, rows, self._every(rows.device), None, biased=True)
+            self._products[-1].rows = columns(output).float() + bias.float()
+            self._products[-1].version = version(self._products[-1].rows)
 
     def _note_batched(self, one: torch.Tensor, other: torch.Tensor, output: torch.Tensor) -> None:
         for weights, x in ((one, other), (other, one)):
             if picked := self._picked.get(id(weights)):
-                rows = output.squeeze(-1) if output.shape[-1] == 1 and weights is one else output.squeeze(1)
-                self._add(picked[1], rows, self._tokens_of(x, len(rows)), picked[2])
+                arrange = partial(torch.squeeze, dim=-1 if output.shape[-1] == 1 and weights is one else 1)
+                self._add(picked[1], output, arrange, self._tokens_of(x, len(output)), picked[2])
                 return
             found = self._weight_of(weights)
             if found is not None and found[0].packed and weights.dim() == 3:
@@ -231,7 +239,7 @@ class ParameterCalls(TorchFunctionMode):
             self._problem = f"{weight.name} reads {tokens} rows for each expert; the batch has {self._count} tokens"
             return
         place = self._reached(weight, x).flatten().nonzero().flatten()
-        self._add(weight, output.flatten(0, 1)[place], place % tokens, place // tokens)
+        self._add(weight, output, lambda x: x.flatten(0, 1)[place], place % tokens, place // tokens)
 
     def _reached(self, weight: Weight, x: torch.Tensor) -> torch.Tensor:
         """Which tokens reach which expert, bool ``[E, T]``: the first product shows it for all that follow."""
@@ -247,7 +255,7 @@ class ParameterCalls(TorchFunctionMode):
         x, weight, *rest = args
         ends = kwargs.get("offs", rest[0] if rest else None)
         if (found := self._weight_of(weight)) and isinstance(ends, torch.Tensor):
-            self._add(found[0], output, self._tokens_of(x, len(output)), ends, in_order=True)
+            self._add(found[0], output, lambda x: x, self._tokens_of(x, len(output)), ends, in_order=True)
 
     def _note_sum(self, func: Any, args: Any, output: Any) -> None:
         """A bias that is added to a product."""
@@ -264,17 +272,18 @@ class ParameterCalls(TorchFunctionMode):
     def _add(
         self,
         weight: Weight,
-        rows: torch.Tensor,
+        output: torch.Tensor,
+        arrange: Arrange,
         tokens: torch.Tensor,
         experts: int | torch.Tensor | None,
         *,
         in_order: bool = False,
         biased: bool = False,
     ) -> None:
-        rows = rows.detach()
+        rows = arrange(output.detach())
         self._last[experts if isinstance(experts, int) else None] = tokens
         lacks = weight.bias is not None and not biased
-        self._products.append(Product(weight, rows, tokens, experts, in_order, version(rows), lacks))
+        self._products.append(Product(weight, rows, arrange, tokens, experts, in_order, version(rows), lacks))
 
     def _tokens_of(self, x: torch.Tensor, rows: int, expert: int | None = None) -> torch.Tensor:
         """The token of each row of the input of a product; the rows of a down projection are those of the up."""
@@ -333,6 +342,10 @@ class ParameterCalls(TorchFunctionMode):
             self._places.setdefault(parameter.untyped_storage().data_ptr(), []).append((weight, parameter))
             if weight.bias:
                 self._biases.add(self._parameter(weight.bias).untyped_storage().data_ptr())
+
+
+def _flattened(output: torch.Tensor) -> torch.Tensor:
+    return output.reshape(-1, output.shape[-1])
 
 
 def _joined(given: Sequence[tuple[Product, torch.Tensor]], bank: Bank, every: torch.Tensor) -> RoutedRows:

@@ -129,7 +129,7 @@ class Taps:
         moe_all_experts: bool = False,
         images: Samples = (),
     ) -> None:
-        _refuse_compiled(model)
+        refuse_compiled(model)
         model = self._model = language_view(model)
         self._without_cache = without_cache(model)
         probed = Probed.of(model, space, images)
@@ -277,7 +277,8 @@ def _refuse_gates_behind(fusion: Fusion, space: ChannelSpace) -> None:
         )
 
 
-def _refuse_compiled(model: nn.Module) -> None:
+def refuse_compiled(model: nn.Module) -> None:
+    """Raise :class:`ActError` for a model that torch.compile has compiled."""
     compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in original(model).modules())
     if compiled or any(hasattr(module, "_orig_mod") for module in original(model).modules()):
         raise ActError(

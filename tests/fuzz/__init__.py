@@ -1,1 +1,1 @@
-"""Damaged and hostile files, nine kinds of them, as every reader may meet them."""
+"""Damaged and hostile files, ten kinds of them, as every reader may meet them."""

@@ -1,4 +1,4 @@
-"""The nine kinds of files: a good one of each, how it is mutated, and what its readers make of it."""
+"""The ten kinds of files: a good one of each, how it is mutated, and what its readers make of it."""
 
 from __future__ import annotations
 
@@ -109,6 +109,9 @@ class Files:
         self.tokenizer = train_tokenizer(["What is two plus three?", "a b c d e"])
         pair = act.profile_pair(self.donor, self.target, random_batches())
         pair.save(folder / "profile")
+        kept = act.Corpus.from_records(RECORDS[:3], self.tokenizer)
+        abilities = act.Corpus.from_records(RECORDS[3:9], self.tokenizer)
+        act.attribute(self.donor, self.target, abilities, keep=kept).save(folder / "attribution")
         self.channels = act.rank(pair, top=0.05, granularity=("neuron", "head"))
         self.channels.save(folder / "channels")
         changed = copy.deepcopy(self.target)
@@ -126,6 +129,7 @@ class Files:
             name: Kind(name, path, path.read_bytes(), mutate, read)
             for name, path, mutate, read in (
                 ("profile", folder / "profile", tensor_file, self._read_profile),
+                ("attribution", folder / "attribution", tensor_file, self._read_attribution),
                 ("channel set", folder / "channels", tensor_file, self._read_channels),
                 ("patch", folder / "patch", tensor_file, self._read_patch),
                 ("checkpoint", folder / "checkpoint", tensor_file, self._read_checkpoint),
@@ -160,6 +164,13 @@ class Files:
         assert repr(profile) and profile._repr_html_() and stored.pair == profile.pair
         ranked = act.rank(profile, "paired" if profile.pair else "mean-abs", count=20)
         return _hash(profile.moments.arena, ranked.index), profile.space, profile.provenance
+
+    def _read_attribution(self) -> Any:
+        found = act.load(self.folder / "attribution")
+        assert repr(found) and found._repr_html_()
+        ranked = act.rank(found, "attribution", count=20)
+        arenas = [each.moments.arena for each in (found, *found.kept)]
+        return _hash(*arenas, found.distance, ranked.index), found.space, found.provenance
 
     def _read_channels(self) -> Any:
         channels = act.ChannelSet.load(self.folder / "channels")

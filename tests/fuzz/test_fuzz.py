@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from .kinds import Files, files_in
 
-KINDS = ("profile", "channel set", "patch", "checkpoint", "token cache", "recipe", "index", "config", "corpus")
+KINDS = (
+    "profile",
+    "attribution",
+    "channel set",
+    "patch",
+    "checkpoint",
+    "token cache",
+    "recipe",
+    "index",
+    "config",
+    "corpus",
+)
 MANY = int(os.environ.get("FUZZ_MUTATIONS", "60"))  # of each kind in the slow test; python -m fuzz.table takes more
 
 

@@ -1,0 +1,77 @@
+"""``act-profile attribute``: how the target's loss would change if each channel moved to the donor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from act.cli import console
+from act.cli.grouped import with_options
+from act.cli.measuring import Measuring
+from act.cli.measuring_options import KEEP, AttributeOptions
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from act.data.corpus import Corpus
+    from act.profiles.profile import Profile
+    from act.profiling.checkpoint import Checkpoint
+    from act.profiling.job import Job, JobOptions
+    from act.profiling.ranks import Ranks
+
+
+@with_options
+def command(
+    donor: Annotated[str, typer.Option(help="The model that has the ability.")],
+    target: Annotated[str, typer.Option(help="The model that lacks it.")],
+    options: AttributeOptions,
+) -> None:
+    """Attribute the target's loss to its channels by gradients, for act-profile rank --score attribution."""
+    Attributing({"donor": donor, "target": target}, options).run()
+
+
+@dataclass(frozen=True)
+class Attributing(Measuring):
+    """One ``attribute`` of the command line."""
+
+    options: AttributeOptions
+
+    def _inputs(self) -> list[str]:
+        return [*super()._inputs(), *self.options.kept.values()]
+
+    def _models(self, ranks: Ranks | None) -> dict[str, nn.Module]:
+        target = self._load(self.names["target"], ranks)
+        donor = self.options.load(self.names["donor"], self.options.donor_device, spread=False)
+        console.order_experts(donor, target, self.options.match_experts)
+        return {"donor": donor, "target": target}
+
+    def _job(
+        self, models: dict[str, nn.Module], corpora: dict[str, Corpus], ranks: Ranks | None, feeding: JobOptions
+    ) -> Job:
+        from act.profiling.attribution import AttributionJob, require_different
+
+        kept = {name: corpus for name, corpus in corpora.items() if name.startswith(KEEP)}
+        abilities = {name: corpus for name, corpus in corpora.items() if name not in kept}
+        job = AttributionJob(
+            models["donor"],
+            models["target"],
+            abilities.get("", abilities),
+            keep={_name(name): corpus for name, corpus in kept.items()},
+            ranks=ranks,
+            recompute=self.options.recompute,
+            **feeding,
+        )
+        require_different(job)
+        return job
+
+    def _measured(self, job: Job, checkpoint: Checkpoint | None) -> Profile | dict[str, Profile]:
+        from act.profiling.attribution import AttributionJob
+
+        return cast("Profile | dict[str, Profile]", cast(AttributionJob, job).measured(checkpoint))
+
+
+def _name(kept: str) -> str:
+    number, _, name = kept.removeprefix(KEEP).partition(" ")
+    return name or f"keep {number}"
