@@ -43,12 +43,18 @@ class Calls:
         self._extension().segment_moments(x, moments, offsets, mask, *arguments)
 
     def pair_moments(
-        self, donor: torch.Tensor, target: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None
+        self,
+        donor: torch.Tensor,
+        target: torch.Tensor,
+        moments: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        swapped: torch.Tensor | None = None,
     ) -> None:
         """See :func:`act_kernels.ops.pair_moments`; columns that are not contiguous are copied first."""
         donor, target = _contiguous_columns(donor), _contiguous_columns(target)
-        arguments, _keep = self._resources("pair_moments", donor)
-        self._extension().pair_moments(donor, target, moments, mask, *arguments)
+        swapped = None if swapped is None else _contiguous_columns(swapped)
+        arguments, _keep = self._resources("pair_moments", donor, swapped)
+        self._extension().pair_moments(donor, target, swapped, moments, mask, *arguments)
 
     def gated_mlp(
         self,

@@ -27,9 +27,11 @@ def segment_moments(x: Tensor, moments: Tensor, offsets: Tensor, mask: Tensor | 
 
 
 @torch.library.custom_op("act_kernels::pair_moments", mutates_args=("moments",))
-def pair_moments(donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | None) -> None:
+def pair_moments(
+    donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | None, swapped: Tensor | None = None
+) -> None:
     """See :func:`act_kernels.ops.pair_moments`."""
-    ops.pair_moments(donor, target, moments, mask)
+    ops.pair_moments(donor, target, moments, mask, swapped)
 
 
 @torch.library.custom_op("act_kernels::blend_rows", mutates_args=("targets",))
@@ -114,7 +116,7 @@ def _(x: Tensor, moments: Tensor, offsets: Tensor, mask: Tensor | None) -> None:
 
 
 @pair_moments.register_fake
-def _(donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | None) -> None:
+def _(donor: Tensor, target: Tensor, moments: Tensor, mask: Tensor | None, swapped: Tensor | None = None) -> None:
     return None
 
 

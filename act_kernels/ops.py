@@ -15,7 +15,7 @@ import torch
 
 from act_kernels.backends import implementation
 from act_kernels.rows import Blend, batches, gather_rows
-from act_kernels.statistics import PAIR, STATISTICS
+from act_kernels.statistics import PAIR, STATISTICS, SWAPPED_PAIR
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
@@ -85,31 +85,42 @@ def segment_moments(
 
 
 def pair_moments(
-    donor: torch.Tensor, target: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None
+    donor: torch.Tensor,
+    target: torch.Tensor,
+    moments: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    swapped: torch.Tensor | None = None,
 ) -> None:
     """Add the statistics of donor, target and donor - target over the counted rows to ``moments``, in place.
 
     Args:
         donor, target: activations ``[T, C]`` of the two models at one site for the same tokens, one dtype (float32,
             bfloat16 or float16), any strides.
-        moments: float64 pair block ``[3, 7, C]`` (donor, target, difference), last stride 1, same device.
+        moments: float64 pair block ``[3, 7, C]`` (donor, target, difference), last stride 1, same device; with
+            ``swapped`` ``[5, 7, C]`` (:data:`act_kernels.statistics.SWAPPED_PAIR`).
         mask: bool ``[T]``; only rows marked True count. None counts all rows.
+        swapped: ``[T, C]`` like ``donor``, any strides: what the donor's module gives on the target's input. Then the
+            statistics of swapped - target, and of that times donor - target, are added too.
 
-    The difference is formed in float32 from the values as stored, before any rounding; its ``sum_abs / count`` is the
-    paper's score (arXiv 2601.09398, eq. 2). Non-finite values are counted for each side separately; a
-    difference is non-finite if either of its values is, or if it is too large for float32.
+    Differences are formed in float32 from the values as stored, before any rounding, and their product is rounded to
+    float32 once more; the ``sum_abs / count`` of the difference is the paper's score (arXiv 2601.09398, eq. 2). Each
+    block counts its own non-finite values and leaves out no others: a difference is non-finite if either of its values
+    is, or if it is too large for float32, and so is the product if either difference is.
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
     """
     if torch.compiler.is_compiling():
-        return _library().pair_moments(donor, target, moments, mask)
+        return _library().pair_moments(donor, target, moments, mask, swapped)
     _check_matrix("donor", donor)
     _check_like("target", target, "donor", donor)
-    _check_moments(moments, (len(PAIR), len(STATISTICS), donor.shape[1]), donor.device)
+    if swapped is not None:
+        _check_like("swapped", swapped, "donor", donor)
+    blocks = len(PAIR if swapped is None else SWAPPED_PAIR)
+    _check_moments(moments, (blocks, len(STATISTICS), donor.shape[1]), donor.device)
     mask = _check_mask(mask, donor.shape[0], donor.device)
     if donor.numel():
-        implementation("pair_moments", donor.device)(donor, target, moments, mask)
+        implementation("pair_moments", donor.device)(donor, target, moments, mask, swapped)
 
 
 def blend_rows(

@@ -41,14 +41,18 @@ def segment_moments(
 
 
 def pair_moments(
-    donor: torch.Tensor, target: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | None = None
+    donor: torch.Tensor,
+    target: torch.Tensor,
+    moments: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    swapped: torch.Tensor | None = None,
 ) -> None:
-    """Statistics of donor, target and donor - target; see :func:`act_kernels.ops.pair_moments`."""
-    if mask is not None:
-        donor, target = donor[mask], target[mask]
-    for d, t in zip(donor.split(ROWS_AT_A_TIME), target.split(ROWS_AT_A_TIME), strict=True):
-        d, t = d.float(), t.float()
-        for block, values in zip(moments, (d, t, d - t), strict=True):
+    """Statistics of donor, target and what is formed of them; see :func:`act_kernels.ops.pair_moments`."""
+    outputs = [x if mask is None else x[mask] for x in (donor, target, swapped) if x is not None]
+    for some in zip(*(x.split(ROWS_AT_A_TIME) for x in outputs), strict=True):
+        d, t, *s = (x.float() for x in some)
+        swap = [x - t for x in s]
+        for block, values in zip(moments, (d, t, d - t, *swap, *(x * (d - t) for x in swap)), strict=True):
             merge_moments(block, _block(values.double()))
 
 

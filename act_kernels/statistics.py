@@ -1,7 +1,8 @@
 """The layout of a moments block, and the exact merge of two blocks.
 
 A block is a float64 tensor of shape ``[7, C]``: one row per entry of :data:`STATISTICS`, one column per channel.
-A pair block is ``[3, 7, C]``: donor, target, and difference (donor - target).
+A pair block is ``[3, 7, C]``: donor, target, and difference (donor - target); of a pair with a swapped output it is
+``[5, 7, C]``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ COUNT, MEAN, M2, SUM_ABS, MAX_ABS, POSITIVE, NONFINITE = range(len(STATISTICS))
 
 PAIR = ("donor", "target", "difference")
 """First axis of a pair block."""
+
+SWAPPED_PAIR = (*PAIR, "swap", "product")
+"""The same with a swapped output, what the donor's module gives on the target's input: ``swap`` is swapped - target,
+``product`` that times the difference."""
 
 
 def empty_moments(channels: int, *leading: int, device: torch.device | str | None = None) -> torch.Tensor:

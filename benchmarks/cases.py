@@ -29,12 +29,14 @@ class Case:
     """An op, the bytes it must read or write, and the same by PyTorch operators.
 
     Fused ops run with statistics; ``plain`` is the same op without statistics, and the operators take none either.
+    ``swapped`` is the op with a third input of the same size.
     """
 
     op: Call
     moved: int
     operators: Call
     plain: Call | None = None
+    swapped: Call | None = None
 
 
 def by_operators(x: Tensor, moments: Tensor) -> None:
@@ -79,14 +81,20 @@ def segment_case(x: Tensor, other: Tensor) -> Case:
 
 
 def pair_case(x: Tensor, other: Tensor) -> Case:
-    """The statistics of both and of their difference."""
+    """The statistics of both and of their difference; and with a swapped output between the two."""
     moments, slow = (empty_moments(x.shape[1], 3, device=x.device) for _ in range(2))
+    more, swapped = empty_moments(x.shape[1], 5, device=x.device), (x + other) / 2
 
     def operators() -> None:
         for block, values in zip(slow, (x, other, x.float() - other.float()), strict=True):
             by_operators(values, block)
 
-    return Case(lambda: pair_moments(x, other, moments), 2 * x.nbytes, operators)
+    return Case(
+        lambda: pair_moments(x, other, moments),
+        2 * x.nbytes,
+        operators,
+        swapped=lambda: pair_moments(x, other, more, swapped=swapped),
+    )
 
 
 def blend_case(x: Tensor, other: Tensor) -> Case:

@@ -158,6 +158,8 @@ def kernel(op: str, shape: tuple[int, int], run: Run, seconds: float) -> dict[st
     else:
         case = CASES[op](x, other)
         calls["op"], moved = case.op, case.moved
+        if case.swapped:
+            calls["swapped"] = case.swapped
         if case.plain:
             calls.update(plain=case.plain, stock=case.operators)
     rounds = on_device(calls, run.device, min(seconds / 2, 6))

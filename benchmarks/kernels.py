@@ -3,7 +3,8 @@
     python benchmarks/kernels.py --op column_moments --json OUT
 
 ``ratio_to_copy``: over a copy of one input, of that type and on as many threads; ``ratio_to_two_copies``: over copies
-of both inputs of ``pair_moments``. ``speedup_over_torch``: against the same statistics by operators. Fused ops:
+of both inputs of ``pair_moments``; ``swapped_over_pair``: its time with a swapped output, which adds two blocks to
+three, over that without. ``speedup_over_torch``: against the same statistics by operators. Fused ops:
 ``ratio_to_stock`` is their time with statistics over that of the stock operators without any; ``ratio_to_plain`` over
 the same op without statistics. ``pool_start_us`` is what an empty parallel region on those threads takes, which every
 time of an op contains; ``isa`` is the instruction set that ran.
@@ -35,6 +36,8 @@ def measure(op: str, dtype: str, rows: int, channels: int, threads: int, seconds
     calls["pool"] = lambda: native._native.start_threads(threads)
     if op == "pair_moments":
         calls["two_copies"] = lambda: (out.copy_(x), second.copy_(other))
+    if case.swapped:
+        calls["swapped"] = case.swapped
     if case.plain:
         calls.update(plain=case.plain, stock=case.operators)
     times = interleaved(calls, seconds)
@@ -57,6 +60,8 @@ def measure(op: str, dtype: str, rows: int, channels: int, threads: int, seconds
     for name in ("copy", "two_copies", "stock", "plain"):
         if name in middle:
             row[f"ratio_to_{name}"] = round(middle["op"] / middle[name], 3)
+    if case.swapped:
+        row["swapped_over_pair"] = round(middle["swapped"] / middle["op"], 3)
     if case.plain:
         return row
     slow = median(interleaved({"operators": case.operators}, seconds / 4, rounds=3)["operators"])
@@ -82,7 +87,7 @@ def main() -> None:
     for threads, dtype, rows, channels in itertools.product(given.threads, given.dtype, given.rows, given.channels):
         row = measure(given.op, dtype, rows, channels, threads, given.seconds)
         results.append(row)
-        names = ("ratio_to_two_copies", "speedup_over_torch", "ratio_to_stock", "ratio_to_plain")
+        names = ("ratio_to_two_copies", "swapped_over_pair", "speedup_over_torch", "ratio_to_stock", "ratio_to_plain")
         rest = {name: row[name] for name in names if name in row}
         print(
             f"{row['op']:15}{dtype:>9}{rows:>7}{channels:>7}{threads:>4}{row['gbps']:>8.1f}{row['copy_gbps']:>8.1f}"

@@ -97,11 +97,11 @@ void segment_moments(const Tensor& x, const Tensor& moments, const Tensor& offse
     run(threads, [&] { kernels->segment_moments(op, counted, threads); });
 }
 
-void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& moments, const Tensor& mask, int threads) {
-    const auto donor_input = act::input("donor", donor), target_input = act::input_like("target", target, donor_input);
-    const act::PairMoments pair(moments, donor_input.columns);
-    const auto* const counted = act::mask(mask, donor_input.rows);
-    run(threads, [&] { kernels->pair_moments(donor_input, target_input, counted, pair.blocks, threads); });
+void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& swapped, const Tensor& moments,
+                  const Tensor& mask, int threads) {
+    const auto op = act::pair(donor, target, swapped, moments);
+    const auto* const counted = act::mask(mask, op.donor.rows);
+    run(threads, [&] { kernels->pair_moments(op, counted, threads); });
 }
 
 void blend_rows(const Tensor& target, const Tensor& donor, const Tensor& rows, bool gathered, double strength,
@@ -147,7 +147,7 @@ PYBIND11_MODULE(_native, module) {
     module.def("start_threads", &start_threads, "Run nothing on some threads, for benchmarks.");
     module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
     module.def("segment_moments", &segment_moments, "Statistics of the channels of every segment of rows.");
-    module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
+    module.def("pair_moments", &pair_moments, "Statistics of donor, target and what is formed of them.");
     module.def("blend_rows", &blend_rows, "Blend listed rows of a donor into a target, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
     module.def("rotary", &rotary, "Rotary embedding of q and k, with statistics of q, k and v.");

@@ -135,19 +135,19 @@ inline Segments segments(const Tensor& x, const Tensor& block, const Tensor& off
     return {rows, moments("moments", first, rows.columns), block.strides[1], static_cast<const int64_t*>(places), block.shape[1]};
 }
 
-// The blocks [3, 7, columns] of a pair.
-struct PairMoments {
-    Moments blocks[3];
-
-    PairMoments(const Tensor& pair, int64_t columns) {
-        if (pair.dimensions != 3 || pair.shape[0] != 3) refuse("moments", "three blocks", pair);
-        const Tensor first{pair.data, pair.dtype, 2, {pair.shape[1], pair.shape[2]}, {pair.strides[1], pair.strides[2]}};
-        for (int i = 0; i < 3; ++i) {
-            blocks[i] = moments("moments", first, columns);
-            blocks[i].data += i * pair.strides[0];
-        }
+// The moments [3, 7, columns] of a pair, or [5, 7, columns] of one with a swapped output.
+inline Pair pair(const Tensor& donor, const Tensor& target, const Tensor& swapped, const Tensor& block) {
+    const Matrix x = input("donor", donor);
+    Pair op{x, input_like("target", target, x), swapped ? input_like("swapped", swapped, x) : Matrix{}, {}};
+    const int blocks = swapped ? 5 : 3;
+    if (block.dimensions != 3 || block.shape[0] != blocks) refuse("moments", swapped ? "five blocks" : "three blocks", block);
+    const Tensor first{block.data, block.dtype, 2, {block.shape[1], block.shape[2]}, {block.strides[1], block.strides[2]}};
+    for (int i = 0; i < blocks; ++i) {
+        op.blocks[i] = moments("moments", first, x.columns);
+        op.blocks[i].data += i * block.strides[0];
     }
-};
+    return op;
+}
 
 // `rows` of the target; they are all that a `gathered` donor has, one after the other.
 inline Blend blend(const Tensor& target, const Tensor& donor, const Tensor& rows, bool gathered, double strength) {

@@ -32,6 +32,12 @@ struct Segments {
     int64_t count;
 };
 
+// What is swapped is the donor's output for the target's input; without data, it and the last two blocks are not measured.
+struct Pair {
+    Matrix donor, target, swapped;
+    Moments blocks[5];  // donor, target, donor - target, swapped - target, product of these two
+};
+
 enum Statistic { COUNT, MEAN, M2, SUM_ABS, MAX_ABS, POSITIVE, NONFINITE, STATISTICS };
 
 // `count` rows of a target and a donor; `gathered`: the donor has these rows only, one after the other.
@@ -89,7 +95,7 @@ struct AddNorm {
     namespace ISA {                                                                                                  \
     void column_moments(const Matrix& x, const uint8_t* mask, Moments, int threads);                                 \
     void segment_moments(const Segments&, const uint8_t* mask, int threads);                                  \
-    void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3], int threads); \
+    void pair_moments(const Pair&, const uint8_t* mask, int threads);                                                \
     void blend_rows(const Blend&, int threads);                                                                      \
     void gated_mlp(const GatedMlp&, const uint8_t* mask, int threads);                                        \
     void rotary(const Rotary&, const uint8_t* mask, int threads);                                             \

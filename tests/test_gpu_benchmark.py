@@ -40,8 +40,8 @@ from kernels.correctness import all_cases, by_checks, by_tests
 from act_kernels import native, reference
 
 right = native.pair_moments
-def wrong(donor, target, moments, mask):
-    right(donor, target, moments, mask)
+def wrong(donor, target, moments, mask, swapped):
+    right(donor, target, moments, mask, swapped)
     moments[2, 1, -1] += 1e-3
 native.pair_moments = wrong
 cases = [case for case in all_cases() if case[0] in ("column_moments", "pair_moments") and case[1] == (7, 123)]

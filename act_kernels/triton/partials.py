@@ -196,10 +196,11 @@ def merge_tile(moments, count, mean, m2, absolute, largest, positive, nonfinite)
 
 
 @triton.jit
-def merge_rows(moments, x, other, mask, begin, end, channel, chosen, ROWS: tl.constexpr):
+def merge_rows(moments, x, other, factor, mask, begin, end, channel, chosen, ROWS: tl.constexpr):
     """The ``moments`` merged with rows ``begin`` to ``end`` of the chosen channels, each value as a separate group.
 
-    The values are those of ``x``, less those of ``other``: a matrix, and whether to subtract it; or None.
+    The values are those of ``x``, less those of ``other``: a matrix, and whether to subtract it; or None. They may be
+    multiplied by those of ``factor`` less ``other``: a matrix, and whether to multiply; or None.
     """
     for start in range(begin, end, ROWS):
         row = start + tl.arange(0, ROWS)[:, None]
@@ -207,8 +208,12 @@ def merge_rows(moments, x, other, mask, begin, end, channel, chosen, ROWS: tl.co
         value = load_values(x, row, channel[None, :], wanted)
         if other is not None:
             matrix, subtracted = other
-            less = value - load_values(matrix, row, channel[None, :], wanted)
-            value = tl.where(subtracted, less, value)
+            subtrahend = load_values(matrix, row, channel[None, :], wanted)
+            value = tl.where(subtracted, value - subtrahend, value)
+            if factor is not None:
+                matrix, multiplied = factor
+                step = load_values(matrix, row, channel[None, :], wanted) - subtrahend
+                value = tl.where(multiplied, value * step, value)
         value = value.to(tl.float64)
         finite = wanted & (tl.abs(value) < float("inf"))
         value = tl.where(finite, value, 0)
@@ -250,6 +255,7 @@ def merge_runs(
     statistic_stride,
     matrix,
     other,
+    factor,
     mask,
     rows,
     run,
@@ -258,7 +264,7 @@ def merge_runs(
     BLOCK_S: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Merges the ``partials`` [S, 7, C] of a matrix [T, C], less an ``other``, into its ``moments`` [7, C]."""
+    """Merges the ``partials`` [S, 7, C] of a matrix [T, C] into its ``moments`` [7, C]; see :func:`merge_rows`."""
     plane = tl.cast(plane, tl.int64)  # a size of 1 is a plain int
     statistic = tl.cast(statistic_stride, tl.int64)
     moments += channel
@@ -285,7 +291,10 @@ def merge_runs(
         positive = tl.load(partial + 6 * plane, wanted, other=0)
 
         # NaN, infinite and overflowing values make a sum NaN or infinite; squares of tiny ones may have underflowed.
-        suspect = ~(square + absolute < float("inf")) | ((largest > 0) & (largest < 1e-10))
+        vanishing = (largest > 0) & (largest < 1e-10)
+        if factor is not None:  # products of small differences are tiny while their squares are sums as any other
+            vanishing &= ~factor[1] | (square < 1e-27)
+        suspect = ~(square + absolute < float("inf")) | vanishing
         # More than NEAR of the squares would cancel in the variance; small values are lost beside the largest.
         suspect |= total * total > count * square * NEAR
         suspect |= largest * count > absolute * DOMINANT
@@ -308,7 +317,7 @@ def merge_runs(
                 chosen = tl.max(tl.where(split == s, suspects, 0), 0) > 0
                 begin = tl.cast(s, tl.int64) * run  # an interpreted loop counts in int
                 end = tl.where(tl.max(chosen.to(tl.int32), 0) > 0, tl.minimum(begin + run, rows), begin)
-                merged = merge_rows(merged, matrix, other, mask, begin, end, channel, chosen, ROWS)
+                merged = merge_rows(merged, matrix, other, factor, mask, begin, end, channel, chosen, ROWS)
     for statistic_index in tl.static_range(7):
         tl.store(moments + statistic_index * statistic, merged[statistic_index], in_channels)
 
@@ -330,7 +339,8 @@ def merge_partials_kernel(
     """Merges one block of channels of one of the ``parts``.
 
     A part is its partials [S, 7, C], its moments [7, C] and their row stride, and its matrix [T, C], row stride and C.
-    The last part is of its matrix less the ``subtrahend``, unless that is None.
+    Unless it is None, the ``subtrahend`` is subtracted from the matrices of the third part and those after it, and the
+    fifth part is the product of its difference and the third's.
     """
     index = tl.program_id(1)
     partials, moments, statistic_stride, x, row_stride, channels = choose_part(parts, index)
@@ -338,8 +348,11 @@ def merge_partials_kernel(
     channel = tl.max_contiguous(channel, 1)  # or a thread would hold the float64 moments of four channels
     in_channels = channel < channels
     other = None
+    factor = None
     if subtrahend is not None:
-        other = ((subtrahend, subtrahend_row_stride), index == len(parts) - 1)
+        other = ((subtrahend, subtrahend_row_stride), index >= 2)
+        if len(parts) == 5:
+            factor = ((parts[2][3], parts[2][4]), index == 4)
     matrix = (x, row_stride)
     merge_runs(
         partials,
@@ -349,6 +362,7 @@ def merge_partials_kernel(
         statistic_stride,
         matrix,
         other,
+        factor,
         mask,
         rows,
         run,
@@ -368,7 +382,7 @@ def merge_partials(
 ) -> None:
     """Merges the ``partials`` of runs of ``run`` rows into the moments that are measured.
 
-    The last are of its matrix less the ``subtrahend`` [T, C], if there is one.
+    If there is a ``subtrahend`` [T, C], these are those of a pair; see :func:`merge_partials_kernel`.
     """
     parts = tuple(
         (partial, moments, moments.stride(0), x, x.stride(0), x.shape[1])

@@ -121,6 +121,7 @@ def merge_segments_kernel(
             statistic_stride,
             matrix,
             None,
+            None,
             mask,
             length,
             run,

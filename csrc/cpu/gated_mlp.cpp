@@ -61,10 +61,10 @@ static void product(Span<T> span, int64_t rows, int64_t channels) {
 }
 
 template <class T>
-using Product = void (*)(Span<T>, int64_t rows, int64_t channels);
+using Multiplication = void (*)(Span<T>, int64_t rows, int64_t channels);
 
 template <class T>
-static Product<T> product_by(Activation activation) {
+static Multiplication<T> product_by(Activation activation) {
     switch (activation) {
         case Activation::silu: return product<T, Silu>;
         case Activation::gelu: return product<T, Gelu>;
@@ -93,7 +93,7 @@ struct Measured {
 };
 
 template <class T>
-static void panel(const GatedMlp& op, const uint8_t* mask, Product<T> product, bool streamed, int64_t first,
+static void panel(const GatedMlp& op, const uint8_t* mask, Multiplication<T> product, bool streamed, int64_t first,
                   int64_t channels) {
     Span<T> span{static_cast<const T*>(op.gate.data) + first,
                  static_cast<const T*>(op.up.data) + first,
@@ -128,7 +128,7 @@ static void run(const GatedMlp& op, const uint8_t* mask, int threads) {
     threads = useful_threads(2 * values, threads);
     const bool measured = op.gate_moments.data || op.up_moments.data || op.product_moments.data;
     const Panels panels(op.gate.columns, threads, WIDE, measured ? PANEL : INT64_MAX);
-    const Product<T> product = product_by<T>(op.activation);
+    const Multiplication<T> product = product_by<T>(op.activation);
     const bool streamed = worth_streaming<T>(op.product, op.gate.rows, op.gate.columns, WIDE) && !op.product_moments.data;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t p = 0; p < panels.count; ++p) {

@@ -15,16 +15,19 @@ constexpr int PANEL = 1024;     // channels whose float64 sums stay in cache
 constexpr int LINE = 64;        // bytes that one prefetch brings
 constexpr int64_t STREAMED = 4 << 20;  // bytes of output that caches would not keep for its reader
 constexpr float TINY = 1e-10f;  // squares of differences of smaller values could underflow float32
+constexpr float NEVER = __builtin_inff();
 constexpr int FIRST = 48;       // rows that give the first shift
 
 static_assert(PANEL % TILE == 0, "a panel holds whole tiles");
 
 // The rows of one chunk of a matrix, each at the first channel of the panel. A Source of values for PanelSums:
-// `load` gives PARTS float vectors and their BITS integer vectors; `expand` turns such bits into the float vectors.
+// `load` gives PARTS float vectors and their BITS integer vectors; `expand` turns such bits into the float vectors. From
+// a sum of squares of SURE on, none that counts has underflowed.
 template <class T>
 struct Rows {
     typedef typename Format<T>::Bits Bits;
     static constexpr int PARTS = Format<T>::PARTS, BITS = 1, PRECISION = Format<T>::PRECISION;
+    static constexpr float SURE = NEVER;
 
     const T* at[CHUNK];
 
@@ -51,31 +54,69 @@ struct Rows {
     }
 };
 
-// donor - target, formed in float32.
+// What sources of values formed in float32 have in common.
 template <class T>
-struct Difference {
+struct Formed {
     typedef Ints Bits;
-    static constexpr int PARTS = Format<T>::PARTS, BITS = PARTS, PRECISION = Format<T>::PRECISION;
+    static constexpr int PARTS = Format<T>::PARTS, BITS = PARTS;
 
-    const Rows<T>& donor;
-    const Rows<T>& target;
-
-    void load(int row, int64_t channel, Floats parts[PARTS], Bits bits[BITS]) const {
-        Floats other[PARTS];
-        typename Rows<T>::Bits unused[1];
-        donor.load(row, channel, parts, unused);
-        target.load(row, channel, other, unused);
-        for (int p = 0; p < PARTS; ++p) {
-            parts[p] -= other[p];
-            bits[p] = (Ints)parts[p];
-        }
-    }
     static void expand(const Bits bits[BITS], Floats parts[PARTS]) {
         for (int p = 0; p < PARTS; ++p) parts[p] = (Floats)bits[p];
     }
-    void prefetch(int, int64_t) const {}
     static int slot(int channel) { return Format<T>::slot(channel); }
     static int bits_slot(int channel) { return Format<T>::slot(channel); }
+};
+
+// one - other. AHEAD: brings `one`, which no other source reads before, into the cache.
+template <class T, bool AHEAD = false>
+struct Difference : Formed<T> {
+    using typename Formed<T>::Bits;
+    using Formed<T>::PARTS, Formed<T>::BITS;
+    static constexpr int PRECISION = Format<T>::PRECISION;
+    static constexpr float SURE = NEVER;
+
+    const Rows<T>& one;
+    const Rows<T>& other;
+
+    Difference(const Rows<T>& one, const Rows<T>& other) : one(one), other(other) {}
+    void load(int row, int64_t channel, Floats parts[PARTS], Bits bits[BITS]) const {
+        Floats less[PARTS];
+        typename Rows<T>::Bits unused[1];
+        one.load(row, channel, parts, unused);
+        other.load(row, channel, less, unused);
+        for (int p = 0; p < PARTS; ++p) {
+            parts[p] -= less[p];
+            bits[p] = (Ints)parts[p];
+        }
+    }
+    __attribute__((always_inline)) void prefetch(int row, int64_t channel) const {
+        if constexpr (AHEAD) one.prefetch(row, channel);
+    }
+};
+
+// Of two differences. Small ones have tiny products, which are sums as any other while their squares do not vanish.
+template <class T>
+struct Product : Formed<T> {
+    using typename Formed<T>::Bits;
+    using Formed<T>::PARTS, Formed<T>::BITS;
+    static constexpr int PRECISION = -1;
+    static constexpr float SURE = 1e-27f;
+
+    const Difference<T>& one;
+    const Difference<T, true>& other;
+
+    Product(const Difference<T>& one, const Difference<T, true>& other) : one(one), other(other) {}
+    void load(int row, int64_t channel, Floats parts[PARTS], Bits bits[BITS]) const {
+        Floats factor[PARTS];
+        Bits unused[BITS];
+        one.load(row, channel, parts, unused);
+        other.load(row, channel, factor, unused);
+        for (int p = 0; p < PARTS; ++p) {
+            parts[p] *= factor[p];
+            bits[p] = (Ints)parts[p];
+        }
+    }
+    void prefetch(int, int64_t) const {}
 };
 
 // Up to CHUNK counted rows, found by walking the mask once.
@@ -273,7 +314,7 @@ private:
         each<GROUPS>([&](auto g) ACT_INLINE { Source::expand(tile.top + g * BITS, highest + g * PARTS); });
         Ints beyond = {}, far = {};
         each<VECTORS>([&](auto v) ACT_INLINE {
-            beyond |= ((highest[v] < TINY) & (highest[v] > 0)) | infinite(highest[v]);
+            beyond |= ((highest[v] < TINY) & (highest[v] > 0) & (tile.squares[v] < Source::SURE)) | infinite(highest[v]);
             beyond |= infinite(tile.squares[v]) | infinite(tile.sizes[v]);
             far |= tile.sums[v] * tile.sums[v] > tile.squares[v] * (NEAR * float(rows));
         });

@@ -30,8 +30,8 @@ int64_t column_moments_workspace(const act::Matrix& x) {
 int64_t segment_moments_workspace(const act::Matrix& x, int64_t segments) {
     return act::cuda::segment_moments_workspace(x.dtype, x.rows, x.columns, segments);
 }
-int64_t pair_moments_workspace(const act::Matrix& donor) {
-    return act::cuda::pair_moments_workspace(donor.dtype, donor.rows, donor.columns);
+int64_t pair_moments_workspace(const act::Matrix& donor, bool swapped) {
+    return act::cuda::pair_moments_workspace(donor.dtype, donor.rows, donor.columns, swapped);
 }
 int64_t gated_mlp_workspace(const act::Matrix& gate) {
     return act::cuda::gated_mlp_workspace(gate.dtype, gate.rows, gate.columns);
@@ -62,14 +62,14 @@ void segment_moments(const Tensor& x, const Tensor& moments, const Tensor& offse
     act::cuda::segment_moments(op, counted, work, place);
 }
 
-void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& moments, const Tensor& mask, const Tensor& workspace, int device, uintptr_t stream) {
-    const auto donor_input = act::input("donor", donor), target_input = act::input_like("target", target, donor_input);
-    const act::PairMoments pair(moments, donor_input.columns);
-    const auto* const counted = act::mask(mask, donor_input.rows);
-    float* const work = workspace_of(workspace, pair_moments_workspace(donor_input));
+void pair_moments(const Tensor& donor, const Tensor& target, const Tensor& swapped, const Tensor& moments,
+                  const Tensor& mask, const Tensor& workspace, int device, uintptr_t stream) {
+    const auto op = act::pair(donor, target, swapped, moments);
+    const auto* const counted = act::mask(mask, op.donor.rows);
+    float* const work = workspace_of(workspace, pair_moments_workspace(op.donor, bool(swapped)));
     const Place place = place_of(device, stream);
     pybind11::gil_scoped_release release;
-    act::cuda::pair_moments(donor_input, target_input, counted, pair.blocks, work, place);
+    act::cuda::pair_moments(op, counted, work, place);
 }
 
 void blend_rows(std::string_view dtype, const Tensor& table, int64_t entries, int64_t tiles, int device,
@@ -130,7 +130,7 @@ void bind_cuda(pybind11::module_ module) {
     module.def("refusal", &act::cuda::refusal, "Why the kernels cannot run on a device; empty if they can.");
     module.def("column_moments", &column_moments, "Statistics of the channels of one matrix.");
     module.def("segment_moments", &segment_moments, "Statistics of the channels of every segment of rows.");
-    module.def("pair_moments", &pair_moments, "Statistics of donor, target and their difference.");
+    module.def("pair_moments", &pair_moments, "Statistics of donor, target and what is formed of them.");
     module.def("blend_rows", &blend_rows, "Blend rows of many matrices, listed in a table, in place.");
     module.def("gated_mlp", &gated_mlp, "Product of an activated gate and up, with statistics.");
     module.def("rotary", &rotary, "Rotary embedding of q and k, with statistics of q, k and v.");
@@ -145,7 +145,10 @@ void bind_cuda(pybind11::module_ module) {
         },
         "Float32 values needed.");
     module.def(
-        "pair_moments_workspace", [](const Tensor& donor) { return pair_moments_workspace(act::input("donor", donor)); },
+        "pair_moments_workspace",
+        [](const Tensor& donor, const Tensor& swapped) {
+            return pair_moments_workspace(act::input("donor", donor), bool(swapped));
+        },
         "Float32 values needed.");
     module.def(
         "gated_mlp_workspace", [](const Tensor& gate) { return gated_mlp_workspace(act::input("gate", gate)); },

@@ -131,7 +131,7 @@ __host__ __device__ inline float rounded(float value) {
 template <class T, int N>
 struct Pack {
     static constexpr int WORDS = N * int(sizeof(T)) / 4, BYTES = 4 * WORDS;
-    static_assert(WORDS == 2 || WORDS == 4, "a pack is 8 or 16 bytes");
+    static_assert(WORDS == 1 || WORDS == 2 || WORDS == 4, "a pack is 4, 8 or 16 bytes");
     uint32_t word[WORDS];
 
     __device__ void clear() {
@@ -152,17 +152,20 @@ struct Pack {
     }
     // BYTES-aligned.
     __device__ void load(const T* from) {
-        if (WORDS == 4) {
+        if constexpr (WORDS == 4) {
             const uint4 raw = *reinterpret_cast<const uint4*>(from);
-            word[0] = raw.x, word[1] = raw.y, word[WORDS - 2] = raw.z, word[WORDS - 1] = raw.w;
-        } else {
+            word[0] = raw.x, word[1] = raw.y, word[2] = raw.z, word[3] = raw.w;
+        } else if constexpr (WORDS == 2) {
             const uint2 raw = *reinterpret_cast<const uint2*>(from);
             word[0] = raw.x, word[1] = raw.y;
+        } else {
+            word[0] = *reinterpret_cast<const uint32_t*>(from);
         }
     }
     __device__ void store(T* to) const {
-        if (WORDS == 4) *reinterpret_cast<uint4*>(to) = make_uint4(word[0], word[1], word[WORDS - 2], word[WORDS - 1]);
-        else *reinterpret_cast<uint2*>(to) = make_uint2(word[0], word[1]);
+        if constexpr (WORDS == 4) *reinterpret_cast<uint4*>(to) = make_uint4(word[0], word[1], word[2], word[3]);
+        else if constexpr (WORDS == 2) *reinterpret_cast<uint2*>(to) = make_uint2(word[0], word[1]);
+        else *reinterpret_cast<uint32_t*>(to) = word[0];
     }
     // The first `count` values, wherever they lie; the rest is 0.
     __device__ void load(const T* from, int count) {

@@ -31,7 +31,7 @@ constexpr int BLEND_TILE = 4096;  // values that one block of threads blends
 // Float32 values of workspace that an op needs.
 int64_t column_moments_workspace(DType, int64_t rows, int64_t columns);
 int64_t segment_moments_workspace(DType, int64_t rows, int64_t columns, int64_t segments);
-int64_t pair_moments_workspace(DType, int64_t rows, int64_t columns);
+int64_t pair_moments_workspace(DType, int64_t rows, int64_t columns, bool swapped);
 int64_t gated_mlp_workspace(DType, int64_t rows, int64_t columns);
 int64_t rotary_workspace(DType, int64_t rows, int64_t q_columns, int64_t k_columns, int64_t v_columns);
 int64_t add_norm_workspace(DType, int64_t rows, int64_t columns);
@@ -39,8 +39,7 @@ int64_t add_norm_workspace(DType, int64_t rows, int64_t columns);
 // All work is queued on the stream of `Place`; errors of a launch throw std::runtime_error, naming the op.
 void column_moments(const Matrix& x, const uint8_t* mask, Moments, float* workspace, Place);
 void segment_moments(const Segments&, const uint8_t* mask, float* workspace, Place);
-void pair_moments(const Matrix& donor, const Matrix& target, const uint8_t* mask, const Moments blocks[3], float* workspace,
-                  Place);
+void pair_moments(const Pair&, const uint8_t* mask, float* workspace, Place);
 // `first_tiles` [entries]: tiles of the entries before each; `tiles`: of all.
 void blend_rows(DType, const int64_t* first_tiles, const BlendEntry* table, int64_t entries, int64_t tiles, Place);
 void gated_mlp(const GatedMlp&, const uint8_t* mask, float* workspace, Place);

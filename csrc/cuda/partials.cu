@@ -29,9 +29,15 @@ struct Merged {
 
 template <class T>
 __device__ void add_value(Merged& merged, const Part& part, int64_t row, int64_t channel) {
-    float value = widen(static_cast<const T*>(part.x)[row * part.row_stride + channel]);
-    if (part.subtrahend)
-        value -= widen(static_cast<const T*>(part.subtrahend)[row * part.subtrahend_row_stride + channel]);
+    const auto at = [&](const void* x, int64_t row_stride) {
+        return widen(static_cast<const T*>(x)[row * row_stride + channel]);
+    };
+    float value = at(part.x, part.row_stride);
+    if (part.subtrahend) {
+        const float less = at(part.subtrahend, part.subtrahend_row_stride);
+        value -= less;
+        if (part.factor) value *= at(part.factor, part.factor_row_stride) - less;
+    }
     Merged one;
     if (fabsf(value) < as_float(0x7f800000)) {
         one.count = 1;
@@ -63,7 +69,9 @@ __device__ void merge_runs(const Part& part, const uint8_t* mask, int64_t rows, 
             const float count = from[0], shift = from[plane], total = from[2 * plane], square = from[3 * plane];
             const float absolute = from[4 * plane], largest = from[5 * plane], positive = from[6 * plane];
             // NaN, infinite and overflowing values make a sum NaN or infinite; squares of tiny ones may have underflowed.
-            suspect = !(square + absolute < as_float(0x7f800000)) || (largest > 0 && largest < TINY);
+            suspect = !(square + absolute < as_float(0x7f800000));
+            // Products of small differences are tiny while their squares are sums as any other.
+            suspect = suspect || (largest > 0 && largest < TINY && !(part.factor && square >= SURE));
             // More than NEAR of the squares would cancel in the variance; small values are lost beside the largest.
             suspect = suspect || total * total > NEAR * count * square || largest * count > DOMINANT * absolute;
             if (!suspect && count > 0) {

@@ -23,6 +23,7 @@ constexpr int MAX_RUN = 1024;   // rows of 16-bit values summed in float32
 constexpr int MAX_RUN_FLOAT32 = 256;  // sums of equal values, which 16 bits keep exact, round with a bias that grows
 constexpr int MERGE_LANES = 16; // runs that are merged side by side
 constexpr float TINY = 1e-10f;  // squares of smaller values could underflow float32
+constexpr float SURE = 1e-27f;  // from such a sum of squares on, none that counts has underflowed
 constexpr float NEAR = 0.75f;   // share of a run's squares that may cancel: its mean is near the shift
 constexpr float DOMINANT = 64;  // times the mean size of a run: a larger value outweighs the others
 
@@ -299,7 +300,8 @@ __device__ void load_rows(const View<T>& x, int64_t start, int64_t channel, int6
     }
 }
 
-// A matrix that is measured, for stage 2. Values are those of x, less those of the subtrahend unless that is null.
+// A matrix that is measured, for stage 2. Values are those of x, less those of the subtrahend unless that is null; times
+// those of the factor, less the subtrahend too, unless that is null.
 struct Part {
     Partials partials;
     Moments moments;
@@ -307,19 +309,23 @@ struct Part {
     int64_t row_stride;
     const void* subtrahend;
     int64_t subtrahend_row_stride;
+    const void* factor;
+    int64_t factor_row_stride;
     int64_t channels;
 };
 
 struct Parts {
-    static constexpr int MOST = 3;
+    static constexpr int MOST = 5;
     Part part[MOST];
     int count = 0;
     int64_t widest = 0;
 
     void add(Partials partials, Moments moments, const void* x, int64_t row_stride, int64_t channels,
-             const void* subtrahend = nullptr, int64_t subtrahend_row_stride = 0) {
+             const void* subtrahend = nullptr, int64_t subtrahend_row_stride = 0, const void* factor = nullptr,
+             int64_t factor_row_stride = 0) {
         if (!moments.data || !channels) return;
-        part[count++] = {partials, moments, x, row_stride, subtrahend, subtrahend_row_stride, channels};
+        part[count++] = {partials,   moments, x,      row_stride,
+                         subtrahend, subtrahend_row_stride, factor, factor_row_stride, channels};
         if (channels > widest) widest = channels;
     }
 };

@@ -34,6 +34,15 @@ def truth(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     return block.nan_to_num(0)
 
 
+def paired(donor: torch.Tensor, target: torch.Tensor, swapped: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """The values of each block of ``pair_moments``, formed in float32."""
+    d, t = donor.float(), target.float()
+    if swapped is None:
+        return [d, t, d - t]
+    swap = swapped.float() - t
+    return [d, t, d - t, swap, swap * (d - t)]
+
+
 def assert_moments_close(actual: torch.Tensor, expected: torch.Tensor, relative: float = 1e-6) -> None:
     """Counts and maxima exact; the mean within ``relative`` of the root mean square, M2 and sum_abs of themselves."""
     for statistic in (COUNT, POSITIVE, NONFINITE):

@@ -13,7 +13,7 @@ import torch
 from act_kernels import cuda, empty_moments, native, ops
 from kernels import emulated
 from kernels.interpreter import INTERPRETED
-from kernels.oracle import DTYPES, assert_moments_close, random, truth
+from kernels.oracle import DTYPES, assert_moments_close, paired, random, truth
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "registers.py"
 pytestmark = pytest.mark.skipif(INTERPRETED, reason="the interpreted process is for Triton")
@@ -35,8 +35,9 @@ def every_op(dtype: torch.dtype, channels: int) -> list[torch.Tensor]:
     x, y = random(rows, channels, dtype), random(rows, channels, dtype, seed=1)
     x[5, channels // 2], x[200, 0] = float("inf"), float("nan")
     mask = torch.arange(rows) % 5 > 1
-    blocks, pair = empty_moments(channels, 8), empty_moments(channels, 3)
+    blocks, pair, swapped_pair = empty_moments(channels, 8), empty_moments(channels, 3), empty_moments(channels, 5)
     ops.pair_moments(x, y, pair, mask)
+    ops.pair_moments(y, x, swapped_pair, mask, x.flip(0))
     ops.column_moments(y, blocks[7], mask)
     segments = empty_moments(channels, 4)
     ops.segment_moments(x, segments.transpose(0, 1), torch.tensor([0, 3, 3, 180, rows]), mask)
@@ -51,7 +52,7 @@ def every_op(dtype: torch.dtype, channels: int) -> list[torch.Tensor]:
     outputs += ops.rotary(q, k, table, table, q_moments=blocks[5], v=k, v_moments=blocks[6], mask=mask)
     targets = [y.clone(), y.t().contiguous().t()]
     ops.blend_rows(targets, [x, x], [torch.arange(0, rows, 3)] * 2, 0.4)
-    return [*outputs, *targets, blocks, segments, pair]
+    return [*outputs, *targets, blocks, segments, pair, swapped_pair]
 
 
 @needs_emulator
@@ -82,8 +83,14 @@ def test_runs_of_full_length_and_more_runs_than_merge_side_by_side(emulator, pro
         assert_moments_close(block, truth(x[span], None if mask is None else mask[span]))
     assert_moments_close(blocks[0], truth(x, mask))
     assert_moments_close(blocks[1], truth(y.relu() * y, mask))
-    for block, values in zip(pair, (x, y, x.double() - y.double()), strict=True):
+    for block, values in zip(pair, paired(x, y), strict=True):
         assert_moments_close(block, truth(values, mask), relative=2e-6)
+    alike = [z[:1].expand(4300, 3) for z in (y, y[1:], y[2:])]  # products have more bits than their factors
+    for outputs in ((x, y, x.flip(0)), alike):
+        swapped_pair = empty_moments(3, 5)
+        ops.pair_moments(*outputs[:2], swapped_pair, mask, outputs[2])
+        for block, values in zip(swapped_pair, paired(*outputs), strict=True):
+            assert_moments_close(block, truth(values, mask), relative=2e-6)
 
 
 @needs_emulator
@@ -128,6 +135,10 @@ def column_moments(m, x=X, moments=None, mask=None, workspace=WORKSPACE, place=P
 def segment_moments(m, moments=None, offsets=None, mask=None, workspace=WORKSPACE):
     offsets = offsets or tensor(3, dtype=torch.int64)
     m.segment_moments(X, moments or tensor(7, 2, 4, dtype=torch.float64), offsets, mask, workspace, *PLACE)
+
+
+def pair_moments(m, target=X, swapped=None, blocks=3, workspace=WORKSPACE, place=PLACE):
+    m.pair_moments(X, target, swapped, block(blocks), None, workspace, *place)
 
 
 def gated_mlp(m, up=X, activation="silu", product_moments=None):
@@ -189,10 +200,17 @@ BAD = {
         "must hold 56 values, got 55",
     ),
     "null target": (
-        lambda m: m.pair_moments(X, tensor(4, 4, address=0), block(3), None, WORKSPACE, *PLACE),
+        lambda m: pair_moments(m, target=tensor(4, 4, address=0)),
         "target is a null",
     ),
-    "two blocks": (lambda m: m.pair_moments(X, X, block(2), None, WORKSPACE, *PLACE), "moments must be three blocks"),
+    "null swapped": (lambda m: pair_moments(m, swapped=tensor(4, 4, address=0), blocks=5), "swapped is a null"),
+    "swapped of another shape": (lambda m: pair_moments(m, swapped=tensor(4, 5), blocks=5), "swapped must be float32"),
+    "two blocks": (lambda m: pair_moments(m, blocks=2), "moments must be three blocks"),
+    "three blocks with swapped": (lambda m: pair_moments(m, swapped=X), "moments must be five blocks"),
+    "little workspace for five blocks": (
+        lambda m: pair_moments(m, swapped=X, blocks=5, workspace=tensor(139)),
+        "must hold 140 values, got 139",
+    ),
     "no entries": (
         lambda m: m.blend_rows("float32", tensor(12, dtype=torch.int64), 0, 1, *PLACE),
         "needs entries and tiles, got 0 and 1",
@@ -224,7 +242,7 @@ def test_a_failing_launch_names_the_op(module):
     if module() is cuda._cuda and not cuda._cuda.refusal(99):
         pytest.skip("there are a hundred devices")
     with pytest.raises(RuntimeError, match=r"pair_moments on the GPU: .*cudaError"):
-        module().pair_moments(X, X, block(3), None, WORKSPACE, 99, 0)
+        pair_moments(module(), place=(99, 0))
 
 
 @pytest.fixture(scope="session")
@@ -258,7 +276,7 @@ def test_every_kernel_compiles_and_stays_in_registers(registers, nvcc, architect
     rows = registers.measure(architectures)
     kernels = {(row["kernel"], row["dtype"]) for row in rows}
     names = {"column_moments", "segment_moments", "pair_moments", "blend_rows", "gated_mlp", "rotary", "add", "norm"}
-    names |= {"merge_partials", "merge_segments"}
+    names |= {"swapped_pair_moments", "merge_partials", "merge_segments"}
     expected = {(f"{name}_kernel", dtype) for name in names for dtype in ("float32", "bfloat16", "float16")}
     assert kernels == expected | {("row_scale_kernel", "")}
     assert {row["architecture"] for row in rows} == {f"sm_{each}" for each in architectures}

@@ -8,7 +8,7 @@ import torch
 from act_kernels import empty_moments, merge_moments, ops, reference
 from act_kernels.statistics import COUNT, M2, MEAN, NONFINITE
 from kernels.interpreter import INTERPRETED
-from kernels.oracle import DTYPES, WIDE_AND_NARROW, assert_moments_close, random, truth
+from kernels.oracle import DTYPES, ISAS, WIDE_AND_NARROW, assert_moments_close, paired, random, truth
 
 SHAPES = [(0, 5), (1, 1), (1, 64), (7, 123), (63, 5), (257, 65), (500, 512), (1030, 33), (64, 3001)]
 if INTERPRETED:
@@ -32,15 +32,23 @@ def test_column_moments(shape, dtype, masked):
 @pytest.mark.parametrize("dtype", WIDE_AND_NARROW, ids=str)
 @pytest.mark.parametrize("shape", PAIRS, ids=str)
 @pytest.mark.parametrize("masked", [False, True])
-def test_pair_moments(shape, dtype, masked):
+@pytest.mark.parametrize("blocks", [3, 5])
+def test_pair_moments(shape, dtype, masked, blocks):
+    """In two calls; rows that do not count hold NaN."""
     donor = random(*shape, dtype)
     target = (donor.float() + 0.01 * random(*shape, torch.float32, seed=1)).to(dtype)
+    swapped = (target.float() + 0.02 * random(*shape, torch.float32, seed=2)).to(dtype) if blocks == 5 else None
+    outputs = [x for x in (donor, target, swapped) if x is not None]
     mask = torch.arange(shape[0]) % 4 != 0 if masked else None
-    pair = empty_moments(shape[1], 3)
-    ops.pair_moments(donor, target, pair, mask)
-    assert_moments_close(pair[0], truth(donor, mask))
-    assert_moments_close(pair[1], truth(target, mask))
-    assert_moments_close(pair[2], truth(donor.double() - target.double(), mask), relative=2e-6)
+    if masked:
+        for x in outputs:
+            x[~mask] = torch.nan
+    pair, middle = empty_moments(shape[1], blocks), shape[0] // 2
+    for some in (slice(middle), slice(middle, None)):
+        d, t, *s = (x[some] for x in outputs)
+        ops.pair_moments(d, t, pair, None if mask is None else mask[some], *s)
+    for block, values in zip(pair, paired(*outputs), strict=True):
+        assert_moments_close(block, truth(values, mask), relative=2e-6)
 
 
 @pytest.mark.parametrize("dtype", WIDE_AND_NARROW[-1:] if INTERPRETED else DTYPES, ids=str)
@@ -48,13 +56,19 @@ def test_nonfinite_values_are_counted_and_left_out(dtype):
     x = random(300, 70, dtype)
     x[5, 3], x[150, 3], x[0, 10], x[299, 69] = float("nan"), float("inf"), float("-inf"), float("nan")
     x[:, 20] = float("nan")
-    donor, target = x, random(300, 70, dtype, seed=2)
-    pair = empty_moments(70, 3)
+    donor, target, swapped = x, random(300, 70, dtype, seed=2), random(300, 70, dtype, seed=3)
+    target[7, 10], target[8, 10], donor[8, 10], swapped[9, 10] = (float("nan"), *[float("inf")] * 3)
+    swapped[10, 11], donor[10, 11] = float("inf"), target[10, 11]  # inf * 0
+    pair, swapped_pair = empty_moments(70, 3), empty_moments(70, 5)
     ops.pair_moments(donor, target, pair)
-    for block, values in zip(pair, (donor, target, donor.double() - target.double()), strict=True):
-        assert_moments_close(block, truth(values))
+    ops.pair_moments(donor, target, swapped_pair, swapped=swapped)
+    measured = (*paired(donor, target), *paired(donor, target, swapped))
+    for block, values in zip((*pair, *swapped_pair), measured, strict=True):
+        assert_moments_close(block, truth(values), relative=2e-6)
     assert pair[0, NONFINITE, 3] == 2 and pair[0, COUNT, 20] == 0 and pair[2, NONFINITE, 20] == 300
-    assert pair.isfinite().all()
+    assert swapped_pair[:, NONFINITE, 10].tolist() == [2, 2, 3, 3, 4]
+    assert swapped_pair[:, NONFINITE, 11].tolist() == [0, 0, 0, 1, 1]
+    assert swapped_pair.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -105,14 +119,59 @@ def test_views(view, dtype):
     assert_moments_close(block, truth(x))
 
 
-def test_only_the_given_channels_of_an_arena_are_written():
-    arena = torch.full((3, 7, 300), -7.0, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_views_of_a_pair(dtype):
+    base = random(96, 96, dtype)
+    donor, target, swapped = base.t()[:40, :50], base[::2, 2:52][:40], base[:40, ::2][:, -1:].expand(40, 50)
+    pair = empty_moments(50, 5)
+    ops.pair_moments(donor, target, pair, swapped=swapped)
+    for block, values in zip(pair, paired(donor, target, swapped), strict=True):
+        assert_moments_close(block, truth(values))
+
+
+@pytest.mark.parametrize("blocks", [3, 5])
+def test_only_the_given_channels_of_an_arena_are_written(blocks, monkeypatch):
+    """Also where memory to work in is full of NaN."""
+    for allocate in ("empty", "empty_like"):
+        plain = getattr(torch, allocate)
+        monkeypatch.setattr(torch, allocate, lambda *a, plain=plain, **k: plain(*a, **k).fill_(torch.nan))
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, size, **k: self.new_full(size, torch.nan, **k))
+    arena = torch.full((blocks, 7, 300), -7.0, dtype=torch.float64)
     arena[:, :, 100:141] = 0
-    donor, target = random(90, 41, torch.bfloat16), random(90, 41, torch.bfloat16, seed=5)
-    ops.pair_moments(donor, target, arena[:, :, 100:141])
-    assert_moments_close(arena[0, :, 100:141], truth(donor))
-    assert_moments_close(arena[1, :, 100:141], truth(target))
+    outputs = [random(90, 41, torch.bfloat16, seed) for seed in range(5, 7 + (blocks == 5))]
+    ops.pair_moments(*outputs[:2], arena[:, :, 100:141], None, *outputs[2:])
+    for block, values in zip(arena[:, :, 100:141], paired(*outputs), strict=True):
+        assert_moments_close(block, truth(values))
     assert (arena[:, :, :100] == -7).all() and (arena[:, :, 141:] == -7).all()
+
+
+def test_a_pair_without_rows_or_channels_changes_nothing():
+    for rows, channels in ((0, 5), (5, 0)):
+        x, pair = torch.ones(rows, channels), torch.full((5, 7, channels), 3.0, dtype=torch.float64)
+        ops.pair_moments(x, x, pair, swapped=x)
+        assert (pair == 3).all()
+
+
+def test_a_swapped_output_leaves_the_blocks_of_a_pair_as_they_are(backend):
+    """Bit for bit on a CPU; a GPU cuts the rows into other runs."""
+    donor, target, swapped = (random(300, 70, torch.bfloat16, seed) for seed in range(3))
+    pair, swapped_pair = empty_moments(70, 3), empty_moments(70, 5)
+    ops.pair_moments(donor, target, pair)
+    ops.pair_moments(donor, target, swapped_pair, swapped=swapped)
+    if backend in ("reference", *ISAS):
+        assert torch.equal(pair, swapped_pair[:3])
+    torch.testing.assert_close(pair, swapped_pair[:3], rtol=1e-5, atol=1e-4)
+
+
+def test_a_compiled_graph_keeps_a_swapped_pair_whole(backend):
+    if backend != (ISAS or ["reference"])[0]:
+        pytest.skip("the same on every backend")
+    donor, target, swapped = (random(9, 5, torch.float32, seed) for seed in range(3))
+    found, expected = empty_moments(5, 5), empty_moments(5, 5)
+    compiled = torch.compile(lambda *given: ops.pair_moments(*given), backend="aot_eager", fullgraph=True)
+    compiled(donor, target, found, None, swapped)
+    ops.pair_moments(donor, target, expected, None, swapped)
+    assert found.any() and torch.equal(found, expected)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter has one thread")
@@ -193,6 +252,10 @@ def test_every_float16_and_bfloat16_value_survives_the_round_trip():
         assert_moments_close(block, truth(donor))
 
 
+def swapped_pair(swapped, blocks):
+    ops.pair_moments(torch.zeros(3, 4), torch.zeros(3, 4), empty_moments(4, blocks), None, swapped)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -202,6 +265,10 @@ def test_every_float16_and_bfloat16_value_survives_the_round_trip():
         (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(8)[:, ::2]), "stride 1 along channels"),
         (lambda: ops.column_moments(torch.zeros(3, 4), empty_moments(4), torch.ones(3)), r"mask must be bool \[3\]"),
         (lambda: ops.pair_moments(torch.zeros(3, 4), torch.zeros(3, 5), empty_moments(4, 3)), "target must be like"),
+        (lambda: swapped_pair(torch.zeros(3, 5), 5), "swapped must be like donor"),
+        (lambda: swapped_pair(torch.zeros(3, 4).half(), 5), "swapped must be like donor"),
+        (lambda: swapped_pair(torch.zeros(3, 4), 3), r"moments must be float64 \[5, 7, 4\]"),
+        (lambda: swapped_pair(None, 5), r"moments must be float64 \[3, 7, 4\]"),
         (
             lambda: ops.blend_rows([torch.zeros(3, 4)], [torch.zeros(3, 4)], [torch.tensor([3])], 0.5),
             r"lie in \[0, 3\)",

@@ -8,7 +8,7 @@ import torch
 from act_kernels import empty_moments, ops
 from act_kernels.statistics import COUNT, NONFINITE
 from kernels.interpreter import INTERPRETED
-from kernels.oracle import ISAS
+from kernels.oracle import ISAS, paired
 from kernels.orders import CHANNELS, ORDERS, errors, measure
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -62,25 +62,45 @@ def test_every_op_that_measures(order, dtype):
     x = torch.cat([ORDERS[order](rows)] * 2, 1).to(dtype)
     y = ORDERS["normal"](rows).repeat(1, 2).to(dtype)
     blocks, pair = empty_moments(2 * CHANNELS, 6), empty_moments(2 * CHANNELS, 3)
+    swapped, swapped_pair = x.flip(1), empty_moments(2 * CHANNELS, 5)
     product = ops.gated_mlp(x, y, "relu", gate_moments=blocks[0], up_moments=blocks[1], product_moments=blocks[2])
     norm = ops.add_norm(y, x, y[0].contiguous(), eps=1e-6, x_moments=blocks[3], norm_moments=blocks[4])[1]
     heads = x.view(1, rows, 1, -1).transpose(1, 2)
     table = torch.ones(1, rows, 2 * CHANNELS, dtype=dtype)
     ops.rotary(heads, heads, table, table, q_moments=blocks[5])
     ops.pair_moments(x, y, pair)
-    difference = x.float() - y.float()
-    for block, values in zip([*blocks, *pair], (x, y, product, y, norm, x, x, y, difference), strict=True):
+    ops.pair_moments(x, y, swapped_pair, swapped=swapped)
+    measured = (x, y, product, y, norm, x, *paired(x, y), *paired(x, y, swapped))
+    for block, values in zip([*blocks, *pair, *swapped_pair], measured, strict=True):
         assert max(errors(block, values).values()) <= PROMISE
 
 
+@pytest.mark.parametrize("order", ["squares that vanish", "constant"] if INTERPRETED else ORDERS)
+@pytest.mark.parametrize("dtype", DTYPES[1:] if INTERPRETED else DTYPES, ids=str)
+def test_products_in_every_order(order, dtype):
+    """Also products that are tiny, too large for float32, or all alike in rows of few bits."""
+    donor = ORDERS[order](300).expand(300, CHANNELS).to(dtype)
+    target, pair = torch.zeros_like(donor), empty_moments(CHANNELS, 5)
+    for swapped in (donor, torch.full_like(donor, 1e-12), torch.full_like(donor, 3.3)):
+        pair.zero_()
+        ops.pair_moments(donor, target, pair, swapped=swapped)
+        for block, values in zip(pair, paired(donor, target, swapped), strict=True):
+            assert max(errors(block, values).values()) <= PROMISE
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_difference_too_large_for_float32_is_not_finite(dtype):
+def test_what_is_too_large_for_float32_is_not_finite_in_its_block_alone(dtype):
     donor, target = ORDERS["normal"](200).to(dtype), ORDERS["normal"](200).to(dtype)
+    swapped = target.flip(0)
     donor[150, 1], target[150, 1] = 3e38, -3e38
-    pair = empty_moments(CHANNELS, 3)
+    donor[20, 2], swapped[20, 2] = 1e25, -1e25
+    pair, swapped_pair = empty_moments(CHANNELS, 3), empty_moments(CHANNELS, 5)
     ops.pair_moments(donor, target, pair)
     assert pair[:, NONFINITE, 1].tolist() == [0, 0, 1] and pair[2, COUNT].tolist() == [200, 199, 200]
-    for block, values in zip(pair, (donor, target, donor.float() - target.float()), strict=True):
+    ops.pair_moments(donor, target, swapped_pair, swapped=swapped)
+    assert swapped_pair[:, NONFINITE].sum(1).tolist() == [0, 0, 1, 0, 2]
+    measured = (*paired(donor, target), *paired(donor, target, swapped))
+    for block, values in zip((*pair, *swapped_pair), measured, strict=True):
         assert max(errors(block, values).values()) <= PROMISE
 
 

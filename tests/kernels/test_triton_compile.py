@@ -111,9 +111,10 @@ def segment_moments(
     kernels.segment_moments(meta(TOKENS, channels, dtype=dtype), moments, offsets, mask)
 
 
-def pair_moments(channels: int, dtype: torch.dtype, masked: bool = True) -> None:
+def pair_moments(channels: int, dtype: torch.dtype, masked: bool = True, swapped: bool = False) -> None:
     x, mask = meta(TOKENS, channels, dtype=dtype), meta(TOKENS, dtype=torch.bool) if masked else None
-    kernels.pair_moments(x, x, empty_moments(channels, 3, device="meta"), mask)
+    moments = empty_moments(channels, 5 if swapped else 3, device="meta")
+    kernels.pair_moments(x, x, moments, mask, x if swapped else None)
 
 
 def blend(target: torch.Tensor) -> Blend:
@@ -162,6 +163,7 @@ PRINCIPAL = {  # every kernel, with all that it can measure
     "column_moments": lambda: column_moments(18944, BF16),
     "segment_moments": lambda: segment_moments(768, BF16),
     "pair_moments": lambda: pair_moments(18944, BF16),
+    "pair_moments swapped": lambda: pair_moments(18944, BF16, swapped=True),
     "blend_rows": lambda: blend_rows(BF16),
     "gated_mlp": lambda: gated_mlp(18944, BF16, "silu"),
     "rotary": lambda: rotary(128, 128, BF16, False),
@@ -178,6 +180,8 @@ VARIATIONS = {  # other types, rows not aligned to 16 bytes, a size that Triton 
     "segment_moments of one segment": lambda: segment_moments(1, F32, segments=1),
     "pair_moments float32": lambda: pair_moments(3584, F32, masked=False),
     "pair_moments unaligned": lambda: pair_moments(18943, BF16),
+    "pair_moments swapped float32": lambda: pair_moments(3584, F32, masked=False, swapped=True),
+    "pair_moments swapped unaligned": lambda: pair_moments(18943, BF16, swapped=True),
     "blend_rows float32": lambda: blend_rows(F32),
     "gated_mlp float32": lambda: gated_mlp(3584, F32, "gelu_tanh", masked=False),
     "gated_mlp unaligned": lambda: gated_mlp(18943, BF16, "gelu"),

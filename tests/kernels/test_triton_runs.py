@@ -10,7 +10,7 @@ import torch
 
 from act_kernels import empty_moments, ops
 from kernels.interpreter import INTERPRETED
-from kernels.oracle import assert_moments_close, random, truth
+from kernels.oracle import assert_moments_close, paired, random, truth
 
 pytestmark = [
     pytest.mark.usefixtures("backend"),
@@ -32,6 +32,18 @@ def test_runs_of_full_length(rows, dtype, masked, monkeypatch):
     block = empty_moments(3)
     ops.column_moments(x, block, mask)
     assert_moments_close(block, truth(x, mask))
+
+
+def test_long_runs_of_products_that_are_alike(monkeypatch):
+    """They have more bits than their factors, so that their float32 sums round."""
+    from act_kernels.triton import partials
+
+    monkeypatch.setattr(partials, "PROGRAMS", 1)
+    outputs = [random(1, 3, torch.bfloat16, seed).expand(600, 3) for seed in range(3)]
+    pair = empty_moments(3, 5)
+    ops.pair_moments(*outputs[:2], pair, swapped=outputs[2])
+    for block, values in zip(pair, paired(*outputs), strict=True):
+        assert_moments_close(block, truth(values))
 
 
 def test_more_runs_than_a_merge_tile():
@@ -62,10 +74,11 @@ def test_rows_that_do_not_count_are_never_measured():
     x = random(400, 20, torch.bfloat16)
     mask = torch.arange(400) % 3 == 0
     x[~mask] = float("nan")
-    pair = empty_moments(20, 3)
-    ops.pair_moments(x, random(400, 20, torch.bfloat16, seed=1), pair, mask)
-    assert_moments_close(pair[0], truth(x, mask))
-    assert pair.isfinite().all() and (pair[:, -1] == 0).all()
+    target = random(400, 20, torch.bfloat16, seed=1)
+    for pair in (empty_moments(20, 3), empty_moments(20, 5)):
+        ops.pair_moments(x, target, pair, mask, x if len(pair) == 5 else None)
+        assert_moments_close(pair[0], truth(x, mask))
+        assert pair.isfinite().all() and (pair[:, -1] == 0).all()
 
 
 def test_a_run_read_again_counts_each_value_once():
