@@ -24,7 +24,7 @@ Take = Callable[[tuple[Site, ...], torch.Tensor, torch.Tensor, "torch.Tensor | i
 """Called with the sites of a bank, rows ``[R, C]`` of gradient times change, the token of each row, int64 ``[R]``, and
 the number of its site, int64 ``[R]`` or one for all."""
 
-_BIASED = {F.linear: 2, F.conv1d: 2}
+_BIASED: dict[Any, int] = {F.linear: 2, F.conv1d: 2}
 """Functions that take a bias: its place among their arguments."""
 
 
@@ -62,11 +62,14 @@ class ParameterSteps(ParameterCalls):
     ) -> None:
         if not output.requires_grad:
             return
-        given: dict[int | str, Any] = {**dict(enumerate(args)), **kwargs}
+        given: dict[int | str, Any] = dict(enumerate(args))
+        given.update(kwargs.items())
         place, step = next(
             (place, step) for place, each in given.items() if (step := self._step_of(product.weight, each)) is not None
         )
-        given |= dict.fromkeys({_BIASED.get(func), "bias"} & given.keys())  # its step is added below
+        for bias in (_BIASED.get(func, "bias"), "bias"):
+            if bias in given:
+                given[bias] = None  # its step is added below
         tensors = {key: x for key, x in given.items() if isinstance(x, torch.Tensor) and key != place}
         others = {key: x for key, x in given.items() if key not in tensors and key != place}
         kept, tokens = Kept(tuple(tensors.values())), product.tokens

@@ -22,6 +22,27 @@ def closeness(goal):
     return lambda model: -sum((value - held[name]).norm().item() for name, value in state(model).items())
 
 
+def test_a_sweep_by_attribution_takes_a_cost(models, tokenizer):
+    donor, target, _ = models
+    corpus = act.Corpus.from_records([{"prompt": "a b", "completion": " c d"}, {"text": "a b c"}], tokenizer)
+    found = act.attribute(donor, target, corpus)
+    judge = closeness(donor)
+    sets = {}
+    for cost in ("none", "distance"):
+        result = act.sweep(
+            donor,
+            target,
+            found,
+            lambda model: {"near": judge(model)},
+            tops=[0.3],
+            strengths=[1],
+            score="attribution",
+            cost=cost,
+        )
+        sets[cost] = result.rows[1].figures["near"]
+    assert sets["none"] > sets["distance"]  # which spends less distance for as many channels
+
+
 def test_every_setting_is_the_transfer_it_names_and_is_taken_back(models):
     donor, target, profile = models
     before = state(target)

@@ -91,6 +91,19 @@ def test_a_recipe_gives_what_the_commands_give_and_is_done_once(folder, tmp_path
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_recipe_by_attribution_measures_no_pair(folder):
+    data = recipe(folder, output=str(folder / "attributed"), tune=None, score="attribution", cost="keep")
+    data["evaluate"] = {"corpora": {"g": str(folder / "german.jsonl")}, "controls": ["random", "weight-diff"]}
+    said: list[str] = []
+    run = Run(read_recipe(written(folder, data, "attributed.yaml")), said.append)
+    figures = {row["model"]: row["match"] for row in run.execute()["results"]}
+    assert figures["act"] > figures["random"] + 0.1
+    assert len([step for step in said if step.startswith("attributing")]) == 2
+    assert not any(step.startswith("profiling") for step in said)
+    found = act.load(run.cache.profile(run.recipe.models[0], str(folder / "german.jsonl")))
+    assert isinstance(found, act.AttributionProfile)
+
+
 def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
     data = recipe(
         folder, output=str(folder / "broken"), tune=None, evaluate={"corpora": {"g": str(folder / "german.jsonl")}}
