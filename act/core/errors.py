@@ -18,6 +18,10 @@ class BadRecord(ActError):
     """A corpus record that cannot be read, or whose answer cannot be separated from its prompt."""
 
 
+class Unreachable(ActError):
+    """Something of the hub that its cache does not have, while the hub cannot be reached."""
+
+
 class Interrupted(ActError):
     """The run was told to stop and stopped between two batches; the CLI exits with code 130."""
 

@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
-from act.core.errors import ActError, brief
+from act.core.errors import ActError, Unreachable, brief
 from act.core.plain import DEEPEST, too_deep
 from act.data import unpacking
 from act.data.columns import texts_of
 from act.data.images import located
+from act.models.hub import unreached
 
 Record = Mapping[str, Any]
 Shard = tuple[int, int]
@@ -218,9 +219,16 @@ def open_source(corpus: str | Path) -> Source:
     found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if found:
         return Files(found, name)
-    if _HUB_ID.fullmatch(name) and not any(suffix in path.suffixes for suffix in (*LINES, *TABLES)):
+    if is_hub_id(name):
         return _hub(name)
     raise ActError(f"no such corpus: {name}; {EXPECTED}")
+
+
+def is_hub_id(corpus: str) -> bool:
+    """Whether a corpus is named as one of the hub is, and nothing here has that name."""
+    local = Path(corpus).exists() or glob.glob(corpus, recursive=True)
+    known = any(suffix in Path(corpus).suffixes for suffix in (*LINES, *TABLES))
+    return bool(_HUB_ID.fullmatch(corpus)) and not local and not known
 
 
 def _hub(name: str) -> Dataset:
@@ -232,6 +240,11 @@ def _hub(name: str) -> Dataset:
     try:
         revision = HfApi().dataset_info(identifier).sha
     except Exception as error:  # the client passes on the errors of its HTTP library
+        if unreached(error):
+            raise Unreachable(
+                f"cannot read the corpus {name}: there is no such file, and the hub cannot be reached; connect, or "
+                "give a local copy"
+            ) from error
         raise ActError(
             f"no such corpus: {name}; there is no such file, and the hub returned an error ({brief(error)})"
         ) from error

@@ -70,6 +70,15 @@ class TaskFigure:
             "documents": len(self.per_document),
         }
 
+    def to_json(self) -> dict[str, Any]:
+        """The figure with its documents as plain data; :meth:`from_json` reads it back."""
+        return {**vars(self), "per_document": list(self.per_document.items())}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TaskFigure:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{**data, "per_document": dict(data["per_document"])})
+
 
 def require_tasks(names: Sequence[str], folder: Path | None = None) -> Any:
     """Check the names of tasks and return the harness's task manager.

@@ -3,13 +3,87 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from act.core.errors import ActError
+from act.core.errors import ActError, Unreachable, brief
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
+
+
+def reachable() -> bool:
+    """Whether the hub answers, which is asked once, for some seconds at most."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        get_hf_file_metadata(hf_hub_url("gpt2", _CONFIG), timeout=10)
+    except HfHubHTTPError:  # an answer
+        return True
+    except Exception:  # of requests, httpx or sockets, depending on the version
+        return False
+    return True
+
+
+def is_here(name: str) -> bool:
+    """Whether a model, or its configuration at least, is a folder or in the hub's cache."""
+    return Path(name).is_dir() or any(_kept(name).glob(f"*/{_CONFIG}"))
+
+
+def has_weights(name: str) -> bool:
+    """Whether the weights of a model are in a folder or in the hub's cache."""
+    return Path(name).is_dir() or any(any(_kept(name).glob(f"*/{kind}")) for kind in (_WEIGHTS, "*.bin"))
+
+
+def unreached(error: BaseException) -> bool:
+    """Whether an error says that the hub cannot be reached, and its cache does not have what was asked for."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    found = list(causes(error))
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in found):  # an answer
+        return False
+    lost = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
+    known = any(isinstance(cause, lost) or type(cause).__name__ in _NO_CONNECTION for cause in found)
+    return known or "couldn't connect" in str(error)
+
+
+_NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ReadTimeout")  # of the client's HTTP library, which changes
+
+
+def downloaded(name: str) -> Path:
+    """The folder of a model; one of the hub is downloaded to its cache: configuration, tokenizer and weights.
+
+    Raises:
+        ActError: it is neither a folder nor on the hub; :class:`Unreachable` if that cannot be told.
+    """
+    from huggingface_hub import snapshot_download
+
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        known = cached_only(name)
+        for weights in (_WEIGHTS, "*.bin"):  # the latter of models that were saved before there were safetensors
+            wanted = {"allow_patterns": [*_BESIDE, weights], "ignore_patterns": _OTHER_FORMS}
+            folder = Path(snapshot_download(name, **wanted, **known))
+            if any(folder.glob(weights)):
+                break
+    except Exception as error:  # the client passes on the errors of its HTTP library
+        if unreached(error):
+            raise Unreachable(
+                f"cannot load the model {name}: there is no such folder, the hub's cache does not have it, and the hub "
+                "cannot be reached"
+            ) from error
+        raise ActError(
+            f"cannot load the model {name}: the hub says {brief(error)}; correct the name, or log in"
+        ) from error
+    return folder
+
+
+_WEIGHTS = "*.safetensors"
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_OTHER_FORMS = ["*/*", "consolidated*"]
 
 
 def cached_only(name: str) -> dict[str, Any]:
@@ -22,13 +96,12 @@ def cached_only(name: str) -> dict[str, Any]:
         huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: the cache has nothing of that name, and neither
             has the hub, or it cannot be reached.
     """
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError
 
     if Path(name).is_dir():
         return {}
-    kept = Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
-    if not any(kept.glob("*/*")):
+    if not any(_kept(name).glob("*/*")):
         _file(name, _CONFIG, {})
         return {}
     try:
@@ -38,6 +111,20 @@ def cached_only(name: str) -> dict[str, Any]:
     except Exception:  # of requests, httpx or sockets, depending on the version
         return {"local_files_only": True}
     return {}
+
+
+def _kept(name: str) -> Path:
+    """Where the hub's cache keeps the versions of a model."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def base_of(name: str, *, merge: bool = False) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from act.core.errors import ActError, brief
+from act.models.hub import causes, unreached
 
 AGAIN = "download or save it again"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -73,28 +73,16 @@ def _named(config: Path, key: str) -> str:
 
 
 def _hub(error: BaseException) -> str | None:
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
-    causes = list(_causes(error))
-    if any(isinstance(cause, GatedRepoError) for cause in causes):
+    found = list(causes(error))
+    if any(isinstance(cause, GatedRepoError) for cause in found):
         return "the hub gives it to accepted users only; ask for access on its page, and log in (hf auth login)"
-    if any(isinstance(cause, RepositoryNotFoundError) for cause in causes):
+    if any(isinstance(cause, RepositoryNotFoundError) for cause in found):
         return "the hub has none of that name that you may read; correct the name, or log in (hf auth login)"
-    unreached = (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)
-    if any(isinstance(cause, unreached) for cause in causes) or "couldn't connect" in str(error):
+    if unreached(error):
         return "there is no such folder, the hub's cache does not have it, and the hub cannot be reached"
     return None
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _damage(error: BaseException) -> str | None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from act.core.errors import ActError, require_choice, require_type
+from act.core.errors import ActError, Unreachable, require_choice, require_type
 from act.core.extras import optional
 from act.models.architecture import built, class_of
 from act.models.calls import Reader, arguments_of, reader_by
-from act.models.hub import base_of, cached_only, folder_of
+from act.models.hub import base_of, cached_only, folder_of, unreached
 from act.models.load_errors import reason
 from act.models.views import original
 
@@ -266,7 +266,8 @@ def _loaded(load: Callable[..., Any], what: str, name: str, trust_remote_code: b
         # Given always: unless it is, transformers asks on standard input, where anything may answer.
         return load(name, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers, its backends and the code of a model raise anything
-        raise ActError(f"cannot load the {what} {name}: {reason(what, name, error)}") from error
+        kind = Unreachable if not Path(name).is_dir() and unreached(error) else ActError
+        raise kind(f"cannot load the {what} {name}: {reason(what, name, error)}") from error
 
 
 def _require_possible(config: Path) -> None:

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from act.core.errors import ActError
+from act.core.files import written_whole
 from act.core.hashes import feed
+from act.core.plain import checked, parsed_json
 from act.data.encode import ENCODING
 from act.data.records import open_source
 from act.editing.copies import companions
 from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
+from act.models.hub import downloaded
 from act.ranking.scores import SCORES, ScoreName
+from act.recipes.corpora import Absent, chosen
+from act.recipes.kept import Kept
 from act.recipes.schema import Donor, Recipe
 from act.recipes.variants import Variant
 
@@ -26,13 +34,22 @@ SCHEMA = "act-recipe/3"
 WEIGHTS = (".safetensors", ".bin")
 MODEL_FILES = (*WEIGHTS, ".json", ".jinja", ".py")
 
+INPUTS = "inputs.json"
+"""In the folder of the stages: what the inputs were on the machine that made them."""
+_INPUTS = TypeAdapter(dict[str, dict[str, str]])
+
 
 class Cache:
     """The paths of a recipe's stages in one folder.
 
+    An input that is not on this machine is known by what :meth:`record` wrote on the one that made the stages, so that
+    later stages need only their own inputs.
+
     Attributes:
         models: the content hash of every model, by the name that the recipe gives it.
-        corpora: the hash of the content of every corpus and of how it is read, by that name.
+        places: the fingerprint of every corpus by its place.
+        corpora: the hash of the content of every corpus and of how it is read, by the name that the recipe gives it.
+        absent: the models and places that are not here.
 
     Raises:
         ActError: a model or corpus that does not exist. No model is loaded, but every file is read once.
@@ -40,18 +57,55 @@ class Cache:
 
     def __init__(self, recipe: Recipe, folder: Path) -> None:
         self.folder = folder
-        names = dict.fromkeys([recipe.base_model, *(donor.model for donor in recipe.models)])
-        self.models = {name: _model_content(name) for name in names}
+        self.absent: list[str] = []
+        self._recipe, self._kept = recipe, Kept()
+        self._recorded = self._read_inputs()
+        used = {name: recipe.records(name) for name in recipe.corpora_used()}
+        models = dict.fromkeys([recipe.base_model, *(donor.model for donor in recipe.models)])
+        self.models = {name: self._found("models", name, _model_content) for name in models}
+        places = dict.fromkeys(records.place for records in used.values())
+        self.places = {place: self._found("corpora", place, _corpus_content) for place in places}
         self.corpora = {
-            place: _hash(content=open_source(place).fingerprint, encoding=ENCODING, ignored=recipe.ignore_columns)
-            for place in recipe.corpora()
+            name: _hash(
+                content=chosen(Absent(records.place, self.places[records.place]), records).fingerprint,
+                encoding=ENCODING,
+                ignored=recipe.ignore_columns,
+            )
+            for name, records in used.items()
         }
-        self._recipe = recipe
+
+    def _found(self, kind: str, name: str, look: Callable[[str], str]) -> str:
+        """What identifies an input that is here, or that was where the stages were made."""
+        try:
+            return look(name)
+        except ActError:
+            known = self._recorded.get(kind, {}).get(name)
+            if known is None:
+                raise
+            self.absent.append(name)
+            return known
+
+    def _read_inputs(self) -> dict[str, dict[str, str]]:
+        path = self.folder / INPUTS
+        if not self._kept.has(path):
+            return {}
+        return checked(_INPUTS, parsed_json(path.read_bytes()))
+
+    def record(self) -> None:
+        """Write what the inputs are beside the stages, for other machines."""
+        before = self._recorded
+        found = {
+            kind: {**before.get(kind, {}), **now} for kind, now in (("models", self.models), ("corpora", self.places))
+        }
+        if found != before:
+            with written_whole(self.folder / INPUTS, force=True) as temporary:
+                temporary.write_text(json.dumps(found, ensure_ascii=False, indent=1), encoding="utf-8")
+            self._kept.add(self.folder / INPUTS)
 
     @property
     def key(self) -> str:
         """The hash of the whole run."""
-        settings = self._recipe.model_dump(exclude={"output", "base_model"})
+        settings = self._recipe.settings()
         for donor in settings["models"]:
             donor["model"] = self.models[donor["model"]]
         return _hash(recipe=settings, base_model=self.models[self._recipe.base_model], corpora=self.corpora)
@@ -119,9 +173,8 @@ class Cache:
         """The evaluations of a variant, on each corpus in order."""
         recipe = self._recipe
         assert recipe.evaluate
-        given = self.models[variant.folder] if variant.folder is not None else None
         decided = _hash(
-            model=given or (self.tuned(variant) if recipe.tune else self.model(variant)).name,
+            model=self._evaluated(variant),
             corpora=[self.corpora[place] for place in recipe.evaluate.corpora.values()],
             metric=recipe.evaluate.metric,
             max_new_tokens=recipe.evaluate.max_new_tokens,
@@ -130,6 +183,19 @@ class Cache:
             dtype=recipe.dtype,
         )
         return self.folder / f"figures-{decided}.json"
+
+    def tasks(self, variant: Variant) -> Path:
+        """The figures of a variant in tasks of lm-evaluation-harness."""
+        recipe = self._recipe
+        assert recipe.evaluate
+        settings = recipe.evaluate.model_dump(include={"tasks", "task_folder", "limit", "fewshot"})
+        decided = _hash(model=self._evaluated(variant), dtype=recipe.dtype, **settings)
+        return self.folder / f"tasks-{decided}.json"
+
+    def _evaluated(self, variant: Variant) -> str:
+        if variant.folder is not None:
+            return self.models[variant.folder]
+        return (self.tuned(variant) if self._recipe.tune else self.model(variant)).name
 
     def _making(self, variant: Variant) -> str:
         recipe = self._recipe
@@ -155,8 +221,14 @@ def _hash(**named: Any) -> str:
     return hashlib.sha256(json.dumps({"schema": SCHEMA, **named}, default=str).encode()).hexdigest()[:16]
 
 
+def _corpus_content(place: str) -> str:
+    return open_source(place).fingerprint
+
+
 def _model_content(name: str) -> str:
     folder = Path(name)
+    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
+        folder = downloaded(name)
     if not (folder / "config.json").is_file():
         raise ActError(f"no such model: {name}; expected a folder in Hugging Face format (with a config.json)")
     names = {path.name for path in folder.iterdir() if path.is_file()}

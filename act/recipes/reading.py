@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from act.core.errors import ActError, one_of
 from act.core.plain_yaml import read_yaml
+from act.data.mapped import require_templates
 from act.editing.strength import require_strength
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
-from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Section, Tuning
+from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Records, Section, Tuning
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -81,11 +82,41 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
             yield (*place, "parameters", "weight"), error
         if wrong := SCORES[recipe.score].wrong_keep(bool(donor.keep)):
             yield (*place, "keep" if donor.keep else "corpus"), ActError(wrong)
+        if donor.corpus in donor.kept:
+            wrong = f"{donor.corpus} is both the ability to give and one to keep; keep another"
+            yield (*place, "keep"), ActError(wrong)
     if recipe.tune:
         try:
             recipe.tune.settings()
         except ActError as error:
             yield ("tune",), error
+    yield from _in_corpora(recipe)
+    yield from _in_evaluate(recipe)
+
+
+def _in_corpora(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
+    used = recipe.corpora_used()
+    for name, records in recipe.corpora.items():
+        place: Place = ("corpora", name)
+        if name not in used:
+            yield place, ActError(f"no section reads the corpus {name}; leave it out")
+        if records.rows and records.rows[0] >= records.rows[1]:
+            wrong = f"rows is {records.rows}; expected the first row and the one after the last"
+            yield (*place, "rows"), ActError(wrong)
+        try:
+            require_templates(records.columns)
+        except ActError as error:
+            yield (*place, "columns"), error
+
+
+def _in_evaluate(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
+    if not recipe.evaluate:
+        return
+    if not (recipe.evaluate.corpora or recipe.evaluate.tasks):
+        yield ("evaluate",), ActError("evaluate has neither corpora nor tasks, so nothing would be measured; give one")
+    for name in ("task_folder", "limit", "fewshot"):
+        if getattr(recipe.evaluate, name) is not None and not recipe.evaluate.tasks:
+            yield ("evaluate", name), ActError(f"{name} has no effect without tasks; leave it out, or give tasks")
 
 
 def _line(node: yaml.Node, place: Place) -> int:
@@ -120,4 +151,5 @@ def _mistake(error: ErrorDetails) -> str:
 
 def _keys(sections: list[int | str]) -> list[str]:
     names = [step for step in sections if isinstance(step, str)]
-    return list((SECTIONS[names[-1]] if names else Recipe).model_fields)
+    kind = Records if names[:1] == ["corpora"] else SECTIONS[names[-1]] if names else Recipe
+    return list(kind.model_fields)

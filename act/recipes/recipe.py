@@ -1,6 +1,7 @@
 """Recipes: one YAML file that describes the whole run, from the corpora to the evaluated model folder.
 
-``act.recipe`` is this module: :func:`read_recipe` checks a file, :func:`run` makes its output, :class:`Run` also plans.
+``act.recipe`` is this module: :func:`read_recipe` reads a file, :func:`check` looks at its inputs without weights,
+:func:`run` makes its output, :class:`Run` also plans, and makes some stages only.
 """
 
 from __future__ import annotations
@@ -21,15 +22,31 @@ from act.core.versions import versions
 from act.editing.model_card import write_card
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
-from act.models.loading import load_tokenizer, reading_named, token_difference
+from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
+from act.models.loading import load_tokenizer
 from act.recipes.cache import SCHEMA, Cache
+from act.recipes.check import Needs, check
+from act.recipes.inputs import require_decoder, require_known_tasks, require_other_texts, require_tokens
 from act.recipes.kept import is_kept
 from act.recipes.reading import read_recipe
-from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Tuning
+from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Records, StageName, Tuning
 from act.recipes.stages import Say, Stages
 from act.recipes.variants import compared, result
 
-__all__ = ["Donor", "Evaluating", "Parameters", "Recipe", "Report", "Run", "Tuning", "read_recipe", "run"]
+__all__ = [
+    "Donor",
+    "Evaluating",
+    "Needs",
+    "Parameters",
+    "Recipe",
+    "Records",
+    "Report",
+    "Run",
+    "Tuning",
+    "check",
+    "read_recipe",
+    "run",
+]
 
 RESOLVED = "recipe.yaml"
 REPORT = "report.json"
@@ -68,6 +85,8 @@ class Report(TypedDict):
     moved: MovedReport
     results: list[Summary]
     comparisons: list[ComparisonSummary]
+    tasks: list[TaskSummary]
+    task_comparisons: list[TaskChange]
 
 
 def run(
@@ -104,8 +123,8 @@ class Run:
     """A recipe with the contents of its inputs; stages are kept in a folder beside the output.
 
     Raises:
-        ActError: an input that does not exist; an encoder to tune or evaluate; a donor whose tokenizer gives a token
-            id to another token than the target's. No model is loaded.
+        ActError: an input that does not exist; an encoder to tune or evaluate; an ability that is also to be kept; a
+            donor whose tokenizer gives a token id to another token than the target's. No model is loaded.
     """
 
     def __init__(self, recipe: Recipe, say: Say = lambda step: None, *, trust_remote_code: bool = False) -> None:
@@ -116,30 +135,21 @@ class Run:
         if not parent.is_dir():
             raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
         self.cache = Cache(recipe, companion(parent / f".{self.output.name}", ".stages"))
-        if recipe.evaluate or recipe.tune:
-            self._require_decoder(trust_remote_code)
+        for name in self.cache.absent:
+            say(f"{name} is not here; what was made of it elsewhere is used")
+        require_other_texts(recipe, self.cache.corpora)
+        require_decoder(recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.base_model, trust_remote_code=trust_remote_code)
         self.stages = Stages(recipe, self.cache, tokenizer, say, trust_remote_code=trust_remote_code)
         for name in dict.fromkeys(donor.model for donor in recipe.models):
+            if name in self.cache.absent:
+                continue
             try:
                 theirs = load_tokenizer(name, trust_remote_code=trust_remote_code)
             except ActError:
                 say(f"{name} has no tokenizer, so it is not known whether it reads the same tokens")
                 continue
-            if difference := token_difference(theirs, tokenizer):
-                raise ActError(
-                    f"{name} cannot be a donor for {recipe.base_model}: {difference}, so the models would read "
-                    "different texts; give models with one vocabulary"
-                )
-
-    def _require_decoder(self, trust_remote_code: bool) -> None:
-        name = self.recipe.base_model
-        reader, _ = reading_named(name, trust_remote_code=trust_remote_code)
-        if reader != "decoder":
-            raise ActError(
-                f"{name} is an {reader}, and tune and evaluate are for causal language models; leave them out of the "
-                "recipe, and train and score the model that it writes by its own task"
-            )
+            require_tokens(recipe, name, theirs, tokenizer)
 
     @property
     def key(self) -> str:
@@ -159,12 +169,33 @@ class Run:
         found.append(("transfer", " + ".join(donor.model for donor in recipe.models), cache.model(act)))
         if recipe.tune:
             found.append(("tune", f"{recipe.tune.mode} on {recipe.tune.corpus}", cache.tuned(act)))
-        found += [("evaluate", variant.name, cache.figures(variant)) for variant in compared(recipe)]
+        if recipe.evaluate and recipe.evaluate.corpora:
+            found += [("evaluate", variant.name, cache.figures(variant)) for variant in compared(recipe)]
+        if recipe.evaluate and recipe.evaluate.tasks:
+            of = ", ".join(recipe.evaluate.tasks)
+            found += [("evaluate", f"{variant.name} in {of}", cache.tasks(variant)) for variant in compared(recipe)]
         return [{"stage": stage, "what": what, "kept": is_kept(path)} for stage, what, path in found]
 
     def done(self) -> bool:
         """Whether the output was made by this recipe from these inputs, and is complete."""
         return self._lacking() == []
+
+    def make(self, until: StageName) -> list[Stage]:
+        """Do the stages up to one, and nothing after it; the output is not made.
+
+        The files of the stages are all that the later ones need: copied to another machine, beside the place of the
+        output there, they are used by the same recipe.
+
+        Returns:
+            The plan, with what is kept now.
+
+        Raises:
+            ActError: as the stages; a task that the installed lm-evaluation-harness does not know.
+        """
+        with reserved(self.output):
+            self._begin(until)
+            self.stages.until(until)
+        return self.plan()
 
     def execute(self, *, force: bool = False) -> Report:
         """See :func:`run`."""
@@ -184,9 +215,8 @@ class Run:
             )
         if not force:
             self._require_own_version()
-        require_output(self.output, force, [*self.cache.models, *self.cache.corpora])
-        self.cache.folder.mkdir(exist_ok=True)
-        sweep(self.cache.folder)
+        require_output(self.output, force, [*self.cache.models, *self.cache.places])
+        self._begin()
         model = self.stages.tune(result(self.recipe))
         report = self._report()
         with written_whole(self.output, force=force, directory=True) as folder:
@@ -195,6 +225,13 @@ class Run:
             self._write_resolved(folder)
             self._write_card(folder)
         return report
+
+    def _begin(self, last: StageName = "evaluate") -> None:
+        if last == "evaluate":
+            require_known_tasks(self.recipe)
+        self.cache.folder.mkdir(exist_ok=True)
+        sweep(self.cache.folder)
+        self.cache.record()
 
     def _lacking(self) -> list[str] | None:
         """Files of the output that are missing or have another size; None if this recipe did not make the output."""
@@ -228,7 +265,9 @@ class Run:
 
     def _report(self) -> Report:
         moved = self.stages.moved(result(self.recipe))
-        figures = [self.stages.evaluate(variant) for variant in compared(self.recipe)]
+        variants = compared(self.recipe)
+        figures = [self.stages.evaluate(variant) for variant in variants]
+        tasks = [self.stages.tasks(variant) for variant in variants]
         return {
             "output": str(self.output),
             "key": self.key,
@@ -247,6 +286,8 @@ class Run:
                 for found in figures[1:]
                 for before, after in zip(figures[0], found, strict=True)
             ],
+            "tasks": [one.summary() for found in tasks for one in found],
+            "task_comparisons": [row for found in tasks[1:] for row in compare_tasks(tasks[0], found)],
         }
 
     def _write_resolved(self, folder: Path) -> None:

@@ -23,6 +23,7 @@ from act.editing.trainer import remove_saved
 from act.editing.transfer import transfer_many
 from act.editing.tune import save_tuned, tune
 from act.evaluation.evaluate import Evaluation, evaluate
+from act.evaluation.harness import TaskFigure, run_tasks
 from act.models.loading import load_model
 from act.profiles.profile import Profile, load
 from act.profiling.attribution import attribute
@@ -31,9 +32,10 @@ from act.ranking.channel_set import ChannelSet
 from act.ranking.rank import rank
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.cache import Cache
+from act.recipes.corpora import opened
 from act.recipes.kept import Kept
-from act.recipes.schema import Donor, Recipe, Tuning
-from act.recipes.variants import Variant
+from act.recipes.schema import Donor, Recipe, StageName, Tuning
+from act.recipes.variants import Variant, compared, result
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -66,6 +68,27 @@ class Stages:
         self._load = partial(load_model, device=recipe.device, trust_remote_code=trust_remote_code)
         self._loaded: dict[str, nn.Module] = {}
         self._kept = Kept()
+
+    def until(self, last: StageName) -> None:
+        """Do all work up to a stage, that of the controls included."""
+        variants = dict.fromkeys([result(self._recipe), *compared(self._recipe)])
+        made = [variant for variant in variants if variant.origin != "given"]
+        if last == "profile":
+            for donor in self._recipe.models:
+                for corpus in (donor.corpus, *donor.kept):
+                    self.profile(donor, corpus)
+        elif last == "rank":
+            for donor in self._recipe.models:
+                for score in dict.fromkeys(one.score or self._recipe.score for one in made):
+                    self.rank(donor, score)
+        elif last in ("transfer", "tune"):
+            for variant in made:
+                (self.tune if last == "tune" else self.transfer)(variant)
+        else:
+            self.tune(result(self._recipe))
+            for variant in compared(self._recipe):
+                self.evaluate(variant)
+                self.tasks(variant)
 
     def profile(self, donor: Donor, corpus: str) -> Profile:
         """What channels are ranked by, on a corpus: a profile of donor and target as a pair, or by attribution."""
@@ -148,6 +171,7 @@ class Stages:
             remove_saved(checkpoints)
             return path
         self._say(f"tuning: {variant.name}")
+        self._loaded.clear()  # memory for the optimiser
         model = self._load(str(source))
         stored = next(model.parameters()).dtype
         tuned = tune(
@@ -168,10 +192,11 @@ class Stages:
         """The evaluations of a variant, one per corpus, under the names that the recipe gives."""
         path, recipe, settings = self._cache.figures(variant), self._recipe, self._recipe.evaluate
         assert settings
+        if not settings.corpora:
+            return []
         if not self._kept.has(path):
-            folder = variant.folder or str(self.tune(variant))
+            model = self._to_evaluate(variant)
             self._say(f"evaluating: {variant.name}")
-            model = self._load(folder, dtype=recipe.dtype)
             found = [
                 evaluate(
                     model,
@@ -190,6 +215,36 @@ class Stages:
             replace(Evaluation.from_json(row), model=variant.name, corpus=name)
             for row, name in zip(rows, settings.corpora, strict=True)
         ]
+
+    def tasks(self, variant: Variant) -> list[TaskFigure]:
+        """The figures of a variant in tasks of lm-evaluation-harness."""
+        path, settings = self._cache.tasks(variant), self._recipe.evaluate
+        assert settings
+        if not settings.tasks:
+            return []
+        if not self._kept.has(path):
+            model = self._to_evaluate(variant)
+            self._say(f"running {', '.join(settings.tasks)}: {variant.name}")
+            found = run_tasks(
+                model,
+                self._tokenizer,
+                settings.tasks,
+                folder=Path(settings.task_folder) if settings.task_folder else None,
+                limit=settings.limit,
+                fewshot=settings.fewshot,
+                name=variant.name,
+            )
+            with written_whole(path) as temporary:
+                temporary.write_text(json.dumps([one.to_json() for one in found]), encoding="utf-8")
+            self._kept.add(path)
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        return [replace(TaskFigure.from_json(row), model=variant.name) for row in rows]
+
+    def _to_evaluate(self, variant: Variant) -> nn.Module:
+        """The model of a variant, alone in memory."""
+        folder = variant.folder or str(self.tune(variant))
+        self._loaded.clear()
+        return self._load(folder, dtype=self._recipe.dtype)
 
     def _given(self, donor: Donor, variant: Variant) -> TransferDonor:
         channels = self.rank(donor, variant.score or self._recipe.score)
@@ -216,10 +271,11 @@ class Stages:
         return self._loaded[name]
 
     def _corpus(self, place: str, count: Count = "answer") -> Corpus:
-        return Corpus.from_file(
-            place,
+        return Corpus(
+            opened(self._recipe.records(place)),
             self._tokenizer,
             max_length=self._recipe.max_length,
             count=count,
             ignore_columns=self._recipe.ignore_columns,
+            name=place,
         )

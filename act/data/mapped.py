@@ -1,0 +1,148 @@
+"""Columns of a source put together to the columns that are read here: ``prompt`` and ``completion``, for example.
+
+Each new column is a template, a text in which ``{name}`` stands for a column and ``{question[stem]}`` for what lies in
+one. A template of one column alone gives its value as it is, so that ``messages`` may be a list. Two forms are made of
+values: ``{answer:letter}`` is the letter of the option with that number (1 is A), and ``{choices[text]:options}`` a
+list as options, one per line, each with its letter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from act.core.errors import ActError, brief, one_of
+from act.data.records import Entry, Record, Shard, Source, Wanted, every
+
+COLUMNS = ("prompt", "completion", "question", "answer", "instruction", "input", "output", "text", "messages")
+_PATH = re.compile(r"[^\[\]{}.!:]+(\[[^\[\]]+\])*")
+_FORMS = ("", "letter", "options")
+
+
+class Mapped:
+    """The records of a source with other columns.
+
+    Args:
+        source: records of any columns.
+        columns: new column -> template; no other column stays.
+
+    Raises:
+        ActError: no column to map to, one that is not read, or no template. A record that lacks a column becomes an
+            error that names those that it has.
+
+    >>> from act.data.mapped import Mapped
+    >>> from act.data.records import Memory
+    >>> rows = Memory([{"ask": "Which is even?", "options": ["3", "4"], "right": "2"}])
+    >>> columns = {"prompt": "{ask}\\n{options:options}\\nAnswer:", "completion": " {right:letter}"}
+    >>> [entry.record for entry in Mapped(rows, columns).read()]
+    [{'prompt': 'Which is even?\\nA. 3\\nB. 4\\nAnswer:', 'completion': ' B'}]
+    """
+
+    def __init__(self, source: Source, columns: Mapping[str, str]) -> None:
+        self._source, self._templates = source, {name: _Template(name, text) for name, text in columns.items()}
+        if not columns:
+            raise ActError(f"no columns are mapped; {one_of(COLUMNS)}")
+        self.name, self.size = source.name, source.size
+        decided = json.dumps([source.fingerprint, dict(columns)])
+        self.fingerprint = source.fingerprint and hashlib.sha256(decided.encode()).hexdigest()[:16]
+
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
+        """See :class:`act.data.records.Source`."""
+        for entry in self._source.read(start, shard, wanted):
+            yield entry._replace(record=self._mapped(entry.record))
+
+    def count(self) -> int | None:
+        """See :class:`act.data.records.Source`."""
+        return self._source.count()
+
+    def _mapped(self, record: Record | ActError) -> Record | ActError:
+        if not isinstance(record, Mapping):
+            return record
+        try:
+            return {name: template.of(record) for name, template in self._templates.items()}
+        except ActError as error:
+            return error
+
+
+def require_templates(columns: Mapping[str, str]) -> None:
+    """Raise :class:`ActError` for a column that is not read here, or a text that is no template."""
+    for name, text in columns.items():
+        _ = _Template(name, text).parts
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
+
+
+class _Template:
+    def __init__(self, name: str, text: str) -> None:
+        if name not in COLUMNS:
+            raise ActError(f"no column {name!r} is read; {one_of(COLUMNS)}")
+        self._name, self._text = name, text
+
+    @cached_property
+    def parts(self) -> list[tuple[str, list[str] | None, str]]:
+        """What stands before each column, its path (None at the end of the text), and the form of its value."""
+        try:
+            found = [*string.Formatter().parse(self._text)]
+        except ValueError as error:
+            raise self._wrong(brief(error)) from error
+        parts: list[tuple[str, list[str] | None, str]] = []
+        for before, path, form, conversion in found:
+            if path is not None and (conversion or form not in _FORMS or not _PATH.fullmatch(path)):
+                raise self._wrong(f"{{{path}{':' if form else ''}{form}}} names no column")
+            parts.append((before, None if path is None else re.findall(r"[^\[\]]+", path), form or ""))
+        if all(path is None for _, path, _ in parts):
+            raise self._wrong("it names no column")
+        return parts
+
+    def of(self, record: Record) -> Any:
+        """The value of the new column."""
+        if len(self.parts) == 1 and not self.parts[0][0] and not self.parts[0][2]:
+            (_, path, _) = self.parts[0]
+            value = self._value(record, path or [])
+            return str(value) if isinstance(value, int | float) else value
+        return "".join(
+            before + ("" if path is None else self._text_of(path, self._value(record, path), form))
+            for before, path, form in self.parts
+        )
+
+    def _value(self, record: Record, path: Sequence[str]) -> Any:
+        value: Any = record
+        for step in path:
+            if isinstance(value, Mapping) and step in value:
+                value = value[step]
+            elif _is_list(value) and step.isdigit() and int(step) < len(value):
+                value = value[int(step)]
+            else:
+                where = f"no column {step!r}" if value is record else f"no {step!r} in the column {path[0]}"
+                there = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+                raise ActError(f"there is {where}, of which {self._name} is to be made; there is {there}")
+        return value
+
+    def _text_of(self, path: Sequence[str], value: Any, form: str) -> str:
+        where = f"the column {''.join([path[0], *(f'[{step}]' for step in path[1:])])}"
+        if form == "options":
+            if not _is_list(value) or not 0 < len(value) <= 26:
+                raise ActError(f"{where} is {value!r:.60}; expected a list of up to 26 options")
+            lettered = zip(string.ascii_uppercase, value, strict=False)
+            return "\n".join(f"{letter}. {option}" for letter, option in lettered)
+        if form == "letter":
+            number = int(value) if str(value).isdigit() else 0
+            if not 0 < number <= 26:
+                raise ActError(f"{where} is {value!r:.60}; expected the number of an option, from 1")
+            return string.ascii_uppercase[number - 1]
+        if not isinstance(value, str | int | float):
+            raise ActError(f"{where} is {value!r:.60}; expected a text or number")
+        return str(value)
+
+    def _wrong(self, why: str) -> ActError:
+        return ActError(
+            f"the template of {self._name} is {self._text!r:.80}: {why}; expected a text with columns such as "
+            "{question}, {choices[text]:options} or {label:letter}"
+        )

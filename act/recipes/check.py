@@ -1,0 +1,369 @@
+"""What is wrong with a recipe, and what its run takes, before any weights are read.
+
+Costs follow :mod:`act.profiling.plan`; beside them, with ``P`` parameters and a batch of ``t`` tokens::
+
+    training  = 3 · forward of the tokens of all steps
+    its memory = weights and gradients of what is trained, and 8 bytes of AdamW for each value of it
+               + t · layers · what a layer keeps of a token
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError, Unreachable
+from act.data.corpus import Corpus
+from act.data.parts import Part
+from act.data.records import is_hub_id, open_source
+from act.editing.tune import Mode
+from act.models.channels import ChannelSpace
+from act.models.common import common_space
+from act.models.hub import has_weights, is_here, reachable
+from act.models.limits import default_token_budget
+from act.models.loading import device_named, empty_model, load_config, load_tokenizer
+from act.profiling.plan import Cluster, Shape, tokens_of
+from act.ranking.selection import parse_top
+from act.recipes.corpora import chosen
+from act.recipes.inputs import require_decoder, require_known_tasks, require_other_texts, require_tokens
+from act.recipes.schema import Recipe, Tuning
+from act.recipes.variants import compared, result
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+T = TypeVar("T")
+P = ParamSpec("P")
+SAMPLE = 200  # records of each corpus that are read
+ADAM, GRADIENT = 8, 4  # bytes for each trained value
+
+
+class ModelFound(TypedDict):
+    """A model by its configuration: class, parameters, channels, and the share of parameters behind channels."""
+
+    model: str
+    architecture: str
+    parameters: int
+    channels: int
+    coverage: float
+
+
+class CorpusFound(TypedDict):
+    """A corpus by its first records; numbers of tokens are scaled up to all of them."""
+
+    corpus: str
+    place: str
+    columns: list[str]
+    records: int | None
+    tokens: int | None
+    counted: int | None
+    mean_length: float | None
+
+
+class StageCost(TypedDict):
+    """What a stage takes: tokens, seconds on one GPU, peak bytes of its memory, and bytes that it leaves on disk."""
+
+    stage: str
+    what: str
+    tokens: int
+    seconds: float
+    memory: int
+    disk: int
+
+
+class Needs(TypedDict):
+    """What was found out about a recipe.
+
+    ``unchecked`` says what could not be checked, one sentence each; ``gpu_flops`` is the rate assumed for the seconds.
+    """
+
+    models: list[ModelFound]
+    corpora: list[CorpusFound]
+    stages: list[StageCost]
+    seconds: float
+    memory: int
+    disk: int
+    download: int
+    gpu_flops: float
+    unchecked: list[str]
+
+
+def check(recipe: Recipe, *, gpu_flops: float = Cluster.flops, trust_remote_code: bool = False) -> Needs:
+    """Look at configurations, tokenizers and first records, and predict the costs of a run; no weights are read.
+
+    Args:
+        recipe: from :func:`act.recipe.read_recipe`.
+        gpu_flops: floating-point operations per second of the GPU to plan for.
+        trust_remote_code: whether Python code that a model brings along may run.
+
+    Raises:
+        ActError: all that is wrong. What cannot be looked at, because the hub cannot be reached, is no mistake.
+    """
+    run = _Check(recipe, trust_remote_code)
+    run.look()
+    if run.mistakes:
+        raise ActError("; ".join(run.mistakes))
+    stages = _costs(run, Cluster(flops=gpu_flops)) if run.shape else []
+    return {
+        "models": run.models,
+        "corpora": list(run.corpora.values()),
+        "stages": stages,
+        "seconds": sum(one["seconds"] for one in stages),
+        "memory": max((one["memory"] for one in stages), default=0),
+        "disk": sum(one["disk"] for one in stages),
+        "download": sum(run.weights(model) for model in run.spaces if not has_weights(model)),
+        "gpu_flops": gpu_flops,
+        "unchecked": run.unchecked(),
+    }
+
+
+@dataclass
+class _Check:
+    """What was found of one recipe, and what is wrong with it."""
+
+    recipe: Recipe
+    trust_remote_code: bool
+    mistakes: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    models: list[ModelFound] = field(default_factory=list)
+    empty: dict[str, nn.Module] = field(default_factory=dict)
+    spaces: dict[str, ChannelSpace] = field(default_factory=dict)
+    corpora: dict[str, CorpusFound] = field(default_factory=dict)
+    lengths: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    hub: bool | None = None
+
+    def look(self) -> None:
+        """Look at everything that can be reached."""
+        recipe = self.recipe
+        names = list(dict.fromkeys([recipe.base_model, *(donor.model for donor in recipe.models)]))
+        self._tried(recipe.output, self._output)
+        for name in names:
+            self._tried(name, self._model, name)
+        target = recipe.base_model
+        if target in self.empty:
+            self._tried(target, require_decoder, recipe, trust_remote_code=self.trust_remote_code)
+        ours = self._tokenizer(target)
+        for name in names[1:]:
+            if target in self.empty and name in self.empty:
+                self._tried(name, common_space, self.empty[name], self.empty[target])
+            if ours is not None and (theirs := self._tokenizer(name)) is not None:
+                self._tried(name, require_tokens, recipe, name, theirs, ours)
+        contents: dict[str, str] = {}
+        for name in recipe.corpora_used():
+            self._tried(recipe.records(name).place, self._corpus, name, ours, contents)
+        self._tried("", require_other_texts, recipe, contents)
+        self._tasks()
+
+    @property
+    def shape(self) -> Shape | None:
+        """The figures of the target; None if its configuration was not seen."""
+        target = self.recipe.base_model
+        return Shape.of(self.empty[target], self.spaces[target]) if target in self.empty else None
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens per batch."""
+        device = self.recipe.device
+        place = device_named(device) if device == "auto" else torch.device(device)
+        return self.recipe.token_budget or default_token_budget(place)
+
+    def weights(self, name: str) -> int:
+        """Bytes of a model."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.empty[name].parameters())
+
+    def unchecked(self) -> list[str]:
+        """What could not be checked, one sentence each."""
+        if not self.unseen:
+            return self.notes
+        names = ", ".join(dict.fromkeys(self.unseen))
+        return [
+            f"the hub cannot be reached and its cache does not have {names}, so their configurations, tokenizers and "
+            "columns were not checked, nor what they would cost",
+            *self.notes,
+        ]
+
+    def _tried(self, name: str, look: Callable[P, T], *given: P.args, **named: P.kwargs) -> T | None:
+        """What looking at an input gives; None if that shows a mistake, or the input cannot be reached."""
+        try:
+            return look(*given, **named)
+        except Unreachable:
+            self.unseen.append(name)
+        except ActError as error:
+            self.mistakes.append(str(error))
+        return None
+
+    def _require_hub(self, name: str) -> None:
+        """Raise :class:`Unreachable` if the hub, which alone has something, cannot be reached; it is asked once."""
+        if self.hub is None:
+            self.hub = reachable()
+        if not self.hub:
+            raise Unreachable(name)
+
+    def _output(self) -> None:
+        folder = Path(self.recipe.output).absolute().parent
+        if not folder.is_dir():
+            raise ActError(f"cannot write {self.recipe.output}: its folder does not exist; create it first")
+
+    def _model(self, name: str) -> None:
+        if not is_here(name) and "/" in name and not Path(name).exists():
+            self._require_hub(name)
+        trusted = self.trust_remote_code
+        empty = empty_model(load_config(name, self.recipe.dtype, trust_remote_code=trusted), trust_remote_code=trusted)
+        space = ChannelSpace.from_model(empty)
+        self.empty[name], self.spaces[name] = empty, space
+        self.models.append(
+            {
+                "model": name,
+                "architecture": type(empty).__name__,
+                "parameters": sum(parameter.numel() for parameter in empty.parameters()),
+                "channels": len(space),
+                "coverage": space.coverage.share if space.coverage else 0.0,
+            }
+        )
+
+    def _tokenizer(self, name: str) -> PreTrainedTokenizerBase | None:
+        if name not in self.empty:
+            return None
+        return self._tried(name, load_tokenizer, name, trust_remote_code=self.trust_remote_code)
+
+    def _corpus(self, name: str, tokenizer: PreTrainedTokenizerBase | None, contents: dict[str, str]) -> None:
+        recipe, records = self.recipe, self.recipe.records(name)
+        if is_hub_id(records.place):
+            self._require_hub(name)
+        whole = open_source(records.place)
+        first = next(whole.read(), None)
+        if first is None:
+            raise ActError(f"{records.place} has no records")
+        source = chosen(whole, records)
+        contents[name] = source.fingerprint
+        for entry in islice(source.read(), SAMPLE):
+            if isinstance(entry.record, ActError):
+                raise ActError(f"{entry.place}: {entry.record}")
+        size = source.count()
+        found: CorpusFound = {
+            "corpus": name,
+            "place": records.place,
+            "columns": list(first.record) if not isinstance(first.record, ActError) else [],
+            "records": size,
+            "tokens": None,
+            "counted": None,
+            "mean_length": None,
+        }
+        self.corpora[name] = found
+        if tokenizer is None:
+            return
+        corpus = Corpus(
+            Part(source, 0, SAMPLE),
+            tokenizer,
+            count=recipe.count,
+            max_length=recipe.max_length,
+            ignore_columns=recipe.ignore_columns,
+            name=name,
+        ).for_models(self.empty[recipe.base_model])
+        for entry, encoded in corpus.numbered():
+            if isinstance(encoded, ActError):
+                raise ActError(f"{entry.place}: {encoded}")
+        text = tokens_of({name: corpus}, 0, self.token_budget)
+        scale = 1 if size is None else size / max(1, text["records"])
+        found["tokens"], found["counted"] = round(scale * text["computed"]), round(scale * text["counted"])
+        found["mean_length"] = text["mean_length"]
+        self.lengths[name] = text["attended_length"]
+        if size is None:
+            self.notes.append(f"the hub does not say how many records {name} has, so its costs are those of {SAMPLE}")
+
+    def _tasks(self) -> None:
+        try:
+            require_known_tasks(self.recipe)
+        except ActError as error:
+            if isinstance(error.__cause__, ModuleNotFoundError):
+                self.notes.append(f"the tasks were not checked: {error}")
+            else:
+                self.mistakes.append(str(error))
+
+
+def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
+    """The stages in order, those of one kind together where they differ in nothing but the model."""
+    recipe, shape = run.recipe, run.shape
+    assert shape
+    target, budget = recipe.base_model, run.token_budget
+    weights = run.weights(target)
+    made = len({result(recipe), *(one for one in compared(recipe) if one.origin != "given")})
+    after = shape.afterwards(run.spaces[target], pair=True)
+    stages: list[StageCost] = []
+
+    def known(name: str) -> tuple[int, int, float]:
+        found = run.corpora.get(name)
+        return (found["tokens"] or 0, found["counted"] or 0, run.lengths.get(name, 1.0)) if found else (0, 0, 1.0)
+
+    def add(stage: str, what: str, tokens: float = 0, seconds: float = 0, memory: float = 0, disk: float = 0) -> None:
+        stages.append(
+            {
+                "stage": stage,
+                "what": what,
+                "tokens": round(tokens),
+                "seconds": float(f"{seconds:.4g}"),
+                "memory": round(memory),
+                "disk": round(disk),
+            }
+        )
+
+    profiles = dict.fromkeys((one.model, corpus) for one in recipe.models for corpus in (one.corpus, *one.kept))
+    for donor, corpus in profiles:
+        tokens, counted, length = known(corpus)
+        wall = cluster.seconds(shape, tokens, counted, length=length, pair=True)["wall"]
+        memory = sum(shape.memory(budget, pair=True).values())
+        add("profile", f"{donor} on {corpus}", 2 * tokens, wall, memory, after["profile"])
+    add("rank", f"{len(recipe.models)} donors", memory=after["rank"])
+    donors = len({donor.model for donor in recipe.models})
+    add("transfer", _models(made), memory=(1 + donors) * weights, disk=made * weights)
+    if recipe.tune:
+        tokens, batch = _trained_tokens(run, recipe.tune)
+        share = min(1.0, sum(parse_top(donor.parameters.top_p) for donor in recipe.models))
+        memory = _training_memory(run.empty[target], shape, recipe.tune, share, batch)
+        seconds = made * 3 * shape.flops(tokens, tokens, run.lengths.get(recipe.tune.corpus, 1.0)) / cluster.flops
+        add("tune", f"{_models(made)}, {recipe.tune.mode}", made * tokens, seconds, memory, made * weights)
+    if recipe.evaluate and recipe.evaluate.corpora:
+        variants = len(compared(recipe))
+        texts = [known(corpus) for corpus in recipe.evaluate.corpora.values()]
+        tokens = variants * sum(each[0] for each in texts)
+        seconds = variants * sum(shape.flops(*each) for each in texts) / cluster.flops
+        memory = weights + shape.memory(budget)["activations"]
+        add("evaluate", f"{_models(variants)}, without what they write", tokens, seconds, memory)
+    add("output", recipe.output, disk=weights)
+    return stages
+
+
+def _models(count: int) -> str:
+    return f"{count} model{'' if count == 1 else 's'}"
+
+
+def _trained_tokens(run: _Check, tune: Tuning) -> tuple[float, float]:
+    """Tokens of all steps of one tune, and of a batch."""
+    found = run.corpora.get(tune.corpus)
+    length = (found["mean_length"] if found else None) or 0.0
+    share = tune.replay_share if tune.replay else 0.0
+    records = (found["records"] if found else None) or 0
+    steps = tune.steps or max(1, round(records / (1 - share) / tune.batch_size))
+    return steps * tune.batch_size * length, tune.batch_size * length
+
+
+def _training_memory(model: nn.Module, shape: Shape, tune: Tuning, share: float, batch: float) -> float:
+    """Bytes at the peak of a tune."""
+    trained = {"full": shape.parameters, "rows": share * shape.parameters, "lora": _adapters(model, tune.lora_rank)}
+    stored: dict[Mode, int] = {"full": 4, "rows": shape.itemsize, "lora": 4}
+    kept = batch * shape.layers * stored[tune.mode] * (4 * shape.widest + 12 * shape.stream)
+    rows = 2 * shape.itemsize * shape.parameters if tune.mode == "rows" else 0  # changed weights, and their gradients
+    return shape.parameters * stored[tune.mode] + trained[tune.mode] * (GRADIENT + ADAM) + rows + kept
+
+
+def _adapters(model: nn.Module, rank: int) -> int:
+    """Values of low-rank adapters of all linears."""
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    return rank * sum(module.in_features + module.out_features for module in linears)

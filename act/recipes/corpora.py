@@ -1,0 +1,39 @@
+"""The corpora of a recipe: which rows of which place, with which columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from act.core.errors import ActError
+from act.data.mapped import Mapped
+from act.data.parts import Part
+from act.data.records import Entry, Shard, Source, Wanted, every, open_source
+from act.recipes.schema import Records
+
+
+def opened(records: Records) -> Source:
+    """The records of a corpus; raises ActError as :func:`act.data.records.open_source`."""
+    return chosen(open_source(records.place), records)
+
+
+def chosen(source: Source, records: Records) -> Source:
+    """The rows and columns of a source that a recipe names."""
+    if records.rows:
+        source = Part(source, records.rows[0], records.rows[1])
+    return Mapped(source, records.columns) if records.columns else source
+
+
+class Absent:
+    """A source that is not on this machine, of which the fingerprint is known from another one."""
+
+    def __init__(self, name: str, fingerprint: str) -> None:
+        self.name, self.fingerprint = name, fingerprint
+        self.size: int | None = None
+
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
+        """Raises :class:`ActError`."""
+        raise ActError(f"no such corpus: {self.name}; what is to be made of it here needs it, so copy it, too")
+
+    def count(self) -> int | None:
+        """Unknown."""
+        return self.size

@@ -1,0 +1,210 @@
+"""``recipe --check``: what it finds without weights, and what it says of a hub that cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from command_line import act_profile, succeed
+from safetensors.torch import load_file
+from support import tiny_model
+
+import act
+from act.cli.recipe import command
+from act.core.errors import Unreachable
+from act.data.records import open_source
+from act.recipes.recipe import check, read_recipe
+from act.recipes.reference import reference
+
+READY = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    for name in ("donor", "target"):
+        tiny_model("llama", len(name)).config.save_pretrained(tmp_path / name)  # no weights
+        tokenizer.save_pretrained(tmp_path / name)
+    for name in ("german", "english"):
+        rows = [{"frage": f"{name} {n}?", "antwort": f"{n}"} for n in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def written(folder, **changed) -> Path:
+    columns = {"prompt": "{frage}", "completion": " {antwort}"}
+    data = {
+        "merge_method": "act",
+        "base_model": "target",
+        "models": [{"model": "donor", "corpus": "german", "keep": "english"}],
+        "output": "out",
+        "corpora": {name: {"place": f"{name}.jsonl", "columns": columns} for name in ("german", "english")},
+        "tune": {"corpus": "german", "mode": "rows", "steps": 3},
+        "evaluate": {"corpora": {"g": "german"}, "controls": ["random"]},
+        **changed,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    return path
+
+
+def checked(path, *more):
+    return act_profile("recipe", path, "--check", *more, cwd=path.parent)
+
+
+def test_it_says_what_a_run_takes_without_weights(folder):
+    result = checked(written(folder), "--json")
+    assert result.returncode == 0, result.stderr
+    needs = json.loads(result.stdout)
+    stages = {one["stage"]: one for one in needs["stages"]}
+    assert list(stages) == ["profile", "rank", "transfer", "tune", "evaluate", "output"]
+    assert [one["what"] for one in needs["stages"] if one["stage"] == "profile"] == [
+        "donor on german",
+        "donor on english",
+    ]
+    (german, _) = needs["corpora"]
+    assert german["columns"] == ["frage", "antwort"] and german["records"] == 40
+    assert stages["profile"]["tokens"] == 2 * needs["corpora"][1]["tokens"]
+    size = 4 * needs["models"][0]["parameters"]
+    assert stages["output"]["disk"] == size and stages["transfer"]["disk"] == 3 * size == stages["tune"]["disk"]
+    assert needs["unchecked"] == [] and needs["download"] == 0 and needs["seconds"] > 0
+    twice = json.loads(checked(written(folder), "--json", "--gpu-tflops", "800").stdout)
+    assert twice["gpu_flops"] == 2 * needs["gpu_flops"] and twice["seconds"] < needs["seconds"]
+    shown = checked(written(folder))
+    assert "nothing is wrong" in shown.stdout and "frage, antwort" in shown.stdout
+    assert not list(folder.glob(".out*")) and not (folder / "out").exists()
+
+
+def test_numbers_of_tokens_are_scaled_up(folder):
+    rows = [{"frage": f"{n:03}?", "antwort": "4"} for n in range(1000)]
+    (folder / "german.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = json.loads(checked(written(folder), "--json").stdout)["corpora"][0]
+    assert found["records"] == 1000 and found["counted"] in (2000, 3000)  # the answer and its end
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"corpora": {"german": {"place": "german.jsonl", "columns": {"prompt": "{passage}"}}}},
+            "there is frage, antwort",
+        ),
+        ({"base_model": "nothing"}, "no such model: nothing"),
+        ({"output": "a/b"}, "its folder does not exist"),
+        (
+            {"models": [{"model": "donor", "corpus": "german.jsonl"}], "corpora": {}},
+            "got the keys ['antwort', 'frage']",
+        ),
+        ({"models": [{"model": "donor", "corpus": "missing.jsonl"}], "corpora": {}}, "no such corpus: missing.jsonl"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(folder, changed, message):
+    given = {**changed, "tune": None, "evaluate": None}
+    if changed.get("corpora"):
+        given["models"] = [{"model": "donor", "corpus": "german"}]
+    result = checked(written(folder, **given))
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
+def test_models_that_do_not_fit_and_equal_texts_are_found(folder, tokenizer):
+    tiny_model("qwen2").config.save_pretrained(folder / "donor")
+    (folder / "english.jsonl").write_text((folder / "german.jsonl").read_text())
+    result = checked(written(folder))
+    assert result.returncode == 2 and "differ in architecture" in result.stderr
+    assert "german and english, the ability to give and one to keep, are the same text" in result.stderr
+
+
+@pytest.fixture
+def away(tmp_path, monkeypatch):
+    """A hub that cannot be reached, with an empty cache."""
+
+    def unreachable(*given, **named):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", unreachable)
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", unreachable)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-math-1.5b-german", "merge-three-qwen2.5-1.5b"])
+def test_a_hub_that_cannot_be_reached_is_no_mistake(name, tmp_path, monkeypatch, away, capsys):
+    monkeypatch.chdir(tmp_path)
+    command(READY / f"{name}.yaml", check=True)
+    said = capsys.readouterr()
+    assert (
+        said.err.count("the hub cannot be reached") == 1 and "nothing is wrong with what could be checked" in said.out
+    )
+    needs = check(read_recipe(READY / f"{name}.yaml"))
+    assert "Qwen/Qwen2.5-1.5B" in needs["unchecked"][0] and "openai/gsm8k:main:train" in needs["unchecked"][0]
+    assert needs["stages"] == [] == needs["models"]
+
+
+def test_what_is_here_is_checked_while_the_hub_cannot_be_reached(folder, monkeypatch, away):
+    monkeypatch.chdir(folder)
+    recipe = read_recipe(written(folder, evaluate={"corpora": {"g": "openai/gsm8k:main:test"}}))
+    needs = check(recipe)
+    assert "openai/gsm8k:main:test" in needs["unchecked"][0] and len(needs["models"]) == 2 == len(needs["corpora"])
+    (folder / "german.jsonl").write_text('{"x": 1}')
+    with pytest.raises(act.ActError, match=r"there is no column 'frage', of which prompt is to be made; there is x$"):
+        check(recipe)
+    with pytest.raises(
+        Unreachable, match=r"cannot read the corpus openai/gsm8k:main:test: .* the hub cannot be reached"
+    ):
+        open_source("openai/gsm8k:main:test")
+
+
+def test_options_that_do_not_go_together(folder):
+    path = written(folder)
+    for more, message in (
+        (["--gpu-tflops", "1"], "no effect without --check"),
+        (["--check", "--dry-run"], "give one of"),
+        (["--until", "stage"], "expected one of profile"),
+    ):
+        result = act_profile("recipe", path, *more, cwd=folder)
+        assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
+def test_the_reference_is_printed_and_is_that_of_the_docs():
+    printed = act_profile("recipe", "--schema").stdout
+    assert printed == reference()
+    assert printed in (READY.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert "properties" in succeed("recipe", "--schema")
+    assert not re.search(r"\| None \|", printed)
+
+
+def test_stages_of_another_machine(tmp_path, tokenizer):
+    """Profiled where the text is, transferred where only recipe, models and the files of the stages are."""
+    here, there = tmp_path / "gpu", tmp_path / "cpu"
+    for place in (here, there):
+        place.mkdir()
+        for name in ("donor", "target"):
+            tiny_model("llama", len(name)).save_pretrained(place / name)
+            tokenizer.save_pretrained(place / name)
+    rows = [{"prompt": f"{n}?", "completion": f" {n}"} for n in range(8)]
+    (here / "german.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = {"merge_method": "act", "base_model": "target", "output": "out"}
+    data["models"] = [{"model": "donor", "corpus": "german.jsonl"}]
+    for place in (here, there):
+        (place / "recipe.yaml").write_text(yaml.safe_dump(data))
+    plan = json.loads(act_profile("recipe", "recipe.yaml", "--until", "profile", "--json", cwd=here).stdout)
+    assert [(row["stage"], row["kept"]) for row in plan["plan"]] == [
+        ("profile", True),
+        ("rank", False),
+        ("transfer", False),
+    ]
+    assert not (here / "out").exists()
+    alone = act_profile("recipe", "recipe.yaml", cwd=there)
+    assert alone.returncode == 2 and "no such corpus: german.jsonl" in alone.stderr
+    stages = Path(plan["stages"])
+    stages.rename(there / stages.name)
+    later = act_profile("recipe", "recipe.yaml", cwd=there)
+    assert later.returncode == 0 and "profiling" not in later.stderr, later.stderr
+    assert "german.jsonl is not here; what was made of it elsewhere is used" in later.stderr
+    assert act_profile("recipe", "recipe.yaml", cwd=here).returncode == 0
+    one, other = (load_file(place / "out" / "model.safetensors") for place in (here, there))
+    assert one.keys() == other.keys() and all(one[name].equal(other[name]) for name in one)
+    (there / "recipe.yaml").write_text(yaml.safe_dump({**data, "count": "predict", "output": "out"}))
+    needs = act_profile("recipe", "recipe.yaml", "--force", cwd=there)
+    assert needs.returncode == 2 and "no such corpus: german.jsonl" in needs.stderr
