@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from act.editing.patch import Patch, compose
     from act.editing.transfer import transfer, transfer_many
     from act.editing.tune import Tuned, TuneSettings, tune
+    from act.evaluation.choice import Choice, choose
     from act.evaluation.comparison import Comparison, compare
     from act.evaluation.evaluate import Evaluation, evaluate
     from act.evaluation.sweep import Sweep, sweep
@@ -47,6 +48,7 @@ _NAMES = {
     "act.editing.patch": ("Patch", "compose"),
     "act.editing.transfer": ("transfer", "transfer_many"),
     "act.editing.tune": ("TuneSettings", "Tuned", "tune"),
+    "act.evaluation.choice": ("Choice", "choose"),
     "act.evaluation.comparison": ("Comparison", "compare"),
     "act.evaluation.evaluate": ("Evaluation", "evaluate"),
     "act.evaluation.sweep": ("Sweep", "sweep"),
@@ -78,6 +80,7 @@ __all__ = [
     "ChannelSet",
     "ChannelSpace",
     "Checkpoint",
+    "Choice",
     "Comparison",
     "Corpus",
     "Donor",
@@ -96,6 +99,7 @@ __all__ = [
     "align_experts",
     "attribute",
     "attribution",
+    "choose",
     "compare",
     "compose",
     "evaluate",

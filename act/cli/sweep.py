@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -16,6 +15,7 @@ from act.core.files import reserve_output, written_whole
 if TYPE_CHECKING:
     from torch import nn
 
+    from act.evaluation.exercises import Metric
     from act.evaluation.sweep import Setting
 
 
@@ -54,6 +54,7 @@ def command(
 ) -> None:
     """Transfer each share at each strength in memory, evaluate, and revert; print all results and the frontier."""
     from act.data.corpus import Corpus
+    from act.evaluation.choice import figure, require_different
     from act.evaluation.evaluate import evaluate
     from act.evaluation.sweep import sweep
     from act.models.loading import load_model, load_tokenizer
@@ -71,15 +72,15 @@ def command(
         place: Corpus.from_file(place, tokenizer, max_length=max_length, ignore_columns=ignored) for place in places
     }
 
+    first, *others = texts.values()
+    require_different(first, others)
+
     def judge(model: nn.Module) -> dict[str, float]:
-        """The share of right answers, or the mean log-likelihood per token if the metric judges no answers."""
-        figures: dict[str, float] = {}
-        for place, text in texts.items():
-            found = evaluate(model, text, metric).summary()  # type: ignore[arg-type]  # checked by evaluate
-            right = found["match"]
-            likelihood = math.nan if found["nll_per_token"] is None else -found["nll_per_token"]
-            figures[place] = likelihood if right is None else right
-        return figures
+        """The figure of each corpus."""
+        return {
+            place: figure(evaluate(model, text, cast("Metric", metric)))  # checked by evaluate
+            for place, text in texts.items()
+        }
 
     with console.counter("sweep") as progress:
         done: list[Setting] = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from act.cli import console, options
+from act.cli import choosing, console, options
 from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
@@ -26,11 +26,41 @@ if TYPE_CHECKING:
 def command(
     donor: Annotated[list[str], typer.Option(help="The model that has the ability (repeatable).")],
     target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
-    channels: Annotated[list[Path], typer.Option(help="A channel set from act-profile rank, one for each donor.")],
     output: Annotated[Path, typer.Option(help="Folder for the resulting model, or a .safetensors patch file.")],
-    strength: Annotated[
-        list[float] | None, typer.Option(help="The paper's lambda, one for all donors or one for each; 0.4 by default.")
+    channels: Annotated[
+        list[Path] | None, typer.Option(help="A channel set from act-profile rank, one for each donor.")
     ] = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="The paper's lambda, one for all donors or one for each; 0.4 by default. With --auto: one to try."
+        ),
+    ] = None,
+    auto: Annotated[
+        bool,
+        typer.Option(
+            "--auto",
+            help="Choose share and strength on --corpus and --keep, by the ranking of --profile or --channels, or of "
+            "half of these records: the most recovered at 95 % kept.",
+        ),
+    ] = False,
+    corpus: choosing.Ability = None,
+    keep: choosing.Keep = None,
+    profile: choosing.Profile = None,
+    keep_profile: choosing.KeepProfile = None,
+    least_kept: choosing.LeastKept = None,
+    top: choosing.Top = None,
+    metric: choosing.Metric = None,
+    score: choosing.Score = None,
+    normalize: choosing.Normalize = None,
+    scope: choosing.Scope = None,
+    granularity: choosing.Granularity = None,
+    include: choosing.Include = None,
+    exclude: choosing.Exclude = None,
+    cost: choosing.Cost = None,
+    count: choosing.Count = None,
+    ignore_columns: options.IgnoreColumns = None,
+    max_length: options.MaxLength = None,
     strength_of: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,12 +87,39 @@ def command(
     from act.editing.strength import require_strength
     from act.editing.weight_files import RenamedWeights
 
-    strengths = _one_each("--strength", strength or [0.4], len(donor))
+    automatic = choosing.Choosing(
+        corpus=corpus or [],
+        keep=keep or [],
+        profile=profile,
+        keep_profile=keep_profile or [],
+        least_kept=least_kept,
+        top=top,
+        metric=metric,
+        score=score,
+        normalize=normalize,
+        scope=scope,
+        granularity=granularity,
+        include=include,
+        exclude=exclude,
+        cost=cost,
+        count=count,
+        ignore_columns=options.names(ignore_columns),
+        max_length=max_length,
+    )
+    channels = channels or []
+    strengths = (strength or []) if auto else _one_each("--strength", strength or [0.4], len(donor))
     for value in strengths:
         require_strength(value)
-    if len(channels) != len(donor):
-        raise ActError(f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor")
-    reserve_output(output, force, [*donor, target, *channels])
+    if auto:
+        automatic.require(donor, channels, strength_of or [])
+    else:
+        automatic.require_unused()
+        if len(channels) != len(donor):
+            raise ActError(
+                f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor"
+                ", or choose with --auto"
+            )
+    reserve_output(output, force, [*donor, target, *channels, *automatic.files])
     patterns = dict(_pattern(text) for text in strength_of or [])
     on_disk = not (in_memory or merge) and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
     if on_disk and match_experts:
@@ -72,21 +129,29 @@ def command(
     if hard_link and (not on_disk or output.suffix == ".safetensors"):
         raise ActError("--hard-link has no effect unless files are transferred to a folder; leave it out")
 
+    choice = None
+    if auto:
+        loading = {"dtype": dtype, "device": device, "merge": merge, "trust_remote_code": trust_remote_code}
+        choice = automatic.choose(donor[0], target, channels, strengths, loading, match_experts)
+        strengths = [choice.strength]
+    more = choice.card() if choice else ""
+
     @functools.cache
     def donors() -> list[Donor]:
         from act.editing.donor import Donor
         from act.ranking.channel_set import ChannelSet
 
+        sets = [choice.channels] if choice else map(ChannelSet.load, channels)
         given = [
-            Donor(name, ChannelSet.load(path), {**patterns, "*": patterns.get("*", value)} if patterns else value)
-            for name, path, value in zip(donor, channels, strengths, strict=True)
+            Donor(name, one, {**patterns, "*": patterns.get("*", value)} if patterns else value)
+            for name, one, value in zip(donor, sets, strengths, strict=True)
         ]
         return list(_with_tokens(given, target, align_tokens, trust_remote_code))
 
     summary = None
     if on_disk:
         try:
-            summary = _on_disk(donors, target, output, overlap, hard_link, force)  # type: ignore[arg-type]  # checked by the plan
+            summary = _on_disk(donors, target, output, overlap, hard_link, force, more)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
     summary = summary or _in_memory(
@@ -100,6 +165,7 @@ def command(
         merge,
         trust_remote_code,
         match_experts,
+        more,
     )
     notes = summary.pop("notes")
     summary = {
@@ -109,10 +175,13 @@ def command(
         "strength": strengths[0] if len(strengths) == 1 else strengths,
         **({"strength_of": patterns} if patterns else {}),
     }
+    if choice and not as_json:
+        choosing.print_choice(choice)
     for note in notes:
         console.warn(note)
     if as_json:
-        return console.print_json({**summary, "notes": notes})
+        chosen = {"auto": choosing.plain(choice)} if choice else {}
+        return console.print_json({**summary, **chosen, "notes": notes})
     summary |= {"strength_of": ", ".join(f"{name}={value}" for name, value in patterns.items())} if patterns else {}
     rows = [[name, f"{value:,}" if isinstance(value, int | float) else value] for name, value in summary.items()]
     console.print_table(str(output), ["", ""], rows[1:])
@@ -156,7 +225,13 @@ def _tokenizer(model: str, needed: bool, trust_remote_code: bool) -> PreTrainedT
 
 
 def _on_disk(
-    donors: Callable[[], list[Donor]], target: str, output: Path, overlap: Overlap, hard_link: bool, force: bool
+    donors: Callable[[], list[Donor]],
+    target: str,
+    output: Path,
+    overlap: Overlap,
+    hard_link: bool,
+    force: bool,
+    more: str,
 ) -> dict[str, Any]:
     from act.editing.copies import copied
 
@@ -169,7 +244,7 @@ def _on_disk(
             copy.begin()
         from act.editing.folders import transfer_into  # and with it torch, while the copying goes on
 
-        done = transfer_into(copy, donors(), overlap, hard_link=hard_link)
+        done = transfer_into(copy, donors(), overlap, hard_link=hard_link, more=more)
     notes = list(done.provenance.notes)
     return {"values": done.values, "parameters": done.parameters, "notes": notes, "path": "disk"}
 
@@ -185,6 +260,7 @@ def _in_memory(
     merge: bool,
     trust_remote_code: bool,
     match_experts: bool,
+    more: str,
 ) -> dict[str, Any]:
     from act.editing.model_card import write_card
     from act.editing.transfer import transfer_many
@@ -206,7 +282,7 @@ def _in_memory(
     with written_whole(output, force=force, directory=True) as folder:
         result.save_pretrained(folder)
         _write_companions(target, folder, trust_remote_code)
-        write_card(folder, target, patch.provenance)
+        write_card(folder, target, patch.provenance, afterwards=more)
     return _summary(patch, "memory")
 
 

@@ -17,6 +17,7 @@ from act.core.errors import ActError, require_choice, require_type
 from act.data.batching import Sequence, pieces
 from act.data.encode import ENCODING, AnswerTurns, Count, Encoded, Encoder
 from act.data.images import Vision, column_of, processor_beside
+from act.data.parts import Part
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
 from act.data.token_cache import TokenCache
 from act.data.workers import ordered_map
@@ -222,6 +223,18 @@ class Corpus:
     def overlap(self) -> int:
         """Tokens that a piece of a cut text repeats from the one before it."""
         return self.max_length // 16 if self._overlap is None else self._overlap
+
+    def part(self, residues: Iterable[int], of: int) -> Corpus:
+        """This corpus with the records only whose number leaves one of these remainders when divided by ``of``.
+
+        >>> corpus = act.Corpus.from_records([{"text": letter} for letter in "abcd"], tokenizer)
+        >>> corpus.part([1], 2).source.size
+        2
+        """
+        corpus = copy.copy(self)
+        corpus.source = Part(self.source, residues=sorted(residues), of=of)
+        corpus._tokens = None
+        return corpus
 
     def fitted(self, learned: int | None, trained: int | None = None) -> Corpus:
         """This corpus for a model.

@@ -38,7 +38,7 @@ def write_card(
         folder: the folder of the new model.
         target: the model that was changed: a folder or a hub id, as the donors' names in ``transfer`` are.
         command: the command that made it.
-        afterwards: a sentence on what was done after the transfer.
+        afterwards: Markdown on what was done besides the transfer.
     """
     from huggingface_hub.repocard_data import ModelCardData  # half a second less than the package's own name
 

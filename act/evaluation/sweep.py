@@ -18,11 +18,15 @@ from act.evaluation.frontier import frontier
 from act.models.loading import require_model
 from act.ranking.activations import Ability
 from act.ranking.attributed import Cost
+from act.ranking.channel_set import ChannelSet
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.rank import rank
 from act.ranking.scores import SCORES, ScoreName
 from act.ranking.selection import Scope, parse_top
+
+TOPS, STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2), (0.2, 0.4, 0.7, 1.0)
+"""The shares of the channels, and the strengths, that are tried unless others are given."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ def sweep(
     profile: Ability,
     evaluate: Callable[[nn.Module], Mapping[str, float]],
     *,
-    tops: Sequence[str | float] = (0.01, 0.02, 0.05, 0.1, 0.2),
-    strengths: Sequence[float] = (0.2, 0.4, 0.7, 1.0),
+    tops: Sequence[str | float] = TOPS,
+    strengths: Sequence[float] = STRENGTHS,
     score: ScoreName | torch.Tensor = "paired",
     keep: Ability | list[Ability] | None = None,
     normalize: Normalize = "none",
@@ -133,15 +137,11 @@ def sweep(
     require_model("the target", target)
     if not callable(evaluate):
         raise ActError(f"evaluate is {evaluate!r}; expected a function that takes a model and returns figures by name")
-    shares, steps = sorted({parse_top(top) for top in tops}), set(strengths)
-    for strength in steps:
-        require_strength(strength)
-    if not shares or not steps:
-        raise ActError("a sweep needs at least one share of the channels and one strength")
     include, exclude = names_in(include), names_in(exclude)
     by_weights = isinstance(score, str) and score in SCORES and SCORES[score].needs_models
-    sets = [  # all before the first evaluation, so that a mistake in the options shows at once
-        rank(
+
+    def ranked(top: float) -> ChannelSet:
+        return rank(
             profile,
             score,
             top,
@@ -156,8 +156,26 @@ def sweep(
             donor=donor if by_weights else None,
             target=target if by_weights else None,
         )
-        for top in shares
-    ]
+
+    return swept(donor, target, ranked, evaluate, tops, strengths, report)
+
+
+def swept(
+    donor: nn.Module,
+    target: nn.Module,
+    ranked: Callable[[float], ChannelSet],
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    tops: Sequence[str | float] = TOPS,
+    strengths: Sequence[float] = STRENGTHS,
+    report: Callable[[Setting], None] = lambda setting: None,
+) -> Sweep:
+    """As :func:`sweep`; ``ranked`` gives the channels of a share."""
+    shares, steps = sorted({parse_top(top) for top in tops}), set(strengths)
+    for strength in steps:
+        require_strength(strength)
+    if not shares or not steps:
+        raise ActError("a sweep needs at least one share of the channels and one strength")
+    sets = [ranked(top) for top in shares]  # before the first evaluation: a mistake in the options shows at once
     rows = [_setting(0.0, 0.0, 0, evaluate(target), None)]
     report(rows[0])
     for top, channels in zip(shares, sets, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -20,6 +20,7 @@ from act.models.channels import ChannelSpace
 from act.models.sites import ParameterSlice, Site
 from act.profiles.tables import places
 from act.ranking.rule import Rule
+from act.ranking.selection import best
 
 if TYPE_CHECKING:
     import pandas
@@ -125,6 +126,33 @@ class ChannelSet:
         """
         pandas = optional("pandas", "frame", "a table of channels")
         return pandas.DataFrame({**places(self.space, self.index), "score": self.scores.numpy()})
+
+    def best(self, share: float) -> ChannelSet:
+        """The channels with the highest scores, as many as a share of those that were ranked.
+
+        Raises:
+            ActError: the set holds fewer; it is not of single channels ranked together, or does not know of how many.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.1)
+        >>> channels.best(0.05)
+        <ChannelSet: 47 of 940 channels by paired, top 5%: ...>
+        """
+        rule = self.rule
+        if rule.ranked is None or rule.scope != "global" or rule.granularity != ("channel",) or self.inputs:
+            raise ActError(
+                "the channel set is not one of single channels that were ranked together, so its best cannot be told; "
+                "give the profile that it was ranked by"
+            )
+        count = max(1, round(share * rule.ranked))
+        if count > len(self):
+            raise ActError(
+                f"{share:.4g} of the ranked channels are {count:,}, and the channel set holds {len(self):,}; rank "
+                "more, or ask for a smaller share"
+            )
+        places = best(self.scores, count)
+        left = int((self.scores[places] <= 0).sum())
+        rule = replace(rule, top=share, count=None, mass=None, not_positive=left)
+        return ChannelSet(self.space, self.index[places], self.scores[places], rule)
 
     def _holds(self, site: Site) -> bool:
         """Whether some channel of a site is chosen."""

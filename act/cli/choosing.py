@@ -1,0 +1,221 @@
+"""``transfer --auto``: the options by which share and strength are chosen, and what is printed of the choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+
+from act.cli import console
+from act.core.errors import ActError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from act.data.corpus import Corpus
+    from act.data.encode import Count as CountName
+    from act.evaluation.choice import Choice
+    from act.evaluation.sweep import Setting
+    from act.profiles.profile import Profile as AnyProfile
+    from act.ranking.channel_set import ChannelSet
+
+Ability = Annotated[list[str] | None, typer.Option("--corpus", help="With --auto: records of the ability to recover.")]
+Keep = Annotated[list[str] | None, typer.Option(help="With --auto: records of abilities to keep (repeatable).")]
+Profile = Annotated[Path | None, typer.Option(help="With --auto: the pair profile by which channels are ranked.")]
+KeepProfile = Annotated[
+    list[Path] | None,
+    typer.Option(help="With --auto and --profile: pair profile of an ability to keep (repeatable)."),
+]
+LeastKept = Annotated[
+    float | None, typer.Option(help="With --auto: the share of what is to be kept that must be left; 0.95 by default.")
+]
+Top = Annotated[
+    list[str] | None, typer.Option(help="With --auto: a share of the channels to try, such as 5% (repeatable).")
+]
+Metric = Annotated[str | None, typer.Option(help="With --auto: as in act-profile evaluate.")]
+Score = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
+Normalize = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
+Scope = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
+Cost = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
+Granularity = Annotated[list[str] | None, typer.Option(help="With --auto: as in act-profile rank (repeatable).")]
+Include = Annotated[list[str] | None, typer.Option(help="With --auto: as in act-profile rank (repeatable).")]
+Exclude = Annotated[list[str] | None, typer.Option(help="With --auto: as in act-profile rank (repeatable).")]
+Count = Annotated[
+    str | None, typer.Option(help="With --auto, where half of the records are profiled: as in act-profile pair.")
+]
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """The options of ``--auto``; None or empty where one was not given."""
+
+    corpus: Sequence[str]
+    keep: Sequence[str]
+    profile: Path | None
+    keep_profile: Sequence[Path]
+    least_kept: float | None
+    top: Sequence[str] | None
+    metric: str | None
+    score: str | None
+    normalize: str | None
+    scope: str | None
+    granularity: Sequence[str] | None
+    include: Sequence[str] | None
+    exclude: Sequence[str] | None
+    cost: str | None
+    count: str | None
+    ignore_columns: Sequence[str]
+    max_length: int | None
+
+    @property
+    def files(self) -> list[str | Path]:
+        """The inputs that no output may replace."""
+        return [*self.corpus, *self.keep, *([self.profile] if self.profile else []), *self.keep_profile]
+
+    @property
+    def ranking(self) -> dict[str, Any]:
+        """The options of :func:`act.rank` that were given."""
+        given = {name: getattr(self, name) for name in ("score", "normalize", "scope", "granularity", "cost")}
+        return {name: value for name, value in given.items() if value} | {
+            name: getattr(self, name) for name in ("include", "exclude") if getattr(self, name)
+        }
+
+    def require_unused(self) -> None:
+        """Raise :class:`ActError` for an option that was given without ``--auto``."""
+        for each in fields(self):
+            if getattr(self, each.name):
+                option = f"--{each.name.replace('_', '-')}"
+                raise ActError(f"{option} has no effect without --auto; leave it out, or add --auto")
+
+    def require(self, donors: Sequence[str], channels: Sequence[Path], strength_of: Sequence[str]) -> None:
+        """Raise :class:`ActError` for options that do not go together."""
+        if len(donors) > 1:
+            raise ActError(f"{len(donors)} donors were given, and --auto chooses for one; transfer them one by one")
+        if not self.corpus or not self.keep:
+            raise ActError(
+                "--auto chooses on records: give --corpus for the ability to recover and --keep for the rest"
+            )
+        if len(self.corpus) > 1:
+            raise ActError(f"{len(self.corpus)} --corpus were given; give one, of the ability to recover")
+        if strength_of:
+            raise ActError("--auto chooses one strength for all sites; leave --strength-of out")
+        if len(channels) + (self.profile is not None) > 1:
+            raise ActError("--auto tries one ranking; give one --profile or one --channels")
+        if channels and (self.ranking or self.keep_profile):
+            raise ActError("--channels are ranked already; leave the options of ranking out, or give --profile")
+        if self.keep_profile and not self.profile:
+            raise ActError("--keep-profile belongs to a --profile; give both, or neither")
+        if self.count and (self.profile or channels):
+            raise ActError("--count has no effect on what was profiled before; leave it out")
+
+    def choose(
+        self,
+        donor: str,
+        target: str,
+        channels: Sequence[Path],
+        strengths: Sequence[float],
+        loading: Mapping[str, Any],
+        match_experts: bool,
+    ) -> Choice:
+        """Load the models, rank unless that was done before, and try every candidate."""
+        from act.data.corpus import Corpus
+        from act.evaluation.choice import KEPT, choose, require_different
+        from act.evaluation.sweep import STRENGTHS, TOPS
+        from act.models.loading import load_model, load_tokenizer
+
+        console.quiet_transformers()
+        tokenizer = load_tokenizer(target, trust_remote_code=loading["trust_remote_code"])
+        ability, *kept = (
+            Corpus.from_file(place, tokenizer, max_length=self.max_length, ignore_columns=self.ignore_columns)
+            for place in (*self.corpus, *self.keep)
+        )
+        require_different(ability, kept)
+        models = [load_model(name, **loading) for name in (donor, target)]
+        console.order_experts(models[0], models[1], match_experts)
+        ranking, others, ability, kept = self._ranked(models, ability, kept, channels)
+        total = 1 + len(set(self.top or TOPS)) * len(set(strengths or STRENGTHS))
+        with console.counter("choosing") as progress:
+            done: list[Setting] = []
+
+            def report(setting: Setting) -> None:
+                done.append(setting)
+                progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
+
+            return choose(
+                *models,
+                ranking,
+                ability,
+                kept,
+                least_kept=KEPT if self.least_kept is None else self.least_kept,
+                tops=list(self.top) if self.top else None,
+                strengths=list(strengths) or STRENGTHS,
+                metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate
+                keep_profiles=others or None,
+                report=report,
+                **self.ranking,
+            )
+
+    def _ranked(
+        self, models: list[nn.Module], ability: Corpus, kept: list[Corpus], channels: Sequence[Path]
+    ) -> tuple[AnyProfile | ChannelSet, list[AnyProfile], Corpus, list[Corpus]]:
+        """What ranks the channels, the profiles to contrast with, and the records to choose on."""
+        from act.profiles.profile import load
+        from act.profiling.attribution import attribute
+        from act.profiling.measure import profile_pair
+        from act.ranking.channel_set import ChannelSet
+        from act.ranking.scores import score_named
+
+        if channels:
+            return ChannelSet.load(channels[0]), [], ability, kept
+        if self.profile:
+            return load(self.profile), [load(path) for path in self.keep_profile], ability, kept
+
+        measure = attribute if self.score == "attribution" else profile_pair
+
+        def measured(text: Corpus) -> AnyProfile:
+            counting = type(text)(
+                text.part([0], 2).source,
+                text.tokenizer,
+                count=cast("CountName", self.count or "answer"),
+                max_length=self.max_length,
+                ignore_columns=self.ignore_columns,
+            )
+            return measure(*models, counting)
+
+        contrast = score_named(self.score or "paired").looks_at_activations
+        others = [measured(text) for text in kept] if contrast else []
+        return measured(ability), others, ability.part([1], 2), [text.part([1], 2) for text in kept]
+
+
+def plain(choice: Choice) -> dict[str, Any]:
+    """The choice as JSON, where an unknown error is null."""
+    return cast("dict[str, Any]", _finite(choice.to_json()))
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def print_choice(choice: Choice) -> None:
+    """Print the frontier, and what was chosen."""
+    rows = [
+        [
+            "chosen" if one == choice.chosen else "",
+            f"{100 * one.top:g}%",
+            f"{one.strength:g}",
+            f"{one.channels:,}",
+            str(one.recovered),
+            str(one.least_kept),
+        ]
+        for one in choice.frontier
+    ]
+    title = f"The frontier of {len(choice.candidates)} candidates; shares, ± standard error"
+    console.print_table(title, ["", "top", "strength", "channels", "recovered", "kept"], rows)

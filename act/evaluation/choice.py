@@ -1,0 +1,357 @@
+"""The share of the channels and the strength of a transfer, chosen on records that the ranking was not measured on.
+
+``recovered`` is the share of what the target lacks of the donor's ability that came back. ``kept`` is the share of what
+the target has that is left: of its right answers; of a likelihood, the share of what it gained over the donor, or,
+where it is not clearly better than the donor, its probability of a token against the target's. Errors are standard
+errors over records, of the ratio, since target, donor and result answer the same ones.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from act.core.errors import ActError
+from act.core.names import names_in
+from act.data.corpus import Corpus, require_corpus
+from act.evaluation.evaluate import Evaluation, evaluate
+from act.evaluation.exercises import Metric
+from act.evaluation.frontier import frontier
+from act.evaluation.held_out import held_out
+from act.evaluation.significance import ratio_and_error, with_error
+from act.evaluation.sweep import STRENGTHS, TOPS, Setting, swept
+from act.models.loading import require_model
+from act.ranking.activations import Ability
+from act.ranking.attributed import Cost
+from act.ranking.channel_set import ChannelSet
+from act.ranking.granularity import Granularity
+from act.ranking.normalize import Normalize
+from act.ranking.rank import rank
+from act.ranking.scores import SCORES, ScoreName
+from act.ranking.selection import Scope
+
+KEPT = 0.95
+CLEAR = 2  # standard errors
+FEWEST = 10  # records, below which an error is itself a guess
+LEAST_MARGIN = 0.01
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share with its standard error, which is NaN for a single record."""
+
+    value: float
+    error: float
+
+    def __str__(self) -> str:
+        return with_error(self.value, self.error, 2)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One share of the channels at one strength, with what it recovers, and keeps of each ability to retain."""
+
+    top: float
+    strength: float
+    channels: int
+    recovered: Share
+    kept: tuple[Share, ...]
+
+    @property
+    def least_kept(self) -> Share:
+        """What is kept of the ability that suffers most."""
+        return min(self.kept, key=lambda share: share.value)
+
+    def __str__(self) -> str:
+        figures = f"recovers {self.recovered} and keeps {self.least_kept}"
+        return f"top {100 * self.top:g} % at strength {self.strength:g} {figures}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, one row of a table."""
+        return {
+            "top": self.top,
+            "strength": self.strength,
+            "channels": self.channels,
+            "recovered": self.recovered.value,
+            "recovered_se": self.recovered.error,
+            "kept": self.least_kept.value,
+            "kept_se": self.least_kept.error,
+        }
+
+
+@dataclass(frozen=True, repr=False)
+class Choice:
+    """The share and strength that recover most at what is to be kept.
+
+    Attributes:
+        channels: the channels of that share.
+        chosen: the figures of the choice.
+        candidates: all that was tried, in order of share and strength.
+        least: the share that was to be kept.
+        records: number of records, by corpus: the ability's first.
+        metric: what was measured on each, by corpus.
+
+    >>> from act.evaluation.choice import Candidate, Share
+    >>> one = Candidate(0.05, 0.4, 47, Share(0.62, 0.03), (Share(0.97, 0.01),))
+    >>> act.Choice(None, one, (one,), 0.95, {"german": 300, "maths": 200}, {"german": "nll", "maths": "nll"})
+    <Choice: top 5 % at strength 0.4 recovers 0.62 ± 0.03 and keeps 0.97 ± 0.01; 1 candidates, 1 on the frontier>
+    """
+
+    channels: ChannelSet
+    chosen: Candidate
+    candidates: tuple[Candidate, ...]
+    least: float
+    records: dict[str, int]
+    metric: dict[str, str]
+
+    @property
+    def strength(self) -> float:
+        """The strength of the choice."""
+        return self.chosen.strength
+
+    @property
+    def frontier(self) -> list[Candidate]:
+        """The candidates that no other beats, from the one that keeps most to the one that recovers most."""
+        points = [(one.recovered.value, one.least_kept.value) for one in self.candidates]
+        return sorted((self.candidates[place] for place in frontier(points)), key=lambda one: one.recovered.value)
+
+    def __repr__(self) -> str:
+        return f"<Choice: {self.chosen}; {len(self.candidates)} candidates, {len(self.frontier)} on the frontier>"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self)[1:-1])}</p>"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "chosen": self.chosen.to_json(),
+            "least_kept": self.least,
+            "frontier": [one.to_json() for one in self.frontier],
+            "candidates": [one.to_json() for one in self.candidates],
+            "records": self.records,
+            "metric": self.metric,
+        }
+
+    def card(self) -> str:
+        """The choice and its frontier, in Markdown, for a model card."""
+        texts = ", ".join(f"{name} ({count:,} records, {self.metric[name]})" for name, count in self.records.items())
+        rows = [
+            f"| {'**chosen**' if one == self.chosen else ''} | {100 * one.top:g} % | {one.strength:g} "
+            f"| {one.channels:,} | {one.recovered} | {one.least_kept} |"
+            for one in self.frontier
+        ]
+        return "\n".join(
+            [
+                f"Share and strength were chosen among {len(self.candidates)} on records that the ranking was not "
+                f"measured on: most recovered at {100 * self.least:g} % kept or more. Records: {texts}.",
+                "",
+                "| | share of the channels | strength | channels | recovered | kept |",
+                "|---|---|---|---|---|---|",
+                *rows,
+            ]
+        )
+
+
+def choose(
+    donor: nn.Module,
+    target: nn.Module,
+    ranking: Ability | ChannelSet,
+    corpus: Corpus,
+    keep: Corpus | Sequence[Corpus],
+    *,
+    least_kept: float = KEPT,
+    tops: Sequence[str | float] | None = None,
+    strengths: Sequence[float] = STRENGTHS,
+    metric: Metric = "auto",
+    score: ScoreName | torch.Tensor = "paired",
+    keep_profiles: Ability | list[Ability] | None = None,
+    normalize: Normalize = "none",
+    scope: Scope = "global",
+    granularity: Granularity | Sequence[Granularity] = "channel",
+    include: str | Iterable[str] = (),
+    exclude: str | Iterable[str] = (),
+    seed: int = 0,
+    cost: Cost = "auto",
+    report: Callable[[Setting], None] = lambda setting: None,
+) -> Choice:
+    """Choose the share and strength of a transfer that recover most of an ability while they keep enough of others.
+
+    Every candidate is transferred in memory, evaluated, and taken back.
+
+    Args:
+        donor, target: models in memory. The target gets its own bytes back, even after an exception.
+        ranking: what :func:`act.rank` reads, or a channel set with the scores of its channels, whose best are tried.
+        corpus: records of the ability to evaluate on. Those that the ranking was measured on are left out.
+        keep: records of what to keep, or several such corpora; what is kept least decides.
+        least_kept: the share that is to be kept.
+        tops, strengths: the candidates; by default those of :func:`act.sweep`, as far as a channel set has so many.
+        metric: as in :func:`act.evaluate`.
+        score, normalize, scope, granularity, include, exclude, seed, cost: as in :func:`act.rank`.
+        keep_profiles: ``keep`` of :func:`act.rank`.
+        report: called with every setting as soon as it is known.
+
+    Raises:
+        ActError: ability and keep are the same text; all records were seen by the ranking; the donor is not better than
+            the target; no candidate keeps enough; too little text to tell, with the errors.
+
+    >>> pair = act.profile_pair(donor, target, corpus)
+    >>> sums = [{"prompt": f"{a} + {b} =", "completion": f" {a + b}"} for a in range(9) for b in range(9)]
+    >>> others = [{"prompt": f"{a} - {b} =", "completion": f" {a - b}"} for a in range(9) for b in range(9)]
+    >>> ability, kept = (act.Corpus.from_records(records, tokenizer) for records in (sums, others))
+    >>> choice = act.choose(donor, target, pair, ability, kept, metric="nll", least_kept=0.05, tops=[0.5, 1.0])
+    >>> patch = act.transfer(donor, target, choice.channels, choice.strength)
+    """
+    require_model("the donor", donor)
+    require_model("the target", target)
+    kept = [keep] if isinstance(keep, Corpus) else list(keep)
+    for what, text in (("the corpus", corpus), *(("a corpus to keep", one) for one in kept)):
+        require_corpus(what, text)
+    if not kept:
+        raise ActError("nothing is to be kept, so the largest transfer would always be chosen; give records to keep")
+    if not 0 < least_kept <= 1:
+        raise ActError(f"the share to keep is {least_kept}; expected a number above 0 and up to 1, such as 0.95")
+    require_different(corpus, kept)
+    listed = keep_profiles if isinstance(keep_profiles, list) else [] if keep_profiles is None else [keep_profiles]
+    texts = [held_out(text, [ranking, *listed]) for text in (corpus, *kept)]
+    include, exclude = names_in(include), names_in(exclude)
+    by_weights = isinstance(score, str) and score in SCORES and SCORES[score].needs_models
+
+    def ranked(top: float) -> ChannelSet:
+        if isinstance(ranking, ChannelSet):
+            return ranking.best(top)
+        return rank(
+            ranking,
+            score,
+            top,
+            keep=keep_profiles,
+            normalize=normalize,
+            scope=scope,
+            granularity=granularity,
+            include=include,
+            exclude=exclude,
+            seed=seed,
+            cost=cost,
+            donor=donor if by_weights else None,
+            target=target if by_weights else None,
+        )
+
+    found: list[list[Evaluation]] = []
+
+    def judge(model: nn.Module) -> dict[str, float]:
+        found.append([evaluate(model, text, metric) for text in texts])
+        return {f"{place} {one.corpus}": figure(one) for place, one in enumerate(found[-1])}
+
+    judge(donor)
+    shares = tops if tops is not None else _shares(ranking)
+    settings = swept(donor, target, ranked, judge, shares, strengths, report).rows
+    theirs, before, *after = found
+    _require_lost(before[0], theirs[0])
+    candidates = tuple(
+        Candidate(
+            setting.top,
+            setting.strength,
+            setting.channels,
+            recovered(before[0], theirs[0], one[0]),
+            tuple(kept_of(*three) for three in zip(before[1:], theirs[1:], one[1:], strict=True)),
+        )
+        for setting, one in zip(settings[1:], after, strict=True)
+    )
+    records = {one.corpus: len(one.nll) for one in before}
+    chosen = _best(candidates, least_kept, records)
+    metrics = {one.corpus: one.metric for one in before}
+    return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics)
+
+
+def figure(evaluation: Evaluation) -> float:
+    """The share of right answers, or the mean log-likelihood per token if the metric judges no answers."""
+    found = evaluation.summary()
+    if found["match"] is not None:
+        return found["match"]
+    return math.nan if found["nll_per_token"] is None else -found["nll_per_token"]
+
+
+def require_different(corpus: Corpus, kept: Sequence[Corpus]) -> None:
+    """Raise :class:`ActError` if the ability and what to keep, or two of these, are the same text."""
+    seen: dict[str, str] = {}
+    for text in (corpus, *kept):
+        content = text.source.fingerprint or text.name
+        if content in seen:
+            raise ActError(
+                f"{seen[content]} and {text.name} are the same text, so what is recovered and what is kept cannot be "
+                "told apart; give other records to keep"
+            )
+        seen[content] = text.name
+
+
+def recovered(target: Evaluation, donor: Evaluation, result: Evaluation) -> Share:
+    """The share of what the target lacks of the donor's ability that came back."""
+    if target.right is not None and donor.right is not None and result.right is not None:
+        before, theirs, after = (one.double() for one in (target.right, donor.right, result.right))
+        return Share(*ratio_and_error(after - before, theirs - before))
+    return Share(*ratio_and_error(target.nll - result.nll, target.nll - donor.nll))
+
+
+def kept_of(target: Evaluation, donor: Evaluation, result: Evaluation) -> Share:
+    """The share of what the target has that is left."""
+    if target.right is not None and result.right is not None:
+        if not target.right.any():
+            raise ActError(
+                f"the target gets nothing of {target.corpus} right, so there is nothing to keep; use metric nll"
+            )
+        return Share(*ratio_and_error(result.right.double(), target.right.double()))
+    gained, error = ratio_and_error(donor.nll - target.nll, target.tokens)
+    if gained > CLEAR * error:
+        return Share(*ratio_and_error(donor.nll - result.nll, donor.nll - target.nll))
+    change, error = ratio_and_error(target.nll - result.nll, target.tokens)
+    return Share(math.exp(change), math.exp(change) * error)
+
+
+def _shares(ranking: Ability | ChannelSet) -> list[float]:
+    if not isinstance(ranking, ChannelSet):
+        return list(TOPS)
+    own = len(ranking) / (ranking.rule.ranked or len(ranking))
+    return [*(top for top in TOPS if top < own), own]
+
+
+def _require_lost(target: Evaluation, donor: Evaluation) -> None:
+    if target.right is not None and donor.right is not None:
+        lost, error = ratio_and_error(donor.right.double() - target.right.double(), torch.ones(len(target.nll)))
+        what = "right answers"
+    else:
+        lost, error = ratio_and_error(target.nll - donor.nll, target.tokens)
+        what = "log-likelihood per token"
+    if not lost > CLEAR * error:
+        few = "too little text to choose on: " if lost > 0 or len(target.nll) < FEWEST else ""
+        shown = f"{figure(donor):.3f} and {figure(target):.3f}, difference {with_error(lost, error, 3, '+')}"
+        raise ActError(
+            f"{few}the donor is not clearly better than the target on {target.corpus} ({what} {shown} on "
+            f"{len(target.nll)} records), so nothing shows what is recovered; give more records, another metric, or "
+            "records of what the target lost"
+        )
+
+
+def _best(candidates: Sequence[Candidate], least: float, records: Mapping[str, int]) -> Candidate:
+    """The candidate that recovers most of those that keep enough; raises ActError if that cannot be told."""
+    keeping = [one for one in candidates if one.least_kept.value >= least]
+    best = max(keeping or candidates, key=lambda one: one.recovered.value if keeping else one.least_kept.value)
+    kept, margin = best.least_kept, max(1 - least, LEAST_MARGIN)
+    if not keeping and kept.value + CLEAR * kept.error < least and min(records.values()) >= FEWEST:
+        raise ActError(
+            f"no candidate keeps {100 * least:g} %: {best}; try smaller shares or strengths (--top, --strength), or "
+            "keep less (--least-kept)"
+        )
+    surely = best.recovered.value > CLEAR * best.recovered.error and min(records.values()) >= FEWEST
+    if keeping and surely and kept.error <= margin:
+        return best
+    counts = " and ".join(f"{count} of {name}" for name, count in records.items())
+    raise ActError(
+        f"too little text to choose on: {best}, on {counts}, but it takes {FEWEST} records of each, an error of what "
+        f"is kept of at most {margin:.2g}, and {CLEAR} errors between what is recovered and 0; give more records, or "
+        "keep less (--least-kept)"
+    )

@@ -1,0 +1,216 @@
+"""Share and strength chosen on held-out records: the figures, what is refused, and ``transfer --auto``."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+from command_line import act_profile, succeed
+from support import state
+
+import act
+from act.evaluation.choice import Candidate, Choice, Share, _best, kept_of, recovered
+from act.evaluation.evaluate import Evaluation
+from act.evaluation.held_out import held_out
+from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
+from act.lab.models import CHECKPOINTS
+from act.models.loading import load_model, load_tokenizer
+
+KEPT_SKILLS = OLD_SKILLS + NEW_SKILLS
+
+
+def evaluation(nll=None, right=None) -> Evaluation:
+    values = torch.tensor(nll if nll is not None else [1.0] * len(right), dtype=torch.float64)
+    tokens = torch.full((len(values),), 2)
+    flags = None if right is None else torch.tensor(right)
+    return Evaluation("m", "f", "text", "c", "nll" if right is None else "exact", values, tokens, flags)
+
+
+def test_the_shares_are_ratios_with_paired_errors():
+    target, donor, half = ([8.0, 4.0, 6.0], [4.0, 2.0, 3.0], [6.0, 3.0, 4.5])
+    assert recovered(*map(evaluation, (target, donor, half))) == Share(0.5, 0.0)
+    assert recovered(*map(evaluation, (target, donor, [4.0, 4.0, 6.0]))).error > 0.1
+    gained = kept_of(*map(evaluation, ([2.0, 2.0, 3.0], [6.0, 6.0, 7.0], [3.0, 3.0, 4.0])))
+    assert gained == Share(0.75, 0.0)  # a quarter of the four nats is lost
+    worse = kept_of(*map(evaluation, ([2.0, 2.0, 2.0], [1.0, 3.0, 2.0], [2.2, 2.2, 2.2])))
+    assert worse.value == pytest.approx(math.exp(-0.1))  # nothing was gained, so probabilities of a token
+    right = [[True, True, False, True], [False] * 4, [True, False, False, True]]
+    assert kept_of(*(evaluation(right=one) for one in right)).value == pytest.approx(2 / 3)
+    assert recovered(*(evaluation(right=one) for one in (right[1], right[0], right[2]))).value == pytest.approx(2 / 3)
+    with pytest.raises(act.ActError, match="nothing of text right"):
+        kept_of(*(evaluation(right=one) for one in (right[1], right[0], right[2])))
+
+
+def candidate(back: float, kept: float, error: float = 0.01) -> Candidate:
+    return Candidate(0.05, 0.4, 10, Share(back, error), (Share(1.0, error), Share(kept, error)))
+
+
+def test_the_most_recovered_of_those_that_keep_enough():
+    few, good, much = candidate(0.2, 0.99), candidate(0.6, 0.96), candidate(0.9, 0.8)
+    records = {"german": 50, "english": 40}
+    assert _best([few, good, much], 0.95, records) is good and _best([few, good, much], 0.5, records) is much
+    with pytest.raises(act.ActError, match=r"no candidate keeps 90 %: .* keeps 0.80 ± 0.01; .*--least-kept"):
+        _best([much], 0.9, records)
+    found = Choice(None, good, (few, good, much), 0.95, {"g": 50}, {"g": "nll"})
+    assert found.frontier == [much, good, few][::-1] and "**chosen**" in found.card()
+    assert found.card().count("%") == 1 + len(found.frontier)
+
+
+@pytest.mark.parametrize(
+    ("one", "least"),
+    [
+        (candidate(0.6, 0.96, 0.08), 0.95),
+        (candidate(0.1, 0.99, 0.05), 0.95),
+        (candidate(0.6, 0.96, math.nan), 0.95),
+        (candidate(0.6, 0.94), 0.95),
+        (candidate(0.6, 0.99, 0.02), 1.0),
+    ],
+)
+def test_too_little_text_is_said_with_the_errors(one, least):
+    message = (
+        r"too little text to choose on: .* recovers 0\.\d\d.*on 12 of german and 11 of english.*; give more records"
+    )
+    with pytest.raises(act.ActError, match=message):
+        _best([one], least, {"german": 12, "english": 11})
+    with pytest.raises(act.ActError, match="on 9 of german"):
+        _best([candidate(0.6, 0.97)], 0.9, {"german": 9})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("choice")
+    for name, language, skills, split in (
+        ("german", "German", OLD_SKILLS, "train"),
+        ("english", "English", KEPT_SKILLS, "train"),
+        ("german test", "German", OLD_SKILLS, "validation"),
+        ("english test", "English", KEPT_SKILLS, "validation"),
+    ):
+        with (path / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+            for record in examples(language, skills, 96, split=split):
+                file.write(json.dumps({"prompt": record["prompt"], "completion": " " + record["completion"]}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def measured(folder):
+    """Donor, target, their profiles of both abilities, and a function that opens a corpus."""
+    donor, target = (load_model(str(CHECKPOINTS / name)).float() for name in ("base", "target"))
+    tokenizer = load_tokenizer(str(CHECKPOINTS / "target"))
+
+    def text(name: str, **given) -> act.Corpus:
+        return act.Corpus.from_file(folder / f"{name}.jsonl", tokenizer, **given)
+
+    german, english = (act.profile_pair(donor, target, text(name, count="predict")) for name in ("german", "english"))
+    return donor, target, german, english, text
+
+
+def test_a_choice_recovers_on_text_it_has_not_seen(measured):
+    donor, target, german, english, text = measured
+    before = state(target)
+    given = {"tops": [0.02, 0.05], "strengths": [0.7, 1.0], "metric": "nll", "least_kept": 0.6}
+    found = act.choose(
+        donor, target, german, text("german test"), [text("english test")], keep_profiles=english, **given
+    )
+    assert all(torch.equal(value, before[name]) for name, value in state(target).items())
+    assert len(found.candidates) == 4 and found.chosen in found.frontier
+    assert found.chosen.least_kept.value >= 0.6 and found.chosen.recovered.value > 0.1
+    keeping = [one for one in found.candidates if one.least_kept.value >= 0.6]
+    assert found.chosen.recovered.value == max(one.recovered.value for one in keeping)
+    assert found.records == dict.fromkeys((text("german test").name, text("english test").name), 96)
+    plain = act.rank(german, top=found.chosen.top, keep=english)
+    assert torch.equal(found.channels.index, plain.index)
+    wide = act.rank(german, top=0.05, keep=english)
+    of_set = act.choose(donor, target, wide, text("german test"), text("english test"), **given)
+    assert of_set.to_json() == found.to_json()
+    assert torch.equal(wide.best(0.02).index, act.rank(german, top=0.02, keep=english).index)
+
+
+def test_what_cannot_be_chosen_is_one_sentence(measured):
+    donor, target, german, english, text = measured
+    test, kept = text("german test"), text("english test")
+    for given, message in (
+        ((german, test, test), "are the same text"),
+        ((german, text("german"), kept), "is the text that the channels were ranked on"),
+        ((german, test, []), "nothing is to be kept"),
+        ((act.rank(german, top=0.05), text("german"), kept), "is the text that the channels were ranked on"),
+        ((act.rank(german, top=0.05, granularity="neuron"), test, kept), "not one of single channels"),
+        ((german, kept, test), "the donor is not clearly better than the target on"),
+    ):
+        with pytest.raises(act.ActError, match=message):
+            act.choose(donor, target, *given, metric="nll", tops=[0.05], strengths=[1.0])
+    with pytest.raises(act.ActError, match="the share to keep is 2"):
+        act.choose(donor, target, german, test, kept, least_kept=2)
+    few = [act.Corpus.from_records(list(_first(3, one)), one.tokenizer) for one in (test, kept)]
+    with pytest.raises(act.ActError, match=r"too little text to choose on: .* ± "):
+        act.choose(donor, target, german, *few, metric="nll", tops=[0.02], strengths=[0.2], least_kept=0.95)
+
+
+def _first(count: int, corpus: act.Corpus):
+    return (entry.record for entry in corpus.source.read() if entry.number < count)
+
+
+def test_shards_that_were_not_read_are_held_out(measured):
+    donor, target, _, _, text = measured
+    first = act.profile_pair(donor, target, text("german"), shard=(0, 3))
+    left = held_out(text("german"), [first])
+    assert left.source.size == 64 and held_out(text("english"), [first]).source.size == 96
+    records = [entry.record for entry in text("german").source.read()]
+    assert [entry.record for entry in left.source.read()] == [one for n, one in enumerate(records) if n % 3]
+
+
+@pytest.mark.slow
+def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
+    models = tmp_path / "models"
+    for name in ("base", "target"):
+        shutil.copytree(CHECKPOINTS / name, models / name)
+    given = ["transfer", "--donor", models / "base", "--target", models / "target", "--auto"]
+    texts = ["--corpus", folder / "german.jsonl", "--keep", folder / "english.jsonl"]
+    grid = ["--top", "5%", "--strength", "1", "--strength", "0.7", "--metric", "nll", "--least-kept", "0.5"]
+    made = succeed(*given, *texts, *grid, "--count", "predict", "--output", tmp_path / "out")
+    assert made["path"] == "disk" and made["strength"] == made["auto"]["chosen"]["strength"] in (0.7, 1.0)
+    assert len(made["auto"]["candidates"]) == 2 and made["channels"] == made["auto"]["chosen"]["channels"]
+    assert set(made["auto"]["records"].values()) == {48}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Share and strength were chosen among 2" in card and "**chosen**" in card
+    profile = tmp_path / "german.safetensors"
+    pair = ["--donor", models / "base", "--target", models / "target", "--corpus", folder / "german.jsonl"]
+    succeed("pair", *pair, "--output", profile)
+    seen = act_profile(*given, *texts, "--profile", profile, "--output", tmp_path / "no")
+    assert seen.returncode == 2 and "is the text that the channels were ranked on" in seen.stderr
+    other = ["--corpus", folder / "german test.jsonl", "--keep", folder / "english test.jsonl"]
+    shown = act_profile(*given, *other, *grid, "--profile", profile, "--output", tmp_path / "patch.safetensors")
+    assert shown.returncode == 0 and "chosen" in shown.stdout and (tmp_path / "patch.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--auto"], "give --corpus for the ability"),
+        (["--corpus", "a.jsonl", "--channels", "c"], "--corpus has no effect without --auto"),
+        ([], "give one set for each donor"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--donor", "x/y"], "2 donors were given"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--strength-of", "*=1"], "leave --strength-of out"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--channels", "c", "--profile", "p"], "tries one ranking"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--channels", "c", "--score", "welch-t"], "ranked already"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--keep-profile", "p"], "belongs to a --profile"),
+    ],
+)
+def test_options_that_do_not_go_together(more, message, tmp_path):
+    given = ["--donor", CHECKPOINTS / "base", "--target", CHECKPOINTS / "target", "--output", tmp_path / "out"]
+    result = act_profile("transfer", *given, *more)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_auto_with_equal_texts_is_one_sentence(folder, tmp_path):
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(folder / "german.jsonl", copy)
+    given = ["--donor", CHECKPOINTS / "base", "--target", CHECKPOINTS / "target", "--output", tmp_path / "out"]
+    result = act_profile("transfer", *given, "--auto", "--corpus", folder / "german.jsonl", "--keep", copy)
+    assert result.returncode == 2 and "are the same text" in result.stderr and result.stderr.count("\n") == 1
+    profile = tmp_path / "p.safetensors"
+    profile.touch()
+    swept = act_profile("sweep", profile, *given[:4], "--corpus", folder / "german.jsonl", "--keep", copy)
+    assert swept.returncode == 2 and "are the same text" in swept.stderr
