@@ -59,6 +59,7 @@ CONTROLS = (
     "TIES",
     "DARE",
 )
+MERGE_CONTROLS = (*CONTROLS, "average")
 TUNED = (
     OURS,
     WITHOUT_GRADIENTS,
@@ -209,6 +210,7 @@ def collect(found: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
         "ours": OURS,
         "without_gradients": WITHOUT_GRADIENTS,
         "controls": list(CONTROLS),
+        "merge_controls": list(MERGE_CONTROLS),
         "runs": list(recovered),
         "area": by_method(recovered, "area"),
         "gain_at_95": by_method(recovered, "gain"),
@@ -239,7 +241,7 @@ def verdict(result: dict[str, Any]) -> dict[str, dict[str, list[Any]]]:
     """For each run: ours, the one without gradients, the best control, and which that is."""
 
     def against(figures: dict[str, dict[str, float]]) -> dict[str, list[Any]]:
-        controls = [name for name in CONTROLS if name in figures]
+        controls = [name for name in MERGE_CONTROLS if name in figures]
         found = {}
         for run, ours in figures.get(OURS, {}).items():
             best = max(controls, key=lambda name: figures[name][run])

@@ -52,7 +52,7 @@ def methods(result: Result) -> str:
     names = sorted(gains, key=lambda name: -statistics.mean(gains[name].values()))
     names += [name for name in result["merged_worst"] if name not in gains]
     rows = [
-        {"method": f"*{name}*" if name in result["controls"] or name == "average" else name}
+        {"method": f"*{name}*" if name in result["merge_controls"] else name}
         | {title: cell(result[field].get(name)) for title, field in fields.items()}
         for name in names
     ]
@@ -61,22 +61,15 @@ def methods(result: Result) -> str:
 
 def tuned(result: Result) -> str:
     """A table of the light tune from each start: recovered / kept, the mean over runs."""
-    counts: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for by_count in result["tuned"].values():
-        for count, starts in by_count.items():
-            for start, one in starts.items():
-                counts.setdefault(count, {}).setdefault(start, []).append((one["forgotten"], one["retained"]))
-    rows = [
-        {"start": start}
-        | {count: " / ".join(f"{statistics.mean(each):.2f}" for each in zip(*by_start[start], strict=True))}
-        for count, by_start in counts.items()
-        for start in by_start
-    ]
-    merged: dict[str, dict[str, str]] = {}
-    for row in rows:
-        merged.setdefault(row["start"], {}).update(row)
-    head = "| after | " + " | ".join(f"{count} pages" for count in counts) + " |"
-    return table(merged.values(), head, "| {start} | {" + "} | {".join(counts) + "} |") if counts else ""
+    rows: dict[str, dict[str, str]] = {}
+    runs = result["tuned"].values()
+    for count in next(iter(runs), {}):
+        for start in next(iter(runs))[count]:
+            points = [(run[count][start]["forgotten"], run[count][start]["retained"]) for run in runs]
+            means = " / ".join(f"{statistics.mean(figures):.2f}" for figures in zip(*points, strict=True))
+            rows.setdefault(start, {"start": start})[f"{count} pages"] = means
+    titles = list(next(iter(rows.values()), {}))[1:]
+    return table(rows.values(), f"| after | {' | '.join(titles)} |", "| {start} | {" + "} | {".join(titles) + "} |")
 
 
 def claims(result: Result) -> str:

@@ -52,7 +52,7 @@ def run(data, *arguments):
 
 
 @pytest.mark.slow
-def test_a_short_run_has_the_promised_fields_and_goes_on_from_its_cache(data, tmp_path):
+def test_a_short_run_has_the_promised_fields_and_goes_on_from_its_cache(experiment, data, tmp_path):
     out, cache = tmp_path / "language.json", tmp_path / "cache"
     runs = ["0/mathematics", "0/German"]
     first = run(data, "--cache", cache, "--runs", *runs, "--json", out)
@@ -72,6 +72,9 @@ def test_a_short_run_has_the_promised_fields_and_goes_on_from_its_cache(data, tm
     assert all({"figure", "verdict"} == set(one) for by_run in found["claims"].values() for one in by_run.values())
     assert {"machine", "command", "settings", "tuned", "models", "verdict"} <= set(found)
     assert 0 < found["models"]["0"]["base"]["bits per byte"]["German"][0] < 20
+    from language_page import SECTIONS
+
+    assert all(section(found) for section in SECTIONS.values()), "every table can be made of it"
     again = run(data, "--cache", cache, "--runs", *runs, "--json", out)
     assert again.returncode == 0 and "area" not in again.stderr and "step" not in again.stderr, "nothing is made twice"
     assert json.loads(out.read_text())["area"] == found["area"]
