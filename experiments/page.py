@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -114,8 +114,8 @@ def draw(result: Result, starts: dict[str, tuple[float, float]], path: Path, *, 
 
 def page(text: str) -> str:
     """The page with its tables filled; a marker names the table, after the experiment if that is not ``ability``."""
-    ability = {section.__name__: section for section in (methods, verdict, tuned, made_on)}
-    sections: dict[str, dict[str, Callable[[Result], str]]] = {"ability": ability, "language": language.SECTIONS}
+    mine: Sequence[Callable[[Result], str]] = (methods, verdict, tuned, made_on)
+    sections = {"ability": {section.__name__: section for section in mine}, "language": language.SECTIONS}
 
     def table_of(marker: str) -> str:
         experiment, _, name = marker.rpartition(" ")
