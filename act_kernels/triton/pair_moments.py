@@ -26,7 +26,7 @@ from act_kernels.triton.partials import (
 
 UNROLL = 4  # rows of each input that a thread has in flight
 BLOCK_C = 128  # four channels for each thread of a warp: more would not leave room for 15 sums of each in registers
-SWAPPED_BLOCK_C = 64  # the same for 25 sums
+SWAPPED_BLOCK_C = 64  # two channels, for 25 sums of each
 
 
 @triton.jit(do_not_specialize=["rows", "run"])
