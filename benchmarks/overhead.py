@@ -5,8 +5,9 @@
 All six statistics of all sites except the LM head. ``plain`` is the stock forward with its logits, ``profiled`` the
 same batch through ``Taps.forward``; the LM head, whose channels are not wanted, does not run there, so ``body`` (the
 stock forward without its head) stands beside it. ``half`` measures the first half of the layers only (``include``),
-where the forward ends. ``hooks`` keep float32 sum and sum of squares of every linear,
-``var_mean`` hooks use ``torch.var_mean``, ``nnsight`` (if installed) saves sum and sum of squares of every linear.
+where the forward ends. ``pair`` runs two models in lockstep, ``swapped`` the same with swapped outputs.
+``hooks`` keep float32 sum and sum of squares of every linear, ``var_mean`` hooks use
+``torch.var_mean``, ``nnsight`` (if installed) saves sum and sum of squares of every linear.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ def calls_of(name: str, dtype: str, batch: int = 8, length: int = 256) -> Iterat
     """Every way of running one batch, ready to be timed."""
     model, donor = (build(name, DTYPES[dtype], seed) for seed in (0, 1))
     # Taps are on copies of their own, or they would slow the others down.
-    tapped_model, half_model, pair_target = (build(name, DTYPES[dtype]) for _ in range(3))
+    tapped_model, half_model, pair_target, swap_target = (build(name, DTYPES[dtype]) for _ in range(4))
+    swap_donor = build(name, DTYPES[dtype], 1)
     first_half = ["embed", *(f"model.layers.{layer}.*" for layer in range(model.config.num_hidden_layers // 2))]
     ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=torch.Generator().manual_seed(0))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -51,12 +53,14 @@ def calls_of(name: str, dtype: str, batch: int = 8, length: int = 256) -> Iterat
         taps(tapped_model, Moments(space), exclude=["head"]) as tapped,
         taps(half_model, Moments(space), include=first_half) as half,
         lockstep(donor, pair_target, Moments(space, pair=True), exclude=["head"]) as both,
+        lockstep(swap_donor, swap_target, Moments(space, pair=True, swap=True), exclude=["head"]) as swapped,
     ):
         yield {
             **{way: partial(run, **inputs, use_cache=False) for way, run in stock.items() if run is not None},
             "profiled": lambda: tapped.forward(inputs, count_mask),
             "half": lambda: half.forward(inputs, count_mask),
             "pair": lambda: both.forward(inputs, count_mask),
+            "swapped": lambda: swapped.forward(inputs, count_mask),
         }
 
 
@@ -80,6 +84,7 @@ def measure(
         "ratio_to_body": round(middle["profiled"] / middle["body"], 4),
         "half_ratio": round(middle["half"] / middle["profiled"], 4),
         "pair_ratio": round(middle["pair"] / middle["plain"] / 2, 4),
+        "swap_ratio": round(middle["swapped"] / middle["pair"], 4),
         "hooks_ratio": round(middle["hooks"] / middle["plain"], 4),
         "tokens_per_second": round(tokens / middle["profiled"], 1),
         "spread": {call: round(spread(values), 4) for call, values in times.items()},
@@ -102,7 +107,8 @@ def main() -> None:
         row = measure(name, dtype, threads, given.batch, given.length, given.seconds, given.rounds)
         results.append(row)
         times = " ".join(f"{key[:-2]} {value:.4f}" for key, value in row.items() if key.endswith("_s") and value)
-        print(f"{name} {dtype} x{threads}: {row['ratio']:.3f} x plain; pair {row['pair_ratio']:.3f}; {times}")
+        pair = f"pair {row['pair_ratio']:.3f}, swapped {row['swap_ratio']:.3f} x that"
+        print(f"{name} {dtype} x{threads}: {row['ratio']:.3f} x plain; {pair}; {times}")
     record(given.json, results[0] if len(results) == 1 else {"results": results})
 
 

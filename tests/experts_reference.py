@@ -26,18 +26,23 @@ class Rows(NamedTuple):
         kept = tokens.flatten()[self.tokens]
         return Rows(self.tokens[kept], self.values[kept])
 
+    def where(self, other: Rows) -> torch.Tensor:
+        """Its values ``[R, C]`` of the tokens that are in both, in their order."""
+        order = self.tokens.argsort()
+        return self.values[order[torch.isin(self.tokens[order], other.tokens)]]
+
     def both(self, other: Rows) -> torch.Tensor:
         """Their difference ``[R, C]`` over the tokens that are in both."""
-        mine, theirs = self.tokens.argsort(), other.tokens.argsort()
-        mine = mine[torch.isin(self.tokens[mine], other.tokens)]
-        theirs = theirs[torch.isin(other.tokens[theirs], self.tokens)]
-        return self.values[mine] - other.values[theirs]
+        return self.where(other) - other.where(self)
 
 
-def expert_rows(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor, **more: Any) -> dict[str, Rows]:
+def expert_rows(
+    model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tensor, by: nn.Module | None = None, **more: Any
+) -> dict[str, Rows]:
     """The rows of every expert site and of every router whose weight is its own, by name of the site.
 
-    ``more`` is given to the model, too.
+    ``by`` is another model whose modules of experts read what those of this model are given; ``more`` is given to the
+    model, too.
     """
     calls: list[tuple[str, nn.Module, tuple[Any, ...], Any]] = []
     handles = []
@@ -57,6 +62,7 @@ def expert_rows(model: nn.Module, ids: torch.Tensor, attention_mask: torch.Tenso
     sorted_tokens: dict[str, torch.Tensor] = {}
     for name, module, given, output in calls:
         parent = name.rpartition(".")[0]
+        module = module if by is None else by.get_submodule(name)
         if type(module).__name__ == "JetMoeTopKGating":
             sorted_tokens[parent] = output[1]
         elif type(module).__name__ == "JetMoeParallelExperts":

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from act.data.corpus import Corpus
     from act.data.encode import AnswerTurns, Count
     from act.data.records import Shard
-    from act.profiling.job import JobOptions, Packing, SharedPrefix, TokenBudget
+    from act.profiling.job import Packing, PairJobOptions, SharedPrefix, TokenBudget
     from act.profiling.observer import Observer
     from act.profiling.stability import StableScore
     from act.profiling.until_stable import UntilStable
@@ -90,7 +90,7 @@ class TextOptions:
             trust_remote_code=self.trust_remote_code,
         )
 
-    def for_job(self) -> JobOptions:
+    def for_job(self) -> PairJobOptions:
         """The keywords of :class:`act.profiling.job.Job`.
 
         Raises:
@@ -133,7 +133,7 @@ class MeasuringOptions(TextOptions):
     stable_overlap: options.StableOverlap = STABLE_OVERLAP
     stable_confidence: options.StableConfidence = STABLE_CONFIDENCE
 
-    def for_job(self) -> JobOptions:
+    def for_job(self) -> PairJobOptions:
         """The keywords of :class:`act.profiling.job.Job`.
 
         Raises:
@@ -164,11 +164,16 @@ class MeasuringOptions(TextOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PairOptions(MeasuringOptions):
-    """The options of ``pair``: those of ``run``, of which two have other defaults, and one more."""
+    """The options of ``pair``: those of ``run``, of which two have other defaults, and two more."""
 
     output: options.Output = Path("pair.safetensors")
+    swap: options.Swap = False
     match_experts: options.MatchExperts = False
     stable_score: options.StableScore = "paired"
+
+    def for_job(self) -> PairJobOptions:
+        """As for ``run``, and whether outputs are swapped."""
+        return {**super().for_job(), "swap": self.swap}
 
 
 KEEP = "keep/"

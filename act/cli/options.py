@@ -146,6 +146,10 @@ Exclude = Annotated[
         help="Do not measure these module kinds, or patterns of site names (repeatable); head skips the LM head."
     ),
 ]
+Swap = Annotated[
+    bool,
+    typer.Option(help="Also apply the donor's modules to the target's inputs (for score match): half as long again."),
+]
 MoeAllExperts = Annotated[
     bool, typer.Option(help="Measure every expert on every token, not only on those routed to it; takes longer.")
 ]

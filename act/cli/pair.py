@@ -17,5 +17,9 @@ def command(
     target: Annotated[str, typer.Option(help="The model that lacks it.")],
     options: PairOptions,
 ) -> None:
-    """Profile donor and target in lockstep: the statistics of both models and of their difference."""
+    """Profile donor and target in lockstep: the statistics of both models and of their difference.
+
+    With --swap, the donor's modules are also applied to the target's own inputs, for the scores match and
+    match-contrast.
+    """
     Measuring({"donor": donor, "target": target}, options).run()

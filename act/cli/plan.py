@@ -34,6 +34,7 @@ def command(
     overlap: options.Overlap = None,
     pair: Annotated[bool, typer.Option(help="Plan a pair run of two such models.")] = False,
     attribute: Annotated[bool, typer.Option(help="Plan act-profile attribute into such a model.")] = False,
+    swap: options.Swap = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
     gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs over which one copy of the weights is spread.")] = 1,
     gpu_tflops: Annotated[
@@ -68,6 +69,8 @@ def command(
     require_choice("shared prefix", shared_prefix, get_args(SharedPrefix))
     if pair and attribute:
         raise ActError("--pair and --attribute are two kinds of runs; plan one at a time")
+    if swap and not pair:
+        raise ActError("--swap is about a pair run; give --pair, too")
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)
@@ -123,8 +126,10 @@ def command(
         "uncovered": list(space.uncovered),
         **_coverage(space),
         "reasons": unmoved(space),
-        "memory": shape.attributing(budget, text.get("mean_length", 256)) if attribute else shape.memory(budget, pair),
-        "afterwards": shape.afterwards(space, pair),
+        "memory": (
+            shape.attributing(budget, text.get("mean_length", 256)) if attribute else shape.memory(budget, pair, swap)
+        ),
+        "afterwards": shape.afterwards(space, pair, swap),
         "corpus": text,
         "attention_counted": shape.attention is not None,
         "measured": {name: value for name, value in measured.items() if name != "paths"} if measured else None,
@@ -136,6 +141,7 @@ def command(
             measured,
             pair=pair,
             attribute=attribute,
+            swap=swap,
             gpu_tflops=gpu_tflops,
             gpus=gpus,
             gpus_a_model=gpus_a_model,
@@ -218,6 +224,7 @@ def _costs(
     *,
     pair: bool,
     attribute: bool,
+    swap: bool,
     gpu_tflops: float | None,
     gpus: int,
     gpus_a_model: int,
@@ -225,16 +232,19 @@ def _costs(
     """The work of a run and, at a known rate, its time on this device and on a cluster."""
     from act.profiling.plan import ATTRIBUTION_FORWARDS, Cluster, assumptions
 
-    models = ATTRIBUTION_FORWARDS if attribute else 2 if pair else 1
     tokens, counted, length = text["computed"], text["counted"], text.get("attended_length", 1024)
-    costs: dict[str, Any] = {"flops": models * shape.flops(tokens, counted, length)}
+    work = shape.work(tokens, counted, length, pair, swap) * (ATTRIBUTION_FORWARDS if attribute else 1)
+    costs: dict[str, Any] = {"flops": work}
     rate = gpu_tflops * 1e12 if gpu_tflops else None
     if measured:
-        costs["seconds_here"] = models * tokens * measured["seconds_a_token"]
+        forwards = work / shape.flops(tokens, counted, length)
+        costs["seconds_here"] = forwards * tokens * measured["seconds_a_token"]
         rate = rate or shape.flops(1, 1, 256) / measured["seconds_a_token"]
     if rate:
-        cluster = Cluster(flops=rate / models if attribute else rate)
-        times = cluster.seconds(shape, tokens, counted, gpus=gpus, gpus_a_model=gpus_a_model, length=length, pair=pair)
+        cluster = Cluster(flops=rate / ATTRIBUTION_FORWARDS if attribute else rate)
+        times = cluster.seconds(
+            shape, tokens, counted, gpus=gpus, gpus_a_model=gpus_a_model, length=length, pair=pair, swap=swap
+        )
         costs["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(cluster)}
     return costs
 

@@ -60,6 +60,7 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "paths": dict(read.paths),
         "nonfinite": dict(read.nonfinite),
         "irregular": dict(read.irregular),
+        **({"unswapped": dict(read.unswapped)} if profile.swapped else {}),
         "skipped": [skipped._asdict() for skipped in read.skipped],
         **({"stable": read.extra["stable"]} if "stable" in read.extra else {}),
         **({"coverage": None} if (measured := _measured(profile)) is None else measured.to_json()),
@@ -70,7 +71,7 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
 
 
 def _print_summary(profile: Profile, output: Path) -> None:
-    from act.profiles.coverage import percent
+    from act.profiles.coverage import percent, swapped_share
 
     result, read = _summary(profile, output), profile.provenance.corpora[-1]
     names = ("channels", "sites", "records", "tokens", "computed", "counted", "seconds", "tokens_per_second")
@@ -81,6 +82,8 @@ def _print_summary(profile: Profile, output: Path) -> None:
     if measured := _measured(profile):
         kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in measured.kinds.items())
         rows += [["coverage", str(measured)], ["coverage by kind", kinds]]
+    if profile.swapped:
+        rows += [["swapped outputs", swapped_share(profile)]]
     if few := _few_tokens(profile):
         rows += [["experts", str(few)]]
         rows += [["every token through every expert", "yes" if result["moe_all_experts"] else "no"]]
@@ -103,6 +106,9 @@ def _warn(profile: Profile) -> None:
         warn(f"NaN or infinite values were left out of the statistics of {some(read.nonfinite)}")
     if read.irregular:
         warn(f"sites that did not see every counted token (rows seen): {some(read.irregular)}")
+    if read.unswapped:
+        named = "; ".join(f"{name} ({reason})" for name, reason in [*read.unswapped.items()][:5])
+        warn(f"some sites have no swapped output, so the scores match and match-contrast leave them out: {named}")
     if (few := _few_tokens(profile)) and few.few:
         warn(f"{few}, so their statistics are not sure; measure more text")
     if profile.space.uncovered:

@@ -57,7 +57,7 @@ class Coverage:
     @property
     def why(self) -> dict[str, str]:
         """The reasons by the names that :func:`grouped` gives."""
-        return {name: reason for each, reason in self.reasons.items() for name in grouped({each: 0})}
+        return grouped_reasons(self.reasons)
 
     @property
     def total(self) -> int:
@@ -88,6 +88,11 @@ def grouped(sizes: Mapping[str, int]) -> dict[str, int]:
         pattern = _NUMBER.sub("*", name)
         found[pattern] = found.get(pattern, 0) + size
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def grouped_reasons(reasons: Mapping[str, str]) -> dict[str, str]:
+    """Reasons by the names that :func:`grouped` gives."""
+    return {_NUMBER.sub("*", name): reason for name, reason in reasons.items()}
 
 
 class _Sizes:

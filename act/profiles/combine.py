@@ -12,7 +12,7 @@ from act.core.tensor_files import kind_of
 from act.data.stream import nothing_counted
 from act.profiles.attribution import ATTRIBUTION, AttributionProfile, load_attribution
 from act.profiles.moments import Moments
-from act.profiles.profile import PairProfile, Profile, StoredProfile, require_same_models
+from act.profiles.profile import PairProfile, Profile, StoredProfile, require_same_blocks, require_same_models
 from act.profiles.provenance import CorpusRead
 
 
@@ -63,7 +63,7 @@ def combine(shards: Iterable[Profile | str | Path], *, partial: bool = False) ->
     corpora = [by_number[number].provenance.corpora[0] for number in numbers]
     if not any(each.counted for each in corpora):
         raise ActError(nothing_counted(corpora[0].name))
-    merged = Moments(first.space, pair=first.pair)
+    merged = Moments(first.space, pair=first.pair, swap=first.swapped)
     for number in numbers:
         shard = by_number[number]
         merged.merge((shard if isinstance(shard, Profile) else shard.load()).moments)
@@ -100,6 +100,7 @@ def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredPro
         raise ActError(f"{which} are not of one attribution, with the same texts to keep; give those of one run")
     if first.pair != other.pair:
         raise ActError(f"{which} are of a pair of models and of a single model; give those of one run")
+    require_same_blocks(first, other, which)
     require_same_models(first, other)
     for part, one, two in (
         ("settings", *(p.provenance.settings.to_json() for p in (first, other))),

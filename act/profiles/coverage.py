@@ -93,6 +93,18 @@ class Measured:
         return f"{percent(self.share)} of the parameters lie behind a measured channel{left_out}"
 
 
+def swapped_share(profile: Profile) -> str:
+    """Of how many measured channels a pair has swapped outputs, as a phrase.
+
+    >>> from act.profiles.coverage import swapped_share
+    >>> swapped_share(act.profile_pair(donor, target, corpus, swap=True))
+    'of 940 of 940 measured channels'
+    """
+    assert isinstance(profile, PairStatistics)
+    measured, swapped = (int((one.count > 0).sum()) for one in (profile.target, profile.swap))
+    return f"of {swapped:,} of {measured:,} measured channels"
+
+
 def percent(share: float) -> str:
     """A share as a percentage that says 100% of nothing less.
 

@@ -12,14 +12,22 @@ from act.core.plain import LARGEST
 from act.models.channels import ChannelSpace
 from act.models.fused import joined
 from act.models.sites import Site
-from act_kernels import PAIR, empty_moments, merge_moments
+from act_kernels import PAIR, SWAPPED_PAIR, empty_moments, merge_moments
 from act_kernels.statistics import COUNT, MAX_ABS, MEAN, NONFINITE, POSITIVE, STATISTICS
 
 Place = torch.device | str | None
 
 
+def blocks_of(pair: bool, swap: bool) -> tuple[str, ...]:
+    """The names of the blocks along the first axis of an arena: of a pair, or of one with swapped outputs."""
+    return SWAPPED_PAIR if swap else PAIR if pair else ()
+
+
 class Moments:
     """The arena of one run: float64 ``[7, N]`` for one model, ``[3, 7, N]`` for a pair (donor, target, difference).
+
+    Of a pair with swapped outputs it is ``[5, 7, N]``: what the donor's module gives on the target's own input, minus
+    the target's output (swap), and that times the difference (product).
 
     Its rows are :data:`act_kernels.STATISTICS`. The block of a site is a view into the arena, which kernels update in
     place. A model spread over devices has one arena on each, for the sites that run there, until :meth:`gather`.
@@ -27,20 +35,29 @@ class Moments:
     Args:
         space: the channel space.
         pair: hold the moments of donor, target and difference.
+        swap: of a pair, hold those of swap and product, too.
         device: the device of the arena, or the device of each site's part by the name of the site
             (:func:`act.models.placement.run_devices`).
     """
 
-    def __init__(self, space: ChannelSpace, pair: bool = False, device: Place | Mapping[str, Place] = None) -> None:
+    def __init__(
+        self,
+        space: ChannelSpace,
+        pair: bool = False,
+        device: Place | Mapping[str, Place] = None,
+        *,
+        swap: bool = False,
+    ) -> None:
         self.space = space
-        self.pair = pair
+        self.pair, self.swap = pair, swap
         places = device if isinstance(device, Mapping) else {site.name: device for site in space}
         widths: dict[Place, int] = {}
         starts = {}
         for site in space:
             starts[site.name] = widths.setdefault(places[site.name], 0)
             widths[places[site.name]] += site.width
-        lead = (len(PAIR),) if pair else ()
+        self.blocks = blocks_of(pair, swap)
+        lead = (len(self.blocks),) if self.blocks else ()
         self._arenas = {place: empty_moments(width, *lead, device=place) for place, width in widths.items()}
         self._blocks = {
             site.name: self._arenas[places[site.name]][..., starts[site.name] : starts[site.name] + site.width]
@@ -51,7 +68,7 @@ class Moments:
 
     @property
     def arena(self) -> torch.Tensor:
-        """All channels in flat order, ``[7, N]`` or ``[3, 7, N]``; a copy if they are on several devices."""
+        """All channels in flat order, ``[7, N]``, ``[3, 7, N]`` or ``[5, 7, N]``; a copy if on several devices."""
         first, *others = self._arenas.values()
         if not others:
             return first
@@ -63,7 +80,7 @@ class Moments:
         return list(self._arenas.values())
 
     def fill(self, arena: torch.Tensor) -> None:
-        """Copy the numbers of a flat arena, ``[7, N]`` or ``[3, 7, N]``, into the blocks of the sites."""
+        """Copy the numbers of a flat :attr:`arena` into the blocks of the sites."""
         for site in self.space:
             self.block(site.name).copy_(arena[..., site.channels])
 
@@ -76,7 +93,7 @@ class Moments:
         self._segments.clear()
 
     def block(self, site: str) -> torch.Tensor:
-        """The view of one site, ``[7, C]`` or ``[3, 7, C]``, on the device where the site runs.
+        """The view of one site, ``[7, C]``, ``[3, 7, C]`` or ``[5, 7, C]``, on the device where the site runs.
 
         The path of a fused projection gives that of all sites which share it.
         """
@@ -84,7 +101,7 @@ class Moments:
         return self._shared[site] if found is None else found
 
     def segments(self, sites: Sequence[Site]) -> torch.Tensor:
-        """The blocks of sites that lie a fixed number of channels apart, as one view ``[7, E, C]`` or ``[3, 7, E, C]``.
+        """The blocks of sites that lie a fixed number of channels apart, as one view ``[7, E, C]`` or ``[…, 7, E, C]``.
 
         Such are the sites of all experts of a layer in one role.
 
@@ -122,18 +139,25 @@ class Moments:
     def fill_scaled(self, left_out: Collection[str] = ()) -> None:
         """Give each site that scales another the moments of the channels that its values scale, several as one.
 
-        They replace what it had, so that this may be repeated as the others grow.
+        They replace what it had, so that this may be repeated as the others grow. Its swap and product stay empty: what
+        the donor's values would give on the target's input is not that of the channels that they scale.
 
         Args:
             left_out: names of the sites that were not to be measured.
         """
         for site in self.space:
             if site.scales is not None and site.name not in left_out:
-                block = self.block(site.name)
-                several = self.block(site.scales).to(block.device).unflatten(-1, (site.width, -1))
+                block, others = (self.block(name) for name in (site.name, site.scales))
+                if self.swap:
+                    block, others = block[: len(PAIR)], others[: len(PAIR)]
+                several = others.to(block.device).unflatten(-1, (site.width, -1))
                 block.copy_(several[..., 0])
                 for other in several.unbind(-1)[1:]:
                     merge_moments(block, other)
+
+    def empty_like(self) -> Moments:
+        """Empty moments of the same space and blocks, on the CPU."""
+        return Moments(self.space, pair=self.pair, swap=self.swap)
 
     def merge(self, other: Moments) -> None:
         """Merge the moments of a run over other text, by the formula of Chan et al.; exact up to float64 rounding.
@@ -154,7 +178,7 @@ class Moments:
             merge_moments(mine, theirs * factors.to(theirs.device))
 
     def nonfinite(self) -> dict[str, int]:
-        """How many NaN and infinite values were left out, by site; for a pair, the larger number of the two models.
+        """How many NaN and infinite values were left out, by site; for a pair, the largest number of any block.
 
         Sites without such values are not listed.
         """
@@ -171,7 +195,7 @@ class Moments:
 
 
 def require_moments(arena: torch.Tensor) -> None:
-    """Raise ValueError unless an arena ``[7, N]`` or ``[3, 7, N]`` holds what can be counted.
+    """Raise ValueError unless an arena ``[…, 7, N]`` holds what can be counted.
 
     Numbers of values are whole and at least 0; means are numbers; deviations and absolute values are at least 0.
     """

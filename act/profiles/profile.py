@@ -11,10 +11,10 @@ from act.core.errors import ActError
 from act.core.tensor_files import kind_of, load_tensors, save_tensors, taken, understood
 from act.models.channels import ChannelSpace
 from act.profiles import tables
-from act.profiles.moments import Moments, require_moments
+from act.profiles.moments import Moments, blocks_of, require_moments
 from act.profiles.provenance import Provenance
 from act.profiles.statistics import PairStatistics, Statistics
-from act_kernels import PAIR, STATISTICS
+from act_kernels import STATISTICS
 
 if TYPE_CHECKING:
     import pandas
@@ -72,6 +72,11 @@ class Profile(Statistics):
         return self.moments.pair
 
     @property
+    def swapped(self) -> bool:
+        """Whether it is of a pair with swapped outputs (:class:`act.profiles.statistics.PairStatistics`)."""
+        return self.moments.swap
+
+    @property
     def left_out(self) -> frozenset[str]:
         """Names of the sites that were not to be measured."""
         settings = self.provenance.settings
@@ -92,7 +97,8 @@ class Profile(Statistics):
         """The profile over both texts, equal to that of one run over both up to float64 rounding.
 
         Raises:
-            ActError: one profile is of a pair and the other of a single model, or their models differ.
+            ActError: one profile is of a pair and the other of a single model, one has swapped outputs and the other
+                has none, or their models differ.
 
         >>> first, second = (act.profile(model, corpus, shard=(number, 2)) for number in range(2))
         >>> whole = act.profile(model, corpus)
@@ -101,8 +107,9 @@ class Profile(Statistics):
         """
         if type(self) is not type(other):
             raise ActError(f"cannot add a {type(other).__name__} to a {type(self).__name__}")
+        require_same_blocks(self, other, "the profiles")
         require_same_models(self, other)
-        merged = Moments(self.space, pair=self.moments.pair)
+        merged = self.moments.empty_like()
         merged.arena.copy_(self.moments.arena)
         merged.merge(other.moments)
         return type(self)(merged, self.provenance.merged(other.provenance))
@@ -112,7 +119,8 @@ class Profile(Statistics):
 
         Columns: ``site``, ``kind``, ``layer`` (missing outside the layers), ``row`` (its number within the site), and
         one for each vector: ``count``, ``mean``, ``var``, ``mean_abs``, ``max_abs`` and ``positive_rate``, preceded by
-        ``donor_`` and ``target_`` for a pair, and then ``mean_diff``, ``var_diff`` and ``mean_abs_diff``.
+        ``donor_`` and ``target_`` for a pair, and then ``mean_diff``, ``var_diff`` and ``mean_abs_diff``; with swapped
+        outputs also by ``swap_`` and ``product_``.
 
         Raises:
             ActError: pandas is not installed.
@@ -139,23 +147,27 @@ class Profile(Statistics):
         True
         """
         arena = self.moments.arena.cpu()
-        blocks = dict(zip(PAIR, arena, strict=True)) if self.moments.pair else {"": arena}
+        blocks = dict(zip(self.moments.blocks, arena, strict=True)) if self.pair else {"": arena}
         tensors = {
             f"{side}.{statistic}".lstrip("."): row
             for side, block in blocks.items()
             for statistic, row in zip(STATISTICS, block, strict=True)
         }
-        header = {"space": self.space.to_json(), "source": self.provenance.to_json(), "pair": self.moments.pair}
+        header = {"space": self.space.to_json(), "source": self.provenance.to_json(), "pair": self.pair}
+        if self.moments.swap:
+            header["swap"] = True
         save_tensors(Path(path), tensors, SCHEMA, header, force=force)
 
 
 class PairProfile(Profile, PairStatistics):
     """The statistics of a donor and a target over the same tokens, and of donor - target.
 
-    The plain vectors (``mean``, ``var``, …) are the target's; ``donor`` and ``target`` have those of each side.
+    The plain vectors (``mean``, ``var``, …) are the target's; ``donor`` and ``target`` have those of each side,
+    ``difference`` those of donor - target and, of a run with swapped outputs, ``swap`` and ``product`` what these say
+    (:class:`act.profiles.statistics.PairStatistics`).
 
     Attributes:
-        moments: the arena ``[3, 7, N]``: donor, target, difference.
+        moments: the arena ``[3, 7, N]``: donor, target, difference; ``[5, 7, N]`` with swap and product.
 
     >>> pair = act.profile_pair(donor, target, corpus)
     >>> pair
@@ -176,6 +188,8 @@ class PairProfile(Profile, PairStatistics):
         >>> up = pair.site("model.layers.0.mlp.up_proj")
         >>> up.mean_abs_diff.shape, up.donor.var.shape
         (torch.Size([48]), torch.Size([48]))
+        >>> act.profile_pair(donor, target, corpus, swap=True).site("lm_head").swap.mean.shape
+        torch.Size([300])
         """
         return PairStatistics(self._arena[..., self.space.site(name).channels])
 
@@ -184,7 +198,7 @@ class StoredProfile:
     """A profile on disk, of which only the header has been read.
 
     Attributes:
-        space, pair, provenance: as in :class:`Profile`.
+        space, pair, swapped, provenance: as in :class:`Profile`.
 
     Raises:
         ActError: see :func:`load`.
@@ -194,11 +208,17 @@ class StoredProfile:
         self.path = path
         _, header = load_tensors(path, SCHEMA, header_only=True)
         with understood(path):
-            self.space, self.pair, self.provenance = _described(header)
+            self.space, self.pair, self.swapped, self.provenance = _described(header)
 
     def load(self) -> Profile:
         """Read the whole profile."""
         return load(self.path)
+
+
+def require_same_blocks(first: Profile | StoredProfile, second: Profile | StoredProfile, which: str) -> None:
+    """Raise :class:`ActError`, which names both (``which``), unless both have swapped outputs or none has."""
+    if first.swapped != second.swapped:
+        raise ActError(f"{which} are one with swapped outputs (--swap) and one without; profile all alike")
 
 
 def require_same_models(first: Profile | StoredProfile, second: Profile | StoredProfile) -> None:
@@ -234,14 +254,14 @@ def load(path: str | Path) -> Profile:
         return load_attribution(Path(path))
     tensors, header = load_tensors(Path(path), SCHEMA)
     with understood(Path(path)):
-        space, pair, provenance = _described(header)
-        sides = [f"{side}." for side in PAIR] if pair else [""]
+        space, pair, swap, provenance = _described(header)
+        sides = [f"{side}." for side in blocks_of(pair, swap)] or [""]
         names = [[side + statistic for statistic in STATISTICS] for side in sides]
         if extra := tensors.keys() - {name for side in names for name in side}:
             raise ValueError(f"it has a tensor {min(extra):.60}")
         for name in (name for side in names for name in side):
             taken(tensors, name, (torch.float64,), (len(space),))
-        moments = Moments(space, pair=pair)  # only now: the sizes in the header are those of the file
+        moments = Moments(space, pair=pair, swap=swap)  # only now: the sizes in the header are those of the file
         for block, side in zip(moments.arena if pair else [moments.arena], names, strict=True):
             for row, name in zip(block, side, strict=True):
                 row.copy_(tensors.pop(name))  # and its memory is free
@@ -249,11 +269,11 @@ def load(path: str | Path) -> Profile:
         return (PairProfile if pair else Profile)(moments, provenance)
 
 
-def _described(header: dict[str, Any]) -> tuple[ChannelSpace, bool, Provenance]:
-    """Space, pair and provenance of a file, from its header."""
-    provenance, pair = Provenance.from_json(header["source"]), header["pair"]
-    if pair not in (True, False):
+def _described(header: dict[str, Any]) -> tuple[ChannelSpace, bool, bool, Provenance]:
+    """Space, pair, swap and provenance of a file, from its header."""
+    provenance, pair, swap = Provenance.from_json(header["source"]), header["pair"], header.get("swap", False)
+    if pair not in (True, False) or swap not in (False, pair):
         raise ValueError("it does not say whether it is of a pair")
     if provenance.models and sorted(provenance.models) != (["donor", "target"] if pair else ["model"]):
         raise ValueError(f"it is of the models {', '.join(sorted(provenance.models)):.60}")
-    return ChannelSpace.from_json(header["space"]), bool(pair), provenance
+    return ChannelSpace.from_json(header["space"]), bool(pair), bool(swap), provenance

@@ -64,6 +64,7 @@ class Settings:
         look_ahead: records sorted by length together.
         moe_all_experts: whether every expert was measured on every token, not only on those routed to it.
         shared_prefix: whether what sequences began with alike was computed once.
+        swap: whether the donor's modules were applied to the target's inputs, too.
         backend: the kernels that ran, such as ``native``.
         extra: settings of observers, by name.
     """
@@ -76,6 +77,7 @@ class Settings:
     look_ahead: Positive | None = None
     moe_all_experts: Flag = False
     shared_prefix: Flag = False
+    swap: Flag = False
     backend: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -83,7 +85,7 @@ class Settings:
         """Plain data for the header of a file."""
         known = {name: getattr(self, name) for name in _names(Settings)}
         known |= {name: list(known[name]) for name in ("include", "exclude")}
-        for name in ("include", "moe_all_experts", "shared_prefix"):
+        for name in ("include", "moe_all_experts", "shared_prefix", "swap"):
             if not known[name]:
                 del known[name]
         return {**known, **self.extra}
@@ -147,7 +149,7 @@ _RARE = (
 )  # left out of a file unless there is something to say
 _SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
 _SUMMED_IF_ANY = ("images", "shared")  # left out of a file where they are 0
-_PER_SHARD = (*_SUMMED, *_SUMMED_IF_ANY, "shard", "paths", "nonfinite", "irregular", "skipped")
+_PER_SHARD = (*_SUMMED, *_SUMMED_IF_ANY, "shard", "paths", "nonfinite", "irregular", "unswapped", "skipped")
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,7 @@ class CorpusRead(CorpusIdentity):
         paths: number of sites by the kernel that read them.
         nonfinite: NaN and infinite values left out, by site.
         irregular: rows seen by the sites that did not see every counted token a whole number of times.
+        unswapped: why sites have no swapped output, by their names with ``*`` for numbers.
         skipped: bad records that were left out.
         extra: what observers add, by name, such as ``stable``: the certificate of ``--until-stable``, or None.
         shards: the number of shards merged into this, or, if some are missing, the numbers of the others.
@@ -191,6 +194,7 @@ class CorpusRead(CorpusIdentity):
     paths: Mapping[str, Natural] = field(default_factory=dict)
     nonfinite: Mapping[str, Natural] = field(default_factory=dict)
     irregular: Mapping[str, Natural] = field(default_factory=dict)
+    unswapped: Mapping[str, str] = field(default_factory=dict)
     skipped: tuple[Skipped, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
     shards: Positive | tuple[Natural, ...] | None = None
@@ -225,6 +229,7 @@ class CorpusRead(CorpusIdentity):
             paths=next((each.paths for each in parts if each.paths), {}),
             nonfinite=nonfinite,
             irregular=irregular,
+            unswapped={name: reason for part in parts for name, reason in part.unswapped.items()},
             skipped=tuple(skipped for each in parts for skipped in each.skipped),
         )
 
@@ -244,6 +249,7 @@ class CorpusRead(CorpusIdentity):
             "paths": dict(self.paths),
             "nonfinite": dict(self.nonfinite),
             "irregular": dict(self.irregular),
+            **({"unswapped": dict(self.unswapped)} if self.unswapped else {}),
             "skipped": [skipped._asdict() for skipped in self.skipped],
             **self.extra,
             **({"shards": list(self.shards) if isinstance(self.shards, tuple) else self.shards} if self.shards else {}),

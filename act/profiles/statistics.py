@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from act_kernels import PAIR
+from act.core.errors import ActError
+from act_kernels import SWAPPED_PAIR
 from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE, POSITIVE, SUM_ABS
 
-DONOR, TARGET, DIFFERENCE = (PAIR.index(side) for side in ("donor", "target", "difference"))
+DONOR, TARGET, DIFFERENCE, SWAP, PRODUCT = range(len(SWAPPED_PAIR))
 
 
 class Statistics:
@@ -65,6 +66,11 @@ class Statistics:
         return self._block[M2] / self.count
 
     @property
+    def mean_square(self) -> torch.Tensor:
+        """Mean of the squares, ``var + mean^2``; NaN where nothing was counted."""
+        return self.var.add_(self._block[MEAN].square())
+
+    @property
     def mean_abs(self) -> torch.Tensor:
         """Mean of the absolute values; NaN where nothing was counted."""
         return self._block[SUM_ABS] / self.count
@@ -86,14 +92,16 @@ class PairStatistics(Statistics):
     The plain vectors (``mean``, ``var``, …) are the target's.
 
     Args:
-        arena: moments ``[3, 7, N]``, float64: donor, target, difference.
+        arena: moments ``[3, 7, N]``, float64: donor, target, difference; ``[5, 7, N]`` with swap and product.
 
-    >>> pair = act.profile_pair(donor, target, corpus)
+    >>> pair = act.profile_pair(donor, target, corpus, swap=True)
     >>> site = pair.site("model.layers.0.mlp.up_proj")
     >>> site.mean_abs_diff.shape
     torch.Size([48])
     >>> torch.allclose(site.mean_diff, site.donor.mean - site.target.mean)
     True
+    >>> site.swap.mean_square.shape, site.product.mean.dtype
+    (torch.Size([48]), torch.float64)
     """
 
     @property
@@ -114,6 +122,43 @@ class PairStatistics(Statistics):
     def difference(self) -> Statistics:
         """The statistics of donor - target."""
         return Statistics(self._arena[DIFFERENCE])
+
+    @property
+    def swapped(self) -> bool:
+        """Whether :attr:`swap` and :attr:`product` were measured."""
+        return len(self._arena) == len(SWAPPED_PAIR)
+
+    @property
+    def swap(self) -> Statistics:
+        """The statistics of swap: what the donor's module gives on the *target's* input, minus the target's output.
+
+        So much would the target's own output change, at this site alone, if the channel's parameters became the
+        donor's. Nothing is counted where that cannot be computed. Experts are given the tokens that the target routes
+        to them.
+
+        Raises:
+            ActError: the run had no swapped outputs.
+        """
+        return self._swapped(SWAP)
+
+    @property
+    def product(self) -> Statistics:
+        """The statistics of swap * (donor - target), token by token; of experts, over tokens that met both.
+
+        Its mean says how far the channel's parameters alone bring the target towards the donor.
+
+        Raises:
+            ActError: the run had no swapped outputs.
+        """
+        return self._swapped(PRODUCT)
+
+    def _swapped(self, block: int) -> Statistics:
+        if not self.swapped:
+            raise ActError(
+                "the pair was profiled without swapped outputs; profile it with them (act-profile pair --swap, "
+                "act.profile_pair(…, swap=True))"
+            )
+        return Statistics(self._arena[block])
 
     @property
     def mean_diff(self) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from act.core.extras import optional
-from act.profiles.coverage import Measured
+from act.profiles.coverage import Measured, swapped_share
 from act.profiles.experts import FewTokens
 from act.profiles.statistics import PairStatistics, Statistics
 
@@ -56,6 +56,8 @@ def frame(profile: Profile) -> pandas.DataFrame:
     if isinstance(profile, PairStatistics):
         vectors = {**_vectors(profile.donor, "donor_"), **_vectors(profile.target, "target_")}
         vectors |= {name: getattr(profile, name) for name in DIFFERENCES}
+        if profile.swapped:
+            vectors |= {**_vectors(profile.swap, "swap_"), **_vectors(profile.product, "product_")}
     else:
         vectors = _vectors(profile)
     columns = {name: vector.cpu().numpy() for name, vector in vectors.items()}
@@ -99,6 +101,7 @@ def _rows(profile: Profile) -> list[tuple[str, str]]:
         ("tokens", f"{tokens:,}, of which {counted:,} counted"),
         ("channels", f"{len(profile.space):,} at {_sites(profile)}"),
         *([("coverage", str(measured))] if (measured := Measured.of(profile)) else []),
+        *([("swapped outputs", swapped_share(profile))] if profile.swapped else []),
         *([("experts", f"{few}{_how_routed(profile)}")] if (few := FewTokens.of(profile)) else []),
     ]
 

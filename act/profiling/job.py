@@ -22,6 +22,7 @@ from act.data.stream import Skipped, Stream
 from act.models.calls import decoder_inputs, has_decoder, reader_of
 from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
+from act.models.coverage import grouped_reasons
 from act.models.fingerprint import fingerprint
 from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
 from act.models.loading import code_of, name_of
@@ -65,6 +66,12 @@ class JobOptions(TypedDict, total=False):
     observers: Sequence[Observer]
 
 
+class PairJobOptions(JobOptions, total=False):
+    """Those of :func:`act.profile_pair`."""
+
+    swap: bool
+
+
 @dataclass(frozen=True)
 class JobSettings:
     """What decides the bits of a run besides its models and corpora.
@@ -77,6 +84,7 @@ class JobSettings:
         look_ahead: records sorted by length together.
         moe_all_experts: whether every expert is measured on every token.
         shared_prefix: whether what sequences begin with alike is computed once.
+        swap: whether the donor's modules are applied to the target's inputs, too.
         include: module kinds or patterns of the only sites that are measured, sorted; none: all.
         extra: settings of observers, by name.
     """
@@ -88,6 +96,7 @@ class JobSettings:
     look_ahead: int
     moe_all_experts: bool = False
     shared_prefix: bool = False
+    swap: bool = False
     include: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,6 +110,7 @@ class JobSettings:
             "look_ahead": self.look_ahead,
             **({"moe_all_experts": True} if self.moe_all_experts else {}),
             **({"shared_prefix": True} if self.shared_prefix else {}),
+            **({"swap": True} if self.swap else {}),
             **({"include": list(self.include)} if self.include else {}),
             **self.extra,
         }
@@ -158,6 +168,7 @@ class Job:
         token_budget: TokenBudget = None,
         packing: Packing = "auto",
         shared_prefix: SharedPrefix = "auto",
+        swap: bool = False,
         shard: Shard = (0, 1),
         workers: int = 0,
         skip_bad_records: int = 0,
@@ -170,6 +181,8 @@ class Job:
         require_choice("packing", packing, get_args(Packing))
         require_choice("shared prefix", shared_prefix, get_args(SharedPrefix))
         self.pair = len(models) == 2
+        if swap and not self.pair:
+            raise ActError("swap applies a donor's modules to a target's inputs; give a pair of models")
         views = same_names(*models.values()) if self.pair else map(language_view, models.values())
         self.models = dict(zip(models, views, strict=True))
         self.space = common_space(*self.models.values()) if self.pair else ChannelSpace.from_model(self._model)
@@ -217,6 +230,7 @@ class Job:
             look_ahead=look_ahead,
             moe_all_experts=moe_all_experts,
             shared_prefix=shared_prefix == "auto" and packing != "on" and self._shares_prefixes(),
+            swap=swap,
         )
         for observer in self.observers:
             observer.prepare(self)
@@ -289,7 +303,9 @@ class Job:
         # Tried before there are taps.
         unmasked = self.settings.shared_prefix or all(map(causal, self._running))
         with self._tapped() as tapped:
-            _warn_of(tapped.unread)
+            _warn_of(tapped.unread, "not measured")
+            known = tapped.unswapped
+            _warn_of(known, "without a swapped output")
             run = self._run_of(tapped, unmasked)
             for ability, corpus in self.corpora.items():
                 if corpus.encoder.ability_column is None:
@@ -308,13 +324,16 @@ class Job:
             if not self._part:
                 self._require_counted(run)
             paths = dict(Counter(tapped.paths.values()))
-        return self._results(run, stream, paths)
+            unswapped = tapped.unswapped
+        _warn_of({name: unswapped[name] for name in unswapped.keys() - known.keys()}, "without a swapped output")
+        return self._results(run, stream, paths, grouped_reasons(unswapped))
 
     def _run_of(self, tapped: Tapped, unmasked: bool) -> Run:
         return self._kind_of_run(
             tapped,
             tapped.space,
             pair=self.pair,
+            swap=self.settings.swap,
             device=self.device,
             places=self._places,
             vocabulary=vocabulary(self._model),
@@ -330,7 +349,7 @@ class Job:
         return next((corpus.name for corpus in self.corpora.values() if not corpus.source.fingerprint), None)
 
     def _tapped(self) -> contextlib.AbstractContextManager[Tapped]:
-        moments = Moments(self.space, pair=self.pair, device=self._places)
+        moments = Moments(self.space, pair=self.pair, swap=self.settings.swap, device=self._places)
         settings = self.settings
         vision = next((corpus.vision for corpus in self.corpora.values() if corpus.vision), None)
         samples = vision.samples() if vision else ()
@@ -387,7 +406,9 @@ class Job:
     def _prepared(self, batch: Batch) -> Batch:
         return batch.pinned() if self.device.type == "cuda" else batch
 
-    def _results(self, run: Run, stream: Stream | None, paths: dict[str, int]) -> list[tuple[str, Moments, Provenance]]:
+    def _results(
+        self, run: Run, stream: Stream | None, paths: dict[str, int], unswapped: dict[str, str]
+    ) -> list[tuple[str, Moments, Provenance]]:
         provenance = Provenance(
             models={
                 side: ModelRead(name_of(model), mark, code_of(model))
@@ -416,6 +437,7 @@ class Job:
                 paths=paths,
                 nonfinite=moments.nonfinite(),
                 irregular=self._irregular(moments, seen.counted),
+                unswapped=unswapped,
                 skipped=tuple(each for each in stream.skipped if each.ability in corpora) if stream else (),
                 extra={k: v for observer in self.observers for k, v in observer.provenance(ability).items()},
             )
@@ -449,10 +471,10 @@ class Job:
         return {name: seen for name, seen in rows.items() if seen == 0 or (seen % counted and not several)}
 
 
-def _warn_of(unread: Mapping[str, str]) -> None:
-    """Log which sites are not measured, and why the first of them is not."""
-    if unread:
-        name, reason = next(iter(unread.items()))
-        others = len(unread) - 1
+def _warn_of(reasons: Mapping[str, str], what: str) -> None:
+    """Log which sites are ``what``, and why the first of them is."""
+    if reasons:
+        name, reason = next(iter(reasons.items()))
+        others = len(reasons) - 1
         more = f" and {others} more site{'s' if others > 1 else ''} are" if others else " is"
-        log.warning("%s%s not measured: %s", name, more, reason)
+        log.warning("%s%s %s: %s", name, more, what, reason)

@@ -14,7 +14,7 @@ from act.data.records import Shard
 from act.models.loading import require_model
 from act.profiles.profile import PairProfile, Profile
 from act.profiling.checkpoint import Checkpoint
-from act.profiling.job import Corpora, Job, JobOptions, Packing, SharedPrefix, TokenBudget
+from act.profiling.job import Corpora, Job, JobOptions, Packing, PairJobOptions, SharedPrefix, TokenBudget
 from act.profiling.observer import Observer
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def profile_pair(
     corpora: Corpus | Iterable[Mapping[str, Any]],
     *,
     checkpoint: Checkpoint | None = None,
-    **options: Unpack[JobOptions],
+    **options: Unpack[PairJobOptions],
 ) -> PairProfile: ...
 
 
@@ -135,7 +135,7 @@ def profile_pair(
     corpora: Mapping[str, Corpus],
     *,
     checkpoint: Checkpoint | None = None,
-    **options: Unpack[JobOptions],
+    **options: Unpack[PairJobOptions],
 ) -> dict[str, PairProfile]: ...
 
 
@@ -152,6 +152,7 @@ def profile_pair(
     token_budget: TokenBudget = None,
     packing: Packing = "auto",
     shared_prefix: SharedPrefix = "auto",
+    swap: bool = False,
     shard: Shard = (0, 1),
     workers: int = 0,
     skip_bad_records: int = 0,
@@ -164,6 +165,9 @@ def profile_pair(
         donor: the model that has the ability.
         target: the model that lacks it, of the same architecture.
         corpora: as :func:`profile` takes them.
+        swap: apply the donor's modules to the target's inputs, too, for the scores ``match`` and ``match-contrast``:
+            the statistics ``swap`` and ``product`` of :class:`act.profiles.statistics.PairStatistics`. It takes half
+            as long again.
 
     Returns:
         A :class:`PairProfile`; for several corpora, or records labelled by ability, a dict of them by ability.
@@ -186,6 +190,7 @@ def profile_pair(
         token_budget=token_budget,
         packing=packing,
         shared_prefix=shared_prefix,
+        swap=swap,
         shard=shard,
         workers=workers,
         skip_bad_records=skip_bad_records,

@@ -37,14 +37,14 @@ from act.models.channels import ChannelSpace
 from act.models.limits import CPU_BUDGET, trained_positions
 from act.models.prefix import why_unshared
 from act.models.views import LanguageView, language_view
-from act.profiles.moments import Moments
+from act.profiles.moments import Moments, blocks_of
 from act.profiling.dtype_speed import float32_speed
 from act.profiling.stability import GROUPS, SAMPLE
 from act.taps.loss import LOGITS_AT_ONCE
 from act.taps.patches import Samples
 from act.taps.steps import ROWS_AT_ONCE
 from act.taps.tapped import taps
-from act_kernels import PAIR, STATISTICS
+from act_kernels import STATISTICS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -190,15 +190,28 @@ class Shape:
         """Floating-point operations of a forward over rows of ``length`` tokens, of which ``counted`` are counted."""
         return tokens * (2 * self.active + 4 * (self.attention or 0) * length / 2) + counted * 2 * self.head
 
-    def memory(self, token_budget: int, pair: bool = False) -> dict[str, int]:
-        """Bytes on a device, by part; the activations are those of a batch of ``token_budget`` tokens."""
+    def work(self, tokens: float, counted: float, length: float, pair: bool = False, swap: bool = False) -> float:
+        """Floating-point operations of a run: :meth:`flops` of one model or two, and the products of swapped outputs.
+
+        The donor's modules are applied to the target's inputs, while its attention is not.
+        """
+        products = replace(self, attention=0).flops(tokens, counted, length) if swap else 0.0
+        return (2 if pair else 1) * self.flops(tokens, counted, length) + products
+
+    def memory(self, token_budget: int, pair: bool = False, swap: bool = False) -> dict[str, int]:
+        """Bytes on a device, by part; the activations are those of a batch of ``token_budget`` tokens.
+
+        ``swap``: with swapped outputs, of which there is one at a time.
+        """
         models = 2 if pair else 1
-        arena = self.arena(pair)
+        arena = self.arena(pair, swap)
         return {
             "weights": models * self.parameters * self.itemsize,
             "moments": arena,
             "moments before the batch": arena,
-            "activations": models * token_budget * self.itemsize * (4 * self.widest + 12 * self.stream),
+            "activations": token_budget
+            * self.itemsize
+            * (models * (4 * self.widest + 12 * self.stream) + swap * self.widest),
         }
 
     def attributing(self, token_budget: int, length: float = 256) -> dict[str, int]:
@@ -220,12 +233,12 @@ class Shape:
             "logits": LOGITS_AT_ONCE * (self.itemsize + 3 * 4) if self.head else 0,
         }
 
-    def afterwards(self, space: ChannelSpace, pair: bool = False) -> dict[str, int]:
+    def afterwards(self, space: ChannelSpace, pair: bool = False, swap: bool = False) -> dict[str, int]:
         """Bytes of what a run leaves and of what reads it: the ``profile`` file of one ability; the memory of ``rank``
         and ``report``, with the pages of that file; what ``--until-stable`` needs beside the moments during the run, by
         its default criterion.
         """
-        arena, vector = self.arena(pair), 8 * self.channels
+        arena, vector = self.arena(pair, swap), 8 * self.channels
         header = len(json.dumps(space.to_json()))
         return {
             "profile": arena + header,
@@ -233,9 +246,9 @@ class Shape:
             "until-stable": 2 * vector + STABLE_VECTORS * 8 * min(self.channels, SAMPLE),
         }
 
-    def arena(self, pair: bool = False) -> int:
+    def arena(self, pair: bool = False, swap: bool = False) -> int:
         """Bytes of the moments of one ability."""
-        return (len(PAIR) if pair else 1) * len(STATISTICS) * self.channels * 8
+        return max(1, len(blocks_of(pair, swap))) * len(STATISTICS) * self.channels * 8
 
 
 def _attention(config: Any) -> int | None:
@@ -308,6 +321,7 @@ class Cluster:
         gpus: int = 1,
         length: float = 1024,
         pair: bool = False,
+        swap: bool = False,
         gpus_a_model: int = 1,
     ) -> ClusterTimes:
         """Seconds by part, by the formulas in the docstring of this module.
@@ -319,11 +333,12 @@ class Cluster:
             gpus: number of GPUs.
             length: tokens per row.
             pair: whether two such models run.
+            swap: whether their outputs are swapped.
             gpus_a_model: GPUs over which one copy of the weights is spread; they work one after the other.
         """
         models, copies = (2 if pair else 1), max(1, gpus // gpus_a_model)
-        work = models * shape.flops(tokens, tokens if counted is None else counted, length)
-        arena = shape.arena(pair)
+        work = shape.work(tokens, tokens if counted is None else counted, length, pair, swap)
+        arena = shape.arena(pair, swap)
         steps = math.ceil(math.log2(copies)) if copies > 1 else 0
         forward = work / self.flops / copies
         tokenise = tokens / (self.tokenise * self.cores * gpus)

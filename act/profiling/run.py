@@ -18,10 +18,10 @@ from act.data.batching import Batch, Position
 from act.models.channels import ChannelSpace
 from act.models.limits import require_known_token
 from act.models.prefix import Prefix
-from act.profiles.moments import Moments, Place, require_moments
+from act.profiles.moments import Moments, Place, blocks_of, require_moments
 from act.profiling.observer import Observer
 from act.profiling.prefixes import Prefixes
-from act_kernels import PAIR, STATISTICS
+from act_kernels import STATISTICS
 
 log = logging.getLogger(__name__)
 
@@ -92,6 +92,11 @@ class Tapped(Protocol):
         ...
 
     @property
+    def unswapped(self) -> dict[str, str]:
+        """Why measured sites have no swapped output, by name, as far as that is known yet; empty if none is wanted."""
+        ...
+
+    @property
     def paths(self) -> dict[str, str]:
         """How each site is read, by its name."""
         ...
@@ -114,6 +119,7 @@ class Run:
         tapped: the models; before each batch they get the moments of the ability of the batch.
         space: the channel space.
         pair: whether a donor and a target run.
+        swap: whether the donor's modules are applied to the target's inputs, too.
         device: the device of the inputs.
         places: the devices of the moments (see :class:`act.profiles.moments.Moments`); None: ``device``.
         vocabulary: number of rows of the embedding; a token id beyond it is an error.
@@ -135,6 +141,7 @@ class Run:
         space: ChannelSpace,
         *,
         pair: bool = False,
+        swap: bool = False,
         device: torch.device | str = "cpu",
         places: Place | Mapping[str, Place] = None,
         vocabulary: int | None = None,
@@ -147,7 +154,7 @@ class Run:
         self.seconds = self.waited = 0.0
         self.stopped: set[str] = set()
         self.max_tokens: int | None = None
-        self.space, self.pair = space, pair
+        self.space, self.pair, self.swap = space, pair, swap
         self.device = torch.device(device)
         self.observers = list(observers)
         self._tapped, self._vocabulary, self._causal = tapped, vocabulary, causal
@@ -169,7 +176,7 @@ class Run:
     def empty_moments(self) -> Moments:
         """Empty moments of the same shape and devices as those of this run."""
         with torch.inference_mode(False):
-            return Moments(self.space, pair=self.pair, device=self._places)
+            return Moments(self.space, pair=self.pair, swap=self.swap, device=self._places)
 
     def begin(self, ability: str) -> None:
         """Create the moments of an ability, unless they exist."""
@@ -250,7 +257,8 @@ class Run:
             ValueError: the state is of no run over this channel space.
         """
         plain = checked(_STATE, state)
-        shape = (*((len(PAIR),) if self.pair else ()), len(STATISTICS), len(self.space))
+        blocks = blocks_of(self.pair, self.swap)
+        shape = (*((len(blocks),) if blocks else ()), len(STATISTICS), len(self.space))
         moments = {}
         with torch.inference_mode(False):
             for ability in plain.seen:

@@ -23,12 +23,17 @@ Ability = Profile | tuple[Profile, Profile]
 
 @dataclass(frozen=True)
 class Activations:
-    """What the activation scores need: the statistics of both sides and, if the run was paired, of their difference."""
+    """What the activation scores need: the statistics of both sides and, if the run was paired, of their difference.
+
+    With swapped outputs, ``swap`` and ``product`` are those of :class:`act.profiles.statistics.PairStatistics`.
+    """
 
     space: ChannelSpace
     donor: Statistics
     target: Statistics
     difference: Statistics | None
+    swap: Statistics | None = None
+    product: Statistics | None = None
 
     @classmethod
     def of(cls, ability: Ability) -> Activations:
@@ -44,7 +49,8 @@ class Activations:
                 "choose that score, or profile the pair (act-profile pair) for another"
             )
         if isinstance(ability, PairProfile):
-            return cls(ability.space, ability.donor, ability.target, ability.difference)
+            swapped = (ability.swap, ability.product) if ability.swapped else ()
+            return cls(ability.space, ability.donor, ability.target, ability.difference, *swapped)
         if not isinstance(ability, tuple) or any(isinstance(side, PairProfile) for side in ability):
             raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
         donor, target = ability

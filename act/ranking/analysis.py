@@ -266,7 +266,7 @@ def _statistics_of(model: nn.Module, profile: Profile) -> Statistics:
 
 
 def _filling(rows: torch.Tensor, fill: torch.Tensor, dim: int) -> Callable[..., torch.Tensor]:
-    def hook(module: nn.Module, args: object, output: torch.Tensor) -> torch.Tensor:
+    def hook(module: nn.Module, args: object, kwargs: object, output: torch.Tensor) -> torch.Tensor:
         last = output.movedim(dim, -1)
         values = fill.to(output.device, output.dtype).expand(*last.shape[:-1], len(rows))
         return last.index_copy(-1, rows.to(output.device), values).movedim(-1, dim)

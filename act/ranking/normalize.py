@@ -64,6 +64,17 @@ def normalized(
     return score
 
 
+def over_module_mean(values: torch.Tensor, scale: torch.Tensor, space: ChannelSpace) -> torch.Tensor:
+    """``values`` over the mean of the finite ``scale`` of their site, both float64 ``[N]``; changes them in place.
+
+    Where that mean is 0, values stay as they are.
+    """
+    values = values.cpu()
+    scales, divided = scale.cpu().numpy(), values.numpy()
+    _each(space, lambda run: run.divide(divided, _scales(run.moments(scales, mean=True), mean=True)))
+    return values
+
+
 @dataclass(frozen=True)
 class _Run:
     """Some sites in a row, whose scores stay in the cache together; slices of the sites and of the flat vector."""

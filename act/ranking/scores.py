@@ -22,7 +22,17 @@ if TYPE_CHECKING:
     from act.ranking.activations import Ability, Activations
 
 ScoreName = Literal[
-    "paired", "mean-abs", "mean-shift", "welch-t", "cohen-d", "lape", "attribution", "weight-diff", "random"
+    "paired",
+    "mean-abs",
+    "mean-shift",
+    "welch-t",
+    "cohen-d",
+    "match",
+    "match-contrast",
+    "lape",
+    "attribution",
+    "weight-diff",
+    "random",
 ]
 
 
@@ -66,6 +76,7 @@ class Score:
             that looks at no activation.
         needs_keep: whether it is nothing without such abilities.
         cost: what each channel costs an ability to retain, at least 0; of several abilities, the largest counts.
+        needs_swap: whether it needs pair profiles with swapped outputs.
         needs_models: whether it needs donor and target themselves.
         takes_seed: whether it depends on a seed.
         takes_cost: whether it can be divided by another cost, too (:data:`act.ranking.attributed.Cost`).
@@ -80,6 +91,7 @@ class Score:
     keep: Literal["contrast", "cost", "compare"] | None = None
     needs_keep: bool = False
     cost: Formula | None = None
+    needs_swap: bool = False
     needs_models: bool = False
     takes_seed: bool = False
     takes_cost: bool = False
@@ -225,6 +237,18 @@ def _activations(ability: Ability) -> Activations:
     return Activations.of(ability)
 
 
+def _benefit(evidence: Evidence) -> torch.Tensor:
+    from act.ranking.match import benefit
+
+    return benefit(evidence.activations)
+
+
+def _swapped_change(evidence: Evidence) -> torch.Tensor:
+    from act.ranking.match import disturbance
+
+    return disturbance(evidence.activations)
+
+
 def _contrast(
     name: ScoreName,
     summary: str,
@@ -240,6 +264,22 @@ def _records() -> Iterator[Score]:
     yield _contrast("mean-shift", "difference of means", mean_shift)
     yield _contrast("welch-t", "difference of means in standard errors", welch_t)
     yield _contrast("cohen-d", "difference of means in standard deviations", cohen_d)
+    unswapped = "never counted, or without a swapped output"
+    match = "how far the row alone brings the target to the donor (pair --swap; over what it disturbs of what to keep)"
+    yield Score(
+        "match", match, _benefit, "cost", cost=_swapped_change, needs_swap=True, reads=_difference, no_score=unswapped
+    )
+    spared = "the same, minus that on what to keep"
+    yield Score(
+        "match-contrast",
+        spared,
+        _benefit,
+        "contrast",
+        needs_keep=True,
+        needs_swap=True,
+        reads=_difference,
+        no_score=unswapped,
+    )
     lape = "how much one ability alone activates a channel"
     yield Score("lape", lape, _lape, "compare", needs_keep=True, reads=_first_side, no_score="never above 0")
     attribution = "fall of the loss to first order, over a cost (--cost)"

@@ -121,6 +121,7 @@ class Cache:
             max_length=recipe.max_length,
             token_budget=recipe.token_budget,
             dtype=recipe.dtype,
+            **({"swap": True} if recipe.swaps else {}),
         )
         kind = "attribution" if recipe.score == "attribution" else "pair"
         return self.folder / f"{kind}-{decided}.safetensors"

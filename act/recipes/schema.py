@@ -18,7 +18,7 @@ from act.evaluation.exercises import Metric
 from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
-from act.ranking.scores import ScoreName
+from act.ranking.scores import SCORES, ScoreName
 from act.ranking.selection import Scope
 
 MAX_SEED = 2**32 - 1  # the largest that transformers accepts
@@ -221,6 +221,11 @@ class Recipe(Section):
 
     evaluate: Evaluating | None = None
     """What is measured of the result, and what it is compared with."""
+
+    @property
+    def swaps(self) -> bool:
+        """Whether its pair runs need swapped outputs."""
+        return SCORES[self.score].needs_swap
 
     def corpora_used(self) -> list[str]:
         """Every corpus that is read, once, by the name or place that a section gives."""

@@ -100,7 +100,11 @@ class Stages:
             )
             text = self._corpus(corpus, self._recipe.count)
             budget = self._recipe.token_budget
-            measure(self._shared(donor.model), self._shared(target), text, token_budget=budget).save(path)
+            models = self._shared(donor.model), self._shared(target)
+            if measure is attribute:
+                attribute(*models, text, token_budget=budget).save(path)
+            else:
+                profile_pair(*models, text, token_budget=budget, swap=self._recipe.swaps).save(path)
             self._kept.add(path)
         return load(path)
 

@@ -23,8 +23,8 @@ class Attachments:
         self._undo = contextlib.ExitStack()
 
     def after(self, name: str, hook: Callable[..., Any]) -> None:
-        """Call ``hook(module, args, output)`` after each forward of a module."""
-        self._undo.callback(self.modules[name].register_forward_hook(hook).remove)
+        """Call ``hook(module, args, kwargs, output)`` after each forward of a module."""
+        self._undo.callback(self.modules[name].register_forward_hook(hook, with_kwargs=True).remove)
 
     def before(self, name: str, hook: Callable[..., Any]) -> None:
         """Call ``hook(module, args)`` before each forward of a module."""

@@ -48,11 +48,11 @@ class Attentions:
         """Drop all held projections."""
         self._held.clear()
 
-    def _hold(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    def _hold(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
         if not self._measurement.closed:
             self._held[name], self._versions[name] = output, version(output)
 
-    def _release(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _release(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.let_go()
 
     def let_go(self) -> None:

@@ -61,6 +61,7 @@ class Attributed:
         moments: where the next forward accumulates.
         space: the channel space with what a probe of the target has shown.
         unread: why sites that should be measured are not, by name.
+        unswapped: nothing: only outputs of pairs are swapped.
         paths: how each site is measured.
 
     Raises:
@@ -98,6 +99,7 @@ class Attributed:
         beside = tuple(f"{name}." for name in target.beside) if isinstance(target, LanguageView) else ()
         left = [site for name, site in wanted.items() if name not in self._products | at_output]
         self._by_parameter = [site for site in left if not site.name.startswith(beside)] if beside else left
+        self.unswapped: dict[str, str] = {}
         self.unread = {
             site.name: probed.unread.get(site.name, "no text reaches it")
             for site in left

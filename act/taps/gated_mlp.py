@@ -39,7 +39,7 @@ class GatedMlps:
         """Fuse no gate or up until the next MLP runs."""
         self._fusing = ()
 
-    def _read_unfused(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
+    def _read_unfused(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
         if name not in self._fusing:
             self._measurement.read(name, output)
 

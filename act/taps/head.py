@@ -10,7 +10,7 @@ from torch import nn
 from act.models.embeddings import lm_head
 from act.taps.attachments import Attachments
 from act.taps.ending import Ending
-from act.taps.measurement import Measurement
+from act.taps.measurement import Measurement, OnDonor, nothing
 
 HEAD_CHUNK_BYTES = 32 << 20  # output of the LM head that exists at one time
 
@@ -21,13 +21,13 @@ class Head:
     A head that is measured is given the counted rows, in chunks.
     """
 
-    def __init__(self, model: nn.Module, measurement: Measurement, ending: Ending) -> None:
+    def __init__(self, model: nn.Module, measurement: Measurement, ending: Ending, on: OnDonor = nothing) -> None:
         head = lm_head(model)
         if isinstance(head, nn.Embedding):  # whose weight the model uses for its logits without calling it
             head = None
         self._name = next((name for name, module in model.named_modules() if module is head), None)
         self._measurement = measurement
-        self._ending = ending
+        self._ending, self._on = ending, on
         # A hook of the user may change what the head gives; then it runs as a whole, and its output is read.
         self._hooked = head is not None and bool(head._forward_hooks or head._forward_pre_hooks)
         self._adapted = any(name.startswith(f"{self._name}.") for name in measurement.sites)
@@ -51,5 +51,6 @@ class Head:
             hidden, mask = self._measurement.rows(site, args[0])
             counted = hidden if mask is None else hidden[mask]
             for rows in torch.split(counted, max(16, HEAD_CHUNK_BYTES // (site.width * hidden.element_size()))):
-                self._measurement.read_rows(site, module.forward(rows), None)
+                swapped = self._on(site.name, (rows,), {})
+                self._measurement.read_rows(site, module.forward(rows), None, None if swapped is None else swapped())
         self._ending.end()

@@ -14,6 +14,7 @@ from act.taps.attachments import Attachments
 from act.taps.holders import Holder, Parameters
 from act.taps.measurement import Measurement
 from act.taps.parameter_calls import ParameterCalls
+from act.taps.twins import UNFOLLOWED
 
 ROWS_AT_ONCE = 1 << 14
 """Rows that all experts together compute at a time, where every token goes through every expert."""
@@ -27,6 +28,7 @@ class HeldParameters:
         parameter: finds the parameters of the model.
         measurement: where their rows go.
         all_experts: measure every expert on every token. What the model computes stays as it is.
+        donor: finds the parameters of a donor, if outputs are swapped.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class HeldParameters:
         parameter: Parameters,
         measurement: Measurement,
         all_experts: bool = False,
+        donor: Parameters | None = None,
     ) -> None:
         wanted = measurement.sites.keys()
         self._holders = [
@@ -43,6 +46,7 @@ class HeldParameters:
         self._parameter = parameter
         self._measurement = measurement
         self._all_experts = all_experts
+        self._donor = donor
 
     def attach(self, attachments: Attachments) -> set[str]:
         """Watch the forwards of all holders."""
@@ -65,9 +69,12 @@ class HeldParameters:
     def _watched(self, holder: Holder, run: Callable[[], Any]) -> Any:
         sizes, sites = self._measurement.sizes, [site.name for bank in holder.banks for site in bank.sites]
         tokens = sizes.batch * sizes.of(self._measurement.tokens_of(*sites))
-        with ParameterCalls(holder, self._parameter, tokens) as calls:
+        with ParameterCalls(holder, self._parameter, tokens, self._donor) as calls:
             output = run()
         for bank, rows in calls.results():
+            if self._donor and rows.swapped is None:
+                unswapped = (site.name for site in bank.sites if site.name in self._measurement.sites)
+                self._measurement.unswapped.update(dict.fromkeys(unswapped, UNFOLLOWED))
             self._measurement.read_bank(bank, rows)
         return output
 

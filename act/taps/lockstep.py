@@ -1,7 +1,8 @@
 """Pair runs: donor and target advance together, site by site, on the same tokens.
 
 Each model runs in a greenlet. The first to reach a site waits there with its output; the other computes its own, feeds
-both to ``pair_moments`` and goes on. No activation outlives its site, whatever the number of tokens or layers.
+both to ``pair_moments`` and goes on. No activation outlives its site, whatever the number of tokens or layers. Where
+outputs are swapped, the target brings along what the donor's module gives on its own input.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from act.models.channels import ChannelSpace
 from act.models.placement import input_device
 from act.models.prefix import Prefix
 from act.models.sites import Site
+from act.models.views import language_view
 from act.profiles.moments import Moments
-from act.profiles.statistics import DIFFERENCE, DONOR, TARGET
+from act.profiles.statistics import DIFFERENCE, DONOR, PRODUCT, SWAP, TARGET
 from act.taps.holders import Bank
 from act.taps.routed import RoutedRows
 from act.taps.sink import ReaderSink
+from act.taps.swap import Swap
 from act.taps.tapped import TapOptions, Taps
-from act_kernels import pair_moments, segment_moments
+from act_kernels import PAIR, pair_moments, segment_moments
 
 if TYPE_CHECKING:
     from greenlet import greenlet
@@ -37,7 +40,10 @@ T = TypeVar("T")
 
 
 class Lockstep:
-    """Both models with their taps; use as ``with lockstep(...) as run: run.forward(batch, count_mask)``."""
+    """Both models with their taps; use as ``with lockstep(...) as run: run.forward(batch, count_mask)``.
+
+    Outputs are swapped if the ``moments`` have blocks for that.
+    """
 
     def __init__(
         self,
@@ -58,6 +64,7 @@ class Lockstep:
             other = others.get(name, one)
             if one.dtype != other.dtype:
                 raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
+        swap = Swap(language_view(donor), language_view(target)) if moments.swap else None
         self._models = {"donor": donor, "target": target}
         self._devices = {side: input_device(model) for side, model in self._models.items()}
         self.moments = moments
@@ -71,7 +78,11 @@ class Lockstep:
                 images = options.get("images", ())
                 shown = [{name: x.to(self._devices[side]) for name, x in inputs.items()} for inputs in images]
                 its_options: TapOptions = {**options, "images": shown}
-                self._taps[side] = Taps(model, moments.space, sink, **its_options)
+                self._taps[side] = Taps(
+                    model, moments.space, sink, swap=swap if side == "target" else None, **its_options
+                )
+                if swap is not None and side == "donor":
+                    swap.norms = self._taps[side].norms
         except BaseException:
             self.remove()
             raise
@@ -85,6 +96,11 @@ class Lockstep:
     def unread(self) -> dict[str, str]:
         """Why sites that should be measured are not, by name."""
         return self._taps["donor"].unread
+
+    @property
+    def unswapped(self) -> dict[str, str]:
+        """Why measured sites have no swapped output, by name, as far as that is known."""
+        return dict(self._taps["target"].unswapped)
 
     @property
     def paths(self) -> dict[str, str]:
@@ -137,21 +153,31 @@ class Lockstep:
             self._greenlets.clear()
             self._waiting = None
 
-    def _meet(self, side: str, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def _meet(
+        self, side: str, site: Site, rows: torch.Tensor, mask: torch.Tensor | None, swapped: torch.Tensor | None
+    ) -> None:
         """Feed the outputs of both models to the kernel, as the second of them arrives."""
-        both = self._both(side, site.name, rows)
+        both = self._both(side, site.name, (rows, swapped))
         if both is None:
             return
-        donor, target = both
-        if donor.shape != target.shape:
-            raise ActError(
-                f"site {site.name} gave {list(donor.shape)} in the donor and {list(target.shape)} in the target"
-            )
+        (donor, _), (target, swapped) = both
+        for other, where in ((target, "in the target"), (swapped, "in the donor on the input of the target")):
+            if other is not None and donor.shape != other.shape:
+                raise ActError(
+                    f"site {site.name} gave {list(donor.shape)} in the donor and {list(other.shape)} {where}"
+                )
         mask = None if mask is None else mask.to(donor.device)
-        pair_moments(donor, target.to(donor.device), self.moments.block(site.name), mask)
+        block, target = self.moments.block(site.name), target.to(donor.device)
+        if swapped is None:
+            pair_moments(donor, target, block[: len(PAIR)], mask)
+        else:
+            pair_moments(donor, target, block, mask, swapped.to(donor.device))
 
     def _meet_bank(self, side: str, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
-        """The same for experts: each side has moments of its own, and the difference those of tokens that met both."""
+        """The same for experts: each side has moments of its own, and the difference those of tokens that met both.
+
+        The target's own tokens are those of the swap.
+        """
         both = self._both(side, bank.name, (given, mask))
         if both is None:
             return
@@ -164,6 +190,11 @@ class Lockstep:
         difference = donor.rows[mine].float() - target.rows[theirs].float()
         counted = None if donor_mask is None else donor_mask.to(donor.rows.device)[mine]
         segment_moments(difference, moments[DIFFERENCE], offsets, counted)
+        if target.swapped is not None:
+            swap = target.swapped.float() - target.rows.float()
+            its_mask = None if target_mask is None else target_mask.to(swap.device)
+            segment_moments(swap, moments[SWAP], target.offsets, its_mask)
+            segment_moments(swap[theirs] * difference, moments[PRODUCT], offsets, counted)
 
     def _both(self, side: str, name: str, given: T) -> tuple[T, T] | None:
         """What donor and target gave at a place; None for the first to arrive, which waits for the other there."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +17,13 @@ from act.taps.outputs import Output
 from act.taps.patches import Inputs, counted, number_of_images
 from act.taps.routed import RoutedRows
 from act.taps.sink import Sink
+
+OnDonor = Callable[[str, Iterable[Any], Mapping[str, Any]], Callable[[], Any] | None]
+"""Called with a module's name and what it was given; returns a call of the donor's module on that, if there is one."""
+
+
+def nothing(name: str, args: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
+    """The :data:`OnDonor` of a model whose outputs are not swapped."""
 
 
 class Shape(NamedTuple):
@@ -35,6 +42,11 @@ class Shape(NamedTuple):
         in_order = layout.tokens_first and layout.groups == 1 and layout.columns is None
         return cls(layout, layout.lead(sizes), layout.rows_per_token, in_order)
 
+    def rows(self, output: Any, sizes: Sizes) -> torch.Tensor:
+        """What a module returned as rows ``[R, C]``, token by token."""
+        rows = self.layout.tensor_in(output).detach()
+        return rows.reshape(-1, rows.shape[-1]) if self.in_order else self.layout.rows(rows, sizes)
+
 
 class Measurement:
     """The sites of one model on their way into a sink.
@@ -50,6 +62,7 @@ class Measurement:
         riding: those that fused kernels may measure while they compute.
         paths: the op by which each site was last read, by site name.
         missing: what has not been read in this forward, by the names of :attr:`sites`.
+        unswapped: why sites have no swapped output, by name, where that is wanted.
     """
 
     def __init__(
@@ -76,6 +89,7 @@ class Measurement:
         self._reads: Counter[str] = Counter()
         self._closed = False
         self.missing: set[str] = set()
+        self.unswapped: dict[str, str] = {}
         self._shapes: dict[str, tuple[Shape, ...]] = {}
 
     def start(
@@ -149,18 +163,24 @@ class Measurement:
         shape = self.shape(name, lead)
         return not self.has_layout(name) or (shape is not None and shape.in_order and shape.rows_per_token == 1)
 
-    def read(self, name: str, output: Any) -> None:
-        """Feed what a module returned to the sink, if it is a site to measure."""
+    def read(self, name: str, output: Any, swapped: Callable[[], Any] | None = None) -> None:
+        """Feed what a module returned to the sink, if it is a site to measure.
+
+        ``swapped`` computes what the donor's module returns for the same input.
+        """
         site = self.sites.get(name)
         if site is None or self._closed or self._is_beside(site, output):
             return
         self.missing.discard(name)
-        rows, mask = self.rows(site, output)
-        if self._outputs[name].together:
-            self.read_rows(site, rows, mask)
+        rows_in, mask = self._rows_in(site, output)
+        rows, others = rows_in(output), None if swapped is None else rows_in(swapped())
+        whole = self._outputs[name]
+        if whole.together:
+            self.read_rows(site, rows, mask, others)
             return
-        for part, columns in self._outputs[name].of_parts(rows):
-            self.read_rows(part, columns, mask)
+        of_others = {} if others is None else {part.name: columns for part, columns in whole.of_parts(others)}
+        for part, columns in whole.of_parts(rows):
+            self.read_rows(part, columns, mask, of_others.get(part.name))
 
     def _is_beside(self, site: Site, output: Any) -> bool:
         """Whether this call of a site is not over tokens: the probe knows it by its place among the calls."""
@@ -184,8 +204,15 @@ class Measurement:
         Raises:
             ActError: it has another layout than in the probe.
         """
+        rows_in, mask = self._rows_in(site, output)
+        return rows_in(output), mask
+
+    def _rows_in(self, site: Site, output: Any) -> tuple[Callable[[Any], torch.Tensor], torch.Tensor | None]:
+        """How to turn what a site returned, or anything laid out so, into rows, and which of them count."""
         if (of_patches := site.layouts[0]) in OF_PATCHES:
-            return self._patches(site, of_patches, output.detach())
+            images = number_of_images(self._inputs)
+            mask = self._patch_mask(site, len(of_patches.patches(output, images)), output.device)
+            return lambda given: of_patches.patches(given.detach(), images), mask
         found: dict[Tokens, tuple[Shape, torch.Tensor]] = {}
         for shape in self._shapes[site.name]:
             tensor = shape.layout.tensor_in(output)
@@ -195,9 +222,8 @@ class Measurement:
         if found:
             # A site that reads both texts, as a shared embedding does, reads them in the order of its layouts.
             shape, tensor = list(found.values())[min(self._reads[site.name], len(found)) - 1]
-            rows = tensor.detach()
-            ordered = rows.reshape(-1, rows.shape[-1]) if shape.in_order else shape.layout.rows(rows, self.sizes)
-            return ordered, self.mask(shape.layout.tokens, rows.device, shape.rows_per_token)
+            mask = self.mask(shape.layout.tokens, tensor.device, shape.rows_per_token)
+            return lambda given: shape.rows(given, self.sizes), mask
         given = list(output.shape) if isinstance(output, torch.Tensor) else f"a {type(output).__name__}"
         batch, length, source = self.sizes
         more = f" and {source} of the source" if source else ""
@@ -207,17 +233,21 @@ class Measurement:
             "assumed; exclude this kind of module, or report the architecture"
         )
 
-    def _patches(self, site: Site, layout: Layout, output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        rows = layout.patches(output, number_of_images(self._inputs))
+    def _patch_mask(self, site: Site, rows: int, device: torch.device) -> torch.Tensor | None:
         try:
-            mask = counted(len(rows), self._inputs)
+            mask = counted(rows, self._inputs)
         except Unread as unread:
             raise ActError(f"site {site.name} cannot be read: {unread.reason}; exclude its kind") from unread
-        return rows, None if mask is None else mask.to(rows.device)
+        return None if mask is None else mask.to(device)
 
-    def read_rows(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Feed rows ``[R, C]`` of a site to the sink; ``mask`` is bool ``[R]``, True where a row counts (None: all)."""
-        self._sink.read(site, rows, mask)
+    def read_rows(
+        self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None, swapped: torch.Tensor | None = None
+    ) -> None:
+        """Feed rows ``[R, C]`` of a site to the sink, with swapped ones if there are any.
+
+        ``mask`` is bool ``[R]``, True where a row counts (None: all).
+        """
+        self._sink.read(site, rows, mask, swapped)
         self._note_path(self._parts(site.name) or (site,), "column_moments")
 
     def read_bank(self, bank: Bank, given: RoutedRows) -> None:
@@ -231,7 +261,8 @@ class Measurement:
         mask = self.mask(text, given.rows.device)
         if not bank.routed:
             several = len(given.rows) != self.sizes.batch * self.sizes.of(text)  # rows for each token
-            self.read_rows(bank.sites[0], given.rows, mask[given.tokens] if mask is not None and several else mask)
+            mask = mask[given.tokens] if mask is not None and several else mask
+            self.read_rows(bank.sites[0], given.rows, mask, given.swapped)
             return
         counts = None if mask is None else mask[given.tokens]
         if not all(wanted):

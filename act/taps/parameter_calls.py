@@ -7,7 +7,7 @@ parameters asked for. A gather of rows by index (``hidden[token_idx]``) tells wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from act.core.errors import ActError
 from act.taps.holders import Bank, Holder, Parameters, Weight
 from act.taps.probe import ADDITIONS
 from act.taps.routed import RoutedRows
+from act.taps.twins import twin
 from act.taps.unchanged import version
 
 _MATMUL = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__)
@@ -43,6 +44,8 @@ _GROUPED = tuple(
 )
 _GROUPED_OP = "grouped_mm_fallback"
 Arrange = Callable[[torch.Tensor], torch.Tensor]
+Pair = tuple[torch.Tensor, "torch.Tensor | None"]
+"""Memory of parameters, and what lies there in the donor, if that is known."""
 
 
 @dataclass
@@ -59,6 +62,7 @@ class Product:
         in_order: whether rows are sorted by expert, and ``experts`` are ends.
         version: of the memory of the rows when they were whole.
         lacks_bias: whether a bias must still be added.
+        swapped: what the donor's parameter gives in the place of ``rows``; None where that is not wanted or not known.
     """
 
     weight: Weight
@@ -69,6 +73,7 @@ class Product:
     in_order: bool = False
     version: int = 0
     lacks_bias: bool = False
+    swapped: torch.Tensor | None = None
 
 
 class ParameterCalls(TorchFunctionMode):
@@ -78,17 +83,21 @@ class ParameterCalls(TorchFunctionMode):
         holder: what to look for.
         parameter: finds the parameters of the model.
         tokens: how many tokens the batch has, padding included.
+        donor: finds the parameters of a donor, if each product is to be computed with those, too.
     """
 
-    def __init__(self, holder: Holder, parameter: Parameters, tokens: int) -> None:
+    def __init__(self, holder: Holder, parameter: Parameters, tokens: int, donor: Parameters | None = None) -> None:
         super().__init__()
         self.holder = holder
-        self._parameter = parameter
+        self._parameter, self._donor = parameter, donor
         self._count = tokens
         self._places: dict[int, list[tuple[Weight, torch.Tensor]]] = {}  # by the address of their memory
         self._biases: set[int] = set()
         self._cast: list[tuple[Weight, torch.Tensor]] = []  # copies of parameters in another type
         self._kept: list[torch.Tensor] = []  # so that no other tensor gets an address in _biases
+        self._copies: list[Pair] = []  # of parameters, and of the donor's
+        self._pairs: dict[int, list[Pair]] = {}  # all parameters and copies, by the address of their memory
+        self._call: tuple[Any, Any, Any] = (None, (), {})  # function and arguments of the call that is looked at
         self._gathered: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id -> tensor, token of each of its rows
         self._picked: dict[int, tuple[torch.Tensor, Weight, torch.Tensor]] = {}  # id -> weights picked by expert ids
         self._last: dict[int | None, torch.Tensor] = {}  # tokens of the last product, by expert; None: of all
@@ -115,7 +124,7 @@ class ParameterCalls(TorchFunctionMode):
         """
         if self._problem:
             raise ActError(f"{self._problem}; exclude what it computes, or report the architecture")
-        given: dict[str, list[tuple[Product, torch.Tensor]]] = {}
+        given: dict[str, list[tuple[Product, slice]]] = {}
         for product in self._products:
             if product.lacks_bias or version(product.rows) != product.version:
                 raise ActError(
@@ -123,14 +132,23 @@ class ParameterCalls(TorchFunctionMode):
                     "unknown way; exclude what it computes, or report the architecture"
                 )
             for bank, span in product.weight.banks:
-                rows = product.rows if span is None else product.rows[:, slice(*span)]
-                given.setdefault(bank.name, []).append((product, rows))
+                columns = slice(None) if span is None else slice(*span)
+                given.setdefault(bank.name, []).append((product, columns))
         device = next((product.rows.device for product in self._products), torch.device("cpu"))
         every = self._every(device)
-        return [(bank, _joined(given.get(bank.name, ()), bank, every)) for bank in self.holder.banks]
+        return [(bank, self._of_bank(bank, given.get(bank.name, ()), every)) for bank in self.holder.banks]
+
+    def _of_bank(self, bank: Bank, given: Sequence[tuple[Product, slice]], every: torch.Tensor) -> RoutedRows:
+        found = _joined([(product, product.rows[:, columns]) for product, columns in given], bank, every)
+        swapped = [(one, one.swapped[:, columns]) for one, columns in given if one.swapped is not None]
+        if self._donor is None or len(swapped) < len(given):
+            return found
+        return replace(found, swapped=_joined(swapped, bank, every).rows)
 
     def _note(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Look at one call; most are none of these."""
+        if self._donor:
+            self._call = func, args, kwargs
         if func is torch.Tensor.__getitem__:
             self._note_index(args[0], args[1], output)
         elif func is F.linear:
@@ -166,10 +184,12 @@ class ParameterCalls(TorchFunctionMode):
         if isinstance(index, torch.Tensor) and index.dim() == 1 and not index.is_floating_point():
             if found := self._weight_of(x):
                 self._picked[id(output)] = output, found[0], index
+                self._note_copy(output)
                 return
             if self._is_bias(x):
                 self._biases.add(output.untyped_storage().data_ptr())
                 self._kept.append(output)
+                self._note_copy(output)
                 return
         if id(x) in self._gathered and isinstance(index, slice):
             self._gathered[id(output)] = output, self._gathered[id(x)][1][index]
@@ -185,8 +205,10 @@ class ParameterCalls(TorchFunctionMode):
             self._gathered[id(output)] = output, known[1]
         if known_pick := self._picked.get(id(x)):
             self._picked[id(output)] = output, *known_pick[1:]
+            self._note_copy(output)
         elif func in _CASTS and output is not x and (found := self._weight_of(x)):
             self._cast.append((found[0], output))
+            self._note_copy(output)
             self._look_up()
 
     def _note_product(self, x: torch.Tensor, weight: Any, output: torch.Tensor, biased: bool = False) -> None:
@@ -216,10 +238,14 @@ class ParameterCalls(TorchFunctionMode):
         def columns(given: torch.Tensor) -> torch.Tensor:
             return given[..., :length].transpose(1, 2).reshape(self._count, -1)
 
-        self._add(weight, output, columns, self._every(output.device), None, biased=True)
+        later = bias is not None
+        self._add(weight, output, columns, self._every(output.device), None, biased=True, later=later)
         if bias is not None:
-            self._products[-1].rows = columns(output).float() + bias.float()
-            self._products[-1].version = version(self._products[-1].rows)
+            last = self._products[-1]
+            last.rows = columns(output).float() + bias.float()
+            last.version = version(last.rows)
+            if last.swapped is not None and self._donor is not None:
+                last.swapped = last.swapped.float() + self._donor(str(weight.bias)).detach().to(last.rows)
 
     def _note_batched(self, one: torch.Tensor, other: torch.Tensor, output: torch.Tensor) -> None:
         for weights, x in ((one, other), (other, one)):
@@ -267,6 +293,7 @@ class ParameterCalls(TorchFunctionMode):
             if last.lacks_bias and same and self._is_bias(other):
                 last.rows = last.rows if func in _ADD_IN_PLACE else output.reshape(-1, output.shape[-1])
                 last.version, last.lacks_bias = version(last.rows), False
+                last.swapped = _plus(last.swapped, self._twin(other), one)
                 return
 
     def _add(
@@ -279,11 +306,53 @@ class ParameterCalls(TorchFunctionMode):
         *,
         in_order: bool = False,
         biased: bool = False,
+        later: bool = False,
     ) -> None:
-        rows = arrange(output.detach())
+        rows, again = arrange(output.detach()), self._again(2 if biased and weight.bias and not later else 1)
+        swapped = None if again is None else arrange(again.detach()).to(rows.device)
         self._last[experts if isinstance(experts, int) else None] = tokens
         lacks = weight.bias is not None and not biased
-        self._products.append(Product(weight, rows, arrange, tokens, experts, in_order, version(rows), lacks))
+        self._products.append(Product(weight, rows, arrange, tokens, experts, in_order, version(rows), lacks, swapped))
+
+    def _again(self, parameters: int) -> torch.Tensor | None:
+        """What the call that is looked at gives with so many parameters of the donor; None if these are not known."""
+        if self._donor is None:
+            return None
+        func, args, kwargs = self._call
+        given: dict[int | str, Any] = {}
+        given.update(enumerate(args))
+        given.update(kwargs)
+        own = {place: self._twin(x) for place, x in given.items() if isinstance(x, torch.Tensor) and self._is_own(x)}
+        theirs = {place: x for place, x in own.items() if x is not None}
+        if len(theirs) < max(parameters, len(own)):
+            return None
+        device = next(iter(theirs.values())).device
+        there = {place: x.to(device) if isinstance(x, torch.Tensor) else x for place, x in (given | theirs).items()}
+        again: torch.Tensor = func(*[there[place] for place in range(len(args))], **{key: there[key] for key in kwargs})
+        return again
+
+    def _is_own(self, x: torch.Tensor) -> bool:
+        """Whether a tensor is of the parameters, or of a copy of some."""
+        return x.untyped_storage().data_ptr() in self._pairs
+
+    def _twin(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What of the donor's parameters stands where a tensor is of this model's."""
+        for mine, theirs in self._pairs.get(x.untyped_storage().data_ptr(), ()):
+            if theirs is not None and 0 <= x.storage_offset() - mine.storage_offset() < mine.numel():
+                return twin(x, mine, theirs)
+        return None
+
+    def _note_copy(self, copy: torch.Tensor) -> None:
+        """Let the call that is looked at copy the donor's parameters, too, as it has copied this model's."""
+        func, args, kwargs = self._call
+        if self._donor is None or self._is_own(copy):
+            return
+        theirs = self._twin(args[0])
+        if theirs is not None:
+            rest = (x.to(theirs.device) if isinstance(x, torch.Tensor) else x for x in args[1:])
+            theirs = func(theirs, *rest, **kwargs)
+        self._copies.append((copy, theirs))
+        self._pairs.setdefault(copy.untyped_storage().data_ptr(), []).append((copy, theirs))
 
     def _tokens_of(self, x: torch.Tensor, rows: int, expert: int | None = None) -> torch.Tensor:
         """The token of each row of the input of a product; the rows of a down projection are those of the up."""
@@ -331,7 +400,9 @@ class ParameterCalls(TorchFunctionMode):
 
     def _look_up(self) -> None:
         """Where the parameters lie now."""
-        self._places = {}
+        self._places, self._pairs = {}, {}
+        for copied, theirs in self._copies:
+            self._pairs.setdefault(copied.untyped_storage().data_ptr(), []).append((copied, theirs))
         self._biases = {kept.untyped_storage().data_ptr() for kept in self._kept}
         for weight, copy in self._cast:
             self._places.setdefault(copy.untyped_storage().data_ptr(), []).append((weight, copy))
@@ -342,10 +413,21 @@ class ParameterCalls(TorchFunctionMode):
             self._places.setdefault(parameter.untyped_storage().data_ptr(), []).append((weight, parameter))
             if weight.bias:
                 self._biases.add(self._parameter(weight.bias).untyped_storage().data_ptr())
+            for name in (weight.name, weight.bias):
+                if self._donor is not None and name is not None:
+                    mine = self._parameter(name)
+                    self._pairs.setdefault(mine.untyped_storage().data_ptr(), []).append((mine, self._donor(name)))
 
 
 def _flattened(output: torch.Tensor) -> torch.Tensor:
     return output.reshape(-1, output.shape[-1])
+
+
+def _plus(rows: torch.Tensor | None, bias: torch.Tensor | None, like: torch.Tensor) -> torch.Tensor | None:
+    """Rows with a bias added as the model adds it to what is shaped like ``like``; None if either is not known."""
+    if rows is None or bias is None or rows.numel() != like.numel():
+        return None
+    return _flattened(rows.reshape(like.shape) + bias.to(rows.device))
 
 
 def _joined(given: Sequence[tuple[Product, torch.Tensor]], bank: Bank, every: torch.Tensor) -> RoutedRows:

@@ -14,7 +14,8 @@ from torch.overrides import TorchFunctionMode
 from act.models.layout import OF_PATCHES
 from act.models.sites import Site
 from act.taps.attachments import Attachments
-from act.taps.holders import parameters_of
+from act.taps.holders import Parameters, parameters_of
+from act.taps.twins import UNFOLLOWED, twin
 
 if TYPE_CHECKING:
     from act.taps.measurement import Measurement
@@ -28,13 +29,16 @@ def is_matrix(site: Site) -> bool:
 
 
 class Products(TorchFunctionMode):
-    """Keeps in :attr:`found`, by name and in order, what a model computes with some of its parameters."""
+    """Keeps in :attr:`found`, by name and in order, what a model computes with some of its parameters.
 
-    def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
+    With the parameters of a ``donor``, it also keeps a call that computes what those give.
+    """
+
+    def __init__(self, model: nn.Module, names: Iterable[str], donor: Parameters | None = None) -> None:
         super().__init__()
-        self._parameter = parameters_of(model)
+        self._parameter, self._donor = parameters_of(model), donor
         self._names = tuple(names)
-        self.found: list[tuple[str, torch.Tensor]] = []
+        self.found: list[tuple[str, torch.Tensor, Callable[[], torch.Tensor] | None]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -42,7 +46,9 @@ class Products(TorchFunctionMode):
             for name in self._names:
                 parameter = self._parameter(name)
                 if args[1].data_ptr() == parameter.data_ptr() and args[1].numel() == parameter.numel():
-                    self.found.append((name, output.detach()))
+                    theirs = None if self._donor is None else twin(args[1], parameter, self._donor(name))
+                    again = None if theirs is None else partial(func, args[0].to(theirs.device), theirs, *args[2:])
+                    self.found.append((name, output.detach(), again))
         return output
 
 
@@ -52,10 +58,11 @@ class PatchProducts:
     Args:
         model: the model.
         measurement: where their rows go.
+        donor: finds the parameters of a donor, if outputs are swapped.
     """
 
-    def __init__(self, model: nn.Module, measurement: Measurement) -> None:
-        self._model, self._measurement = model, measurement
+    def __init__(self, model: nn.Module, measurement: Measurement, donor: Parameters | None = None) -> None:
+        self._model, self._measurement, self._donor = model, measurement, donor
         self._names: dict[str, list[str]] = {}
         for name, site in measurement.sites.items():
             if is_matrix(site) and site.layouts[0] in OF_PATCHES:
@@ -71,8 +78,10 @@ class PatchProducts:
         """Nothing is kept between forwards."""
 
     def _forward(self, names: list[str], original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        with Products(self._model, names) as products:
+        with Products(self._model, names, self._donor) as products:
             output = original(*args, **kwargs)
-        for name, product in products.found:
-            self._measurement.read(name, product)
+        for name, product, swapped in products.found:
+            self._measurement.read(name, product, swapped)
+            if self._donor and swapped is None:
+                self._measurement.unswapped.setdefault(name, UNFOLLOWED)
         return output

@@ -147,7 +147,7 @@ def _summed(model: nn.Module, sites: Mapping[str, Site], inputs: Inputs) -> dict
     finally:
         for handle in handles:
             handle.remove()
-    for name, product in products.found:
+    for name, product, _ in products.found:
         note(name, None, (), product)
     return found
 

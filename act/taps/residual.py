@@ -14,8 +14,8 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.taps.attachments import Attachments
-from act.taps.fusion import Fusion, needs_gradient
-from act.taps.measurement import Measurement
+from act.taps.fusion import Fusion, Norm, needs_gradient
+from act.taps.measurement import Measurement, OnDonor, nothing
 from act.taps.probe import ADDITIONS, is_idle_dropout
 from act.taps.unchanged import version
 from act_kernels import add_norm
@@ -73,14 +73,23 @@ class ReadyNorm(NamedTuple):
 class ResidualSums:
     """The residual sums and norms of one model.
 
+    Args:
+        fusion: the sums and norms that can run fused.
+        modules: those of the model, by name.
+        measurement: the sites of the model that are measured.
+        on: the calls of a donor's modules (:meth:`act.taps.swap.Swap.on`), if outputs are swapped.
+
     Attributes:
         pending: the output that waits for its sum; there is one at most.
     """
 
-    def __init__(self, fusion: Fusion, modules: Mapping[str, nn.Module], measurement: Measurement) -> None:
+    def __init__(
+        self, fusion: Fusion, modules: Mapping[str, nn.Module], measurement: Measurement, on: OnDonor = nothing
+    ) -> None:
         self._sums, self._norms = fusion.sums, fusion.norms
         self._modules = modules
         self._measurement = measurement
+        self._on = on
         self._own_kernel = set(fusion.norms) & measurement.riding  # norms that are measured where they are computed
         self.pending: PendingOutput | None = None
         self._ready: ReadyNorm | None = None
@@ -132,7 +141,7 @@ class ResidualSums:
         self._ready = ReadyNorm(name, total, norm, version(total))
         return total
 
-    def _send(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    def _send(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor | None:
         self.settle()
         measurement = self._measurement
         lead = output.shape[:-1]
@@ -140,7 +149,7 @@ class ResidualSums:
         fusable = fits and not needs_gradient(output) and not torch.compiler.is_compiling()
         waits = fusable and name in measurement.riding and name not in self._own_kernel
         if not waits and name not in self._own_kernel:
-            measurement.read(name, output)
+            measurement.read(name, output, self._on(name, args, kwargs))
         if not fusable:
             return None
         self.pending = pending = output.as_subclass(PendingOutput)
@@ -182,17 +191,30 @@ class ResidualSums:
         norm_block = self._measurement.block(name, "add_norm")
         measures = x_block is not None or norm_block is not None
         text = self._measurement.tokens_of(name, *([pending.origin] if pending is not None else []))
-        module, norm = self._modules[name], self._norms[name]
-        bias = getattr(module, "bias", None)
-        total, output = add_norm(
-            x.flatten(0, -2),
-            None if residual is None else residual.flatten(0, -2),
-            module.get_parameter("weight").detach(),
-            None if bias is None else bias.detach(),
-            eps=norm.eps,
-            style=norm.style,
-            x_moments=x_block,
-            norm_moments=norm_block,
-            mask=self._measurement.mask(text, x.device, per_token) if measures else None,
-        )
-        return total.view(x.shape), output.view(x.shape)
+        mask = self._measurement.mask(text, x.device, per_token) if measures else None
+        return normed(self._modules[name], self._norms[name], x, residual, x_block, norm_block, mask)
+
+
+def normed(
+    module: nn.Module,
+    norm: Norm,
+    x: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    x_moments: torch.Tensor | None = None,
+    norm_moments: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``residual + x`` and what a norm gives of it, in the shape of ``x``, by :func:`act_kernels.add_norm`."""
+    bias = getattr(module, "bias", None)
+    total, output = add_norm(
+        x.flatten(0, -2),
+        None if residual is None else residual.flatten(0, -2),
+        module.get_parameter("weight").detach(),
+        None if bias is None else bias.detach(),
+        eps=norm.eps,
+        style=norm.style,
+        x_moments=x_moments,
+        norm_moments=norm_moments,
+        mask=mask,
+    )
+    return total.view(x.shape), output.view(x.shape)

@@ -16,11 +16,14 @@ class RoutedRows:
         rows: ``[R, C]``, expert by expert.
         tokens: int64 ``[R]``: the place of each row's token in the flattened batch.
         offsets: int ``[E + 1]``: expert ``e`` gave the rows ``offsets[e]:offsets[e + 1]``.
+        swapped: what the donor's experts give on the same inputs, in the order of the rows; None where that is not
+            wanted, or not known.
     """
 
     rows: torch.Tensor
     tokens: torch.Tensor
     offsets: torch.Tensor
+    swapped: torch.Tensor | None = None
 
     @classmethod
     def of_experts(cls, given: Sequence[tuple[int, torch.Tensor, torch.Tensor]], count: int) -> RoutedRows:
@@ -43,7 +46,8 @@ class RoutedRows:
 
     def to(self, device: torch.device) -> RoutedRows:
         """The same on another device."""
-        return RoutedRows(self.rows.to(device), self.tokens.to(device), self.offsets.to(device))
+        swapped = None if self.swapped is None else self.swapped.to(device)
+        return RoutedRows(self.rows.to(device), self.tokens.to(device), self.offsets.to(device), swapped)
 
     @property
     def experts(self) -> torch.Tensor:

@@ -13,8 +13,9 @@ from act.taps.holders import Bank
 from act.taps.routed import RoutedRows
 from act_kernels import column_moments, segment_moments
 
-Reader = Callable[[Site, torch.Tensor, "torch.Tensor | None"], None]
-"""Called with a site, its output as rows ``[R, C]``, and the bool mask ``[R]`` of the rows that count (None: all)."""
+Reader = Callable[[Site, torch.Tensor, "torch.Tensor | None", "torch.Tensor | None"], None]
+"""Called with a site, its output as rows ``[R, C]``, the bool mask ``[R]`` of the rows that count (None: all), and what
+the donor's module gives on the same input, if that is wanted."""
 
 BankReader = Callable[[Bank, RoutedRows, "torch.Tensor | None"], None]
 """The same for the sites of a bank, of which each token reaches some."""
@@ -23,8 +24,13 @@ BankReader = Callable[[Bank, RoutedRows, "torch.Tensor | None"], None]
 class Sink(Protocol):
     """What the taps of one model feed, site by site, in the order of computation."""
 
-    def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Take the output of a site as rows ``[R, C]``; ``mask``: bool ``[R]``, True where a row counts (None: all)."""
+    def read(
+        self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None, swapped: torch.Tensor | None = None
+    ) -> None:
+        """Take the output of a site as rows ``[R, C]``; ``mask``: bool ``[R]``, True where a row counts (None: all).
+
+        ``swapped`` is what the donor's module gives on the same input, if that is wanted.
+        """
         ...
 
     def read_bank(self, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
@@ -42,8 +48,10 @@ class MomentsSink:
     def __init__(self, moments: Moments) -> None:
         self.moments = moments
 
-    def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """Accumulate one output."""
+    def read(
+        self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None, swapped: torch.Tensor | None = None
+    ) -> None:
+        """Accumulate one output; swapped ones are none of a single model."""
         column_moments(rows, self.moments.block(site.name), mask)
 
     def read_bank(self, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
@@ -62,9 +70,11 @@ class ReaderSink:
         self._reader = reader
         self._bank_reader = bank_reader
 
-    def read(self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None) -> None:
+    def read(
+        self, site: Site, rows: torch.Tensor, mask: torch.Tensor | None, swapped: torch.Tensor | None = None
+    ) -> None:
         """Hand over one output."""
-        self._reader(site, rows, mask)
+        self._reader(site, rows, mask, swapped)
 
     def read_bank(self, bank: Bank, given: RoutedRows, mask: torch.Tensor | None) -> None:
         """Hand over what all experts gave."""

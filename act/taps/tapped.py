@@ -31,7 +31,7 @@ from act.taps.gated_mlp import GatedMlps
 from act.taps.head import Head
 from act.taps.held import HeldParameters
 from act.taps.holders import parameters_of
-from act.taps.measurement import Measurement
+from act.taps.measurement import Measurement, OnDonor, nothing
 from act.taps.outputs import outputs_of
 from act.taps.padded import padded, require_whole
 from act.taps.patch_products import PatchProducts
@@ -40,6 +40,7 @@ from act.taps.probe import run, run_with
 from act.taps.probed import Probed
 from act.taps.residual import ResidualSums
 from act.taps.sink import MomentsSink, Sink
+from act.taps.swap import Swap
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -110,11 +111,14 @@ class Taps:
         model, fused, include, exclude, moe_all_experts, images: see :func:`taps`.
         space: the channel space of the model.
         sink: where the sites go.
+        swap: the donor whose modules are called with what those of this model are given, too.
 
     Attributes:
         space: the channel space with what a probe of the model has shown: layouts, and which dimensions of heads turn.
         unread: why sites that should be measured are not, by name.
+        unswapped: why measured sites have no swapped output, by name, as far as that is known; empty without ``swap``.
         paths: the op by which each site was last read, by site name.
+        norms: how norms run that can run fused, by name.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Taps:
         space: ChannelSpace,
         sink: Sink,
         *,
+        swap: Swap | None = None,
         fused: bool = True,
         include: str | Iterable[str] = (),
         exclude: str | Iterable[str] = (),
@@ -144,22 +149,33 @@ class Taps:
         self._blocks = probed.recording.blocks if probed.recording else {}
         if not self._measurement.sites:
             raise ActError(f"no output of {type(model).__name__} can be measured: {next(iter(self.unread.values()))}")
-        self.paths = self._measurement.paths
+        self.paths, self.unswapped = self._measurement.paths, self._measurement.unswapped
+        self._on: OnDonor = nothing if swap is None else swap.on
+        if swap is not None:
+            swap.leave_out(probed.recording.changing if probed.recording else (), "it changes its input in place")
+            apart = {site.name for holder in probed.holders for bank in holder.banks for site in bank.sites}
+            apart |= self.unread.keys()
+            self.unswapped |= swap.unswapped(site for site in wanted if site.name not in apart)
+        donor = None if swap is None else swap.parameter
         self._attachments = Attachments(model)
         fusion = recognise(model, probed.recording) if fused and probed.recording else Fusion()
         modules = self._attachments.modules
         _refuse_gates_behind(fusion, self.space)
-        self._sums = ResidualSums(fusion, modules, self._measurement)
+        self.norms = fusion.norms
+        self._sums = ResidualSums(fusion, modules, self._measurement, self._on)
         attentions = Attentions(fusion.attentions if fusion.mlps or fusion.norms else {}, self._measurement)
         left_out = self.space.left_out(include, exclude)
         some = any(site.name in left_out and site.kind != "head" for site in self.space)  # a head ends it by itself
         ends = _behind(model, self._measurement, probed, images) if some else frozenset()
         self._ending = Ending(ends, self._measurement, (self._sums, attentions))
-        head, products = Head(model, self._measurement, self._ending), PatchProducts(model, self._measurement)
+        head = Head(model, self._measurement, self._ending, self._on)
+        products = PatchProducts(model, self._measurement, donor)
         self._mechanisms: list[Mechanism] = [head, self._sums, products]
         if probed.holders:
             parameter = parameters_of(model)
-            self._mechanisms.append(HeldParameters(probed.holders, parameter, self._measurement, moe_all_experts))
+            self._mechanisms.append(
+                HeldParameters(probed.holders, parameter, self._measurement, moe_all_experts, donor)
+            )
         if fusion.mlps or fusion.norms:
             self._mechanisms.append(attentions)
         if fusion.mlps:
@@ -227,8 +243,8 @@ class Taps:
             if name not in taken:
                 self._attachments.after(name, partial(self._observe, name))
 
-    def _observe(self, name: str, module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        self._measurement.read(name, output)
+    def _observe(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+        self._measurement.read(name, output, self._on(name, args, kwargs))
 
     def _reset(self) -> None:
         for mechanism in self._mechanisms:

@@ -107,7 +107,7 @@ class Files:
         self.folder = folder
         self.donor, self.target = tiny_model("llama"), tiny_model("llama", seed=1)
         self.tokenizer = train_tokenizer(["What is two plus three?", "a b c d e"])
-        pair = act.profile_pair(self.donor, self.target, random_batches())
+        pair = act.profile_pair(self.donor, self.target, random_batches(), swap=True)
         pair.save(folder / "profile")
         kept = act.Corpus.from_records(RECORDS[:3], self.tokenizer)
         abilities = act.Corpus.from_records(RECORDS[3:9], self.tokenizer)

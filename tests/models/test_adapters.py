@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -128,3 +129,31 @@ def test_an_adapter_folder_with_virtual_tokens_cannot_be_loaded(tmp_path):
         load_model(str(tmp_path / "adapter"))
     with pytest.raises(act.ActError, match=r"an adapter of prompt tuning, .* give its base model .*base"):
         load_model(str(tmp_path / "adapter"), merge=True)
+
+
+@pytest.mark.parametrize("kind", ["lora", "fused", "dora", "embedding and head"])
+def test_an_adapter_of_the_donor_is_given_the_inputs_of_the_targets(kind):
+    donor, target, (batch,) = ADAPTED[kind](), ADAPTED[kind](), random_batches(1)
+    with torch.no_grad():
+        for parameter in donor.parameters():
+            parameter.add_(0.05)
+    pair = act.profile_pair(donor, target, [batch], swap=True, exclude=["head"])
+    theirs, counted = dict(language_view(donor).named_modules()), batch["count_mask"] & batch["attention_mask"].bool()
+    swaps: dict[str, torch.Tensor] = {}
+
+    def keep(module, args, output, name):
+        if output.shape[:2] == counted.shape:
+            swaps[name] = (theirs[name](*args) - output).double()
+
+    names = {site.module for site in pair.space if site.columns is None and pair.site(site.name).swap.count.any()}
+    for name, module in language_view(target).named_modules():
+        if name in names:
+            module.register_forward_hook(partial(keep, name=name))
+    with torch.no_grad():
+        target(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    assert {"model.layers.0.self_attn.o_proj", "model.layers.0.self_attn.o_proj.lora_A.default"} <= names or kind == (
+        "embedding and head"
+    )
+    for name, rows in swaps.items():
+        expected = rows[counted].flatten(0, -2).mean(0)
+        torch.testing.assert_close(pair.site(name).swap.mean, expected, rtol=1e-4, atol=1e-5)

@@ -6,20 +6,25 @@ import copy
 
 import pytest
 import torch
-from support import CONFIGS, random_batches, tiny_model
+from support import CONFIGS, random_batches, state, tiny_model
 from torch import nn
 
 import act
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
+from act.profiling.job import Job
 from act.taps.lockstep import lockstep
 from act.taps.sink import ReaderSink
 from act.taps.tapped import Taps, taps
 
 
-def stored_activations(model, batches) -> dict[str, torch.Tensor]:
-    """Every site's counted rows ``[R, C]`` in float64, by independent hooks that know the shapes of these families."""
+def stored_activations(model, batches, donor=None) -> dict[str, torch.Tensor]:
+    """Every site's counted rows ``[R, C]`` in float64, by independent hooks that know the shapes of these families.
+
+    With a ``donor``, what its modules give on the inputs of the model's.
+    """
     rows: dict[str, list[torch.Tensor]] = {}
+    theirs = None if donor is None else dict(donor.named_modules())
     handles = []
     current = {}
     for name, module in model.named_modules():
@@ -27,6 +32,7 @@ def stored_activations(model, batches) -> dict[str, torch.Tensor]:
 
             def hook(module, args, output, name=name):
                 batch, length = current["mask"].shape
+                output = output if theirs is None else theirs[name](*args)
                 output = output.expand(batch, *output.shape[1:])
                 if output.dim() == 4 and output.shape[1] != length:
                     output = output.transpose(1, 2)
@@ -100,6 +106,64 @@ def test_pair_profile_equals_stored_activations(family):
         assert ((pair.var_diff[site.channels] - (d - t).var(0, correction=0)).abs() <= error * (1 + error / 1e-5)).all()
         assert ((pair.donor.mean[site.channels] - d.mean(0)).abs() <= error).all()
         assert_statistics(pair.site(site.name), t, FUSED_ERROR)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_swapped_outputs_equal_stored_activations(family):
+    donor, target, batches = tiny_model(family), tiny_model(family, seed=1), random_batches()
+    pair, plain = (act.profile_pair(donor, target, batches, swap=swap) for swap in (True, False))
+    assert pair.swapped and pair.provenance.corpora[0].unswapped == {} and pair.provenance.settings.swap
+    torch.testing.assert_close(pair.moments.arena[:3], plain.moments.arena, rtol=1e-9, atol=1e-12)
+    stored = stored_activations(donor, batches), stored_activations(target, batches)
+    stored += (stored_activations(target, batches, donor),)
+    for site in pair.space:
+        d, t, s = (rows[site.name] for rows in stored)
+        found, size = pair.site(site.name), torch.stack([d, t, s]).abs().amax((0, 1))
+        error = 3 * FUSED_ERROR * size
+        for statistics, rows, allowed in (
+            (found.swap, s - t, error),
+            (found.product, (s - t) * (d - t), 4 * error * size),
+        ):
+            assert (statistics.count == len(rows)).all()
+            assert ((statistics.mean - rows.mean(0)).abs() <= allowed).all(), site.name
+            assert ((statistics.mean_abs - rows.abs().mean(0)).abs() <= allowed).all(), site.name
+            spread = rows.abs().amax(0)
+            assert ((statistics.var - rows.var(0, correction=0)).abs() <= 4 * allowed * (spread + allowed)).all()
+
+
+def test_a_donor_like_the_target_changes_nothing():
+    donor, target = tiny_model("qwen3"), tiny_model("qwen3")
+    before = state(target)
+    pair = act.profile_pair(donor, target, random_batches(), swap=True)
+    assert (pair.swap.count == pair.target.count).all() and pair.swap.max_abs.max() == 0
+    assert pair.product.max_abs.max() == 0
+    assert all(torch.equal(before[name], tensor) for name, tensor in state(target).items())
+    assert not any(module._forward_hooks for model in (donor, target) for module in model.modules())
+
+
+def test_only_a_module_without_hooks_of_others_is_swapped(caplog):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    seen = []
+    donor.model.layers[0].mlp.up_proj.register_forward_hook(lambda *_: seen.append(1))
+    target.model.layers[1].input_layernorm.register_forward_pre_hook(lambda *_: None)
+    act.profile_pair(donor, target, random_batches(), exclude=["head"])
+    usual = len(seen)
+    pair = act.profile_pair(donor, target, random_batches(), swap=True, exclude=["head"])
+    assert len(seen) == 2 * usual  # its hooks saw nothing of the target's
+    left_out = {"model.layers.0.mlp.up_proj", "model.layers.1.input_layernorm"}
+    assert {site.name for site in pair.space if not pair.site(site.name).swap.count.any()} == left_out | {"lm_head"}
+    unswapped = pair.provenance.corpora[0].unswapped
+    assert set(unswapped) == {"model.layers.*.mlp.up_proj", "model.layers.*.input_layernorm"}
+    assert "model.layers.0.mlp.up_proj and 1 more site are without a swapped output: it has hooks" in caplog.text
+    kept = act.profile_pair(donor, target, random_batches(seed=1), swap=True, exclude=["head"])
+    channels = act.rank(pair, "match", 1.0, keep=kept, exclude=["head"])
+    assert channels.rule.unmeasured == {"up": 48, "norm": 32}
+
+
+def test_outputs_are_swapped_between_two_models_only():
+    model = tiny_model("llama")
+    with pytest.raises(act.ActError, match="give a pair of models"):
+        Job({"model": model}, random_batches(), swap=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -124,6 +124,10 @@ def test_pairs_share_too_whatever_counts(count):
     shared, alone = both(act.profile_pair, *models, text=corpus(count=count))
     assert_the_same(shared, alone)
     assert shared.provenance.corpora[0].shared > 0
+    shared, alone = both(act.profile_pair, *models, text=corpus(count=count), swap=True)
+    for one, other in ((shared.swap, alone.swap), (shared.product, alone.product)):
+        assert torch.equal(one.count, other.count)
+        torch.testing.assert_close(one.mean, other.mean, rtol=1e-4, atol=1e-5)
 
 
 def test_several_abilities_share_within_each(tokenizer):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from experts_reference import Rows, expert_rows, implementations, run_by
@@ -37,11 +39,11 @@ def outputs_of(model, batch):
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)[0]
 
 
-def rows_of(model, batches):
-    """What each site computes for the counted tokens of all batches."""
+def rows_of(model, batches, by=None):
+    """What each site computes for the counted tokens of all batches, or the modules of another model on its inputs."""
     found: dict[str, list[Rows]] = {}
     for batch in batches:
-        for name, rows in expert_rows(model, batch["input_ids"], batch["attention_mask"]).items():
+        for name, rows in expert_rows(model, batch["input_ids"], batch["attention_mask"], by).items():
             found.setdefault(name, []).append(rows.of(batch["count_mask"]))
     return found
 
@@ -122,3 +124,34 @@ def test_a_pair_differs_over_the_tokens_that_met_the_same_expert(family):
             assert_agree(found.difference, both, where)
             if len(both):
                 assert (found.mean_abs_diff - both.abs().mean(0)).abs().max() <= 1e-5 * both.abs().max(), where
+
+
+def with_down_of(donor, target):
+    """The target with the last matrices of the donor's experts, so that these read what the target's own would."""
+    mixed = copy.deepcopy(target)
+    theirs = dict(donor.named_parameters())
+    for name, parameter in mixed.named_parameters():
+        if (".experts." in name and ("down" in name or name.endswith("w2"))) or name.endswith("output_linear.weight"):
+            parameter.data.copy_(theirs[name])
+    return mixed
+
+
+@pytest.mark.parametrize("family", each(expert_families(), (*PAIRS, "dbrx", "qwen3_moe")))
+def test_the_donors_experts_are_given_the_tokens_of_the_targets(family):
+    donor, target = tiny(family, 0), tiny(family, 1)
+    batches = [batch_of(2, 7), batch_of(4, 4)]
+    theirs, mine = rows_of(donor, batches), rows_of(target, batches)
+    first, last = (rows_of(target, batches, by) for by in (donor, with_down_of(donor, target)))
+    for implementation in implementations(donor):
+        run_by(implementation, donor, target)
+        pair = act.profile_pair(donor, target, batches, swap=True)
+        for name in mine:
+            swapped = last[name] if name.endswith(".down") else first[name]
+            swaps = [Rows(t.tokens, s.values - t.values) for t, s in zip(mine[name], swapped, strict=True)]
+            where = (implementation, name)
+            assert_agree(pair.site(name).swap, torch.cat([each.values for each in swaps]), where)
+            pairs = zip(theirs[name], mine[name], swaps, strict=True)
+            products = [d.both(t) * swap.where(d) for d, t, swap in pairs]
+            assert_agree(pair.site(name).product, torch.cat(products), where)
+        unswapped = pair.provenance.corpora[0].unswapped
+        assert all(reason.startswith("it only scales") for reason in unswapped.values()), unswapped
