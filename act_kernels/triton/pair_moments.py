@@ -114,11 +114,11 @@ def pair_moments(
     """``moments`` [3 or 5, 7, C] += statistics of ``donor``, ``target`` [T, C] and what is formed of them."""
     donor, target = contiguous_channels(donor), contiguous_channels(target)
     rows, channels = donor.shape
-    if swapped is None:
-        block, precision, matrices = BLOCK_C, donor.dtype, (donor, target, donor)
-    else:  # products are float32, whatever they are of
+    block, precision, matrices = BLOCK_C, donor.dtype, [donor, target, donor]
+    if swapped is not None:  # products are float32, whatever they are of
         swapped = contiguous_channels(swapped)
-        block, precision, matrices = SWAPPED_BLOCK_C, torch.float32, (donor, target, donor, swapped, swapped)
+        block, precision = SWAPPED_BLOCK_C, torch.float32
+        matrices += [swapped, swapped]
     channel_blocks = cdiv(channels, block)
     run, splits = plan_runs(rows, channel_blocks, precision)
     measured = tuple(zip(matrices, moments, strict=True))  # from the third on less target

@@ -77,7 +77,7 @@ def test_every_op_that_measures(order, dtype):
 
 @pytest.mark.parametrize("order", ["squares that vanish", "constant"] if INTERPRETED else ORDERS)
 @pytest.mark.parametrize("dtype", DTYPES[1:] if INTERPRETED else DTYPES, ids=str)
-def test_products_in_every_order(order, dtype):
+def test_products_of_a_pair_in_every_order(order, dtype):
     """Also products that are tiny, too large for float32, or all alike in rows of few bits."""
     donor = ORDERS[order](300).expand(300, CHANNELS).to(dtype)
     target, pair = torch.zeros_like(donor), empty_moments(CHANNELS, 5)
@@ -89,7 +89,7 @@ def test_products_in_every_order(order, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_what_is_too_large_for_float32_is_not_finite_in_its_block_alone(dtype):
+def test_what_is_too_large_for_float32_is_not_finite_in_its_block_of_a_pair_alone(dtype):
     donor, target = ORDERS["normal"](200).to(dtype), ORDERS["normal"](200).to(dtype)
     swapped = target.flip(0)
     donor[150, 1], target[150, 1] = 3e38, -3e38
