@@ -134,9 +134,9 @@ class Choosing:
             for place in (*self.corpus, *self.keep)
         )
         require_different(ability, kept)
-        models = [load_model(name, **loading) for name in (donor, target)]
-        console.order_experts(models[0], models[1], match_experts)
-        ranking, others, ability, kept = self._ranked(models, ability, kept, channels)
+        giving, taking = (load_model(name, **loading) for name in (donor, target))
+        console.order_experts(giving, taking, match_experts)
+        ranking, others, ability, kept = self._ranked(giving, taking, ability, kept, channels)
         total = 1 + len(set(self.top or TOPS)) * len(set(strengths or STRENGTHS))
         with console.counter("choosing") as progress:
             done: list[Setting] = []
@@ -146,7 +146,8 @@ class Choosing:
                 progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
 
             return choose(
-                *models,
+                giving,
+                taking,
                 ranking,
                 ability,
                 kept,
@@ -154,13 +155,13 @@ class Choosing:
                 tops=list(self.top) if self.top else None,
                 strengths=list(strengths) or STRENGTHS,
                 metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate
-                keep_profiles=others or None,
+                keep_profiles=[*others] or None,
                 report=report,
                 **self.ranking,
             )
 
     def _ranked(
-        self, models: list[nn.Module], ability: Corpus, kept: list[Corpus], channels: Sequence[Path]
+        self, donor: nn.Module, target: nn.Module, ability: Corpus, kept: list[Corpus], channels: Sequence[Path]
     ) -> tuple[AnyProfile | ChannelSet, list[AnyProfile], Corpus, list[Corpus]]:
         """What ranks the channels, the profiles to contrast with, and the records to choose on."""
         from act.profiles.profile import load
@@ -184,7 +185,7 @@ class Choosing:
                 max_length=self.max_length,
                 ignore_columns=self.ignore_columns,
             )
-            return measure(*models, counting)
+            return measure(donor, target, counting)
 
         contrast = score_named(self.score or "paired").looks_at_activations
         others = [measured(text) for text in kept] if contrast else []

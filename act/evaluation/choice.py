@@ -107,8 +107,8 @@ class Choice:
     chosen: Candidate
     candidates: tuple[Candidate, ...]
     least: float
-    records: dict[str, int]
-    metric: dict[str, str]
+    records: Mapping[str, int]
+    metric: Mapping[str, str]
 
     @property
     def strength(self) -> float:
@@ -134,8 +134,8 @@ class Choice:
             "least_kept": self.least,
             "frontier": [one.to_json() for one in self.frontier],
             "candidates": [one.to_json() for one in self.candidates],
-            "records": self.records,
-            "metric": self.metric,
+            "records": dict(self.records),
+            "metric": dict(self.metric),
         }
 
     def card(self) -> str:

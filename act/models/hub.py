@@ -63,10 +63,10 @@ def downloaded(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     try:
-        known = cached_only(name)
+        known: dict[str, Any] = cached_only(name)
         for weights in (_WEIGHTS, "*.bin"):  # the latter of models that were saved before there were safetensors
-            wanted = {"allow_patterns": [*_BESIDE, weights], "ignore_patterns": _OTHER_FORMS}
-            folder = Path(snapshot_download(name, **wanted, **known))
+            wanted = {"allow_patterns": [*_BESIDE, weights], "ignore_patterns": _OTHER_FORMS, **known}
+            folder = Path(snapshot_download(name, **wanted))
             if any(folder.glob(weights)):
                 break
     except Exception as error:  # the client passes on the errors of its HTTP library

@@ -324,11 +324,11 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
     donors = len({donor.model for donor in recipe.models})
     add("transfer", _models(made), memory=(1 + donors) * weights, disk=made * weights)
     if recipe.tune:
-        tokens, batch = _trained_tokens(run, recipe.tune)
+        trained, batch = _trained_tokens(run, recipe.tune)
         share = min(1.0, sum(parse_top(donor.parameters.top_p) for donor in recipe.models))
-        memory = _training_memory(run.empty[target], shape, recipe.tune, share, batch)
-        seconds = made * 3 * shape.flops(tokens, tokens, run.lengths.get(recipe.tune.corpus, 1.0)) / cluster.flops
-        add("tune", f"{_models(made)}, {recipe.tune.mode}", made * tokens, seconds, memory, made * weights)
+        training = _training_memory(run.empty[target], shape, recipe.tune, share, batch)
+        seconds = made * 3 * shape.flops(trained, trained, run.lengths.get(recipe.tune.corpus, 1.0)) / cluster.flops
+        add("tune", f"{_models(made)}, {recipe.tune.mode}", made * trained, seconds, training, made * weights)
     if recipe.evaluate and recipe.evaluate.corpora:
         variants = len(compared(recipe))
         texts = [known(corpus) for corpus in recipe.evaluate.corpora.values()]
