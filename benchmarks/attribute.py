@@ -37,10 +37,14 @@ def model_of(given: Any, seed: int) -> LlamaForCausalLM:
         vocab_size=given.vocabulary,
     )
     torch.manual_seed(seed)
-    before, _ = torch.get_default_dtype(), torch.set_default_dtype(DTYPES[given.dtype])
-    model = LlamaForCausalLM(config)
-    torch.set_default_dtype(before)
-    return model.eval()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(DTYPES[given.dtype])
+    try:
+        model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    model.eval()
+    return model
 
 
 def batch_of(given: Any) -> dict[str, torch.Tensor]:
