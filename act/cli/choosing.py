@@ -22,10 +22,13 @@ if TYPE_CHECKING:
     from act.evaluation.sweep import Setting
     from act.profiles.profile import Profile as AnyProfile
     from act.ranking.channel_set import ChannelSet
+    from act.ranking.scores import ScoreName
 
 Ability = Annotated[list[str] | None, typer.Option("--corpus", help="With --auto: records of the ability to recover.")]
 Keep = Annotated[list[str] | None, typer.Option(help="With --auto: records of abilities to keep (repeatable).")]
-Profile = Annotated[Path | None, typer.Option(help="With --auto: the pair profile by which channels are ranked.")]
+Profile = Annotated[
+    Path | None, typer.Option(help="With --auto: the pair profile, or what attribute made, that ranks the channels.")
+]
 KeepProfile = Annotated[
     list[Path] | None,
     typer.Option(help="With --auto and --profile: pair profile of an ability to keep (repeatable)."),
@@ -165,9 +168,8 @@ class Choosing:
     ) -> tuple[AnyProfile | ChannelSet, list[AnyProfile], Corpus, list[Corpus]]:
         """What ranks the channels, the profiles to contrast with, and the records to choose on."""
         from act.profiles.profile import load
-        from act.profiling.attribution import attribute
-        from act.profiling.measure import profile_pair
         from act.ranking.channel_set import ChannelSet
+        from act.ranking.measured import measured_for
         from act.ranking.scores import score_named
 
         if channels:
@@ -175,7 +177,7 @@ class Choosing:
         if self.profile:
             return load(self.profile), [load(path) for path in self.keep_profile], ability, kept
 
-        measure = attribute if self.score == "attribution" else profile_pair
+        score = score_named(self.score or "paired")
 
         def measured(text: Corpus) -> AnyProfile:
             counting = type(text)(
@@ -185,10 +187,9 @@ class Choosing:
                 max_length=self.max_length,
                 ignore_columns=self.ignore_columns,
             )
-            return measure(donor, target, counting)
+            return measured_for(cast("ScoreName", score.name), donor, target, counting)
 
-        contrast = score_named(self.score or "paired").looks_at_activations
-        others = [measured(text) for text in kept] if contrast else []
+        others = [measured(text) for text in kept] if score.looks_at_activations else []
         return measured(ability), others, ability.part([1], 2), [text.part([1], 2) for text in kept]
 
 

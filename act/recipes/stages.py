@@ -26,9 +26,8 @@ from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.harness import TaskFigure, run_tasks
 from act.models.loading import load_model
 from act.profiles.profile import Profile, load
-from act.profiling.attribution import attribute
-from act.profiling.measure import profile_pair
 from act.ranking.channel_set import ChannelSet
+from act.ranking.measured import measured_for
 from act.ranking.rank import rank
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.cache import Cache
@@ -94,17 +93,11 @@ class Stages:
         """What channels are ranked by, on a corpus: a profile of donor and target as a pair, or by attribution."""
         path, target = self._cache.profile(donor, corpus), self._recipe.base_model
         if not self._kept.has(path):
-            measure = attribute if self._recipe.score == "attribution" else profile_pair
-            self._say(
-                f"{'attributing' if measure is attribute else 'profiling'} {donor.model} and {target} on {corpus}"
-            )
+            doing = "attributing" if self._recipe.score == "attribution" else "profiling"
+            self._say(f"{doing} {donor.model} and {target} on {corpus}")
             text = self._corpus(corpus, self._recipe.count)
-            budget = self._recipe.token_budget
             models = self._shared(donor.model), self._shared(target)
-            if measure is attribute:
-                attribute(*models, text, token_budget=budget).save(path)
-            else:
-                profile_pair(*models, text, token_budget=budget, swap=self._recipe.swaps).save(path)
+            measured_for(self._recipe.score, *models, text, token_budget=self._recipe.token_budget).save(path)
             self._kept.add(path)
         return load(path)
 
