@@ -129,7 +129,7 @@ def main() -> None:
         "--dtype", choices=DTYPES, default="bfloat16", help="float32 is faster where a CPU emulates bfloat16"
     )
     parser.add_argument("--corpus", choices=("gsm8k", "synthetic"), nargs="*", default=["gsm8k", "synthetic"])
-    parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="TOKENS", help="peaks for these corpora")
+    parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="TOKENS", help="peaks for corpora of this size")
     given = parser.parse_args()
     dtype, results = DTYPES[given.dtype], []
     for name in given.corpus:
@@ -140,7 +140,8 @@ def main() -> None:
             results.append(measure(name, given.rows, given.batch, given.rounds, given.budget, threads, dtype))
             print(json.dumps(results[-1]), flush=True)
     # The first corpus with the most threads goes to the top.
-    first = max((each for each in results if each["corpus"] == results[0]["corpus"]), key=lambda each: each["threads"])
+    of_first = [each for each in results if each["corpus"] == results[0]["corpus"]]
+    first = max(of_first, key=lambda each: each["threads"], default={})
     rest: dict[str, Any] = {"feeding": feeding(2000)}
     if given.memory:
         rest["peak_megabytes"] = {f"{size:.0e}": round(peak_of("run", size), 1) for size in given.memory}
