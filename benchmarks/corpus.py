@@ -129,7 +129,7 @@ def main() -> None:
         "--dtype", choices=DTYPES, default="bfloat16", help="float32 is faster where a CPU emulates bfloat16"
     )
     parser.add_argument("--corpus", choices=("gsm8k", "synthetic"), nargs="*", default=["gsm8k", "synthetic"])
-    parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="TOKENS", help="peaks for corpora of this size")
+    parser.add_argument("--memory", type=int, nargs="*", default=[], metavar="TOKENS", help="peaks of such corpora")
     given = parser.parse_args()
     dtype, results = DTYPES[given.dtype], []
     for name in given.corpus:

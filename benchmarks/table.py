@@ -85,13 +85,13 @@ def registers(result: Result) -> None:
 
 def corpus(result: Result) -> None:
     """Ratios of each batch in one cell; a dash where nnsight was not installed."""
-    for row in result["rows"]:
+    for row in result["corpora"]:
         ratios = row["ratio_over_hook_script_by_batch"]
         row["by_batch"] = ", ".join(f"{batch}: **{ratios[batch]:.2f}**" for batch in sorted(ratios, key=int))
         row["over_nnsight"] = f"{row['ratio_over_nnsight']:.2f}" if row["ratio_over_nnsight"] else "-"
         row.update({"nnsight": "-", **row["tokens_per_second"]})
     peaks = ", ".join(f"{peak:,.0f} at {tokens} tokens" for tokens, peak in result.get("peak_megabytes", {}).items())
-    result["peaks"] = f" Peak MB of a run: {peaks}." if peaks else ""
+    result["peaks"] = f"Peak MB of a run: {peaks}." if peaks else ""
 
 
 def distributed(result: Result) -> None:
