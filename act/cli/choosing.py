@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -191,19 +190,6 @@ class Choosing:
 
         others = [measured(text) for text in kept] if score.looks_at_activations else []
         return measured(ability), others, ability.part([1], 2), [text.part([1], 2) for text in kept]
-
-
-def plain(choice: Choice) -> dict[str, Any]:
-    """The choice as JSON, where an unknown error is null."""
-    return cast("dict[str, Any]", _finite(choice.to_json()))
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def print_choice(choice: Choice) -> None:

@@ -180,7 +180,7 @@ def command(
     for note in notes:
         console.warn(note)
     if as_json:
-        chosen = {"auto": choosing.plain(choice)} if choice else {}
+        chosen = {"auto": choice.to_json()} if choice else {}
         return console.print_json({**summary, **chosen, "notes": notes})
     summary |= {"strength_of": ", ".join(f"{name}={value}" for name, value in patterns.items())} if patterns else {}
     rows = [[name, f"{value:,}" if isinstance(value, int | float) else value] for name, value in summary.items()]

@@ -24,16 +24,15 @@ from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.exercises import Metric
 from act.evaluation.frontier import frontier
 from act.evaluation.held_out import held_out
-from act.evaluation.significance import ratio_and_error, with_error
-from act.evaluation.sweep import STRENGTHS, TOPS, Setting, swept
+from act.evaluation.significance import finite, ratio_and_error, with_error
+from act.evaluation.sweep import STRENGTHS, TOPS, Setting, ranked_by, swept
 from act.models.loading import require_model
 from act.ranking.activations import Ability
 from act.ranking.attributed import Cost
 from act.ranking.channel_set import ChannelSet
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
-from act.ranking.rank import rank
-from act.ranking.scores import SCORES, ScoreName
+from act.ranking.scores import ScoreName
 from act.ranking.selection import Scope
 
 KEPT = 0.95
@@ -73,15 +72,15 @@ class Candidate:
         return f"top {100 * self.top:g} % at strength {self.strength:g} {figures}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, one row of a table."""
+        """Plain data, one row of a table; None for what is not known."""
         return {
             "top": self.top,
             "strength": self.strength,
             "channels": self.channels,
-            "recovered": self.recovered.value,
-            "recovered_se": self.recovered.error,
-            "kept": self.least_kept.value,
-            "kept_se": self.least_kept.error,
+            "recovered": finite(self.recovered.value),
+            "recovered_se": finite(self.recovered.error),
+            "kept": finite(self.least_kept.value),
+            "kept_se": finite(self.least_kept.error),
         }
 
 
@@ -219,28 +218,24 @@ def choose(
     require_different(corpus, kept)
     listed = keep_profiles if isinstance(keep_profiles, list) else [] if keep_profiles is None else [keep_profiles]
     texts = [held_out(text, [ranking, *listed]) for text in (corpus, *kept)]
-    include, exclude = names_in(include), names_in(exclude)
-    by_weights = isinstance(score, str) and score in SCORES and SCORES[score].needs_models
-
-    def ranked(top: float) -> ChannelSet:
-        if isinstance(ranking, ChannelSet):
-            return ranking.best(top)
-        return rank(
+    ranked = (
+        ranking.best
+        if isinstance(ranking, ChannelSet)
+        else ranked_by(
+            donor,
+            target,
             ranking,
             score,
-            top,
             keep=keep_profiles,
             normalize=normalize,
             scope=scope,
             granularity=granularity,
-            include=include,
-            exclude=exclude,
+            include=names_in(include),
+            exclude=names_in(exclude),
             seed=seed,
             cost=cost,
-            donor=donor if by_weights else None,
-            target=target if by_weights else None,
         )
-
+    )
     found: list[list[Evaluation]] = []
 
     def judge(model: nn.Module) -> dict[str, float]:

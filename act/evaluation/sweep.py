@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -137,27 +138,30 @@ def sweep(
     require_model("the target", target)
     if not callable(evaluate):
         raise ActError(f"evaluate is {evaluate!r}; expected a function that takes a model and returns figures by name")
-    include, exclude = names_in(include), names_in(exclude)
-    by_weights = isinstance(score, str) and score in SCORES and SCORES[score].needs_models
-
-    def ranked(top: float) -> ChannelSet:
-        return rank(
-            profile,
-            score,
-            top,
-            keep=keep,
-            normalize=normalize,
-            scope=scope,
-            granularity=granularity,
-            include=include,
-            exclude=exclude,
-            seed=seed,
-            cost=cost,
-            donor=donor if by_weights else None,
-            target=target if by_weights else None,
-        )
-
+    ranked = ranked_by(
+        donor,
+        target,
+        profile,
+        score,
+        keep=keep,
+        normalize=normalize,
+        scope=scope,
+        granularity=granularity,
+        include=names_in(include),
+        exclude=names_in(exclude),
+        seed=seed,
+        cost=cost,
+    )
     return swept(donor, target, ranked, evaluate, tops, strengths, report)
+
+
+def ranked_by(
+    donor: nn.Module, target: nn.Module, profile: Ability, score: ScoreName | torch.Tensor, **options: Any
+) -> Callable[[float], ChannelSet]:
+    """The channels of a share by :func:`act.rank` with ``options``; a score that needs the models gets them."""
+    if isinstance(score, str) and score in SCORES and SCORES[score].needs_models:
+        options |= {"donor": donor, "target": target}
+    return lambda top: rank(profile, score, top, **options)
 
 
 def swept(
