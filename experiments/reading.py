@@ -197,8 +197,6 @@ class ProseLab(Lab):
             "weight-diff": apart,
             "random": random_scores(space, self.seed),
             "rows shuffled: attribution / cost": self.shuffled(ours),
-            "rows shuffled: match": self.shuffled(by_match),
-            "rows shuffled: paired": self.shuffled(lost),
             "rows shuffled: weight-diff": self.shuffled(apart),
             "wrong ability: attribution / cost": fall_per_cost(wrong_fall, cost),
             "wrong ability: match": per_root_cost(wrong_match, keep, space),
