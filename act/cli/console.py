@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,11 @@ def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for row in rows:
         table.add_row(*(str(value) for value in row))
     Console().print(table)
+
+
+def command_line() -> str:
+    """The command as the user typed it."""
+    return shlex.join(["act-profile", *sys.argv[1:]])
 
 
 def warn(message: str) -> None:

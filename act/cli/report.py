@@ -14,6 +14,8 @@ from act.core.errors import ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 
+PAGE = "index.html"
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -23,8 +25,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    profiles: Annotated[list[Path], typer.Argument(help="Pair profiles of one or several abilities.")],
-    output: Annotated[Path, typer.Option(help="Folder for tables, pictures and report.json.")] = Path("report"),
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Pair profiles of one or several abilities, channel sets, patches, the JSON of sweeps and of "
+            "evaluations, outputs of recipes."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for index.html, tables and report.json.")] = Path("report"),
     ability: Annotated[
         list[str] | None,
         typer.Option(help="The ability of each profile, in order; several profiles of one ability show its stability."),
@@ -32,6 +40,12 @@ def command(
     score: Annotated[str, typer.Option(help="An activation score, as in act-profile rank.")] = "paired",
     normalize: Annotated[str, typer.Option(help="As in act-profile rank.")] = "none",
     top: Annotated[str, typer.Option(help="Size of the set of an ability, as a share of the channels.")] = "5%",
+    keep: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Profile of an ability to retain: as in act-profile rank, the contrast is shown (repeatable)."
+        ),
+    ] = None,
     include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     min_expert_tokens: options.MinExpertTokens = MIN_EXPERT_TOKENS,
@@ -46,6 +60,8 @@ def command(
         list[str] | None,
         typer.Option(help="Texts on which the loss of the donor shows what each set is necessary for (repeatable)."),
     ] = None,
+    title: Annotated[str | None, typer.Option(help="The heading of the page.")] = None,
+    static: Annotated[bool, typer.Option("--static", help="Also write every picture as SVG and PDF.")] = False,
     ignore_columns: options.IgnoreColumns = None,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
@@ -54,7 +70,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Concentration, overlap against chance, stability, sufficiency and necessity of abilities' channels."""
+    """One page (index.html), a verdict first: where abilities live, what was moved, what came back, with controls."""
     from act.data.corpus import Corpus
     from act.models.loading import load_model, load_tokenizer
     from act.profiles.profile import load
@@ -62,11 +78,14 @@ def command(
     from act.ranking.rank import rank
     from act.ranking.selection import parse_top
     from act.report.build import build, measure
+    from act.report.page import Page
+    from act.report.sources import read
     from act.report.write import write
 
     inputs: list[str | Path] = [
-        *profiles,
+        *files,
         *(channels or []),
+        *(keep or []),
         *(corpus or []),
         *(name for name in (donor, target) if name),
     ]
@@ -78,39 +97,75 @@ def command(
         raise ActError("--corpus measures the donor's loss with channels ablated; give --donor")
     if donor and not (target or corpus):
         raise ActError("--donor has no effect by itself; give --corpus or --target too, or leave it out")
+    console.quiet_transformers()
+    given = read(files)
+    profiles = [path for path, _ in given.profiles]
+    if not profiles:
+        _require_unused(ability=ability, keep=keep, donor=donor, corpus=corpus)
+    if len(given.results) > 1:
+        raise ActError(f"{given.results[1][0]} holds a second set of results; give one evaluation or recipe")
     if ability is None:
         _require_different_names(profiles)
     taken = ability or [path.stem for path in profiles]
-    set_names = _names("--channels", [str(path) for path in channels or ()], [*taken, "random", "weight-diff"])
+    given.sets += [(path, ChannelSet.load(path)) for path in channels or ()]
+    set_names = _names("--channels", [str(path) for path, _ in given.sets], [*taken, "random", "weight-diff"])
     text_names = _names("--corpus", corpus or [])
-    console.quiet_transformers()
-    ranking: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
-    measured = measure(
-        [load(path) for path in profiles],  # type: ignore[misc]  # checked by measure
-        taken,
-        score=score,  # type: ignore[arg-type]
-        normalize=normalize,  # type: ignore[arg-type]
-        top=share,
-        min_expert_tokens=min_expert_tokens,
-        **ranking,
+    sets = {name: one for name, (_, one) in zip(set_names, given.sets, strict=True)}
+    report = None
+    if profiles:
+        ranking: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
+        measured = measure(
+            [profile for _, profile in given.profiles],  # type: ignore[misc]  # checked by measure
+            taken,
+            score=score,  # type: ignore[arg-type]
+            normalize=normalize,  # type: ignore[arg-type]
+            top=share,
+            keep=[load(path) for path in keep or ()],  # type: ignore[misc]
+            min_expert_tokens=min_expert_tokens,
+            **ranking,
+        )
+        compared, model, losses = dict(sets), None, {}
+        if donor:
+            model = load_model(donor, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        if target:
+            other = load_model(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            compared["weight-diff"] = rank(
+                measured[0].profile, "weight-diff", share, donor=model, target=other, **ranking
+            )
+        if corpus:
+            tokenizer = load_tokenizer(str(donor), trust_remote_code=trust_remote_code)
+            for name, path in zip(text_names, corpus, strict=True):
+                ignored = options.names(ignore_columns)
+                losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored))
+        report = build(measured, top=share, sets=compared, model=model if losses else None, losses=losses)
+    patches = zip(_names("patches", [str(path) for path, _ in given.patches]), given.patches, strict=True)
+    sweeps = zip(_names("sweeps", [str(path) for path, _ in given.sweeps]), given.sweeps, strict=True)
+    page = Page(
+        title or " and ".join(taken[:3] if len(taken) < 4 else [f"{len(taken)} abilities"]) or files[0].stem,
+        console.command_line(),
+        report=report,
+        moved=sets,
+        patches={name: patch for name, (_, patch) in patches},
+        results=given.results[0][1] if given.results else None,
+        settings={name: rows for name, (_, rows) in sweeps},
+        keep=given.keep,
     )
-    sets = {name: ChannelSet.load(path) for name, path in zip(set_names, channels or (), strict=True)}
-    model, losses = None, {}
-    if donor and (target or corpus):
-        model = load_model(donor, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    if target:
-        other = load_model(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        sets["weight-diff"] = rank(measured[0].profile, "weight-diff", share, donor=model, target=other, **ranking)
-    if corpus:
-        tokenizer = load_tokenizer(str(donor), trust_remote_code=trust_remote_code)
-        for name, path in zip(text_names, corpus, strict=True):
-            ignored = options.names(ignore_columns)
-            losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored))
-    report = build(measured, top=share, sets=sets, model=model if losses else None, losses=losses)
-    files = write(report, output, force=force)
+    written = write(report, output, page=page, static=static, force=force)
     if as_json:
-        return console.print_json({"output": str(output), "files": files, **report.data})
-    _print(report, output)
+        verdict = page.verdict.headline if page.verdict else None
+        data = report.data if report else {}
+        return console.print_json({"output": str(output), "files": written, "verdict": verdict, **data})
+    if report:
+        _print(report, output)
+    if page.verdict:
+        print(page.verdict.headline)
+    print(output / PAGE)
+
+
+def _require_unused(**given: object) -> None:
+    for name, value in given.items():
+        if value:
+            raise ActError(f"--{name} has no effect without a profile; give one, or leave it out")
 
 
 def _require_different_names(profiles: list[Path]) -> None:

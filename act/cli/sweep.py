@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from act.evaluation.exercises import Metric
-    from act.evaluation.sweep import Setting
+    from act.evaluation.sweep import Setting, Sweep
 
 
 def command(
@@ -43,7 +44,14 @@ def command(
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
     cost: Annotated[str, typer.Option(help="As in act-profile rank.")] = "auto",
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
-    output: Annotated[Path | None, typer.Option(help="Also write rows and frontier to this JSON file.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Also write rows and frontier to this JSON file, and a page beside it (see --report)."),
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--report", help="Folder for the page (index.html). Default: that of --output, with -report."),
+    ] = None,
     ignore_columns: options.IgnoreColumns = None,
     max_length: options.MaxLength = None,
     device: options.Device = "auto",
@@ -63,8 +71,13 @@ def command(
     places = [*corpus, *(keep or [])]
     if len(set(places)) < len(places):
         raise ActError("the same records were given twice in --corpus and --keep; give each once")
+    inputs = [profile, donor, target, *places, *(keep_profile or [])]
     if output:
-        reserve_output(output, force, [profile, donor, target, *places, *(keep_profile or [])])
+        reserve_output(output, force, inputs)
+        page = page or output.with_name(f"{output.stem}-report")
+        inputs.append(output)
+    if page:
+        reserve_output(page, force, inputs)
     console.quiet_transformers()
     tokenizer = load_tokenizer(target, trust_remote_code=trust_remote_code)
     ignored = options.names(ignore_columns)
@@ -108,16 +121,44 @@ def command(
             cost=cost,  # type: ignore[arg-type]
         )
     best = found.frontier
-    result = {"rows": [row.to_json() for row in found.rows], "frontier": [row.to_json() for row in best]}
+    result = {
+        "rows": [row.to_json() for row in found.rows],
+        "frontier": [row.to_json() for row in best],
+        "keep": keep or [],
+    }
     if output:
         with written_whole(output, force=force) as path:
             path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
+    names = _names(places)
+    if page:
+        _write_page(found, names, keep or [], page, force)
     if as_json:
         return console.print_json(result)
-    names = [Path(place).name for place in places]
     table = [
         ["*" if row in best else "", f"{100 * row.top:g}%", f"{row.strength:g}", f"{row.channels:,}"]
         + [f"{value:.3f}" for value in row.figures.values()]
         for row in found.rows
     ]
-    console.print_table("Sweep; *: no other setting is better", ["", "top", "strength", "channels", *names], table)
+    columns = ["", "top", "strength", "channels", *names.values()]
+    console.print_table("Sweep; *: no other setting is better", columns, table)
+    if page:
+        print(page / "index.html")
+
+
+def _names(places: Sequence[str]) -> dict[str, str]:
+    """The name of each corpus; its whole place where two would have one name."""
+    names = {place: Path(place).name for place in places}
+    return names if len({*names.values()}) == len(places) else {place: place for place in places}
+
+
+def _write_page(found: Sweep, names: Mapping[str, str], keep: Sequence[str], folder: Path, force: bool) -> None:
+    from act.evaluation.sweep import Setting
+    from act.report.page import Page
+    from act.report.write import write
+
+    rows = [
+        Setting(row.top, row.strength, row.channels, {names[place]: value for place, value in row.figures.items()})
+        for row in found.rows
+    ]
+    page = Page("Sweep", console.command_line(), settings={"act": rows}, keep=[names[place] for place in keep])
+    write(None, folder, page=page, force=force)

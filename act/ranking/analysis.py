@@ -187,6 +187,41 @@ def concentration(score: torch.Tensor, points: int = 200) -> Concentration:
     return Concentration(gini, tenth, thresholds.tolist(), above.tolist())
 
 
+@dataclass(frozen=True)
+class Curve:
+    """The channels from the highest score down, at shares spaced evenly in the logarithm; each point is exact.
+
+    Attributes:
+        shares: share of the channels that have a score.
+        scores: the lowest score among as many of the best channels.
+        held: the share of the sum of positive scores that these hold.
+    """
+
+    shares: list[float]
+    scores: list[float]
+    held: list[float]
+
+
+def curve(score: torch.Tensor, points: int = 120) -> Curve:
+    """The curve of the finite scores, none below 0, from one channel to all of them.
+
+    Raises:
+        ActError: no score is above 0.
+
+    >>> from act.ranking.analysis import curve
+    >>> curve(torch.tensor([6.0, 2.0, 1.0, 1.0]).double()).held
+    [0.6, 0.8, 0.9, 1.0]
+    """
+    values = score[score.isfinite()].clamp(min=0).sort(descending=True).values
+    if not len(values) or values[0] == 0:
+        raise ActError("no channel has a score above 0")
+    places = np.unique(np.geomspace(1, len(values), points).round().astype(np.int64)) - 1
+    taken = torch.from_numpy(places)
+    sums = values.cumsum(0)
+    shares = (places + 1) / len(values)
+    return Curve(shares.tolist(), values[taken].tolist(), (sums[taken] / sums[-1]).tolist())
+
+
 def shares_by(score: torch.Tensor, space: ChannelSpace, key: Callable[[Site], str]) -> dict[str, dict[str, float]]:
     """For every group of sites: share of the channels that have a score, and of the sum of positive scores."""
     channels, mass = dict[str, float](), dict[str, float]()

@@ -88,6 +88,7 @@ def measure(
     score: ScoreName = "paired",
     normalize: Normalize = "none",
     top: float = 0.05,
+    keep: Sequence[PairProfile | AttributionProfile] = (),
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     min_expert_tokens: int = MIN_EXPERT_TOKENS,
@@ -98,7 +99,8 @@ def measure(
         profiles: pair profiles of one architecture; or attribution profiles, of whose score what is above 0 counts.
         abilities: the ability of each profile; two profiles of one ability show its stability. By default, the name of
             each profile's first corpus.
-        score, normalize, include, exclude, min_expert_tokens: as in :func:`act.rank`.
+        score, normalize, keep, include, exclude, min_expert_tokens: as in :func:`act.rank`. Of a contrast with what is
+            to be kept, what is above 0 counts.
         top: share of the channels that makes an ability's set.
 
     Raises:
@@ -129,13 +131,14 @@ def measure(
             profile,
             score,
             1.0,
+            keep=keep or None,
             normalize=normalize,
             include=include,
             exclude=exclude,
             min_expert_tokens=min_expert_tokens,
         )
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
-        by_sign = isinstance(profile, AttributionProfile)  # below 0, moving the channel would do harm
+        by_sign = isinstance(profile, AttributionProfile) or keep  # below 0, moving the channel would do harm
         values[ranked.index] = ranked.scores.clamp_min(0) if by_sign else ranked.scores
         best = top_channels(values, top)
         chosen = ChannelSet(profile.space, best, values[best], replace(ranked.rule, top=top))

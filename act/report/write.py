@@ -1,4 +1,4 @@
-"""A report as a folder: one JSON file, its tables as CSV, and pictures."""
+"""A report as a folder: its page, one JSON file, its tables as CSV, and pictures."""
 
 from __future__ import annotations
 
@@ -10,33 +10,51 @@ from pathlib import Path
 from act.core.files import written_whole
 from act.report.build import Report
 from act.report.data import ReportData
+from act.report.page import PAGE, Page, put_page
 from act.report.pictures import draw_curves, draw_map, draw_overlaps, share_by_layer
+from act.report.static import draw
 
 
-def write(report: Report, folder: Path, *, force: bool = False) -> list[str]:
+def write(
+    report: Report | None, folder: Path, *, page: Page | None = None, static: bool = False, force: bool = False
+) -> list[str]:
     """Write a report as a new folder, whole or not at all, and return the names of its files.
+
+    Args:
+        report: the figures of profiles; without any, ``page`` shows the rest.
+        folder: where to.
+        page: what else the page shows; by default the figures alone.
+        static: also write the pictures of the page as SVG and PDF.
+        force: replace the folder, if it is a report's.
 
     Raises:
         ActError: ``folder`` exists and ``force`` is False.
     """
-    data = report.data
+    page = page or Page("Where abilities live", report=report)
     with written_whole(folder, force=force, directory=True) as temporary:
-        (temporary / "report.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        for name, rows in _tables(report).items():
-            if rows:
-                with (temporary / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-                    table = csv.DictWriter(file, list(rows[0]))
-                    table.writeheader()
-                    table.writerows(rows)
-        draw_curves(report.curves, data["sufficiency"], temporary / "concentration.png", _score_name(data))
-        for number, one in enumerate(report.measured, start=1):
-            title = f"{one.name}: where the top {100 * data['top']:g} % of all channels lie"
-            draw_map(*share_by_layer(one.top), temporary / f"map-{number}.png", title)
-        if len(report.matrix[0]) > 1:
-            draw_overlaps(
-                *report.matrix, temporary / "overlap.png", f"Overlap of the top {100 * data['top']:g} % of channels"
-            )
+        put_page(page, temporary / PAGE)
+        if static:
+            draw(page.charts, temporary)
+        if report:
+            _write_figures(report, temporary)
         return sorted(path.name for path in temporary.iterdir())
+
+
+def _write_figures(report: Report, folder: Path) -> None:
+    data = report.data
+    (folder / "report.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for name, rows in _tables(report).items():
+        if rows:
+            with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+                table = csv.DictWriter(file, list(rows[0]))
+                table.writeheader()
+                table.writerows(rows)
+    draw_curves(report.curves, data["sufficiency"], folder / "concentration.png", _score_name(data))
+    for number, one in enumerate(report.measured, start=1):
+        title = f"{one.name}: where the top {100 * data['top']:g} % of all channels lie"
+        draw_map(*share_by_layer(one.top), folder / f"map-{number}.png", title)
+    if len(report.matrix[0]) > 1:
+        draw_overlaps(*report.matrix, folder / "overlap.png", f"Overlap of the top {100 * data['top']:g} % of channels")
 
 
 def _score_name(data: ReportData) -> str:

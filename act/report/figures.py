@@ -1,0 +1,446 @@
+"""The pictures of a report: which there are, of which figures, and what each of them says in words."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from act.evaluation.frontier import frontier
+from act.evaluation.sweep import Setting
+from act.profiles.experts import ExpertTokens
+from act.profiles.statistics import PairStatistics
+from act.ranking.analysis import curve, overlap
+from act.ranking.channel_set import ChannelSet
+from act.report import charts
+from act.report.build import Measured, Report
+from act.report.charts import Chart, amount, names, tips
+from act.report.data import NecessityRow, OverlapRow
+from act.report.grid import Grid
+from act.report.results import Results
+
+EXPERT_CELLS = 60_000
+"""The most cells of experts that a page holds, over all abilities."""
+FRONTIER = "on the frontier"
+PAIRS = 24
+"""The most overlaps that are shown one by one."""
+
+
+def of_results(results: Results) -> Iterator[Chart]:
+    """Each text with every model: the figure, its error, and the level of chance."""
+    roles = ("target", "method", "donor", "control", "other")
+    for text in results.texts:
+        found = [figure for model in results.models if (figure := results.of(model, text))]
+        for share in (True, False):
+            some = [one for one in found if one.share == share]
+            if not some:
+                continue
+            scale = 100.0 if share else 1.0
+            error = [one.error or 0.0 for one in some]
+            columns: dict[str, list[Any]] = {
+                "model": [one.model for one in some],
+                "role": [results.roles.get(one.model, "other") for one in some],
+                "value": [rounded(scale * one.value) for one in some],
+                "error": [None if one.error is None else rounded(scale * one.error) for one in some],
+                "low": [rounded(scale * (one.value - e)) for one, e in zip(some, error, strict=True)],
+                "high": [rounded(scale * (one.value + e)) for one, e in zip(some, error, strict=True)],
+                "records": [one.records for one in some],
+            }
+            chance = results.chance.get(text)
+            if chance is not None and share:
+                columns["chance"] = [100.0 * chance] * len(some)
+            best = max(some, key=lambda one: one.value)
+            kept = "to keep" if text in results.keep else "the ability"
+            unit = "right answers, %" if share else "log-likelihood per token, nats"
+            yield Chart(
+                f"results-{slug(text)}",
+                f"{text} ({kept})",
+                f"{unit.partition(',')[0].capitalize()} on {text}: "
+                + "; ".join(f"{one.model} {one}" for one in some[:12]) + f". Highest: {best.model}.",
+                columns,
+                charts.intervals(
+                    "value", unit, columns["model"],
+                    tips(model="model", role="role", value=unit, error="standard error", records="records"),
+                    y="model", kind="role", kinds=[one for one in roles if one in columns["role"]],
+                    guide="chance" if "chance" in columns else None, zero=share,
+                ),
+                {"model": "model", "role": "role", "value": unit, "error": "± standard error", "records": "records"},
+                "Bars are one standard error to either side"
+                + ("; the dashed line is what guessing gives." if "chance" in columns else "."),
+            )  # fmt: skip
+
+
+def of_settings(settings: Mapping[str, Sequence[Setting]], keep: Sequence[str]) -> Iterator[Chart]:
+    """What was tried, share by share and strength by strength: what came back, and against what is left."""
+    figures = list(next(iter(settings.values()))[0].figures)
+    abilities = [name for name in figures if name not in keep] or figures[:1]
+    for ability in abilities:
+        for kept in figures:
+            if kept in keep and kept != ability:
+                yield _frontier(settings, ability, kept)
+        yield from _sufficiency(settings, ability)
+
+
+def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str) -> Chart:
+    rows = [(method, one) for method, tried in settings.items() for one in tried]
+    points = [(one.figures[ability], one.figures[kept]) for _, one in rows]
+    best = set(frontier(points))
+    label = [f"{100 * one.top:g} % × {one.strength:g}" if n in best else "" for n, (_, one) in enumerate(rows)]
+    columns: dict[str, list[Any]] = {
+        **_settings(rows),
+        "gained": [rounded(x) for x, _ in points],
+        "left": [rounded(y) for _, y in points],
+        "best": [FRONTIER if n in best else "beaten" for n in range(len(rows))],
+        "label": label,
+    }
+    heads = {"method": "method", "share": "share of the channels, %", "strength": "strength", "channels": "channels",
+             "gained": ability, "left": kept, "best": "frontier"}  # fmt: skip
+    unbeaten = f"datum.best === '{FRONTIER}'"
+    told = {**names("method", list(settings)), **({"legend": None} if len(settings) < 2 else {})}
+    where = {
+        "x": amount("left", f"{kept} (to keep)", scale={"zero": False}),
+        "y": amount("gained", f"{ability} (the ability)", scale={"zero": False}),
+    }
+    line = {
+        "transform": [{"filter": unbeaten}],
+        "mark": {"type": "line", "strokeDash": [3, 3], "tooltip": None, "opacity": 0.6},
+        "encoding": {"order": {"field": "left", "type": "quantitative"}},
+    }
+    size = {"condition": {"test": unbeaten, "value": 130}, "value": 50}
+    dots = {
+        "mark": {"type": "point", "opacity": 1},
+        "encoding": {"color": told, "shape": told, "size": size, "tooltip": tips(**heads)},
+    }
+    words = {"mark": {"type": "text", "dy": -11, "tooltip": None}, "encoding": {"text": {"field": "label"}}}
+    return Chart(
+        f"frontier-{slug(ability)}-{slug(kept)}",
+        f"What comes back of {ability} against what is left of {kept}",
+        f"Each setting by its figure on {ability} and on {kept}. Beaten by no other: "
+        + ", ".join(one for one in label if one)[:300] + ".",
+        columns,
+        {"width": "container", "height": 340, "encoding": where, "layer": [line, dots, words]},
+        heads,
+        "Up and to the right is better. Large points are beaten by no other; their labels say share × strength.",
+    )  # fmt: skip
+
+
+def _sufficiency(settings: Mapping[str, Sequence[Setting]], ability: str) -> Iterator[Chart]:
+    moved = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0]
+    if not moved:
+        return
+    several = len(settings) > 1
+    columns = {**_settings(moved), "gained": [rounded(one.figures[ability]) for _, one in moved]}
+    columns["step"] = [f"{f'{method}, ' if several else ''}strength {one.strength:g}" for method, one in moved]
+    _, best = max(moved, key=lambda row: row[1].figures[ability])
+    heads = {"step": "of", "share": "share of the channels, %", "channels": "channels", "gained": ability}
+    yield Chart(
+        f"sufficiency-{slug(ability)}",
+        f"How much of {ability} a share of the channels brings back",
+        f"{ability} by the share of the channels that was moved; most, {best.figures[ability]:.3g}, with "
+        f"{100 * best.top:g} % at strength {best.strength:g}.",
+        columns,
+        charts.curves(
+            charts.logarithmic("channels moved, %", "share"),
+            amount("gained", ability, scale={"zero": False}),
+            list(dict.fromkeys(columns["step"])), tips(**heads), field="step", points=True,
+        ),
+        heads,
+        "Sufficiency as ability: these channels alone were moved, and the model was evaluated.",
+    )  # fmt: skip
+
+
+def _settings(rows: Sequence[tuple[str, Setting]]) -> dict[str, list[Any]]:
+    return {
+        "method": [method for method, _ in rows],
+        "share": [rounded(100 * one.top) for _, one in rows],
+        "strength": [one.strength for _, one in rows],
+        "channels": [one.channels for _, one in rows],
+    }
+
+
+def of_places(grid: Grid, name: str, channels: ChannelSet, score: Any = None) -> Iterator[Chart]:
+    """Where a set of channels lies: layer by module kind, and by kind alone."""
+    chosen, widths = grid.chosen(channels.index), grid.widths
+    counts, totals = grid.cells(chosen), grid.cells(widths)
+    held = None if score is None else grid.by_site(score)
+    mass = None if held is None else grid.cells(held) / max(float(held.sum()), 1e-300)
+    cells = [(row, column) for row, column in itertools.product(range(len(grid.kinds)), range(len(grid.places)))
+             if totals[row, column]]  # fmt: skip
+    columns: dict[str, list[Any]] = {
+        "kind": [grid.kinds[row] for row, _ in cells],
+        "place": [grid.places[column] for _, column in cells],
+        "share": [rounded(100 * counts[cell] / totals[cell]) for cell in cells],
+        "chosen": [int(counts[cell]) for cell in cells],
+        "channels": [int(totals[cell]) for cell in cells],
+    }
+    heads = {"kind": "module kind", "place": "layer", "share": "chosen, %", "chosen": "chosen", "channels": "channels"}
+    if mass is not None:
+        columns["held"] = [rounded(100 * mass[cell]) for cell in cells]
+        heads["held"] = "share of the score, %"
+    best = max(range(len(cells)), key=lambda n: columns["share"][n])
+    yield Chart(
+        f"map-{slug(name)}",
+        f"Where the channels of {name} lie",
+        f"Share of the channels chosen for {name}, by layer and module kind. Highest: {columns['share'][best]:.3g} % "
+        f"of {columns['kind'][best]} in {_place(columns['place'][best])}.",
+        columns,
+        charts.heat_map(
+            names("place", grid.places, "layer", axis={"labelAngle": 0}), names("kind", grid.kinds),
+            amount("share", "chosen, %"), tips(**heads), len(cells),
+        ),
+        heads,
+        "Click a cell for its channels. in: embeddings; out: final norm and LM head.",
+        name,
+    )  # fmt: skip
+    by_kind, all_kinds = counts.sum(1), totals.sum(1)
+    columns = {
+        "kind": grid.kinds,
+        "share": [rounded(100 * one / max(1, len(channels))) for one in by_kind],
+        "all": [rounded(100 * one / totals.sum()) for one in all_kinds],
+        "chosen": [int(one) for one in by_kind],
+        "channels": [int(one) for one in all_kinds],
+    }
+    heads = {"kind": "module kind", "share": "of the chosen, %", "all": "of all channels, %", "chosen": "chosen",
+             "channels": "channels"}  # fmt: skip
+    most = int(np.argmax(by_kind))
+    yield Chart(
+        f"kinds-{slug(name)}",
+        f"Which module kinds give the channels of {name}",
+        f"Share of each module kind among the channels chosen for {name}; most, {columns['share'][most]:.3g} %, are "
+        f"{grid.kinds[most]}, which has {columns['all'][most]:.3g} % of all channels.",
+        columns,
+        {"width": "container", "height": {"step": 22}, "encoding": {"y": names("kind", grid.kinds)}, "layer": [
+            {"mark": "bar", "encoding": {"x": amount("share", "of the chosen channels, %"), "tooltip": tips(**heads)}},
+            {"mark": {"type": "tick", "thickness": 3},
+             "encoding": {"x": amount("all", None), "tooltip": tips(**heads)}},
+        ]},
+        heads,
+        "The mark on each bar is the kind's share of all channels: what a random choice would give.",
+        name,
+    )  # fmt: skip
+
+
+def of_experts(grid: Grid, measured: Sequence[Measured]) -> Iterator[Chart]:
+    """How many channels of each expert were chosen, and how many tokens it saw."""
+    experts = grid.experts()
+    if not experts:
+        return
+    for one in measured[: max(1, EXPERT_CELLS // len(experts))]:
+        chosen, widths = grid.chosen(one.top.index), grid.widths
+        seen = _tokens(one)
+        columns: dict[str, list[Any]] = {
+            key: [] for key in ("place", "expert", "share", "chosen", "channels", "tokens")
+        }
+        for name, sites in experts.items():
+            place, _, expert = name.partition(" · ")
+            count, width = int(chosen[sites].sum()), int(widths[sites].sum())
+            row = (place, expert, rounded(100 * count / width), count, width, seen.get(grid.space.sites[sites[0]].name))
+            for key, value in zip(columns, row, strict=True):
+                columns[key].append(value)
+        heads = {"place": "layer", "expert": "expert", "share": "chosen, %", "chosen": "chosen", "channels": "channels",
+                 "tokens": "tokens seen"}  # fmt: skip
+        best = max(range(len(experts)), key=lambda n: columns["share"][n])
+        order = sorted(dict.fromkeys(columns["expert"]), key=int)
+        places = [place for place in grid.places if place in set(columns["place"])]
+        yield Chart(
+            f"experts-{slug(one.name)}",
+            f"Which experts the channels of {one.name} belong to",
+            f"Share of the channels of each expert chosen for {one.name}; highest {columns['share'][best]:.3g} % of "
+            f"expert {columns['expert'][best]} in {_place(columns['place'][best])}.",
+            columns,
+            charts.heat_map(
+                names("place", places, "layer", axis={"labelAngle": 0}), names("expert", order, "expert"),
+                amount("share", "chosen, %"), tips(**heads), len(experts), max(4, min(22, 640 // len(order))),
+            ),
+            heads,
+            "Click a cell for its channels.",
+            one.name,
+        )  # fmt: skip
+
+
+def _tokens(one: Measured) -> dict[str, int]:
+    """The counted tokens that the sites of experts saw, in both models of a pair."""
+    profile = one.profile
+    if not profile.of_tokens or not isinstance(profile, PairStatistics):
+        return {}
+    found = ExpertTokens.of(profile.space, [profile.difference], [profile.donor, profile.target], profile.left_out)
+    return {site.name: tokens for site, tokens in zip(found.sites, found.tokens.tolist(), strict=True)}
+
+
+def of_concentration(report: Report) -> Iterator[Chart]:
+    """How few channels hold the score, and how it falls off."""
+    columns: dict[str, list[Any]] = {key: [] for key in ("profile", "share", "held", "score")}
+    for one in report.measured:
+        found = curve(one.score)
+        columns["profile"] += [one.name] * len(found.shares)
+        columns["share"] += [rounded(100 * share) for share in found.shares]
+        columns["held"] += [rounded(100 * held) for held in found.held]
+        columns["score"] += [rounded(score) for score in found.scores]
+    order = [one.name for one in report.measured]
+    gini = ", ".join(f"{row['profile']} {row['gini']:.2f}" for row in report.data["concentration"][:12])
+    seen = tips(profile="ability", share="channels, %", held="of the score, %", score="lowest score among them")
+    heads = {"profile": "ability", "share": "channels, %", "held": "of the score, %", "score": "lowest score"}
+    yield Chart(
+        "concentration",
+        "How much of the score the top channels hold",
+        f"Share of the score against the share of the channels, best first. Gini coefficients: {gini}.",
+        columns,
+        charts.curves(
+            charts.logarithmic("channels, best first, %", "share"),
+            amount("held", "of the score, %", scale={"domain": [0, 100]}), order, seen,
+        ),
+        heads,
+        "This is a share of the score, not of the ability: what moving or removing channels does is measured by "
+        "evaluation.",
+    )  # fmt: skip
+    positive = {key: [value for value, score in zip(column, columns["score"], strict=True) if score > 0]
+                for key, column in columns.items()}  # fmt: skip
+    yield Chart(
+        "scores",
+        "How the score falls off",
+        f"The score of the channels, best first ({report.data['score']}), both axes in logarithms.",
+        positive,
+        charts.curves(
+            charts.logarithmic("channels, best first, %", "share"),
+            amount("score", "score", scale={"type": "log"}, axis={"format": "~g", "tickCount": 6}),
+            order, seen,
+        ),
+        heads,
+    )  # fmt: skip
+
+
+def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequence[Sequence[float]]]) -> Iterator[Chart]:
+    """Every two sets: how much they share, and how much of that is chance."""
+    called, values = matrix
+    if len(called) > 1:
+        pairs = [*itertools.product(range(len(called)), repeat=2)]
+        columns = {
+            "first": [called[row] for row, _ in pairs],
+            "second": [called[column] for _, column in pairs],
+            "jaccard": [rounded(100 * values[row][column]) for row, column in pairs],
+        }
+        apart = [(values[row][column], called[row], called[column]) for row, column in pairs if row < column]
+        most = max(apart)
+        heads = {"first": "set", "second": "other", "jaccard": "overlap, %"}
+        yield Chart(
+            "overlap",
+            "How much the sets share",
+            f"Jaccard overlap of every two of {len(called)} sets; the largest is {100 * most[0]:.3g} %, of {most[1]} "
+            f"and {most[2]}.",
+            columns,
+            charts.heat_map(
+                names("second", called, axis={"labelAngle": -35, "labelLimit": 120}), names("first", called),
+                amount("jaccard", "overlap, %", scale={"domain": [0, 100]}), tips(**heads), len(pairs), 24,
+            ),
+            heads,
+            "Jaccard overlap: channels in both sets, over channels in either.",
+        )  # fmt: skip
+    shown = rows[:PAIRS]
+    if shown:
+        pair = [f"{one['first']} · {one['second']} ({100 * one['share']:.3g} %)" for one in shown]
+        columns = {
+            "pair": pair,
+            "value": [rounded(100 * one["jaccard"]) for one in shown],
+            "low": [rounded(100 * one["jaccard_low"]) for one in shown],
+            "high": [rounded(100 * one["jaccard_high"]) for one in shown],
+            "chance": [rounded(100 * one["chance"]) for one in shown],
+            "relation": [one["relation"] for one in shown],
+            "p": [rounded(one["p_value"]) for one in shown],
+        }
+        heads = {"pair": "sets", "relation": "relation", "value": "overlap, %", "low": "from", "high": "to",
+                 "chance": "by chance", "p": "p"}  # fmt: skip
+        kinds = list(dict.fromkeys(columns["relation"]))
+        spec = charts.intervals(
+            "value",
+            "overlap, %",
+            pair,
+            tips(**heads),
+            y="pair",
+            kind="relation",
+            kinds=kinds,
+        )
+        spec["layer"].append(
+            {
+                "mark": {"type": "tick", "thickness": 2, "size": 16},
+                "encoding": {
+                    "x": amount("chance", None),
+                    "y": names("pair", pair),
+                    "tooltip": tips(pair="sets", chance="by chance, %"),
+                },
+            }
+        )
+        yield Chart(
+            "overlap-chance",
+            "Overlap against chance",
+            "Overlap of two sets, with its 95 % interval, against that of random sets: "
+            + "; ".join(f"{name} {value:.3g} % (chance {chance:.3g} %)" for name, value, chance in
+                        zip(pair[:6], columns["value"], columns["chance"], strict=False)) + ".",
+            columns, spec, heads,
+            "The upright mark is what random sets of the same size share. stability: two profiles of one ability.",
+        )  # fmt: skip
+
+
+def of_sets(moved: Mapping[str, ChannelSet]) -> tuple[list[OverlapRow], tuple[list[str], list[list[float]]]]:
+    """The overlaps of sets that were moved, as rows and as a matrix."""
+    from act.report.data import overlap_row
+
+    called = [name for name, one in moved.items() if len(one)]
+    index = [moved[name].index for name in called]
+    population = max((len(one.space) for one in moved.values()), default=0)
+    matrix = [[overlap(one, other, population).jaccard for other in index] for one in index]
+    rows = [
+        overlap_row("set", len(moved[one]) / population, one, other,
+                    overlap(moved[one].index, moved[other].index, population))
+        for one, other in itertools.combinations(called, 2)
+    ]  # fmt: skip
+    return rows, (called, matrix)
+
+
+def of_necessity(rows: Sequence[NecessityRow]) -> Iterator[Chart]:
+    """What is left of the donor's ability without each set."""
+    if not rows:
+        return
+    columns = {
+        "ablated": [one["ablated"] for one in rows],
+        "text": [one["text"] for one in rows],
+        "left": [rounded(100 * math.exp(min(0.0, one["whole"] - one["loss"]))) for one in rows],
+        "channels": [one["channels"] for one in rows],
+    }
+    heads = {"ablated": "without the channels of", "text": "text", "left": "ability left, %", "channels": "channels"}
+    yield Chart(
+        "necessity",
+        "What is left of the donor's ability without each set",
+        "Likelihood of a right token in the donor with the channels of a set held at their mean, as a share of the "
+        "whole donor's: " + "; ".join(f"{one} on {text} {left:.3g} %" for one, text, left in
+                                zip(columns["ablated"][:8], columns["text"], columns["left"], strict=False)) + ".",
+        columns,
+        {"width": "container", "height": {"step": 24}, "mark": "bar", "encoding": {
+            "y": names("ablated", list(dict.fromkeys(columns["ablated"]))),
+            "yOffset": names("text"),
+            "x": amount("left", "of the likelihood of a right token left, %"),
+            "color": names("text", list(dict.fromkeys(columns["text"]))),
+            "tooltip": tips(**heads),
+        }},
+        heads,
+        "Necessity as ability: the less is left, the more the ability needs these channels; random is the control.",
+    )  # fmt: skip
+
+
+def rounded(value: float) -> float | None:
+    """Four digits, which no picture shows more of; None for what is not a number."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name: letters, digits and hyphens, at most 40."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or "unnamed"
+
+
+def _place(place: str) -> str:
+    return {"in": "the input", "out": "the output"}.get(place, f"layer {place}")

@@ -1,0 +1,260 @@
+"""One page of a report: an HTML file that needs nothing else, from whatever a command has found."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from act.core.errors import ActError
+from act.core.files import written_whole
+from act.core.versions import versions
+from act.editing.patch import Patch
+from act.evaluation.sweep import Setting
+from act.ranking.channel_set import ChannelSet
+from act.report import figures
+from act.report.build import Report
+from act.report.channels import channel_rows
+from act.report.charts import Chart
+from act.report.grid import Grid
+from act.report.results import Results
+from act.report.theme import config
+from act.report.verdict import Verdict, listed, verdict_of_profiles, verdict_of_settings, verdict_on
+from act.report.warnings import warnings_of
+
+PAGE = "index.html"
+VENDORED = ("vega.min.js", "vega-lite.min.js")
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a report shows; a part that is absent has no section.
+
+    Attributes:
+        title: the heading.
+        command: the command that made it, as a user types it.
+        report: profiles, from :func:`act.report.build.build`.
+        moved: the channels that were transferred, by the name of the model that they made; the method's first.
+        strengths: the strength of each, by the same names.
+        patches: what transfers changed, by name.
+        results: what the models answered.
+        settings: what a sweep tried, by method or control; the unchanged target has a share of 0.
+        keep: the figures of the settings that are of what is to be kept.
+        warnings: what else the reader should know.
+        provenance: where it comes from: rows of a heading and a text.
+
+    >>> from act.report.page import Page
+    >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
+    >>> html = Page("German", "act-profile demo", moved={"act": channels}).html()
+    >>> html.startswith("<!DOCTYPE html>"), "<script src" in html
+    (True, False)
+    """
+
+    title: str
+    command: str = ""
+    report: Report | None = None
+    moved: Mapping[str, ChannelSet] = field(default_factory=dict)
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    patches: Mapping[str, Patch] = field(default_factory=dict)
+    results: Results | None = None
+    settings: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
+    keep: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    provenance: Sequence[tuple[str, str]] = ()
+
+    @cached_property
+    def sections(self) -> list[Section]:
+        """The sections with pictures, in order; none is empty."""
+        found = [Section(title, text, list(charts)) for title, text, charts in self._sections()]
+        return _with_distinct_names([one for one in found if one.charts])
+
+    @property
+    def charts(self) -> list[Chart]:
+        """All pictures."""
+        return [chart for section in self.sections for chart in section.charts]
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What is said first."""
+        found = verdict_on(self.results) if self.results else None
+        found = found or (verdict_of_settings(self.settings, self.keep) if self.settings else None)
+        return found or (verdict_of_profiles(self.report) if self.report else None)
+
+    def html(self) -> str:
+        """The page."""
+        grid = self._grid
+        data = {
+            "charts": [
+                {"spec": one.spec, "columns": one.columns, "headings": one.headings, "alt": one.alt, "title": one.title}
+                for one in self.charts
+            ],
+            "config": {theme: config(theme) for theme in ("light", "dark")},
+            "channels": channel_rows(grid, self._measured, self.moved) if grid else None,
+        }
+        numbers = {id(chart): number for number, chart in enumerate(self.charts)}
+        environment = jinja2.Environment(
+            loader=jinja2.PackageLoader("act.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+        )  # fmt: skip
+        return environment.get_template("index.html.j2").render(
+            page=self,
+            verdict=self.verdict,
+            moved=[*map(self._sentence, self.moved), *itertools.starmap(_of_patch, self.patches.items())],
+            compared=not (self.results or self.strengths or self.patches),
+            warnings=[*(warnings_of(self.report) if self.report else []), *self.warnings],
+            coverage=[row for row in self.report.data["concentration"] if row["coverage"] is not None]
+            if self.report
+            else [],
+            origins=[*self.provenance, *self._origins()],
+            number_of=lambda chart: numbers[id(chart)],
+            figures=_in_script(json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))),
+            table=data["channels"],
+            library=[_in_library(_vendored(name)) for name in VENDORED],
+            licence=_vendored("LICENSE"),
+        )
+
+    @property
+    def _measured(self) -> Sequence[Any]:
+        return self.report.measured if self.report else []
+
+    @cached_property
+    def _grid(self) -> Grid | None:
+        spaces = [one.top.space for one in self._measured] + [one.space for one in self.moved.values()]
+        for name, one in self.moved.items():
+            if difference := spaces[0].first_difference(one.space):
+                raise ActError(f"the channel set {name} is of another architecture than the rest: {difference}")
+        return Grid.of(spaces[0]) if spaces else None
+
+    def _sections(self) -> Iterator[tuple[str, str, Iterator[Chart]]]:
+        if self.results:
+            yield "Before and after", "What each model answers.", figures.of_results(self.results)
+        if self.settings:
+            yield "Shares and strengths", "", figures.of_settings(self.settings, self.keep)
+        if grid := self._grid:
+            yield "Where it lies", "", self._places(grid)
+        if self.report:
+            yield "Concentration", "", figures.of_concentration(self.report)
+            yield "Overlap", "", figures.of_overlaps(self.report.data["overlaps"], self.report.matrix)
+            yield "Necessity", "", figures.of_necessity(self.report.data["necessity"])
+        if len(self.moved) > 1:
+            yield "Overlap of what was moved", "", figures.of_overlaps(*figures.of_sets(self.moved))
+
+    def _places(self, grid: Grid) -> Iterator[Chart]:
+        if self.report:
+            for one in self._measured:
+                yield from figures.of_places(grid, one.name, one.top, one.score)
+            yield from figures.of_experts(grid, self._measured)
+        names = {one.name for one in self._measured}
+        for name, channels in self.moved.items():
+            if len(channels):
+                called = f"{name} (moved)" if name in names else name
+                yield from figures.of_places(grid, called, channels)
+
+    def _sentence(self, name: str) -> str:
+        """What was moved, in a sentence."""
+        channels, strength = self.moved[name], self.strengths.get(name)
+        size, all_channels = len(channels), len(channels.space)
+        by_kind = {kind: chosen for kind, (chosen, _) in channels.by_kind().items() if chosen}
+        kinds = [f"{kind} {chosen:,}" for kind, chosen in sorted(by_kind.items(), key=lambda item: -item[1])]
+        layers: dict[str, int] = {}
+        for site, rows in channels.space.split(channels.index):
+            place = "outside the layers" if site.layer is None else f"layer {site.layer}"
+            layers[place] = layers.get(place, 0) + len(rows)
+        most = sorted(layers, key=lambda place: -layers[place])[:3]
+        where = listed([f"{place} ({layers[place] / size:.0%})" for place in most]) if size else "nowhere"
+        at = "" if strength is None else f" at strength {strength:g}"
+        all_kinds = f"{', '.join(kinds[:6]) or 'none'}{' and others' if len(kinds) > 6 else ''}"
+        return (
+            f"{name}: {size:,} of {all_channels:,} channels ({100 * size / all_channels:.3g} %){at}, "
+            f"by {channels.rule}; {all_kinds}; most in {where}."
+        )
+
+    def _origins(self) -> Iterator[tuple[str, str]]:
+        for one in self._measured:
+            for side, model in one.profile.provenance.models.items():
+                yield side, str(model)
+            for corpus in one.profile.provenance.corpora:
+                counted = f"{corpus.counted:,} of {corpus.tokens:,} tokens counted"
+                yield f"text of {one.name}", f"{corpus.name}: {corpus.records:,} records, {counted}"
+        yield "versions", ", ".join(f"{name} {version}" for name, version in versions().items())
+
+
+def _of_patch(name: str, patch: Patch) -> str:
+    donors = [
+        f"{one.channels:,} channels of {one.name or 'an unnamed donor'} at strength {one.strength}"
+        for one in patch.provenance.donors
+    ]
+    notes = f"; {'; '.join(patch.notes)}" if patch.notes else ""
+    given = listed(donors) if donors else "no donor"
+    return f"{name}: {len(patch):,} values of {patch.parameters:,} parameters, from {given}{notes}."
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with its pictures."""
+
+    title: str
+    text: str
+    charts: list[Chart]
+
+    @property
+    def single(self) -> list[Chart]:
+        """Pictures that are always shown."""
+        return [one for one in self.charts if not one.group]
+
+    @property
+    def groups(self) -> dict[str, list[Chart]]:
+        """Pictures of which one is shown at a time, by what they have in common."""
+        found: dict[str, list[Chart]] = {}
+        for one in self.charts:
+            if one.group:
+                found.setdefault(one.group, []).append(one)
+        return found
+
+
+def write_page(page: Page, path: Path, *, force: bool = False) -> None:
+    """Write a page as one file, whole or not at all.
+
+    Raises:
+        ActError: ``path`` exists and ``force`` is False; its folder does not exist or cannot be written to.
+    """
+    with written_whole(path, force=force) as temporary:
+        put_page(page, temporary)
+
+
+def put_page(page: Page, path: Path) -> None:
+    """As :func:`write_page`, in place: for a folder that is about to be renamed."""
+    path.write_bytes(page.html().encode("utf-8", "replace"))  # a file's name may hold what UTF-8 does not
+
+
+def _with_distinct_names(sections: list[Section]) -> list[Section]:
+    taken: set[str] = set()
+
+    def distinct(chart: Chart) -> Chart:
+        name, number = chart.name, 2
+        while name in taken:
+            name, number = f"{chart.name}-{number}", number + 1
+        taken.add(name)
+        return replace(chart, name=name)
+
+    return [replace(one, charts=[distinct(chart) for chart in one.charts]) for one in sections]
+
+
+def _vendored(name: str) -> str:
+    return resources.files("act.report").joinpath("vendor", name).read_text(encoding="utf-8")
+
+
+def _in_script(text: str) -> str:
+    """JSON that no parser of HTML takes for a tag."""
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _in_library(text: str) -> str:
+    return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")

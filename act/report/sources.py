@@ -1,0 +1,180 @@
+"""The files that a report is made from, told apart by what they hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import BaseModel, FiniteFloat, TypeAdapter, create_model
+
+from act.core.errors import ActError, brief
+from act.core.plain import checked, parsed_json
+from act.core.tensor_files import kind_of
+from act.editing.patch import Patch
+from act.evaluation.comparison import ComparisonSummary
+from act.evaluation.evaluate import Summary
+from act.evaluation.sweep import Setting
+from act.profiles.profile import Profile, load
+from act.ranking.channel_set import ChannelSet
+from act.report.results import CLEAR, Results, Role
+
+RECIPE_REPORT = "report.json"
+LARGEST = 64 << 20
+"""Bytes of a JSON file that is read."""
+KINDS = "a profile, a channel set, a patch, the JSON of a sweep or an evaluation, or the output of a recipe"
+
+
+@dataclass
+class Sources:
+    """What files hold, in order, each with its path; ``keep``: the figures of sweeps that are of what is to be kept."""
+
+    profiles: list[tuple[Path, Profile]] = field(default_factory=list)
+    sets: list[tuple[Path, ChannelSet]] = field(default_factory=list)
+    patches: list[tuple[Path, Patch]] = field(default_factory=list)
+    sweeps: list[tuple[Path, Sequence[Setting]]] = field(default_factory=list)
+    keep: list[str] = field(default_factory=list)
+    results: list[tuple[Path, Results]] = field(default_factory=list)
+
+
+def read(paths: Iterable[Path]) -> Sources:
+    """Read files of any kind that a report shows.
+
+    Raises:
+        ActError: a file is missing, empty, damaged, of another kind or version.
+    """
+    found = Sources()
+    for path in paths:
+        kind = None if path.is_dir() else kind_of(path)
+        if kind in ("act-profile", "act-attribution"):
+            found.profiles.append((path, load(path)))
+        elif kind == "act-channels":
+            found.sets.append((path, ChannelSet.load(path)))
+        elif kind == "act-patch":
+            found.patches.append((path, Patch.load(path)))
+        else:
+            _add_json(found, path)
+    return found
+
+
+def _add_json(found: Sources, path: Path) -> None:
+    data = _json(path)
+    try:
+        if "rows" in data and "frontier" in data:
+            found.sweeps.append((path, _settings(data)))
+            found.keep += checked(_NAMES, data.get("keep", []))
+            if found.sweeps[0][1][0].figures.keys() != found.sweeps[-1][1][0].figures.keys():
+                raise ActError(f"{found.sweeps[0][0]} and {path} are sweeps over other figures; give those of one text")
+        elif "results" in data and "comparisons" in data:
+            found.results.append((path, results_of(data)))
+        else:
+            raise ActError(f"{path} is JSON, but not of a sweep, an evaluation or a recipe; expected {KINDS}")
+    except ActError:
+        raise
+    except ValueError as error:
+        raise ActError(f"{path} is damaged: {error!s:.200}; make it again") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    inside = path / RECIPE_REPORT if path.is_dir() else path
+    try:
+        with inside.open("rb") as file:
+            text = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        if path.is_dir():
+            raise ActError(f"{path} is a folder without {RECIPE_REPORT}; expected {KINDS}") from None
+        raise ActError(f"no such file: {path}; expected {KINDS}") from None
+    except OSError as error:
+        raise ActError(f"cannot read {path}: {error.strerror or error}") from error
+    if not text.strip():
+        raise ActError(f"{path} is empty; expected {KINDS}")
+    if text[8:9] == b"{" and text[:1] not in b"{[ \n\t":
+        load(path)  # says what is wrong with a file of tensors
+    try:
+        data = parsed_json(text) if len(text) <= LARGEST else None
+    except ValueError as error:
+        raise ActError(f"{path} is neither a file of act-profile nor JSON ({brief(error)}); expected {KINDS}") from None
+    if not isinstance(data, dict):
+        raise ActError(f"{path} holds no JSON object that a report knows; expected {KINDS}")
+    return data
+
+
+def results_of(
+    data: Mapping[str, Any], *, roles: Mapping[str, Role] | None = None, keep: Iterable[str] | None = None
+) -> Results:
+    """The results in the plain data of an evaluation or a recipe.
+
+    Args:
+        data: with ``results`` and ``comparisons``, as ``act-profile evaluate --json`` and a recipe write them.
+        roles: what each model is; by default what its name in a recipe, or the comparisons of an evaluation, say.
+        keep: the texts of what is to be kept; by default those on which no donor is clearly better than the target.
+
+    Raises:
+        ValueError: the data is something else.
+    """
+    figures = [one.model_dump() for one in checked(_SUMMARIES, data["results"])]
+    comparisons = [one.model_dump() for one in checked(_COMPARISONS, data["comparisons"])]
+    roles = _roles(data) if roles is None else roles
+    results = Results(figures, comparisons, roles)  # type: ignore[arg-type]  # checked above
+    return replace(results, keep=_not_lost(results) if keep is None else list(keep))
+
+
+def roles_of(models: Iterable[str], target: str | None = None) -> dict[str, Role]:
+    """What models are, by the names that a recipe gives them; or all but a target are methods."""
+    roles: dict[str, Role] = {}
+    for name in models:
+        if target is not None:
+            roles[name] = "target" if name == target else "method"
+        elif name == "target":
+            roles[name] = "target"
+        elif name == "donor" or name.startswith("donor "):
+            roles[name] = "donor"
+        else:
+            roles[name] = "method" if name == "act" or name.startswith("act ") else "control"
+    return roles
+
+
+def _roles(data: Mapping[str, Any]) -> dict[str, Role]:
+    models = [str(one.get("model")) for one in data["results"] if isinstance(one, dict)]
+    of_recipe = "donors" in data and "act" in models
+    before = next((one.get("before") for one in data["comparisons"] if isinstance(one, dict)), None)
+    return roles_of(models, None if of_recipe else str(before)) if of_recipe or before else {}
+
+
+def _not_lost(results: Results) -> list[str]:
+    """Texts that the target lost nothing of, as far as the donors show."""
+    donors, targets = results.named("donor"), results.named("target")
+    kept = []
+    for text in results.texts:
+        gains = [gain for donor in donors for target in targets if (gain := results.gain(donor, target, text))]
+        lost = any(gain.value > 0 and (gain.p is None or gain.p < CLEAR) for gain in gains)
+        if gains and not lost:
+            kept.append(text)
+    return kept
+
+
+def _settings(data: Mapping[str, Any]) -> list[Setting]:
+    rows = checked(_ROWS, data["rows"])
+    fixed = ("top", "strength", "channels")
+    for row in rows:
+        if not all(key in row for key in fixed):
+            raise ValueError(f"a row has {', '.join(row)[:100]}; expected top, strength, channels and figures")
+    found = [
+        Setting(row["top"], row["strength"], int(row["channels"]), {key: row[key] for key in row if key not in fixed})
+        for row in rows
+    ]
+    if not found or not found[0].figures or any(one.figures.keys() != found[0].figures.keys() for one in found):
+        raise ValueError("its rows do not have the same figures, one or more")
+    return found
+
+
+def _model_of(described: type) -> type[BaseModel]:
+    fields: Any = {name: (kind, ...) for name, kind in get_type_hints(described).items()}
+    return create_model(described.__name__, **fields)  # type: ignore[no-any-return]
+
+
+_SUMMARIES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(Summary)])  # type: ignore[misc]
+_COMPARISONS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(ComparisonSummary)])  # type: ignore[misc]
+_ROWS: TypeAdapter[list[dict[str, float]]] = TypeAdapter(list[dict[str, FiniteFloat]])
+_NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])

@@ -1,0 +1,198 @@
+"""The verdict of a report, in sentences that its statistics allow, and what to try next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from act.evaluation.sweep import Setting
+from act.report.build import Report
+from act.report.data import GroupShares
+from act.report.results import Figure, Gain, Results, shown
+
+Tone = Literal["good", "mixed", "bad", "open"]
+KEPT = 0.95
+"""The share of what is to be kept below which a change is called costly."""
+FEWEST = 100
+"""Records below which a figure is called uncertain."""
+LISTED = 8
+"""Abilities of which the verdict says something."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a report says first.
+
+    Attributes:
+        tone: whether it is good news.
+        headline: one short sentence.
+        details: the figures behind it, one sentence each.
+        advice: what to try next.
+    """
+
+    tone: Tone
+    headline: str
+    details: tuple[str, ...] = ()
+    advice: tuple[str, ...] = ()
+
+
+def verdict_on(results: Results) -> Verdict | None:
+    """What the results say of the method; None if they hold no model that was changed, or no figure of an ability."""
+    methods = results.named("method")
+    abilities = [text for text in results.texts if text not in results.keep]
+    if not methods or not abilities:
+        return None
+    method = methods[-1]
+    verdicts = [_on_ability(results, method, text) for text in abilities]
+    found = [one for one in verdicts if one]
+    if not found:
+        return None
+    order: list[Tone] = ["bad", "mixed", "open", "good"]
+    worst = min(found, key=lambda one: order.index(one.tone))
+    kept = [sentence for text in results.texts if text in results.keep and (sentence := _kept(results, method, text))]
+    costly = [share[0] for text in results.keep if (share := results.kept(method, text)) and share[0] < KEPT]
+    tone, headline = worst.tone, worst.headline
+    advice = [line for one in found for line in one.advice]
+    if costly and tone == "good":
+        tone, headline = "mixed", f"{headline[:-1]}, but only {100 * min(costly):.0f} % of what was to be kept is left."
+    if costly:
+        advice.append("Spare what is to be kept: rank with --keep, or move fewer channels or a smaller strength.")
+    if not results.keep:
+        advice.append("Nothing shows what the change costs: evaluate records of what is to be kept, too (--keep).")
+    return Verdict(
+        tone, headline, tuple([line for one in found for line in one.details] + kept), tuple(dict.fromkeys(advice))
+    )
+
+
+def _on_ability(results: Results, method: str, text: str) -> Verdict | None:
+    mine = results.of(method, text)
+    before = [gain for name in results.named("target") if (gain := results.gain(method, name, text))]
+    if mine is None or not before:
+        return None
+    controls = [gain for name in results.named("control") if (gain := results.gain(method, name, text))]
+    details = [_reached(results, mine), *([_against(results, controls)] if controls else [])]
+    advice = []
+    if mine.records < FEWEST:
+        advice.append(f"{text} has {mine.records} records only: with more, the errors become smaller.")
+    better = [gain.other for gain in controls if gain.clear and gain.value < 0]
+    unclear = [gain.other for gain in controls if not gain.clear]
+    if not before[0].seems:
+        advice.append("Try a larger share of the channels (--top) or strength, or --score attribution.")
+        return Verdict("bad", f"{text} did not clearly come back.", tuple(details), tuple(advice))
+    if better:
+        advice.append("Try --score attribution (act-profile attribute), which finds better channels, or other shares.")
+        headline = f"A simpler change does better on {text}: {listed(better)}."
+        return Verdict("bad", headline, tuple(details), tuple(advice))
+    if unclear:
+        advice.append("Evaluate more records, or try --score attribution and other shares and strengths (sweep).")
+        headline = f"{text} came back, but not shown to be better than {listed(unclear, 'or')}."
+        return Verdict("mixed", headline, tuple(details), tuple(advice))
+    if not controls:
+        advice.append("Compare with controls (random, weight-diff, interpolation) before believing the transfer.")
+        headline = f"{text} came back; no control shows whether a simpler change does as well."
+        return Verdict("open", headline, tuple(details), tuple(advice))
+    advice.append("Tune lightly to settle the change, and evaluate on texts of your own.")
+    every = "the control" if len(controls) == 1 else f"all {len(controls)} controls"
+    return Verdict("good", f"{text} came back, and clearly more than with {every}.", tuple(details), tuple(advice))
+
+
+def _reached(results: Results, mine: Figure) -> str:
+    others = [(role, figure) for role in ("target", "donor") for name in results.named(role)
+              if (figure := results.of(name, mine.text))]  # fmt: skip
+    beside = ", ".join(f"{role} {figure}" for role, figure in others)
+    what = "right answers" if mine.share else "log-likelihood"
+    chance = results.chance.get(mine.text)
+    guessing = "" if chance is None else f"; guessing gives {100 * chance:.1f} %"
+    return f"{mine.model} on {mine.text}: {mine} {what}{f' ({beside}{guessing})' if beside or guessing else ''}."
+
+
+def _against(results: Results, gains: Sequence[Gain]) -> str:
+    phrases = []
+    for gain in gains:
+        kept = [share for text in results.keep if (share := results.kept(gain.other, text))]
+        left = f"; it keeps {100 * min(kept)[0]:.0f} %" if kept else ""
+        phrases.append(f"{gain.other} {gain}{left}")
+    return (
+        f"{gains[0].one} over each control on {gains[0].text}: "
+        + "; ".join(f"over {phrase}" for phrase in phrases)
+        + "."
+    )
+
+
+def _kept(results: Results, method: str, text: str) -> str | None:
+    share = results.kept(method, text)
+    if share is None:
+        return None
+    gain = next((found for name in results.named("target") if (found := results.gain(method, name, text))), None)
+    change = f" ({gain})" if gain else ""
+    what = "" if gain is None or gain.share else " of the likelihood of a token"
+    return f"Kept of {text}: {shown(*share, True)}{what}{change}."
+
+
+def verdict_of_profiles(report: Report) -> Verdict:
+    """What profiles alone say: where the top channels are; never that moving them recovers anything."""
+    rows = report.data["concentration"]
+    top = f"{100 * report.data['top']:g} %"
+    details = [
+        f"The top {top} of the channels for {one['profile']} are mostly {_most(one['kinds'])}, "
+        f"in {_most(one['layers'])}."
+        for one in rows[:LISTED]
+    ]
+    what = rows[0]["profile"] if len(rows) == 1 else f"{len(rows)} abilities"
+    headline = f"Where {what} may live; whether moving these channels helps was not evaluated."
+    advice = "Try shares and strengths on records of the ability and of what is to be kept: act-profile sweep --keep."
+    return Verdict("open", headline, tuple(details), (advice,))
+
+
+def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collection[str]) -> Verdict | None:
+    """Which of the settings that were tried brings most back and keeps enough; None if none was tried."""
+    method, tried = next(iter(settings.items()))
+    moved = [one for one in tried if one.top > 0]
+    before = next((one for one in tried if not one.top), None)
+    if not moved or before is None:
+        return None
+    ability = next((name for name in before.figures if name not in keep), next(iter(before.figures)))
+
+    def left(one: Setting) -> float:
+        return min(
+            (kept_of(before.figures[name], one.figures[name]) for name in before.figures if name in keep), default=1
+        )
+
+    keeping = [one for one in moved if left(one) >= KEPT]
+    best = max(keeping or moved, key=lambda one: one.figures[ability])
+    setting = f"{100 * best.top:g} % of the channels at strength {best.strength:g}"
+    gained = f"{before.figures[ability]:.3g} before, {best.figures[ability]:.3g} after"
+    most = f"Of {len(moved)} settings, {setting} bring most of {ability} back"
+    headline = f"{most}{f' and keep {KEPT:.0%} of the rest' if keep and keeping else ''}: {gained}."
+    details = [f"It keeps {left(best):.0%} of what is to be kept, at the least."] if keep else []
+    if best.figures[ability] <= before.figures[ability]:
+        headline = f"None of {len(moved)} settings brings {ability} back: {gained}, at the best."
+    elif keep and not keeping:
+        headline = f"No setting keeps {KEPT:.0%}; {setting} bring most of {ability} back: {gained}."
+    advice = [
+        f"These are single figures without errors, the best of {len(moved)}: evaluate this setting on other records, "
+        "with controls, before believing it."
+    ]
+    if not keep:
+        advice.append("Nothing shows what the change costs: evaluate records of what is to be kept, too (--keep).")
+    return Verdict("open", headline, tuple(details), tuple(advice))
+
+
+def kept_of(before: float, after: float) -> float:
+    """The share that is left of a figure: of right answers, or of the likelihood of a token for figures below 0."""
+    if before < 0 or after < 0:
+        return math.exp(after - before)
+    return after / before if before else 1.0
+
+
+def _most(groups: Mapping[str, GroupShares]) -> str:
+    """The groups that give most of a set, with their shares."""
+    names = sorted(groups, key=lambda name: -groups[name]["chosen"])[:3]
+    return listed([f"{name} ({groups[name]['chosen']:.0%})" for name in names if groups[name]["chosen"]])
+
+
+def listed(names: Sequence[str], last: str = "and") -> str:
+    """Names as a phrase."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"

@@ -1,0 +1,277 @@
+"""The page of a report: what it says, whatever it is given, and that nothing in a name becomes a tag."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from support import tiny_model
+
+import act
+from act.core.errors import ActError
+from act.evaluation.sweep import Setting
+from act.report.build import build, measure
+from act.report.page import Page, write_page
+from act.report.results import Results
+from act.report.sources import read, results_of, roles_of
+from act.report.verdict import verdict_on
+from act.report.write import write
+
+NASTY = (
+    "<script>alert(1)</script>",
+    "\"quoted' & <b>bold</b>",
+    "emoji 🧠🔥",
+    "\u202eright to left\u202e עברית",
+    "{{ 7 * 7 }} {% raw %}",
+    "line\u2028end </script> <!--",
+)
+
+
+def summary(model, corpus, match=None, nll=None, records=200):
+    error = None if match is None else (match * (1 - match) / records) ** 0.5
+    return {
+        "model": model, "model_fingerprint": "f", "corpus": corpus, "metric": "exact", "records": records,
+        "tokens": 2 * records, "nll_per_token": nll, "nll_per_token_se": None if nll is None else 0.01,
+        "nll_per_record": nll, "nll_per_record_se": None, "match": match, "match_se": error, "cut": 0,
+    }  # fmt: skip
+
+
+def comparison(before, after, corpus, difference=None, p=None, nll=None):
+    return {
+        "before": before, "after": after, "corpus": corpus, "nll_per_token_difference": nll,
+        "nll_per_token_difference_se": None if nll is None else 0.01, "nll_p": None if nll is None else p,
+        "match_difference": difference, "match_difference_se": None if difference is None else 0.02,
+        "match_p": None if difference is None else p, "gained": 0, "lost": 0,
+    }  # fmt: skip
+
+
+def results(control=0.1, p=0.0001, kept=0.88, german="German", english="English"):
+    figures = {"target": (0.0, 0.885), "act": (0.36, kept), "donor 1": (1.0, 0.75), "random": (control, 0.87)}
+    return Results(
+        [summary(model, text, value) for model, both in figures.items() for text, value in zip((german, english), both, strict=True)],
+        [
+            comparison("target", "act", german, 0.36, 1e-9),
+            comparison("target", "act", english, kept - 0.885, 0.8),
+            comparison("random", "act", german, 0.36 - control, p),
+        ],
+        roles_of(figures),
+        [english],
+        {german: 0.05},
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def profiles(tokenizer):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    texts = {"one": ["a b c", "d e"], "other": ["What is two plus three?"]}
+    return [
+        act.profile_pair(donor, target, act.Corpus.from_records([{"text": t} for t in kept], tokenizer, count="all"))
+        for kept in texts.values()
+    ]
+
+
+@pytest.fixture(scope="module")
+def report(profiles):
+    return build(measure(profiles, NASTY[:2], top=0.1), top=0.1)
+
+
+def figures_of(html):
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="figures">(.*?)</script>', html, re.S)[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "tone", "headline"),
+    [
+        (results(), "good", "German came back, and clearly more than with the control."),
+        (results(control=0.5, p=1e-6), "bad", "A simpler change does better on German: random."),
+        (results(control=0.35, p=0.6), "mixed", "German came back, but not shown to be better than random."),
+        (results(kept=0.5), "mixed", "but only 56 % of what was to be kept is left"),
+    ],
+    ids=["good", "beaten", "unclear", "costly"],
+)
+def test_the_verdict_says_what_the_statistics_allow(given, tone, headline):
+    verdict = verdict_on(given)
+    assert verdict.tone == tone and headline in verdict.headline
+    assert (
+        "act on German: 36.0 ± 3.4 % right answers (target 0.0 ± 0.0 %, donor 100.0 ± 0.0 %; guessing gives 5.0 %)."
+        in verdict.details
+    )
+    assert verdict.advice
+
+
+def test_a_verdict_compares_with_every_control_in_either_direction():
+    given = results()
+    turned = [
+        {**one, "before": one["after"], "after": one["before"], "match_difference": -one["match_difference"]}
+        for one in given.comparisons
+    ]
+    assert verdict_on(replace(given, comparisons=turned)) == verdict_on(given)
+    unpaired = verdict_on(replace(given, comparisons=given.comparisons[:2]))
+    assert unpaired.tone == "mixed" and "not compared record by record" in unpaired.details[1]
+
+
+def test_likelihoods_gain_where_their_loss_falls():
+    texts = [summary(model, "German", nll=nll) for model, nll in (("target", 3.0), ("act", 2.0), ("random", 2.9))]
+    found = Results(
+        texts,
+        [
+            comparison("target", "act", "German", nll=-1.0, p=1e-4),
+            comparison("random", "act", "German", nll=-0.9, p=1e-4),
+        ],
+        roles_of(["target", "act", "random"]),
+    )
+    assert found.gain("act", "random", "German").value == pytest.approx(0.9)
+    assert found.kept("act", "German")[0] == pytest.approx(2.718, rel=1e-3)
+    assert verdict_on(found).tone == "good"
+
+
+def test_a_page_of_everything_is_whole(report, profiles, tmp_path):
+    channels = {name: act.rank(profiles[0], score, 0.1) for name, score in (("act", "paired"), ("random", "random"))}
+    settings = {"act": [Setting(0, 0, 0, {"g": 0.1, "e": 0.9}), Setting(0.05, 1, 47, {"g": 0.4, "e": 0.8})]}
+    page = Page(NASTY[0], "act-profile report x", report, channels, {"act": 1.0}, {}, results(), settings, ["e"])
+    write_page(page, tmp_path / "index.html")
+    html = (tmp_path / "index.html").read_text(encoding="utf-8")
+    data = figures_of(html)
+    assert not re.search(r'<script[^>]+src=|<link[^>]+href="(?!data:)|@import|url\(', html.split("<script")[0])
+    assert [section.title for section in page.sections] == [
+        "Before and after", "Shares and strengths", "Where it lies", "Concentration", "Overlap", "Overlap of what was moved",
+    ]  # fmt: skip
+    assert all(chart["alt"] and chart["title"] for chart in data["charts"])
+    names = [chart.name for chart in page.charts]
+    assert len(set(names)) == len(names) and all(re.fullmatch(r"[A-Za-z0-9-]+", name) for name in names)
+    assert len(data["channels"]["row"]) > 0 and data["channels"]["abilities"] == list(NASTY[:2])
+    assert (
+        html.count("alert(1)") and "<script>alert" not in html and "{{" not in html.split("vega")[0].replace("{{ 7", "")
+    )
+    with pytest.raises(ActError, match="exists already"):
+        write_page(page, tmp_path / "index.html")
+
+
+@pytest.mark.parametrize("name", [*NASTY, "", "\udc80", "x" * 3000])
+def test_names_of_any_kind_stay_text(name):
+    page = Page(name, name, results=results(german=name or "text"), warnings=[name], provenance=[(name, name)])
+    html = page.html().encode("utf-8", "replace").decode()
+    assert html.count("<script") == page.html().count("</script>")
+    body = html.partition('id="figures"')[0]
+    assert "<b>bold" not in body and "<script>alert" not in body
+    assert figures_of(html)["charts"]
+
+
+def test_parts_may_be_absent(report, profiles):
+    channels = {"act": act.rank(profiles[0], "paired", 0.1)}
+    for given in ({}, {"report": report}, {"moved": channels}, {"results": results()}, {"results": Results([])}):
+        assert Page("x", **given).html().endswith("</html>\n")
+    one = {"act": [Setting(0, 0, 0, {"g": 0.1}), Setting(0.05, 1, 47, {"g": 0.4})]}
+    page = Page("x", settings=one)
+    assert [chart.name for chart in page.charts] == ["sufficiency-g"]
+    assert "0.1 before, 0.4 after" in page.verdict.headline
+    assert Page("x", settings={"act": one["act"][:1]}).verdict is None
+
+
+def test_a_contrast_with_what_is_to_be_kept(profiles):
+    (one,) = measure(profiles[:1], ["one"], keep=profiles[1:], top=0.1)
+    assert one.top.rule.contrast
+    best = act.rank(profiles[0], "paired", 0.1, keep=profiles[1])
+    assert torch.equal(one.top.index, best.index)
+    build([one], top=0.1)
+
+
+def test_forty_abilities(profiles):
+    (one,) = measure(profiles[:1], ["one"], top=0.1)
+    many = [replace(one, name=f"ability {number}", ability=f"ability {number}") for number in range(40)]
+    page = Page("x", report=build(many, top=0.1))
+    data = figures_of(page.html())
+    assert len(data["channels"]["row"]) <= 24_000 and len({*data["channels"]["ability"]}) == 40
+    assert sum(chart.group == "map" for chart in page.charts) == 40
+
+
+def test_what_a_file_holds_is_told_from_its_content(profiles, tmp_path):
+    given = results()
+    plain = {"results": given.figures, "comparisons": given.comparisons}
+    files = {
+        "recipe.json": {**plain, "donors": []},
+        "evaluation.json": plain,
+        "sweep.json": {"rows": [{"top": 0.0, "strength": 0.0, "channels": 0, "g": 0.1}], "frontier": [], "keep": ["g"]},
+    }
+    for name, data in files.items():
+        (tmp_path / name).write_text(json.dumps(data))
+    profiles[0].save(tmp_path / "pair.safetensors")
+    channels = act.rank(profiles[0], count=3)
+    channels.save(tmp_path / "channels.safetensors")
+    found = read([*map(tmp_path.joinpath, files), tmp_path / "pair.safetensors", tmp_path / "channels.safetensors"])
+    assert (len(found.profiles), len(found.sets), len(found.sweeps), len(found.results)) == (1, 1, 1, 2)
+    recipe, evaluation = (one for _, one in found.results)
+    assert recipe.roles["random"] == "control" and recipe.keep == ["English"]
+    assert evaluation.roles["target"] == "target" and evaluation.roles["random"] == "method"
+    assert found.keep == ["g"]
+
+
+BAD = {
+    "missing": (None, "no such file"),
+    "empty": (b"", "is empty"),
+    "text": (b"hello", "neither a file of act-profile nor JSON"),
+    "a list": (b"[1, 2]", "holds no JSON object"),
+    "other JSON": (b'{"a": 1}', "not of a sweep, an evaluation or a recipe"),
+    "a sweep of nothing": (b'{"rows": [], "frontier": []}', "do not have the same figures"),
+    "a sweep with text": (b'{"rows": [{"top": "x"}], "frontier": []}', "is damaged"),
+    "NaN": (b'{"rows": [{"top": NaN}], "frontier": []}', "NaN where a number belongs"),
+    "results of nothing": (b'{"results": [{"model": 1}], "comparisons": []}', "is damaged"),
+    "binary": (bytes(range(256)), "neither a file of act-profile nor JSON"),
+    "cut": (b"\x10\x00\x00\x00\x00\x00\x00\x00{\"a\"", "truncated or damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("content", "message"), BAD.values(), ids=BAD)
+def test_other_files_are_refused_in_one_sentence(content, message, tmp_path):
+    path = tmp_path / "given"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ActError, match=message) as refused:
+        read([path])
+    assert str(path) in str(refused.value)
+
+
+def test_a_folder_that_is_no_recipe_s_is_refused(tmp_path):
+    with pytest.raises(ActError, match="a folder without report"):
+        read([tmp_path])
+
+
+def test_sets_of_another_architecture_are_refused(report, profiles, tokenizer):
+    wide = act.profile_pair(
+        tiny_model("qwen2"),
+        tiny_model("qwen2", seed=1),
+        act.Corpus.from_records([{"text": "a"}], tokenizer, count="all"),
+    )
+    with pytest.raises(ActError, match="of another architecture"):
+        Page("x", report=report, moved={"act": act.rank(wide)}).html()
+
+
+def test_pictures_as_files_are_named_by_what_they_show(report, tmp_path):
+    page = Page("x", results=results())
+    files = write(None, tmp_path / "out", page=page, static=True)
+    assert files == [
+        "index.html",
+        "results-English.pdf",
+        "results-English.svg",
+        "results-German.pdf",
+        "results-German.svg",
+    ]
+    assert (tmp_path / "out" / "results-German.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in (tmp_path / "out" / "results-German.svg").read_text(encoding="utf-8")
+
+
+def test_the_vendored_library_has_no_end_of_script(report):
+    html = Page("x", results=results()).html()
+    assert html.count("</script>") == html.count("<script")
+
+
+def test_results_without_roles_are_still_shown():
+    plain = {"results": [summary("m", "t", 0.5)], "comparisons": []}
+    page = Page("x", results=results_of(plain))
+    assert page.verdict is None and len(page.charts) == 1
+    assert list(itertools.chain(page.results.texts)) == ["t"]
