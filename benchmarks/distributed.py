@@ -19,7 +19,7 @@ from workloads import write_german
 
 from act.lab.models import CHECKPOINTS
 from act.models.loading import load_config
-from act.profiling.plan import measure
+from act.profiling.forward_speed import measure
 
 MODEL = CHECKPOINTS / "base"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]

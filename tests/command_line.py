@@ -18,7 +18,7 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(
     [
         *("act.cli", "act.profiling.measure", "act.ranking.rank", "act.editing.folders", "act.evaluation.evaluate"),
-        *("act.recipes.recipe", "act.report.build", "act.profiling.plan", "act.editing.tune", "act.lab.demo"),
+        *("act.recipes.recipe", "act.report.build", "act.profiling.forward_speed", "act.editing.tune", "act.lab.demo"),
         *("transformers.models.llama.modeling_llama", "transformers.generation"),
     ]
 )

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from act.data.encode import AnswerTurns, Count
     from act.models.channels import ChannelSpace
     from act.models.sites import Site
-    from act.profiling.plan import Measurement, Shape
+    from act.profiling.forward_speed import Measurement
+    from act.profiling.plan import Shape
 
 
 def command(
@@ -34,6 +35,7 @@ def command(
     overlap: options.Overlap = None,
     pair: Annotated[bool, typer.Option(help="Plan a pair run of two such models.")] = False,
     attribute: Annotated[bool, typer.Option(help="Plan act-profile attribute into such a model.")] = False,
+    recompute: options.Recompute = True,
     swap: options.Swap = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
     gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs over which one copy of the weights is spread.")] = 1,
@@ -61,9 +63,11 @@ def command(
     from act.models.limits import default_token_budget
     from act.models.loading import device_named, empty_model, load_config, load_tokenizer
     from act.profiling.attribution import default_budget
+    from act.profiling.forward_speed import measure
     from act.profiling.job import SharedPrefix
-    from act.profiling.plan import Shape, measure, tokens_of, unmoved
+    from act.profiling.plan import Shape, attribution_forwards, unmoved
     from act.profiling.strict import require_covered, require_read
+    from act.profiling.text_plan import tokens_of
 
     console.quiet_transformers()
     require_choice("shared prefix", shared_prefix, get_args(SharedPrefix))
@@ -71,6 +75,8 @@ def command(
         raise ActError("--pair and --attribute are two kinds of runs; plan one at a time")
     if swap and not pair:
         raise ActError("--swap is about a pair run; give --pair, too")
+    if not (recompute or attribute):
+        raise ActError("--no-recompute is about an attribution; give --attribute, too")
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)
@@ -127,7 +133,9 @@ def command(
         **_coverage(space),
         "reasons": unmoved(space),
         "memory": (
-            shape.attributing(budget, text.get("mean_length", 256)) if attribute else shape.memory(budget, pair, swap)
+            shape.attributing(budget, text.get("mean_length", 256), recompute)
+            if attribute
+            else shape.memory(budget, pair, swap)
         ),
         "afterwards": shape.afterwards(space, pair, swap),
         "corpus": text,
@@ -140,7 +148,7 @@ def command(
             text,
             measured,
             pair=pair,
-            attribute=attribute,
+            forwards=attribution_forwards(recompute) if attribute else 1,
             swap=swap,
             gpu_tflops=gpu_tflops,
             gpus=gpus,
@@ -181,7 +189,7 @@ def _corpora(
 
 def _sites(space: ChannelSpace, measured: Measurement | None, left_out: frozenset[str]) -> list[dict[str, Any]]:
     """The sites as plain data, each with the path that reads it."""
-    from act.profiling.plan import path_of
+    from act.profiling.forward_speed import path_of
 
     paths = measured["paths"] if measured else {}
 
@@ -223,25 +231,24 @@ def _costs(
     measured: Measurement | None,
     *,
     pair: bool,
-    attribute: bool,
+    forwards: int,
     swap: bool,
     gpu_tflops: float | None,
     gpus: int,
     gpus_a_model: int,
 ) -> dict[str, Any]:
-    """The work of a run and, at a known rate, its time on this device and on a cluster."""
-    from act.profiling.plan import ATTRIBUTION_FORWARDS, Cluster, assumptions
+    """The work of a run, of so many ``forwards``, and, at a known rate, its time on this device and on a cluster."""
+    from act.profiling.plan import Cluster, assumptions
 
     tokens, counted, length = text["computed"], text["counted"], text.get("attended_length", 1024)
-    work = shape.work(tokens, counted, length, pair, swap) * (ATTRIBUTION_FORWARDS if attribute else 1)
+    work = shape.work(tokens, counted, length, pair, swap) * forwards
     costs: dict[str, Any] = {"flops": work}
     rate = gpu_tflops * 1e12 if gpu_tflops else None
     if measured:
-        forwards = work / shape.flops(tokens, counted, length)
-        costs["seconds_here"] = forwards * tokens * measured["seconds_a_token"]
+        costs["seconds_here"] = work / shape.flops(tokens, counted, length) * tokens * measured["seconds_a_token"]
         rate = rate or shape.flops(1, 1, 256) / measured["seconds_a_token"]
     if rate:
-        cluster = Cluster(flops=rate / ATTRIBUTION_FORWARDS if attribute else rate)
+        cluster = Cluster(flops=rate / forwards)
         times = cluster.seconds(
             shape, tokens, counted, gpus=gpus, gpus_a_model=gpus_a_model, length=length, pair=pair, swap=swap
         )

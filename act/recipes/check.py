@@ -28,7 +28,8 @@ from act.models.common import common_space
 from act.models.hub import has_weights, is_here, reachable
 from act.models.limits import default_token_budget
 from act.models.loading import device_named, empty_model, load_config, load_tokenizer
-from act.profiling.plan import Cluster, Shape, tokens_of
+from act.profiling.plan import Cluster, Shape
+from act.profiling.text_plan import tokens_of
 from act.ranking.selection import parse_top
 from act.recipes.corpora import chosen
 from act.recipes.inputs import require_decoder, require_known_tasks, require_other_texts, require_tokens

@@ -16,7 +16,9 @@ from act.data.corpus import Corpus
 from act.models.channels import ChannelSpace
 from act.models.loading import empty_model
 from act.profiling import dtype_speed
-from act.profiling.plan import Cluster, Shape, measure, path_of, tokens_of, unmoved
+from act.profiling.forward_speed import measure, path_of
+from act.profiling.plan import Cluster, Shape, unmoved
+from act.profiling.text_plan import tokens_of
 
 
 def shape_of(config) -> Shape:
@@ -155,7 +157,7 @@ def test_the_configuration_is_blamed_only_if_the_model_itself_does_not_run(monke
     def fails(*arguments, **options):
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr("act.profiling.plan.taps", fails)
+    monkeypatch.setattr("act.profiling.forward_speed.taps", fails)
     with pytest.raises(
         ActError, match=r"runs on cpu, but not while it is measured \(no such kernel\).* try --no-fused"
     ):
@@ -163,7 +165,7 @@ def test_the_configuration_is_blamed_only_if_the_model_itself_does_not_run(monke
     monkeypatch.setattr("transformers.LlamaForCausalLM.forward", fails)
     with pytest.raises(ActError, match=r"does not run on cpu \(no such kernel\); correct the configuration"):
         measure(CONFIGS["llama"](), torch.device("cpu"), 0.01)
-    monkeypatch.setattr("act.profiling.plan.WHOLE_BYTES", 0)
+    monkeypatch.setattr("act.profiling.forward_speed.WHOLE_BYTES", 0)
     config = CONFIGS["llama"]()
     config.num_hidden_layers = 40
     with pytest.raises(ActError, match=r"with 1 of its 40 layers does not run on cpu \(no such kernel\); leave the"):
@@ -174,7 +176,7 @@ def test_measured_deep_and_shallow(monkeypatch):
     config = CONFIGS["llama"]()
     whole = measure(config, torch.device("cpu"), 0.1)
     assert whole["layers_measured"] == [2] and whole["tokens_per_second"] > 0
-    monkeypatch.setattr("act.profiling.plan.WHOLE_BYTES", 0)
+    monkeypatch.setattr("act.profiling.forward_speed.WHOLE_BYTES", 0)
     config.num_hidden_layers = 40
     deep = measure(config, torch.device("cpu"), 0.1)
     assert deep["layers_measured"] == [1, 2]
