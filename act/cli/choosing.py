@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from act.cli import console
+from act.cli import console, options
+from act.cli.ranking_options import RankingOptions
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
@@ -23,73 +24,51 @@ if TYPE_CHECKING:
     from act.ranking.channel_set import ChannelSet
     from act.ranking.scores import ScoreName
 
-Ability = Annotated[list[str] | None, typer.Option("--corpus", help="With --auto: records of the ability to recover.")]
-Keep = Annotated[list[str] | None, typer.Option(help="With --auto: records of abilities to keep (repeatable).")]
-Profile = Annotated[
-    Path | None, typer.Option(help="With --auto: the pair profile, or what attribute made, that ranks the channels.")
-]
-KeepProfile = Annotated[
-    list[Path] | None,
-    typer.Option(help="With --auto and --profile: pair profile of an ability to keep (repeatable)."),
-]
-LeastKept = Annotated[
-    float | None, typer.Option(help="With --auto: the share of what is to be kept that must be left; 0.95 by default.")
-]
-Top = Annotated[
-    list[str] | None, typer.Option(help="With --auto: a share of the channels to try, such as 5% (repeatable).")
-]
-Metric = Annotated[str | None, typer.Option(help="With --auto: as in act-profile evaluate.")]
-Score = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
-Normalize = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
-Scope = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
-Cost = Annotated[str | None, typer.Option(help="With --auto: as in act-profile rank.")]
-Granularity = Annotated[list[str] | None, typer.Option(help="With --auto: as in act-profile rank (repeatable).")]
-Include = Annotated[list[str] | None, typer.Option(help="With --auto: as in act-profile rank (repeatable).")]
-Exclude = Annotated[list[str] | None, typer.Option(help="With --auto: as in act-profile rank (repeatable).")]
-Count = Annotated[
-    str | None, typer.Option(help="With --auto, where half of the records are profiled: as in act-profile pair.")
-]
 
+@dataclass(frozen=True, kw_only=True)
+class Choosing(RankingOptions):
+    """The options of ``--auto``, and by what it ranks; None where one was not given."""
 
-@dataclass(frozen=True)
-class Choosing:
-    """The options of ``--auto``; None or empty where one was not given."""
-
-    corpus: Sequence[str]
-    keep: Sequence[str]
-    profile: Path | None
-    keep_profile: Sequence[Path]
-    least_kept: float | None
-    top: Sequence[str] | None
-    metric: str | None
-    score: str | None
-    normalize: str | None
-    scope: str | None
-    granularity: Sequence[str] | None
-    include: Sequence[str] | None
-    exclude: Sequence[str] | None
-    cost: str | None
-    count: str | None
-    ignore_columns: Sequence[str]
-    max_length: int | None
+    corpus: Annotated[list[str] | None, typer.Option(help="With --auto: records of the ability to recover.")] = None
+    keep: Annotated[list[str] | None, typer.Option(help="With --auto: records of abilities to keep (repeatable).")] = (
+        None
+    )
+    profile: Annotated[
+        Path | None,
+        typer.Option(help="With --auto: the pair profile, or what attribute made, that ranks the channels."),
+    ] = None
+    keep_profile: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --auto and --profile: pair profile of an ability to keep (repeatable)."),
+    ] = None
+    least_kept: Annotated[
+        float | None,
+        typer.Option(help="With --auto: the share of what is to be kept that must be left; 0.95 by default."),
+    ] = None
+    top: Annotated[
+        list[str] | None, typer.Option(help="With --auto: a share of the channels to try, such as 5% (repeatable).")
+    ] = None
+    metric: Annotated[str | None, typer.Option(help="With --auto: as in act-profile evaluate.")] = None
+    count: Annotated[
+        str | None, typer.Option(help="With --auto, where half of the records are profiled: as in act-profile pair.")
+    ] = None
+    ignore_columns: options.IgnoreColumns = None
+    max_length: options.MaxLength = None
 
     @property
     def files(self) -> list[str | Path]:
         """The inputs that no output may replace."""
-        return [*self.corpus, *self.keep, *([self.profile] if self.profile else []), *self.keep_profile]
+        profiles = [*([self.profile] if self.profile else []), *(self.keep_profile or [])]
+        return [*(self.corpus or []), *(self.keep or []), *profiles]
 
     @property
-    def ranking(self) -> dict[str, Any]:
-        """The options of :func:`act.rank` that were given."""
-        given = {name: getattr(self, name) for name in ("score", "normalize", "scope", "granularity", "cost")}
-        return {name: value for name, value in given.items() if value} | {
-            name: getattr(self, name) for name in ("include", "exclude") if getattr(self, name)
-        }
+    def _ignored(self) -> list[str]:
+        return options.names(self.ignore_columns)
 
     def require_unused(self) -> None:
         """Raise :class:`ActError` for an option that was given without ``--auto``."""
         for each in fields(self):
-            if getattr(self, each.name):
+            if getattr(self, each.name) not in (None, []):
                 option = f"--{each.name.replace('_', '-')}"
                 raise ActError(f"{option} has no effect without --auto; leave it out, or add --auto")
 
@@ -132,8 +111,8 @@ class Choosing:
         console.quiet_transformers()
         tokenizer = load_tokenizer(target, trust_remote_code=loading["trust_remote_code"])
         ability, *kept = (
-            Corpus.from_file(place, tokenizer, max_length=self.max_length, ignore_columns=self.ignore_columns)
-            for place in (*self.corpus, *self.keep)
+            Corpus.from_file(place, tokenizer, max_length=self.max_length, ignore_columns=self._ignored)
+            for place in (*(self.corpus or []), *(self.keep or []))
         )
         require_different(ability, kept)
         giving, taking = (load_model(name, **loading) for name in (donor, target))
@@ -174,7 +153,7 @@ class Choosing:
         if channels:
             return ChannelSet.load(channels[0]), [], ability, kept
         if self.profile:
-            return load(self.profile), [load(path) for path in self.keep_profile], ability, kept
+            return load(self.profile), [load(path) for path in self.keep_profile or []], ability, kept
 
         score = score_named(self.score or "paired")
 
@@ -184,7 +163,7 @@ class Choosing:
                 text.tokenizer,
                 count=cast("CountName", self.count or "answer"),
                 max_length=self.max_length,
-                ignore_columns=self.ignore_columns,
+                ignore_columns=self._ignored,
             )
             return measured_for(cast("ScoreName", score.name), donor, target, counting)
 
@@ -207,3 +186,4 @@ def print_choice(choice: Choice) -> None:
     ]
     title = f"The frontier of {len(choice.candidates)} candidates; shares, ± standard error"
     console.print_table(title, ["", "top", "strength", "channels", "recovered", "kept"], rows)
+    print(choice.caveat)

@@ -11,14 +11,15 @@ from typing import Any
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter ``options`` of a command, a dataclass, by one parameter per field, as typer needs.
+    """Replace the parameter of a command that is a dataclass by one parameter per field, as typer needs.
 
     Each field is annotated as a typer parameter, and its default is that of the option. The other parameters of the
     command come first.
     """
     hints = typing.get_type_hints(command, include_extras=True)
-    group = hints.pop("options")
     hints.pop("return", None)
+    place = next(name for name, hint in hints.items() if dataclasses.is_dataclass(hint))
+    group = hints.pop(place)
     own = inspect.signature(command).parameters
     defaults = {name: own[name].default for name in hints}
     fields = {field.name: _default(field) for field in dataclasses.fields(group)}
@@ -27,7 +28,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def grouped(**given: Any) -> None:
         options = group(**{name: given.pop(name) for name in fields})
-        command(**given, options=options)
+        command(**given, **{place: options})
 
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])

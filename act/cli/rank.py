@@ -3,68 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from act.cli import console, options
+from act.cli.grouped import with_options
+from act.cli.ranking_options import RankingOptions
 from act.core.errors import ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
-from act.ranking.scores import SCORES, score_named, score_names
+from act.ranking.scores import score_named, score_names
 
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
-    from act.ranking.attributed import Cost
     from act.ranking.channel_set import ChannelSet
-    from act.ranking.granularity import Granularity
-    from act.ranking.normalize import Normalize
-    from act.ranking.scores import ScoreName
-    from act.ranking.selection import Scope
-
-_SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items())
 
 
+@with_options
 def command(
     profiles: Annotated[
         list[Path], typer.Argument(help="A pair profile, the profiles of donor and target, or what attribute made.")
     ],
+    by: RankingOptions,
     output: options.Output = Path("channels.safetensors"),
     keep: Annotated[
         list[Path] | None,
         typer.Option(help="Profile of an ability to retain (repeatable; with two profiles: donor, then target)."),
     ] = None,
-    score: Annotated[str, typer.Option(help=f"What to rank by. {_SCORES}.")] = "paired",
     top: Annotated[str | None, typer.Option(help="Share of the channels to choose, such as 5% (the default).")] = None,
     count: Annotated[
         int | None, typer.Option(help="Instead of --top: number of channels, pairs, neurons, heads or experts.")
     ] = None,
     mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of all positive scores.")] = None,
-    normalize: Annotated[
-        str, typer.Option(help="Divide scores by: none, the module's mean or std, kind-mean, kind-std, or channel.")
-    ] = "none",
-    scope: Annotated[
-        str, typer.Option(help="Rank all channels together (global), or each kind, layer or site separately.")
-    ] = "global",
-    granularity: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Unit that is ranked: channel, rotary-pair, neuron, head, expert or routed-expert (repeatable)."
-        ),
-    ] = None,
-    include: Annotated[
-        list[str] | None, typer.Option(help="Rank only these module kinds, or patterns of site names (repeatable).")
-    ] = None,
-    exclude: Annotated[
-        list[str] | None, typer.Option(help="Do not rank these module kinds, or patterns of site names (repeatable).")
-    ] = None,
-    cost: Annotated[
-        str,
-        typer.Option(
-            help="What attribution divides by: keep (the change on what to keep), distance (the norm of the channel's "
-            "step), none; auto: keep where there is some, which the profile may hold, else none."
-        ),
-    ] = "auto",
     seed: Annotated[
         int | None, typer.Option(help=f"Seed of {score_names(lambda score: score.takes_seed)}; 0 by default.")
     ] = None,
@@ -86,6 +57,7 @@ def command(
 
     if top is not None or count is not None or mass is not None:
         parse_amount(top, count, mass)
+    score = by.score or "paired"
     record = score_named(score)
     if (donor or target) and not record.needs_models:
         others = score_names(lambda score: score.needs_models)
@@ -108,19 +80,13 @@ def command(
         }
     channels = rank(
         ability,
-        cast("ScoreName", score),
-        top,
+        top=top,
         count=count,
         mass=mass,
         keep=_abilities(keep, len(profiles)) if keep else None,
-        normalize=cast("Normalize", normalize),
-        scope=cast("Scope", scope),
-        granularity=cast("list[Granularity]", granularity or ["channel"]),
-        include=include or (),
-        exclude=exclude or (),
         seed=seed or 0,
-        cost=cast("Cost", cost),
         min_expert_tokens=min_expert_tokens,
+        **by.ranking,
         **models,
     )
     channels.save(output, force=force)

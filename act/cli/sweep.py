@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from act.cli import console, options
+from act.cli.grouped import with_options
+from act.cli.ranking_options import RankingOptions
 from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from act.evaluation.sweep import Setting, Sweep
 
 
+@with_options
 def command(
     profile: Annotated[
         Path, typer.Argument(help="The pair profile, or what attribute made, by which channels are ranked.")
@@ -27,6 +30,7 @@ def command(
     donor: Annotated[str, typer.Option(help="The model that has the ability.")],
     target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
     corpus: Annotated[list[str], typer.Option(help="Records of the ability, to evaluate on (repeatable).")],
+    by: RankingOptions,
     keep: Annotated[
         list[str] | None, typer.Option(help="Records of abilities to retain, to evaluate on (repeatable).")
     ] = None,
@@ -36,13 +40,6 @@ def command(
     ] = None,
     top: Annotated[list[str] | None, typer.Option(help="A share of the channels, such as 5% (repeatable).")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
-    score: Annotated[str, typer.Option(help="As in act-profile rank.")] = "paired",
-    normalize: Annotated[str, typer.Option(help="As in act-profile rank.")] = "none",
-    scope: Annotated[str, typer.Option(help="As in act-profile rank.")] = "global",
-    granularity: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
-    include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
-    exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank (repeatable).")] = None,
-    cost: Annotated[str, typer.Option(help="As in act-profile rank.")] = "auto",
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
     output: Annotated[
         Path | None,
@@ -111,14 +108,8 @@ def command(
             judge,
             **grid,  # type: ignore[arg-type]
             report=report,
-            score=score,  # type: ignore[arg-type]  # this and the next three are checked by rank
             keep=[load(path) for path in keep_profile] if keep_profile else None,
-            normalize=normalize,  # type: ignore[arg-type]
-            scope=scope,  # type: ignore[arg-type]
-            granularity=granularity or "channel",  # type: ignore[arg-type]
-            include=include or (),
-            exclude=exclude or (),
-            cost=cost,  # type: ignore[arg-type]
+            **by.ranking,
         )
     best = found.frontier
     result = {

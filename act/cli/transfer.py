@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from act.cli import choosing, console, options
+from act.cli import console, options
+from act.cli.choosing import Choosing, print_choice
+from act.cli.grouped import with_options
 from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
@@ -23,10 +25,12 @@ if TYPE_CHECKING:
     from act.editing.rows import Overlap
 
 
+@with_options
 def command(
     donor: Annotated[list[str], typer.Option(help="The model that has the ability (repeatable).")],
     target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
     output: Annotated[Path, typer.Option(help="Folder for the resulting model, or a .safetensors patch file.")],
+    automatic: Choosing,
     channels: Annotated[
         list[Path] | None, typer.Option(help="A channel set from act-profile rank, one for each donor.")
     ] = None,
@@ -41,26 +45,9 @@ def command(
         typer.Option(
             "--auto",
             help="Choose share and strength on --corpus and --keep, by the ranking of --profile or --channels, or of "
-            "half of these records: the most recovered at 95 % kept.",
+            "half of these records: the most recovered at 95 % kept. What to rank by is said as in act-profile rank.",
         ),
     ] = False,
-    corpus: choosing.Ability = None,
-    keep: choosing.Keep = None,
-    profile: choosing.Profile = None,
-    keep_profile: choosing.KeepProfile = None,
-    least_kept: choosing.LeastKept = None,
-    top: choosing.Top = None,
-    metric: choosing.Metric = None,
-    score: choosing.Score = None,
-    normalize: choosing.Normalize = None,
-    scope: choosing.Scope = None,
-    granularity: choosing.Granularity = None,
-    include: choosing.Include = None,
-    exclude: choosing.Exclude = None,
-    cost: choosing.Cost = None,
-    count: choosing.Count = None,
-    ignore_columns: options.IgnoreColumns = None,
-    max_length: options.MaxLength = None,
     strength_of: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,25 +74,6 @@ def command(
     from act.editing.strength import require_strength
     from act.editing.weight_files import RenamedWeights
 
-    automatic = choosing.Choosing(
-        corpus=corpus or [],
-        keep=keep or [],
-        profile=profile,
-        keep_profile=keep_profile or [],
-        least_kept=least_kept,
-        top=top,
-        metric=metric,
-        score=score,
-        normalize=normalize,
-        scope=scope,
-        granularity=granularity,
-        include=include,
-        exclude=exclude,
-        cost=cost,
-        count=count,
-        ignore_columns=options.names(ignore_columns),
-        max_length=max_length,
-    )
     channels = channels or []
     strengths = (strength or []) if auto else _one_each("--strength", strength or [0.4], len(donor))
     for value in strengths:
@@ -176,7 +144,7 @@ def command(
         **({"strength_of": patterns} if patterns else {}),
     }
     if choice and not as_json:
-        choosing.print_choice(choice)
+        print_choice(choice)
     for note in notes:
         console.warn(note)
     if as_json:

@@ -137,6 +137,14 @@ class Choice:
             "metric": dict(self.metric),
         }
 
+    @property
+    def caveat(self) -> str:
+        """What its figures do not say."""
+        return (
+            "These figures are of the very records that the choice was made on, so those of the chosen row are "
+            "slightly optimistic; evaluate the result on records that were used for nothing else."
+        )
+
     def card(self) -> str:
         """The choice and its frontier, in Markdown, for a model card."""
         texts = ", ".join(f"{name} ({count:,} records, {self.metric[name]})" for name, count in self.records.items())
@@ -153,6 +161,8 @@ class Choice:
                 "| | share of the channels | strength | channels | recovered | kept |",
                 "|---|---|---|---|---|---|",
                 *rows,
+                "",
+                self.caveat,
             ]
         )
 

@@ -175,6 +175,7 @@ def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
     assert set(made["auto"]["records"].values()) == {48}
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Share and strength were chosen among 2" in card and "**chosen**" in card
+    assert "of the very records that the choice was made on" in card
     profile = tmp_path / "german.safetensors"
     pair = ["--donor", models / "base", "--target", models / "target", "--corpus", folder / "german.jsonl"]
     succeed("pair", *pair, "--output", profile)
@@ -183,6 +184,7 @@ def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
     other = ["--corpus", folder / "german test.jsonl", "--keep", folder / "english test.jsonl"]
     shown = act_profile(*given, *other, *grid, "--profile", profile, "--output", tmp_path / "patch.safetensors")
     assert shown.returncode == 0 and "chosen" in shown.stdout and (tmp_path / "patch.safetensors").exists()
+    assert "slightly optimistic; evaluate the result on records" in shown.stdout
 
 
 @pytest.mark.parametrize(
