@@ -52,6 +52,10 @@ class TextOptions:
     merge: options.MergeAdapters = False
     trust_remote_code: options.TrustRemoteCode = False
     checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY
+    until_stable: options.UntilStable = False
+    stable_top: options.StableTop = f"{STABLE_TOP:.0%}"
+    stable_overlap: options.StableOverlap = STABLE_OVERLAP
+    stable_confidence: options.StableConfidence = STABLE_CONFIDENCE
     show_spans: options.ShowSpans = 0
     log: options.LogFile = None
     force: options.Force = False
@@ -107,7 +111,20 @@ class TextOptions:
         }
 
     def stopping(self) -> UntilStable | None:
-        """The observer that may end the run before its text ends, if one was asked for."""
+        """The observer of ``--until-stable``, if that is given.
+
+        Raises:
+            ActError: an unknown score, or a share, overlap or confidence out of range.
+        """
+        if not self.until_stable:
+            return None
+        from act.profiling.until_stable import UntilStable
+        from act.ranking.selection import parse_top
+
+        return UntilStable(self._stable_by(), parse_top(self.stable_top), self.stable_overlap, self.stable_confidence)
+
+    def _stable_by(self) -> StableScore | None:
+        """The score of ``--until-stable``; None: that of the run."""
         return None
 
     def strict_observers(self) -> list[Observer]:
@@ -127,11 +144,7 @@ class MeasuringOptions(TextOptions):
     shared_prefix: options.SharedPrefix = "auto"
     fused: options.Fused = True
     moe_all_experts: options.MoeAllExperts = False
-    until_stable: options.UntilStable = False
     stable_score: options.StableScore = "mean-abs"
-    stable_top: options.StableTop = f"{STABLE_TOP:.0%}"
-    stable_overlap: options.StableOverlap = STABLE_OVERLAP
-    stable_confidence: options.StableConfidence = STABLE_CONFIDENCE
 
     def for_job(self) -> PairJobOptions:
         """The keywords of :class:`act.profiling.job.Job`.
@@ -147,19 +160,8 @@ class MeasuringOptions(TextOptions):
             "moe_all_experts": self.moe_all_experts,
         }
 
-    def stopping(self) -> UntilStable | None:
-        """The observer of ``--until-stable``, if that is given.
-
-        Raises:
-            ActError: an unknown score, or a share, overlap or confidence out of range.
-        """
-        if not self.until_stable:
-            return None
-        from act.profiling.until_stable import UntilStable
-        from act.ranking.selection import parse_top
-
-        score, top = cast("StableScore", self.stable_score), parse_top(self.stable_top)
-        return UntilStable(score, top, self.stable_overlap, self.stable_confidence)
+    def _stable_by(self) -> StableScore | None:
+        return cast("StableScore", self.stable_score)
 
 
 @dataclass(frozen=True, kw_only=True)

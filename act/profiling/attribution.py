@@ -9,7 +9,7 @@ A run streams, stops and goes on as a profile does; its documents are what it ta
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypedDict, overload
 
@@ -34,7 +34,7 @@ from act.profiling.measure import require_corpora
 from act.profiling.observer import Observer
 from act.profiling.ranks import Ranks
 from act.profiling.run import Run, Tapped
-from act.profiling.until_stable import UntilStable
+from act.profiling.stability import StableScore
 from act.taps.attributed import Attributed, require_steps
 from act.taps.loss import NotFinite
 
@@ -226,8 +226,6 @@ class AttributionJob(Job):
             _require_others(abilities, kept)
             corpora = {**abilities, **{f"{_KEEP}{number}": each.corpus for number, each in enumerate(kept)}}
         self._kept = kept
-        if any(isinstance(one, UntilStable) for one in options.get("observers", ())):
-            raise ActError("until-stable looks at activations, which an attribution run has none of; leave it out")
         if options.get("token_budget") is None:
             options["token_budget"] = default_budget(input_device(target))
         super().__init__(
@@ -245,6 +243,16 @@ class AttributionJob(Job):
         self._shifts = self._shift()
         self.settings = replace(self.settings, extra={**self.settings.extra, "measured": "attribution"})
         self.distance = weight_diff(self.models["donor"], self.models["target"], self.space)
+
+    @property
+    def stable_scores(self) -> tuple[StableScore, ...]:
+        """The fall of the loss; of a text to keep, what it would lose."""
+        return ("attribution",)
+
+    @property
+    def costs(self) -> Collection[str]:
+        """The texts to keep."""
+        return [name for name in self.corpora if name.startswith(_KEEP)]
 
     @property
     def _model(self) -> nn.Module:
@@ -319,7 +327,7 @@ class AttributionJob(Job):
                 )
         super()._require_counted(run)
 
-    def _complete(self, moments: Moments) -> None:
+    def complete(self, moments: Moments) -> None:
         """Nothing: a parameter that scales another site has a gradient of its own."""
 
     def _irregular(self, moments: Moments, counted: int) -> dict[str, int]:

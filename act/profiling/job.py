@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, TypedDict, get_args
@@ -35,6 +35,7 @@ from act.profiling.checkpoint import Checkpoint
 from act.profiling.observer import Observer
 from act.profiling.ranks import Ranks
 from act.profiling.run import Run, Tapped
+from act.profiling.stability import StableScore
 from act.taps.lockstep import lockstep
 from act.taps.tapped import TapOptions, taps
 from act_kernels.backends import choose
@@ -241,6 +242,16 @@ class Job:
         return next(iter(self.models.values()))
 
     @property
+    def stable_scores(self) -> tuple[StableScore, ...]:
+        """The scores by which the top channels of such a run can be certain, the usual one first."""
+        return ("paired", "mean-abs", "mean-shift") if self.pair else ("mean-abs",)
+
+    @property
+    def costs(self) -> Collection[str]:
+        """The abilities of which it is measured what a transfer would cost them."""
+        return ()
+
+    @property
     def _running(self) -> Iterable[nn.Module]:
         """The models that texts go through."""
         return self.models.values()
@@ -422,7 +433,7 @@ class Job:
         for ability, moments in run.moments.items():
             seen = run.seen[ability]
             moments.gather()
-            self._complete(moments)
+            self.complete(moments)
             corpora = self._read_for(ability)
             joined = CorpusRead.joined(
                 [CorpusIdentity(corpus.name, **corpus.identity()) for corpus in corpora.values()]
@@ -444,8 +455,8 @@ class Job:
             results.append((ability, moments, replace(provenance, corpora=(read,))))
         return results
 
-    def _complete(self, moments: Moments) -> None:
-        """Give sites without an output their moments."""
+    def complete(self, moments: Moments) -> None:
+        """Give sites without an output their moments, as often as others have grown."""
         moments.fill_scaled(self.left_out)
 
     def _read_for(self, ability: str) -> dict[str, Corpus]:

@@ -1,9 +1,10 @@
 """How far the top channels of the text read so far can differ from those of the whole corpus.
 
-A score here is ``|mean|`` of one quantity per channel (``|donor - target|`` for ``paired``). The corpus is read in
-chunks of whole documents, so chunks are exchangeable (documents must be in random order) although tokens are not. They
-are gathered in 16 to 32 **groups**; with sums ``y_g`` and counts ``n_g`` of a channel, the mean is the ratio estimator
-``r = sum y / sum n`` and its error is drawn from the residuals ``e_g = y_g - r n_g`` of all channels at once::
+A score here is ``|mean|`` of one quantity per channel (``|donor - target|`` for ``paired``), or the mean itself (for
+``attribution``). The corpus is read in chunks of whole documents, so chunks are exchangeable (documents must be in
+random order) although tokens are not. They are gathered in 16 to 32 **groups**; with sums ``y_g`` and counts ``n_g`` of
+a channel, the mean is the ratio estimator ``r = sum y / sum n`` and its error is drawn from the residuals ``e_g = y_g -
+r n_g`` of all channels at once::
 
     mean of the whole corpus - r  ~  sqrt(1 - f) · sqrt(G / (G - 1)) · sum_g w_g e_g / sum n · sqrt(d / chi2_d)
 
@@ -42,7 +43,7 @@ from act.core.plain import Flag, Natural, Positive, checked
 from act.core.tensor_files import taken
 from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
-StableScore = Literal["paired", "mean-abs", "mean-shift"]
+StableScore = Literal["paired", "mean-abs", "mean-shift", "attribution"]
 
 GROUPS = 16  # at least; once there are twice as many, neighbours are joined
 Records = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -82,6 +83,10 @@ class Criterion:
             raise ActError(f"stable overlap is {self.overlap}; expected more than 0 and at most 1")
         if not 0.5 <= self.confidence < 1:
             raise ActError(f"stable confidence is {self.confidence}; expected at least 0.5 and less than 1")
+
+    def scores(self, means: torch.Tensor) -> torch.Tensor:
+        """The scores of channels whose quantities have these means."""
+        return means if self.score == "attribution" else means.abs()
 
 
 @dataclass(frozen=True)
@@ -252,7 +257,7 @@ def check(
         return Check(size, allowed)
     share, size_here = len(groups) / groups.ranked, _size_of(criterion, len(groups))[0]
     means = groups.means()
-    scores = means.abs().nan_to_num(nan=-1.0)
+    scores = criterion.scores(means).nan_to_num(nan=-1.0)
     top = scores.topk(size_here + 1).values
     threshold = (top[-2] + top[-1]) / 2
     spread = groups.spread() * rest
@@ -268,14 +273,19 @@ def check(
     if not 0 < places < len(near):
         return Check(size, allowed)
     generator = torch.Generator().manual_seed(seed)
-    lost = _lost(means[near].float(), groups.errors(near) * rest, inside[near], places, generator)
+    lost = _lost(criterion, means[near].float(), groups.errors(near) * rest, inside[near], places, generator)
     if share < 1:
         lost = _among_all(lost, share, generator)
     return Check(size, allowed, float(lost.mean()), float(lost.var()), _upper(lost, error))
 
 
 def _lost(
-    means: torch.Tensor, errors: torch.Tensor, inside: torch.Tensor, places: int, generator: torch.Generator
+    criterion: Criterion,
+    means: torch.Tensor,
+    errors: torch.Tensor,
+    inside: torch.Tensor,
+    places: int,
+    generator: torch.Generator,
 ) -> torch.Tensor:
     """How many channels of the present top set are replaced in each draw, float64 ``[draws]`` on the CPU."""
     draws = max(DRAWS[0], min(DRAWS[1], WORK // len(means)))
@@ -286,7 +296,7 @@ def _lost(
     weights = (weights / (1 - part + math.sqrt(part) * normal).clamp_min(0.1) ** 1.5).to(errors)
     lost = []
     for some in torch.split(weights, max(1, WORK // len(means))):
-        scores = (means + some @ errors).abs()
+        scores = criterion.scores(means + some @ errors)
         least = scores.kthvalue(len(means) - places + 1, dim=1, keepdim=True).values
         lost.append((inside & (scores < least)).sum(1))
     return torch.cat(lost).double().cpu()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from act.profiling.ranks import Ranks
 from act.profiling.run import Run, Seen
 from act.profiling.stability import Criterion, GroupedSums, SequentialTest, StableScore, error_of, sample
 from act_kernels import PAIR
-from act_kernels.statistics import COUNT, MEAN, SUM_ABS
+from act_kernels.statistics import COUNT, M2, MEAN, SUM_ABS
 
 CHUNK = 128  # fewest records
 SHARE = 0.02  # of the wall time, which looks may take
@@ -82,7 +82,8 @@ class UntilStable(Observer):
 
     Args:
         score: the score that ranks the channels: ``paired``, ``mean-abs`` or ``mean-shift``; None: ``paired`` in a pair
-            run, else ``mean-abs``.
+            run, ``mean-abs`` in one of a single model. That of an attribution run is ``attribution``: the fall of the
+            loss of an ability, and what a text to keep would lose, each by itself.
         top: size of the top set, as a share of the channels.
         overlap: share of the top set that must also be in the top set of the whole corpus.
         confidence: probability with which that overlap must hold.
@@ -117,7 +118,8 @@ class UntilStable(Observer):
         self._groups: dict[str, GroupedSums] = {}
         self._tests: dict[str, SequentialTest] = {}
         self._sources: list[_Source] = []
-        self._left_out: frozenset[str] = frozenset()
+        self._complete: Callable[[Moments], None] = Moments.fill_scaled
+        self._costs: Collection[str] = ()
         self._channels, self._ranked = torch.empty(0, dtype=torch.int64), 0
         self._restored: dict[str, Any] = {}
 
@@ -133,12 +135,15 @@ class UntilStable(Observer):
         """Store the sizes of the corpora and the channels that are ranked.
 
         Raises:
-            ActError: a paired score for a single model; batches instead of a corpus; only part of a corpus.
+            ActError: a score of another kind of run; batches instead of a corpus; only part of a corpus.
         """
-        if not self._score_given:
-            self.criterion = replace(self.criterion, score="paired" if job.pair else "mean-abs")
-        if self.criterion.score != "mean-abs" and not job.pair:
-            raise ActError(f"stable score {self.criterion.score!r} needs a pair run; for one model, use mean-abs")
+        score = self.criterion.score if self._score_given else job.stable_scores[0]
+        if score not in job.stable_scores:
+            needed = {"attribution": "an attribution run", "mean-abs": "activations"}.get(score, "a pair run")
+            raise ActError(
+                f"stable score {score!r} needs {needed}; use {' or '.join(job.stable_scores)}, or leave the score out"
+            )
+        self.criterion = replace(self.criterion, score=score)
         if not job.corpora:
             raise ActError("until-stable needs a corpus: batches have no documents")
         require_whole_corpus(job.ranks, job.shard)
@@ -147,7 +152,7 @@ class UntilStable(Observer):
             _Source(name, corpus.source.size, corpus.encoder.ability_column is not None)
             for name, corpus in job.corpora.items()
         ]
-        self._left_out = job.left_out
+        self._complete, self._costs = job.complete, job.costs
         ranked = rankable(job.space, job.left_out)
         self._channels, self._ranked = sample(ranked, self.criterion), len(ranked)
 
@@ -196,15 +201,16 @@ class UntilStable(Observer):
         if ability not in self._groups:
             self._groups[ability], self._tests[ability] = self._new_groups(run, ability), SequentialTest()
         test, groups = self._tests[ability], self._groups[ability]
-        run.moments[ability].fill_scaled(self._left_out)
-        total, count = quantity(run.moments[ability], self.criterion.score, groups.channels)
+        self._complete(run.moments[ability])
+        total, count = quantity(run.moments[ability], self.criterion.score, groups.channels, ability in self._costs)
         if groups.unchanged(count) or not groups.add(total, count):
             return
         records, read = run.seen[ability].records, self._share(after, ability)
         if not (test.is_due(groups, records) and self.looks.affordable(run.seconds)):
             return
         if test.certain(groups, self.criterion, records, read):
-            self.certificates[ability] = self._certificate(test, groups, run.seen[ability], read)
+            cost = {"score": "cost"} if ability in self._costs else {}
+            self.certificates[ability] = self._certificate(test, groups, run.seen[ability], read) | cost
             del self._groups[ability]
             run.stop(ability)
 
@@ -289,15 +295,23 @@ def look_ahead(corpora: Iterable[Corpus]) -> int:
 
 
 def quantity(
-    moments: Moments, score: StableScore, channels: torch.Tensor | None = None
+    moments: Moments, score: StableScore, channels: torch.Tensor | None = None, cost: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The quantity whose absolute mean is the score: its sums so far, float64 ``[K]``, and counts ``[sites]``.
+    """The quantity whose mean ranks the channels: its sums so far, float64 ``[K]``, and counts ``[sites]``.
 
     Args:
         channels: flat indices of the channels whose sums are asked for, int64 ``[K]``; None: all.
+        cost: of an attribution, the squares of the changes instead of what the loss falls by.
     """
     arena = moments.arena
     wanted = slice(None) if channels is None else channels.to(arena.device)
+    firsts = torch.tensor([site.offset for site in moments.space], device=arena.device)
+    if score == "attribution":
+        mean, documents = arena[MEAN][wanted], arena[COUNT][firsts]
+        if cost:
+            return arena[M2][wanted] + arena[COUNT][wanted] * mean.square(), documents
+        # A document that a site did not see counts, for its loss would not fall.
+        return -mean * arena[COUNT][wanted], documents.max().expand_as(documents)
     if not moments.pair:
         block = arena
         total = arena[SUM_ABS][wanted].clone()
@@ -310,7 +324,6 @@ def quantity(
             total = difference[MEAN][wanted] * difference[COUNT][wanted]
         else:
             total = donor[SUM_ABS][wanted] - target[SUM_ABS][wanted]
-    firsts = torch.tensor([site.offset for site in moments.space], device=arena.device)
     return total, block[COUNT][firsts]
 
 

@@ -29,7 +29,7 @@ from act.models.views import LanguageView, original
 from act.profiles.moments import Moments
 from act.taps.attachments import Attachments
 from act.taps.holders import Holder, parameters_of
-from act.taps.loss import Loss
+from act.taps.loss import Loss, NotFinite
 from act.taps.outputs import Output, outputs_of
 from act.taps.parameter_steps import ParameterSteps
 from act.taps.probed import Probed
@@ -152,7 +152,10 @@ class Attributed:
         for row in range(len(count_mask)):
             one = slice(row, row + 1)
             if count_mask[row].any():
-                self._attribute({name: x[one] for name, x in inputs.items()}, count_mask[one])
+                try:
+                    self._attribute({name: x[one] for name, x in inputs.items()}, count_mask[one])
+                except NotFinite as found:
+                    raise NotFinite(row, found.loss) from None
 
     def _attribute(self, inputs: Mapping[str, torch.Tensor], chosen: torch.Tensor) -> None:
         self._sizes = sizes_of(chosen)

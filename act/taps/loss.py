@@ -117,7 +117,7 @@ class Loss:
         losses = cross_entropy(logits[0].float(), labels.to(logits.device), reduction="none")
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0])
-            raise NotFinite(int(rows[first]), float(losses[first]))
+            raise NotFinite(int(rows[first]), losses[first].item())
         losses.sum().backward()
         found, states.grad = states.grad, None
         assert found is not None

@@ -79,6 +79,7 @@ def test_shards_combine_and_two_files_rank_as_one(folder, measured):
         (lambda f, a: ["rank", a, "--score", "random", "--cost", "none"], "cost 'none' has no effect on score random"),
         (lambda f, a: ["rank", a, "--score", "attribution", "--cost", "cheap"], "cost is 'cheap'"),
         (lambda f, a: ["plan", "--model", CHECKPOINTS / "base", "--pair", "--attribute"], "two kinds of runs"),
+        (lambda f, a: ["plan", "--model", CHECKPOINTS / "base", "--no-recompute"], "give --attribute, too"),
         (
             lambda f, a: ["attribute", *MODELS, "--corpus", f / "german.jsonl", "--keep", f / "german.jsonl"],
             "german.jsonl is given twice",
@@ -98,6 +99,9 @@ def test_mistakes_are_one_sentence(arguments, said, folder, measured, tmp_path):
 
 
 def test_plan_tells_the_memory_of_an_attribution():
-    planned = succeed("plan", "--model", CHECKPOINTS / "base", "--attribute", "--seconds", "0", "--tokens", "1000")
-    plain = succeed("plan", "--model", CHECKPOINTS / "base", "--seconds", "0", "--tokens", "1000")
+    plan = "plan", "--model", CHECKPOINTS / "base", "--seconds", "0", "--tokens", "1000", "--gpu-tflops", "1"
+    plain, planned, kept = (succeed(*plan, *more) for more in ([], ["--attribute"], ["--attribute", "--no-recompute"]))
     assert planned["flops"] == 4 * plain["flops"] and "inputs of the layers" in planned["memory"]
+    assert kept["flops"] == 3 * plain["flops"] and kept["cluster"]["forward"] < planned["cluster"]["forward"]
+    everything = kept["memory"]["activations of all layers"]
+    assert "inputs of the layers" not in kept["memory"] and everything > 12 * planned["memory"]["inputs of the layers"]

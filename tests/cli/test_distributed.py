@@ -22,14 +22,16 @@ from act.core.errors import ActError
 RECORDS = [{"prompt": f"a b {number}", "completion": f" {number} c d " + "e " * (number % 9)} for number in range(400)]
 
 
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+
+
 def act_profile(*arguments, ranks=0, code=0):
     if not ranks:
         # One thread, as torchrun has it: other threads, other last bits of a matrix product.
         result = command_line.act_profile(*arguments, env={"OMP_NUM_THREADS": "1"})
         assert result.returncode == code, result.stderr
         return result
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    command = [sys.executable, *torchrun, "-m", "--", "act", *map(str, arguments)]
+    command = [*TORCHRUN, "--nproc-per-node", str(ranks), "-m", "--", "act", *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode != 0) == (code != 0), result.stderr
     return result
@@ -43,6 +45,7 @@ def folder(tmp_path_factory, tokenizer):
         tokenizer.save_pretrained(path / name)
     (path / "de.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     (path / "en.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:3]))
+    (path / "other.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[50:150]))
     return path
 
 
@@ -85,6 +88,34 @@ def test_ranks_give_what_one_process_gives(folder, whole, tmp_path, ranks):
         assert "finished_before" in act_profile(*arguments).stdout  # the same run, whoever did it
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["pair", "attribute"])
+def test_ranks_that_are_killed_go_on_to_what_one_process_gives(folder, tmp_path, command):
+    """Also with abilities of which one has nothing for the second rank to read."""
+    models = ["--donor", folder / "donor", "--target", folder / "model"]
+    corpora = ["--corpus", f"one={folder / 'de.jsonl'}", "--corpus", f"two={folder / 'en.jsonl'}"]
+    more = ["--swap"] if command == "pair" else ["--keep", f"three={folder / 'other.jsonl'}"]
+    arguments = [command, *models, *corpora, *more, "--token-budget", "256", "--look-ahead", "32"]
+    output = tmp_path / "ranks"
+    together = [*arguments, "--output", output, "--checkpoint-every", "0.1"]
+    process = subprocess.Popen(
+        [*TORCHRUN, "--nproc-per-node", "2", "-m", "act", *map(str, together)], stderr=subprocess.PIPE, text=True
+    )
+    checkpoints = [tmp_path / f"ranks.checkpoint-{rank}-of-2" for rank in range(2)]
+    os.kill(ranks_of(process, checkpoints, 120)[-1], signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0 and not output.exists()
+    act_profile(*together, ranks=2)
+    assert not any(path.exists() for path in checkpoints)
+    act_profile(*arguments, "--output", tmp_path / "alone")
+    for ability in ("one", "two"):
+        one, other = (act.load(tmp_path / name / f"{ability}.safetensors") for name in ("ranks", "alone"))
+        assert relative(other, one) < 1e-12
+        assert one.provenance.corpora[0].counted == other.provenance.corpora[0].counted
+        if command == "attribute":
+            assert relative(other.kept[0], one.kept[0]) < 1e-12 and torch.equal(one.distance, other.distance)
+
+
 def ranks_of(torchrun, checkpoints, patience) -> list[int]:
     """Process ids of the ranks, once each has a checkpoint, which it must in ``patience`` seconds."""
     deadline = time.monotonic() + patience
@@ -101,9 +132,11 @@ def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path
     corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 4))
     output = tmp_path / "p.safetensors"
     arguments = options(folder, "--corpus", corpus, "--output", output, "--checkpoint-every", "0.1", "--json")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = subprocess.Popen(
-        [*torchrun, "-m", "act", *map(str, arguments)], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*TORCHRUN, "--nproc-per-node", "2", "-m", "act", *map(str, arguments)],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     checkpoints = [tmp_path / f"p.safetensors.checkpoint-{rank}-of-2" for rank in range(2)]
     os.kill(ranks_of(process, checkpoints, 60)[-1], signal.SIGKILL)
@@ -130,8 +163,7 @@ def test_torchrun_starts_lost_ranks_again_to_the_same_bits(folder, tmp_path):
     corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 8))
     output, undisturbed = tmp_path / "p", tmp_path / "undisturbed"
     arguments = options(folder, "--corpus", corpus, "--checkpoint-every", "0.2")
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1"]
-    command = [sys.executable, "-m", *torchrun, "-m", "act", *map(str, arguments)]
+    command = [*TORCHRUN, "--nproc-per-node", "2", "--max-restarts", "1", "-m", "act", *map(str, arguments)]
     process = subprocess.Popen([*command, "--output", output], stderr=subprocess.PIPE, text=True)
     checkpoints = [tmp_path / f"p.checkpoint-{rank}-of-2" for rank in range(2)]
     os.kill(min(ranks_of(process, checkpoints, 120)), signal.SIGKILL)

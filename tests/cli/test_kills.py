@@ -25,6 +25,7 @@ from act.models.channels import ChannelSpace
 
 KILLS = int(os.environ.get("ACT_KILLS", "0"))
 OFTEN = ["--checkpoint-every", "0.05"]
+SEVERAL = ["--corpus", "one=text.jsonl", "--corpus", "two=other.jsonl"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
         tokenizer.save_pretrained(path / name)
     chosen(ChannelSpace.from_model(model), 0.2).save(path / "set")
     words, draw = ["a", "b", "c", "d", "e", "one", "two", "three", "four", "five"], random.Random(0)
-    for name in ("text", "other"):
+    for name in ("text", "other", "kept"):
         rows = [
             {"prompt": " ".join(draw.choices(words, k=9)), "completion": " " + " ".join(draw.choices(words, k=9))}
             for _ in range(200)
@@ -48,7 +49,7 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
 def measuring(command: str, *more: object) -> Callable[[Path, Path], list[object]]:
     def arguments(inputs: Path, place: Path) -> list[object]:
         models = ["--donor", inputs / "donor", "--target", inputs / "target"]
-        models = models if command == "pair" else ["--model", inputs / "target"]
+        models = ["--model", inputs / "target"] if command == "run" else models
         corpus = more if "--corpus" in more else ("--corpus", "text.jsonl", *more)
         return [command, *models, *corpus, *OFTEN, "--token-budget", "256", "--output", place / "out"]
 
@@ -70,9 +71,10 @@ def recipe(inputs: Path, place: Path) -> Path:
 
 COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
     "run": measuring("run"),
-    "pair": measuring("pair"),
-    "several abilities": measuring("pair", "--corpus", "one=text.jsonl", "--corpus", "two=other.jsonl"),
+    "pair": measuring("pair", "--swap"),
+    "several abilities": measuring("pair", "--swap", *SEVERAL),
     "until stable": measuring("pair", "--until-stable", "--stable-overlap", "0.5"),
+    "attribute": measuring("attribute", *SEVERAL, "--keep", "kept.jsonl", "--until-stable"),
     "token cache": measuring("run", "--token-cache", "PLACE/cache"),
     "transfer": lambda inputs, place: [
         *("transfer", "--donor", inputs / "donor", "--target", inputs / "target"),

@@ -142,6 +142,46 @@ def test_a_run_that_goes_on_gives_the_same_bits_and_a_file_holds_all_of_it(token
     assert (whole.error[tiny] > 0).all()
 
 
+def _texts(tokenizer, ending: str, count: int = 200) -> act.Corpus:
+    records = [
+        {"prompt": f"a {number * 7919 % 1000}", "completion": f" c {ending * (1 + number % 3)}"}
+        for number in range(count)
+    ]
+    return act.Corpus.from_records(records, tokenizer)
+
+
+def test_each_text_ends_when_its_top_channels_are_certain(tokenizer, tmp_path):
+    donor, target = models("llama")
+    corpora, keep = {"one": _texts(tokenizer, " d"), "two": _texts(tokenizer, " five", 24)}, _texts(tokenizer, " e")
+    options = {"keep": keep, "look_ahead": 8, "token_budget": 512}
+
+    def until() -> act.UntilStable:
+        return act.UntilStable(top=0.2, overlap=0.7, confidence=0.8)
+
+    found = act.attribute(donor, target, corpora, observers=[until()], **options)
+    one = found["one"]
+    whole = act.attribute(donor, target, corpora, **options)["one"]
+    for ours, all_of_it, name, values in (
+        (one, whole, "attribution", [each.fall for each in (one, whole)]),
+        (one.kept[0], whole.kept[0], "cost", [each.kept[0].rms for each in (one, whole)]),
+    ):
+        stable = ours.provenance.corpora[0].extra["stable"]
+        assert stable["score"] == name and stable["documents"] == ours.provenance.corpora[0].records < 200
+        assert all_of_it.provenance.corpora[0].records == 200
+        mine, theirs = (set(x.nan_to_num(-1.0).topk(stable["channels"]).indices.tolist()) for x in values)
+        assert len(mine & theirs) >= 0.7 * len(mine)
+    path = tmp_path / "checkpoint"
+    with pytest.raises(Interrupted):
+        stopped = [until(), _Stop(25)]
+        act.attribute(donor, target, corpora, checkpoint=act.Checkpoint(path, 0), observers=stopped, **options)
+    checkpoint = act.Checkpoint(path)
+    again = act.attribute(donor, target, corpora, checkpoint=checkpoint, observers=[until(), Observer()], **options)
+    for name, profile in found.items():
+        assert torch.equal(again[name].moments.arena, profile.moments.arena)
+        assert torch.equal(again[name].kept[0].moments.arena, profile.kept[0].moments.arena)
+        assert again[name].provenance.corpora[0].extra == profile.provenance.corpora[0].extra
+
+
 def test_the_models_are_left_as_they_were(tokenizer):
     donor, target = models("qwen2")
     target.train()
@@ -173,6 +213,17 @@ def _broken(tokenizer):
     with torch.no_grad():
         target.lm_head.weight[3] = torch.nan
     return act.attribute(donor, target, act.Corpus.from_records(RECORDS, tokenizer))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_oss"])
+def test_the_record_whose_loss_is_no_number_is_named(family, tokenizer):
+    donor, target = models(family)
+    token = tokenizer(" five", add_special_tokens=False).input_ids[-1]
+    with torch.no_grad():
+        target.get_input_embeddings().weight[token] = torch.nan
+    records = [*RECORDS[2:3], *RECORDS[4:], {"prompt": "a five", "completion": " b c"}]
+    with pytest.raises(ActError, match="records, record 2: the target's loss over it is nan"):
+        act.attribute(donor, target, act.Corpus.from_records(records, tokenizer))
 
 
 def _quantised(tokenizer):
@@ -217,7 +268,7 @@ def _mixed(tokenizer):
 
 def _until(tokenizer):
     corpus = act.Corpus.from_records(RECORDS, tokenizer)
-    return act.attribute(*models("llama"), corpus, observers=[act.UntilStable()])
+    return act.attribute(*models("llama"), corpus, observers=[act.UntilStable("paired")])
 
 
 @pytest.mark.parametrize(
@@ -231,7 +282,7 @@ def _until(tokenizer):
         (_kept_is_ability, "given twice"),
         (_one_token, "give longer records"),
         (_mixed, "count answer, predict"),
-        (_until, "until-stable looks at activations"),
+        (_until, "stable score 'paired' needs a pair run; use attribution"),
     ],
 )
 def test_bad_input_is_one_sentence(attempt, said, tokenizer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from act import ActError
 from act.data.corpus import Corpus
 from act.models.limits import causal
 from act.models.prefix import why_unshared
-from act.profiling.plan import measure, tokens_of
+from act.profiling.forward_speed import measure
+from act.profiling.text_plan import tokens_of
 from act_kernels.statistics import COUNT, M2, MAX_ABS, MEAN, NONFINITE
 
 SHARED = "bloom falcon gemma2 gemma3_text gpt2 gpt_neox gpt_oss llama mixtral mpt opt phi qwen3_moe"
@@ -130,12 +132,17 @@ def test_pairs_share_too_whatever_counts(count):
         torch.testing.assert_close(one.mean, other.mean, rtol=1e-4, atol=1e-5)
 
 
-def test_several_abilities_share_within_each(tokenizer):
+@pytest.mark.parametrize("swap", [False, True])
+def test_several_abilities_share_within_each(tokenizer, swap):
     named = {"one": corpus(30), "two": Corpus.from_records(texts(30, seed=1), tokenizer)}
-    shared, alone = both(act.profile, tiny_model("qwen2"), text=named)
-    for ability in named:
+    models = [tiny_model("qwen2", seed) for seed in range(1 + swap)]
+    measure = partial(act.profile_pair, swap=True) if swap else act.profile
+    shared, alone = both(measure, *models, text=named)
+    for ability, text in named.items():
         assert_the_same(shared[ability], alone[ability])
         assert shared[ability].provenance.corpora[0].shared > 0
+        by_itself = measure(*models, text, token_budget=BUDGET)
+        assert torch.equal(by_itself.moments.arena, shared[ability].moments.arena)
 
 
 def test_nothing_of_a_prefix_that_no_sliding_window_sees_is_needed():

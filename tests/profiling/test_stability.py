@@ -246,10 +246,30 @@ def test_the_share_read_of_labelled_rows_is_of_all_corpora(tokenizer):
     assert "all corpora" in found.extra["stable"]["assumes"]
 
 
+def test_swapped_outputs_do_not_change_where_a_pair_ends(tokenizer):
+    models = tiny_model("llama"), tiny_model("llama", seed=1)
+    corpora = {
+        name: Corpus.from_records([{"text": f"{name} b {number * 7919 % 1000}"} for number in range(count)], tokenizer)
+        for name, count in (("a", 500), ("c", 300))
+    }
+    plain, swapped = (
+        act.profile_pair(*models, corpora, swap=swap, look_ahead=8, observers=[UntilStable(top=0.2, overlap=0.7)])
+        for swap in (False, True)
+    )
+    for name, pair in plain.items():
+        other = swapped[name]
+        found = other.provenance.corpora[0]
+        assert found.extra["stable"] == pair.provenance.corpora[0].extra["stable"] and found.extra["stable"]
+        assert found.records == found.extra["stable"]["documents"] < corpora[name].source.size
+        assert torch.equal(other.moments.arena[: len(pair.moments.arena)], pair.moments.arena)
+        assert (other.swap.count == pair.target.count).all()
+
+
 def test_what_cannot_be_stable(tokenizer):
     corpus, model = Corpus.from_records([{"text": "a b c"}], tokenizer), {"model": tiny_model("llama")}
     for arguments, options, message in (
-        ((corpus,), {"observers": [UntilStable("paired")]}, "pair run"),
+        ((corpus,), {"observers": [UntilStable("paired")]}, "needs a pair run; use mean-abs"),
+        ((corpus,), {"observers": [UntilStable("attribution")]}, "needs an attribution run"),
         (([],), {"observers": [UntilStable()]}, "documents"),
         ((corpus,), {"observers": [UntilStable()], "shard": (0, 2)}, "needs the whole corpus"),
     ):

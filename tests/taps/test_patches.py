@@ -68,9 +68,13 @@ def alone(model, processor, family: str, record: dict) -> tuple[dict, torch.Tens
     return dict(whole), (places >= start) & (places < end)
 
 
-def reference(model, processor, family: str, corpus: list[dict]) -> dict[str, torch.Tensor]:
-    """The counted rows of every module: of text those of answers, of a tower all."""
+def reference(model, processor, family: str, corpus: list[dict], donor=None) -> dict[str, torch.Tensor]:
+    """The counted rows of every module: of text those of answers, of a tower all.
+
+    With a ``donor``, what its modules give on the inputs of the model's.
+    """
     view = language_view(model)
+    theirs = None if donor is None else dict(language_view(donor).named_modules())
     found: dict[str, list[torch.Tensor]] = {}
     mask, images = torch.zeros(0), 0
 
@@ -78,6 +82,7 @@ def reference(model, processor, family: str, corpus: list[dict]) -> dict[str, to
         def hook(module, args, output):
             if not isinstance(output, torch.Tensor):
                 return
+            output = output if theirs is None else theirs[name](*args)
             rows = rows_of(output, width)
             if name.endswith("position_embedding") and len(output) == 1:  # that all images share
                 rows = rows.repeat(images, 1)
@@ -168,6 +173,30 @@ def test_a_pair_runs_in_lockstep_and_a_transfer_moves_channels_of_a_tower(family
             assert torch.equal(part.part_of(ours[part.name])[rows], part.part_of(theirs[part.name])[rows])
     patch.revert(target)
     assert all(torch.equal(x, before[name]) for name, x in target.named_parameters())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_outputs_of_text_and_tower_are_swapped(family):
+    donor, target = (model_of(family, seed) for seed in (0, 1))
+    processor, given = processor_of(family), records(family)
+    pair = act.profile_pair(donor, target, act.Corpus.from_records(given, processor), swap=True)
+    mine, swapped = (reference(target, processor, family, given, model) for model in (None, donor))
+    towers = 0
+    for site in pair.space:
+        found = pair.site(site.name)
+        if site.scales or not found.target.count.any():
+            continue
+        delta = swapped[site.module] - mine[site.module]
+        if site.name.endswith("]"):
+            delta = delta.chunk(3, -1)["qkv".index(site.kind)]
+        size = delta.square().mean(0).sqrt().clamp(min=1e-3)
+        assert (found.swap.count == found.target.count).all() and found.product.count.any(), site.name
+        assert ((found.swap.mean - delta.mean(0)).abs() / size).max() < 1e-4, site.name
+        towers += bool(OF_IMAGES.search(site.name))
+    assert towers and set(pair.provenance.corpora[0].unswapped.values()) <= {
+        "it only scales or shifts what another site gives"
+    }
+    assert len(act.rank(pair, "match", 0.1))
 
 
 class _Stops(Observer):
