@@ -196,8 +196,12 @@ class AttributeOptions(TextOptions):
     def kept(self) -> dict[str, str]:
         """The places of the texts to keep, by :data:`KEEP` and their number and name."""
         found: dict[str, str] = {}
+        names = set[str]()
         for number, given in enumerate(self.keep or []):
             ((name, place),) = console.places_of([given]).items()
+            if name and name in names:
+                raise ActError(f"two texts to keep are named {name}; give each a name of its own (--keep NAME=PLACE)")
+            names.add(name)
             found[f"{KEEP}{number} {name}".rstrip()] = place
         return found
 

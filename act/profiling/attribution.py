@@ -125,7 +125,8 @@ def attribute(
 
     Raises:
         ActError: a model without a loss over its text, or with weights that are quantised or offloaded; models that do
-            not differ; no token to predict; a loss that is NaN or infinite; a text to keep that is the ability's.
+            not differ, or hold NaN; no token to predict; a loss that is NaN or infinite; a text to keep that is the
+            ability's.
 
     >>> found = act.attribute(donor, target, corpus)
     >>> channels = act.rank(found, "attribution", count=10)  # where the loss would fall most
@@ -243,6 +244,7 @@ class AttributionJob(Job):
         self._shifts = self._shift()
         self.settings = replace(self.settings, extra={**self.settings.extra, "measured": "attribution"})
         self.distance = weight_diff(self.models["donor"], self.models["target"], self.space)
+        self._require_finite()
 
     @property
     def stable_scores(self) -> tuple[StableScore, ...]:
@@ -274,6 +276,18 @@ class AttributionJob(Job):
             for ability, (moments, provenance) in found.items()
         }
         return profiles if self.named or set(profiles) != {""} else profiles[""]
+
+    def _require_finite(self) -> None:
+        """Raise :class:`ActError` where a weight of either model is no number, and so the way between them is none."""
+        if self.distance.isfinite().all():
+            return
+        site = next(site for site in self.space if not self.distance[site.channels].isfinite().all())
+        weights = {side: dict(model.named_parameters(remove_duplicate=False)) for side, model in self.models.items()}
+        own = [side for side, of in weights.items() if not all(of[x.key].isfinite().all() for x in site.parameters)]
+        raise ActError(
+            f"{site.name} of the {own[0] if own else 'models'} holds NaN or infinite values, so neither a loss nor the "
+            "step from target to donor is a number; give a model that is not damaged"
+        )
 
     def _shift(self) -> int:
         """How many places before a counted token the position lies that predicts it: 0 if that is what counts."""

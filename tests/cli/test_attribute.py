@@ -85,6 +85,10 @@ def test_shards_combine_and_two_files_rank_as_one(folder, measured):
             "german.jsonl is given twice",
         ),
         (
+            lambda f, a: ["attribute", *MODELS, "--corpus", f / "german.jsonl", "--keep", "x=a", "--keep", "x=b"],
+            "two texts to keep are named x",
+        ),
+        (
             lambda f, a: ["attribute", "--donor", MODELS[1], "--target", MODELS[1], "--corpus", f / "german.jsonl"],
             "the same weights",
         ),

@@ -89,7 +89,7 @@ def test_ranks_give_what_one_process_gives(folder, whole, tmp_path, ranks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["pair", "attribute"])
+@pytest.mark.parametrize("command", [pytest.param("pair", marks=pytest.mark.thorough), "attribute"])
 def test_ranks_that_are_killed_go_on_to_what_one_process_gives(folder, tmp_path, command):
     """Also with abilities of which one has nothing for the second rank to read."""
     models = ["--donor", folder / "donor", "--target", folder / "model"]

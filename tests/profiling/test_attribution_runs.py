@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import attribution_reference
 import pytest
@@ -211,17 +212,28 @@ class _Fails(Observer):
 def _broken(tokenizer):
     donor, target = models("llama")
     with torch.no_grad():
-        target.lm_head.weight[3] = torch.nan
+        target.lm_head.weight.mul_(1e38)
+        target.model.norm.weight.mul_(1e3)
     return act.attribute(donor, target, act.Corpus.from_records(RECORDS, tokenizer))
 
 
+def _damaged(tokenizer, side: int = 0):
+    both = models("llama")
+    with torch.no_grad():
+        both[side].lm_head.weight[3] = torch.nan  # of a token that no text has
+    return act.attribute(*both, act.Corpus.from_records(RECORDS, tokenizer))
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_oss"])
-def test_the_record_whose_loss_is_no_number_is_named(family, tokenizer):
+def test_the_record_whose_loss_is_no_number_is_named(family, tokenizer, monkeypatch):
     donor, target = models(family)
     token = tokenizer(" five", add_special_tokens=False).input_ids[-1]
-    with torch.no_grad():
-        target.get_input_embeddings().weight[token] = torch.nan
-    records = [*RECORDS[2:3], *RECORDS[4:], {"prompt": "a five", "completion": " b c"}]
+
+    def odd(logits, labels, reduction):
+        return torch.nn.functional.cross_entropy(logits, labels, reduction=reduction).where(labels != token, torch.nan)
+
+    monkeypatch.setattr("act.taps.loss.cross_entropy", odd)
+    records = [*RECORDS[2:3], *RECORDS[4:], {"prompt": "a b", "completion": " c five"}]
     with pytest.raises(ActError, match="records, record 2: the target's loss over it is nan"):
         act.attribute(donor, target, act.Corpus.from_records(records, tokenizer))
 
@@ -275,6 +287,8 @@ def _until(tokenizer):
     ("attempt", "said"),
     [
         (_broken, "records, record [0-4]: the target's loss over it is nan"),
+        (_damaged, "lm_head of the donor holds NaN"),
+        (functools.partial(_damaged, side=1), "lm_head of the target holds NaN"),
         (_quantised, "is quantised, so there is no step"),
         (_encoder, "is an encoder"),
         (_headless, "a model without an LM head"),
