@@ -55,7 +55,12 @@ def command(
     donor: Annotated[
         str | None, typer.Option(help="The donor, for necessity, and with --target for weight-difference channels.")
     ] = None,
-    target: Annotated[str | None, typer.Option(help="The target, to compare with weight-difference channels.")] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            help="The target, to compare with weight-difference channels; with --corpus, to move each set to."
+        ),
+    ] = None,
     corpus: Annotated[
         list[str] | None,
         typer.Option(help="Texts on which the loss of the donor shows what each set is necessary for (repeatable)."),
@@ -124,7 +129,7 @@ def command(
             min_expert_tokens=min_expert_tokens,
             **ranking,
         )
-        compared, model, losses = dict(sets), None, {}
+        compared, model, other, losses = dict(sets), None, None, {}
         if donor:
             model = load_model(donor, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         if target:
@@ -137,7 +142,7 @@ def command(
             for name, path in zip(text_names, corpus, strict=True):
                 ignored = options.names(ignore_columns)
                 losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored))
-        report = build(measured, top=share, sets=compared, model=model if losses else None, losses=losses)
+        report = build(measured, top=share, sets=compared, model=model if losses else None, target=other, losses=losses)
     patches = zip(_names("patches", [str(path) for path, _ in given.patches]), given.patches, strict=True)
     sweeps = zip(_names("sweeps", [str(path) for path, _ in given.sweeps]), given.sweeps, strict=True)
     page = Page(

@@ -139,11 +139,32 @@ def overlaps(scores: Mapping[str, torch.Tensor], shares: Sequence[float]) -> Ite
     >>> [(one, other, found.both) for _, one, other, found in overlaps(scores, [0.25])]
     [('math', 'code', 0)]
     """
+    missing = {name: score.isnan() for name, score in scores.items()}
     for share in shares:
+        tops = {name: top_channels(score, share) for name, score in scores.items()}
         for (one, a), (other, b) in itertools.combinations(scores.items(), 2):
-            unscored = a.isnan() | b.isnan()
-            first, second = (top_channels(score.masked_fill(unscored, math.nan), share) for score in (a, b))
+            unscored = missing[one] | missing[other]
+            first, second = (
+                tops[name]
+                if torch.equal(unscored, missing[name])
+                else top_channels(score.masked_fill(unscored, math.nan), share)
+                for name, score in ((one, a), (other, b))
+            )
             yield share, one, other, overlap(first, second, int((~unscored).sum()))
+
+
+def jaccard_matrix(sets: Sequence[torch.Tensor]) -> list[list[float]]:
+    """The Jaccard overlap of every two of some vectors of distinct flat indices, none empty.
+
+    >>> from act.ranking.analysis import jaccard_matrix
+    >>> jaccard_matrix([torch.tensor([0, 1]), torch.tensor([1, 2, 3])])
+    [[1.0, 0.25], [0.25, 1.0]]
+    """
+    found = [[1.0] * len(sets) for _ in sets]
+    for (row, one), (column, other) in itertools.combinations(enumerate(sets), 2):
+        both = int(torch.isin(one, other, assume_unique=True).sum())
+        found[row][column] = found[column][row] = both / (len(one) + len(other) - both)
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
+from act.editing.transfer import transfer
 from act.models.sites import Site
 from act.profiles.attribution import AttributionProfile
 from act.profiles.coverage import Measured as MeasuredShare
@@ -21,6 +22,7 @@ from act.ranking.activations import corpora_of
 from act.ranking.analysis import (
     Concentration,
     concentration,
+    jaccard_matrix,
     necessity,
     overlap,
     overlaps,
@@ -37,6 +39,7 @@ from act.report.data import (
     GroupShares,
     NecessityRow,
     OverlapRow,
+    RecoveredRow,
     Relation,
     ReportData,
     overlap_row,
@@ -153,6 +156,7 @@ def build(
     top: float = 0.05,
     sets: Mapping[str, ChannelSet] | None = None,
     model: nn.Module | None = None,
+    target: nn.Module | None = None,
     losses: Mapping[str, Callable[[nn.Module], float]] | None = None,
     seed: int = 0,
 ) -> Report:
@@ -166,6 +170,8 @@ def build(
         model: for necessity: a model of the profiles, such as the donor, which has the abilities.
         losses: for necessity: what to measure ``model`` by, by name. The set of every profile is ablated, and a random
             set of the same size.
+        target: for sufficiency as ability: what each set is moved to from ``model``, one by one, and a random set. It
+            gets its own bytes back.
         seed: of the random set.
 
     Raises:
@@ -180,8 +186,10 @@ def build(
         if difference := measured[0].top.space.first_difference(channels.space):
             raise ActError(f"the channel set {name} is of another architecture than the profiles: {difference}")
         index.append(channels.index)
-    population = int((~measured[0].score.isnan()).sum())
-    matrix = [[overlap(one, other, max(population, len(one), len(other))).jaccard for other in index] for one in index]
+    empty = next((name for name, one in zip(names, index, strict=True) if not len(one)), None)
+    if empty is not None:
+        raise ActError(f"the channel set {empty} is empty")
+    matrix = jaccard_matrix(index)
     data: ReportData = {
         "score": measured[0].top.rule.score,
         "normalize": measured[0].top.rule.normalize,
@@ -194,6 +202,7 @@ def build(
             for share, held in zip(SUFFICIENCY_SHARES, sufficiency(one.score, SUFFICIENCY_SHARES), strict=True)
         ],
         "necessity": _necessity(measured, model, losses or {}, seed) if model is not None else [],
+        "recovered": _recovered(measured, model, target, losses or {}, seed) if model and target else [],
     }
     return Report(data, list(measured), curves, (names, matrix))
 
@@ -261,8 +270,6 @@ def _with_sets(measured: Sequence[Measured], sets: Mapping[str, ChannelSet]) -> 
     rows: list[OverlapRow] = []
     for one in measured:
         for name, channels in sets.items():
-            if not len(channels):
-                raise ActError(f"the channel set {name} is empty")
             population = int((~one.score.isnan()).sum())
             top = top_channels(one.score, len(channels) / population) if len(channels) < population else one.top.index
             found = overlap(top, channels.index, max(population, len(channels)))
@@ -280,8 +287,7 @@ def _necessity(
             "what is ablated gets its mean activation, which attribution profiles do not hold; leave out --corpus, or "
             "give pair profiles"
         )
-    random = rank(first.profile, "random", count=len(first.top), seed=seed, include=first.top.rule.include,
-                  exclude=first.top.rule.exclude)  # fmt: skip
+    random = _random(first, seed)
     rows: list[NecessityRow] = []
     for name, loss in losses.items():
         by_profile = [necessity(model, {one.name: one.top}, one.profile, loss) for one in measured] + [
@@ -293,3 +299,36 @@ def _necessity(
             channels = len(random) if ablated == "random" else len(first.top)
             rows.append({"ablated": ablated, "channels": channels, "text": name, "whole": whole, "loss": value})
     return rows
+
+
+def _recovered(
+    measured: Sequence[Measured],
+    donor: nn.Module,
+    target: nn.Module,
+    losses: Mapping[str, Callable[[nn.Module], float]],
+    seed: int,
+) -> list[RecoveredRow]:
+    """The losses with each set moved; the last row of each loss is a random set, the control."""
+    sets = [*((one.name, one.top) for one in measured), ("random", _random(measured[0], seed))]
+    without = {name: (loss(target), loss(donor)) for name, loss in losses.items()}
+    rows: list[RecoveredRow] = []
+    for moved, channels in sets:
+        patch = transfer(donor, target, channels, 1.0)
+        try:
+            after = {name: loss(target) for name, loss in losses.items()}
+        finally:
+            patch.revert(target)
+        for name, (before, theirs) in without.items():
+            lacked = before - theirs
+            share = (before - after[name]) / lacked if lacked > 0 else None
+            rows.append(
+                {"moved": moved, "channels": len(channels), "text": name, "target": before, "donor": theirs,
+                 "loss": after[name], "share": share}
+            )  # fmt: skip
+    return rows
+
+
+def _random(one: Measured, seed: int) -> ChannelSet:
+    """As many channels at random as a set has."""
+    rule = one.top.rule
+    return rank(one.profile, "random", count=len(one.top), seed=seed, include=rule.include, exclude=rule.exclude)

@@ -102,7 +102,7 @@ def curves(x: dict[str, Any], y: dict[str, Any], order: Sequence[str], tips: lis
         }
         return {"facet": names(field, order), "columns": 4, "spec": panel}
     told = names(field, order)
-    encoding = {"x": x, "y": y, "tooltip": tips, "color": {**told, "scale": {"domain": list(order)}}}
+    encoding: dict[str, Any] = {"x": x, "y": y, "tooltip": tips, "color": {**told, "scale": {"domain": list(order)}}}
     if len(order) > 1:
         encoding["strokeDash"] = told
     else:

@@ -86,6 +86,21 @@ class NecessityRow(TypedDict):
     loss: float
 
 
+class RecoveredRow(TypedDict):
+    """The loss of the target on a text once the channels of one set are the donor's.
+
+    ``share`` is that of what the target lacked which came back; None where it lacked nothing.
+    """
+
+    moved: str
+    channels: int
+    text: str
+    target: float
+    donor: float
+    loss: float
+    share: float | None
+
+
 class ReportData(TypedDict):
     """All figures of a report; ``top`` is the share of the channels that makes an ability's set."""
 
@@ -96,6 +111,7 @@ class ReportData(TypedDict):
     overlaps: list[OverlapRow]
     sufficiency: list[SufficiencyRow]
     necessity: list[NecessityRow]
+    recovered: list[RecoveredRow]
 
 
 def overlap_row(relation: Relation, share: float, first: str, second: str, found: Overlap) -> OverlapRow:

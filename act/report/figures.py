@@ -15,17 +15,19 @@ from act.evaluation.frontier import frontier
 from act.evaluation.sweep import Setting
 from act.profiles.experts import ExpertTokens
 from act.profiles.statistics import PairStatistics
-from act.ranking.analysis import curve, overlap
+from act.ranking.analysis import curve, jaccard_matrix, overlap
 from act.ranking.channel_set import ChannelSet
 from act.report import charts
 from act.report.build import Measured, Report
 from act.report.charts import Chart, amount, names, tips
-from act.report.data import NecessityRow, OverlapRow
+from act.report.data import NecessityRow, OverlapRow, RecoveredRow, overlap_row
 from act.report.grid import Grid
 from act.report.results import Results
 
 EXPERT_CELLS = 60_000
 """The most cells of experts that a page holds, over all abilities."""
+LABELS = 6
+"""About how many settings of a frontier have a label."""
 FRONTIER = "on the frontier"
 PAIRS = 24
 """The most overlaps that are shown one by one."""
@@ -90,7 +92,8 @@ def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str
     rows = [(method, one) for method, tried in settings.items() for one in tried]
     points = [(one.figures[ability], one.figures[kept]) for _, one in rows]
     best = set(frontier(points))
-    label = [f"{100 * one.top:g} % × {one.strength:g}" if n in best else "" for n, (_, one) in enumerate(rows)]
+    named = {*sorted(best, key=lambda n: points[n])[:: max(1, len(best) // LABELS)]}
+    label = [f"{100 * one.top:g} % × {one.strength:g}" if n in named else "" for n, (_, one) in enumerate(rows)]
     columns: dict[str, list[Any]] = {
         **_settings(rows),
         "gained": [rounded(x) for x, _ in points],
@@ -125,7 +128,7 @@ def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str
         columns,
         {"width": "container", "height": 340, "encoding": where, "layer": [line, dots, words]},
         heads,
-        "Up and to the right is better. Large points are beaten by no other; their labels say share × strength.",
+        "Up and to the right is better. Large points are beaten by no other; labels say share × strength.",
     )  # fmt: skip
 
 
@@ -187,7 +190,7 @@ def of_places(grid: Grid, name: str, channels: ChannelSet, score: Any = None) ->
         f"map-{slug(name)}",
         f"Where the channels of {name} lie",
         f"Share of the channels chosen for {name}, by layer and module kind. Highest: {columns['share'][best]:.3g} % "
-        f"of {columns['kind'][best]} in {_place(columns['place'][best])}.",
+        f"of {columns['kind'][best]} in {place_name(columns['place'][best])}.",
         columns,
         charts.heat_map(
             names("place", grid.places, "layer", axis={"labelAngle": 0}), names("kind", grid.kinds),
@@ -251,7 +254,7 @@ def of_experts(grid: Grid, measured: Sequence[Measured]) -> Iterator[Chart]:
             f"experts-{slug(one.name)}",
             f"Which experts the channels of {one.name} belong to",
             f"Share of the channels of each expert chosen for {one.name}; highest {columns['share'][best]:.3g} % of "
-            f"expert {columns['expert'][best]} in {_place(columns['place'][best])}.",
+            f"expert {columns['expert'][best]} in {place_name(columns['place'][best])}.",
             columns,
             charts.heat_map(
                 names("place", places, "layer", axis={"labelAngle": 0}), names("expert", order, "expert"),
@@ -387,12 +390,10 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
 
 def of_sets(moved: Mapping[str, ChannelSet]) -> tuple[list[OverlapRow], tuple[list[str], list[list[float]]]]:
     """The overlaps of sets that were moved, as rows and as a matrix."""
-    from act.report.data import overlap_row
-
     called = [name for name, one in moved.items() if len(one)]
     index = [moved[name].index for name in called]
     population = max((len(one.space) for one in moved.values()), default=0)
-    matrix = [[overlap(one, other, population).jaccard for other in index] for one in index]
+    matrix = jaccard_matrix(index)
     rows = [
         overlap_row("set", len(moved[one]) / population, one, other,
                     overlap(moved[one].index, moved[other].index, population))
@@ -408,7 +409,7 @@ def of_necessity(rows: Sequence[NecessityRow]) -> Iterator[Chart]:
     columns = {
         "ablated": [one["ablated"] for one in rows],
         "text": [one["text"] for one in rows],
-        "left": [rounded(100 * math.exp(min(0.0, one["whole"] - one["loss"]))) for one in rows],
+        "left": [rounded(float(100 * np.exp(np.minimum(0.0, one["whole"] - one["loss"])))) for one in rows],
         "channels": [one["channels"] for one in rows],
     }
     heads = {"ablated": "without the channels of", "text": "text", "left": "ability left, %", "channels": "channels"}
@@ -419,16 +420,45 @@ def of_necessity(rows: Sequence[NecessityRow]) -> Iterator[Chart]:
         "whole donor's: " + "; ".join(f"{one} on {text} {left:.3g} %" for one, text, left in
                                 zip(columns["ablated"][:8], columns["text"], columns["left"], strict=False)) + ".",
         columns,
-        {"width": "container", "height": {"step": 24}, "mark": "bar", "encoding": {
-            "y": names("ablated", list(dict.fromkeys(columns["ablated"]))),
-            "yOffset": names("text"),
-            "x": amount("left", "of the likelihood of a right token left, %"),
-            "color": names("text", list(dict.fromkeys(columns["text"]))),
-            "tooltip": tips(**heads),
-        }},
+        _bars("ablated", "of the likelihood of a right token left, %", "left", columns, heads),
         heads,
         "Necessity as ability: the less is left, the more the ability needs these channels; random is the control.",
     )  # fmt: skip
+
+
+def of_recovered(rows: Sequence[RecoveredRow]) -> Iterator[Chart]:
+    """What moving each set alone brings back."""
+    some = [one for one in rows if one["share"] is not None]
+    if not some:
+        return
+    columns = {
+        "moved": [one["moved"] for one in some],
+        "text": [one["text"] for one in some],
+        "share": [rounded(100 * (one["share"] or 0.0)) for one in some],
+        "channels": [one["channels"] for one in some],
+    }
+    heads = {"moved": "channels of", "text": "text", "share": "ability recovered, %", "channels": "channels"}
+    yield Chart(
+        "recovered",
+        "What moving each set alone brings back",
+        "Share of what the target lacked of the donor's likelihood that comes back once the channels of a set are the "
+        "donor's: " + "; ".join(f"{one} on {text} {share:.3g} %" for one, text, share in
+                                zip(columns["moved"][:8], columns["text"], columns["share"], strict=False)) + ".",
+        columns,
+        _bars("moved", "of what the target lacked, %", "share", columns, heads),
+        heads,
+        "Sufficiency as ability: these channels alone are moved, at strength 1; random is the control.",
+    )  # fmt: skip
+
+
+def _bars(y: str, title: str, x: str, columns: Mapping[str, Sequence[Any]], heads: Mapping[str, str]) -> dict[str, Any]:
+    """Bars by name and text."""
+    texts = list(dict.fromkeys(columns["text"]))
+    told = names("text", texts, **({"legend": None} if len(texts) < 2 else {}))
+    return {"width": "container", "height": {"step": 22}, "mark": "bar", "encoding": {
+        "y": names(y, list(dict.fromkeys(columns[y]))), "yOffset": names("text"), "x": amount(x, title), "color": told,
+        "tooltip": tips(**heads),
+    }}  # fmt: skip
 
 
 def rounded(value: float) -> float | None:
@@ -442,5 +472,6 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or "unnamed"
 
 
-def _place(place: str) -> str:
+def place_name(place: str) -> str:
+    """A column of the map as a phrase."""
     return {"in": "the input", "out": "the output"}.get(place, f"layer {place}")

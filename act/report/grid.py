@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -57,7 +58,7 @@ class Grid:
             np.array([column[name] for name in names], dtype=np.int64),
         )
 
-    @property
+    @cached_property
     def offsets(self) -> NDArray[np.int64]:
         """The flat index of the first channel of every site."""
         return np.array([site.offset for site in self.space], dtype=np.int64)
@@ -70,7 +71,7 @@ class Grid:
         """How many of some channels each site has, int64 ``[sites]``."""
         return np.bincount(self.site_of(channels), minlength=len(self.kind)).astype(np.int64)
 
-    @property
+    @cached_property
     def widths(self) -> NDArray[np.int64]:
         """How many channels each site has, int64 ``[sites]``."""
         return np.array([site.width for site in self.space], dtype=np.int64)

@@ -142,7 +142,14 @@ class Page:
         if self.report:
             yield "Concentration", "", figures.of_concentration(self.report)
             yield "Overlap", "", figures.of_overlaps(self.report.data["overlaps"], self.report.matrix)
-            yield "Necessity", "", figures.of_necessity(self.report.data["necessity"])
+            yield (
+                "Necessity and sufficiency",
+                "",
+                itertools.chain(
+                    figures.of_necessity(self.report.data["necessity"]),
+                    figures.of_recovered(self.report.data["recovered"]),
+                ),
+            )
         if len(self.moved) > 1:
             yield "Overlap of what was moved", "", figures.of_overlaps(*figures.of_sets(self.moved))
 
@@ -159,21 +166,21 @@ class Page:
 
     def _sentence(self, name: str) -> str:
         """What was moved, in a sentence."""
-        channels, strength = self.moved[name], self.strengths.get(name)
+        channels, grid, strength = self.moved[name], self._grid, self.strengths.get(name)
         size, all_channels = len(channels), len(channels.space)
-        by_kind = {kind: chosen for kind, (chosen, _) in channels.by_kind().items() if chosen}
-        kinds = [f"{kind} {chosen:,}" for kind, chosen in sorted(by_kind.items(), key=lambda item: -item[1])]
-        layers: dict[str, int] = {}
-        for site, rows in channels.space.split(channels.index):
-            place = "outside the layers" if site.layer is None else f"layer {site.layer}"
-            layers[place] = layers.get(place, 0) + len(rows)
-        most = sorted(layers, key=lambda place: -layers[place])[:3]
-        where = listed([f"{place} ({layers[place] / size:.0%})" for place in most]) if size else "nowhere"
-        at = "" if strength is None else f" at strength {strength:g}"
-        all_kinds = f"{', '.join(kinds[:6]) or 'none'}{' and others' if len(kinds) > 6 else ''}"
+        cells = grid.cells(grid.chosen(channels.index)) if grid else None
+        if not size or grid is None or cells is None:
+            return f"{name}: no channel."
+        by_kind = dict(zip(grid.kinds, cells.sum(1).tolist(), strict=True))
+        by_place = dict(zip(grid.places, cells.sum(0).tolist(), strict=True))
+        order = sorted(by_kind, key=lambda kind: -by_kind[kind])
+        kinds = [f"{kind} {by_kind[kind]:,.0f}" for kind in order if by_kind[kind]]
+        most = [place for place in sorted(by_place, key=lambda one: -by_place[one])[:3] if by_place[place]]
+        where = listed([f"{figures.place_name(place)} ({by_place[place] / size:.0%})" for place in most])
+        share = f"{100 * size / all_channels:.3g} %{'' if strength is None else f' at strength {strength:g}'}"
         return (
-            f"{name}: {size:,} of {all_channels:,} channels ({100 * size / all_channels:.3g} %){at}, "
-            f"by {channels.rule}; {all_kinds}; most in {where}."
+            f"{name}: {size:,} of {all_channels:,} channels ({share}), by {channels.rule}; "
+            f"{', '.join(kinds[:6])}{' and others' if len(kinds) > 6 else ''}; most in {where}."
         )
 
     def _origins(self) -> Iterator[tuple[str, str]]:

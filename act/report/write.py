@@ -86,4 +86,5 @@ def _tables(report: Report) -> dict[str, Sequence[Mapping[str, object]]]:
         "overlaps": data["overlaps"],
         "sufficiency": data["sufficiency"],
         "necessity": data["necessity"],
+        "recovered": data["recovered"],
     }

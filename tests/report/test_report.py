@@ -74,6 +74,7 @@ def test_a_report_tells_stability_from_disentanglement(profiles, tmp_path):
     assert ("set", "words", "random") in relations and len(relations) == 3 + 3
     assert [row["ablated"] for row in report.data["necessity"]] == ["letters", "letters 2", "words", "random"]
     assert len({row["channels"] for row in report.data["necessity"]}) == 1
+    assert report.data["recovered"] == []
     names, matrix = report.matrix
     assert names[-1] == "random" and all(matrix[i][i] == 1 for i in range(4))
 
@@ -112,3 +113,22 @@ def test_profiles_that_cannot_be_compared_are_refused(profiles, tokenizer):
     wide = act.profile_pair(tiny_model("qwen2"), tiny_model("qwen2", seed=1), corpus)
     with pytest.raises(ActError, match="different architectures"):
         measure([profiles["one"], wide])
+
+
+def test_moving_each_set_alone_is_measured_and_taken_back(profiles):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    before = target.lm_head.weight.clone()
+
+    def loss(model):
+        ids = torch.arange(8)[None]
+        return float(model(ids, labels=ids).loss.detach())
+
+    measured = measure([profiles["one"]], ["letters"], top=0.2)
+    rows = build(measured, top=0.2, model=donor, target=target, losses={"text": loss}).data["recovered"]
+    assert [row["moved"] for row in rows] == ["letters", "random"]
+    assert torch.equal(target.lm_head.weight, before)
+    for row in rows:
+        assert (row["target"], row["donor"]) == (loss(target), loss(donor))
+        assert row["loss"] != row["target"]
+        lacked = row["target"] - row["donor"]
+        assert row["share"] == (pytest.approx((row["target"] - row["loss"]) / lacked) if lacked > 0 else None)
