@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
@@ -13,12 +13,23 @@ from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
 
 if TYPE_CHECKING:
-    from act.recipes.recipe import Needs, Recipe, Report, Run, Stage
+    from act.evaluation.comparison import ComparisonSummary
+    from act.recipes.recipe import Needs, Recipe, Report, Room, Run, Stage
     from act.recipes.schema import StageName
 
 
 def command(
-    recipe: Annotated[Path | None, typer.Argument(help="The recipe, a YAML file.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Argument(help="The recipe, a YAML file; with --example, recover, merge or sweep.")
+    ] = None,
+    example: Annotated[
+        bool,
+        typer.Option(
+            "--example",
+            help="Print a recipe to begin with, which runs as it is: recover (the default), merge or sweep. "
+            "Redirect it: act-profile recipe --example > my.yaml",
+        ),
+    ] = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -29,46 +40,81 @@ def command(
     gpu_tflops: Annotated[
         float | None, typer.Option(min=1e-6, help="With --check: TFLOP/s of the GPU to plan for. Default: 400.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option(help="Check the recipe and its inputs, and print the plan.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check the recipe and its inputs, and print the plan, and the room that it takes.")
+    ] = False,
     until: Annotated[
         str | None,
-        typer.Option(help="Stop after the stage profile, rank, transfer, tune or evaluate; the output is not made."),
+        typer.Option(
+            help="Stop after the stage profile, sweep, rank, transfer, tune or evaluate; the output is not made."
+        ),
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the keys of a recipe, and stop.")] = False,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="Remove the folder of the recipe's stages, OUTPUT.stages, and stop.")
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the keys of a recipe (with --json, for editors), and stop.")
+    ] = False,
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Profile, rank, transfer, tune and evaluate as a recipe says; finished stages are not repeated."""
+    """Profile, rank, transfer, tune and evaluate as a recipe says; finished stages are not repeated.
+
+    Begin with: act-profile recipe --example > my.yaml, then: act-profile recipe my.yaml
+    """
     if schema:
         return _print_schema(as_json)
+    if example:
+        return _print_example(str(recipe or "recover"))
     if recipe is None:
-        raise ActError("no recipe was given; expected a YAML file, whose keys --schema prints")
+        raise ActError("no recipe was given; expected a YAML file, such as --example prints")
     if gpu_tflops and not check:
         raise ActError("--gpu-tflops has no effect without --check; leave it out")
-    if check + dry_run + (until is not None) > 1:
-        raise ActError("give one of --check, --dry-run and --until")
-    from act.recipes.recipe import Run, read_recipe
+    if check + dry_run + clean + (until is not None) > 1:
+        raise ActError("give one of --check, --dry-run, --until and --clean")
+    from act.recipes.recipe import RESOLVED, Run, read_recipe, room_for
 
     console.quiet_transformers()
     described = read_recipe(recipe)
     if check:
         return _check(described, recipe, gpu_tflops, trust_remote_code, as_json)
+    if clean:
+        return _clean(described, as_json)
     last = None if until is None else _stage(until)
-    require_not_input(Path(described.output), [recipe])
+    if recipe.resolve() != (described.folder / RESOLVED).resolve():  # the recipe that a run has kept with its output
+        require_not_input(described.folder, [recipe])
     run = Run(
         described,
         lambda step: print(f"… {step}", file=sys.stderr),
         trust_remote_code=trust_remote_code,
     )
     if dry_run or last:
-        return _print_plan(run, run.make(last) if last else run.plan(), as_json)
+        plan = run.make(last) if last else run.plan()
+        return _print_plan(run, plan, room_for(described, trust_remote_code=trust_remote_code), as_json)
     report = run.execute(force=force)
     for note in report["moved"]["notes"]:
         console.warn(note)
     if as_json:
         return console.print_json({**report})
-    return _print_report(report)
+    _print_report(report)
+    print(f"stages, for a run with something changed: {run.cache.folder} ({_size(run.room())}; see --clean)")
+
+
+def _print_example(name: str) -> None:
+    from act.recipes.example import EXAMPLES, example
+
+    require_choice("the example", name, EXAMPLES)
+    print(example(name), end="")
+
+
+def _clean(described: Recipe, as_json: bool) -> None:
+    from act.recipes.recipe import clean, stages_of
+
+    size, folder = clean(described), str(stages_of(described))
+    if as_json:
+        return console.print_json({"removed": folder, "bytes": size})
+    print(f"removed {folder} ({_size(size)})" if size else f"there is nothing to remove: no {folder}")
 
 
 def _stage(name: str) -> StageName:
@@ -78,39 +124,87 @@ def _stage(name: str) -> StageName:
     return cast("StageName", name)
 
 
-def _print_plan(run: Run, plan: list[Stage], as_json: bool) -> None:
+def _print_plan(run: Run, plan: list[Stage], room: Room, as_json: bool) -> None:
     stages = str(run.cache.folder)
     if as_json:
         described = {"recipe": run.recipe.model_dump(), "key": run.key, "done": run.done(), "plan": plan}
-        return console.print_json({**described, "stages": stages})
+        return console.print_json({**described, "stages": stages, "room": {**room, "now": run.room()}})
     rows = [[row["stage"], row["what"], "kept" if row["kept"] else "to do"] for row in plan]
     console.print_table(f"{run.output}: {'up to date' if run.done() else 'to make'}", ["stage", "of", ""], rows)
-    if any(row["kept"] for row in plan):
-        print(f"stages are kept in {stages}")
+    more = f", and {_size(room['meanwhile'])} more while a tuned control waits" if room["meanwhile"] else ""
+    print(f"the output takes about {_size(room['output'])}: {run.output}")
+    print(f"the stages take about {_size(room['stages'])}, now {_size(run.room()) or 'nothing'}{more}: {stages}")
 
 
 def _print_report(report: Report) -> None:
     from act.evaluation.significance import with_error
 
     moved = report["moved"]
-    changes = {(row["after"], row["corpus"]): row for row in report["comparisons"]}
-    rows = []
-    for row in report["results"]:
-        change = changes.get((row["model"], row["corpus"]))
-        match = "" if row["match"] is None else f"{100 * row['match']:.1f}"
-        p = "" if change is None or change["match_p"] is None else f"{change['match_p']:.3g}"
-        rows.append([row["model"], row["corpus"], match, p, with_error(row["nll_per_token"], None, 3)])
-    if rows:
-        console.print_table("Figures", ["model", "corpus", "right, %", "p against target", "NLL per token"], rows)
+    against = {
+        (row["before"], row["after"], row["corpus"]): row["nll_p"] if row["match_p"] is None else row["match_p"]
+        for row in report["comparisons"]
+    }
+    for corpus in dict.fromkeys(row["corpus"] for row in report["results"]):
+        rows = []
+        for row in report["results"]:
+            if row["corpus"] == corpus:
+                name = row["model"]
+                right = "" if row["match"] is None else with_error(100 * row["match"], _percent(row["match_se"]), 1)
+                nll = with_error(row["nll_per_token"], row["nll_per_token_se"], 3)
+                act = "act + tune" if name.endswith(("+ tune", "tune only")) else "act"
+                rows.append(
+                    [name, right, nll, _p(against.get(("target", name, corpus))), _p(against.get((name, act, corpus)))]
+                )
+        columns = ["model", "right, %", "NLL per token", "p, to target", "p, act to it"]
+        console.print_table(f"{corpus}, ± standard error", columns, rows)
     tasks = [
         [one["model"], one["task"], one["metric"], with_error(one["value"], one["se"], 3)] for one in report["tasks"]
     ]
     if tasks:
         console.print_table("Tasks of lm-evaluation-harness", ["model", "task", "metric", "value"], tasks)
+    for row in report["comparisons"]:
+        if row["after"].startswith("act") and row["before"] != "target" and (p := _beaten(row)):
+            print(f"{row['before']} does better than {row['after']} on {row['corpus']} (p {p})")
+    if swept := report["sweep"]:
+        _print_sweep(swept)
     for donor in report["donors"]:
-        print(f"{donor['channels']:,} channels of {donor['donor']} at strength {_strength(donor['strength'])}")
+        name = Path(donor["donor"] or "").name
+        print(f"{donor['channels']:,} channels of {name} at strength {_strength(donor['strength'])}")
     print(f"{moved['values']:,} values of {moved['parameters']:,} parameters transferred")
     print(f"written to {report['output']}, with recipe.yaml and report.json")
+
+
+def _beaten(row: ComparisonSummary) -> str:
+    """The p-value, if what comes after is clearly worse than what came before."""
+    if row["match_p"] is not None:
+        worse, p = (row["match_difference"] or 0) < 0, row["match_p"]
+    else:
+        worse, p = (row["nll_per_token_difference"] or 0) > 0, row["nll_p"]
+    return _p(p) if worse and p is not None and p < 0.05 else ""
+
+
+def _print_sweep(swept: dict[str, Any]) -> None:
+    rows = [
+        [
+            "chosen" if one == swept["chosen"] else "",
+            f"{100 * one['top']:g}%",
+            f"{one['strength']:g}",
+            f"{one['channels']:,}",
+            f"{one['recovered']:.2f}",
+            f"{one['kept']:.2f}",
+        ]
+        for one in swept["frontier"]
+    ]
+    title = f"The frontier of {len(swept['candidates'])} shares and strengths, on the records of sweep"
+    console.print_table(title, ["", "top", "strength", "channels", "recovered", "kept"], rows)
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _p(p: float | None) -> str:
+    return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _strength(strength: float | dict[str, float]) -> str:
@@ -121,12 +215,10 @@ def _strength(strength: float | dict[str, float]) -> str:
 
 
 def _print_schema(as_json: bool) -> None:
+    from act.recipes.reference import reference, schema
+
     if as_json:
-        from act.recipes.schema import Recipe
-
-        return console.print_json(Recipe.model_json_schema())
-    from act.recipes.reference import reference
-
+        return console.print_json(schema())
     print(reference(), end="")
 
 

@@ -38,8 +38,14 @@ def read_yaml(path: Path, expected: str) -> tuple[yaml.Node, Any]:
         return root, None if root is None else loader.construct_document(root)
     except OSError as error:
         raise ActError(f"cannot read {path}: {error.strerror}; expected {expected}") from error
+    except _Refused as error:
+        raise ActError(f"{path}: {error.problem} (line {error.problem_mark.line + 1})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ActError(f"{path} is not YAML: {brief(error, 300)}") from error
+
+
+class _Refused(yaml.MarkedYAMLError):  # type: ignore[misc]  # yaml has no types
+    """YAML that is refused here."""
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
@@ -57,21 +63,21 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         if isinstance(event, yaml.AliasEvent):
             node = super().compose_node(parent, index)
             if id(node) not in self._sizes:
-                raise yaml.MarkedYAMLError(problem="an alias inside what it stands for", problem_mark=event.start_mark)
+                raise _Refused(problem="an alias inside what it stands for", problem_mark=event.start_mark)
             self._nodes += self._sizes[id(node)]
         else:
             if getattr(event, "tag", None) is not None:
                 tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
                 problem = f"the tag {tag:.40}, expected plain values"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+                raise _Refused(problem=problem, problem_mark=event.start_mark)
             self._nodes += 1
             if self._depth > DEEPEST:
                 problem = f"it is nested more than {DEEPEST} levels deep"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+                raise _Refused(problem=problem, problem_mark=event.start_mark)
             node = super().compose_node(parent, index)
         if self._nodes > MOST_NODES:
             problem = f"it has more than {MOST_NODES:,} values"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
+            raise _Refused(problem=problem, problem_mark=event.start_mark)
         self._sizes[id(node)] = self._nodes - before
         self._depth -= 1
         return node
@@ -83,7 +89,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
             if isinstance(key, yaml.ScalarNode):
                 if (key.tag, key.value) in seen:
                     problem = f"the key {key.value!r:.40} is given twice"
-                    raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+                    raise _Refused(problem=problem, problem_mark=key.start_mark)
                 seen.add((key.tag, key.value))
         return node
 
@@ -92,7 +98,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         try:
             node.value.encode()
         except UnicodeEncodeError as error:
-            raise yaml.MarkedYAMLError(problem="half a character", problem_mark=node.start_mark) from error
+            raise _Refused(problem="half a character", problem_mark=node.start_mark) from error
         return node
 
     def resolve(self, kind: type[yaml.Node], value: str | None, implicit: Any) -> str:
@@ -108,7 +114,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
         except ValueError:  # thousands of digits, or none after a prefix
             pass
         problem = f"{node.value!r:.40} is no number that can be used"
-        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        raise _Refused(problem=problem, problem_mark=node.start_mark)
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)

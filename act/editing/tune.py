@@ -284,13 +284,18 @@ def save_tuned(
         ActError: ``output`` exists and ``force`` is False, or the disk is full.
     """
     with written_whole(output, force=force, directory=True) as folder:
-        if dtype is not None:
-            model = model.to(dtype)
-        model.save_pretrained(folder)  # type: ignore[operator]
-        tokenizer.save_pretrained(folder)
-        if source and Path(source).is_dir():
-            copy_companions(Path(source), folder)
+        write_model(model if dtype is None else model.to(dtype), tokenizer, folder, source=source)
         if checkpoints:
             mark_saved(checkpoints)
     if checkpoints:
         remove_checkpoints(checkpoints)
+
+
+def write_model(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, *, source: str | None = None
+) -> None:
+    """Write a changed model into a folder, with what lies beside the weights of its ``source`` if that is a folder."""
+    model.save_pretrained(folder)  # type: ignore[operator]
+    tokenizer.save_pretrained(folder)
+    if source and Path(source).is_dir():
+        copy_companions(Path(source), folder)

@@ -95,6 +95,15 @@ class Needs(TypedDict):
     unchecked: list[str]
 
 
+class Room(TypedDict):
+    """Bytes on disk: what the stages leave, what is there beside them while a tuned control waits to be measured, and
+    the output."""
+
+    stages: int
+    meanwhile: int
+    output: int
+
+
 def check(recipe: Recipe, *, gpu_flops: float = Cluster.flops, trust_remote_code: bool = False) -> Needs:
     """Look at configurations, tokenizers and first records, and predict the costs of a run; no weights are read.
 
@@ -143,11 +152,11 @@ class _Check:
     def look(self) -> None:
         """Look at everything that can be reached."""
         recipe = self.recipe
-        names = list(dict.fromkeys([recipe.base_model, *(donor.model for donor in recipe.models)]))
-        self._tried(recipe.output, self._output)
+        names = recipe.models()
+        self._tried("", self._output)
         for name in names:
-            self._tried(name, self._model, name)
-        target = recipe.base_model
+            self._tried(name, self.see, name)
+        target = recipe.target
         if target in self.empty:
             self._tried(target, require_decoder, recipe, trust_remote_code=self.trust_remote_code)
         ours = self._tokenizer(target)
@@ -165,7 +174,7 @@ class _Check:
     @property
     def shape(self) -> Shape | None:
         """The figures of the target; None if its configuration was not seen."""
-        target = self.recipe.base_model
+        target = self.recipe.target
         return Shape.of(self.empty[target], self.spaces[target]) if target in self.empty else None
 
     @property
@@ -197,7 +206,7 @@ class _Check:
         except Unreachable:
             self.unseen.append(name)
         except ActError as error:
-            self.mistakes.append(str(error))
+            self.mistakes.append(str(self.recipe.written.blamed(name, error, self.recipe.corpora)))
         return None
 
     def _require_hub(self, name: str) -> None:
@@ -208,15 +217,17 @@ class _Check:
             raise Unreachable(name)
 
     def _output(self) -> None:
-        folder = Path(self.recipe.output).absolute().parent
+        folder = self.recipe.folder.absolute().parent
         if not folder.is_dir():
             raise ActError(f"cannot write {self.recipe.output}: its folder does not exist; create it first")
 
-    def _model(self, name: str) -> None:
-        if not is_here(name) and "/" in name and not Path(name).exists():
+    def see(self, name: str) -> None:
+        """Read the configuration of a model."""
+        place = self.recipe.at(name)
+        if not is_here(place) and "/" in name and not Path(place).exists():
             self._require_hub(name)
         trusted = self.trust_remote_code
-        empty = empty_model(load_config(name, self.recipe.dtype, trust_remote_code=trusted), trust_remote_code=trusted)
+        empty = empty_model(load_config(place, self.recipe.dtype, trust_remote_code=trusted), trust_remote_code=trusted)
         space = ChannelSpace.from_model(empty)
         self.empty[name], self.spaces[name] = empty, space
         self.models.append(
@@ -232,13 +243,14 @@ class _Check:
     def _tokenizer(self, name: str) -> PreTrainedTokenizerBase | None:
         if name not in self.empty:
             return None
-        return self._tried(name, load_tokenizer, name, trust_remote_code=self.trust_remote_code)
+        return self._tried(name, load_tokenizer, self.recipe.at(name), trust_remote_code=self.trust_remote_code)
 
     def _corpus(self, name: str, tokenizer: PreTrainedTokenizerBase | None, contents: dict[str, str]) -> None:
         recipe, records = self.recipe, self.recipe.records(name)
-        if is_hub_id(records.place):
+        place = recipe.at(records.place)
+        if is_hub_id(place):
             self._require_hub(name)
-        whole = open_source(records.place)
+        whole = open_source(place)
         first = next(whole.read(), None)
         if first is None:
             raise ActError(f"{records.place} has no records")
@@ -267,7 +279,7 @@ class _Check:
             max_length=recipe.max_length,
             ignore_columns=recipe.ignore_columns,
             name=name,
-        ).for_models(self.empty[recipe.base_model])
+        ).for_models(self.empty[recipe.target])
         for entry, encoded in corpus.numbered():
             if isinstance(encoded, ActError):
                 raise ActError(f"{entry.place}: {encoded}")
@@ -293,9 +305,10 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
     """The stages in order, those of one kind together where they differ in nothing but the model."""
     recipe, shape = run.recipe, run.shape
     assert shape
-    target, budget = recipe.base_model, run.token_budget
+    target, budget = recipe.target, run.token_budget
     weights = run.weights(target)
-    made = len({result(recipe), *(one for one in compared(recipe) if one.origin != "given")})
+    variants = list(dict.fromkeys([result(recipe), *compared(recipe)]))
+    disk = _disk(run)
     after = shape.afterwards(run.spaces[target], pair=True)
     stages: list[StageCost] = []
 
@@ -315,30 +328,79 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
             }
         )
 
-    profiles = dict.fromkeys((one.model, corpus) for one in recipe.models for corpus in (one.corpus, *one.kept))
+    profiles = dict.fromkeys((one.model, corpus) for one in recipe.donor for corpus in (one.corpus, *one.kept))
     for donor, corpus in profiles:
         tokens, counted, length = known(corpus)
         wall = cluster.seconds(shape, tokens, counted, length=length, pair=True)["wall"]
         memory = sum(shape.memory(budget, pair=True).values())
-        add("profile", f"{donor} on {corpus}", 2 * tokens, wall, memory, after["profile"])
-    add("rank", f"{len(recipe.models)} donors", memory=after["rank"])
-    donors = len({donor.model for donor in recipe.models})
-    add("transfer", _models(made), memory=(1 + donors) * weights, disk=made * weights)
+        add("profile", f"{donor} on {corpus}", 2 * tokens, wall, memory, disk["profile"])
+    if recipe.sweep:
+        texts = [known(corpus) for corpus in (recipe.sweep.corpus, *recipe.sweep.kept)]
+        tries = 2 + len(recipe.sweep.top) * len(recipe.sweep.strength)
+        seconds = tries * sum(shape.flops(*each) for each in texts) / cluster.flops
+        memory = 2 * weights + shape.memory(budget)["activations"]
+        add("sweep", f"{tries - 2} settings", tries * sum(each[0] for each in texts), seconds, memory)
+    add("rank", f"{len(recipe.donor)} donors", memory=after["rank"])
+    donors = len({donor.model for donor in recipe.donor})
+    patches = len({variant.kind for variant in variants if variant.origin == "transfer"})
+    memory = (1 + donors) * weights
+    add("transfer", f"{patches} patch{'es' if patches > 1 else ''}", memory=memory, disk=patches * disk["patch"])
     if recipe.tune:
+        made = sum(variant.tuned for variant in variants)
         trained, batch = _trained_tokens(run, recipe.tune)
-        share = min(1.0, sum(parse_top(donor.parameters.top_p) for donor in recipe.models))
-        training = _training_memory(run.empty[target], shape, recipe.tune, share, batch)
+        training = _training_memory(run.empty[target], shape, recipe.tune, _share(recipe), batch)
         seconds = made * 3 * shape.flops(trained, trained, run.lengths.get(recipe.tune.corpus, 1.0)) / cluster.flops
-        add("tune", f"{_models(made)}, {recipe.tune.mode}", made * trained, seconds, training, made * weights)
+        add("tune", f"{_models(made)}, {recipe.tune.mode}", made * trained, seconds, training, disk["tuned"])
     if recipe.evaluate and recipe.evaluate.corpora:
-        variants = len(compared(recipe))
+        count = len(compared(recipe))
         texts = [known(corpus) for corpus in recipe.evaluate.corpora.values()]
-        tokens = variants * sum(each[0] for each in texts)
-        seconds = variants * sum(shape.flops(*each) for each in texts) / cluster.flops
+        tokens = count * sum(each[0] for each in texts)
+        seconds = count * sum(shape.flops(*each) for each in texts) / cluster.flops
         memory = weights + shape.memory(budget)["activations"]
-        add("evaluate", f"{_models(variants)}, without what they write", tokens, seconds, memory)
+        add("evaluate", f"{_models(count)}, without what they write", tokens, seconds, memory)
     add("output", recipe.output, disk=weights)
     return stages
+
+
+def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
+    """Predict from the target's configuration what a recipe leaves on disk.
+
+    Raises:
+        ActError: no such model.
+    """
+    run = _Check(recipe, trust_remote_code)
+    run.see(recipe.target)
+    disk, variants = _disk(run), list(dict.fromkeys([result(recipe), *compared(recipe)]))
+    profiles = {(one.model, corpus) for one in recipe.donor for corpus in (one.corpus, *one.kept)}
+    patches = {variant.kind for variant in variants if variant.origin == "transfer"}
+    weights = run.weights(recipe.target)
+    waits = recipe.tune and recipe.tune.mode != "rows" and any(one.tuned and not one.is_result for one in variants)
+    return {
+        "stages": round(len(profiles) * disk["profile"] + len(patches) * disk["patch"] + disk["tuned"]),
+        "meanwhile": weights if waits else 0,
+        "output": weights,
+    }
+
+
+def _disk(run: _Check) -> dict[str, float]:
+    """Bytes that stay among the stages: of a profile, of a patch, and of all tuned models."""
+    recipe, shape = run.recipe, run.shape
+    assert shape
+    target = recipe.target
+    patch = 2 * _share(recipe) * run.weights(target)  # each row as it was and as it is
+    tuned = 0.0
+    if recipe.tune:
+        count = len({one for one in (result(recipe), *compared(recipe)) if one.tuned})
+        tuned = count * patch if recipe.tune.mode == "rows" else run.weights(target)
+    profile = shape.afterwards(run.spaces[target], pair=True, swap=recipe.swaps)["profile"]
+    return {"profile": profile, "patch": patch, "tuned": tuned}
+
+
+def _share(recipe: Recipe) -> float:
+    """The share of the channels that all donors give, at most."""
+    tops = recipe.sweep.top if recipe.sweep else [donor.top for donor in recipe.donor]
+    shares = [parse_top(top) for top in tops]
+    return max(shares) if recipe.sweep else min(1.0, sum(shares))
 
 
 def _models(count: int) -> str:

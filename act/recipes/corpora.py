@@ -8,12 +8,20 @@ from act.core.errors import ActError
 from act.data.mapped import Mapped
 from act.data.parts import Part
 from act.data.records import Entry, Shard, Source, Wanted, every, open_source
-from act.recipes.schema import Records
+from act.recipes.schema import Recipe, Records
 
 
-def opened(records: Records) -> Source:
-    """The records of a corpus; raises ActError as :func:`act.data.records.open_source`."""
-    return chosen(open_source(records.place), records)
+def opened(recipe: Recipe, corpus: str) -> Source:
+    """The records of a corpus by the name that a section gives it.
+
+    Raises:
+        ActError: as :func:`act.data.records.open_source`, with the line of the recipe that names the place.
+    """
+    records = recipe.records(corpus)
+    try:
+        return chosen(open_source(recipe.at(records.place)), records)
+    except ActError as error:
+        raise recipe.written.blamed(records.place, error, recipe.corpora) from error
 
 
 def chosen(source: Source, records: Records) -> Source:

@@ -19,8 +19,8 @@ def require_decoder(recipe: Recipe, *, trust_remote_code: bool) -> None:
     """Raise :class:`ActError` for a target that cannot be tuned or evaluated, if it is to be."""
     if not (recipe.evaluate or recipe.tune):
         return
-    name = recipe.base_model
-    reader, _ = reading_named(name, trust_remote_code=trust_remote_code)
+    name = recipe.target
+    reader, _ = reading_named(recipe.at(name), trust_remote_code=trust_remote_code)
     if reader != "decoder":
         raise ActError(
             f"{name} is an {reader}, and tune and evaluate are for causal language models; leave them out of the "
@@ -32,23 +32,24 @@ def require_tokens(recipe: Recipe, donor: str, theirs: PreTrainedTokenizerBase, 
     """Raise :class:`ActError` for a donor whose tokenizer gives a token id to another token than the target's."""
     if difference := token_difference(theirs, ours):
         raise ActError(
-            f"{donor} cannot be a donor for {recipe.base_model}: {difference}, so the models would read "
+            f"{donor} cannot be a donor for {recipe.target}: {difference}, so the models would read "
             "different texts; give models with one vocabulary"
         )
 
 
 def require_other_texts(recipe: Recipe, contents: Mapping[str, str]) -> None:
     """Raise :class:`ActError` if a donor's ability and what to keep are the same text under two names."""
-    for donor in recipe.models:
-        for kept in donor.kept:
-            if kept in contents and contents[kept] == contents.get(donor.corpus):
-                raise ActError(
-                    f"{donor.corpus} and {kept}, the ability to give and one to keep, are the same text; keep another"
-                )
+    pairs = [(donor.corpus, kept) for donor in recipe.donor for kept in donor.kept]
+    pairs += [(recipe.sweep.corpus, kept) for kept in recipe.sweep.kept] if recipe.sweep else []
+    for ability, kept in pairs:
+        if kept in contents and contents[kept] == contents.get(ability):
+            raise ActError(
+                f"{ability} and {kept}, the ability to give and one to keep, are the same text; keep another"
+            )
 
 
 def require_known_tasks(recipe: Recipe) -> None:
     """Raise :class:`ActError` for a task that the installed lm-evaluation-harness does not know."""
     if recipe.evaluate and recipe.evaluate.tasks:
         folder = recipe.evaluate.task_folder
-        require_tasks(recipe.evaluate.tasks, Path(folder) if folder else None)
+        require_tasks(recipe.evaluate.tasks, Path(recipe.at(folder)) if folder else None)

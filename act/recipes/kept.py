@@ -42,6 +42,12 @@ class Kept:
             temporary.write_text(hash_of(path), encoding="ascii")
         self._whole.add(path)
 
+    def drop(self, path: Path) -> None:
+        """Remove a file or folder that is no longer needed, if it is there."""
+        self._whole.discard(path)
+        _beside(path).unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
 
 def is_kept(path: Path) -> bool:
     """Whether a result was kept; its content is not read."""

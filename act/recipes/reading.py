@@ -1,4 +1,7 @@
-"""Reading a recipe: an error names the line of every mistake, and the key that a misspelt one may stand for."""
+"""Reading a recipe: an error names the line of every mistake, what was expected there, and what may have been meant.
+
+The file is walked beside the schema, section by section, so that every message is in the words of the file.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +10,27 @@ import os
 import reprlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from act.core.errors import ActError, one_of
+from act.core.plain import Label
 from act.core.plain_yaml import read_yaml
 from act.data.mapped import require_templates
 from act.editing.strength import require_strength
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
-from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Records, Section, Tuning
+from act.recipes.reference import choices_of, expected, section_of
+from act.recipes.schema import Donor, Recipe, Section
+from act.recipes.written import Written
 
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
-
-SECTIONS: dict[str, type[Section]] = {
-    "models": Donor,
-    "parameters": Parameters,
-    "tune": Tuning,
-    "evaluate": Evaluating,
-}
+RUN = "run"
+"""The section that a finished run adds to the recipe that it keeps with its output; it says nothing to another run."""
 
 Place = tuple[int | str, ...]
-"""The keys and item numbers that lead from the root of a YAML file to a place in it."""
+"""The keys, under their present names, and the item numbers that lead from the root of a recipe to a place in it."""
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -41,50 +40,179 @@ def read_recipe(path: str | Path) -> Recipe:
         ActError: no such file; not YAML; one or more mistakes, each with its line.
 
     >>> from tempfile import TemporaryDirectory
-    >>> models = "[{model: donor, corpus: german.jsonl}]"
-    >>> text = f"merge_method: act\\nbase_model: target\\noutput: out\\nmodels: {models}\\n"
+    >>> text = "target: specialist\\ndonor: [{model: base, corpus: german.jsonl}]\\noutput: out\\n"
     >>> with TemporaryDirectory() as folder:
     ...     path = Path(folder, "recipe.yaml")
     ...     _ = path.write_text(text)
     ...     recipe = act.recipe.read_recipe(path)
-    >>> recipe.base_model, recipe.models[0].parameters.weight
-    ('target', 0.4)
+    >>> recipe.target, recipe.donor[0].strength
+    ('specialist', 0.4)
     """
     path = Path(path)
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
         raise ActError(f"no such recipe: {path}; expected a YAML file")
     root, data = read_yaml(path, "a recipe")
-    if not isinstance(data, dict):
-        raise ActError(f"{path} is empty or not a mapping; expected keys such as merge_method, base_model and models")
-    try:
-        recipe = Recipe.model_validate(data)
-    except ValidationError as error:
-        found = [f"line {_line(root, one['loc'])}: {_mistake(one)}" for one in error.errors()]
-        raise ActError(f"{path}, {'; '.join(found)}") from error
-    for place, mistake in _contradictions(recipe):
-        raise ActError(f"{path}, line {_line(root, place)}: {mistake}")
+    if not isinstance(data, dict) or not isinstance(root, yaml.MappingNode):
+        raise ActError(f"{path} is empty or not a mapping; expected keys such as target, donor and output")
+    walk = _Walk()
+    found = walk.section(Recipe, {key: value for key, value in data.items() if key != RUN}, root, ())
+    if not walk.mistakes:
+        recipe = Recipe.model_validate(found)
+        walk.mistakes = [(walk.line(place), str(mistake)) for place, mistake in _contradictions(recipe)]
+    if walk.mistakes:
+        said = "; ".join(f"line {line}: {mistake}" for line, mistake in sorted(walk.mistakes))
+        raise ActError(f"{path}, {said}")
+    recipe._written = Written(path, walk.texts)
     return recipe
+
+
+class _Walk:
+    """A recipe's data under the present names of its keys, with the lines of these, and what is wrong."""
+
+    def __init__(self) -> None:
+        self.mistakes: list[tuple[int, str]] = []
+        self.texts: dict[str, int] = {}
+        self._lines: dict[Place, int] = {(): 1}
+
+    def line(self, place: Place) -> int:
+        """The line of a key, or of the section that lacks it."""
+        return self._lines[place] if place in self._lines else self.line(place[:-1])
+
+    def section(
+        self, kind: type[Section], data: dict[Any, Any], node: yaml.MappingNode, place: Place
+    ) -> dict[str, Any]:
+        """The keys of a section that are right; those that are not are added to the mistakes."""
+        found: dict[str, Any] = {}
+        given: dict[str, str] = {}
+        for key, value, at, child in self._entries(kind, data, node):
+            name = kind.old.get(str(key), str(key))
+            if name not in kind.model_fields or not isinstance(key, str):
+                near = difflib.get_close_matches(str(key), [*kind.model_fields, *kind.old], 1)
+                advice = f"did you mean {near[0]!r}?" if near else one_of(kind.model_fields)
+                self._wrong(at, f"no key {str(key)!r:.60} here; {advice}")
+            elif name in given:
+                self._wrong(at, f"{given[name]!r} and {key!r} are two names of one key; keep {name!r}")
+            else:
+                given[name] = key
+                self._lines[(*place, name)] = at
+                found[name] = self._value(kind, name, (*place, key), value, child, (*place, name))
+        for name, field in kind.model_fields.items():
+            if field.is_required() and name not in given:
+                what = f" of {_named(place)}" if place else ""
+                self._wrong(self.line(place), f"the key {name!r}{what} is missing; expected {expected(kind, name)}")
+        return found
+
+    def _entries(
+        self, kind: type[Section], data: dict[Any, Any], node: yaml.MappingNode
+    ) -> Iterator[tuple[Any, Any, int, yaml.Node]]:
+        """The keys of a section with their values, lines and nodes; those of one that is unfolded in its place."""
+        for key, value in data.items():
+            at, child = _child(node, key)
+            if key in kind.unfolded and isinstance(value, dict) and isinstance(child, yaml.MappingNode):
+                yield from self._entries(kind, value, child)
+            else:
+                yield key, value, at, child
+
+    def _value(self, kind: type[Section], name: str, shown: Place, value: Any, node: yaml.Node, place: Place) -> Any:
+        section, shape = section_of(kind, name)
+        if section and shape == "names" and isinstance(value, dict):
+            return {
+                key: self._item(section, one, node, key, (*place, self._name(key, node))) for key, one in value.items()
+            }
+        if section and shape == "list" and isinstance(value, list) and value:
+            return [self._item(section, one, node, number, (*place, number)) for number, one in enumerate(value)]
+        if section and shape == "one" and isinstance(value, dict) and isinstance(node, yaml.MappingNode):
+            return self.section(section, value, node, place)
+        return self._leaf(kind, name, shown, value, node)
+
+    def _name(self, key: Any, node: yaml.Node) -> str:
+        """A name under which a section stands."""
+        try:
+            return TypeAdapter(Label).validate_python(key)
+        except ValidationError:
+            wrong = (
+                f"the name {_shown(key)}; expected a text of at most 500 characters, none of them a control character"
+            )
+            self._wrong(_child(node, key)[0], wrong)
+        return str(key)
+
+    def _item(self, section: type[Section], value: Any, node: yaml.Node, key: Any, place: Place) -> Any:
+        """One of several sections: of a list, or under a name."""
+        self._lines[place], child = _child(node, key)
+        if isinstance(value, dict) and isinstance(child, yaml.MappingNode):
+            return self.section(section, value, child, place)
+        keys = " and ".join(name for name, field in section.model_fields.items() if field.is_required())
+        shown = f"{_named(place)} is {_shown(value, child)}"
+        wrong = f"{shown}; expected a section with {keys}, such as {{{keys.split()[0]}: …}}"
+        self._wrong(self._lines[place], wrong)
+        return value
+
+    def _leaf(self, kind: type[Section], name: str, shown: Place, value: Any, node: yaml.Node) -> Any:
+        self._note(node)
+        try:
+            if isinstance(value, bool):  # which pydantic takes for 0 or 1
+                raise ValueError
+            kind.__pydantic_validator__.validate_assignment(kind.model_construct(), name, value)
+        except ValueError:
+            wrong = f"{_named(shown)} is {_shown(value, node)}; expected {expected(kind, name)}"
+            choices = choices_of(kind, name)
+            texts = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]
+            if any(not text.isprintable() for text in texts):
+                wrong += " without control characters"
+            meant = [
+                near for text in texts if text not in choices for near in difflib.get_close_matches(text, choices, 1)
+            ]
+            self._wrong(node.start_mark.line + 1, f"{wrong}; did you mean {meant[0]}?" if meant else wrong)
+        return value
+
+    def _note(self, node: yaml.Node) -> None:
+        """Remember where the texts of a value are."""
+        if isinstance(node, yaml.ScalarNode):
+            self.texts.setdefault(node.value, node.start_mark.line + 1)
+        elif isinstance(node, yaml.SequenceNode):
+            for one in node.value:
+                self._note(one)
+        elif isinstance(node, yaml.MappingNode):
+            for _, one in node.value:
+                self._note(one)
+
+    def _wrong(self, line: int, mistake: str) -> None:
+        self.mistakes.append((line, mistake))
+
+
+def _child(node: yaml.Node, key: Any) -> tuple[int, yaml.Node]:
+    """The line and the node of a key or an item; of what merges and aliases bring, those of the mapping itself."""
+    if isinstance(node, yaml.SequenceNode):
+        return int(node.value[key].start_mark.line) + 1, node.value[key]
+    for mark, child in reversed(node.value):
+        if isinstance(mark, yaml.ScalarNode) and mark.value == str(key):
+            return int(mark.start_mark.line) + 1, child
+    return int(node.start_mark.line) + 1, node
+
+
+def _named(place: Place) -> str:
+    """A place as a reader of the file would call it: ``tune.steps``, ``donor 2.keep``."""
+    named = ""
+    for step in place:
+        named += f" {step + 1}" if isinstance(step, int) else f".{step}" if named else str(step)
+    return named
+
+
+def _shown(value: Any, node: yaml.Node | None = None) -> str:
+    """A value as the file has it."""
+    if value is None or value == "":
+        return "empty"
+    if isinstance(node, yaml.ScalarNode) and not isinstance(value, str):
+        return f"{node.value:.40}"
+    return reprlib.repr(value)
 
 
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
     """What the schema cannot check: values that a stage would refuse, and keys that have no effect together."""
-    for number, donor in enumerate(recipe.models):
-        place = ("models", number)
-        weight = donor.parameters.weight
-        try:
-            parse_top(donor.parameters.top_p)
-        except ActError as error:
-            yield (*place, "parameters", "top_p"), error
-        try:
-            for strength in weight.values() if isinstance(weight, dict) else [weight]:
-                require_strength(strength)
-        except ActError as error:
-            yield (*place, "parameters", "weight"), error
-        if wrong := SCORES[recipe.score].wrong_keep(bool(donor.keep)):
-            yield (*place, "keep" if donor.keep else "corpus"), ActError(wrong)
-        if donor.corpus in donor.kept:
-            wrong = f"{donor.corpus} is both the ability to give and one to keep; keep another"
-            yield (*place, "keep"), ActError(wrong)
+    for number, donor in enumerate(recipe.donor):
+        yield from _in_donor(recipe, donor, ("donor", number))
+    if recipe.sweep:
+        yield from _in_sweep(recipe)
     if recipe.tune:
         try:
             recipe.tune.settings()
@@ -92,6 +220,69 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
             yield ("tune",), error
     yield from _in_corpora(recipe)
     yield from _in_evaluate(recipe)
+    for place, section, names in (
+        ((), recipe, ("granularity", "include", "exclude", "ignore_columns")),
+        (("evaluate",), recipe.evaluate, ("corpus", "task", "controls")),
+        *((("donor", number), donor, ("keep",)) for number, donor in enumerate(recipe.donor)),
+    ):
+        for name in names:
+            listed = getattr(section, name, None)
+            for twice in _twice(listed) if isinstance(listed, list) else ():
+                yield (*place, name), ActError(f"{name} names {twice} twice; leave one out")
+    given = [donor.model_dump_json() for donor in recipe.donor]
+    for number, one in enumerate(given):
+        if one in given[:number]:
+            wrong = f"donor {number + 1} is donor {given.index(one) + 1} again; leave one out"
+            yield ("donor", number), ActError(wrong)
+
+
+def _in_donor(recipe: Recipe, donor: Donor, place: Place) -> Iterator[tuple[Place, ActError]]:
+    try:
+        parse_top(donor.top)
+    except ActError as error:
+        yield (*place, "top"), error
+    for name, weight in (("strength", donor.strength), ("strength_of", donor.strength_of)):
+        try:
+            for strength in weight.values() if isinstance(weight, dict) else [weight]:
+                require_strength(strength)
+        except ActError as error:
+            yield (*place, name), error
+    if isinstance(donor.strength, dict) and (donor.strength_of or not donor.strength):
+        wrong = "strength has patterns of its own, or none; give one number there, and the patterns in strength_of"
+        yield (*place, "strength"), ActError(wrong)
+    if mistake := SCORES[recipe.score].wrong_keep(bool(donor.keep)):
+        yield (*place, "keep" if donor.keep else "corpus"), ActError(mistake)
+    if donor.corpus in donor.kept:
+        wrong = f"{donor.corpus} is both the ability to give and one to keep; keep another"
+        yield (*place, "keep"), ActError(wrong)
+
+
+def _in_sweep(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
+    sweep = recipe.sweep
+    assert sweep
+    if len(recipe.donor) > 1:
+        wrong = (
+            f"sweep chooses for one donor, and there are {len(recipe.donor)}; leave it out, or run one after the other"
+        )
+        yield ("sweep",), ActError(wrong)
+    for name in ("top", "strength", "strength_of"):
+        if name in recipe.donor[0].model_fields_set:
+            yield ("donor", 0, name), ActError(f"{name} is what sweep chooses; leave it out here, or leave out sweep")
+    try:
+        for top in sweep.top:
+            parse_top(top)
+    except ActError as error:
+        yield ("sweep", "top"), error
+    try:
+        for strength in sweep.strength:
+            require_strength(strength)
+    except ActError as error:
+        yield ("sweep", "strength"), error
+    for name in ("top", "strength"):
+        if not getattr(sweep, name):
+            yield ("sweep", name), ActError(f"{name} is an empty list; give at least one to try, or leave it out")
+    if sweep.corpus in sweep.kept:
+        yield ("sweep", "keep"), ActError(f"{sweep.corpus} is both the ability to give and one to keep; keep another")
 
 
 def _in_corpora(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
@@ -99,7 +290,9 @@ def _in_corpora(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
     for name, records in recipe.corpora.items():
         place: Place = ("corpora", name)
         if name not in used:
-            yield place, ActError(f"no section reads the corpus {name}; leave it out")
+            near = difflib.get_close_matches(name, [one for one in used if one not in recipe.corpora], 1)
+            advice = f"; did you mean it by {near[0]}?" if near else "; leave it out"
+            yield place, ActError(f"no section reads the corpus {name}{advice}")
         if records.rows and records.rows[0] >= records.rows[1]:
             wrong = f"rows is {records.rows}; expected the first row and the one after the last"
             yield (*place, "rows"), ActError(wrong)
@@ -113,43 +306,11 @@ def _in_evaluate(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
     if not recipe.evaluate:
         return
     if not (recipe.evaluate.corpora or recipe.evaluate.tasks):
-        yield ("evaluate",), ActError("evaluate has neither corpora nor tasks, so nothing would be measured; give one")
+        yield ("evaluate",), ActError("evaluate has neither corpus nor task, so nothing would be measured; give one")
     for name in ("task_folder", "limit", "fewshot"):
         if getattr(recipe.evaluate, name) is not None and not recipe.evaluate.tasks:
-            yield ("evaluate", name), ActError(f"{name} has no effect without tasks; leave it out, or give tasks")
+            yield ("evaluate", name), ActError(f"{name} has no effect without a task; leave it out, or give task")
 
 
-def _line(node: yaml.Node, place: Place) -> int:
-    """The line of the key that an error is about, or of the section that lacks it."""
-    line = node.start_mark.line
-    for step in place:
-        if isinstance(node, yaml.MappingNode):
-            match = next((pair for pair in node.value if pair[0].value == str(step)), None)
-            if match is None:
-                break
-            line, node = match[0].start_mark.line, match[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
-            node = node.value[step]
-            line = node.start_mark.line
-        else:
-            break
-    return int(line) + 1
-
-
-def _mistake(error: ErrorDetails) -> str:
-    *sections, key = error["loc"] or ("it",)
-    if error["type"] == "extra_forbidden":
-        keys = _keys(sections)
-        near = difflib.get_close_matches(str(key), keys, 1)
-        advice = f"did you mean {near[0]!r}?" if near else one_of(keys)
-        return f"no key {key!r} here; {advice}"
-    if error["type"] == "missing":
-        return f"the key {key!r} is missing"
-    names = [step for step in error["loc"] if isinstance(step, str)]
-    return f"{'.'.join(names)} is {reprlib.repr(error['input'])}; {error['msg'][0].lower()}{error['msg'][1:]}"
-
-
-def _keys(sections: list[int | str]) -> list[str]:
-    names = [step for step in sections if isinstance(step, str)]
-    kind = Records if names[:1] == ["corpora"] else SECTIONS[names[-1]] if names else Recipe
-    return list(kind.model_fields)
+def _twice(names: list[Any]) -> list[Any]:
+    return [name for number, name in enumerate(names) if name in names[:number]]

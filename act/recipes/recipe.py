@@ -7,45 +7,49 @@
 from __future__ import annotations
 
 import json
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import yaml
 
 from act.core.errors import ActError
-from act.core.files import MANIFEST, require_output, written_whole
+from act.core.files import require_output, written_whole
 from act.core.hashes import hash_of
 from act.core.plain_yaml import read_yaml
-from act.core.scratch import companion, reserved, sweep
+from act.core.scratch import reserved, sweep
 from act.core.versions import versions
 from act.editing.model_card import write_card
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
 from act.models.loading import load_tokenizer
-from act.recipes.cache import SCHEMA, Cache
-from act.recipes.check import Needs, check
+from act.recipes.cache import SCHEMA, Cache, clean, earlier_stages_of, size_of, stages_of
+from act.recipes.check import Needs, Room, check, room_for
 from act.recipes.inputs import require_decoder, require_known_tasks, require_other_texts, require_tokens
 from act.recipes.kept import is_kept
-from act.recipes.reading import read_recipe
-from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Records, StageName, Tuning
+from act.recipes.reading import RUN, read_recipe
+from act.recipes.schema import Donor, Evaluating, Recipe, Records, StageName, Sweeping, Tuning
 from act.recipes.stages import Say, Stages
-from act.recipes.variants import compared, result
+from act.recipes.variants import Variant, compared, contrasts, result
 
 __all__ = [
     "Donor",
     "Evaluating",
     "Needs",
-    "Parameters",
     "Recipe",
     "Records",
     "Report",
+    "Room",
     "Run",
+    "Sweeping",
     "Tuning",
     "check",
+    "clean",
     "read_recipe",
+    "room_for",
     "run",
+    "stages_of",
 ]
 
 RESOLVED = "recipe.yaml"
@@ -77,12 +81,17 @@ class MovedReport(TypedDict):
 
 
 class Report(TypedDict):
-    """``report.json`` of the output."""
+    """``report.json`` of the output.
+
+    ``comparisons`` and ``task_comparisons`` are of the target with every other model, and of each control with the
+    transfer; ``sweep`` is what :class:`act.Choice` says, if the recipe has one.
+    """
 
     output: str
     key: str
     donors: list[DonorReport]
     moved: MovedReport
+    sweep: dict[str, Any] | None
     results: list[Summary]
     comparisons: list[ComparisonSummary]
     tasks: list[TaskSummary]
@@ -95,7 +104,7 @@ def run(
     """Run the stages of a recipe that no earlier run has done, write its output, and return the report.
 
     Args:
-        recipe: from :func:`read_recipe`; paths are relative to the working directory.
+        recipe: from :func:`read_recipe`.
         force: replace the output, even one that is up to date.
         say: told what is being done, one line per step.
         trust_remote_code: whether Python code that a model brings along may run.
@@ -109,8 +118,7 @@ def run(
     ...     one.save_pretrained(name)
     ...     _ = tokenizer.save_pretrained(name)
     >>> _ = Path("sums.jsonl").write_text('{"prompt": "What is 1 plus 1?", "completion": " 2"}\\n' * 4)
-    >>> lines = ["merge_method: act", "base_model: target", "output: out"]
-    >>> lines += ["models: [{model: donor, corpus: sums.jsonl}]"]
+    >>> lines = ["target: target", "donor: [{model: donor, corpus: sums.jsonl}]", "output: out"]
     >>> _ = Path("recipe.yaml").write_text("\\n".join(lines))
     >>> report = act.recipe.run(act.recipe.read_recipe("recipe.yaml"))
     >>> report["output"], [donor["strength"] for donor in report["donors"]]
@@ -130,22 +138,24 @@ class Run:
     def __init__(self, recipe: Recipe, say: Say = lambda step: None, *, trust_remote_code: bool = False) -> None:
         self.recipe = recipe
         self.say = say
-        self.output = Path(recipe.output)
+        self.output = recipe.folder
         parent = self.output.absolute().parent
         if not parent.is_dir():
             raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
-        self.cache = Cache(recipe, companion(parent / f".{self.output.name}", ".stages"))
+        self.cache = Cache(recipe)
+        if (earlier := earlier_stages_of(recipe)).is_dir():
+            say(f"{earlier} is of an earlier version of act-profile, and not used; --clean removes it")
         for name in self.cache.absent:
             say(f"{name} is not here; what was made of it elsewhere is used")
         require_other_texts(recipe, self.cache.corpora)
         require_decoder(recipe, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(recipe.base_model, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(recipe.at(recipe.target), trust_remote_code=trust_remote_code)
         self.stages = Stages(recipe, self.cache, tokenizer, say, trust_remote_code=trust_remote_code)
-        for name in dict.fromkeys(donor.model for donor in recipe.models):
+        for name in recipe.models()[1:]:
             if name in self.cache.absent:
                 continue
             try:
-                theirs = load_tokenizer(name, trust_remote_code=trust_remote_code)
+                theirs = load_tokenizer(recipe.at(name), trust_remote_code=trust_remote_code)
             except ActError:
                 say(f"{name} has no tokenizer, so it is not known whether it reads the same tokens")
                 continue
@@ -158,23 +168,43 @@ class Run:
 
     def plan(self) -> list[Stage]:
         """The stages in order, and whether each uses the result of an earlier run."""
-        recipe, cache, act = self.recipe, self.cache, result(self.recipe)
+        recipe, cache = self.recipe, self.cache
+        variants = list(dict.fromkeys([*compared(recipe), result(recipe)]))
         found = []
-        for donor in recipe.models:
+        for donor in recipe.donor:
             for corpus in (donor.corpus, *donor.kept):
-                what = f"{donor.model} and {recipe.base_model} on {corpus}"
+                what = f"{Path(donor.model).name} and {Path(recipe.target).name} on {corpus}"
                 found.append(("profile", what, cache.profile(donor, corpus)))
-            what = f"{donor.parameters.top_p} of the channels for {donor.corpus}"
+        if recipe.sweep:
+            found.append(("sweep", f"shares and strengths, on {recipe.sweep.corpus}", cache.sweep()))
+        for donor in recipe.donor:
+            share = "a share" if recipe.sweep else donor.top
+            what = f"{share} of the channels for {donor.corpus}"
             found.append(("rank", what, cache.channels(donor, recipe.score)))
-        found.append(("transfer", " + ".join(donor.model for donor in recipe.models), cache.model(act)))
+        for variant in variants:
+            if variant.origin == "transfer":
+                what = (
+                    variant.kind
+                    if not variant.is_result
+                    else " + ".join(Path(donor.model).name for donor in recipe.donor)
+                )
+                found.append(("transfer", what, cache.patch(variant)))
         if recipe.tune:
-            found.append(("tune", f"{recipe.tune.mode} on {recipe.tune.corpus}", cache.tuned(act)))
-        if recipe.evaluate and recipe.evaluate.corpora:
-            found += [("evaluate", variant.name, cache.figures(variant)) for variant in compared(recipe)]
-        if recipe.evaluate and recipe.evaluate.tasks:
-            of = ", ".join(recipe.evaluate.tasks)
-            found += [("evaluate", f"{variant.name} in {of}", cache.tasks(variant)) for variant in compared(recipe)]
+            what = f"{recipe.tune.mode} on {recipe.tune.corpus}"
+            found.append(("tune", what, cache.tuned(result(recipe))))
+        if recipe.evaluate:
+            for variant in compared(recipe):
+                for corpus in recipe.evaluate.corpora.values():
+                    found.append(("evaluate", f"{variant.name} on {corpus}", cache.figures(variant, corpus)))
+                if recipe.evaluate.tasks:
+                    what = f"{variant.name} in {', '.join(recipe.evaluate.tasks)}"
+                    found.append(("evaluate", what, cache.tasks(variant)))
+        found = list(dict.fromkeys(found))
         return [{"stage": stage, "what": what, "kept": is_kept(path)} for stage, what, path in found]
+
+    def room(self) -> int:
+        """Bytes that the stages take now."""
+        return size_of(self.cache.folder)
 
     def done(self) -> bool:
         """Whether the output was made by this recipe from these inputs, and is complete."""
@@ -215,12 +245,13 @@ class Run:
             )
         if not force:
             self._require_own_version()
-        require_output(self.output, force, [*self.cache.models, *self.cache.places])
+        inputs = [*self.cache.models, *self.cache.places]
+        require_output(self.output, force, [*map(self.recipe.at, inputs), self.cache.folder])
         self._begin()
-        model = self.stages.tune(result(self.recipe))
+        self.stages.until("evaluate")
         report = self._report()
         with written_whole(self.output, force=force, directory=True) as folder:
-            shutil.copytree(model, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+            self.stages.write(result(self.recipe), folder)
             (folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
             self._write_resolved(folder)
             self._write_card(folder)
@@ -249,7 +280,7 @@ class Run:
     def _made(self) -> Any:
         """What the resolved recipe in the output says it was made from; None if there is none."""
         try:
-            return read_yaml(self.output / RESOLVED, "a resolved recipe")[1]["run"]
+            return read_yaml(self.output / RESOLVED, "a resolved recipe")[1][RUN]
         except (ActError, KeyError, TypeError):
             return None
 
@@ -264,10 +295,12 @@ class Run:
             )
 
     def _report(self) -> Report:
-        moved = self.stages.moved(result(self.recipe))
+        moved = self.stages.patch(result(self.recipe))
         variants = compared(self.recipe)
-        figures = [self.stages.evaluate(variant) for variant in variants]
-        tasks = [self.stages.tasks(variant) for variant in variants]
+        figures = {variant: self.stages.figures(variant) for variant in variants}
+        tasks = {variant: self.stages.tasks(variant) for variant in variants}
+        pairs: list[tuple[Variant, Variant]] = contrasts(variants) if variants else []
+        swept = self.stages.sweep()
         return {
             "output": str(self.output),
             "key": self.key,
@@ -276,22 +309,23 @@ class Run:
                 for donor in moved.provenance.donors
             ],
             "moved": {
-                "values": moved.values,
+                "values": len(moved),
                 "parameters": moved.parameters,
                 "notes": list(moved.provenance.notes),
             },
-            "results": [one.summary() for found in figures for one in found],
+            "sweep": {key: value for key, value in swept.items() if key != "card"} if swept else None,
+            "results": [one.summary() for found in figures.values() for one in found],
             "comparisons": [
-                compare(before, after).summary()
-                for found in figures[1:]
-                for before, after in zip(figures[0], found, strict=True)
+                compare(*both).summary()
+                for before, after in pairs
+                for both in zip(figures[before], figures[after], strict=True)
             ],
-            "tasks": [one.summary() for found in tasks for one in found],
-            "task_comparisons": [row for found in tasks[1:] for row in compare_tasks(tasks[0], found)],
+            "tasks": [one.summary() for found in tasks.values() for one in found],
+            "task_comparisons": [row for before, after in pairs for row in compare_tasks(tasks[before], tasks[after])],
         }
 
     def _write_resolved(self, folder: Path) -> None:
-        """Write the recipe with every default, and what the output was made from."""
+        """Write the recipe with every default and whole paths, so that it can be run again, and what it was run on."""
         made = {
             "schema": SCHEMA,
             "key": self.key,
@@ -300,18 +334,22 @@ class Run:
             "files": _sizes(folder),
             "report": hash_of(folder / REPORT),
         }
-        text = yaml.safe_dump({**self.recipe.model_dump(), "run": made}, sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump({**self.recipe.resolved(), RUN: made}, sort_keys=False, allow_unicode=True)
         (folder / RESOLVED).write_text(text, encoding="utf-8")
 
     def _write_card(self, folder: Path) -> None:
-        recipe = self.recipe
-        tuned = recipe.tune and f"Afterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}."
+        recipe, swept = self.recipe, self.stages.sweep()
+        found = self.stages.patch(result(recipe)).provenance
+        donors = tuple(replace(donor, name=recipe.at(donor.name or "")) for donor in found.donors)
+        said = [swept["card"]] if swept else []
+        if recipe.tune:
+            said.append(f"Afterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}.")
         write_card(
             folder,
-            recipe.base_model,
-            self.stages.moved(result(recipe)).provenance,
+            recipe.at(recipe.target),
+            replace(found, donors=donors),
             command="act-profile recipe",
-            afterwards=tuned or "",
+            afterwards="\n\n".join(said),
         )
 
 

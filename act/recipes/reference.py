@@ -1,25 +1,37 @@
-"""The reference of the keys of a recipe, made from its schema."""
+"""The reference of the keys of a recipe, made from its schema: as tables, as phrases of messages, and for editors."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from act.recipes.schema import Donor, Evaluating, Parameters, Recipe, Records, Section, Tuning
+from act.core.plain import LARGEST
+from act.recipes.schema import Donor, Evaluating, Recipe, Records, Section, Sweeping, Tuning
 
 SECTIONS: dict[str, type[Section]] = {
     "": Recipe,
-    "models": Donor,
-    "models.parameters": Parameters,
+    "donor": Donor,
     "corpora.NAME": Records,
+    "sweep": Sweeping,
     "tune": Tuning,
     "evaluate": Evaluating,
 }
 """The sections of a recipe, by where they stand in it."""
+
+Shape = Literal["one", "list", "names"]
+"""How a key holds sections: one, a list of them, or one under each name."""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a recipe, by which editors complete and check it."""
+    found = Recipe.model_json_schema()
+    found["properties"]["run"] = {"description": "What a finished run notes here; not read.", "type": "object"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
 def reference() -> str:
@@ -32,16 +44,59 @@ def reference() -> str:
     return "\n\n".join("\n".join(_section(place, kind)) for place, kind in SECTIONS.items()) + "\n"
 
 
+def section_of(kind: type[Section], name: str) -> tuple[type[Section] | None, Shape]:
+    """The section, or sections, that a key of a section holds; None for a key that holds values."""
+    for annotation in (kind.model_fields[name].annotation, *get_args(kind.model_fields[name].annotation)):
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            shape: Shape = {list: "list", dict: "names"}.get(get_origin(kind.model_fields[name].annotation), "one")  # type: ignore[arg-type,assignment]
+            return annotation, shape
+    return None, "one"
+
+
+def expected(kind: type[Section], name: str) -> str:
+    """What a key takes, as a phrase after "expected".
+
+    >>> from act.recipes.reference import expected
+    >>> from act.recipes.schema import Donor, Recipe
+    >>> expected(Donor, "keep"), expected(Recipe, "scope"), expected(Recipe, "max_length")
+    ('a text or a list of texts', 'one of global, kind, layer, site', 'a whole number from 2')
+    """
+    section, shape = section_of(kind, name)
+    if section:
+        keys = " and ".join(one for one, field in section.model_fields.items() if field.is_required())
+        with_keys = f" with {keys}" if keys else ""
+        return {
+            "one": f"a section{with_keys}",
+            "list": f"a list of sections{with_keys}, each begun by a dash",
+            "names": f"names, and below each a section{with_keys}",
+        }[shape]
+    takes = _takes(*_property(kind, name)).split(" or ")
+    return " or ".join(f"one of {one}" if one[0] == "`" else f"a {one}" for one in takes).replace("`", "")
+
+
+def choices_of(kind: type[Section], name: str) -> list[str]:
+    """The words of which a key takes one, or several; none if it takes others, too."""
+    return re.findall(r"`([^`]+)`", _takes(*_property(kind, name)))
+
+
+@functools.cache
+def _schema_of(kind: type[Section]) -> dict[str, Any]:
+    return kind.model_json_schema()
+
+
+def _property(kind: type[Section], name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = _schema_of(kind)
+    return found["properties"][name], found.get("$defs", {})
+
+
 def _section(place: str, kind: type[Section]) -> Iterator[str]:
     yield f"### `{place}`" if place else "### At the top"
     yield ""
     yield "| key | takes | default | |"
     yield "|---|---|---|---|"
-    schema = kind.model_json_schema()
     for name, field in kind.model_fields.items():
-        takes = _takes(schema["properties"][name], schema.get("$defs", {}))
         default = "required" if field.default is PydanticUndefined else _plain(field.default)
-        yield f"| `{name}` | {takes} | {default} | {field.description} |"
+        yield f"| `{name}` | {_takes(*_property(kind, name))} | {default} | {field.description} |"
 
 
 def _plain(default: Any) -> str:
@@ -69,8 +124,19 @@ def _takes(given: dict[str, Any], sections: dict[str, Any]) -> str:
     if given.get("type") == "object":
         values = given.get("additionalProperties") or next(iter(given["patternProperties"].values()))
         return f"mapping of names to {_many(_takes(values, sections))}"
-    return {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[given["type"]]
+    name = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false"}[given["type"]]
+    return name + _range(given)
+
+
+def _range(given: dict[str, Any]) -> str:
+    """The least and the largest value of a number, where there is one that can be reached."""
+    least = f" from {given['minimum']:g}" if "minimum" in given else ""
+    least = f" above {given['exclusiveMinimum']:g}" if "exclusiveMinimum" in given else least
+    largest = given.get("maximum", LARGEST)
+    return least + (f" to {largest:,}" if largest < LARGEST else "")
 
 
 def _many(one: str) -> str:
-    return re.sub(r"^a section$|(text|number)$", lambda found: "sections" if not found[1] else f"{found[1]}s", one)
+    if one == "a section":
+        return "sections"
+    return re.sub(r"^(text|whole number|number)\b", r"\1s", one) if " or " not in one else f"values, each a {one}"

@@ -5,41 +5,57 @@ The text below a key is its entry in the reference of keys (:mod:`act.recipes.re
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import os
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from act.core.errors import ActError
 from act.core.plain import Label, Location, Natural, Positive
 from act.data.encode import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
+from act.evaluation.choice import KEPT
 from act.evaluation.exercises import Metric
+from act.evaluation.sweep import STRENGTHS, TOPS
 from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.scores import SCORES, ScoreName
 from act.ranking.selection import Scope
+from act.recipes.written import Written
 
 MAX_SEED = 2**32 - 1  # the largest that transformers accepts
 
 Control = Literal["random", "weight-diff", "interpolation"]
 """What the transfer is compared with: as many other channels, or all parameters moved a little."""
 
-StageName = Literal["profile", "rank", "transfer", "tune", "evaluate"]
+StageName = Literal["profile", "sweep", "rank", "transfer", "tune", "evaluate"]
 """The stages of a recipe, in order."""
+
+Place = Annotated[Location, Field(min_length=1)]
+"""A path, from the folder of the recipe, or a hub id."""
 
 
 class Section(BaseModel):
-    """A mapping of the YAML file; a key that it does not know is an error."""
+    """A mapping of the YAML file; a key that it does not know is an error.
+
+    Attributes:
+        old: names that keys had in earlier versions, and what they are called now.
+        unfolded: sections of earlier versions whose keys are now those of this one.
+    """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    old: ClassVar[dict[str, str]] = {}
+    unfolded: ClassVar[tuple[str, ...]] = ()
 
 
 class Records(Section):
     """A corpus: where it is, which of its rows, and how its columns become those that are read."""
 
-    place: Location
+    place: Place
     """A file, folder, glob or hub id (`org/name`, `org/name:split` or `org/name:config:split`)."""
 
     rows: Annotated[list[Natural], Field(min_length=2, max_length=2)] | None = None
@@ -49,44 +65,77 @@ class Records(Section):
     """Column that is read -> template of those that are there, such as `completion: " {answer:letter}"`."""
 
 
-class Parameters(Section):
-    """What is taken of a donor, named as in mergekit."""
-
-    weight: float | dict[str, float] = 0.4
-    """The strength, or one per pattern of site names, of which the first that matches counts."""
-
-    top_p: float | str = 0.05
-    """The share of the channels, such as `5%`."""
-
-
 class Donor(Section):
     """A donor, and the abilities by which its channels are chosen."""
 
-    model: Location
+    old = {"weight": "strength", "top_p": "top"}
+    unfolded = ("parameters",)
+
+    model: Place
     """A folder in Hugging Face format, or a hub id."""
 
-    corpus: Location
+    corpus: Place
     """The text of the ability that it gives: a name of `corpora`, or a place."""
 
-    keep: str | list[str] | None = None
+    keep: Place | list[Place] | None = None
     """The text, or texts, of what the target should keep."""
 
-    parameters: Parameters = Parameters()
-    """How much is taken."""
+    top: float | str = 0.05
+    """The share of the channels, such as `5%`."""
+
+    strength: float | dict[str, float] = 0.4
+    """How far they move (1: all the way), or one number per pattern of site names: the first that matches counts."""
+
+    strength_of: dict[str, float] = {}
+    """Another strength for sites that match a pattern, such as `"*.mlp.*": 0.2`."""
 
     @property
     def kept(self) -> list[str]:
         """The corpora of what the target should keep."""
-        return [self.keep] if isinstance(self.keep, str) else self.keep or []
+        return _listed(self.keep)
+
+    @property
+    def strengths(self) -> float | dict[str, float]:
+        """One number, or one per pattern."""
+        if not self.strength_of:
+            return self.strength
+        return {**self.strength_of, "*": self.strength_of.get("*", self.strength)}  # type: ignore[dict-item]  # checked
+
+
+class Sweeping(Section):
+    """Shares and strengths to try, of which the best is transferred: the most recovered that keeps enough."""
+
+    corpus: Place
+    """Records of the ability to choose on, others than the donor's: a name of `corpora`, or a place."""
+
+    keep: Place | list[Place]
+    """Records, or several corpora, of what the target should keep, to choose on."""
+
+    top: list[float | str] = list(TOPS)
+    """Shares of the channels to try."""
+
+    strength: list[float] = list(STRENGTHS)
+    """Strengths to try."""
+
+    least_kept: float = Field(KEPT, gt=0, le=1)
+    """The share of what is to be kept that must be left."""
+
+    metric: Metric = "auto"
+    """What is measured; see `evaluate`."""
+
+    @property
+    def kept(self) -> list[str]:
+        """The corpora of what the target should keep."""
+        return _listed(self.keep)
 
 
 class Tuning(Section):
     """A light fine-tune after the transfer; see :class:`act.TuneSettings`."""
 
-    corpus: Location
+    corpus: Place
     """What to train on: a name of `corpora`, or a place."""
 
-    replay: Location | None = None
+    replay: Place | None = None
     """Records of what the model should retain, mixed in."""
 
     mode: Mode = "full"
@@ -125,8 +174,10 @@ class Tuning(Section):
 class Evaluating(Section):
     """What target, donors, result and controls are compared on: records, and tasks of lm-evaluation-harness."""
 
-    corpora: dict[Label, Location] = {}
-    """Name in the report -> a name of `corpora`, or a place."""
+    old = {"corpora": "corpus", "tasks": "task"}
+
+    corpus: Place | list[Place] | dict[Label, Place] = {}
+    """Records to answer: names of `corpora`, or places; or name in the report -> one of these."""
 
     metric: Metric = "auto"
     """What makes an answer right; `auto`: the metric that all records fit."""
@@ -134,10 +185,10 @@ class Evaluating(Section):
     max_new_tokens: int | None = Field(None, ge=1)
     """Longest answer in tokens; by default from the answers of the records."""
 
-    tasks: list[Label] = []
-    """Tasks of lm-evaluation-harness by name (`pip install 'act-profile[eval]'`)."""
+    task: Label | list[Label] = []
+    """Task, or tasks, of lm-evaluation-harness by name (`pip install 'act-profile[eval]'`)."""
 
-    task_folder: Location | None = None
+    task_folder: Place | None = None
     """A folder with task files of your own."""
 
     limit: Positive | None = None
@@ -152,21 +203,33 @@ class Evaluating(Section):
     interpolation: float = Field(0.2, ge=0, le=1)
     """How far the control `interpolation` moves all parameters towards the donors."""
 
+    @property
+    def corpora(self) -> dict[str, str]:
+        """Name in the report -> a name of the recipe's corpora, or a place."""
+        return self.corpus if isinstance(self.corpus, dict) else {name: name for name in _listed(self.corpus)}
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of the tasks."""
+        return _listed(self.task)
+
 
 class Recipe(Section):
-    """The whole run."""
+    """The whole run. Paths start at the folder of the recipe."""
 
-    merge_method: Literal["act"]
-    """Always `act`."""
+    old = {"base_model": "target", "models": "donor", "donors": "donor"}
 
-    base_model: Location
-    """The target: a folder in Hugging Face format, or a hub id. It is only read."""
+    target: Place
+    """The model that lacks the ability: a folder in Hugging Face format, or a hub id. It is only read."""
 
-    models: list[Donor] = Field(min_length=1)
-    """The donors."""
+    donor: list[Donor] = Field(min_length=1)
+    """The models that have it."""
 
-    output: Location
+    output: Place
     """The folder of the resulting model."""
+
+    merge_method: Literal["act"] = "act"
+    """Always `act`."""
 
     corpora: dict[Label, Records] = {}
     """Corpora by the names that the other sections give them."""
@@ -216,20 +279,44 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Of the control `random`, or the score of that name."""
 
+    sweep: Sweeping | None = None
+    """Shares and strengths to choose from, instead of `top` and `strength` of the donor."""
+
     tune: Tuning | None = None
     """A light fine-tune after the transfer."""
 
     evaluate: Evaluating | None = None
     """What is measured of the result, and what it is compared with."""
 
+    _written: Written = PrivateAttr(default_factory=Written)
+
+    @property
+    def written(self) -> Written:
+        """The file that it was read from: where its paths start, and its lines."""
+        return self._written
+
     @property
     def swaps(self) -> bool:
         """Whether its pair runs need swapped outputs."""
         return SCORES[self.score].needs_swap
 
+    @property
+    def folder(self) -> Path:
+        """The folder of the output."""
+        return Path(os.path.normpath(self._written.folder / self.output))
+
+    def at(self, place: str) -> str:
+        """Where a path of the recipe is; a hub id as it is."""
+        return self._written.at(place)
+
+    def models(self) -> list[str]:
+        """Every model that is read, once, as the recipe names it: the target first."""
+        return list(dict.fromkeys([self.target, *(donor.model for donor in self.donor)]))
+
     def corpora_used(self) -> list[str]:
         """Every corpus that is read, once, by the name or place that a section gives."""
-        found: list[str | None] = [path for donor in self.models for path in (donor.corpus, *donor.kept)]
+        found: list[str | None] = [path for donor in self.donor for path in (donor.corpus, *donor.kept)]
+        found += [self.sweep.corpus, *self.sweep.kept] if self.sweep else []
         found += [self.tune.corpus, self.tune.replay] if self.tune else []
         found += [*self.evaluate.corpora.values()] if self.evaluate else []
         return list(dict.fromkeys(path for path in found if path))
@@ -238,16 +325,32 @@ class Recipe(Section):
         """The corpus that a section gives by its name, or by its place."""
         return self.corpora.get(corpus) or Records(place=corpus)
 
-    def settings(self) -> dict[str, Any]:
-        """What decides the result besides models and the content of corpora, as plain data.
+    def resolved(self) -> dict[str, Any]:
+        """The recipe with every default and no path that depends on where it stands, as plain data."""
 
-        Keys that earlier versions did not have are left out where they say nothing.
-        """
-        found = self.model_dump(exclude={"output", "base_model"})
-        for name, nothing in (("corpora", {}), ("cost", "auto")):
-            if found[name] == nothing:
-                del found[name]
-        if self.evaluate and not self.evaluate.tasks:
-            for name in ("tasks", "task_folder", "limit", "fewshot"):
-                del found["evaluate"][name]
-        return found
+        def whole(place: str) -> str:
+            return place if place in self.corpora else self._written.whole(place)
+
+        def moved(section: dict[str, Any]) -> dict[str, Any]:
+            for key in ("model", "target", "output", "corpus", "keep", "replay", "place", "task_folder"):
+                match section.get(key):
+                    case str() as place:
+                        section[key] = whole(place)
+                    case list() as places:
+                        section[key] = [whole(place) for place in places]
+                    case dict() as named:
+                        section[key] = {name: whole(place) for name, place in named.items()}
+            return section
+
+        found = moved(self.model_dump())
+        if self.evaluate:
+            found["evaluate"]["corpus"] = dict(self.evaluate.corpora)  # whose names would change with their places
+        sections = [*found["donor"], *found["corpora"].values(), found["sweep"], found["tune"], found["evaluate"]]
+        for section in sections:
+            if section:
+                moved(section)
+        return {key: value for key, value in found.items() if value not in (None, {}, [])}
+
+
+def _listed(given: str | list[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else given or []

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from act.core.errors import ActError
-from act.core.files import written_whole
+from act.core.files import MANIFEST, written_whole
 from act.data.corpus import Corpus
 from act.data.encode import Count
 from act.editing.donor import Donor as TransferDonor
 from act.editing.interpolation import interpolate
+from act.editing.patch import ChangedRows, Patch
 from act.editing.provenance import TransferProvenance
-from act.editing.trainer import remove_saved
+from act.editing.row_tuning import rows_to_train
+from act.editing.rows import matrix_of
+from act.editing.trainer import remove_checkpoints
 from act.editing.transfer import transfer_many
-from act.editing.tune import save_tuned, tune
+from act.editing.tune import save_tuned, tune, write_model
+from act.evaluation.choice import choose
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.harness import TaskFigure, run_tasks
 from act.models.loading import load_model
+from act.models.views import language_view
 from act.profiles.profile import Profile, load
 from act.ranking.channel_set import ChannelSet
 from act.ranking.measured import measured_for
@@ -33,7 +37,7 @@ from act.ranking.scores import SCORES, ScoreName
 from act.recipes.cache import Cache
 from act.recipes.corpora import opened
 from act.recipes.kept import Kept
-from act.recipes.schema import Donor, Recipe, StageName, Tuning
+from act.recipes.schema import Donor, Recipe, StageName
 from act.recipes.variants import Variant, compared, result
 
 if TYPE_CHECKING:
@@ -41,14 +45,6 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 """Called with what is being done, one line per step."""
-
-
-class Moved(NamedTuple):
-    """What a transfer changed: values, parameters, and where they came from."""
-
-    values: int
-    parameters: int
-    provenance: TransferProvenance
 
 
 class Stages:
@@ -64,34 +60,39 @@ class Stages:
         trust_remote_code: bool = False,
     ) -> None:
         self._recipe, self._cache, self._tokenizer, self._say = recipe, cache, tokenizer, say
-        self._load = partial(load_model, device=recipe.device, trust_remote_code=trust_remote_code)
+        self._trust_remote_code = trust_remote_code
         self._loaded: dict[str, nn.Module] = {}
         self._kept = Kept()
 
     def until(self, last: StageName) -> None:
         """Do all work up to a stage, that of the controls included."""
-        variants = dict.fromkeys([result(self._recipe), *compared(self._recipe)])
-        made = [variant for variant in variants if variant.origin != "given"]
+        recipe = self._recipe
+        variants = list(dict.fromkeys([*compared(recipe), result(recipe)]))
         if last == "profile":
-            for donor in self._recipe.models:
+            for donor in recipe.donor:
                 for corpus in (donor.corpus, *donor.kept):
                     self.profile(donor, corpus)
+        elif last == "sweep":
+            self.sweep()
         elif last == "rank":
-            for donor in self._recipe.models:
-                for score in dict.fromkeys(one.score or self._recipe.score for one in made):
+            for donor in recipe.donor:
+                for score in dict.fromkeys(one.score or recipe.score for one in variants if one.origin != "given"):
                     self.rank(donor, score)
-        elif last in ("transfer", "tune"):
-            for variant in made:
-                (self.tune if last == "tune" else self.transfer)(variant)
         else:
-            self.tune(result(self._recipe))
-            for variant in compared(self._recipe):
-                self.evaluate(variant)
-                self.tasks(variant)
+            for variant in variants:  # while the donors are in memory
+                if variant.origin == "transfer":
+                    self.patch(variant)
+            if last == "transfer":
+                return
+            for variant in variants:
+                if last == "tune" and variant.tuned:
+                    self.tune(variant)
+                elif last == "evaluate":
+                    self.measure(variant)
 
     def profile(self, donor: Donor, corpus: str) -> Profile:
         """What channels are ranked by, on a corpus: a profile of donor and target as a pair, or by attribution."""
-        path, target = self._cache.profile(donor, corpus), self._recipe.base_model
+        path, target = self._cache.profile(donor, corpus), self._recipe.target
         if not self._kept.has(path):
             doing = "attributing" if self._recipe.score == "attribution" else "profiling"
             self._say(f"{doing} {donor.model} and {target} on {corpus}")
@@ -113,7 +114,7 @@ class Stages:
             rank(
                 profile,
                 score,
-                donor.parameters.top_p,
+                self._chosen(donor)[0],
                 keep=[*kept] or None,
                 normalize=recipe.normalize,
                 scope=recipe.scope,
@@ -123,139 +124,213 @@ class Stages:
                 seed=self._cache.seed(donor),
                 cost=recipe.cost if SCORES[score].takes_cost else "auto",
                 donor=self._shared(donor.model) if by_weights else None,
-                target=self._shared(recipe.base_model) if by_weights else None,
+                target=self._shared(recipe.target) if by_weights else None,
             ).save(path)
             self._kept.add(path)
         return ChannelSet.load(path)
 
-    def transfer(self, variant: Variant) -> Path:
-        """The model folder of a variant before any tune."""
-        path, recipe = self._cache.model(variant), self._recipe
-        if self._kept.has(path):
-            return path
-        self._say(f"making the model: {variant.name}")
-        target = self._load(recipe.base_model, dtype=recipe.dtype)
-        if variant.origin == "interpolation":
-            assert recipe.evaluate
-            interpolate(target, [self._shared(donor.model) for donor in recipe.models], recipe.evaluate.interpolation)
-        elif variant.origin == "transfer":
-            patch = transfer_many([self._given(donor, variant) for donor in recipe.models], target, recipe.overlap)
-            header = {key: value for key, value in patch.provenance.to_json().items() if key != "parameters"}
-            moved = {"values": len(patch), "parameters": patch.parameters, "header": header}
-            with written_whole(self._cache.moved(variant), force=True) as temporary:
-                temporary.write_text(json.dumps(moved), encoding="utf-8")
-            self._kept.add(self._cache.moved(variant))
-        save_tuned(target, self._tokenizer, path, source=recipe.base_model)
-        self._kept.add(path)
-        return path
-
-    def moved(self, variant: Variant) -> Moved:
-        """What the transfer of a variant changed."""
-        path = self._cache.moved(variant)
+    def sweep(self) -> dict[str, Any] | None:
+        """What a sweep chose, with all that it tried, as plain data; None for a recipe without one."""
+        recipe, sweep = self._recipe, self._recipe.sweep
+        if not sweep:
+            return None
+        path, (donor,) = self._cache.sweep(), recipe.donor
         if not self._kept.has(path):
-            raise ActError(f"{path} is missing; delete {self._cache.model(variant)} too, so that both are made again")
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Moved(found["values"], found["parameters"], TransferProvenance.from_json(found["header"]))
+            looks = SCORES[recipe.score].looks_at_activations
+            profile = self.profile(donor, donor.corpus)
+            kept = [self.profile(donor, corpus) for corpus in donor.kept] if looks else []
+            self._say(f"trying {len(sweep.top)} shares of the channels at {len(sweep.strength)} strengths")
+            choice = choose(
+                self._shared(donor.model),
+                self._shared(recipe.target),
+                profile,
+                self._corpus(sweep.corpus),
+                [self._corpus(corpus) for corpus in sweep.kept],
+                least_kept=sweep.least_kept,
+                tops=sweep.top,
+                strengths=sweep.strength,
+                metric=sweep.metric,
+                score=recipe.score,
+                keep_profiles=[*kept] or None,
+                normalize=recipe.normalize,
+                scope=recipe.scope,
+                granularity=recipe.granularity,
+                include=recipe.include,
+                exclude=recipe.exclude,
+                seed=self._cache.seed(donor),
+                cost=recipe.cost if SCORES[recipe.score].takes_cost else "auto",
+            )
+            self._write(path, {**choice.to_json(), "card": choice.card()})
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def patch(self, variant: Variant) -> Patch:
+        """What a transfer changes in the target."""
+        path, recipe = self._cache.patch(variant), self._recipe
+        if not self._kept.has(path):
+            self._say(f"transferring: {variant.kind}")
+            donors = [self._given(donor, variant) for donor in recipe.donor]
+            patch = transfer_many(donors, self._load(recipe.target, dtype=recipe.dtype), recipe.overlap)
+            patch.save(path)
+            self._kept.add(path)
+        return Patch.load(path)
 
     def tune(self, variant: Variant) -> Path:
-        """The model folder of a variant after the tune, if the recipe has one."""
-        source, settings = self.transfer(variant), self._recipe.tune
-        if not settings:
-            return source
-        path = self._cache.tuned(variant)
-        checkpoints = path.with_name(f"{path.name}.checkpoints")
+        """A tuned model: a patch of the untuned one if only rows were trained, else a folder."""
+        path, settings = self._cache.tuned(variant), self._recipe.tune
+        assert settings
+        checkpoints = path.with_name(f"{path.stem}.checkpoints")
         if self._kept.has(path):
-            remove_saved(checkpoints)
+            remove_checkpoints(checkpoints)
             return path
-        self._say(f"tuning: {variant.name}")
+        model = self._untuned(variant)
         self._loaded.clear()  # memory for the optimiser
-        model = self._load(str(source))
+        self._say(f"tuning: {variant.name}")
         stored = next(model.parameters()).dtype
+        channels = self._rows(variant) if settings.mode == "rows" else None
+        weights = dict(language_view(model).named_parameters())
+        rows = rows_to_train(channels) if channels else {}
+        before = {part: matrix_of(part, weights)[index].detach().clone() for part, index in rows.items()}
         tuned = tune(
-            model if settings.mode == "rows" else model.float(),
+            model if channels else model.float(),
             self._corpus(settings.corpus),
             settings.settings(),
             replay=self._corpus(settings.replay) if settings.replay else None,
-            channels=self._rows(variant, settings),
+            channels=channels,
             checkpoints=checkpoints,
         )
-        save_tuned(
-            tuned.model, self._tokenizer, path, dtype=stored, source=self._recipe.base_model, checkpoints=checkpoints
-        )
+        source = self._recipe.at(self._recipe.target)
+        if channels:
+            changes = [
+                ChangedRows(part, index, before[part], matrix_of(part, weights)[index].detach().clone())
+                for part, index in rows.items()
+            ]
+            Patch(changes, TransferProvenance()).save(path)
+            remove_checkpoints(checkpoints)
+        else:
+            save_tuned(tuned.model, self._tokenizer, path, dtype=stored, source=source, checkpoints=checkpoints)
         self._kept.add(path)
         return path
 
-    def evaluate(self, variant: Variant) -> list[Evaluation]:
-        """The evaluations of a variant, one per corpus, under the names that the recipe gives."""
-        path, recipe, settings = self._cache.figures(variant), self._recipe, self._recipe.evaluate
-        assert settings
-        if not settings.corpora:
-            return []
-        if not self._kept.has(path):
-            model = self._to_evaluate(variant)
-            self._say(f"evaluating: {variant.name}")
-            found = [
-                evaluate(
-                    model,
-                    self._corpus(place),
-                    settings.metric,
-                    max_new_tokens=settings.max_new_tokens,
-                    token_budget=recipe.token_budget,
-                )
-                for place in settings.corpora.values()
-            ]
-            with written_whole(path) as temporary:
-                temporary.write_text(json.dumps([one.to_json() for one in found]), encoding="utf-8")
-            self._kept.add(path)
-        rows = json.loads(path.read_text(encoding="utf-8"))
+    def measure(self, variant: Variant) -> None:
+        """Evaluate a variant on every corpus and task; of a tuned control, only the figures are kept, or its patch."""
+        settings, cache = self._recipe.evaluate, self._cache
+        if not settings:
+            if variant.tuned:
+                self.tune(variant)
+            return
+        left = [corpus for corpus in settings.corpora.values() if not self._kept.has(cache.figures(variant, corpus))]
+        tasks = settings.tasks and not self._kept.has(cache.tasks(variant))
+        if left or tasks:
+            model = self._made(variant)
+            self._loaded.clear()  # it is alone in memory
+            if left:
+                self._evaluate(model, variant, left)
+            if tasks:
+                self._run_tasks(model, variant)
+        if variant.tuned and not variant.is_result and cache.tuned(variant).is_dir():
+            self._kept.drop(cache.tuned(variant))
+
+    def figures(self, variant: Variant) -> list[Evaluation]:
+        """The evaluations of a variant that was measured, under the names that the recipe gives the corpora."""
+        assert self._recipe.evaluate
         return [
-            replace(Evaluation.from_json(row), model=variant.name, corpus=name)
-            for row, name in zip(rows, settings.corpora, strict=True)
+            replace(
+                Evaluation.from_json(json.loads(self._cache.figures(variant, corpus).read_text(encoding="utf-8"))),
+                model=variant.name,
+                corpus=name,
+            )
+            for name, corpus in self._recipe.evaluate.corpora.items()
         ]
 
     def tasks(self, variant: Variant) -> list[TaskFigure]:
-        """The figures of a variant in tasks of lm-evaluation-harness."""
-        path, settings = self._cache.tasks(variant), self._recipe.evaluate
-        assert settings
-        if not settings.tasks:
+        """The figures of a variant that was measured in tasks of lm-evaluation-harness."""
+        assert self._recipe.evaluate
+        if not self._recipe.evaluate.tasks:
             return []
-        if not self._kept.has(path):
-            model = self._to_evaluate(variant)
-            self._say(f"running {', '.join(settings.tasks)}: {variant.name}")
-            found = run_tasks(
-                model,
-                self._tokenizer,
-                settings.tasks,
-                folder=Path(settings.task_folder) if settings.task_folder else None,
-                limit=settings.limit,
-                fewshot=settings.fewshot,
-                name=variant.name,
-            )
-            with written_whole(path) as temporary:
-                temporary.write_text(json.dumps([one.to_json() for one in found]), encoding="utf-8")
-            self._kept.add(path)
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(self._cache.tasks(variant).read_text(encoding="utf-8"))
         return [replace(TaskFigure.from_json(row), model=variant.name) for row in rows]
 
-    def _to_evaluate(self, variant: Variant) -> nn.Module:
-        """The model of a variant, alone in memory."""
-        folder = variant.folder or str(self.tune(variant))
-        self._loaded.clear()
-        return self._load(folder, dtype=self._recipe.dtype)
+    def write(self, variant: Variant, folder: Path) -> None:
+        """Write the model of a variant into a folder."""
+        if variant.tuned and (path := self.tune(variant)).is_dir():
+            shutil.copytree(path, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        else:
+            write_model(self._made(variant), self._tokenizer, folder, source=self._recipe.at(self._recipe.target))
+
+    def _evaluate(self, model: nn.Module, variant: Variant, corpora: list[str]) -> None:
+        settings = self._recipe.evaluate
+        assert settings
+        self._say(f"evaluating: {variant.name}")
+        for corpus in dict.fromkeys(corpora):
+            found = evaluate(
+                model,
+                self._corpus(corpus),
+                settings.metric,
+                max_new_tokens=settings.max_new_tokens,
+                token_budget=self._recipe.token_budget,
+            )
+            self._write(self._cache.figures(variant, corpus), found.to_json())
+
+    def _run_tasks(self, model: nn.Module, variant: Variant) -> None:
+        settings = self._recipe.evaluate
+        assert settings
+        self._say(f"running {', '.join(settings.tasks)}: {variant.name}")
+        found = run_tasks(
+            model,
+            self._tokenizer,
+            settings.tasks,
+            folder=Path(self._recipe.at(settings.task_folder)) if settings.task_folder else None,
+            limit=settings.limit,
+            fewshot=settings.fewshot,
+            name=variant.name,
+        )
+        self._write(self._cache.tasks(variant), [one.to_json() for one in found])
+
+    def _write(self, path: Path, data: Any) -> None:
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(data), encoding="utf-8")
+        self._kept.add(path)
+
+    def _made(self, variant: Variant) -> nn.Module:
+        """The model of a variant, made from what is kept."""
+        if not variant.tuned:
+            return self._untuned(variant)
+        path = self.tune(variant)
+        if path.is_dir():
+            return self._load(str(path), dtype=self._recipe.dtype)
+        model = self._untuned(variant)
+        Patch.load(path).apply(model)
+        return model
+
+    def _untuned(self, variant: Variant) -> nn.Module:
+        """The model of a variant before any tune."""
+        recipe = self._recipe
+        patch = self.patch(variant) if variant.origin == "transfer" else None
+        model = self._load(variant.given or recipe.target, dtype=recipe.dtype)
+        if patch:
+            patch.apply(model)
+        elif variant.origin == "interpolation":
+            assert recipe.evaluate
+            interpolate(model, [self._shared(donor.model) for donor in recipe.donor], recipe.evaluate.interpolation)
+        return model
+
+    def _chosen(self, donor: Donor) -> tuple[float | str, float | dict[str, float]]:
+        """The share and strength for a donor: its own, or what the sweep chose."""
+        found = self.sweep()
+        return (found["chosen"]["top"], found["chosen"]["strength"]) if found else (donor.top, donor.strengths)
 
     def _given(self, donor: Donor, variant: Variant) -> TransferDonor:
         channels = self.rank(donor, variant.score or self._recipe.score)
-        given = TransferDonor(self._shared(donor.model), channels, donor.parameters.weight, name=donor.model)
-        if variant.name == "act" or not isinstance(given.strength, dict):
+        given = TransferDonor(self._shared(donor.model), channels, self._chosen(donor)[1], name=donor.model)
+        if variant.is_result or not isinstance(given.strength, dict):
             return given
         # A control has other channels, which need not lie where each pattern applies.
         return replace(given, strength={key: value for key, value in given.strength.items() if given.matches(key)} or 0)
 
-    def _rows(self, variant: Variant, settings: Tuning) -> ChannelSet | None:
-        """The channels of all donors together, if only their rows are tuned."""
-        if settings.mode != "rows":
-            return None
-        sets = [self.rank(donor, variant.score or self._recipe.score) for donor in self._recipe.models]
+    def _rows(self, variant: Variant) -> ChannelSet:
+        """The channels of all donors together, of which the rows are tuned."""
+        sets = [self.rank(donor, variant.score or self._recipe.score) for donor in self._recipe.donor]
         index = torch.cat([one.index for one in sets]).unique()
         names = {name for one in sets for name in one.inputs}
         inputs = {name: torch.cat([one.inputs[name] for one in sets if name in one.inputs]) for name in names}
@@ -267,9 +342,14 @@ class Stages:
             self._loaded[name] = self._load(name, dtype=self._recipe.dtype)
         return self._loaded[name]
 
+    def _load(self, name: str, *, dtype: str) -> nn.Module:
+        return load_model(
+            self._recipe.at(name), dtype=dtype, device=self._recipe.device, trust_remote_code=self._trust_remote_code
+        )
+
     def _corpus(self, place: str, count: Count = "answer") -> Corpus:
         return Corpus(
-            opened(self._recipe.records(place)),
+            opened(self._recipe, place),
             self._tokenizer,
             max_length=self._recipe.max_length,
             count=count,

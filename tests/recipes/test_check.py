@@ -36,13 +36,12 @@ def folder(tmp_path, tokenizer):
 def written(folder, **changed) -> Path:
     columns = {"prompt": "{frage}", "completion": " {antwort}"}
     data = {
-        "merge_method": "act",
-        "base_model": "target",
-        "models": [{"model": "donor", "corpus": "german", "keep": "english"}],
+        "target": "target",
+        "donor": [{"model": "donor", "corpus": "german", "keep": "english"}],
         "output": "out",
         "corpora": {name: {"place": f"{name}.jsonl", "columns": columns} for name in ("german", "english")},
         "tune": {"corpus": "german", "mode": "rows", "steps": 3},
-        "evaluate": {"corpora": {"g": "german"}, "controls": ["random"]},
+        "evaluate": {"corpus": {"g": "german"}, "controls": ["random"]},
         **changed,
     }
     path = folder / "recipe.yaml"
@@ -68,13 +67,15 @@ def test_it_says_what_a_run_takes_without_weights(folder):
     assert german["columns"] == ["frage", "antwort"] and german["records"] == 40
     assert stages["profile"]["tokens"] == 2 * needs["corpora"][1]["tokens"]
     size = 4 * needs["models"][0]["parameters"]
-    assert stages["output"]["disk"] == size and stages["transfer"]["disk"] == 3 * size == stages["tune"]["disk"]
+    patch = 2 * 0.05 * size  # a row as it was and as it is
+    assert stages["output"]["disk"] == size and stages["transfer"]["disk"] == pytest.approx(2 * patch, abs=1)
+    assert stages["tune"]["disk"] == pytest.approx(3 * patch, abs=1)
     assert needs["unchecked"] == [] and needs["download"] == 0 and needs["seconds"] > 0
     twice = json.loads(checked(written(folder), "--json", "--gpu-tflops", "800").stdout)
     assert twice["gpu_flops"] == 2 * needs["gpu_flops"] and twice["seconds"] < needs["seconds"]
     shown = checked(written(folder))
     assert "nothing is wrong" in shown.stdout and "frage, antwort" in shown.stdout
-    assert not list(folder.glob(".out*")) and not (folder / "out").exists()
+    assert not list(folder.glob("*out*"))
 
 
 def test_numbers_of_tokens_are_scaled_up(folder):
@@ -91,19 +92,19 @@ def test_numbers_of_tokens_are_scaled_up(folder):
             {"corpora": {"german": {"place": "german.jsonl", "columns": {"prompt": "{passage}"}}}},
             "there is frage, antwort",
         ),
-        ({"base_model": "nothing"}, "no such model: nothing"),
+        ({"target": "nothing"}, "no such model: nothing"),
         ({"output": "a/b"}, "its folder does not exist"),
         (
-            {"models": [{"model": "donor", "corpus": "german.jsonl"}], "corpora": {}},
+            {"donor": [{"model": "donor", "corpus": "german.jsonl"}], "corpora": {}},
             "got the keys ['antwort', 'frage']",
         ),
-        ({"models": [{"model": "donor", "corpus": "missing.jsonl"}], "corpora": {}}, "no such corpus: missing.jsonl"),
+        ({"donor": [{"model": "donor", "corpus": "missing.jsonl"}], "corpora": {}}, "no such corpus: missing.jsonl"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(folder, changed, message):
     given = {**changed, "tune": None, "evaluate": None}
     if changed.get("corpora"):
-        given["models"] = [{"model": "donor", "corpus": "german"}]
+        given["donor"] = [{"model": "donor", "corpus": "german"}]
     result = checked(written(folder, **given))
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1, result.stderr
 
@@ -143,7 +144,7 @@ def test_a_hub_that_cannot_be_reached_is_no_mistake(name, tmp_path, monkeypatch,
 
 def test_what_is_here_is_checked_while_the_hub_cannot_be_reached(folder, monkeypatch, away):
     monkeypatch.chdir(folder)
-    recipe = read_recipe(written(folder, evaluate={"corpora": {"g": "openai/gsm8k:main:test"}}))
+    recipe = read_recipe(written(folder, evaluate={"corpus": {"g": "openai/gsm8k:main:test"}}))
     needs = check(recipe)
     assert "openai/gsm8k:main:test" in needs["unchecked"][0] and len(needs["models"]) == 2 == len(needs["corpora"])
     (folder / "german.jsonl").write_text('{"x": 1}')
@@ -184,8 +185,7 @@ def test_stages_of_another_machine(tmp_path, tokenizer):
             tokenizer.save_pretrained(place / name)
     rows = [{"prompt": f"{n}?", "completion": f" {n}"} for n in range(8)]
     (here / "german.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    data = {"merge_method": "act", "base_model": "target", "output": "out"}
-    data["models"] = [{"model": "donor", "corpus": "german.jsonl"}]
+    data = {"target": "target", "donor": [{"model": "donor", "corpus": "german.jsonl"}], "output": "out"}
     for place in (here, there):
         (place / "recipe.yaml").write_text(yaml.safe_dump(data))
     plan = json.loads(act_profile("recipe", "recipe.yaml", "--until", "profile", "--json", cwd=here).stdout)

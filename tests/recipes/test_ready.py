@@ -97,8 +97,8 @@ def local(tmp_path, tokenizer):
 
     def made(path: Path) -> Path:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-        data["base_model"] = model(data["base_model"])
-        for donor in data["models"]:
+        data["target"] = model(data["target"])
+        for donor in data["donor"]:
             donor["model"] = model(donor["model"])
         for one in data["corpora"].values():
             one["place"] = corpus(one["place"], rows_of(one["place"], 9))
@@ -135,8 +135,9 @@ def test_it_runs_to_its_end(path, local, tasks):
     assert all(one["tokens"] and one["counted"] for one in needs["corpora"])
     run = Run(recipe)
     report = run.execute()
-    variants = {"target", "act", *(f"donor {n}" for n, _ in enumerate(recipe.models, 1)), *recipe.evaluate.controls}
-    variants |= {"tune without transfer"} if recipe.tune else set()
+    variants = {"target", "act", *(f"donor {n}" for n, _ in enumerate(recipe.donor, 1)), *recipe.evaluate.controls}
+    tuned = {"tune only", *(f"{name} + tune" for name in ("act", *recipe.evaluate.controls))}
+    variants |= tuned if recipe.tune else set()
     assert {row["model"] for row in report["results"]} == variants
     assert {row["corpus"] for row in report["results"]} == set(recipe.evaluate.corpora)
     assert {(row["model"], row["task"]) for row in report["tasks"]} == {
@@ -151,7 +152,7 @@ def test_there_is_one_for_each_kind_of_pair():
         assert f"Qwen/{name}" in models
     for name in ("meta-llama/Llama-2", "Qwen/Qwen3", "OLMoE", "gsm8k", "mgsm", "belebele", "Global-MMLU", "exams"):
         assert name in models
-    assert any(len(read_recipe(path).models) == 3 for path in RECIPES)
+    assert any(len(read_recipe(path).donor) == 3 for path in RECIPES)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])

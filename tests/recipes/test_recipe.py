@@ -36,19 +36,19 @@ def folder(tmp_path_factory):
 def recipe(folder, **changed) -> dict:
     german, english = str(folder / "german.jsonl"), str(folder / "english.jsonl")
     return {
-        "merge_method": "act",
-        "base_model": str(CHECKPOINTS / "target"),
-        "models": [
+        "target": str(CHECKPOINTS / "target"),
+        "donor": [
             {
                 "model": str(CHECKPOINTS / "base"),
                 "corpus": german,
                 "keep": english,
-                "parameters": {"weight": 1.0, "top_p": "5%"},
+                "strength": 1.0,
+                "top": "5%",
             }
         ],
         "count": "predict",
         "tune": {"corpus": german, "replay": english, "steps": 2, "learning_rate": 0.001},
-        "evaluate": {"corpora": {"forgotten": german}, "controls": ["random"]},
+        "evaluate": {"corpus": {"forgotten": german}, "controls": ["random"]},
         "output": str(folder / "mended"),
         **changed,
     }
@@ -69,8 +69,13 @@ def test_a_recipe_gives_what_the_commands_give_and_is_done_once(folder, tmp_path
     assert first.returncode == 0, first.stderr
     report = json.loads(first.stdout)
     figures = {row["model"]: row["match"] for row in report["results"]}
-    assert set(figures) == {"target", "act", "donor 1", "tune without transfer", "random"}
+    assert list(figures) == ["target", "act", "act + tune", "random", "tune only", "random + tune", "donor 1"]
     assert figures["act"] > figures["random"] + 0.1 and report["donors"][0]["channels"] == 229
+    pairs = [("random", "act"), ("tune only", "act + tune"), ("random + tune", "act + tune")]
+    assert [(row["before"], row["after"]) for row in report["comparisons"] if row["before"] != "target"] == pairs
+    assert all(0 <= row["match_p"] <= 1 for row in report["comparisons"])
+    left = {path.name for path in (folder / "mended.stages").glob("tuned-*") if path.is_dir()}
+    assert len(left) == 1  # of the output; tuned controls are measured and removed
     again = act_profile("recipe", path, "--json")
     assert json.loads(again.stdout) == report and "up to date" in again.stderr and "profiling" not in again.stderr
     resolved = yaml.safe_load((folder / "mended" / "recipe.yaml").read_text())
@@ -93,20 +98,20 @@ def test_a_recipe_gives_what_the_commands_give_and_is_done_once(folder, tmp_path
 
 def test_a_recipe_by_attribution_measures_no_pair(folder):
     data = recipe(folder, output=str(folder / "attributed"), tune=None, score="attribution", cost="keep")
-    data["evaluate"] = {"corpora": {"g": str(folder / "german.jsonl")}, "controls": ["random", "weight-diff"]}
+    data["evaluate"] = {"corpus": {"g": str(folder / "german.jsonl")}, "controls": ["random", "weight-diff"]}
     said: list[str] = []
     run = Run(read_recipe(written(folder, data, "attributed.yaml")), said.append)
     figures = {row["model"]: row["match"] for row in run.execute()["results"]}
     assert figures["act"] > figures["random"] + 0.1
     assert len([step for step in said if step.startswith("attributing")]) == 2
     assert not any(step.startswith("profiling") for step in said)
-    found = act.load(run.cache.profile(run.recipe.models[0], str(folder / "german.jsonl")))
+    found = act.load(run.cache.profile(run.recipe.donor[0], str(folder / "german.jsonl")))
     assert isinstance(found, act.AttributionProfile)
 
 
 def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
     data = recipe(
-        folder, output=str(folder / "broken"), tune=None, evaluate={"corpora": {"g": str(folder / "german.jsonl")}}
+        folder, output=str(folder / "broken"), tune=None, evaluate={"corpus": {"g": str(folder / "german.jsonl")}}
     )
     module = sys.modules["act.recipes.stages"]
     real, said = module.evaluate, []
@@ -130,24 +135,68 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("find", "replace", "message"),
     [
-        ("count: predict", "coumt: predict", r"line 10: no key 'coumt' here; did you mean 'count'\?"),
-        ("    weight: 1.0", "    wieght: 1.0", r"line 8: no key 'wieght' here; did you mean 'weight'\?"),
-        ("    weight: 1.0", "    weight: -1", "line 8: strength is -1"),
-        ("top_p: 5%", "top_p: 700%", "line 9: top is 700%"),
-        ("  steps: 2", "  steps: many", "line 14: tune.steps is 'many'"),
-        ("  steps: 2", "  steps: 0", "line 11: steps is 0"),
-        ("  replay:", "  replay_share: 0.9\n  #", "line 11: replay_share 0.9 is a share of nothing"),
-        ("  steps: 2", "  lora_rank: 4", "line 11: lora_rank has no effect in mode full"),
-        ("  steps: 2", "  seed: -1", "line 14: tune.seed is -1"),
-        ("count: predict", "max_length: 0", "line 10: max_length is 0; input should be greater than or equal to 2"),
-        ("count: predict", "token_budget: 0", "line 10: token_budget is 0"),
-        ("count: predict", "seed: 5000000000", "line 10: seed is 5000000000"),
-        ("  controls:", "  interpolation: 7\n  controls:", "line 19: evaluate.interpolation is 7"),
-        ("  controls:", "  max_new_tokens: 0\n  controls:", "line 19: evaluate.max_new_tokens is 0"),
-        ("count: predict", "score: random", "line 6: score random does not look at activations, so keep has no effect"),
-        ("merge_method: act", "merge_method: ties", "line 1: merge_method is 'ties'"),
+        ("count: predict", "coumt: predict", r"line 8: no key 'coumt' here; did you mean 'count'\?"),
+        ("  strength: 1.0", "  strenght: 1.0", r"line 6: no key 'strenght' here; did you mean 'strength'\?"),
+        ("  strength: 1.0", "  strength: -1", "line 6: strength is -1"),
+        ("  strength: 1.0", "  strength: {}", "line 6: strength has patterns of its own, or none"),
+        ("top: 5%", "top: 700%", "line 7: top is 700%"),
+        ("top: 5%", "top: [5%]", r"line 7: donor 1.top is \['5%'\]; expected a number or a text"),
+        ("  steps: 2", "  steps: many", "line 12: tune.steps is 'many'; expected a whole number"),
+        ("  steps: 2", "  steps: yes", "line 12: tune.steps is yes; expected a whole number"),
+        (
+            "  steps: 2",
+            "  mode: row",
+            r"line 12: tune.mode is 'row'; expected one of full, rows, lora; did you mean rows\?",
+        ),
+        ("  steps: 2", "  steps: 0", "line 9: steps is 0"),
+        ("  replay:", "  replay_share: 0.9\n  #", "line 9: replay_share 0.9 is a share of nothing"),
+        ("  steps: 2", "  lora_rank: 4", "line 9: lora_rank has no effect in mode full"),
+        ("  steps: 2", "  seed: -1", "line 12: tune.seed is -1; expected a whole number from 0 to 4,294,967,295"),
+        ("count: predict", "max_length: 0", "line 8: max_length is 0; expected a whole number from 2"),
+        ("count: predict", "token_budget: 0", "line 8: token_budget is 0"),
+        ("count: predict", "seed: 5000000000", "line 8: seed is 5000000000"),
+        ("count: predict", "score: pared", r"line 8: score is 'pared'; expected one of .*; did you mean paired\?"),
+        ("count: predict", "granularity: [channel, neurons]", r"line 8: granularity is .*; did you mean neuron\?"),
+        ("count: predict", "exclude: [q, k, q]", "line 8: exclude names q twice"),
+        (
+            "  controls:",
+            "  interpolation: 7\n  controls:",
+            "line 17: evaluate.interpolation is 7; expected a number from 0 to 1",
+        ),
+        ("  controls:", "  max_new_tokens: 0\n  controls:", "line 17: evaluate.max_new_tokens is 0"),
+        ("  - random", "  - random\n  - random", "line 17: controls names random twice"),
+        ("  - random", "  - radnom", r"line 18: evaluate.controls is .*; did you mean random\?"),
+        ("count: predict", "score: random", "line 5: score random does not look at activations, so keep has no effect"),
+        ("count: predict", "merge_method: ties", "line 8: merge_method is 'ties'; expected one of act"),
+        (
+            "count: predict",
+            "base_model: x",
+            "line 8: 'target' and 'base_model' are two names of one key; keep 'target'",
+        ),
+        (
+            "count: predict",
+            "corpora: [german.jsonl]",
+            "line 8: corpora is .*; expected names, and below each a section with place",
+        ),
+        (
+            "count: predict",
+            "corpora: {german: german.jsonl}",
+            "line 8: corpora.german is 'german.jsonl'; expected a section with place",
+        ),
+        (
+            "count: predict",
+            "corpora: {g: {palce: x}}",
+            r"line 8: no key 'palce' here; did you mean 'place'\?.*'place' of corpora.g is missing",
+        ),
+        (
+            "count: predict",
+            "sweep: {corpus: x, keep: y}",
+            "line 6: strength is what sweep chooses.*line 7: top is what sweep chooses",
+        ),
+        ("count: predict", "count: predict\ncount: all", r"the key 'count' is given twice \(line 9\)"),
         ("count: predict", "output", "is not YAML"),
-        ("output: ", 'output: "a\\0b"  #', r"line 21: output is 'a\\x00b'; string should match"),
+        ("output: ", 'output: "a\\0b"  #', r"line 19: output is 'a\\x00b'; expected a text without control characters"),
+        ("output: ", "output:  #", "line 19: output is empty; expected a text"),
         ("  replay:", '  replay: "\\0"\n  #', "tune.replay is"),
     ],
 )
@@ -156,21 +205,22 @@ def test_mistakes_are_named_with_their_line(folder, find, replace, message):
     text = path.read_text()
     assert find in text
     path.write_text(text.replace(find, replace, 1))
-    with pytest.raises(act.ActError, match=message):
+    with pytest.raises(act.ActError, match=message) as error:
         read_recipe(path)
+    assert "nput should" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_missing_keys_and_inputs(folder):
     data = recipe(folder)
-    del data["base_model"]
-    with pytest.raises(act.ActError, match="the key 'base_model' is missing"):
+    del data["target"]
+    with pytest.raises(act.ActError, match="the key 'target' is missing"):
         read_recipe(written(folder, data))
     with pytest.raises(act.ActError, match="no such recipe"):
         read_recipe(folder / "none.yaml")
     for changed, message in (
-        ({"base_model": str(folder / "none")}, "no such model"),
+        ({"target": str(folder / "none")}, "no such model"),
         ({"output": str(folder / "a" / "b")}, "folder does not exist"),
-        ({"evaluate": {"corpora": {"x": "none.jsonl"}}}, "no such corpus: none.jsonl"),
+        ({"evaluate": {"corpus": {"x": "none.jsonl"}}}, "no such corpus: none.jsonl"),
     ):
         result = act_profile("recipe", written(folder, recipe(folder, **changed)), "--dry-run")
         assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
@@ -180,11 +230,11 @@ def test_several_donors_of_whole_units_with_strengths_by_pattern(folder, tmp_pat
     german, english = (str(folder / f"{name}.jsonl") for name in ("german", "english"))
     base, target = str(CHECKPOINTS / "base"), str(CHECKPOINTS / "target")
     donors = [
-        {"model": base, "corpus": german, "keep": [english], "parameters": {"weight": {"*.mlp.*": 0.5, "*": 1.0}}},
-        {"model": base, "corpus": english, "parameters": {"weight": 0.25, "top_p": 0.1}},
+        {"model": base, "corpus": german, "keep": [english], "strength": {"*.mlp.*": 0.5, "*": 1.0}},
+        {"model": base, "corpus": english, "strength": 0.25, "top": 0.1},
     ]
     options = {"granularity": ["neuron", "head"], "overlap": "mean", "output": str(tmp_path / "merged")}
-    path = written(tmp_path, recipe(folder, models=donors, tune=None, evaluate=None, **options))
+    path = written(tmp_path, recipe(folder, donor=donors, tune=None, evaluate=None, **options))
     Run(read_recipe(path)).execute()
 
     models = [load_model(name) for name in (base, target)]
@@ -209,8 +259,8 @@ def test_several_donors_of_whole_units_with_strengths_by_pattern(folder, tmp_pat
 def light(folder, **changed) -> dict:
     """A recipe of one transfer, and nothing after it."""
     german = str(folder / "german.jsonl")
-    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "parameters": {"weight": 1.0, "top_p": "5%"}}]
-    return recipe(folder, **{"models": donors, "tune": None, "evaluate": None, **changed})
+    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "strength": 1.0, "top": "5%"}]
+    return recipe(folder, **{"donor": donors, "tune": None, "evaluate": None, **changed})
 
 
 @pytest.mark.parametrize(("like", "kind"), [("bert", "an encoder"), ("t5", "an encoder-decoder")])
@@ -220,12 +270,12 @@ def test_an_encoder_is_not_tuned_or_evaluated_which_is_said_before_anything_is_r
         word_tokenizer(like).save_pretrained(tmp_path / side)
     record = {"text": "a b c"} if like == "bert" else {"prompt": "what is two", "completion": "five answer"}
     (tmp_path / "asked.jsonl").write_text(json.dumps(record))
-    given = {"base_model": str(tmp_path / "target"), "count": "all", "output": str(tmp_path / "out")}
-    given["models"] = [{"model": str(tmp_path / "donor"), "corpus": str(tmp_path / "asked.jsonl")}]
+    given = {"target": str(tmp_path / "target"), "count": "all", "output": str(tmp_path / "out")}
+    given["donor"] = [{"model": str(tmp_path / "donor"), "corpus": str(tmp_path / "asked.jsonl")}]
     whole = {name: value for name, value in recipe(folder, **given).items() if name not in ("tune", "evaluate")}
     for stage in (
-        {"tune": {"corpus": given["models"][0]["corpus"]}},
-        {"evaluate": {"corpora": {"x": given["models"][0]["corpus"]}}},
+        {"tune": {"corpus": given["donor"][0]["corpus"]}},
+        {"evaluate": {"corpus": {"x": given["donor"][0]["corpus"]}}},
     ):
         with pytest.raises(act.ActError, match=f"target is {kind}, and tune and evaluate are for causal"):
             Run(read_recipe(written(tmp_path, whole | stage)))
@@ -242,12 +292,12 @@ def test_a_donor_of_other_tokens_is_refused_before_anything_is_run(folder, tmp_p
     words[one], words[other] = words[other], words[one]
     (donor / "tokenizer.json").write_text(json.dumps(tokenizer))
     data = light(folder, output=str(tmp_path / "out"))
-    data["models"][0]["model"] = str(donor)
+    data["donor"][0]["model"] = str(donor)
     for more in ([], ["--dry-run"]):
         result = act_profile("recipe", written(tmp_path, data), *more)
         assert result.returncode == 2 and "cannot be a donor" in result.stderr, result.stderr
         assert f"is {other!r} to the donor's tokenizer" in result.stderr or f"is {one!r} to the" in result.stderr
-    assert not list(tmp_path.glob(".out*"))
+    assert not list(tmp_path.glob("*out*"))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (donor / name).unlink()
     said = []
@@ -261,9 +311,9 @@ def test_an_output_that_lacks_a_file_is_not_done(folder, tmp_path):
     corpora.mkdir()
     shutil.copy(folder / "german.jsonl", corpora / "german.jsonl")
     weight = {"*.mlp.*": 0.5, "*": 1.0}
-    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": str(corpora), "parameters": {"weight": weight}}]
+    donors = [{"model": str(CHECKPOINTS / "base"), "corpus": str(corpora), "strength": weight}]
     output = tmp_path / "mended"
-    path = written(tmp_path, light(folder, models=donors, output=str(output)))
+    path = written(tmp_path, light(folder, donor=donors, output=str(output)))
     first = act_profile("recipe", path)
     assert first.returncode == 0, first.stderr
     assert "at strength 0.5 for *.mlp.*, 1 for *" in first.stdout and "values of" in first.stdout
@@ -287,20 +337,20 @@ def test_an_output_that_lacks_a_file_is_not_done(folder, tmp_path):
     assert "my own words" not in (output / "README.md").read_text() and said == []
 
     donors[0]["corpus"] = str(corpora / "*.jsonl")
-    run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(output)))))
-    assert not run.done() and [stage["kept"] for stage in run.plan()] == [True, True, True]
+    run = Run(read_recipe(written(tmp_path, light(folder, donor=donors, output=str(output)))))
+    assert run.done() and [stage["kept"] for stage in run.plan()] == [True, True, True]  # the same text
     shutil.copy(folder / "english.jsonl", corpora / "other.jsonl")
     assert not any(stage["kept"] for stage in Run(run.recipe).plan())
 
 
 def test_random_controls_of_several_donors_are_of_equal_size(folder, tmp_path):
     donors = [
-        {"model": str(CHECKPOINTS / "base"), "corpus": str(folder / f"{name}.jsonl"), "parameters": {"top_p": "20%"}}
+        {"model": str(CHECKPOINTS / "base"), "corpus": str(folder / f"{name}.jsonl"), "top": "20%"}
         for name in ("german", "english")
     ]
-    run = Run(read_recipe(written(tmp_path, light(folder, models=donors, output=str(tmp_path / "out"), seed=3))))
+    run = Run(read_recipe(written(tmp_path, light(folder, donor=donors, output=str(tmp_path / "out"), seed=3))))
     run.cache.folder.mkdir()
-    one, other = (run.stages.rank(donor, "random") for donor in run.recipe.models)
+    one, other = (run.stages.rank(donor, "random") for donor in run.recipe.donor)
     assert (one.rule.seed, other.rule.seed) == (3, 4) and len(one) == len(other)
     shared = int(torch.isin(one.index, other.index).sum())
     assert shared < 0.3 * len(one)  # a fifth by chance, all of them from one seed
@@ -308,19 +358,21 @@ def test_random_controls_of_several_donors_are_of_equal_size(folder, tmp_path):
 
 def test_a_control_need_not_have_channels_for_each_pattern(folder, tmp_path):
     data = light(folder, output=str(tmp_path / "out"), score="random")
-    data["models"][0]["parameters"] = {"top_p": "0.5%"}
+    data["donor"][0] |= {"top": "0.5%", "strength": 0.4}
     run = Run(read_recipe(written(tmp_path, data)))
     run.cache.folder.mkdir()
     chosen, control = (
-        {chosen.site.name for chosen in run.stages.rank(run.recipe.models[0], score).rows()}
+        {chosen.site.name for chosen in run.stages.rank(run.recipe.donor[0], score).rows()}
         for score in ("random", "weight-diff")
     )
-    data["models"][0]["parameters"]["weight"] = {min(chosen - control): 1.0}
+    data["donor"][0]["strength"] = {min(chosen - control): 1.0}
     run = Run(read_recipe(written(tmp_path, data)))
     before = load_model(str(CHECKPOINTS / "target")).state_dict()
     control = Variant("weight-diff", "transfer", score="weight-diff")
     for variant, moves in ((result(run.recipe), True), (control, False)):
-        after = load_model(str(run.stages.transfer(variant))).state_dict()
+        after = load_model(str(CHECKPOINTS / "target"), dtype="auto")
+        run.stages.patch(variant).apply(after)
+        after = after.state_dict()
         assert any(not torch.equal(after[name], before[name]) for name in before) == moves
 
 
@@ -338,10 +390,10 @@ def test_interpolation_blends_all_donors_from_where_the_target_was():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"score": "lape"}, "line 5: score lape compares abilities"),
-        ({"overlap": "most"}, "line 22: overlap"),
-        ({"granularity": ["neurons"]}, "line 23: granularity"),
-        ({"scop": "kind"}, "line 22: .*scope"),
+        ({"score": "lape"}, "line 4: score lape compares abilities"),
+        ({"overlap": "most"}, "line 20: overlap is 'most'"),
+        ({"granularity": ["neurons"]}, "line 21: granularity"),
+        ({"scop": "kind"}, "line 20: .*scope"),
     ],
 )
 def test_unknown_choices_are_named_with_their_line(folder, tmp_path, changed, message):
@@ -351,15 +403,15 @@ def test_unknown_choices_are_named_with_their_line(folder, tmp_path, changed, me
 
 
 def test_the_order_of_patterns_and_of_corpora_decides(folder, tmp_path):
-    """The first pattern that matches counts, and figures are kept in the order of their corpora."""
+    """The first pattern that matches counts; figures are kept for each corpus alone."""
     german, english = (str(folder / f"{name}.jsonl") for name in ("german", "english"))
 
     def paths(weight: dict, corpora: dict):
-        donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "parameters": {"weight": weight}}]
-        data = recipe(folder, models=donors, evaluate={"corpora": corpora}, output=str(tmp_path / "out"))
+        donors = [{"model": str(CHECKPOINTS / "base"), "corpus": german, "strength": weight}]
+        data = recipe(folder, donor=donors, evaluate={"corpus": corpora}, output=str(tmp_path / "out"))
         run = Run(read_recipe(written(tmp_path, data)))
         variant = result(run.recipe)
-        return run.key, run.cache.model(variant), run.cache.figures(variant)
+        return run.key, run.cache.patch(variant), [run.cache.figures(variant, corpus) for corpus in corpora.values()]
 
     patterns, corpora = {"*.mlp.*": 0.5, "*": 1.0}, {"g": german, "e": english}
     first = paths(patterns, corpora)
@@ -367,18 +419,19 @@ def test_the_order_of_patterns_and_of_corpora_decides(folder, tmp_path):
     other = paths(dict(reversed(patterns.items())), corpora)
     assert other[0] != first[0] and other[1] != first[1]
     swapped = paths(patterns, dict(reversed(corpora.items())))
-    assert swapped[0] != first[0] and swapped[1] == first[1] and swapped[2] != first[2]
+    assert swapped[0] != first[0] and swapped[1] == first[1] and swapped[2] == first[2][::-1]
 
 
 def test_one_more_control_redoes_nothing_else(folder, tmp_path):
     def kept_in(controls: list):
-        evaluating = {"corpora": {"g": str(folder / "german.jsonl")}, "controls": controls}
+        evaluating = {"corpus": {"g": str(folder / "german.jsonl")}, "controls": controls}
         data = light(folder, evaluate=evaluating, output=str(tmp_path / "out"))
         return Run(read_recipe(written(tmp_path, data)))
 
     few, more = kept_in(["random"]), kept_in(["random", "interpolation"])
     assert few.key != more.key
-    shared = [cache.figures(variant) for cache in (few.cache, more.cache) for variant in compared(few.recipe)]
+    german = str(folder / "german.jsonl")
+    shared = [cache.figures(variant, german) for cache in (few.cache, more.cache) for variant in compared(few.recipe)]
     assert shared[: len(shared) // 2] == shared[len(shared) // 2 :]
 
 
@@ -392,17 +445,17 @@ def test_an_output_of_another_version_is_refused_in_a_sentence(folder, tmp_path)
 
 def test_a_kept_stage_that_was_changed_is_not_used(folder, tmp_path):
     """A bit of each kept result turned over; one in the place of another; one that no run has finished."""
-    data = light(folder, evaluate={"corpora": {"g": str(folder / "german.jsonl")}}, output=str(tmp_path / "out"))
+    data = light(folder, evaluate={"corpus": {"g": str(folder / "german.jsonl")}}, output=str(tmp_path / "out"))
     path, said = written(tmp_path, data), []
     report = Run(read_recipe(path)).execute()
-    stages = tmp_path / ".out.stages"
+    stages = tmp_path / "out.stages"
 
     def again() -> None:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         said.clear()
         assert Run(read_recipe(path), said.append).execute() == report
 
-    used = [*stages.glob("m*.json"), *stages.glob("figures*.json"), *stages.glob("model-*/*")]
+    used = [*stages.glob("figures*.json"), *stages.glob("patch-*.safetensors")]
     for file in sorted(used):
         whole = file.read_bytes()
         file.write_bytes(bytes(byte ^ 4 if place == len(whole) // 2 else byte for place, byte in enumerate(whole)))
@@ -410,7 +463,7 @@ def test_a_kept_stage_that_was_changed_is_not_used(folder, tmp_path):
             again()
         file.write_bytes(whole)
     again()
-    assert len(used) > 5 and said == []
+    assert len(used) == 4 and said == []
     one, other = sorted(stages.glob("figures-*.json"))[:2]
     saved = one.read_bytes(), Path(f"{one}.xxh3").read_bytes()
     shutil.copy(other, one)

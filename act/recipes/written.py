@@ -1,0 +1,67 @@
+"""The file of a recipe, after it was read: where its paths start, and what its errors quote."""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from act.core.errors import ActError
+from act.data.records import is_hub_id
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a recipe stands.
+
+    Attributes:
+        file: the file; None for a recipe that was made in Python, whose paths start at the working directory.
+        lines: the line of each text that the file gives as a value.
+    """
+
+    file: Path | None = None
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder where paths start."""
+        return self.file.parent if self.file else Path()
+
+    def at(self, place: str) -> str:
+        """Where a path of the recipe is; a hub id, beside which no file has its name, as it is."""
+        beside = os.path.normpath(self.folder / place)
+        return place if is_hub_id(place) and not _is_there(beside) else beside
+
+    def whole(self, place: str) -> str:
+        """A path that means the same from everywhere; a hub id as it is."""
+        found = self.at(place)
+        return place if is_hub_id(place) and found == place else os.path.abspath(found)
+
+    def blamed(self, name: str, error: ActError, names: Iterable[str] = ()) -> ActError:
+        """An error about an input in the words of the file, with the line that names it, and what may have been meant.
+
+        Args:
+            name: the input as the recipe gives it.
+            names: what else might have been named there, beside the files of the folder.
+        """
+        line = f"{self.file}, line {self.lines[name]}: " if self.file and name in self.lines else ""
+        place = self.folder / name
+        advice = ""
+        if self.file and not _is_there(str(place)):
+            folder = place.parent if place.parent.is_dir() else self.folder
+            files = {os.path.relpath(folder / one, self.folder) for one in os.listdir(folder)}
+            near = difflib.get_close_matches(os.path.normpath(name), [*names, *sorted(files)], 1)
+            if _is_there(name):
+                there = os.path.relpath(name, self.folder)
+                advice = f"; paths start at the folder of the recipe, so write {there} for what is here"
+            elif near:
+                advice = f"; did you mean {near[0]}?"
+        said = str(error).replace(self.at(name), name) if line else str(error)
+        return type(error)(f"{line}{said}{advice}")
+
+
+def _is_there(place: str) -> bool:
+    return os.path.lexists(place) or bool(glob.glob(place, recursive=True))

@@ -1,0 +1,304 @@
+"""What a recipe teaches its author: examples that run, names, paths beside the file, what is redone, and what is left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from command_line import act_profile, succeed
+from safetensors.torch import load_file
+from support import tiny_model
+
+import act
+from act.models.loading import load_model, load_tokenizer
+from act.recipes.example import EXAMPLES, SCHEMA, example
+from act.recipes.kept import Kept
+from act.recipes.recipe import Run, read_recipe, room_for
+from act.recipes.reference import schema
+from act.recipes.variants import compared, result
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture
+def folder(tmp_path, tokenizer):
+    """Two models, two texts, and no recipe."""
+    for name in ("donor", "target"):
+        tiny_model("llama", len(name)).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    for name in ("german", "english"):
+        rows = [{"prompt": f"{name} {n}?", "completion": f" {n}"} for n in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def data(**changed) -> dict:
+    return {
+        "target": "target",
+        "donor": [{"model": "donor", "corpus": "german.jsonl", "keep": "english.jsonl", "strength": 0.5}],
+        "output": "out",
+        "tune": {"corpus": "german.jsonl", "mode": "rows", "steps": 1, "batch_size": 2, "learning_rate": 0.01},
+        "evaluate": {
+            "corpus": {"g": "german.jsonl"},
+            "metric": "nll",
+            "controls": ["random", "weight-diff", "interpolation"],
+        },
+        **changed,
+    }
+
+
+def written(folder: Path, given: dict | None = None, name: str = "my.yaml") -> Path:
+    path = folder / name
+    path.write_text(yaml.safe_dump(data() if given is None else given, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_is_whole(name, tmp_path):
+    """Nothing is to be put in before it runs; every section is there for a reader to learn from."""
+    path = tmp_path / "my.yaml"
+    path.write_text(example(name), encoding="utf-8")
+    recipe = read_recipe(path)
+    places = [recipe.records(corpus).place for corpus in recipe.corpora_used()] + recipe.models()
+    assert all(Path(place).exists() for place in places) and recipe.evaluate.controls
+    first = path.read_text().splitlines()[0]
+    assert first == f"# yaml-language-server: $schema={SCHEMA}" and json.loads(SCHEMA.read_text()) == schema()
+    assert (len(recipe.donor) > 1, recipe.sweep is not None) == (name == "merge", name == "sweep")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs(name, tmp_path):
+    printed = act_profile("recipe", name, "--example").stdout
+    assert printed == example(name)
+    short = (
+        printed.replace("[256, 384]", "[256, 264]").replace("[0, 128]", "[0, 48]").replace("[128, 256]", "[128, 216]")
+    )
+    (tmp_path / "my.yaml").write_text(short.replace("least_kept: 0.8", "least_kept: 0.4"))
+    ran = act_profile("recipe", "my.yaml", cwd=tmp_path)
+    assert ran.returncode == 0, ran.stderr
+    assert "p, act to it" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
+    if name == "sweep":
+        report = json.loads((tmp_path / "mended" / "report.json").read_text())
+        assert len(report["sweep"]["candidates"]) == 6 and report["donors"][0]["strength"] in (0.7, 1.0)
+        assert "most recovered at 40 % kept" in (tmp_path / "mended" / "README.md").read_text()
+
+
+def test_the_example_is_recover_unless_another_is_named():
+    assert act_profile("recipe", "--example").stdout == example("recover")
+    wrong = act_profile("recipe", "blend", "--example")
+    assert wrong.returncode == 2 and "expected one of recover, merge, sweep" in wrong.stderr
+
+
+def test_the_schema_for_editors_is_published():
+    assert (
+        json.loads((DOCS / "recipe.schema.json").read_text(encoding="utf-8"))
+        == schema()
+        == succeed("recipe", "--schema")
+    )
+
+
+def test_old_names_mean_what_they_meant(folder):
+    old = {
+        "merge_method": "act",
+        "base_model": "target",
+        "models": [
+            {
+                "model": "donor",
+                "corpus": "german.jsonl",
+                "keep": "english.jsonl",
+                "parameters": {"weight": 0.5, "top_p": "5%"},
+            }
+        ],
+        "output": "out",
+        "evaluate": {"corpora": {"g": "german.jsonl"}, "tasks": ["gsm8k"]},
+    }
+    new = data(tune=None, evaluate={"corpus": {"g": "german.jsonl"}, "task": ["gsm8k"]})
+    new["donor"][0]["top"] = "5%"
+    assert read_recipe(written(folder, old)).model_dump() == read_recipe(written(folder, new)).model_dump()
+    old["models"][0]["parameters"]["strength"] = 1.0
+    with pytest.raises(act.ActError, match="line 10: 'weight' and 'strength' are two names of one key"):
+        read_recipe(written(folder, old))
+    old["models"][0]["parameters"] = {"wieght": 0.5}
+    with pytest.raises(act.ActError, match="line 8: no key 'wieght' here; did you mean 'weight'"):
+        read_recipe(written(folder, old))
+
+
+def test_one_text_needs_no_list_and_no_name(folder):
+    given = data(evaluate={"corpus": "german.jsonl", "task": "gsm8k"})
+    given["donor"][0] |= {"strength": 0.2, "strength_of": {"*.mlp.*": 0.7}}
+    recipe = read_recipe(written(folder, given))
+    assert recipe.evaluate.corpora == {"german.jsonl": "german.jsonl"} and recipe.evaluate.tasks == ["gsm8k"]
+    assert recipe.donor[0].strengths == {"*.mlp.*": 0.7, "*": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"target": "tarrget"}, "my.yaml, line 1: no such model: tarrget; .*did you mean target?"),
+        (
+            {"tune": {"corpus": "germn.jsonl"}},
+            "my.yaml, line 9: no such corpus: germn.jsonl; .*did you mean german.jsonl?",
+        ),
+        (
+            {"tune": {"corpus": "here.jsonl"}},
+            "line 9: no such corpus: here.jsonl; .*paths start at the folder of the recipe",
+        ),
+        ({"corpora": {"french": {"place": "nothing"}}, "tune": {"corpus": "frnech"}}, "did you mean it by frnech"),
+        ({"donor": [{"model": "donor", "corpus": "german.jsonl"} for _ in "ab"]}, "line 5: donor 2 is donor 1 again"),
+    ],
+)
+def test_an_input_that_is_missing_is_named_as_the_file_names_it(
+    folder, tmp_path_factory, monkeypatch, changed, message
+):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "here.jsonl").write_text('{"text": "x"}')
+    monkeypatch.chdir(elsewhere)
+    path = written(folder, data(**changed))
+    with pytest.raises(act.ActError, match=message):
+        Run(read_recipe(path))
+
+
+def test_paths_start_at_the_file_and_what_was_kept_runs_again(folder, tmp_path_factory):
+    """From anywhere; the recipe kept with the output is that run, and with one number changed another one."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    path = written(folder)
+    first = act_profile("recipe", path, "--json", cwd=elsewhere)
+    assert first.returncode == 0, first.stderr
+    kept = folder / "out" / "recipe.yaml"
+    for more in ([], ["--force"]):
+        again = act_profile("recipe", kept, *more, "--json", cwd=elsewhere)
+        assert again.returncode == 0, again.stderr
+        assert "evaluating" not in again.stderr and "tuning" not in again.stderr
+        found, was = json.loads(again.stdout), json.loads(first.stdout)
+        assert found["key"] == was["key"] and found["results"] == was["results"]
+    assert "up to date" in act_profile("recipe", "my.yaml", cwd=folder).stderr
+    resolved = yaml.safe_load(kept.read_text())
+    assert resolved["target"] == str(folder / "target") and resolved["evaluate"]["corpus"] == {
+        "g": str(folder / "german.jsonl")
+    }
+    resolved["output"] = "second"
+    resolved["evaluate"]["interpolation"] = 0.9
+    (elsewhere / "copy.yaml").write_text(yaml.safe_dump(resolved))
+    assert act_profile("recipe", elsewhere / "copy.yaml", "--dry-run").returncode == 0
+    shutil.copytree(folder / "out.stages", elsewhere / "second.stages")
+    ran = act_profile("recipe", elsewhere / "copy.yaml")
+    assert ran.returncode == 0, ran.stderr
+    said = [line for line in ran.stderr.splitlines() if line.startswith("…")]
+    assert said == [
+        "… evaluating: interpolation",
+        "… tuning: interpolation + tune",
+        "… evaluating: interpolation + tune",
+    ]
+
+
+REDONE = {
+    "interpolation": (("evaluate", "interpolation", 0.7), {"interpolation", "interpolation + tune"}),
+    "seed": (("seed", 7), {"random", "random + tune"}),
+    "strength": (
+        ("donor", 0, "strength", 0.9),
+        {"act", "act + tune", "random", "random + tune", "weight-diff", "weight-diff + tune"},
+    ),
+    "learning rate": (
+        ("tune", "learning_rate", 0.02),
+        {"act + tune", "tune only", "random + tune", "weight-diff + tune", "interpolation + tune"},
+    ),
+    "keep": (("donor", 0, "keep", None), {"act", "act + tune", "tune only"}),  # tuned are the rows that act moves
+    "a control": (("evaluate", "controls", ["random"]), set()),
+    "one more text": (("evaluate", "corpus", {"e": "english.jsonl", "g": "german.jsonl"}), set()),
+}
+
+
+@pytest.mark.parametrize("what", REDONE)
+def test_a_change_redoes_only_what_it_decides(folder, what):
+    (*place, last, value), redone = REDONE[what]
+    before = Run(read_recipe(written(folder)))
+    given = data()
+    section = given
+    for step in place:
+        section = section[step]
+    section[last] = value
+    after = Run(read_recipe(written(folder, given)))
+    kept = {one.name: before.cache.figures(one, "german.jsonl") for one in compared(before.recipe)}
+    now = {one.name: after.cache.figures(one, "german.jsonl") for one in compared(after.recipe)}
+    changed = {name for name in now if now[name] != kept[name]}
+    assert before.key != after.key
+    assert changed - {"interpolation + tune"} == redone - {"interpolation + tune"}
+    assert what == "keep" or changed == redone
+
+
+def test_controls_are_patches_and_a_tune_of_rows_is_one(folder):
+    run = Run(read_recipe(written(folder)))
+    report = run.execute()
+    stages = run.cache.folder
+    assert stages == folder / "out.stages" and not list(stages.glob("*/*.safetensors"))
+    assert len(list(stages.glob("patch-*.safetensors"))) == 3 and len(list(stages.glob("tuned-*.safetensors"))) == 5
+    assert [row["model"] for row in report["results"]] == [one.name for one in compared(run.recipe)]
+
+    donor, target = (load_model(str(folder / name)) for name in ("donor", "target"))
+    channels = act.ChannelSet.load(run.cache.channels(run.recipe.donor[0], "paired"))
+    act.transfer(donor, target, channels, 0.5)
+    corpus = act.Corpus.from_file(folder / "german.jsonl", load_tokenizer(str(folder / "target")))
+    act.tune(target, corpus, run.recipe.tune.settings(), channels=channels)
+    made = load_file(folder / "out" / "model.safetensors")
+    assert all(torch.equal(made[name], value) for name, value in target.state_dict().items() if name in made)
+
+
+def test_the_room_is_foretold_and_given_back(folder):
+    """In mode full, whose tuned controls are whole models, one at a time."""
+    path = written(folder, data(tune={"corpus": "german.jsonl", "steps": 1, "batch_size": 2}))
+    plan = succeed("recipe", path, "--dry-run")
+    recipe = read_recipe(path)
+    assert plan["room"] == {**room_for(recipe), "now": 0} and plan["stages"] == str(folder / "out.stages")
+    assert plan["room"]["meanwhile"] == plan["room"]["output"]
+    run = Run(recipe)
+    run.execute()
+    folders = [one.name for one in run.cache.folder.iterdir() if one.is_dir()]
+    assert folders == [run.cache.tuned(result(recipe)).name]
+    weights = sum(one.stat().st_size for one in run.cache.folder.rglob("*.safetensors"))
+    assert weights / 2 < plan["room"]["stages"] < 2 * weights
+    assert "now " in act_profile("recipe", path, "--dry-run").stdout
+
+    (run.cache.folder / "notes.txt").write_text("mine")
+    refused = act_profile("recipe", path, "--clean")
+    assert refused.returncode == 2 and "holds notes.txt, which no recipe made" in refused.stderr
+    (run.cache.folder / "notes.txt").unlink()
+    (folder / ".out.stages").mkdir()  # of an earlier version
+    (folder / ".out.stages" / "model-0123456789abcdef.xxh3").write_text("")
+    said: list[str] = []
+    Run(recipe, said.append)
+    assert "earlier version" in said[0]
+    size = run.room()
+    assert succeed("recipe", path, "--clean") == {"removed": str(folder / "out.stages"), "bytes": size}
+    assert not list(folder.glob("*out.stages")) and (folder / "out" / "model.safetensors").is_file()
+    assert "nothing to remove" in act_profile("recipe", path, "--clean").stdout
+
+
+def test_stages_of_another_version_are_refused_in_a_sentence(folder):
+    path = written(folder, data(tune=None, evaluate=None))
+    Run(read_recipe(path)).make("rank")
+    inputs = folder / "out.stages" / "inputs.json"
+    for found in ({"models": {}, "corpora": {}}, {**json.loads(inputs.read_text()), "schema": "act-recipe/99"}):
+        inputs.write_text(json.dumps(found))
+        Kept().add(inputs)
+        refused = act_profile("recipe", path)
+        assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+        assert (
+            "out.stages holds stages of another version of act-profile" in refused.stderr
+            and "--clean" in refused.stderr
+        )
+    assert act_profile("recipe", path, "--clean").returncode == 0
+    assert act_profile("recipe", path).returncode == 0
+
+
+@pytest.mark.parametrize("score", ["match", "match-contrast", "attribution"])
+def test_finders_run_end_to_end(folder, score):
+    run = Run(read_recipe(written(folder, data(tune=None, score=score))))
+    report = run.execute()
+    assert report["moved"]["values"] > 0 and {row["model"] for row in report["results"]} >= {"act", "random"}
+    profile = act.load(run.cache.profile(run.recipe.donor[0], "german.jsonl"))
+    assert isinstance(profile, act.AttributionProfile) == (score == "attribution")
