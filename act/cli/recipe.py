@@ -171,7 +171,7 @@ def _print_report(report: Report) -> None:
         name = Path(donor["donor"] or "").name
         print(f"{donor['channels']:,} channels of {name} at strength {_strength(donor['strength'])}")
     print(f"{moved['values']:,} values of {moved['parameters']:,} parameters transferred")
-    print(f"written to {report['output']}, with recipe.yaml and report.json")
+    print(f"written to {report['output']}, with recipe.yaml, report.json and the page {report['output']}/index.html")
 
 
 def _beaten(row: ComparisonSummary) -> str:

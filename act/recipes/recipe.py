@@ -28,10 +28,12 @@ from act.recipes.cache import SCHEMA, Cache, clean, earlier_stages_of, size_of, 
 from act.recipes.check import Needs, Room, check, room_for
 from act.recipes.inputs import require_decoder, require_known_tasks, require_other_texts, require_tokens
 from act.recipes.kept import is_kept
+from act.recipes.page import page_of
 from act.recipes.reading import RUN, read_recipe
 from act.recipes.schema import Donor, Evaluating, Recipe, Records, StageName, Sweeping, Tuning
 from act.recipes.stages import Say, Stages
 from act.recipes.variants import Variant, compared, contrasts, result
+from act.report.page import PAGE, put_page
 
 __all__ = [
     "Donor",
@@ -255,6 +257,8 @@ class Run:
             (folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
             self._write_resolved(folder)
             self._write_card(folder)
+            command = f"act-profile recipe {self.recipe.written.file or ''}".strip()
+            put_page(page_of(self.recipe, self.stages, {**report}, command), folder / PAGE)
         return report
 
     def _begin(self, last: StageName = "evaluate") -> None:
