@@ -53,8 +53,9 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
 
 
 def _profiles(recipe: Recipe, stages: Stages, names: dict[int, str]) -> Report | None:
-    """Where each ability lives; None for a score that looks at no activations, or compares several abilities."""
-    if not SCORES[recipe.score].looks_at_activations or recipe.score == "lape":
+    """Where each ability lives; None for several donors, and for a score that looks at no activations or compares."""
+    several = len(recipe.models()) > 2
+    if several or not SCORES[recipe.score].looks_at_activations or recipe.score == "lape":
         return None
 
     def profile(donor: Donor, corpus: str) -> PairProfile:

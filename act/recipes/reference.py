@@ -38,8 +38,8 @@ def reference() -> str:
     """A table of the keys of each section, in Markdown: key, what it takes, default, and what it is for.
 
     >>> from act.recipes.reference import reference
-    >>> [line for line in reference().splitlines() if line.startswith("| `top_p`")]
-    ['| `top_p` | number or text | `0.05` | The share of the channels, such as `5%`. |']
+    >>> [line for line in reference().splitlines() if line.startswith("| `replay_share`")]
+    ['| `replay_share` | number | `0.5` | Share of the records that are drawn from `replay`. |']
     """
     return "\n\n".join("\n".join(_section(place, kind)) for place, kind in SECTIONS.items()) + "\n"
 
