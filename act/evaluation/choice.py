@@ -250,13 +250,14 @@ def choose(
 
     def judge(model: nn.Module) -> dict[str, float]:
         found.append([evaluate(model, text, metric) for text in texts])
+        if len(found) == 2:  # donor and target, before any candidate is tried
+            _require_lost(found[1][0], found[0][0])
         return {f"{place} {one.corpus}": figure(one) for place, one in enumerate(found[-1])}
 
     judge(donor)
     shares = tops if tops is not None else _shares(ranking)
     settings = swept(donor, target, ranked, judge, shares, strengths, report).rows
     theirs, before, *after = found
-    _require_lost(before[0], theirs[0])
     candidates = tuple(
         Candidate(
             setting.top,

@@ -45,6 +45,10 @@ def attribution_of(ability: Ability) -> AttributionProfile:
     """The ability as an attribution profile; raises ActError for profiles of activations."""
     if isinstance(ability, AttributionProfile):
         return ability
+    if isinstance(ability, tuple) and any(isinstance(one, AttributionProfile) for one in ability):
+        raise ActError(
+            "two profiles were given, and what act-profile attribute measures is of donor and target together; give one"
+        )
     raise ActError(
         "score 'attribution' needs gradients, which profiles of activations do not hold; give what "
         "act-profile attribute (act.attribute) measures, for the ability and for what to keep"

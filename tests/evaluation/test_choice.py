@@ -130,7 +130,7 @@ def test_a_choice_recovers_on_text_it_has_not_seen(measured):
 
 def test_what_cannot_be_chosen_is_one_sentence(measured):
     donor, target, german, english, text = measured
-    test, kept = text("german test"), text("english test")
+    test, kept, tried = text("german test"), text("english test"), []
     for given, message in (
         ((german, test, test), "are the same text"),
         ((german, text("german"), kept), "is the text that the channels were ranked on"),
@@ -140,7 +140,8 @@ def test_what_cannot_be_chosen_is_one_sentence(measured):
         ((german, kept, test), "the donor is not clearly better than the target on"),
     ):
         with pytest.raises(act.ActError, match=message):
-            act.choose(donor, target, *given, metric="nll", tops=[0.05], strengths=[1.0])
+            act.choose(donor, target, *given, metric="nll", tops=[0.05], strengths=[1.0], report=tried.append)
+    assert not tried, "what can be known before any transfer is said before it"
     with pytest.raises(act.ActError, match="the share to keep is 2"):
         act.choose(donor, target, german, test, kept, least_kept=2)
     few = [act.Corpus.from_records(list(_first(3, one)), one.tokenizer) for one in (test, kept)]

@@ -72,6 +72,12 @@ def test_what_cannot_be_ranked(options, said):
         act.rank(profile("ability", falls()), **options)
 
 
+def test_two_attributions_are_not_those_of_two_models():
+    found = profile("ability", falls())
+    with pytest.raises(act.ActError, match="of donor and target together; give one"):
+        act.rank((found, found), "attribution")
+
+
 def test_activations_cannot_be_ranked_by_attribution(pair):
     with pytest.raises(act.ActError, match="needs gradients"):
         act.rank(pair, "attribution")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -74,6 +75,14 @@ def test_what_has_no_swapped_outputs_is_refused_in_a_sentence(swapped, models, p
         act.rank(swapped[0], "match-contrast")
     with pytest.raises(act.ActError, match="profiled without swapped outputs"):
         _ = pair.swap
+
+
+def test_models_that_do_not_differ_are_said_to_be_so(models):
+    alike = copy.deepcopy(models[1]), models[1]
+    pairs = [act.profile_pair(*alike, random_batches(seed=seed), swap=True) for seed in range(2)]
+    for score in ("paired", "match", "match-contrast"):
+        with pytest.raises(act.ActError, match="what is compared does not differ; give two models that differ"):
+            act.rank(pairs[0], score, keep=pairs[1])
 
 
 def test_pairs_with_and_without_swapped_outputs_are_not_merged(swapped, models, pair, tokenizer, tmp_path):
