@@ -1,4 +1,4 @@
-"""``act-profile demo``, as a user types it: it recovers what it promises, and its controls are what they say."""
+"""``act-profile demo --language invented``, as a user types it: what it recovers, and its controls."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from act.models.channels import ChannelSpace
 
 
 def act_profile_demo(folder, *arguments: str) -> subprocess.CompletedProcess:
-    return act_profile("demo", *arguments, cwd=folder)
+    return act_profile("demo", "--language", "invented", *arguments, cwd=folder)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_figures_are_shown_as_a_table(shown, tmp_path, monkeypatch, capsys):
     figures = {name: result[name] for name in ("before", "after", "donor", "controls", "seconds")}
     ended = demo.Demo(**figures, channels=chosen(ChannelSpace.from_model(target), demo.TOP))
     monkeypatch.setattr(demo, "run", lambda say: ended)
-    command(picture=tmp_path / "map.png")
+    command(language="invented", picture=tmp_path / "map.png")
     table = capsys.readouterr().out
     assert "forgotten (German)" in table and "random channels" in table
     assert f"{100 * result['after']['forgotten']:.1f}" in table
