@@ -3,7 +3,8 @@
     python benchmarks/start.py --json OUT
 
 Seconds of wall time and of CPU, medians of processes on one thread each. The demo (in the invented language) is without
-the import of torch and transformers; the first batch also without the loading of the weights, those of a Llama at random.
+the import of torch and transformers; the first batch also without the loading of the weights, those of a Llama at
+random.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Restore a language that a small model has forgotten, and compare with controls; in about a minute."""
+    """Restore a language that a small model has forgotten, and compare with controls; in a minute or two."""
     from act.report.pictures import draw_channel_map
 
     demos = {"prose": _prose, "invented": _invented}
@@ -76,7 +76,7 @@ def _prose(say: Say) -> Shown:
 
     def show() -> None:
         for ability, written in result.written.items():
-            print(f"{ability}: {_line(written.prompt)} …")
+            print(f"{ability.capitalize()}: {_line(written.prompt)} …")
             for name, text in written.by_model.items():
                 print(f"  {name:6} … {_line(text)}")
         rows = [["target: the specialist", "-", *_cells(result.before)]]
