@@ -343,7 +343,7 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
             heads,
             "Jaccard overlap: channels in both sets, over channels in either.",
         )  # fmt: skip
-    shown = rows[:PAIRS]
+    shown = rows if len(rows) <= PAIRS else sorted(rows, key=lambda one: -one["jaccard"])[:PAIRS]
     if shown:
         pair = [f"{one['first']} · {one['second']} ({100 * one['share']:.3g} %)" for one in shown]
         columns = {
@@ -379,7 +379,7 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
         )
         yield Chart(
             "overlap-chance",
-            "Overlap against chance",
+            "Overlap against chance" + (f", the {PAIRS} largest" if len(rows) > PAIRS else ""),
             "Overlap of two sets, with its 95 % interval, against that of random sets: "
             + "; ".join(f"{name} {value:.3g} % (chance {chance:.3g} %)" for name, value, chance in
                         zip(pair[:6], columns["value"], columns["chance"], strict=False)) + ".",

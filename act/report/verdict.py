@@ -71,7 +71,8 @@ def _on_ability(results: Results, method: str, text: str) -> Verdict | None:
     before = [gain for name in results.named("target") if (gain := results.gain(method, name, text))]
     if mine is None or not before:
         return None
-    controls = [gain for name in results.named("control") if (gain := results.gain(method, name, text))]
+    gains = [gain for name in results.named("control") if (gain := results.gain(method, name, text))]
+    controls = [gain for gain in gains if gain.p is not None] or gains  # a tuned result is compared with tuned controls
     details = [_reached(results, mine), *([_against(results, controls)] if controls else [])]
     advice = []
     if mine.records < FEWEST:

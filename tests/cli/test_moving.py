@@ -367,6 +367,9 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     ]
     assert found["frontier"] and all(row in found["rows"] for row in found["frontier"])
     assert json.loads((tmp_path / "sweep.json").read_text()) == found
+    assert (tmp_path / "sweep-report" / "index.html").read_text().endswith("</html>\n")
+    page = succeed("report", tmp_path / "sweep.json", "--output", tmp_path / "report")
+    assert page["files"] == ["index.html"] and "settings" in page["verdict"]
     chosen = [
         "--normalize",
         "std",

@@ -115,6 +115,20 @@ def test_a_verdict_compares_with_every_control_in_either_direction():
     assert unpaired.tone == "mixed" and "not compared record by record" in unpaired.details[1]
 
 
+def test_a_tuned_result_is_judged_by_the_controls_that_it_was_compared_with():
+    given = results()
+    renamed = {"act": "act + tune", "random": "random + tune"}
+    figures = [{**one, "model": renamed.get(one["model"], one["model"])} for one in given.figures]
+    comparisons = [
+        {**one, **{side: renamed.get(one[side], one[side]) for side in ("before", "after")}}
+        for one in given.comparisons
+    ]
+    figures.append(summary("random", "German", 0.2))
+    roles = roles_of(["target", "act + tune", "donor 1", "random", "random + tune", "tune only"])
+    assert roles["act + tune"] == "method" and roles["tune only"] == "control"
+    assert verdict_on(replace(given, figures=figures, comparisons=comparisons, roles=roles)).tone == "good"
+
+
 def test_likelihoods_gain_where_their_loss_falls():
     texts = [summary(model, "German", nll=nll) for model, nll in (("target", 3.0), ("act", 2.0), ("random", 2.9))]
     found = Results(
