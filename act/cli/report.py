@@ -158,8 +158,8 @@ def command(
     written = write(report, output, page=page, static=static, force=force)
     if as_json:
         verdict = page.verdict.headline if page.verdict else None
-        data = report.data if report else {}
-        return console.print_json({"output": str(output), "files": written, "verdict": verdict, **data})
+        found = {"output": str(output), "files": written, "verdict": verdict}
+        return console.print_json({**found, **report.data} if report else found)
     if report:
         _print(report, output)
     if page.verdict:

@@ -68,7 +68,7 @@ def command(
     places = [*corpus, *(keep or [])]
     if len(set(places)) < len(places):
         raise ActError("the same records were given twice in --corpus and --keep; give each once")
-    inputs = [profile, donor, target, *places, *(keep_profile or [])]
+    inputs: list[str | Path] = [profile, donor, target, *places, *(keep_profile or [])]
     if output:
         reserve_output(output, force, inputs)
         page = page or output.with_name(f"{output.stem}-report")

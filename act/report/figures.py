@@ -19,7 +19,7 @@ from act.ranking.analysis import curve, jaccard_matrix, overlap
 from act.ranking.channel_set import ChannelSet
 from act.report import charts
 from act.report.build import Measured, Report
-from act.report.charts import Chart, amount, names, tips
+from act.report.charts import Chart, Column, amount, names, tips
 from act.report.data import NecessityRow, OverlapRow, RecoveredRow, overlap_row
 from act.report.grid import Grid
 from act.report.results import Results
@@ -322,7 +322,7 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
     called, values = matrix
     if len(called) > 1:
         pairs = [*itertools.product(range(len(called)), repeat=2)]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "first": [called[row] for row, _ in pairs],
             "second": [called[column] for _, column in pairs],
             "jaccard": [rounded(100 * values[row][column]) for row, column in pairs],
@@ -406,7 +406,7 @@ def of_necessity(rows: Sequence[NecessityRow]) -> Iterator[Chart]:
     """What is left of the donor's ability without each set."""
     if not rows:
         return
-    columns = {
+    columns: dict[str, Column] = {
         "ablated": [one["ablated"] for one in rows],
         "text": [one["text"] for one in rows],
         "left": [rounded(float(100 * np.exp(np.minimum(0.0, one["whole"] - one["loss"])))) for one in rows],
@@ -431,7 +431,7 @@ def of_recovered(rows: Sequence[RecoveredRow]) -> Iterator[Chart]:
     some = [one for one in rows if one["share"] is not None]
     if not some:
         return
-    columns = {
+    columns: dict[str, Column] = {
         "moved": [one["moved"] for one in some],
         "text": [one["text"] for one in some],
         "share": [rounded(100 * (one["share"] or 0.0)) for one in some],

@@ -115,4 +115,5 @@ def best_of_each(order: torch.Tensor, groups: NDArray[np.int64], most: int) -> t
 
 def distinct(parts: Iterable[torch.Tensor]) -> torch.Tensor:
     """The channels of several lists, each once, sorted."""
-    return torch.cat([*parts]).unique()
+    found: torch.Tensor = torch.cat([*parts]).unique()
+    return found

@@ -255,7 +255,7 @@ def _with_distinct_names(sections: list[Section]) -> list[Section]:
 
 
 def _vendored(name: str) -> str:
-    return resources.files("act.report").joinpath("vendor", name).read_text(encoding="utf-8")
+    return resources.files("act.report").joinpath("vendor").joinpath(name).read_text(encoding="utf-8")
 
 
 def _in_script(text: str) -> str:

@@ -129,7 +129,7 @@ class Results:
                 continue
             sign = 1.0 if found["after"] == one else -1.0
             if mine.share:
-                value, error, p = (found[f"match_{name}"] for name in ("difference", "difference_se", "p"))
+                value, error, p = found["match_difference"], found["match_difference_se"], found["match_p"]
             else:
                 sign = -sign  # of a loss, less is better
                 value, error, p = (

@@ -63,7 +63,8 @@ def _add_json(found: Sources, path: Path) -> None:
     try:
         if "rows" in data and "frontier" in data:
             found.sweeps.append((path, _settings(data)))
-            found.keep += checked(_NAMES, data.get("keep", []))
+            keep = checked(_NAMES, data.get("keep", []))
+            found.keep += keep
             if found.sweeps[0][1][0].figures.keys() != found.sweeps[-1][1][0].figures.keys():
                 raise ActError(f"{found.sweeps[0][0]} and {path} are sweeps over other figures; give those of one text")
         elif "results" in data and "comparisons" in data:
@@ -171,10 +172,10 @@ def _settings(data: Mapping[str, Any]) -> list[Setting]:
 
 def _model_of(described: type) -> type[BaseModel]:
     fields: Any = {name: (kind, ...) for name, kind in get_type_hints(described).items()}
-    return create_model(described.__name__, **fields)  # type: ignore[no-any-return]
+    return create_model(described.__name__, **fields)
 
 
-_SUMMARIES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(Summary)])  # type: ignore[misc]
-_COMPARISONS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(ComparisonSummary)])  # type: ignore[misc]
+_SUMMARIES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(Summary)])  # type: ignore[misc, arg-type]
+_COMPARISONS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(ComparisonSummary)])  # type: ignore[misc, arg-type]
 _ROWS: TypeAdapter[list[dict[str, float]]] = TypeAdapter(list[dict[str, FiniteFloat]])
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])
