@@ -82,6 +82,7 @@ CONTROLS = (
     "weight-diff",
     "wrong ability: paired",
     "wrong ability: attribution / cost",
+    "wrong ability: match",
     "rows shuffled: paired",
     "rows shuffled: attribution / cost",
     "interpolation",

@@ -30,11 +30,11 @@ def claims(lab: Lab) -> dict[str, Any]:
         rule: _figures(lab, {name: found[rule] for name, found in by_text.items()}) for rule in by_text["forgotten"]
     }
     figures["paired"]["necessity"] = _necessity(lab, texts["forgotten"])
-    return {"figures": figures, "verdicts": verdicts(figures["paired"])}
+    return {"figures": figures, "verdicts": verdicts(figures["paired"], lab.other)}
 
 
-def verdicts(figures: dict[str, Any]) -> dict[str, list[Any]]:
-    """For each claim: the figure that decides, in words, and whether it holds."""
+def verdicts(figures: dict[str, Any], words: str) -> dict[str, list[Any]]:
+    """For each claim: the figure that decides, and whether it holds; ``words`` say what the other ability is."""
     above, half = figures["above a tenth of the largest"], figures["mass in the top 5 %"]
     same, other, kept, chance = (figures[f"overlap, {name}"] for name in ("again", "other", "retained", "chance"))
     recovered, retained = figures["sufficiency"][str(TOP)]
@@ -45,9 +45,9 @@ def verdicts(figures: dict[str, Any]) -> dict[str, list[Any]]:
             f"{above:.0%} of the channels exceed a tenth of the largest difference; the top 5 % have {half:.0%} of it",
             _word(above < TOP, above < 4 * TOP),
         ],
-        "stability": [f"overlap {same:.2f} on other pages, {chance:.2f} by chance", _word(same > 0.8, same > 0.5)],
+        "stability": [f"overlap {same:.2f} on other texts, {chance:.2f} by chance", _word(same > 0.8, same > 0.5)],
         "disentanglement": [
-            f"overlap {other:.2f} with another language and {kept:.2f} with what was trained, {same:.2f} with itself",
+            f"overlap {other:.2f} with {words} and {kept:.2f} with what was trained, {same:.2f} with itself",
             _word(max(other, kept) < same / 2, min(other, kept) < same / 2),
         ],
         "sufficiency": [
@@ -55,7 +55,7 @@ def verdicts(figures: dict[str, Any]) -> dict[str, list[Any]]:
             _word(recovered > 0.5 and retained > 0.95, recovered > 0.25 and retained > 0.9),
         ],
         "necessity": [
-            f"without the top 5 % the donor loses {mine:.2f} of it, {theirs:.2f} of another language, and {random:.2f} "
+            f"without the top 5 % the donor loses {mine:.2f} of it, {theirs:.2f} of {words}, and {random:.2f} "
             "without as many random ones",
             _word(mine > 2 * max(theirs, random), mine > 2 * random),
         ],
@@ -69,6 +69,9 @@ def _word(holds: bool, partly: bool) -> str:
 def _scores(lab: Lab, corpus: Corpus) -> Scores:
     difference = profile_pair(lab.donor_model, lab.target_model, corpus).mean_abs_diff
     fall = -attribution(lab.donor_model, lab.target_model, corpus).mean
+    for site in lab.space:
+        if site.tied_to:  # its parameter moves with the other site
+            difference[site.channels] = fall[site.channels] = torch.nan
     return {"paired": difference, "paired / std": lab.std(difference), "attribution": fall}
 
 

@@ -103,10 +103,11 @@ class InventedLab(Lab):
     def scores(self, count: int | None = None) -> Scores:
         """The score uses the first records of a tune on as many, since ``examples`` draws them in one order."""
         donor, target = self.donor_model, self.target_model
-        german, spanish, new, english = (
-            profile_pair(donor, target, self.corpus(ability, count)).mean_abs_diff
-            for ability in (GERMAN, SPANISH, NEW_ENGLISH, ENGLISH)
+        lost, kept, other, whole = (
+            profile_pair(donor, target, self.corpus(what, count), swap=True)
+            for what in (GERMAN, NEW_ENGLISH, SPANISH, ENGLISH)
         )
+        german, new, spanish, english = (pair.mean_abs_diff for pair in (lost, kept, other, whole))
         fall, wrong, cost = (
             attribution(donor, target, self.corpus(what, count)) for what in (GERMAN, SPANISH, NEW_ENGLISH)
         )
@@ -115,6 +116,8 @@ class InventedLab(Lab):
         return {
             "attribution / cost": ours,
             "attribution": -fall.mean,
+            "match": self.ranked("match", lost, kept),
+            "match-contrast": self.ranked("match-contrast", lost, kept),
             "paired": german,
             "paired / std": std(german),
             "contrast": german - english,
@@ -126,6 +129,7 @@ class InventedLab(Lab):
             "weight-diff": weight_diff(donor, target, self.space),
             "wrong ability: paired": spanish,
             "wrong ability: attribution / cost": fall_per_cost(wrong, cost),
+            "wrong ability: match": self.ranked("match", other, kept),
             "rows shuffled: paired": self.shuffled(german),
             "rows shuffled: attribution / cost": self.shuffled(ours),
         }
@@ -135,11 +139,14 @@ class InventedLab(Lab):
         donors = list(zip(rest, (self.corpus(GERMAN), self.corpus(SWAHILI)), strict=True))
         cost = [attribution(donor, into, self.corpus(ENGLISH)) for donor, _ in donors]
         fall = [attribution(donor, into, corpus) for donor, corpus in donors]
-        paired = [profile_pair(donor, into, corpus).mean_abs_diff for donor, corpus in donors]
-        kept = [profile_pair(donor, into, self.corpus(ENGLISH)).mean_abs_diff for donor, _ in donors]
+        pairs = [profile_pair(donor, into, corpus, swap=True) for donor, corpus in donors]
+        keeps = [profile_pair(donor, into, self.corpus(ENGLISH), swap=True) for donor, _ in donors]
+        paired, kept = ([one.mean_abs_diff for one in found] for found in (pairs, keeps))
         return {
             "attribution / cost": [fall_per_cost(one, other) for one, other in zip(fall, cost, strict=True)],
             "attribution": [-one.mean for one in fall],
+            "match": [self.ranked("match", *both) for both in zip(pairs, keeps, strict=True)],
+            "match-contrast": [self.ranked("match-contrast", *both) for both in zip(pairs, keeps, strict=True)],
             "paired": paired,
             "contrast, half": [one - other / 2 for one, other in zip(paired, kept, strict=True)],
             "weight-diff": [weight_diff(donor, into, self.space) for donor, _ in donors],

@@ -5,6 +5,7 @@ A :class:`Lab` is one run of an experiment; its parts (:mod:`parts`, :mod:`claim
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -24,14 +25,21 @@ from act.data.corpus import Corpus
 from act.lab.frontier import Point
 from act.lab.mixing import Weights, dare, interpolated, task_arithmetic, ties, transferred, weights
 from act.models.channels import ChannelSpace
+from act.profiles.profile import PairProfile
 from act.ranking.granularity import units_of
 from act.ranking.normalize import normalized
+from act.ranking.rank import rank
+from act.ranking.scores import ScoreName
 from act.ranking.selection import best
 
 Scores = dict[str, torch.Tensor]
 Setting = Any  # a tuple: share and strength, or whatever a method takes
 Candidates = dict[Setting, Callable[[], Weights]]
 """Settings of a method, each with a function that makes the weights."""
+
+
+class Unmade(LookupError):
+    """What would have to be made, while nothing is to be."""
 
 
 class Lab(ABC):
@@ -42,7 +50,14 @@ class Lab(ABC):
         cache: the folder that keeps them.
         run: the name of the run.
         seed: of what is drawn at random.
+
+    Attributes:
+        frozen: whether nothing is made, and only what the cache has is given.
+        other: what the ``other`` ability is, in words.
     """
+
+    frozen = False
+    other = "another language"
 
     def __init__(self, settings: dict[str, Any], cache: Path, run: str, seed: int) -> None:
         self.settings, self.run, self.seed = settings, run, seed
@@ -110,9 +125,18 @@ class Lab(ABC):
         """The channels of both."""
         return ChannelSpace.from_model(self.target_model)
 
-    def kept(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives, as JSON has it, from the cache if it was made before with these settings."""
+    def kept(self, name: str, make: Callable[[], Any], *, of_kept: bool = False) -> Any:
+        """What ``make`` gives, as JSON has it, from the cache if it was made before with these settings.
+
+        Raises:
+            Unmade: it was not, and nothing is to be made; ``of_kept``: it only puts together what is kept itself, which
+                is done without keeping it.
+        """
         path = self.folder / f"{_slug(name)}.json"
+        if self.frozen and not path.exists():
+            if of_kept:
+                return json.loads(json.dumps(make()))
+            raise Unmade(name)
         if not path.exists():
             made = json.dumps(make(), indent=1)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -120,11 +144,26 @@ class Lab(ABC):
                 temporary.write_text(made, encoding="utf-8")
         return json.loads(path.read_text(encoding="utf-8"))
 
+    def each_kept(self, prefix: str, makers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+        """What each of the functions gives, kept by prefix and name; without those that are unmade."""
+        found = {}
+        for name, make in makers.items():
+            with contextlib.suppress(Unmade):
+                found[name] = self.kept(f"{prefix}{name}", make)
+        return found
+
     def top(self, score: torch.Tensor, share: float) -> torch.Tensor:
         """1 on the channels with the highest scores, 0 elsewhere; every score gets the same number of channels."""
         chosen = torch.zeros(len(self.space))
         chosen[best(score.nan_to_num(nan=-torch.inf), max(1, round(share * len(self.space))))] = 1
         return chosen
+
+    def ranked(self, score: ScoreName, ability: PairProfile, keep: PairProfile | None = None) -> torch.Tensor:
+        """What ``act.rank`` gives every channel, float64 ``[N]``, NaN where it gives none."""
+        found = rank(ability, score, 1.0, keep=keep)
+        scores = torch.full((len(self.space),), torch.nan, dtype=torch.float64)
+        scores[found.index] = found.scores
+        return scores
 
     def std(self, score: torch.Tensor) -> torch.Tensor:
         """The score divided by its standard deviation over each module."""

@@ -1,37 +1,41 @@
 """Which rule gives a model the language back that it forgot, on real prose, and at what cost to what it learnt?
 
     python experiments/language.py --json experiments/results/language.json --cache DIR [--runs 0/mathematics ...]
-                                   [--parts models recovery ...] [--data DIR] [--quick]
+                                   [--parts models recovery ...] [--data DIR] [--quick] [--made]
 
 A small base reads four languages (the pages of a program's help); specialists of it go on with problems of mathematics,
 with German alone or with French alone until validation stops improving, and forget the rest. Figures are shares of bits
 per byte, by page: *recovered*, of what the forgotten language lost; *kept*, of what the specialist gained. Settings are
 chosen on validation pages, figures are of test pages. The parts: ``models`` trains, ``recovery`` is every method's
-frontier, ``merging`` makes one model of three specialists, ``claims`` are the paper's, ``tuned`` is the same light tune
-after each method and after none.
+frontier, ``merging`` makes one model of three specialists, ``claims`` are the paper's (also tried on the models that
+ship and on stories260K), ``tuned`` is the same light tune after each method and after none.
 
 Hours of one core. Everything is kept in the cache folder as it is made (remove it after changing code): the same
 command goes on where it was stopped, and runs and parts can be made one by one; the last command collects them.
+``--made`` computes nothing and writes what the cache has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
+import stories
 import torch
 from ability import QUICK as INVENTED_QUICK
 from ability import SETTINGS as INVENTED
 from claims import claims
 from invented import InventedLab
+from laboratory import Lab, Unmade
 from measure import options, record
 from parts import merge, recover, tuned
 from prose import LANGUAGES, MATHEMATICS, Texts, spread
@@ -57,7 +61,18 @@ CONTROLS = (
     "TIES",
     "DARE",
 )
-MERGE_CONTROLS = (*CONTROLS, "average")
+MERGE_CONTROLS = (
+    "paired",
+    "paired / std",
+    "weight-diff",
+    "random",
+    "rows shuffled: weight-diff",
+    "interpolation",
+    "average",
+    "task arithmetic",
+    "TIES",
+    "DARE",
+)
 TUNED = (
     OURS,
     WITHOUT_GRADIENTS,
@@ -161,50 +176,71 @@ def _over(bits: torch.Tensor, size: torch.Tensor, times: torch.Tensor) -> torch.
 
 
 def run_parts(
-    settings: dict[str, Any], data: Path, cache: Path, runs: Sequence[str], parts: Sequence[str]
+    settings: dict[str, Any],
+    data: Path,
+    cache: Path,
+    runs: Sequence[str],
+    parts: Sequence[str],
+    told: dict[str, Any],
+    made: bool = False,
 ) -> dict[str, Any]:
-    """What the parts give, by part and run; what is in the cache is not made again."""
+    """What the parts give, by part and run; what is in the cache is not made again.
+
+    ``told`` are the settings of :mod:`stories`; with ``made``, what the cache does not have is left out.
+    """
     key = hashlib.sha256(json.dumps(settings["models"], sort_keys=True).encode()).hexdigest()[:8]
     school = School(settings, Texts(data), cache / f"models-{key}")
+    school.frozen = made
     labs: dict[str, ProseLab] = {}
     for run in runs:
         seed, specialist = run.split("/")
         labs[run] = ProseLab(settings, cache, school, int(seed), specialist)
     found: dict[str, Any] = {part: {} for part in PARTS}
     for part in parts:
+        together = part in ("recovery", "merging", "tuned")  # of what is kept one by one
         for run, lab in labs.items():
-            if part == "models":
-                if str(lab.seed) not in found[part]:
-                    found[part][str(lab.seed)] = lab.kept("models", partial(bits_per_byte, school, lab.seed))
-            elif part == "recovery":
-                found[part][run] = lab.kept(part, partial(recover, lab))
-            elif part == "claims":
-                found[part][run] = lab.kept(part, partial(claims, lab))
-            elif part == "tuned":
-                recovered = lab.kept("recovery", partial(recover, lab))
-                found[part][run] = lab.kept(part, partial(tuned, lab, recovered))
-            elif lab.retained == MATHEMATICS:  # one merge for each base
-                found[part][run] = lab.kept(part, partial(merge, lab))
+            name = str(lab.seed) if part == "models" else run
+            if name in found[part] or (part == "merging" and lab.retained != MATHEMATICS):
+                continue  # models and the merge are once for each base
+            with contextlib.suppress(Unmade):
+                found[part][name] = lab.kept(part, partial(_part, part, lab), of_kept=together)
     if "claims" in parts:
-        demo = InventedLab(settings["demo"], cache, 0)
-        found["claims"]["demo"] = demo.kept("claims", partial(claims, demo))
+        beside: dict[str, Lab] = {"demo": InventedLab(settings["demo"], cache, 0)}
+        if (data / stories.RUN).exists():
+            beside[stories.RUN] = stories.StoriesLab(told, data, cache)
+        else:
+            print(f"no claims on {stories.RUN}: it is not in {data}", file=sys.stderr)
+        for run, other in beside.items():
+            other.frozen = made
+            with contextlib.suppress(Unmade):
+                found["claims"][run] = other.kept("claims", partial(claims, other))
     return found
 
 
-def collect(found: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
-    """What the result file holds: figures by method and run, and the verdict."""
+def _part(part: str, lab: ProseLab) -> Any:
+    if part == "models":
+        return bits_per_byte(lab.school, lab.seed)
+    if part == "tuned":
+        return tuned(lab, lab.kept("recovery", partial(recover, lab), of_kept=True))
+    makers: dict[str, Callable[[Lab], Any]] = {"recovery": recover, "merging": merge, "claims": claims}
+    return makers[part](lab)
+
+
+def collect(found: dict[str, Any], settings: dict[str, Any], planned: Sequence[str]) -> dict[str, Any]:
+    """What the result file holds: figures by method and run, and the verdict; ``planned`` are all runs asked for."""
 
     def by_method(part: dict[str, dict[str, Any]], field: str) -> dict[str, dict[str, Any]]:
-        names = next(iter(part.values()), {})
-        return {name: {run: one[name][field] for run, one in part.items()} for name in names}
+        names = dict.fromkeys(name for one in part.values() for name in one)
+        return {name: {run: one[name][field] for run, one in part.items() if name in one} for name in names}
 
-    recovered = {run: one["methods"] for run, one in found["recovery"].items()}
+    recovered = {run: one["methods"] for run, one in found["recovery"].items() if one["methods"]}
     verdicts = {run: one["verdicts"] for run, one in found["claims"].items()}
     result = {
         "ours": OURS,
         "without_gradients": WITHOUT_GRADIENTS,
         "controls": list(CONTROLS),
         "merge_controls": list(MERGE_CONTROLS),
+        "planned": list(planned),
         "runs": list(recovered),
         "area": by_method(recovered, "area"),
         "gain_at_95": by_method(recovered, "gain"),
@@ -232,17 +268,20 @@ def collect(found: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def verdict(result: dict[str, Any]) -> dict[str, dict[str, list[Any]]]:
-    """For each run: ours, the one without gradients, the best control, and which that is."""
+    """For each run: ours, the one without gradients, the best control, and which that is; of runs that have all."""
 
-    def against(figures: dict[str, dict[str, float]]) -> dict[str, list[Any]]:
-        controls = [name for name in MERGE_CONTROLS if name in figures]
+    def against(figures: dict[str, dict[str, float]], controls: Sequence[str]) -> dict[str, list[Any]]:
         found = {}
         for run, ours in figures.get(OURS, {}).items():
-            best = max(controls, key=lambda name: figures[name][run])
-            found[run] = [ours, figures[WITHOUT_GRADIENTS][run], figures[best][run], best]
+            if all(run in figures.get(name, {}) for name in (*controls, WITHOUT_GRADIENTS)):
+                best = max(controls, key=lambda name: figures[name][run])
+                found[run] = [ours, figures[WITHOUT_GRADIENTS][run], figures[best][run], best]
         return found
 
-    return {name: against(result[name]) for name in ("area", "gain_at_95", "merged_worst", "merged_mean")}
+    return {
+        **{name: against(result[name], CONTROLS) for name in ("area", "gain_at_95")},
+        **{name: against(result[name], MERGE_CONTROLS) for name in ("merged_worst", "merged_mean")},
+    }
 
 
 def summary(result: dict[str, Any]) -> str:
@@ -255,7 +294,8 @@ def summary(result: dict[str, Any]) -> str:
             lines.append(f"base {seed}, {name}: {figures} bits per byte ({model['steps']} steps)")
     for run in result["runs"]:
         lines += ["", f"{run}: area, gained at 95 %, kept, of the other language"]
-        methods = sorted(result["area"], key=lambda name: -result["gain_at_95"][name][run])
+        methods = [name for name, by_run in result["area"].items() if run in by_run]
+        methods.sort(key=lambda name: -result["gain_at_95"][name][run])
         fields = ("area", "gain_at_95", "retained_at_95", "along_at_95")
         lines += ["  ".join([*(f"{result[field][name][run]:6.3f}" for field in fields), name]) for name in methods]
     for name, by_run in result["merged_worst"].items():
@@ -278,12 +318,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps models and results (default: temporary)")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="help pages and problems")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few settings: does it run?")
+    parser.add_argument("--made", action="store_true", help="compute nothing: write what the cache has")
     given = parser.parse_args()
-    settings = QUICK if given.quick else SETTINGS
+    settings, told = (QUICK, stories.QUICK) if given.quick else (SETTINGS, stories.SETTINGS)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        found = run_parts(settings, given.data, given.cache or Path(scratch), given.runs, given.parts)
-    result = collect(found, settings)
+        cache = given.cache or Path(scratch)
+        found = run_parts(settings, given.data, cache, given.runs, given.parts, told, given.made)
+    result = collect(found, {**settings, "stories260K": told}, given.runs)
     print(summary(result))
     command = f"python experiments/language.py --json OUT --cache DIR --runs {' '.join(given.runs)}"
     record(given.json, {**result, "command": command + (" --quick" if given.quick else "")})

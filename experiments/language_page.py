@@ -11,9 +11,36 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from table import Result, made_on, table
 
+UNMADE = "Not measured yet.\n"
+
+
+def state(result: Result) -> str:
+    """Which runs each part has, in a sentence; what is missing is said first."""
+    planned = result.get("planned", result["runs"])
+    bases = {run.partition("/")[0] for run in planned}
+    methods = {result["ours"], result["without_gradients"], *result["controls"], *result["area"]}
+    whole = [run for run in planned if all(run in result["area"].get(name, {}) for name in methods)]
+    merged = [run for run in planned if all(run in by_run for by_run in result["merged_worst"].values())]
+    starts = len(result["settings"]["tune_records"]) * (1 + len(result["settings"]["tune_methods"]))
+    tuned_runs = [by_count for by_count in result["tuned"].values() if sum(map(len, by_count.values())) == starts]
+    claimed = {run for by_run in result["claims"].values() for run in by_run}
+    had = {
+        "the models": (len(result["models"]), len(bases), "bases"),
+        "recovery": (len(whole), len(planned), "runs by all methods"),
+        "merging": (len(merged) if result["merged_worst"] else 0, len(bases), "bases"),
+        "the light tune": (len(tuned_runs), len(planned), "runs"),
+        "the claims": (len(claimed & {*planned}), len(planned), "runs"),
+    }
+    missing = [f"{part} of {some} of {all_} {what}" for part, (some, all_, what) in had.items() if some < all_]
+    if missing:
+        return f"**Not finished**: here are {', '.join(missing)}; a table has what there is.\n"
+    return f"All {len(planned)} runs.\n"
+
 
 def bits(result: Result) -> str:
     """A table of what each model reads how well."""
+    if not result["models"]:
+        return UNMADE
     rows = []
     for seed, models in result["models"].items():
         for name, model in models.items():
@@ -34,12 +61,17 @@ def verdict(result: Result) -> str:
         for figure, by_run in result["verdict"].items()
         for run, (ours, without, best, control) in by_run.items()
     ]
+    if not rows:
+        return UNMADE
     head = f"| figure | run | {result['ours']} | {result['without_gradients']} | best control |"
     return table(rows, head, "| {figure} | {run} | {ours} | {without} | {best} |")
 
 
 def methods(result: Result) -> str:
-    """A table of every method, best gain first, controls in italics; the mean over runs, and their deviation."""
+    """A table of every method, best gain first, controls in italics; the mean over runs, and their deviation.
+
+    Behind the figures of a method that has not all runs of the table stands how many it has.
+    """
     fields = {
         "area": "area",
         "recovered": "gain_at_95",
@@ -51,25 +83,38 @@ def methods(result: Result) -> str:
     gains = result["gain_at_95"]
     names = sorted(gains, key=lambda name: -statistics.mean(gains[name].values()))
     names += [name for name in result["merged_worst"] if name not in gains]
+    if not names:
+        return UNMADE
+    controls = {*result["controls"], *result["merge_controls"]}
+    runs = {field: max(map(len, result[field].values()), default=0) for field in fields.values()}
     rows = [
-        {"method": f"*{name}*" if name in result["merge_controls"] else name}
-        | {title: cell(result[field].get(name)) for title, field in fields.items()}
+        {"method": f"*{name}*" if name in controls else name}
+        | {title: cell(result[field].get(name), runs[field]) for title, field in fields.items()}
         for name in names
     ]
     return table(rows, "| method | " + " | ".join(fields) + " |", "| {method} | {" + "} | {".join(fields) + "} |")
 
 
 def tuned(result: Result) -> str:
-    """A table of the light tune from each start: recovered / kept, the mean over runs."""
-    rows: dict[str, dict[str, str]] = {}
-    runs = result["tuned"].values()
-    for count in next(iter(runs), {}):
-        for start in next(iter(runs))[count]:
-            points = [(run[count][start]["forgotten"], run[count][start]["retained"]) for run in runs]
-            means = " / ".join(f"{statistics.mean(figures):.2f}" for figures in zip(*points, strict=True))
-            rows.setdefault(start, {"start": start})[f"{count} pages"] = means
-    titles = list(next(iter(rows.values()), {}))[1:]
-    return table(rows.values(), f"| after | {' | '.join(titles)} |", "| {start} | {" + "} | {".join(titles) + "} |")
+    """A table of the light tune from each start: recovered / kept, the mean over the runs that have it."""
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for by_count in result["tuned"].values():
+        for count, by_start in by_count.items():
+            for start, point in by_start.items():
+                points.setdefault((start, count), []).append((point["forgotten"], point["retained"]))
+    if not points:
+        return UNMADE
+    runs, counts = max(map(len, points.values())), list(dict.fromkeys(count for _, count in points))
+    rows = []
+    for start in dict.fromkeys(start for start, _ in points):
+        cells = {f"{count} pages": "-" for count in counts}
+        for count in counts:
+            if found := points.get((start, count)):
+                means = " / ".join(f"{statistics.mean(figures):.2f}" for figures in zip(*found, strict=True))
+                cells[f"{count} pages"] = means + _of_fewer(len(found), runs)
+        rows.append({"start": start, **cells})
+    titles = list(rows[0])[1:]
+    return table(rows, f"| after | {' | '.join(titles)} |", "| {start} | {" + "} | {".join(titles) + "} |")
 
 
 def claims(result: Result) -> str:
@@ -77,18 +122,25 @@ def claims(result: Result) -> str:
     rows = [
         {"claim": claim, "run": run, **one} for claim, by_run in result["claims"].items() for run, one in by_run.items()
     ]
+    if not rows:
+        return UNMADE
     return table(
         rows, "| claim | run | verdict | figure |", "| {claim} | {run} | {verdict} | {figure} |", "|---|---|---|---|"
     )
 
 
-def cell(figures: dict[str, float] | None) -> str:
-    """Mean and standard deviation over runs."""
+def cell(figures: dict[str, float] | None, runs: int = 0) -> str:
+    """Mean and, of more than one run, standard deviation; then how many runs that is, if it is fewer than ``runs``."""
     if not figures:
         return "-"
-    return f"{statistics.mean(figures.values()):.2f} ± {statistics.pstdev(figures.values()):.2f}"
+    deviation = f" ± {statistics.pstdev(figures.values()):.2f}" if len(figures) > 1 else ""
+    return f"{statistics.mean(figures.values()):.2f}{deviation}{_of_fewer(len(figures), runs)}"
+
+
+def _of_fewer(found: int, runs: int) -> str:
+    return f" ({found} of {runs} runs)" if found < runs else ""
 
 
 SECTIONS: dict[str, Callable[[Result], str]] = {
-    section.__name__: section for section in (bits, verdict, methods, tuned, claims, made_on)
+    section.__name__: section for section in (state, bits, verdict, methods, tuned, claims, made_on)
 }

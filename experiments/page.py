@@ -97,8 +97,7 @@ def draw(result: Result, starts: dict[str, tuple[float, float]], path: Path, *, 
         axes.remove()
     for (run, (forgotten, kept)), axes in zip(starts.items(), panels.flat, strict=False):
         for method, (color, line, marker) in STYLES.items():
-            if method in result["frontiers"]:
-                found = result["frontiers"][method][run]
+            if found := result["frontiers"].get(method, {}).get(run):
                 points = [(kept, forgotten), *((share, back) for _, back, share in found)]
                 points.sort(reverse=True)
                 axes.plot(*zip(*points, strict=True), line, marker=marker, color=color, markersize=3, label=method)
@@ -107,19 +106,27 @@ def draw(result: Result, starts: dict[str, tuple[float, float]], path: Path, *, 
         axes.spines[["top", "right"]].set_visible(False)
     for row in panels:
         row[0].set_ylabel(recovered)
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center", fontsize=7)
+    shown = {}
+    for axes in panels.flat[:size]:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    figure.legend(shown.values(), shown.keys(), frameon=False, ncols=4, loc="outside lower center", fontsize=7)
     figure.savefig(path, dpi=90)
 
 
 def page(text: str) -> str:
-    """The page with its tables filled; a marker names the table, after the experiment if that is not ``ability``."""
+    """The page with its tables filled; a marker names the table, after the experiment if that is not ``ability``.
+
+    An experiment without a result file has not been measured yet.
+    """
     mine: Sequence[Callable[[Result], str]] = (methods, verdict, tuned, made_on)
     sections = {"ability": {section.__name__: section for section in mine}, "language": language.SECTIONS}
 
     def table_of(marker: str) -> str:
         experiment, _, name = marker.rpartition(" ")
         experiment = experiment or "ability"
+        if not (HERE / "results" / f"{experiment}.json").exists():
+            return language.UNMADE
         return sections[experiment][name](load(experiment))
 
     return filled(text, table_of)
@@ -133,8 +140,7 @@ def main() -> None:
     result, folder = load(), HERE / "results"
     titles = {"recovered": "recovered: German", "retained": "retained: new skills"}
     draw(result, result["target"], folder / "ability.png", **titles)
-    if (folder / "language.json").exists():
-        result = load("language")
+    if (folder / "language.json").exists() and (result := load("language"))["runs"]:
         titles = {"recovered": "recovered of the language lost", "retained": "kept of what was gained"}
         draw(result, dict.fromkeys(result["runs"], (0.0, 1.0)), folder / "language.png", **titles)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
-from laboratory import Candidates, Lab, Scores, Setting, candidates
+from laboratory import Candidates, Lab, Scores, Setting, Unmade, candidates
 
 from act.lab.frontier import Point, area, best_keeping, frontier, relative
 from act.lab.mixing import Weights, interpolated, weights
@@ -23,11 +24,8 @@ def recover(lab: Lab) -> dict[str, Any]:
     before = {split: lab.point(lab.target, split) for split in ("validation", "test")}
     ceiling = lab.point(lab.donor, "test")
     methods = recovery_methods(lab, lab.scores())
-    found = {
-        method: lab.kept(f"recovery, {method}", partial(_recovered, lab, method, tries, before, ceiling))
-        for method, tries in methods.items()
-    }
-    return {"before": before["test"], "donor": ceiling, "methods": found}
+    makers = {method: partial(_recovered, lab, method, tries, before, ceiling) for method, tries in methods.items()}
+    return {"before": before["test"], "donor": ceiling, "methods": lab.each_kept("recovery, ", makers)}
 
 
 def _recovered(lab: Lab, method: str, tries: Candidates, before: dict[str, Point], ceiling: Point) -> dict[str, Any]:
@@ -58,16 +56,20 @@ def tuned(lab: Lab, recovered: dict[str, Any]) -> dict[str, Any]:
     """
     result: dict[str, Any] = {}
     for count in lab.settings["tune_records"]:
-        methods = recovery_methods(lab, lab.scores(count))
-        first: dict[str, list[Weights]] = {"no transfer": [lab.target]}
-        for method in lab.settings["tune_methods"]:
+        with contextlib.suppress(Unmade):
+            result[str(count)] = _tuned_on(lab, recovered, count)
+    return result
+
+
+def _tuned_on(lab: Lab, recovered: dict[str, Any], count: int) -> dict[str, Any]:
+    methods = recovery_methods(lab, lab.scores(count))
+    first: dict[str, list[Weights]] = {"no transfer": [lab.target]}
+    for method in lab.settings["tune_methods"]:
+        if method in recovered["methods"]:
             starts = [methods[method][tuple(setting)]() for setting in recovered["methods"][method]["starts"]]
             first[method] = starts or first["no transfer"]
-        result[str(count)] = {
-            name: lab.kept(f"tune on {count} after {name}", partial(_tuned, lab, count, name, starts))
-            for name, starts in first.items()
-        }
-    return result
+    makers = {name: partial(_tuned, lab, count, name, starts) for name, starts in first.items()}
+    return lab.each_kept(f"tune on {count} after ", makers)
 
 
 def _tuned(lab: Lab, count: int, name: str, starts: list[Weights]) -> dict[str, Any]:
@@ -91,9 +93,7 @@ def merge(lab: Lab) -> dict[str, Any]:
     tops, strengths = lab.settings["merge_tops"], lab.settings["merge_strengths"]
     methods = candidates(lab, lab.merge_scores(), (target, donors), (base, all_of_them), tops, strengths)
     methods["average"] = {(): partial(interpolated, target, donors, len(donors) / len(all_of_them))}
-    return {
-        method: lab.kept(f"merge, {method}", partial(_merged, lab, method, tries)) for method, tries in methods.items()
-    }
+    return lab.each_kept("merge, ", {name: partial(_merged, lab, name, tries) for name, tries in methods.items()})
 
 
 def _merged(lab: Lab, method: str, tries: Candidates) -> dict[str, Any]:

@@ -26,6 +26,10 @@ PAD, END = "<pad>", "</s>"
 POSITIONS = 512
 
 
+TextsOf = Callable[[str, str], list[str]]
+"""The texts of an ability and a split: ``train``, ``validation`` or ``test``."""
+
+
 class Texts:
     """The texts of each ability, by split.
 
@@ -38,7 +42,7 @@ class Texts:
         self.folder = folder
 
     def __call__(self, ability: str, split: str) -> list[str]:
-        """The texts of a split: ``train``, ``validation`` or ``test``."""
+        """The texts of a split."""
         if ability == MATHEMATICS:
             kinds = {0: "test", 1: "validation"}
             return [text for place, text in enumerate(self._problems) if kinds.get(place % 10, "train") == split]
@@ -60,7 +64,7 @@ class Texts:
         return {language: [pages[page] for page in common] for language, pages in by_page.items()}
 
 
-def train_tokenizer(texts: Texts, size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: TextsOf, size: int) -> PreTrainedTokenizerFast:
     """A byte BPE of all training texts, which puts :data:`END` before each text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -112,8 +116,13 @@ class Reading:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], width: int) -> None:
         rows = [ids[: width + 1] for ids in tokens_of(tokenizer, texts)]
         self._encoded = [Encoded(np.array(ids, dtype=np.int32), np.ones(len(ids), dtype=bool)) for ids in rows]
-        sizes = _bytes_of_tokens(tokenizer)
-        self.bytes = torch.stack([sizes[ids[1:]].sum() for ids in rows])
+        self._tokenizer, self._rows = tokenizer, rows
+
+    @cached_property
+    def bytes(self) -> torch.Tensor:
+        """The bytes of each text, float64 ``[P]``; the tokenizer is a byte-level BPE."""
+        sizes = _bytes_of_tokens(self._tokenizer)
+        return torch.stack([sizes[ids[1:]].sum() for ids in self._rows])
 
     def bits(self, model: nn.Module) -> torch.Tensor:
         """The bits that each text takes, float64 ``[P]``."""

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from laboratory import Lab, Scores
-from matching import benefit, match, per_root_cost
+from laboratory import Lab, Scores, Unmade
 from prose import MATHEMATICS, Reading, corpus_of, spread, tokens_of
 from schooling import School
 from torch import nn
@@ -31,20 +30,33 @@ FORGOTTEN = {MATHEMATICS: ("German", "French"), "German": ("French", "Italian"),
 
 
 class ProseLab(Lab):
-    """The run of one base and one specialist.
+    """The run of one base and one specialist; ``forgotten`` is by default that of :data:`FORGOTTEN`.
 
     Figures are shares: of the bits per byte of the forgotten language that the specialist lost, and of those that it
     gained in what it was trained on. The target is therefore at (0, 1), and the donor, its base, at (1, 0).
     """
 
-    def __init__(self, settings: dict[str, Any], cache: Path, school: School, seed: int, specialist: str) -> None:
-        super().__init__(settings, cache, f"{seed}/{specialist}", seed)
-        self.school, self.retained = school, specialist
-        self.forgotten, self.wrong = FORGOTTEN[specialist]
-        self.model = school.blank(0).eval()
+    def __init__(
+        self,
+        settings: dict[str, Any],
+        cache: Path,
+        school: School,
+        seed: int,
+        specialist: str,
+        forgotten: tuple[str, str] | None = None,
+        run: str = "",
+    ) -> None:
+        super().__init__(settings, cache, run or f"{seed}/{specialist}", seed)
+        self.school, self.retained, self.frozen = school, specialist, school.frozen
+        self.forgotten, self.wrong = forgotten or FORGOTTEN[specialist]
         self._others: dict[str, PreTrainedModel] = {}
         self._readings: dict[tuple[str, str], Reading] = {}
         self._bits: dict[tuple[str, str, str], torch.Tensor] = {}
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """The model that weights are put into."""
+        return self.school.blank(0).eval()
 
     @cached_property
     def donor_model(self) -> PreTrainedModel:
@@ -158,7 +170,7 @@ class ProseLab(Lab):
 
     def worth(self, model: nn.Module, role: str, split: str) -> float:
         ability = self.forgotten if role == "forgotten" else self.wrong
-        return -self.reading(ability, split).bits_per_byte(model)
+        return -float(self.reading(ability, split).bits(model).sum())
 
     def texts(self) -> dict[str, Corpus]:
         return {
@@ -169,58 +181,65 @@ class ProseLab(Lab):
         }
 
     def scores(self, count: int | None = None) -> Scores:
-        path = self.folder / f"scores-{count or self.settings['localize_texts']}.pt"
+        name = f"scores-{count or self.settings['localize_texts']}"
+        found: Scores = self._kept_tensors(name, partial(self._scores, count))
+        return found
+
+    def _kept_tensors(self, name: str, make: Callable[[], Any]) -> Any:
+        """As :meth:`kept`, of tensors."""
+        path = self.folder / f"{name}.pt"
+        if self.frozen and not path.exists():
+            raise Unmade(name)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with written_whole(path, force=True) as temporary:
-                torch.save(self._scores(count), temporary)
-        found: Scores = torch.load(path, weights_only=True)
-        return found
+                torch.save(make(), temporary)
+        return torch.load(path, weights_only=True)
 
     def _scores(self, count: int | None) -> Scores:
-        donor, target, space, std = self.donor_model, self.target_model, self.space, self.std
-        forgotten, wrong, retained = (self.corpus(name, count) for name in (self.forgotten, self.wrong, self.retained))
-        lost, other, kept = (profile_pair(donor, target, text).mean_abs_diff for text in (forgotten, wrong, retained))
-        fall, wrong_fall, cost = (attribution(donor, target, text) for text in (forgotten, wrong, retained))
-        matched, wrong_match, keep = (match(donor, target, text, space) for text in (forgotten, wrong, retained))
-        ours, by_match = fall_per_cost(fall, cost), per_root_cost(matched, keep, space)
-        apart = weight_diff(donor, target, space)
+        donor, target, std = self.donor_model, self.target_model, self.std
+        texts = [self.corpus(name, count) for name in (self.forgotten, self.wrong, self.retained)]
+        lost, other, kept = (profile_pair(donor, target, text, swap=True) for text in texts)
+        fall, wrong_fall, cost = (attribution(donor, target, text) for text in texts)
+        paired, ours = lost.mean_abs_diff, fall_per_cost(fall, cost)
+        apart = weight_diff(donor, target, self.space)
         return {
             "attribution / cost": ours,
-            "match": by_match,
-            "match-contrast": benefit(matched, space) - benefit(keep, space),
-            "match, no text to keep": benefit(matched, space),
+            "match": self.ranked("match", lost, kept),
+            "match-contrast": self.ranked("match-contrast", lost, kept),
+            "match, no text to keep": self.ranked("match", lost),
             "attribution": -fall.mean,
-            "paired": lost,
-            "paired / std": std(lost),
-            "contrast / std": std(lost) - std(kept),
+            "paired": paired,
+            "paired / std": std(paired),
+            "contrast / std": std(paired) - std(kept.mean_abs_diff),
             "weight-diff": apart,
-            "random": random_scores(space, self.seed),
+            "random": random_scores(self.space, self.seed),
             "rows shuffled: attribution / cost": self.shuffled(ours),
             "rows shuffled: weight-diff": self.shuffled(apart),
             "wrong ability: attribution / cost": fall_per_cost(wrong_fall, cost),
-            "wrong ability: match": per_root_cost(wrong_match, keep, space),
-            "wrong ability: paired": other,
+            "wrong ability: match": self.ranked("match", other, kept),
+            "wrong ability: paired": other.mean_abs_diff,
         }
 
     def merge_scores(self) -> Mapping[str, Sequence[torch.Tensor]]:
+        found: dict[str, list[torch.Tensor]] = self._kept_tensors("merge-scores", self._merge_scores)
+        return found
+
+    def _merge_scores(self) -> dict[str, list[torch.Tensor]]:
         into, space = self.target_model, self.space
         rest = {name: self.named(name) for name in self.others}
         texts = {name: self.corpus(name) for name in SPECIALISTS}
         own = texts[self.retained]
         fall = [attribution(donor, into, texts[name]) for name, donor in rest.items()]
         cost = [attribution(donor, into, own) for donor in rest.values()]
-        matched = [match(donor, into, texts[name], space) for name, donor in rest.items()]
-        keep = [match(donor, into, own, space) for donor in rest.values()]
-        paired = [profile_pair(donor, into, texts[name]).mean_abs_diff for name, donor in rest.items()]
-        kept = [profile_pair(donor, into, own).mean_abs_diff for donor in rest.values()]
+        pairs = [profile_pair(donor, into, texts[name], swap=True) for name, donor in rest.items()]
+        keeps = [profile_pair(donor, into, own, swap=True) for donor in rest.values()]
+        paired, kept = ([one.mean_abs_diff for one in found] for found in (pairs, keeps))
         apart = [weight_diff(donor, into, space) for donor in rest.values()]
         return {
             "attribution / cost": [fall_per_cost(*both) for both in zip(fall, cost, strict=True)],
-            "match": [per_root_cost(*both, space) for both in zip(matched, keep, strict=True)],
-            "match-contrast": [
-                benefit(one, space) - benefit(other, space) for one, other in zip(matched, keep, strict=True)
-            ],
+            "match": [self.ranked("match", *both) for both in zip(pairs, keeps, strict=True)],
+            "match-contrast": [self.ranked("match-contrast", *both) for both in zip(pairs, keeps, strict=True)],
             "paired": paired,
             "paired / std": [self.std(one) for one in paired],
             "contrast / std": [self.std(one) - self.std(other) for one, other in zip(paired, kept, strict=True)],

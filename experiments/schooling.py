@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
-from prose import LANGUAGES, Reading, Texts, Windows, train_tokenizer
+from laboratory import Unmade
+from prose import LANGUAGES, Reading, TextsOf, Windows, train_tokenizer
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from act.core.files import written_whole
@@ -91,9 +92,14 @@ def _stopped(figures: list[float], patience: int) -> bool:
 
 
 class School:
-    """The models of an experiment on prose; ``settings`` has their shape and how they are trained."""
+    """The models of an experiment on prose; ``settings`` has their shape and how they are trained.
 
-    def __init__(self, settings: dict[str, Any], texts: Texts, cache: Path) -> None:
+    While it is ``frozen``, it trains none.
+    """
+
+    frozen = False
+
+    def __init__(self, settings: dict[str, Any], texts: TextsOf, cache: Path) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         self.settings, self.texts, self.cache = settings, texts, cache
 
@@ -101,6 +107,8 @@ class School:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The byte BPE of all models."""
         folder = self.cache / "tokenizer"
+        if self.frozen and not folder.exists():
+            raise Unmade(folder.name)
         if not folder.exists():
             with written_whole(folder, directory=True) as temporary:
                 train_tokenizer(self.texts, self.settings["models"]["vocabulary"]).save_pretrained(temporary)
@@ -174,6 +182,8 @@ class School:
         patience: int,
     ) -> PreTrainedModel:
         folder = self.cache / name
+        if self.frozen and not folder.exists():
+            raise Unmade(name)
         if not folder.exists():
             state = self.cache / f"{name}.state"
             model, batch = make()

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from act.profiling.measure import profile_pair
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -78,6 +80,70 @@ def test_a_short_run_has_the_promised_fields_and_goes_on_from_its_cache(experime
     again = run(data, "--cache", cache, "--runs", *runs, "--json", out)
     assert again.returncode == 0 and "area" not in again.stderr and "step" not in again.stderr, "nothing is made twice"
     assert json.loads(out.read_text())["area"] == found["area"]
+    import language
+    import stories
+
+    for gone in cache.glob("0-German-*/recovery*"):
+        if gone.stem in ("recovery", "recovery-TIES"):
+            gone.unlink()
+    parts = language.run_parts(language.QUICK, data, cache, runs, language.PARTS, stories.QUICK, made=True)
+    partial = language.collect(parts, language.QUICK, runs)
+    assert partial["area"] == {**found["area"], "TIES": {"0/mathematics": found["area"]["TIES"]["0/mathematics"]}}
+    assert "recovery of 1 of 2 runs" in SECTIONS["state"](partial) and "1 of 2 runs" in SECTIONS["methods"](partial)
+    assert "All 2 runs" in SECTIONS["state"](found)
+
+
+def test_nothing_is_made_where_only_what_is_made_is_asked_for(experiment, data, tmp_path):
+    import language
+    import stories
+
+    found = language.run_parts(language.QUICK, data, tmp_path, ["0/German"], language.PARTS, stories.QUICK, made=True)
+    assert found == {part: {} for part in language.PARTS}
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_page_of_some_runs_says_so(experiment):
+    import language
+    from language_page import SECTIONS, UNMADE
+
+    figures = dict.fromkeys(
+        ("area", "gain", "gain ±", "retained", "retained ±", "along", "specific", "specific ±"), 0.5
+    )
+    methods = {name: {**figures, "setting": [0.1], "frontier": []} for name in (language.OURS, "match", "random")}
+    planned = ["0/German", "1/German"]
+    nothing = {part: {} for part in language.PARTS}
+    tables = {
+        number: {
+            name: section(language.collect(found, language.QUICK, planned))
+            for name, section in SECTIONS.items()
+            if name != "made_on"
+        }
+        for number, found in enumerate((nothing, {**nothing, "recovery": {"0/German": {"methods": methods}}}))
+    }
+    assert tables[0].pop("state").startswith("**Not finished**") and {*tables[0].values()} == {UNMADE}
+    assert "recovery of 0 of 2 runs by all methods" in tables[1]["state"]
+    assert "| match | 0.50 | 0.50 |" in tables[1]["methods"], "one run has no deviation"
+    assert tables[1]["verdict"] == UNMADE, "the best control is not known before all have run"
+
+
+@pytest.mark.slow
+def test_claims_are_tried_on_stories260k(experiment, shared_data, tmp_path):
+    import stories
+    from claims import claims
+
+    lab = stories.StoriesLab(stories.QUICK, shared_data, tmp_path)
+    found = claims(lab)
+    assert set(found["verdicts"]) == {"concentration", "stability", "disentanglement", "sufficiency", "necessity"}
+    assert "problems of mathematics" in found["verdicts"]["necessity"][0]
+    embedding = lab.space.site("model.embed_tokens")
+    assert embedding.tied_to and not lab.top(found_scores(lab), 0.3)[embedding.channels].any()
+    assert lab.point(lab.donor, "test") == pytest.approx((1, 0), abs=1e-6), "all weights are put into the model"
+
+
+def found_scores(lab):
+    from claims import _scores
+
+    return _scores(lab, lab.texts()["forgotten"])["paired"]
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_model(experiment, data, tmp_path):
@@ -136,18 +202,15 @@ def test_bits_are_over_the_bytes_of_the_tokens_read(experiment, data):
 
 def test_a_match_is_what_moving_the_row_does(experiment, data, tmp_path):
     from language import QUICK
-    from matching import match
     from prose import Texts, corpus_of
     from schooling import School
 
     school = School(QUICK, Texts(data), tmp_path)
-    donor, target = school.blank(0), school.blank(1)
-    from act.models.channels import ChannelSpace
-
-    space = ChannelSpace.from_model(target)
+    donor, target = school.blank(0).eval(), school.blank(1).eval()
     corpus = corpus_of(school.tokenizer, Texts(data)("German", "train")[:2], 12, "German")
-    found = match(donor, target, corpus, space)
-    site = space.site("model.layers.0.mlp.gate_proj")
+    pair = profile_pair(donor, target, corpus, swap=True)
+    found = pair.product.mean, pair.swap.mean_square, pair.difference.mean_square
+    site = pair.space.site("model.layers.0.mlp.gate_proj")
 
     def outputs(model):
         rows = []
@@ -163,7 +226,7 @@ def test_a_match_is_what_moving_the_row_does(experiment, data, tmp_path):
     target.get_submodule(site.name).load_state_dict(donor.get_submodule(site.name).state_dict())
     delta = outputs(target) - before
     expected = [(delta * (wanted - before)).mean(0), delta.square().mean(0), (wanted - before).square().mean(0)]
-    for mine, theirs in zip(found, expected, strict=False):
+    for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine[site.channels], theirs.double(), rtol=1e-4, atol=1e-8)
 
 
