@@ -1,11 +1,12 @@
 """Which form of local match finds the channels best? Every form that was tried, on models that no table reports.
 
     python experiments/forms.py --json experiments/results/forms.json --cache DIR [--data DIR] [--pairs "invented 10" …]
+                                [--made]
 
 A form says how modules are compared, what a change costs, and how the LM head is looked at (:mod:`mismatch`). Each is
 judged as a method of :mod:`parts` is, on validation records alone: the area under the frontier of recovered against
-retained ability, and the gain with the setting that keeps 95 %. The pairs are two new specialists of the base that
-ships (the invented language), and a base and a specialist of real prose, smaller than those of ``language.py``.
+retained ability, and the gain with the setting that keeps 95 %. The pairs are a new specialist of the base that ships
+(the invented language), and a base and a specialist of real prose, smaller than those of ``language.py``.
 Everything is kept in the cache folder.
 """
 
@@ -44,45 +45,39 @@ from act.lab.models import load, save
 from act.lab.train import train_target
 
 METHOD = Form()
-NET = Form(module="mean size", against="both", head="mean logits")
+BEST = Form(module="mean size", head="likely")
+"""What ``act.rank`` computes as ``match``; as ``match-contrast``, against the ``fall``."""
 VARIED: dict[str, tuple[Any, ...]] = {
-    "against": ("change", "fall", "nothing", "ratio", "penalty"),
-    "head": ("as others", "divergence", "left out", "centred", "curvature"),
+    "against": ("fall", "both", "nothing", "ratio", "penalty"),
+    "head": ("as others", "of both", "means", "log-normal", "divergence", "left out", "centred", "curvature"),
     "module": (
         "mean D2",
         "sum size",
         "none",
         "sum D2",
-        "sum D2 over root width",
         "residual stream",
         "D2 of the kind",
         "D2 of the channel",
         "mean swap2",
     ),
     "power": (0.25, 1.0),
-    "fall": ("0.5", "1.0", "best strength"),
+    "fall": ("1.0", "0.5", "best strength"),
     "units": (True,),
     "change": ("none", "mean D2", "sum size", "mean swap2"),
     "then": ("std", "kind-std"),
-    "weight": (0.5, 2.0),
     "embedding": ("left out",),
 }
-"""What was tried instead of each part of :data:`NET`, one at a time."""
+"""What was tried instead of each part of :data:`BEST`, one at a time."""
 FORMS = {
     form.name: form
     for form in (
+        BEST,
         METHOD,
-        NET,
-        *(replace(NET, **{part: other}) for part, others in VARIED.items() for other in others),
-        *(replace(METHOD, against=one) for one in ("fall", "nothing", "both", "ratio", "penalty")),
-        *(replace(METHOD, head=one) for one in VARIED["head"]),
-        *(replace(METHOD, head="mean logits", against=one) for one in ("change", "fall", "nothing")),
-        *(replace(METHOD, fall=one) for one in VARIED["fall"]),
-        *(replace(METHOD, module=one, change=one) for one in ("none", "sum D2", "mean size")),
-        *(replace(NET, against="fall", module=one) for one in ("mean D2", "sum D2", "sum size")),
-        *(replace(NET, against=one, head="as others") for one in ("change", "fall")),
-        replace(NET, against="change", power=1.0),
-        replace(METHOD, units=True),
+        *(replace(BEST, **{part: other}) for part, others in VARIED.items() for other in others),
+        replace(METHOD, against="fall"),
+        *(replace(BEST, head="log-normal", against=against) for against in VARIED["against"]),
+        *(replace(BEST, head=head, against="both") for head in ("as others", "divergence")),
+        *(replace(BEST, head=head, against="fall") for head in ("of both", "means")),
     )
 }
 REFERENCES = ("attribution / cost", "contrast / std", "paired", "weight-diff", "random")
@@ -132,7 +127,7 @@ class NewSpecialist(InventedLab):
         return load(folder)[0]
 
 
-PAIRS = ("invented 10", "invented 11", "prose 9")
+PAIRS = ("invented 10", "prose 9")
 
 
 def lab_of(pair: str, settings: dict[str, Any], cache: Path, data: Path) -> Lab:
@@ -159,13 +154,15 @@ def judged(lab: Lab, score: torch.Tensor) -> dict[str, Any]:
     kinds = Counter({site.kind: 0 for site in lab.space})
     for site in lab.space:
         kinds[site.kind] += int(chosen[site.channels].sum())
-    return {
+    found = {
         "area": area([relative(tried[setting], before, ceiling) for setting in frontier(tried)]),
         "gain": tried[best].forgotten - before.forgotten if best else 0.0,
         "retained": tried[best].retained / before.retained if best else 1.0,
         "setting": best,
         "kinds": dict(kinds),
     }
+    lab.say(f"area {found['area']:.3f}, gain {found['gain']:+.3f}")
+    return found
 
 
 def measured(lab: Lab) -> tuple[Views, Views]:
@@ -176,7 +173,7 @@ def measured(lab: Lab) -> tuple[Views, Views]:
 
 def tried(lab: Lab) -> dict[str, dict[str, Any]]:
     """The figures of every form and reference."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     both: list[tuple[Views, Views]] = []
     references: list[Scores] = []
 
@@ -188,25 +185,27 @@ def tried(lab: Lab) -> dict[str, dict[str, Any]]:
         references.extend([] if references else [lab.scores()])
         return judged(lab, references[0][name])
 
-    for name in REFERENCES:
-        found[name] = lab.kept(f"reference {name}", partial(of_reference, name))
-    for name, form in FORMS.items():
-        found[name] = lab.kept(f"form {name}", partial(of_form, form))
-        lab.say(f"{name}: area {found[name]['area']:.3f}, gain {found[name]['gain']:+.3f}")
+    found |= lab.each_kept("form ", {name: partial(of_form, form) for name, form in FORMS.items()})
+    found |= lab.each_kept("reference ", {name: partial(of_reference, name) for name in REFERENCES})
     return found
 
 
 def collect(by_pair: dict[str, dict[str, dict[str, Any]]], settings: dict[str, Any]) -> dict[str, Any]:
     """What the result file holds."""
-    names = next(iter(by_pair.values()))
+    names = dict.fromkeys(name for found in by_pair.values() for name in found)
     fields = {"area": "area", "gain_at_95": "gain", "retained_at_95": "retained", "kinds_of_best_tenth": "kinds"}
     return {
         **{
-            title: {name: {pair: found[name][field] for pair, found in by_pair.items()} for name in names}
+            title: {
+                name: {pair: found[name][field] for pair, found in by_pair.items() if name in found} for name in names
+            }
             for title, field in fields.items()
         },
         "forms": {name: asdict(form) for name, form in FORMS.items()},
         "references": list(REFERENCES),
+        "untried": {
+            pair: [name for name in (*FORMS, *REFERENCES) if name not in found] for pair, found in by_pair.items()
+        },
         "settings": settings,
     }
 
@@ -214,10 +213,11 @@ def collect(by_pair: dict[str, dict[str, dict[str, Any]]], settings: dict[str, A
 def summary(result: dict[str, Any]) -> str:
     """Area and gain of each form on each pair, the best mean area first."""
     names = sorted(result["area"], key=lambda name: -statistics.mean(result["area"][name].values()))
-    pairs = list(result["area"][names[0]])
+    pairs = list(result["untried"])
     lines = ["area / gain at 95 %: " + ", ".join(pairs)]
     for name in names:
-        figures = (f"{result['area'][name][pair]:.2f} / {result['gain_at_95'][name][pair]:.2f}" for pair in pairs)
+        area, gain = result["area"][name], result["gain_at_95"][name]
+        figures = (f"{area[pair]:.2f} / {gain[pair]:.2f}" if pair in area else "-" * 11 for pair in pairs)
         lines.append("  ".join([*figures, f"[{name}]" if name in REFERENCES else name]))
     return "\n".join(lines)
 
@@ -229,12 +229,16 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, metavar="DIR", help="keeps models and results (default: temporary)")
     parser.add_argument("--data", type=Path, default=DATA, metavar="DIR", help="help pages and problems")
     parser.add_argument("--quick", action="store_true", help="tiny models and few settings: does it run?")
+    parser.add_argument("--made", action="store_true", help="compute nothing: write what the cache has")
     given = parser.parse_args()
     settings = QUICK if given.quick else SETTINGS
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         cache = given.cache or Path(scratch)
-        by_pair = {pair: tried(lab_of(pair, settings, cache, given.data)) for pair in given.pairs}
+        labs = {pair: lab_of(pair, settings, cache, given.data) for pair in given.pairs}
+        for lab in labs.values():
+            lab.frozen = given.made
+        by_pair = {pair: tried(lab) for pair, lab in labs.items()}
     result = collect(by_pair, settings)
     print(summary(result))
     command = "python experiments/forms.py --json OUT --cache DIR"

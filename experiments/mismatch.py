@@ -18,6 +18,7 @@ from act.data.corpus import Corpus
 from act.models.channels import ChannelSpace
 from act.models.sites import Site
 from act.profiles.profile import PairProfile
+from act.profiles.statistics import Statistics
 from act.profiling.measure import profile_pair
 from act.ranking.costs import per_cost
 from act.ranking.normalize import normalized
@@ -49,17 +50,34 @@ Views = dict[str, Measured]
 
 
 def views(lab: Lab, corpus: Corpus, likely: str) -> Views:
-    """All views of a text; ``likely`` is the model, donor or target, whose mean logits tell which tokens are likely."""
+    """All views of a text; ``likely`` is the model, donor or target, whose logits tell which tokens are likely.
+
+    ``likely``: weighted by ``p (1 - p)`` with ``p = softmax(mean + standard deviation)`` of that model's logits;
+    ``of both``: with the mean of both models' ``p``; ``means``: with ``p = softmax(mean)``; ``log-normal``: with ``p =
+    softmax(mean + variance / 2)``.
+    """
     pair = profile_pair(lab.donor_model, lab.target_model, corpus, swap=True)
     plain = Measured.of(pair)
     head = next(site for site in lab.space if site.kind == "head")
-    logits = (pair.donor if likely == "donor" else pair.target).mean[head.channels]
-    spread = (pair.donor if likely == "donor" else pair.target).var[head.channels]
-    likely_tokens = torch.softmax(logits + spread / 2, 0)  # of normal logits, up to the scale of each token's softmax
-    weight = likely_tokens * (1 - likely_tokens)
-    found = {"mean logits": Measured(*(weight * values[head.channels] for values in plain))}
-    found |= _of_tokens(lab.donor_model, lab.target_model, corpus, head)
+    sides = {side: (one.mean[head.channels], one.var[head.channels]) for side, one in _sides(pair).items()}
+
+    def weighted(p: torch.Tensor) -> Measured:
+        return Measured(*(p * (1 - p) * values[head.channels] for values in plain))
+
+    mean, var = sides[likely]
+    both = torch.stack([(mean + var.sqrt()).softmax(0) for mean, var in sides.values()]).mean(0)
+    found = {
+        "likely": weighted((mean + var.sqrt()).softmax(0)),
+        "of both": weighted(both),
+        "means": weighted(mean.softmax(0)),
+        "log-normal": weighted((mean + var / 2).softmax(0)),
+        **_of_tokens(lab.donor_model, lab.target_model, corpus, head),
+    }
     return {"as others": plain, **{name: plain.at(head, those) for name, those in found.items()}}
+
+
+def _sides(pair: PairProfile) -> dict[str, Statistics]:
+    return {"donor": pair.donor, "target": pair.target}
 
 
 @torch.no_grad()

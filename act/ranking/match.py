@@ -2,7 +2,10 @@
 
 With the target's own input of a module, ``a_t`` is the target's output, ``a_s`` what the donor's module gives there,
 and ``a_d`` the donor's own output for the same token. Moving the channel changes its output by ``swap = a_s - a_t``,
-where ``D = a_d - a_t`` is wanted. Both are relative to their module, so that modules of any scale can be compared.
+where ``D = a_d - a_t`` is wanted. Both are relative to the size of their module's outputs, so that modules of any scale
+can be compared. A logit matters as far as its token is likely: at an LM head, all means are weighted by ``p (1 - p)``,
+the curvature of the softmax, with ``p = softmax(mean + standard deviation)`` of a model's logits over the text: the
+donor's for the benefit, which is to make its tokens likelier, and the target's for what is to stay as it is.
 """
 
 from __future__ import annotations
@@ -16,13 +19,13 @@ from act.ranking.normalize import over_module_mean
 
 
 def benefit(activations: Activations) -> torch.Tensor:
-    """``mean(swap * D)``, over the mean of ``mean(D^2)`` in the module: the fall of the mismatch, to first order.
+    """``mean(swap * D)``, over the mean of ``mean(a_t^2)`` in the module: the fall of the mismatch, to first order.
 
     Raises:
         ActError: a profile without swapped outputs.
     """
-    difference, _, product = _swapped(activations)
-    return over_module_mean(product.mean, difference.mean_square, activations.space)
+    _, product = _swapped(activations)
+    return _relative(product.mean, activations, activations.donor)
 
 
 def disturbance(activations: Activations) -> torch.Tensor:
@@ -31,16 +34,33 @@ def disturbance(activations: Activations) -> torch.Tensor:
     Raises:
         ActError: a profile without swapped outputs.
     """
-    _, swap, _ = _swapped(activations)
-    return over_module_mean(swap.mean_square, activations.target.mean_square, activations.space).sqrt_()
+    swap, _ = _swapped(activations)
+    return _relative(swap.mean_square, activations, activations.target).sqrt_()
 
 
-def _swapped(activations: Activations) -> tuple[Statistics, Statistics, Statistics]:
-    """Difference, swap and product."""
-    found = activations.difference, activations.swap, activations.product
-    if found[0] is None or found[1] is None or found[2] is None:
+def _relative(values: torch.Tensor, activations: Activations, likely: Statistics) -> torch.Tensor:
+    """``values`` over the mean square of the outputs of their module, in place; at LM heads, both weighted."""
+    size = activations.target.mean_square
+    for site in activations.space:
+        if site.kind == "head":
+            weight = _curvature(likely.mean[site.channels], likely.var[site.channels])
+            values[site.channels] *= weight
+            size[site.channels] *= weight
+    return over_module_mean(values, size, activations.space)
+
+
+def _curvature(mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
+    """``p (1 - p)`` of the tokens that stand behind logits; those that were never counted are left out."""
+    logits = mean + var.sqrt()
+    p = logits.masked_fill(logits.isnan(), -torch.inf).softmax(0)
+    return p * (1 - p)
+
+
+def _swapped(activations: Activations) -> tuple[Statistics, Statistics]:
+    """Swap and product."""
+    if activations.swap is None or activations.product is None:
         raise ActError(
             "scores match and match-contrast need swapped outputs, which a profile does not have; measure each pair "
             "with them (act-profile pair --swap, act.profile_pair(…, swap=True))"
         )
-    return found[0], found[1], found[2]
+    return activations.swap, activations.product

@@ -23,23 +23,29 @@ def swapped(models):
     return [act.profile_pair(*models, random_batches(seed=seed), swap=True) for seed in range(3)]
 
 
-def relative(values, scale, space):
-    return torch.cat([values[site.channels] / scale[site.channels].mean() for site in space])
+def relative(values, pair, likely):
+    """Over the mean square of the target's outputs in the module; logits weighted by the curvature of the softmax."""
+    size = pair.target.var + pair.target.mean**2
+    found = []
+    for site in pair.space:
+        mine, its = values[site.channels], size[site.channels]
+        if site.kind == "head":
+            logits = (likely.mean + likely.var.sqrt())[site.channels].exp()
+            p = logits / logits.sum()
+            mine, its = p * (1 - p) * mine, p * (1 - p) * its
+        found.append(mine / its.mean())
+    return torch.cat(found)
 
 
 def benefit(pair):
-    mean_square = pair.difference.var + pair.difference.mean**2
-    return relative(pair.product.mean, mean_square, pair.space)
+    return relative(pair.product.mean, pair, pair.donor)
 
 
 def test_match_is_the_benefit_over_the_root_of_the_largest_cost(swapped):
     ability, *keeps = swapped
     alone, over = (act.rank(ability, "match", 1.0, keep=keep) for keep in (None, keeps))
     torch.testing.assert_close(alone.scores, benefit(ability)[alone.index])
-    costs = [
-        relative(keep.swap.var + keep.swap.mean**2, keep.target.var + keep.target.mean**2, keep.space).sqrt()
-        for keep in keeps
-    ]
+    costs = [relative(keep.swap.var + keep.swap.mean**2, keep, keep.target).sqrt() for keep in keeps]
     torch.testing.assert_close(over.scores, per_cost(benefit(ability), costs)[over.index])
     assert not alone.rule.per_cost and over.rule.per_cost and not over.rule.contrast
     contrast = act.rank(ability, "match-contrast", 1.0, keep=keeps)
