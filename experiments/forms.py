@@ -46,9 +46,11 @@ from act.lab.train import train_target
 
 METHOD = Form()
 BEST = Form(module="mean size", head="likely")
-"""What ``act.rank`` computes as ``match``; as ``match-contrast``, against the ``fall``."""
+"""What ``act.rank`` computes as ``match``."""
+CONTRAST = replace(BEST, against="fall", head="of the donor")
+"""What it computes as ``match-contrast``."""
 VARIED: dict[str, tuple[Any, ...]] = {
-    "against": ("fall", "both", "nothing", "ratio", "penalty"),
+    "against": ("both", "nothing", "ratio", "penalty"),
     "head": ("as others", "of both", "means", "log-normal", "divergence", "left out", "centred", "curvature"),
     "module": (
         "mean D2",
@@ -72,12 +74,13 @@ FORMS = {
     form.name: form
     for form in (
         BEST,
+        CONTRAST,
         METHOD,
         *(replace(BEST, **{part: other}) for part, others in VARIED.items() for other in others),
         replace(METHOD, against="fall"),
-        *(replace(BEST, head="log-normal", against=against) for against in VARIED["against"]),
-        *(replace(BEST, head=head, against="both") for head in ("as others", "divergence")),
-        *(replace(BEST, head=head, against="fall") for head in ("of both", "means")),
+        *(replace(BEST, head="log-normal", against=against) for against in ("fall", *VARIED["against"])),
+        *(replace(BEST, head=head, against="both") for head in ("as others", "divergence", "centred", "left out")),
+        *(replace(BEST, head=head, against="fall") for head in ("likely", "of both", "means")),
     )
 }
 REFERENCES = ("attribution / cost", "contrast / std", "paired", "weight-diff", "random")

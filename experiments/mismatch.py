@@ -53,8 +53,8 @@ def views(lab: Lab, corpus: Corpus, likely: str) -> Views:
     """All views of a text; ``likely`` is the model, donor or target, whose logits tell which tokens are likely.
 
     ``likely``: weighted by ``p (1 - p)`` with ``p = softmax(mean + standard deviation)`` of that model's logits;
-    ``of both``: with the mean of both models' ``p``; ``means``: with ``p = softmax(mean)``; ``log-normal``: with ``p =
-    softmax(mean + variance / 2)``.
+    ``of the donor``: of the donor's, whatever the text; ``of both``: with the mean of both models' ``p``; ``means``:
+    with ``p = softmax(mean)``; ``log-normal``: with ``p = softmax(mean + variance / 2)``.
     """
     pair = profile_pair(lab.donor_model, lab.target_model, corpus, swap=True)
     plain = Measured.of(pair)
@@ -65,10 +65,11 @@ def views(lab: Lab, corpus: Corpus, likely: str) -> Views:
         return Measured(*(p * (1 - p) * values[head.channels] for values in plain))
 
     mean, var = sides[likely]
-    both = torch.stack([(mean + var.sqrt()).softmax(0) for mean, var in sides.values()]).mean(0)
+    each = {side: (its_mean + its_var.sqrt()).softmax(0) for side, (its_mean, its_var) in sides.items()}
     found = {
-        "likely": weighted((mean + var.sqrt()).softmax(0)),
-        "of both": weighted(both),
+        "likely": weighted(each[likely]),
+        "of the donor": weighted(each["donor"]),
+        "of both": weighted((each["donor"] + each["target"]) / 2),
         "means": weighted(mean.softmax(0)),
         "log-normal": weighted((mean + var / 2).softmax(0)),
         **_of_tokens(lab.donor_model, lab.target_model, corpus, head),

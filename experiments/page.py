@@ -10,6 +10,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path += [str(HERE), str(HERE.parent / "benchmarks")]
@@ -106,7 +107,7 @@ def draw(result: Result, starts: dict[str, tuple[float, float]], path: Path, *, 
         axes.spines[["top", "right"]].set_visible(False)
     for row in panels:
         row[0].set_ylabel(recovered)
-    shown = {}
+    shown: dict[str, Any] = {}
     for axes in panels.flat[:size]:
         handles, labels = axes.get_legend_handles_labels()
         shown |= dict(zip(labels, handles, strict=True))
