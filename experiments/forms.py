@@ -45,9 +45,9 @@ from act.lab.models import load, save
 from act.lab.train import train_target
 
 METHOD = Form()
-BEST = Form(module="mean size", head="likely")
+BEST = Form(module="mean size", head="likely", power=1.0)
 """What ``act.rank`` computes as ``match``."""
-CONTRAST = replace(BEST, against="fall", head="of the donor")
+CONTRAST = Form(module="mean size", against="fall", head="of the donor")
 """What it computes as ``match-contrast``."""
 VARIED: dict[str, tuple[Any, ...]] = {
     "against": ("both", "nothing", "ratio", "penalty"),
@@ -62,7 +62,7 @@ VARIED: dict[str, tuple[Any, ...]] = {
         "D2 of the channel",
         "mean swap2",
     ),
-    "power": (0.25, 1.0),
+    "power": (0.25, 0.5),
     "fall": ("1.0", "0.5", "best strength"),
     "units": (True,),
     "change": ("none", "mean D2", "sum size", "mean swap2"),
@@ -70,6 +70,14 @@ VARIED: dict[str, tuple[Any, ...]] = {
     "embedding": ("left out",),
 }
 """What was tried instead of each part of :data:`BEST`, one at a time."""
+HALF: tuple[dict[str, Any], ...] = (
+    *({"head": head} for head in ("as others", "of both", "means", "log-normal")),
+    *({"module": module} for module in ("mean D2", "sum size")),
+    {"units": True},
+    {"fall": "1.0"},
+    {"against": "both"},
+)
+"""What was tried instead of parts of it with the root of the cost."""
 FORMS = {
     form.name: form
     for form in (
@@ -78,9 +86,13 @@ FORMS = {
         METHOD,
         *(replace(BEST, **{part: other}) for part, others in VARIED.items() for other in others),
         replace(METHOD, against="fall"),
-        *(replace(BEST, head="log-normal", against=against) for against in ("fall", *VARIED["against"])),
-        *(replace(BEST, head=head, against="both") for head in ("as others", "divergence", "centred", "left out")),
-        *(replace(BEST, head=head, against="fall") for head in ("likely", "of both", "means")),
+        *(replace(BEST, power=0.5, **one) for one in HALF),
+        *(replace(BEST, power=0.5, head="log-normal", against=against) for against in ("fall", *VARIED["against"])),
+        *(
+            replace(BEST, power=0.5, head=head, against="both")
+            for head in ("as others", "divergence", "centred", "left out")
+        ),
+        *(replace(CONTRAST, head=head) for head in ("likely", "of both", "means")),
     )
 }
 REFERENCES = ("attribution / cost", "contrast / std", "paired", "weight-diff", "random")

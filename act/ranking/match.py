@@ -29,13 +29,13 @@ def benefit(activations: Activations) -> torch.Tensor:
 
 
 def disturbance(activations: Activations) -> torch.Tensor:
-    """The root of ``mean(swap^2)``, over the mean of ``mean(a_t^2)`` in the module: what moving the channel changes.
+    """``mean(swap^2)``, over the mean of ``mean(a_t^2)`` in the module: what moving the channel changes.
 
     Raises:
         ActError: a profile without swapped outputs.
     """
     swap, _ = _swapped(activations)
-    return _relative(swap.mean_square, activations, activations.target).sqrt_()
+    return _relative(swap.mean_square, activations, activations.target)
 
 
 def _relative(values: torch.Tensor, activations: Activations, likely: Statistics) -> torch.Tensor:

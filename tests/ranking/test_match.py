@@ -41,11 +41,11 @@ def benefit(pair):
     return relative(pair.product.mean, pair, pair.donor)
 
 
-def test_match_is_the_benefit_over_the_root_of_the_largest_cost(swapped):
+def test_match_is_the_benefit_over_the_largest_cost(swapped):
     ability, *keeps = swapped
     alone, over = (act.rank(ability, "match", 1.0, keep=keep) for keep in (None, keeps))
     torch.testing.assert_close(alone.scores, benefit(ability)[alone.index])
-    costs = [relative(keep.swap.var + keep.swap.mean**2, keep, keep.target).sqrt() for keep in keeps]
+    costs = [relative(keep.swap.var + keep.swap.mean**2, keep, keep.target) for keep in keeps]
     torch.testing.assert_close(over.scores, per_cost(benefit(ability), costs)[over.index])
     assert not alone.rule.per_cost and over.rule.per_cost and not over.rule.contrast
     contrast = act.rank(ability, "match-contrast", 1.0, keep=keeps)
@@ -142,6 +142,8 @@ def test_the_shipped_models_are_ranked_by_match_from_the_command_line(texts):
     german, english = (act.load(texts / f"{name}.st") for name in ("german", "english"))
     expected = act.rank(german, "match", 0.05, keep=english)
     assert torch.equal(act.ChannelSet.load(texts / "match.st").index, expected.index)
+    logits = german.space.site("lm_head").channels
+    assert ((expected.index >= logits.start) & (expected.index < logits.stop)).any(), "of another scale than the rest"
 
 
 def test_a_profile_without_swapped_outputs_is_a_sentence_on_the_command_line(texts, pair):
