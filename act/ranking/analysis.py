@@ -6,6 +6,7 @@ Pure functions of score vectors (float64 ``[N]``, NaN where a channel has no sco
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,6 +106,7 @@ def _wilson(hits: int, trials: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+@functools.lru_cache(maxsize=16)  # sets of one size are compared by the hundred
 def _hypergeometric(a: int, b: int, population: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers that random sets of ``a`` and ``b`` may share, and their probabilities."""
     shared = torch.arange(max(0, a + b - population), min(a, b) + 1, dtype=torch.float64)
