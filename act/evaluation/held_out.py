@@ -7,6 +7,7 @@ from pathlib import Path
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.profiles.attribution import AttributionProfile
 from act.profiles.provenance import CorpusRead
 from act.ranking.activations import Ability, sides
 from act.ranking.channel_set import ChannelSet
@@ -31,10 +32,12 @@ def held_out(corpus: Corpus, rankings: Sequence[Ability | ChannelSet]) -> Corpus
 
 
 def _texts(ability: Ability) -> Iterator[CorpusRead]:
+    """What was read to rank by it, texts to keep included, which a cost is measured on."""
     for side in sides(ability):
-        for read in side.provenance.corpora:
-            yield read
-            yield from (CorpusRead(**identity.identity(), shard=read.shard) for identity in read.read)
+        for one in (side, *(side.kept if isinstance(side, AttributionProfile) else ())):
+            for read in one.provenance.corpora:
+                yield read
+                yield from (CorpusRead(**identity.identity(), shard=read.shard) for identity in read.read)
 
 
 def _parts(read: CorpusRead) -> int:

@@ -162,6 +162,15 @@ def test_shards_that_were_not_read_are_held_out(measured):
     assert [entry.record for entry in left.source.read()] == [one for n, one in enumerate(records) if n % 3]
 
 
+def test_what_the_cost_of_a_ranking_was_measured_on_is_not_held_out(measured):
+    donor, target, _, _, text = measured
+    few = text("english").part([0], 12)
+    found = act.attribute(donor, target, text("german test").part([0], 12), keep=few)
+    with pytest.raises(act.ActError, match="is the text that the channels were ranked on"):
+        held_out(few, [found])
+    assert held_out(text("english test"), [found]).source.size == 96
+
+
 @pytest.mark.slow
 def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
     models = tmp_path / "models"
