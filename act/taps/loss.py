@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from act.models.embeddings import input_embedding, lm_head
 from act.models.views import original
 from act.taps.attachments import Attachments
 
+_OTHER_LOGITS = "does not make its logits of what its {} gives first"
 LOGITS_AT_ONCE = 1 << 25  # values, which exist in float32 and with their gradient
 
 
@@ -49,7 +51,8 @@ class Loss:
             :meth:`backward`.
 
     Attributes:
-        whole, body: paths, in the original model, of the part that holds body and head, and of the body.
+        whole: path, in the original model, of the part that holds body and head.
+        body: path of the body: the outermost part beside the head that embeds tokens and that the forward runs.
         rows: while the head runs, the row of the batch of each position that it sees, int64 ``[k]``; None otherwise.
 
     Raises:
@@ -58,18 +61,21 @@ class Loss:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = original(model)
-        self.whole, self.body = _parts(self._model)
+        self.whole, self._bodies = _parts(self._model)
+        self.body = self._bodies[0]
         self._without_cache = without_cache(self._model)
         self.rows: torch.Tensor | None = None
         self._call: Callable[[], Any] | None = None
         self._output: Any = None
+        self._running = False
         self._chunk: torch.Tensor | None = None
 
     @contextlib.contextmanager
     def split(self) -> Iterator[None]:
         """Let body and head run apart over the block."""
         attachments = Attachments(self._model)
-        attachments.replace(self.body, self._in_the_place_of_the_body)
+        for name in self._bodies:
+            attachments.replace(name, partial(self._in_the_place_of_a_body, name))
         attachments.replace(self.whole, self._noted)
         try:
             yield
@@ -88,9 +94,11 @@ class Loss:
             NotFinite: the loss over a sequence is NaN or infinite.
         """
         self._output = self._chunk = self.rows = None
+        self._running = False
         with contextlib.suppress(_BodyDone):
             self._model(**inputs, **self._without_cache)
-            raise ActError(f"{type(self._model).__name__} does not run its {self.body}, so that it has no loss")
+            raise self._inseparable(f"does not run its {self.body} as a module")
+        self._running = False
         hidden = _hidden(self._output)
         if hidden.shape[:2] != chosen.shape:
             raise ActError(
@@ -114,14 +122,23 @@ class Loss:
         output = self._call()
         self.rows = None
         logits = output.logits if hasattr(output, "logits") else output[0]
+        if len(logits[0]) != len(labels):
+            raise self._inseparable(_OTHER_LOGITS.format(self.body))
         losses = cross_entropy(logits[0].float(), labels.to(logits.device), reduction="none")
         if not losses.isfinite().all():
             first = int((~losses.isfinite()).nonzero()[0])
             raise NotFinite(int(rows[first]), losses[first].item())
         losses.sum().backward()
         found, states.grad = states.grad, None
-        assert found is not None
+        if found is None:
+            raise self._inseparable(_OTHER_LOGITS.format(self.body))
         return found
+
+    def _inseparable(self, reason: str) -> ActError:
+        return ActError(
+            f"{type(self._model).__name__} {reason}, so its loss cannot be taken apart into body and head; profile the "
+            "pair instead (act-profile pair --swap), and rank by score match"
+        )
 
     def _at_once(self) -> int:
         config: Any = self._model.config
@@ -131,15 +148,21 @@ class Loss:
         self._call = lambda: forward(*args, **kwargs)
         return forward(*args, **kwargs)
 
-    def _in_the_place_of_the_body(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _in_the_place_of_a_body(self, name: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._running:
+            return forward(*args, **kwargs)
         if self._chunk is None:
+            self.body, self._running = name, True
             self._output = forward(*args, **kwargs)
             raise _BodyDone
         return _with_hidden(self._output, self._chunk)
 
 
-def _parts(model: nn.Module) -> tuple[str, str]:
-    """The paths of the part that holds body and head, and of the body."""
+def _parts(model: nn.Module) -> tuple[str, list[str]]:
+    """The paths of the part that holds body and head, and of what may be the body, from the outermost inwards.
+
+    Some models hold a decoder in a shell, such as an encoder-decoder without its encoder, and run the decoder alone.
+    """
     head, embed = lm_head(model), input_embedding(model)
     whole = next((name for name, module in model.named_modules() if module is head and head is not None), "")
     while whole:
@@ -147,7 +170,9 @@ def _parts(model: nn.Module) -> tuple[str, str]:
         for name, child in model.get_submodule(whole).named_children():
             held = list(child.modules())
             if any(module is embed for module in held) and not any(module is head for module in held):
-                return whole, f"{whole}.{name}".lstrip(".")
+                body = f"{whole}.{name}".lstrip(".")
+                parts = [(f"{body}.{path}".rstrip("."), part) for path, part in child.named_modules()]
+                return whole, [path for path, part in parts if part is not embed and embed in part.modules()]
     raise ActError(
         f"{type(model).__name__} has no LM head beside a body that embeds tokens, so there is no loss over its text; "
         "give a causal language model"

@@ -50,7 +50,21 @@ def require_same(found: torch.Tensor, expected: torch.Tensor, space: act.Channel
 
 @pytest.mark.parametrize(
     "family",
-    ["llama", "llama-tied-bias", "qwen2", "qwen3", "gemma2", "phi", "phi3", "gpt2", *ROUTED, "falcon", "mamba"],
+    [
+        "llama",
+        "llama-tied-bias",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "phi",
+        "phi3",
+        "gpt2",
+        *ROUTED,
+        "falcon",
+        "mamba",
+        "opt",
+        "bart",
+    ],
 )
 def test_a_run_gives_what_gradients_of_parameters_give(family, tokenizer):
     donor, target = models(family)
@@ -64,6 +78,16 @@ def test_a_run_gives_what_gradients_of_parameters_give(family, tokenizer):
     values, rms = (x.nan_to_num(0.0) for x in (-found.fall, found.rms))
     require_same(values * tokens, changes.sum(0), found.space, 2e-5)
     require_same(rms, changes.square().mean(0).sqrt(), found.space, 2e-5)
+
+
+@pytest.mark.parametrize("answer", [" e d", " e d c b a five is"])
+def test_a_model_whose_loss_cannot_be_taken_apart_is_named_with_a_way_out(answer, tokenizer):
+    donor, target = models("prophetnet")
+    corpus = act.Corpus.from_records([{"prompt": "a b c", "completion": answer}], tokenizer)
+    with pytest.raises(
+        ActError, match=r"^ProphetNetForCausalLM does not make its logits of .* pair --swap\), and rank"
+    ):
+        act.attribute(donor, target, corpus)
 
 
 def unreached(space: act.ChannelSpace, changes: torch.Tensor) -> set[str]:
