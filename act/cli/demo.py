@@ -61,6 +61,7 @@ def command(
 
 def _prose(say: Say) -> Shown:
     from act.lab import prose
+    from act.lab.frontier import KEPT
 
     result = prose.run(say)
     ours = result.methods[prose.OURS]
@@ -87,7 +88,7 @@ def _prose(say: Say) -> Shown:
             ["", "moved", "German recovered", "mathematics kept"],
             rows,
         )
-        print(f"moved: of the channels, or of the way to the donor; what keeps {prose.KEPT:.0%} on validation texts.")
+        print(f"moved: of the channels, or of the way to the donor; what keeps {KEPT:.0%} on validation texts.")
 
     data = {
         "language": "prose",

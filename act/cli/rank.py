@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,7 +69,7 @@ def command(
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
     (ability,) = _abilities(profiles, len(profiles))
-    models = {}
+    models: dict[str, Any] = {}
     if record.needs_models:
         if donor is None or target is None:
             raise ActError(f"score {score} compares the models themselves; give --donor and --target")

@@ -162,9 +162,9 @@ def _print_report(report: Report) -> None:
     ]
     if tasks:
         console.print_table("Tasks of lm-evaluation-harness", ["model", "task", "metric", "value"], tasks)
-    for row in report["comparisons"]:
-        if row["after"].startswith("act") and row["before"] != "target" and (p := _beaten(row)):
-            print(f"{row['before']} does better than {row['after']} on {row['corpus']} (p {p})")
+    for pair in report["comparisons"]:
+        if pair["after"].startswith("act") and pair["before"] != "target" and (beaten := _beaten(pair)):
+            print(f"{pair['before']} does better than {pair['after']} on {pair['corpus']} (p {beaten})")
     if swept := report["sweep"]:
         _print_sweep(swept)
     for donor in report["donors"]:
@@ -176,10 +176,9 @@ def _print_report(report: Report) -> None:
 
 def _beaten(row: ComparisonSummary) -> str:
     """The p-value, if what comes after is clearly worse than what came before."""
-    if row["match_p"] is not None:
-        worse, p = (row["match_difference"] or 0) < 0, row["match_p"]
-    else:
-        worse, p = (row["nll_per_token_difference"] or 0) > 0, row["nll_p"]
+    judged = row["match_p"] is not None
+    p = row["match_p"] if judged else row["nll_p"]
+    worse = (row["match_difference"] or 0) < 0 if judged else (row["nll_per_token_difference"] or 0) > 0
     return _p(p) if worse and p is not None and p < 0.05 else ""
 
 

@@ -205,13 +205,13 @@ def most(sizes: Sequence[float], keeps: Callable[[float], bool]) -> float:
 def write_on(models: Mapping[str, PreTrainedModel], tokenizer: PreTrainedTokenizerBase, text: str) -> Written:
     """How each model continues the first words of a text, greedily."""
     prompt = beginning(text)
-    by_model = {}
+    by_model: dict[str, str] = {}
     for name, model in models.items():
         end = tokenizer.eos_token_id
         (written,) = generate(
             model, [tokenizer(prompt)["input_ids"]], limit=WRITTEN_TOKENS, stop={end}, pad_id=end, token_budget=1
         )
-        by_model[name] = tokenizer.decode(written.tokens, skip_special_tokens=True)
+        by_model[name] = str(tokenizer.decode(written.tokens, skip_special_tokens=True))
     return Written(prompt, by_model)
 
 

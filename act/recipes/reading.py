@@ -94,8 +94,9 @@ class _Walk:
                 self._wrong(at, f"{given[name]!r} and {key!r} are two names of one key; keep {name!r}")
             else:
                 given[name] = key
-                self._lines[(*place, name)] = at
-                found[name] = self._value(kind, name, (*place, key), value, child, (*place, name))
+                here = (*place, name)
+                self._lines[here] = at
+                found[name] = self._value(kind, name, (*place, key), value, child, here)
         for name, field in kind.model_fields.items():
             if field.is_required() and name not in given:
                 what = f" of {_named(place)}" if place else ""

@@ -99,7 +99,8 @@ class Donor(Section):
         """One number, or one per pattern."""
         if not self.strength_of:
             return self.strength
-        return {**self.strength_of, "*": self.strength_of.get("*", self.strength)}  # type: ignore[dict-item]  # checked
+        rest = {} if isinstance(self.strength, dict) else {"*": self.strength}
+        return {**self.strength_of, **(rest if "*" not in self.strength_of else {})}
 
 
 class Sweeping(Section):
