@@ -17,7 +17,7 @@ from act.core.errors import ActError, require_choice, require_type
 from act.data.batching import Sequence, pieces
 from act.data.encode import ENCODING, AnswerTurns, Count, Encoded, Encoder
 from act.data.images import Vision, column_of, processor_beside
-from act.data.parts import Part
+from act.data.parts import Part, Picked
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
 from act.data.token_cache import TokenCache
 from act.data.workers import ordered_map
@@ -231,9 +231,20 @@ class Corpus:
         >>> corpus.part([1], 2).source.size
         2
         """
+        return self._from(Part(self.source, residues=sorted(residues), of=of))
+
+    def only(self, numbers: Iterable[int]) -> Corpus:
+        """This corpus with the records of these numbers only.
+
+        >>> corpus = act.Corpus.from_records([{"text": letter} for letter in "abcd"], tokenizer)
+        >>> corpus.only([0, 3]).source.size
+        2
+        """
+        return self._from(Picked(self.source, numbers))
+
+    def _from(self, source: Source) -> Corpus:
         corpus = copy.copy(self)
-        corpus.source = Part(self.source, residues=sorted(residues), of=of)
-        corpus._tokens = None
+        corpus.source, corpus._tokens = source, None
         return corpus
 
     def fitted(self, learned: int | None, trained: int | None = None) -> Corpus:

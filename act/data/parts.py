@@ -1,9 +1,9 @@
-"""A part of a source: a range of its records, and of these some in turn, such as every second."""
+"""Parts of a source: a range of its records, of these some in turn, such as every second, or those of given numbers."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from act.core.errors import ActError
 from act.data.records import Entry, Shard, Source, Wanted, every
@@ -77,3 +77,36 @@ class Part:
         end = min(each for each in (size, self._stop) if each is not None)
         rounds, more = divmod(max(0, end - self._first), self._of)
         return rounds * len(self._residues) + sum(residue < more for residue in self._residues)
+
+
+class Picked:
+    """The records of a source that have these numbers, numbered from 0 in their order.
+
+    >>> from act.data.parts import Picked
+    >>> from act.data.records import Memory
+    >>> letters = Memory([{"text": letter} for letter in "abcd"])
+    >>> [(entry.number, entry.record["text"]) for entry in Picked(letters, [3, 1]).read()]
+    [(0, 'b'), (1, 'd')]
+    """
+
+    def __init__(self, source: Source, numbers: Iterable[int]) -> None:
+        self._source = source
+        self._places = {number: place for place, number in enumerate(sorted(numbers))}
+        self.name = source.name
+        decided = f"{source.fingerprint} {[*self._places]}"
+        self.fingerprint = source.fingerprint and hashlib.sha256(decided.encode()).hexdigest()[:16]
+        self.size: int | None = len(self._places)
+
+    def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
+        """See :class:`act.data.records.Source`."""
+
+        def here(number: int) -> bool:
+            place = self._places.get(number)
+            return place is not None and place >= start and place % shard[1] == shard[0] and wanted(place)
+
+        for entry in self._source.read(wanted=here):
+            yield entry._replace(number=self._places.get(entry.number, len(self._places)))
+
+    def count(self) -> int | None:
+        """See :class:`act.data.records.Source`."""
+        return self.size

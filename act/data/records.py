@@ -96,7 +96,7 @@ class Memory:
         self._records = list(records)
         self.name = name
         try:
-            content = json.dumps(self._records, sort_keys=True, default=_plain)
+            content = json.dumps(self._records, sort_keys=True, default=plain)
         except (RecursionError, TypeError, ValueError) as error:  # circular, too deep, or keys of several types
             raise ActError(
                 f"the records are no plain data ({brief(error)}); expected dicts with texts as keys"
@@ -114,7 +114,7 @@ class Memory:
         return self.size
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     """What tells a value apart that JSON does not know: the pixels of an image, or its text."""
     if hasattr(value, "tobytes"):
         return f"{getattr(value, 'size', '')} {hashlib.sha256(value.tobytes()).hexdigest()}"

@@ -95,6 +95,8 @@ class Choice:
         least: the share that was to be kept.
         records: number of records, by corpus: the ability's first.
         metric: what was measured on each, by corpus.
+        not_compared: names of texts that the ranking was measured on and that are known to be others only as a whole,
+            since their records could not be read again.
 
     >>> from act.evaluation.choice import Candidate, Share
     >>> one = Candidate(0.05, 0.4, 47, Share(0.62, 0.03), (Share(0.97, 0.01),))
@@ -108,6 +110,7 @@ class Choice:
     least: float
     records: Mapping[str, int]
     metric: Mapping[str, str]
+    not_compared: tuple[str, ...] = ()
 
     @property
     def strength(self) -> float:
@@ -135,6 +138,7 @@ class Choice:
             "candidates": [one.to_json() for one in self.candidates],
             "records": dict(self.records),
             "metric": dict(self.metric),
+            "not_compared": list(self.not_compared),
         }
 
     @property
@@ -148,6 +152,10 @@ class Choice:
     def card(self) -> str:
         """The choice and its frontier, in Markdown, for a model card."""
         texts = ", ".join(f"{name} ({count:,} records, {self.metric[name]})" for name, count in self.records.items())
+        others = ", ".join(self.not_compared)
+        unsure = (
+            f" The records of {others} could not be read again, so only whole texts were told apart." if others else ""
+        )
         rows = [
             f"| {'**chosen**' if one == self.chosen else ''} | {100 * one.top:g} % | {one.strength:g} "
             f"| {one.channels:,} | {one.recovered} | {one.least_kept} |"
@@ -156,7 +164,7 @@ class Choice:
         return "\n".join(
             [
                 f"Share and strength were chosen among {len(self.candidates)} on records that the ranking was not "
-                f"measured on: most recovered at {100 * self.least:g} % kept or more. Records: {texts}.",
+                f"measured on: most recovered at {100 * self.least:g} % kept or more. Records: {texts}.{unsure}",
                 "",
                 "| | share of the channels | strength | channels | recovered | kept |",
                 "|---|---|---|---|---|---|",
@@ -227,7 +235,7 @@ def choose(
         raise ActError(f"the share to keep is {least_kept}; expected a number above 0 and up to 1, such as 0.95")
     require_different(corpus, kept)
     listed = keep_profiles if isinstance(keep_profiles, list) else [] if keep_profiles is None else [keep_profiles]
-    texts = [held_out(text, [ranking, *listed]) for text in (corpus, *kept)]
+    texts, not_compared = held_out((corpus, *kept), [ranking, *listed])
     ranked = (
         ranking.best
         if isinstance(ranking, ChannelSet)
@@ -271,7 +279,7 @@ def choose(
     records = {one.corpus: len(one.nll) for one in before}
     chosen = _best(candidates, least_kept, records)
     metrics = {one.corpus: one.metric for one in before}
-    return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics)
+    return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics, not_compared)
 
 
 def figure(evaluation: Evaluation) -> float:

@@ -1,56 +1,126 @@
-"""Records that a ranking was not measured on, as far as the profile or channel set tells."""
+"""Records that a ranking was not measured on, as far as its profile or channel set tells.
+
+Texts are told apart by their content, or, of a channel set, by their place. Where what was ranked on still lies where
+it was read, records are compared one by one, so that a copy, a part or another packing of it is found.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import glob
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.data.parts import Part
+from act.data.records import Entry, Source, open_source, plain
 from act.profiles.attribution import AttributionProfile
 from act.profiles.provenance import CorpusRead
 from act.ranking.activations import Ability, sides
 from act.ranking.channel_set import ChannelSet
 
 
-def held_out(corpus: Corpus, rankings: Sequence[Ability | ChannelSet]) -> Corpus:
-    """The records of a corpus that none of these was measured on: all of them, or the shards that were not read.
+def held_out(
+    corpora: Sequence[Corpus], rankings: Sequence[Ability | ChannelSet]
+) -> tuple[list[Corpus], tuple[str, ...]]:
+    """The records of corpora that none of these rankings was measured on.
+
+    Returns:
+        Each corpus without what was read, and the names of ranked texts whose records could not be compared, because
+        they are no local files or were changed since.
 
     Raises:
-        ActError: all of its records were read.
+        ActError: all records of a corpus were read.
     """
-    for ranking in rankings:
-        if isinstance(ranking, ChannelSet):
-            names = {*ranking.rule.corpora, *(name for kept in ranking.rule.keep for name in kept)}
-            if any(_same_place(corpus.name, name) for name in names):
-                raise _seen(corpus)
+    ranked = list(dict.fromkeys(text for ranking in rankings for text in _texts(ranking)))
+    left = [_unread_shards(corpus, ranked) for corpus in corpora]
+    found = [{entry.number: _digest(entry) for entry in corpus.source.read()} for corpus in left]
+    wanted = {digest for each in found for digest in each.values() if digest}
+    seen, unknown = set[bytes](), []
+    for text in ranked:
+        if (source := text.source()) is None:
+            unknown.append(text.name)
             continue
-        for read in _texts(ranking):
-            if read.fingerprint and read.fingerprint == corpus.source.fingerprint:
-                corpus = corpus.part(_unread(corpus, read), _parts(read))
+        for shard in text.shards:
+            read = map(_digest, source.read(shard=(shard, text.of)))
+            seen.update(digest for digest in read if digest in wanted)
+    kept = [
+        corpus if seen.isdisjoint(each.values()) else _only(corpus, [n for n, one in each.items() if one not in seen])
+        for corpus, each in zip(left, found, strict=True)
+    ]
+    return kept, tuple(dict.fromkeys(unknown))
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text that was ranked on: its fingerprint, None if only its place is known, and which of its shards was read."""
+
+    name: str
+    fingerprint: str | None
+    shards: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def source(self) -> Source | None:
+        """Its records, or one half of them, as they were ranked on; None if these cannot be had here."""
+        if not (Path(self.name).exists() or glob.glob(self.name, recursive=True)):
+            return None
+        with contextlib.suppress(ActError):
+            whole = open_source(self.name)
+            for source in (whole, *(Part(whole, residues=(half,), of=2) for half in (0, 1))):
+                if self.fingerprint in (None, source.fingerprint):
+                    return source
+        return None
+
+
+def _texts(ranking: Ability | ChannelSet) -> Iterator[_Text]:
+    """What was read to rank by it, texts to keep included, which a contrast or a cost is measured on."""
+    if isinstance(ranking, ChannelSet):
+        for name in (*ranking.rule.corpora, *(name for kept in ranking.rule.keep for name in kept)):
+            yield _Text(name, None)
+        return
+    for side in sides(ranking):
+        for one in (side, *(side.kept if isinstance(side, AttributionProfile) else ())):
+            for read in one.provenance.corpora:
+                for identity in read.read or (read,):
+                    yield _Text(identity.name, identity.fingerprint or "", *_shards(read))
+
+
+def _shards(read: CorpusRead) -> tuple[tuple[int, ...], int]:
+    """The shards that were read, and of how many."""
+    if read.shard:
+        return (read.shard[0],), read.shard[1]
+    return (read.shards, read.of or 1) if isinstance(read.shards, tuple) else ((0,), 1)
+
+
+def _unread_shards(corpus: Corpus, ranked: Iterable[_Text]) -> Corpus:
+    """The shards of a corpus that were not read, if it is itself one of these texts."""
+    for text in ranked:
+        if text.fingerprint is None:
+            if _same_place(corpus.name, text.name):
+                raise _seen(corpus)
+        elif text.fingerprint and text.fingerprint == corpus.source.fingerprint:
+            left = [number for number in range(text.of) if number not in text.shards]
+            if not left:
+                raise _seen(corpus)
+            corpus = corpus.part(left, text.of)
     return corpus
 
 
-def _texts(ability: Ability) -> Iterator[CorpusRead]:
-    """What was read to rank by it, texts to keep included, which a cost is measured on."""
-    for side in sides(ability):
-        for one in (side, *(side.kept if isinstance(side, AttributionProfile) else ())):
-            for read in one.provenance.corpora:
-                yield read
-                yield from (CorpusRead(**identity.identity(), shard=read.shard) for identity in read.read)
-
-
-def _parts(read: CorpusRead) -> int:
-    return read.shard[1] if read.shard else read.of or 1
-
-
-def _unread(corpus: Corpus, read: CorpusRead) -> list[int]:
-    """The shards that were not read."""
-    seen = {read.shard[0]} if read.shard else set(read.shards) if isinstance(read.shards, tuple) else None
-    left = [] if seen is None else [number for number in range(_parts(read)) if number not in seen]
-    if not left:
+def _only(corpus: Corpus, numbers: Sequence[int]) -> Corpus:
+    if not numbers:
         raise _seen(corpus)
-    return left
+    return corpus.only(numbers)
+
+
+def _digest(entry: Entry) -> bytes:
+    """What a record says, whatever file it lies in; nothing if it cannot be read."""
+    if isinstance(entry.record, ActError):
+        return b""
+    return hashlib.sha256(json.dumps(entry.record, sort_keys=True, default=plain).encode()).digest()[:16]
 
 
 def _seen(corpus: Corpus) -> ActError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import shutil
@@ -156,8 +157,8 @@ def _first(count: int, corpus: act.Corpus):
 def test_shards_that_were_not_read_are_held_out(measured):
     donor, target, _, _, text = measured
     first = act.profile_pair(donor, target, text("german"), shard=(0, 3))
-    left = held_out(text("german"), [first])
-    assert left.source.size == 64 and held_out(text("english"), [first]).source.size == 96
+    (left, other), not_compared = held_out([text("german"), text("english")], [first])
+    assert left.source.size == 64 and other.source.size == 96 and not not_compared
     records = [entry.record for entry in text("german").source.read()]
     assert [entry.record for entry in left.source.read()] == [one for n, one in enumerate(records) if n % 3]
 
@@ -167,8 +168,42 @@ def test_what_the_cost_of_a_ranking_was_measured_on_is_not_held_out(measured):
     few = text("english").part([0], 12)
     found = act.attribute(donor, target, text("german test").part([0], 12), keep=few)
     with pytest.raises(act.ActError, match="is the text that the channels were ranked on"):
-        held_out(few, [found])
-    assert held_out(text("english test"), [found]).source.size == 96
+        held_out([few], [found])
+    (left,), not_compared = held_out([text("english test")], [found])
+    assert left.source.size == 96 and not_compared == (text("german test").name, few.name)
+
+
+def test_copies_and_parts_of_a_ranked_text_are_found(measured, folder, tmp_path):
+    _, _, german, _, text = measured
+    lines = (folder / "german.jsonl").read_text().splitlines()
+    (tmp_path / "part.jsonl").write_text("\n".join(reversed(lines[:20])))
+    (tmp_path / "packed.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode()))
+    fresh = (folder / "german test.jsonl").read_text().splitlines()
+    (tmp_path / "mixed.jsonl").write_text("\n".join([*lines[:5], *fresh[:7], *lines[5:8]]))
+
+    def opened(name: str) -> act.Corpus:
+        return act.Corpus.from_file(tmp_path / name, text("german").tokenizer)
+
+    for ranking in (german, act.rank(german, top=0.05)):
+        for name in ("part.jsonl", "packed.jsonl.gz"):
+            with pytest.raises(act.ActError, match="is the text that the channels were ranked on"):
+                held_out([opened(name)], [ranking])
+        (left,), not_compared = held_out([opened("mixed.jsonl")], [ranking])
+        assert [entry.record for entry in left.source.read()] == [*map(json.loads, fresh[:7])] and not not_compared
+        assert [entry.number for entry in left.source.read(start=2, shard=(1, 2))] == [3, 5]
+
+
+def test_what_could_not_be_compared_stands_on_the_card(measured, folder, tmp_path):
+    donor, target, _, _, text = measured
+    (tmp_path / "gone.jsonl").write_text((folder / "english.jsonl").read_text())
+    gone = act.Corpus.from_file(tmp_path / "gone.jsonl", text("english").tokenizer)
+    profile = act.profile_pair(donor, target, gone.part([0], 32))
+    (tmp_path / "gone.jsonl").unlink()
+    _, not_compared = held_out([text("german")], [profile])
+    one = candidate(0.6, 0.96)
+    card = Choice(None, one, (one,), 0.95, {"g": 50}, {"g": "nll"}, not_compared).card()
+    assert f"The records of {gone.name} could not be read again, so only whole texts were told apart." in card
+    assert "could not be read" not in Choice(None, one, (one,), 0.95, {"g": 50}, {"g": "nll"}).card()
 
 
 @pytest.mark.slow
