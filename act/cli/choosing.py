@@ -54,6 +54,10 @@ class Choosing(RankingOptions):
     ] = None
     ignore_columns: options.IgnoreColumns = None
     max_length: options.MaxLength = None
+    donor_device: Annotated[
+        str | None,
+        typer.Option(help="With --auto: where the donor is and runs, such as cpu; by default where the target is."),
+    ] = None
 
     @property
     def files(self) -> list[str | Path]:
@@ -99,15 +103,18 @@ class Choosing(RankingOptions):
         target: str,
         channels: Sequence[Path],
         strengths: Sequence[float],
+        device: str,
         loading: Mapping[str, Any],
         match_experts: bool,
     ) -> Choice:
         """Load the models, rank unless that was done before, and try every candidate."""
         from act.data.corpus import Corpus
-        from act.evaluation.choice import KEPT, choose, require_different
+        from act.evaluation.choice import KEPT, choose, require_candidates, require_different
         from act.evaluation.sweep import STRENGTHS, TOPS
         from act.models.loading import load_model, load_tokenizer
 
+        least = KEPT if self.least_kept is None else self.least_kept
+        require_candidates(least, self.top, strengths, self.metric or "auto")
         console.quiet_transformers()
         tokenizer = load_tokenizer(target, trust_remote_code=loading["trust_remote_code"])
         ability, *kept = (
@@ -115,7 +122,8 @@ class Choosing(RankingOptions):
             for place in (*(self.corpus or []), *(self.keep or []))
         )
         require_different(ability, kept)
-        giving, taking = (load_model(name, **loading) for name in (donor, target))
+        places = ((donor, self.donor_device or device), (target, device))
+        giving, taking = (load_model(name, device=place, **loading) for name, place in places)
         console.order_experts(giving, taking, match_experts)
         ranking, others, ability, kept = self._ranked(giving, taking, ability, kept, channels)
         total = 1 + len(set(self.top or TOPS)) * len(set(strengths or STRENGTHS))
@@ -132,7 +140,7 @@ class Choosing(RankingOptions):
                 ranking,
                 ability,
                 kept,
-                least_kept=KEPT if self.least_kept is None else self.least_kept,
+                least_kept=least,
                 tops=list(self.top) if self.top else None,
                 strengths=list(strengths) or STRENGTHS,
                 metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate

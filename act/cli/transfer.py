@@ -6,14 +6,14 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from act.cli import console, options
 from act.cli.choosing import Choosing, print_choice
 from act.cli.grouped import with_options
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
@@ -80,6 +80,7 @@ def command(
         require_strength(value)
     if auto:
         automatic.require(donor, channels, strength_of or [])
+        _require_overlap(overlap)
     else:
         automatic.require_unused()
         if len(channels) != len(donor):
@@ -92,15 +93,15 @@ def command(
     on_disk = not (in_memory or merge) and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
     if on_disk and match_experts:
         raise ActError("--match-experts reorders loaded models, not files; add --in-memory, or leave it out")
-    if on_disk and device != "auto":
+    if on_disk and device != "auto" and not auto:  # which runs the models
         raise ActError(f"--device {device} has no effect on files; add --in-memory, or leave --device out")
     if hard_link and (not on_disk or output.suffix == ".safetensors"):
         raise ActError("--hard-link has no effect unless files are transferred to a folder; leave it out")
 
     choice = None
     if auto:
-        loading = {"dtype": dtype, "device": device, "merge": merge, "trust_remote_code": trust_remote_code}
-        choice = automatic.choose(donor[0], target, channels, strengths, loading, match_experts)
+        loading = {"dtype": dtype, "merge": merge, "trust_remote_code": trust_remote_code}
+        choice = automatic.choose(donor[0], target, channels, strengths, device, loading, match_experts)
         strengths = [choice.strength]
     more = choice.card() if choice else ""
 
@@ -277,6 +278,12 @@ def _saved(patch: Patch, output: Path, force: bool) -> dict[str, Any]:
 
 def _summary(patch: Patch, path: str) -> dict[str, Any]:
     return {"values": len(patch), "parameters": patch.parameters, "notes": patch.notes, "path": path}
+
+
+def _require_overlap(overlap: str) -> None:
+    from act.editing.rows import Overlap
+
+    require_choice("overlap", overlap, get_args(Overlap))
 
 
 def _one_each(option: str, values: list[float], donors: int) -> list[float]:

@@ -12,14 +12,15 @@ import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus
+from act.editing.strength import require_strength
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.exercises import Metric
 from act.evaluation.frontier import frontier
@@ -33,7 +34,7 @@ from act.ranking.channel_set import ChannelSet
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
 from act.ranking.scores import ScoreName
-from act.ranking.selection import Scope
+from act.ranking.selection import Scope, parse_top
 
 KEPT = 0.95
 CLEAR = 2  # standard errors
@@ -231,8 +232,7 @@ def choose(
         require_corpus(what, text)
     if not kept:
         raise ActError("nothing is to be kept, so the largest transfer would always be chosen; give records to keep")
-    if not 0 < least_kept <= 1:
-        raise ActError(f"the share to keep is {least_kept}; expected a number above 0 and up to 1, such as 0.95")
+    require_candidates(least_kept, tops, strengths, metric)
     require_different(corpus, kept)
     listed = keep_profiles if isinstance(keep_profiles, list) else [] if keep_profiles is None else [keep_profiles]
     texts, not_compared = held_out((corpus, *kept), [ranking, *listed])
@@ -280,6 +280,19 @@ def choose(
     chosen = _best(candidates, least_kept, records)
     metrics = {one.corpus: one.metric for one in before}
     return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics, not_compared)
+
+
+def require_candidates(
+    least_kept: float, tops: Sequence[str | float] | None, strengths: Sequence[float], metric: str
+) -> None:
+    """Raise :class:`ActError` for values out of range and an unknown metric, before anything is measured."""
+    if not 0 < least_kept <= 1:
+        raise ActError(f"the share to keep is {least_kept}; expected a number above 0 and up to 1, such as 0.95")
+    for top in tops or ():
+        parse_top(top)
+    for strength in strengths:
+        require_strength(strength)
+    require_choice("metric", metric, get_args(Metric))
 
 
 def figure(evaluation: Evaluation) -> float:

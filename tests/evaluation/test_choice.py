@@ -214,7 +214,8 @@ def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
     given = ["transfer", "--donor", models / "base", "--target", models / "target", "--auto"]
     texts = ["--corpus", folder / "german.jsonl", "--keep", folder / "english.jsonl"]
     grid = ["--top", "5%", "--strength", "1", "--strength", "0.7", "--metric", "nll", "--least-kept", "0.5"]
-    made = succeed(*given, *texts, *grid, "--count", "predict", "--output", tmp_path / "out")
+    where = ["--device", "cpu", "--donor-device", "cpu"]
+    made = succeed(*given, *texts, *grid, *where, "--count", "predict", "--output", tmp_path / "out")
     assert made["path"] == "disk" and made["strength"] == made["auto"]["chosen"]["strength"] in (0.7, 1.0)
     assert len(made["auto"]["candidates"]) == 2 and made["channels"] == made["auto"]["chosen"]["channels"]
     assert set(made["auto"]["records"].values()) == {48}
@@ -243,6 +244,12 @@ def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
         (["--auto", "--corpus", "a", "--keep", "b", "--channels", "c", "--profile", "p"], "tries one ranking"),
         (["--auto", "--corpus", "a", "--keep", "b", "--channels", "c", "--score", "welch-t"], "ranked already"),
         (["--auto", "--corpus", "a", "--keep", "b", "--keep-profile", "p"], "belongs to a --profile"),
+        (["--donor-device", "cpu", "--channels", "c"], "--donor-device has no effect without --auto"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--overlap", "most"], "overlap"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--metric", "most"], "metric"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--top", "500%"], "top is 500%"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--least-kept", "2"], "the share to keep is 2"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--device", "cpu"], "no such corpus: a"),
     ],
 )
 def test_options_that_do_not_go_together(more, message, tmp_path):
