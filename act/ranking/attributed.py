@@ -25,8 +25,8 @@ def chosen_cost(cost: Cost, kept: bool) -> Cost:
         return "keep" if kept else "none"
     if cost == "keep" and not kept:
         raise ActError(
-            "cost 'keep' is what a channel disturbs on texts to keep, and there are none; measure some "
-            "(act-profile attribute --keep), or choose cost distance or none"
+            "cost 'keep' is what a channel disturbs on texts to keep, and there are none; give some as keep, "
+            "or choose cost distance or none"
         )
     return cost
 

@@ -17,6 +17,7 @@ from act.ranking.activations import Activations
 from act.ranking.scores import spread
 
 Normalize = Literal["none", "mean", "std", "kind-mean", "kind-std", "channel"]
+NO_SPREAD = "normalize 'channel' divides by the spread of activations; use it with an activation score"
 T = TypeVar("T")
 _CHANNELS_AT_ONCE = 1 << 16  # whose scores stay in the cache of a core
 
@@ -52,7 +53,7 @@ def normalized(
         return score
     if how == "channel":
         if activations is None:
-            raise ActError("normalize 'channel' divides by the spread of activations; use it with an activation score")
+            raise ActError(NO_SPREAD)
         scale = spread(activations)
         return score.div_(scale.masked_fill_(scale == 0, torch.nan))
     values, mean = score.numpy(), how.endswith("mean")

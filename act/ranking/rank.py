@@ -31,8 +31,8 @@ from act.ranking.activations import (
 from act.ranking.attributed import Cost, attribution_of, chosen_cost
 from act.ranking.channel_set import ChannelSet
 from act.ranking.costs import per_cost
-from act.ranking.eligible import Eligible
-from act.ranking.granularity import Granularity, units_of
+from act.ranking.demands import contradictions, rankable
+from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize, normalized
 from act.ranking.rule import Rule
 from act.ranking.scores import Evidence, Formula, Score, ScoreName, score_named
@@ -122,15 +122,12 @@ def rank(
         require_ability("keep", ability)
     if record.takes_cost:
         kept = [*attribution_of(profile).kept, *kept]
-        cost = chosen_cost(cost, bool(kept))
-    elif cost != "auto":
-        raise ActError(f"cost {cost!r} has no effect on score {record.name}; leave it out, or rank by attribution")
+    for _, wrong in contradictions(record, cost=cost, normalize=normalize, kept=bool(kept)):
+        raise wrong
+    cost = chosen_cost(cost, bool(kept)) if record.takes_cost else cost
     by_cost = bool(kept) and record.keep == "cost" and cost in ("auto", "keep")
-    if wrong := record.wrong_keep(bool(kept)):
-        raise ActError(wrong)
     require_comparable(profile, kept)
-    units = units_of(space, granularity)
-    eligible = Eligible.of(space, include, exclude)
+    units, eligible = rankable(space, granularity, include, exclude)
     unwanted = {name for each in (profile, *kept) for one in sides(each) for name in one.left_out}
     starved = _Starved(space, _tokens_needed(min_expert_tokens), unwanted)
 
@@ -163,7 +160,6 @@ def rank(
     unmeasured = eligible.unmeasured(values, starved.sites)
     left_out = [site for site in eligible.sites if site.name in starved.sites]
     eligible.leave_out_others(values)
-    eligible.require_columns(units)
     parts = map(torch.from_numpy, in_cache(values.numpy()))
     if record.name != "custom" and not any(part.nan_to_num().any() for part in parts) and scored_of(values):
         raise ActError(

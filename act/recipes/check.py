@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError, Unreachable
+from act.core.inputs import require_not_input
 from act.data.corpus import Corpus
 from act.data.parts import Part
 from act.data.records import is_hub_id, open_source
@@ -30,9 +31,16 @@ from act.models.limits import default_token_budget
 from act.models.loading import device_named, empty_model, load_config, load_tokenizer
 from act.profiling.plan import Cluster, Shape
 from act.profiling.text_plan import tokens_of
+from act.ranking.demands import rankable
 from act.ranking.selection import parse_top
 from act.recipes.corpora import chosen
-from act.recipes.inputs import require_decoder, require_known_tasks, require_other_texts, require_tokens
+from act.recipes.inputs import (
+    require_decoder,
+    require_known_tasks,
+    require_other_models,
+    require_other_texts,
+    require_tokens,
+)
 from act.recipes.schema import Recipe, Tuning
 from act.recipes.variants import compared, result
 
@@ -148,21 +156,28 @@ class _Check:
     lengths: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     hub: bool | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def look(self) -> None:
         """Look at everything that can be reached."""
         recipe = self.recipe
         names = recipe.models()
         self._tried("", self._output)
+        self._tried("", require_other_models, recipe)
+        self._tried(recipe.device, self._device)
         for name in names:
             self._tried(name, self.see, name)
         target = recipe.target
         if target in self.empty:
             self._tried(target, require_decoder, recipe, trust_remote_code=self.trust_remote_code)
+        if target in self.spaces:
+            options = recipe.granularity, recipe.include, recipe.exclude
+            self._tried("", rankable, self.spaces[target], *options)
         ours = self._tokenizer(target)
         for name in names[1:]:
             if target in self.empty and name in self.empty:
                 self._tried(name, common_space, self.empty[name], self.empty[target])
+                self._tried(name, self._one_type, name)
             if ours is not None and (theirs := self._tokenizer(name)) is not None:
                 self._tried(name, require_tokens, recipe, name, theirs, ours)
         contents: dict[str, str] = {}
@@ -180,9 +195,7 @@ class _Check:
     @property
     def token_budget(self) -> int:
         """Tokens per batch."""
-        device = self.recipe.device
-        place = device_named(device) if device == "auto" else torch.device(device)
-        return self.recipe.token_budget or default_token_budget(place)
+        return self.recipe.token_budget or default_token_budget(self.device)
 
     def weights(self, name: str) -> int:
         """Bytes of a model."""
@@ -220,6 +233,26 @@ class _Check:
         folder = self.recipe.folder.absolute().parent
         if not folder.is_dir():
             raise ActError(f"cannot write {self.recipe.output}: its folder does not exist; create it first")
+        places = [self.recipe.records(name).place for name in self.recipe.corpora_used()]
+        require_not_input(self.recipe.folder, map(self.recipe.at, [*self.recipe.models(), *places]))
+
+    def _device(self) -> None:
+        """Find the device that is asked for, which this machine need not have."""
+        name = self.recipe.device
+        try:
+            self.device = device_named(name)
+        except ActError as error:
+            try:
+                self.device = torch.device(name)
+            except RuntimeError:
+                raise error from None
+            self.notes.append(f"this machine is not the one to run it on: {error}")
+
+    def _one_type(self, donor: str) -> None:
+        """Raise :class:`ActError` if a donor is not loaded in the type of the target."""
+        one, other = (next(self.empty[name].parameters()).dtype for name in (donor, self.recipe.target))
+        if one != other:
+            raise ActError(f"{donor} is {one}, the target {other}; load both in one type (dtype)")
 
     def see(self, name: str) -> None:
         """Read the configuration of a model."""

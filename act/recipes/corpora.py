@@ -27,8 +27,20 @@ def opened(recipe: Recipe, corpus: str) -> Source:
 def chosen(source: Source, records: Records) -> Source:
     """The rows and columns of a source that a recipe names."""
     if records.rows:
+        _require_rows(source, records)
         source = Part(source, records.rows[0], records.rows[1])
     return Mapped(source, records.columns) if records.columns else source
+
+
+def _require_rows(source: Source, records: Records) -> None:
+    """Raise :class:`ActError` for rows that a source does not have, if it knows how many it has."""
+    assert records.rows
+    stop = records.rows[1]
+    if source.size is not None and stop > source.size and next(source.read(stop - 1), None) is None:  # may be estimated
+        raise ActError(
+            f"rows {records.rows} of {records.place} end behind its last: it has about {source.size:,}; give rows that "
+            "are there, or leave rows out"
+        )
 
 
 class Absent:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,8 +39,16 @@ def require_tokens(recipe: Recipe, donor: str, theirs: PreTrainedTokenizerBase, 
         )
 
 
+def require_other_models(recipe: Recipe) -> None:
+    """Raise :class:`ActError` if a donor is the target, however its folder is written."""
+    target = os.path.realpath(recipe.at(recipe.target))
+    for donor in recipe.donor:
+        if os.path.realpath(recipe.at(donor.model)) == target:
+            raise ActError(f"donor {donor.model} is the target itself, which has nothing to give; give another model")
+
+
 def require_other_texts(recipe: Recipe, contents: Mapping[str, str]) -> None:
-    """Raise :class:`ActError` if a donor's ability and what to keep are the same text under two names."""
+    """Raise :class:`ActError` if a donor's ability and what to keep share text: one content, or rows of one place."""
     pairs = [(donor.corpus, kept) for donor in recipe.donor for kept in donor.kept]
     pairs += [(recipe.sweep.corpus, kept) for kept in recipe.sweep.kept] if recipe.sweep else []
     for ability, kept in pairs:
@@ -46,6 +56,24 @@ def require_other_texts(recipe: Recipe, contents: Mapping[str, str]) -> None:
             raise ActError(
                 f"{ability} and {kept}, the ability to give and one to keep, are the same text; keep another"
             )
+        if shared := _shared_rows(recipe, ability, kept):
+            raise ActError(
+                f"{ability} and {kept}, the ability to give and one to keep, share {shared}; give rows that only one "
+                "of them has"
+            )
+
+
+def _shared_rows(recipe: Recipe, one: str, other: str) -> str | None:
+    """The rows that two corpora read alike from one place; None if there are none."""
+    both = recipe.records(one), recipe.records(other)
+    place, another = (os.path.realpath(recipe.at(records.place)) for records in both)
+    if place != another or both[0].columns != both[1].columns:  # other columns, such as translations, are another text
+        return None
+    starts, ends = zip(*((records.rows or (0, math.inf)) for records in both), strict=True)
+    first, stop = max(starts), min(ends)
+    if first >= stop:
+        return None
+    return f"{f'rows [{first}, {stop}]' if stop < math.inf else f'the rows from {first} on'} of {both[0].place}"
 
 
 def require_known_tasks(recipe: Recipe) -> None:

@@ -20,6 +20,7 @@ from act.core.plain import Label
 from act.core.plain_yaml import read_yaml
 from act.data.mapped import require_templates
 from act.editing.strength import require_strength
+from act.ranking.demands import contradictions
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
 from act.recipes.reference import choices_of, expected, section_of
@@ -211,7 +212,8 @@ def _shown(value: Any, node: yaml.Node | None = None) -> str:
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
     """What the schema cannot check: values that a stage would refuse, and keys that have no effect together."""
     for number, donor in enumerate(recipe.donor):
-        yield from _in_donor(recipe, donor, ("donor", number))
+        yield from _in_donor(donor, ("donor", number))
+    yield from dict(_in_ranking(recipe)).items()
     if recipe.sweep:
         yield from _in_sweep(recipe)
     if recipe.tune:
@@ -237,7 +239,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
             yield ("donor", number), ActError(wrong)
 
 
-def _in_donor(recipe: Recipe, donor: Donor, place: Place) -> Iterator[tuple[Place, ActError]]:
+def _in_donor(donor: Donor, place: Place) -> Iterator[tuple[Place, ActError]]:
     try:
         parse_top(donor.top)
     except ActError as error:
@@ -251,11 +253,22 @@ def _in_donor(recipe: Recipe, donor: Donor, place: Place) -> Iterator[tuple[Plac
     if isinstance(donor.strength, dict) and (donor.strength_of or not donor.strength):
         wrong = "strength has patterns of its own, or none; give one number there, and the patterns in strength_of"
         yield (*place, "strength"), ActError(wrong)
-    if mistake := SCORES[recipe.score].wrong_keep(bool(donor.keep)):
-        yield (*place, "keep" if donor.keep else "corpus"), ActError(mistake)
     if donor.corpus in donor.kept:
         wrong = f"{donor.corpus} is both the ability to give and one to keep; keep another"
         yield (*place, "keep"), ActError(wrong)
+
+
+def _in_ranking(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
+    """What rankings would refuse, that of a control included."""
+    cost, normalize = recipe.cost, recipe.normalize
+    for number, donor in enumerate(recipe.donor):
+        for name, error in contradictions(SCORES[recipe.score], cost=cost, normalize=normalize, kept=bool(donor.keep)):
+            keep: Place = ("donor", number, "keep" if donor.keep else "corpus")
+            yield keep if name == "keep" else (name,), error
+    for control in recipe.evaluate.controls if recipe.evaluate else ():
+        if control in SCORES:
+            for name, error in contradictions(SCORES[control], cost="auto", normalize=normalize, kept=False):
+                yield (name,), ActError(f"control {control}: {error}")
 
 
 def _in_sweep(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:

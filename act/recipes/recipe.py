@@ -26,7 +26,13 @@ from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
 from act.models.loading import load_tokenizer
 from act.recipes.cache import SCHEMA, Cache, clean, earlier_stages_of, size_of, stages_of
 from act.recipes.check import Needs, Room, check, room_for
-from act.recipes.inputs import require_decoder, require_known_tasks, require_other_texts, require_tokens
+from act.recipes.inputs import (
+    require_decoder,
+    require_known_tasks,
+    require_other_models,
+    require_other_texts,
+    require_tokens,
+)
 from act.recipes.kept import is_kept
 from act.recipes.page import page_of
 from act.recipes.reading import RUN, read_recipe
@@ -133,8 +139,9 @@ class Run:
     """A recipe with the contents of its inputs; stages are kept in a folder beside the output.
 
     Raises:
-        ActError: an input that does not exist; an encoder to tune or evaluate; an ability that is also to be kept; a
-            donor whose tokenizer gives a token id to another token than the target's. No model is loaded.
+        ActError: an input that does not exist; an encoder to tune or evaluate; a donor that is the target; an
+            ability that is also to be kept, in whole or in part; a donor whose tokenizer gives a token id to another
+            token than the target's. No model is loaded.
     """
 
     def __init__(self, recipe: Recipe, say: Say = lambda step: None, *, trust_remote_code: bool = False) -> None:
@@ -149,6 +156,7 @@ class Run:
             say(f"{earlier} is of an earlier version of act-profile, and not used; --clean removes it")
         for name in self.cache.absent:
             say(f"{name} is not here; what was made of it elsewhere is used")
+        require_other_models(recipe)
         require_other_texts(recipe, self.cache.corpora)
         require_decoder(recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.at(recipe.target), trust_remote_code=trust_remote_code)

@@ -208,3 +208,70 @@ def test_stages_of_another_machine(tmp_path, tokenizer):
     (there / "recipe.yaml").write_text(yaml.safe_dump({**data, "count": "predict", "output": "out"}))
     needs = act_profile("recipe", "recipe.yaml", "--force", cwd=there)
     assert needs.returncode == 2 and "no such corpus: german.jsonl" in needs.stderr
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"device": "bla"}, "cannot use device 'bla'"),
+        ({"cost": "keep"}, "cost 'keep' has no effect on score paired"),
+        ({"normalize": "channel"}, "control random: normalize 'channel' divides by the spread of activations"),
+        ({"score": "attribution", "normalize": "channel"}, "normalize 'channel' divides"),
+        ({"include": ["nope*"]}, "nope*"),
+        ({"granularity": ["expert"]}, "this model has none that are known"),
+        ({"donor": [{"model": "./target", "corpus": "german", "keep": "english"}]}, "is the target itself"),
+        ({"output": "donor"}, "would overwrite the input"),
+    ],
+)
+def test_what_the_run_would_refuse_is_found(folder, changed, message):
+    path = written(folder, **changed)
+    with pytest.raises(act.ActError) as found:
+        check(read_recipe(path))
+    assert message in str(found.value), found.value
+    if "device" in changed:
+        assert f"line {len(path.read_text().splitlines())}: " in str(found.value)
+
+
+def test_a_device_of_another_machine_is_no_mistake(folder):
+    found = check(read_recipe(written(folder, device="cuda:7")))
+    assert found["seconds"] > 0 and "cannot use device 'cuda:7'" in found["unchecked"][0]
+
+
+def test_models_of_two_types_are_found(folder):
+    path = folder / "donor" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "dtype": "bfloat16"}))
+    with pytest.raises(act.ActError, match=r"donor is torch.bfloat16, the target torch.float32"):
+        check(read_recipe(written(folder)))
+    assert check(read_recipe(written(folder, dtype="float32")))["unchecked"] == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (([0, 39], [0, 40]), r"share rows \[0, 39\] of german.jsonl"),
+        ((None, [0, 40]), r"share rows \[0, 40\] of german.jsonl"),
+        (([0, 20], None), r"share rows \[0, 20\] of german.jsonl"),
+        (([0, 20], [20, 40]), None),
+        (([0, 20], [20, 20000]), r"rows \[20, 20000\] of german.jsonl end behind its last: it has about 40"),
+    ],
+)
+def test_ability_and_keep_share_no_row(folder, rows, message):
+    columns = {"prompt": "{frage}", "completion": " {antwort}"}
+    corpora = {
+        name: {"place": "german.jsonl", "columns": columns, **({"rows": one} if one else {})}
+        for name, one in zip(("german", "english"), rows, strict=True)
+    }
+    recipe = read_recipe(written(folder, corpora=corpora, tune=None, evaluate=None))
+    if message is None:
+        assert check(recipe)["unchecked"] == []
+        return
+    with pytest.raises(act.ActError, match=message):
+        check(recipe)
+
+
+def test_columns_of_another_language_are_another_text(folder):
+    corpora = {
+        name: {"place": "german.jsonl", "columns": {"prompt": "{frage}", "completion": template}}
+        for name, template in {"german": " {antwort}", "english": " {antwort} {frage}"}.items()
+    }
+    assert check(read_recipe(written(folder, corpora=corpora)))["unchecked"] == []
