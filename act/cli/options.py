@@ -97,7 +97,10 @@ Overlap = Annotated[
 ]
 TokenBudget = Annotated[
     str | None,
-    typer.Option(help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 8192 on a GPU."),
+    typer.Option(
+        help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 8192 on a GPU "
+        "(to attribute: 4096)."
+    ),
 ]
 Packing = Annotated[
     str, typer.Option(help="Put several texts in one row without padding: on, off, or auto (with flash attention).")

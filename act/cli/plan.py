@@ -43,7 +43,8 @@ def command(
         float | None, typer.Option(min=1e-6, help="TFLOP/s of one GPU during a forward. Default: as measured here.")
     ] = None,
     token_budget: Annotated[
-        int | None, typer.Option(min=1, help="Tokens per batch. Default: 2048 on a CPU, 8192 on a GPU.")
+        int | None,
+        typer.Option(min=1, help="Tokens per batch. Default: 2048 on a CPU, 8192 on a GPU (to attribute: 4096)."),
     ] = None,
     shared_prefix: options.SharedPrefix = "auto",
     seconds: Annotated[

@@ -29,7 +29,8 @@ from act.models.common import common_space
 from act.models.hub import has_weights, is_here, reachable
 from act.models.limits import default_token_budget
 from act.models.loading import device_named, empty_model, load_config, load_tokenizer
-from act.profiling.plan import Cluster, Shape
+from act.profiling.attribution import default_budget
+from act.profiling.plan import Cluster, Shape, attribution_forwards
 from act.profiling.text_plan import tokens_of
 from act.ranking.demands import rankable
 from act.ranking.selection import parse_top
@@ -325,6 +326,9 @@ class _Check:
             self.notes.append(f"the hub does not say how many records {name} has, so its costs are those of {SAMPLE}")
 
     def _tasks(self) -> None:
+        if tasks := self.recipe.evaluate and self.recipe.evaluate.tasks:
+            said = f"task{'' if len(tasks) == 1 else 's'} {', '.join(tasks)} of lm-evaluation-harness"
+            self.notes.append(f"the documents of {said} are not known here, so they are not among the costs")
         try:
             require_known_tasks(self.recipe)
         except ActError as error:
@@ -342,7 +346,7 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
     weights = run.weights(target)
     variants = list(dict.fromkeys([result(recipe), *compared(recipe)]))
     disk = _disk(run)
-    after = shape.afterwards(run.spaces[target], pair=True)
+    after = shape.afterwards(run.spaces[target], pair=True, swap=recipe.swaps)
     stages: list[StageCost] = []
 
     def known(name: str) -> tuple[int, int, float]:
@@ -363,36 +367,48 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
 
     profiles = dict.fromkeys((one.model, corpus) for one in recipe.donor for corpus in (one.corpus, *one.kept))
     for donor, corpus in profiles:
-        tokens, counted, length = known(corpus)
-        wall = cluster.seconds(shape, tokens, counted, length=length, pair=True)["wall"]
-        memory = sum(shape.memory(budget, pair=True).values())
-        add("profile", f"{donor} on {corpus}", 2 * tokens, wall, memory, disk["profile"])
+        wall, memory = _measurement(run, cluster, *known(corpus))
+        add("profile", f"{donor} on {corpus}", 2 * known(corpus)[0], wall, memory, disk["profile"])
     if recipe.sweep:
         texts = [known(corpus) for corpus in (recipe.sweep.corpus, *recipe.sweep.kept)]
         tries = 2 + len(recipe.sweep.top) * len(recipe.sweep.strength)
         seconds = tries * sum(shape.flops(*each) for each in texts) / cluster.flops
         memory = 2 * weights + shape.memory(budget)["activations"]
         add("sweep", f"{tries - 2} settings", tries * sum(each[0] for each in texts), seconds, memory)
-    add("rank", f"{len(recipe.donor)} donors", memory=after["rank"])
+    add("rank", _counted(len(recipe.donor), "donor"), memory=after["rank"])
     donors = len({donor.model for donor in recipe.donor})
     patches = len({variant.kind for variant in variants if variant.origin == "transfer"})
     memory = (1 + donors) * weights
-    add("transfer", f"{patches} patch{'es' if patches > 1 else ''}", memory=memory, disk=patches * disk["patch"])
+    add("transfer", "1 patch" if patches == 1 else f"{patches} patches", memory=memory, disk=patches * disk["patch"])
     if recipe.tune:
         made = sum(variant.tuned for variant in variants)
         trained, batch = _trained_tokens(run, recipe.tune)
         training = _training_memory(run.empty[target], shape, recipe.tune, _share(recipe), batch)
         seconds = made * 3 * shape.flops(trained, trained, run.lengths.get(recipe.tune.corpus, 1.0)) / cluster.flops
-        add("tune", f"{_models(made)}, {recipe.tune.mode}", made * trained, seconds, training, disk["tuned"])
+        add("tune", f"{_counted(made, 'model')}, {recipe.tune.mode}", made * trained, seconds, training, disk["tuned"])
     if recipe.evaluate and recipe.evaluate.corpora:
         count = len(compared(recipe))
         texts = [known(corpus) for corpus in recipe.evaluate.corpora.values()]
         tokens = count * sum(each[0] for each in texts)
         seconds = count * sum(shape.flops(*each) for each in texts) / cluster.flops
         memory = weights + shape.memory(budget)["activations"]
-        add("evaluate", f"{_models(count)}, without what they write", tokens, seconds, memory)
+        add("evaluate", f"{_counted(count, 'model')}, without what they write", tokens, seconds, memory)
     add("output", recipe.output, disk=weights)
     return stages
+
+
+def _measurement(run: _Check, cluster: Cluster, tokens: int, counted: int, length: float) -> tuple[float, float]:
+    """Seconds and peak bytes of measuring a donor and the target, which share a device, as the score needs it."""
+    recipe, shape = run.recipe, run.shape
+    assert shape
+    if recipe.score == "attribution":
+        budget = recipe.token_budget or default_budget(run.device)
+        work = attribution_forwards() * shape.work(tokens, counted, length)
+        load = 2 * shape.parameters * shape.itemsize / cluster.load
+        donor = shape.parameters * shape.itemsize
+        return load + work / cluster.flops, donor + sum(shape.attributing(budget, length).values())
+    seconds = cluster.seconds(shape, tokens, counted, length=length, pair=True, swap=recipe.swaps)
+    return seconds["wall"], sum(shape.memory(run.token_budget, pair=True, swap=recipe.swaps).values())
 
 
 def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
@@ -425,7 +441,8 @@ def _disk(run: _Check) -> dict[str, float]:
     if recipe.tune:
         count = len({one for one in (result(recipe), *compared(recipe)) if one.tuned})
         tuned = count * patch if recipe.tune.mode == "rows" else run.weights(target)
-    profile = shape.afterwards(run.spaces[target], pair=True, swap=recipe.swaps)["profile"]
+    pair = recipe.score != "attribution"
+    profile = shape.afterwards(run.spaces[target], pair=pair, swap=recipe.swaps)["profile"]
     return {"profile": profile, "patch": patch, "tuned": tuned}
 
 
@@ -436,8 +453,8 @@ def _share(recipe: Recipe) -> float:
     return max(shares) if recipe.sweep else min(1.0, sum(shares))
 
 
-def _models(count: int) -> str:
-    return f"{count} model{'' if count == 1 else 's'}"
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _trained_tokens(run: _Check, tune: Tuning) -> tuple[float, float]:

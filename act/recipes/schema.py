@@ -269,7 +269,7 @@ class Recipe(Section):
     """Longest sequence in tokens; by default the positions of the model, at most 2,048."""
 
     token_budget: int | None = Field(None, ge=1)
-    """Tokens per batch; by default 2,048 on a CPU and 8,192 on a GPU."""
+    """Tokens per batch; by default 2,048 on a CPU and 8,192 on a GPU, where attribution takes 4,096."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type in which models are loaded; `auto`: as they are stored."""

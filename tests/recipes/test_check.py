@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -275,3 +278,32 @@ def test_columns_of_another_language_are_another_text(folder):
         for name, template in {"german": " {antwort}", "english": " {antwort} {frage}"}.items()
     }
     assert check(read_recipe(written(folder, corpora=corpora)))["unchecked"] == []
+
+
+def test_the_costs_are_those_of_what_the_score_needs(folder):
+    found = {}
+    for score in ("paired", "match", "attribution"):
+        needs = check(read_recipe(written(folder, score=score, evaluate={"corpus": {"g": "german"}})), gpu_flops=1e6)
+        found[score] = next(one for one in needs["stages"] if one["stage"] == "profile")
+    plain, swapped, attributed = found.values()
+    assert 1.2 * plain["seconds"] < swapped["seconds"] < 1.6 * plain["seconds"]  # a third forward, without attention
+    assert swapped["disk"] > 1.5 * plain["disk"] and swapped["memory"] > plain["memory"]
+    assert attributed["seconds"] == pytest.approx(2 * plain["seconds"], rel=0.1)  # four forwards of one model
+    assert attributed["disk"] < plain["disk"] and attributed["memory"] != plain["memory"]
+
+
+def test_tasks_are_said_not_to_be_counted_or_known(folder, monkeypatch):
+    recipe = read_recipe(written(folder, evaluate={"task": "gsm9k"}))
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    said = " ".join(check(recipe)["unchecked"])
+    assert "the documents of task gsm9k of lm-evaluation-harness are not known here" in said
+    assert "the tasks were not checked" in said
+    manager = SimpleNamespace(all_tasks=["gsm8k"])
+    tasks = SimpleNamespace(TaskManager=lambda include_path: manager)
+    monkeypatch.setattr("act.evaluation.harness.optional", lambda *given: tasks)
+    with pytest.raises(act.ActError, match="no task called 'gsm9k' in lm-evaluation-harness; did you mean gsm8k"):
+        check(recipe)
+    monkeypatch.undo()
+    if find_spec("lm_eval"):
+        with pytest.raises(act.ActError, match="no task called 'gsm9k'"):
+            check(recipe)

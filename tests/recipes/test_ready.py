@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -123,14 +124,20 @@ def tasks(monkeypatch):
         return [TaskFigure(name, task, "acc", 0.5, 0.1, {0: 0.0, 1: 1.0}) for task in names]
 
     monkeypatch.setattr("act.recipes.stages.run_tasks", run_tasks)
-    monkeypatch.setattr("act.recipes.inputs.require_tasks", lambda names, folder: None)
+    if not find_spec("lm_eval"):  # which knows whether there are such tasks
+        monkeypatch.setattr("act.recipes.inputs.require_tasks", lambda names, folder: None)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
 def test_it_runs_to_its_end(path, local, tasks):
     recipe = read_recipe(local(path))
     needs = check(recipe)
-    assert needs["unchecked"] == [] and needs["seconds"] > 0 and needs["memory"] > 0 and needs["disk"] > 0
+    assert (
+        all(one.startswith("the documents of task") for one in needs["unchecked"])
+        and needs["seconds"] > 0
+        and needs["memory"] > 0
+        and needs["disk"] > 0
+    )
     assert {one["corpus"] for one in needs["corpora"]} == set(recipe.corpora)
     assert all(one["tokens"] and one["counted"] for one in needs["corpora"])
     run = Run(recipe)
