@@ -44,6 +44,7 @@ from act.recipes.inputs import (
 )
 from act.recipes.schema import Recipe, Tuning
 from act.recipes.variants import compared, result
+from act.recipes.words import in_words_of_the_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -113,6 +114,7 @@ class Room(TypedDict):
     output: int
 
 
+@in_words_of_the_file()
 def check(recipe: Recipe, *, gpu_flops: float = Cluster.flops, trust_remote_code: bool = False) -> Needs:
     """Look at configurations, tokenizers and first records, and predict the costs of a run; no weights are read.
 

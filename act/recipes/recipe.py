@@ -39,6 +39,7 @@ from act.recipes.reading import RUN, read_recipe
 from act.recipes.schema import Donor, Evaluating, Recipe, Records, StageName, Sweeping, Tuning
 from act.recipes.stages import Say, Stages
 from act.recipes.variants import Variant, compared, contrasts, result
+from act.recipes.words import in_words_of_the_file
 from act.report.page import PAGE, put_page
 
 __all__ = [
@@ -144,6 +145,7 @@ class Run:
             token than the target's. No model is loaded.
     """
 
+    @in_words_of_the_file()
     def __init__(self, recipe: Recipe, say: Say = lambda step: None, *, trust_remote_code: bool = False) -> None:
         self.recipe = recipe
         self.say = say
@@ -220,6 +222,7 @@ class Run:
         """Whether the output was made by this recipe from these inputs, and is complete."""
         return self._lacking() == []
 
+    @in_words_of_the_file()
     def make(self, until: StageName) -> list[Stage]:
         """Do the stages up to one, and nothing after it; the output is not made.
 
@@ -237,6 +240,7 @@ class Run:
             self.stages.until(until)
         return self.plan()
 
+    @in_words_of_the_file()
     def execute(self, *, force: bool = False) -> Report:
         """See :func:`run`."""
         with reserved(self.output):

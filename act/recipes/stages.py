@@ -168,8 +168,8 @@ class Stages:
         """What a transfer changes in the target."""
         path, recipe = self._cache.patch(variant), self._recipe
         if not self._kept.has(path):
+            donors = [self._given(donor, variant) for donor in recipe.donor]  # profiled and ranked first
             self._say(f"transferring: {variant.kind}")
-            donors = [self._given(donor, variant) for donor in recipe.donor]
             patch = transfer_many(donors, self._load(recipe.target, dtype=recipe.dtype), recipe.overlap)
             patch.save(path)
             self._kept.add(path)

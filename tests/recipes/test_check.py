@@ -21,6 +21,7 @@ from act.core.errors import Unreachable
 from act.data.records import open_source
 from act.recipes.recipe import check, read_recipe
 from act.recipes.reference import reference
+from act.recipes.words import in_words_of_the_file
 
 READY = Path(__file__).parents[2] / "recipes"
 
@@ -307,3 +308,11 @@ def test_tasks_are_said_not_to_be_counted_or_known(folder, monkeypatch):
     if find_spec("lm_eval"):
         with pytest.raises(act.ActError, match="no task called 'gsm9k'"):
             check(recipe)
+
+
+def test_errors_name_keys_and_not_options(folder):
+    with pytest.raises(act.ActError) as found:
+        check(read_recipe(written(folder, max_length=3)))
+    assert "(max_length)" in str(found.value) and "--" not in str(found.value)
+    with pytest.raises(act.ActError, match=r"^pass --force, or choose another dtype$"), in_words_of_the_file():
+        raise act.ActError("pass --force, or choose another --dtype")
