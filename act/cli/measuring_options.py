@@ -189,6 +189,7 @@ class AttributeOptions(TextOptions):
     output: options.Output = Path("attribution.safetensors")
     keep: options.KeepTexts = None
     match_experts: options.MatchExperts = False
+    token_budget: options.AttributionBudget = None
     donor_device: options.DonorDevice = "cpu"
     recompute: options.Recompute = True
 

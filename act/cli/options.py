@@ -102,6 +102,10 @@ TokenBudget = Annotated[
         "(to attribute: 4096)."
     ),
 ]
+AttributionBudget = Annotated[
+    str | None,
+    typer.Option(help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 4096 on a GPU."),
+]
 Packing = Annotated[
     str, typer.Option(help="Put several texts in one row without padding: on, off, or auto (with flash attention).")
 ]
@@ -151,7 +155,10 @@ Exclude = Annotated[
 ]
 Swap = Annotated[
     bool,
-    typer.Option(help="Also apply the donor's modules to the target's inputs (for score match): half as long again."),
+    typer.Option(
+        help="Also apply the donor's modules to the target's inputs (for score match): a third forward's worth of "
+        "products more."
+    ),
 ]
 MoeAllExperts = Annotated[
     bool, typer.Option(help="Measure every expert on every token, not only on those routed to it; takes longer.")

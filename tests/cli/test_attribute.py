@@ -109,3 +109,12 @@ def test_plan_tells_the_memory_of_an_attribution():
     assert kept["flops"] == 3 * plain["flops"] and kept["cluster"]["forward"] < planned["cluster"]["forward"]
     everything = kept["memory"]["activations of all layers"]
     assert "inputs of the layers" not in kept["memory"] and everything > 12 * planned["memory"]["inputs of the layers"]
+
+
+def test_help_names_the_batches_that_are_the_default():
+    for command, said in (
+        (["attribute"], "4096 on a GPU"),
+        (["plan"], "8192 on a GPU (to attribute: 4096)"),
+        (["pair"], "8192"),
+    ):
+        assert said in " ".join(act_profile(*command, "--help").stdout.replace("│", " ").split())
