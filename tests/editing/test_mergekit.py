@@ -63,6 +63,18 @@ def test_mergekit_gives_the_bytes_of_our_transfer(models, tmp_path, overlap):
     assert all(torch.equal(merged[name], expected[name]) for name in expected)
 
 
+def test_a_set_ranked_by_attribution_merges_like_any(models, tmp_path, tokenizer):
+    from act.editing.mergekit import merge
+
+    corpus = act.Corpus.from_records([{"prompt": "What is", "completion": " the answer"}], tokenizer)
+    donor, target = models["one"], models["target"]
+    act.rank(act.attribute(donor, target, corpus), "attribution", count=9).save(tmp_path / "one.set", force=True)
+    merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")
+    act.transfer(donor, target, act.ChannelSet.load(tmp_path / "one.set"), 0.4)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(merged[name], value) for name, value in state(target).items())
+
+
 def test_bare_relative_names_need_no_hub(models, tmp_path, monkeypatch):
     from mergekit import card
 

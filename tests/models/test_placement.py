@@ -124,6 +124,15 @@ def test_an_offloaded_donor_runs_in_lockstep():
     assert found.provenance.models == expected.provenance.models
 
 
+@pytest.mark.parametrize("side", ["donor", "target"])
+def test_an_offloaded_model_is_not_attributed(side, tokenizer):
+    models = {"donor": tiny_model("llama", seed=1), "target": tiny_model("llama")}
+    offloaded(models[side])
+    corpus = act.Corpus.from_records([{"prompt": "a b", "completion": " c"}], tokenizer)
+    with pytest.raises(act.ActError, match=rf"of the {side} is not in memory .* load the model without offloading"):
+        act.attribute(models["donor"], models["target"], corpus)
+
+
 def test_weights_that_are_not_in_memory_are_refused():
     donor, target = tiny_model("llama", seed=1), tiny_model("llama")
     channels = act.rank(act.profile_pair(donor, target, random_batches()), score="paired", top=0.05)
