@@ -97,7 +97,7 @@ class Choice:
         records: number of records, by corpus: the ability's first.
         metric: what was measured on each, by corpus.
         not_compared: names of texts that the ranking was measured on and that are known to be others only as a whole,
-            since their records could not be read again.
+            since their records could not be compared one by one.
 
     >>> from act.evaluation.choice import Candidate, Share
     >>> one = Candidate(0.05, 0.4, 47, Share(0.62, 0.03), (Share(0.97, 0.01),))
@@ -155,7 +155,9 @@ class Choice:
         texts = ", ".join(f"{name} ({count:,} records, {self.metric[name]})" for name, count in self.records.items())
         others = ", ".join(self.not_compared)
         unsure = (
-            f" The records of {others} could not be read again, so only whole texts were told apart." if others else ""
+            f" The records of {others} could not be compared one by one, so only whole texts were told apart."
+            if others
+            else ""
         )
         rows = [
             f"| {'**chosen**' if one == self.chosen else ''} | {100 * one.top:g} % | {one.strength:g} "
