@@ -231,25 +231,54 @@ def is_hub_id(corpus: str) -> bool:
     return bool(_HUB_ID.fullmatch(corpus)) and not local and not known
 
 
+def is_cached(corpus: str) -> bool:
+    """Whether the cache of ``datasets`` has what a hub id names."""
+    return _cached(corpus) is not None
+
+
+def _parts_of(hub_id: str) -> tuple[str, str | None, str]:
+    """The data set, configuration and split that a hub id names."""
+    identifier, *rest = hub_id.split(":")
+    return identifier, rest[0] if len(rest) == 2 else None, rest[-1] if rest else "train"
+
+
 def _hub(name: str) -> Dataset:
-    identifier, *rest = name.split(":")
-    split = rest[-1] if rest else "train"
-    config = rest[0] if len(rest) == 2 else None
+    identifier, config, split = _parts_of(name)
     from huggingface_hub import HfApi
 
     try:
         revision = HfApi().dataset_info(identifier).sha
     except Exception as error:  # the client passes on the errors of its HTTP library
         if unreached(error):
+            if cached := _cached(name):
+                return cached
             raise Unreachable(
-                f"cannot read the corpus {name}: there is no such file, and the hub cannot be reached; connect, or "
-                "give a local copy"
+                f"cannot read the corpus {name}: there is no such file, the cache of datasets does not have it, and "
+                "the hub cannot be reached; connect, or give a local copy"
             ) from error
         raise ActError(
             f"no such corpus: {name}; there is no such file, and the hub returned an error ({brief(error)})"
         ) from error
     loaded = _datasets("load_dataset", identifier, config, split=split, revision=revision, streaming=True)
-    return Dataset(loaded, name, hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:16])
+    return Dataset(loaded, name, _at_revision(name, revision))
+
+
+def _cached(name: str) -> Dataset | None:
+    """What an earlier ``load_dataset`` left of a hub id, which is the same corpus at that revision; None if nothing."""
+    from datasets.packaged_modules.cache.cache import Cache
+
+    identifier, config, split = _parts_of(name)
+    short = identifier.rpartition("/")[2]
+    try:
+        builder = Cache(dataset_name=short, repo_id=identifier, config_name=config, version="auto", hash="auto")
+        loaded = builder.as_dataset(split=split)
+    except Exception:  # of many kinds: no such folder, configuration or split, or several configurations
+        return None
+    return Dataset(loaded, name, _at_revision(name, builder.hash))
+
+
+def _at_revision(name: str, revision: str | None) -> str:
+    return hashlib.sha256(f"{name}@{revision}".encode()).hexdigest()[:16]
 
 
 def _datasets(function: str, name: str, *arguments: Any, **options: Any) -> Any:

@@ -22,7 +22,7 @@ from act.core.errors import ActError, Unreachable
 from act.core.inputs import require_not_input
 from act.data.corpus import Corpus
 from act.data.parts import Part
-from act.data.records import is_hub_id, open_source
+from act.data.records import is_cached, is_hub_id, open_source
 from act.editing.tune import Mode
 from act.models.channels import ChannelSpace
 from act.models.common import common_space
@@ -284,7 +284,7 @@ class _Check:
     def _corpus(self, name: str, tokenizer: PreTrainedTokenizerBase | None, contents: dict[str, str]) -> None:
         recipe, records = self.recipe, self.recipe.records(name)
         place = recipe.at(records.place)
-        if is_hub_id(place):
+        if is_hub_id(place) and not is_cached(place):
             self._require_hub(name)
         whole = open_source(place)
         first = next(whole.read(), None)

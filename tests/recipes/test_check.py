@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import sys
@@ -9,9 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import yaml
 from command_line import act_profile, succeed
+from datasets.arrow_writer import ArrowWriter
 from safetensors.torch import load_file
 from support import tiny_model
 
@@ -316,3 +319,28 @@ def test_errors_name_keys_and_not_options(folder):
     assert "(max_length)" in str(found.value) and "--" not in str(found.value)
     with pytest.raises(act.ActError, match=r"^pass --force, or choose another dtype$"), in_words_of_the_file():
         raise act.ActError("pass --force, or choose another --dtype")
+
+
+def test_a_cached_data_set_is_read_while_the_hub_cannot_be_reached(folder, monkeypatch, away):
+    kept = folder / "datasets" / "openai___gsm8k" / "main" / "0.0.0" / ("a" * 40)
+    rows = datasets.Dataset.from_list([{"frage": f"{n}?", "antwort": f"{n}"} for n in range(5)])
+    kept.mkdir(parents=True)
+    with ArrowWriter(path=str(kept / "gsm8k-train.arrow"), features=rows.features) as writer:
+        for row in rows:
+            writer.write(row)
+        count, size = writer.finalize()
+    split = {"name": "train", "num_bytes": size, "num_examples": count, "dataset_name": "gsm8k"}
+    named = {"dataset_name": "gsm8k", "config_name": "main", "version": "0.0.0"}
+    info = datasets.DatasetInfo(features=rows.features, splits={"train": split}, **named)
+    info.write_to_directory(str(kept))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "datasets"))
+    columns = {"prompt": "{frage}", "completion": " {antwort}"}
+    given = {"german": {"place": "openai/gsm8k:main:train", "columns": columns}}
+    given["english"] = {"place": "english.jsonl", "columns": columns}
+    needs = check(read_recipe(written(folder, corpora=given)))
+    assert needs["unchecked"] == [] and needs["corpora"][0]["records"] == 5
+    found = open_source("openai/gsm8k:main:train")  # the same corpus as while the hub was there
+    revision = hashlib.sha256(f"openai/gsm8k:main:train@{'a' * 40}".encode()).hexdigest()[:16]
+    assert found.fingerprint == revision and next(found.read()).record == {"frage": "0?", "antwort": "0"}
+    with pytest.raises(Unreachable, match="the cache of datasets does not have it"):
+        open_source("openai/gsm8k:main:test")
