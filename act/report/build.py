@@ -144,7 +144,8 @@ def measure(
         by_sign = isinstance(profile, AttributionProfile) or keep  # below 0, moving the channel would do harm
         values[ranked.index] = ranked.scores.clamp_min(0) if by_sign else ranked.scores
         best = top_channels(values, top)
-        chosen = ChannelSet(profile.space, best, values[best], replace(ranked.rule, top=top))
+        rule = replace(ranked.rule, top=top, not_positive=int((values[best] <= 0).sum()))  # of those alone
+        chosen = ChannelSet(profile.space, best, values[best], rule)
         same = sum(one.ability == ability for one in result)
         result.append(Measured(f"{ability} {same + 1}" if same else ability, ability, profile, values, chosen))
     return result

@@ -384,7 +384,7 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
             + "; ".join(f"{name} {value:.3g} % (chance {chance:.3g} %)" for name, value, chance in
                         zip(pair[:6], columns["value"], columns["chance"], strict=False)) + ".",
             columns, spec, heads,
-            "The upright mark is what random sets of the same size share. stability: two profiles of one ability.",
+            "The upright mark is what random sets of the same size share.",
         )  # fmt: skip
 
 

@@ -83,7 +83,8 @@ class Page:
     @property
     def verdict(self) -> Verdict | None:
         """What is said first."""
-        found = verdict_on(self.results) if self.results else None
+        score = next((one.rule.score for one in self.moved.values()), "")
+        found = verdict_on(self.results, score) if self.results else None
         found = found or (verdict_of_settings(self.settings, self.keep) if self.settings else None)
         return found or (verdict_of_profiles(self.report) if self.report else None)
 

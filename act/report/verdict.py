@@ -38,14 +38,17 @@ class Verdict:
     advice: tuple[str, ...] = ()
 
 
-def verdict_on(results: Results) -> Verdict | None:
-    """What the results say of the method; None if they hold no model that was changed, or no figure of an ability."""
+def verdict_on(results: Results, score: str = "") -> Verdict | None:
+    """What the results say of the method; None if they hold no model that was changed, or no figure of an ability.
+
+    ``score`` is what the channels were ranked by, where that is known: it is no advice.
+    """
     methods = results.named("method")
     abilities = [text for text in results.texts if text not in results.keep]
     if not methods or not abilities:
         return None
     method = methods[-1]
-    verdicts = [_on_ability(results, method, text) for text in abilities]
+    verdicts = [_on_ability(results, method, text, score) for text in abilities]
     found = [one for one in verdicts if one]
     if not found:
         return None
@@ -66,7 +69,7 @@ def verdict_on(results: Results) -> Verdict | None:
     )
 
 
-def _on_ability(results: Results, method: str, text: str) -> Verdict | None:
+def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict | None:
     mine = results.of(method, text)
     before = [gain for name in results.named("target") if (gain := results.gain(method, name, text))]
     if mine is None or not before:
@@ -77,17 +80,23 @@ def _on_ability(results: Results, method: str, text: str) -> Verdict | None:
     advice = []
     if mine.records < FEWEST:
         advice.append(f"{text} has {mine.records} records only: with more, the errors become smaller.")
+    finder = "" if score == "attribution" else "ranking by attribution, and "  # the best in our experiments
     better = [gain.other for gain in controls if gain.clear and gain.value < 0]
+    costly = [name for name in better if _least_kept(results, name) < min(KEPT, _least_kept(results, method))]
     unclear = [gain.other for gain in controls if not gain.clear]
     if not before[0].seems:
-        advice.append("Try a larger share of the channels (--top) or strength, or --score attribution.")
+        advice.append(f"Try {finder}a larger share of the channels or strength.")
         return Verdict("bad", f"{text} did not clearly come back.", tuple(details), tuple(advice))
+    if better and len(costly) == len(better):
+        advice.append(f"Compare where as much is kept: try {finder}other shares and strengths (act-profile sweep).")
+        headline = f"{text} came back; more came back with {listed(better)}, at a higher cost to what was to be kept."
+        return Verdict("mixed", headline, tuple(details), tuple(advice))
     if better:
-        advice.append("Try --score attribution (act-profile attribute), which finds better channels, or other shares.")
+        advice.append(f"Try {finder}other shares and strengths (act-profile sweep).")
         headline = f"A simpler change does better on {text}: {listed(better)}."
         return Verdict("bad", headline, tuple(details), tuple(advice))
     if unclear:
-        advice.append("Evaluate more records, or try --score attribution and other shares and strengths (sweep).")
+        advice.append(f"Evaluate more records, or try {finder}other shares and strengths (act-profile sweep).")
         headline = f"{text} came back, but not shown to be better than {listed(unclear, 'or')}."
         return Verdict("mixed", headline, tuple(details), tuple(advice))
     if not controls:
@@ -97,6 +106,11 @@ def _on_ability(results: Results, method: str, text: str) -> Verdict | None:
     advice.append("Tune lightly to settle the change, and evaluate on texts of your own.")
     every = "the control" if len(controls) == 1 else f"all {len(controls)} controls"
     return Verdict("good", f"{text} came back, and clearly more than with {every}.", tuple(details), tuple(advice))
+
+
+def _least_kept(results: Results, model: str) -> float:
+    """The smallest share that a model keeps of a text to keep; 1 if there is none."""
+    return min((share[0] for text in results.keep if (share := results.kept(model, text))), default=1.0)
 
 
 def _reached(results: Results, mine: Figure) -> str:
