@@ -97,10 +97,7 @@ Overlap = Annotated[
 ]
 TokenBudget = Annotated[
     str | None,
-    typer.Option(
-        help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 8192 on a GPU "
-        "(to attribute: 4096)."
-    ),
+    typer.Option(help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 8192 on a GPU."),
 ]
 AttributionBudget = Annotated[
     str | None,

@@ -126,18 +126,25 @@ def default_token_budget(device: torch.device) -> int:
 
 
 def token_budget_for(models: Iterable[nn.Module], space: ChannelSpace, device: torch.device) -> int:
+    """Tokens per batch of a profile, as :func:`token_budget_of` gives them.
+
+    The estimate: in each model, a token takes four times the widest site of the body (gate, up, their product and a
+    copy) and twelve times the residual stream.
+    """
+    return token_budget_of(sum(_bytes_per_token(model, space) for model in models), device)
+
+
+def token_budget_of(bytes_per_token: float, device: torch.device) -> int:
     """Tokens per batch: 2,048 on a CPU; on a GPU the multiple of 1,024 that fits in half of the free memory.
 
-    At least 1,024 and at most 65,536. The estimate: in each model, a token takes four times the widest site of the body
-    (gate, up, their product and a copy) and twelve times the residual stream. A batch that does not fit all the same is
-    split (see :class:`act.profiling.run.Run`).
+    At least 1,024 and at most 65,536. A batch that does not fit all the same is split (see
+    :class:`act.profiling.run.Run`).
     """
     if device.type != "cuda":
         return default_token_budget(device)
     free, _ = torch.cuda.mem_get_info(device)
     low, high = GPU_BUDGETS
-    tokens = free * MEMORY_SHARE / sum(_bytes_per_token(model, space) for model in models)
-    return min(high, max(low, int(tokens) // 1024 * 1024))
+    return min(high, max(low, int(free * MEMORY_SHARE / bytes_per_token) // 1024 * 1024))
 
 
 def _bytes_per_token(model: nn.Module, space: ChannelSpace) -> int:

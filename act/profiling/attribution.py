@@ -22,7 +22,7 @@ from act.data.corpus import Corpus, require_corpus
 from act.data.records import Shard
 from act.models.calls import require_decoder
 from act.models.distance import weight_diff
-from act.models.limits import default_token_budget
+from act.models.limits import default_token_budget, token_budget_of
 from act.models.loading import require_model
 from act.models.placement import input_device
 from act.profiles.attribution import AttributionProfile
@@ -32,6 +32,7 @@ from act.profiling.checkpoint import Checkpoint
 from act.profiling.job import Corpora, Job, TokenBudget
 from act.profiling.measure import require_corpora
 from act.profiling.observer import Observer
+from act.profiling.plan import Shape
 from act.profiling.ranks import Ranks
 from act.profiling.run import Run, Tapped
 from act.profiling.stability import StableScore
@@ -116,7 +117,8 @@ def attribute(
             channels that they need.
         recompute: keep only what enters each layer and compute the rest again on the way back: a third more work, and
             memory for the activations of one layer; False: the activations of all.
-        token_budget: tokens per batch, padding included; None: 2048 on a CPU, 4096 on a GPU.
+        token_budget: tokens per batch, padding included; None: 2048 on a CPU, 4096 on a GPU; ``"auto"``: what half of
+            the free memory holds of a target's activations and their gradients.
         checkpoint, include, exclude, shard, workers, skip_bad_records, look_ahead, observers: as in
             :func:`act.profile`.
 
@@ -226,7 +228,7 @@ class AttributionJob(Job):
             abilities = corpora if isinstance(corpora, Mapping) else {"": corpora}
             _require_others(abilities, kept)
             corpora = {**abilities, **{f"{_KEEP}{number}": each.corpus for number, each in enumerate(kept)}}
-        self._kept = kept
+        self._kept, self._recompute = kept, recompute
         if options.get("token_budget") is None:
             options["token_budget"] = default_budget(input_device(target))
         super().__init__(
@@ -240,7 +242,6 @@ class AttributionJob(Job):
             **options,
         )
         self.pair, self.named = False, several
-        self._recompute = recompute
         self._shifts = self._shift()
         self.settings = replace(self.settings, extra={**self.settings.extra, "measured": "attribution"})
         self.distance = weight_diff(self.models["donor"], self.models["target"], self.space)
@@ -288,6 +289,9 @@ class AttributionJob(Job):
             f"{site.name} of the {own[0] if own else 'models'} holds NaN or infinite values, so neither a loss nor the "
             "step from target to donor is a number; give a model that is not damaged"
         )
+
+    def _fitting_budget(self) -> int:
+        return token_budget_of(Shape.of(self._model, self.space).attributed_token(self._recompute), self.device)
 
     def _shift(self) -> int:
         """How many places before a counted token the position lies that predicts it: 0 if that is what counts."""

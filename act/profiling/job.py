@@ -218,7 +218,7 @@ class Job:
         if token_budget is None:
             token_budget = default_token_budget(self.device)
         elif token_budget == "auto":
-            token_budget = token_budget_for(self.models.values(), self.space, self.device)
+            token_budget = self._fitting_budget()
         if look_ahead is None:
             allowed = (observer.look_ahead(self.corpora.values()) for observer in self.observers)
             look_ahead = min((most for most in allowed if most is not None), default=LOOK_AHEAD)
@@ -264,6 +264,10 @@ class Job:
         if self.ranks:
             known = [self.ranks.share(size, self.settings.look_ahead) for size in known]
         return sum(known) if known and len(known) == len(sizes) else None
+
+    def _fitting_budget(self) -> int:
+        """Tokens per batch, as memory allows."""
+        return token_budget_for(self.models.values(), self.space, self.device)
 
     def _packing(self, wanted: Packing) -> bool:
         if wanted == "off":

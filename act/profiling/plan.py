@@ -179,6 +179,11 @@ class Shape:
             "logits": LOGITS_AT_ONCE * (self.itemsize + 3 * 4) if self.head else 0,
         }
 
+    def attributed_token(self, recompute: bool = True) -> float:
+        """Bytes on the device of the target that each token of a batch adds in an attribution run, at least."""
+        few, many = (sum(self.attributing(tokens, math.inf, recompute).values()) for tokens in (1, 2))
+        return many - few
+
     def _kept_for_gradients(self, token_budget: int, recompute: bool) -> dict[str, int]:
         if recompute:
             return {"inputs of the layers": token_budget * self.layers * self.stream * self.itemsize}

@@ -15,7 +15,9 @@ from support import CONFIGS, tiny_model
 import act
 from act.core.errors import ActError, Interrupted
 from act.models.fingerprint import fingerprint
+from act.profiling.attribution import AttributionJob
 from act.profiling.observer import Observer
+from act.profiling.plan import Shape
 
 RECORDS = [
     {"prompt": "What is two", "completion": " plus three?"},
@@ -326,3 +328,17 @@ def _until(tokenizer):
 def test_bad_input_is_one_sentence(attempt, said, tokenizer):
     with pytest.raises(ActError, match=said):
         attempt(tokenizer)
+
+
+def test_batches_as_memory_allows_count_the_gradients_and_no_donor(tokenizer, monkeypatch):
+    donor, target = models("llama")
+    corpus = act.Corpus.from_records(RECORDS, tokenizer)
+    shapes = [AttributionJob(donor, target, corpus, recompute=recompute) for recompute in (True, False)]
+    taken = [
+        Shape.of(target, job.space).attributed_token(kept) for job, kept in zip(shapes, (True, False), strict=True)
+    ]
+    assert taken[0] < taken[1]
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 5000 * taken[1], 0))
+    for job in shapes:
+        job.device = torch.device("cuda")
+    assert [job._fitting_budget() for job in shapes] == [5000 * taken[1] // taken[0] // 1024 * 1024, 4096]
