@@ -17,6 +17,7 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError, require_choice
 from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus
@@ -360,8 +361,8 @@ def _require_lost(target: Evaluation, donor: Evaluation) -> None:
         shown = f"{figure(donor):.3f} and {figure(target):.3f}, difference {with_error(lost, error, 3, '+')}"
         raise ActError(
             f"{few}the donor is not clearly better than the target on {target.corpus} ({what} {shown} on "
-            f"{len(target.nll)} records), so nothing shows what is recovered; give more records, another metric, or "
-            "records of what the target lost"
+            f"{counted(len(target.nll), 'record')}), so nothing shows what is recovered; give more records, another "
+            "metric, or records of what the target lost"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypedDict, get_args
 import torch
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError, require_choice
 from act.data.batching import PADDING
 from act.data.corpus import Corpus, require_corpus
@@ -131,7 +132,7 @@ class Evaluation:
         return f"<b>{html.escape(self.model)}</b> on {html.escape(self.corpus)}<ul>{figures}</ul>"
 
     def _figures(self) -> list[str]:
-        found = [f"{len(self.nll):,} records"]
+        found = [counted(len(self.nll), "record")]
         if self.right is not None:
             mean, error = mean_and_error(100 * self.right.double())
             found.append(f"{MATCHES[self.metric]} {with_error(mean, error, 1)} %")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
 import torch
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError, Unreachable
 from act.core.inputs import require_not_input
 from act.data.corpus import Corpus
@@ -377,7 +378,7 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
         seconds = tries * sum(shape.flops(*each) for each in texts) / cluster.flops
         memory = 2 * weights + shape.memory(budget)["activations"]
         add("sweep", f"{tries - 2} settings", tries * sum(each[0] for each in texts), seconds, memory)
-    add("rank", _counted(len(recipe.donor), "donor"), memory=after["rank"])
+    add("rank", counted(len(recipe.donor), "donor"), memory=after["rank"])
     donors = len({donor.model for donor in recipe.donor})
     patches = len({variant.kind for variant in variants if variant.origin == "transfer"})
     memory = (1 + donors) * weights
@@ -387,14 +388,14 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
         trained, batch = _trained_tokens(run, recipe.tune)
         training = _training_memory(run.empty[target], shape, recipe.tune, _share(recipe), batch)
         seconds = made * 3 * shape.flops(trained, trained, run.lengths.get(recipe.tune.corpus, 1.0)) / cluster.flops
-        add("tune", f"{_counted(made, 'model')}, {recipe.tune.mode}", made * trained, seconds, training, disk["tuned"])
+        add("tune", f"{counted(made, 'model')}, {recipe.tune.mode}", made * trained, seconds, training, disk["tuned"])
     if recipe.evaluate and recipe.evaluate.corpora:
         count = len(compared(recipe))
         texts = [known(corpus) for corpus in recipe.evaluate.corpora.values()]
         tokens = count * sum(each[0] for each in texts)
         seconds = count * sum(shape.flops(*each) for each in texts) / cluster.flops
         memory = weights + shape.memory(budget)["activations"]
-        add("evaluate", f"{_counted(count, 'model')}, without what they write", tokens, seconds, memory)
+        add("evaluate", f"{counted(count, 'model')}, without what they write", tokens, seconds, memory)
     add("output", recipe.output, disk=weights)
     return stages
 
@@ -453,10 +454,6 @@ def _share(recipe: Recipe) -> float:
     tops = recipe.sweep.top if recipe.sweep else [donor.top for donor in recipe.donor]
     shares = [parse_top(top) for top in tops]
     return max(shares) if recipe.sweep else min(1.0, sum(shares))
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _trained_tokens(run: _Check, tune: Tuning) -> tuple[float, float]:
