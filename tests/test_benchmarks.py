@@ -16,6 +16,7 @@ SCRIPTS = sorted(
     for path in (ROOT / folder).glob("*.py")
     if not path.name.startswith("test_")
 )
+OUTPUTS = {"gpu.py": "--out", "shipped.py": "--output"}
 COMMANDS = [path for path in SCRIPTS if "parse_args()" in path.read_text(encoding="utf-8")]
 
 START_ALL = """
@@ -48,7 +49,7 @@ def test_every_script_starts():
     helps = dict(part.split("\n", 1) for part in run.stdout.split("\f")[1:])
     for path in COMMANDS:
         assert helps[str(path)].startswith("usage: "), path
-        assert ("--out" if path.name == "gpu.py" else "--json") in helps[str(path)], path
+        assert OUTPUTS.get(path.name, "--json") in helps[str(path)], path
 
 
 @pytest.mark.parametrize(

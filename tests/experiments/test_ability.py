@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_short_run_has_the_promised_fields(tmp_path):
     out = tmp_path / "ability.json"
     result = subprocess.run(
