@@ -16,7 +16,7 @@ UNMADE = "Not measured yet.\n"
 
 def state(result: Result) -> str:
     """Which runs each part has, in a sentence; what is missing is said first."""
-    planned = result.get("planned", result["runs"])
+    planned: list[str] = result.get("planned") or result["runs"]
     bases = {run.partition("/")[0] for run in planned}
     methods = {result["ours"], result["without_gradients"], *result["controls"], *result["area"]}
     whole = [run for run in planned if all(run in result["area"].get(name, {}) for name in methods)]

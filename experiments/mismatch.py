@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from laboratory import Lab
-from torch import nn
 
 from act.data.corpus import Corpus
 from act.models.channels import ChannelSpace
@@ -21,7 +20,7 @@ from act.profiles.profile import PairProfile
 from act.profiles.statistics import Statistics
 from act.profiling.measure import profile_pair
 from act.ranking.costs import per_cost
-from act.ranking.normalize import normalized
+from act.ranking.normalize import Normalize, normalized
 
 
 class Measured(NamedTuple):
@@ -82,7 +81,7 @@ def _sides(pair: PairProfile) -> dict[str, Statistics]:
 
 
 @torch.no_grad()
-def _of_tokens(donor: nn.Module, target: nn.Module, corpus: Corpus, head: Site) -> Views:
+def _of_tokens(donor: Any, target: Any, corpus: Corpus, head: Site) -> Views:
     """The LM head by what it makes of each token's logits.
 
     ``centred``: without what all logits of a token have in common, which changes no probability. ``curvature``: squares
@@ -142,7 +141,7 @@ class Form:
     weight: float = 1.0
     head: str = "as others"
     embedding: str = "as others"
-    then: str = "none"
+    then: Normalize = "none"
     units: bool = False
 
     @property

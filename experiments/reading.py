@@ -56,7 +56,9 @@ class ProseLab(Lab):
     @cached_property
     def model(self) -> PreTrainedModel:
         """The model that weights are put into."""
-        return self.school.blank(0).eval()
+        model = self.school.blank(0)
+        model.eval()
+        return model
 
     @cached_property
     def donor_model(self) -> PreTrainedModel:

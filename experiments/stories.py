@@ -93,7 +93,8 @@ class StorySchool(School):
 
     def _told(self, count: int, tokens: int) -> list[str]:
         """Samples of the model, each up to its end or to a number of tokens."""
-        model, begin = self.base(0), torch.full((count, 1), self.tokenizer.bos_token_id)
+        model: Any = self.base(0)
+        begin = torch.full((count, 1), self.tokenizer.bos_token_id)
         ends = [self.tokenizer.bos_token_id, self.tokenizer.eos_token_id]  # its stories stand one after the other
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
