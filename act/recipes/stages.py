@@ -116,18 +116,25 @@ class Stages:
                 score,
                 self._chosen(donor)[0],
                 keep=[*kept] or None,
-                normalize=recipe.normalize,
-                scope=recipe.scope,
-                granularity=recipe.granularity,
-                include=recipe.include,
-                exclude=recipe.exclude,
-                seed=self._cache.seed(donor),
-                cost=recipe.cost if SCORES[score].takes_cost else "auto",
+                **self._rules(donor, score),
                 donor=self._shared(donor.model) if by_weights else None,
                 target=self._shared(recipe.target) if by_weights else None,
             ).save(path)
             self._kept.add(path)
         return ChannelSet.load(path)
+
+    def _rules(self, donor: Donor, score: ScoreName) -> dict[str, Any]:
+        """What rank and choose take of a recipe by the same names."""
+        recipe = self._recipe
+        return {
+            "normalize": recipe.normalize,
+            "scope": recipe.scope,
+            "granularity": recipe.granularity,
+            "include": recipe.include,
+            "exclude": recipe.exclude,
+            "seed": self._cache.seed(donor),
+            "cost": recipe.cost if SCORES[score].takes_cost else "auto",
+        }
 
     def sweep(self) -> dict[str, Any] | None:
         """What a sweep chose, with all that it tried, as plain data; None for a recipe without one."""
@@ -152,13 +159,7 @@ class Stages:
                 metric=sweep.metric,
                 score=recipe.score,
                 keep_profiles=[*kept] or None,
-                normalize=recipe.normalize,
-                scope=recipe.scope,
-                granularity=recipe.granularity,
-                include=recipe.include,
-                exclude=recipe.exclude,
-                seed=self._cache.seed(donor),
-                cost=recipe.cost if SCORES[recipe.score].takes_cost else "auto",
+                **self._rules(donor, recipe.score),
             )
             self._write(path, {**choice.to_json(), "card": choice.card()})
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
