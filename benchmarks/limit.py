@@ -13,7 +13,9 @@ batches takes beyond the bare products (``forward``: norms, activations, rotary 
 from __future__ import annotations
 
 import json
+import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from workloads import build, train_tokenizer, write_conversations
 import act
 from act.data.batching import Batch
 from act.data.stream import Stream
+from act.profiles.provenance import CorpusRead
 
 
 def bare(model: PreTrainedModel) -> Callable[[Batch], None]:
@@ -77,7 +80,7 @@ def measure(name: str, dtype: torch.dtype, threads: int, rows: int, rounds: int)
     corpus = act.Corpus.from_records(records, tokenizer)
     batches = list(Stream({"": corpus}, token_budget=2048))
     products = bare(model)
-    found: dict[str, act.Profile] = {}
+    runs: list[tuple[float, CorpusRead]] = []
 
     @torch.inference_mode()
     def over(call: Callable[[Batch], Any]) -> None:
@@ -85,7 +88,9 @@ def measure(name: str, dtype: torch.dtype, threads: int, rows: int, rounds: int)
             call(batch)
 
     def profiled() -> None:
-        found["act"] = act.profile(model, corpus, shared_prefix="off")
+        begun = time.perf_counter()
+        profile = act.profile(model, corpus, shared_prefix="off")
+        runs.append((time.perf_counter() - begun, profile.provenance.corpora[0]))
 
     calls: dict[str, Call] = {
         "act": profiled,
@@ -93,20 +98,21 @@ def measure(name: str, dtype: torch.dtype, threads: int, rows: int, rounds: int)
         "forward": partial(over, partial(forward, model)),
     }
     middle = medians(in_turns({way: partial(seconds_of, call) for way, call in calls.items()}, rounds))
-    read = found["act"].provenance.corpora[0]
     whole = middle["act"]
+    started = statistics.median(seconds - read.seconds for seconds, read in runs)
+    waited, tokens = statistics.median(read.waited for _, read in runs), runs[0][1].tokens
     return {
         "model": name,
         "dtype": str(dtype).removeprefix("torch."),
         "threads": threads,
         "share_of_bare": round(middle["bare"] / whole, 3),
         "rest": {
-            "start": round((whole - read.seconds) / whole, 3),
-            "waited": round(read.waited / whole, 3),
+            "start": round(started / whole, 3),
+            "waited": round(waited / whole, 3),
             "forward": round((middle["forward"] - middle["bare"]) / whole, 3),
         },
-        "tokens": read.tokens,
-        "tokens_per_second": round(read.tokens / whole, 1),
+        "tokens": tokens,
+        "tokens_per_second": round(tokens / whole, 1),
         "seconds": {way: round(seconds, 3) for way, seconds in middle.items()},
     }
 
