@@ -28,7 +28,7 @@ from act.lab.language import examples
 from act.lab.tokenizer import build_tokenizer
 
 COMMANDS = ("run", "pair", "rank", "transfer", "plan", "evaluate", "recipe", "demo")
-IMPORTS = "import act.lab.demo, transformers.models.llama.modeling_llama, matplotlib.figure"
+IMPORTS = "import act.lab.demo, transformers.models.llama.modeling_llama"
 
 Seconds = dict[str, float]
 

@@ -16,18 +16,17 @@ from act.core.files import reserve_output
 
 if TYPE_CHECKING:
     from act.lab.prose import Figures
-    from act.ranking.channel_set import ChannelSet
+    from act.report.page import Page
 
-PICTURE = Path("act-demo.png")
+REPORT = Path("act-demo")
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a demo found: the channels that it moved and their share, plain data, and what people read."""
+    """What a demo found: a page, plain data, and what people read in the terminal."""
 
-    channels: ChannelSet
-    share: float
+    page: Page
     data: Mapping[str, Any]
     show: Callable[[], None]
 
@@ -36,32 +35,35 @@ def command(
     language: Annotated[
         str, typer.Option(help="prose: German help pages against mathematics; invented: a language of few words.")
     ] = "prose",
-    picture: Annotated[
-        Path, typer.Option(help="Where to save the map of the ability (the default file is replaced).")
-    ] = PICTURE,
+    report: Annotated[
+        Path, typer.Option(help="Folder for the page (index.html) and its tables (the default one is replaced).")
+    ] = REPORT,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Restore a language that a small model has forgotten, and compare with controls; in a minute or two."""
-    from act.report.pictures import draw_channel_map
-
     demos = {"prose": _prose, "invented": _invented}
     require_choice("language", language, demos)
     console.quiet_transformers()
-    force = force or picture == PICTURE
-    reserve_output(picture, force)
+    force = force or report == REPORT
+    reserve_output(report, force)
     found = demos[language](lambda step: print(f"… {step}", file=sys.stderr))
-    title = f"Where German lives: {found.share:.0%} of all channels, by layer and module"
-    draw_channel_map(found.channels, picture, title, force=force)
+    from act.report.page import PAGE
+    from act.report.write import write
+
+    write(found.page.report, report, page=found.page, force=force)
     if as_json:
-        return console.print_json({**found.data, "picture": str(picture)})
+        return console.print_json({**found.data, "report": str(report / PAGE)})
     found.show()
-    print(f"{found.data['seconds']:.0f} s; map of the chosen channels: {picture}")
+    if verdict := found.page.verdict:
+        print(verdict.headline)
+    print(f"{found.data['seconds']:.0f} s; look at the report, in a browser: {report / PAGE}")
 
 
 def _prose(say: Say) -> Shown:
     from act.lab import prose
     from act.lab.frontier import KEPT
+    from act.lab.pages import of_prose
 
     result = prose.run(say)
     ours = result.methods[prose.OURS]
@@ -107,7 +109,7 @@ def _prose(say: Say) -> Shown:
         "texts": result.texts,
         "seconds": result.seconds,
     }
-    return Shown(result.channels, ours.share, data, show)
+    return Shown(of_prose(result, console.command_line()), data, show)
 
 
 def _cells(figures: Figures) -> list[str]:
@@ -130,25 +132,36 @@ def _line(text: str) -> str:
 
 def _invented(say: Say) -> Shown:
     from act.lab import demo
+    from act.lab.pages import of_invented
 
     result = demo.run(say)
     models = {
-        "target: forgot German": result.before,
-        "after the transfer": result.after,
-        "donor: its base": result.donor,
-        "control: random channels": result.controls["random"],
-        "control: weight-diff channels": result.controls["weight-diff"],
-        f"control: interpolation by {demo.INTERPOLATION:.0%}": result.controls["interpolation"],
+        "target": "target: forgot German",
+        "act": "after the transfer",
+        "donor": "donor: its base",
+        "random": "control: random channels",
+        "weight-diff": "control: weight-diff channels",
+        "interpolation": f"control: interpolation by {demo.INTERPOLATION:.0%}",
     }
+    figures = {name: result.figures(name) for name in models}
 
     def show() -> None:
         console.print_table(
             f"Exact match on {demo.TEST_RECORDS} test records of each, %",
             ["", "forgotten (German)", "retained (English)"],
-            [[name, *(f"{100 * figures[ability]:.1f}" for ability in figures)] for name, figures in models.items()],
+            [
+                [heading, *(f"{100 * share:.1f}" for share in figures[name].values())]
+                for name, heading in models.items()
+            ],
         )
-        chosen, channels = len(result.channels), len(result.channels.space)
+        chosen, channels = len(result.moved["act"]), len(result.pair.space)
         print(f"{chosen} of {channels:,} channels transferred, and as many in each control by channels.")
 
-    data = {name: getattr(result, name) for name in ("before", "after", "donor", "controls", "seconds")}
-    return Shown(result.channels, demo.TOP, data, show)
+    data = {
+        "before": figures["target"],
+        "after": figures["act"],
+        "donor": figures["donor"],
+        "controls": {name: figures[name] for name in ("random", "weight-diff", "interpolation")},
+        "seconds": result.seconds,
+    }
+    return Shown(of_invented(result, console.command_line()), data, show)

@@ -18,10 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from act.data.corpus import Corpus
 from act.editing.interpolation import interpolate
 from act.editing.transfer import transfer
+from act.evaluation.evaluate import Evaluation
 from act.lab.evaluate import Exam
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS, load
 from act.lab.tokenizer import corpus_of
+from act.profiles.profile import PairProfile
 from act.profiling.measure import profile_pair
 from act.ranking.channel_set import ChannelSet
 from act.ranking.rank import rank
@@ -32,20 +34,33 @@ LOCALIZE_RECORDS, TEST_RECORDS = 128, 512
 TOP, STRENGTH, SEED = 0.05, 1.0, 0
 INTERPOLATION = 0.3
 
+ABILITIES = {"forgotten": FORGOTTEN, "retained": RETAINED}
+
 Figures = dict[str, float]
+Read = dict[str, Evaluation]
 Exams = dict[str, Exam]
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Exact match, 0 to 1, of the forgotten and the retained ability for every model, and what was transferred."""
+    """What the models solve, and what was transferred.
 
-    before: Figures
-    after: Figures
-    donor: Figures
-    controls: dict[str, Figures]
-    channels: ChannelSet
+    Attributes:
+        read: the evaluations on test records, by model (``target``, ``act``, ``donor``, the controls) and ability
+            (``forgotten``, ``retained``).
+        moved: the channels transferred, by the name of the model that they made; those of ``act`` first.
+        pair, keep: the profiles on text of the forgotten and of the retained ability.
+    """
+
+    read: dict[str, Read]
+    moved: dict[str, ChannelSet]
+    pair: PairProfile
+    keep: PairProfile
     seconds: float
+
+    def figures(self, model: str) -> Figures:
+        """Exact match of a model, 0 to 1, by ability."""
+        return {name: _share(one) for name, one in self.read[model].items()}
 
 
 def run(say: Callable[[str], None] = lambda step: None) -> Demo:
@@ -57,20 +72,20 @@ def run(say: Callable[[str], None] = lambda step: None) -> Demo:
     say("profiling donor and target in lockstep, on German (forgotten) and on English (to retain)")
     pair, keep = (profile_pair(donor, target, _corpus(ability, tokenizer)) for ability in (FORGOTTEN, RETAINED))
     say("ranking the channels: difference on German minus difference on English")
-    channels = rank(pair, "paired", TOP, keep=keep)
+    moved = {
+        "act": rank(pair, "paired", TOP, keep=keep),
+        "random": rank(pair, "random", TOP, seed=SEED),
+        "weight-diff": rank(pair, "weight-diff", TOP, donor=donor, target=target),
+    }
 
     say(f"testing the specialist and the base, on {TEST_RECORDS} records of each")
     exams = _exams(tokenizer, "test")
-    before, donor_figures = (_figures(model, exams) for model in (target, donor))
-    say(f"transferring {len(channels)} channels, and testing again")
-    after = _figures_after(donor, target, exams, channels)
-    say("testing the controls: random and weight-difference channels, interpolation of the whole model")
-    controls = {
-        "random": _figures_after(donor, target, exams, rank(pair, "random", TOP, seed=SEED)),
-        "weight-diff": _figures_after(donor, target, exams, rank(pair, "weight-diff", TOP, donor=donor, target=target)),
-    }
-    controls["interpolation"] = _figures(_interpolated(donor, target, INTERPOLATION), exams)
-    return Demo(before, after, donor_figures, controls, channels, round(time.perf_counter() - start, 1))
+    read = {"target": _read(target, exams, "target")}
+    say(f"transferring {len(moved['act'])} channels and as many for each control, and testing again")
+    read |= {name: _read_after(donor, target, exams, name, channels) for name, channels in moved.items()}
+    read["interpolation"] = _read(_interpolated(donor, target, INTERPOLATION), exams, "interpolation")
+    read["donor"] = _read(donor, exams, "donor")
+    return Demo(read, moved, pair, keep, round(time.perf_counter() - start, 1))
 
 
 def _corpus(ability: tuple[str, tuple[str, ...]], tokenizer: PreTrainedTokenizerBase) -> Corpus:
@@ -82,19 +97,24 @@ def _exams(tokenizer: PreTrainedTokenizerBase, split: str) -> Exams:
     """The records of a split, drawn and tokenised once for all models."""
     return {
         name: Exam(tokenizer, examples(language, skills, TEST_RECORDS, split=split))
-        for name, (language, skills) in (("forgotten", FORGOTTEN), ("retained", RETAINED))
+        for name, (language, skills) in ABILITIES.items()
     }
 
 
-def _figures(model: PreTrainedModel, exams: Exams) -> Figures:
-    return {name: exam(model) for name, exam in exams.items()}
+def _read(model: PreTrainedModel, exams: Exams, name: str) -> Read:
+    return {ability: exam.read(model, name, ABILITIES[ability][0]) for ability, exam in exams.items()}
 
 
-def _figures_after(donor: PreTrainedModel, target: PreTrainedModel, exams: Exams, channels: ChannelSet) -> Figures:
+def _share(one: Evaluation) -> float:
+    assert one.right is not None
+    return float(one.right.double().mean())
+
+
+def _read_after(donor: PreTrainedModel, target: PreTrainedModel, exams: Exams, name: str, channels: ChannelSet) -> Read:
     patch = transfer(donor, target, channels, STRENGTH)
-    figures = _figures(target, exams)
+    read = _read(target, exams, name)
     patch.revert(target)
-    return figures
+    return read
 
 
 def _interpolated(donor: PreTrainedModel, target: PreTrainedModel, strength: float) -> PreTrainedModel:

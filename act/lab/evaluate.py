@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from act.evaluation.likelihoods import likelihoods
+from act.evaluation.evaluate import Evaluation
+from act.evaluation.likelihoods import Likelihoods, likelihoods
 from act.lab.tokenizer import encode
+from act.models.fingerprint import fingerprint
 
 
 class Exam:
@@ -29,7 +31,15 @@ class Exam:
 
     def __call__(self, model: nn.Module) -> float:
         """The share of records that ``model`` solves."""
-        return likelihoods(model, self._encoded, token_budget=self._token_budget).greedy.double().mean().item()
+        return self._answered(model).greedy.double().mean().item()
+
+    def read(self, model: nn.Module, name: str, corpus: str) -> Evaluation:
+        """Which records ``model`` solves, under names of the model and of the records."""
+        found = self._answered(model)
+        return Evaluation(name, fingerprint(model), corpus, None, "exact", found.nll, found.tokens, found.greedy)
+
+    def _answered(self, model: nn.Module) -> Likelihoods:
+        return likelihoods(model, self._encoded, token_budget=self._token_budget)
 
 
 def exact_match(

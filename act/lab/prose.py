@@ -28,6 +28,7 @@ from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.generation import generate
 from act.lab.frontier import KEPT
 from act.lab.models import CHECKPOINTS, load
+from act.profiles.attribution import AttributionProfile
 from act.profiling.attribution import attribute
 from act.profiling.measure import profile_pair
 from act.ranking.channel_set import ChannelSet
@@ -88,7 +89,9 @@ class Prose:
         before, donor: figures of the target and of the donor.
         methods: by name: :data:`FINDERS`, then the controls.
         written: for each ability, how the models continue its first test text.
-        channels: those that :data:`OURS` moved, which gives the mended model.
+        moved: the channels of each method that moved some; those of :data:`OURS` give the mended model.
+        attributed: what :data:`OURS` ranks by.
+        read: the evaluations on test texts, by model (``target``, ``donor``, the methods) and ability.
         texts: the number of test texts of each ability.
     """
 
@@ -96,7 +99,9 @@ class Prose:
     donor: Figures
     methods: Mapping[str, Method]
     written: Mapping[str, Written]
-    channels: ChannelSet
+    moved: Mapping[str, ChannelSet]
+    attributed: AttributionProfile
+    read: Mapping[str, Mapping[str, Evaluation]]
     texts: int
     seconds: float
 
@@ -117,20 +122,17 @@ class Judge:
     ) -> None:
         self._corpora = {ability: corpus_of(tokenizer, ability, each) for ability, each in texts.items()}
         self._bytes = {ability: sum(len(text.encode()) for text in each) for ability, each in texts.items()}
-        self._donor, self._target = self._read(donor), self._read(target)
-        self.donor, self.target = self._figures(self._donor), self._figures(self._target)
+        self.donor, self.target = self.read(donor), self.read(target)
 
-    def __call__(self, model: PreTrainedModel) -> Figures:
-        """The figures of a model."""
-        return self._figures(self._read(model))
-
-    def _read(self, model: PreTrainedModel) -> dict[str, Evaluation]:
+    def read(self, model: PreTrainedModel) -> dict[str, Evaluation]:
+        """A model on the texts, by ability."""
         return {ability: evaluate(model, corpus, "nll") for ability, corpus in self._corpora.items()}
 
-    def _figures(self, read: Mapping[str, Evaluation]) -> Figures:
+    def figures(self, read: Mapping[str, Evaluation]) -> Figures:
+        """What a model is worth, from :meth:`read`."""
         return Figures(
-            recovered(self._target[FORGOTTEN], self._donor[FORGOTTEN], read[FORGOTTEN]),
-            kept_of(self._target[RETAINED], self._donor[RETAINED], read[RETAINED]),
+            recovered(self.target[FORGOTTEN], self.donor[FORGOTTEN], read[FORGOTTEN]),
+            kept_of(self.target[RETAINED], self.donor[RETAINED], read[RETAINED]),
             {ability: float(one.nll.sum()) / math.log(2) / self._bytes[ability] for ability, one in read.items()},
         )
 
@@ -165,15 +167,17 @@ def run(say: Callable[[str], None] = lambda step: None) -> Prose:
     held_out = {ability: texts(ability, "test") for ability in (FORGOTTEN, RETAINED)}
     testing = Judge(donor, target, tokenizer, held_out)
     made = {name: make(chosen[name]) if chosen[name] else target for name, make in makes.items()}
-    methods = {name: Method(chosen[name], testing(model)) for name, model in made.items()}
+    read = {name: testing.read(model) for name, model in made.items()}
     say("writing on")
     models = {"target": target, "mended": made[OURS], "donor": donor}
     return Prose(
-        testing.target,
-        testing.donor,
-        methods,
+        testing.figures(testing.target),
+        testing.figures(testing.donor),
+        {name: Method(chosen[name], testing.figures(one)) for name, one in read.items()},
         {ability: write_on(models, tokenizer, each[0]) for ability, each in held_out.items()},
-        ranked[OURS](chosen[OURS] or SHARES[0]),
+        {name: channels(chosen[name]) for name, channels in ranked.items() if chosen[name]},
+        attributed,
+        {"target": testing.target, **read, "donor": testing.donor},
         min(len(each) for each in held_out.values()),
         round(time.perf_counter() - start, 1),
     )

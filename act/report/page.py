@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import torch
 
 from act.core.errors import ActError
 from act.core.files import written_whole
@@ -34,6 +35,15 @@ VENDORED = ("vega.min.js", "vega-lite.min.js")
 
 
 @dataclass(frozen=True)
+class Sample:
+    """The beginning of a text, and how each model goes on, by its name; ``of`` says what the text is of."""
+
+    of: str
+    prompt: str
+    written: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Page:
     """What a report shows; a part that is absent has no section.
 
@@ -47,6 +57,7 @@ class Page:
         results: what the models answered.
         settings: what a sweep tried, by method or control; the unchanged target has a share of 0.
         keep: the figures of the settings that are of what is to be kept.
+        samples: how the models write.
         warnings: what else the reader should know.
         provenance: where it comes from: rows of a heading and a text.
 
@@ -66,6 +77,7 @@ class Page:
     results: Results | None = None
     settings: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
     keep: Sequence[str] = ()
+    samples: Sequence[Sample] = ()
     warnings: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()
 
@@ -160,8 +172,9 @@ class Page:
                 yield from figures.of_places(grid, one.name, one.top, one.score)
             yield from figures.of_experts(grid, self._measured)
         names = {one.name for one in self._measured}
+        shown = [one.top.index for one in self._measured]
         for name, channels in self.moved.items():
-            if len(channels):
+            if len(channels) and not any(torch.equal(channels.index, index) for index in shown):
                 called = f"{name} (moved)" if name in names else name
                 yield from figures.of_places(grid, called, channels)
 

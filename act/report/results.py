@@ -77,6 +77,25 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The share that a model keeps of what the target has, with its standard error, None if that is unknown.
+
+    ``what`` says of what it is a share, as a phrase; empty for right answers.
+    """
+
+    share: float
+    error: float | None
+    what: str
+
+    def below(self, least: float) -> bool:
+        """Whether less than ``least`` is kept, by more than two errors."""
+        return self.share + 2 * (self.error or 0.0) < least
+
+    def __str__(self) -> str:
+        return f"{shown(self.share, self.error, True)}{self.what}"
+
+
+@dataclass(frozen=True)
 class Results:
     """Figures of models on texts.
 
@@ -143,18 +162,24 @@ class Results:
         error = None if unknown else math.hypot(mine.error or 0.0, theirs.error or 0.0)
         return Gain(one, other, text, mine.value - theirs.value, error, None, mine.share)
 
-    def kept(self, model: str, text: str) -> tuple[float, float | None] | None:
-        """The share that a model keeps of what the target has, with its error; None where that cannot be told.
+    def kept(self, model: str, text: str) -> Kept | None:
+        """The share that a model keeps of what the target has; None where that cannot be told.
 
-        Of right answers, their ratio; of likelihoods, the ratio of the likelihoods of a token.
+        As :mod:`act.evaluation.choice` has it: of right answers, their ratio; of likelihoods, what is left of what the
+        target gained over the donor or, where no donor is clearly worse, the ratio of the likelihoods of a token.
         """
         for target in self.named("target"):
             before, gain = self.of(target, text), self.gain(model, target, text)
             if before is None or gain is None or (gain.share and before.value <= 0):
                 continue
-            share = 1 + gain.value / before.value if gain.share else math.exp(gain.value)
-            scale = before.value if gain.share else 1 / share
-            return share, None if gain.error is None else gain.error / scale
+            if gain.share:
+                return Kept(1 + gain.value / before.value, gain.error and gain.error / before.value, "")
+            over = [found for donor in self.named("donor") if (found := self.gain(target, donor, text)) and found.seems]
+            if over:
+                size, what = over[0].value, f" of the target's gain over {over[0].other}"
+                return Kept(1 + gain.value / size, gain.error and gain.error / size, what)
+            share = math.exp(gain.value)
+            return Kept(share, gain.error and gain.error * share, " of the likelihood of a token")
         return None
 
 

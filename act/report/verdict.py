@@ -10,7 +10,7 @@ from typing import Literal
 from act.evaluation.sweep import Setting
 from act.report.build import Report
 from act.report.data import GroupShares
-from act.report.results import Figure, Gain, Results, shown
+from act.report.results import Figure, Gain, Results
 
 Tone = Literal["good", "mixed", "bad", "open"]
 KEPT = 0.95
@@ -55,7 +55,8 @@ def verdict_on(results: Results, score: str = "") -> Verdict | None:
     order: list[Tone] = ["bad", "mixed", "open", "good"]
     worst = min(found, key=lambda one: order.index(one.tone))
     kept = [sentence for text in results.texts if text in results.keep and (sentence := _kept(results, method, text))]
-    costly = [share[0] for text in results.keep if (share := results.kept(method, text)) and share[0] < KEPT]
+    left = [found for text in results.keep if (found := results.kept(method, text))]
+    costly = [one.share for one in left if one.below(KEPT)]
     tone, headline = worst.tone, worst.headline
     advice = [line for one in found for line in one.advice]
     if costly and tone == "good":
@@ -110,7 +111,7 @@ def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict
 
 def _least_kept(results: Results, model: str) -> float:
     """The smallest share that a model keeps of a text to keep; 1 if there is none."""
-    return min((share[0] for text in results.keep if (share := results.kept(model, text))), default=1.0)
+    return min((found.share for text in results.keep if (found := results.kept(model, text))), default=1.0)
 
 
 def _reached(results: Results, mine: Figure) -> str:
@@ -126,8 +127,8 @@ def _reached(results: Results, mine: Figure) -> str:
 def _against(results: Results, gains: Sequence[Gain]) -> str:
     phrases = []
     for gain in gains:
-        kept = [share for text in results.keep if (share := results.kept(gain.other, text))]
-        left = f"; it keeps {100 * min(kept)[0]:.0f} %" if kept else ""
+        least = _least_kept(results, gain.other)
+        left = f"; it keeps {100 * least:.0f} %" if results.keep else ""
         phrases.append(f"{gain.other} {gain}{left}")
     return (
         f"{gains[0].one} over each control on {gains[0].text}: "
@@ -137,13 +138,11 @@ def _against(results: Results, gains: Sequence[Gain]) -> str:
 
 
 def _kept(results: Results, method: str, text: str) -> str | None:
-    share = results.kept(method, text)
-    if share is None:
+    found = results.kept(method, text)
+    if found is None:
         return None
-    gain = next((found for name in results.named("target") if (found := results.gain(method, name, text))), None)
-    change = f" ({gain})" if gain else ""
-    what = "" if gain is None or gain.share else " of the likelihood of a token"
-    return f"Kept of {text}: {shown(*share, True)}{what}{change}."
+    gain = next((one for name in results.named("target") if (one := results.gain(method, name, text))), None)
+    return f"Kept of {text}: {found}{f' ({gain})' if gain else ''}."
 
 
 def verdict_of_profiles(report: Report) -> Verdict:

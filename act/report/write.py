@@ -1,4 +1,4 @@
-"""A report as a folder: its page, one JSON file, its tables as CSV, and pictures."""
+"""A report as a folder: its page, one JSON file, its tables as CSV and, if they are wanted, its pictures."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from pathlib import Path
 
 from act.core.files import written_whole
 from act.report.build import Report
-from act.report.data import ReportData
 from act.report.page import PAGE, Page, put_page
-from act.report.pictures import draw_curves, draw_map, draw_overlaps, share_by_layer
 from act.report.static import draw
 
 
@@ -41,24 +39,13 @@ def write(
 
 
 def _write_figures(report: Report, folder: Path) -> None:
-    data = report.data
-    (folder / "report.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "report.json").write_text(json.dumps(report.data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     for name, rows in _tables(report).items():
         if rows:
             with (folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
                 table = csv.DictWriter(file, list(rows[0]))
                 table.writeheader()
                 table.writerows(rows)
-    draw_curves(report.curves, data["sufficiency"], folder / "concentration.png", _score_name(data))
-    for number, one in enumerate(report.measured, start=1):
-        title = f"{one.name}: where the top {100 * data['top']:g} % of all channels lie"
-        draw_map(*share_by_layer(one.top), folder / f"map-{number}.png", title)
-    if len(report.matrix[0]) > 1:
-        draw_overlaps(*report.matrix, folder / "overlap.png", f"Overlap of the top {100 * data['top']:g} % of channels")
-
-
-def _score_name(data: ReportData) -> str:
-    return data["score"] if data["normalize"] == "none" else f"{data['score']}, normalised by {data['normalize']}"
 
 
 def _tables(report: Report) -> dict[str, Sequence[Mapping[str, object]]]:

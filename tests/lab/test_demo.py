@@ -7,13 +7,13 @@ import subprocess
 
 import pytest
 from command_line import act_profile
-from support import chosen
 
 from act.cli.demo import command
 from act.lab import demo
 from act.lab.frontier import Point, best_keeping
 from act.lab.models import CHECKPOINTS, load
-from act.models.channels import ChannelSpace
+from act.report.page import Page
+from act.report.write import write
 
 
 def act_profile_demo(folder, *arguments: str) -> subprocess.CompletedProcess:
@@ -24,7 +24,7 @@ def act_profile_demo(folder, *arguments: str) -> subprocess.CompletedProcess:
 def shown(tmp_path_factory):
     """The folder of a run, and its JSON."""
     folder = tmp_path_factory.mktemp("demo")
-    (folder / "act-demo.png").write_text("of an earlier run")
+    write(None, folder / "act-demo", page=Page("of an earlier run"))
     result = act_profile_demo(folder, "--json")
     assert result.returncode == 0, result.stderr
     return folder, json.loads(result.stdout)
@@ -47,40 +47,50 @@ def test_the_transfer_recovers_the_forgotten_and_keeps_the_retained(shown):
     assert result["after"]["retained"] > 0.95 * result["before"]["retained"]
 
 
-def test_the_picture_is_saved_and_the_default_is_replaced(shown):
+def test_a_report_is_left_and_the_default_one_is_replaced(shown):
     folder, result = shown
-    picture = folder / result["picture"]
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in folder.iterdir()] == [picture.name]
+    assert result["report"] == "act-demo/index.html" and [path.name for path in folder.iterdir()] == ["act-demo"]
+    page = (folder / result["report"]).read_text(encoding="utf-8")
+    assert "of an earlier run" not in page and "German came back, and clearly more than with" in page
 
 
-def test_the_figures_are_shown_as_a_table(shown, tmp_path, monkeypatch, capsys):
-    _, result = shown
-    target, _ = load(CHECKPOINTS / "target")
-    figures = {name: result[name] for name in ("before", "after", "donor", "controls", "seconds")}
-    ended = demo.Demo(**figures, channels=chosen(ChannelSpace.from_model(target), demo.TOP))
-    monkeypatch.setattr(demo, "run", lambda say: ended)
-    command(language="invented", picture=tmp_path / "map.png")
-    table = capsys.readouterr().out
-    assert "forgotten (German)" in table and "random channels" in table
-    assert f"{100 * result['after']['forgotten']:.1f}" in table
+def test_the_figures_are_shown_as_a_table(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "run", lambda say: few)
+    command(language="invented", report=tmp_path / "page")
+    printed = capsys.readouterr().out
+    assert "forgotten (German)" in printed and "random channels" in printed
+    assert f"{100 * few.figures('act')['forgotten']:.1f}" in printed
+    assert printed.rstrip().endswith(str(tmp_path / "page" / "index.html"))
 
 
-def test_a_picture_of_the_user_is_not_replaced(tmp_path):
-    (tmp_path / "mine.png").write_text("precious")
-    result = act_profile_demo(tmp_path, "--picture", "mine.png")
+def test_a_folder_of_the_user_is_not_replaced(tmp_path):
+    (tmp_path / "act-demo").mkdir()
+    (tmp_path / "act-demo" / "mine.txt").write_text("precious")
+    for more in ([], ["--report", "act-demo"]):
+        result = act_profile_demo(tmp_path, *more)
+        assert result.returncode == 2 and "holds mine.txt, not written by act-profile" in result.stderr
+    (tmp_path / "page").mkdir()
+    result = act_profile_demo(tmp_path, "--report", "page")
     assert result.returncode == 2 and "exists already" in result.stderr
-    assert (tmp_path / "mine.png").read_text() == "precious"
 
 
-def test_controls_are_of_equal_size_and_figures_repeat(monkeypatch):
-    sizes = []
-    real = demo._figures_after
+@pytest.fixture(scope="module")
+def few():
+    """A run on few records."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "TEST_RECORDS", 64)
+        return demo.run()
+
+
+def test_controls_are_of_equal_size_and_figures_repeat(few, monkeypatch):
+    assert len({len(channels) for channels in few.moved.values()}) == 1
     monkeypatch.setattr(demo, "TEST_RECORDS", 64)
-    monkeypatch.setattr(demo, "_figures_after", lambda *given: sizes.append(len(given[3])) or real(*given))
-    first, second = demo.run(), demo.run()
-    assert len(sizes) == 6 and len(set(sizes)) == 1
-    assert (first.after, first.controls) == (second.after, second.controls)
+    again = demo.run()
+    assert {name: again.figures(name) for name in again.read} == {name: few.figures(name) for name in few.read}
+
+
+def _solved(model, exams) -> dict[str, float]:
+    return {ability: exam(model) for ability, exam in exams.items()}
 
 
 @pytest.mark.slow
@@ -88,10 +98,10 @@ def test_the_interpolation_is_the_best_of_validation_records():
     (donor, tokenizer), (target, _) = load(CHECKPOINTS / "base"), load(CHECKPOINTS / "target")
     exams = demo._exams(tokenizer, "validation")
     tried = {
-        strength: Point(**demo._figures(demo._interpolated(donor, target, strength), exams))
+        strength: Point(**_solved(demo._interpolated(donor, target, strength), exams))
         for strength in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
     }
-    assert best_keeping(tried, Point(**demo._figures(target, exams))) == demo.INTERPOLATION
+    assert best_keeping(tried, Point(**_solved(target, exams))) == demo.INTERPOLATION
 
 
 def test_interpolation_at_its_ends_is_the_models_themselves():

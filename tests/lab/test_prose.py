@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -39,7 +40,9 @@ def test_every_method_is_chosen_and_tested_in_the_same_way(few):
     assert set(result.methods) == METHODS
     assert {step.split(": ")[1] for step in steps if "choosing" in step} == METHODS
     assert all(method.share in (0, 0.02, 0.1, 0.3) for method in result.methods.values())
-    assert len(result.channels) == round(result.methods["attribution"].share * result.channels.rule.ranked)
+    moved = result.moved["attribution"]
+    assert len(moved) == round(result.methods["attribution"].share * moved.rule.ranked)
+    assert set(result.read) == {"target", *METHODS, "donor"}
 
 
 def test_the_models_continue_the_first_test_texts(few):
@@ -54,7 +57,7 @@ def test_the_models_continue_the_first_test_texts(few):
 def shown(few, monkeypatch, tmp_path):
     """The command on that run."""
     monkeypatch.setattr(prose, "run", lambda say: few[0])
-    return partial(command, picture=tmp_path / "map.png")
+    return partial(command, report=tmp_path / "page")
 
 
 def test_the_command_shows_the_texts_then_the_table(few, shown, capsys):
@@ -64,10 +67,20 @@ def test_the_command_shows_the_texts_then_the_table(few, shown, capsys):
     assert "the paper's: paired" in printed and "control: weight-diff" in printed
 
 
+def test_it_ends_with_the_path_of_a_report(few, shown, capsys, tmp_path):
+    shown()
+    assert capsys.readouterr().out.rstrip().endswith(str(tmp_path / "page" / "index.html"))
+    page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
+    headline = re.search(r'id="verdict-title">.*?<bdi>(.*?)</bdi>', page)[1]
+    assert "German" in headline and few[0].written["german"].by_model["mended"].split()[0] in page
+    for name in METHODS - {"interpolation"}:
+        assert f"{name}: " in page  # what it moved
+
+
 def test_json_has_the_fields_of_the_demo_before_and_more(few, shown, capsys):
     shown(as_json=True)
     result = json.loads(capsys.readouterr().out)
-    assert set(result) >= {"before", "after", "donor", "controls", "seconds", "picture", "finders", "written"}
+    assert set(result) >= {"before", "after", "donor", "controls", "seconds", "report", "finders", "written"}
     assert set(result["finders"]) | set(result["controls"]) == METHODS
     for figures in (result[name] for name in ("before", "after", "donor")):
         assert set(figures) == {"forgotten", "retained"}
@@ -103,7 +116,7 @@ def test_the_whole_demo_recovers_more_than_every_control(tmp_path):
     result = act_profile("demo", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
-    assert [path.name for path in tmp_path.iterdir()] == [found["picture"]]
+    assert found["report"] == "act-demo/index.html" and [path.name for path in tmp_path.iterdir()] == ["act-demo"]
     best = max(figures["forgotten"] for figures in found["controls"].values())
     assert found["after"]["forgotten"] > 1.2 * best and found["after"]["forgotten"] > 0.4
     without_gradients = max(found["finders"][name]["forgotten"] for name in ("match", "match-contrast"))

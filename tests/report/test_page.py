@@ -147,7 +147,21 @@ def test_likelihoods_gain_where_their_loss_falls():
         roles_of(["target", "act", "random"]),
     )
     assert found.gain("act", "random", "German").value == pytest.approx(0.9)
-    assert found.kept("act", "German")[0] == pytest.approx(2.718, rel=1e-3)
+    assert found.kept("act", "German").share == pytest.approx(2.718, rel=1e-3)
+
+
+def test_what_is_kept_of_a_likelihood_is_a_share_of_what_the_target_gained():
+    """As :mod:`act.evaluation.choice` has it; a loss that the errors do not show is no cost."""
+    texts = [summary(model, "maths", nll=nll) for model, nll in (("target", 1.0), ("act", 1.12), ("donor 1", 3.0))]
+    pairs = [
+        comparison("target", "act", "maths", nll=0.12, p=1e-3),
+        comparison("target", "donor 1", "maths", nll=2.0, p=1e-6),
+    ]
+    found = Results(texts, pairs, roles_of(["target", "act", "donor 1"]), ["maths"])
+    kept = found.kept("act", "maths")
+    assert (kept.share, kept.error) == (pytest.approx(0.94), pytest.approx(0.005))
+    assert str(kept) == "94.0 ± 0.5 % of the target's gain over donor 1"
+    assert kept.below(0.955) and not kept.below(0.949)
     assert verdict_on(found).tone == "good"
 
 

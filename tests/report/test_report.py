@@ -1,10 +1,9 @@
-"""Reports: their numbers, tables and pictures."""
+"""Reports: their numbers and tables."""
 
 from __future__ import annotations
 
 import csv
 import json
-import math
 
 import pytest
 import torch
@@ -12,38 +11,8 @@ from support import tiny_model
 
 import act
 from act.core.errors import ActError
-from act.models.channels import ChannelSpace
-from act.ranking.channel_set import ChannelSet
 from act.report.build import build, measure
-from act.report.pictures import draw_channel_map, share_by_layer
 from act.report.write import write
-
-
-@pytest.fixture
-def channels():
-    space = ChannelSpace.from_model(tiny_model("llama"))
-    q = space.site("model.layers.1.self_attn.q_proj")
-    head = space.site("lm_head")
-    index = torch.cat([torch.arange(q.offset, q.offset + q.width // 4), torch.tensor([head.offset])])
-    return ChannelSet(space, index, torch.ones(len(index)).double())
-
-
-def test_shares_are_of_the_right_layer_and_module(channels):
-    rows, columns, share = share_by_layer(channels)
-    assert rows == ["input", "layer 0", "layer 1", "output"]
-    assert columns == ["embed", "q", "k", "v", "o", "gate", "up", "down", "norm", "head"]
-    assert share[rows.index("layer 1"), columns.index("q")] == 0.25
-    assert share[rows.index("output"), columns.index("head")] == 1 / 300
-    assert share[rows.index("layer 0"), columns.index("q")] == 0
-    assert math.isnan(share[rows.index("input"), columns.index("q")])
-
-
-def test_the_picture_is_a_png_and_replaces_nothing(channels, tmp_path):
-    path = tmp_path / "map.png"
-    draw_channel_map(channels, path, "where")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ActError, match="exists already"):
-        draw_channel_map(channels, path, "where")
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +53,6 @@ def test_a_report_tells_stability_from_disentanglement(profiles, tmp_path):
     with (tmp_path / "report" / "overlaps.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["jaccard"]) for row in rows] == [row["jaccard"] for row in report.data["overlaps"]]
-    for picture in ("concentration.png", "overlap.png", "map-1.png", "map-2.png", "map-3.png"):
-        assert (tmp_path / "report" / picture).read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ActError, match="exists already"):
         write(report, tmp_path / "report")
 
