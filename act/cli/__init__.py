@@ -9,6 +9,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import io
+import logging
 import os
 import sys
 from typing import Annotated, Any, cast
@@ -18,7 +19,7 @@ from typer.core import TyperGroup
 
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
-from act.core.errors import ActError, Interrupted
+from act.core.errors import IN_PYTHON, ActError, Interrupted
 from act.core.scratch import release_all
 
 COMMANDS = {
@@ -104,6 +105,8 @@ def main() -> None:
     SIGTERM and SIGHUP, 143 and 129. However the command ends, nothing half-written is left.
     """
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
+    if logging.lastResort:  # of commands that handle the log in no other way
+        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
     try:
@@ -123,7 +126,8 @@ def main() -> None:
         interrupted = isinstance(error, Interrupted)
         rank = os.environ.get("RANK", "0") if ranked else "0"
         who = f"rank {rank}: " if rank != "0" else ""
-        print(f"{who}{'stopped' if interrupted else 'error'}: {error}", file=sys.stderr)
+        said = str(error).replace(IN_PYTHON, "")
+        print(f"{who}{'stopped' if interrupted else 'error'}: {said}", file=sys.stderr)
         _exit(130 if interrupted else 2, ranked)
 
 

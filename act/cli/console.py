@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.core.errors import ActError
@@ -71,6 +72,12 @@ def places_of(corpora: list[str]) -> dict[str, str]:
             raise ActError("several corpora need different names, one for each profile: --corpus NAME=PLACE")
         places[name] = place
     return places
+
+
+def short_names(places: Sequence[str]) -> dict[str, str]:
+    """The last part of each path or hub id; the whole of it where two would have one name."""
+    names = {place: Path(place).name or place for place in places}
+    return names if len({*names.values()}) == len(names) else {place: place for place in places}
 
 
 def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int, as_json: bool) -> None:

@@ -12,6 +12,8 @@ from act.cli import console, options
 from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
 
+SECONDS = 0.5
+
 if TYPE_CHECKING:
     from act.evaluation.comparison import ComparisonSummary
     from act.recipes.recipe import Needs, Recipe, Report, Room, Run, Stage
@@ -39,6 +41,10 @@ def command(
     ] = False,
     gpu_tflops: Annotated[
         float | None, typer.Option(min=1e-6, help="With --check: TFLOP/s of the GPU to plan for. Default: 400.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="With --check: length of the measurement on this machine; 0: none. Default: 0.5."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option(help="Check the recipe and its inputs, and print the plan, and the room that it takes.")
@@ -69,8 +75,9 @@ def command(
         return _print_example(str(recipe or "recover"))
     if recipe is None:
         raise ActError("no recipe was given; expected a YAML file, such as --example prints")
-    if gpu_tflops and not check:
-        raise ActError("--gpu-tflops has no effect without --check; leave it out")
+    for name, given in (("gpu-tflops", gpu_tflops), ("seconds", seconds)):
+        if given is not None and not check:
+            raise ActError(f"--{name} has no effect without --check; leave it out")
     if check + dry_run + clean + (until is not None) > 1:
         raise ActError("give one of --check, --dry-run, --until and --clean")
     from act.recipes.recipe import RESOLVED, Run, read_recipe, room_for
@@ -78,7 +85,9 @@ def command(
     console.quiet_transformers()
     described = read_recipe(recipe)
     if check:
-        return _check(described, recipe, gpu_tflops, trust_remote_code, as_json)
+        return _check(
+            described, recipe, gpu_tflops, SECONDS if seconds is None else seconds, trust_remote_code, as_json
+        )
     if clean:
         return _clean(described, as_json)
     last = None if until is None else _stage(until)
@@ -97,7 +106,7 @@ def command(
         console.warn(note)
     if as_json:
         return console.print_json({**report})
-    _print_report(report)
+    _print_report(report, described)
     print(f"stages, for a run with something changed: {run.cache.folder} ({_size(run.room())}; see --clean)")
 
 
@@ -136,8 +145,10 @@ def _print_plan(run: Run, plan: list[Stage], room: Room, as_json: bool) -> None:
     print(f"the stages take about {_size(room['stages'])}, now {_size(run.room()) or 'nothing'}{more}: {stages}")
 
 
-def _print_report(report: Report) -> None:
+def _print_report(report: Report, described: Recipe) -> None:
     from act.evaluation.significance import with_error
+    from act.report.sources import results_of
+    from act.report.verdict import verdict_on
 
     moved = report["moved"]
     against = {
@@ -157,6 +168,8 @@ def _print_report(report: Report) -> None:
                 )
         columns = ["model", "right, %", "NLL per token", "p, to target", "p, act to it"]
         console.print_table(f"{corpus}, ± standard error", columns, rows)
+    if report["results"]:
+        _print_legend([row["model"] for row in report["results"]], described)
     tasks = [
         [one["model"], one["task"], one["metric"], with_error(one["value"], one["se"], 3)] for one in report["tasks"]
     ]
@@ -167,11 +180,35 @@ def _print_report(report: Report) -> None:
             print(f"{pair['before']} does better than {pair['after']} on {pair['corpus']} (p {beaten})")
     if swept := report["sweep"]:
         _print_sweep(swept)
+    if report["results"] and (verdict := verdict_on(results_of({**report}), described.score)):
+        print("\n".join([verdict.headline, *verdict.advice]))
     for donor in report["donors"]:
         name = Path(donor["donor"] or "").name
         print(f"{donor['channels']:,} channels of {name} at strength {_strength(donor['strength'])}")
     print(f"{moved['values']:,} values of {moved['parameters']:,} parameters transferred")
     print(f"written to {report['output']}, with recipe.yaml, report.json and the page {report['output']}/index.html")
+
+
+def _print_legend(models: list[str], described: Recipe) -> None:
+    """What the rows and columns of the figures are."""
+    share = described.evaluate.interpolation if described.evaluate else 0.0
+    rows = {
+        "target": "as it was",
+        "act": "with the channels of the donor",
+        "random": "with as many others at random",
+        "weight-diff": "with as many whose weights differ most",
+        "interpolation": f"with all parameters moved by {share:g}",
+        "tune only": "tuned without a transfer",
+        **{f"donor {number}": Path(one.model).name for number, one in enumerate(described.donor, start=1)},
+    }
+    said = [f"{name}: {what}" for name, what in rows.items() if name in models]
+    if any(name.endswith(" + tune") for name in models):
+        said.append("+ tune: tuned afterwards, all in the same way")
+    print("; ".join(said))
+    print(
+        "right: share of right answers; NLL: negative log-likelihood in nats, less is better; p: the probability that"
+    )
+    print("chance alone makes such a difference, of a row to the target, and of act to that row")
 
 
 def _beaten(row: ComparisonSummary) -> str:
@@ -221,11 +258,13 @@ def _print_schema(as_json: bool) -> None:
     print(reference(), end="")
 
 
-def _check(described: Recipe, path: Path, gpu_tflops: float | None, trust_remote_code: bool, as_json: bool) -> None:
+def _check(
+    described: Recipe, path: Path, gpu_tflops: float | None, seconds: float, trust_remote_code: bool, as_json: bool
+) -> None:
     from act.recipes.recipe import check
 
     rate = {} if gpu_tflops is None else {"gpu_flops": gpu_tflops * 1e12}
-    needs = check(described, trust_remote_code=trust_remote_code, **rate)
+    needs = check(described, seconds=seconds, trust_remote_code=trust_remote_code, **rate)
     for sentence in needs["unchecked"]:
         console.warn(sentence)
     if as_json:
@@ -237,16 +276,24 @@ def _check(described: Recipe, path: Path, gpu_tflops: float | None, trust_remote
 def _print_inputs(needs: Needs) -> None:
     from act.profiles.coverage import percent
 
+    called = console.short_names([one["model"] for one in needs["models"]])
     models = [
-        [one["model"], one["architecture"], f"{one['parameters']:,}", f"{one['channels']:,}", percent(one["coverage"])]
+        [
+            called[one["model"]],
+            one["architecture"],
+            f"{one['parameters']:,}",
+            f"{one['channels']:,}",
+            percent(one["coverage"]),
+        ]
         for one in needs["models"]
     ]
     if models:
         columns = ["model", "class", "parameters", "channels", "of parameters"]
         console.print_table("Models, by their configuration", columns, models)
+    called = console.short_names([one["corpus"] for one in needs["corpora"]])
     corpora = [
         [
-            one["corpus"],
+            called[one["corpus"]],
             ", ".join(one["columns"]),
             _number(one["records"]),
             _number(one["tokens"]),
@@ -261,25 +308,35 @@ def _print_inputs(needs: Needs) -> None:
 
 
 def _print_costs(needs: Needs, path: Path) -> None:
+    here, rate = needs["here"], f"{needs['gpu_flops'] / 1e12:g} TFLOP/s"
     rows = [
         [
             one["stage"],
             one["what"],
             _number(one["tokens"] or None),
-            f"{one['seconds']:,.0f} s" if one["tokens"] else "",
+            *([_seconds(one["seconds_here"] if one["tokens"] else None)] if here else []),
+            _seconds(one["seconds"] if one["tokens"] else None),
             _size(one["memory"]),
             _size(one["disk"]),
         ]
         for one in needs["stages"]
     ]
     if rows:
-        rows.append(["all", "", "", f"{needs['seconds']:,.0f} s", _size(needs["memory"]), _size(needs["disk"])])
-        rate = needs["gpu_flops"] / 1e12
-        columns = ["stage", "of", "tokens", f"on one GPU of {rate:g} TFLOP/s", "memory of a device", "disk"]
-        console.print_table("What a run takes (the rate is an assumption)", columns, rows)
+        times = [*([_seconds(needs["seconds_here"])] if here else []), _seconds(needs["seconds"])]
+        rows.append(["all", "", "", *times, _size(needs["memory"]), _size(needs["disk"])])
+        columns = ["stage", "of", "tokens", *(["here"] if here else []), "on a GPU", "memory", "disk"]
+        console.print_table("What a run takes, but for what models write", columns, rows)
+        if here:
+            speed = f"{here['tokens_per_second']:,.0f} tokens/s of a profiled forward, with random weights"
+            print(f"here: on {here['device']}, where {speed}, were measured (--seconds)")
+        print(f"on a GPU: one of {rate}, an assumption (--gpu-tflops); memory: of the device")
     if needs["download"]:
         print(f"{_size(needs['download'])} of weights are to be downloaded first")
     print(f"{path}: nothing is wrong{' with what could be checked' if needs['unchecked'] else ''}")
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f} s"
 
 
 def _number(value: int | None) -> str:

@@ -120,7 +120,7 @@ def command(
     if output:
         with written_whole(output, force=force) as path:
             path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
-    names = _names(places)
+    names = console.short_names(places)
     if page:
         _write_page(found, names, keep or [], page, force)
     if as_json:
@@ -134,12 +134,6 @@ def command(
     console.print_table("Sweep; *: no other setting is better", columns, table)
     if page:
         print(page / "index.html")
-
-
-def _names(places: Sequence[str]) -> dict[str, str]:
-    """The name of each corpus; its whole place where two would have one name."""
-    names = {place: Path(place).name for place in places}
-    return names if len({*names.values()}) == len(places) else {place: place for place in places}
 
 
 def _write_page(found: Sweep, names: Mapping[str, str], keep: Sequence[str], folder: Path, force: bool) -> None:

@@ -18,12 +18,24 @@ class BadRecord(ActError):
     """A corpus record that cannot be read, or whose answer cannot be separated from its prompt."""
 
 
+class Missing(ActError):
+    """An input that is not there; ``near`` is what may have been meant by it, if anything."""
+
+    def __init__(self, said: str, near: str | None = None) -> None:
+        super().__init__(f"{said}; did you mean {near}?" if near else said)
+        self.said = said
+
+
 class Unreachable(ActError):
     """Something of the hub that its cache does not have, while the hub cannot be reached."""
 
 
 class Interrupted(ActError):
     """The run was told to stop and stopped between two batches; the CLI exits with code 130."""
+
+
+IN_PYTHON = " (force=True in Python)"
+"""After ``--force`` in a message; on the command line it is left out."""
 
 
 def brief(error: BaseException, length: int = 200) -> str:

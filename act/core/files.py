@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from act.core.errors import ActError
+from act.core.errors import IN_PYTHON, ActError
 from act.core.inputs import require_not_input
 from act.core.moves import exchange, move_new
 from act.core.scratch import REPLACED, reserve, reserved, scratch_beside
@@ -35,9 +35,7 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise ActError(f"{path} is a device, pipe or socket, which no output replaces; choose another output")
     if os.path.lexists(path) and not force:
-        raise ActError(
-            f"{path} exists already; pass --force (force=True in Python) to replace it, or choose another output"
-        )
+        raise ActError(f"{path} exists already; pass --force{IN_PYTHON} to replace it, or choose another output")
     try:
         os.lstat(path)
         _require_own(path)
@@ -143,7 +141,7 @@ def _put_in_place(temporary: Path, path: Path, force: bool) -> None:
             return move_new(temporary, path)
         except FileExistsError:
             raise ActError(
-                f"{path} appeared while it was being written and was left alone; pass --force (force=True in Python) "
+                f"{path} appeared while it was being written and was left alone; pass --force{IN_PYTHON} "
                 "to replace it, or choose another output"
             ) from None
     if not temporary.is_dir() or path.is_symlink() or not path.is_dir():

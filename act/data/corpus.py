@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import html
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 DEFAULT_MAX_LENGTH = 2048
 CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
 IMAGES_IN_CHUNK = 8  # records with images, which take megabytes each
+UNKNOWN = 0.1  # share of the tokens
+_TOLD: set[tuple[str, int | None]] = set()
+
+log = logging.getLogger(__name__)
 
 
 class Corpus:
@@ -388,7 +393,27 @@ class Corpus:
         """The wanted records of a shard, from number ``start`` on, each with its tokens or its error, in order."""
         tokens = self._tokens
         found = tokens.read(start, shard, wanted) if tokens else self._tokenised(start, shard, workers, wanted)
-        return ((entry, self._checked(result)) for entry, result in found)
+        return self._watched((entry, self._checked(result)) for entry, result in found)
+
+    def _watched(
+        self, results: Iterator[tuple[Entry, Encoded | ActError]]
+    ) -> Iterator[tuple[Entry, Encoded | ActError]]:
+        """The same; and one warning for each text of which the tokenizer does not know much, by its first records."""
+        tokens = unknown = 0
+        for entry, result in itertools.islice(results, CHUNK):
+            if isinstance(result, Encoded):
+                tokens += len(result.input_ids)
+                unknown += int((result.input_ids == self.encoder.unknown).sum())
+            yield entry, result
+        text = self.source.fingerprint or self.name, self.encoder.unknown
+        if unknown > UNKNOWN * tokens and text not in _TOLD:
+            _TOLD.add(text)
+            log.warning(
+                "%s: %.0f %% of the tokens are %s, for text that the tokenizer does not know, so figures say little; "
+                "is it the tokenizer of this model, and is the text what it was made for?",
+                *(self.name, 100 * unknown / tokens, self.tokenizer.unk_token),
+            )
+        yield from results
 
     def _tokenised(
         self, start: int, shard: Shard, workers: int, wanted: Wanted

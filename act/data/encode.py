@@ -149,6 +149,12 @@ class Encoder:
         tokens = json.dumps(sorted(self.tokenizer.get_vocab().items()))
         return hashlib.sha256(tokens.encode(errors="surrogatepass")).hexdigest()[:16]
 
+    @cached_property
+    def unknown(self) -> int | None:
+        """The token for text that the tokenizer does not know; None if there is none that means this alone."""
+        found = self.tokenizer.unk_token_id
+        return None if found in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) else found
+
     def __call__(self, records: Iterable[Record | ActError]) -> list[Encoded | ActError]:
         """Each record as :class:`Encoded` or as its error, in order, with one call of the tokenizer for all."""
         results: list[Encoded | ActError] = []

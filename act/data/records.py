@@ -7,17 +7,19 @@ Other formats are read with Hugging Face ``datasets``, file by file, so that an 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import glob
 import gzip
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
-from act.core.errors import ActError, Unreachable, brief
+from act.core.errors import ActError, Missing, Unreachable, brief
 from act.core.plain import DEEPEST, too_deep
 from act.data import unpacking
 from act.data.columns import texts_of
@@ -132,7 +134,7 @@ class Files:
         self._paths = list(paths)
         self.name = name
         if not self._paths:
-            raise ActError(f"no such corpus: {name}; {EXPECTED}")
+            raise ActError(f"the folder {name} holds no corpus; {EXPECTED}")
         digest = hashlib.sha256()
         self.size: int | None = 0
         for path in self._paths:
@@ -221,7 +223,16 @@ def open_source(corpus: str | Path) -> Source:
         return Files(found, name)
     if is_hub_id(name):
         return _hub(name)
-    raise ActError(f"no such corpus: {name}; {EXPECTED}")
+    raise Missing(f"no such corpus: {name}; there is no such file or folder", near_file(path))
+
+
+def near_file(path: Path) -> str | None:
+    """The file or folder beside a missing one that has almost its name, as the missing one was given; None if none."""
+    try:
+        near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
+    except OSError:
+        return None
+    return str(path.with_name(near[0])) if near else None
 
 
 def is_hub_id(corpus: str) -> bool:

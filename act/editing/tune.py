@@ -195,6 +195,29 @@ def tune(
     return Tuned(result.eval(), steps, resumed, len(order) - replayed, replayed, values, loss)
 
 
+def adapter_of(tuned: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of the adapter of a model that :func:`tune` returned with ``keep_adapter``, by name."""
+    peft = optional("peft", "tune", "mode lora")
+    found = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)  # of which a base model is looked up
+    return {name: value.contiguous() for name, value in found.items()}
+
+
+def with_adapter(model: nn.Module, settings: TuneSettings, adapter: Mapping[str, torch.Tensor]) -> nn.Module:
+    """A model with the adapter of an earlier tune merged into its weights, in place: the result of that tune.
+
+    Merged in float32, as that tune trained it; the weights have their own types afterwards.
+    """
+    peft = optional("peft", "tune", "mode lora")
+    stored = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    adapted = _trained(model.float(), settings, {})
+    peft.set_peft_model_state_dict(adapted, dict(adapter))
+    merged: nn.Module = adapted.merge_and_unload()  # type: ignore[operator]
+    for name, parameter in merged.named_parameters():
+        parameter.data = parameter.data.to(stored[name])
+        parameter.requires_grad_(False)
+    return merged.eval()
+
+
 def _require_trainable(model: nn.Module, mode: str, keep_adapter: bool) -> None:
     for name, parameter in model.named_parameters():
         plain = parameter.dtype in (torch.float32, torch.bfloat16, torch.float16)

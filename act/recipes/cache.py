@@ -237,7 +237,7 @@ class Cache:
         return self.folder / f"patch-{decided}.safetensors"
 
     def tuned(self, variant: Variant) -> Path:
-        """A tuned model: what the tune changed, if it trained rows only, else a folder."""
+        """A tuned model: what the tune changed, if it trained rows or adapters, else a folder."""
         recipe = self._recipe
         assert recipe.tune
         rows = recipe.tune.mode == "rows"
@@ -249,7 +249,7 @@ class Cache:
             rows=self._sets(variant.score or recipe.score) if rows else None,
             max_length=recipe.max_length,
         )
-        return self.folder / f"tuned-{decided}{'.safetensors' if rows else ''}"
+        return self.folder / f"tuned-{decided}{'' if recipe.tune.mode == 'full' else '.safetensors'}"
 
     def figures(self, variant: Variant, corpus: str) -> Path:
         """The evaluation of a variant on a corpus."""

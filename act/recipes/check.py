@@ -31,6 +31,7 @@ from act.models.hub import has_weights, is_here, reachable
 from act.models.limits import default_token_budget
 from act.models.loading import device_named, empty_model, load_config, load_tokenizer
 from act.profiling.attribution import default_budget
+from act.profiling.forward_speed import measure
 from act.profiling.plan import Cluster, Shape, attribution_forwards
 from act.profiling.text_plan import tokens_of
 from act.ranking.demands import rankable
@@ -79,30 +80,44 @@ class CorpusFound(TypedDict):
 
 
 class StageCost(TypedDict):
-    """What a stage takes: tokens, seconds on one GPU, peak bytes of its memory, and bytes that it leaves on disk."""
+    """What a stage takes: tokens, seconds on one GPU, peak bytes of its memory, and bytes that it leaves on disk.
+
+    ``seconds_here`` are those on this machine; None where its speed was not measured.
+    """
 
     stage: str
     what: str
     tokens: int
     seconds: float
+    seconds_here: float | None
     memory: int
     disk: int
+
+
+class Here(TypedDict):
+    """The speed of this machine."""
+
+    device: str
+    tokens_per_second: float
 
 
 class Needs(TypedDict):
     """What was found out about a recipe.
 
-    ``unchecked`` says what could not be checked, one sentence each; ``gpu_flops`` is the rate assumed for the seconds.
+    ``unchecked`` says what could not be checked, one sentence each; ``gpu_flops`` is the rate assumed for the seconds;
+    ``here`` is where, and at how many tokens per second, a profiled forward of the target was measured.
     """
 
     models: list[ModelFound]
     corpora: list[CorpusFound]
     stages: list[StageCost]
     seconds: float
+    seconds_here: float | None
     memory: int
     disk: int
     download: int
     gpu_flops: float
+    here: Here | None
     unchecked: list[str]
 
 
@@ -116,12 +131,15 @@ class Room(TypedDict):
 
 
 @in_words_of_the_file()
-def check(recipe: Recipe, *, gpu_flops: float = Cluster.flops, trust_remote_code: bool = False) -> Needs:
+def check(
+    recipe: Recipe, *, gpu_flops: float = Cluster.flops, seconds: float = 0.0, trust_remote_code: bool = False
+) -> Needs:
     """Look at configurations, tokenizers and first records, and predict the costs of a run; no weights are read.
 
     Args:
         recipe: from :func:`act.recipe.read_recipe`.
         gpu_flops: floating-point operations per second of the GPU to plan for.
+        seconds: how long to measure the speed of this machine, with random weights; 0: it is left out.
         trust_remote_code: whether Python code that a model brings along may run.
 
     Raises:
@@ -132,15 +150,22 @@ def check(recipe: Recipe, *, gpu_flops: float = Cluster.flops, trust_remote_code
     if run.mistakes:
         raise ActError("; ".join(run.mistakes))
     stages = _costs(run, Cluster(flops=gpu_flops)) if run.shape else []
+    here = run.speed(seconds) if run.shape and seconds else None
+    if run.shape and here:
+        rate = run.shape.flops(1, 1, 256) * here["tokens_per_second"]
+        for one, same in zip(stages, _costs(run, Cluster(flops=rate)), strict=True):
+            one["seconds_here"] = same["seconds"]
     return {
         "models": run.models,
         "corpora": list(run.corpora.values()),
         "stages": stages,
         "seconds": sum(one["seconds"] for one in stages),
+        "seconds_here": sum(one["seconds_here"] or 0.0 for one in stages) if here else None,
         "memory": max((one["memory"] for one in stages), default=0),
         "disk": sum(one["disk"] for one in stages),
         "download": sum(run.weights(model) for model in run.spaces if not has_weights(model)),
         "gpu_flops": gpu_flops,
+        "here": here,
         "unchecked": run.unchecked(),
     }
 
@@ -251,6 +276,18 @@ class _Check:
             except RuntimeError:
                 raise error from None
             self.notes.append(f"this machine is not the one to run it on: {error}")
+
+    def speed(self, seconds: float) -> Here | None:
+        """The speed of the device that the recipe asks for; None, with the reason among the notes, if it is unknown."""
+        recipe, trusted = self.recipe, self.trust_remote_code
+        try:
+            device = device_named(recipe.device)
+            config = load_config(recipe.at(recipe.target), recipe.dtype, trust_remote_code=trusted)
+            found = measure(config, device, seconds, trust_remote_code=trusted)
+        except ActError as error:
+            self.notes.append(f"how long a run takes on this machine was not measured: {error}")
+            return None
+        return {"device": str(device), "tokens_per_second": found["tokens_per_second"]}
 
     def _one_type(self, donor: str) -> None:
         """Raise :class:`ActError` if a donor is not loaded in the type of the target."""
@@ -363,6 +400,7 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
                 "what": what,
                 "tokens": round(tokens),
                 "seconds": float(f"{seconds:.4g}"),
+                "seconds_here": None,
                 "memory": round(memory),
                 "disk": round(disk),
             }
@@ -371,7 +409,14 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
     profiles = dict.fromkeys((one.model, corpus) for one in recipe.donor for corpus in (one.corpus, *one.kept))
     for donor, corpus in profiles:
         wall, memory = _measurement(run, cluster, *known(corpus))
-        add("profile", f"{donor} on {corpus}", 2 * known(corpus)[0], wall, memory, disk["profile"])
+        add(
+            "profile",
+            f"{Path(donor).name} on {_called(recipe, corpus)}",
+            2 * known(corpus)[0],
+            wall,
+            memory,
+            disk["profile"],
+        )
     if recipe.sweep:
         texts = [known(corpus) for corpus in (recipe.sweep.corpus, *recipe.sweep.kept)]
         tries = 2 + len(recipe.sweep.top) * len(recipe.sweep.strength)
@@ -426,7 +471,7 @@ def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
     profiles = {(one.model, corpus) for one in recipe.donor for corpus in (one.corpus, *one.kept)}
     patches = {variant.kind for variant in variants if variant.origin == "transfer"}
     weights = run.weights(recipe.target)
-    waits = recipe.tune and recipe.tune.mode != "rows" and any(one.tuned and not one.is_result for one in variants)
+    waits = recipe.tune and recipe.tune.mode == "full" and any(one.tuned and not one.is_result for one in variants)
     return {
         "stages": round(len(profiles) * disk["profile"] + len(patches) * disk["patch"] + disk["tuned"]),
         "meanwhile": weights if waits else 0,
@@ -443,10 +488,19 @@ def _disk(run: _Check) -> dict[str, float]:
     tuned = 0.0
     if recipe.tune:
         count = len({one for one in (result(recipe), *compared(recipe)) if one.tuned})
-        tuned = count * patch if recipe.tune.mode == "rows" else run.weights(target)
+        tuned = {
+            "rows": count * patch,
+            "lora": count * 4.0 * _adapters(run.empty[target], recipe.tune.lora_rank),
+            "full": float(run.weights(target)),
+        }[recipe.tune.mode]
     pair = recipe.score != "attribution"
     profile = shape.afterwards(run.spaces[target], pair=pair, swap=recipe.swaps)["profile"]
     return {"profile": profile, "patch": patch, "tuned": tuned}
+
+
+def _called(recipe: Recipe, corpus: str) -> str:
+    """The name of a corpus; of one that is given by its place alone, the last part of that."""
+    return corpus if corpus in recipe.corpora else Path(corpus).name
 
 
 def _share(recipe: Recipe) -> float:

@@ -143,6 +143,8 @@ class _Walk:
         self._lines[place], child = _child(node, key)
         if isinstance(value, dict) and isinstance(child, yaml.MappingNode):
             return self.section(section, value, child, place)
+        if section.short and isinstance(value, str):
+            return {section.short: self._leaf(section, section.short, place, value, child)}
         keys = " and ".join(name for name, field in section.model_fields.items() if field.is_required())
         shown = f"{_named(place)} is {_shown(value, child)}"
         wrong = f"{shown}; expected a section with {keys}, such as {{{keys.split()[0]}: …}}"

@@ -13,7 +13,7 @@ from typing import Any, TypedDict
 
 import yaml
 
-from act.core.errors import ActError
+from act.core.errors import IN_PYTHON, ActError
 from act.core.files import require_output, written_whole
 from act.core.hashes import hash_of
 from act.core.plain_yaml import read_yaml
@@ -255,7 +255,7 @@ class Run:
         if lacking:
             raise ActError(
                 f"{self.output} was made by this recipe, but {lacking[0]} is missing or was changed since; "
-                "pass --force (force=True in Python) to write it again from the stages that are kept"
+                f"pass --force{IN_PYTHON} to write it again from the stages that are kept"
             )
         if not force:
             self._require_own_version()
@@ -306,8 +306,7 @@ class Run:
         if schema not in (None, SCHEMA):
             raise ActError(
                 f"{self.output} was made by another version of act-profile ({schema}, this one writes {SCHEMA}), so "
-                "its stages cannot be reused; pass --force (force=True in Python) to make it again, or choose another "
-                "output"
+                f"its stages cannot be reused; pass --force{IN_PYTHON} to make it again, or choose another output"
             )
 
     def _report(self) -> Report:

@@ -28,10 +28,39 @@ Shape = Literal["one", "list", "names"]
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a recipe, by which editors complete and check it."""
+    """The JSON schema of a recipe, by which editors complete and check it; names of earlier versions are deprecated."""
     found = Recipe.model_json_schema()
     found["properties"]["run"] = {"description": "What a finished run notes here; not read.", "type": "object"}
+    for kind in SECTIONS.values():
+        described = found if kind is Recipe else found["$defs"][kind.__name__]
+        for name, given in described["properties"].items():
+            section, shape = section_of(kind, name) if name in kind.model_fields else (None, "one")
+            if section and section.short and shape == "names":
+                alone = found["$defs"][section.__name__]["properties"][section.short]
+                whole = given["patternProperties"]
+                given["patternProperties"] = {names: {"anyOf": [one, alone]} for names, one in whole.items()}
+        _add_old_names(kind, described)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def _add_old_names(kind: type[Section], described: dict[str, Any]) -> None:
+    """Let the schema of a section know the names of earlier versions, of which one may stand for a required key."""
+    properties = described["properties"]
+    for old, name in kind.old.items():
+        now = {key: value for key, value in properties[name].items() if key != "title"}
+        properties[old] = {**now, "description": f"Now called `{name}`.", "deprecated": True}
+    for old in kind.unfolded:
+        properties[old] = {"description": "Its keys now stand beside it.", "type": "object", "deprecated": True}
+    names = {
+        name: [name, *(old for old in kind.old if kind.old[old] == name)] for name in described.get("required", ())
+    }
+    described["required"] = [name for name, every in names.items() if len(every) == 1]
+    described["allOf"] = [
+        {"anyOf": [{"required": [one]} for one in every]} for every in names.values() if len(every) > 1
+    ]
+    for empty in ("required", "allOf"):
+        if not described[empty]:
+            del described[empty]
 
 
 def reference() -> str:

@@ -44,16 +44,20 @@ class Section(BaseModel):
     Attributes:
         old: names that keys had in earlier versions, and what they are called now.
         unfolded: sections of earlier versions whose keys are now those of this one.
+        short: the key whose value alone may stand for the whole section.
     """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     old: ClassVar[dict[str, str]] = {}
     unfolded: ClassVar[tuple[str, ...]] = ()
+    short: ClassVar[str | None] = None
 
 
 class Records(Section):
     """A corpus: where it is, which of its rows, and how its columns become those that are read."""
+
+    short = "place"
 
     place: Place
     """A file, folder, glob or hub id (`org/name`, `org/name:split` or `org/name:config:split`)."""
@@ -233,7 +237,7 @@ class Recipe(Section):
     """Always `act`."""
 
     corpora: dict[Label, Records] = {}
-    """Corpora by the names that the other sections give them."""
+    """Corpora by the names that the other sections give them: each a section, or its `place` alone."""
 
     score: ScoreName = "paired"
     """What channels are ranked by; see `act-profile rank --help`."""

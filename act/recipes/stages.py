@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from act.core.files import MANIFEST, written_whole
@@ -23,7 +24,7 @@ from act.editing.row_tuning import rows_to_train
 from act.editing.rows import matrix_of
 from act.editing.trainer import remove_checkpoints
 from act.editing.transfer import transfer_many
-from act.editing.tune import save_tuned, tune, write_model
+from act.editing.tune import adapter_of, save_tuned, tune, with_adapter, write_model
 from act.evaluation.choice import choose
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.harness import TaskFigure, run_tasks
@@ -177,7 +178,7 @@ class Stages:
         return Patch.load(path)
 
     def tune(self, variant: Variant) -> Path:
-        """A tuned model: a patch of the untuned one if only rows were trained, else a folder."""
+        """A tuned model: what changes the untuned one if rows or adapters were trained, else a folder."""
         path, settings = self._cache.tuned(variant), self._recipe.tune
         assert settings
         checkpoints = path.with_name(f"{path.stem}.checkpoints")
@@ -198,6 +199,7 @@ class Stages:
             settings.settings(),
             replay=self._corpus(settings.replay) if settings.replay else None,
             channels=channels,
+            keep_adapter=settings.mode == "lora",
             checkpoints=checkpoints,
         )
         source = self._recipe.at(self._recipe.target)
@@ -208,13 +210,17 @@ class Stages:
             ]
             Patch(changes, TransferProvenance()).save(path)
             remove_checkpoints(checkpoints)
+        elif settings.mode == "lora":
+            with written_whole(path) as temporary:
+                save_file(adapter_of(tuned.model), temporary)
+            remove_checkpoints(checkpoints)
         else:
             save_tuned(tuned.model, self._tokenizer, path, dtype=stored, source=source, checkpoints=checkpoints)
         self._kept.add(path)
         return path
 
     def measure(self, variant: Variant) -> None:
-        """Evaluate a variant on every corpus and task; of a tuned control, only the figures are kept, or its patch."""
+        """Evaluate a variant on every corpus and task; of a control tuned as a whole, only the figures are kept."""
         settings, cache = self._recipe.evaluate, self._cache
         if not settings:
             if variant.tuned:
@@ -297,10 +303,13 @@ class Stages:
         """The model of a variant, made from what is kept."""
         if not variant.tuned:
             return self._untuned(variant)
-        path = self.tune(variant)
-        if path.is_dir():
+        path, settings = self.tune(variant), self._recipe.tune
+        assert settings
+        if settings.mode == "full":
             return self._load(str(path), dtype=self._recipe.dtype)
         model = self._untuned(variant)
+        if settings.mode == "lora":
+            return with_adapter(model, settings.settings(), load_file(path))
         Patch.load(path).apply(model)
         return model
 

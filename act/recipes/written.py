@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from act.core.errors import ActError
+from act.core.errors import ActError, Missing
 from act.data.records import is_hub_id
 
 
@@ -59,8 +59,8 @@ class Written:
                 advice = f"; paths start at the folder of the recipe, so write {there} for what is here"
             elif near:
                 advice = f"; did you mean {near[0]}?"
-        said = str(error).replace(self.at(name), name) if line else str(error)
-        return type(error)(f"{line}{said}{advice}")
+        said = error.said if isinstance(error, Missing) else str(error)
+        return type(error)(f"{line}{said.replace(self.at(name), name) if line else said}{advice}")
 
 
 def _is_there(place: str) -> bool:

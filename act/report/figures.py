@@ -20,7 +20,7 @@ from act.ranking.channel_set import ChannelSet
 from act.report import charts
 from act.report.build import Measured, Report
 from act.report.charts import Chart, Column, amount, names, tips
-from act.report.data import NecessityRow, OverlapRow, RecoveredRow, overlap_row
+from act.report.data import NecessityRow, OverlapRow, RecoveredRow, Relation, overlap_row
 from act.report.grid import Grid
 from act.report.results import Results
 
@@ -31,6 +31,11 @@ LABELS = 6
 FRONTIER = "on the frontier"
 PAIRS = 24
 """The most overlaps that are shown one by one."""
+RELATIONS: Mapping[Relation, str] = {
+    "stability": "two profiles of one ability",
+    "disentanglement": "two abilities",
+    "set": "with another channel set",
+}
 
 
 def of_results(results: Results) -> Iterator[Chart]:
@@ -384,7 +389,8 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
             + "; ".join(f"{name} {value:.3g} % (chance {chance:.3g} %)" for name, value, chance in
                         zip(pair[:6], columns["value"], columns["chance"], strict=False)) + ".",
             columns, spec, heads,
-            "The upright mark is what random sets of the same size share.",
+            "The upright mark is what random sets of the same size share; "
+            + "; ".join(f"{one}: {RELATIONS[one]}" for one in kinds) + ".",
         )  # fmt: skip
 
 

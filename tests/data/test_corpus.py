@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ from act import ActError, Corpus
 from act.data.batching import LOOK_AHEAD
 from act.data.records import Entry
 from act.data.stream import Stream
+from act.lab.tokenizer import build_tokenizer
 
 CHAT = {
     "messages": [
@@ -215,3 +217,18 @@ def test_records_with_images_are_refused_unless_their_text_is_wanted_alone(token
         assert list(Corpus.from_records([record], tokenizer, ignore_columns=[column]).encoded())
         empty = {**record, column: []}
         assert list(Corpus.from_records([empty], tokenizer).encoded())
+
+
+def test_text_that_the_tokenizer_does_not_know_is_told_once_with_its_share(tokenizer, caplog):
+    words = build_tokenizer()
+    records = [{"prompt": "asdf qwer", "completion": " zwei"}, {"prompt": "yxcv", "completion": " drei"}] * 90
+    for corpus in (Corpus.from_records(records, words, name="noise"), Corpus.from_records(records, words)):
+        assert len(list(corpus.encoded())) == len(list(corpus.encoded())) == 180
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.startswith("noise: 43 % of the tokens are <unk>, for text that the tokenizer does not know")
+    caplog.clear()
+    list(Corpus.from_records([{"prompt": "zwei drei", "completion": " vier"}], words).encoded())
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.unk_token = tokenizer.eos_token  # as GPT-2 has it: it says nothing of the text
+    list(Corpus.from_records([COMPLETION] * 4, tokenizer).encoded())
+    assert not caplog.records

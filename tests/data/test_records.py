@@ -76,8 +76,10 @@ def test_folders_globs_and_saved_datasets(tmp_path):
     datasets.Dataset.from_list(RECORDS).save_to_disk(str(tmp_path / "saved"))
     assert read(tmp_path / "saved", 5) == [(5, RECORDS[5]), (6, RECORDS[6])]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ActError, match="no such corpus"):
+    with pytest.raises(ActError, match="empty holds no corpus; expected "):
         open_source(tmp_path / "empty")
+    with pytest.raises(ActError, match=r"no such file or folder; did you mean .*/a\.jsonl\?"):
+        open_source(tmp_path / "aa.jsonl")
 
 
 def test_datasets_in_memory_and_streaming(tokenizer):

@@ -57,7 +57,7 @@ def written(folder, **changed) -> Path:
 
 
 def checked(path, *more):
-    return act_profile("recipe", path, "--check", *more, cwd=path.parent)
+    return act_profile("recipe", path, "--check", "--seconds", "0", *more, cwd=path.parent)
 
 
 def test_it_says_what_a_run_takes_without_weights(folder):
@@ -83,6 +83,19 @@ def test_it_says_what_a_run_takes_without_weights(folder):
     shown = checked(written(folder))
     assert "nothing is wrong" in shown.stdout and "frage, antwort" in shown.stdout
     assert not list(folder.glob("*out*"))
+
+
+def test_the_time_on_this_machine_is_measured(folder):
+    needs = json.loads(checked(written(folder), "--json", "--seconds", "0.02").stdout)
+    assert needs["here"]["device"] in ("cpu", "cuda:0") and needs["here"]["tokens_per_second"] > 0
+    assert needs["seconds_here"] == pytest.approx(sum(one["seconds_here"] for one in needs["stages"]), rel=1e-3)
+    assert needs["seconds_here"] > needs["seconds"] > 0
+    shown = checked(written(folder), "--seconds", "0.02").stdout
+    assert "tokens/s of a profiled forward, with random weights" in shown and "here" in shown
+    unmeasured = checked(written(folder), "--json")
+    assert json.loads(unmeasured.stdout)["here"] is None
+    elsewhere = json.loads(checked(written(folder, device="cuda:7"), "--json", "--seconds", "0.02").stdout)
+    assert elsewhere["here"] is None and "was not measured" in elsewhere["unchecked"][-1]
 
 
 def test_numbers_of_tokens_are_scaled_up(folder):
@@ -166,7 +179,8 @@ def test_what_is_here_is_checked_while_the_hub_cannot_be_reached(folder, monkeyp
 def test_options_that_do_not_go_together(folder):
     path = written(folder)
     for more, message in (
-        (["--gpu-tflops", "1"], "no effect without --check"),
+        (["--gpu-tflops", "1"], "--gpu-tflops has no effect without --check"),
+        (["--seconds", "1"], "--seconds has no effect without --check"),
         (["--check", "--dry-run"], "give one of"),
         (["--until", "stage"], "expected one of profile"),
     ):

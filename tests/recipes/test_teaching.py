@@ -128,6 +128,32 @@ def test_old_names_mean_what_they_meant(folder):
         read_recipe(written(folder, old))
 
 
+def test_the_schema_for_editors_knows_every_name_that_a_recipe_may_have():
+    found = schema()
+    for given in (found, *found["$defs"].values()):
+        old = {name for name, one in given["properties"].items() if one.get("deprecated")}
+        assert not old & {*given.get("required", ())}
+    assert found["properties"]["base_model"]["description"] == "Now called `target`."
+    assert {"anyOf": [{"required": ["target"]}, {"required": ["base_model"]}]} in found["allOf"]
+    donor = found["$defs"]["Donor"]
+    assert donor["properties"]["parameters"]["deprecated"] and donor["required"] == ["model", "corpus"]
+    (names,) = found["properties"]["corpora"]["patternProperties"].values()
+    assert [one.get("type") for one in names["anyOf"]] == [None, "string"]
+
+
+def test_a_corpus_may_be_a_path_alone(folder):
+    given = data(corpora={"g": "german.jsonl", "e": {"place": "english.jsonl"}})
+    given["donor"][0] |= {"corpus": "g", "keep": "e"}
+    recipe = read_recipe(written(folder, given))
+    assert recipe.records("g").place == "german.jsonl" and recipe.at(recipe.records("e").place).endswith(
+        "english.jsonl"
+    )
+    for wrong, message in ((7, "line 13: corpora.g is 7; expected a section with place"), ("", "corpora.g is empty")):
+        given["corpora"]["g"] = wrong
+        with pytest.raises(act.ActError, match=message):
+            read_recipe(written(folder, given))
+
+
 def test_one_text_needs_no_list_and_no_name(folder):
     given = data(evaluate={"corpus": "german.jsonl", "task": "gsm8k"})
     given["donor"][0] |= {"strength": 0.2, "strength_of": {"*.mlp.*": 0.7}}
@@ -246,6 +272,30 @@ def test_controls_are_patches_and_a_tune_of_rows_is_one(folder):
     act.tune(target, corpus, run.recipe.tune.settings(), channels=channels)
     made = load_file(folder / "out" / "model.safetensors")
     assert all(torch.equal(made[name], value) for name, value in target.state_dict().items() if name in made)
+
+
+def test_a_tune_of_adapters_is_kept_as_these_and_not_repeated_for_another_text(folder):
+    lora = {"corpus": "german.jsonl", "mode": "lora", "lora_rank": 2, "steps": 1, "batch_size": 2, "learning_rate": 0.1}
+    evaluated = {"corpus": {"g": "german.jsonl"}, "metric": "nll", "controls": ["random"]}
+    run = Run(read_recipe(written(folder, data(tune=lora, evaluate=evaluated))))
+    run.execute()
+    kept = list(run.cache.folder.glob("tuned-*"))
+    files = [path for path in kept if path.suffix == ".safetensors"]
+    assert len(files) == 3 and not any(path.is_dir() for path in kept)
+    size = sum(path.stat().st_size for path in run.cache.folder.glob("*.safetensors"))
+    assert size / 2 < room_for(run.recipe)["stages"] < 2 * size
+
+    donor, target = (load_model(str(folder / name)) for name in ("donor", "target"))
+    act.transfer(donor, target, act.ChannelSet.load(run.cache.channels(run.recipe.donor[0], "paired")), 0.5)
+    corpus = act.Corpus.from_file(folder / "german.jsonl", load_tokenizer(str(folder / "target")))
+    whole = act.tune(target, corpus, run.recipe.tune.settings()).model.state_dict()
+    made = load_file(folder / "out" / "model.safetensors")
+    assert all(torch.equal(made[name], value) for name, value in whole.items() if name in made)
+
+    said: list[str] = []
+    more = data(tune=lora, evaluate={**evaluated, "corpus": {"g": "german.jsonl", "e": "english.jsonl"}})
+    Run(read_recipe(written(folder, more)), said.append).execute(force=True)
+    assert "evaluating: random + tune" in said and not [step for step in said if "tuning" in step]
 
 
 def test_the_room_is_foretold_and_given_back(folder):
