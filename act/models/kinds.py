@@ -51,6 +51,23 @@ def kind_of_name(name: str) -> str:
     return known or leaf(name)
 
 
+def kind_of_parameter(name: str) -> str:
+    """The kind of the module of a parameter, as far as its name tells.
+
+    >>> from act.models.kinds import kind_of_parameter
+    >>> [kind_of_parameter(f"model.{name}.weight") for name in ("layers.3.mlp.up_proj", "norm", "embed_tokens")]
+    ['up', 'norm', 'embed']
+    """
+    module, _, last = name.rpartition(".")
+    path = module if last in ("weight", "bias") else name
+    kind = kind_of_name(path)
+    if kind in _HEAD_NAMES:
+        return "head"
+    if kind in _EMBED_NAMES:
+        return "embed"
+    return "norm" if "norm" in kind.lower() or kind.startswith("ln_") else kind
+
+
 def is_router(module: nn.Module) -> bool:
     """Whether a module that is no linear holds the weight ``[E, H]`` by which tokens are routed."""
     named = type(module).__name__.lower()

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,16 +73,17 @@ def overlap(one: torch.Tensor, other: torch.Tensor, population: int) -> Overlap:
     a, b = len(one), len(other)
     if not a or not b or max(a, b) > population:
         raise ActError(f"cannot compare sets of {a} and {b} of {population} channels; expected 1 to {population}")
-    both = int(torch.isin(one, other).sum())
+    return _overlap(a, b, int(torch.isin(one, other).sum()), population)
+
+
+def _overlap(a: int, b: int, both: int, population: int) -> Overlap:
+    """The :class:`Overlap` of sets of these sizes that share ``both``."""
 
     def jaccard(shared: float) -> float:
         return shared / (a + b - shared)
 
     low, high = _wilson(both, min(a, b))
-    shared, probability = _hypergeometric(a, b, population)
-    upto = probability.cumsum()
-    tail = (1 - CONFIDENCE) / 2
-    chance_low, chance_high = (shared[min(int(np.searchsorted(upto, p)), len(shared) - 1)] for p in (tail, 1 - tail))
+    chance = _chance(a, b, population)
     return Overlap(
         a,
         b,
@@ -93,9 +94,9 @@ def overlap(one: torch.Tensor, other: torch.Tensor, population: int) -> Overlap:
         jaccard(low * min(a, b)),
         jaccard(high * min(a, b)),
         jaccard(a * b / population),
-        jaccard(float(chance_low)),
-        jaccard(float(chance_high)),
-        float(min(1.0, probability[shared >= both].sum())),
+        jaccard(chance.low),
+        jaccard(chance.high),
+        chance.at_least(both),
     )
 
 
@@ -106,18 +107,36 @@ def _wilson(hits: int, trials: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+@dataclass(frozen=True)
+class _Chance:
+    """What two random sets share: from ``least`` on, ``tail[i]`` is the probability of ``least + i`` or more."""
+
+    least: int
+    low: int
+    high: int
+    tail: np.ndarray
+
+    def at_least(self, shared: int) -> float:
+        """The probability that they share as many."""
+        place = shared - self.least
+        return float(min(1.0, self.tail[place])) if place < len(self.tail) else 0.0
+
+
 @functools.lru_cache(maxsize=16)  # sets of one size are compared by the hundred
-def _hypergeometric(a: int, b: int, population: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers that random sets of ``a`` and ``b`` may share, and their probabilities."""
-    shared = torch.arange(max(0, a + b - population), min(a, b) + 1, dtype=torch.float64)
+def _chance(a: int, b: int, population: int) -> _Chance:
+    """What random sets of ``a`` and ``b`` share, exactly (hypergeometric), with the central 95 %."""
+    least = max(0, a + b - population)
+    shared = torch.arange(least, min(a, b) + 1, dtype=torch.float64)
 
     def log_choose(n: torch.Tensor | float, k: torch.Tensor | float) -> torch.Tensor:
         n, k = torch.as_tensor(n, dtype=torch.float64), torch.as_tensor(k, dtype=torch.float64)
         return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
 
     log = log_choose(a, shared) + log_choose(population - a, b - shared) - log_choose(population, b)
-    probability = log.exp()
-    return shared.numpy(), (probability / probability.sum()).numpy()
+    probability = (log.exp() / log.exp().sum()).numpy()
+    upto, tail = probability.cumsum(), (1 - CONFIDENCE) / 2
+    low, high = (least + min(int(np.searchsorted(upto, p)), len(upto) - 1) for p in (tail, 1 - tail))
+    return _Chance(least, low, high, probability[::-1].cumsum()[::-1])
 
 
 def top_channels(score: torch.Tensor, share: float) -> torch.Tensor:
@@ -130,8 +149,10 @@ def top_channels(score: torch.Tensor, share: float) -> torch.Tensor:
     return best(score, max(1, round(share * _scored(score))))
 
 
-def overlaps(scores: Mapping[str, torch.Tensor], shares: Sequence[float]) -> Iterator[tuple[float, str, str, Overlap]]:
-    """Share, both names, and the overlap of the top sets, for every share and every pair of scores.
+def overlaps(
+    scores: Mapping[str, torch.Tensor], shares: Sequence[float], pairs: Iterable[tuple[str, str]] | None = None
+) -> Iterator[tuple[float, str, str, Overlap]]:
+    """Share, both names, and the overlap of the top sets, for every share and pair of scores, or some of the ``pairs``.
 
     Between scores of one ability (disjoint texts, other seeds, smaller corpora) this is its **stability**; between
     abilities, one minus it is their **disentanglement**. Only channels with both scores count.
@@ -142,17 +163,20 @@ def overlaps(scores: Mapping[str, torch.Tensor], shares: Sequence[float]) -> Ite
     [('math', 'code', 0)]
     """
     missing = {name: score.isnan() for name, score in scores.items()}
+    alike = {name: next(one for one in missing if torch.equal(missing[one], missing[name])) for name in missing}
+    known = {name: _scored(score) for name, score in scores.items()}
+    pairs = list(itertools.combinations(scores, 2) if pairs is None else pairs)
     for share in shares:
         tops = {name: top_channels(score, share) for name, score in scores.items()}
-        for (one, a), (other, b) in itertools.combinations(scores.items(), 2):
+        held = {name: torch.zeros_like(missing[name]).index_fill(0, top, True) for name, top in tops.items()}
+        for one, other in pairs:
+            if alike[one] == alike[other]:
+                a, b = tops[one], tops[other]
+                yield share, one, other, _overlap(len(a), len(b), int(held[one][b].sum()), known[one])
+                continue
             unscored = missing[one] | missing[other]
-            first, second = (
-                tops[name]
-                if torch.equal(unscored, missing[name])
-                else top_channels(score.masked_fill(unscored, math.nan), share)
-                for name, score in ((one, a), (other, b))
-            )
-            yield share, one, other, overlap(first, second, int((~unscored).sum()))
+            a, b = (top_channels(scores[name].masked_fill(unscored, math.nan), share) for name in (one, other))
+            yield share, one, other, overlap(a, b, int((~unscored).sum()))
 
 
 def jaccard_matrix(sets: Sequence[torch.Tensor]) -> list[list[float]]:
@@ -163,9 +187,13 @@ def jaccard_matrix(sets: Sequence[torch.Tensor]) -> list[list[float]]:
     [[1.0, 0.25], [0.25, 1.0]]
     """
     found = [[1.0] * len(sets) for _ in sets]
-    for (row, one), (column, other) in itertools.combinations(enumerate(sets), 2):
-        both = int(torch.isin(one, other, assume_unique=True).sum())
-        found[row][column] = found[column][row] = both / (len(one) + len(other) - both)
+    held = torch.zeros(1 + max((int(one.max()) for one in sets), default=0), dtype=torch.bool)
+    for row, one in enumerate(sets):
+        held[one] = True
+        for column, other in enumerate(sets[:row]):
+            both = int(held[other].sum())
+            found[row][column] = found[column][row] = both / (len(one) + len(other) - both)
+        held[one] = False
     return found
 
 

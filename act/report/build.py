@@ -248,22 +248,29 @@ def _shares(one: Measured, group_of: Callable[[Site], str]) -> dict[str, GroupSh
 def _overlaps(measured: Sequence[Measured], shares: Sequence[float]) -> list[OverlapRow]:
     """Stability between profiles of one ability, whichever their models (such as other seeds), and disentanglement
     between abilities, measured on the same models only."""
-    rows: list[OverlapRow] = []
-    compared: set[frozenset[str]] = set()
+    pairs: dict[tuple[str, str], Relation] = {}
+    apart: dict[frozenset[str], tuple[Measured, Measured]] = {}
     for one, other in itertools.combinations(measured, 2):
-        if one.ability != other.ability:
-            try:
-                require_same_models(one.profile, other.profile)
-            except ActError:
-                continue
-            compared.add(frozenset((one.ability, other.ability)))
-        relation: Relation = "stability" if one.ability == other.ability else "disentanglement"
-        pair = {one.name: one.score, other.name: other.score}
-        rows += [overlap_row(relation, *found) for found in overlaps(pair, shares)]
-    for one, other in itertools.combinations(measured, 2):
-        if one.ability != other.ability and frozenset((one.ability, other.ability)) not in compared:
-            require_same_models(one.profile, other.profile)  # raises: says which models differ
-    return rows
+        if one.ability == other.ability:
+            pairs[one.name, other.name] = "stability"
+        elif _models(one) == _models(other):
+            pairs[one.name, other.name] = "disentanglement"
+        else:
+            apart[frozenset((one.ability, other.ability))] = one, other
+    abilities = {one.name: one.ability for one in measured}
+    for one, other in pairs:
+        apart.pop(frozenset((abilities[one], abilities[other])), None)
+    for first, second in apart.values():
+        require_same_models(first.profile, second.profile)  # raises: says which models differ
+    found = {pair: list[OverlapRow]() for pair in pairs}
+    for share, one, other, each in overlaps({one.name: one.score for one in measured}, shares, pairs):
+        found[one, other].append(overlap_row(pairs[one, other], share, one, other, each))
+    return [row for rows in found.values() for row in rows]
+
+
+def _models(one: Measured) -> dict[str, str]:
+    """The fingerprints of the models of a profile."""
+    return {side: model.fingerprint for side, model in one.profile.provenance.models.items()}
 
 
 def _with_sets(measured: Sequence[Measured], sets: Mapping[str, ChannelSet]) -> list[OverlapRow]:

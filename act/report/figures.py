@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from act.editing.patch import Patch
 from act.evaluation.frontier import frontier
 from act.evaluation.sweep import Setting
+from act.models.kinds import kind_of_parameter
 from act.profiles.experts import ExpertTokens
 from act.profiles.statistics import PairStatistics
 from act.ranking.analysis import curve, jaccard_matrix, overlap
@@ -21,7 +23,7 @@ from act.report import charts
 from act.report.build import Measured, Report
 from act.report.charts import Chart, Column, amount, names, tips
 from act.report.data import NecessityRow, OverlapRow, RecoveredRow, Relation, overlap_row
-from act.report.grid import Grid
+from act.report.grid import AFTER, BEFORE, Grid
 from act.report.results import Results
 
 EXPERT_CELLS = 60_000
@@ -231,6 +233,47 @@ def of_places(grid: Grid, name: str, channels: ChannelSet, score: Any = None) ->
         "The mark on each bar is the kind's share of all channels: what a random choice would give.",
         name,
     )  # fmt: skip
+
+
+def of_patch(name: str, patch: Patch) -> Iterator[Chart]:
+    """Where a patch changes values: layer by module kind, by the names of the parameters."""
+    values: dict[tuple[str, str], int] = {}
+    for change in patch.changes:
+        cell = _cell_of(change.parameter.key)
+        values[cell] = values.get(cell, 0) + change.before.numel()
+    if not values:
+        return
+    kinds = list(dict.fromkeys(kind for kind, _ in values))
+    order = {BEFORE: -1, AFTER: math.inf}
+    places = sorted({place for _, place in values}, key=lambda place: order.get(place) or int(place))
+    columns: dict[str, list[Any]] = {
+        "kind": [kind for kind, _ in values],
+        "place": [place for _, place in values],
+        "values": list(values.values()),
+        "share": [rounded(100 * count / len(patch)) for count in values.values()],
+    }
+    (kind, place), most = max(values.items(), key=lambda one: one[1])
+    heads = {"kind": "module kind", "place": "layer", "values": "values changed", "share": "of the patch, %"}
+    yield Chart(
+        f"patch-{slug(name)}",
+        f"Where the patch {name} changes values",
+        f"Values changed by the patch {name}, by layer and module kind. Most, {most:,}, are of {kind} in "
+        f"{place_name(place)}.",
+        columns,
+        charts.heat_map(
+            names("place", places, "layer", axis={"labelAngle": 0}), names("kind", kinds),
+            amount("values", "values changed", legend={"gradientLength": 180, "format": "~s"}), tips(**heads),
+            len(values), digits=".2~s",
+        ),
+        heads,
+        "in: embeddings; out: final norm and LM head.",
+    )  # fmt: skip
+
+
+def _cell_of(parameter: str) -> tuple[str, str]:
+    """Module kind and layer of a parameter, by its name alone."""
+    kind, layer = kind_of_parameter(parameter), re.search(r"\.(\d+)\.", parameter)
+    return kind, layer[1] if layer else BEFORE if kind in ("embed", "position") else AFTER
 
 
 def of_experts(grid: Grid, measured: Sequence[Measured]) -> Iterator[Chart]:

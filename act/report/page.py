@@ -57,9 +57,9 @@ class Page:
         results: what the models answered.
         settings: what a sweep tried, by method or control; the unchanged target has a share of 0.
         keep: the figures of the settings that are of what is to be kept.
-        samples: how the models write.
         warnings: what else the reader should know.
         provenance: where it comes from: rows of a heading and a text.
+        samples: how the models write.
 
     >>> from act.report.page import Page
     >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
@@ -77,9 +77,9 @@ class Page:
     results: Results | None = None
     settings: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
     keep: Sequence[str] = ()
-    samples: Sequence[Sample] = ()
     warnings: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()
+    samples: Sequence[Sample] = ()
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -152,6 +152,13 @@ class Page:
             yield "Shares and strengths", "", figures.of_settings(self.settings, self.keep)
         if grid := self._grid:
             yield "Where it lies", "", self._places(grid)
+        if self.patches:
+            maps = (figures.of_patch(name, patch) for name, patch in self.patches.items())
+            yield (
+                "Where the patches lie" if len(self.patches) > 1 else "Where the patch lies",
+                "",
+                itertools.chain.from_iterable(maps),
+            )
         if self.report:
             yield "Concentration", "", figures.of_concentration(self.report)
             yield "Overlap", "", figures.of_overlaps(self.report.data["overlaps"], self.report.matrix)

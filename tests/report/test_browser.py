@@ -17,7 +17,7 @@ from test_page import NASTY, results
 import act
 from act.evaluation.sweep import Setting
 from act.report.build import build, measure
-from act.report.page import Page, write_page
+from act.report.page import Page, Sample, write_page
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -78,9 +78,11 @@ def whole_page(tokenizer):
     report = build(measured, top=0.1, model=donor, losses=losses)
     moved = {name: act.rank(profiles[0], score, 0.1) for name, score in (("act", "paired"), (NASTY[3], "random"))}
     settings = [Setting(top, 1, 1, {NASTY[2]: top, NASTY[3]: 0.9 - top}) for top in (0, 0.05, 0.1)]
+    patches = {name: act.transfer(donor, target, moved["act"], 1.0) for name in NASTY[:1]}
     return Page(
-        NASTY[0], NASTY[1], report, moved, {"act": 1.0}, {}, results(german=NASTY[2], english=NASTY[3]),
+        NASTY[0], NASTY[1], report, moved, {"act": 1.0}, patches, results(german=NASTY[2], english=NASTY[3]),
         {NASTY[4]: settings}, [NASTY[3]], list(NASTY), [(name, name) for name in NASTY],
+        [Sample(name, name, {name: name for name in NASTY}) for name in NASTY],
     )  # fmt: skip
 
 

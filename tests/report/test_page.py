@@ -148,6 +148,7 @@ def test_likelihoods_gain_where_their_loss_falls():
     )
     assert found.gain("act", "random", "German").value == pytest.approx(0.9)
     assert found.kept("act", "German").share == pytest.approx(2.718, rel=1e-3)
+    assert verdict_on(found).tone == "good"
 
 
 def test_what_is_kept_of_a_likelihood_is_a_share_of_what_the_target_gained():
@@ -162,7 +163,6 @@ def test_what_is_kept_of_a_likelihood_is_a_share_of_what_the_target_gained():
     assert (kept.share, kept.error) == (pytest.approx(0.94), pytest.approx(0.005))
     assert str(kept) == "94.0 ± 0.5 % of the target's gain over donor 1"
     assert kept.below(0.955) and not kept.below(0.949)
-    assert verdict_on(found).tone == "good"
 
 
 def test_a_page_of_everything_is_whole(report, profiles, tmp_path):
@@ -206,6 +206,17 @@ def test_parts_may_be_absent(report, profiles):
     assert [chart.name for chart in page.charts] == ["sufficiency-g"]
     assert "0.1 before, 0.4 after" in page.verdict.headline
     assert Page("x", settings={"act": one["act"][:1]}).verdict is None
+
+
+def test_a_patch_alone_has_a_map(profiles):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    channels = act.rank(profiles[0], "paired", 0.1)
+    patch = act.transfer(donor, target, channels, 1.0)
+    (chart,) = Page("x", patches={NASTY[0]: patch}).charts
+    assert sum(chart.columns["values"]) == len(patch)
+    assert {*chart.columns["kind"]} == {site.kind for site, _ in channels.space.split(channels.index)}
+    assert {*chart.columns["place"]} == {"in", "0", "1", "out"}
+    assert not Page("x", patches={"nothing": act.Patch([], patch.provenance)}).charts
 
 
 def test_a_contrast_with_what_is_to_be_kept(profiles):
