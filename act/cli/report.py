@@ -144,7 +144,10 @@ def command(
                 losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored))
         report = build(measured, top=share, sets=compared, model=model if losses else None, target=other, losses=losses)
     patches = zip(_names("patches", [str(path) for path, _ in given.patches]), given.patches, strict=True)
-    sweeps = zip(_names("sweeps", [str(path) for path, _ in given.sweeps]), given.sweeps, strict=True)
+    sweeps = _names("sweeps", [str(path) for path, _ in given.sweeps])
+    settings = {name: rows for name, (_, rows) in zip(sweeps, given.sweeps, strict=True)}
+    of = {path: f"{name}: " if len(sweeps) > 1 else "" for name, (path, _) in zip(sweeps, given.sweeps, strict=True)}
+    settings |= {f"{of[path]}{name}": rows for path, name, rows in given.controls}
     page = Page(
         title or " and ".join(taken[:3] if len(taken) < 4 else [f"{len(taken)} abilities"]) or files[0].stem,
         console.command_line(),
@@ -152,7 +155,7 @@ def command(
         moved=sets,
         patches={name: patch for name, (_, patch) in patches},
         results=given.results[0][1] if given.results else None,
-        settings={name: rows for name, (_, rows) in sweeps},
+        settings=settings,
         keep=given.keep,
     )
     written = write(report, output, page=page, static=static, force=force)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.ranking_options import RankingOptions
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ def command(
     ] = None,
     top: Annotated[list[str] | None, typer.Option(help="A share of the channels, such as 5% (repeatable).")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Also try a simpler change: random, weight-diff or interpolation (repeatable)."),
+    ] = None,
     metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
     output: Annotated[
         Path | None,
@@ -61,13 +65,16 @@ def command(
     from act.data.corpus import Corpus
     from act.evaluation.choice import figure, require_different
     from act.evaluation.evaluate import evaluate
-    from act.evaluation.sweep import sweep
+    from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
     from act.models.loading import load_model, load_tokenizer
     from act.profiles.profile import load
 
     places = [*corpus, *(keep or [])]
     if len(set(places)) < len(places):
         raise ActError("the same records were given twice in --corpus and --keep; give each once")
+    controls = list(dict.fromkeys(control or []))
+    for name in controls:
+        require_choice("the control", name, get_args(Control))
     inputs: list[str | Path] = [profile, donor, target, *places, *(keep_profile or [])]
     if output:
         reserve_output(output, force, inputs)
@@ -94,27 +101,40 @@ def command(
 
     with console.counter("sweep") as progress:
         done: list[Setting] = []
-        total = 1 + len(set(top or range(5))) * len(set(strength or range(4)))
+        shares, steps = len(set(top or TOPS)), len(set(strength or STRENGTHS))
+        total = 1 + sum(steps if name == "interpolation" else shares * steps for name in ["", *controls])
 
         def report(setting: Setting) -> None:
             done.append(setting)
             progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
 
         grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}
+        models = [
+            load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+            for name in (donor, target)
+        ]
+        measured = load(profile)
         found = sweep(
-            load_model(donor, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
-            load_model(target, dtype=dtype, device=device, trust_remote_code=trust_remote_code),
-            load(profile),
+            *models,
+            measured,
             judge,
             **grid,  # type: ignore[arg-type]
             report=report,
             keep=[load(path) for path in keep_profile] if keep_profile else None,
             **by.ranking,
         )
+        parts = {
+            key: value for key, value in by.ranking.items() if key in ("scope", "granularity", "include", "exclude")
+        }
+        tried = {
+            name: swept_control(cast("Control", name), *models, measured, judge, found, report=report, **parts)
+            for name in controls
+        }
     best = found.frontier
     result = {
         "rows": [row.to_json() for row in found.rows],
         "frontier": [row.to_json() for row in best],
+        "controls": {name: [row.to_json() for row in one.rows] for name, one in tried.items()},
         "keep": keep or [],
     }
     if output:
@@ -122,28 +142,37 @@ def command(
             path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
     names = console.short_names(places)
     if page:
-        _write_page(found, names, keep or [], page, force)
+        _write_page({"act": found, **tried}, names, keep or [], page, force)
     if as_json:
         return console.print_json(result)
-    table = [
+    columns = ["", "top", "strength", "channels", *names.values()]
+    console.print_table("Sweep; *: no other setting is better", columns, _table(found, best))
+    for name, one in tried.items():
+        console.print_table(f"Control: {name}", columns, _table(one))
+    print(page / "index.html" if page else "for a page of this, give --report FOLDER, or --output")
+
+
+def _table(found: Sweep, best: Sequence[Setting] = ()) -> list[list[str]]:
+    return [
         ["*" if row in best else "", f"{100 * row.top:g}%", f"{row.strength:g}", f"{row.channels:,}"]
         + [f"{value:.3f}" for value in row.figures.values()]
         for row in found.rows
     ]
-    columns = ["", "top", "strength", "channels", *names.values()]
-    console.print_table("Sweep; *: no other setting is better", columns, table)
-    if page:
-        print(page / "index.html")
 
 
-def _write_page(found: Sweep, names: Mapping[str, str], keep: Sequence[str], folder: Path, force: bool) -> None:
+def _write_page(
+    found: Mapping[str, Sweep], names: Mapping[str, str], keep: Sequence[str], folder: Path, force: bool
+) -> None:
     from act.evaluation.sweep import Setting
     from act.report.page import Page
     from act.report.write import write
 
-    rows = [
-        Setting(row.top, row.strength, row.channels, {names[place]: value for place, value in row.figures.items()})
-        for row in found.rows
-    ]
-    page = Page("Sweep", console.command_line(), settings={"act": rows}, keep=[names[place] for place in keep])
+    settings = {
+        method: [
+            Setting(row.top, row.strength, row.channels, {names[place]: value for place, value in row.figures.items()})
+            for row in one.rows
+        ]
+        for method, one in found.items()
+    }
+    page = Page("Sweep", console.command_line(), settings=settings, keep=[names[place] for place in keep])
     write(None, folder, page=page, force=force)

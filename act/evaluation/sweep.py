@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import html
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from act.core.errors import ActError
 from act.core.names import names_in
+from act.editing.interpolation import interpolate
 from act.editing.strength import require_strength
 from act.editing.transfer import transfer
 from act.evaluation.frontier import frontier
 from act.models.loading import require_model
+from act.profiles.profile import Profile
 from act.ranking.activations import Ability
 from act.ranking.attributed import Cost
 from act.ranking.channel_set import ChannelSet
@@ -28,6 +32,10 @@ from act.ranking.selection import Scope, parse_top
 
 TOPS, STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2), (0.2, 0.4, 0.7, 1.0)
 """The shares of the channels, and the strengths, that are tried unless others are given."""
+
+
+Control = Literal["random", "weight-diff", "interpolation"]
+"""What a transfer is compared with: as many other channels, or all parameters moved a little."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +192,58 @@ def swept(
     report(rows[0])
     for top, channels in zip(shares, sets, strict=True):
         for strength in sorted(steps):
-            patch = transfer(donor, target, channels, strength)
-            try:
+            with transferred(donor, target, channels, strength):
                 figures = evaluate(target)
-            finally:
-                patch.revert(target)
             rows.append(_setting(top, strength, len(channels), figures, rows[0].figures))
             report(rows[-1])
     return Sweep(tuple(rows))
+
+
+def swept_control(
+    control: Control,
+    donor: nn.Module,
+    target: nn.Module,
+    profile: Profile,
+    evaluate: Callable[[nn.Module], Mapping[str, float]],
+    found: Sweep,
+    *,
+    report: Callable[[Setting], None] = lambda setting: None,
+    **options: Any,
+) -> Sweep:
+    """A control at the settings of a sweep: as many other channels at each strength, or all parameters moved as far.
+
+    Args:
+        found: what :func:`sweep` found, with the same ``evaluate``; the unchanged target is not evaluated again.
+        options: of :func:`act.rank`: what units are ranked, of which part of the model, and ``seed``.
+    """
+    rows = [found.rows[0]]
+
+    def add(top: float, strength: float, channels: int, figures: Mapping[str, float]) -> None:
+        rows.append(_setting(top, strength, channels, figures, found.rows[0].figures))
+        report(rows[-1])
+
+    if control == "interpolation":
+        for strength in sorted({row.strength for row in found.rows[1:]}):
+            mixed = copy.deepcopy(target)
+            interpolate(mixed, [donor], strength)
+            add(1.0, strength, len(profile.space), evaluate(mixed))
+        return Sweep(tuple(rows))
+    ranked = ranked_by(donor, target, profile, control, **options)
+    for row in found.rows[1:]:
+        channels = ranked(row.top)
+        with transferred(donor, target, channels, row.strength):
+            add(row.top, row.strength, len(channels), evaluate(target))
+    return Sweep(tuple(rows))
+
+
+@contextlib.contextmanager
+def transferred(donor: nn.Module, target: nn.Module, channels: ChannelSet, strength: float) -> Iterator[None]:
+    """During the block, the target has these channels of the donor; then its own bytes again."""
+    patch = transfer(donor, target, channels, strength)
+    try:
+        yield
+    finally:
+        patch.revert(target)
 
 
 def _setting(

@@ -18,7 +18,7 @@ from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
 from act.evaluation.choice import KEPT
 from act.evaluation.exercises import Metric
-from act.evaluation.sweep import STRENGTHS, TOPS
+from act.evaluation.sweep import STRENGTHS, TOPS, Control
 from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
@@ -27,9 +27,6 @@ from act.ranking.selection import Scope
 from act.recipes.written import Written
 
 MAX_SEED = 2**32 - 1  # the largest that transformers accepts
-
-Control = Literal["random", "weight-diff", "interpolation"]
-"""What the transfer is compared with: as many other channels, or all parameters moved a little."""
 
 StageName = Literal["profile", "sweep", "rank", "transfer", "tune", "evaluate"]
 """The stages of a recipe, in order."""

@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, create_model
 
 from act.core.errors import ActError, brief
-from act.core.plain import checked, parsed_json
+from act.core.plain import Label, checked, parsed_json
 from act.core.tensor_files import kind_of
 from act.editing.patch import Patch
 from act.evaluation.comparison import ComparisonSummary
@@ -28,12 +28,18 @@ KINDS = "a profile, a channel set, a patch, the JSON of a sweep or an evaluation
 
 @dataclass
 class Sources:
-    """What files hold, in order, each with its path; ``keep``: the figures of sweeps that are of what is to be kept."""
+    """What files hold, in order, each with its path.
+
+    Attributes:
+        controls: what sweeps tried beside their method, each with the name of the control.
+        keep: the figures of sweeps that are of what is to be kept.
+    """
 
     profiles: list[tuple[Path, Profile]] = field(default_factory=list)
     sets: list[tuple[Path, ChannelSet]] = field(default_factory=list)
     patches: list[tuple[Path, Patch]] = field(default_factory=list)
     sweeps: list[tuple[Path, Sequence[Setting]]] = field(default_factory=list)
+    controls: list[tuple[Path, str, Sequence[Setting]]] = field(default_factory=list)
     keep: list[str] = field(default_factory=list)
     results: list[tuple[Path, Results]] = field(default_factory=list)
 
@@ -62,10 +68,13 @@ def _add_json(found: Sources, path: Path) -> None:
     data = _json(path)
     try:
         if "rows" in data and "frontier" in data:
-            found.sweeps.append((path, _settings(data)))
+            found.sweeps.append((path, _settings(data["rows"])))
+            for name, rows in checked(_CONTROLS, data.get("controls", {})).items():
+                found.controls.append((path, name, _settings(rows)))
             keep = checked(_NAMES, data.get("keep", []))
             found.keep += keep
-            if found.sweeps[0][1][0].figures.keys() != found.sweeps[-1][1][0].figures.keys():
+            every = [rows for _, rows in found.sweeps] + [rows for _, _, rows in found.controls]
+            if any(rows[0].figures.keys() != every[0][0].figures.keys() for rows in every):
                 raise ActError(f"{found.sweeps[0][0]} and {path} are sweeps over other figures; give those of one text")
         elif "results" in data and "comparisons" in data:
             found.results.append((path, results_of(data)))
@@ -155,8 +164,8 @@ def _not_lost(results: Results) -> list[str]:
     return kept
 
 
-def _settings(data: Mapping[str, Any]) -> list[Setting]:
-    rows = checked(_ROWS, data["rows"])
+def _settings(given: Any) -> list[Setting]:
+    rows = checked(_ROWS, given)
     fixed = ("top", "strength", "channels")
     for row in rows:
         if not all(key in row for key in fixed):
@@ -178,4 +187,5 @@ def _model_of(described: type) -> type[BaseModel]:
 _SUMMARIES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(Summary)])  # type: ignore[misc, arg-type]
 _COMPARISONS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(ComparisonSummary)])  # type: ignore[misc, arg-type]
 _ROWS: TypeAdapter[list[dict[str, float]]] = TypeAdapter(list[dict[str, FiniteFloat]])
+_CONTROLS: TypeAdapter[dict[Label, Any]] = TypeAdapter(dict[Label, Any])
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])

@@ -174,13 +174,21 @@ def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collect
             (kept_of(before.figures[name], one.figures[name]) for name in before.figures if name in keep), default=1
         )
 
+    def best_of(some: Sequence[Setting]) -> Setting:
+        return max([one for one in some if left(one) >= KEPT] or some, key=lambda one: one.figures[ability])
+
     keeping = [one for one in moved if left(one) >= KEPT]
-    best = max(keeping or moved, key=lambda one: one.figures[ability])
+    best = best_of(moved)
     setting = f"{100 * best.top:g} % of the channels at strength {best.strength:g}"
     gained = f"{before.figures[ability]:.3g} before, {best.figures[ability]:.3g} after"
     most = f"Of {len(moved)} settings, {setting} bring most of {ability} back"
     headline = f"{most}{f' and keep {KEPT:.0%} of the rest' if keep and keeping else ''}: {gained}."
     details = [f"It keeps {left(best):.0%} of what is to be kept, at the least."] if keep else []
+    for name, rows in [*settings.items()][1:]:
+        if others := [one for one in rows if one.top > 0]:
+            other = best_of(others)
+            much = f", and keeps {left(other):.0%}" if keep else ""
+            details.append(f"The best of {name} brings {ability} to {other.figures[ability]:.3g}{much}.")
     if best.figures[ability] <= before.figures[ability]:
         headline = f"None of {len(moved)} settings brings {ability} back: {gained}, at the best."
     elif keep and not keeping:

@@ -357,7 +357,8 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     succeed("pair", *models, "--corpus", folder / "ability.jsonl", "--output", pair)
     texts = ["--corpus", folder / "ability.jsonl", "--keep", folder / "keep.jsonl", "--metric", "nll"]
     grid = ["--top", "5%", "--top", "50%", "--strength", "0.5", "--strength", "1"]
-    found = succeed("sweep", pair, *models, *texts, *grid, "--output", tmp_path / "sweep.json")
+    controls = ["--control", "random", "--control", "interpolation"]
+    found = succeed("sweep", pair, *models, *texts, *grid, *controls, "--output", tmp_path / "sweep.json")
     assert [(row["top"], row["strength"]) for row in found["rows"]] == [
         (0, 0),
         (0.05, 0.5),
@@ -370,6 +371,13 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     assert (tmp_path / "sweep-report" / "index.html").read_text().endswith("</html>\n")
     page = succeed("report", tmp_path / "sweep.json", "--output", tmp_path / "report")
     assert page["files"] == ["index.html"] and "settings" in page["verdict"]
+    random, interpolation = (found["controls"][name] for name in ("random", "interpolation"))
+    assert [row["channels"] for row in random] == [row["channels"] for row in found["rows"]]
+    assert [row["strength"] for row in interpolation] == [0, 0.5, 1]
+    donors = succeed("evaluate", "--model", folder / "one", "--corpus", folder / "ability.jsonl", "--metric", "nll")
+    assert interpolation[-1][str(folder / "ability.jsonl")] == pytest.approx(-donors["results"][0]["nll_per_token"])
+    for place in ("sweep-report", "report"):
+        assert "The best of interpolation brings" in (tmp_path / place / "index.html").read_text()
     chosen = [
         "--normalize",
         "std",
@@ -385,6 +393,9 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     swept = succeed("sweep", pair, *models, *texts, *grid, *chosen)
     ranked = succeed("rank", pair, "--top", "50%", *chosen, "--output", tmp_path / "set")
     assert swept["rows"][-1]["channels"] == ranked["chosen"] != found["rows"][-1]["channels"]
+    assert "expected one of random, weight-diff, interpolation" in refuse(
+        "sweep", pair, *models, *texts, "--control", "x"
+    )
     assert "normalize is 'no'" in refuse("sweep", pair, *models, *texts, *grid, "--normalize", "no")
     refused = refuse("sweep", pair, *models, *texts, *grid, "--output", pair, "--force")
     assert "would overwrite the input" in refused
