@@ -37,7 +37,10 @@ MATCHES = {"exact": "exact match", "number": "right numbers", "choice": "right c
 
 
 class Summary(TypedDict):
-    """Means with their standard errors (``_se``); None where there is no figure, or no finite one."""
+    """Means with their standard errors (``_se``); None where there is no figure, or no finite one.
+
+    ``chance``: the share of right answers that guessing gives, where records have options.
+    """
 
     model: str
     model_fingerprint: str
@@ -51,6 +54,7 @@ class Summary(TypedDict):
     nll_per_record_se: float | None
     match: float | None
     match_se: float | None
+    chance: float | None
     cut: int
 
 
@@ -66,6 +70,7 @@ class Evaluation:
         right: whether each answer is right, bool ``[R]``; None for the metric ``nll``.
         outputs: what the model answered; None for the metric ``nll``.
         cut: how many answers reached the limit of new tokens.
+        chance: the share of right answers by guessing, of choices among options; None for other metrics.
 
     >>> act.evaluate(model, corpus, "nll", name="tiny")
     <Evaluation of tiny on records: 12 records, NLL ... ± ... per token>
@@ -81,6 +86,7 @@ class Evaluation:
     right: torch.Tensor | None = None
     outputs: list[str] | None = None
     cut: int = 0
+    chance: float | None = None
 
     def summary(self) -> Summary:
         """The figures as plain data.
@@ -104,6 +110,7 @@ class Evaluation:
             "nll_per_record_se": finite(per_record[1]),
             "match": match[0],
             "match_se": finite(match[1]),
+            "chance": self.chance,
             "cut": self.cut,
         }
 
@@ -215,6 +222,7 @@ def evaluate(
         right=right,
         outputs=outputs,
         cut=cut,
+        chance=sum(1 / len(each.candidates) for each in choices) / len(choices) if choices else None,
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from act.evaluation.sweep import Setting
 from act.profiles.profile import PairProfile
+from act.ranking.rank import DEFAULT_TOP
 from act.ranking.scores import SCORES
 from act.recipes.schema import Donor, Recipe
 from act.recipes.stages import Stages
@@ -61,20 +62,22 @@ def _profiles(recipe: Recipe, stages: Stages, names: dict[int, str]) -> Report |
     def profile(donor: Donor, corpus: str) -> PairProfile:
         return stages.profile(donor, corpus)  # type: ignore[return-value]  # measure takes what attribute makes, too
 
+    tops = [stages.rank(donor, recipe.score).rule.top or DEFAULT_TOP for donor in recipe.donor]
     measured = [
         one
-        for donor in recipe.donor
+        for donor, top in zip(recipe.donor, tops, strict=True)
         for one in measure(
             [profile(donor, donor.corpus)],
             [names[id(donor)]],
             score=recipe.score,
             normalize=recipe.normalize,
+            top=top,
             keep=[profile(donor, corpus) for corpus in donor.kept],
             include=recipe.include,
             exclude=recipe.exclude,
         )
     ]
-    return build(measured)
+    return build(measured, top=tops[0])
 
 
 def _settings(swept: dict[str, Any]) -> list[Setting]:

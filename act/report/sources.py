@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, create_model
 
@@ -126,7 +126,8 @@ def results_of(
     figures = [one.model_dump() for one in checked(_SUMMARIES, data["results"])]
     comparisons = [one.model_dump() for one in checked(_COMPARISONS, data["comparisons"])]
     roles = _roles(data) if roles is None else roles
-    results = Results(figures, comparisons, roles)  # type: ignore[arg-type]  # checked above
+    chance = {one["corpus"]: one["chance"] for one in figures if one["chance"] is not None}
+    results = Results(figures, comparisons, roles, chance=chance)  # type: ignore[arg-type]  # checked above
     return replace(results, keep=_not_lost(results) if keep is None else list(keep))
 
 
@@ -180,7 +181,9 @@ def _settings(given: Any) -> list[Setting]:
 
 
 def _model_of(described: type) -> type[BaseModel]:
-    fields: Any = {name: (kind, ...) for name, kind in get_type_hints(described).items()}
+    """A model of plain data; a figure that may be None may also be absent, as in files of earlier versions."""
+    kinds = get_type_hints(described)
+    fields: Any = {name: (kind, None if type(None) in get_args(kind) else ...) for name, kind in kinds.items()}
     return create_model(described.__name__, **fields)
 
 

@@ -127,8 +127,8 @@ def _reached(results: Results, mine: Figure) -> str:
 def _against(results: Results, gains: Sequence[Gain]) -> str:
     phrases = []
     for gain in gains:
-        least = _least_kept(results, gain.other)
-        left = f"; it keeps {100 * least:.0f} %" if results.keep else ""
+        kept = [found.share for text in results.keep if (found := results.kept(gain.other, text))]
+        left = f"; it keeps {100 * min(kept):.0f} %" if kept else ""
         phrases.append(f"{gain.other} {gain}{left}")
     return (
         f"{gains[0].one} over each control on {gains[0].text}: "

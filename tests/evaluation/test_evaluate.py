@@ -116,7 +116,7 @@ def test_choice_is_the_likeliest_letter(tokenizer):
     model = tiny_model("llama", seed=3)
     corpus = act.Corpus.from_records(CHOICE, tokenizer)
     result = act.evaluate(model, corpus)
-    assert result.metric == "choice"
+    assert result.metric == "choice" and result.summary()["chance"] == pytest.approx(1 / 3)
     for at, record in enumerate(CHOICE):
         scores = {}
         for letter in "ABC":
