@@ -116,7 +116,7 @@ def intervals(x: str, title: str, order: Sequence[str], tips: list[dict[str, Any
     """A point with its interval (columns ``low`` and ``high``) for each name, and a dashed line at a ``guide``."""
     scale = {"zero": zero}
     across = amount("low", title, scale=scale, axis={"grid": True})
-    down = names(y, order, axis={"ticks": False, "domain": False})
+    down = names(y, order, axis={"ticks": False, "domain": False, "offset": 8})  # beside points at the least value
     told = names(kind, kinds, scale={"domain": list(kinds)})
     legend = {"legend": None} if len(kinds) < 2 else {}
     layers: list[dict[str, Any]] = [

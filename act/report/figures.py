@@ -96,11 +96,12 @@ def of_settings(settings: Mapping[str, Sequence[Setting]], keep: Sequence[str]) 
 
 
 def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str) -> Chart:
-    rows = [(method, one) for method, tried in settings.items() for one in tried]
+    first = next(iter(settings))  # whose unchanged target is that of all
+    rows = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0 or method == first]
     points = [(one.figures[ability], one.figures[kept]) for _, one in rows]
     best = set(frontier(points))
     named = {*sorted(best, key=lambda n: points[n])[:: max(1, len(best) // LABELS)]}
-    label = [f"{100 * one.top:g} % × {one.strength:g}" if n in named else "" for n, (_, one) in enumerate(rows)]
+    label = [_label(one) if n in named else "" for n, (_, one) in enumerate(rows)]
     columns: dict[str, list[Any]] = {
         **_settings(rows),
         "gained": [rounded(x) for x, _ in points],
@@ -137,6 +138,10 @@ def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str
         heads,
         "Up and to the right is better. Large points are beaten by no other; labels say share × strength.",
     )  # fmt: skip
+
+
+def _label(one: Setting) -> str:
+    return f"{100 * one.top:g} % × {one.strength:g}" if one.top > 0 else "target"
 
 
 def _sufficiency(settings: Mapping[str, Sequence[Setting]], ability: str) -> Iterator[Chart]:
