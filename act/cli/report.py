@@ -225,7 +225,7 @@ def _print(report: Report, output: Path) -> None:
         for one in data["concentration"]
     ]
     columns = ["profile", "channels", "Gini", "above max / 10", "most of the top set"]
-    console.print_table(f"{output}: concentration of {data['score']}", columns, rows)
+    console.print_table(f"{output.name}: concentration of {data['score']}", columns, rows)
     for one in data["concentration"]:
         if one["coverage"] is not None:
             kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in one["coverage_by_kind"].items())
