@@ -55,7 +55,7 @@ def verdict_on(results: Results, score: str = "") -> Verdict | None:
     order: list[Tone] = ["bad", "mixed", "open", "good"]
     worst = min(found, key=lambda one: order.index(one.tone))
     kept = [sentence for text in results.texts if text in results.keep and (sentence := _kept(results, method, text))]
-    left = [found for text in results.keep if (found := results.kept(method, text))]
+    left = [one for text in results.keep if (one := results.kept(method, text))]
     costly = [one.share for one in left if one.below(KEPT)]
     tone, headline = worst.tone, worst.headline
     advice = [line for one in found for line in one.advice]

@@ -148,7 +148,7 @@ def test_a_corpus_may_be_a_path_alone(folder):
     assert recipe.records("g").place == "german.jsonl" and recipe.at(recipe.records("e").place).endswith(
         "english.jsonl"
     )
-    for wrong, message in ((7, "line 13: corpora.g is 7; expected a section with place"), ("", "corpora.g is empty")):
+    for wrong, message in ((7, "corpora.g is 7; expected a section with place"), ("", "corpora.g is empty")):
         given["corpora"]["g"] = wrong
         with pytest.raises(act.ActError, match=message):
             read_recipe(written(folder, given))

@@ -210,7 +210,7 @@ def test_parts_may_be_absent(report, profiles):
 
 def test_a_patch_alone_has_a_map(profiles):
     donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
-    channels = act.rank(profiles[0], "paired", 0.1)
+    channels = act.rank(profiles[0], "paired", 1.0)
     patch = act.transfer(donor, target, channels, 1.0)
     (chart,) = Page("x", patches={NASTY[0]: patch}).charts
     assert sum(chart.columns["values"]) == len(patch)
