@@ -180,8 +180,8 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
         ),
         (
             "count: predict",
-            "corpora: {german: german.jsonl}",
-            "line 8: corpora.german is 'german.jsonl'; expected a section with place",
+            "corpora: {german: [german.jsonl]}",
+            r"line 8: corpora.german is \['german.jsonl'\]; expected a section with place",
         ),
         (
             "count: predict",
