@@ -145,6 +145,7 @@ def machine() -> dict[str, Any]:
         model = next((line.split(":")[1].strip() for line in cpuinfo.open() if line.startswith("model name")), model)
     return {
         "cpu": model,
+        "isa": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "versions": versions(),

@@ -42,8 +42,9 @@ def made_on(result: Result) -> str:
     machine = result["machine"]
     versions = machine["versions"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
+    isa = f" ({machine['isa']})" if "isa" in machine else ""  # which the first files did not keep
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {gpus}; Python {versions['python']}, torch {versions['torch']}, "
+        f"{machine['cpu']}{isa}, {machine['cores']} cores, {gpus}; Python {versions['python']}, torch {versions['torch']}, "
         f"transformers {versions['transformers']}; commit {machine['commit']}, {machine['date']}."
     )
 
