@@ -44,8 +44,8 @@ def made_on(result: Result) -> str:
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     isa = f" ({machine['isa']})" if "isa" in machine else ""  # which the first files did not keep
     return (
-        f"{machine['cpu']}{isa}, {machine['cores']} cores, {gpus}; Python {versions['python']}, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}; commit {machine['commit']}, {machine['date']}."
+        f"{machine['cpu']}{isa}, {machine['cores']} cores, {gpus}; Python {versions['python']}, "
+        f"torch {versions['torch']}, transformers {versions['transformers']}; commit {machine['commit']}, {machine['date']}."
     )
 
 
