@@ -45,7 +45,8 @@ def made_on(result: Result) -> str:
     isa = f" ({machine['isa']})" if "isa" in machine else ""  # which the first files did not keep
     return (
         f"{machine['cpu']}{isa}, {machine['cores']} cores, {gpus}; Python {versions['python']}, "
-        f"torch {versions['torch']}, transformers {versions['transformers']}; commit {machine['commit']}, {machine['date']}."
+        f"torch {versions['torch']}, transformers {versions['transformers']}; "
+        f"commit {machine['commit']}, {machine['date']}."
     )
 
 
