@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import importlib.metadata
 import io
-import logging
+import json
 import os
 import sys
 from typing import Annotated, Any, cast
@@ -17,9 +17,11 @@ from typing import Annotated, Any, cast
 import typer
 from typer.core import TyperGroup
 
+from act.cli.help import add, width, write_rows
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
 from act.core.errors import IN_PYTHON, ActError, Interrupted
+from act.core.near import meant
 from act.core.scratch import release_all
 
 COMMANDS = {
@@ -28,6 +30,7 @@ COMMANDS = {
     "attribute": "Attribute the target's loss to its channels, by gradients.",
     "combine": "Merge the profiles of the shards of one run.",
     "rank": "Choose the channels where an ability lives.",
+    "export": "Write a profile or channel set as CSV or Parquet.",
     "report": "Show where abilities live, in tables and pictures.",
     "transfer": "Move the chosen channels of donors into a target.",
     "sweep": "Evaluate shares of the channels at several strengths.",
@@ -58,7 +61,7 @@ class Commands(TyperGroup):
         group = getattr(module, "app", None)  # a command with subcommands of its own
         if group is None:
             group = typer.Typer(**LOOK)
-            group.command()(module.command)
+            add(group, module.command, module.EXAMPLES)
         command = typer.main.get_command(group)
         command.name = cmd_name
         return command
@@ -71,15 +74,27 @@ class Commands(TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""
         with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+            write_rows(formatter, list(COMMANDS.items()))
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Say where to begin."""
+        with formatter.section("Begin with"):
+            for line in BEGIN.splitlines():
+                formatter.write(f"  {line}\n")
 
 
+BEGIN = """act-profile demo
+act-profile recipe --example > my.yaml && act-profile recipe my.yaml
+act-profile pair -h"""
+
+_settings: Any = {"help_option_names": ["-h", "--help"]}  # all commands inherit them
 app = typer.Typer(
     name="act-profile",
     cls=Commands,
     help="Find where an ability lives inside a language model, and move it.",
     no_args_is_help=True,
-    **LOOK,
+    context_settings=_settings,
+    **{**LOOK, "add_completion": True},
 )
 
 
@@ -101,18 +116,17 @@ def act_profile(
 def main() -> None:
     """Run the command line.
 
-    An error that the user can fix becomes one sentence on stderr and exit code 2; an interruption, exit code 130;
-    SIGTERM and SIGHUP, 143 and 129. However the command ends, nothing half-written is left.
+    An error that the user can fix becomes one sentence on stderr and exit code 2, with ``--json`` also a JSON object on
+    stdout; an interruption, exit code 130; SIGTERM and SIGHUP, 143 and 129. However the command ends, nothing
+    half-written is left.
     """
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
-    if logging.lastResort:  # of commands that handle the log in no other way
-        logging.lastResort.setFormatter(logging.Formatter("warning: %(message)s"))
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
     try:
         with contextlib.nullcontext() if ranked else raised():  # torchrun's processes end one another
             try:
-                app()
+                code = app(standalone_mode=False, terminal_width=width())
             finally:
                 release_all()
     except Terminated as done:
@@ -121,19 +135,39 @@ def main() -> None:
     except SystemExit as done:
         _exit(done.code, ranked)
     except Exception as error:
-        if not _can_be_fixed(error):
+        if (sentence := _sentence(error)) is None:
             raise
         interrupted = isinstance(error, Interrupted)
         rank = os.environ.get("RANK", "0") if ranked else "0"
         who = f"rank {rank}: " if rank != "0" else ""
-        said = str(error).replace(IN_PYTHON, "")
-        print(f"{who}{'stopped' if interrupted else 'error'}: {said}", file=sys.stderr)
-        _exit(130 if interrupted else 2, ranked)
+        code = 130 if interrupted else 2
+        if sentence:
+            print(f"{who}{'stopped' if interrupted else 'error'}: {sentence}", file=sys.stderr)
+            if "--json" in sys.argv and rank == "0":
+                print(json.dumps({"error": sentence, "exit_code": code}))
+        _exit(code, ranked)
+    else:
+        _exit(code if isinstance(code, int) else 0, ranked)
 
 
-def _can_be_fixed(error: Exception) -> bool:
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user of an error; None for one that is ours, empty where the help has told it."""
     backends = sys.modules.get("act_kernels.backends")  # not imported here, because it needs torch
-    return isinstance(error, ActError) or (backends is not None and isinstance(error, backends.BackendError))
+    if isinstance(error, ActError) or (backends is not None and isinstance(error, backends.BackendError)):
+        return str(error).replace(IN_PYTHON, "")
+    if not hasattr(error, "format_message"):  # typer's own, of which classes and places differ between its versions
+        return "aborted" if isinstance(error, typer.Abort) else None
+    usage: Any = error
+    if type(error).__name__ == "NoArgsIsHelpError":
+        usage.show()
+        return ""
+    command = getattr(getattr(usage, "ctx", None), "command_path", "act-profile")
+    if hasattr(usage, "possibilities"):
+        near = meant(usage.option_name, usage.possibilities or ())
+        return f"no such option: {usage.option_name}; see {command} --help{near}"
+    said = usage.format_message().rstrip(".")
+    said = f"{said[:1].lower()}{said[1:]}"
+    return f"{said} See {command} --help" if said.endswith("?") else f"{said}; see {command} --help"
 
 
 def _exit(code: str | int | None, ranked: bool) -> None:
@@ -141,12 +175,17 @@ def _exit(code: str | int | None, ranked: bool) -> None:
 
     Threads of a process group can abort that shutdown, and torchrun then counts a finished rank as failed.
     """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read it has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if not ranked or isinstance(code, str):
         sys.exit(code)
     _end_at_once(code or 0)
 
 
 def _end_at_once(code: int) -> None:
-    sys.stdout.flush()
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, cast
-
-import typer
+from typing import TYPE_CHECKING, cast
 
 from act.cli import console
 from act.cli.grouped import with_options
 from act.cli.measuring import Measuring
 from act.cli.measuring_options import KEEP, AttributeOptions
+from act.cli.options import Donor, Target
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,10 +21,19 @@ if TYPE_CHECKING:
     from act.profiling.ranks import Ranks
 
 
+EXAMPLES = """
+act-profile attribute --donor base/ --target specialist/ \\
+    --corpus german.jsonl \\
+    --keep maths.jsonl --output german.safetensors
+act-profile rank german.safetensors --score attribution \\
+    --output channels.safetensors
+"""
+
+
 @with_options
 def command(
-    donor: Annotated[str, typer.Option(help="The model that has the ability.")],
-    target: Annotated[str, typer.Option(help="The model that lacks it.")],
+    donor: Donor,
+    target: Target,
     options: AttributeOptions,
 ) -> None:
     """Attribute the target's loss to its channels by gradients, for act-profile rank --score attribution."""

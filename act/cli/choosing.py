@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from act.cli import console, options
+from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions
+from act.cli.reading import Reading
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
@@ -25,49 +27,56 @@ if TYPE_CHECKING:
     from act.ranking.scores import ScoreName
 
 
+AUTO = "With --auto"
+
+
 @dataclass(frozen=True, kw_only=True)
-class Choosing(RankingOptions):
+class Choosing(RankingOptions, Reading):
     """The options of ``--auto``, and by what it ranks; None where one was not given."""
 
-    corpus: Annotated[list[str] | None, typer.Option(help="With --auto: records of the ability to recover.")] = None
-    keep: Annotated[list[str] | None, typer.Option(help="With --auto: records of abilities to keep (repeatable).")] = (
-        None
-    )
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=AUTO, help="Records of the ability to recover (also as NAME=PLACE)."),
+    ] = None
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=AUTO, help="Records of abilities to keep (repeatable, also as NAME=PLACE)."),
+    ] = None
     profile: Annotated[
         Path | None,
-        typer.Option(help="With --auto: the pair profile, or what attribute made, that ranks the channels."),
+        typer.Option(rich_help_panel=AUTO, help="The pair profile, or what attribute made, that ranks the channels."),
     ] = None
     keep_profile: Annotated[
         list[Path] | None,
-        typer.Option(help="With --auto and --profile: pair profile of an ability to keep (repeatable)."),
+        typer.Option(rich_help_panel=AUTO, help="With --profile: pair profile of an ability to keep (repeatable)."),
     ] = None
     least_kept: Annotated[
         float | None,
-        typer.Option(help="With --auto: the share of what is to be kept that must be left; 0.95 by default."),
+        typer.Option(rich_help_panel=AUTO, help="Share of what is to be kept that must be left; 0.95 by default."),
     ] = None
     top: Annotated[
-        list[str] | None, typer.Option(help="With --auto: a share of the channels to try, such as 5% (repeatable).")
+        list[str] | None,
+        typer.Option(rich_help_panel=AUTO, help="A share of the channels to try, such as 5% (repeatable)."),
     ] = None
-    metric: Annotated[str | None, typer.Option(help="With --auto: as in act-profile evaluate.")] = None
+    metric: Annotated[
+        str | None, options.choice(AUTO, options.METRICS, "What makes an answer right; see act-profile evaluate.")
+    ] = None
     count: Annotated[
-        str | None, typer.Option(help="With --auto, where half of the records are profiled: as in act-profile pair.")
+        str | None,
+        options.choice(AUTO, options.COUNTS, "Which tokens count where half of the records are profiled."),
     ] = None
-    ignore_columns: options.IgnoreColumns = None
-    max_length: options.MaxLength = None
     donor_device: Annotated[
         str | None,
-        typer.Option(help="With --auto: where the donor is and runs, such as cpu; by default where the target is."),
+        typer.Option(
+            rich_help_panel=AUTO, help="Where the donor is and runs, such as cpu; by default where the target is."
+        ),
     ] = None
 
     @property
     def files(self) -> list[str | Path]:
         """The inputs that no output may replace."""
         profiles = [*([self.profile] if self.profile else []), *(self.keep_profile or [])]
-        return [*(self.corpus or []), *(self.keep or []), *profiles]
-
-    @property
-    def _ignored(self) -> list[str]:
-        return options.names(self.ignore_columns)
+        return [*console.named([*(self.corpus or []), *(self.keep or [])]).values(), *profiles]
 
     def require_unused(self) -> None:
         """Raise :class:`ActError` for an option that was given without ``--auto``."""
@@ -106,28 +115,25 @@ class Choosing(RankingOptions):
         device: str,
         loading: Mapping[str, Any],
         match_experts: bool,
+        as_json: bool,
     ) -> Choice:
         """Load the models, rank unless that was done before, and try every candidate."""
-        from act.data.corpus import Corpus
         from act.evaluation.choice import KEPT, choose, require_candidates, require_different
         from act.evaluation.sweep import STRENGTHS, TOPS
-        from act.models.loading import load_model, load_tokenizer
+        from act.models.loading import load_model
 
         least = KEPT if self.least_kept is None else self.least_kept
         require_candidates(least, self.top, strengths, self.metric or "auto")
         console.quiet_transformers()
-        tokenizer = load_tokenizer(target, trust_remote_code=loading["trust_remote_code"])
-        ability, *kept = (
-            Corpus.from_file(place, tokenizer, max_length=self.max_length, ignore_columns=self._ignored)
-            for place in (*(self.corpus or []), *(self.keep or []))
-        )
+        tokenizer = self.tokenizer_of(target, trust_remote_code=loading["trust_remote_code"])
+        ability, *kept = self.open_all([*(self.corpus or []), *(self.keep or [])], tokenizer).values()
         require_different(ability, kept)
         places = ((donor, self.donor_device or device), (target, device))
         giving, taking = (load_model(name, device=place, **loading) for name, place in places)
         console.order_experts(giving, taking, match_experts)
         ranking, others, ability, kept = self._ranked(giving, taking, ability, kept, channels)
         total = 1 + len(set(self.top or TOPS)) * len(set(strengths or STRENGTHS))
-        with console.counter("choosing") as progress:
+        with counter("choosing", as_json) as progress:
             done: list[Setting] = []
 
             def report(setting: Setting) -> None:
@@ -171,7 +177,8 @@ class Choosing(RankingOptions):
                 text.tokenizer,
                 count=cast("CountName", self.count or "answer"),
                 max_length=self.max_length,
-                ignore_columns=self._ignored,
+                ignore_columns=options.names(self.ignore_columns),
+                name=text.name,
             )
             return measured_for(cast("ScoreName", score.name), donor, target, counting)
 

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from act.profiles.profile import Profile
 
 
+EXAMPLES = """
+act-profile run --model m/ --corpus c.jsonl --shard 0/2 \\
+    --output shard-0.safetensors
+act-profile combine shard-0.safetensors shard-1.safetensors \\
+    --output whole.safetensors
+"""
+
+
 def command(
     shards: Annotated[list[Path], typer.Argument(help="Profiles, or folders of profiles, that --shard i/n made.")],
     output: options.Output = Path("profile.safetensors"),

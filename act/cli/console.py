@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from act.cli.tables import print_table
 from act.core.errors import ActError
 from act.core.names import require_name
 
@@ -24,32 +25,37 @@ if TYPE_CHECKING:
 
 _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
+__all__ = [
+    "command_line",
+    "named",
+    "note",
+    "order_experts",
+    "places_of",
+    "print_json",
+    "print_spans",
+    "print_table",
+    "quiet_transformers",
+    "some",
+    "warn",
+]
+
+log = logging.getLogger(__name__)
+
 
 def quiet_transformers() -> None:
-    """Silence transformers, so that stderr shows only our messages and progress bar."""
+    """Silence transformers, so that stderr shows only our messages and progress bar; not with ``--log-level debug``."""
     from transformers.utils import logging as transformers_logging
 
-    logging: Any = transformers_logging  # untyped
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    theirs: Any = transformers_logging  # untyped
+    if not log.isEnabledFor(logging.DEBUG):
+        theirs.set_verbosity_error()
+        theirs.disable_progress_bar()
 
 
 def print_json(result: dict[str, Any]) -> None:
     """Print one JSON object to stdout."""
-    print(json.dumps(result, ensure_ascii=False))
-
-
-def print_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """Print a table to stdout; all columns but the first are right-aligned."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(str(value) for value in row))
-    Console().print(table)
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")  # else characters would become no JSON
+    print(json.dumps(result, ensure_ascii=not unicode))
 
 
 def command_line() -> str:
@@ -57,9 +63,14 @@ def command_line() -> str:
     return shlex.join(["act-profile", *sys.argv[1:]])
 
 
+def note(message: str) -> None:
+    """Log a line that tells people what was found on the way."""
+    log.info(message)
+
+
 def warn(message: str) -> None:
-    """Print a one-line warning to stderr."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Log a one-line warning, which goes to stderr."""
+    log.warning(message)
 
 
 def places_of(corpora: list[str]) -> dict[str, str]:
@@ -78,6 +89,21 @@ def short_names(places: Sequence[str]) -> dict[str, str]:
     """The last part of each path or hub id; the whole of it where two would have one name."""
     names = {place: Path(place).name or place for place in places}
     return names if len({*names.values()}) == len(names) else {place: place for place in places}
+
+
+def named(given: Iterable[str]) -> dict[str, str]:
+    """Places by name, of an option whose corpora need no names: NAME=PLACE, or PLACE, whose name is the place.
+
+    Raises:
+        ActError: two have one name, or are one place.
+    """
+    found: dict[str, str] = {}
+    for each in given:
+        ((name, place),) = places_of([each]).items()
+        if (name or place) in found or place in found.values():
+            raise ActError(f"{each} was given twice; give each corpus once, each with a name of its own")
+        found[name or place] = place
+    return found
 
 
 def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int, as_json: bool) -> None:
@@ -113,22 +139,6 @@ def _print_runs(console: Console, runs: list[tuple[str, bool]]) -> None:
         marked = f"[[{text}]]" if counted and not console.is_terminal else text
         console.print(marked, style="bold green" if counted else "dim", end="", markup=False)
     console.print()
-
-
-@contextlib.contextmanager
-def counter(what: str) -> Iterator[Any]:
-    """A progress callback ``(doing, done, total)`` that draws a bar on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(what)
-
-        def show(doing: str, done: int, total: int) -> None:
-            progress.update(task, description=f"{what}: {doing}", completed=done, total=total)
-
-        yield show
 
 
 def order_experts(donor: nn.Module, target: nn.Module, matching: bool, space: ChannelSpace | None = None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from act.cli import console, options
+from act.cli.progress import step
 from act.core.errors import require_choice
 from act.core.files import reserve_output
 
@@ -31,12 +31,25 @@ class Shown:
     show: Callable[[], None]
 
 
+EXAMPLES = """
+act-profile demo
+act-profile demo --language invented --report lost-german/
+"""
+
+
 def command(
     language: Annotated[
-        str, typer.Option(help="prose: German help pages against mathematics; invented: a language of few words.")
+        str,
+        options.choice(
+            None, ("prose", "invented"), "German help pages against mathematics, or a language of few words."
+        ),
     ] = "prose",
     report: Annotated[
-        Path, typer.Option(help="Folder for the page (index.html) and its tables (the default one is replaced).")
+        Path,
+        typer.Option(
+            rich_help_panel=options.OUTPUT,
+            help="Folder for the page (index.html) and its tables (the default one is replaced).",
+        ),
     ] = REPORT,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -47,7 +60,7 @@ def command(
     console.quiet_transformers()
     force = force or report == REPORT
     reserve_output(report, force)
-    found = demos[language](lambda step: print(f"… {step}", file=sys.stderr))
+    found = demos[language](step)
     from act.report.page import PAGE
     from act.report.write import write
 

@@ -9,6 +9,11 @@ from typing import Any
 from act.cli import console, options
 from act.core.versions import versions
 
+EXAMPLES = """
+act-profile env
+act-profile env --json > env.json
+"""
+
 
 def command(as_json: options.Json = False) -> None:
     """Print versions, devices, and the backend of each device, with the reasons why others are not used."""

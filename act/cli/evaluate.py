@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -11,7 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from act.cli import console, options
+from act.cli import console, options, slow
+from act.cli.grouped import with_options
+from act.cli.progress import counter
+from act.cli.reading import Reading
+from act.cli.tables import filled
 from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
@@ -21,25 +24,58 @@ if TYPE_CHECKING:
     from act.evaluation.harness import TaskChange, TaskFigure
 
 
+TASKS = "Tasks of lm-evaluation-harness"
+EXAMPLES = """
+act-profile evaluate --before specialist/ --model mended/ \\
+    --corpus german=test-de.jsonl
+act-profile evaluate --model mended/ --corpus test.jsonl \\
+    --details answers.jsonl
+"""
+
+
+@with_options
 def command(
-    model: Annotated[list[str], typer.Option(help="The model to evaluate (repeatable).")],
-    corpus: Annotated[list[str] | None, typer.Option(help="Records to answer (repeatable).")] = None,
-    before: Annotated[str | None, typer.Option(help="The model with which the others are compared.")] = None,
-    metric: Annotated[str, typer.Option(help="auto, exact, number, choice or nll.")] = "auto",
+    reading: Reading,
+    model: Annotated[
+        list[str], typer.Option(rich_help_panel=options.MODELS, help="The model to evaluate (repeatable).")
+    ],
+    before: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=options.MODELS, help="The model with which the others are compared."),
+    ] = None,
+    revision: options.Revision = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=options.TEXT, help="Records to answer (repeatable, also as NAME=PLACE)."),
+    ] = None,
+    metric: options.Metric = "auto",
     max_new_tokens: Annotated[
-        int | None, typer.Option(help="Longest answer in tokens. Default: from the answers of the records.")
-    ] = None,
-    task: Annotated[list[str] | None, typer.Option(help="Task of lm-evaluation-harness (repeatable).")] = None,
-    task_folder: Annotated[Path | None, typer.Option(help="Folder with your task files.")] = None,
-    limit: Annotated[int | None, typer.Option(help="At most this many documents of each task.")] = None,
-    fewshot: Annotated[int | None, typer.Option(help="Examples in each prompt of a task.")] = None,
-    details: Annotated[Path | None, typer.Option(help="Write every record's figures and answer, as JSONL.")] = None,
-    ignore_columns: options.IgnoreColumns = None,
-    max_length: options.MaxLength = None,
-    token_budget: Annotated[
         int | None,
-        typer.Option(help="Tokens per batch, padding included. Default: 2048 on a CPU, 8192 on a GPU."),
+        typer.Option(
+            rich_help_panel=options.TEXT, help="Longest answer in tokens. Default: from the answers of the records."
+        ),
     ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(rich_help_panel=TASKS, help="Task of lm-evaluation-harness (repeatable).")
+    ] = None,
+    task_folder: Annotated[
+        Path | None, typer.Option(rich_help_panel=TASKS, help="Folder with your task files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(rich_help_panel=TASKS, help="At most this many documents of each task.")
+    ] = None,
+    fewshot: Annotated[
+        int | None, typer.Option(rich_help_panel=TASKS, help="Examples in each prompt of a task.")
+    ] = None,
+    details: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=options.OUTPUT,
+            help="Write every record's figures, answer and right answer to this file: JSONL, or by its ending CSV or "
+            "Parquet.",
+        ),
+    ] = None,
+    token_budget: options.RecordBudget = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
@@ -47,20 +83,23 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Answer likelihood and right answers on a corpus; with --before, the change and whether it may be chance."""
-    from act.data.corpus import Corpus
     from act.evaluation.comparison import compare
+    from act.evaluation.details import write_details
     from act.evaluation.evaluate import evaluate
     from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
-    from act.models.loading import load_model, load_tokenizer
+    from act.models.hub import at_revision
+    from act.models.loading import load_model
 
     console.quiet_transformers()
     if not corpus and not task:
         raise ActError("nothing to evaluate on; give --corpus or --task")
+    places = console.named(corpus or [])
+    model = [at_revision(name, revision) for name in model]
     if details:
         reserve_output(
             details,
             force,
-            [*model, *(corpus or []), *([before] if before else []), *([task_folder] if task_folder else [])],
+            [*model, *places.values(), *([before] if before else []), *([task_folder] if task_folder else [])],
         )
     if task:
         require_tasks(task, task_folder)
@@ -68,13 +107,11 @@ def command(
     figures: dict[str, list[TaskFigure]] = {}
     names = list(dict.fromkeys([*([before] if before else []), *model]))
     for name in names:
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        ignored = options.names(ignore_columns)
-        corpora = [
-            Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored) for path in corpus or ()
-        ]
+        tokenizer = reading.tokenizer_of(name, trust_remote_code=trust_remote_code)
+        corpora = reading.open_all(corpus or (), tokenizer).values()
         loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        with console.counter(name) as progress:
+        slow.warn_of_half(loaded)
+        with counter(name, as_json) as progress:
             evaluations[name] = [
                 evaluate(
                     loaded,
@@ -100,7 +137,7 @@ def command(
     task_changes = [row for name in later for row in compare_tasks(figures[names[0]], figures[name])]
     if details:
         with written_whole(details, force=force) as path:
-            _write_details(path, [one for name in names for one in evaluations[name]])
+            write_details(path, [one for name in names for one in evaluations[name]], details.suffix)
     everything = [one for name in names for one in evaluations[name]]
     for one in everything:
         if bad := int((~one.nll.isfinite()).sum()):
@@ -132,10 +169,11 @@ def _print_figures(evaluations: list[Evaluation]) -> None:
         it = one.summary()
         match = "" if one.right is None else with_error(*mean_and_error(100 * one.right.double()), 1)
         nll = with_error(it["nll_per_token"], it["nll_per_token_se"], 3)
-        rows.append([called[one.model], called[one.corpus], one.metric, f"{it['records']:,}", match, nll])
+        levels = [_level(it["chance"]), _level(it["majority"])]
+        rows.append([called[one.model], called[one.corpus], one.metric, f"{it['records']:,}", match, *levels, nll])
     if rows:
-        names = ["model", "corpus", "metric", "records", "right, %", "NLL per token"]
-        console.print_table("Figures, ± standard error", names, rows)
+        names = ["model", "corpus", "metric", "records", "right, %", "chance", "majority", "NLL per token"]
+        console.print_table("Figures, ± standard error", *filled(names, rows))
     if cut := sum(one.cut for one in evaluations):
         console.warn(f"{cut} answers were cut at the limit of new tokens; raise it with --max-new-tokens")
 
@@ -161,7 +199,7 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
         )
     if rows:
         names = ["model", "corpus", "right, %", "records", "McNemar p", "NLL per token", "sign-flip p"]
-        console.print_table(f"Against {called[comparisons[0].before]}", names, rows)
+        console.print_table(f"Against {called[comparisons[0].before]}", *filled(names, rows))
 
 
 def _print_tasks(figures: list[TaskFigure]) -> None:
@@ -192,29 +230,15 @@ def _print_task_changes(changes: list[TaskChange]) -> None:
         console.print_table(f"Tasks, against {changes[0]['before']}", names, rows)
 
 
-def _write_details(path: Path, evaluations: list[Evaluation]) -> None:
-    from act.evaluation.significance import finite
-
-    with path.open("w", encoding="utf-8") as file:
-        for one in evaluations:
-            for record in range(len(one.nll)):
-                row = {
-                    "model": one.model,
-                    "corpus": one.corpus,
-                    "record": record,
-                    "nll": finite(one.nll[record].item()),
-                    "tokens": int(one.tokens[record]),
-                    "right": None if one.right is None else bool(one.right[record]),
-                    "output": one.outputs and one.outputs[record],
-                }
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
 def _names(paths: Iterable[str]) -> dict[str, str]:
     """The last part of each path, or the whole path if two would get the same name."""
     short = {path: Path(path).name or path for path in paths}
     counts = Counter(short.values())
     return {path: name if counts[name] == 1 else path for path, name in short.items()}
+
+
+def _level(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
 
 
 def _p(p: float | None) -> str:

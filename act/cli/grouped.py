@@ -11,28 +11,30 @@ from typing import Any
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter of a command that is a dataclass by one parameter per field, as typer needs.
+    """Replace each parameter of a command that is a dataclass by one parameter per field, as typer needs.
 
     Each field is annotated as a typer parameter, and its default is that of the option. The other parameters of the
     command come first.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     hints.pop("return", None)
-    place = next(name for name, hint in hints.items() if dataclasses.is_dataclass(hint))
-    group = hints.pop(place)
+    groups = {name: hints.pop(name) for name, hint in [*hints.items()] if dataclasses.is_dataclass(hint)}
     own = inspect.signature(command).parameters
     defaults = {name: own[name].default for name in hints}
-    fields = {field.name: _default(field) for field in dataclasses.fields(group)}
-    hints |= {name: hint for name, hint in typing.get_type_hints(group, include_extras=True).items() if name in fields}
+    fields: dict[str, dict[str, Any]] = {}
+    for place, group in groups.items():
+        fields[place] = {field.name: _default(field) for field in dataclasses.fields(group)}
+        found = typing.get_type_hints(group, include_extras=True)
+        hints |= {name: hint for name, hint in found.items() if name in fields[place]}
 
     @functools.wraps(command)
     def grouped(**given: Any) -> None:
-        options = group(**{name: given.pop(name) for name in fields})
-        command(**given, **{place: options})
+        made = {place: groups[place](**{name: given.pop(name) for name in names}) for place, names in fields.items()}
+        command(**given, **made)
 
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
-        for name, default in (defaults | fields).items()
+        for name, default in [*defaults.items(), *(item for each in fields.values() for item in each.items())]
     ]
     grouped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     grouped.__annotations__ = hints

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from act.cli import console
+from act.cli import console, slow
+from act.cli.logs import to_file
 from act.cli.measuring_options import PairOptions, TextOptions
 from act.cli.measuring_output import MeasuringOutput
-from act.cli.progress import Log, Progress
+from act.cli.progress import Progress, counter
 from act.core.errors import ActError, Interrupted
 from act.core.inputs import require_not_input
 
@@ -76,7 +77,9 @@ class Measuring:
         if self.options.token_cache:
             corpora = self._cached(corpora, self.options.token_cache, ranks)
         models = self._models(ranks)
-        with Log(self.options.log if leads else None), Progress(self.options.as_json, until) as progress:
+        if leads:
+            self._look(models, corpora)
+        with to_file(self.options.log if leads else None), Progress(self.options.as_json, until) as progress:
             strict = self.options.strict_observers()
             feeding["observers"] = [*strict, *([until] if until else []), *([progress] if leads else [])]
             job = self._job(models, corpora, ranks, feeding)
@@ -85,6 +88,29 @@ class Measuring:
             self._output.report(profiles)
         if leads and self.options.strict:
             self._output.require_measured()
+
+    def _look(self, models: Mapping[str, nn.Module], corpora: Mapping[str, Corpus]) -> None:
+        """Warn of what is probably not meant: a slow type, donor and target that look swapped."""
+        for model in models.values():
+            slow.warn_of_half(model)
+        if "donor" in models:
+            for name, corpus in corpora.items():
+                self._compare(name, models["donor"], models["target"], corpus)
+
+    def _compare(self, name: str, donor: nn.Module, target: nn.Module, corpus: Corpus) -> None:
+        from act.evaluation.sides import sides_of
+
+        sides = sides_of(donor, target, corpus)
+        if sides is None:
+            return
+        about = f"{name}: " if name else ""
+        console.note(f"{about}{sides}")
+        if sides.swapped:
+            console.warn(
+                f"{about}the target is better than the donor here ({sides.target:.3f} nats a token against "
+                f"{sides.donor:.3f}), as on text to keep; if this text is of the ability to recover, donor and target "
+                "are swapped"
+            )
 
     def _job(
         self, models: dict[str, nn.Module], corpora: dict[str, Corpus], ranks: Ranks | None, feeding: JobOptions
@@ -114,7 +140,7 @@ class Measuring:
             require_place(name, "model")
         *donor, model = self.names.values()
         trusted = self.options.trust_remote_code
-        tokenizer = load_tokenizer(model, trust_remote_code=trusted)
+        tokenizer = self.options.tokenizer_of(model, trust_remote_code=trusted)
         for name in donor:
             try:
                 other = load_tokenizer(name, trust_remote_code=trusted)
@@ -137,7 +163,7 @@ class Measuring:
         """The corpora read from tokens on disk, which the first rank writes if they are missing."""
 
         def cached() -> dict[str, Corpus]:
-            with console.counter("tokenising") as report:
+            with counter("tokenising", self.options.as_json) as report:
                 return {name: corpus.cached(folder, self.options.workers, report) for name, corpus in corpora.items()}
 
         if ranks:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from act.cli import console, options
+from act.cli.reading import Reading
 from act.core.errors import ActError
 from act.profiling.defaults import CHECKPOINT_EVERY, STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions:
+class TextOptions(Reading):
     """The options of every command that streams texts through a model; :mod:`act.cli.options` has names and help."""
 
     corpus: options.CorpusNames
@@ -33,8 +34,6 @@ class TextOptions:
     count: options.Count = "answer"
     answer_turns: options.AnswerTurns = "last"
     ability_column: options.AbilityColumn = None
-    ignore_columns: options.IgnoreColumns = None
-    max_length: options.MaxLength = None
     overlap: options.Overlap = None
     token_budget: options.TokenBudget = None
     include: options.Include = None
@@ -67,17 +66,13 @@ class TextOptions:
         return {name: self._opened(place, tokenizer, self.ability_column) for name, place in places.items()}
 
     def _opened(self, place: str, tokenizer: PreTrainedTokenizerBase, ability_column: str | None) -> Corpus:
-        from act.data.corpus import Corpus
-
-        return Corpus.from_file(
+        return self.open(
             place,
             tokenizer,
             count=cast("Count", self.count),
             answer_turns=cast("AnswerTurns", self.answer_turns),
-            max_length=self.max_length,
             overlap=self.overlap,
             ability_column=ability_column,
-            ignore_columns=options.names(self.ignore_columns),
         )
 
     def load(self, name: str, device: str | None = None, *, spread: bool = True) -> nn.Module:

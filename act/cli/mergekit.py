@@ -9,6 +9,11 @@ import typer
 
 from act.cli import console, options
 
+EXAMPLES = """
+act-profile mergekit merge.yaml merged/
+act-profile mergekit merge.yaml merged/ --force
+"""
+
 
 def command(
     config: Annotated[

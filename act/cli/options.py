@@ -1,11 +1,34 @@
-"""Options shared by several commands, each declared once."""
+"""Options shared by several commands, each declared once, with the group under which ``--help`` shows it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from act.data.formats import EVERY_FORMAT
+from act.profiling.accelerators import ACCELERATORS
+
+MODELS, TEXT, CHANNELS = "Models", "Text, and what counts of it", "Channels"
+SPEED, RUN, OUTPUT = "Batches and speed", "Long runs", "Output"
+GROUPS = (MODELS, TEXT, CHANNELS, SPEED, RUN, OUTPUT)
+"""The groups of ``--help``, in this order, after the options that only one command has."""
+
+COUNTS = ("answer", "predict", "all", "prompt")
+TURNS = ("last", "all")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
+METRICS = ("auto", "exact", "number", "choice", "nll")
+NORMALIZE = ("none", "mean", "std", "kind-mean", "kind-std", "channel")
+SCOPES = ("global", "kind", "layer", "site")
+UNITS = ("channel", "rotary-pair", "neuron", "head", "expert", "routed-expert")
+COSTS = ("auto", "keep", "distance", "none")
+OVERLAPS = ("sum", "mean", "first", "stronger")
+MODES = ("full", "rows", "lora")
+STAGES = ("profile", "sweep", "rank", "transfer", "tune", "evaluate")
+LEVELS = ("debug", "info", "warning", "error")
 
 
 def names(given: list[str] | None) -> list[str]:
@@ -13,170 +36,361 @@ def names(given: list[str] | None) -> list[str]:
     return [name.strip() for each in given or () for name in each.split(",") if name.strip()]
 
 
+def choice(group: str | None, choices: Sequence[str], help: str, *declared: str) -> Any:
+    """An option that takes one of some words, which ``--help`` shows and the shell completes.
+
+    The library checks what is given, so that Python and the command line give one message.
+    """
+    return typer.Option(
+        *declared,
+        metavar="|".join(choices),
+        autocompletion=lambda incomplete="": [each for each in choices if each.startswith(incomplete)],
+        rich_help_panel=group,
+        help=help,
+    )
+
+
 LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 """Of every :class:`typer.Typer`: plain help, and errors that :func:`act.cli.main` prints."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
-Force = Annotated[bool, typer.Option(help="Replace the output if it exists.")]
-HardLink = Annotated[
-    bool, typer.Option(help="Link files that do not change, instead of copying them; writing to one changes both.")
+_MODEL = "a folder in Hugging Face format, or a hub id (org/name, or org/name@revision)"
+_CORPUS = f"{EVERY_FORMAT}, a folder or glob of them, or a hub id"
+
+Model = Annotated[str, typer.Option(rich_help_panel=MODELS, help=f"The model: {_MODEL}.")]
+Donor = Annotated[str, typer.Option(rich_help_panel=MODELS, help=f"The model that has the ability: {_MODEL}.")]
+Target = Annotated[
+    str, typer.Option(rich_help_panel=MODELS, help="The model that lacks it, given as the donor is; it is only read.")
 ]
-Output = Annotated[Path, typer.Option(help="Where to write the result.")]
-Device = Annotated[str, typer.Option(help="Torch device; auto: the first GPU, else the CPU.")]
-DeviceMap = Annotated[
+Revision = Annotated[
     str | None,
-    typer.Option(help="Spread the model over GPUs, memory and disk: auto, balanced, balanced_low_0 or sequential."),
+    typer.Option(rich_help_panel=MODELS, help="Branch, tag or commit of a model of the hub. Default: main."),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=OUTPUT, help="Print one JSON object instead of tables; errors are one too."),
+]
+LogLevel = Annotated[
+    str,
+    choice(OUTPUT, LEVELS, "What stderr shows: info (warnings, lines of progress), less, or more."),
+]
+Force = Annotated[bool, typer.Option("--force", rich_help_panel=OUTPUT, help="Replace the output if it exists.")]
+HardLink = Annotated[
+    bool,
+    typer.Option(
+        "--hard-link",
+        rich_help_panel=OUTPUT,
+        help="Link files that do not change, instead of copying them; writing to one changes both.",
+    ),
+]
+Output = Annotated[
+    Path, typer.Option(rich_help_panel=OUTPUT, help="Where to write the result; folders on the way are made.")
+]
+PushToHub = Annotated[
+    str | None,
+    typer.Option(
+        "--push-to-hub",
+        metavar="ORG/NAME",
+        rich_help_panel=OUTPUT,
+        help="Upload the model folder to this repository of the hub, too; a new one is private.",
+    ),
+]
+Csv = Annotated[
+    Path | None,
+    typer.Option("--csv", rich_help_panel=OUTPUT, help="Write a row for each channel to this file, too."),
+]
+Device = Annotated[
+    str, typer.Option(rich_help_panel=MODELS, help="Torch device, such as cpu or cuda:1; auto: the first GPU, or CPU.")
+]
+DeviceMap = Annotated[
+    str | None, choice(MODELS, DEVICE_MAPS, "Spread the model over GPUs, memory and disk, instead of one device.")
 ]
 MaxMemory = Annotated[
     list[str] | None,
     typer.Option(
-        help="With --device-map, memory that the model may take on a GPU or cpu, such as 0=20GiB (repeatable)."
+        rich_help_panel=MODELS,
+        help="With --device-map, memory that the model may take on a GPU or cpu, such as 0=20GiB (repeatable).",
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="auto (as in the checkpoint), float32, bfloat16 or float16.")]
+Dtype = Annotated[str, choice(MODELS, DTYPES, "Type of the weights in memory; auto: as in the checkpoint.")]
 CorpusNames = Annotated[
     list[str],
     typer.Option(
         "--corpus",
-        help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id; repeat it as "
-        "NAME=PLACE for several abilities in one pass, each with a separate profile in the folder --output.",
+        rich_help_panel=TEXT,
+        help=f"{_CORPUS}; repeat it as NAME=PLACE for several abilities in one pass, each with a separate profile in "
+        "the folder --output.",
     ),
 ]
 KeepTexts = Annotated[
     list[str] | None,
     typer.Option(
         "--keep",
+        rich_help_panel=TEXT,
         help="Text of what the target should keep, measured in the same run (repeatable, also as NAME=PLACE).",
     ),
 ]
+Records = Annotated[
+    list[str],
+    typer.Option(
+        "--corpus",
+        rich_help_panel=TEXT,
+        help=f"Records of the ability, to evaluate on: {_CORPUS} (repeatable, also as NAME=PLACE).",
+    ),
+]
+RecordsToKeep = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        rich_help_panel=TEXT,
+        help="Records of abilities to keep, to evaluate on (repeatable, also as NAME=PLACE).",
+    ),
+]
+Gpu = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=SPEED,
+        metavar="NAME",
+        autocompletion=lambda incomplete="": [name for name in ACCELERATORS if name.startswith(incomplete)],
+        help=f"GPU to plan for, by the figures that its maker publishes: {', '.join(ACCELERATORS)}.",
+    ),
+]
 DonorDevice = Annotated[
-    str, typer.Option(help="Where the donor's parameters wait, of which one at a time is needed beside the target.")
+    str,
+    typer.Option(
+        rich_help_panel=MODELS,
+        help="Where the donor's parameters wait, of which one at a time is needed beside the target.",
+    ),
 ]
 Recompute = Annotated[
     bool,
-    typer.Option(help="Compute the activations of each layer again on the way back, instead of keeping those of all."),
-]
-CorpusPlace = Annotated[
-    str,
     typer.Option(
-        "--corpus", help="JSONL, text (also .gz, .zst), Parquet or Arrow file, a folder or glob of them, or a hub id."
+        rich_help_panel=SPEED,
+        help="Compute the activations of each layer again on the way back, instead of keeping those of all.",
     ),
 ]
 Count = Annotated[
     str,
-    typer.Option(
-        help="Which tokens count: answer, predict (those that predict the answer), prompt or all. For an encoder with "
-        "a decoder, that is said of the decoder's tokens; those of the source all count, and prompt counts them alone."
+    choice(
+        TEXT,
+        COUNTS,
+        "Which tokens count; predict: those that predict the answer. For an encoder with a decoder, that is said of "
+        "the decoder's tokens; those of the source all count, and prompt counts them alone.",
     ),
 ]
-AnswerTurns = Annotated[str, typer.Option(help="Which messages of the assistant are answers: last or all.")]
-AbilityColumn = Annotated[str | None, typer.Option(help="Column that labels each record with its ability.")]
+AnswerTurns = Annotated[str, choice(TEXT, TURNS, "Which messages of the assistant are answers.")]
+AbilityColumn = Annotated[
+    str | None, typer.Option(rich_help_panel=TEXT, help="Column that labels each record with its ability.")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NEW=OLD,…",
+        rich_help_panel=TEXT,
+        help="Which columns to read as prompt and completion (question, answer, text, messages, …): "
+        "prompt=instruction,completion=response, or templates, prompt='{context} {question}' (repeatable).",
+    ),
+]
+ChatTemplate = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=TEXT, help="File with the chat template to use instead of the tokenizer's (Jinja)."),
+]
 IgnoreColumns = Annotated[
     list[str] | None,
     typer.Option(
-        help="Columns, or keys of messages, to leave out of the prompt on purpose (repeatable, or NAME,NAME)."
+        rich_help_panel=TEXT,
+        help="Columns, or keys of messages, to leave out of the prompt on purpose (repeatable, or NAME,NAME).",
     ),
 ]
 MergeAdapters = Annotated[
-    bool, typer.Option("--merge", help="Merge adapters into their base models as these are loaded.")
+    bool,
+    typer.Option("--merge", rich_help_panel=MODELS, help="Merge adapters into their base models as these are loaded."),
 ]
 TrustRemoteCode = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run Python code that a model brings along; without it, that is refused."),
+    typer.Option(
+        "--trust-remote-code",
+        rich_help_panel=MODELS,
+        help="Run Python code that a model brings along; without it, that is refused.",
+    ),
 ]
 MaxLength = Annotated[
     int | None,
     typer.Option(
+        rich_help_panel=TEXT,
         help="Longest sequence in tokens: longer texts are cut; longer records with an answer are errors. "
-        "Default: the positions in the model's configuration, at most 2048."
+        "Default: the positions in the model's configuration, at most 2048.",
     ),
 ]
 Overlap = Annotated[
     int | None,
-    typer.Option(help="Tokens that a piece of a cut text repeats as context. Default: a sixteenth of the length."),
+    typer.Option(
+        rich_help_panel=TEXT,
+        help="Tokens that a piece of a cut text repeats as context. Default: a sixteenth of the length.",
+    ),
 ]
 TokenBudget = Annotated[
     str | None,
-    typer.Option(help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 8192 on a GPU."),
+    typer.Option(
+        rich_help_panel=SPEED,
+        help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 8192 on a GPU.",
+    ),
 ]
 AttributionBudget = Annotated[
     str | None,
-    typer.Option(help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 4096 on a GPU."),
+    typer.Option(
+        rich_help_panel=SPEED,
+        help="Tokens per batch, or auto: as GPU memory allows. Default: 2048 on a CPU, 4096 on a GPU.",
+    ),
 ]
 Packing = Annotated[
-    str, typer.Option(help="Put several texts in one row without padding: on, off, or auto (with flash attention).")
+    str,
+    choice(SPEED, ("auto", "on", "off"), "Put several texts in one row without padding; auto: with flash attention."),
 ]
 SharedPrefix = Annotated[
     str,
-    typer.Option(help="Compute once what several texts begin with (auto: if the model allows it), or never (off)."),
+    choice(
+        SPEED, ("auto", "off"), "Compute once what several texts begin with (auto: if the model allows it), or never."
+    ),
 ]
-Workers = Annotated[int, typer.Option(min=0, help="Processes that tokenise; 0: a thread of this process.")]
+Workers = Annotated[
+    int, typer.Option(min=0, rich_help_panel=SPEED, help="Processes that tokenise; 0: a thread of this process.")
+]
 TokenCacheFolder = Annotated[
     Path | None,
-    typer.Option("--token-cache", help="Folder for the tokens of corpora, so that later runs need not tokenise them."),
+    typer.Option(
+        "--token-cache",
+        rich_help_panel=SPEED,
+        help="Folder for the tokens of corpora, so that later runs need not tokenise them.",
+    ),
 ]
-SkipBadRecords = Annotated[int, typer.Option(min=0, help="How many bad records to skip (and list) before giving up.")]
+SkipBadRecords = Annotated[
+    int,
+    typer.Option(min=0, rich_help_panel=TEXT, help="How many bad records to skip (and list) before giving up."),
+]
 LookAhead = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Records sorted by length together, on one rank. Default: 2048; with --until-stable, 128 or more."
+        min=1,
+        rich_help_panel=SPEED,
+        help="Records sorted by length together, on one rank. Default: 2048; with --until-stable, 128 or more.",
     ),
 ]
 ShardOption = Annotated[
-    str, typer.Option("--shard", help="i/n: read every n-th record, starting with the i-th; see combine.")
+    str,
+    typer.Option(
+        "--shard", rich_help_panel=RUN, help="i/n: read every n-th record, starting with the i-th; see combine."
+    ),
 ]
 UntilStable = Annotated[
-    bool, typer.Option(help="Stop when the top channels are certain; records must be in random order.")
+    bool,
+    typer.Option(
+        "--until-stable",
+        rich_help_panel=RUN,
+        help="Stop when the top channels are certain; records must be in random order.",
+    ),
 ]
-StableScore = Annotated[str, typer.Option(help="Score for --until-stable: paired, mean-abs or mean-shift.")]
-StableTop = Annotated[str, typer.Option(help="Size of the top set, as a share of the channels.")]
+StableScore = Annotated[str, choice(RUN, ("paired", "mean-abs", "mean-shift"), "Score for --until-stable.")]
+StableTop = Annotated[
+    str, typer.Option(rich_help_panel=RUN, help="Size of the top set, as a share of the channels, such as 5%.")
+]
 StableOverlap = Annotated[
-    float, typer.Option(help="Share of the top set that must also be in that of the whole corpus.")
+    float,
+    typer.Option(rich_help_panel=RUN, help="Share of the top set that must also be in that of the whole corpus."),
 ]
-StableConfidence = Annotated[float, typer.Option(help="Probability with which that overlap must hold.")]
+StableConfidence = Annotated[
+    float, typer.Option(rich_help_panel=RUN, help="Probability with which that overlap must hold.")
+]
 CheckpointEvery = Annotated[
-    float, typer.Option(min=0, help="Seconds between checkpoints, written beside the output; 0: none.")
+    float,
+    typer.Option(min=0, rich_help_panel=RUN, help="Seconds between checkpoints, written beside the output; 0: none."),
 ]
-LogFile = Annotated[Path | None, typer.Option("--log", help="Append a log of the run to this file, as JSON lines.")]
+LogFile = Annotated[
+    Path | None,
+    typer.Option("--log", rich_help_panel=OUTPUT, help="Append a log of the run to this file, as JSON lines."),
+]
 Include = Annotated[
     list[str] | None,
     typer.Option(
-        help="Measure only these module kinds, or patterns of site names (repeatable); the model runs no further."
+        rich_help_panel=CHANNELS,
+        help="Measure only these module kinds, or patterns of site names (repeatable); the model runs no further.",
     ),
 ]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
-        help="Do not measure these module kinds, or patterns of site names (repeatable); head skips the LM head."
+        rich_help_panel=CHANNELS,
+        help="Do not measure these module kinds, or patterns of site names (repeatable); head skips the LM head.",
     ),
 ]
 Swap = Annotated[
     bool,
     typer.Option(
+        "--swap",
+        rich_help_panel=CHANNELS,
         help="Also apply the donor's modules to the target's inputs (for score match): a third forward's worth of "
-        "products more."
+        "products more.",
     ),
 ]
 MoeAllExperts = Annotated[
-    bool, typer.Option(help="Measure every expert on every token, not only on those routed to it; takes longer.")
+    bool,
+    typer.Option(
+        "--moe-all-experts",
+        rich_help_panel=CHANNELS,
+        help="Measure every expert on every token, not only on those routed to it; takes longer.",
+    ),
 ]
 Strict = Annotated[
-    bool, typer.Option(help="Refuse a model of which a part cannot be measured, and fail if a part was not reached.")
+    bool,
+    typer.Option(
+        "--strict",
+        rich_help_panel=CHANNELS,
+        help="Refuse a model of which a part cannot be measured, and fail if a part was not reached.",
+    ),
 ]
 MatchExperts = Annotated[
     bool,
-    typer.Option(help="Put the donor's experts, in memory, in the order of the target's that their routers are like."),
+    typer.Option(
+        "--match-experts",
+        rich_help_panel=MODELS,
+        help="Put the donor's experts, in memory, in the order of the target's that their routers are like.",
+    ),
 ]
 MinExpertTokens = Annotated[
     int,
     typer.Option(
-        min=0, help="Counted tokens that an expert needs to be ranked by activations, for fewer tell little; 0: any."
+        min=0,
+        rich_help_panel=CHANNELS,
+        help="Counted tokens that an expert needs to be ranked by activations, for fewer tell little; 0: any.",
     ),
 ]
 Fused = Annotated[
-    bool, typer.Option(help="Collect statistics inside fused kernels; otherwise, read every site separately.")
+    bool,
+    typer.Option(
+        rich_help_panel=SPEED, help="Collect statistics inside fused kernels; otherwise, read every site separately."
+    ),
 ]
 ShowSpans = Annotated[
     int,
-    typer.Option(min=0, help="Print the first N records with counted tokens in green ([[so]] in a file), and stop."),
+    typer.Option(
+        min=0,
+        rich_help_panel=TEXT,
+        help="Print the first N records with counted tokens in green ([[so]] in a file), and stop.",
+    ),
+]
+Metric = Annotated[
+    str,
+    choice(
+        TEXT,
+        METRICS,
+        "What makes an answer right: the same text, the same final number, the likeliest letter; nll judges none; "
+        "auto: the one that all records fit.",
+    ),
+]
+RecordBudget = Annotated[
+    int | None,
+    typer.Option(
+        "--token-budget",
+        rich_help_panel=SPEED,
+        help="Tokens per batch, padding included. Default: 2048 on a CPU, 8192 on a GPU.",
+    ),
 ]

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
 from act.cli.grouped import with_options
 from act.cli.measuring import Measuring
 from act.cli.measuring_options import PairOptions
+from act.cli.options import Donor, Target
+
+EXAMPLES = """
+act-profile pair --donor base/ --target specialist/ --corpus german.jsonl \\
+    --show-spans 3
+act-profile pair --donor base/ --target specialist/ --corpus german.jsonl \\
+    --output german.safetensors
+"""
 
 
 @with_options
 def command(
-    donor: Annotated[str, typer.Option(help="The model that has the ability.")],
-    target: Annotated[str, typer.Option(help="The model that lacks it.")],
+    donor: Donor,
+    target: Target,
     options: PairOptions,
 ) -> None:
     """Profile donor and target in lockstep: the statistics of both models and of their difference.

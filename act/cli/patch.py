@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from act.cli import console, options
+from act.cli.help import add
 from act.core.files import reserve_output
 
 HELP = "Apply, revert, show or compose patches: the rows that transfers changed."
 app = typer.Typer(help=HELP, no_args_is_help=True, **options.LOOK)
 PatchFile = Annotated[Path, typer.Argument(help="A patch, written by act-profile transfer --output x.safetensors.")]
-Model = Annotated[Path, typer.Option(help="The model folder; it is not changed.")]
-NewFolder = Annotated[Path, typer.Option(help="Folder for the resulting model.")]
+Model = Annotated[Path, typer.Option(rich_help_panel=options.MODELS, help="The model folder; it is only read.")]
+NewFolder = Annotated[Path, typer.Option(rich_help_panel=options.OUTPUT, help="Folder for the resulting model.")]
 
 
-@app.command()
 def apply(
     patch: PatchFile,
     model: Model,
@@ -31,7 +32,6 @@ def apply(
     _write(patch, model, output, False, hard_link, force, as_json)
 
 
-@app.command()
 def revert(
     patch: PatchFile,
     model: Model,
@@ -44,7 +44,6 @@ def revert(
     _write(patch, model, output, True, hard_link, force, as_json)
 
 
-@app.command()
 def show(patch: PatchFile, as_json: options.Json = False) -> None:
     """Show what a patch changes and where it comes from."""
     from act.editing.patch import Patch
@@ -75,12 +74,11 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         print(f"donor {donor.name}: {donor.channels:,} channels at strength {donor.strength}")
 
 
-@app.command("compose")
 def compose_command(
     patches: Annotated[list[Path], typer.Argument(help="Patches made on the same model.")],
     output: options.Output,
     conflict: Annotated[
-        str, typer.Option(help="Which patch wins a row that two change: first or last; or refuse.")
+        str, options.choice(None, ("refuse", "first", "last"), "Which patch wins a row that two change.")
     ] = "refuse",
     force: options.Force = False,
     as_json: options.Json = False,
@@ -110,3 +108,31 @@ def _write(patch: Path, model: Path, output: Path, back: bool, hard_link: bool, 
     if as_json:
         return console.print_json(summary)
     console.print_table(str(output), ["", ""], [[name, f"{value:,}"] for name, value in list(summary.items())[1:]])
+
+
+_EXAMPLES: dict[Callable[..., None], str] = {
+    apply: """
+act-profile patch apply german.safetensors --model specialist/ \\
+    --output mended/
+act-profile patch apply german.safetensors --model specialist/ \\
+    --output mended/ --hard-link
+""",
+    revert: """
+act-profile patch revert german.safetensors --model mended/ \\
+    --output specialist-again/
+act-profile patch revert german.safetensors --model mended/ \\
+    --output back/ --force
+""",
+    show: """
+act-profile patch show german.safetensors
+act-profile patch show german.safetensors --json
+""",
+    compose_command: """
+act-profile patch compose german.safetensors code.safetensors \\
+    --output both.safetensors
+act-profile patch compose a.safetensors b.safetensors --conflict first \\
+    --output both.safetensors
+""",
+}
+for _name, (_command, _examples) in zip(("apply", "revert", "show", "compose"), _EXAMPLES.items(), strict=True):
+    add(app, _command, _examples, _name)

@@ -2,53 +2,103 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from act.cli import console, options
+from act.cli.grouped import with_options
+from act.cli.plan_output import print_costs, print_fit, print_sites
+from act.cli.reading import Reading
 from act.core.errors import ActError, require_choice
+from act.core.machine import free_memory
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    import torch
 
-    from act.data.corpus import Corpus
-    from act.data.encode import AnswerTurns, Count
     from act.models.channels import ChannelSpace
     from act.models.sites import Site
+    from act.profiling.accelerators import Accelerator
+    from act.profiling.cluster import Cluster
     from act.profiling.forward_speed import Measurement
     from act.profiling.plan import Shape
 
 
+EXAMPLES = """
+act-profile plan --model specialist/ --pair --corpus german.jsonl
+act-profile plan --model org/name --pair --tokens 1e9 --gpu h100 --gpus 8
+"""
+
+
+@with_options
 def command(
-    model: Annotated[str, typer.Option(help="Folder in Hugging Face format (config.json is enough), or hub id.")],
+    reading: Reading,
+    model: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=options.MODELS,
+            help="Folder in Hugging Face format (config.json is enough), or hub id (org/name, or org/name@revision).",
+        ),
+    ],
+    revision: options.Revision = None,
     corpus: Annotated[
-        list[str] | None, typer.Option(help="Corpus whose tokens to count; repeat it as NAME=PLACE for several.")
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=options.TEXT, help="Corpus whose tokens to count; repeat it as NAME=PLACE for several."
+        ),
     ] = None,
-    sample: Annotated[int, typer.Option(min=0, help="Records of each corpus to read; 0: all.")] = 2000,
-    tokens: Annotated[float | None, typer.Option(min=1, help="Tokens to plan for, instead of a corpus.")] = None,
+    sample: Annotated[
+        int, typer.Option(min=0, rich_help_panel=options.TEXT, help="Records of each corpus to read; 0: all.")
+    ] = 2000,
+    tokens: Annotated[
+        float | None,
+        typer.Option(min=1, rich_help_panel=options.TEXT, help="Tokens to plan for, such as 1e9, instead of a corpus."),
+    ] = None,
     count: options.Count = "answer",
     answer_turns: options.AnswerTurns = "last",
-    ignore_columns: options.IgnoreColumns = None,
-    max_length: options.MaxLength = None,
     overlap: options.Overlap = None,
-    pair: Annotated[bool, typer.Option(help="Plan a pair run of two such models.")] = False,
-    attribute: Annotated[bool, typer.Option(help="Plan act-profile attribute into such a model.")] = False,
+    pair: Annotated[bool, typer.Option("--pair", help="Plan a pair run of two such models.")] = False,
+    attribute: Annotated[
+        bool, typer.Option("--attribute", help="Plan act-profile attribute into such a model.")
+    ] = False,
     recompute: options.Recompute = True,
     swap: options.Swap = False,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a cluster to plan for.")] = 1,
-    gpus_a_model: Annotated[int, typer.Option(min=1, help="GPUs over which one copy of the weights is spread.")] = 1,
+    gpu: options.Gpu = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, rich_help_panel=options.SPEED, help="GPUs of a cluster to plan for. Default: 1."),
+    ] = None,
+    gpus_a_model: Annotated[
+        int,
+        typer.Option(min=1, rich_help_panel=options.SPEED, help="GPUs over which one copy of the weights is spread."),
+    ] = 1,
     gpu_tflops: Annotated[
-        float | None, typer.Option(min=1e-6, help="TFLOP/s of one GPU during a forward. Default: as measured here.")
+        float | None,
+        typer.Option(
+            min=1e-6,
+            rich_help_panel=options.SPEED,
+            help="TFLOP/s of one GPU during a forward. Default: 40 % of what is published of --gpu, or as measured on "
+            "the GPU here.",
+        ),
     ] = None,
     token_budget: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens per batch. Default: 2048 on a CPU, 8192 on a GPU (to attribute: 4096)."),
+        typer.Option(
+            min=1,
+            rich_help_panel=options.SPEED,
+            help="Tokens per batch. Default: 2048 on a CPU, 8192 on a GPU (to attribute: 4096).",
+        ),
     ] = None,
     shared_prefix: options.SharedPrefix = "auto",
     seconds: Annotated[
-        float, typer.Option(min=0, help="Length of the measurement on this device; 0: no measurement.")
+        float,
+        typer.Option(
+            min=0,
+            rich_help_panel=options.SPEED,
+            help="Length of the measurement on this device; 0: no measurement.",
+        ),
     ] = 3.0,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -60,13 +110,17 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Show the sites and channels of a model, the parameters outside any site, and the cost of a run."""
+    import torch
+
     from act.models.channels import ChannelSpace
+    from act.models.hub import at_revision
     from act.models.limits import default_token_budget
-    from act.models.loading import device_named, empty_model, load_config, load_tokenizer
+    from act.models.loading import device_named, empty_model, load_config
+    from act.profiling.accelerators import ACCELERATORS, accelerator_named
     from act.profiling.attribution import default_budget
     from act.profiling.forward_speed import measure
     from act.profiling.job import SharedPrefix
-    from act.profiling.plan import Shape, attribution_forwards, unmoved
+    from act.profiling.plan import Fit, Shape, attribution_forwards, unmoved
     from act.profiling.strict import require_covered, require_read
     from act.profiling.text_plan import tokens_of
 
@@ -80,6 +134,8 @@ def command(
         raise ActError("--no-recompute is about an attribution; give --attribute, too")
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
+    planned = accelerator_named(gpu) if gpu else None
+    model = at_revision(model, revision)
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)
     empty = empty_model(config, trust_remote_code=trust_remote_code)
     space = ChannelSpace.from_model(empty)
@@ -89,19 +145,21 @@ def command(
     shape = Shape.of(empty, space)
     vision = None
     place = device_named(device)
-    budget = token_budget or (default_budget if attribute else default_token_budget)(place)
+    on = torch.device("cuda") if planned else place  # whose batches are planned
+    budget = token_budget or (default_budget if attribute else default_token_budget)(on)
+    asked = planned is not None or gpu_tflops is not None or gpus is not None or gpus_a_model > 1
+    if asked and not (planned or gpu_tflops or (place.type == "cuda" and seconds)):
+        raise ActError(
+            "a GPU's rate cannot be measured here, and that of a CPU tells nothing of it; name the GPU (--gpu "
+            f"{', '.join(list(ACCELERATORS)[:5])}, …), or give its rate (--gpu-tflops)"
+        )
     text: dict[str, Any] = {"tokens": tokens, "computed": tokens, "counted": tokens}
     if corpus:
-        tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-        opened = _corpora(
-            corpus,
-            tokenizer,
-            count=count,
-            answer_turns=answer_turns,
-            ignore_columns=options.names(ignore_columns),
-            max_length=max_length,
-            overlap=overlap,
-        )
+        tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
+        opened = {
+            name: reading.open(where, tokenizer, count=count, answer_turns=answer_turns, overlap=overlap)
+            for name, where in console.places_of(corpus).items()
+        }
         opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}
         vision = next((each.vision for each in opened.values() if each.vision), None)
         text |= tokens_of(opened, sample, budget)
@@ -125,6 +183,13 @@ def command(
         wanted = (site.name for site in space if site.name not in left_out and site.scales is None)
         paths = measured["paths"]
         require_read({name: "nothing reads its output" for name in wanted if paths.get(name) == "not measured"})
+    memory = (
+        shape.attributing(budget, text.get("mean_length", 256), recompute)
+        if attribute
+        else shape.memory(budget, pair, swap)
+    )
+    device_title, has = (planned.title, planned.usable) if planned else _memory_of(place)
+    fit = Fit.of(memory, has, budget, shape.itemsize, gpus_a_model)
     result: dict[str, Any] = {
         "channels": len(space),
         "parameters": shape.parameters,
@@ -133,11 +198,8 @@ def command(
         "uncovered": list(space.uncovered),
         **_coverage(space),
         "reasons": unmoved(space),
-        "memory": (
-            shape.attributing(budget, text.get("mean_length", 256), recompute)
-            if attribute
-            else shape.memory(budget, pair, swap)
-        ),
+        "memory": memory,
+        "fit": {"device": device_title, "needs": fit.needs, "has": fit.has, "fits": fit.fits, "ways": list(fit.ways)},
         "afterwards": shape.afterwards(space, pair, swap),
         "corpus": text,
         "attention_counted": shape.attention is not None,
@@ -151,41 +213,20 @@ def command(
             pair=pair,
             forwards=attribution_forwards(recompute) if attribute else 1,
             swap=swap,
-            gpu_tflops=gpu_tflops,
-            gpus=gpus,
+            cluster=_cluster(
+                planned, gpu_tflops, str(config.dtype or "float32").removeprefix("torch."), place, measured
+            )
+            if asked
+            else None,
+            gpus=gpus or 1,
             gpus_a_model=gpus_a_model,
+            token_budget=budget,
         )
     if as_json:
         return console.print_json(result)
-    _print_sites(model, result)
-    _print_costs(result)
-
-
-def _corpora(
-    given: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    count: str,
-    answer_turns: str,
-    ignore_columns: list[str],
-    max_length: int | None,
-    overlap: int | None,
-) -> dict[str, Corpus]:
-    """The corpora by name, as ``--corpus`` gives them."""
-    from act.data.corpus import Corpus
-
-    return {
-        name: Corpus.from_file(
-            place,
-            tokenizer,
-            count=cast("Count", count),
-            answer_turns=cast("AnswerTurns", answer_turns),
-            ignore_columns=ignore_columns,
-            max_length=max_length,
-            overlap=overlap,
-        )
-        for name, place in console.places_of(given).items()
-    }
+    print_fit(result["fit"])
+    print_sites(model, result)
+    print_costs(result, planned)
 
 
 def _sites(space: ChannelSpace, measured: Measurement | None, left_out: frozenset[str]) -> list[dict[str, Any]]:
@@ -226,6 +267,36 @@ def _coverage(space: ChannelSpace) -> dict[str, Any]:
     }
 
 
+def _memory_of(place: torch.device) -> tuple[str, int]:
+    """What a device of this machine is called, and the bytes that it has free."""
+    import torch
+
+    if place.type == "cuda":
+        return torch.cuda.get_device_name(place), torch.cuda.mem_get_info(place)[0]
+    if place.type == "cpu":
+        return "this machine", free_memory()
+    return f"{place}, taken to have the memory of this machine", free_memory()
+
+
+def _cluster(
+    planned: Accelerator | None, tflops: float | None, dtype: str, place: torch.device, measured: Measurement | None
+) -> Callable[[Shape], Cluster]:
+    """The cluster of GPUs of a kind, or of that of this machine, whose rate is that of a forward of some shape."""
+
+    def made(shape: Shape) -> Cluster:
+        bandwidth = planned.bandwidth * 1e9 if planned else Cluster.memory
+        if tflops:
+            return Cluster(flops=tflops * 1e12, memory=bandwidth)
+        if planned:
+            return Cluster(flops=planned.flops(dtype), memory=bandwidth)
+        assert measured and place.type == "cuda"
+        return Cluster(flops=shape.flops(1, 1, 256) / measured["seconds_a_token"])
+
+    from act.profiling.cluster import Cluster
+
+    return made
+
+
 def _costs(
     shape: Shape,
     text: dict[str, Any],
@@ -234,96 +305,31 @@ def _costs(
     pair: bool,
     forwards: int,
     swap: bool,
-    gpu_tflops: float | None,
+    cluster: Callable[[Shape], Cluster] | None,
     gpus: int,
     gpus_a_model: int,
+    token_budget: int,
 ) -> dict[str, Any]:
-    """The work of a run, of so many ``forwards``, and, at a known rate, its time on this device and on a cluster."""
-    from act.profiling.plan import Cluster, assumptions
+    """The work of a run, of so many ``forwards``, its time on this device, if measured, and on a cluster, if asked."""
+    from act.profiling.cluster import assumptions
 
     tokens, counted, length = text["computed"], text["counted"], text.get("attended_length", 1024)
     work = shape.work(tokens, counted, length, pair, swap) * forwards
     costs: dict[str, Any] = {"flops": work}
-    rate = gpu_tflops * 1e12 if gpu_tflops else None
     if measured:
         costs["seconds_here"] = work / shape.flops(tokens, counted, length) * tokens * measured["seconds_a_token"]
-        rate = rate or shape.flops(1, 1, 256) / measured["seconds_a_token"]
-    if rate:
-        cluster = Cluster(flops=rate / forwards)
-        times = cluster.seconds(
-            shape, tokens, counted, gpus=gpus, gpus_a_model=gpus_a_model, length=length, pair=pair, swap=swap
+    if cluster:
+        rates = cluster(shape)
+        times = replace(rates, flops=rates.flops / forwards).seconds(
+            shape,
+            tokens,
+            counted,
+            gpus=gpus,
+            gpus_a_model=gpus_a_model,
+            length=length,
+            pair=pair,
+            swap=swap,
+            token_budget=token_budget,
         )
-        costs["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(cluster)}
+        costs["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(rates)}
     return costs
-
-
-def _print_sites(model: str, result: dict[str, Any]) -> None:
-    from act.models.coverage import grouped
-    from act.profiles.coverage import percent
-
-    sites: Counter[tuple[str, str]] = Counter()
-    channels: Counter[tuple[str, str]] = Counter()
-    values: Counter[tuple[str, str]] = Counter()
-    for site in result["sites"]:
-        group = site["kind"], site["path"]
-        sites[group] += 1
-        channels[group] += site["channels"]
-        values[group] += site["values"]
-    rows = [
-        [*group, f"{count:,}", f"{channels[group]:,}", percent(values[group] / result["parameters"])]
-        for group, count in sites.items()
-    ]
-    console.print_table(
-        f"{model}: {result['channels']:,} channels, behind which lie {percent(result['coverage'])} of the parameters",
-        ["module kind", "read by", "sites", "channels", "of parameters"],
-        rows,
-    )
-    reasons = {next(iter(grouped({name: 0}))): reason for name, reason in result["reasons"].items()}
-    for name, size in result["uncovered_values"].items():
-        why = f" ({reasons[name]})" if name in reasons else ""
-        print(f"no site covers {name}, {size:,} values: they are neither measured nor transferred{why}")
-    for site in result["sites"]:
-        if site["tied_to"]:
-            print(
-                f"{site['name']} shares its tensor with {site['tied_to']}: it is measured, but transferred only there"
-            )
-
-
-def _print_costs(result: dict[str, Any]) -> None:
-    from act.profiling.dtype_speed import MATTERS
-
-    memory = [[name, f"{size / 2**20:,.1f} MiB"] for name, size in result["memory"].items()]
-    memory.append(["peak", f"{sum(result['memory'].values()) / 2**20:,.1f} MiB"])
-    console.print_table("memory on a device", ["part", ""], memory)
-    about = {"profile": "profile file", "rank": "rank or report", "until-stable": "with --until-stable, in addition"}
-    rows = [[about[name], f"{size / 2**20:,.1f} MiB"] for name, size in result["afterwards"].items()]
-    console.print_table("disk, and memory afterwards, of one ability", ["part", ""], rows)
-    if result["measured"]:
-        print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
-        if (times := result["measured"]["float32_speed"] or 1) > MATTERS:
-            print(f"products of matrices are {times:.1f} times as fast in float32 on this processor: --dtype float32")
-    if "flops" in result:
-        _print_work(result)
-    if "seconds_here" in result:
-        print(f"on this device: {result['seconds_here']:,.0f} s")
-    if "cluster" in result:
-        cluster = {name: value for name, value in result["cluster"].items() if name != "assumptions"}
-        console.print_table("cluster (its rates are assumptions)", ["", ""], [[k, v] for k, v in cluster.items()])
-
-
-def _print_work(result: dict[str, Any]) -> None:
-    text = result["corpus"]
-    about = "about " if text.get("sampled") else ""
-    print(f"{about}{text['tokens']:,.0f} tokens, {text['counted']:,.0f} of them counted: {result['flops']:.3g} FLOPs")
-    if text.get("images"):
-        print(f"{text['images']:,} images, whose tokens are counted; what the parts that read them compute is not")
-    if text["computed"] != text["tokens"]:
-        provided = "" if result["measured"] else ", if the model can share that (--seconds tries it)"
-        print(
-            f"{about}{text['computed']:,.0f} of them are computed; the others begin texts as a text before them did"
-            f"{provided}"
-        )
-    if text.get("bad_records"):
-        print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
-    if not result["attention_counted"]:
-        print("without attention, because the configuration does not describe it")

@@ -1,16 +1,17 @@
-"""The progress of a run: a bar on a terminal, JSON lines on stderr, and the log file."""
+"""The progress of work: a bar on a terminal; elsewhere a line every ten seconds, which the log file has in any case."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from act.core.errors import ActError
+from act.cli.logs import Lines
+from act.core.progress import Progress as Report
+from act.core.units import duration
 from act.profiling.observer import Observer
 
 if TYPE_CHECKING:
@@ -19,16 +20,57 @@ if TYPE_CHECKING:
     from act.profiling.run import Run
     from act.profiling.until_stable import UntilStable
 
-LINE_EVERY = 10.0  # seconds between lines of progress
-
 log = logging.getLogger(__name__)
 
 
-class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
-    """Shows the progress of a run: a bar on a terminal, and a line every ten seconds in the log.
+@contextlib.contextmanager
+def counter(what: str, as_json: bool = False) -> Iterator[Report]:
+    """Draw a bar, or print lines, of what the block reports.
 
     Args:
-        as_json: write these lines also to stderr, as JSON, if that is not a terminal.
+        what: what is being done.
+        as_json: print the lines as JSON.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console, lines, start = Console(stderr=True), Lines(as_json), time.monotonic()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+
+        def report(doing: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{what}: {doing}", completed=done, total=total or None)
+            if lines.due():
+                seconds = time.monotonic() - start
+                left = (total - done) * seconds / done if done and total else None
+                fields = {"doing": f"{what}: {doing}", "done": done, "total": total or None, "seconds": round(seconds)}
+                lines.write(
+                    f"{what}: {doing}, {done:,}{f' of {total:,}' if total else ''}"
+                    f"{'' if left is None else f', {duration(left)} left'}",
+                    {**fields, "seconds_left": None if left is None else round(left, 1)},
+                )
+
+        yield report
+
+
+def step(what: str) -> None:
+    """Say what is done next, on stderr and in the log."""
+    print(f"… {what}", file=sys.stderr, flush=True)
+
+
+class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
+    """Shows the progress of a run: a bar on a terminal, or a line every ten seconds.
+
+    Args:
+        as_json: print these lines as JSON.
         until: the observer that measures how stable the top set is, if there is one.
     """
 
@@ -49,8 +91,7 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         )
         self._bar = Bar(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self._bar.add_task("profiling", total=None, text="")
-        self._lines = as_json and not console.is_terminal
-        self._last = time.monotonic()
+        self._lines = Lines(as_json)
         self._records: int | None = None
         self._before = 0.0, 0
         self._until = until
@@ -87,11 +128,10 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
             f"{line['padding_share']:.1%} padding{stable}"
         )
         self._bar.update(self._task, completed=line["records"], text=text)
-        if time.monotonic() - self._last >= LINE_EVERY:
-            self._last = time.monotonic()
-            log.info("progress", extra={"fields": line})
-            if self._lines:
-                print(json.dumps({"event": "progress", **line}), file=sys.stderr, flush=True)
+        if self._lines.due():
+            records = f"{line['records']:,}{f' of {self._records:,}' if self._records else ''} records"
+            left = "" if line["seconds_left"] is None else f", {duration(line['seconds_left'])} left"
+            self._lines.write(f"profiling: {records}, {text}{left}", line)
 
     def after_run(self, run: Run) -> None:
         """Log the final state of the run."""
@@ -117,47 +157,3 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
             "seconds_left": None if left is None else round(left, 1),
             "stability": self.stability,
         }
-
-
-class Log(contextlib.AbstractContextManager[None]):
-    """Handles the package's log during the block: warnings go to stderr, and everything to a file, if given."""
-
-    def __init__(self, path: Path | None) -> None:
-        self._logger = logging.getLogger("act")
-        stderr = logging.StreamHandler(sys.stderr)
-        stderr.setLevel(logging.WARNING)
-        stderr.setFormatter(logging.Formatter("warning: %(message)s"))
-        self._handlers: list[logging.Handler] = [stderr]
-        if path:
-            try:
-                file = logging.FileHandler(path, encoding="utf-8")
-            except OSError as error:
-                raise ActError(f"cannot write the log {path}: {error.strerror}; choose another file") from error
-            file.setFormatter(JsonLines())
-            self._handlers.append(file)
-
-    def __enter__(self) -> None:
-        self._before = self._logger.level, self._logger.propagate
-        self._logger.setLevel(logging.INFO)
-        self._logger.propagate = False
-        for handler in self._handlers:
-            self._logger.addHandler(handler)
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: object) -> None:
-        if error is not None:
-            self._logger.info("ended", extra={"fields": {"error": str(error) or kind.__name__}})
-        for handler in self._handlers:
-            self._logger.removeHandler(handler)
-            handler.close()
-        level, self._logger.propagate = self._before
-        self._logger.setLevel(level)
-
-
-class JsonLines(logging.Formatter):
-    """Formats each log record as one JSON object: time, level, event, and its fields."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See :class:`logging.Formatter`."""
-        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
-        fields = getattr(record, "fields", {})
-        return json.dumps({"time": moment, "level": record.levelname.lower(), "event": record.getMessage(), **fields})

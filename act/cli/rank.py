@@ -20,6 +20,17 @@ if TYPE_CHECKING:
     from act.ranking.channel_set import ChannelSet
 
 
+ONE_KIND = 0.9
+"""A larger share of a set in one module kind is warned of."""
+
+EXAMPLES = """
+act-profile rank german.safetensors --keep keep.safetensors --top 5% \\
+    --output channels.safetensors
+act-profile rank german.safetensors --score match --normalize std \\
+    --csv channels.csv
+"""
+
+
 @with_options
 def command(
     profiles: Annotated[
@@ -36,15 +47,21 @@ def command(
         int | None, typer.Option(help="Instead of --top: number of channels, pairs, neurons, heads or experts.")
     ] = None,
     mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of all positive scores.")] = None,
-    seed: Annotated[
-        int | None, typer.Option(help=f"Seed of {score_names(lambda score: score.takes_seed)}; 0 by default.")
-    ] = None,
+    csv: options.Csv = None,
     min_expert_tokens: options.MinExpertTokens = MIN_EXPERT_TOKENS,
     donor: Annotated[
-        str | None, typer.Option(help=f"The donor model, for {score_names(lambda score: score.needs_models)}.")
+        str | None,
+        typer.Option(
+            rich_help_panel=options.MODELS,
+            help=f"The donor, for {score_names(lambda score: score.needs_models)}.",
+        ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help=f"The target model, for {score_names(lambda score: score.needs_models)}.")
+        str | None,
+        typer.Option(
+            rich_help_panel=options.MODELS,
+            help=f"The target, for {score_names(lambda score: score.needs_models)}.",
+        ),
     ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
@@ -62,10 +79,13 @@ def command(
     if (donor or target) and not record.needs_models:
         others = score_names(lambda score: score.needs_models)
         raise ActError(f"--donor and --target have no effect on score {score}; leave them out, or rank by {others}")
-    if seed is not None and not record.takes_seed:
+    if by.seed is not None and not record.takes_seed:
         others = score_names(lambda score: score.takes_seed)
         raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by {others}")
-    reserve_output(output, force, [*profiles, *(keep or []), *(name for name in (donor, target) if name)])
+    inputs: list[str | Path] = [*profiles, *(keep or []), *(name for name in (donor, target) if name)]
+    reserve_output(output, force, inputs)
+    if csv:
+        reserve_output(csv, force, [*inputs, output])
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
     (ability,) = _abilities(profiles, len(profiles))
@@ -84,12 +104,15 @@ def command(
         count=count,
         mass=mass,
         keep=_abilities(keep, len(profiles)) if keep else None,
-        seed=seed or 0,
         min_expert_tokens=min_expert_tokens,
         **by.ranking,
         **models,
     )
     channels.save(output, force=force)
+    if csv:
+        from act.ranking.export import export
+
+        export(channels, csv, force=force)
     _report(channels, output, as_json)
 
 
@@ -119,6 +142,12 @@ def _report(channels: ChannelSet, output: Path, as_json: bool) -> None:
             print(f"{site} shares its tensor with {owner} and is transferred only there")
         if inputs:
             print(f"{inputs:,} input columns that read these units are transferred with them")
+    most = max(kinds, key=lambda kind: kinds[kind][0], default="")
+    if len(kinds) > 1 and len(channels) > 1 and kinds[most][0] > ONE_KIND * len(channels):
+        console.warn(
+            f"{kinds[most][0] / len(channels):.0%} of the set are of one kind, {most}, whose scores have the widest "
+            "scale; --normalize std spreads the set over the modules, --scope kind takes the share of each kind"
+        )
     if rule.unmeasured:
         why = score_named(rule.score).no_score
         console.warn(f"channels without a score ({why}), so not ranked: {console.some(rule.unmeasured)}")

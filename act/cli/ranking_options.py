@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from act.ranking.scores import SCORES
+from act.cli import options
+from act.ranking.scores import SCORES, score_names
 
 _SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items())
 
@@ -17,35 +18,58 @@ _SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items()
 class RankingOptions:
     """Those of :func:`act.rank` that all three commands take; None where one was not given."""
 
-    score: Annotated[str | None, typer.Option(help=f"What to rank by; paired by default. {_SCORES}.")] = None
+    score: Annotated[
+        str | None,
+        options.choice(options.CHANNELS, tuple(SCORES), f"What to rank by; paired by default. {_SCORES}."),
+    ] = None
     normalize: Annotated[
         str | None,
-        typer.Option(
-            help="Divide scores by: none (the default), the module's mean or std, kind-mean, kind-std, or channel."
+        options.choice(
+            options.CHANNELS,
+            options.NORMALIZE,
+            "Divide scores by nothing (the default), by the module's mean or std, by the kind's, or by the channel's.",
         ),
     ] = None
     scope: Annotated[
         str | None,
-        typer.Option(help="Rank all channels together (global, the default), or each kind, layer or site separately."),
+        options.choice(
+            options.CHANNELS,
+            options.SCOPES,
+            "Rank all channels together (global, the default), or each kind, layer or site separately.",
+        ),
     ] = None
     granularity: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Unit that is ranked: channel (the default), rotary-pair, neuron, head, expert or routed-expert "
-            "(repeatable)."
-        ),
+        options.choice(options.CHANNELS, options.UNITS, "Unit that is ranked (repeatable). Default: channel."),
     ] = None
     include: Annotated[
-        list[str] | None, typer.Option(help="Rank only these module kinds, or patterns of site names (repeatable).")
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=options.CHANNELS,
+            help="Rank only these module kinds, or patterns of site names (repeatable).",
+        ),
     ] = None
     exclude: Annotated[
-        list[str] | None, typer.Option(help="Do not rank these module kinds, or patterns of site names (repeatable).")
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=options.CHANNELS,
+            help="Do not rank these module kinds, or patterns of site names (repeatable).",
+        ),
+    ] = None
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=options.CHANNELS,
+            help=f"Seed of {score_names(lambda score: score.takes_seed)}; 0 by default.",
+        ),
     ] = None
     cost: Annotated[
         str | None,
-        typer.Option(
-            help="What attribution divides by: keep (the change on what to keep), distance (the norm of the channel's "
-            "step), none; auto (the default): keep where there is some, which the profile may hold, else none."
+        options.choice(
+            options.CHANNELS,
+            options.COSTS,
+            "What attribution divides by: keep (the change on what to keep), distance (the norm of the channel's "
+            "step), none; auto (the default): keep where there is some, which the profile may hold, else none.",
         ),
     ] = None
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 import typer
 
 from act.cli import console, options
+from act.cli.progress import counter, step
+from act.cli.tables import filled
 from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
+from act.core.units import duration, rate, size
 
 SECONDS = 0.5
 
@@ -18,6 +21,12 @@ if TYPE_CHECKING:
     from act.evaluation.comparison import ComparisonSummary
     from act.recipes.recipe import Needs, Recipe, Report, Room, Run, Stage
     from act.recipes.schema import StageName
+
+
+EXAMPLES = """
+act-profile recipe --example > my.yaml
+act-profile recipe my.yaml --check && act-profile recipe my.yaml
+"""
 
 
 def command(
@@ -39,6 +48,7 @@ def command(
             help="Check configurations, tokenizers, columns and coverage without weights, and print what a run takes.",
         ),
     ] = False,
+    gpu: options.Gpu = None,
     gpu_tflops: Annotated[
         float | None, typer.Option(min=1e-6, help="With --check: TFLOP/s of the GPU to plan for. Default: 400.")
     ] = None,
@@ -47,13 +57,14 @@ def command(
         typer.Option(min=0, help="With --check: length of the measurement on this machine; 0: none. Default: 0.5."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="Check the recipe and its inputs, and print the plan, and the room that it takes.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check the recipe and its inputs, and print the plan, and the room that it takes."
+        ),
     ] = False,
     until: Annotated[
         str | None,
-        typer.Option(
-            help="Stop after the stage profile, sweep, rank, transfer, tune or evaluate; the output is not made."
-        ),
+        options.choice(None, options.STAGES, "Stop after this stage; the output is not made."),
     ] = None,
     clean: Annotated[
         bool, typer.Option("--clean", help="Remove the folder of the recipe's stages, OUTPUT.stages, and stop.")
@@ -61,6 +72,7 @@ def command(
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the keys of a recipe (with --json, for editors), and stop.")
     ] = False,
+    push_to_hub: options.PushToHub = None,
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
@@ -75,33 +87,38 @@ def command(
         return _print_example(str(recipe or "recover"))
     if recipe is None:
         raise ActError("no recipe was given; expected a YAML file, such as --example prints")
-    for name, given in (("gpu-tflops", gpu_tflops), ("seconds", seconds)):
+    for name, given in (("gpu", gpu), ("gpu-tflops", gpu_tflops), ("seconds", seconds)):
         if given is not None and not check:
             raise ActError(f"--{name} has no effect without --check; leave it out")
     if check + dry_run + clean + (until is not None) > 1:
         raise ActError("give one of --check, --dry-run, --until and --clean")
+    from act.editing import publishing
     from act.recipes.recipe import RESOLVED, Run, read_recipe, room_for
 
     console.quiet_transformers()
     described = read_recipe(recipe)
     if check:
-        return _check(
-            described, recipe, gpu_tflops, SECONDS if seconds is None else seconds, trust_remote_code, as_json
-        )
+        flops = _flops(described, gpu, gpu_tflops)
+        return _check(described, recipe, flops, SECONDS if seconds is None else seconds, trust_remote_code, as_json)
+    if push_to_hub:
+        if dry_run or clean or until:
+            raise ActError("--push-to-hub has no effect without the whole run; leave it out")
+        publishing.require_repository(push_to_hub)
     if clean:
         return _clean(described, as_json)
     last = None if until is None else _stage(until)
     if recipe.resolve() != (described.folder / RESOLVED).resolve():  # the recipe that a run has kept with its output
         require_not_input(described.folder, [recipe])
-    run = Run(
-        described,
-        lambda step: print(f"… {step}", file=sys.stderr),
-        trust_remote_code=trust_remote_code,
-    )
-    if dry_run or last:
-        plan = run.make(last) if last else run.plan()
+    with counter("recipe", as_json) as progress:
+        run = Run(described, step, progress=progress, trust_remote_code=trust_remote_code)
+        plan = run.make(last) if last else run.plan() if dry_run else None
+        report = run.execute(force=force) if plan is None else None
+    if plan is not None:
         return _print_plan(run, plan, room_for(described, trust_remote_code=trust_remote_code), as_json)
-    report = run.execute(force=force)
+    assert report
+    if push_to_hub:
+        report_of_push = publishing.push(run.output, push_to_hub)
+        print(f"pushed to {report_of_push}", file=sys.stderr)
     for note in report["moved"]["notes"]:
         console.warn(note)
     if as_json:
@@ -120,10 +137,10 @@ def _print_example(name: str) -> None:
 def _clean(described: Recipe, as_json: bool) -> None:
     from act.recipes.recipe import clean, stages_of
 
-    size, folder = clean(described), str(stages_of(described))
+    freed, folder = clean(described), str(stages_of(described))
     if as_json:
-        return console.print_json({"removed": folder, "bytes": size})
-    print(f"removed {folder} ({_size(size)})" if size else f"there is nothing to remove: no {folder}")
+        return console.print_json({"removed": folder, "bytes": freed})
+    print(f"removed {folder} ({_size(freed)})" if freed else f"there is nothing to remove: no {folder}")
 
 
 def _stage(name: str) -> StageName:
@@ -161,13 +178,21 @@ def _print_report(report: Report, described: Recipe) -> None:
             if row["corpus"] == corpus:
                 name = row["model"]
                 right = "" if row["match"] is None else with_error(100 * row["match"], _percent(row["match_se"]), 1)
+                levels = [_level(row["chance"]), _level(row["majority"])]
                 nll = with_error(row["nll_per_token"], row["nll_per_token_se"], 3)
                 act = "act + tune" if name.endswith(("+ tune", "tune only")) else "act"
                 rows.append(
-                    [name, right, nll, _p(against.get(("target", name, corpus))), _p(against.get((name, act, corpus)))]
+                    [
+                        name,
+                        right,
+                        *levels,
+                        nll,
+                        _p(against.get(("target", name, corpus))),
+                        _p(against.get((name, act, corpus))),
+                    ]
                 )
-        columns = ["model", "right, %", "NLL per token", "p, to target", "p, act to it"]
-        console.print_table(f"{corpus}, ± standard error", columns, rows)
+        columns = ["model", "right, %", "chance", "majority", "NLL per token", "p, to target", "p, act to it"]
+        console.print_table(f"{corpus}, ± standard error", *filled(columns, rows))
     if report["results"]:
         _print_legend([row["model"] for row in report["results"]], described)
     tasks = [
@@ -243,6 +268,10 @@ def _p(p: float | None) -> str:
     return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def _level(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f}"
+
+
 def _strength(strength: float | dict[str, float]) -> str:
     """One number, or the number of each pattern."""
     if not isinstance(strength, dict):
@@ -259,11 +288,11 @@ def _print_schema(as_json: bool) -> None:
 
 
 def _check(
-    described: Recipe, path: Path, gpu_tflops: float | None, seconds: float, trust_remote_code: bool, as_json: bool
+    described: Recipe, path: Path, flops: float | None, seconds: float, trust_remote_code: bool, as_json: bool
 ) -> None:
     from act.recipes.recipe import check
 
-    rate = {} if gpu_tflops is None else {"gpu_flops": gpu_tflops * 1e12}
+    rate = {} if flops is None else {"gpu_flops": flops}
     needs = check(described, seconds=seconds, trust_remote_code=trust_remote_code, **rate)
     for sentence in needs["unchecked"]:
         console.warn(sentence)
@@ -271,6 +300,15 @@ def _check(
         return console.print_json({**needs})
     _print_inputs(needs)
     _print_costs(needs, path)
+
+
+def _flops(described: Recipe, gpu: str | None, gpu_tflops: float | None) -> float | None:
+    """The rate of the GPU to plan for; None: the usual assumption."""
+    from act.profiling.accelerators import accelerator_named
+
+    if gpu_tflops is not None:
+        return gpu_tflops * 1e12
+    return None if gpu is None else accelerator_named(gpu).flops(described.dtype)
 
 
 def _print_inputs(needs: Needs) -> None:
@@ -308,7 +346,7 @@ def _print_inputs(needs: Needs) -> None:
 
 
 def _print_costs(needs: Needs, path: Path) -> None:
-    here, rate = needs["here"], f"{needs['gpu_flops'] / 1e12:g} TFLOP/s"
+    here = needs["here"]
     rows = [
         [
             one["stage"],
@@ -329,14 +367,16 @@ def _print_costs(needs: Needs, path: Path) -> None:
         if here:
             speed = f"{here['tokens_per_second']:,.0f} tokens/s of a profiled forward, with random weights"
             print(f"here: on {here['device']}, where {speed}, were measured (--seconds)")
-        print(f"on a GPU: one of {rate}, an assumption (--gpu-tflops); memory: of the device")
+        print(
+            f"on a GPU: one of {rate(needs['gpu_flops'])}, an assumption (--gpu, --gpu-tflops); memory: of the device"
+        )
     if needs["download"]:
         print(f"{_size(needs['download'])} of weights are to be downloaded first")
     print(f"{path}: nothing is wrong{' with what could be checked' if needs['unchecked'] else ''}")
 
 
 def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f} s"
+    return "" if value is None else duration(value)
 
 
 def _number(value: int | None) -> str:
@@ -344,6 +384,4 @@ def _number(value: int | None) -> str:
 
 
 def _size(value: int) -> str:
-    if not value:
-        return ""
-    return f"{value / 2**30:,.1f} GiB" if value >= 2**30 else f"{value / 2**20:,.1f} MiB"
+    return size(value) if value else ""

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from act.cli import console, options
+from act.cli.grouped import with_options
+from act.cli.progress import counter
+from act.cli.reading import Reading
 from act.core.errors import ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
@@ -19,12 +22,22 @@ PAGE = "index.html"
 if TYPE_CHECKING:
     from torch import nn
 
+    from act.core.progress import Progress
     from act.data.corpus import Corpus
     from act.report.build import Report
     from act.report.data import GroupShares
 
 
+EXAMPLES = """
+act-profile report german.safetensors english.safetensors --output report/
+act-profile report german.safetensors channels.safetensors \\
+    --keep english.safetensors --static
+"""
+
+
+@with_options
 def command(
+    reading: Reading,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -32,13 +45,19 @@ def command(
             "evaluations, outputs of recipes."
         ),
     ],
-    output: Annotated[Path, typer.Option(help="Folder for index.html, tables and report.json.")] = Path("report"),
+    output: Annotated[
+        Path, typer.Option(rich_help_panel=options.OUTPUT, help="Folder for index.html, tables and report.json.")
+    ] = Path("report"),
     ability: Annotated[
         list[str] | None,
         typer.Option(help="The ability of each profile, in order; several profiles of one ability show its stability."),
     ] = None,
-    score: Annotated[str, typer.Option(help="An activation score, as in act-profile rank.")] = "paired",
-    normalize: Annotated[str, typer.Option(help="As in act-profile rank.")] = "none",
+    score: Annotated[
+        str, typer.Option(help="An activation score, as in act-profile rank, such as paired or mean-abs.")
+    ] = "paired",
+    normalize: Annotated[
+        str, options.choice(None, options.NORMALIZE, "What scores are divided by, as in act-profile rank.")
+    ] = "none",
     top: Annotated[str, typer.Option(help="Size of the set of an ability, as a share of the channels.")] = "5%",
     keep: Annotated[
         list[Path] | None,
@@ -53,22 +72,29 @@ def command(
         list[Path] | None, typer.Option(help="Channel sets to compare with those of the abilities (repeatable).")
     ] = None,
     donor: Annotated[
-        str | None, typer.Option(help="The donor, for necessity, and with --target for weight-difference channels.")
+        str | None,
+        typer.Option(
+            rich_help_panel=options.MODELS,
+            help="The donor, for necessity, and with --target for weight-difference channels.",
+        ),
     ] = None,
     target: Annotated[
         str | None,
         typer.Option(
-            help="The target, to compare with weight-difference channels; with --corpus, to move each set to."
+            rich_help_panel=options.MODELS,
+            help="The target, to compare with weight-difference channels; with --corpus, to move each set to.",
         ),
     ] = None,
     corpus: Annotated[
         list[str] | None,
-        typer.Option(help="Texts on which the loss of the donor shows what each set is necessary for (repeatable)."),
+        typer.Option(
+            rich_help_panel=options.TEXT,
+            help="Texts on which the loss of the donor shows what each set is necessary for (repeatable, also as "
+            "NAME=PLACE).",
+        ),
     ] = None,
     title: Annotated[str | None, typer.Option(help="The heading of the page.")] = None,
     static: Annotated[bool, typer.Option("--static", help="Also write every picture as SVG and PDF.")] = False,
-    ignore_columns: options.IgnoreColumns = None,
-    max_length: options.MaxLength = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
@@ -76,8 +102,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """One page (index.html), a verdict first: where abilities live, what was moved, what came back, with controls."""
-    from act.data.corpus import Corpus
-    from act.models.loading import load_model, load_tokenizer
+    from act.models.loading import load_model
     from act.profiles.profile import load
     from act.ranking.channel_set import ChannelSet
     from act.ranking.rank import rank
@@ -87,11 +112,12 @@ def command(
     from act.report.sources import read
     from act.report.write import write
 
+    places = console.named(corpus or [])
     inputs: list[str | Path] = [
         *files,
         *(channels or []),
         *(keep or []),
-        *(corpus or []),
+        *places.values(),
         *(name for name in (donor, target) if name),
     ]
     reserve_output(output, force, inputs)
@@ -114,7 +140,8 @@ def command(
     taken = ability or [path.stem for path in profiles]
     given.sets += [(path, ChannelSet.load(path)) for path in channels or ()]
     set_names = _names("--channels", [str(path) for path, _ in given.sets], [*taken, "random", "weight-diff"])
-    text_names = _names("--corpus", corpus or [])
+    stems = dict(zip(places, _names("--corpus", [*places.values()]), strict=True))
+    text_names = {name: stems[name] if name == place else name for name, place in places.items()}
     sets = {name: one for name, (_, one) in zip(set_names, given.sets, strict=True)}
     report = None
     if profiles:
@@ -138,11 +165,18 @@ def command(
                 measured[0].profile, "weight-diff", share, donor=model, target=other, **ranking
             )
         if corpus:
-            tokenizer = load_tokenizer(str(donor), trust_remote_code=trust_remote_code)
-            for name, path in zip(text_names, corpus, strict=True):
-                ignored = options.names(ignore_columns)
-                losses[name] = _loss(Corpus.from_file(path, tokenizer, max_length=max_length, ignore_columns=ignored))
-        report = build(measured, top=share, sets=compared, model=model if losses else None, target=other, losses=losses)
+            tokenizer = reading.tokenizer_of(str(donor), trust_remote_code=trust_remote_code)
+            texts = reading.open_all(corpus, tokenizer)
+            losses = {text_names[name]: text for name, text in texts.items()}
+        with counter("report", as_json) as progress:
+            report = build(
+                measured,
+                top=share,
+                sets=compared,
+                model=model if losses else None,
+                target=other,
+                losses={name: _loss(name, text, progress) for name, text in losses.items()},
+            )
     patches = zip(_names("patches", [str(path) for path, _ in given.patches]), given.patches, strict=True)
     sweeps = _names("sweeps", [str(path) for path, _ in given.sweeps])
     settings = {name: rows for name, (_, rows) in zip(sweeps, given.sweeps, strict=True)}
@@ -195,13 +229,18 @@ def _names(option: str, places: list[str], taken: Iterable[str] = ()) -> list[st
     return [Path(place).stem if stems[Path(place).stem] == 1 else place for place in places]
 
 
-def _loss(text: Corpus) -> Callable[[nn.Module], float]:
+def _loss(name: str, text: Corpus, progress: Progress) -> Callable[[nn.Module], float]:
     """A function that computes the mean loss per answer token of a corpus, in nats."""
     from act.evaluation.likelihoods import likelihoods
 
     def loss(model: nn.Module) -> float:
         fitted = text.for_models(model)
-        found = likelihoods(model, list(fitted.encoded()), max_length=fitted.max_length)
+        found = likelihoods(
+            model,
+            list(fitted.encoded()),
+            max_length=fitted.max_length,
+            progress=lambda doing, done, total: progress(f"{doing} {name}", done, total),
+        )
         return float(found.nll.sum() / found.tokens.sum())
 
     return loss

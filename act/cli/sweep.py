@@ -11,8 +11,10 @@ import typer
 
 from act.cli import console, options
 from act.cli.grouped import with_options
+from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions
-from act.core.errors import ActError, require_choice
+from act.cli.reading import Reading
+from act.core.errors import require_choice
 from act.core.files import reserve_output, written_whole
 
 if TYPE_CHECKING:
@@ -22,18 +24,26 @@ if TYPE_CHECKING:
     from act.evaluation.sweep import Setting, Sweep
 
 
+EXAMPLES = """
+act-profile sweep german.safetensors --donor base/ --target specialist/ \\
+    --corpus german=test-de.jsonl --keep maths=test-maths.jsonl \\
+    --output sweep.json
+act-profile sweep german.safetensors --donor base/ --target specialist/ \\
+    --corpus test-de.jsonl --top 2% --top 5% --strength 0.4 --strength 1
+"""
+
+
 @with_options
 def command(
     profile: Annotated[
         Path, typer.Argument(help="The pair profile, or what attribute made, by which channels are ranked.")
     ],
-    donor: Annotated[str, typer.Option(help="The model that has the ability.")],
-    target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
-    corpus: Annotated[list[str], typer.Option(help="Records of the ability, to evaluate on (repeatable).")],
+    donor: options.Donor,
+    target: options.Target,
+    corpus: options.Records,
     by: RankingOptions,
-    keep: Annotated[
-        list[str] | None, typer.Option(help="Records of abilities to retain, to evaluate on (repeatable).")
-    ] = None,
+    reading: Reading,
+    keep: options.RecordsToKeep = None,
     keep_profile: Annotated[
         list[Path] | None,
         typer.Option(help="Pair profile of an ability to retain: --keep of act-profile rank (repeatable)."),
@@ -42,19 +52,26 @@ def command(
     strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
     control: Annotated[
         list[str] | None,
-        typer.Option(help="Also try a simpler change: random, weight-diff or interpolation (repeatable)."),
+        options.choice(
+            None, ("random", "weight-diff", "interpolation"), "Also try a simpler change, a control (repeatable)."
+        ),
     ] = None,
-    metric: Annotated[str, typer.Option(help="As in act-profile evaluate.")] = "auto",
+    metric: options.Metric = "auto",
     output: Annotated[
         Path | None,
-        typer.Option(help="Also write rows and frontier to this JSON file, and a page beside it (see --report)."),
+        typer.Option(
+            rich_help_panel=options.OUTPUT,
+            help="Also write rows and frontier to this JSON file, and a page beside it (see --report).",
+        ),
     ] = None,
     page: Annotated[
         Path | None,
-        typer.Option("--report", help="Folder for the page (index.html). Default: that of --output, with -report."),
+        typer.Option(
+            "--report",
+            rich_help_panel=options.OUTPUT,
+            help="Folder for the page (index.html). Default: that of --output, with -report.",
+        ),
     ] = None,
-    ignore_columns: options.IgnoreColumns = None,
-    max_length: options.MaxLength = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
@@ -62,20 +79,22 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Transfer each share at each strength in memory, evaluate, and revert; print all results and the frontier."""
-    from act.data.corpus import Corpus
+    from act.editing.strength import warn_of_strength
     from act.evaluation.choice import figure, require_different
     from act.evaluation.evaluate import evaluate
     from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
-    from act.models.loading import load_model, load_tokenizer
+    from act.models.loading import load_model
     from act.profiles.profile import load
 
-    places = [*corpus, *(keep or [])]
-    if len(set(places)) < len(places):
-        raise ActError("the same records were given twice in --corpus and --keep; give each once")
+    given = console.named([*corpus, *(keep or [])])
+    places = [*given]
+    kept = [*console.named(keep or [])]
     controls = list(dict.fromkeys(control or []))
     for name in controls:
         require_choice("the control", name, get_args(Control))
-    inputs: list[str | Path] = [profile, donor, target, *places, *(keep_profile or [])]
+    for value in strength or ():
+        warn_of_strength(value)
+    inputs: list[str | Path] = [profile, donor, target, *given.values(), *(keep_profile or [])]
     if output:
         reserve_output(output, force, inputs)
         page = page or output.with_name(f"{output.stem}-report")
@@ -83,12 +102,8 @@ def command(
     if page:
         reserve_output(page, force, inputs)
     console.quiet_transformers()
-    tokenizer = load_tokenizer(target, trust_remote_code=trust_remote_code)
-    ignored = options.names(ignore_columns)
-    texts = {
-        place: Corpus.from_file(place, tokenizer, max_length=max_length, ignore_columns=ignored) for place in places
-    }
-
+    tokenizer = reading.tokenizer_of(target, trust_remote_code=trust_remote_code)
+    texts = reading.open_all([*corpus, *(keep or [])], tokenizer)
     first, *others = texts.values()
     require_different(first, others)
 
@@ -99,7 +114,7 @@ def command(
             for place, text in texts.items()
         }
 
-    with console.counter("sweep") as progress:
+    with counter("sweep", as_json) as progress:
         done: list[Setting] = []
         shares, steps = len(set(top or TOPS)), len(set(strength or STRENGTHS))
         total = 1 + sum(steps if name == "interpolation" else shares * steps for name in ["", *controls])
@@ -135,14 +150,14 @@ def command(
         "rows": [row.to_json() for row in found.rows],
         "frontier": [row.to_json() for row in best],
         "controls": {name: [row.to_json() for row in one.rows] for name, one in tried.items()},
-        "keep": keep or [],
+        "keep": kept,
     }
     if output:
         with written_whole(output, force=force) as path:
             path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
     names = console.short_names(places)
     if page:
-        _write_page({"act": found, **tried}, names, keep or [], page, force)
+        _write_page({"act": found, **tried}, names, kept, page, force)
     if as_json:
         return console.print_json(result)
     columns = ["", "top", "strength", "channels", *names.values()]

@@ -25,11 +25,31 @@ if TYPE_CHECKING:
     from act.editing.rows import Overlap
 
 
+EXAMPLES = """
+act-profile transfer --donor base/ --target specialist/ \\
+    --channels channels.safetensors \\
+    --strength 0.4 --output mended/
+act-profile transfer --donor base/ --target specialist/ --auto \\
+    --corpus german.jsonl --keep maths.jsonl --output mended/
+"""
+
+
 @with_options
 def command(
-    donor: Annotated[list[str], typer.Option(help="The model that has the ability (repeatable).")],
-    target: Annotated[str, typer.Option(help="The model that lacks it; it is not changed on disk.")],
-    output: Annotated[Path, typer.Option(help="Folder for the resulting model, or a .safetensors patch file.")],
+    donor: Annotated[
+        list[str],
+        typer.Option(
+            rich_help_panel=options.MODELS,
+            help="The model that has the ability: a folder, or a hub id (org/name, or org/name@revision; repeatable).",
+        ),
+    ],
+    target: options.Target,
+    output: Annotated[
+        Path,
+        typer.Option(
+            rich_help_panel=options.OUTPUT, help="Folder for the resulting model, or a .safetensors patch file."
+        ),
+    ],
     automatic: Choosing,
     channels: Annotated[
         list[Path] | None, typer.Option(help="A channel set from act-profile rank, one for each donor.")
@@ -37,7 +57,8 @@ def command(
     strength: Annotated[
         list[float] | None,
         typer.Option(
-            help="The paper's lambda, one for all donors or one for each; 0.4 by default. With --auto: one to try."
+            help="How far towards the donor, from 0 to 1 (the paper's lambda), one for all donors or one for each; 0.4 "
+            "by default. With --auto: one to try."
         ),
     ] = None,
     auto: Annotated[
@@ -54,30 +75,40 @@ def command(
             help="PATTERN=VALUE: a different strength for matching sites, such as '*.mlp.*=0.2' (repeatable)."
         ),
     ] = None,
-    overlap: Annotated[
-        str, typer.Option(help="How to combine rows of several donors: sum, mean, first or stronger.")
-    ] = "sum",
+    overlap: Annotated[str, options.choice(None, options.OVERLAPS, "How to combine rows of several donors.")] = "sum",
     align_tokens: Annotated[
-        bool, typer.Option(help="Match embedding and LM-head rows of different vocabularies by token string.")
+        bool,
+        typer.Option(
+            "--align-tokens", help="Match embedding and LM-head rows of different vocabularies by token string."
+        ),
     ] = False,
     match_experts: options.MatchExperts = False,
-    in_memory: Annotated[bool, typer.Option(help="Load the models instead of working on their files.")] = False,
+    in_memory: Annotated[
+        bool, typer.Option("--in-memory", help="Load the models instead of working on their files.")
+    ] = False,
     hard_link: options.HardLink = False,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     merge: options.MergeAdapters = False,
+    push_to_hub: options.PushToHub = None,
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Blend the chosen channels of the donors into the target; write a model folder or a patch file."""
-    from act.editing.strength import require_strength
+    from act.editing import publishing
+    from act.editing.strength import require_strength, warn_of_strength
     from act.editing.weight_files import RenamedWeights
 
     channels = channels or []
     strengths = (strength or []) if auto else _one_each("--strength", strength or [0.4], len(donor))
     for value in strengths:
         require_strength(value)
+        warn_of_strength(value)
+    if push_to_hub:
+        if output.suffix == ".safetensors":
+            raise ActError("--push-to-hub uploads a model folder, and the output is a patch file; give a folder")
+        publishing.require_repository(push_to_hub)
     if auto:
         automatic.require(donor, channels, strength_of or [])
         _require_overlap(overlap)
@@ -101,9 +132,9 @@ def command(
     choice = None
     if auto:
         loading = {"dtype": dtype, "merge": merge, "trust_remote_code": trust_remote_code}
-        choice = automatic.choose(donor[0], target, channels, strengths, device, loading, match_experts)
+        choice = automatic.choose(donor[0], target, channels, strengths, device, loading, match_experts, as_json)
         strengths = [choice.strength]
-    more = choice.card() if choice else ""
+    more = "\n\n".join([*([choice.card()] if choice else []), f"Typed:\n\n```bash\n{console.command_line()}\n```"])
 
     @functools.cache
     def donors() -> list[Donor]:
@@ -143,6 +174,7 @@ def command(
         **summary,
         "strength": strengths[0] if len(strengths) == 1 else strengths,
         **({"strength_of": patterns} if patterns else {}),
+        **({"pushed_to": publishing.push(output, push_to_hub)} if push_to_hub else {}),
     }
     if choice and not as_json:
         print_choice(choice)

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from act.cli import console, options
+from act.cli.grouped import with_options
+from act.cli.progress import counter
+from act.cli.reading import Reading
 from act.core.errors import ActError
 from act.core.files import require_output
 from act.core.inputs import require_not_input
@@ -18,15 +21,34 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+EXAMPLES = """
+act-profile tune --model mended/ --corpus german.jsonl \\
+    --replay maths.jsonl --output tuned/
+act-profile tune --model mended/ --corpus german.jsonl --mode rows \\
+    --channels channels.safetensors --steps 100 --output tuned/
+"""
+
+
+@with_options
 def command(
-    model: Annotated[str, typer.Option(help="The model to tune; it is not changed on disk.")],
-    corpus: options.CorpusPlace,
-    output: Annotated[Path, typer.Option(help="Folder for the tuned model.")],
-    replay: Annotated[str | None, typer.Option(help="Records of abilities to retain, mixed in.")] = None,
+    model: options.Model,
+    corpus: Annotated[
+        str,
+        typer.Option(rich_help_panel=options.TEXT, help="Records to train on, as act-profile run takes a corpus."),
+    ],
+    output: options.Output,
+    reading: Reading,
+    revision: options.Revision = None,
+    replay: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=options.TEXT, help="Records of abilities to retain, mixed in."),
+    ] = None,
     replay_share: Annotated[
         float | None, typer.Option(help="Share of the records that come from --replay; 0.5 by default.")
     ] = None,
-    mode: Annotated[str, typer.Option(help="full, rows (of --channels only) or lora.")] = "full",
+    mode: Annotated[
+        str, options.choice(None, options.MODES, "What is trained: all weights, the rows of --channels, or adapters.")
+    ] = "full",
     channels: Annotated[Path | None, typer.Option(help="Channel set whose rows are trained in mode rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; one pass over the corpus by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Records per step.")] = 8,
@@ -35,18 +57,19 @@ def command(
     adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
     seed: Annotated[int, typer.Option(help="Seed for the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
-    ignore_columns: options.IgnoreColumns = None,
-    max_length: options.MaxLength = None,
+    push_to_hub: options.PushToHub = None,
     device: options.Device = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Fine-tune on the answers of a corpus; after an interruption, the same command continues."""
-    from act.data.corpus import Corpus
+    from act.editing import publishing
     from act.editing.trainer import remove_saved
     from act.editing.tune import TuneSettings, save_tuned, tune
-    from act.models.loading import load_model, load_tokenizer
+    from act.editing.tuned_card import tuned_card
+    from act.models.hub import at_revision
+    from act.models.loading import load_model
     from act.ranking.channel_set import ChannelSet
 
     given: dict[str, Any] = {"replay_share": replay_share, "lora_rank": lora_rank}
@@ -57,7 +80,11 @@ def command(
     reserve(output)
     if os.path.exists(output) and not force:
         remove_saved(checkpoints)
-    inputs = [name for name in (model, corpus, replay, channels) if name]
+    model = at_revision(model, revision)
+    places = console.named([corpus, *([replay] if replay else [])]).values()
+    inputs = [name for name in (model, *places, channels) if name]
+    if push_to_hub:
+        publishing.require_repository(push_to_hub)
     require_not_input(checkpoints, inputs)
     require_output(output, force, inputs)
     if channels and mode != "rows":
@@ -69,14 +96,22 @@ def command(
     if replay_share is not None and not replay:
         raise ActError("--replay-share has no effect without --replay; give the records to mix in, or leave it out")
     chosen = ChannelSet.load(channels) if channels else None
-    tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
-    ignored = options.names(ignore_columns)
-    text = Corpus.from_file(corpus, tokenizer, max_length=max_length, ignore_columns=ignored)
-    kept = Corpus.from_file(replay, tokenizer, max_length=max_length, ignore_columns=ignored) if replay else None
+    tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
+    texts = [*reading.open_all([corpus, *([replay] if replay else [])], tokenizer).values()]
     loaded: nn.Module = load_model(model, dtype="auto", device=device, trust_remote_code=trust_remote_code)
     stored = next(loaded.parameters()).dtype
     loaded = loaded.float() if stored.is_floating_point and mode != "rows" else loaded
-    result = tune(loaded, text, settings, replay=kept, channels=chosen, keep_adapter=adapter, checkpoints=checkpoints)
+    with counter("tuning", as_json) as progress:
+        result = tune(
+            loaded,
+            texts[0],
+            settings,
+            replay=texts[1] if replay else None,
+            channels=chosen,
+            keep_adapter=adapter,
+            checkpoints=checkpoints,
+            progress=progress,
+        )
     save_tuned(
         result.model,
         tokenizer,
@@ -85,9 +120,12 @@ def command(
         source=None if adapter else model,
         checkpoints=checkpoints,
         force=force,
+        card=tuned_card(model, result, settings, texts, chosen, adapter, console.command_line()),
     )
     saved = {"full": "whole model", "rows": "whole model", "lora": "adapter" if adapter else "merged model"}[mode]
     summary = {"output": str(output), "saved": saved, "mode": mode, **result.summary()}
+    if push_to_hub:
+        summary["pushed_to"] = publishing.push(output, push_to_hub)
     if as_json:
         return console.print_json(summary)
     rows = [

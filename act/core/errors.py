@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from act.core.near import meant
+
 
 class ActError(ValueError):
     """An error that the user can fix.
@@ -52,10 +54,10 @@ def brief(error: BaseException, length: int = 200) -> str:
 
 
 def require_choice(what: str, given: object, choices: Iterable[str]) -> None:
-    """Raise :class:`ActError`, which lists the ``choices``, unless ``given`` is one of them."""
+    """Raise :class:`ActError`, which lists the ``choices`` and offers the nearest, unless ``given`` is one of them."""
     known = tuple(choices)
     if given not in known:
-        raise ActError(f"{what} is {given!r}; {one_of(known)}")
+        raise ActError(f"{what} is {given!r}; {one_of(known)}{meant(str(given), known)}")
 
 
 def one_of(choices: Iterable[str]) -> str:

@@ -28,8 +28,8 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
 
     Raises:
         ActError: ``path`` exists and ``force`` is False; it is a folder with files that :func:`written_whole` did not
-            write; it is a device, pipe or socket; its parent folder does not exist; it would overwrite one of the
-            ``inputs`` (:func:`act.core.inputs.require_not_input`).
+            write; it is a device, pipe or socket; it would overwrite one of the ``inputs``
+            (:func:`act.core.inputs.require_not_input`).
     """
     require_not_input(path, inputs)
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
@@ -46,8 +46,9 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ActError(f"cannot write {path}: {reason}; choose another output") from error
-    if not os.path.isdir(path.absolute().parent):
-        raise ActError(f"cannot write {path}: the folder {path.absolute().parent} does not exist; create it first")
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not os.path.isdir(there):
+        raise ActError(f"cannot write {path}: {there} is no folder; choose another output")
 
 
 def reserve_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:
@@ -116,7 +117,7 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
 
     Raises:
         ActError: ``path`` exists, or appears while the block runs, and ``force`` is False; it is a folder with files
-            that its manifest does not name; its parent folder does not exist or cannot be written to; the disk is full;
+            that its manifest does not name; its parent folder cannot be made or written to; the disk is full;
             another process writes it.
     """
     require_output(path, force)

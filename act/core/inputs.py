@@ -12,7 +12,7 @@ from pathlib import Path
 
 from act.core.errors import ActError
 
-_HUB_ID = re.compile(r"(?P<name>([\w.-]+/)?[\w.-]+)(:[\w.-]+){0,2}")
+_HUB_ID = re.compile(r"(?P<name>([\w.-]+/)?[\w.-]+)((:[\w.-]+){0,2}|@[\w./-]+)")
 _ADAPTER = "adapter_config.json"
 
 

@@ -26,6 +26,7 @@ _LOCK, _SCRATCH = ".act-lock", ".act-tmp-"  # the second is followed by what tem
 _PATTERN = re.compile(r"\.(?P<stem>.+)\.act-(lock|tmp-[a-z0-9_]{8})", re.DOTALL)
 
 _locks: dict[Path, tuple[int, int]] = {}  # lock file -> its descriptor, and how many blocks of this process hold it
+_made: list[Path] = []  # folders that were made for outputs; those that stay empty are removed again
 _changing: set[Path] = set()  # lock files that are being made or removed, which a signal may cut short
 _guard = threading.RLock()
 
@@ -64,7 +65,8 @@ def reserved(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def reserve(path: Path, *, wait: bool = False) -> None:
-    """As :func:`reserved`, until :func:`release_all` or the end of the process."""
+    """As :func:`reserved`, until :func:`release_all` or the end of the process; the folders on the way are made."""
+    _make_folders(path)
     place, said = _lock_of(path), False
     while True:
         try:
@@ -89,12 +91,24 @@ def reserve(path: Path, *, wait: bool = False) -> None:
                 log.warning("waiting for %s, which writes %s", busy, path)
                 said = True
         except OSError as error:
-            if not place.parent.is_dir():
-                raise ActError(
-                    f"cannot write {path}: the folder {place.parent} does not exist; create it first"
-                ) from error
             raise ActError(f"cannot write {path}: {error.strerror}; choose another output") from error
         time.sleep(0.2)
+
+
+def _make_folders(path: Path) -> None:
+    """Make the folders on the way to an output."""
+    missing = [folder for folder in path.absolute().parents if not os.path.isdir(folder)]
+    there = missing[-1] if missing else path
+    if missing and os.path.lexists(there):
+        raise ActError(f"cannot write {path}: {there} is no folder; choose another output")
+    try:
+        for folder in reversed(missing):
+            folder.mkdir(exist_ok=True)
+            _made.append(folder)
+    except OSError as error:
+        raise ActError(
+            f"cannot write {path}: {folder} cannot be made ({error.strerror}); choose another output"
+        ) from error
 
 
 def clear(path: Path) -> None:
@@ -134,7 +148,10 @@ def sweep(folder: Path) -> None:
 
 
 def release_all() -> None:
-    """Remove every scratch folder and lock of this process, whatever ended the blocks that made them."""
+    """Remove every scratch folder and lock of this process, whatever ended the blocks that made them.
+
+    So are folders that were made for an output that was not written.
+    """
     for place in [*_locks]:
         _sweep(place)
         descriptor, _ = _locks.pop(place)
@@ -146,6 +163,9 @@ def release_all() -> None:
         except Busy as busy:
             if busy.owner == Owner.here():  # locked, and its descriptor lost on the way
                 place.unlink(missing_ok=True)
+    while _made:
+        with contextlib.suppress(OSError):  # something is in it
+            _made.pop().rmdir()
 
 
 def _release(place: Path) -> None:
@@ -210,6 +230,7 @@ def _in_a_fork() -> None:
     for descriptor, _ in _locks.values():
         os.close(descriptor)
     _locks.clear()
+    _made.clear()
 
 
 os.register_at_fork(after_in_child=_in_a_fork)

@@ -41,7 +41,7 @@ def written(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, turn
     """A conversation in the first of its forms of which the template leaves nothing out.
 
     Args:
-        turns: numbers of the messages that are answers.
+        turns: numbers of the messages that are answers; one behind the last: of the answer that is still to come.
 
     Raises:
         ActError: the template refuses the messages, or drops or rewrites a part of the prompt or of an answer.
@@ -102,7 +102,7 @@ def _written(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, tur
     found = Written(before, after)
     _require_prompt(tokenizer, conversation, turns, found.whole)
     for turn, start, end in zip(turns, before, after, strict=False):
-        if end.startswith(start):  # if not, the tokens will tell
+        if turn < len(messages) and end.startswith(start):  # if not, the tokens will tell
             require_answer(messages[turn], end[len(start) :])
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import html
 import itertools
 import logging
@@ -18,6 +19,7 @@ from act.core.errors import ActError, require_choice, require_type
 from act.data.batching import Sequence, pieces
 from act.data.encode import ENCODING, AnswerTurns, Count, Encoded, Encoder
 from act.data.images import Vision, column_of, processor_beside
+from act.data.mapped import Mapped
 from act.data.parts import Part, Picked
 from act.data.records import Dataset, Entry, Memory, Record, Shard, Source, Wanted, every, open_source
 from act.data.token_cache import TokenCache
@@ -29,6 +31,8 @@ from act.models.loading import code_of
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 2048
 CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
@@ -114,17 +118,23 @@ class Corpus:
         overlap: int | None = None,
         ability_column: str | None = None,
         ignore_columns: Iterable[str] = (),
+        columns: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> Corpus:
         """A corpus from a file, folder, glob or hub id (see :func:`act.data.records.open_source`).
+
+        Args:
+            columns: which columns to read, as templates by new column: ``{"prompt": "{question}"}``; see
+                :mod:`act.data.mapped`.
 
         >>> from pathlib import Path
         >>> written = Path("german.jsonl").write_text('{"prompt": "2 + 3 =", "completion": " 5"}')
         >>> act.Corpus.from_file("german.jsonl", tokenizer, count="predict").name
         'german.jsonl'
         """
+        source = open_source(path)
         return cls(
-            open_source(path),
+            Mapped(source, columns) if columns else source,
             tokenizer,
             count=count,
             answer_turns=answer_turns,
@@ -267,6 +277,8 @@ class Corpus:
                 f"the maximum length is {self.max_length} tokens and the model has learned {learned} positions; "
                 f"set it to at most {learned} (--max-length)"
             )
+        if self._max_length is not None and trained is not None and self._max_length > trained:
+            _warn_beyond(self._max_length, trained)
         positions = min((given for given in (learned, trained) if given is not None), default=DEFAULT_MAX_LENGTH)
         if self._max_length is not None or self.max_length <= positions:
             return self
@@ -492,14 +504,27 @@ class Corpus:
     def _checked(self, result: Encoded | ActError) -> Encoded | ActError:
         if isinstance(result, ActError):
             return result
+        if result.unanswered and self.count in ("answer", "predict"):
+            return ActError(f"{result.unanswered}; add one, or count the tokens of prompts (--count prompt, or all)")
         length = max(result.source, len(result.input_ids) - result.source)
         text = result.answer[len(self.encoder.lead) : len(result.answer) - len(self.encoder.trail)]
         if length <= self.max_length or (text.all() and not (result.source or result.beside)):  # a text to be cut
             return result
         return ActError(
-            f"the record has {length} tokens and the limit is {self.max_length}; "
-            "raise the maximum length (--max-length) or shorten the record"
+            f"the record has {length} tokens and the limit is {self.max_length}; raise the maximum length "
+            "(--max-length), shorten the record, or skip up to N such records (--skip-bad-records N)"
         )
+
+
+@functools.cache  # once, however many models are evaluated
+def _warn_beyond(length: int, trained: int) -> None:
+    log.warning(
+        "the maximum length is %s tokens, and the model's configuration has %s positions; what it computes beyond them "
+        "is not what it was trained for (--max-length %s)",
+        f"{length:,}",
+        f"{trained:,}",
+        trained,
+    )
 
 
 def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:

@@ -17,9 +17,20 @@ import numpy as np
 
 from act.core.errors import ActError, require_choice
 from act.core.names import require_name
-from act.data.chat import require_answer, why_not_a_beginning, written
+from act.data import sharegpt
+from act.data.chat import Written, require_answer, why_not_a_beginning, written
 from act.data.columns import require_nothing_lost
-from act.data.conversation import FLAGS, MEDIA, PLACE, Message, calls_of, conversation_of, flagged, texts_in
+from act.data.conversation import (
+    FLAGS,
+    MEDIA,
+    PLACE,
+    Conversation,
+    Message,
+    calls_of,
+    conversation_of,
+    flagged,
+    texts_in,
+)
 from act.data.images import COLUMNS, Vision, column_of, taken_out
 from act.data.records import Record
 from act.models.calls import Reader
@@ -35,12 +46,13 @@ AnswerTurns = Literal["last", "all"]
 """Which of the assistant's messages are answers."""
 
 EXPECTED = (
-    "messages, prompt and completion, question and answer, instruction and output, text, or input_ids and loss_mask"
+    "messages or conversations, prompt and completion, question and answer, instruction and output, text, "
+    "input_ids and loss_mask, or a prompt alone"
 )
 
 ONLY_TEXT = "only text is read here (a vision tower stays unread)"
 
-ENCODING = 2  # changes whenever a record may become other tokens, so that tokens in a cache are not taken for them
+ENCODING = 3  # changes whenever a record may become other tokens, so that tokens in a cache are not taken for them
 LARGEST_ID = np.iinfo(np.int32).max
 
 
@@ -70,6 +82,7 @@ class Encoded:
             one text.
         images: how many images the record has.
         beside: what a processor gives for them beside the tokens, by argument of the model.
+        unanswered: of a prompt alone, the sentence that says so; none of its tokens is an answer.
     """
 
     input_ids: np.ndarray
@@ -78,6 +91,7 @@ class Encoded:
     source: int = 0
     images: int = 0
     beside: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unanswered: str = ""
 
     def counted(self, count: Count) -> np.ndarray:
         """The positions that count, bool ``[length]``; of a source, all do, since it is read for the answer."""
@@ -250,14 +264,22 @@ class Encoder:
         elif _has(record, "instruction", "output"):
             turn = self._turn(_instruction(record), record["output"], images)
             encoded = yield from self._messages(record, turn, ("instruction", "input", "output"), mask, images)
+        elif column := sharegpt.column_of(record):
+            turns = sharegpt.messages_of(record[column])
+            encoded = yield from self._messages(record, turns, (column,), mask, images)
         elif "input_ids" in record:
             if images:
                 raise ActError("the record has images beside input_ids, in which they have no place; give its text")
             encoded = _masked(record["input_ids"], _mask_of_ids(record) if mask is None else mask)
         elif "text" in record:
             encoded = yield from self._text(record, mask, images)
+        elif alone := next((name for name in ("prompt", "question", "instruction") if name in record), None):
+            encoded = yield from self._prompt_alone(record, alone, mask, images)
         else:
-            raise ActError(f"expected {EXPECTED}; got the keys {sorted(map(str, given))}")
+            raise ActError(
+                f"expected {EXPECTED}; got the keys {sorted(map(str, given))}; columns of other names can be mapped "
+                "(--columns prompt=NAME,completion=NAME)"
+            )
         return replace(encoded, ability=ability)
 
     def _images(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[Image]]:
@@ -374,6 +396,22 @@ class Encoder:
             encoded = _masked(whole, mask)
         return self._seen(encoded, bare, images, beside)
 
+    def _prompt_alone(self, record: Record, column: str, mask: Any, images: list[Image]) -> Steps:
+        """A record without an answer: a ``prompt`` as it is, a question or instruction as the template asks it."""
+        if mask is not None:
+            raise ActError("loss_mask marks an answer, and the record has a prompt alone; leave it out")
+        if column != "prompt":
+            asked = _instruction(record) if column == "instruction" else record[column]
+            said = _nonempty(f"the {column}", asked)
+            columns = ("instruction", "input") if column == "instruction" else (column,)
+            return (yield from self._messages(record, self._question(said, images), columns, None, images))
+        text = _nonempty("the prompt", record["prompt"])
+        require_nothing_lost(record, ("prompt",), text, (text,))
+        (bare,), beside = yield from self._read([text], images)
+        others = ", ".join(name for name in record if name != "prompt")
+        why = f"the record has no answer: beside its prompt it has {others or 'nothing'}"
+        return self._seen(replace(_answered(self._led(bare), []), unanswered=why), bare, images, beside)
+
     def _led(self, ids: list[int]) -> list[int]:
         """The ids with the special tokens in front, which a text that was rendered before has already."""
         return ids if ids[: len(self.lead)] == self.lead else [*self.lead, *ids]
@@ -382,22 +420,15 @@ class Encoder:
         self, record: Record, messages: Any, columns: tuple[str, ...], mask: Any, images: list[Image]
     ) -> Steps:
         conversation = conversation_of(record, messages, columns, ignored=self.ignore_columns)
+        unanswered = mask is None and self.answer_turns == "last" and conversation.messages[-1]["role"] != "assistant"
+        if unanswered:
+            return (yield from self._asked_alone(record, conversation, images))
         turns = self._answer_turns(conversation.messages, mask, len(messages))
         answers = [conversation.messages[turn] for turn in turns]
         for answer in answers:
             if not (any(map(str.strip, texts_in(answer))) or calls_of(answer)):
                 raise ActError(f"the record has no answer: the assistant's content is {answer.get('content')!r:.60}")
-        tokenizer = self.tokenizer if isinstance(self.vision, str) else self.vision.tokenizer
-        if not tokenizer.chat_template:
-            raise ActError("the tokenizer has no chat template; use prompt and completion, or set one")
-        text = written(tokenizer, conversation, turns)
-        if settings := sorted(self._settings.intersection(record).difference(conversation.columns)):
-            raise ActError(
-                f"the chat template has the setting {settings[0]}, which is also a column; give it as "
-                f"chat_template_kwargs, or ignore it on purpose (--ignore-columns {settings[0]})"
-            )
-        essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
-        require_nothing_lost(record, conversation.columns, text.whole, essence)
+        text = self._written(record, conversation, turns)
         ids, beside = yield from self._read([*text.before, *text.after], images)
         prefixes, ends = ids[: len(turns)], ids[len(turns) :]
         whole = ends[-1]
@@ -412,6 +443,30 @@ class Encoder:
             spans.append(self._without_white_space(whole, span))
         return self._seen(_answered(whole, spans), whole, images, beside)
 
+    def _asked_alone(self, record: Record, conversation: Conversation, images: list[Image]) -> Steps:
+        """A conversation that ends before an answer, with what makes the model begin one; none of its tokens is one."""
+        text = self._written(record, conversation, [len(conversation.messages)]).before[0]
+        (whole,), beside = yield from self._read([text], images)
+        why = f"the record has no answer: its last message is by {conversation.messages[-1]['role']!r}"
+        return self._seen(replace(_answered(whole, []), unanswered=why), whole, images, beside)
+
+    def _written(self, record: Record, conversation: Conversation, turns: list[int]) -> Written:
+        """A conversation in the words of the chat template, of which no column of the record is lost."""
+        tokenizer = self.tokenizer if isinstance(self.vision, str) else self.vision.tokenizer
+        if not tokenizer.chat_template:
+            raise ActError(
+                "the tokenizer has no chat template; use prompt and completion, or give one (--chat-template)"
+            )
+        text = written(tokenizer, conversation, turns)
+        if settings := sorted(self._settings.intersection(record).difference(conversation.columns)):
+            raise ActError(
+                f"the chat template has the setting {settings[0]}, which is also a column; give it as "
+                f"chat_template_kwargs, or ignore it on purpose (--ignore-columns {settings[0]})"
+            )
+        essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
+        require_nothing_lost(record, conversation.columns, text.whole, essence)
+        return text
+
     def _answer_turns(self, messages: list[Message], mask: Any, own: int) -> list[int]:
         """The numbers of the messages that are answers; a mask is for the last ``own`` messages."""
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
@@ -423,8 +478,6 @@ class Encoder:
             return turns
         learned = flagged(messages)
         if self.answer_turns == "last":
-            if messages[-1]["role"] != "assistant":
-                raise ActError(f"the record has no answer: its last message is by {messages[-1]['role']!r}")
             turns = turns[-1:]
         elif not turns:
             raise ActError("the record has no answer: no message is by 'assistant'")
@@ -443,14 +496,18 @@ class Encoder:
         return span
 
     def _turn(self, question: Any, answer: Any, images: list[Image]) -> list[Message]:
-        """A question and its answer as messages; images without a place in the question come before it."""
+        """A question and its answer as messages."""
+        asked = self._question(question, images)
+        return [*asked, {"role": "assistant", "content": _nonempty("the answer", answer)}]
+
+    def _question(self, question: Any, images: list[Image]) -> list[Message]:
+        """A question as a message; images without a place in it come before it."""
         if not isinstance(question, str):
             raise ActError(f"the question must be a string, got {question!r:.60}")
         content: Any = question
         if isinstance(self.vision, Vision) and images and self.vision.place not in question:
             content = [*([PLACE] * len(images)), {"type": "text", "text": question}]
-        said = _nonempty("the answer", answer)
-        return [{"role": "user", "content": content}, {"role": "assistant", "content": said}]
+        return [{"role": "user", "content": content}]
 
     @cached_property
     def _settings(self) -> set[str]:

@@ -12,16 +12,18 @@ import hashlib
 import json
 import re
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from act.core.errors import ActError, brief, one_of
+from act.core.near import meant
 from act.data.records import Entry, Record, Shard, Source, Wanted, every
 
 COLUMNS = ("prompt", "completion", "question", "answer", "instruction", "input", "output", "text", "messages")
 _PATH = re.compile(r"[^\[\]{}.!:]+(\[[^\[\]]+\])*")
 _FORMS = ("", "letter", "options")
+_NEXT = re.compile(rf",(?=\s*(?:{'|'.join(COLUMNS)})=)")
 
 
 class Mapped:
@@ -75,6 +77,29 @@ def require_templates(columns: Mapping[str, str]) -> None:
         _ = _Template(name, text).parts
 
 
+def columns_named(given: Iterable[str]) -> dict[str, str]:
+    """Templates by new column, of what a command line gives: ``NEW=OLD,NEW=OLD``, where ``OLD`` may be a template.
+
+    Raises:
+        ActError: no ``NEW=OLD``; a column that is not read here, or is named twice; a text that is no template.
+
+    >>> from act.data.mapped import columns_named
+    >>> columns_named(["prompt=question,completion= {answer}"])
+    {'prompt': '{question}', 'completion': ' {answer}'}
+    """
+    found: dict[str, str] = {}
+    for part in (part for each in given for part in _NEXT.split(each)):
+        name, equals, old = part.partition("=")
+        name = name.strip()
+        if not equals or not old:
+            raise ActError(f"columns are {part!r:.80}; expected NEW=OLD, such as prompt=question,completion=answer")
+        if name in found:
+            raise ActError(f"the column {name} is mapped twice; name each new column once")
+        found[name] = old if "{" in old else f"{{{old.strip()}}}"
+    require_templates(found)
+    return found
+
+
 def _is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
@@ -82,7 +107,7 @@ def _is_list(value: Any) -> bool:
 class _Template:
     def __init__(self, name: str, text: str) -> None:
         if name not in COLUMNS:
-            raise ActError(f"no column {name!r} is read; {one_of(COLUMNS)}")
+            raise ActError(f"no column {name!r} is read; {one_of(COLUMNS)}{meant(name, COLUMNS)}")
         self._name, self._text = name, text
 
     @cached_property
@@ -121,8 +146,11 @@ class _Template:
                 value = value[int(step)]
             else:
                 where = f"no column {step!r}" if value is record else f"no {step!r} in the column {path[0]}"
-                there = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
-                raise ActError(f"there is {where}, of which {self._name} is to be made; there is {there}")
+                known = [*map(str, value)] if isinstance(value, Mapping) else []
+                there = ", ".join(known) or type(value).__name__
+                raise ActError(
+                    f"there is {where}, of which {self._name} is to be made; there is {there}{meant(step, known)}"
+                )
         return value
 
     def _text_of(self, path: Sequence[str], value: Any, form: str) -> str:

@@ -1,28 +1,30 @@
 """Sources of records: files, folders, globs, hub ids and lists. Each record has a number, and a place for errors.
 
-JSONL and text files are read line by line here, so that an error names its line and one bad record can be skipped.
-Other formats are read with Hugging Face ``datasets``, file by file, so that an error names its file.
+JSONL, JSON, CSV and text files are read here, so that an error names its line or item and one bad record can be
+skipped. Tables are read with Hugging Face ``datasets``, file by file, so that an error names its file.
 """
 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import glob
 import gzip
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from act.core.errors import ActError, Missing, Unreachable, brief
+from act.core.near import is_local, near_path
 from act.core.plain import DEEPEST, too_deep
 from act.data import unpacking
+from act.data.arrays import items
 from act.data.columns import texts_of
+from act.data.delimited import delimited
+from act.data.formats import ARRAYS, COMPRESSED, DELIMITED, EVERY_FORMAT, LINES, TABLES
 from act.data.images import located
 from act.models.hub import unreached
 
@@ -32,9 +34,7 @@ Shard = tuple[int, int]
 Wanted = Callable[[int], bool]
 """Whether the record with a given number is wanted."""
 
-LINES, TABLES = (".jsonl", ".txt"), {".parquet": "parquet", ".arrow": "arrow"}
-COMPRESSED = (".gz", ".zst")
-EXPECTED = "expected .jsonl or .txt (also .gz or .zst), .parquet or .arrow files, a folder or glob of them, or a hub id"
+EXPECTED = f"expected a {EVERY_FORMAT}, a folder or glob of them, or a hub id"
 
 LONGEST = 8 << 20  # bytes of a record, which is held whole, while its tokens take many times its size
 LONGEST_SKIPPED = 1 << 30  # bytes; beyond them a line is taken to have no end
@@ -158,7 +158,7 @@ class Files:
                 return number >= start and number % shard[1] == shard[0] and wanted(number)
 
             row = -1
-            for row, place, record, size in (_rows if path.suffix in TABLES else _lines)(path, here):
+            for row, place, record, size in _reader(path)(path, here):
                 if here(row):
                     record = located(record, path.parent) if isinstance(record, Mapping) else record
                     yield Entry(before + row, f"{path}, {place}" if place else str(path), record, size)
@@ -168,7 +168,7 @@ class Files:
         """See :class:`Source`; nothing is parsed."""
         if self.size is not None:
             return self.size
-        return sum(1 for path in self._paths for _ in (_rows if path.suffix in TABLES else _lines)(path, _none))
+        return sum(1 for path in self._paths for _ in _reader(path)(path, _none))
 
 
 class Dataset:
@@ -217,29 +217,32 @@ def open_source(corpus: str | Path) -> Source:
     if path.is_dir():
         if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
             return Dataset(_datasets("load_from_disk", name), name)
-        return Files(sorted(p for p in path.rglob("*") if p.is_file() and _kind(p)), name)
+        return Files(_records_in(path), name)
     found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if found:
         return Files(found, name)
     if is_hub_id(name):
         return _hub(name)
-    raise Missing(f"no such corpus: {name}; there is no such file or folder", near_file(path))
+    raise Missing(f"no such corpus: {name}; {EXPECTED}", near_path(name))
 
 
-def near_file(path: Path) -> str | None:
-    """The file or folder beside a missing one that has almost its name, as the missing one was given; None if none."""
-    try:
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent), 1)
-    except OSError:
-        return None
-    return str(path.with_name(near[0])) if near else None
+def _records_in(folder: Path) -> list[Path]:
+    """The files of records in a folder; JSON only where there is nothing else, for beside others it describes them.
+
+    Raises:
+        ActError: it is the folder of a model.
+    """
+    if (folder / "config.json").is_file():
+        raise ActError(f"the corpus {folder} is the folder of a model (it has a config.json); {EXPECTED}")
+    found = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path))
+    return [path for path in found if _kind(path) not in ARRAYS] or found
 
 
 def is_hub_id(corpus: str) -> bool:
     """Whether a corpus is named as one of the hub is, and nothing here has that name."""
     local = Path(corpus).exists() or glob.glob(corpus, recursive=True)
-    known = any(suffix in Path(corpus).suffixes for suffix in (*LINES, *TABLES))
-    return bool(_HUB_ID.fullmatch(corpus)) and not local and not known
+    known = any(suffix in Path(corpus).suffixes for suffix in (*LINES, *ARRAYS, *DELIMITED, *TABLES))
+    return bool(_HUB_ID.fullmatch(corpus)) and not local and not known and not is_local(corpus)
 
 
 def is_cached(corpus: str) -> bool:
@@ -313,11 +316,16 @@ def _first(start: int, shard: Shard) -> int:
 
 
 def _kind(path: Path) -> str | None:
-    """``.jsonl``, ``.txt``, ``.parquet`` or ``.arrow``; None for other files."""
-    suffixes = path.suffixes
-    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and suffixes[-2] in LINES:
+    """One of the endings of :mod:`act.data.formats`; None for other files, such as the ``config.json`` of a model."""
+    suffixes, texts = path.suffixes, (*LINES, *ARRAYS, *DELIMITED)
+    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and suffixes[-2] in texts:
         return suffixes[-2]
-    return path.suffix if path.suffix in (*LINES, *TABLES) else None
+    return path.suffix if path.suffix in (*texts, *TABLES) else None
+
+
+def _reader(path: Path) -> Callable[[Path, Wanted], Iterator[_Row]]:
+    kind = _kind(path)
+    return _rows if kind in TABLES else _lines if kind in LINES else _items
 
 
 class _Row(NamedTuple):
@@ -346,6 +354,27 @@ def _lines(path: Path, wanted: Wanted) -> Iterator[_Row]:
         if isinstance(error, (GeneratorExit, ActError)):
             raise
         yield _Row(row + 1, "", _damage(error, f"the {row + 1:,} records before this are whole", "get the file again"))
+
+
+def _items(path: Path, wanted: Wanted) -> Iterator[_Row]:
+    """The items of a JSON array, or the rows of a CSV or TSV file; those that are not wanted are parsed, too."""
+    kind, row = _kind(path), -1
+    try:
+        with _opened(path) as file:
+            if kind in ARRAYS:
+                found: Iterator[tuple[str, Any]] = (
+                    (f"item {n}", item) for n, item in enumerate(items(file, LONGEST), 1)
+                )
+            else:
+                found = delimited(file, LONGEST, "\t" if kind == ".tsv" else None)
+            for row, (place, record) in enumerate(found):
+                yield _Row(row, place, _TOO_DEEP if too_deep(record) else record)
+    except Exception as error:  # gzip, zlib, zstandard and csv raise their own types
+        if isinstance(error, GeneratorExit):
+            raise
+        whole = f"the {row + 1:,} records before this are whole"
+        said = ActError(f"{error}; {whole}; repair the file") if isinstance(error, ActError) else None
+        yield _Row(row + 1, "", said or _damage(error, whole, "get the file again"))
 
 
 def _damage(error: Exception, whole: str, advice: str) -> ActError:

@@ -153,6 +153,7 @@ def _row(entry: Entry, result: Encoded | ActError) -> dict[str, Any]:
         return {"place": entry.place, "error": str(result)}
     return {
         "place": entry.place,
+        "error": result.unanswered or None,  # with tokens, it is one only where those of an answer count
         "ability": result.ability,
         "input_ids": result.input_ids.tolist(),
         "answer": result.answer.tolist(),
@@ -193,12 +194,13 @@ class _Group:
         """The record with a number of the corpus, as it was tokenised."""
         at = number % GROUP
         entry = Entry(number, self._places[at], {})
-        if self._errors[at] is not None:
-            return entry, ActError(self._errors[at])
         part, ability = slice(self._starts[at], self._starts[at + 1]), self._abilities[at]
+        if self._errors[at] is not None and part.start == part.stop:
+            return entry, ActError(self._errors[at])
         if ability is not None:
             require_name("an ability in it", ability)
-        return entry, Encoded(self._ids[part], self._answers[part], ability, int(self._sources[at]))
+        source, why = int(self._sources[at]), self._errors[at] or ""
+        return entry, Encoded(self._ids[part], self._answers[part], ability, source, unanswered=why)
 
 
 def _flat(column: pa.ChunkedArray, dtype: type) -> tuple[np.ndarray, np.ndarray]:

@@ -1,27 +1,205 @@
-"""The model card of a transfer: what was moved, from where, under which licences."""
+"""Model cards: what a model was made of and how, its figures with their errors, how to use it, under which licences."""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from act.data.records import is_hub_id
 from act.editing.provenance import TransferProvenance
 
 CARD = "README.md"
+TAGS = ("act-profile", "ability-transfer")
+NOT_STATED = "not stated"
+_HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@[\w./-]+)?")
+_IN_CACHE = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a-f]{40}/?$")
 
 
-def licence_of(folder: str | Path) -> str:
-    """The licence that a model's own card states; ``not stated`` if there is none."""
-    card = Path(folder) / CARD
-    if not card.is_file():
-        return "not stated"
+@dataclass(frozen=True)
+class Origin:
+    """A model that another one was made of.
+
+    Attributes:
+        name: how it was given: a folder or a hub id.
+        licence: what its own card states, or :data:`NOT_STATED`.
+        hub_id: its name on the hub; None if it is not known to be there.
+    """
+
+    name: str
+    licence: str
+    hub_id: str | None
+
+    @property
+    def title(self) -> str:
+        """Its hub id, or the name of its folder."""
+        return self.hub_id or Path(self.name).name
+
+    @property
+    def link(self) -> str:
+        """Its title in Markdown, as a link where it is on the hub."""
+        return f"[{self.hub_id}](https://huggingface.co/{self.hub_id})" if self.hub_id else self.title
+
+    @classmethod
+    def of(cls, name: str | Path) -> Origin:
+        """The origin of that name, from what is here: nothing is asked of the hub."""
+        return cls(str(name), licence_of(name), hub_id_of(name))
+
+
+def hub_id_of(name: str | Path) -> str | None:
+    """The hub id of a model: its name, or that of the snapshot in the hub's cache; None for any other folder.
+
+    >>> from act.editing.model_card import hub_id_of
+    >>> hub_id_of("org/name@v1"), hub_id_of("/here/model")
+    ('org/name', None)
+    """
+    if not Path(name).is_dir():
+        found = _HUB_ID.fullmatch(str(name))
+        return found["name"] if found else None
+    cached = _IN_CACHE.search(str(name)) or _IN_CACHE.search(str(Path(name).resolve()))
+    return f"{cached['org']}/{cached['name']}" if cached else None
+
+
+def licence_of(model: str | Path) -> str:
+    """The licence that a model's own card states; ``not stated`` if there is none here, in its folder or the cache."""
+    card = Path(model, CARD) if Path(model).is_dir() else _cached_card(str(model))
+    if card is None or not card.is_file():
+        return NOT_STATED
     from huggingface_hub import ModelCard
 
     try:
         data = ModelCard.load(card, ignore_metadata_errors=True).data
     except (ValueError, OSError):
-        return "not stated"
+        return NOT_STATED
     licence = data.get("license")
-    return str(data.get("license_name") or licence) if licence else "not stated"
+    return str(data.get("license_name") or licence) if licence else NOT_STATED
+
+
+def _cached_card(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    identifier = hub_id_of(name)
+    found = try_to_load_from_cache(identifier, CARD) if identifier else None
+    return Path(found) if isinstance(found, str) else None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the model, for the table of results and the card's metadata; ``text`` has its error."""
+
+    corpus: str
+    metric: str
+    value: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model card says.
+
+    Attributes:
+        title: its heading.
+        origins: what the model was made of; the one that was changed first.
+        body: Markdown, below the heading.
+        tags: beside :data:`TAGS`.
+        corpora: names of the texts that were used, of which those of the hub are listed as data sets.
+        figures: those of the model itself.
+        adapter: whether it is an adapter, which its base model is loaded with.
+    """
+
+    title: str
+    origins: Sequence[Origin]
+    body: str
+    tags: Sequence[str] = ()
+    corpora: Iterable[str] = ()
+    figures: Sequence[Figure] = field(default_factory=tuple)
+    adapter: bool = False
+
+    def __str__(self) -> str:
+        """The whole card, with its metadata."""
+        return f"---\n{self._metadata()}\n---\n# {self.title}\n\n{self.body.strip()}\n\n{self._usage()}\n"
+
+    def _metadata(self) -> str:
+        from huggingface_hub.repocard_data import (  # half a second less than the package's name
+            EvalResult,
+            ModelCardData,
+        )
+
+        licences = {origin.licence for origin in self.origins}
+        licence = licences.pop() if len(licences) == 1 else NOT_STATED
+        named: dict[str, Any] = {}
+        if licence != NOT_STATED:
+            named = {"license": licence} if _is_known(licence) else {"license": "other", "license_name": licence}
+        if self.figures:
+            named["model_name"] = self.title
+            named["eval_results"] = [
+                EvalResult("text-generation", one.corpus, one.corpus, one.metric, one.value, metric_name=one.metric)
+                for one in self.figures
+            ]
+        data = ModelCardData(
+            base_model=[origin.hub_id for origin in self.origins if origin.hub_id] or None,
+            datasets=sorted({name for corpus in self.corpora if (name := data_set_of(corpus))}) or None,
+            library_name="peft" if self.adapter else "transformers",
+            pipeline_tag="text-generation",
+            tags=[*TAGS, *self.tags],
+            **named,
+        )
+        return str(data.to_yaml())
+
+    def _usage(self) -> str:
+        kind = "AutoPeftModelForCausalLM" if self.adapter else "AutoModelForCausalLM"
+        names = f"from transformers import {kind}, AutoTokenizer"
+        if self.adapter:
+            names = f"from peft import {kind}\nfrom transformers import AutoTokenizer"
+        return "\n".join(
+            [
+                "## How to use it",
+                "",
+                "```python",
+                names,
+                "",
+                'name = "."  # this folder, or its name on the hub',
+                f'model = {kind}.from_pretrained(name, dtype="auto")',
+                "tokenizer = AutoTokenizer.from_pretrained(name)",
+                "```",
+            ]
+        )
+
+
+def data_set_of(corpus: str) -> str | None:
+    """The data set of the hub that the name of a corpus is of; None for a file, or any other name.
+
+    >>> from act.editing.model_card import data_set_of
+    >>> data_set_of("org/texts:de:train"), data_set_of("texts/german.jsonl")
+    ('org/texts', None)
+    """
+    return corpus.partition(":")[0] if is_hub_id(corpus) else None
+
+
+def _is_known(licence: str) -> bool:
+    """Whether the hub knows a licence by this name: all of those have one of small letters, digits, dots and dashes."""
+    return bool(re.fullmatch(r"[a-z0-9.-]+", licence))
+
+
+def licences(origins: Sequence[Origin]) -> str:
+    """What the card says of the licences of all origins, where they are not one."""
+    found = {origin.licence for origin in origins}
+    if len(found) == 1 and NOT_STATED not in found:
+        return ""
+    return "The licences of what it was made of differ, or are not stated: all of them hold for it, so read them first."
+
+
+def put_card(folder: Path, text: str) -> None:
+    """Write the text of a card into the folder of its model; names of files in it may be no text."""
+    (folder / CARD).write_bytes(text.encode("utf-8", "backslashreplace"))
+
+
+def block(text: str, language: str) -> str:
+    """Text as a block of code."""
+    return f"```{language}\n{text.strip()}\n```"
 
 
 def write_card(
@@ -31,6 +209,9 @@ def write_card(
     *,
     command: str = "act-profile transfer",
     afterwards: str = "",
+    corpora: Iterable[str] = (),
+    figures: Sequence[Figure] = (),
+    tags: Sequence[str] = (),
 ) -> None:
     """Write ``README.md`` for a model made by a transfer.
 
@@ -39,34 +220,37 @@ def write_card(
         target: the model that was changed: a folder or a hub id, as the donors' names in ``transfer`` are.
         command: the command that made it.
         afterwards: Markdown on what was done besides the transfer.
+        corpora: names of texts that were used beside those that the channels were ranked on.
+        figures: those of the model, for the metadata.
+        tags: beside those of every transfer.
     """
-    from huggingface_hub.repocard_data import ModelCardData  # half a second less than the package's own name
-
-    donors = [(donor, donor.name or "unnamed") for donor in transfer.donors]
-    data = ModelCardData(
-        base_model=[Path(name).name for name in (target, *(name for _, name in donors))],
-        library_name="transformers",
-        tags=["merge", "act-profile", "ability-transfer"],
-    )
+    target_of = Origin.of(target)
+    donors = [(donor, Origin.of(donor.name or "unnamed")) for donor in transfer.donors]
+    origins = [target_of, *(origin for _, origin in donors)]
     lines = [
-        "---",
-        data.to_yaml(),
-        "---",
-        f"# {Path(target).name} with rows of {', '.join(Path(name).name for _, name in donors)}",
-        "",
-        f"Made by `{command}` (arXiv 2601.09398): the parameter rows of the chosen channels were blended,",
+        f"Made by `{command}` of [act-profile](https://pypi.org/project/act-profile/), by the method of "
+        "[arXiv 2601.09398](https://arxiv.org/abs/2601.09398): the parameter rows of the chosen channels were blended, "
         "`target += strength * (donor - target)`; everything else is the target's.",
         "",
         "| | model | licence | channels | strength | chosen by |",
         "|---|---|---|---|---|---|",
-        f"| target | {Path(target).name} | {licence_of(target)} | | | |",
+        f"| target | {target_of.link} | {target_of.licence} | | | |",
     ]
-    for donor, name in donors:
-        lines.append(
-            f"| donor | {Path(name).name} | {licence_of(name)} | {donor.channels:,} | {donor.strength} | {donor.rule} |"
-        )
-    lines += ["", f"Rows that several donors give: {transfer.overlap}." if len(donors) > 1 else ""]
-    lines += [f"- {note}" for note in transfer.notes]
+    for donor, origin in donors:
+        strength = json.dumps(donor.strength) if isinstance(donor.strength, dict) else f"{donor.strength:g}"
+        lines.append(f"| donor | {origin.link} | {origin.licence} | {donor.channels:,} | {strength} | {donor.rule} |")
+    lines += ["", f"Rows that several donors give: {transfer.overlap}."] if len(donors) > 1 else []
+    lines += ["", *(f"- {note}" for note in transfer.notes)] if transfer.notes else []
+    lines += ["", said] if (said := licences(origins)) else []
     lines += ["", f"Fingerprint before the transfer: `{transfer.before}`, after it: `{transfer.after}`."]
     lines += ["", afterwards] if afterwards else []
-    (folder / CARD).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    ranked = [name for donor, _ in donors for name in donor.rule.corpora]
+    card = Card(
+        f"{target_of.title} with rows of {', '.join(origin.title for _, origin in donors)}",
+        origins,
+        "\n".join(lines),
+        ["merge", *tags],
+        [*ranked, *corpora],
+        figures,
+    )
+    put_card(folder, str(card))

@@ -16,6 +16,7 @@ from torch.utils.data import SequentialSampler
 from act.core.errors import ActError
 from act.core.files import written_to, written_whole
 from act.core.hashes import hash_of
+from act.core.progress import Progress, silent
 from act.core.scratch import clear
 from act.data.pieces import IGNORED, Piece, collate
 
@@ -90,6 +91,7 @@ def train(
     checkpoints: Path | None = None,
     save_steps: int = 50,
     resume_at: int = 0,
+    progress: Progress = silent,
 ) -> float:
     """Train on ``examples`` in their order, one pass, on the mean cross entropy of the predicted tokens.
 
@@ -99,6 +101,7 @@ def train(
         device: the device of the model.
         checkpoints: folder for a checkpoint every ``save_steps`` steps; only the last is kept.
         resume_at: the step of the checkpoint to continue from; 0 starts from the beginning.
+        progress: told of every step.
 
     Returns:
         The mean loss of the last ten steps.
@@ -110,6 +113,11 @@ def train(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             (folder / SEAL).write_text(hash_of(folder, without=SEAL), encoding="ascii")
+
+    class Telling(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if "loss" in (logs or {}):
+                progress(f"loss {logs['loss']:.3f}", state.global_step, state.max_steps)
 
     class AnswerTrainer(Trainer):
         def _get_train_sampler(self, *_: Any) -> Any:
@@ -145,6 +153,7 @@ def train(
         trainer = AnswerTrainer(model, arguments, data_collator=collate, train_dataset=examples)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Sealing())
+        trainer.add_callback(Telling())
         start = str(checkpoints / f"checkpoint-{resume_at}") if checkpoints and resume_at else None
         with written_to(checkpoints, checkpoints) if checkpoints else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=start)

@@ -16,9 +16,11 @@ from torch import nn
 from act.core.errors import ActError, require_choice, require_type
 from act.core.extras import optional
 from act.core.files import written_whole
+from act.core.progress import Progress, silent
 from act.data.corpus import Corpus, require_corpus
 from act.data.pieces import Piece, pieces
 from act.editing.copies import copy_companions
+from act.editing.model_card import put_card
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
 from act.editing.trainer import mark_saved, remove_checkpoints, train, usable_checkpoint
@@ -122,6 +124,7 @@ def tune(
     channels: ChannelSet | Patch | None = None,
     keep_adapter: bool = False,
     checkpoints: Path | None = None,
+    progress: Progress = silent,
 ) -> Tuned:
     """Fine-tune a model in place on the answers of a corpus (on all tokens of its texts).
 
@@ -135,6 +138,7 @@ def tune(
         keep_adapter: for ``lora``: return the model with its adapter instead of merging it into the weights.
         checkpoints: folder for checkpoints. Called again with the same model, data and settings, training continues
             from the last one; with any others it starts from the beginning.
+        progress: told of every step.
 
     Raises:
         ActError: a setting out of range; no records; quantised weights; a missing package; rows without channels.
@@ -180,6 +184,7 @@ def tune(
             checkpoints=checkpoints,
             save_steps=settings.save_steps,
             resume_at=resumed,
+            progress=progress,
         )
     finally:
         if isinstance(trained, RowTuned):
@@ -294,6 +299,7 @@ def save_tuned(
     dtype: torch.dtype | None = None,
     source: str | None = None,
     checkpoints: Path | None = None,
+    card: str | None = None,
     force: bool = False,
 ) -> None:
     """Write a model (or adapter) folder with its tokenizer, whole or not at all; by default in the model's dtype.
@@ -302,12 +308,15 @@ def save_tuned(
         source: the model that was changed; if it is a folder, what lies beside its weights is written, too
             (:func:`act.editing.copies.companions`).
         checkpoints: those of the training, which are removed when the model is saved.
+        card: the text of its model card.
 
     Raises:
         ActError: ``output`` exists and ``force`` is False, or the disk is full.
     """
     with written_whole(output, force=force, directory=True) as folder:
         write_model(model if dtype is None else model.to(dtype), tokenizer, folder, source=source)
+        if card is not None:
+            put_card(folder, card)
         if checkpoints:
             mark_saved(checkpoints)
     if checkpoints:

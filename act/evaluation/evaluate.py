@@ -12,19 +12,22 @@ from torch import nn
 
 from act.core.counted import counted
 from act.core.errors import ActError, require_choice
+from act.core.progress import Progress, silent
 from act.data.batching import PADDING
 from act.data.corpus import Corpus, require_corpus
 from act.evaluation.exercises import (
     Exercise,
     Metric,
+    chance_of,
     choices_of,
     exercises_of,
     fitting_metric,
+    majority_of,
     require_answers,
     room_for,
 )
 from act.evaluation.generation import generate
-from act.evaluation.likelihoods import Progress, likelihoods
+from act.evaluation.likelihoods import likelihoods
 from act.evaluation.significance import finite, mean_and_error, ratio_and_error, with_error
 from act.models.calls import require_decoder
 from act.models.fingerprint import fingerprint
@@ -39,7 +42,7 @@ MATCHES = {"exact": "exact match", "number": "right numbers", "choice": "right c
 class Summary(TypedDict):
     """Means with their standard errors (``_se``); None where there is no figure, or no finite one.
 
-    ``chance``: the share of right answers that guessing gives, where records have options.
+    ``chance`` and ``majority`` are the shares of right answers of guesses, and of the commonest right answer to all.
     """
 
     model: str
@@ -55,6 +58,7 @@ class Summary(TypedDict):
     match: float | None
     match_se: float | None
     chance: float | None
+    majority: float | None
     cut: int
 
 
@@ -70,7 +74,9 @@ class Evaluation:
         right: whether each answer is right, bool ``[R]``; None for the metric ``nll``.
         outputs: what the model answered; None for the metric ``nll``.
         cut: how many answers reached the limit of new tokens.
-        chance: the share of right answers by guessing, of choices among options; None for other metrics.
+        chance: the share that guesses among the options would find; None without options.
+        majority: the share that the commonest right answer would find, given to every record; None for ``nll``.
+        expected: the right answers; None for the metric ``nll``.
 
     >>> act.evaluate(model, corpus, "nll", name="tiny")
     <Evaluation of tiny on records: 12 records, NLL ... ± ... per token>
@@ -87,6 +93,8 @@ class Evaluation:
     outputs: list[str] | None = None
     cut: int = 0
     chance: float | None = None
+    majority: float | None = None
+    expected: list[str] | None = None
 
     def summary(self) -> Summary:
         """The figures as plain data.
@@ -111,6 +119,7 @@ class Evaluation:
             "match": match[0],
             "match_se": finite(match[1]),
             "chance": self.chance,
+            "majority": self.majority,
             "cut": self.cut,
         }
 
@@ -138,11 +147,20 @@ class Evaluation:
         figures = "".join(f"<li>{figure}</li>" for figure in self._figures())
         return f"<b>{html.escape(self.model)}</b> on {html.escape(self.corpus)}<ul>{figures}</ul>"
 
+    def _levels(self) -> str:
+        """What would be right without knowing anything."""
+        levels = [
+            f"{name} {100 * level:.1f} %"
+            for name, level in {"chance": self.chance, "majority": self.majority}.items()
+            if level is not None
+        ]
+        return f" ({', '.join(levels)})" if levels else ""
+
     def _figures(self) -> list[str]:
         found = [counted(len(self.nll), "record")]
         if self.right is not None:
             mean, error = mean_and_error(100 * self.right.double())
-            found.append(f"{MATCHES[self.metric]} {with_error(mean, error, 1)} %")
+            found.append(f"{MATCHES[self.metric]} {with_error(mean, error, 1)} %{self._levels()}")
         return [*found, f"NLL {with_error(*ratio_and_error(self.nll, self.tokens), 3)} per token"]
 
 
@@ -192,7 +210,7 @@ def evaluate(
     choices = choices_of(corpus, exercises) if chosen == "choice" else []
     if chosen in ("exact", "number"):
         require_answers(corpus, exercises, chosen)
-    report = progress or (lambda what, done, total: None)
+    report = progress or silent
     with evaluating(model):
         scored = likelihoods(
             model,
@@ -222,7 +240,9 @@ def evaluate(
         right=right,
         outputs=outputs,
         cut=cut,
-        chance=sum(1 / len(each.candidates) for each in choices) / len(choices) if choices else None,
+        chance=chance_of(exercises) if chosen == "choice" else None,
+        majority=None if outputs is None else majority_of(exercises, chosen),
+        expected=None if outputs is None else [exercise.answer for exercise in exercises],
     )
 
 

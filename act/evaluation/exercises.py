@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -123,6 +124,22 @@ def _said_at(exercise: Exercise, tokenizer: PreTrainedTokenizerBase) -> int:
     if THOUGHT not in exercise.answer:
         return start
     return start + bisect_left(range(len(ids)), True, key=lambda i: THOUGHT not in str(tokenizer.decode(ids[i:])))
+
+
+def chance_of(exercises: Sequence[Exercise]) -> float:
+    """The share of right answers that guesses among the options would find."""
+    return sum(1 / len(exercise.options) for exercise in exercises) / len(exercises)
+
+
+def majority_of(exercises: Sequence[Exercise], metric: Metric) -> float:
+    """The share of right answers of whoever gives the commonest right answer to every record."""
+
+    def answer(exercise: Exercise) -> object:
+        right = said(exercise.answer)
+        return letter(right) if metric == "choice" else number(right) if metric == "number" else right.strip()
+
+    (_, most), *_ = Counter(map(answer, exercises)).most_common(1)
+    return most / len(exercises)
 
 
 def room_for(exercises: Sequence[Exercise], metric: Metric) -> int:

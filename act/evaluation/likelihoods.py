@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from act.core.progress import Progress, silent
 from act.data.encode import Encoded
 from act.data.pieces import IGNORED, Piece, collate, pieces
 from act.models.calls import without_cache
 from act.models.limits import default_token_budget, require_known_token, vocabulary
 from act.models.modes import evaluating
 from act.models.placement import input_device
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done, and how many there are in all."""
 
 LOGITS_AT_ONCE = 1024  # rows, as wide as the vocabulary, that are converted to float32 together
 
@@ -56,7 +54,7 @@ def likelihoods(
     choices: Sequence[Choice] = (),
     max_length: int = 1 << 30,
     token_budget: int | None = None,
-    progress: Progress = lambda what, done, total: None,
+    progress: Progress = silent,
 ) -> Likelihoods:
     """The likelihood of every record's answer; for texts, of all tokens but the first.
 

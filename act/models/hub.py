@@ -13,6 +13,36 @@ from act.core.errors import ActError, Unreachable, brief
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 
 
+def at_revision(name: str, revision: str | None) -> str:
+    """A model of the hub at a branch, tag or commit, in one name: ``org/name@revision``.
+
+    Raises:
+        ActError: the model is a folder, or a revision is in its name already.
+
+    >>> from act.models.hub import at_revision, identifier
+    >>> at_revision("org/name", "v1.0"), at_revision("org/name", None), identifier("org/name@v1.0")
+    ('org/name@v1.0', 'org/name', 'org/name')
+    """
+    if revision is None:
+        return name
+    if Path(name).is_dir():
+        raise ActError(f"{name} is a folder, which has no revision {revision}; leave --revision out, or give a hub id")
+    if identifier(name) != name:
+        raise ActError(f"{name} names a revision already; leave --revision out")
+    return f"{name}@{revision}"
+
+
+def identifier(name: str) -> str:
+    """A folder, or a hub id without its revision."""
+    return name if Path(name).is_dir() else name.partition("@")[0]
+
+
+def revised(name: str) -> dict[str, Any]:
+    """The option by which the revision in a name is loaded; empty if it has none."""
+    revision = name.removeprefix(identifier(name)).removeprefix("@")
+    return {"revision": revision} if revision else {}
+
+
 def reachable() -> bool:
     """Whether the hub answers, which is asked once, for some seconds at most."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -66,7 +96,7 @@ def downloaded(name: str) -> Path:
         known: dict[str, Any] = cached_only(name)
         for weights in (_WEIGHTS, "*.bin"):  # the latter of models that were saved before there were safetensors
             wanted = {"allow_patterns": [*_BESIDE, weights], "ignore_patterns": _OTHER_FORMS, **known}
-            folder = Path(snapshot_download(name, **wanted))
+            folder = Path(snapshot_download(identifier(name), **revised(name), **wanted))
             if any(folder.glob(weights)):
                 break
     except Exception as error:  # the client passes on the errors of its HTTP library
@@ -105,7 +135,7 @@ def cached_only(name: str) -> dict[str, Any]:
         _file(name, _CONFIG, {})
         return {}
     try:
-        get_hf_file_metadata(hf_hub_url(name, _CONFIG))
+        get_hf_file_metadata(hf_hub_url(identifier(name), _CONFIG, **revised(name)))
     except HfHubHTTPError:  # an answer
         return {}
     except Exception:  # of requests, httpx or sockets, depending on the version
@@ -117,7 +147,7 @@ def _kept(name: str) -> Path:
     """Where the hub's cache keeps the versions of a model."""
     from huggingface_hub import constants
 
-    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}", "snapshots")
+    return Path(constants.HF_HUB_CACHE, f"models--{identifier(name).replace('/', '--')}", "snapshots")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -155,11 +185,11 @@ def base_of(name: str, *, merge: bool = False) -> str:
 
 
 def folder_of(name: str) -> str:
-    """The folder in the hub's cache while the hub cannot be reached; else the name itself."""
+    """The folder in the hub's cache while the hub cannot be reached, or of a revision; else the name itself."""
     from huggingface_hub import snapshot_download
 
     known = cached_only(name)
-    return str(snapshot_download(name, **known)) if known else name
+    return str(snapshot_download(identifier(name), **revised(name), **known)) if known or revised(name) else name
 
 
 def _file(name: str, file: str, known: dict[str, Any]) -> str | None:
@@ -168,7 +198,7 @@ def _file(name: str, file: str, known: dict[str, Any]) -> str | None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
-        return str(hf_hub_download(name, file, **known))
+        return str(hf_hub_download(identifier(name), file, **revised(name), **known))
     except LocalEntryNotFoundError:
         if known:
             return None

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from act.core.errors import ActError, Unreachable, require_choice, require_type
+from act.core.errors import ActError, Missing, Unreachable, require_choice, require_type
 from act.core.extras import optional
+from act.core.near import is_local, near_path
 from act.models.architecture import built, class_of
 from act.models.calls import Reader, arguments_of, reader_by
-from act.models.hub import base_of, cached_only, folder_of, unreached
+from act.models.hub import base_of, cached_only, folder_of, identifier, revised, unreached
 from act.models.load_errors import reason
 from act.models.views import original
 
@@ -42,7 +43,7 @@ def load_model(
     """A language model in eval mode, of the class that its configuration names (see :mod:`act.models.architecture`).
 
     Args:
-        name: a folder in Hugging Face format, or a hub id.
+        name: a folder in Hugging Face format, or a hub id (``org/name``, or ``org/name@revision``).
         dtype: one of :data:`DTYPES`; ``auto`` keeps the checkpoint's.
         device: a torch device; ``auto`` is the first GPU, else the CPU.
         device_map: one of :data:`DEVICE_MAPS`: accelerate spreads the model over GPUs, the CPU's memory and the disk.
@@ -91,6 +92,8 @@ def load_model(
             "correct the number of layers there, or download or save it again"
         )
     placed: PreTrainedModel = (model if spread else model.to(device_named(device))).eval()
+    if revised(name):
+        placed.name_or_path = name  # for the provenance of what is made of it
     return placed
 
 
@@ -132,7 +135,7 @@ def load_config(name: str, dtype: str = "auto", *, trust_remote_code: bool = Fal
 
     def load(name: str, **options: Any) -> Any:
         base = base_of(name)
-        return AutoConfig.from_pretrained(base, **cached_only(base), **options)
+        return AutoConfig.from_pretrained(identifier(base), **revised(base), **cached_only(base), **options)
 
     config: PretrainedConfig = _loaded(load, "model", name, trust_remote_code)
     if dtype != "auto":
@@ -196,7 +199,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     from transformers import AutoTokenizer
 
     def load(name: str, **options: Any) -> Any:
-        return AutoTokenizer.from_pretrained(name, **cached_only(name), **options)
+        return AutoTokenizer.from_pretrained(identifier(name), **revised(name), **cached_only(name), **options)
 
     tokenizer: PreTrainedTokenizerBase = _loaded(load, "tokenizer", name, trust_remote_code)
     return tokenizer
@@ -224,10 +227,23 @@ def require_model(what: str, given: object) -> None:
 
 
 def require_place(name: str, what: str) -> None:
-    """Raise :class:`ActError` for a name that is neither a folder nor a possible hub id."""
-    if not Path(name).is_dir() and (Path(name).exists() or name.count("/") != 1 or name.startswith((".", "/"))):
-        raise ActError(
-            f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name"
+    """Raise :class:`ActError` for a name that is neither a folder nor that of something on the hub.
+
+    Where the folder around it is there, it is a misspelt folder, of which the hub is never asked.
+    """
+    if Path(name).is_dir():
+        return
+    if Path(name).is_file():
+        raise ActError(f"no such {what}: {name} is a file; expected its folder, in Hugging Face format")
+    if is_local(name) or identifier(name).count("/") != 1:
+        aside = (
+            f" (the hub is not asked for it, since {Path(name).parent} is a folder here)"
+            if name.count("/") == 1 and not name.startswith((".", "/", "~"))
+            else ""
+        )
+        raise Missing(
+            f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name{aside}",
+            near_path(name),
         )
 
 
@@ -255,8 +271,9 @@ def _model(name: str, **options: Any) -> Any:
 
     trusted, base = options["trust_remote_code"], base_of(name)
     known = cached_only(base)
-    config = AutoConfig.from_pretrained(base, trust_remote_code=trusted, **known)
-    return class_of(config, trust_remote_code=trusted).from_pretrained(name, **known, **options)
+    config = AutoConfig.from_pretrained(identifier(base), trust_remote_code=trusted, **revised(base), **known)
+    kind = class_of(config, trust_remote_code=trusted)
+    return kind.from_pretrained(identifier(name), **revised(name), **known, **options)
 
 
 def _loaded(load: Callable[..., Any], what: str, name: str, trust_remote_code: bool, **options: Any) -> Any:

@@ -53,15 +53,19 @@ def rich_table(profile: Profile) -> rich.table.Table:
 def frame(profile: Profile) -> pandas.DataFrame:
     """A data frame with one row per channel; see :meth:`act.Profile.to_frame`."""
     pandas = optional("pandas", "frame", "a data frame of channels")
-    if isinstance(profile, PairStatistics):
-        vectors = {**_vectors(profile.donor, "donor_"), **_vectors(profile.target, "target_")}
-        vectors |= {name: getattr(profile, name) for name in DIFFERENCES}
-        if profile.swapped:
-            vectors |= {**_vectors(profile.swap, "swap_"), **_vectors(profile.product, "product_")}
-    else:
-        vectors = _vectors(profile)
-    columns = {name: vector.cpu().numpy() for name, vector in vectors.items()}
+    columns = {name: vector.cpu().numpy() for name, vector in vectors_of(profile).items()}
     return pandas.DataFrame({**places(profile.space, torch.arange(len(profile.space))), **columns})
+
+
+def vectors_of(profile: Profile) -> dict[str, torch.Tensor]:
+    """The statistics of a profile by name, each float64 ``[N]``; see :meth:`act.Profile.to_frame`."""
+    if not isinstance(profile, PairStatistics):
+        return _vectors(profile)
+    vectors = {**_vectors(profile.donor, "donor_"), **_vectors(profile.target, "target_")}
+    vectors |= {name: getattr(profile, name) for name in DIFFERENCES}
+    if profile.swapped:
+        vectors |= {**_vectors(profile.swap, "swap_"), **_vectors(profile.product, "product_")}
+    return vectors
 
 
 def places(space: ChannelSpace, channels: torch.Tensor) -> dict[str, object]:

@@ -17,8 +17,9 @@ from act.models.channels import ChannelSpace
 from act.models.limits import trained_positions
 from act.models.prefix import why_unshared
 from act.profiles.moments import Moments
+from act.profiling.cluster import rounded
 from act.profiling.dtype_speed import float32_speed
-from act.profiling.plan import Shape, rounded
+from act.profiling.plan import Shape
 from act.taps.patches import Samples
 from act.taps.tapped import taps
 

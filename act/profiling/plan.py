@@ -1,14 +1,8 @@
-"""The predicted cost of a run: work, memory and time, from the model's configuration and known rates.
+"""The predicted work and memory of a run, by the model's configuration alone; :mod:`act.profiling.cluster` has times.
 
-For a run on ``n`` GPUs that each hold the weights and read a share of the corpus::
+A forward takes, in floating-point operations::
 
-    forward   = tokens · (2 · active weights + 4 · layers · heads · head size · half the length) / rate / n
-              + counted tokens · 2 · LM head / rate / n
-    tokenise  = tokens / (tokens per second and core · cores)        during the forward
-    read      = tokens · bytes per token / bandwidth of the storage  during the forward
-    load      = weights / bandwidth of the storage to one machine
-    reduce    = ceil(log2 n) · (arena / network bandwidth + 2 · arena / memory bandwidth)
-    wall time = load + max(forward, tokenise, read) + reduce
+    tokens · (2 · active weights + 4 · layers · heads · head size · half the length) + counted tokens · 2 · LM head
 """
 
 from __future__ import annotations
@@ -16,9 +10,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from typing import Any, TypedDict
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -36,19 +30,6 @@ RANK_VECTORS = 6  # of one float64 for each channel that a ranking, by any unit,
 STABLE_VECTORS = 2 * GROUPS // 2 + 16  # of channels looked at: float32 sums of all groups, and what a check needs
 HEADER_OBJECTS = 16  # what Python makes of a header, in its bytes
 EMBEDDINGS = "embed", "position"
-
-
-class ClusterTimes(TypedDict):
-    """Seconds by part; ``forward``, ``tokenise`` and ``read`` overlap, and the ``bottleneck`` is the longest part."""
-
-    load: float
-    forward: float
-    tokenise: float
-    read: float
-    reduce: float
-    wall: float
-    gpu_hours: float
-    bottleneck: str
 
 
 @dataclass(frozen=True)
@@ -246,79 +227,58 @@ _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "top_k_ex
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """The rates of a GPU, its machine and the network. These are assumptions, not measurements: replace them.
+class Fit:
+    """Whether a run fits in the memory of a device, and if not, the ways out.
 
     Attributes:
-        flops: floating-point operations per second of one GPU during a forward.
-        storage: bytes per second that the storage of the corpus delivers to all machines together.
-        load: bytes per second at which one machine loads weights.
-        network: bytes per second between two machines.
-        memory: bytes per second of the memory of a GPU.
-        tokenise: tokens per second of one core.
-        cores: cores per GPU.
-        bytes_a_token: bytes per token of the corpus on disk.
+        needs, has: bytes on each device.
+        ways: what could be done, each as the end of a sentence; none if it fits.
     """
 
-    flops: float = 400e12
-    storage: float = 5e9
-    load: float = 2e9
-    network: float = 25e9
-    memory: float = 2e12
-    tokenise: float = 5e5
-    cores: int = 8
-    bytes_a_token: float = 4.0
+    needs: int
+    has: int
+    ways: tuple[str, ...] = ()
 
-    def seconds(
-        self,
-        shape: Shape,
-        tokens: float,
-        counted: float | None = None,
-        *,
-        gpus: int = 1,
-        length: float = 1024,
-        pair: bool = False,
-        swap: bool = False,
-        gpus_a_model: int = 1,
-    ) -> ClusterTimes:
-        """Seconds by part, by the formulas in the docstring of this module.
+    @property
+    def fits(self) -> bool:
+        """Whether there is room."""
+        return self.needs <= self.has
+
+    @classmethod
+    def of(cls, parts: Mapping[str, int], has: int, token_budget: int, itemsize: int, gpus_a_model: int = 1) -> Fit:
+        """The fit of the :meth:`Shape.memory` of a run.
 
         Args:
-            shape: the figures of the model.
-            tokens: number of tokens, without padding.
-            counted: how many of them count; None: all.
-            gpus: number of GPUs.
-            length: tokens per row.
-            pair: whether two such models run.
-            swap: whether their outputs are swapped.
-            gpus_a_model: GPUs over which one copy of the weights is spread; they work one after the other.
+            parts: bytes by part.
+            has: bytes that a device has for them.
+            token_budget: tokens per batch, of which all parts but weights, moments and steps are in proportion.
+            itemsize: bytes per weight.
+            gpus_a_model: devices over which the weights are spread.
         """
-        models, copies = (2 if pair else 1), max(1, gpus // gpus_a_model)
-        work = shape.work(tokens, tokens if counted is None else counted, length, pair, swap)
-        arena = shape.arena(pair, swap)
-        steps = math.ceil(math.log2(copies)) if copies > 1 else 0
-        forward = work / self.flops / copies
-        tokenise = tokens / (self.tokenise * self.cores * gpus)
-        read = tokens * self.bytes_a_token / self.storage
-        load = models * shape.parameters * shape.itemsize / self.load
-        reduce = steps * (arena / self.network + 2 * arena / self.memory)
-        parts = {"load": load, "forward": forward, "tokenise": tokenise, "read": read, "reduce": reduce}
-        wall = load + max(forward, tokenise, read) + reduce
-        return {
-            "load": rounded(load),
-            "forward": rounded(forward),
-            "tokenise": rounded(tokenise),
-            "read": rounded(read),
-            "reduce": rounded(reduce),
-            "wall": rounded(wall),
-            "gpu_hours": rounded(wall * gpus / 3600),
-            "bottleneck": max(parts, key=lambda name: parts[name]),
-        }
+        fixed = sum(size for part, size in parts.items() if part in _FIXED)
+        weights = math.ceil(parts["weights"] / gpus_a_model)
+        rest = sum(parts.values()) - parts["weights"]
+        needs = weights + rest
+        if needs <= has:
+            return cls(needs, has)
+        ways = []
+        a_token = (rest - fixed) / token_budget
+        tokens = int((has - weights - fixed) / max(a_token, 1)) // 128 * 128
+        if tokens >= 128:
+            ways.append(f"in batches of {tokens:,} tokens (--token-budget {tokens})")
+        if itemsize > 2 and (needs - fixed) / 2 + fixed <= has:
+            ways.append("in half the width (--dtype bfloat16)")
+        room = has - rest
+        if room > 0:
+            count = math.ceil(parts["weights"] / room)
+            ways.append(
+                f"with the weights spread over {count} such devices (--device-map auto, --gpus-a-model {count})"
+            )
+        ways.append("with what does not fit on the CPU or disk, more slowly (--device-map auto)")
+        return cls(needs, has, tuple(ways))
 
 
-def rounded(value: float) -> float:
-    """Round to four significant digits."""
-    return float(f"{value:.4g}")
+_FIXED = ("moments", "moments before the batch", "a step to the donor", "logits")
 
 
 def attribution_forwards(recompute: bool = True) -> int:
@@ -329,8 +289,3 @@ def attribution_forwards(recompute: bool = True) -> int:
 def unmoved(space: ChannelSpace) -> dict[str, str]:
     """The reason for each parameter that no site covers, or not as a whole, by name."""
     return {} if space.coverage is None else dict(space.coverage.reasons)
-
-
-def assumptions(cluster: Cluster) -> dict[str, float]:
-    """The rates of a cluster as plain data."""
-    return asdict(cluster)

@@ -18,13 +18,14 @@ from pydantic import TypeAdapter
 from act.core.errors import ActError
 from act.core.files import written_whole
 from act.core.hashes import feed, hash_of
+from act.core.near import is_local
 from act.core.plain import checked, parsed_json
 from act.core.scratch import companion, reserved
 from act.data.encode import ENCODING
 from act.data.records import open_source
 from act.editing.copies import companions
 from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
-from act.models.hub import downloaded
+from act.models.hub import downloaded, identifier
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.corpora import Absent, chosen
 from act.recipes.kept import ENDING, Kept
@@ -320,7 +321,7 @@ def _corpus_content(place: str) -> str:
 
 def _model_content(name: str) -> str:
     folder = Path(name)
-    if not folder.exists() and name.count("/") == 1 and not name.startswith((".", "/")):
+    if not folder.exists() and identifier(name).count("/") == 1 and not is_local(name):
         folder = downloaded(name)
     if not (folder / "config.json").is_file():
         raise ActError(f"no such model: {name}; expected a folder in Hugging Face format (with a config.json)")

@@ -21,6 +21,7 @@ from torch import nn
 from act.core.counted import counted
 from act.core.errors import ActError, Unreachable
 from act.core.inputs import require_not_input
+from act.core.near import is_local
 from act.data.corpus import Corpus
 from act.data.parts import Part
 from act.data.records import is_cached, is_hub_id, open_source
@@ -31,8 +32,9 @@ from act.models.hub import has_weights, is_here, reachable
 from act.models.limits import default_token_budget
 from act.models.loading import device_named, empty_model, load_config, load_tokenizer
 from act.profiling.attribution import default_budget
+from act.profiling.cluster import Cluster
 from act.profiling.forward_speed import measure
-from act.profiling.plan import Cluster, Shape, attribution_forwards
+from act.profiling.plan import Shape, attribution_forwards
 from act.profiling.text_plan import tokens_of
 from act.ranking.demands import rankable
 from act.ranking.selection import parse_top
@@ -259,9 +261,6 @@ class _Check:
             raise Unreachable(name)
 
     def _output(self) -> None:
-        folder = self.recipe.folder.absolute().parent
-        if not folder.is_dir():
-            raise ActError(f"cannot write {self.recipe.output}: its folder does not exist; create it first")
         places = [self.recipe.records(name).place for name in self.recipe.corpora_used()]
         require_not_input(self.recipe.folder, map(self.recipe.at, [*self.recipe.models(), *places]))
 
@@ -298,7 +297,7 @@ class _Check:
     def see(self, name: str) -> None:
         """Read the configuration of a model."""
         place = self.recipe.at(name)
-        if not is_here(place) and "/" in name and not Path(place).exists():
+        if not is_here(place) and "/" in name and not Path(place).exists() and not is_local(place):
             self._require_hub(name)
         trusted = self.trust_remote_code
         empty = empty_model(load_config(place, self.recipe.dtype, trust_remote_code=trusted), trust_remote_code=trusted)

@@ -17,12 +17,14 @@ from act.core.errors import IN_PYTHON, ActError
 from act.core.files import require_output, written_whole
 from act.core.hashes import hash_of
 from act.core.plain_yaml import read_yaml
+from act.core.progress import Progress, silent
 from act.core.scratch import reserved, sweep
 from act.core.versions import versions
-from act.editing.model_card import write_card
+from act.editing.model_card import block, write_card
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
+from act.evaluation.results_table import figures_of, results_table
 from act.models.loading import load_tokenizer
 from act.recipes.cache import SCHEMA, Cache, clean, earlier_stages_of, size_of, stages_of
 from act.recipes.check import Needs, Room, check, room_for
@@ -108,7 +110,12 @@ class Report(TypedDict):
 
 
 def run(
-    recipe: Recipe, *, force: bool = False, say: Say = lambda step: None, trust_remote_code: bool = False
+    recipe: Recipe,
+    *,
+    force: bool = False,
+    say: Say = lambda step: None,
+    progress: Progress = silent,
+    trust_remote_code: bool = False,
 ) -> Report:
     """Run the stages of a recipe that no earlier run has done, write its output, and return the report.
 
@@ -116,6 +123,7 @@ def run(
         recipe: from :func:`read_recipe`.
         force: replace the output, even one that is up to date.
         say: told what is being done, one line per step.
+        progress: told how far a step is.
         trust_remote_code: whether Python code that a model brings along may run.
 
     Raises:
@@ -133,7 +141,7 @@ def run(
     >>> report["output"], [donor["strength"] for donor in report["donors"]]
     ('out', [0.4])
     """
-    return Run(recipe, say, trust_remote_code=trust_remote_code).execute(force=force)
+    return Run(recipe, say, progress=progress, trust_remote_code=trust_remote_code).execute(force=force)
 
 
 class Run:
@@ -146,13 +154,17 @@ class Run:
     """
 
     @in_words_of_the_file()
-    def __init__(self, recipe: Recipe, say: Say = lambda step: None, *, trust_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        say: Say = lambda step: None,
+        *,
+        progress: Progress = silent,
+        trust_remote_code: bool = False,
+    ) -> None:
         self.recipe = recipe
         self.say = say
         self.output = recipe.folder
-        parent = self.output.absolute().parent
-        if not parent.is_dir():
-            raise ActError(f"cannot write {self.output}: its folder does not exist; create it first")
         self.cache = Cache(recipe)
         if (earlier := earlier_stages_of(recipe)).is_dir():
             say(f"{earlier} is of an earlier version of act-profile, and not used; --clean removes it")
@@ -162,7 +174,7 @@ class Run:
         require_other_texts(recipe, self.cache.corpora)
         require_decoder(recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.at(recipe.target), trust_remote_code=trust_remote_code)
-        self.stages = Stages(recipe, self.cache, tokenizer, say, trust_remote_code=trust_remote_code)
+        self.stages = Stages(recipe, self.cache, tokenizer, say, progress=progress, trust_remote_code=trust_remote_code)
         for name in recipe.models()[1:]:
             if name in self.cache.absent:
                 continue
@@ -268,7 +280,7 @@ class Run:
             self.stages.write(result(self.recipe), folder)
             (folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
             self._write_resolved(folder)
-            self._write_card(folder)
+            self._write_card(folder, report)
             command = f"act-profile recipe {self.recipe.written.file or ''}".strip()
             put_page(page_of(self.recipe, self.stages, {**report}, command), folder / PAGE)
         return report
@@ -276,7 +288,7 @@ class Run:
     def _begin(self, last: StageName = "evaluate") -> None:
         if last == "evaluate":
             require_known_tasks(self.recipe)
-        self.cache.folder.mkdir(exist_ok=True)
+        self.cache.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.cache.folder)
         self.cache.record()
 
@@ -352,19 +364,27 @@ class Run:
         text = yaml.safe_dump({**self.recipe.resolved(), RUN: made}, sort_keys=False, allow_unicode=True)
         (folder / RESOLVED).write_text(text, encoding="utf-8")
 
-    def _write_card(self, folder: Path) -> None:
+    def _write_card(self, folder: Path, report: Report) -> None:
         recipe, swept = self.recipe, self.stages.sweep()
         found = self.stages.patch(result(recipe)).provenance
         donors = tuple(replace(donor, name=recipe.at(donor.name or "")) for donor in found.donors)
         said = [swept["card"]] if swept else []
         if recipe.tune:
             said.append(f"Afterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}.")
+        if report["results"]:
+            said.append(f"## Results\n\n{results_table(report['results'], report['comparisons'])}")
+        written = json.loads(json.dumps(recipe.model_dump(exclude_defaults=True)))
+        text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+        said.append(f"## The recipe\n\n{block(text, 'yaml')}")
+        made = result(recipe).name
         write_card(
             folder,
             recipe.at(recipe.target),
             replace(found, donors=donors),
             command="act-profile recipe",
             afterwards="\n\n".join(said),
+            corpora=[recipe.records(name).place for name in recipe.corpora_used()],
+            figures=[figure for row in report["results"] if row["model"] == made for figure in figures_of(row)],
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from act.core.files import MANIFEST, written_whole
+from act.core.progress import Progress, silent
 from act.data.corpus import Corpus
 from act.data.encode import Count
 from act.editing.donor import Donor as TransferDonor
@@ -31,6 +33,7 @@ from act.evaluation.harness import TaskFigure, run_tasks
 from act.models.loading import load_model
 from act.models.views import language_view
 from act.profiles.profile import Profile, load
+from act.profiling.observer import Observer
 from act.ranking.channel_set import ChannelSet
 from act.ranking.measured import measured_for
 from act.ranking.rank import rank
@@ -44,8 +47,27 @@ from act.recipes.variants import Variant, compared, result
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from act.data.batching import Batch
+    from act.profiling.job import Job
+    from act.profiling.run import Run
+
 Say = Callable[[str], None]
 """Called with what is being done, one line per step."""
+
+
+class _Told(Observer):
+    """Tells how many records a run has read."""
+
+    def __init__(self, doing: str, progress: Progress) -> None:
+        self._doing, self._progress, self._records = doing, progress, 0
+
+    def prepare(self, job: Job) -> None:
+        """See :class:`act.Observer`."""
+        self._records = job.records or 0
+
+    def after_batch(self, run: Run, batch: Batch) -> None:
+        """See :class:`act.Observer`."""
+        self._progress(self._doing, run.total.records, self._records)
 
 
 class Stages:
@@ -58,9 +80,11 @@ class Stages:
         tokenizer: PreTrainedTokenizerBase,
         say: Say,
         *,
+        progress: Progress = silent,
         trust_remote_code: bool = False,
     ) -> None:
         self._recipe, self._cache, self._tokenizer, self._say = recipe, cache, tokenizer, say
+        self._progress = progress
         self._trust_remote_code = trust_remote_code
         self._loaded: dict[str, nn.Module] = {}
         self._kept = Kept()
@@ -99,7 +123,9 @@ class Stages:
             self._say(f"{doing} {donor.model} and {target} on {corpus}")
             text = self._corpus(corpus, self._recipe.count)
             models = self._shared(donor.model), self._shared(target)
-            measured_for(self._recipe.score, *models, text, token_budget=self._recipe.token_budget).save(path)
+            told = [_Told(doing, self._progress)]
+            budget = self._recipe.token_budget
+            measured_for(self._recipe.score, *models, text, token_budget=budget, observers=told).save(path)
             self._kept.add(path)
         return load(path)
 
@@ -148,6 +174,7 @@ class Stages:
             profile = self.profile(donor, donor.corpus)
             kept = [self.profile(donor, corpus) for corpus in donor.kept] if looks else []
             self._say(f"trying {len(sweep.top)} shares of the channels at {len(sweep.strength)} strengths")
+            total, tried = 1 + len(sweep.top) * len(sweep.strength), itertools.count(1)
             choice = choose(
                 self._shared(donor.model),
                 self._shared(recipe.target),
@@ -160,6 +187,7 @@ class Stages:
                 metric=sweep.metric,
                 score=recipe.score,
                 keep_profiles=[*kept] or None,
+                report=lambda setting: self._progress("trying", next(tried), total),
                 **self._rules(donor, recipe.score),
             )
             self._write(path, {**choice.to_json(), "card": choice.card()})
@@ -201,6 +229,7 @@ class Stages:
             channels=channels,
             keep_adapter=settings.mode == "lora",
             checkpoints=checkpoints,
+            progress=self._progress,
         )
         source = self._recipe.at(self._recipe.target)
         if channels:
@@ -276,6 +305,7 @@ class Stages:
                 settings.metric,
                 max_new_tokens=settings.max_new_tokens,
                 token_budget=self._recipe.token_budget,
+                progress=self._progress,
             )
             self._write(self._cache.figures(variant, corpus), found.to_json())
 

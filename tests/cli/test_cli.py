@@ -312,7 +312,6 @@ BAD = {
         ],
         "strength is -0.4",
     ),
-    "no such folder": lambda f, t: (["rank", f / "pair.safetensors", "--output", t / "no" / "set"], "does not exist"),
     "unknown device": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--device", "tpu9"],
         "cannot use device",
@@ -347,7 +346,7 @@ BAD = {
     ),
     "checkpoints in the past": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--checkpoint-every", "-5"],
-        "Invalid value for '--checkpoint-every'",
+        "invalid value for '--checkpoint-every'",
     ),
     "configuration that is a list": lambda f, t: (
         ["pair", "--donor", of_config(t / "list", "[]"), "--target", f / "target", "--corpus", f / "ability.jsonl"],
@@ -361,7 +360,10 @@ BAD = {
         ["tune", "--model", f / "target", "--corpus", f / "ability.jsonl", "--lora-rank", "4"],
         "--lora-rank has no effect in mode full",
     ),
-    "no such option": lambda f, t: (["rank", f / "pair.safetensors", "--tops", "3%"], "No such option"),
+    "no such option": lambda f, t: (
+        ["rank", f / "pair.safetensors", "--tops", "3%"],
+        "no such option: --tops; see act-profile rank --help; did you mean --top?",
+    ),
 }
 
 

@@ -332,13 +332,29 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path, error, sentence):
 
 @pytest.mark.parametrize(
     ("output", "sentence"),
-    [("n" * 256, "File name too long"), ("no/out", "does not exist; create it first"), ("file/out", "does not exist")],
+    [("n" * 256, "File name too long"), ("file/out", "file is no folder"), ("file/a/out", "file is no folder")],
 )
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, output, sentence):
     (tmp_path / "file").touch()
     for require in (require_output, reserve_output):
         with pytest.raises(ActError, match=rf"cannot write {tmp_path}.*{sentence}"):
             require(tmp_path / output, force=True)
+
+
+def test_folders_on_the_way_are_made_and_go_again_if_nothing_is_written(tmp_path):
+    (tmp_path / "kept").mkdir()
+    for output in ("a/b/out", "kept/c/out"):
+        reserve_output(tmp_path / output, force=False)
+        assert (tmp_path / output).parent.is_dir()
+    with written_whole(tmp_path / "a" / "b" / "out") as path:
+        path.write_text("whole")
+    release_all()
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "a",
+        "a/b",
+        "a/b/out",
+        "kept",
+    ]
 
 
 def test_a_pipe_or_socket_is_never_replaced(tmp_path, monkeypatch):

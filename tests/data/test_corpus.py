@@ -116,9 +116,14 @@ def test_a_prompt_that_ends_inside_a_token_is_an_error():
         ({"messages": []}, "messages must be a list"),
         ({"prompt": "a", "completion": ""}, "has no answer: completion"),
         ({"text": ""}, "has no answer: text"),
-        ({"question": "a"}, r"got the keys \['question'\]"),
+        ({"question": "a"}, r"last message is by 'user'; add one, or count the tokens of prompts"),
+        ({"prompt": "a", "completon": " b"}, "completon may belong to the prompt"),
+        ({"promt": "a"}, r"got the keys \['promt'\].*--columns prompt=NAME"),
         ([1, 2], "expected a JSON object"),
-        ({"prompt": "a " * 50, "completion": " b"}, "the limit is 32"),
+        (
+            {"prompt": "a " * 50, "completion": " b"},
+            r"the limit is 32.*skip up to N such records \(--skip-bad-records N",
+        ),
     ],
 )
 def test_bad_records_are_named_with_their_line(record, message, tokenizer, tmp_path):
@@ -143,9 +148,9 @@ def test_malformed_json_and_bytes_are_named_with_their_line(tokenizer, tmp_path)
 def test_missing_empty_and_unknown_files(tokenizer, tmp_path):
     with pytest.raises(ActError, match="no such corpus"):
         Corpus.from_file(tmp_path / "none.jsonl", tokenizer)
-    (tmp_path / "corpus.csv").write_text("a")
-    with pytest.raises(ActError, match=r"expected \.jsonl or \.txt"):
-        Corpus.from_file(tmp_path / "corpus.csv", tokenizer)
+    (tmp_path / "corpus.docx").write_text("a")
+    with pytest.raises(ActError, match=r"expected a JSONL, JSON, CSV, TSV or text"):
+        Corpus.from_file(tmp_path / "corpus.docx", tokenizer)
     (tmp_path / "corpus.jsonl").write_text("\n\n")
     with pytest.raises(ActError, match="no token was counted"):
         list(batches_of(Corpus.from_file(tmp_path / "corpus.jsonl", tokenizer)))

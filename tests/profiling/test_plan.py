@@ -16,8 +16,9 @@ from act.data.corpus import Corpus
 from act.models.channels import ChannelSpace
 from act.models.loading import empty_model
 from act.profiling import dtype_speed
+from act.profiling.cluster import Cluster
 from act.profiling.forward_speed import measure, path_of
-from act.profiling.plan import Cluster, Shape, unmoved
+from act.profiling.plan import Shape, unmoved
 from act.profiling.text_plan import tokens_of
 
 

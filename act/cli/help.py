@@ -1,0 +1,67 @@
+"""How every command shows itself: options in groups, then examples, as wide as the terminal."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from act.cli import options
+from act.cli.logs import with_level
+
+WIDEST, NARROW = 110, 60  # columns; in fewer than the latter, what an option does stands below it
+FIRST = "Options"
+_LIST = re.compile(r"<list\[(\w+)\]>")  # of an option that its help calls repeatable
+
+
+def width() -> int:
+    """The width of help in columns: that of the terminal, within limits."""
+    return max(30, min(shutil.get_terminal_size().columns, WIDEST) - 1)
+
+
+class Command(TyperCommand):
+    """A command whose help has a section for each group of its options, and its examples as they are typed."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, and the options by group (:data:`act.cli.options.GROUPS`), the required ones first."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], FIRST: []}
+        groups |= {name: [] for name in options.GROUPS}
+        for parameter in sorted(self.get_params(ctx), key=lambda each: not each.required):
+            argument = parameter.param_type_name == "argument"
+            name = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else FIRST)
+            if parameter.name == "help":
+                name = options.OUTPUT
+            if record := parameter.get_help_record(ctx):
+                groups.setdefault(name, []).append((_LIST.sub(r"<\1>", record[0]), record[1]))
+        for name, rows in groups.items():
+            if rows:
+                with formatter.section(name):
+                    write_rows(formatter, rows)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples, which can be copied."""
+        if self.epilog:
+            with formatter.section("Examples"):
+                for line in self.epilog.strip().splitlines():
+                    formatter.write(f"  {line}\n" if line else "\n")
+
+
+def write_rows(formatter: Any, rows: list[tuple[str, str]]) -> None:
+    """Write names and what they mean, side by side where there is room."""
+    if formatter.width >= NARROW:
+        formatter.write_dl(rows, col_max=26)
+        return
+    for name, meaning in rows:
+        formatter.write_text(name)
+        formatter.indent()
+        formatter.write_text(meaning)
+        formatter.dedent()
+
+
+def add(group: typer.Typer, command: Callable[..., None], examples: str, name: str | None = None) -> None:
+    """Add a command to a group, with the options that all have."""
+    group.command(name, cls=Command, epilog=examples)(with_level(command, options.LogLevel))

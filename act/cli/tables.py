@@ -1,0 +1,66 @@
+"""Tables for people: no word is broken, whatever the width of the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table to stdout; all columns but the first are right-aligned.
+
+    Where it is too wide, its texts are broken between words; where that is not enough, each row becomes a paragraph.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console, cells = Console(), [[str(value) for value in row] for row in rows]
+    widths = _widths(columns, cells, console.width)
+    if widths is None and len(columns) > 2:
+        return _print_paragraphs(title, columns, cells)
+    table = Table(title=escape(title), title_justify="left")
+    for number, column in enumerate(columns):
+        width = widths[number] if widths else None
+        table.add_column(escape(column), justify="right" if number else "left", overflow="fold", width=width)
+    for row in cells:
+        table.add_row(*map(escape, row))
+    console.print(table)
+
+
+def filled(names: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of a table that have something in them."""
+    kept = [place for place, _ in enumerate(names) if any(row[place] for row in rows)]
+    return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
+
+
+def _print_paragraphs(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(title)
+    for row in rows:
+        print(row[0] or "-")
+        for column, value in zip(columns[1:], row[1:], strict=True):
+            if value:
+                print(f"  {column}: {value}" if column else f"  {value}")
+
+
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """The width of each column, such that no word is broken; None if there is not enough room."""
+    from rich.cells import cell_len
+
+    room = width - 3 * len(columns) - 1
+    texts = [[column, *(row[place] for row in rows)] for place, column in enumerate(columns)]
+    whole = [max(map(cell_len, each)) for each in texts]
+    least = [max(cell_len(word) for text in each for word in _words(text)) for each in texts]
+    if sum(least) > room:
+        return None
+    spare, found = room - sum(least), list(least)
+    for place in sorted(range(len(columns)), key=lambda place: whole[place] - least[place]):
+        more = min(spare, whole[place] - least[place])  # those that need little are whole, the longest is broken
+        found[place] += more
+        spare -= more
+    return found
+
+
+def _words(text: str) -> list[str]:
+    """The words of a text, of which a figure with its error is one."""
+    return [text] if "±" in text else text.split() or [""]

@@ -1,0 +1,39 @@
+"""What somebody may have meant: the nearest of some names, and of the files in a folder."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def meant(given: str, names: Iterable[str], most: int = 1) -> str:
+    """The end of an error message that offers the nearest names; empty if none is near.
+
+    >>> from act.core.near import meant
+    >>> meant("anwser", ["answer", "predict", "all"]), meant("xyz", ["answer"])
+    ('; did you mean answer?', '')
+    """
+    near = difflib.get_close_matches(given, [*names], most)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
+
+
+def near_path(place: str) -> str | None:
+    """What lies in the folder of a missing place and has almost its name, as that was given; None if nothing does."""
+    parent, name = os.path.split(place.rstrip("/"))
+    try:
+        there = {each.lower(): each for each in os.listdir(parent or ".") if not each.startswith(".")}
+    except OSError:
+        return None
+    near = difflib.get_close_matches(name.lower(), there, 1)
+    return os.path.join(parent, there[near[0]]) if near else None
+
+
+def is_local(place: str) -> bool:
+    """Whether a name that is not there is that of a file or folder, since the folder around it is there.
+
+    What is named ``checkpoints/last`` beside a folder ``checkpoints`` is never asked of the hub.
+    """
+    parent = Path(place).parent
+    return place.startswith((".", "/", "~")) or (parent != Path() and parent.is_dir())

@@ -1,0 +1,63 @@
+"""The model card of a light fine-tune."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from act.data.corpus import Corpus
+from act.editing.model_card import NOT_STATED, Card, Origin, block
+from act.editing.tune import Tuned, TuneSettings
+from act.ranking.channel_set import ChannelSet
+
+_TRAINED = {"full": "All weights", "rows": "The parameter rows of a channel set", "lora": "Low-rank adapters"}
+
+
+def tuned_card(
+    model: str,
+    tuned: Tuned,
+    settings: TuneSettings,
+    corpora: Sequence[Corpus],
+    channels: ChannelSet | None = None,
+    adapter: bool = False,
+    command: str = "act-profile tune",
+) -> str:
+    """The text of the card: what was trained on what, with which settings, to which loss.
+
+    Args:
+        model: the model that was tuned, by its folder or hub id.
+        corpora: what it was trained on, and what was mixed in.
+        channels: those whose rows were trained.
+        adapter: whether the adapter was kept.
+        command: what was typed.
+    """
+    origin = Origin.of(model)
+    kept = "kept beside it" if adapter else "merged into it"
+    how = f", {kept}" if settings.mode == "lora" else ""
+    rows = {
+        "records": f"{tuned.records:,} of {corpora[0].name}",
+        **({"records mixed in": f"{tuned.replayed:,} of {corpora[1].name}"} if len(corpora) > 1 else {}),
+        "steps": f"{tuned.steps:,}, of {settings.batch_size} records",
+        "values trained": f"{tuned.trained_values:,}",
+        "loss per token at the end": f"{tuned.loss:.3f}",
+        **({"channels": f"{len(channels):,}, chosen by {channels.rule}"} if channels else {}),
+    }
+    said = {key: value for key, value in asdict(settings).items() if value is not None}
+    table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    licence = "" if origin.licence == NOT_STATED else f", under its licence, {origin.licence}"
+    body = [
+        f"{_TRAINED[settings.mode]} of {origin.link} were trained lightly by "
+        f"[act-profile](https://pypi.org/project/act-profile/){how}{licence}.",
+        "",
+        *table,
+        "",
+        "Made by:",
+        "",
+        block(command, "bash"),
+        "",
+        "Settings:",
+        "",
+        block("\n".join(f"{name}: {value}" for name, value in said.items()), "yaml"),
+    ]
+    names = [corpus.name for corpus in corpora]
+    return str(Card(f"{origin.title}, tuned", [origin], "\n".join(body), ["fine-tune"], names, adapter=adapter))

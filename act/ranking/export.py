@@ -1,0 +1,102 @@
+"""Profiles and channel sets as tables for other programs: CSV or Parquet, one row for each channel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from act.core.errors import ActError
+from act.core.files import written_whole
+from act.core.near import meant
+from act.core.tensor_files import kind_of
+from act.models.channels import ChannelSpace
+from act.profiles.profile import Profile, load
+from act.profiles.tables import vectors_of
+from act.ranking.channel_set import ChannelSet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ENDINGS = (".csv", ".parquet")
+
+
+def require_table(path: Path) -> None:
+    """Raise :class:`ActError` unless the name of a file ends as that of a table."""
+    if path.suffix not in ENDINGS:
+        raise ActError(
+            f"the table {path} ends with {path.suffix or 'nothing'}; expected {' or '.join(ENDINGS)}"
+            f"{meant(path.suffix, ENDINGS)}"
+        )
+
+
+def read(path: Path) -> Profile | ChannelSet:
+    """The profile or channel set in a file; raises :class:`ActError` if it holds neither."""
+    return ChannelSet.load(path) if kind_of(path) == "act-channels" else load(path)
+
+
+def export(held: Profile | ChannelSet, path: str | Path, *, force: bool = False) -> int:
+    """Write a row for each channel: its index, site, kind, layer and row there, and its statistics, or its score.
+
+    Args:
+        held: a profile of any kind, or a channel set, of which the chosen channels are written.
+        path: a file that ends with ``.csv`` or ``.parquet``.
+        force: replace the file if it exists.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        ActError: the file exists and ``force`` is False; another ending.
+
+    >>> from act.ranking.export import export
+    >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=3)
+    >>> export(channels, "channels.csv")
+    3
+    >>> open("channels.csv").readline()
+    '"channel","site","kind","layer","row","score"\\n'
+    """
+    path = Path(path)
+    require_table(path)
+    if isinstance(held, ChannelSet):
+        index, values = held.index, {"score": held.scores}
+    else:
+        index, values = torch.arange(len(held.space)), vectors_of(held)
+    table = _table(held.space, index, values)
+    with written_whole(path, force=force) as temporary:
+        _writer(path)(table, temporary)
+    return len(index)
+
+
+def _table(space: ChannelSpace, index: torch.Tensor, values: Mapping[str, torch.Tensor]) -> pa.Table:
+    import pyarrow as pa
+
+    parts = [(site, rows) for site, rows in space.split(index) if len(rows)]
+    counts = torch.tensor([len(rows) for _, rows in parts], dtype=torch.int64)
+    owner = torch.arange(len(parts)).repeat_interleave(counts).numpy()
+
+    def of_sites(values: list[object], kind: pa.DataType) -> pa.Array:
+        return pa.array(values, kind).take(pa.array(owner))
+
+    rows = torch.cat([index.new_empty(0), *(rows for _, rows in parts)])
+    columns = {
+        "channel": pa.array(index.numpy()),
+        "site": of_sites([site.name for site, _ in parts], pa.string()),
+        "kind": of_sites([site.kind for site, _ in parts], pa.string()),
+        "layer": of_sites([site.layer for site, _ in parts], pa.int64()),
+        "row": pa.array(rows.numpy()),
+        **{name: pa.array(vector.cpu().numpy()) for name, vector in values.items()},
+    }
+    return pa.table(columns)
+
+
+def _writer(path: Path) -> Callable[[pa.Table, Path], None]:
+    if path.suffix == ".parquet":
+        from pyarrow.parquet import write_table
+
+        return lambda table, file: write_table(table, file)
+    from pyarrow.csv import write_csv
+
+    return lambda table, file: write_csv(table, file)

@@ -1,0 +1,121 @@
+"""``--help`` of every command, completion, and what a person mistypes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import typing
+
+import pytest
+import typer
+from command_line import act_profile
+
+from act import cli
+from act.cli import options
+from act.data.encode import AnswerTurns, Count
+from act.editing.rows import Overlap
+from act.editing.tune import Mode
+from act.evaluation.exercises import Metric
+from act.models.loading import DEVICE_MAPS, DTYPES
+from act.ranking.attributed import Cost
+from act.ranking.granularity import Granularity
+from act.ranking.normalize import Normalize
+from act.ranking.selection import Scope
+from act.recipes.schema import StageName
+
+COMMANDS = [
+    *(name for name in cli.COMMANDS if name != "patch"),
+    *(f"patch {n}" for n in ("apply", "revert", "show", "compose")),
+]
+CHOICES = {
+    options.COUNTS: Count,
+    options.TURNS: AnswerTurns,
+    options.METRICS: Metric,
+    options.NORMALIZE: Normalize,
+    options.SCOPES: Scope,
+    options.UNITS: Granularity,
+    options.COSTS: Cost,
+    options.OVERLAPS: Overlap,
+    options.MODES: Mode,
+    options.STAGES: StageName,
+}  # fmt: skip
+
+
+def command_of(words: list[str]):
+    """The command that words begin with, and the rest of them."""
+    command = typer.main.get_command(cli.app)
+    context = command.make_context("act-profile", [], resilient_parsing=True)
+    while words and (found := getattr(command, "get_command", lambda *_: None)(context, words[0])):
+        command, words = found, words[1:]
+    return command, words
+
+
+def shown(*words: str, columns: int = 80) -> str:
+    return act_profile(*words, "-h", env={"COLUMNS": str(columns)}).stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_two_examples_that_it_understands(name):
+    command, _ = command_of(name.split())
+    examples = command.epilog.replace("\\\n", " ").strip().splitlines()
+    assert len(examples) >= 2 and max(map(len, command.epilog.splitlines())) <= 78
+    for example in examples:
+        for line in example.split(" > ")[0].split(" && "):
+            called, words = command_of(shlex.split(line)[1:])
+            called.make_context("x", words)  # raises for an option that is not there
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_help_has_groups_and_choices_and_keeps_to_the_width(columns):
+    text = shown("pair", columns=columns)
+    headings = [line for line in text.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [f"{name}:" for name in (*options.GROUPS, "Examples")]
+    assert "--count answer|predict|all|prompt" in text and "--version" not in text
+    prose = text.partition("Examples:")[0].splitlines()
+    assert max(map(len, prose)) <= max(columns, 64)  # the longest name of an option with its choices
+    assert max(map(len, prose)) > 80 or columns < 200
+    assert act_profile("pair", "--help", env={"COLUMNS": str(columns)}).stdout == text
+
+
+def test_the_choices_of_the_help_are_those_of_the_library():
+    assert {choices: typing.get_args(known) for choices, known in CHOICES.items()} == {one: one for one in CHOICES}
+    assert options.DTYPES == DTYPES and options.DEVICE_MAPS == DEVICE_MAPS
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["act-profile", "eva"], {"evaluate"}),
+        (["act-profile", "run", "--cou"], {"--count"}),
+        (["act-profile", "run", "--count", "p"], {"predict", "prompt"}),
+        (["act-profile", "plan", "--gpu", "h"], {"h100", "h100-pcie", "h200"}),
+        (["act-profile", "patch", "co"], {"compose"}),
+    ],
+)
+def test_the_shell_completes_commands_options_and_choices(words, expected):
+    asked = {"_ACT_PROFILE_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(words) - 1)}
+    assert set(act_profile(env=asked).stdout.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["rnk"], "no such command 'rnk'. Did you mean 'rank', 'run'? See act-profile --help"),
+        (["rank", "x", "--scoer", "paired"], "no such option: --scoer; see act-profile rank --help; did you mean --score?"),
+        (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),
+        (["run", "--model", "m"], "missing option '--corpus'"),
+        (["patch", "show"], "missing argument"),
+        (["plan", "--model", "m", "--tokens", "many"], "invalid value for '--tokens'"),
+    ],
+)  # fmt: skip
+def test_what_is_mistyped_is_one_sentence(words, sentence):
+    result = act_profile(*words)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith(f"error: {sentence}") and result.stderr.count("\n") == 1, result.stderr
+    as_json = act_profile(*words, "--json")
+    assert json.loads(as_json.stdout) == {"error": as_json.stderr[len("error: ") : -1], "exit_code": 2}
+
+
+def test_without_a_command_the_help_is_shown():
+    result = act_profile()
+    assert result.returncode == 2 and "Begin with:\n  act-profile demo\n" in result.stderr
