@@ -124,13 +124,14 @@ def command(
             progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
 
         grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}
-        models = [
+        giving, taking = (
             load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             for name in (donor, target)
-        ]
+        )
         measured = load(profile)
         found = sweep(
-            *models,
+            giving,
+            taking,
             measured,
             judge,
             **grid,  # type: ignore[arg-type]
@@ -142,7 +143,7 @@ def command(
             key: value for key, value in by.ranking.items() if key in ("scope", "granularity", "include", "exclude")
         }
         tried = {
-            name: swept_control(cast("Control", name), *models, measured, judge, found, report=report, **parts)
+            name: swept_control(cast("Control", name), giving, taking, measured, judge, found, report=report, **parts)
             for name in controls
         }
     best = found.frontier

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 2048
+SKIPPING = "; run, pair and attribute skip up to N such records with --skip-bad-records N"
 CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
 IMAGES_IN_CHUNK = 8  # records with images, which take megabytes each
 UNKNOWN = 0.1  # share of the tokens
@@ -512,7 +513,7 @@ class Corpus:
             return result
         return ActError(
             f"the record has {length} tokens and the limit is {self.max_length}; raise the maximum length "
-            "(--max-length), shorten the record, or skip up to N such records (--skip-bad-records N)"
+            f"(--max-length), or shorten the record{SKIPPING}"
         )
 
 

@@ -223,7 +223,7 @@ def open_source(corpus: str | Path) -> Source:
         return Files(found, name)
     if is_hub_id(name):
         return _hub(name)
-    raise Missing(f"no such corpus: {name}; {EXPECTED}", near_path(name))
+    raise Missing(f"no such corpus: {name}; there is no such file or folder", near_path(name))
 
 
 def _records_in(folder: Path) -> list[Path]:

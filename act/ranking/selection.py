@@ -220,7 +220,8 @@ def parse_top(share: str | float, name: str = "top", of: str = "the channels") -
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise ActError(f"{name} is {share}; expected a share of {of} above 0 and up to 100%, such as 5% or 0.05")
+        meant = f"; did you mean {value:g}%, or {value:g} of them (--count {value:g})?" if 1 < value <= 100 else ""
+        raise ActError(f"{name} is {share}; expected a share of {of} above 0 and up to 100%, such as 5% or 0.05{meant}")
     return value
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from act.core.errors import ActError
+from act.data.corpus import SKIPPING
 from act.recipes.schema import Donor, Evaluating, Recipe, Records, Sweeping, Tuning
 
 _OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
@@ -19,7 +20,7 @@ def in_words_of_the_file() -> Iterator[None]:
     try:
         yield
     except ActError as error:
-        said = _OPTION.sub(_key, str(error))
+        said = _OPTION.sub(_key, str(error).replace(SKIPPING, ""))
         if said == str(error):
             raise
         raise type(error)(said) from error

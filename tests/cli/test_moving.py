@@ -104,7 +104,7 @@ def test_two_donors_with_strengths_by_pattern(folder, tmp_path, overlap):
     assert succeed("transfer", *models, *options, "--in-memory", "--output", in_memory)["path"] == "memory"
     assert same(tensors(in_memory), tensors(output))
     card = (output / "README.md").read_text()
-    assert "base_model" in card and card.count("| donor |") == 2 and patch.provenance.after in card
+    assert "- ability-transfer" in card and card.count("| donor |") == 2 and patch.provenance.after in card
 
 
 def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_path):

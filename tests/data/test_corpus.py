@@ -122,7 +122,7 @@ def test_a_prompt_that_ends_inside_a_token_is_an_error():
         ([1, 2], "expected a JSON object"),
         (
             {"prompt": "a " * 50, "completion": " b"},
-            r"the limit is 32.*skip up to N such records \(--skip-bad-records N",
+            "the limit is 32.*skip up to N such records with --skip-bad-records N",
         ),
     ],
 )

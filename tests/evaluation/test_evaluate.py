@@ -287,7 +287,7 @@ def test_what_is_printed_of_evaluations_and_comparisons(tokenizer):
     corpus = act.Corpus.from_records(CHOICE, tokenizer, name="<choices>")
     before, after = (act.evaluate(tiny_model("llama", seed), corpus, name=name) for seed, name in ((3, "a"), (4, "b")))
     assert re.fullmatch(
-        r"<Evaluation of a on <choices>: 4 records, right choices \d+\.0 ± \d+\.\d %, NLL \d\.\d{3} ± \d\.\d{3} per token>",
+        r"<Evaluation of a on <choices>: 4 records, right choices \d+\.0 ± \d+\.\d % \(chance 33\.3 %, majority 50\.0 %\), NLL \d\.\d{3} ± \d\.\d{3} per token>",
         repr(before),
     )
     assert "<choices>" not in before._repr_html_() and "&lt;choices&gt;" in before._repr_html_()

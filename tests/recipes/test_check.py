@@ -113,7 +113,6 @@ def test_numbers_of_tokens_are_scaled_up(folder):
             "there is frage, antwort",
         ),
         ({"target": "nothing"}, "no such model: nothing"),
-        ({"output": "a/b"}, "its folder does not exist"),
         (
             {"donor": [{"model": "donor", "corpus": "german.jsonl"}], "corpora": {}},
             "got the keys ['antwort', 'frage']",
@@ -150,13 +149,11 @@ def away(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["qwen2.5-math-1.5b-german", "merge-three-qwen2.5-1.5b"])
-def test_a_hub_that_cannot_be_reached_is_no_mistake(name, tmp_path, monkeypatch, away, capsys):
+def test_a_hub_that_cannot_be_reached_is_no_mistake(name, tmp_path, monkeypatch, away, capsys, caplog):
     monkeypatch.chdir(tmp_path)
     command(READY / f"{name}.yaml", check=True)
-    said = capsys.readouterr()
-    assert (
-        said.err.count("the hub cannot be reached") == 1 and "nothing is wrong with what could be checked" in said.out
-    )
+    assert caplog.text.count("the hub cannot be reached") == 1
+    assert "nothing is wrong with what could be checked" in capsys.readouterr().out
     needs = check(read_recipe(READY / f"{name}.yaml"))
     assert "Qwen/Qwen2.5-1.5B" in needs["unchecked"][0] and "openai/gsm8k:main:train" in needs["unchecked"][0]
     assert needs["stages"] == [] == needs["models"]

@@ -1,0 +1,177 @@
+"""What a person mistakes: swapped models, wrong folders, odd numbers, and where a command runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import act_profile, succeed
+from support import tiny_model
+
+import act
+from act.cli import slow
+from act.core.near import near_path
+from act.editing.strength import warn_of_strength
+from act.evaluation.sides import sides_of
+from act.models.channels import ChannelSpace
+from act.models.loading import load_model
+from act.ranking.channel_set import ChannelSet
+
+ROWS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer) -> Path:
+    path = tmp_path_factory.mktemp("guards")
+    for seed, name in enumerate(("models/donor", "models/target")):
+        tiny_model("llama", seed).save_pretrained(path / name)
+        tokenizer.save_pretrained(path / name)
+    (path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+def of(folder: Path, donor: str = "donor", target: str = "target") -> list[object]:
+    return ["--donor", folder / "models" / donor, "--target", folder / "models" / target]
+
+
+def test_a_misspelt_folder_is_never_asked_of_the_hub(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: pytest.fail("the hub was asked"))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda *_, **__: pytest.fail("the hub was asked"))
+    for name, sentence in {
+        "models/Doner": "the hub is not asked for it, since models is a folder here.*did you mean models/donor?",
+        "models": "it has no config.json; give its folder",
+        "models/donor/config.json": "is a file; expected its folder",
+        "./models/targt": "no such model.*did you mean ./models/target?",
+        "doner": "no such model: doner; expected a folder",
+    }.items():
+        with pytest.raises(act.ActError, match=sentence):
+            load_model(name)
+    with pytest.raises(act.ActError, match=r"no such corpus: models/doner.*did you mean models/donor\?"):
+        act.Corpus.from_file("models/doner", None)
+    assert near_path("A.JSONL") == "a.jsonl" and near_path("models/nothing like it") is None
+
+
+def test_models_that_look_swapped_are_warned_of(folder, tmp_path):
+    better = load_model(str(folder / "models" / "donor"))
+    corpus = act.Corpus.from_file(folder / "a.jsonl", act_tokenizer(folder))
+    with torch.enable_grad():
+        settings = act.TuneSettings(steps=6, batch_size=4, learning_rate=5e-3)
+        act.tune(better, corpus, settings)
+    better.save_pretrained(tmp_path / "better")
+    act_tokenizer(folder).save_pretrained(tmp_path / "better")
+    models = {"better": str(tmp_path / "better"), "worse": str(folder / "models" / "donor")}
+    for donor, target in (("better", "worse"), ("worse", "better")):
+        given = ["pair", "--donor", models[donor], "--target", models[target], "--corpus", folder / "a.jsonl"]
+        said = act_profile(*given, "--output", tmp_path / f"{donor}.safetensors").stderr
+        assert "info: loss on 23 counted tokens of the first 4 records: donor" in said
+        assert ("donor and target are swapped" in said) == (donor == "worse")
+    sides = sides_of(load_model(models["better"]), load_model(models["worse"]), corpus)
+    evaluated = [act.evaluate(load_model(models[name]), corpus, "nll").summary() for name in ("better", "worse")]
+    assert [sides.donor, sides.target] == pytest.approx([one["nll_per_token"] for one in evaluated])
+    assert sides.tokens == evaluated[0]["tokens"] and not sides.swapped
+
+
+def act_tokenizer(folder: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder / "models" / "donor")
+
+
+def test_a_set_of_one_kind_and_a_large_strength_are_warned_of(folder, tmp_path):
+    succeed("pair", *of(folder), "--corpus", folder / "a.jsonl", "--output", tmp_path / "p.safetensors")
+    said = act_profile("rank", tmp_path / "p.safetensors", "--output", tmp_path / "s.safetensors").stderr
+    assert "of the set are of one kind, norm" in said and "--normalize std" in said
+    spread = ["--normalize", "std", "--output", tmp_path / "t.safetensors"]
+    assert "of one kind" not in act_profile("rank", tmp_path / "p.safetensors", *spread).stderr
+    moved = ["transfer", *of(folder), "--channels", tmp_path / "s.safetensors"]
+    for strength, warned in (("1.4", False), ("1.6", True)):
+        said = act_profile(*moved, "--strength", strength, "--output", tmp_path / strength).stderr
+        assert ("goes 1.6 times as far as the donor" in said) == warned
+    quiet = act_profile(*moved, "--strength", "2", "--log-level", "error", "--output", tmp_path / "quiet").stderr
+    assert quiet == ""
+    warn_of_strength(0.5)
+
+
+def test_a_top_without_a_percent_sign_is_explained(folder, tmp_path):
+    succeed("pair", *of(folder), "--corpus", folder / "a.jsonl", "--output", tmp_path / "p.safetensors")
+    result = act_profile("rank", tmp_path / "p.safetensors", "--top", "5", "--output", tmp_path / "s")
+    assert result.returncode == 2 and "did you mean 5%, or 5 of them (--count 5)?" in result.stderr
+
+
+def test_half_a_width_is_warned_of_where_it_is_slower(monkeypatch, caplog):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32, dtype=torch.bfloat16))
+    slow._warn.cache_clear()
+    monkeypatch.setattr("act.profiling.dtype_speed.float32_speed", lambda *_: 3.0)
+    slow.warn_of_half(model)
+    assert not caplog.records  # too small to wait for
+    monkeypatch.setattr(slow, "SMALL", 1000)
+    slow.warn_of_half(model)
+    slow.warn_of_half(model.float())
+    (record,) = caplog.records
+    assert "3.0 times as fast in float32 as in bfloat16" in record.message
+
+
+def test_more_than_the_positions_is_warned_of(folder, caplog):
+    from act.data import corpus as corpora
+
+    corpora._warn_beyond.cache_clear()
+    text = act.Corpus.from_file(folder / "a.jsonl", act_tokenizer(folder), max_length=1000)
+    for _ in range(2):
+        text.for_models(tiny_model("llama"))
+    (record,) = caplog.records
+    assert "1,000 tokens, and the model's configuration has 256 positions" in record.getMessage()
+
+
+def command(*words: object, env: dict[str, str] | None = None, **options):
+    """A real process, whose locale, home and pipes are its own."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("HOME", "LC_ALL", "LANG", "PYTHONUTF8")}
+    return subprocess.run(
+        [sys.executable, "-m", "act", *map(str, words)], env={**kept, **(env or {})}, capture_output=True, **options
+    )
+
+
+def test_spans_in_a_plain_locale_and_without_a_home(tmp_path, tokenizer):
+    name = "mödel ü 数学"
+    (tmp_path / name).mkdir()
+    tiny_model("llama").save_pretrained(tmp_path / name)
+    tokenizer.save_pretrained(tmp_path / name)
+    (tmp_path / "ä b.jsonl").write_text(json.dumps({"prompt": "ö", "completion": " ß数"}), encoding="utf-8")
+    given = ["run", "--model", tmp_path / name, "--corpus", tmp_path / "ä b.jsonl", "--show-spans", "1"]
+    shown = command(*given, env={"LC_ALL": "C"})
+    assert shown.returncode == 0 and shown.stdout.decode() == "ö[[ ß数</s>]]\n", shown.stderr
+    as_json = command(*given, "--json", env={"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"})
+    assert json.loads(as_json.stdout)["spans"][""][0][1] == {"text": " ß数</s>", "counted": True}
+
+
+def test_a_pipe_that_closes_ends_the_command_quietly():
+    script = f"{sys.executable} -m act plan --help | head -c 10; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert ended.stdout == "Usage: pyt" and ended.stderr == "" and ended.returncode in (0, 1)
+
+
+def test_the_set_that_a_csv_is_of_and_a_profile(folder, tmp_path):
+    succeed("pair", *of(folder), "--corpus", folder / "a.jsonl", "--output", tmp_path / "p.safetensors")
+    table = tmp_path / "new" / "s.csv"
+    succeed("rank", tmp_path / "p.safetensors", "--output", tmp_path / "s.safetensors", "--csv", table)
+    chosen = ChannelSet.load(tmp_path / "s.safetensors")
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    assert rows[0] == ['"channel"', '"site"', '"kind"', '"layer"', '"row"', '"score"']
+    assert [int(row[0]) for row in rows[1:]] == chosen.index.tolist()
+    assert [float(row[5]) for row in rows[1:]] == chosen.scores.tolist()
+    assert succeed("export", tmp_path / "p.safetensors", "--output", tmp_path / "p.parquet")["rows"] == len(
+        chosen.space
+    )
+    import pyarrow.parquet
+
+    columns = pyarrow.parquet.read_table(tmp_path / "p.parquet")
+    pair = act.load(tmp_path / "p.safetensors")
+    assert columns["mean_abs_diff"].to_pylist() == pair.mean_abs_diff.tolist()
+    assert columns["site"].to_pylist()[5] == next(iter(ChannelSpace.from_model(tiny_model("llama")))).name
+    wrong = act_profile("export", tmp_path / "p.safetensors", "--output", tmp_path / "p.cvs")
+    assert wrong.returncode == 2 and "did you mean .csv?" in wrong.stderr

@@ -1,0 +1,159 @@
+"""Model cards, and their way to the hub: a local stand-in of its API."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub
+import pytest
+from huggingface_hub import ModelCard
+from packaging.version import Version
+from support import chosen, tiny_model
+
+import act
+from act.editing.model_card import Card, Figure, Origin, hub_id_of, licence_of
+from act.editing.publishing import push, require_repository
+from act.editing.tuned_card import tuned_card
+from act.evaluation.results_table import figures_of, results_table
+from act.models.channels import ChannelSpace
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as an upload asks for; files go into the commit, none to a store of large files."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        if not self.headers.get("authorization", "").endswith("hf_right"):
+            return self._answer({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/whoami-v2":
+            return self._answer({"name": "somebody", "type": "user", "auth": {"accessToken": {"role": "write"}}})
+        self._answer({"id": "org/mended", "sha": "a" * 40, "siblings": []})
+
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"] or 0))
+        self.server.asked.append(self.path)
+        here = f"http://127.0.0.1:{self.server.server_port}/org/mended"
+        if not self.headers.get("authorization", "").endswith("hf_right"):
+            return self._answer({"error": "Invalid username or password."}, 401)
+        if self.path == "/api/repos/create":
+            self.server.created.append(json.loads(body))
+            return self._answer({"url": here, "name": "org/mended", "id": "org/mended"})
+        if self.path == "/api/validate-yaml":
+            return self._answer({"errors": [], "warnings": []})
+        if "/preupload/" in self.path:
+            files = [
+                {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for one in json.loads(body)["files"]
+            ]
+            return self._answer({"files": files})
+        if self.path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return self._answer({"commitUrl": f"{here}/commit/{'b' * 40}", "commitOid": "b" * 40})
+        self._answer({}, 404)
+
+    def _answer(self, data, status=200):
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    if Version(huggingface_hub.__version__) < Version("1.0"):
+        pytest.skip("this version of huggingface_hub keeps the address of the hub")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.asked, server.created, server.files = [], [], {}
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_folder_is_pushed_as_it_was_written(hub, tmp_path):
+    (tmp_path / "README.md").write_text("---\nlibrary_name: transformers\n---\n# A model")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / ".act-profile").write_text("README.md\n")
+    require_repository("org/mended")
+    push(tmp_path, "org/mended")
+    assert hub.created[0]["name"] == "mended" and hub.created[0]["organization"] == "org"
+    assert hub.created[0].get("private", hub.created[0].get("visibility") == "private")
+    assert {name: bytes(content) for name, content in hub.files.items()} == {
+        "README.md": (tmp_path / "README.md").read_bytes(),
+        "model.safetensors": b"weights",
+    }
+
+
+def test_who_may_not_push_is_told_before_any_work(hub, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(act.ActError, match=r"cannot push to org/mended: .*log in with a token that may write"):
+        require_repository("org/mended")
+    with pytest.raises(act.ActError, match=r"was written, but not pushed to org/mended: .*hf upload org/mended"):
+        push(tmp_path, "org/mended")
+    with pytest.raises(act.ActError, match="expected a name such as org/name"):
+        require_repository("mended")
+    assert not hub.created
+
+
+def test_origins_are_named_by_their_hub_id_and_licence(tmp_path):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    other = tmp_path / "other"
+    other.mkdir()
+    assert hub_id_of(snapshot) == "org/name" and hub_id_of(other) is None
+    assert (licence_of(snapshot), licence_of(other), licence_of(tmp_path / "none")) == (
+        "apache-2.0",
+        *["not stated"] * 2,
+    )
+    origins = [Origin.of(snapshot), Origin.of("org/donor@v1")]
+    figures = [Figure("german", "exact match", 0.4, "40.0 ± 5.0")]
+    text = str(Card("mended", origins, "body", ["merge"], ["org/texts:de:train", "german.jsonl"], figures))
+    data = ModelCard(text).data
+    assert data.base_model == ["org/name", "org/donor"] and data.datasets == ["org/texts"]
+    assert data.license is None and "merge" in data.tags and data.library_name == "transformers"
+    assert [(one.dataset_name, one.metric_value) for one in data.eval_results] == [("german", 0.4)]
+    assert ModelCard(str(Card("one", origins[:1], ""))).data.license == "apache-2.0"
+    assert "AutoPeftModelForCausalLM" in str(Card("adapter", origins[:1], "", adapter=True))
+
+
+def test_the_card_of_a_tune_has_what_it_was(tokenizer):
+    corpus = act.Corpus.from_records([{"prompt": "a", "completion": " b"}] * 4, tokenizer, name="org/texts:train")
+    settings = act.TuneSettings(mode="rows", steps=2, batch_size=2)
+    channels = chosen(ChannelSpace.from_model(tiny_model("llama")), 0.1)
+    tuned = act.tune(tiny_model("llama"), corpus, settings, channels=channels)
+    text = tuned_card("org/name", tuned, settings, [corpus], channels, command="act-profile tune --steps 2")
+    assert "[org/name](https://huggingface.co/org/name)" in text and "act-profile tune --steps 2" in text
+    assert f"| loss per token at the end | {tuned.loss:.3f} |" in text and "learning_rate: 0.0001" in text
+    data = ModelCard(text).data
+    assert data.base_model == ["org/name"] and data.datasets == ["org/texts"] and "fine-tune" in data.tags
+
+
+def test_results_have_errors_and_chance_beside_them(tokenizer):
+    rows = [{"prompt": f"Which?\nA. {word}\nB. x\nAnswer:", "completion": " A"} for word in ("a", "b", "c")]
+    corpus = act.Corpus.from_records(rows, tokenizer, name="choices")
+    found = [act.evaluate(tiny_model("llama", seed), corpus, name=name) for seed, name in ((0, "target"), (1, "act"))]
+    table = results_table([one.summary() for one in found], [act.compare(*found).summary()])
+    lines = table.splitlines()
+    assert "| choices | act |" in lines[3] and "± " in lines[3] and "| 50.0 | 100.0 |" in lines[3]
+    assert lines[2].endswith("|  |") and not lines[3].endswith("|  |")
+    assert [figure.metric for figure in figures_of(found[0].summary())] == [
+        "right choice",
+        "negative log-likelihood per token",
+    ]
