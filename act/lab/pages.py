@@ -30,7 +30,7 @@ def of_prose(found: prose.Prose, command: str) -> Page:
         strengths=dict.fromkeys(found.moved, 1.0),
         results=_results(found.read, called, prose.OURS, {**roles, "donor": "donor"}, called[prose.RETAINED]),
         settings={name: _tried(found, name) for name, one in found.methods.items() if one.share},
-        keep=["mathematics kept"],
+        keep=["mathematics"],
         samples=[Sample(called[name], one.prompt, one.by_model) for name, one in found.written.items()],
     )
 
@@ -78,9 +78,9 @@ def _tried(found: prose.Prose, name: str) -> list[Setting]:
     every = len(found.attributed.space)
     top, strength, channels = (one.share, 1.0, len(moved)) if moved is not None else (1.0, one.share, every)
     return [
-        Setting(0.0, 0.0, 0, {"German recovered": 0.0, "mathematics kept": 1.0}),
+        Setting(0.0, 0.0, 0, {"German": 0.0, "mathematics": 1.0}),
         Setting(
             top, strength, channels,
-            {"German recovered": one.figures.recovered.value, "mathematics kept": one.figures.kept.value},
+            {"German": one.figures.recovered.value, "mathematics": one.figures.kept.value},
         ),
     ]  # fmt: skip

@@ -105,7 +105,7 @@ def curves(x: dict[str, Any], y: dict[str, Any], order: Sequence[str], tips: lis
     encoding: dict[str, Any] = {"x": x, "y": y, "tooltip": tips, "color": {**told, "scale": {"domain": list(order)}}}
     if len(order) > 1:
         encoding["strokeDash"] = told
-        encoding["color"]["legend"] = {"columns": 2 if len(order) > 2 else 0}
+        encoding["color"]["legend"] = {"columns": 2}
     else:
         encoding["color"]["legend"] = None
     return {"width": "container", "height": 280, "mark": mark, "encoding": encoding}

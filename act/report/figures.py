@@ -33,6 +33,8 @@ LABELS = 6
 FRONTIER = "on the frontier"
 PAIRS = 24
 """The most overlaps that are shown one by one."""
+MATRIX = 20
+"""Sets of which a matrix shows every name."""
 RELATIONS: Mapping[Relation, str] = {
     "stability": "two profiles of one ability",
     "disentanglement": "two abilities",
@@ -390,7 +392,9 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
             f"and {most[2]}.",
             columns,
             charts.heat_map(
-                names("second", called, axis={"labelAngle": -35, "labelLimit": 120}), names("first", called),
+                names("second", called, axis={
+                    "labelAngle": -35, "labelLimit": 120, "labelOverlap": "greedy" if len(called) > MATRIX else False,
+                }), names("first", called),
                 amount("jaccard", "overlap, %", scale={"domain": [0, 100]}), tips(**heads), len(pairs), 24,
             ),
             heads,
@@ -437,8 +441,8 @@ def of_overlaps(rows: Sequence[OverlapRow], matrix: tuple[Sequence[str], Sequenc
             + "; ".join(f"{name} {value:.3g} % (chance {chance:.3g} %)" for name, value, chance in
                         zip(pair[:6], columns["value"], columns["chance"], strict=False)) + ".",
             columns, spec, heads,
-            "The upright mark is what random sets of the same size share; "
-            + "; ".join(f"{one}: {RELATIONS[one]}" for one in kinds) + ".",
+            "The upright mark is what random sets of the same size share"
+            + "".join(f"; {one}: {RELATIONS[one]}" for one in kinds if kinds != ["set"]) + ".",
         )  # fmt: skip
 
 

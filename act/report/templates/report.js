@@ -33,7 +33,10 @@
   const draw = (picture, how) => {
     const chart = data.charts[picture.dataset.chart];
     const values = rowsOf(chart.columns);
-    const spec = { ...chart.spec, data: { values }, config: { ...data.config[how], background: "transparent" } };
+    const narrow = picture.clientWidth < 480, config = { ...data.config[how], background: "transparent" };
+    if (narrow) config.legend = { ...config.legend, columns: 2, labelLimit: 110 };
+    const fitting = (name, value) => (narrow && name === "columns" ? Math.min(2, value) : value);
+    const spec = { ...JSON.parse(JSON.stringify(chart.spec, fitting)), data: { values }, config };
     views.get(picture)?.finalize();
     picture.replaceChildren();
     const compiled = vegaLite.compile(spec, { logger: quiet }).spec;
