@@ -47,6 +47,7 @@ from act.report.data import (
 
 SUFFICIENCY_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 OVERLAP_SHARES = (0.01, 0.05, 0.1)
+OUTSIDE = "outside"
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def build(
 
 def place_of(site: Site) -> str:
     """The decoder layer of a site, as a phrase; ``outside`` for a site outside the stack."""
-    return "outside" if site.layer is None else f"layer {site.layer}"
+    return OUTSIDE if site.layer is None else f"layer {site.layer}"
 
 
 def _concentration(one: Measured, curve: Concentration) -> ConcentrationRow:

@@ -86,7 +86,12 @@ def tips(**titles: str) -> list[dict[str, Any]]:
 
 def logarithmic(title: str, field: str) -> dict[str, Any]:
     """An encoding of shares in per cent, from one channel to all, evenly in the logarithm."""
-    return amount(field, title, scale={"type": "log"}, axis={"format": "~g", "grid": False, "tickCount": 6})
+    return amount(
+        field,
+        title,
+        scale={"type": "log"},
+        axis={"format": "~g", "grid": False, "tickCount": 6, "labelOverlap": "greedy", "labelSeparation": 6},
+    )
 
 
 def curves(x: dict[str, Any], y: dict[str, Any], order: Sequence[str], tips: list[dict[str, Any]],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from act.evaluation.sweep import Setting
-from act.report.build import Report
+from act.report.build import OUTSIDE, Report
 from act.report.data import GroupShares
 from act.report.results import Figure, Gain, Results
 
@@ -150,8 +150,7 @@ def verdict_of_profiles(report: Report) -> Verdict:
     rows = report.data["concentration"]
     top = f"{100 * report.data['top']:g} %"
     details = [
-        f"The top {top} of the channels for {one['profile']} are mostly {_most(one['kinds'])}, "
-        f"in {_most(one['layers'])}."
+        f"The top {top} of the channels for {one['profile']} are mostly {_most(one['kinds'])}{_places(one['layers'])}."
         for one in rows[:LISTED]
     ]
     what = rows[0]["profile"] if len(rows) == 1 else f"{len(rows)} abilities"
@@ -213,6 +212,14 @@ def _most(groups: Mapping[str, GroupShares]) -> str:
     """The groups that give most of a set, with their shares."""
     names = sorted(groups, key=lambda name: -groups[name]["chosen"])[:3]
     return listed([f"{name} ({groups[name]['chosen']:.0%})" for name in names if groups[name]["chosen"]])
+
+
+def _places(layers: Mapping[str, GroupShares]) -> str:
+    """The layers that give most of a set, and the share outside them."""
+    inside = {name: group for name, group in layers.items() if name != OUTSIDE}
+    where = f"; most in {_most(inside)}" if any(group["chosen"] for group in inside.values()) else ""
+    outside = layers[OUTSIDE]["chosen"] if OUTSIDE in layers else 0.0
+    return f"{where}{f'; {outside:.0%} outside the layers' if outside else ''}"
 
 
 def listed(names: Sequence[str], last: str = "and") -> str:

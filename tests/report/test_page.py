@@ -19,6 +19,7 @@ from act.report.page import Page, write_page
 from act.report.results import Results
 from act.report.sources import read, results_of, roles_of
 from act.report.verdict import verdict_on
+from act.report.warnings import warnings_of
 from act.report.write import write
 
 NASTY = (
@@ -234,6 +235,16 @@ def test_forty_abilities(profiles):
     data = figures_of(page.html())
     assert len(data["channels"]["row"]) <= 24_000 and len({*data["channels"]["ability"]}) == 40
     assert sum(chart.group == "map" for chart in page.charts) == 40
+
+
+def test_what_is_unusual_of_many_is_said_once(profiles):
+    (one,) = measure(profiles[:1], ["one"], keep=profiles[1:], top=1.0)
+    names = ("a", "b", "c", "d", "e")
+    many = build([replace(one, name=name, ability=name) for name in names], top=1.0)
+    (told,) = [line for line in warnings_of(many) if "score of 0 or below" in line]
+    assert told.startswith("a: ") and told.endswith(". Likewise b, c, d and 1 more.")
+    (alone,) = [line for line in warnings_of(build([one], top=1.0)) if "score of 0 or below" in line]
+    assert alone == told.partition(" Likewise")[0].replace("a: ", "one: ")
 
 
 def test_what_a_file_holds_is_told_from_its_content(profiles, tmp_path):
