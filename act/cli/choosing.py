@@ -16,15 +16,9 @@ from act.cli.reading import Reading
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from act.data.corpus import Corpus
     from act.data.encode import Count as CountName
     from act.evaluation.choice import Choice
     from act.evaluation.sweep import Setting
-    from act.profiles.profile import Profile as AnyProfile
-    from act.ranking.channel_set import ChannelSet
-    from act.ranking.scores import ScoreName
 
 
 AUTO = "With --auto"
@@ -121,17 +115,20 @@ class Choosing(RankingOptions, Reading):
         from act.evaluation.choice import KEPT, choose, require_candidates, require_different
         from act.evaluation.sweep import STRENGTHS, TOPS
         from act.models.loading import load_model
+        from act.profiles.profile import load
+        from act.ranking.channel_set import ChannelSet
 
         least = KEPT if self.least_kept is None else self.least_kept
-        require_candidates(least, self.top, strengths, self.metric or "auto")
+        require_candidates(least, self.top, strengths, self.metric or "auto", self.ranking)
         console.quiet_transformers()
         tokenizer = self.tokenizer_of(target, trust_remote_code=loading["trust_remote_code"])
-        ability, *kept = self.open_all([*(self.corpus or []), *(self.keep or [])], tokenizer).values()
+        texts = [*(self.corpus or []), *(self.keep or [])]
+        ability, *kept = self.open_all(texts, tokenizer, count=cast("CountName", self.count or "answer")).values()
         require_different(ability, kept)
+        ranking = ChannelSet.load(channels[0]) if channels else load(self.profile) if self.profile else None
         places = ((donor, self.donor_device or device), (target, device))
         giving, taking = (load_model(name, device=place, **loading) for name, place in places)
         console.order_experts(giving, taking, match_experts)
-        ranking, others, ability, kept = self._ranked(giving, taking, ability, kept, channels)
         total = 1 + len(set(self.top or TOPS)) * len(set(strengths or STRENGTHS))
         with counter("choosing", as_json) as progress:
             done: list[Setting] = []
@@ -150,40 +147,10 @@ class Choosing(RankingOptions, Reading):
                 tops=list(self.top) if self.top else None,
                 strengths=list(strengths) or STRENGTHS,
                 metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate
-                keep_profiles=[*others] or None,
+                keep_profiles=[load(path) for path in self.keep_profile or []] or None,
                 report=report,
                 **self.ranking,
             )
-
-    def _ranked(
-        self, donor: nn.Module, target: nn.Module, ability: Corpus, kept: list[Corpus], channels: Sequence[Path]
-    ) -> tuple[AnyProfile | ChannelSet, list[AnyProfile], Corpus, list[Corpus]]:
-        """What ranks the channels, the profiles to contrast with, and the records to choose on."""
-        from act.profiles.profile import load
-        from act.ranking.channel_set import ChannelSet
-        from act.ranking.measured import measured_for
-        from act.ranking.scores import score_named
-
-        if channels:
-            return ChannelSet.load(channels[0]), [], ability, kept
-        if self.profile:
-            return load(self.profile), [load(path) for path in self.keep_profile or []], ability, kept
-
-        score = score_named(self.score or "paired")
-
-        def measured(text: Corpus) -> AnyProfile:
-            counting = type(text)(
-                text.part([0], 2).source,
-                text.tokenizer,
-                count=cast("CountName", self.count or "answer"),
-                max_length=self.max_length,
-                ignore_columns=options.names(self.ignore_columns),
-                name=text.name,
-            )
-            return measured_for(cast("ScoreName", score.name), donor, target, counting)
-
-        others = [measured(text) for text in kept] if score.looks_at_activations else []
-        return measured(ability), others, ability.part([1], 2), [text.part([1], 2) for text in kept]
 
 
 def print_choice(choice: Choice) -> None:

@@ -9,10 +9,11 @@ errors over records, of the ratio, since target, donor and result answer the sam
 from __future__ import annotations
 
 import html
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from act.core.counted import counted
 from act.core.errors import ActError, require_choice
 from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus
+from act.data.digests import same_text
 from act.editing.strength import require_strength
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.exercises import Metric
@@ -28,14 +30,20 @@ from act.evaluation.frontier import frontier
 from act.evaluation.held_out import held_out
 from act.evaluation.significance import finite, ratio_and_error, with_error
 from act.evaluation.sweep import STRENGTHS, TOPS, Setting, ranked_by, swept
+from act.models.common import common_space
 from act.models.loading import require_model
+from act.profiles.profile import Profile
 from act.ranking.activations import Ability
-from act.ranking.attributed import Cost
 from act.ranking.channel_set import ChannelSet
-from act.ranking.granularity import Granularity
-from act.ranking.normalize import Normalize
-from act.ranking.scores import ScoreName
-from act.ranking.selection import Scope, parse_top
+from act.ranking.demands import contradictions, rankable, require_known
+from act.ranking.measured import measured_for
+from act.ranking.options import RankOptions, with_rank_options
+from act.ranking.rank import listed
+from act.ranking.scores import score_named
+from act.ranking.selection import parse_top
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 KEPT = 0.95
 CLEAR = 2  # standard errors
@@ -179,10 +187,11 @@ class Choice:
         )
 
 
+@with_rank_options
 def choose(
     donor: nn.Module,
     target: nn.Module,
-    ranking: Ability | ChannelSet,
+    ranking: Ability | ChannelSet | None,
     corpus: Corpus,
     keep: Corpus | Sequence[Corpus],
     *,
@@ -190,16 +199,10 @@ def choose(
     tops: Sequence[str | float] | None = None,
     strengths: Sequence[float] = STRENGTHS,
     metric: Metric = "auto",
-    score: ScoreName | torch.Tensor = "paired",
-    keep_profiles: Ability | list[Ability] | None = None,
-    normalize: Normalize = "none",
-    scope: Scope = "global",
-    granularity: Granularity | Sequence[Granularity] = "channel",
-    include: str | Iterable[str] = (),
-    exclude: str | Iterable[str] = (),
-    seed: int = 0,
-    cost: Cost = "auto",
+    keep_profiles: Ability | Sequence[Ability] | None = None,
+    ranked_on: Corpus | Sequence[Corpus] = (),
     report: Callable[[Setting], None] = lambda setting: None,
+    **options: Unpack[RankOptions],
 ) -> Choice:
     """Choose the share and strength of a transfer that recover most of an ability while they keep enough of others.
 
@@ -208,14 +211,17 @@ def choose(
     Args:
         donor, target: models in memory. The target gets its own bytes back, even after an exception.
         ranking: what :func:`act.rank` reads, or a channel set with the scores of its channels, whose best are tried.
+            None: half of the records are measured for the score, as their corpora count, and the other half chooses.
         corpus: records of the ability to evaluate on. Those that the ranking was measured on are left out.
         keep: records of what to keep, or several such corpora; what is kept least decides.
         least_kept: the share that is to be kept.
         tops, strengths: the candidates; by default those of :func:`act.sweep`, as far as a channel set has so many.
         metric: as in :func:`act.evaluate`.
-        score, normalize, scope, granularity, include, exclude, seed, cost: as in :func:`act.rank`.
-        keep_profiles: ``keep`` of :func:`act.rank`.
+        keep_profiles: ``keep`` of :func:`act.rank`, for a ``ranking`` that is a profile.
+        ranked_on: what the ranking was measured on, where the names in it do not say where that lies: records in
+            memory, or with other columns. So records are compared one by one.
         report: called with every setting as soon as it is known.
+        options: the other keywords of :func:`act.rank` that say by what is ranked, such as ``score``.
 
     Raises:
         ActError: ability and keep are the same text; all records were seen by the ranking; the donor is not better than
@@ -231,32 +237,32 @@ def choose(
     require_model("the donor", donor)
     require_model("the target", target)
     kept = [keep] if isinstance(keep, Corpus) else list(keep)
-    for what, text in (("the corpus", corpus), *(("a corpus to keep", one) for one in kept)):
+    measured_on = [ranked_on] if isinstance(ranked_on, Corpus) else list(ranked_on)
+    for what, text in (
+        ("the corpus", corpus),
+        *(("a corpus to keep", one) for one in kept),
+        *(("a corpus that was ranked on", one) for one in measured_on),
+    ):
         require_corpus(what, text)
     if not kept:
         raise ActError("nothing is to be kept, so the largest transfer would always be chosen; give records to keep")
-    require_candidates(least_kept, tops, strengths, metric)
+    require_candidates(least_kept, tops, strengths, metric, options)
     require_different(corpus, kept)
-    listed = keep_profiles if isinstance(keep_profiles, list) else [] if keep_profiles is None else [keep_profiles]
-    texts, not_compared = held_out((corpus, *kept), [ranking, *listed])
+    if ranking is None:
+        if keep_profiles is not None:
+            raise ActError("keep_profiles belong to a profile as ranking; give both, or neither")
+        whole = (corpus, *kept)
+        measured_on, (corpus, *kept) = ([text.part([half], 2) for text in whole] for half in (0, 1))
+        ranking, *others = _measured(donor, target, measured_on, options)
+        keep_profiles = others or None
+    sources = [text.source for text in measured_on]
+    texts, not_compared = held_out((corpus, *kept), [ranking, *listed(keep_profiles)], sources)
     ranked = (
-        ranking.best
-        if isinstance(ranking, ChannelSet)
-        else ranked_by(
-            donor,
-            target,
-            ranking,
-            score,
-            keep=keep_profiles,
-            normalize=normalize,
-            scope=scope,
-            granularity=granularity,
-            include=names_in(include),
-            exclude=names_in(exclude),
-            seed=seed,
-            cost=cost,
-        )
+        ranking.best if isinstance(ranking, ChannelSet) else ranked_by(donor, target, ranking, keep_profiles, options)
     )
+    shares = sorted({parse_top(top) for top in (_shares(ranking) if tops is None else tops)})
+    for top in shares:
+        ranked(top)  # a mistake in the options shows before anything is evaluated
     found: list[list[Evaluation]] = []
 
     def judge(model: nn.Module) -> dict[str, float]:
@@ -266,7 +272,6 @@ def choose(
         return {f"{place} {one.corpus}": figure(one) for place, one in enumerate(found[-1])}
 
     judge(donor)
-    shares = tops if tops is not None else _shares(ranking)
     settings = swept(donor, target, ranked, judge, shares, strengths, report).rows
     theirs, before, *after = found
     candidates = tuple(
@@ -285,10 +290,29 @@ def choose(
     return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics, not_compared)
 
 
+def _measured(donor: nn.Module, target: nn.Module, texts: Sequence[Corpus], options: RankOptions) -> list[Profile]:
+    """What the score needs of each text, the ability's first; of the ability alone where it looks at no activation."""
+    score = options.get("score", "paired")
+    if isinstance(score, torch.Tensor):
+        raise ActError("scores of your own are of the channels of a profile; give it as ranking")
+    record, others = score_named(score), texts[1:]
+    kept = bool(others) and record.looks_at_activations
+    cost, normalize = options.get("cost", "auto"), options.get("normalize", "none")
+    for _, wrong in contradictions(record, cost=cost, normalize=normalize, kept=kept):
+        raise wrong
+    chosen = (names_in(options.get(name, ())) for name in ("include", "exclude"))
+    rankable(common_space(donor, target), options.get("granularity", "channel"), *chosen)
+    return [measured_for(score, donor, target, text) for text in (texts if kept else texts[:1])]
+
+
 def require_candidates(
-    least_kept: float, tops: Sequence[str | float] | None, strengths: Sequence[float], metric: str
+    least_kept: float,
+    tops: Sequence[str | float] | None,
+    strengths: Sequence[float],
+    metric: str,
+    options: Mapping[str, Any],
 ) -> None:
-    """Raise :class:`ActError` for values out of range and an unknown metric, before anything is measured."""
+    """Raise :class:`ActError` for values out of range and unknown names, before anything is measured."""
     if not 0 < least_kept <= 1:
         raise ActError(f"the share to keep is {least_kept}; expected a number above 0 and up to 1, such as 0.95")
     for top in tops or ():
@@ -296,6 +320,8 @@ def require_candidates(
     for strength in strengths:
         require_strength(strength)
     require_choice("metric", metric, get_args(Metric))
+    names = ("score", "normalize", "scope", "granularity", "cost")
+    require_known(**{name: options[name] for name in names if name in options})
 
 
 def figure(evaluation: Evaluation) -> float:
@@ -308,15 +334,12 @@ def figure(evaluation: Evaluation) -> float:
 
 def require_different(corpus: Corpus, kept: Sequence[Corpus]) -> None:
     """Raise :class:`ActError` if the ability and what to keep, or two of these, are the same text."""
-    seen: dict[str, str] = {}
-    for text in (corpus, *kept):
-        content = text.source.fingerprint or text.name
-        if content in seen:
+    for one, other in itertools.combinations((corpus, *kept), 2):
+        if same_text(one.source, other.source):
             raise ActError(
-                f"{seen[content]} and {text.name} are the same text, so what is recovered and what is kept cannot be "
+                f"{one.name} and {other.name} are the same text, so what is recovered and what is kept cannot be "
                 "told apart; give other records to keep"
             )
-        seen[content] = text.name
 
 
 def recovered(target: Evaluation, donor: Evaluation, result: Evaluation) -> Share:

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.data.digests import digest
 from act.data.parts import Part
-from act.data.records import Entry, Source, open_source, plain
+from act.data.records import Source, open_source
 from act.profiles.attribution import AttributionProfile
 from act.profiles.provenance import CorpusRead
 from act.ranking.activations import Ability, sides
@@ -25,9 +24,13 @@ from act.ranking.channel_set import ChannelSet
 
 
 def held_out(
-    corpora: Sequence[Corpus], rankings: Sequence[Ability | ChannelSet]
+    corpora: Sequence[Corpus], rankings: Sequence[Ability | ChannelSet], ranked_on: Iterable[Source] = ()
 ) -> tuple[list[Corpus], tuple[str, ...]]:
     """The records of corpora that none of these rankings was measured on.
+
+    Args:
+        ranked_on: sources that the rankings were measured on, as far as they are at hand; others are looked for where
+            their names say.
 
     Returns:
         Each corpus without what was read, and the names of ranked texts whose records could not be compared, because
@@ -38,15 +41,16 @@ def held_out(
     """
     ranked = list(dict.fromkeys(text for ranking in rankings for text in _texts(ranking)))
     left = [_unread_shards(corpus, ranked) for corpus in corpora]
-    found = [{entry.number: _digest(entry) for entry in corpus.source.read()} for corpus in left]
+    found = [{entry.number: digest(entry) for entry in corpus.source.read()} for corpus in left]
     wanted = {digest for each in found for digest in each.values() if digest}
+    known = {source.fingerprint: source for source in ranked_on}
     seen, unknown = set[bytes](), []
     for text in ranked:
-        if (source := text.source()) is None:
+        if (source := known.get(text.fingerprint or "") or text.source()) is None:
             unknown.append(text.name)
             continue
         for shard in text.shards:
-            read = map(_digest, source.read(shard=(shard, text.of)))
+            read = map(digest, source.read(shard=(shard, text.of)))
             seen.update(digest for digest in read if digest in wanted)
     kept = [
         corpus if seen.isdisjoint(each.values()) else _only(corpus, [n for n, one in each.items() if one not in seen])
@@ -114,13 +118,6 @@ def _only(corpus: Corpus, numbers: Sequence[int]) -> Corpus:
     if not numbers:
         raise _seen(corpus)
     return corpus.only(numbers)
-
-
-def _digest(entry: Entry) -> bytes:
-    """What a record says, whatever file it lies in; nothing if it cannot be read."""
-    if isinstance(entry.record, ActError):
-        return b""
-    return hashlib.sha256(json.dumps(entry.record, sort_keys=True, default=plain).encode()).digest()[:16]
 
 
 def _seen(corpus: Corpus) -> ActError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch import nn
 
 from act.core.errors import ActError
@@ -22,13 +22,14 @@ from act.evaluation.frontier import frontier
 from act.models.loading import require_model
 from act.profiles.profile import Profile
 from act.ranking.activations import Ability
-from act.ranking.attributed import Cost
 from act.ranking.channel_set import ChannelSet
-from act.ranking.granularity import Granularity
-from act.ranking.normalize import Normalize
+from act.ranking.options import RankOptions, with_rank_options
 from act.ranking.rank import rank
-from act.ranking.scores import SCORES, ScoreName
-from act.ranking.selection import Scope, parse_top
+from act.ranking.scores import SCORES
+from act.ranking.selection import parse_top
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 TOPS, STRENGTHS = (0.01, 0.02, 0.05, 0.1, 0.2), (0.2, 0.4, 0.7, 1.0)
 """The shares of the channels, and the strengths, that are tried unless others are given."""
@@ -101,6 +102,7 @@ class Sweep:
         return f"<table><tr>{head}</tr>{body}</table><p>* no other setting beats it</p>"
 
 
+@with_rank_options
 def sweep(
     donor: nn.Module,
     target: nn.Module,
@@ -109,16 +111,9 @@ def sweep(
     *,
     tops: Sequence[str | float] = TOPS,
     strengths: Sequence[float] = STRENGTHS,
-    score: ScoreName | torch.Tensor = "paired",
-    keep: Ability | list[Ability] | None = None,
-    normalize: Normalize = "none",
-    scope: Scope = "global",
-    granularity: Granularity | Sequence[Granularity] = "channel",
-    include: str | Iterable[str] = (),
-    exclude: str | Iterable[str] = (),
-    seed: int = 0,
-    cost: Cost = "auto",
+    keep: Ability | Sequence[Ability] | None = None,
     report: Callable[[Setting], None] = lambda setting: None,
+    **options: Unpack[RankOptions],
 ) -> Sweep:
     """Transfer every share of the channels at every strength, and evaluate each.
 
@@ -128,8 +123,10 @@ def sweep(
         evaluate: returns figures by name, the same names every time; in each, more is better.
         tops: shares of the channels, such as ``"5%"`` or 0.05.
         strengths: the paper's lambda.
-        score, keep, normalize, scope, granularity, include, exclude, seed, cost: as in :func:`act.rank`.
+        keep: as in :func:`act.rank`.
         report: called with every setting as soon as it is known.
+        options: the other keywords of :func:`act.rank` that say by what is ranked, such as ``score``; donor and target
+            are at hand for a score that needs them.
 
     Raises:
         ActError: as :func:`act.rank` and :func:`act.transfer`; no share or strength; figures whose names change, or
@@ -146,30 +143,25 @@ def sweep(
     require_model("the target", target)
     if not callable(evaluate):
         raise ActError(f"evaluate is {evaluate!r}; expected a function that takes a model and returns figures by name")
-    ranked = ranked_by(
-        donor,
-        target,
-        profile,
-        score,
-        keep=keep,
-        normalize=normalize,
-        scope=scope,
-        granularity=granularity,
-        include=names_in(include),
-        exclude=names_in(exclude),
-        seed=seed,
-        cost=cost,
-    )
+    ranked = ranked_by(donor, target, profile, keep, options)
     return swept(donor, target, ranked, evaluate, tops, strengths, report)
 
 
 def ranked_by(
-    donor: nn.Module, target: nn.Module, profile: Ability, score: ScoreName | torch.Tensor, **options: Any
+    donor: nn.Module,
+    target: nn.Module,
+    profile: Ability,
+    keep: Ability | Sequence[Ability] | None,
+    options: RankOptions,
 ) -> Callable[[float], ChannelSet]:
-    """The channels of a share by :func:`act.rank` with ``options``; a score that needs the models gets them."""
+    """The channels of a share by :func:`act.rank`, each share ranked once; a score that needs the models gets them."""
+    options = options.copy()
+    options["include"], options["exclude"] = (names_in(options.get(name, ())) for name in ("include", "exclude"))
+    score = options.get("score", "paired")
+    models: tuple[nn.Module | None, nn.Module | None] = (None, None)
     if isinstance(score, str) and score in SCORES and SCORES[score].needs_models:
-        options |= {"donor": donor, "target": target}
-    return lambda top: rank(profile, score, top, **options)
+        models = (donor, target)
+    return functools.cache(lambda top: rank(profile, top=top, keep=keep, donor=models[0], target=models[1], **options))
 
 
 def swept(
@@ -208,7 +200,7 @@ def swept_control(
     found: Sweep,
     *,
     report: Callable[[Setting], None] = lambda setting: None,
-    **options: Any,
+    **options: Unpack[RankOptions],
 ) -> Sweep:
     """A control at the settings of a sweep: as many other channels at each strength, or all parameters moved as far.
 
@@ -228,7 +220,8 @@ def swept_control(
             interpolate(mixed, [donor], strength)
             add(1.0, strength, len(profile.space), evaluate(mixed))
         return Sweep(tuple(rows))
-    ranked = ranked_by(donor, target, profile, control, **options)
+    options["score"] = control
+    ranked = ranked_by(donor, target, profile, None, options)
     for row in found.rows[1:]:
         channels = ranked(row.top)
         with transferred(donor, target, channels, row.strength):

@@ -19,6 +19,7 @@ from torch import nn
 from act.core.errors import ActError
 from act.data.batching import Batch
 from act.data.corpus import Corpus, require_corpus
+from act.data.digests import same_text
 from act.data.records import Shard
 from act.models.calls import require_decoder
 from act.models.distance import weight_diff
@@ -108,6 +109,7 @@ def attribute(
     The loss is over the answer tokens, or over all but the first of a corpus that counts ``all``; a corpus of answer
     tokens and one of the positions that predict them therefore give the same. One pass with gradients over the target;
     the donor only gives its parameters, so it may stay on the CPU. No gradient of a parameter is stored.
+    (``act.attribution`` is no function, but a module: the same as two plain vectors, for formulas of your own.)
 
     Args:
         donor: the model that has the ability.
@@ -373,20 +375,19 @@ def _each(keep: Corpus | Sequence[Corpus]) -> Sequence[Corpus]:
 
 def _require_others(abilities: Mapping[str, Corpus], kept: Sequence[_Kept]) -> None:
     """Raise :class:`ActError` where a text to keep is that of an ability, or given twice."""
-    texts = [corpus.identity() for corpus in abilities.values()]
+    before = [*abilities.values()]
     for each in kept:
-        text = each.corpus.identity()
         if each.corpus.encoder.ability_column is not None:
             raise ActError(
                 f"{each.corpus.name} labels its records with abilities, and a text to keep is one; open it without "
                 "an ability column"
             )
-        if text["fingerprint"] is not None and text in texts:
+        if any(same_text(each.corpus.source, other.source) for other in before):
             raise ActError(
                 f"{each.corpus.name} is given twice, as a text to keep and before; give what the target should keep as "
                 "another text than that of the ability"
             )
-        texts.append(text)
+        before.append(each.corpus)
 
 
 def _called(provenance: Provenance, name: str) -> Provenance:

@@ -1,7 +1,8 @@
-"""Attribution in a few lines: the first-order change of the loss if a channel moved to the donor, as two vectors.
+"""``act.attribution``, a module: the first-order change of the loss if a channel moved to the donor, as two vectors.
 
-:func:`act.attribute` measures the same, can be stopped, and writes files that ``rank`` reads with the score
-``attribution``.
+What one wants is mostly the verb, :func:`act.attribute`: it measures the same, can be stopped, knows texts to keep, and
+returns an :class:`act.AttributionProfile`, which :func:`act.rank` reads with the score ``"attribution"``. This module
+is for formulas of one's own: :func:`attribution` gives plain vectors, :func:`fall_per_cost` is the score's formula.
 """
 
 from __future__ import annotations

@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import get_args
 
-from act.core.errors import ActError
+import torch
+
+from act.core.errors import ActError, require_choice
 from act.models.channels import ChannelSpace
 from act.ranking.attributed import Cost, chosen_cost
 from act.ranking.eligible import Eligible
 from act.ranking.granularity import Granularity, Units, units_of
 from act.ranking.normalize import NO_SPREAD, Normalize
-from act.ranking.scores import Score
+from act.ranking.scores import Score, ScoreName, score_named
+from act.ranking.selection import Scope
+
+
+def require_known(
+    score: ScoreName | torch.Tensor = "paired",
+    normalize: Normalize = "none",
+    scope: Scope = "global",
+    granularity: Granularity | Sequence[Granularity] = "channel",
+    cost: Cost = "auto",
+) -> None:
+    """Raise :class:`ActError`, with the known names, for one that no ranking knows."""
+    if not isinstance(score, torch.Tensor):
+        score_named(score)
+    require_choice("normalize", normalize, get_args(Normalize))
+    require_choice("scope", scope, get_args(Scope))
+    require_choice("cost", cost, get_args(Cost))
+    for name in [granularity] if isinstance(granularity, str) else granularity:
+        require_choice("granularity", name, get_args(Granularity))
 
 
 def contradictions(score: Score, *, cost: Cost, normalize: Normalize, kept: bool) -> Iterator[tuple[str, ActError]]:

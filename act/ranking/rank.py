@@ -31,7 +31,7 @@ from act.ranking.activations import (
 from act.ranking.attributed import Cost, attribution_of, chosen_cost
 from act.ranking.channel_set import ChannelSet
 from act.ranking.costs import per_cost
-from act.ranking.demands import contradictions, rankable
+from act.ranking.demands import contradictions, rankable, require_known
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize, normalized
 from act.ranking.rule import Rule
@@ -116,8 +116,9 @@ def rank(
     unstated = top is None and count is None and mass is None
     amount = parse_amount(DEFAULT_TOP if unstated else top, count, mass)
     space, include, exclude = space_of(profile), names_in(include), names_in(exclude)
+    require_known(score, normalize, scope, granularity, cost)
     record = _own(score, space) if isinstance(score, torch.Tensor) else score_named(score)
-    kept = _listed(keep)
+    kept = listed(keep)
     for ability in kept:
         require_ability("keep", ability)
     if record.takes_cost:
@@ -228,7 +229,8 @@ def _tokens_needed(given: int) -> int:
     return given
 
 
-def _listed(keep: Ability | Sequence[Ability] | None) -> list[Ability]:
+def listed(keep: Ability | Sequence[Ability] | None) -> list[Ability]:
+    """What to keep as a list of abilities, of which (donor, target) profiles are one."""
     if keep is None:
         return []
     if isinstance(keep, (Profile, str, Path)):

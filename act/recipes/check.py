@@ -125,11 +125,12 @@ class Needs(TypedDict):
 
 class Room(TypedDict):
     """Bytes on disk: what the stages leave, what is there beside them while a tuned control waits to be measured, and
-    the output."""
+    the output; and of memory: donor and target, which are loaded side by side wherever something is measured."""
 
     stages: int
     meanwhile: int
     output: int
+    models: int
 
 
 @in_words_of_the_file()
@@ -215,6 +216,11 @@ class _Check:
         for name in recipe.corpora_used():
             self._tried(recipe.records(name).place, self._corpus, name, ours, contents)
         self._tried("", require_other_texts, recipe, contents)
+        if recipe.token_budget == "auto":
+            usual = f"{self.token_budget:,}"
+            self.notes.append(
+                f"token_budget auto follows the free memory of the GPU; costs are those of {usual} tokens"
+            )
         self._tasks()
 
     @property
@@ -226,7 +232,7 @@ class _Check:
     @property
     def token_budget(self) -> int:
         """Tokens per batch."""
-        return self.recipe.token_budget or default_token_budget(self.device)
+        return self.recipe.stated_budget or default_token_budget(self.device)
 
     def weights(self, name: str) -> int:
         """Bytes of a model."""
@@ -410,7 +416,7 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
         wall, memory = _measurement(run, cluster, *known(corpus))
         add(
             "profile",
-            f"{Path(donor).name} on {_called(recipe, corpus)}",
+            f"{Path(donor).name} beside {Path(target).name}, on {_called(recipe, corpus)}",
             2 * known(corpus)[0],
             wall,
             memory,
@@ -449,7 +455,7 @@ def _measurement(run: _Check, cluster: Cluster, tokens: int, counted: int, lengt
     recipe, shape = run.recipe, run.shape
     assert shape
     if recipe.score == "attribution":
-        budget = recipe.token_budget or default_budget(run.device)
+        budget = recipe.stated_budget or default_budget(run.device)
         work = attribution_forwards() * shape.work(tokens, counted, length)
         load = 2 * shape.parameters * shape.itemsize / cluster.load
         donor = shape.parameters * shape.itemsize
@@ -475,6 +481,7 @@ def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
         "stages": round(len(profiles) * disk["profile"] + len(patches) * disk["patch"] + disk["tuned"]),
         "meanwhile": weights if waits else 0,
         "output": weights,
+        "models": 2 * weights,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Mapping
@@ -9,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act.core.errors import ActError
+from act.data.digests import same_text
 from act.evaluation.harness import require_tasks
 from act.models.loading import reading_named, token_difference
+from act.recipes.corpora import opened
 from act.recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -48,19 +51,32 @@ def require_other_models(recipe: Recipe) -> None:
 
 
 def require_other_texts(recipe: Recipe, contents: Mapping[str, str]) -> None:
-    """Raise :class:`ActError` if a donor's ability and what to keep share text: one content, or rows of one place."""
+    """Raise :class:`ActError` if a donor's ability and what to keep share text: one content, or rows of one place.
+
+    Files are compared by their records, so that a compressed copy is the same text; what only the hub has is not read.
+    """
     pairs = [(donor.corpus, kept) for donor in recipe.donor for kept in donor.kept]
     pairs += [(recipe.sweep.corpus, kept) for kept in recipe.sweep.kept] if recipe.sweep else []
     for ability, kept in pairs:
-        if kept in contents and contents[kept] == contents.get(ability):
-            raise ActError(
-                f"{ability} and {kept}, the ability to give and one to keep, are the same text; keep another"
-            )
         if shared := _shared_rows(recipe, ability, kept):
             raise ActError(
                 f"{ability} and {kept}, the ability to give and one to keep, share {shared}; give rows that only one "
                 "of them has"
             )
+        same = kept in contents and contents[kept] == contents.get(ability)
+        if same or _alike(recipe, ability, kept):
+            raise ActError(
+                f"{ability} and {kept}, the ability to give and one to keep, are the same text; keep another"
+            )
+
+
+def _alike(recipe: Recipe, one: str, other: str) -> bool:
+    """Whether two corpora of files on this machine hold the same records."""
+    if any(not Path(recipe.at(recipe.records(name).place)).exists() for name in (one, other)):
+        return False
+    with contextlib.suppress(ActError):  # a file that cannot be read is reported by what reads it
+        return same_text(opened(recipe, one), opened(recipe, other))
+    return False
 
 
 def _shared_rows(recipe: Recipe, one: str, other: str) -> str | None:

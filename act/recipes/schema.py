@@ -269,8 +269,9 @@ class Recipe(Section):
     max_length: int | None = Field(None, ge=2)
     """Longest sequence in tokens; by default the positions of the model, at most 2,048."""
 
-    token_budget: int | None = Field(None, ge=1)
-    """Tokens per batch; by default 2,048 on a CPU and 8,192 on a GPU, where attribution takes 4,096."""
+    token_budget: Positive | Literal["auto"] | None = None
+    """Tokens per batch; by default 2,048 on a CPU and 8,192 on a GPU, where attribution takes 4,096; `auto`: in
+    measurements what the free memory holds."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """The type in which models are loaded; `auto`: as they are stored."""
@@ -296,6 +297,11 @@ class Recipe(Section):
     def written(self) -> Written:
         """The file that it was read from: where its paths start, and its lines."""
         return self._written
+
+    @property
+    def stated_budget(self) -> int | None:
+        """Tokens per batch as a number; None where the device decides."""
+        return None if self.token_budget == "auto" else self.token_budget
 
     @property
     def swaps(self) -> bool:

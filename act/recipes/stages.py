@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -14,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from act.core.errors import ActError
 from act.core.files import MANIFEST, written_whole
 from act.core.progress import Progress, silent
 from act.data.corpus import Corpus
@@ -188,10 +190,19 @@ class Stages:
                 score=recipe.score,
                 keep_profiles=[*kept] or None,
                 report=lambda setting: self._progress("trying", next(tried), total),
+                ranked_on=self._ranked_on(donor),
                 **self._rules(donor, recipe.score),
             )
             self._write(path, {**choice.to_json(), "card": choice.card()})
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def _ranked_on(self, donor: Donor) -> list[Corpus]:
+        """The texts that the channels of a donor are ranked on, as far as they are on this machine."""
+        found = []
+        for name in (donor.corpus, *donor.kept):
+            with contextlib.suppress(ActError):
+                found.append(self._corpus(name))
         return found
 
     def patch(self, variant: Variant) -> Patch:
@@ -304,7 +315,7 @@ class Stages:
                 self._corpus(corpus),
                 settings.metric,
                 max_new_tokens=settings.max_new_tokens,
-                token_budget=self._recipe.token_budget,
+                token_budget=self._recipe.stated_budget,
                 progress=self._progress,
             )
             self._write(self._cache.figures(variant, corpus), found.to_json())

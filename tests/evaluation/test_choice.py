@@ -13,6 +13,7 @@ from command_line import act_profile, succeed
 from support import state
 
 import act
+from act.data.mapped import Mapped
 from act.evaluation.choice import Candidate, Choice, Share, _best, kept_of, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.held_out import held_out
@@ -129,6 +130,49 @@ def test_a_choice_recovers_on_text_it_has_not_seen(measured):
     assert torch.equal(wide.best(0.02).index, act.rank(german, top=0.02, keep=english).index)
 
 
+def test_without_a_ranking_half_of_the_records_rank_and_the_others_choose(measured):
+    donor, target, _, _, text = measured
+    given = {"tops": [0.05], "strengths": [1.0], "metric": "nll", "least_kept": 0.5}
+    records = {name: [entry.record for entry in text(name).source.read()] for name in ("german", "english")}
+    german, english = (
+        act.Corpus.from_records(each, text("german").tokenizer, count="predict", name=name)
+        for name, each in records.items()
+    )
+    found = act.choose(donor, target, None, german, english, **given)
+    assert found.records == {"german": 48, "english": 48} and not found.not_compared
+    pairs = [act.profile_pair(donor, target, one.part([0], 2)) for one in (german, english)]
+    assert torch.equal(found.channels.index, act.rank(pairs[0], top=0.05, keep=pairs[1]).index)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scope": "nonsense"}, "scope is 'nonsense'; expected one of global"),
+        ({"normalize": "nonsense"}, "normalize is 'nonsense'"),
+        ({"granularity": ["neuron", "nonsense"]}, "granularity is 'nonsense'"),
+        ({"cost": "nonsense"}, "cost is 'nonsense'"),
+        ({"score": "nonsense"}, "score is 'nonsense'"),
+        ({"score": torch.ones(3)}, "scores of your own are of the channels of a profile"),
+        ({"cost": "distance"}, "no effect on score paired"),
+        ({"include": "nonsense"}, "nonsense"),
+        ({"keep_profiles": []}, "keep_profiles belong to a profile"),
+    ],
+)
+def test_a_mistake_in_the_ranking_is_said_before_anything_is_measured(options, message, measured, monkeypatch):
+    donor, target, _, _, text = measured
+    for name in ("measured_for", "evaluate"):
+        monkeypatch.setattr(f"act.evaluation.choice.{name}", lambda *given: pytest.fail("it measured"))
+    with pytest.raises(act.ActError, match=message):
+        act.choose(donor, target, None, text("german"), text("english"), **options)
+
+
+def test_a_mistake_in_the_ranking_of_a_profile_is_said_before_anything_is_evaluated(measured, monkeypatch):
+    donor, target, german, _, text = measured
+    monkeypatch.setattr("act.evaluation.choice.evaluate", lambda *given: pytest.fail("it evaluated"))
+    with pytest.raises(act.ActError, match="nonsense"):
+        act.choose(donor, target, german, text("german test"), text("english test"), exclude=["nonsense"])
+
+
 def test_what_cannot_be_chosen_is_one_sentence(measured):
     donor, target, german, english, text = measured
     test, kept, tried = text("german test"), text("english test"), []
@@ -171,6 +215,16 @@ def test_what_the_cost_of_a_ranking_was_measured_on_is_not_held_out(measured):
         held_out([few], [found])
     (left,), not_compared = held_out([text("english test")], [found])
     assert left.source.size == 96 and not_compared == (text("german test").name, few.name)
+
+
+def test_a_ranked_text_that_its_name_does_not_find_is_given(measured):
+    donor, target, _, _, text = measured
+    columns = {"prompt": "{prompt}", "completion": "{completion}"}
+    mapped = act.Corpus(Mapped(text("english").source, columns), text("english").tokenizer, name="mapped")
+    profile = act.profile_pair(donor, target, mapped.part([0], 4))
+    assert held_out([mapped], [profile])[1] == ("mapped",)
+    (left,), not_compared = held_out([mapped], [profile], [mapped.part([0], 4).source])
+    assert left.source.size == 72 and not not_compared
 
 
 def test_copies_and_parts_of_a_ranked_text_are_found(measured, folder, tmp_path):
@@ -249,6 +303,9 @@ def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
         (["--auto", "--corpus", "a", "--keep", "b", "--metric", "most"], "metric"),
         (["--auto", "--corpus", "a", "--keep", "b", "--top", "500%"], "top is 500%"),
         (["--auto", "--corpus", "a", "--keep", "b", "--least-kept", "2"], "the share to keep is 2"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--scope", "nonsense"], "scope is 'nonsense'"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--normalize", "nonsense"], "normalize is 'nonsense'"),
+        (["--auto", "--corpus", "a", "--keep", "b", "--cost", "nonsense"], "cost is 'nonsense'"),
         (["--auto", "--corpus", "a", "--keep", "b", "--device", "cpu"], "no such corpus: a"),
     ],
 )
@@ -259,8 +316,8 @@ def test_options_that_do_not_go_together(more, message, tmp_path):
 
 
 def test_auto_with_equal_texts_is_one_sentence(folder, tmp_path):
-    copy = tmp_path / "copy.jsonl"
-    shutil.copy(folder / "german.jsonl", copy)
+    copy = tmp_path / "copy.jsonl.gz"
+    copy.write_bytes(gzip.compress((folder / "german.jsonl").read_bytes().replace(b"\n", b"\r\n")))
     given = ["--donor", CHECKPOINTS / "base", "--target", CHECKPOINTS / "target", "--output", tmp_path / "out"]
     result = act_profile("transfer", *given, "--auto", "--corpus", folder / "german.jsonl", "--keep", copy)
     assert result.returncode == 2 and "are the same text" in result.stderr and result.stderr.count("\n") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -67,8 +68,8 @@ def test_it_says_what_a_run_takes_without_weights(folder):
     stages = {one["stage"]: one for one in needs["stages"]}
     assert list(stages) == ["profile", "rank", "transfer", "tune", "evaluate", "output"]
     assert [one["what"] for one in needs["stages"] if one["stage"] == "profile"] == [
-        "donor on german",
-        "donor on english",
+        "donor beside target, on german",
+        "donor beside target, on english",
     ]
     (german, _) = needs["corpora"]
     assert german["columns"] == ["frage", "antwort"] and german["records"] == 40
@@ -285,6 +286,29 @@ def test_ability_and_keep_share_no_row(folder, rows, message):
         return
     with pytest.raises(act.ActError, match=message):
         check(recipe)
+
+
+def test_a_compressed_copy_of_the_ability_is_not_kept(folder):
+    packed = (folder / "german.jsonl").read_bytes().replace(b"\n", b"\r\n")
+    (folder / "copy.jsonl.gz").write_bytes(gzip.compress(packed))
+    data = yaml.safe_load(written(folder).read_text())
+    data["corpora"]["english"]["place"] = "copy.jsonl.gz"
+    with pytest.raises(
+        act.ActError, match="german and english, the ability to give and one to keep, are the same text"
+    ):
+        check(read_recipe(written(folder, corpora=data["corpora"])))
+
+
+def test_an_automatic_budget_is_that_of_the_device(folder):
+    recipe = read_recipe(written(folder, token_budget="auto"))
+    needs = check(recipe)
+    assert needs["stages"] == check(read_recipe(written(folder)))["stages"]
+    assert needs["unchecked"] == [
+        "token_budget auto follows the free memory of the GPU; costs are those of 2,048 tokens"
+    ]
+    assert recipe.resolved()["token_budget"] == "auto" and recipe.stated_budget is None
+    with pytest.raises(act.ActError, match="token_budget is automatic; expected a whole number from 1 or one of auto"):
+        read_recipe(written(folder, token_budget="automatic"))
 
 
 def test_columns_of_another_language_are_another_text(folder):

@@ -101,10 +101,17 @@ def local(tmp_path, tokenizer):
         data["target"] = model(data["target"])
         for donor in data["donor"]:
             donor["model"] = model(donor["model"])
+        parts = {}
         for one in data["corpora"].values():
-            one["place"] = corpus(one["place"], rows_of(one["place"], 9))
             if rows := one.get("rows"):
-                one["rows"] = [0, 6] if rows[0] == 0 else [6, 9]
+                parts.setdefault(one["place"], set()).add(tuple(rows))
+        for one in data["corpora"].values():
+            if rows := one.get("rows"):
+                number = sorted(parts[one["place"]]).index(tuple(rows))
+                one["rows"] = [3 * number, 3 * number + 3]
+            one["place"] = corpus(one["place"], rows_of(one["place"], 9))
+        if "sweep" in data:
+            data["sweep"] |= {"top": ["5%"], "strength": [1.0]}
         if "tune" in data:
             data["tune"] |= {"steps": 1, "batch_size": 2}
         data["evaluate"] |= {"max_new_tokens": 2}
@@ -128,8 +135,15 @@ def tasks(monkeypatch):
         monkeypatch.setattr("act.recipes.inputs.require_tasks", lambda names, folder: None)
 
 
+@pytest.fixture
+def enough(monkeypatch):
+    """Few records of random models choose, which a user is told that they cannot."""
+    monkeypatch.setattr("act.evaluation.choice._require_lost", lambda target, donor: None)
+    monkeypatch.setattr("act.evaluation.choice._best", lambda candidates, least, records: candidates[0])
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
-def test_it_runs_to_its_end(path, local, tasks):
+def test_it_runs_to_its_end(path, local, tasks, enough):
     recipe = read_recipe(local(path))
     needs = check(recipe)
     assert (
@@ -150,6 +164,10 @@ def test_it_runs_to_its_end(path, local, tasks):
     assert {(row["model"], row["task"]) for row in report["tasks"]} == {
         (model, task) for model in variants for task in recipe.evaluate.tasks
     }
+    assert bool(report["sweep"]) is (len(recipe.donor) == 1), "share and strength are chosen where that can be"
+    if report["sweep"]:
+        assert not report["sweep"]["not_compared"], "records with mapped columns are compared one by one"
+        assert [*report["sweep"]["records"]] == [recipe.sweep.corpus, *recipe.sweep.kept]
     assert report["moved"]["values"] > 0 and run.done() and all(stage["kept"] for stage in run.plan())
 
 
