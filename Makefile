@@ -2,7 +2,7 @@ PYTHON ?= python
 RESULTS = benchmarks/results
 TYPED = $(wildcard benchmarks/*.py) $(wildcard experiments/*.py)
 
-.PHONY: test style matrix bench
+.PHONY: test style docs matrix bench
 
 test:
 	$(PYTHON) -m pytest -n auto
@@ -11,6 +11,9 @@ style:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	MYPYPATH=tests $(PYTHON) -m mypy --follow-imports silent act act_kernels $(TYPED)
+
+docs:
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
 
 matrix:
 	.ci/matrix

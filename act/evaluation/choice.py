@@ -300,8 +300,8 @@ def _measured(donor: nn.Module, target: nn.Module, texts: Sequence[Corpus], opti
     cost, normalize = options.get("cost", "auto"), options.get("normalize", "none")
     for _, wrong in contradictions(record, cost=cost, normalize=normalize, kept=kept):
         raise wrong
-    chosen = (names_in(options.get(name, ())) for name in ("include", "exclude"))
-    rankable(common_space(donor, target), options.get("granularity", "channel"), *chosen)
+    include, exclude = names_in(options.get("include", ())), names_in(options.get("exclude", ()))
+    rankable(common_space(donor, target), options.get("granularity", "channel"), include, exclude)
     return [measured_for(score, donor, target, text) for text in (texts if kept else texts[:1])]
 
 

@@ -156,7 +156,8 @@ def ranked_by(
 ) -> Callable[[float], ChannelSet]:
     """The channels of a share by :func:`act.rank`, each share ranked once; a score that needs the models gets them."""
     options = options.copy()
-    options["include"], options["exclude"] = (names_in(options.get(name, ())) for name in ("include", "exclude"))
+    options["include"] = names_in(options.get("include", ()))  # once, for it may be an iterator
+    options["exclude"] = names_in(options.get("exclude", ()))
     score = options.get("score", "paired")
     models: tuple[nn.Module | None, nn.Module | None] = (None, None)
     if isinstance(score, str) and score in SCORES and SCORES[score].needs_models:

@@ -307,7 +307,9 @@ def test_an_automatic_budget_is_that_of_the_device(folder):
         "token_budget auto follows the free memory of the GPU; costs are those of 2,048 tokens"
     ]
     assert recipe.resolved()["token_budget"] == "auto" and recipe.stated_budget is None
-    with pytest.raises(act.ActError, match="token_budget is automatic; expected a whole number from 1 or one of auto"):
+    with pytest.raises(
+        act.ActError, match="token_budget is 'automatic'; expected a whole number from 1 or one of auto"
+    ):
         read_recipe(written(folder, token_budget="automatic"))
 
 
