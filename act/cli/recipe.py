@@ -233,9 +233,12 @@ def _print_legend(models: list[str], described: Recipe) -> None:
         said.append("+ tune: tuned afterwards, all in the same way")
     print("; ".join(said))
     print(
-        "right: share of right answers; NLL: negative log-likelihood in nats, less is better; p: the probability that"
+        "right: share of right answers, beside guesses (chance) and the commonest answer alone (majority); NLL: negative"
     )
-    print("chance alone makes such a difference, of a row to the target, and of act to that row")
+    print(
+        "log-likelihood in nats, less is better; p: the probability that chance alone makes such a difference, of a row"
+    )
+    print("to the target, and of act to that row")
 
 
 def _beaten(row: ComparisonSummary) -> str:

@@ -105,7 +105,7 @@ class Results:
             direction. A verdict over a control needs that of the method with the control.
         roles: what each model is; a model without a role is only shown.
         keep: which texts are of what is to be kept; all others are of the ability.
-        chance: the share of right answers by guessing, by text, where that is known.
+        chance: the share of right answers by guessing, or by the commonest answer alone, by text, where it is known.
     """
 
     figures: Sequence[Summary]

@@ -126,7 +126,8 @@ def results_of(
     figures = [one.model_dump() for one in checked(_SUMMARIES, data["results"])]
     comparisons = [one.model_dump() for one in checked(_COMPARISONS, data["comparisons"])]
     roles = _roles(data) if roles is None else roles
-    chance = {one["corpus"]: one["chance"] for one in figures if one["chance"] is not None}
+    levels = {one["corpus"]: [level for level in (one["chance"], one["majority"]) if level] for one in figures}
+    chance = {text: max(known) for text, known in levels.items() if known}
     results = Results(figures, comparisons, roles, chance=chance)  # type: ignore[arg-type]  # checked above
     return replace(results, keep=_not_lost(results) if keep is None else list(keep))
 

@@ -328,7 +328,8 @@ def test_the_vendored_library_has_no_end_of_script(report):
 
 
 def test_the_level_of_chance_is_that_of_the_records():
-    plain = {"results": [{**summary("m", "t", 0.5), "chance": 0.25}, summary("m", "u", 0.5)], "comparisons": []}
+    known = {**summary("m", "t", 0.5), "chance": 0.2, "majority": 0.25}
+    plain = {"results": [known, summary("m", "u", 0.5)], "comparisons": []}
     page = Page("x", results=results_of(plain))
     assert page.results.chance == {"t": 0.25}
     assert [("chance" in chart.columns, "guessing" in chart.note) for chart in page.charts] == [
