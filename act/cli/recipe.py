@@ -232,13 +232,9 @@ def _print_legend(models: list[str], described: Recipe) -> None:
     if any(name.endswith(" + tune") for name in models):
         said.append("+ tune: tuned afterwards, all in the same way")
     print("; ".join(said))
-    print(
-        "right: share of right answers, beside guesses (chance) and the commonest answer alone (majority); NLL: negative"
-    )
-    print(
-        "log-likelihood in nats, less is better; p: the probability that chance alone makes such a difference, of a row"
-    )
-    print("to the target, and of act to that row")
+    print("right: share of right answers, beside guesses (chance) and the commonest answer alone (majority)")
+    print("NLL: negative log-likelihood per token in nats, less is better; p: the probability that chance alone makes")
+    print("such a difference, of a row to the target, and of act to that row")
 
 
 def _beaten(row: ComparisonSummary) -> str:

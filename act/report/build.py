@@ -119,7 +119,7 @@ def measure(
         if not isinstance(profile, (PairProfile, AttributionProfile)):
             raise ActError("a report compares donor and target; give pair profiles (act-profile pair)")
         if difference := profiles[0].space.first_difference(profile.space):
-            raise ActError(f"the profiles are of different architectures: {difference}")
+            raise ActError(f"the profiles are of different architectures: {difference}; give those of one architecture")
         corpora = corpora_of(profile)
         text = profile.provenance.models, corpora
         if text in texts and corpora and corpora[0][0] is not None:

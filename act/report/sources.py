@@ -9,7 +9,8 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import BaseModel, FiniteFloat, TypeAdapter, create_model
 
-from act.core.errors import ActError, brief
+from act.core.errors import ActError, Missing, brief
+from act.core.near import near_path
 from act.core.plain import Label, checked, parsed_json
 from act.core.tensor_files import kind_of
 from act.editing.patch import Patch
@@ -94,7 +95,7 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         if path.is_dir():
             raise ActError(f"{path} is a folder without {RECIPE_REPORT}; expected {KINDS}") from None
-        raise ActError(f"no such file: {path}; expected {KINDS}") from None
+        raise Missing(f"no such file: {path}; expected {KINDS}", near_path(str(path))) from None
     except OSError as error:
         raise ActError(f"cannot read {path}: {error.strerror or error}") from error
     if not text.strip():

@@ -291,6 +291,10 @@ def test_other_files_are_refused_in_one_sentence(content, message, tmp_path):
     with pytest.raises(ActError, match=message) as refused:
         read([path])
     assert str(path) in str(refused.value)
+    if content is None:
+        path.with_name("givne").touch()
+        with pytest.raises(ActError, match=f"did you mean {path.with_name('givne')}"):
+            read([path])
 
 
 def test_a_folder_that_is_no_recipe_s_is_refused(tmp_path):
