@@ -50,6 +50,7 @@ def quiet_transformers() -> None:
     if not log.isEnabledFor(logging.DEBUG):
         theirs.set_verbosity_error()
         theirs.disable_progress_bar()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each try to reach the hub
 
 
 def print_json(result: dict[str, Any]) -> None:

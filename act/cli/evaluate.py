@@ -14,7 +14,7 @@ from act.cli import console, options, slow
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
-from act.cli.tables import filled
+from act.cli.tables import GUESSES, filled, guesses
 from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
@@ -169,10 +169,10 @@ def _print_figures(evaluations: list[Evaluation]) -> None:
         it = one.summary()
         match = "" if one.right is None else with_error(*mean_and_error(100 * one.right.double()), 1)
         nll = with_error(it["nll_per_token"], it["nll_per_token_se"], 3)
-        levels = [_level(it["chance"]), _level(it["majority"])]
+        levels = [guesses(it["chance"], it["majority"])]
         rows.append([called[one.model], called[one.corpus], one.metric, f"{it['records']:,}", match, *levels, nll])
     if rows:
-        names = ["model", "corpus", "metric", "records", "right, %", "chance", "majority", "NLL per token"]
+        names = ["model", "corpus", "metric", "records", "right, %", GUESSES, "NLL per token"]
         console.print_table("Figures, ± standard error", *filled(names, rows))
     if cut := sum(one.cut for one in evaluations):
         console.warn(f"{cut} answers were cut at the limit of new tokens; raise it with --max-new-tokens")
@@ -235,10 +235,6 @@ def _names(paths: Iterable[str]) -> dict[str, str]:
     short = {path: Path(path).name or path for path in paths}
     counts = Counter(short.values())
     return {path: name if counts[name] == 1 else path for path, name in short.items()}
-
-
-def _level(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
 
 
 def _p(p: float | None) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from act.cli import console, options
 from act.cli.progress import counter, step
-from act.cli.tables import filled
+from act.cli.tables import GUESSES, filled, guesses
 from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
 from act.core.units import duration, rate, size
@@ -180,7 +180,7 @@ def _print_report(report: Report, described: Recipe) -> None:
             if row["corpus"] == corpus:
                 name = row["model"]
                 right = "" if row["match"] is None else with_error(100 * row["match"], _percent(row["match_se"]), 1)
-                levels = [_level(row["chance"]), _level(row["majority"])]
+                levels = [guesses(row["chance"], row["majority"])]
                 nll = with_error(row["nll_per_token"], row["nll_per_token_se"], 3)
                 act = "act + tune" if name.endswith(("+ tune", "tune only")) else "act"
                 rows.append(
@@ -193,7 +193,7 @@ def _print_report(report: Report, described: Recipe) -> None:
                         _p(against.get((name, act, corpus))),
                     ]
                 )
-        columns = ["model", "right, %", "chance", "majority", "NLL per token", "p, to target", "p, act to it"]
+        columns = ["model", "right, %", GUESSES, "NLL per token", "p, to target", "p, act to it"]
         console.print_table(f"{corpus}, ± standard error", *filled(columns, rows))
     if report["results"]:
         _print_legend([row["model"] for row in report["results"]], described)
@@ -267,10 +267,6 @@ def _percent(share: float | None) -> float | None:
 
 def _p(p: float | None) -> str:
     return "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def _level(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f}"
 
 
 def _strength(strength: float | dict[str, float]) -> str:

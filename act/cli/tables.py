@@ -9,17 +9,25 @@ from typing import Any
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a table to stdout; all columns but the first are right-aligned.
 
-    Where it is too wide, its texts are broken between words; where that is not enough, each row becomes a paragraph.
+    Where it is too wide, its texts are broken between words, then its lines are left out; where that is not enough,
+    each row becomes a paragraph.
     """
+    from rich.box import HEAVY_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console, cells = Console(), [[str(value) for value in row] for row in rows]
-    widths = _widths(columns, cells, console.width)
+    whole = _widths(columns, cells, console.width - 3 * len(columns) - 1)
+    widths = whole or _widths(columns, cells, console.width - 2 * len(columns))
     if widths is None and len(columns) > 2:
         return _print_paragraphs(title, columns, cells)
-    table = Table(title=escape(title), title_justify="left")
+    table = Table(
+        title=escape(title),
+        title_justify="left",
+        box=HEAVY_HEAD if whole else None,
+        padding=(0, 1) if whole else (0, 2, 0, 0),
+    )
     for number, column in enumerate(columns):
         width = widths[number] if widths else None
         table.add_column(escape(column), justify="right" if number else "left", overflow="fold", width=width)
@@ -34,6 +42,16 @@ def filled(names: list[str], rows: list[list[str]]) -> tuple[list[str], list[lis
     return [names[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
+GUESSES = "chance, majority"
+"""The column beside that of right answers: what guesses find, and the commonest right answer given to all."""
+
+
+def guesses(chance: float | None, majority: float | None) -> str:
+    """Both levels in per cent; empty where no answers are judged."""
+    shown = ["-" if level is None else f"{100 * level:.1f}" for level in (chance, majority)]
+    return "" if majority is None and chance is None else ", ".join(shown)
+
+
 def _print_paragraphs(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(title)
     for row in rows:
@@ -43,11 +61,10 @@ def _print_paragraphs(title: str, columns: Sequence[str], rows: Sequence[Sequenc
                 print(f"  {column}: {value}" if column else f"  {value}")
 
 
-def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
     """The width of each column, such that no word is broken; None if there is not enough room."""
     from rich.cells import cell_len
 
-    room = width - 3 * len(columns) - 1
     texts = [[column, *(row[place] for row in rows)] for place, column in enumerate(columns)]
     whole = [max(map(cell_len, each)) for each in texts]
     least = [max(cell_len(word) for text in each for word in _words(text)) for each in texts]

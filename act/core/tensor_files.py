@@ -18,8 +18,9 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from act.core.errors import ActError, brief
+from act.core.errors import ActError, Missing, brief
 from act.core.files import written_whole
+from act.core.near import near_path
 from act.core.plain import parsed_json
 
 SCHEMA_KEY, HEADER_KEY, HASH_KEY = "schema", "header", "xxh3"
@@ -59,7 +60,9 @@ def load_tensors(
     """
     kind = schema.partition("/")[0]
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-        raise ActError(f"no such file: {path}; expected an {kind} file")
+        if os.path.isdir(path):
+            raise ActError(f"{path} is a folder; expected an {kind} file")
+        raise Missing(f"no such file: {path}; expected an {kind} file", near_path(str(path)))
     try:
         if not _begins_as_safetensors(path):
             raise ActError(f"{path} is not a safetensors file; expected an {kind} file")

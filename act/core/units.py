@@ -22,16 +22,15 @@ def duration(seconds: float) -> str:
         return "unknown"
     if seconds < 9.95:
         return f"{seconds:.2g} s"
-    whole = round(seconds)
     for (step, unit), (finer, smaller) in itertools.pairwise(_STEPS):
-        if whole < step:
+        count = round(seconds / finer) * finer  # so that 3599.7 s are an hour
+        if count < step:
             continue
         if unit == "years":
-            return f"{whole / step:,.0f} years"
-        count = round(whole / finer) * finer  # so that 3599.7 s are an hour
+            return f"{count / step:,.0f} years"
         rest = round(count % step / finer)
         return f"{int(count // step)} {unit}" + (f" {rest} {smaller}" if rest else "")
-    return f"{whole} s"
+    return f"{seconds:.0f} s"
 
 
 def size(count: float) -> str:

@@ -120,26 +120,30 @@ def cached_only(name: str) -> dict[str, Any]:
     """The option by which a model of the hub is loaded from its cache alone; empty while the hub can be reached.
 
     Without it, every file that the cache lacks is asked for again and again, for half a minute, although most of these
-    are ones that the model does not have. Of what the cache has nothing of, one file is asked for in that way.
+    are ones that the model does not have. The hub is asked once.
 
     Raises:
-        huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: the cache has nothing of that name, and neither
-            has the hub, or it cannot be reached.
+        Exception: the cache has nothing of that name, and neither has the hub, or it cannot be reached (see
+            :func:`unreached`).
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     if Path(name).is_dir():
         return {}
-    if not any(_kept(name).glob("*/*")):
-        _file(name, _CONFIG, {})
-        return {}
+    known = any(_kept(name).glob("*/*"))
     try:
         get_hf_file_metadata(hf_hub_url(identifier(name), _CONFIG, **revised(name)))
-    except HfHubHTTPError:  # an answer
+    except EntryNotFoundError:  # as of an adapter
         return {}
+    except HfHubHTTPError:  # an answer
+        if known:
+            return {}
+        raise
     except Exception:  # of requests, httpx or sockets, depending on the version
-        return {"local_files_only": True}
+        if known:
+            return {"local_files_only": True}
+        raise
     return {}
 
 
@@ -166,7 +170,7 @@ def base_of(name: str, *, merge: bool = False) -> str:
 
     Raises:
         ActError: an adapter that names none.
-        huggingface_hub.errors.HfHubHTTPError, LocalEntryNotFoundError: as :func:`cached_only`.
+        Exception: as :func:`cached_only`.
     """
     if find_spec("peft") is None:
         return name

@@ -263,7 +263,7 @@ class Fit:
             return cls(needs, has)
         ways = []
         a_token = (rest - fixed) / token_budget
-        tokens = int((has - weights - fixed) / max(a_token, 1)) // 128 * 128
+        tokens = int((has - weights - fixed) / a_token) // 128 * 128 if a_token else 0
         if tokens >= 128:
             ways.append(f"in batches of {tokens:,} tokens (--token-budget {tokens})")
         if itemsize > 2 and (needs - fixed) / 2 + fixed <= has:

@@ -1,12 +1,18 @@
-"""The bar of a long run, on a terminal of 80 columns."""
+"""What is shown of long work: bars, lines, and tables that keep to the width."""
 
 from __future__ import annotations
 
 import io
+import json
+import logging
 
+import pytest
 from rich.console import Console
 
-from act.cli.progress import Progress
+from act import ActError
+from act.cli.logs import to_file, to_stderr
+from act.cli.progress import Progress, counter
+from act.cli.tables import print_table
 
 
 def test_times_are_whole_on_a_narrow_terminal():
@@ -19,3 +25,46 @@ def test_times_are_whole_on_a_narrow_terminal():
     drawn = console.file.getvalue()  # type: ignore[attr-defined]
     assert "0:00:00 -:--:--" in drawn and "…" not in drawn
     assert all(word in drawn for word in text.split())
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_line_every_ten_seconds_where_there_is_no_bar(as_json, monkeypatch, capsys, tmp_path):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with to_stderr("info"), to_file(tmp_path / "new" / "log.jsonl"), counter("tuning", as_json) as report:
+        for done in range(1, 5):
+            now[0] += 6
+            report("loss 1.5", done, 40)
+    lines = capsys.readouterr().err.splitlines()
+    logged = [json.loads(line) for line in (tmp_path / "new" / "log.jsonl").read_text().splitlines()]
+    assert [line["done"] for line in logged] == [2, 4] and logged[0]["seconds_left"] == 228.0
+    if as_json:
+        assert [json.loads(line)["done"] for line in lines] == [2, 4] and json.loads(lines[0])["event"] == "progress"
+    else:
+        assert lines[0] == "tuning: loss 1.5, 2 of 40, 3 min 48 s left" and len(lines) == 2
+
+
+def test_the_level_decides_what_is_shown(capsys):
+    for level, shown in {"error": 0, "warning": 1, "info": 2, "debug": 4}.items():
+        with to_stderr(level):
+            logging.getLogger("act.cli.console").info("a note")
+            logging.getLogger("act.cli.console").warning("a warning")
+            logging.getLogger("act.taps").info("for the log file")
+            logging.getLogger("act.taps").debug("deep inside")
+        assert len(capsys.readouterr().err.splitlines()) == shown
+    with (
+        pytest.raises(ActError, match=r"log level is 'inof'; expected one of .*; did you mean info\?"),
+        to_stderr("inof"),
+    ):
+        pass
+
+
+def test_no_word_of_a_table_is_broken(monkeypatch, capsys):
+    columns = ["model", "corpus", "right, %", "NLL per token"]
+    rows = [["specialist", "test-de[1].jsonl", "25.0 ± 2.5", "5.918 ± 0.014"]]
+    for width in (80, 60, 50, 30):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_table("Figures", columns, rows)
+        shown = capsys.readouterr().out
+        assert all(cell in shown for cell in rows[0])
+        assert ("│" in shown) == (width >= 70) and max(map(len, shown.splitlines())) <= width

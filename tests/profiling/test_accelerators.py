@@ -1,0 +1,105 @@
+"""Plans for GPUs by name: published figures, what fits, and a CPU's rate that is never a GPU's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from command_line import act_profile, succeed
+from support import tiny_model
+
+from act import ActError
+from act.core.units import amount, duration, rate, size
+from act.profiling.accelerators import ACCELERATORS, EFFICIENCY, accelerator_named
+from act.profiling.plan import Fit
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("plan") / "model"
+    tiny_model("llama").to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def test_every_gpu_has_figures_with_a_source():
+    for name, one in ACCELERATORS.items():
+        assert one.source.startswith("https://") and one.memory * 2**30 > one.usable > 0.9 * one.memory * 2**30
+        assert one.float16 >= one.float32 and 100 < one.bandwidth < 10_000 and name == name.lower()
+        assert one.flops("float16") == EFFICIENCY * one.float16 * 1e12
+    assert accelerator_named("RTX 4090") is ACCELERATORS["4090"] and accelerator_named("H100") is ACCELERATORS["h100"]
+    with pytest.raises(
+        ActError, match=r"no figures are known of the GPU 'h10'; expected one of h100.*did you mean h100\?"
+    ):
+        accelerator_named("h10")
+    with pytest.raises(ActError, match="has no units for bfloat16; plan for float16"):
+        accelerator_named("v100").flops("bfloat16")
+
+
+def test_what_does_not_fit_has_ways_out():
+    parts = {"weights": 100, "moments": 10, "moments before the batch": 10, "activations": 80}
+    assert Fit.of(parts, 200, 1024, 2).fits
+    tight = Fit.of(parts, 160, 1024, 4)
+    assert not tight.fits and tight.needs == 200
+    batch, half, spread, *_ = tight.ways
+    assert batch == "in batches of 512 tokens (--token-budget 512)" and "--dtype bfloat16" in half
+    assert "over 2 such devices (--device-map auto, --gpus-a-model 2)" in spread
+    assert Fit.of(parts, 160, 1024, 4, gpus_a_model=2).fits
+    assert Fit.of(parts, 60, 1024, 2).ways == (
+        "with what does not fit on the CPU or disk, more slowly (--device-map auto)",
+    )
+
+
+def test_a_rate_of_this_machine_is_never_that_of_a_gpu(model):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU, whose rate can be measured")
+    plan = ["plan", "--model", model, "--tokens", "1e9", "--seconds", "0.05"]
+    refused = act_profile(*plan, "--gpus", "8")
+    assert refused.returncode == 2 and "that of a CPU tells nothing of it; name the GPU (--gpu h100" in refused.stderr
+    assert "cluster" not in succeed(*plan)
+    planned = {name: succeed(*plan, "--gpu", name, "--gpus", "8") for name in ("h100", "a100")}
+    forward = {name: one["cluster"]["forward"] for name, one in planned.items()}
+    assert forward["a100"] / forward["h100"] == pytest.approx(989 / 312, rel=0.01)
+    assert planned["h100"]["fit"] == {
+        "device": "NVIDIA H100 SXM 80 GB",
+        "needs": sum(planned["h100"]["memory"].values()),
+        "has": accelerator_named("h100").usable,
+        "fits": True,
+        "ways": [],
+    }
+    given = succeed(*plan, "--gpu", "h100", "--gpu-tflops", "1")["cluster"]
+    assert given["assumptions"]["flops"] == 1e12 and given["assumptions"]["memory"] == 3350e9
+
+
+def test_a_plan_is_read_by_people(model):
+    large = act_profile(
+        "plan",
+        "--model",
+        model,
+        "--tokens",
+        "1e9",
+        "--seconds",
+        "0",
+        "--gpu",
+        "t4",
+        "--dtype",
+        "float16",
+        "--token-budget",
+        "99999999",
+    )
+    assert large.returncode == 0, large.stderr
+    first, *ways = large.stdout.splitlines()
+    assert first.startswith("does not fit: ") and "GiB are needed, and NVIDIA T4 16 GB has 14.7 GiB" in first
+    assert "in batches of" in ways[0] and "1 x NVIDIA T4 16 GB" in large.stdout and "1 billion tokens" in large.stdout
+    assert "(40% of the dense rate in https://" in " ".join(large.stdout.split())
+
+
+def test_units_are_those_that_people_read():
+    assert [duration(x) for x in (0, 0.004, 59.97, 3599.7, 86_399, 9e5, 1e10, float("inf"))] == [
+        "0 s", "0.004 s", "1 min", "1 h", "1 d", "10 d 10 h", "317 years", "unknown",
+    ]  # fmt: skip
+    assert (size(0), size(1023), size(1024), size(2**60)) == ("0 B", "1,023 B", "1.0 KiB", "1,024.0 PiB")
+    assert (rate(0), rate(1.5e15), amount(999_999), amount(2_500_000)) == (
+        "0 FLOP/s",
+        "1.5 PFLOP/s",
+        "999,999",
+        "2.5 million",
+    )
