@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from act.cli import console, slow
 from act.cli.logs import to_file
-from act.cli.measuring_options import PairOptions, TextOptions
+from act.cli.measuring_options import KEEP, PairOptions, TextOptions
 from act.cli.measuring_output import MeasuringOutput
 from act.cli.progress import Progress, counter
 from act.core.errors import ActError, Interrupted
@@ -93,9 +93,11 @@ class Measuring:
         """Warn of what is probably not meant: a slow type, donor and target that look swapped."""
         for model in models.values():
             slow.warn_of_half(model)
-        if "donor" in models:
+        places = {next(model.parameters()).device.type for model in models.values()}
+        if "donor" in models and len(places) == 1:  # a donor that waits on the CPU is not run there
             for name, corpus in corpora.items():
-                self._compare(name, models["donor"], models["target"], corpus)
+                if not name.startswith(KEEP):
+                    self._compare(name, models["donor"], models["target"], corpus)
 
     def _compare(self, name: str, donor: nn.Module, target: nn.Module, corpus: Corpus) -> None:
         from act.evaluation.sides import sides_of

@@ -1,0 +1,73 @@
+"""Texts as people have them, on the command line: columns, chat templates, names, records one by one."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+from command_line import act_profile, succeed
+from huggingface_hub import ModelCard
+from support import tiny_model
+
+TEMPLATE = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tokenizer):
+    path = tmp_path_factory.mktemp("texts")
+    tiny_model("llama").save_pretrained(path / "model")
+    tokenizer.save_pretrained(path / "model")
+    (path / "x.csv").write_text("ask,reply\n" + "".join(f"Is it {word}?,five\n" for word in ("a", "b", "c", "d")))
+    (path / "template.jinja").write_text(TEMPLATE)
+    return path
+
+
+def test_columns_and_a_chat_template_decide_what_is_read(folder, tmp_path):
+    given = ["--columns", "question=ask,answer=reply", "--chat-template", folder / "template.jinja"]
+    shown = act_profile("run", "--model", folder / "model", "--corpus", folder / "x.csv", *given, "--show-spans", "1")
+    assert shown.stdout == "[user]\nIs it a?</s>[assistant]\n[[five</s>]]\n", shown.stderr
+    (tmp_path / "none.jinja").write_text("no template")
+    given[-1] = tmp_path / "none.jinja"
+    wrong = act_profile("run", "--model", folder / "model", "--corpus", folder / "x.csv", *given)
+    assert wrong.returncode == 2 and "does not mention messages" in wrong.stderr
+    missing = act_profile("run", "--model", folder / "model", "--corpus", folder / "x.csv")
+    assert (
+        missing.returncode == 2 and "got the keys ['ask', 'reply']" in missing.stderr and "--columns" in missing.stderr
+    )
+
+
+def test_an_evaluation_names_its_texts_and_writes_each_record(folder, tmp_path):
+    given = [
+        "--model",
+        folder / "model",
+        "--corpus",
+        f"facts={folder / 'x.csv'}",
+        "--columns",
+        "question=ask,answer=reply",
+    ]
+    found = succeed("evaluate", *given, "--metric", "exact", "--details", tmp_path / "d.csv")
+    (one,) = found["results"]
+    assert one["corpus"] == "facts" and one["majority"] == 1.0 and one["chance"] is None
+    rows = list(csv.DictReader((tmp_path / "d.csv").open()))
+    assert [row["record"] for row in rows] == ["0", "1", "2", "3"] and {row["answer"] for row in rows} == {"five"}
+    assert sum(float(row["nll"]) for row in rows) == pytest.approx(4 * one["nll_per_record"])
+    twice = act_profile("evaluate", *given, "--corpus", folder / "x.csv")
+    assert twice.returncode == 2 and "was given twice" in twice.stderr
+
+
+def test_a_tuned_model_has_a_card(folder, tmp_path):
+    pytest.importorskip("accelerate")
+    given = ["--corpus", f"facts={folder / 'x.csv'}", "--columns", "question=ask,answer=reply", "--steps", "1"]
+    tuned = succeed("tune", "--model", folder / "model", *given, "--output", tmp_path / "a" / "tuned")
+    text = (tmp_path / "a" / "tuned" / "README.md").read_text()
+    assert f"| loss per token at the end | {tuned['loss']:.3f} |" in text and "of facts" in text and "--steps 1" in text
+    assert {"fine-tune", "act-profile"} <= {*ModelCard(text).data.tags}
+    refused = act_profile("tune", "--model", folder / "model", *given, "--push-to-hub", "x", "--output", tmp_path / "b")
+    assert refused.returncode == 2 and "expected a name such as org/name" in refused.stderr
+    assert json.loads(
+        act_profile("tune", "--model", folder / "model", "--mode", "lroa", *given, "--output", "c", "--json").stdout
+    ) == {
+        "error": "mode is 'lroa'; expected one of full, rows, lora; did you mean lora?",
+        "exit_code": 2,
+    }
