@@ -35,6 +35,8 @@ PAIRS = 24
 """The most overlaps that are shown one by one."""
 MATRIX = 20
 """Sets of which a matrix shows every name."""
+KINDS = ("embed", "position", "q", "k", "v", "qkv", "o", "router", "gate", "up", "gate_up", "down", "norm", "head")
+"""The order of module kinds where no model shows it."""
 RELATIONS: Mapping[Relation, str] = {
     "stability": "two profiles of one ability",
     "disentanglement": "two abilities",
@@ -250,7 +252,8 @@ def of_patch(name: str, patch: Patch) -> Iterator[Chart]:
         values[cell] = values.get(cell, 0) + change.before.numel()
     if not values:
         return
-    kinds = list(dict.fromkeys(kind for kind, _ in values))
+    rank = {kind: number for number, kind in enumerate(KINDS)}
+    kinds = sorted({kind for kind, _ in values}, key=lambda kind: (rank.get(kind, len(rank)), kind))
     order = {BEFORE: -1, AFTER: math.inf}
     places = sorted({place for _, place in values}, key=lambda place: order.get(place) or int(place))
     columns: dict[str, list[Any]] = {
@@ -263,8 +266,8 @@ def of_patch(name: str, patch: Patch) -> Iterator[Chart]:
     heads = {"kind": "module kind", "place": "layer", "values": "values changed", "share": "of the patch, %"}
     yield Chart(
         f"patch-{slug(name)}",
-        f"Where the patch {name} changes values",
-        f"Values changed by the patch {name}, by layer and module kind. Most, {most:,}, are of {kind} in "
+        f"Where {name} changes values",
+        f"Values changed by {name}, by layer and module kind. Most, {most:,}, are of {kind} in "
         f"{place_name(place)}.",
         columns,
         charts.heat_map(
