@@ -259,13 +259,13 @@ def _overlaps(measured: Sequence[Measured], shares: Sequence[float]) -> list[Ove
         else:
             apart[frozenset((one.ability, other.ability))] = one, other
     abilities = {one.name: one.ability for one in measured}
-    for one, other in pairs:
-        apart.pop(frozenset((abilities[one], abilities[other])), None)
+    for names in pairs:
+        apart.pop(frozenset(abilities[name] for name in names), None)
     for first, second in apart.values():
         require_same_models(first.profile, second.profile)  # raises: says which models differ
     found = {pair: list[OverlapRow]() for pair in pairs}
-    for share, one, other, each in overlaps({one.name: one.score for one in measured}, shares, pairs):
-        found[one, other].append(overlap_row(pairs[one, other], share, one, other, each))
+    for share, a, b, each in overlaps({one.name: one.score for one in measured}, shares, pairs):
+        found[a, b].append(overlap_row(pairs[a, b], share, a, b, each))
     return [row for rows in found.values() for row in rows]
 
 
