@@ -270,7 +270,7 @@ class Run:
                 f"pass --force{IN_PYTHON} to write it again from the stages that are kept"
             )
         if not force:
-            self._require_own_version()
+            self._require_not_made()
         inputs = [*self.cache.models, *self.cache.places]
         require_output(self.output, force, [*map(self.recipe.at, inputs), self.cache.folder])
         self._begin()
@@ -312,13 +312,19 @@ class Run:
         except (ActError, KeyError, TypeError):
             return None
 
-    def _require_own_version(self) -> None:
+    def _require_not_made(self) -> None:
         made = self._made()
         schema = made.get("schema") if isinstance(made, dict) else None
         if schema not in (None, SCHEMA):
             raise ActError(
                 f"{self.output} was made by another version of act-profile ({schema}, this one writes {SCHEMA}), so "
                 f"its stages cannot be reused; pass --force{IN_PYTHON} to make it again, or choose another output"
+            )
+        if schema:
+            raise ActError(
+                f"{self.output} exists already, made by another recipe, or by this one before it or its inputs "
+                f"changed; pass --force{IN_PYTHON} to replace it, which repeats only what the change decides, or "
+                "choose another output"
             )
 
     def _report(self) -> Report:
