@@ -35,7 +35,8 @@ def counter(what: str, as_json: bool = False) -> Iterator[Report]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    console, lines, start = Console(stderr=True), Lines(as_json), time.monotonic()
+    console, lines = Console(stderr=True), Lines(as_json)
+    begun, last = (time.monotonic(), 0), (0, 0)  # when this piece of work began, at how many; the latest report
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -47,10 +48,14 @@ def counter(what: str, as_json: bool = False) -> Iterator[Report]:
         task = bar.add_task(what, total=None)
 
         def report(doing: str, done: int, total: int) -> None:
+            nonlocal begun, last
+            if done <= last[0] or total != last[1]:  # another piece of work
+                begun = time.monotonic(), done
+            last = done, total
             bar.update(task, description=f"{what}: {doing}", completed=done, total=total or None)
             if lines.due():
-                seconds = time.monotonic() - start
-                left = (total - done) * seconds / done if done and total else None
+                seconds, steps = time.monotonic() - begun[0], done - begun[1]
+                left = (total - done) * seconds / steps if steps and total else None
                 fields = {"doing": f"{what}: {doing}", "done": done, "total": total or None, "seconds": round(seconds)}
                 lines.write(
                     f"{what}: {doing}, {done:,}{f' of {total:,}' if total else ''}"

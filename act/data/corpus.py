@@ -329,9 +329,9 @@ class Corpus:
             return self._encoded_by(self.encoder.reader, reason or late)
         if self._tokens is not None:
             raise ActError(f"{self.name} has images, which a token cache does not hold; leave the cache out")
-        return self._encoded_by(
-            self.encoder.reader, Vision(self._processor or processor_beside(self.encoder.tokenizer))
-        )
+        given, tokenizer = self._processor, self.encoder.tokenizer
+        vision = Vision(given) if given else Vision(processor_beside(tokenizer), tokenizer)
+        return self._encoded_by(self.encoder.reader, vision)
 
     def _encoded_by(self, reader: Reader, vision: Vision | str) -> Corpus:
         corpus, encoder = copy.copy(self), self.encoder

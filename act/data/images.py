@@ -113,12 +113,16 @@ class Vision:
 
     Args:
         processor: as ``AutoProcessor`` loads it.
+        tokenizer: the model's; a chat template that was set on it takes the place of the processor's.
     """
 
-    def __init__(self, processor: ProcessorMixin) -> None:
+    def __init__(self, processor: ProcessorMixin, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         self._processor: Any = processor
         self.tokenizer: PreTrainedTokenizerBase = copy.copy(self._processor.tokenizer)
-        if template := getattr(processor, "chat_template", None):
+        stored = self.tokenizer.chat_template
+        if tokenizer is not None and tokenizer.chat_template != stored:
+            self.tokenizer.chat_template = tokenizer.chat_template
+        elif template := getattr(processor, "chat_template", None):
             self.tokenizer.chat_template = template
 
     @cached_property

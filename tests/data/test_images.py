@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import pickle
@@ -15,6 +16,7 @@ import act
 from act.core.errors import ActError
 from act.data import batching, stream
 from act.data.corpus import Corpus
+from act.data.images import Vision
 from act.data.stream import Stream
 
 ASK = {"question": "What is in the picture?", "answer": "house"}
@@ -216,3 +218,11 @@ def test_models_and_places_that_read_no_images_say_so(tmp_path):
         act.evaluate(model, Corpus.from_records(records, processor))
     alone = act.profile(model, Corpus.from_records(records, processor, ignore_columns=["image"]))
     assert not alone.provenance.corpora[0].images
+
+
+def test_a_chat_template_that_was_set_takes_the_place_of_the_processors():
+    processor = processor_of("llava")
+    tokenizer = copy.copy(processor.tokenizer)
+    assert Vision(processor, tokenizer).tokenizer.chat_template == Vision(processor).tokenizer.chat_template
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    assert Vision(processor, tokenizer).tokenizer.chat_template == tokenizer.chat_template
