@@ -129,6 +129,10 @@ def command(
     if as_json:
         return console.print_json(summary)
     rows = [
-        [name.replace("_", " "), f"{value:,}" if isinstance(value, int) else value] for name, value in summary.items()
+        [
+            name.replace("_", " "),
+            f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value,
+        ]
+        for name, value in summary.items()
     ]
     console.print_table(str(output), ["", ""], rows[1:])

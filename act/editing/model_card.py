@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ class Origin:
         name: how it was given: a folder or a hub id.
         licence: what its own card states, or :data:`NOT_STATED`.
         hub_id: its name on the hub; None if it is not known to be there.
+        bases: hub ids of what it was made of itself, as its own card states.
     """
 
     name: str
     licence: str
     hub_id: str | None
+    bases: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -46,7 +48,15 @@ class Origin:
     @classmethod
     def of(cls, name: str | Path) -> Origin:
         """The origin of that name, from what is here: nothing is asked of the hub."""
-        return cls(str(name), licence_of(name), hub_id_of(name))
+        data = _metadata_of(name)
+        bases = data.get("base_model") or ()
+        listed = [bases] if isinstance(bases, str) else [one for one in bases if isinstance(one, str)]
+        return cls(str(name), licence_of(name), hub_id_of(name), tuple(listed))
+
+    @property
+    def on_hub(self) -> list[str]:
+        """Its hub id; for a model that is not on the hub, those of what it was made of."""
+        return [self.hub_id] if self.hub_id else list(self.bases)
 
 
 def hub_id_of(name: str | Path) -> str | None:
@@ -65,17 +75,23 @@ def hub_id_of(name: str | Path) -> str | None:
 
 def licence_of(model: str | Path) -> str:
     """The licence that a model's own card states; ``not stated`` if there is none here, in its folder or the cache."""
+    data = _metadata_of(model)
+    licence = data.get("license")
+    return str(data.get("license_name") or licence) if licence else NOT_STATED
+
+
+def _metadata_of(model: str | Path) -> Mapping[str, Any]:
+    """The metadata of a model's own card, if there is one here, in its folder or the hub's cache."""
     card = Path(model, CARD) if Path(model).is_dir() else _cached_card(str(model))
     if card is None or not card.is_file():
-        return NOT_STATED
+        return {}
     from huggingface_hub import ModelCard
 
     try:
-        data = ModelCard.load(card, ignore_metadata_errors=True).data
+        found: Mapping[str, Any] = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, OSError):
-        return NOT_STATED
-    licence = data.get("license")
-    return str(data.get("license_name") or licence) if licence else NOT_STATED
+        return {}
+    return found
 
 
 def _cached_card(name: str) -> Path | None:
@@ -108,6 +124,7 @@ class Card:
         corpora: names of the texts that were used, of which those of the hub are listed as data sets.
         figures: those of the model itself.
         adapter: whether it is an adapter, which its base model is loaded with.
+        architecture: the class of the model, by which it is loaded; see :func:`loaded_by`.
     """
 
     title: str
@@ -117,6 +134,7 @@ class Card:
     corpora: Iterable[str] = ()
     figures: Sequence[Figure] = field(default_factory=tuple)
     adapter: bool = False
+    architecture: str = "ForCausalLM"
 
     def __str__(self) -> str:
         """The whole card, with its metadata."""
@@ -140,17 +158,17 @@ class Card:
                 for one in self.figures
             ]
         data = ModelCardData(
-            base_model=[origin.hub_id for origin in self.origins if origin.hub_id] or None,
+            base_model=list(dict.fromkeys(base for origin in self.origins for base in origin.on_hub)) or None,
             datasets=sorted({name for corpus in self.corpora if (name := data_set_of(corpus))}) or None,
             library_name="peft" if self.adapter else "transformers",
-            pipeline_tag="text-generation",
+            pipeline_tag=loaded_by(self.architecture)[1],
             tags=[*TAGS, *self.tags],
             **named,
         )
         return str(data.to_yaml())
 
     def _usage(self) -> str:
-        kind = "AutoPeftModelForCausalLM" if self.adapter else "AutoModelForCausalLM"
+        kind = "AutoPeftModelForCausalLM" if self.adapter else loaded_by(self.architecture)[0]
         names = f"from transformers import {kind}, AutoTokenizer"
         if self.adapter:
             names = f"from peft import {kind}\nfrom transformers import AutoTokenizer"
@@ -167,6 +185,35 @@ class Card:
                 "```",
             ]
         )
+
+
+def loaded_by(architecture: str) -> tuple[str, str | None]:
+    """The class of transformers that loads a model by the class in its configuration, and the hub's word for its task.
+
+    >>> from act.editing.model_card import loaded_by
+    >>> loaded_by("LlamaForCausalLM"), loaded_by("BertModel")
+    (('AutoModelForCausalLM', 'text-generation'), ('AutoModel', None))
+    """
+    for ending, found in _LOADED_BY.items():
+        if architecture.endswith(ending):
+            return found
+    return "AutoModel", None
+
+
+_LOADED_BY: dict[str, tuple[str, str | None]] = {
+    "ForCausalLM": ("AutoModelForCausalLM", "text-generation"),
+    "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
+    "ForMaskedLM": ("AutoModelForMaskedLM", "fill-mask"),
+}
+
+
+def architecture_in(folder: Path) -> str:
+    """The class that the configuration in a model's folder names; empty if it names none."""
+    try:
+        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"]
+        return str(named[0])
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return ""
 
 
 def data_set_of(corpus: str) -> str | None:
@@ -252,5 +299,6 @@ def write_card(
         ["merge", *tags],
         [*ranked, *corpora],
         figures,
+        architecture=architecture_in(folder),
     )
     put_card(folder, str(card))

@@ -130,6 +130,10 @@ def test_origins_are_named_by_their_hub_id_and_licence(tmp_path):
     assert data.license is None and "merge" in data.tags and data.library_name == "transformers"
     assert [(one.dataset_name, one.metric_value) for one in data.eval_results] == [("german", 0.4)]
     assert ModelCard(str(Card("one", origins[:1], ""))).data.license == "apache-2.0"
+    (other / "README.md").write_text(text)
+    again = str(Card("again", [Origin.of(other)], "", architecture="BertModel"))
+    assert ModelCard(again).data.base_model == ["org/name", "org/donor"] and "import AutoModel, Auto" in again
+    assert ModelCard(again).data.pipeline_tag is None and data.pipeline_tag == "text-generation"
     assert "AutoPeftModelForCausalLM" in str(Card("adapter", origins[:1], "", adapter=True))
 
 
