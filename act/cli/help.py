@@ -36,7 +36,8 @@ class Command(TyperCommand):
             if parameter.name == "help":
                 name = options.OUTPUT
             if record := parameter.get_help_record(ctx):
-                groups.setdefault(name, []).append((_LIST.sub(r"<\1>", record[0]), record[1]))
+                shown = _LIST.sub(r"<\1>", record[0].replace(" range>", ">"))
+                groups.setdefault(name, []).append((_broken(shown, formatter.width - 4), record[1]))
         for name, rows in groups.items():
             if rows:
                 with formatter.section(name):
@@ -50,13 +51,23 @@ class Command(TyperCommand):
                     formatter.write(f"  {line}\n" if line else "\n")
 
 
+def _broken(name: str, most: int) -> str:
+    """The name of an option with its choices, on several lines where they are too many for one."""
+    lines = [""]
+    for part in re.split(r"(?<=\|)", name):
+        if len(lines[-1]) + len(part) > most:
+            lines.append(" " * 6)
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def write_rows(formatter: Any, rows: list[tuple[str, str]]) -> None:
     """Write names and what they mean, side by side where there is room."""
     if formatter.width >= NARROW:
         formatter.write_dl(rows, col_max=26)
         return
     for name, meaning in rows:
-        formatter.write_text(name)
+        formatter.write(f"  {name}\n")
         formatter.indent()
         formatter.write_text(meaning)
         formatter.dedent()
