@@ -20,6 +20,17 @@ PUBLIC = [name for name in act.__all__ if inspect.isclass(getattr(act, name)) or
 SHOWN_ELSEWHERE = {"ActError"}
 
 
+MODULES = [
+    f"{module}.{name}"
+    for module in act._MODULES.values()
+    for name in importlib.import_module(module).__dict__.get("__all__", ["profile_dataset"])
+    if inspect.isfunction(getattr(importlib.import_module(module), name))
+]
+"""The functions of public modules, where these are at home or shown."""
+NEEDED = {"act.editing.mergekit": "mergekit", "act.profiling.ray_data": "ray"}
+"""Packages without which the examples of a module do not run."""
+
+
 def test_every_name_is_there_and_listed_by_dir():
     assert set(act.__all__) <= set(dir(act))
     for name in act.__all__:
@@ -76,8 +87,13 @@ def namespace(tokenizer, tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name.rpartition(".")[0] in NEEDED else name for name in EXAMPLES],
+)
 def test_the_example_runs(name, namespace):
+    if package := NEEDED.get(name.rpartition(".")[0]):
+        pytest.importorskip(package)
     test = EXAMPLES[name]
     test.globs.update(namespace)
     printed: list[str] = []
@@ -89,6 +105,13 @@ def test_the_example_runs(name, namespace):
 def test_every_public_name_has_an_example(name):
     home = f"{act._HOMES[name]}.{name}"
     assert any(found == home or found.startswith(f"{home}.") for found in EXAMPLES), f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_function_of_a_public_module_has_an_example(name):
+    module, _, function = name.rpartition(".")
+    home = getattr(importlib.import_module(module), function).__module__
+    assert f"{home}.{function}" in EXAMPLES, f"{name} has no example"
 
 
 @pytest.mark.parametrize("name", PUBLIC)

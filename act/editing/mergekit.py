@@ -48,6 +48,8 @@ def register() -> None:
 
     Raises:
         ActError: mergekit is not installed, or too old to have a registry of methods.
+
+    >>> act.mergekit.register()  # then mergekit's own run_merge
     """
     optional("mergekit", "mergekit", "merging through mergekit")
     try:
@@ -98,6 +100,17 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
     Raises:
         ActError: mergekit is not installed; a configuration it does not accept; channel sets that were made for other
             models; ``output`` is one of the models, or exists and ``force`` is False.
+
+    >>> from pathlib import Path
+    >>> for name, one in {"donor": donor, "target": target}.items():
+    ...     one.save_pretrained(name)
+    ...     _ = tokenizer.save_pretrained(name)
+    >>> act.rank(act.profile_pair(donor, target, corpus), top="5%").save("set.safetensors")
+    >>> lines = ["merge_method: act", "base_model: target", "models: [{model: donor, parameters: {channels:"]
+    >>> _ = Path("merge.yaml").write_text("\\n".join(lines) + " set.safetensors, weight: 0.4}}]")
+    >>> act.mergekit.merge("merge.yaml", "merged")
+    >>> Path("merged/config.json").exists()
+    True
     """
     from pydantic import ValidationError
 

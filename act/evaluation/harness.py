@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -124,13 +126,13 @@ def run_tasks(
     """
     manager = require_tasks(names, folder)
     evaluator = optional("lm_eval.evaluator", "eval", "a task of lm-evaluation-harness")
-    wrapped = optional("lm_eval.models.huggingface", "eval", "a task of lm-evaluation-harness").HFLM(
-        pretrained=model, tokenizer=tokenizer, batch_size=batch_size
-    )
+    wrapper = optional("lm_eval.models.huggingface", "eval", "a task of lm-evaluation-harness").HFLM
     try:
-        found = evaluator.simple_evaluate(
-            wrapped, tasks=list(names), task_manager=manager, limit=limit, num_fewshot=fewshot, bootstrap_iters=0
-        )
+        with _quiet():
+            wrapped = wrapper(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+            found = evaluator.simple_evaluate(
+                wrapped, tasks=list(names), task_manager=manager, limit=limit, num_fewshot=fewshot, bootstrap_iters=0
+            )
     except Exception as error:  # data sets, templates and metrics may raise anything
         raise ActError(f"cannot run {', '.join(names)}: {brief(error)}") from error
     name = name or name_of(model)
@@ -141,6 +143,18 @@ def run_tasks(
         if isinstance(value, (int, float)) and "," in key and "_stderr" not in key
         for metric in [key.removesuffix(",none")]
     ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """During the block, the harness says no more than errors: its warnings are for authors of tasks and of models."""
+    log = logging.getLogger("lm_eval")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def compare_tasks(before: Sequence[TaskFigure], after: Sequence[TaskFigure]) -> list[TaskChange]:

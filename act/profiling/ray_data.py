@@ -93,6 +93,14 @@ def profile_dataset(
 
     Raises:
         ActError: Ray is not installed; no such model; a bad record; nothing counted; a block that Ray could not finish.
+
+    >>> import ray
+    >>> model.save_pretrained("model")
+    >>> _ = tokenizer.save_pretrained("model")
+    >>> rows = ray.data.from_items([{"prompt": "2 + 3 =", "completion": " 5"}] * 4)
+    >>> profile = act.ray_data.profile_dataset({"model": "model"}, rows, "model")
+    >>> profile.provenance.corpora[0].records
+    4
     """
     try:
         import ray

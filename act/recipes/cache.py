@@ -48,7 +48,15 @@ _OURS = re.compile(
 
 
 def stages_of(recipe: Recipe) -> Path:
-    """The folder of a recipe's stages, beside its output."""
+    """The folder of a recipe's stages, beside its output.
+
+    >>> from pathlib import Path
+    >>> from act.recipes.example import example
+    >>> _ = Path("my.yaml").write_text(example("recover"))
+    >>> recipe = act.recipe.read_recipe("my.yaml")
+    >>> act.recipe.stages_of(recipe).name
+    'mended.stages'
+    """
     return companion(recipe.folder, ".stages")
 
 
@@ -67,6 +75,13 @@ def clean(recipe: Recipe) -> int:
 
     Raises:
         ActError: the folder holds what no recipe made, or another process is using it.
+
+    >>> from pathlib import Path
+    >>> from act.recipes.example import example
+    >>> _ = Path("my.yaml").write_text(example("recover"))
+    >>> recipe = act.recipe.read_recipe("my.yaml")
+    >>> act.recipe.clean(recipe)
+    0
     """
     size = 0
     with reserved(recipe.folder):

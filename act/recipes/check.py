@@ -147,6 +147,14 @@ def check(
 
     Raises:
         ActError: all that is wrong. What cannot be looked at, because the hub cannot be reached, is no mistake.
+
+    >>> from pathlib import Path
+    >>> from act.recipes.example import example
+    >>> _ = Path("my.yaml").write_text(example("recover"))
+    >>> recipe = act.recipe.read_recipe("my.yaml")
+    >>> needs = act.recipe.check(recipe)
+    >>> [one["records"] for one in needs["corpora"]], needs["stages"][-1]["stage"]
+    ([128, 128, 128, 128], 'output')
     """
     run = _Check(recipe, trust_remote_code)
     run.look()
@@ -469,6 +477,14 @@ def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
 
     Raises:
         ActError: no such model.
+
+    >>> from pathlib import Path
+    >>> from act.recipes.example import example
+    >>> _ = Path("my.yaml").write_text(example("recover"))
+    >>> recipe = act.recipe.read_recipe("my.yaml")
+    >>> room = act.recipe.room_for(recipe)
+    >>> 0 < room["output"] < room["models"]
+    True
     """
     run = _Check(recipe, trust_remote_code)
     run.see(recipe.target)

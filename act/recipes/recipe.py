@@ -151,6 +151,13 @@ class Run:
         ActError: an input that does not exist; an encoder to tune or evaluate; a donor that is the target; an
             ability that is also to be kept, in whole or in part; a donor whose tokenizer gives a token id to another
             token than the target's. No model is loaded.
+
+    >>> from pathlib import Path
+    >>> from act.recipes.example import example
+    >>> _ = Path("my.yaml").write_text(example("recover"))
+    >>> recipe = act.recipe.read_recipe("my.yaml")
+    >>> [stage["stage"] for stage in act.recipe.Run(recipe).plan()][:4]
+    ['profile', 'profile', 'rank', 'transfer']
     """
 
     @in_words_of_the_file()

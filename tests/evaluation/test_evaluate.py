@@ -249,40 +249,6 @@ def test_real_records_choose_their_metric(name, metric, shared_data):
     assert result.metric == metric and result.right is not None and len(result.right) == 6
 
 
-def test_a_missing_package_is_one_sentence(monkeypatch):
-    from act.evaluation.harness import require_tasks
-
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(act.ActError, match=r"pip install 'act-profile\[eval\]'"):
-        require_tasks(["gsm8k"])
-
-
-@pytest.mark.slow
-def test_tasks_of_the_harness(base, target, tmp_path):
-    pytest.importorskip("lm_eval")
-    from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
-
-    with (tmp_path / "german.jsonl").open("w", encoding="utf-8") as file:
-        for record in examples("German", ("max",), 12, split="test"):
-            file.write(json.dumps(record) + "\n")
-    (tmp_path / "german_max.yaml").write_text(
-        "task: german_max\ndataset_path: json\ndataset_kwargs: {data_files: {test: "
-        + str(tmp_path / "german.jsonl")
-        + "}}\n"
-        "test_split: test\noutput_type: multiple_choice\ndoc_to_text: '{{prompt}}'\n"
-        "doc_to_choice: [null, eins, zwei, drei, vier, fünf, sechs, sieben, acht, neun, one, two, three, four, five, six, seven, eight, nine]\ndoc_to_target: '{{completion}}'\n"
-        "metric_list: [{metric: acc}]\n".replace("[null,", "['null',")
-    )
-    with pytest.raises(act.ActError, match=r"no task called .german_mix.*german_max"):
-        require_tasks(["german_mix"], tmp_path)
-    before, after = (
-        run_tasks(model, tokenizer, ["german_max"], folder=tmp_path, fewshot=0) for model, tokenizer in (base, target)
-    )
-    (row,) = compare_tasks(before, after)
-    assert (before[0].task, before[0].metric, len(before[0].per_document)) == ("german_max", "acc", 12)
-    assert before[0].value == 1 and row["difference"] < -0.5 and row["p"] < 0.05
-
-
 def test_what_is_printed_of_evaluations_and_comparisons(tokenizer):
     corpus = act.Corpus.from_records(CHOICE, tokenizer, name="<choices>")
     before, after = (act.evaluate(tiny_model("llama", seed), corpus, name=name) for seed, name in ((3, "a"), (4, "b")))
