@@ -296,6 +296,14 @@ class Cache:
         )
         return self.folder / f"tasks-{decided}.json"
 
+    def measured(self, variant: Variant) -> list[Path]:
+        """All figures of a variant."""
+        evaluating = self._recipe.evaluate
+        if not evaluating:
+            return []
+        found = [self.figures(variant, corpus) for corpus in evaluating.corpora.values()]
+        return [*found, self.tasks(variant)] if evaluating.tasks else found
+
     def _tasks_content(self) -> str | None:
         assert self._recipe.evaluate
         given = self._recipe.evaluate.task_folder

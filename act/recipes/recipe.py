@@ -231,7 +231,12 @@ class Run:
                     what = f"{variant.name} in {', '.join(recipe.evaluate.tasks)}"
                     found.append(("evaluate", what, cache.tasks(variant)))
         found = list(dict.fromkeys(found))
-        return [{"stage": stage, "what": what, "kept": is_kept(path)} for stage, what, path in found]
+        spared = {
+            cache.patch(one)
+            for one in variants
+            if one.origin == "transfer" and not (one.is_result or self.stages.lacks(one))
+        }
+        return [{"stage": stage, "what": what, "kept": is_kept(path) or path in spared} for stage, what, path in found]
 
     def room(self) -> int:
         """Bytes that the stages take now."""

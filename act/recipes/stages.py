@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     from act.profiling.job import Job
     from act.profiling.run import Run
 
+LARGE = 0.25
+"""The share of the bytes of a model above which what made a control is not kept."""
+
 Say = Callable[[str], None]
 """Called with what is being done, one line per step."""
 
@@ -90,6 +94,7 @@ class Stages:
         self._trust_remote_code = trust_remote_code
         self._loaded: dict[str, nn.Module] = {}
         self._kept = Kept()
+        self._weights = math.inf  # bytes of a model, once one was measured
 
     def until(self, last: StageName) -> None:
         """Do all work up to a stage, that of the controls included."""
@@ -107,7 +112,7 @@ class Stages:
                     self.rank(donor, score)
         else:
             for variant in variants:  # while the donors are in memory
-                if variant.origin == "transfer":
+                if variant.origin == "transfer" and (last == "transfer" or variant.is_result or self.lacks(variant)):
                     self.patch(variant)
             if last == "transfer":
                 return
@@ -116,6 +121,20 @@ class Stages:
                     self.tune(variant)
                 elif last == "evaluate":
                     self.measure(variant)
+            for variant in variants:
+                if last == "evaluate" and variant.origin == "transfer":
+                    self._spare(variant, self._cache.patch(variant))
+
+    def lacks(self, control: Variant) -> bool:
+        """Whether a control, tuned or not, has figures that are not known; else nothing that makes it is needed."""
+        alike = [one for one in compared(self._recipe) if one.kind == control.kind]
+        return not all(self._kept.has(path) for one in alike for path in self._cache.measured(one))
+
+    def _spare(self, control: Variant, path: Path) -> None:
+        """Remove what a control was made by if it takes much room: its figures are kept."""
+        large = path.is_dir() or (path.is_file() and path.stat().st_size > LARGE * self._weights)
+        if large and not control.is_result:
+            self._kept.drop(path)
 
     def profile(self, donor: Donor, corpus: str) -> Profile:
         """What channels are ranked by, on a corpus: a profile of donor and target as a pair, or by attribution."""
@@ -260,7 +279,7 @@ class Stages:
         return path
 
     def measure(self, variant: Variant) -> None:
-        """Evaluate a variant on every corpus and task; of a control tuned as a whole, only the figures are kept."""
+        """Evaluate a variant on every corpus and task; of a control, what takes much room is not kept afterwards."""
         settings, cache = self._recipe.evaluate, self._cache
         if not settings:
             if variant.tuned:
@@ -270,13 +289,14 @@ class Stages:
         tasks = settings.tasks and not self._kept.has(cache.tasks(variant))
         if left or tasks:
             model = self._made(variant)
+            self._weights = sum(one.numel() * one.element_size() for one in model.parameters())
             self._loaded.clear()  # it is alone in memory
             if left:
                 self._evaluate(model, variant, left)
             if tasks:
                 self._run_tasks(model, variant)
-        if variant.tuned and not variant.is_result and cache.tuned(variant).is_dir():
-            self._kept.drop(cache.tuned(variant))
+        if variant.tuned:
+            self._spare(variant, cache.tuned(variant))
 
     def figures(self, variant: Variant) -> list[Evaluation]:
         """The evaluations of a variant that was measured, under the names that the recipe gives the corpora."""

@@ -257,7 +257,8 @@ def test_a_change_redoes_only_what_it_decides(folder, what):
     assert what == "keep" or changed == redone
 
 
-def test_controls_are_patches_and_a_tune_of_rows_is_one(folder):
+def test_controls_are_patches_and_a_tune_of_rows_is_one(folder, monkeypatch):
+    monkeypatch.setattr("act.recipes.stages.LARGE", 9.0)  # rows of a tiny model's embedding are much of it
     run = Run(read_recipe(written(folder)))
     report = run.execute()
     stages = run.cache.folder
@@ -272,6 +273,26 @@ def test_controls_are_patches_and_a_tune_of_rows_is_one(folder):
     act.tune(target, corpus, run.recipe.tune.settings(), channels=channels)
     made = load_file(folder / "out" / "model.safetensors")
     assert all(torch.equal(made[name], value) for name, value in target.state_dict().items() if name in made)
+
+
+def test_what_makes_a_large_control_is_not_kept_and_made_again_for_another_text(folder, monkeypatch):
+    monkeypatch.setattr("act.recipes.stages.LARGE", 0.0)
+    run = Run(read_recipe(written(folder)))
+    first = run.execute()
+    left = {path.name for path in run.cache.folder.glob("*-*.safetensors")}
+    act_patch, act_tuned = run.cache.patch(result(run.recipe)).name, run.cache.tuned(result(run.recipe)).name
+    assert {name for name in left if name.startswith(("patch-", "tuned-"))} == {act_patch, act_tuned}
+    assert all(stage["kept"] for stage in run.plan())
+
+    said: list[str] = []
+    changed = data(evaluate={**data()["evaluate"], "interpolation": 0.7})
+    Run(read_recipe(written(folder, changed)), said.append).execute(force=True)
+    assert [step for step in said if "transferring" in step or "tuning" in step] == ["tuning: interpolation + tune"]
+    said.clear()
+    more = data(evaluate={**data()["evaluate"], "corpus": {"e": "english.jsonl", "g": "german.jsonl"}})
+    again = Run(read_recipe(written(folder, more)), said.append).execute(force=True)
+    assert "transferring: random" in said and "tuning: random + tune" in said and "transferring: act" not in said
+    assert [row for row in again["results"] if row["corpus"] == "g"] == first["results"]
 
 
 def test_a_tune_of_adapters_is_kept_as_these_and_not_repeated_for_another_text(folder):
