@@ -157,7 +157,7 @@ def _print_plan(run: Run, plan: list[Stage], room: Room, as_json: bool) -> None:
         return console.print_json({**described, "stages": stages, "room": {**room, "now": run.room()}})
     rows = [[row["stage"], row["what"], "kept" if row["kept"] else "to do"] for row in plan]
     console.print_table(f"{run.output.name}: {'up to date' if run.done() else 'to make'}", ["stage", "of", ""], rows)
-    more = f", and {_size(room['meanwhile'])} more while a tuned control waits" if room["meanwhile"] else ""
+    more = f", and {_size(room['meanwhile'])} more while it tunes" if room["meanwhile"] else ""
     together = _size(room["models"])
     print(f"a donor is loaded beside the target, {together} together on device {run.recipe.device} (see --check)")
     print(f"the output takes about {_size(room['output'])}: {run.output}")

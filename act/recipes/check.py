@@ -124,8 +124,9 @@ class Needs(TypedDict):
 
 
 class Room(TypedDict):
-    """Bytes on disk: what the stages leave, what is there beside them while a tuned control waits to be measured, and
-    the output; and of memory: donor and target, which are loaded side by side wherever something is measured."""
+    """Bytes on disk: what the stages leave, what is there beside them at times (a tuned control that waits to be
+    measured, and the checkpoint of a tune), and the output; and of memory: donor and target, which are loaded side by
+    side wherever something is measured."""
 
     stages: int
     meanwhile: int
@@ -495,10 +496,19 @@ def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
     waits = recipe.tune and recipe.tune.mode == "full" and any(one.tuned and not one.is_result for one in variants)
     return {
         "stages": round(len(profiles) * disk["profile"] + len(patches) * disk["patch"] + disk["tuned"]),
-        "meanwhile": weights if waits else 0,
+        "meanwhile": (weights if waits else 0) + _checkpoint(run),
         "output": weights,
         "models": 2 * weights,
     }
+
+
+def _checkpoint(run: _Check) -> int:
+    """Bytes of the checkpoint of a tune: the trained values in float32, and what AdamW keeps of them."""
+    recipe, shape = run.recipe, run.shape
+    assert shape
+    if not recipe.tune:
+        return 0
+    return round((GRADIENT + ADAM) * _trained_values(run.empty[recipe.target], shape, recipe.tune, _share(recipe)))
 
 
 def _disk(run: _Check) -> dict[str, float]:
@@ -544,11 +554,17 @@ def _trained_tokens(run: _Check, tune: Tuning) -> tuple[float, float]:
 
 def _training_memory(model: nn.Module, shape: Shape, tune: Tuning, share: float, batch: float) -> float:
     """Bytes at the peak of a tune."""
-    trained = {"full": shape.parameters, "rows": share * shape.parameters, "lora": _adapters(model, tune.lora_rank)}
     stored: dict[Mode, int] = {"full": 4, "rows": shape.itemsize, "lora": 4}
     kept = batch * shape.layers * stored[tune.mode] * (4 * shape.widest + 12 * shape.stream)
     rows = 2 * shape.itemsize * shape.parameters if tune.mode == "rows" else 0  # changed weights, and their gradients
-    return shape.parameters * stored[tune.mode] + trained[tune.mode] * (GRADIENT + ADAM) + rows + kept
+    trained = _trained_values(model, shape, tune, share)
+    return shape.parameters * stored[tune.mode] + trained * (GRADIENT + ADAM) + rows + kept
+
+
+def _trained_values(model: nn.Module, shape: Shape, tune: Tuning, share: float) -> float:
+    """How many values a tune trains."""
+    adapters = _adapters(model, tune.lora_rank)
+    return {"full": shape.parameters, "rows": share * shape.parameters, "lora": adapters}[tune.mode]
 
 
 def _adapters(model: nn.Module, rank: int) -> int:
