@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import typer
+import yaml
 
 from act.cli import COMMANDS, app
 
@@ -47,6 +48,13 @@ def test_links_lead_somewhere(path):
     text = re.sub(r"(?ms)^ *```.*?^ *```", "", path.read_text(encoding="utf-8"))
     for link in re.findall(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)", text):
         assert ":" in link or (path.parent / link).exists(), link
+
+
+def test_forms_and_citation_are_yaml():
+    for path in [*(ROOT / ".github").rglob("*.yml"), ROOT / "CITATION.cff"]:
+        assert yaml.safe_load(path.read_text(encoding="utf-8")), path
+    version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"))[1]
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"] == version
 
 
 def test_pictures_are_as_they_are_drawn():
