@@ -43,9 +43,12 @@ def print_sites(model: str, result: dict[str, Any]) -> None:
         [*group, f"{count:,}", f"{channels[group]:,}", percent(values[group] / result["parameters"])]
         for group, count in sites.items()
     ]
+    columns = ["module kind", "read by", "sites", "channels", "of parameters"]
+    if not result["measured"] and all(path == "unknown" for _, path in sites):  # which only a measurement tells
+        columns, rows = [columns[0], *columns[2:]], [[row[0], *row[2:]] for row in rows]
     console.print_table(
         f"{model}: {result['channels']:,} channels, behind which lie {percent(result['coverage'])} of the parameters",
-        ["module kind", "read by", "sites", "channels", "of parameters"],
+        columns,
         rows,
     )
     reasons = {next(iter(grouped({name: 0}))): reason for name, reason in result["reasons"].items()}

@@ -135,7 +135,7 @@ def patch_folder(
     hard_link: bool = False,
     force: bool = False,
 ) -> None:
-    """Write a model folder with a patch applied, or reverted, as a new folder.
+    """Write a model folder with a patch applied, or reverted, as a new folder; with a card, if it says who gave rows.
 
     Args:
         hard_link: as in :func:`transfer_folders`.
@@ -159,6 +159,9 @@ def patch_folder(
         for change in patch.changes:
             new = change.before if revert else change.after
             _repeat(change.parameter, change.rows, new, written, held[change.parameter][1:])
+        copy.wait()
+        if patch.provenance.donors and not revert:
+            write_card(copy.folder, copy.source, patch.provenance, command="act-profile patch apply")
 
 
 def _blended(plan: TransferPlan, part: ParameterSlice, target: Parameters, held: Sequence[str]) -> ChangedRows:

@@ -286,10 +286,11 @@ def write_card(
     for donor, origin in donors:
         strength = json.dumps(donor.strength) if isinstance(donor.strength, dict) else f"{donor.strength:g}"
         lines.append(f"| donor | {origin.link} | {origin.licence} | {donor.channels:,} | {strength} | {donor.rule} |")
-    lines += ["", f"Rows that several donors give: {transfer.overlap}."] if len(donors) > 1 else []
+    lines += ["", f"Rows that several donors give: {transfer.overlap}."] if len(donors) > 1 and transfer.overlap else []
     lines += ["", *(f"- {note}" for note in transfer.notes)] if transfer.notes else []
     lines += ["", said] if (said := licences(origins)) else []
-    lines += ["", f"Fingerprint before the transfer: `{transfer.before}`, after it: `{transfer.after}`."]
+    after = f", after it: `{transfer.after}`" if transfer.after else ""
+    lines += ["", f"Fingerprint before the transfer: `{transfer.before}`{after}."]
     lines += ["", afterwards] if afterwards else []
     ranked = [name for donor, _ in donors for name in donor.rule.corpora]
     card = Card(
