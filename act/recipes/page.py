@@ -47,8 +47,8 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
         moved=moved,
         strengths=strengths,
         results=results_of(report) if report["results"] else None,
-        settings={"act": _settings(report["sweep"])} if report["sweep"] else {},
-        keep=["kept"],
+        settings={"act": _settings(report["sweep"], *_swept(recipe))} if report["sweep"] else {},
+        keep=_swept(recipe)[1:],
         warnings=report["moved"]["notes"],
     )
 
@@ -80,12 +80,17 @@ def _profiles(recipe: Recipe, stages: Stages, names: dict[int, str]) -> Report |
     return build(measured, top=tops[0])
 
 
-def _settings(swept: dict[str, Any]) -> list[Setting]:
+def _swept(recipe: Recipe) -> list[str]:
+    """What a sweep chose on, by name: the ability, and what was to be kept."""
+    return [recipe.sweep.corpus, " and ".join(recipe.sweep.kept)] if recipe.sweep else []
+
+
+def _settings(swept: dict[str, Any], ability: str, keep: str) -> list[Setting]:
     """What a sweep tried, and the unchanged target, which recovers nothing and keeps all."""
     rows = [
         (one["top"], one["strength"], one["channels"], one["recovered"], one["kept"]) for one in swept["candidates"]
     ]
     return [
-        Setting(top, strength, channels, {"recovered": recovered, "kept": kept})
+        Setting(top, strength, channels, {ability: recovered, keep: kept})
         for top, strength, channels, recovered, kept in [(0.0, 0.0, 0, 0.0, 1.0), *rows]
     ]
