@@ -53,12 +53,12 @@ def verdict_on(results: Results, score: str = "") -> Verdict | None:
     if not found:
         return None
     order: list[Tone] = ["bad", "mixed", "open", "good"]
-    worst = min(found, key=lambda one: order.index(one.tone))
+    found.sort(key=lambda one: order.index(one.tone))  # the worst first
     kept = [sentence for text in results.texts if text in results.keep and (sentence := _kept(results, method, text))]
     left = [one for text in results.keep if (one := results.kept(method, text))]
     costly = [one.share for one in left if one.below(KEPT)]
-    tone, headline = worst.tone, worst.headline
-    advice = [line for one in found for line in one.advice]
+    tone, headline = found[0].tone, " ".join(one.headline for one in found[:LISTED])
+    advice = [line for one in found if one.tone == tone or one.tone != "good" for line in one.advice]
     if costly and tone == "good":
         tone, headline = "mixed", f"{headline[:-1]}, but only {100 * min(costly):.0f} % of what was to be kept is left."
     if costly:

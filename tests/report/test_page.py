@@ -106,6 +106,21 @@ def test_the_verdict_says_what_the_statistics_allow(given, tone, headline):
     assert verdict.advice
 
 
+def test_a_verdict_on_several_abilities_begins_with_the_worst():
+    german, finnish = results(), results(control=0.5, p=1e-6, german="Finnish")
+    both = replace(
+        german,
+        figures=[*german.figures, *(one for one in finnish.figures if one["corpus"] == "Finnish")],
+        comparisons=[*german.comparisons, *(one for one in finnish.comparisons if one["corpus"] == "Finnish")],
+    )
+    verdict = verdict_on(both)
+    assert verdict.tone == "bad"
+    assert verdict.headline == (
+        "A simpler change does better on Finnish: random. German came back, and clearly more than with the control."
+    )
+    assert not any("Tune lightly" in line for line in verdict.advice)
+
+
 def test_nobody_is_told_to_rank_as_they_did():
     given = results(control=0.5, p=1e-6)
     assert "attribution" in verdict_on(given, "paired").advice[0]
