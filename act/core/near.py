@@ -26,7 +26,10 @@ def near_path(place: str) -> str | None:
         there = {each.lower(): each for each in os.listdir(parent or ".") if not each.startswith(".")}
     except OSError:
         return None
-    near = difflib.get_close_matches(name.lower(), there, 1)
+    stem, ending = os.path.splitext(name.lower())
+    alike = {os.path.splitext(each)[0]: each for each in there if os.path.splitext(each)[1] == ending}
+    near = [alike[one] for one in difflib.get_close_matches(stem, alike, 1)]  # by what differs, not by a common ending
+    near = near or difflib.get_close_matches(name.lower(), there, 1, 0.8)
     return os.path.join(parent, there[near[0]]) if near else None
 
 
