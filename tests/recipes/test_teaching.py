@@ -81,7 +81,7 @@ def test_an_example_runs(name, tmp_path):
     (tmp_path / "my.yaml").write_text(short.replace("least_kept: 0.8", "least_kept: 0.4"))
     ran = act_profile("recipe", "my.yaml", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert "p, act" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
+    assert "to it" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
     if name == "sweep":
         report = json.loads((tmp_path / "mended" / "report.json").read_text())
         assert len(report["sweep"]["candidates"]) == 6 and report["donors"][0]["strength"] in (0.7, 1.0)
