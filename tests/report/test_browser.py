@@ -120,6 +120,9 @@ def test_a_person_uses_a_page(whole_page, visit, tmp_path):
 
     tab.locator("#ability").select_option(index=1)
     assert NASTY[1] in tab.locator('figure[data-group="map"] h3').inner_text()
+    shown = tab.locator('figure[data-group="map"] .picture')
+    (alt,) = {chart.alt for chart in whole_page.charts if chart.group == "map" and chart.of == NASTY[1]}
+    assert (shown.get_attribute("role"), shown.get_attribute("aria-label")) == ("img", alt)
     tab.locator("details.numbers summary").first.click()
     assert tab.locator("details.numbers table tr").count() > 1
 
@@ -133,6 +136,9 @@ def test_a_page_is_accessible_and_fits_a_telephone(whole_page, visit):
     tab = visit(whole_page, 360, color_scheme="dark")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")  # which draws every picture
     assert tab.locator(".picture").count() == tab.locator('.picture[data-drawn="light"]').count()
+    labels = "[...document.querySelectorAll('.picture')].map((one) => [one.dataset.chart, one.role, one.ariaLabel])"
+    for number, role, label in tab.evaluate(labels):  # which the chart library has a label of its own for
+        assert (role, label) == ("img", whole_page.charts[int(number)].alt)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 360
     alike = {"exclude": [[".picture > *"], ["tbody tr:nth-child(n + 4)"]]}  # hidden from readers, or as the rows before
     for scheme, options in (("dark", {}), ("light", {"runOnly": ["color-contrast"]})):

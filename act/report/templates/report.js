@@ -38,13 +38,14 @@
     const fitting = (name, value) => (narrow && name === "columns" ? Math.min(2, value) : value);
     const spec = { ...JSON.parse(JSON.stringify(chart.spec, fitting)), data: { values }, config };
     views.get(picture)?.finalize();
-    picture.replaceChildren();
+    const inside = element("div"); // Vega names what it is given anew, and the label of the picture says what it shows
+    inside.setAttribute("aria-hidden", "true");
+    picture.replaceChildren(inside);
     const compiled = vegaLite.compile(spec, { logger: quiet }).spec;
     const renderer = values.length > 3000 ? "canvas" : "svg";
-    const view = new vega.View(vega.parse(compiled), { renderer, container: picture, hover: true, logger: quiet }).tooltip(showTip);
+    const view = new vega.View(vega.parse(compiled), { renderer, container: inside, hover: true, logger: quiet }).tooltip(showTip);
     view.addEventListener("click", (_, item) => item?.datum?.place !== undefined && showCell(item.datum));
     view.run();
-    picture.firstElementChild?.setAttribute("aria-hidden", "true"); // the label of the picture says what it shows
     views.set(picture, view);
     picture.dataset.drawn = how;
   };
