@@ -12,7 +12,7 @@ import io
 import json
 import os
 import sys
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TextIO, cast
 
 import typer
 from typer.core import TyperGroup
@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from act.cli.help import add, width, write_rows
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
+from act.core.directions import straight
 from act.core.errors import IN_PYTHON, ActError, Interrupted
 from act.core.near import meant
 from act.core.scratch import release_all
@@ -123,6 +124,8 @@ def main() -> None:
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
+    for stream in (sys.stdout, sys.stderr):
+        _straighten(stream)
     try:
         with contextlib.nullcontext() if ranked else raised():  # torchrun's processes end one another
             try:
@@ -148,6 +151,12 @@ def main() -> None:
         _exit(code, ranked)
     else:
         _exit(code if isinstance(code, int) else 0, ranked)
+
+
+def _straighten(stream: TextIO) -> None:
+    """Let no name that is printed change the direction of what follows."""
+    write = stream.write
+    stream.write = lambda text: write(straight(text))  # type: ignore[method-assign]
 
 
 def _sentence(error: Exception) -> str | None:

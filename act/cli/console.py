@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.cli.tables import print_table
+from act.core.directions import straight
 from act.core.errors import ActError
 from act.core.names import require_name
 
@@ -56,7 +57,8 @@ def quiet_transformers() -> None:
 def print_json(result: dict[str, Any]) -> None:
     """Print one JSON object to stdout."""
     unicode = (sys.stdout.encoding or "").lower().startswith("utf")  # else characters would become no JSON
-    print(json.dumps(result, ensure_ascii=not unicode))
+    text = json.dumps(result, ensure_ascii=not unicode)
+    print(text if text == straight(text) else json.dumps(result))  # escaped, what turns a line is still in the data
 
 
 def command_line() -> str:

@@ -13,7 +13,9 @@ from typing import Any
 
 import jinja2
 import torch
+from markupsafe import Markup, escape
 
+from act.core.directions import isolated, isolated_in, straight
 from act.core.errors import ActError
 from act.core.files import written_whole
 from act.core.versions import versions
@@ -85,7 +87,7 @@ class Page:
     def sections(self) -> list[Section]:
         """The sections with pictures, in order; none is empty."""
         found = [Section(title, text, list(charts)) for title, text, charts in self._sections()]
-        return _with_distinct_names([one for one in found if one.charts])
+        return _as_shown([one for one in found if one.charts])
 
     @property
     def charts(self) -> list[Chart]:
@@ -109,13 +111,14 @@ class Page:
                 for one in self.charts
             ],
             "config": {theme: config(theme) for theme in ("light", "dark")},
-            "channels": channel_rows(grid, self._measured, self.moved) if grid else None,
+            "channels": isolated_in(channel_rows(grid, self._measured, self.moved)) if grid else None,
         }
         numbers = {id(chart): number for number, chart in enumerate(self.charts)}
         environment = jinja2.Environment(
             loader=jinja2.PackageLoader("act.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True,
-            undefined=jinja2.StrictUndefined, keep_trailing_newline=True,
+            undefined=jinja2.StrictUndefined, keep_trailing_newline=True, finalize=_isolated,
         )  # fmt: skip
+        environment.filters["straight"] = lambda text: escape(straight(text))  # of a text that stands alone
         return environment.get_template("index.html.j2").render(
             page=self,
             verdict=self.verdict,
@@ -262,7 +265,8 @@ def put_page(page: Page, path: Path) -> None:
     path.write_bytes(page.html().encode("utf-8", "replace"))  # a file's name may hold what UTF-8 does not
 
 
-def _with_distinct_names(sections: list[Section]) -> list[Section]:
+def _as_shown(sections: list[Section]) -> list[Section]:
+    """The pictures with names that differ, and with no name of a person that turns the words around it."""
     taken: set[str] = set()
 
     def distinct(chart: Chart) -> Chart:
@@ -270,9 +274,16 @@ def _with_distinct_names(sections: list[Section]) -> list[Section]:
         while name in taken:
             name, number = f"{chart.name}-{number}", number + 1
         taken.add(name)
-        return replace(chart, name=name)
+        told = {
+            key: isolated_in(getattr(chart, key)) for key in ("title", "alt", "columns", "spec", "headings", "note")
+        }
+        return replace(chart, name=name, **told)
 
     return [replace(one, charts=[distinct(chart) for chart in one.charts]) for one in sections]
+
+
+def _isolated(value: object) -> object:
+    return isolated(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _vendored(name: str) -> str:

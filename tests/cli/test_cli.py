@@ -432,6 +432,18 @@ def test_report_and_units(folder, pair, channels, tmp_path):
     assert ranked["rule"]["granularity"] == ["neuron", "head"] and ranked["rule"]["mass"] == 0.3
 
 
+def test_a_name_never_turns_a_line_of_the_terminal(tmp_path):
+    name = "evil\u202ename"
+    rows = [{"top": top, "strength": 1.0, "channels": 9, name: 0.1 + top} for top in (0.0, 0.1)]
+    (tmp_path / "sweep.json").write_text(json.dumps({"rows": rows, "frontier": []}))
+    arguments = "report", tmp_path / "sweep.json", "--output", tmp_path / "report"
+    assert name in succeed(*arguments)["verdict"]  # data is whole
+    shown = act_profile(*arguments, "--force")
+    assert "evil\ufffdname" in shown.stdout and "\u202e" not in shown.stdout + shown.stderr
+    refused = act_profile("report", f"{name}.json")
+    assert refused.returncode == 2 and "evil\ufffdname" in refused.stderr and "\u202e" not in refused.stderr
+
+
 def test_a_report_tells_files_of_one_name_apart(folder, pair, channels, tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

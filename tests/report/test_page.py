@@ -213,6 +213,15 @@ def test_names_of_any_kind_stay_text(name):
     assert figures_of(html)["charts"]
 
 
+def test_no_name_turns_the_sentence_around_it():
+    forced, hebrew = "evil\u202ename", "\u05e2\u05d1\u05e8\u05d9\u05ea"
+    page = Page(forced, forced, results=results(german=forced, english=hebrew), warnings=[f"{hebrew}: 3 records"])
+    html = page.html()
+    assert not re.search("[\u202a-\u202e]|u202[a-e]", html.partition('id="figures"')[0] + json.dumps(figures_of(html)))
+    assert "evil\ufffdname came back" in html and f"\u2068{hebrew}\u2069: 3 records" in html
+    assert any(f"\u2068{hebrew}\u2069 (to keep)" == chart.title for chart in page.charts)
+
+
 def test_parts_may_be_absent(report, profiles):
     channels = {"act": act.rank(profiles[0], "paired", 0.1)}
     for given in ({}, {"report": report}, {"moved": channels}, {"results": results()}, {"results": Results([])}):
