@@ -13,7 +13,7 @@ from act.data.corpus import Corpus
 from act.lab.frontier import relative
 from act.lab.mixing import transferred
 from act.profiling.measure import profile_pair
-from act.ranking.analysis import concentration, necessity, overlap, sufficiency, top_channels
+from act.ranking.analysis import concentration, necessity, overlap, score_held, top_channels
 from act.ranking.attribution import attribution
 from act.ranking.rank import rank
 from act.ranking.weights import weight_diff
@@ -90,7 +90,7 @@ def _figures(lab: Lab, by_text: dict[str, torch.Tensor]) -> dict[str, Any]:
     }
     return {
         "above a tenth of the largest": spread.above_tenth,
-        "mass in the top 5 %": sufficiency(score, [TOP])[0],
+        "mass in the top 5 %": score_held(score, [TOP])[0],
         "Gini": spread.gini,
         "ccdf": [spread.thresholds[::10], spread.above[::10]],
         **{f"overlap, {name}": one.jaccard for name, one in found.items()},

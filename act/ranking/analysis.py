@@ -1,4 +1,4 @@
-"""What scores and channel sets say about abilities: concentration, overlap, sufficiency and necessity.
+"""What scores and channel sets say about abilities: concentration, overlap and necessity.
 
 Pure functions of score vectors (float64 ``[N]``, NaN where a channel has no score) and of channel sets.
 """
@@ -288,14 +288,14 @@ def shares_by(score: torch.Tensor, space: ChannelSpace, key: Callable[[Site], st
     return {group: {"channels": channels[group] / total, "score": mass[group] / sum_} for group in channels}
 
 
-def sufficiency(score: torch.Tensor, shares: Sequence[float]) -> list[float]:
+def score_held(score: torch.Tensor, shares: Sequence[float]) -> list[float]:
     """Share of the sum of positive scores that the top channels hold, for each share of the channels.
 
     Raises:
         ActError: no score is above 0.
 
-    >>> from act.ranking.analysis import sufficiency
-    >>> sufficiency(torch.tensor([6.0, 2.0, 1.0, 1.0]).double(), [0.25, 0.5])
+    >>> from act.ranking.analysis import score_held
+    >>> score_held(torch.tensor([6.0, 2.0, 1.0, 1.0]).double(), [0.25, 0.5])
     [0.6, 0.8]
     """
     values = score[score.isfinite()].clamp(min=0).sort(descending=True).values

@@ -194,7 +194,11 @@ class Stages:
             looks = SCORES[recipe.score].looks_at_activations
             profile = self.profile(donor, donor.corpus)
             kept = [self.profile(donor, corpus) for corpus in donor.kept] if looks else []
-            self._say(f"trying {len(sweep.top)} shares of the channels at {len(sweep.strength)} strengths")
+            shares, strengths = len(sweep.top), len(sweep.strength)
+            self._say(
+                f"trying {shares} share{'s' if shares > 1 else ''} of the channels at "
+                f"{strengths} strength{'s' if strengths > 1 else ''}"
+            )
             total, tried = 1 + len(sweep.top) * len(sweep.strength), itertools.count(1)
             choice = choose(
                 self._shared(donor.model),

@@ -26,8 +26,8 @@ from act.ranking.analysis import (
     necessity,
     overlap,
     overlaps,
+    score_held,
     shares_by,
-    sufficiency,
     top_channels,
 )
 from act.ranking.channel_set import ChannelSet
@@ -45,7 +45,7 @@ from act.report.data import (
     overlap_row,
 )
 
-SUFFICIENCY_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+HELD_SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 OVERLAP_SHARES = (0.01, 0.05, 0.1)
 OUTSIDE = "outside"
 
@@ -198,10 +198,10 @@ def build(
         "top": top,
         "concentration": [_concentration(one, curves[one.name]) for one in measured],
         "overlaps": _overlaps(measured, shares) + _with_sets(measured, sets),
-        "sufficiency": [
+        "score_held": [
             {"profile": one.name, "share": share, "held": held}
             for one in measured
-            for share, held in zip(SUFFICIENCY_SHARES, sufficiency(one.score, SUFFICIENCY_SHARES), strict=True)
+            for share, held in zip(HELD_SHARES, score_held(one.score, HELD_SHARES), strict=True)
         ],
         "necessity": _necessity(measured, model, losses or {}, seed) if model is not None else [],
         "recovered": _recovered(measured, model, target, losses or {}, seed) if model and target else [],

@@ -68,8 +68,8 @@ class OverlapRow(TypedDict):
     p_value: float
 
 
-class SufficiencyRow(TypedDict):
-    """The share of the total score that a share of the channels holds, highest scores first."""
+class ScoreHeldRow(TypedDict):
+    """The share of the total score that a share of the channels holds, best first; no share of the ability."""
 
     profile: str
     share: float
@@ -109,7 +109,7 @@ class ReportData(TypedDict):
     top: float
     concentration: list[ConcentrationRow]
     overlaps: list[OverlapRow]
-    sufficiency: list[SufficiencyRow]
+    score_held: list[ScoreHeldRow]
     necessity: list[NecessityRow]
     recovered: list[RecoveredRow]
 

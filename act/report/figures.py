@@ -24,7 +24,7 @@ from act.report.build import Measured, Report
 from act.report.charts import Chart, Column, amount, names, tips
 from act.report.data import NecessityRow, OverlapRow, RecoveredRow, Relation, overlap_row
 from act.report.grid import AFTER, BEFORE, Grid
-from act.report.results import Results
+from act.report.results import Results, is_share, shown
 
 EXPERT_CELLS = 60_000
 """The most cells of experts that a page holds, over all abilities."""
@@ -96,13 +96,17 @@ def of_settings(settings: Mapping[str, Sequence[Setting]], keep: Sequence[str]) 
         for kept in figures:
             if kept in keep and kept != ability:
                 yield _frontier(settings, ability, kept)
-        yield from _sufficiency(settings, ability)
+        if len({one.top for tried in settings.values() for one in tried if one.top > 0}) > 1:
+            yield _sufficiency(settings, ability)
+        else:
+            yield from _by_setting(settings, ability)
 
 
 def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str) -> Chart:
     first = next(iter(settings))  # whose unchanged target is that of all
     rows = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0 or method == first]
-    points = [(one.figures[ability], one.figures[kept]) for _, one in rows]
+    (x, kept_unit), (y, ability_unit) = (_scale(settings, name) for name in (kept, ability))
+    points = [(y * one.figures[ability], x * one.figures[kept]) for _, one in rows]
     best = set(frontier(points))
     named = {*sorted(best, key=lambda n: points[n])[:: max(1, len(best) // LABELS)]}
     label = [_label(one) if n in named else "" for n, (_, one) in enumerate(rows)]
@@ -114,12 +118,12 @@ def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str
         "label": label,
     }
     heads = {"method": "method", "share": "share of the channels, %", "strength": "strength", "channels": "channels",
-             "gained": ability, "left": kept, "best": "frontier"}  # fmt: skip
+             "gained": f"{ability}, {ability_unit}", "left": f"{kept}, {kept_unit}", "best": "frontier"}  # fmt: skip
     unbeaten = f"datum.best === '{FRONTIER}'"
     told = {**names("method", list(settings)), **({"legend": None} if len(settings) < 2 else {})}
     where = {
-        "x": amount("left", f"{kept} (to keep)", scale={"zero": False}),
-        "y": amount("gained", f"{ability} (the ability)", scale={"zero": False}),
+        "x": amount("left", f"{kept} (to keep), {kept_unit}", scale=_span([one for _, one in points])),
+        "y": amount("gained", f"{ability} (the ability), {ability_unit}", scale=_span([one for one, _ in points])),
     }
     line = {
         "transform": [{"filter": unbeaten}],
@@ -148,24 +152,64 @@ def _label(one: Setting) -> str:
     return f"{100 * one.top:g} % × {one.strength:g}" if one.top > 0 else "target"
 
 
-def _sufficiency(settings: Mapping[str, Sequence[Setting]], ability: str) -> Iterator[Chart]:
-    moved = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0]
-    if not moved:
+def _scale(settings: Mapping[str, Sequence[Setting]], name: str) -> tuple[float, str]:
+    """What a figure of a sweep is multiplied by, and the unit that it then has."""
+    share = is_share(itertools.chain.from_iterable(settings.values()), name)
+    return (100.0, "%") if share else (1.0, "nats per token")
+
+
+def _span(values: Sequence[float]) -> dict[str, Any]:
+    """The scale of an axis, no narrower than one per cent of its values, so that a rounding error fills no picture."""
+    low, high = min(values), max(values)
+    least = 0.01 * max(abs(low), abs(high), 1e-6)
+    spare = max(0.0, least - (high - low)) / 2
+    return {"zero": False, **({"domain": [low - spare, high + spare]} if spare else {})}
+
+
+def _by_setting(settings: Mapping[str, Sequence[Setting]], ability: str) -> Iterator[Chart]:
+    """Each setting beside the unchanged target, where one share was tried and no curve can be drawn."""
+    first, several = next(iter(settings)), len(settings) > 1
+    rows = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0 or method == first]
+    if not any(one.top > 0 for _, one in rows):
         return
+    scale, unit = _scale(settings, ability)
+    setting = [f"{f'{method}, ' if several and one.top > 0 else ''}{_label(one)}" for method, one in rows]
+    gained = [rounded(scale * one.figures[ability]) for _, one in rows]
+    columns = {**_settings(rows), "setting": setting, "gained": gained}
+    heads = {"setting": "setting", "channels": "channels", "gained": f"{ability}, {unit}"}
+    yield Chart(
+        f"settings-{slug(ability)}",
+        f"{ability}, before and after each setting",
+        f"{ability}, {unit}: " + "; ".join(f"{one} {value:g}" for one, value in zip(setting[:12], gained, strict=False)
+                                           if value is not None) + ".",
+        columns,
+        {"width": "container", "height": {"step": 26}, "mark": "bar", "encoding": {
+            "y": names("setting", setting), "x": amount("gained", f"{ability}, {unit}"), "tooltip": tips(**heads),
+        }},
+        heads,
+        "Each bar is a share of the channels × a strength. With other shares (--top), this becomes a curve.",
+    )  # fmt: skip
+
+
+def _sufficiency(settings: Mapping[str, Sequence[Setting]], ability: str) -> Chart:
+    moved = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0]
     several = len(settings) > 1
-    columns = {**_settings(moved), "gained": [rounded(one.figures[ability]) for _, one in moved]}
+    scale, unit = _scale(settings, ability)
+    columns = {**_settings(moved), "gained": [rounded(scale * one.figures[ability]) for _, one in moved]}
     columns["step"] = [f"{f'{method}, ' if several else ''}strength {one.strength:g}" for method, one in moved]
     _, best = max(moved, key=lambda row: row[1].figures[ability])
-    heads = {"step": "of", "share": "share of the channels, %", "channels": "channels", "gained": ability}
-    yield Chart(
+    most = shown(best.figures[ability], None, unit == "%")
+    heads = {"step": "of", "share": "share of the channels, %", "channels": "channels",
+             "gained": f"{ability}, {unit}"}  # fmt: skip
+    return Chart(
         f"sufficiency-{slug(ability)}",
         f"How much of {ability} a share of the channels brings back",
-        f"{ability} by the share of the channels that was moved; most, {best.figures[ability]:.3g}, with "
-        f"{100 * best.top:g} % at strength {best.strength:g}.",
+        f"{ability} by the share of the channels that was moved; most, {most}, "
+        f"with {100 * best.top:g} % at strength {best.strength:g}.",
         columns,
         charts.curves(
             charts.logarithmic("channels moved, %", "share"),
-            amount("gained", ability, scale={"zero": False}),
+            amount("gained", f"{ability}, {unit}", scale={"zero": False}),
             list(dict.fromkeys(columns["step"])), tips(**heads), field="step", points=True,
         ),
         heads,

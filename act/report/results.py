@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
+from act.evaluation.sweep import Setting
 
 Role = Literal["target", "donor", "method", "control"]
 """What a model is in a comparison: before the change, the one that has the ability, the change, a simpler change."""
@@ -181,6 +182,16 @@ class Results:
             share = math.exp(gain.value)
             return Kept(share, gain.error and gain.error * share, " of the likelihood of a token")
         return None
+
+
+def is_share(settings: Iterable[Setting], name: str) -> bool:
+    """Whether a figure of a sweep is a share, such as of right answers; else a log-likelihood, below 0 at the target.
+
+    A share may fall below 0 where a change recovers less than nothing, but not at the unchanged target.
+    """
+    every = [*settings]
+    before = [one for one in every if not one.top] or every
+    return all(one.figures[name] >= 0 for one in before)
 
 
 def shown(value: float, error: float | None, share: bool, *, difference: bool = False) -> str:

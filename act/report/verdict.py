@@ -10,7 +10,7 @@ from typing import Literal
 from act.evaluation.sweep import Setting
 from act.report.build import OUTSIDE, Report
 from act.report.data import GroupShares
-from act.report.results import Figure, Gain, Results
+from act.report.results import Figure, Gain, Results, is_share, shown
 
 Tone = Literal["good", "mixed", "bad", "open"]
 KEPT = 0.95
@@ -179,7 +179,8 @@ def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collect
     keeping = [one for one in moved if left(one) >= KEPT]
     best = best_of(moved)
     setting = f"{100 * best.top:g} % of the channels at strength {best.strength:g}"
-    gained = f"{before.figures[ability]:.3g} before, {best.figures[ability]:.3g} after"
+    share = is_share(tried, ability)
+    gained = f"{shown(before.figures[ability], None, share)} before, {shown(best.figures[ability], None, share)} after"
     most = f"Of {len(moved)} settings, {setting} bring most of {ability} back"
     headline = f"{most}{f' and keep {KEPT:.0%} of the rest' if keep and keeping else ''}: {gained}."
     details = [f"It keeps {left(best):.0%} of what is to be kept, at the least."] if keep else []
@@ -187,7 +188,8 @@ def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collect
         if others := [one for one in rows if one.top > 0]:
             other = best_of(others)
             much = f", and keeps {left(other):.0%}" if keep else ""
-            details.append(f"The best of {name} brings {ability} to {other.figures[ability]:.3g}{much}.")
+            reached = shown(other.figures[ability], None, share)
+            details.append(f"The best of {name} brings {ability} to {reached}{much}.")
     if best.figures[ability] <= before.figures[ability]:
         headline = f"None of {len(moved)} settings brings {ability} back: {gained}, at the best."
     elif keep and not keeping:

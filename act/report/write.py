@@ -71,7 +71,7 @@ def _tables(report: Report) -> dict[str, Sequence[Mapping[str, object]]]:
         "shares": shares,
         "ccdf": curves,
         "overlaps": data["overlaps"],
-        "sufficiency": data["sufficiency"],
+        "score_held": data["score_held"],
         "necessity": data["necessity"],
         "recovered": data["recovered"],
     }

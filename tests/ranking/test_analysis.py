@@ -20,8 +20,8 @@ from act.ranking.analysis import (
     necessity,
     overlap,
     overlaps,
+    score_held,
     shares_by,
-    sufficiency,
     top_channels,
 )
 from act.ranking.channel_set import ChannelSet
@@ -76,9 +76,9 @@ def test_concentration_of_known_shapes():
         concentration(torch.tensor([1.0, -1.0]).double())
 
 
-def test_sufficiency_and_shares(pair):
+def test_score_held_and_shares(pair):
     score = pair.mean_abs_diff
-    held = sufficiency(score, [0.1, 1.0])
+    held = score_held(score, [0.1, 1.0])
     top = top_channels(score, 0.1)
     assert held[0] == pytest.approx(float(score[top].sum() / score.sum())) and held[1] == pytest.approx(1)
     shares = shares_by(score, pair.space, lambda site: site.kind)

@@ -228,9 +228,30 @@ def test_parts_may_be_absent(report, profiles):
         assert Page("x", **given).html().endswith("</html>\n")
     one = {"act": [Setting(0, 0, 0, {"g": 0.1}), Setting(0.05, 1, 47, {"g": 0.4})]}
     page = Page("x", settings=one)
-    assert [chart.name for chart in page.charts] == ["sufficiency-g"]
-    assert "0.1 before, 0.4 after" in page.verdict.headline
+    (chart,) = page.charts  # one point is no curve
+    assert (chart.name, chart.columns["setting"], chart.columns["gained"]) == (
+        "settings-g",
+        ["target", "5 % × 1"],
+        [10.0, 40.0],
+    )
+    assert "10.0 % before, 40.0 % after" in page.verdict.headline
     assert Page("x", settings={"act": one["act"][:1]}).verdict is None
+
+
+def test_figures_of_a_sweep_are_shown_in_their_unit():
+    def charts(*figures, keep=("e",)):
+        tried = [Setting(top, 1, 9, one) for top, one in zip((0, 0.05, 0.1), figures, strict=True)]
+        return Page("x", settings={"act": tried}, keep=keep).charts
+
+    frontier, curve = charts({"g": 0, "e": 1}, {"g": -0.02, "e": 1.001}, {"g": 0.34, "e": 1.0005})
+    assert [chart.columns["gained"] for chart in (frontier, curve)] == [[0.0, -2.0, 34.0], [-2.0, 34.0]]
+    assert frontier.columns["left"] == [100.0, 100.1, 100.0]  # four digits
+    across = frontier.spec["encoding"]["x"]
+    assert across["title"] == "e (to keep), %" and across["scale"]["domain"] == pytest.approx([99.5495, 100.5505])
+    assert frontier.spec["encoding"]["y"]["scale"] == {"zero": False}
+    nats, _ = charts({"g": -3, "e": -1}, {"g": -2, "e": -1.2}, {"g": -1.5, "e": -1.4})
+    assert nats.columns["gained"] == [-3, -2, -1.5]
+    assert nats.spec["encoding"]["y"]["title"] == "g (the ability), nats per token"
 
 
 def test_a_patch_alone_has_a_map(profiles):
