@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,12 +19,14 @@ from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 
 PAGE = "index.html"
+_STAGE = re.compile("(pair|attribution)-[0-9a-f]{16}")
 
 if TYPE_CHECKING:
     from torch import nn
 
     from act.core.progress import Progress
     from act.data.corpus import Corpus
+    from act.profiles.profile import Profile
     from act.report.build import Report
     from act.report.data import GroupShares
 
@@ -135,9 +138,10 @@ def command(
         _require_unused(ability=ability, keep=keep, donor=donor, corpus=corpus)
     if len(given.results) > 1:
         raise ActError(f"{given.results[1][0]} holds a second set of results; give one evaluation or recipe")
+    called = {path.resolve(): _ability_of(path, profile) for path, profile in given.profiles}
     if ability is None:
-        _require_different_names(profiles)
-    taken = ability or [path.stem for path in profiles]
+        _require_different_names([*called.values()])
+    taken = ability or [called[path.resolve()] for path in profiles]
     given.sets += [(path, ChannelSet.load(path)) for path in channels or ()]
     set_names = _names("--channels", [str(path) for path, _ in given.sets], [*taken, "random", "weight-diff"])
     stems = dict(zip(places, _names("--corpus", [*places.values()]), strict=True))
@@ -210,10 +214,15 @@ def _require_unused(**given: object) -> None:
             raise ActError(f"--{name} has no effect without a profile; give one, or leave it out")
 
 
-def _require_different_names(profiles: list[Path]) -> None:
-    stems = {path.resolve(): path.stem for path in profiles}
-    if len(set(stems.values())) < len(stems):
-        (name, _), *_ = Counter(stems.values()).most_common(1)
+def _ability_of(path: Path, profile: Profile) -> str:
+    """What a profile is called: as its file or, where a recipe has named that by a hash, as its text."""
+    text = next((one.name for one in profile.provenance.corpora), "")
+    return (Path(text).stem if _STAGE.fullmatch(path.stem) else "") or path.stem
+
+
+def _require_different_names(names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        (name, _), *_ = Counter(names).most_common(1)
         raise ActError(
             f"several profiles are named {name}; give the ability of each with --ability, in order (the same name "
             "twice for two profiles of one ability, which show its stability)"

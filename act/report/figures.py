@@ -257,7 +257,8 @@ def of_places(grid: Grid, name: str, channels: ChannelSet, score: Any = None) ->
             amount("share", "chosen, %"), tips(**heads), len(cells),
         ),
         heads,
-        "Click a cell for its channels. in: embeddings; out: final norm and LM head.",
+        "Click a cell for its channels, or choose its Kind and Layer above their table. in: embeddings; out: final "
+        "norm and LM head.",
         name,
     )  # fmt: skip
     by_kind, all_kinds = counts.sum(1), totals.sum(1)
@@ -363,7 +364,7 @@ def of_experts(grid: Grid, measured: Sequence[Measured]) -> Iterator[Chart]:
                 amount("share", "chosen, %"), tips(**heads), len(experts), max(4, min(22, 640 // len(order))),
             ),
             heads,
-            "Click a cell for its channels.",
+            "Click a cell for its channels, or choose its Layer above their table and search for experts[number].",
             one.name,
         )  # fmt: skip
 

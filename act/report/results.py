@@ -72,9 +72,18 @@ class Gain:
         far = self.error is not None and self.value > 2 * self.error
         return self.value > 0 and (self.clear if self.p is not None else far)
 
+    @property
+    def size(self) -> str:
+        """The difference with its unit and error."""
+        return shown(self.value, self.error, self.share, difference=True)
+
+    @property
+    def certainty(self) -> str:
+        """The p-value as a phrase, or why there is none."""
+        return "not compared record by record" if self.p is None else p_shown(self.p)
+
     def __str__(self) -> str:
-        how = "not compared record by record" if self.p is None else p_shown(self.p)
-        return f"{shown(self.value, self.error, self.share, difference=True)}, {how}"
+        return f"{self.size}, {self.certainty}"
 
 
 @dataclass(frozen=True)

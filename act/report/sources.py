@@ -22,6 +22,7 @@ from act.ranking.channel_set import ChannelSet
 from act.report.results import CLEAR, Results, Role
 
 RECIPE_REPORT = "report.json"
+RECIPE, PAGE = "recipe.yaml", "index.html"
 LARGEST = 64 << 20
 """Bytes of a JSON file that is read."""
 KINDS = "a profile, a channel set, a patch, the JSON of a sweep or an evaluation, or the output of a recipe"
@@ -79,6 +80,9 @@ def _add_json(found: Sources, path: Path) -> None:
                 raise ActError(f"{found.sweeps[0][0]} and {path} are sweeps over other figures; give those of one text")
         elif "results" in data and "comparisons" in data:
             found.results.append((path, results_of(data)))
+        elif "concentration" in data and "overlaps" in data:
+            page = f"open {path / PAGE}, or " if path.is_dir() else ""
+            raise ActError(f"{path} is a report that act-profile has made; {page}give what it was made from: {KINDS}")
         else:
             raise ActError(f"{path} is JSON, but not of a sweep, an evaluation or a recipe; expected {KINDS}")
     except ActError:
@@ -98,6 +102,10 @@ def _json(path: Path) -> dict[str, Any]:
         raise Missing(f"no such file: {path}; expected {KINDS}", near_path(str(path))) from None
     except OSError as error:
         raise ActError(f"cannot read {path}: {error.strerror or error}") from error
+    if text[:256].lstrip().lower().startswith(b"<!doctype html"):
+        of_recipe = path.with_name(RECIPE).is_file()
+        give = f"its folder, {path.parent}" if of_recipe else f"what it was made from: {KINDS}"
+        raise ActError(f"{path} is a page to look at in a browser; give {give}")
     if not text.strip():
         raise ActError(f"{path} is empty; expected {KINDS}")
     if text[8:9] == b"{" and text[:1] not in b"{[ \n\t":

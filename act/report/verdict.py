@@ -22,6 +22,18 @@ LISTED = 8
 
 
 @dataclass(frozen=True)
+class Against:
+    """A method against one control on one text: by how much it is better, with p, and what the control keeps."""
+
+    text: str
+    method: str
+    control: str
+    gain: str
+    p: str
+    keeps: str
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What a report says first.
 
@@ -30,12 +42,14 @@ class Verdict:
         headline: one short sentence.
         details: the figures behind it, one sentence each.
         advice: what to try next.
+        controls: the method against each control, one by one.
     """
 
     tone: Tone
     headline: str
     details: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
+    controls: tuple[Against, ...] = ()
 
 
 def verdict_on(results: Results, score: str = "") -> Verdict | None:
@@ -65,9 +79,9 @@ def verdict_on(results: Results, score: str = "") -> Verdict | None:
         advice.append("Spare what is to be kept: rank with --keep, or move fewer channels or a smaller strength.")
     if not results.keep:
         advice.append("Nothing shows what the change costs: evaluate records of what is to be kept, too (--keep).")
-    return Verdict(
-        tone, headline, tuple([line for one in found for line in one.details] + kept), tuple(dict.fromkeys(advice))
-    )
+    details = tuple([line for one in found for line in one.details] + kept)
+    controls = tuple(row for one in found for row in one.controls)
+    return Verdict(tone, headline, details, tuple(dict.fromkeys(advice)), controls)
 
 
 def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict | None:
@@ -77,7 +91,7 @@ def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict
         return None
     gains = [gain for name in results.named("control") if (gain := results.gain(method, name, text))]
     controls = [gain for gain in gains if gain.p is not None] or gains  # a tuned result is compared with tuned controls
-    details = [_reached(results, mine), *([_against(results, controls)] if controls else [])]
+    details, against = (_reached(results, mine),), tuple(_against(results, gain) for gain in controls)
     advice = []
     if mine.records < FEWEST:
         advice.append(f"{text} has {mine.records} records only: with more, the errors become smaller.")
@@ -87,26 +101,26 @@ def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict
     unclear = [gain.other for gain in controls if not gain.clear]
     if not before[0].seems:
         advice.append(f"Try {finder}a larger share of the channels or strength.")
-        return Verdict("bad", f"{text} did not clearly come back.", tuple(details), tuple(advice))
+        return Verdict("bad", f"{text} did not clearly come back.", details, tuple(advice), against)
     if better and len(costly) == len(better):
         advice.append(f"Compare where as much is kept: try {finder}other shares and strengths (act-profile sweep).")
         headline = f"{text} came back; more came back with {listed(better)}, at a higher cost to what was to be kept."
-        return Verdict("mixed", headline, tuple(details), tuple(advice))
+        return Verdict("mixed", headline, details, tuple(advice), against)
     if better:
         advice.append(f"Try {finder}other shares and strengths (act-profile sweep).")
         headline = f"A simpler change does better on {text}: {listed(better)}."
-        return Verdict("bad", headline, tuple(details), tuple(advice))
+        return Verdict("bad", headline, details, tuple(advice), against)
     if unclear:
         advice.append(f"Evaluate more records, or try {finder}other shares and strengths (act-profile sweep).")
         headline = f"{text} came back, but not shown to be better than {listed(unclear, 'or')}."
-        return Verdict("mixed", headline, tuple(details), tuple(advice))
+        return Verdict("mixed", headline, details, tuple(advice), against)
     if not controls:
         advice.append("Compare with controls (random, weight-diff, interpolation) before believing the transfer.")
         headline = f"{text} came back; no control shows whether a simpler change does as well."
-        return Verdict("open", headline, tuple(details), tuple(advice))
+        return Verdict("open", headline, details, tuple(advice))
     advice.append("Tune lightly to settle the change, and evaluate on texts of your own.")
     every = "the control" if len(controls) == 1 else f"all {len(controls)} controls"
-    return Verdict("good", f"{text} came back, and clearly more than with {every}.", tuple(details), tuple(advice))
+    return Verdict("good", f"{text} came back, and clearly more than with {every}.", details, tuple(advice), against)
 
 
 def _least_kept(results: Results, model: str) -> float:
@@ -124,17 +138,10 @@ def _reached(results: Results, mine: Figure) -> str:
     return f"{mine.model} on {mine.text}: {mine} {what}{f' ({beside}{guessing})' if beside or guessing else ''}."
 
 
-def _against(results: Results, gains: Sequence[Gain]) -> str:
-    phrases = []
-    for gain in gains:
-        kept = [found.share for text in results.keep if (found := results.kept(gain.other, text))]
-        left = f"; it keeps {100 * min(kept):.0f} %" if kept else ""
-        phrases.append(f"{gain.other} {gain}{left}")
-    return (
-        f"{gains[0].one} over each control on {gains[0].text}: "
-        + "; ".join(f"over {phrase}" for phrase in phrases)
-        + "."
-    )
+def _against(results: Results, gain: Gain) -> Against:
+    kept = [found.share for text in results.keep if (found := results.kept(gain.other, text))]
+    keeps = f"{100 * min(kept):.0f} %" if kept else ""
+    return Against(gain.text, gain.one, gain.other, gain.size, gain.certainty, keeps)
 
 
 def _kept(results: Results, method: str, text: str) -> str | None:
@@ -142,7 +149,8 @@ def _kept(results: Results, method: str, text: str) -> str | None:
     if found is None:
         return None
     gain = next((one for name in results.named("target") if (one := results.gain(method, name, text))), None)
-    return f"Kept of {text}: {found}{f' ({gain})' if gain else ''}."
+    of = found.what or " of the target's right answers"
+    return f"{method} keeps {shown(found.share, found.error, True)}{of} on {text}{f' ({gain})' if gain else ''}."
 
 
 def verdict_of_profiles(report: Report) -> Verdict:

@@ -423,6 +423,10 @@ def test_report_and_units(folder, pair, channels, tmp_path):
     assert [row["ablated"] for row in report["necessity"]] == ["pair", "other", "random"]
     assert report["files"] == sorted(path.name for path in (tmp_path / "report").glob("[!.]*"))
     table = act_profile("report", pair, other, "--output", tmp_path / "again")
+    stage = tmp_path / "pair-6fe9066544680621.safetensors"  # as a recipe keeps it
+    shutil.copy(other, stage)
+    named = succeed("report", stage, "--output", tmp_path / "named")
+    assert [row["ability"] for row in named["concentration"]] == ["keep"]
     assert table.returncode == 0 and "concentration of paired" in table.stdout and "two abilities" in table.stdout
 
     chosen = tmp_path / "units"

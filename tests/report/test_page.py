@@ -6,6 +6,7 @@ import itertools
 import json
 import re
 from dataclasses import replace
+from html import escape
 
 import pytest
 import torch
@@ -104,6 +105,12 @@ def test_the_verdict_says_what_the_statistics_allow(given, tone, headline):
         in verdict.details
     )
     assert verdict.advice
+    (row,) = verdict.controls
+    assert (row.text, row.method, row.control) == ("German", "act", "random") and row.gain.endswith(" points")
+    (kept,) = [line for line in verdict.details if "keeps" in line]
+    assert re.match(r"act keeps [\d.]+ ± 2.3 % of the target's right answers on English \(", kept)
+    html = Page("x", results=given).html()
+    assert f"<td>{row.gain}</td><td>{escape(row.p)}</td><td>{row.keeps}</td>" in html
 
 
 def test_a_verdict_on_several_abilities_begins_with_the_worst():
@@ -135,7 +142,7 @@ def test_a_verdict_compares_with_every_control_in_either_direction():
     ]
     assert verdict_on(replace(given, comparisons=turned)) == verdict_on(given)
     unpaired = verdict_on(replace(given, comparisons=given.comparisons[:2]))
-    assert unpaired.tone == "mixed" and "not compared record by record" in unpaired.details[1]
+    assert unpaired.tone == "mixed" and unpaired.controls[0].p == "not compared record by record"
 
 
 def test_a_tuned_result_is_judged_by_the_controls_that_it_was_compared_with():
@@ -318,6 +325,8 @@ BAD = {
     "empty": (b"", "is empty"),
     "text": (b"hello", "neither a file of act-profile nor JSON"),
     "a list": (b"[1, 2]", "holds no JSON object"),
+    "a page": (b"<!DOCTYPE html>\n<html>", "is a page to look at in a browser; give what it was made from"),
+    "a report": (b'{"concentration": [], "overlaps": []}', "a report that act-profile has made; give what it was made"),
     "other JSON": (b'{"a": 1}', "not of a sweep, an evaluation or a recipe"),
     "a sweep of nothing": (b'{"rows": [], "frontier": []}', "do not have the same figures"),
     "a sweep with text": (b'{"rows": [{"top": "x"}], "frontier": []}', "is damaged"),
@@ -345,6 +354,13 @@ def test_other_files_are_refused_in_one_sentence(content, message, tmp_path):
 def test_a_folder_that_is_no_recipe_s_is_refused(tmp_path):
     with pytest.raises(ActError, match="a folder without report"):
         read([tmp_path])
+    (tmp_path / "report.json").write_text('{"concentration": [], "overlaps": []}')
+    with pytest.raises(ActError, match=f"has made; open {tmp_path / 'index.html'}, or give"):
+        read([tmp_path])
+    (tmp_path / "index.html").write_text("<!DOCTYPE html>")
+    (tmp_path / "recipe.yaml").touch()
+    with pytest.raises(ActError, match=f"give its folder, {tmp_path}$"):
+        read([tmp_path / "index.html"])
 
 
 def test_sets_of_another_architecture_are_refused(report, profiles, tokenizer):
