@@ -33,7 +33,7 @@ def state(result: Result) -> str:
     }
     missing = [f"{part} of {some} of {all_} {what}" for part, (some, all_, what) in had.items() if some < all_]
     if missing:
-        return f"**Not finished**: here are {', '.join(missing)}; a table has what there is.\n"
+        return f"**Not finished**, so far: {', '.join(missing)}; a table has what there is.\n"
     return f"All {len(planned)} runs.\n"
 
 
