@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +15,7 @@ from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
-from act.core.errors import ActError
+from act.core.errors import IN_PYTHON, ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from act.profiles.profile import Profile
     from act.report.build import Report
     from act.report.data import GroupShares
+    from act.report.page import Page
 
 
 EXAMPLES = """
@@ -196,6 +198,9 @@ def command(
         settings=settings,
         keep=given.keep,
     )
+    if len(files) == 1 and page.results:
+        page = _with_stages(page, files[0], title)
+        report = page.report
     written = write(report, output, page=page, static=static, force=force)
     if as_json:
         verdict = page.verdict.headline if page.verdict else None
@@ -206,6 +211,24 @@ def command(
     if page.verdict:
         print(page.verdict.headline)
     print(output / PAGE)
+
+
+def _with_stages(page: Page, output: Path, title: str | None) -> Page:
+    """The whole page of a recipe's output; where its stages lack something, what is there, and a line that says so."""
+    from act.recipes.finished import page_of_output
+    from act.recipes.recipe import RESOLVED
+
+    folder = output if output.is_dir() else output.parent
+    if not (folder / RESOLVED).is_file():
+        return page
+    try:
+        whole = page_of_output(folder, page.command)
+    except ActError as error:
+        reason = str(error).replace(IN_PYTHON, "")
+        line = f"no map, channels and concentration, which the stages of the recipe would show: {reason}"
+        console.warn(line)
+        return replace(page, warnings=[*page.warnings, line])
+    return replace(whole, title=title or whole.title)
 
 
 def _require_unused(**given: object) -> None:

@@ -16,6 +16,7 @@ from support import tiny_model
 import act
 from act.models.loading import load_model, load_tokenizer
 from act.recipes.example import EXAMPLES, SCHEMA, example
+from act.recipes.finished import page_of_output
 from act.recipes.kept import Kept
 from act.recipes.recipe import Run, read_recipe, room_for
 from act.recipes.reference import schema
@@ -373,3 +374,21 @@ def test_finders_run_end_to_end(folder, score):
     assert report["moved"]["values"] > 0 and {row["model"] for row in report["results"]} >= {"act", "random"}
     profile = act.load(run.cache.profile(run.recipe.donor[0], "german.jsonl"))
     assert isinstance(profile, act.AttributionProfile) == (score == "attribution")
+
+
+def test_the_page_of_an_output_is_made_again_from_what_is_kept(folder):
+    given = data(evaluate={"corpus": {"g": "german.jsonl"}, "metric": "nll", "controls": ["random"]})
+    given.pop("tune")
+    recipe = read_recipe(written(folder, given))
+    act.recipe.run(recipe)
+    written_then = (folder / "out" / "index.html").read_text(encoding="utf-8")
+    page = page_of_output(folder / "out", "again")
+    assert [one.title for one in page.sections][:3] == ["Before and after", "Where it lies", "Concentration"]
+    assert page.report and len(page.moved) == 2
+    assert all(f"<h3><bdi>{chart.title}</bdi></h3>" in written_then for chart in page.charts if not chart.of)
+    act.recipe.clean(recipe)
+    with pytest.raises(act.ActError, match=r"out\.stages holds no result of profiling"):
+        page_of_output(folder / "out", "again")
+    shown = act_profile("report", "out", cwd=folder)
+    assert shown.returncode == 0 and "warning: no map, channels and concentration" in shown.stderr
+    assert "no map, channels and concentration" in (folder / "report" / "index.html").read_text(encoding="utf-8")
