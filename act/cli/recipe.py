@@ -97,6 +97,8 @@ def command(
 
     console.quiet_transformers()
     described = read_recipe(recipe)
+    for name in described.unread():
+        console.warn(f"{recipe}: no section reads the corpus {name}")
     if check:
         flops = _flops(described, gpu, gpu_tflops)
         return _check(described, recipe, flops, SECONDS if seconds is None else seconds, trust_remote_code, as_json)

@@ -40,8 +40,38 @@ def read_yaml(path: Path, expected: str) -> tuple[yaml.Node, Any]:
         raise ActError(f"cannot read {path}: {error.strerror}; expected {expected}") from error
     except _Refused as error:
         raise ActError(f"{path}: {error.problem} (line {error.problem_mark.line + 1})") from error
+    except yaml.MarkedYAMLError as error:
+        raise ActError(f"{path} is not YAML: {_slip(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ActError(f"{path} is not YAML: {brief(error, 300)}") from error
+
+
+_SLIPS = {
+    "expected <block end>": "line {line} is indented otherwise than the lines that it belongs to",
+    "mapping values are not allowed": "line {line} has a colon where no key can be; indent it as its neighbours, "
+    "or quote a text with a colon",
+    "could not find expected ':'": "line {begun} has no colon after its key",
+    "cannot start any token": "line {line} has a character that begins no value, such as a tab; indent with spaces, or "
+    "quote the text",
+    "unexpected end of stream": "the quote that line {begun} opens is not closed",
+    "expected ',' or": "the bracket that line {begun} opens is not closed in line {line}",
+    "expected the node content": "line {line} ends a list or section where a value belongs",
+    "found another document": "line {line} begins a second document; leave out the line of dashes",
+    "undefined alias": "line {line} has a * of which there is no &; quote a text that begins with it",
+    "while scanning an alias": "line {line} begins a text with * or &; quote it",
+    "while scanning an anchor": "line {line} begins a text with * or &; quote it",
+}
+"""What the parser of YAML says of a slip, and what we say."""
+
+
+def _slip(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, the line first, as a phrase."""
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    begun = error.context_mark.line + 1 if error.context_mark else line
+    said = f"{error.context} {error.problem}"
+    ours = next((ours for theirs, ours in _SLIPS.items() if theirs in said), "line {line} cannot be read: {problem}")
+    return ours.format(line=line, begun=begun, problem=error.problem)
 
 
 class _Refused(yaml.MarkedYAMLError):  # type: ignore[misc]  # yaml has no types

@@ -208,8 +208,10 @@ def _nothing(values: torch.Tensor, units: Sequence[Units], ranked: int) -> str:
     )
 
 
-def parse_top(share: str | float, name: str = "top", of: str = "the channels") -> float:
+def parse_top(share: str | float, name: str = "top", of: str = "the channels", *, countable: bool = False) -> float:
     """A share of the channels, from ``"5%"`` or ``0.05``; raises ActError unless it lies in (0, 1].
+
+    ``countable``: a number of channels may be given in its place, by ``--count``.
 
     >>> from act.ranking.selection import parse_top
     >>> parse_top("5%")
@@ -220,7 +222,10 @@ def parse_top(share: str | float, name: str = "top", of: str = "the channels") -
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        meant = f"; did you mean {value:g}%, or {value:g} of them (--count {value:g})?" if 1 < value <= 100 else ""
+        meant = ""
+        if 1 < value <= 100 and not str(share).endswith("%"):
+            number = f", or {value:g} of them (--count {value:g})" if countable and value == int(value) else ""
+            meant = f"; did you mean {value:g}%{number}?"
         raise ActError(f"{name} is {share}; expected a share of {of} above 0 and up to 100%, such as 5% or 0.05{meant}")
     return value
 
@@ -232,7 +237,7 @@ def parse_amount(top: str | float | None, count: int | None, mass: str | float |
     if count is not None and (count != int(count) or count < 1):
         raise ActError(f"count is {count}; expected a whole number of channels or units, at least 1")
     return Amount(
-        None if top is None else parse_top(top),
+        None if top is None else parse_top(top, countable=True),
         None if count is None else int(count),
         None if mass is None else parse_top(mass, "mass", "the positive scores' sum"),
     )

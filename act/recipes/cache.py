@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from act.core.errors import ActError
+from act.core.errors import ActError, Missing
 from act.core.files import written_whole
 from act.core.hashes import feed, hash_of
 from act.core.near import is_local
@@ -347,7 +347,7 @@ def _model_content(name: str) -> str:
     if not folder.exists() and identifier(name).count("/") == 1 and not is_local(name):
         folder = downloaded(name)
     if not (folder / "config.json").is_file():
-        raise ActError(f"no such model: {name}; expected a folder in Hugging Face format (with a config.json)")
+        raise Missing(f"no such model: {name}; expected a folder in Hugging Face format (with a config.json)")
     names = {path.name for path in folder.iterdir() if path.is_file()}
     names |= {*companions(folder), *_shards(folder)}
     files = sorted(name for name in names if Path(name).suffix in MODEL_FILES and name != "report.json")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from act.core.plain import Label
 from act.core.plain_yaml import read_yaml
 from act.data.mapped import require_templates
 from act.editing.strength import require_strength
+from act.editing.tune import TuneSettings
 from act.ranking.demands import contradictions
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
 from act.recipes.reference import choices_of, expected, section_of
-from act.recipes.schema import Donor, Recipe, Section
+from act.recipes.schema import Donor, Recipe, Records, Section, Sweeping, Tuning
 from act.recipes.written import Written
 
 RUN = "run"
@@ -157,6 +158,12 @@ class _Walk:
             if isinstance(value, bool):  # which pydantic takes for 0 or 1
                 raise ValueError
             kind.__pydantic_validator__.validate_assignment(kind.model_construct(), name, value)
+            if require := _REQUIRED.get((kind, name)):
+                require(value)
+        except ActError as error:
+            key, said = _named(shown), str(error)
+            begun = said.startswith(f"{name} is ")
+            self._wrong(node.start_mark.line + 1, said.replace(name, key, 1) if begun else f"{key}: {said}")
         except ValueError:
             wrong = f"{_named(shown)} is {_shown(value, node)}; expected {expected(kind, name)}"
             choices = choices_of(kind, name)
@@ -211,6 +218,36 @@ def _shown(value: Any, node: yaml.Node | None = None) -> str:
     return reprlib.repr(value)
 
 
+def _require_each_top(shares: list[float | str]) -> None:
+    for share in shares:
+        parse_top(share)
+
+
+def _require_strengths(strength: float | list[float] | dict[str, float]) -> None:
+    """Raise :class:`ActError` for a strength, one of several, or that of a pattern."""
+    for one in (
+        strength.values() if isinstance(strength, dict) else strength if isinstance(strength, list) else [strength]
+    ):
+        require_strength(one)
+
+
+def _require_rows(rows: list[int] | None) -> None:
+    if rows and rows[0] >= rows[1]:
+        raise ActError(f"rows is {rows}; expected the first row and the one after the last")
+
+
+_REQUIRED: dict[tuple[type[Section], str], Callable[[Any], None]] = {
+    (Donor, "top"): lambda share: _require_each_top([share]),
+    (Donor, "strength"): _require_strengths,
+    (Donor, "strength_of"): _require_strengths,
+    (Sweeping, "top"): _require_each_top,
+    (Sweeping, "strength"): _require_strengths,
+    (Records, "rows"): _require_rows,
+    (Records, "columns"): require_templates,
+}
+"""What raises :class:`ActError`, which begins with the key, for values of the right type that a stage would refuse."""
+
+
 def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
     """What the schema cannot check: values that a stage would refuse, and keys that have no effect together."""
     for number, donor in enumerate(recipe.donor):
@@ -219,11 +256,7 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
     if recipe.sweep:
         yield from _in_sweep(recipe)
     if recipe.tune:
-        try:
-            recipe.tune.settings()
-        except ActError as error:
-            yield ("tune",), error
-    yield from _in_corpora(recipe)
+        yield from _in_tune(recipe.tune)
     yield from _in_evaluate(recipe)
     for place, section, names in (
         ((), recipe, ("granularity", "include", "exclude", "ignore_columns")),
@@ -242,16 +275,6 @@ def _contradictions(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
 
 
 def _in_donor(donor: Donor, place: Place) -> Iterator[tuple[Place, ActError]]:
-    try:
-        parse_top(donor.top)
-    except ActError as error:
-        yield (*place, "top"), error
-    for name, weight in (("strength", donor.strength), ("strength_of", donor.strength_of)):
-        try:
-            for strength in weight.values() if isinstance(weight, dict) else [weight]:
-                require_strength(strength)
-        except ActError as error:
-            yield (*place, name), error
     if isinstance(donor.strength, dict) and (donor.strength_of or not donor.strength):
         wrong = "strength has patterns of its own, or none; give one number there, and the patterns in strength_of"
         yield (*place, "strength"), ActError(wrong)
@@ -284,16 +307,6 @@ def _in_sweep(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
     for name in ("top", "strength", "strength_of"):
         if name in recipe.donor[0].model_fields_set:
             yield ("donor", 0, name), ActError(f"{name} is what sweep chooses; leave it out here, or leave out sweep")
-    try:
-        for top in sweep.top:
-            parse_top(top)
-    except ActError as error:
-        yield ("sweep", "top"), error
-    try:
-        for strength in sweep.strength:
-            require_strength(strength)
-    except ActError as error:
-        yield ("sweep", "strength"), error
     for name in ("top", "strength"):
         if not getattr(sweep, name):
             yield ("sweep", name), ActError(f"{name} is an empty list; give at least one to try, or leave it out")
@@ -301,21 +314,13 @@ def _in_sweep(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
         yield ("sweep", "keep"), ActError(f"{sweep.corpus} is both the ability to give and one to keep; keep another")
 
 
-def _in_corpora(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:
-    used = recipe.corpora_used()
-    for name, records in recipe.corpora.items():
-        place: Place = ("corpora", name)
-        if name not in used:
-            near = difflib.get_close_matches(name, [one for one in used if one not in recipe.corpora], 1)
-            advice = f"; did you mean it by {near[0]}?" if near else "; leave it out"
-            yield place, ActError(f"no section reads the corpus {name}{advice}")
-        if records.rows and records.rows[0] >= records.rows[1]:
-            wrong = f"rows is {records.rows}; expected the first row and the one after the last"
-            yield (*place, "rows"), ActError(wrong)
-        try:
-            require_templates(records.columns)
-        except ActError as error:
-            yield (*place, "columns"), error
+def _in_tune(tune: Tuning) -> Iterator[tuple[Place, ActError]]:
+    if tune.replay_share != TuneSettings.replay_share and tune.replay is None:
+        wrong = f"tune.replay_share {tune.replay_share} is a share of nothing; give replay, or leave it out"
+        yield ("tune", "replay_share"), ActError(wrong)
+    if tune.lora_rank != TuneSettings.lora_rank and tune.mode != "lora":
+        wrong = f"tune.lora_rank has no effect in mode {tune.mode}; leave it out, or choose mode lora"
+        yield ("tune", "lora_rank"), ActError(wrong)
 
 
 def _in_evaluate(recipe: Recipe) -> Iterator[tuple[Place, ActError]]:

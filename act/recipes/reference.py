@@ -68,7 +68,7 @@ def reference() -> str:
 
     >>> from act.recipes.reference import reference
     >>> [line for line in reference().splitlines() if line.startswith("| `replay_share`")]
-    ['| `replay_share` | number | `0.5` | Share of the records that are drawn from `replay`. |']
+    ['| `replay_share` | number from 0 to below 1 | `0.5` | Share of the records that are drawn from `replay`. |']
     """
     return "\n\n".join("\n".join(_section(place, kind)) for place, kind in SECTIONS.items()) + "\n"
 
@@ -162,7 +162,8 @@ def _range(given: dict[str, Any]) -> str:
     least = f" from {given['minimum']:g}" if "minimum" in given else ""
     least = f" above {given['exclusiveMinimum']:g}" if "exclusiveMinimum" in given else least
     largest = given.get("maximum", LARGEST)
-    return least + (f" to {largest:,}" if largest < LARGEST else "")
+    below = f" to below {given['exclusiveMaximum']:g}" if "exclusiveMaximum" in given else ""
+    return least + below + (f" to {largest:,}" if largest < LARGEST else "")
 
 
 def _many(one: str) -> str:

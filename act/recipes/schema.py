@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
-from act.core.errors import ActError
 from act.core.plain import Label, Location, Natural, Positive
 from act.data.encode import Count
 from act.editing.rows import Overlap
@@ -143,33 +142,29 @@ class Tuning(Section):
     mode: Mode = "full"
     """What is trained: all weights, the transferred rows, or low-rank adapters."""
 
-    steps: int | None = None
+    steps: Positive | None = None
     """Optimiser steps; by default those of one pass over the corpus."""
 
-    batch_size: int = TuneSettings.batch_size
+    batch_size: Positive = TuneSettings.batch_size
     """Records per step."""
 
-    learning_rate: float = TuneSettings.learning_rate
+    learning_rate: float = Field(TuneSettings.learning_rate, gt=0, allow_inf_nan=False)
     """Of AdamW; it falls linearly to 0."""
 
-    replay_share: float = TuneSettings.replay_share
+    replay_share: float = Field(TuneSettings.replay_share, ge=0, lt=1)
     """Share of the records that are drawn from `replay`."""
 
-    lora_rank: int = TuneSettings.lora_rank
+    lora_rank: Positive = TuneSettings.lora_rank
     """Rank of the adapters of mode `lora`."""
 
     seed: int = Field(0, ge=0, le=MAX_SEED)
     """Decides the order of the records."""
 
-    save_steps: int = TuneSettings.save_steps
+    save_steps: Positive = TuneSettings.save_steps
     """Steps between checkpoints."""
 
     def settings(self) -> TuneSettings:
-        """The same as :class:`act.TuneSettings`; raises ActError for a value out of range or without effect."""
-        if self.replay_share != TuneSettings.replay_share and self.replay is None:
-            raise ActError(f"replay_share {self.replay_share} is a share of nothing; give replay, or leave it out")
-        if self.lora_rank != TuneSettings.lora_rank and self.mode != "lora":
-            raise ActError(f"lora_rank has no effect in mode {self.mode}; leave it out, or choose mode lora")
+        """The same as :class:`act.TuneSettings`."""
         return TuneSettings(**self.model_dump(exclude={"corpus", "replay"}))
 
 
@@ -328,6 +323,11 @@ class Recipe(Section):
         found += [self.tune.corpus, self.tune.replay] if self.tune else []
         found += [*self.evaluate.corpora.values()] if self.evaluate else []
         return list(dict.fromkeys(path for path in found if path))
+
+    def unread(self) -> list[str]:
+        """The names of `corpora` that no section reads."""
+        used = self.corpora_used()
+        return [name for name in self.corpora if name not in used]
 
     def records(self, corpus: str) -> Records:
         """The corpus that a section gives by its name, or by its place."""

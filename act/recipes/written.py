@@ -59,8 +59,10 @@ class Written:
                 advice = f"; paths start at the folder of the recipe, so write {there} for what is here"
             elif near:
                 advice = f"; did you mean {near[0]}?"
-        said = error.said if isinstance(error, Missing) else str(error)
-        return type(error)(f"{line}{said.replace(self.at(name), name) if line else said}{advice}")
+        said, at = error.said if isinstance(error, Missing) else str(error), self.at(name)
+        if isinstance(error, Missing) and self.file and not _is_there(at) and not is_hub_id(name):
+            advice = f"; looked at {os.path.abspath(at)}{advice}"
+        return type(error)(f"{line}{said.replace(at, name) if line else said}{advice}")
 
 
 def _is_there(place: str) -> bool:

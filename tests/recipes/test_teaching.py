@@ -166,16 +166,27 @@ def test_one_text_needs_no_list_and_no_name(folder):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"target": "tarrget"}, "my.yaml, line 1: no such model: tarrget; .*did you mean target?"),
+        (
+            {"target": "tarrget"},
+            "my.yaml, line 1: no such model: tarrget; .*; looked at /.*/tarrget; did you mean target?",
+        ),
         (
             {"tune": {"corpus": "germn.jsonl"}},
-            "my.yaml, line 9: no such corpus: germn.jsonl; .*did you mean german.jsonl?",
+            "my.yaml, line 9: no such corpus: germn.jsonl; .*; looked at /.*/germn.jsonl; did you mean german.jsonl?",
         ),
         (
             {"tune": {"corpus": "here.jsonl"}},
             "line 9: no such corpus: here.jsonl; .*paths start at the folder of the recipe",
         ),
-        ({"corpora": {"french": {"place": "nothing"}}, "tune": {"corpus": "frnech"}}, "did you mean it by frnech"),
+        ({"target": "./targt"}, "line 1: no such model: ./targt; .*; looked at /.*/targt; did you mean target?"),
+        (
+            {"tune": {"corpus": "texts/german.jsonl"}},
+            "line 9: no such corpus: texts/german.jsonl; .*; looked at /.*/texts/g",
+        ),
+        (
+            {"corpora": {"french": {"place": "german.jsonl"}}, "tune": {"corpus": "frnech"}},
+            "no such corpus: frnech; .*did you mean french?",
+        ),
         ({"donor": [{"model": "donor", "corpus": "german.jsonl"} for _ in "ab"]}, "line 5: donor 2 is donor 1 again"),
     ],
 )
@@ -188,6 +199,12 @@ def test_an_input_that_is_missing_is_named_as_the_file_names_it(
     path = written(folder, data(**changed))
     with pytest.raises(act.ActError, match=message):
         Run(read_recipe(path))
+
+
+def test_a_corpus_that_no_section_reads_is_warned_of(folder):
+    path = written(folder, data(corpora={"english": "english.jsonl"}))
+    ran = act_profile("recipe", path, "--dry-run")
+    assert ran.returncode == 0 and "my.yaml: no section reads the corpus english" in ran.stderr
 
 
 def test_paths_start_at_the_file_and_what_was_kept_runs_again(folder, tmp_path_factory):
