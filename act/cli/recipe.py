@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from act.evaluation.comparison import ComparisonSummary
     from act.recipes.recipe import Needs, Recipe, Report, Room, Run, Stage
     from act.recipes.schema import StageName
+    from act.report.verdict import Verdict
 
 
 EXAMPLES = """
@@ -168,8 +169,6 @@ def _print_plan(run: Run, plan: list[Stage], room: Room, as_json: bool) -> None:
 
 def _print_report(report: Report, described: Recipe) -> None:
     from act.evaluation.significance import with_error
-    from act.report.sources import results_of
-    from act.report.verdict import verdict_on
 
     moved = report["moved"]
     against = {
@@ -195,7 +194,7 @@ def _print_report(report: Report, described: Recipe) -> None:
                         _p(against.get((name, act, corpus))),
                     ]
                 )
-        columns = ["model", "right, %", GUESSES, "NLL per token", "p, to target", "p, act to it"]
+        columns = ["model", "right, %", GUESSES, "NLL per token", "p, to target", "p, transfer to it"]
         console.print_table(f"{corpus}, ± standard error", *filled(columns, rows))
     if report["results"]:
         _print_legend([row["model"] for row in report["results"]], described)
@@ -209,13 +208,21 @@ def _print_report(report: Report, described: Recipe) -> None:
             print(f"{pair['before']} does better than {pair['after']} on {pair['corpus']} (p {beaten})")
     if swept := report["sweep"]:
         _print_sweep(swept)
-    if report["results"] and (verdict := verdict_on(results_of({**report}), described.score)):
+    if report["results"] and (verdict := _verdict(report, described)):
         print("\n".join([verdict.headline, *verdict.advice]))
     for donor in report["donors"]:
         name = Path(donor["donor"] or "").name
         print(f"{donor['channels']:,} channels of {name} at strength {_strength(donor['strength'])}")
     print(f"{moved['values']:,} values of {moved['parameters']:,} parameters transferred")
     print(f"written to {report['output']}, with recipe.yaml, report.json and the page {report['output']}/index.html")
+
+
+def _verdict(report: Report, described: Recipe) -> Verdict | None:
+    """What the page of a recipe says first."""
+    from act.report.sources import results_of
+    from act.report.verdict import verdict_on
+
+    return verdict_on(results_of({**report}), described.score, swept=described.sweep is not None)
 
 
 def _print_legend(models: list[str], described: Recipe) -> None:
@@ -236,7 +243,11 @@ def _print_legend(models: list[str], described: Recipe) -> None:
     print("; ".join(said))
     print("right: share of right answers, beside guesses (chance) and the commonest answer alone (majority)")
     print("NLL: negative log-likelihood per token in nats, less is better; p: the probability that chance alone makes")
-    print("such a difference, of a row to the target, and of act to that row")
+    tuned = any(name == "act + tune" for name in models)
+    print(
+        "such a difference: of a row to the target, and of the transfer to that row"
+        + tuned * (" (of act to rows that are not tuned, of act + tune to those that are)")
+    )
 
 
 def _beaten(row: ComparisonSummary) -> str:

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -49,6 +50,21 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
     there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
     if not os.path.isdir(there):
         raise ActError(f"cannot write {path}: {there} is no folder; choose another output")
+
+
+def require_writable(path: Path) -> None:
+    """Raise :class:`ActError` unless a file can be made in the folder of ``path``, or the nearest that there is.
+
+    Nothing is left there, and no folder is made.
+    """
+    there = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise ActError(
+            f"cannot write {path}: no file can be made in {there} ({error.strerror}); choose another output"
+        ) from error
 
 
 def reserve_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:

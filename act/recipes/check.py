@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypedDict, TypeVar
 
@@ -20,6 +19,7 @@ from torch import nn
 
 from act.core.counted import counted
 from act.core.errors import ActError, Unreachable
+from act.core.files import require_writable
 from act.core.inputs import require_not_input
 from act.core.near import is_local
 from act.data.corpus import Corpus
@@ -38,7 +38,7 @@ from act.profiling.plan import Shape, attribution_forwards
 from act.profiling.text_plan import tokens_of
 from act.ranking.demands import rankable
 from act.ranking.selection import parse_top
-from act.recipes.corpora import chosen
+from act.recipes.corpora import SAMPLE, chosen, require_first_records
 from act.recipes.inputs import (
     require_decoder,
     require_known_tasks,
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 P = ParamSpec("P")
-SAMPLE = 200  # records of each corpus that are read
 ADAM, GRADIENT = 8, 4  # bytes for each trained value
 
 
@@ -278,6 +277,7 @@ class _Check:
     def _output(self) -> None:
         places = [self.recipe.records(name).place for name in self.recipe.corpora_used()]
         require_not_input(self.recipe.folder, map(self.recipe.at, [*self.recipe.models(), *places]))
+        require_writable(self.recipe.folder)
 
     def _device(self) -> None:
         """Find the device that is asked for, which this machine need not have."""
@@ -344,9 +344,7 @@ class _Check:
             raise ActError(f"{records.place} has no records")
         source = chosen(whole, records)
         contents[name] = source.fingerprint
-        for entry in islice(source.read(), SAMPLE):
-            if isinstance(entry.record, ActError):
-                raise ActError(f"{entry.place}: {entry.record}")
+        require_first_records(source)
         size = source.count()
         found: CorpusFound = {
             "corpus": name,

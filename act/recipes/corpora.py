@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from act.core.errors import ActError
 from act.data.mapped import Mapped
 from act.data.parts import Part
 from act.data.records import Entry, Shard, Source, Wanted, every, open_source
 from act.recipes.schema import Recipe, Records
+
+SAMPLE = 200
+"""Records of each corpus that are read before anything is run."""
 
 
 def opened(recipe: Recipe, corpus: str) -> Source:
@@ -41,6 +45,13 @@ def _require_rows(source: Source, records: Records) -> None:
             f"rows {records.rows} of {records.place} end behind its last: it has about {source.size:,}; give rows that "
             "are there, or leave rows out"
         )
+
+
+def require_first_records(source: Source) -> None:
+    """Raise :class:`ActError` if one of the first :data:`SAMPLE` records cannot be read, or lacks a column."""
+    for entry in islice(source.read(), SAMPLE):
+        if isinstance(entry.record, ActError):
+            raise ActError(f"{entry.place}: {entry.record}")
 
 
 class Absent:

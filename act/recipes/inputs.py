@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from act.core.errors import ActError
 from act.data.digests import same_text
+from act.data.records import is_hub_id
 from act.evaluation.harness import require_tasks
 from act.models.loading import reading_named, token_difference
-from act.recipes.corpora import opened
+from act.recipes.corpora import opened, require_first_records
 from act.recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -90,6 +91,18 @@ def _shared_rows(recipe: Recipe, one: str, other: str) -> str | None:
     if first >= stop:
         return None
     return f"{f'rows [{first}, {stop}]' if stop < math.inf else f'the rows from {first} on'} of {both[0].place}"
+
+
+def require_readable(recipe: Recipe, corpus: str) -> None:
+    """Raise :class:`ActError` for a corpus without rows or columns that are named; the hub is not read."""
+    place = recipe.records(corpus).place
+    if is_hub_id(recipe.at(place)):
+        return
+    source = opened(recipe, corpus)
+    try:
+        require_first_records(source)
+    except ActError as error:
+        raise recipe.written.blamed(place, error, recipe.corpora) from error
 
 
 def require_known_tasks(recipe: Recipe) -> None:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
@@ -14,7 +15,7 @@ from typing import Any, TypedDict
 import yaml
 
 from act.core.errors import IN_PYTHON, ActError
-from act.core.files import require_output, written_whole
+from act.core.files import require_output, require_writable, written_whole
 from act.core.hashes import hash_of
 from act.core.plain_yaml import read_yaml
 from act.core.progress import Progress, silent
@@ -33,6 +34,7 @@ from act.recipes.inputs import (
     require_known_tasks,
     require_other_models,
     require_other_texts,
+    require_readable,
     require_tokens,
 )
 from act.recipes.kept import is_kept
@@ -148,7 +150,8 @@ class Run:
     """A recipe with the contents of its inputs; stages are kept in a folder beside the output.
 
     Raises:
-        ActError: an input that does not exist; an encoder to tune or evaluate; a donor that is the target; an
+        ActError: an input that does not exist, or lacks rows or columns that are named; an output that cannot be
+            written; an encoder to tune or evaluate; a donor that is the target; an
             ability that is also to be kept, in whole or in part; a donor whose tokenizer gives a token id to another
             token than the target's. No model is loaded.
 
@@ -172,11 +175,15 @@ class Run:
         self.recipe = recipe
         self.say = say
         self.output = recipe.folder
+        require_writable(self.output)
         self.cache = Cache(recipe)
         if (earlier := earlier_stages_of(recipe)).is_dir():
             say(f"{earlier} is of an earlier version of act-profile, and not used; --clean removes it")
         for name in self.cache.absent:
             say(f"{name} is not here; what was made of it elsewhere is used")
+        for name in recipe.corpora_used():
+            if recipe.records(name).place not in self.cache.absent:
+                require_readable(recipe, name)
         require_other_models(recipe)
         require_other_texts(recipe, self.cache.corpora)
         require_decoder(recipe, trust_remote_code=trust_remote_code)
@@ -293,7 +300,8 @@ class Run:
             (folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=1), encoding="utf-8")
             self._write_resolved(folder)
             self._write_card(folder, report)
-            command = f"act-profile recipe {self.recipe.written.file or ''}".strip()
+            file = self.recipe.written.file
+            command = f"act-profile recipe{f' {shlex.quote(str(file))}' if file else ''}{' --force' if force else ''}"
             put_page(page_of(self.recipe, self.stages, {**report}, command), folder / PAGE)
         return report
 

@@ -98,7 +98,7 @@ class Page:
     def verdict(self) -> Verdict | None:
         """What is said first."""
         score = next((one.rule.score for one in self.moved.values()), "")
-        found = verdict_on(self.results, score) if self.results else None
+        found = verdict_on(self.results, score, swept=bool(self.settings)) if self.results else None
         found = found or (verdict_of_settings(self.settings, self.keep) if self.settings else None)
         return found or (verdict_of_profiles(self.report) if self.report else None)
 

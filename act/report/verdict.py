@@ -20,6 +20,10 @@ FEWEST = 100
 LISTED = 8
 """Abilities of which the verdict says something."""
 
+SETTLE = "Tune lightly to settle the change, and evaluate on texts of your own."
+WORST: list[Tone] = ["bad", "mixed", "open", "good"]
+"""The tones, the worst first."""
+
 
 @dataclass(frozen=True)
 class Against:
@@ -52,22 +56,42 @@ class Verdict:
     controls: tuple[Against, ...] = ()
 
 
-def verdict_on(results: Results, score: str = "") -> Verdict | None:
-    """What the results say of the method; None if they hold no model that was changed, or no figure of an ability.
+def verdict_on(results: Results, score: str = "", *, swept: bool = False) -> Verdict | None:
+    """What the results say of each method, in order; None if there is no model that was changed, or no ability.
 
-    ``score`` is what the channels were ranked by, where that is known: it is no advice.
+    Args:
+        score: what the channels were ranked by, where that is known: it is no advice.
+        swept: whether shares and strengths were tried; to try them is no advice.
     """
     methods = results.named("method")
     abilities = [text for text in results.texts if text not in results.keep]
-    if not methods or not abilities:
-        return None
-    method = methods[-1]
-    verdicts = [_on_ability(results, method, text, score) for text in abilities]
-    found = [one for one in verdicts if one]
+    more = "shares and strengths that were not tried yet" if swept else "other shares and strengths (act-profile sweep)"
+    finder = "" if score == "attribution" else "ranking by attribution, and "  # the best in our experiments
+    found = [(method, one) for method in methods if (one := _on_method(results, method, abilities, (finder, more)))][
+        :LISTED
+    ]
     if not found:
         return None
-    order: list[Tone] = ["bad", "mixed", "open", "good"]
-    found.sort(key=lambda one: order.index(one.tone))  # the worst first
+    several = len(found) > 1
+    tuned = any(method.endswith(" + tune") for method, _ in found)
+    advice = [line for _, one in found for line in one.advice if not (tuned and line == SETTLE)]
+    if not results.keep:
+        advice.append("Nothing shows what the change costs: evaluate records of what is to be kept, too (--keep).")
+    return Verdict(
+        min((one.tone for _, one in found), key=WORST.index),
+        " ".join(f"{method}: {one.headline}" if several else one.headline for method, one in found),
+        tuple(line for _, one in found for line in one.details),
+        tuple(dict.fromkeys(advice)),
+        tuple(row for _, one in found for row in one.controls),
+    )
+
+
+def _on_method(results: Results, method: str, abilities: Sequence[str], tries: tuple[str, str]) -> Verdict | None:
+    """What the results say of one method, the worst first."""
+    found = [one for text in abilities if (one := _on_ability(results, method, text, tries))]
+    if not found:
+        return None
+    found.sort(key=lambda one: WORST.index(one.tone))
     kept = [sentence for text in results.texts if text in results.keep and (sentence := _kept(results, method, text))]
     left = [one for text in results.keep if (one := results.kept(method, text))]
     costly = [one.share for one in left if one.below(KEPT)]
@@ -77,14 +101,11 @@ def verdict_on(results: Results, score: str = "") -> Verdict | None:
         tone, headline = "mixed", f"{headline[:-1]}, but only {100 * min(costly):.0f} % of what was to be kept is left."
     if costly:
         advice.append("Spare what is to be kept: rank with --keep, or move fewer channels or a smaller strength.")
-    if not results.keep:
-        advice.append("Nothing shows what the change costs: evaluate records of what is to be kept, too (--keep).")
     details = tuple([line for one in found for line in one.details] + kept)
-    controls = tuple(row for one in found for row in one.controls)
-    return Verdict(tone, headline, details, tuple(dict.fromkeys(advice)), controls)
+    return Verdict(tone, headline, details, tuple(advice), tuple(row for one in found for row in one.controls))
 
 
-def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict | None:
+def _on_ability(results: Results, method: str, text: str, tries: tuple[str, str]) -> Verdict | None:
     mine = results.of(method, text)
     before = [gain for name in results.named("target") if (gain := results.gain(method, name, text))]
     if mine is None or not before:
@@ -95,7 +116,7 @@ def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict
     advice = []
     if mine.records < FEWEST:
         advice.append(f"{text} has {mine.records} records only: with more, the errors become smaller.")
-    finder = "" if score == "attribution" else "ranking by attribution, and "  # the best in our experiments
+    finder, more = tries
     better = [gain.other for gain in controls if gain.clear and gain.value < 0]
     costly = [name for name in better if _least_kept(results, name) < min(KEPT, _least_kept(results, method))]
     unclear = [gain.other for gain in controls if not gain.clear]
@@ -103,22 +124,22 @@ def _on_ability(results: Results, method: str, text: str, score: str) -> Verdict
         advice.append(f"Try {finder}a larger share of the channels or strength.")
         return Verdict("bad", f"{text} did not clearly come back.", details, tuple(advice), against)
     if better and len(costly) == len(better):
-        advice.append(f"Compare where as much is kept: try {finder}other shares and strengths (act-profile sweep).")
+        advice.append(f"Compare where as much is kept: try {finder}{more}.")
         headline = f"{text} came back; more came back with {listed(better)}, at a higher cost to what was to be kept."
         return Verdict("mixed", headline, details, tuple(advice), against)
     if better:
-        advice.append(f"Try {finder}other shares and strengths (act-profile sweep).")
+        advice.append(f"Try {finder}{more}.")
         headline = f"A simpler change does better on {text}: {listed(better)}."
         return Verdict("bad", headline, details, tuple(advice), against)
     if unclear:
-        advice.append(f"Evaluate more records, or try {finder}other shares and strengths (act-profile sweep).")
+        advice.append(f"Evaluate more records, or try {finder}{more}.")
         headline = f"{text} came back, but not shown to be better than {listed(unclear, 'or')}."
         return Verdict("mixed", headline, details, tuple(advice), against)
     if not controls:
         advice.append("Compare with controls (random, weight-diff, interpolation) before believing the transfer.")
         headline = f"{text} came back; no control shows whether a simpler change does as well."
         return Verdict("open", headline, details, tuple(advice))
-    advice.append("Tune lightly to settle the change, and evaluate on texts of your own.")
+    advice.append(SETTLE)
     every = "the control" if len(controls) == 1 else f"all {len(controls)} controls"
     return Verdict("good", f"{text} came back, and clearly more than with {every}.", details, tuple(advice), against)
 

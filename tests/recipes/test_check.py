@@ -240,6 +240,7 @@ def test_stages_of_another_machine(tmp_path, tokenizer):
         ({"granularity": ["expert"]}, "this model has none that are known"),
         ({"donor": [{"model": "./target", "corpus": "german", "keep": "english"}]}, "is the target itself"),
         ({"output": "donor"}, "would overwrite the input"),
+        ({"output": "/proc/nope/x"}, "cannot write /proc/nope/x: no file can be made in /proc"),
     ],
 )
 def test_what_the_run_would_refuse_is_found(folder, changed, message):

@@ -201,6 +201,21 @@ def test_an_input_that_is_missing_is_named_as_the_file_names_it(
         Run(read_recipe(path))
 
 
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"output": "/proc/nope/x"}, "cannot write /proc/nope/x: no file can be made in /proc"),
+        ({"corpora": {"g": {"place": "german.jsonl", "rows": [4, 80]}}}, "rows [4, 80] of german.jsonl end behind"),
+        ({"corpora": {"g": {"place": "german.jsonl", "columns": {"prompt": "{frage}"}}}}, "there is no column 'frage'"),
+    ],
+)
+def test_what_cannot_be_run_is_not_planned(folder, changed, message):
+    path = written(folder, data(evaluate={"corpus": "g" if "corpora" in changed else "german.jsonl"}, **changed))
+    with pytest.raises(act.ActError) as found:
+        Run(read_recipe(path))
+    assert message in str(found.value) and not list(folder.glob("*out*"))
+
+
 def test_a_corpus_that_no_section_reads_is_warned_of(folder):
     path = written(folder, data(corpora={"english": "english.jsonl"}))
     ran = act_profile("recipe", path, "--dry-run")
@@ -309,6 +324,7 @@ def test_what_makes_a_large_control_is_not_kept_and_made_again_for_another_text(
     said.clear()
     more = data(evaluate={**data()["evaluate"], "corpus": {"e": "english.jsonl", "g": "german.jsonl"}})
     again = Run(read_recipe(written(folder, more)), said.append).execute(force=True)
+    assert f"recipe {folder / 'my.yaml'} --force" in (folder / "out" / "index.html").read_text()
     assert "transferring: random" in said and "tuning: random + tune" in said and "transferring: act" not in said
     assert [row for row in again["results"] if row["corpus"] == "g"] == first["results"]
 

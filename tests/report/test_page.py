@@ -159,6 +159,30 @@ def test_a_tuned_result_is_judged_by_the_controls_that_it_was_compared_with():
     assert verdict_on(replace(given, figures=figures, comparisons=comparisons, roles=roles)).tone == "good"
 
 
+def test_a_transfer_is_judged_beside_its_tune_each_by_its_own_controls():
+    untuned, tuned = results(control=0.5, p=1e-6), results()
+    renamed = {"act": "act + tune", "random": "random + tune"}
+    figures = [*untuned.figures] + [
+        {**one, "model": renamed[one["model"]]} for one in tuned.figures if one["model"] in renamed
+    ]
+    comparisons = [*untuned.comparisons] + [
+        {**one, **{side: renamed.get(one[side], one[side]) for side in ("before", "after")}}
+        for one in tuned.comparisons
+    ]
+    roles = roles_of([one["model"] for one in figures])
+    both = verdict_on(replace(untuned, figures=figures, comparisons=comparisons, roles=roles), swept=True)
+    assert both.tone == "bad" and both.headline == (
+        "act: A simpler change does better on German: random. "
+        "act + tune: German came back, and clearly more than with the control."
+    )
+    (first, second) = (line for line in both.details if "over each control" in line)
+    assert first.startswith("act over each control on German: over random −14.0")
+    assert second.startswith("act + tune over each control on German: over random + tune +26.0")
+    assert "act over random + tune" not in " ".join(both.details)
+    said = " ".join(both.advice)
+    assert "not tried yet" in said and "act-profile sweep" not in said and "Tune lightly" not in said
+
+
 def test_likelihoods_gain_where_their_loss_falls():
     texts = [summary(model, "German", nll=nll) for model, nll in (("target", 3.0), ("act", 2.0), ("random", 2.9))]
     found = Results(
