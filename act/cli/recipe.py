@@ -207,7 +207,7 @@ def _print_report(report: Report, described: Recipe) -> None:
         if pair["after"].startswith("act") and pair["before"] != "target" and (beaten := _beaten(pair)):
             print(f"{pair['before']} does better than {pair['after']} on {pair['corpus']} (p {beaten})")
     if swept := report["sweep"]:
-        _print_sweep(swept)
+        _print_sweep(swept, described)
     if report["results"] and (verdict := _verdict(report, described)):
         print("\n".join([verdict.headline, *verdict.advice]))
     for donor in report["donors"]:
@@ -258,20 +258,23 @@ def _beaten(row: ComparisonSummary) -> str:
     return _p(p) if worse and p is not None and p < 0.05 else ""
 
 
-def _print_sweep(swept: dict[str, Any]) -> None:
+def _print_sweep(swept: dict[str, Any], described: Recipe) -> None:
+    assert described.sweep
     rows = [
         [
             "chosen" if one == swept["chosen"] else "",
             f"{100 * one['top']:g}%",
             f"{one['strength']:g}",
             f"{one['channels']:,}",
-            f"{one['recovered']:.2f}",
-            f"{one['kept']:.2f}",
+            f"{100 * one['recovered']:.0f}",
+            f"{100 * one['kept']:.0f}",
         ]
         for one in swept["frontier"]
     ]
-    title = f"The frontier of {len(swept['candidates'])} shares and strengths, on the records of sweep"
-    console.print_table(title, ["", "top", "strength", "channels", "recovered", "kept"], rows)
+    ability, kept = described.sweep.corpus, " and ".join(described.sweep.kept)
+    title = f"The frontier of {len(swept['candidates'])} shares and strengths: what came back, and what is left"
+    figures = [f"{ability} (the ability), %", f"{kept} (to keep), %"]  # as the axes of the page are called
+    console.print_table(title, ["", "top", "strength", "channels", *figures], rows)
 
 
 def _percent(share: float | None) -> float | None:

@@ -12,7 +12,7 @@ import html
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -29,7 +29,7 @@ from act.evaluation.exercises import Metric
 from act.evaluation.frontier import frontier
 from act.evaluation.held_out import held_out
 from act.evaluation.significance import finite, ratio_and_error, with_error
-from act.evaluation.sweep import STRENGTHS, TOPS, Setting, ranked_by, swept
+from act.evaluation.sweep import STRENGTHS, TOPS, Control, Setting, Sweep, ranked_by, swept, swept_control
 from act.models.common import common_space
 from act.models.loading import require_model
 from act.profiles.profile import Profile
@@ -263,31 +263,82 @@ def choose(
     shares = sorted({parse_top(top) for top in (_shares(ranking) if tops is None else tops)})
     for top in shares:
         ranked(top)  # a mistake in the options shows before anything is evaluated
-    found: list[list[Evaluation]] = []
-
-    def judge(model: nn.Module) -> dict[str, float]:
-        found.append([evaluate(model, text, metric) for text in texts])
-        if len(found) == 2:  # donor and target, before any candidate is tried
-            _require_lost(found[1][0], found[0][0])
-        return {f"{place} {one.corpus}": figure(one) for place, one in enumerate(found[-1])}
-
+    judge = _Judge(texts, metric)
     judge(donor)
-    settings = swept(donor, target, ranked, judge, shares, strengths, report).rows
-    theirs, before, *after = found
-    candidates = tuple(
-        Candidate(
-            setting.top,
-            setting.strength,
-            setting.channels,
-            recovered(before[0], theirs[0], one[0]),
-            tuple(kept_of(*three) for three in zip(before[1:], theirs[1:], one[1:], strict=True)),
-        )
-        for setting, one in zip(settings[1:], after, strict=True)
-    )
+    candidates = judge.candidates(swept(donor, target, ranked, judge, shares, strengths, report))
+    _, before, *_ = judge.found
     records = {one.corpus: len(one.nll) for one in before}
     chosen = _best(candidates, least_kept, records)
     metrics = {one.corpus: one.metric for one in before}
     return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics, not_compared)
+
+
+@with_rank_options
+def choose_controls(
+    controls: Sequence[Control],
+    donor: nn.Module,
+    target: nn.Module,
+    profile: Profile,
+    corpus: Corpus,
+    keep: Sequence[Corpus],
+    *,
+    tops: Sequence[str | float] = TOPS,
+    strengths: Sequence[float] = STRENGTHS,
+    metric: Metric = "auto",
+    keep_profiles: Sequence[Ability] = (),
+    ranked_on: Sequence[Corpus] = (),
+    report: Callable[[Setting], None] = lambda setting: None,
+    **options: Unpack[RankOptions],
+) -> dict[Control, tuple[Candidate, ...]]:
+    """What controls recover and keep at the settings of :func:`choose`, which takes the rest by the same names.
+
+    Returns:
+        For each control its candidates, on the records that the choice is made on.
+    """
+    sources = [text.source for text in ranked_on]
+    texts, _ = held_out((corpus, *keep), [profile, *keep_profiles], sources)
+    shares = sorted({parse_top(top) for top in tops})
+    before = _Judge(texts, metric)
+    before(donor)
+    unchanged = before(target)
+    settings = [Setting(top, strength, 0, unchanged) for top in shares for strength in sorted(set(strengths))]
+    found: dict[Control, tuple[Candidate, ...]] = {}
+    for control in controls:
+        judge = _Judge(texts, metric, [*before.found])
+        first = Sweep((Setting(0.0, 0.0, 0, unchanged), *settings))
+        found[control] = judge.candidates(
+            swept_control(control, donor, target, profile, judge, first, report=report, **options)
+        )
+    return found
+
+
+@dataclass
+class _Judge:
+    """Evaluates models on texts: the donor first, then the target, then what was changed."""
+
+    texts: Sequence[Corpus]
+    metric: Metric
+    found: list[list[Evaluation]] = field(default_factory=list)
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        self.found.append([evaluate(model, text, self.metric) for text in self.texts])
+        if len(self.found) == 2:  # before anything is changed
+            _require_lost(self.found[1][0], self.found[0][0])
+        return {f"{place} {one.corpus}": figure(one) for place, one in enumerate(self.found[-1])}
+
+    def candidates(self, tried: Sweep) -> tuple[Candidate, ...]:
+        """The settings of a sweep by what was found, without the unchanged target."""
+        theirs, before, *after = self.found
+        return tuple(
+            Candidate(
+                setting.top,
+                setting.strength,
+                setting.channels,
+                recovered(before[0], theirs[0], one[0]),
+                tuple(kept_of(*three) for three in zip(before[1:], theirs[1:], one[1:], strict=True)),
+            )
+            for setting, one in zip(tried.rows[1:], after, strict=True)
+        )
 
 
 def _measured(donor: nn.Module, target: nn.Module, texts: Sequence[Corpus], options: RankOptions) -> list[Profile]:

@@ -25,6 +25,7 @@ from act.data.encode import ENCODING
 from act.data.records import open_source
 from act.editing.copies import companions
 from act.editing.weight_files import RenamedWeights, read_mapping, weight_files
+from act.evaluation.sweep import Control
 from act.models.hub import downloaded, identifier
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.corpora import Absent, chosen
@@ -206,6 +207,22 @@ class Cache:
         decided = _hash(
             ranked=self._ranked(donor, recipe.score),
             sweep=sweep.model_dump(exclude={"corpus", "keep"}),
+            corpora=[self.corpora[corpus] for corpus in (sweep.corpus, *sweep.kept)],
+            max_length=recipe.max_length,
+            dtype=recipe.dtype,
+        )
+        return self.folder / f"sweep-{decided}.json"
+
+    def swept_control(self, control: Control) -> Path:
+        """What a control recovers and keeps at the settings of a sweep."""
+        recipe, sweep = self._recipe, self._recipe.sweep
+        assert sweep
+        (donor,) = recipe.donor
+        decided = _hash(
+            control=control,
+            ranked="" if control == "interpolation" else self._ranked(donor, control),
+            profiles=[self.profile(donor, corpus).name for corpus in (donor.corpus, *donor.kept)],  # and the models
+            sweep=sweep.model_dump(exclude={"corpus", "keep", "least_kept"}),
             corpora=[self.corpora[corpus] for corpus in (sweep.corpus, *sweep.kept)],
             max_length=recipe.max_length,
             dtype=recipe.dtype,

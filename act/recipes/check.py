@@ -431,10 +431,12 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
         )
     if recipe.sweep:
         texts = [known(corpus) for corpus in (recipe.sweep.corpus, *recipe.sweep.kept)]
-        tries = 2 + len(recipe.sweep.top) * len(recipe.sweep.strength)
+        strengths, controls = len(recipe.sweep.strength), recipe.evaluate.controls if recipe.evaluate else []
+        settings = [strengths * (one == "interpolation" or len(recipe.sweep.top)) for one in ("act", *controls)]
+        tries = 2 + 2 * bool(controls) + sum(settings)
         seconds = tries * sum(shape.flops(*each) for each in texts) / cluster.flops
         memory = 2 * weights + shape.memory(budget)["activations"]
-        add("sweep", f"{tries - 2} settings", tries * sum(each[0] for each in texts), seconds, memory)
+        add("sweep", f"{sum(settings)} settings", tries * sum(each[0] for each in texts), seconds, memory)
     add("rank", counted(len(recipe.donor), "donor"), memory=after["rank"])
     donors = len({donor.model for donor in recipe.donor})
     patches = len({variant.kind for variant in variants if variant.origin == "transfer"})

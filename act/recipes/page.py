@@ -47,7 +47,12 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
         moved=moved,
         strengths=strengths,
         results=results_of(report) if report["results"] else None,
-        settings={"act": _settings(report["sweep"], *_swept(recipe))} if report["sweep"] else {},
+        settings={
+            method: _settings(tried, *_swept(recipe))
+            for method, tried in (
+                {"act": report["sweep"]["candidates"], **report["sweep"]["controls"]} if report["sweep"] else {}
+            ).items()
+        },
         keep=_swept(recipe)[1:],
         warnings=report["moved"]["notes"],
     )
@@ -85,11 +90,9 @@ def _swept(recipe: Recipe) -> list[str]:
     return [recipe.sweep.corpus, " and ".join(recipe.sweep.kept)] if recipe.sweep else []
 
 
-def _settings(swept: dict[str, Any], ability: str, keep: str) -> list[Setting]:
-    """What a sweep tried, and the unchanged target, which recovers nothing and keeps all."""
-    rows = [
-        (one["top"], one["strength"], one["channels"], one["recovered"], one["kept"]) for one in swept["candidates"]
-    ]
+def _settings(tried: list[dict[str, Any]], ability: str, keep: str) -> list[Setting]:
+    """What a sweep tried of a method or control, and the unchanged target, which recovers nothing and keeps all."""
+    rows = [(one["top"], one["strength"], one["channels"], one["recovered"], one["kept"]) for one in tried]
     return [
         Setting(top, strength, channels, {ability: recovered, keep: kept})
         for top, strength, channels, recovered, kept in [(0.0, 0.0, 0, 0.0, 1.0), *rows]

@@ -97,7 +97,8 @@ class Report(TypedDict):
     """``report.json`` of the output.
 
     ``comparisons`` and ``task_comparisons`` are of the target with every other model, and of each control with the
-    transfer; ``sweep`` is what :class:`act.Choice` says, if the recipe has one.
+    transfer; ``sweep`` is what :class:`act.Choice` says, if the recipe has one, with the candidates of each
+    control.
     """
 
     output: str
@@ -215,6 +216,9 @@ class Run:
                 found.append(("profile", what, cache.profile(donor, corpus)))
         if recipe.sweep:
             found.append(("sweep", f"shares and strengths, on {recipe.sweep.corpus}", cache.sweep()))
+            for control in recipe.evaluate.controls if recipe.evaluate else ():
+                what = f"{control} at these, on {recipe.sweep.corpus}"
+                found.append(("sweep", what, cache.swept_control(control)))
         for donor in recipe.donor:
             share = "a share" if recipe.sweep else donor.top
             what = f"{share} of the channels for {donor.corpus}"
@@ -366,7 +370,12 @@ class Run:
                 "parameters": moved.parameters,
                 "notes": list(moved.provenance.notes),
             },
-            "sweep": {key: value for key, value in swept.items() if key != "card"} if swept else None,
+            "sweep": {
+                **{key: value for key, value in swept.items() if key != "card"},
+                "controls": self.stages.sweep_controls(),
+            }
+            if swept
+            else None,
             "results": [one.summary() for found in figures.values() for one in found],
             "comparisons": [
                 compare(*both).summary()

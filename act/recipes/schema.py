@@ -195,7 +195,7 @@ class Evaluating(Section):
     """Examples in each prompt of a task; by default the task's own number."""
 
     controls: list[Control] = []
-    """What the transfer is compared with: other channels (as many), or all parameters moved a little."""
+    """What the transfer is compared with, and a sweep tries, too: other channels, or all parameters moved a little."""
 
     interpolation: float = Field(0.2, ge=0, le=1)
     """How far the control `interpolation` moves all parameters towards the donors."""
@@ -350,7 +350,10 @@ class Recipe(Section):
                         section[key] = {name: whole(place) for name, place in named.items()}
             return section
 
-        found = moved(self.model_dump())
+        chosen = (
+            {"donor": {"__all__": {"top", "strength", "strength_of"}}} if self.sweep else None
+        )  # none is given there
+        found = moved(self.model_dump(exclude=chosen))
         if self.evaluate:
             found["evaluate"]["corpus"] = dict(self.evaluate.corpora)  # whose names would change with their places
         sections = [*found["donor"], *found["corpora"].values(), found["sweep"], found["tune"], found["evaluate"]]

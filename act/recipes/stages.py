@@ -30,7 +30,7 @@ from act.editing.rows import matrix_of
 from act.editing.trainer import remove_checkpoints
 from act.editing.transfer import transfer_many
 from act.editing.tune import adapter_of, save_tuned, tune, with_adapter, write_model
-from act.evaluation.choice import choose
+from act.evaluation.choice import choose, choose_controls
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.harness import TaskFigure, run_tasks
 from act.models.loading import load_model
@@ -105,12 +105,14 @@ class Stages:
                 for corpus in (donor.corpus, *donor.kept):
                     self.profile(donor, corpus)
         elif last == "sweep":
-            self.sweep()
+            self.sweep_controls()
         elif last == "rank":
             for donor in recipe.donor:
                 for score in dict.fromkeys(one.score or recipe.score for one in variants if one.origin != "given"):
                     self.rank(donor, score)
         else:
+            if last == "evaluate":
+                self.sweep_controls()
             for variant in variants:  # while the donors are in memory
                 if variant.origin == "transfer" and (last == "transfer" or variant.is_result or self.lacks(variant)):
                     self.patch(variant)
@@ -219,6 +221,39 @@ class Stages:
             self._write(path, {**choice.to_json(), "card": choice.card()})
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
+
+    def sweep_controls(self) -> dict[str, list[dict[str, Any]]]:
+        """What each control recovers and keeps at the settings of the sweep, as plain data; empty without one."""
+        recipe, sweep = self._recipe, self._recipe.sweep
+        if not sweep:
+            return {}
+        self.sweep()
+        paths = {one: self._cache.swept_control(one) for one in (recipe.evaluate.controls if recipe.evaluate else ())}
+        if left := [control for control, path in paths.items() if not self._kept.has(path)]:
+            (donor,) = recipe.donor
+            profile, kept = self.profile(donor, donor.corpus), [self.profile(donor, corpus) for corpus in donor.kept]
+            self._say(f"trying the controls {', '.join(left)} at these shares and strengths")
+            tried = itertools.count(1)
+            shares = sum(1 if control == "interpolation" else len(sweep.top) for control in left)
+            total = shares * len(sweep.strength)
+            found = choose_controls(
+                left,
+                self._shared(donor.model),
+                self._shared(recipe.target),
+                profile,
+                self._corpus(sweep.corpus),
+                [self._corpus(corpus) for corpus in sweep.kept],
+                tops=sweep.top,
+                strengths=sweep.strength,
+                metric=sweep.metric,
+                keep_profiles=kept,
+                ranked_on=self._ranked_on(donor),
+                report=lambda setting: self._progress("trying", next(tried), total),
+                **self._rules(donor, "random"),  # controls take no cost
+            )
+            for control, candidates in found.items():
+                self._write(paths[control], [candidate.to_json() for candidate in candidates])
+        return {control: json.loads(path.read_text(encoding="utf-8")) for control, path in paths.items()}
 
     def _ranked_on(self, donor: Donor) -> list[Corpus]:
         """The texts that the channels of a donor are ranked on, as far as they are on this machine."""

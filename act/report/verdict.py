@@ -18,8 +18,7 @@ KEPT = 0.95
 FEWEST = 100
 """Records below which a figure is called uncertain."""
 LISTED = 8
-"""Abilities of which the verdict says something."""
-
+"""Methods, and abilities, of which the verdict says something."""
 SETTLE = "Tune lightly to settle the change, and evaluate on texts of your own."
 WORST: list[Tone] = ["bad", "mixed", "open", "good"]
 """The tones, the worst first."""
@@ -63,13 +62,11 @@ def verdict_on(results: Results, score: str = "", *, swept: bool = False) -> Ver
         score: what the channels were ranked by, where that is known: it is no advice.
         swept: whether shares and strengths were tried; to try them is no advice.
     """
-    methods = results.named("method")
+    methods = results.named("method")[:LISTED]
     abilities = [text for text in results.texts if text not in results.keep]
     more = "shares and strengths that were not tried yet" if swept else "other shares and strengths (act-profile sweep)"
     finder = "" if score == "attribution" else "ranking by attribution, and "  # the best in our experiments
-    found = [(method, one) for method in methods if (one := _on_method(results, method, abilities, (finder, more)))][
-        :LISTED
-    ]
+    found = [(method, one) for method in methods if (one := _on_method(results, method, abilities, (finder, more)))]
     if not found:
         return None
     several = len(found) > 1

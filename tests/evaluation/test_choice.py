@@ -14,7 +14,7 @@ from support import state
 
 import act
 from act.data.mapped import Mapped
-from act.evaluation.choice import Candidate, Choice, Share, _best, kept_of, recovered
+from act.evaluation.choice import Candidate, Choice, Share, _best, choose_controls, kept_of, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.held_out import held_out
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
@@ -325,3 +325,25 @@ def test_auto_with_equal_texts_is_one_sentence(folder, tmp_path):
     profile.touch()
     swept = act_profile("sweep", profile, *given[:4], "--corpus", folder / "german.jsonl", "--keep", copy)
     assert swept.returncode == 2 and "are the same text" in swept.stderr
+
+
+def test_controls_are_judged_as_the_choice_is_at_the_same_settings(measured):
+    donor, target, german, english, text = measured
+    before = state(target)
+    tests = text("german test"), [text("english test")]
+    found = choose_controls(
+        ["random", "interpolation"],
+        donor,
+        target,
+        german,
+        *tests,
+        tops=["2%", "5%"],
+        strengths=[1.0],
+        metric="nll",
+        keep_profiles=[english],
+    )
+    assert [(one.top, one.strength) for one in found["random"]] == [(0.02, 1.0), (0.05, 1.0)]
+    (whole,) = found["interpolation"]  # all the way to the donor
+    assert whole.recovered.value == pytest.approx(1, abs=1e-3) and whole.least_kept.value < 0.5
+    assert all(abs(one.recovered.value) < 0.5 for one in found["random"])
+    assert all(torch.equal(value, before[name]) for name, value in state(target).items())

@@ -85,6 +85,8 @@ def test_an_example_runs(name, tmp_path):
     assert "to it" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
     if name == "sweep":
         report = json.loads((tmp_path / "mended" / "report.json").read_text())
+        controls = {name: len(rows) for name, rows in report["sweep"]["controls"].items()}
+        assert controls == {"random": 6, "weight-diff": 6, "interpolation": 2}
         assert len(report["sweep"]["candidates"]) == 6 and report["donors"][0]["strength"] in (0.7, 1.0)
         assert "most recovered at 40 % kept" in (tmp_path / "mended" / "README.md").read_text()
 
@@ -214,6 +216,25 @@ def test_what_cannot_be_run_is_not_planned(folder, changed, message):
     with pytest.raises(act.ActError) as found:
         Run(read_recipe(path))
     assert message in str(found.value) and not list(folder.glob("*out*"))
+
+
+def test_a_sweep_tries_the_controls_at_its_settings_each_on_its_own(folder):
+    def planned(**changed) -> list[Path]:
+        swept = {"corpus": "german.jsonl", "keep": "english.jsonl", "top": [0.1, 0.2], "strength": [1.0]}
+        given = data(sweep={**swept, **changed}, tune=None)
+        del given["donor"][0]["strength"]
+        run = Run(read_recipe(written(folder, given)))
+        stages = [stage["what"] for stage in run.plan() if stage["stage"] == "sweep"]
+        assert stages[1:] == [
+            f"{control} at these, on german.jsonl" for control in ("random", "weight-diff", "interpolation")
+        ]
+        again = read_recipe(written(folder, run.recipe.resolved(), "again.yaml"))
+        assert again.resolved() == run.recipe.resolved()
+        return [run.cache.swept_control(control) for control in run.recipe.evaluate.controls]
+
+    first = planned()
+    assert len(set(first)) == 3
+    assert planned(least_kept=0.5) == first and not set(planned(strength=[0.5])) & set(first)
 
 
 def test_a_corpus_that_no_section_reads_is_warned_of(folder):
