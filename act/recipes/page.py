@@ -40,6 +40,8 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
         for name, donor in zip(moved, report["donors"], strict=False)  # those of the transfer come first
         if isinstance(donor["strength"], float)
     }
+    swept = report["sweep"]
+    tried = {"act": swept["candidates"], **swept.get("controls", {})} if swept else {}  # none in outputs of before
     return Page(
         recipe.folder.name,
         command,
@@ -47,12 +49,7 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
         moved=moved,
         strengths=strengths,
         results=results_of(report) if report["results"] else None,
-        settings={
-            method: _settings(tried, *_swept(recipe))
-            for method, tried in (
-                {"act": report["sweep"]["candidates"], **report["sweep"]["controls"]} if report["sweep"] else {}
-            ).items()
-        },
+        settings={method: _settings(rows, *_swept(recipe)) for method, rows in tried.items()},
         keep=_swept(recipe)[1:],
         warnings=report["moved"]["notes"],
     )

@@ -90,8 +90,8 @@ def _on_method(results: Results, method: str, abilities: Sequence[str], tries: t
         return None
     found.sort(key=lambda one: WORST.index(one.tone))
     kept = [sentence for text in results.texts if text in results.keep and (sentence := _kept(results, method, text))]
-    left = [one for text in results.keep if (one := results.kept(method, text))]
-    costly = [one.share for one in left if one.below(KEPT)]
+    left = [share for text in results.keep if (share := results.kept(method, text))]
+    costly = [share.share for share in left if share.below(KEPT)]
     tone, headline = found[0].tone, " ".join(one.headline for one in found[:LISTED])
     advice = [line for one in found if one.tone == tone or one.tone != "good" for line in one.advice]
     if costly and tone == "good":
