@@ -11,6 +11,7 @@ REPLACED = "\ufffd"
 _TURNING = re.compile("[\u202a-\u202e\u2066-\u2069]")  # embeddings, overrides and isolates, and their ends
 _LETTER = "[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff\U00010800-\U00010fff\U0001e800-\U0001efff]"
 _LEFTWARD = re.compile(rf"{_LETTER}(?:[\W\d_]*{_LETTER})*")  # from the first letter to the last, with what is between
+_ISOLATED = re.compile(f"\u2068(?P<run>{_LEFTWARD.pattern})\u2069")
 
 
 def straight(text: str) -> str:
@@ -29,8 +30,13 @@ def isolated(text: str) -> str:
     >>> from act.core.directions import isolated
     >>> isolated("\\u05d0\\u05d1: 3 %") == "\\u2068\\u05d0\\u05d1\\u2069: 3 %"
     True
+    >>> isolated(isolated("\\u05d0: 3 %")) == isolated("\\u05d0: 3 %")
+    True
     """
-    return text if text.isascii() else _LEFTWARD.sub("\u2068\\g<0>\u2069", straight(text))
+    if text.isascii():
+        return text
+    bare = _ISOLATED.sub(r"\g<run>", text)  # so that what is isolated already stays as it is
+    return _LEFTWARD.sub("\u2068\\g<0>\u2069", straight(bare))
 
 
 def isolated_in(data: Any) -> Any:

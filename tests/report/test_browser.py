@@ -124,6 +124,7 @@ def test_a_person_uses_a_page(whole_page, visit, tmp_path):
     (alt,) = {chart.alt for chart in whole_page.charts if chart.group == "map" and chart.of == NASTY[1]}
     assert (shown.get_attribute("role"), shown.get_attribute("aria-label")) == ("img", alt)
     tab.locator("details.numbers summary").first.click()
+    tab.locator("details.numbers table td").first.wait_for()  # the browser tells of the opening a moment later
     assert tab.locator("details.numbers table tr").count() > 1
 
     ground = "getComputedStyle(document.body).backgroundColor"

@@ -249,6 +249,7 @@ def test_no_name_turns_the_sentence_around_it():
     assert not re.search("[\u202a-\u202e]|u202[a-e]", html.partition('id="figures"')[0] + json.dumps(figures_of(html)))
     assert "evil\ufffdname came back" in html and f"\u2068{hebrew}\u2069: 3 records" in html
     assert any(f"\u2068{hebrew}\u2069 (to keep)" == chart.title for chart in page.charts)
+    assert f"<bdi>\u2068{hebrew}\u2069 (to keep)</bdi>" in html  # once
 
 
 def test_parts_may_be_absent(report, profiles):
