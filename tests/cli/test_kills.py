@@ -101,10 +101,10 @@ def started(name: str, inputs: Path, place: Path) -> Running:
 
 
 def contents(place: Path) -> dict[str, str]:
-    """The hash of every file, hidden ones too; of the tensors alone, and of no report, where times may stand."""
+    """The hash of every file, hidden ones too; of the tensors alone, and of no page, where times and places may stand."""
     found = {}
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        if path.name.startswith(("report", "recipe", "figures")) or path.suffix == ".xxh3":
+        if path.name.startswith(("report", "recipe", "figures", "README")) or path.suffix == ".xxh3":
             found[path.relative_to(place).as_posix()] = ""
             continue
         digest = hashlib.sha256()

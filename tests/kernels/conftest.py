@@ -46,12 +46,12 @@ def backend(request, monkeypatch):
 
 
 def pytest_collection_modifyitems(config, items):
-    """On the interpreter, which is slow, every 24th case of each test; ACT_INTERPRET=all runs all of them."""
+    """On the interpreter, which is slow, every 40th case of each test; ACT_INTERPRET=all runs all of them."""
     if not INTERPRETED or os.environ.get("ACT_INTERPRET") == "all":
         return
     cases = defaultdict(list)
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
-    kept = {item for held in cases.values() for item in held[::24]}
+    kept = {item for held in cases.values() for item in held[::40]}
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = [item for item in items if item in kept]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from act_kernels import STATISTICS, empty_moments, native
@@ -14,6 +16,19 @@ WIDE_AND_NARROW = DTYPES[:2] if INTERPRETED else DTYPES
 ISAS = native._native.instruction_sets() if native.LOAD_ERROR is None else []
 EXACT = ("reference", *(isa for isa in ISAS if isa != "baseline"))
 """Backends whose exponential is, bit for bit, that of PyTorch on this CPU."""
+
+
+@functools.cache
+def gelu_is_onednn() -> bool:
+    """Whether PyTorch leaves GELU to oneDNN on this CPU, whose last bits are others than those of its own kernel."""
+    x = torch.linspace(-8, 8, 1 << 17)
+    enabled = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        own = torch.nn.functional.gelu(x)
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+    return not torch.equal(own, torch.nn.functional.gelu(x))
 
 
 def truth(x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

@@ -235,7 +235,7 @@ def test_why_the_hub_gives_no_model(error, message, monkeypatch):
         cause = error("no", response=response) if issubclass(error, HfHubHTTPError) else error("no")
         raise OSError("You are trying to access something. Some more of it") from cause
 
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", refuse)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refuse)
     with pytest.raises(ActError, match=f"cannot load the model org/name: .*{message}"):
         load_model("org/name")
 

@@ -48,7 +48,7 @@ def visit(browser, tmp_path):
     def open_page(page: Page, width: int = 1200, **media):
         write_page(page, tmp_path / "index.html")
         tab = browser.new_page()
-        tab.set_default_timeout(10_000)
+        tab.set_default_timeout(30_000)
         tab.on("console", lambda message: said.append(message.text))
         tab.on("pageerror", lambda error: said.append(str(error)))
         tab.on("request", lambda asked: asked.url.startswith(("file:", "data:", "blob:")) or said.append(asked.url))
