@@ -26,11 +26,15 @@ ROOM_TO_REASON = 256  # a model may reason before its number where the reference
 
 @dataclass(frozen=True)
 class Exercise:
-    """A record, the text of its answer, and the letters of the options in its prompt."""
+    """A record, the text of its answer, the letters of the options in its prompt, and whether it has one.
+
+    The special tokens that begin a text are no prompt.
+    """
 
     record: Encoded
     answer: str
     options: str
+    prompted: bool
 
     @property
     def prompt(self) -> list[int]:
@@ -65,10 +69,12 @@ class Exercise:
 def exercises_of(corpus: Corpus) -> list[Exercise]:
     """Every record of a corpus as an exercise; raises ActError if there is none."""
     tokenizer, found = corpus.tokenizer, []
+    special = {*tokenizer.all_special_ids}
     for record in corpus.encoded():
         ids = record.input_ids.tolist()
+        prompt = ids[: record.start]
         answer = str(tokenizer.decode(ids[record.start : record.end], skip_special_tokens=True))
-        found.append(Exercise(record, answer, options(str(tokenizer.decode(ids[: record.start])))))
+        found.append(Exercise(record, answer, options(str(tokenizer.decode(prompt))), not special.issuperset(prompt)))
     if not found:
         raise ActError(f"{corpus.name}: no record to evaluate")
     return found
@@ -76,7 +82,7 @@ def exercises_of(corpus: Corpus) -> list[Exercise]:
 
 def fitting_metric(exercises: Sequence[Exercise]) -> Metric:
     """The metric that all records fit."""
-    if any(exercise.record.start == 0 for exercise in exercises):
+    if not all(exercise.prompted for exercise in exercises):
         return "nll"
     if all(exercise.is_choice for exercise in exercises):
         return "choice"
@@ -86,7 +92,7 @@ def fitting_metric(exercises: Sequence[Exercise]) -> Metric:
 def require_answers(corpus: Corpus, exercises: Sequence[Exercise], metric: Metric) -> None:
     """Raise :class:`ActError` for a record without a prompt, or, if numbers are compared, one whose answer has none."""
     for place, exercise in enumerate(exercises):
-        if exercise.record.start == 0:
+        if not exercise.prompted:
             raise ActError(f"{corpus.name}, record {place} is a text without a prompt to answer; use --metric nll")
         if metric == "number" and number(said(exercise.answer)) is None:
             raise ActError(f"{corpus.name}, record {place}: no number in the answer {exercise.answer!r:.60}")

@@ -49,6 +49,7 @@ def test_a_misspelt_folder_is_never_asked_of_the_hub(folder, monkeypatch):
         "models/donor/config.json": "is a file; expected its folder",
         "./models/targt": "no such model.*did you mean ./models/target?",
         "doner": "no such model: doner; expected a folder",
+        "modles/": "no such model: modles/; expected a folder.*did you mean models?",
     }.items():
         with pytest.raises(act.ActError, match=sentence):
             load_model(name)

@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 from support import tiny_model, train_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 import act
 from act.evaluation.exercises import choices_of, exercises_of, fitting_metric
@@ -215,6 +216,18 @@ def test_answers_are_cut_at_the_limit_and_it_is_said(target):
 def test_what_cannot_be_evaluated_is_said(records, options, message, tokenizer):
     with pytest.raises(act.ActError, match=message):
         act.evaluate(tiny_model("llama"), act.Corpus.from_records(records, tokenizer), **options)
+
+
+def test_the_token_that_begins_a_text_is_no_prompt(tokenizer):
+    begins = copy.deepcopy(tokenizer)
+    begins.add_special_tokens({"bos_token": "<s>"})
+    begins._tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", begins.convert_tokens_to_ids("<s>"))]
+    )
+    texts = act.Corpus.from_records([{"text": "two plus three"}], begins)
+    (exercise,) = exercises_of(texts)
+    assert exercise.record.start == 1 and not exercise.prompted and fitting_metric([exercise]) == "nll"
+    assert all(one.prompted for one in exercises_of(act.Corpus.from_records(CHOICE, begins)))
 
 
 def test_a_model_is_called_by_the_name_that_was_given(tokenizer):
