@@ -113,7 +113,7 @@ def command(
         from act.ranking.export import export
 
         export(channels, csv, force=force)
-    _report(channels, output, as_json)
+    _report(channels, output, as_json, chosen_kinds=bool(by.include))
 
 
 def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Profile]]:
@@ -126,8 +126,8 @@ def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Pr
     return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else [*loaded]
 
 
-def _report(channels: ChannelSet, output: Path, as_json: bool) -> None:
-    """Print what was chosen by module kind, and warn of anything unusual."""
+def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: bool) -> None:
+    """Print what was chosen by module kind, and warn of anything unusual; not of kinds that were asked for."""
     rule, kinds = channels.rule, channels.by_kind()
     inputs = sum(map(len, channels.inputs.values()))
     if as_json:
@@ -143,7 +143,7 @@ def _report(channels: ChannelSet, output: Path, as_json: bool) -> None:
         if inputs:
             print(f"{inputs:,} input columns that read these units are transferred with them")
     most = max(kinds, key=lambda kind: kinds[kind][0], default="")
-    if len(kinds) > 1 and len(channels) > 1 and kinds[most][0] > ONE_KIND * len(channels):
+    if not chosen_kinds and len(kinds) > 1 and len(channels) > 1 and kinds[most][0] > ONE_KIND * len(channels):
         console.warn(
             f"{kinds[most][0] / len(channels):.0%} of the set are of one kind, {most}, whose scores have the widest "
             "scale; --normalize std spreads the set over the modules, --scope kind takes the share of each kind"

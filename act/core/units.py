@@ -12,7 +12,7 @@ _STEPS = ((365.25 * 86400, "years"), (86400, "d"), (3600, "h"), (60, "min"), (1,
 
 
 def duration(seconds: float) -> str:
-    """A duration in its two largest units.
+    """A duration in its two largest units; what nobody waits for is not given more digits than matter.
 
     >>> from act.core.units import duration
     >>> duration(11_520), duration(93), duration(7.3), duration(0.25), duration(200_000), duration(1e9)
@@ -20,6 +20,8 @@ def duration(seconds: float) -> str:
     """
     if not math.isfinite(seconds):
         return "unknown"
+    if 0 < seconds < 0.05:
+        return "under 0.1 s"
     if seconds < 9.95:
         return f"{seconds:.2g} s"
     for (step, unit), (finer, smaller) in itertools.pairwise(_STEPS):

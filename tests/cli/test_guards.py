@@ -88,8 +88,10 @@ def test_a_set_of_one_kind_and_a_large_strength_are_warned_of(folder, tmp_path):
     succeed("pair", *of(folder), "--corpus", folder / "a.jsonl", "--output", tmp_path / "p.safetensors")
     said = act_profile("rank", tmp_path / "p.safetensors", "--output", tmp_path / "s.safetensors").stderr
     assert "of the set are of one kind, norm" in said and "--normalize std" in said
-    spread = ["--normalize", "std", "--output", tmp_path / "t.safetensors"]
-    assert "of one kind" not in act_profile("rank", tmp_path / "p.safetensors", *spread).stderr
+    for asked in (["--normalize", "std"], ["--include", "norm"]):
+        other = ["--output", tmp_path / f"{asked[1]}.safetensors"]
+        ranked = act_profile("rank", tmp_path / "p.safetensors", *asked, *other)
+        assert ranked.returncode == 0 and "of one kind" not in ranked.stderr
     moved = ["transfer", *of(folder), "--channels", tmp_path / "s.safetensors"]
     for strength, warned in (("1.4", False), ("1.6", True)):
         said = act_profile(*moved, "--strength", strength, "--output", tmp_path / strength).stderr
