@@ -24,7 +24,7 @@ REFUSED = {
     "thousands of digits": (f"a: {'9' * 5000}", "no number that can be used"),
     "no digits": ("a: 0x_", "no number that can be used"),
     "half a character": ('a: "\\ud800"', "half a character"),
-    "two documents": ("a: 1\n--- \nb: 2", "single document"),
+    "two documents": ("a: 1\n--- \nb: 2", "line 2 begins a second document"),
     "a list as a key": ("? [a]\n: b", "unhashable key"),
     "not UTF-8": (b"a: \xff", "not YAML"),
     "control characters": ("a: \x00", "not YAML"),
