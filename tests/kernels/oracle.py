@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 
 import torch
 
@@ -18,16 +20,23 @@ EXACT = ("reference", *(isa for isa in ISAS if isa != "baseline"))
 """Backends whose exponential is, bit for bit, that of PyTorch on this CPU."""
 
 
-@functools.cache
-def gelu_is_onednn() -> bool:
-    """Whether PyTorch leaves GELU to oneDNN on this CPU, whose last bits are others than those of its own kernel."""
-    x = torch.linspace(-8, 8, 1 << 17)
+@contextlib.contextmanager
+def without_onednn() -> Iterator[None]:
+    """PyTorch's own kernels, where it leaves some to oneDNN on this CPU, whose last bits are others."""
     enabled = torch._C._get_mkldnn_enabled()
     torch._C._set_mkldnn_enabled(False)
     try:
-        own = torch.nn.functional.gelu(x)
+        yield
     finally:
         torch._C._set_mkldnn_enabled(enabled)
+
+
+@functools.cache
+def gelu_is_onednn() -> bool:
+    """Whether PyTorch leaves the GELU of float32 to oneDNN on this CPU."""
+    x = torch.linspace(-8, 8, 1 << 17)
+    with without_onednn():
+        own = torch.nn.functional.gelu(x)
     return not torch.equal(own, torch.nn.functional.gelu(x))
 
 
