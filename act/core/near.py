@@ -36,7 +36,7 @@ def near_path(place: str) -> str | None:
 def is_local(place: str) -> bool:
     """Whether a name that is not there is that of a file or folder, since the folder around it is there.
 
-    What is named ``checkpoints/last`` beside a folder ``checkpoints`` is never asked of the hub.
+    What is named ``checkpoints/last`` beside a folder ``checkpoints`` is never asked of the hub, nor is ``last/``.
     """
     parent = Path(place).parent
-    return place.startswith((".", "/", "~")) or (parent != Path() and parent.is_dir())
+    return place.startswith((".", "/", "~")) or place.endswith("/") or (parent != Path() and parent.is_dir())

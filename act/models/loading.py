@@ -235,7 +235,7 @@ def require_place(name: str, what: str) -> None:
         return
     if Path(name).is_file():
         raise ActError(f"no such {what}: {name} is a file; expected its folder, in Hugging Face format")
-    if is_local(name) or name.endswith("/") or identifier(name).count("/") != 1:
+    if is_local(name) or identifier(name).count("/") != 1:
         aside = (
             f" (the hub is not asked for it, since {Path(name).parent} is a folder here)"
             if name.strip("/").count("/") == 1 and not name.startswith((".", "/", "~"))
