@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from act.data.corpus import Corpus
-from act.data.encode import Encoded
+from act.data.encoded import Encoded
 from act.evaluation.likelihoods import likelihoods
 
 LANGUAGES = {"English": "en", "German": "de", "French": "fr", "Italian": "it"}

@@ -16,7 +16,7 @@ from act.cli.reading import Reading
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
-    from act.data.encode import Count as CountName
+    from act.data.encoded import Count as CountName
     from act.evaluation.choice import Choice
     from act.evaluation.sweep import Setting
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from act.data.corpus import Corpus
-    from act.data.encode import AnswerTurns, Count
+    from act.data.encode import AnswerTurns
+    from act.data.encoded import Count
     from act.data.records import Shard
     from act.profiling.job import Packing, PairJobOptions, SharedPrefix, TokenBudget
     from act.profiling.observer import Observer

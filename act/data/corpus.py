@@ -17,7 +17,8 @@ from torch import nn
 
 from act.core.errors import ActError, require_choice, require_type
 from act.data.batching import Sequence, pieces
-from act.data.encode import ENCODING, AnswerTurns, Count, Encoded, Encoder
+from act.data.encode import ENCODING, AnswerTurns, Encoder
+from act.data.encoded import Count, Encoded
 from act.data.images import Vision, column_of, processor_beside
 from act.data.mapped import Mapped
 from act.data.parts import Part, Picked

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Generator, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,6 +31,15 @@ from act.data.conversation import (
     flagged,
     texts_in,
 )
+from act.data.encoded import (
+    Encoded,
+    after,
+    answered,
+    mask_of_ids,
+    masked,
+    require_beginning,
+    require_mask,
+)
 from act.data.images import COLUMNS, Vision, column_of, taken_out
 from act.data.records import Record
 from act.models.calls import Reader
@@ -38,9 +47,6 @@ from act.models.calls import Reader
 if TYPE_CHECKING:
     from PIL.Image import Image
     from transformers import PreTrainedTokenizerBase
-
-Count = Literal["answer", "predict", "all", "prompt"]
-"""Counted positions: of answer tokens (as in the paper), of tokens that predict an answer token, all, or the rest."""
 
 AnswerTurns = Literal["last", "all"]
 """Which of the assistant's messages are answers."""
@@ -53,7 +59,6 @@ EXPECTED = (
 ONLY_TEXT = "only text is read here (a vision tower stays unread)"
 
 ENCODING = 3  # changes whenever a record may become other tokens, so that tokens in a cache are not taken for them
-LARGEST_ID = np.iinfo(np.int32).max
 
 
 class Asked(str):
@@ -66,59 +71,8 @@ class Answered(str):
 
 _Read = tuple[list[list[int]], Mapping[str, np.ndarray]]
 
-Steps = Generator[list[str], list[list[int]], "Encoded"]
+Steps = Generator[list[str], list[list[int]], Encoded]
 """A generator that yields the texts of one record, is sent their token ids, and returns the result."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One record as tokens.
-
-    Attributes:
-        input_ids: int32 ``[length]``.
-        answer: bool ``[length]``: the tokens that are its answer.
-        ability: its label, if the records are labelled.
-        source: how many tokens at the beginning an encoder reads, for the decoder that writes the others; 0: there is
-            one text.
-        images: how many images the record has.
-        beside: what a processor gives for them beside the tokens, by argument of the model.
-        unanswered: of a prompt alone, the sentence that says so; none of its tokens is an answer.
-    """
-
-    input_ids: np.ndarray
-    answer: np.ndarray
-    ability: str | None = None
-    source: int = 0
-    images: int = 0
-    beside: Mapping[str, np.ndarray] = field(default_factory=dict)
-    unanswered: str = ""
-
-    def counted(self, count: Count) -> np.ndarray:
-        """The positions that count, bool ``[length]``; of a source, all do, since it is read for the answer."""
-        if self.source:
-            read = np.arange(len(self.answer)) < self.source
-            return read | (np.ones_like(read) if count == "all" else self.answer & (count != "prompt"))
-        if count == "all":
-            return np.ones_like(self.answer)
-        if count == "prompt":
-            return ~self.answer
-        return np.append(self.answer[1:], False) if count == "predict" else self.answer
-
-    @cached_property
-    def answers(self) -> list[tuple[int, int]]:
-        """The half-open range of every answer; the last is *the* answer, and earlier turns come before it."""
-        edges = np.flatnonzero(np.diff(self.answer, prepend=False, append=False)).tolist()
-        return list(zip(edges[::2], edges[1::2], strict=True))
-
-    @property
-    def start(self) -> int:
-        """Index of the first token of the answer."""
-        return self.answers[-1][0]
-
-    @property
-    def end(self) -> int:
-        """Index after the last token of the answer."""
-        return self.answers[-1][1]
 
 
 class Encoder:
@@ -270,7 +224,7 @@ class Encoder:
         elif "input_ids" in record:
             if images:
                 raise ActError("the record has images beside input_ids, in which they have no place; give its text")
-            encoded = _masked(record["input_ids"], _mask_of_ids(record) if mask is None else mask)
+            encoded = masked(record["input_ids"], mask_of_ids(record) if mask is None else mask)
         elif "text" in record:
             encoded = yield from self._text(record, mask, images)
         elif alone := next((name for name in ("prompt", "question", "instruction") if name in record), None):
@@ -335,7 +289,7 @@ class Encoder:
             columns = ("instruction", "input", "output")
             asked, answer = _instruction(record), record["output"]
         elif _has(record, "input_ids", "labels"):
-            ids, labels = (_masked(record[name], None).input_ids.tolist() for name in ("input_ids", "labels"))
+            ids, labels = (masked(record[name], None).input_ids.tolist() for name in ("input_ids", "labels"))
             return self._apart(ids, labels)
         else:
             raise ActError(
@@ -354,7 +308,7 @@ class Encoder:
     def _apart(self, source: list[int], target: list[int]) -> Encoded:
         """Both as one sequence, with the answer behind the special tokens that begin it."""
         lead = next((place for place, token in enumerate(target) if token not in self._special), 0)
-        encoded = _answered([*source, *target], [range(len(source) + lead, len(source) + len(target))])
+        encoded = answered([*source, *target], [range(len(source) + lead, len(source) + len(target))])
         return replace(encoded, source=len(source))
 
     def _ability(self, record: Record) -> str | None:
@@ -373,7 +327,7 @@ class Encoder:
         if mask is None:  # special tokens are not text, and have the largest activations
             text_length = len(ids) - len(self.lead) - len(self.trail)
             mask = [0] * len(self.lead) + [1] * text_length + [0] * len(self.trail)
-        return self._seen(_masked(ids, mask), bare, images, beside)
+        return self._seen(masked(ids, mask), bare, images, beside)
 
     def _completion(self, record: Record, mask: Any, images: list[Image]) -> Steps:
         prompt, completion = record["prompt"], record["completion"]
@@ -391,9 +345,9 @@ class Encoder:
         elif eos is not None and whole[-1:] != [eos]:
             whole, end = [*whole, eos], end + 1
         if mask is None:
-            encoded = _answered(whole, [_after(prefix, whole[:end], "end the prompt where a token ends")])
+            encoded = answered(whole, [after(prefix, whole[:end], "end the prompt where a token ends")])
         else:
-            encoded = _masked(whole, mask)
+            encoded = masked(whole, mask)
         return self._seen(encoded, bare, images, beside)
 
     def _prompt_alone(self, record: Record, column: str, mask: Any, images: list[Image]) -> Steps:
@@ -410,7 +364,7 @@ class Encoder:
         (bare,), beside = yield from self._read([text], images)
         others = ", ".join(name for name in record if name != "prompt")
         why = f"the record has no answer: beside its prompt it has {others or 'nothing'}"
-        return self._seen(replace(_answered(self._led(bare), []), unanswered=why), bare, images, beside)
+        return self._seen(replace(answered(self._led(bare), []), unanswered=why), bare, images, beside)
 
     def _led(self, ids: list[int]) -> list[int]:
         """The ids with the special tokens in front, which a text that was rendered before has already."""
@@ -436,19 +390,19 @@ class Encoder:
         for number, (prefix, end) in enumerate(zip(prefixes, ends, strict=False)):
             prompt, so_far = text.before[number], text.after[number]
             later = f"{why_not_a_beginning(so_far, text.whole)}, or the last answer alone (--answer-turns last)"
-            _require_beginning(end, whole, later)
-            span = _after(prefix, end, why_not_a_beginning(prompt, so_far))
+            require_beginning(end, whole, later)
+            span = after(prefix, end, why_not_a_beginning(prompt, so_far))
             if not so_far.startswith(prompt):  # other characters, same tokens
                 require_answer(answers[number], str(self.tokenizer.decode(end[span.start :])))
             spans.append(self._without_white_space(whole, span))
-        return self._seen(_answered(whole, spans), whole, images, beside)
+        return self._seen(answered(whole, spans), whole, images, beside)
 
     def _asked_alone(self, record: Record, conversation: Conversation, images: list[Image]) -> Steps:
         """A conversation that ends before an answer, with what makes the model begin one; none of its tokens is one."""
         text = self._written(record, conversation, [len(conversation.messages)]).before[0]
         (whole,), beside = yield from self._read([text], images)
         why = f"the record has no answer: its last message is by {conversation.messages[-1]['role']!r}"
-        return self._seen(replace(_answered(whole, []), unanswered=why), whole, images, beside)
+        return self._seen(replace(answered(whole, []), unanswered=why), whole, images, beside)
 
     def _written(self, record: Record, conversation: Conversation, turns: list[int]) -> Written:
         """A conversation in the words of the chat template, of which no column of the record is lost."""
@@ -471,7 +425,7 @@ class Encoder:
         """The numbers of the messages that are answers; a mask is for the last ``own`` messages."""
         turns = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if mask is not None:
-            _require_mask(mask, own, "messages")
+            require_mask(mask, own, "messages")
             turns = [turn for turn in turns if turn >= len(messages) - own and mask[turn - len(messages)]]
             if not turns:
                 raise ActError("the record has no answer: loss_mask marks no message by the assistant")
@@ -534,65 +488,6 @@ def _instruction(record: Record) -> Any:
         if more and isinstance(record["instruction"], str)
         else record["instruction"]
     )
-
-
-def _mask_of_ids(record: Record) -> list[bool] | None:
-    """The mask that other columns of tokenised records hold; None if all tokens count.
-
-    Raises:
-        ActError: some tokens are padding.
-    """
-    attended, labels = record.get("attention_mask"), record.get("labels")
-    if isinstance(attended, list) and not all(attended):
-        raise ActError("attention_mask says that some of the input_ids are padding; leave the padding out")
-    if isinstance(labels, list):
-        return [isinstance(label, int) and label >= 0 for label in labels]  # -100: not to be predicted
-    return next((record[name] for name in ("completion_mask", "assistant_masks") if name in record), None)
-
-
-def _after(prefix: list[int], whole: list[int], advice: str) -> range:
-    """The positions of ``whole`` after ``prefix``; ``whole`` must begin with ``prefix``."""
-    _require_beginning(prefix, whole, advice)
-    if len(whole) == len(prefix):
-        raise ActError("the record has no answer: prompt and whole record are the same tokens")
-    return range(len(prefix), len(whole))
-
-
-def _require_beginning(prefix: list[int], whole: list[int], advice: str) -> None:
-    if whole[: len(prefix)] != prefix:
-        at = next(i for i, (a, b) in enumerate(zip([*whole, None], prefix, strict=False)) if a != b)
-        raise ActError(
-            f"the prompt's {len(prefix)} tokens are not the beginning of the whole record's {len(whole)} "
-            f"(they differ from token {at} on), so the answer cannot be separated; {advice}"
-        )
-
-
-def _answered(ids: list[int], spans: Iterable[range]) -> Encoded:
-    answer = np.zeros(len(ids), dtype=bool)
-    for span in spans:
-        answer[span.start : span.stop] = True
-    return Encoded(np.asarray(ids, dtype=np.int32), answer)
-
-
-def _masked(ids: Any, mask: Any) -> Encoded:
-    if not (isinstance(ids, list) and ids):
-        raise ActError(f"input_ids must be a list of token ids, got {ids!r:.60}")
-    for token in ids:
-        if not (isinstance(token, int) and 0 <= token <= LARGEST_ID):
-            raise ActError(f"input_ids must be a list of token ids, from 0 to {LARGEST_ID}, got {token!r:.60} in it")
-    if mask is None:
-        mask = [1] * len(ids)
-    _require_mask(mask, len(ids), "tokens")
-    return Encoded(np.asarray(ids, dtype=np.int32), np.asarray(mask, dtype=bool))
-
-
-def _require_mask(mask: Any, length: int, what: str) -> None:
-    if not isinstance(mask, list) or len(mask) != length:
-        size = f"{len(mask)} entries" if isinstance(mask, list) else f"{mask!r:.60}"
-        raise ActError(f"loss_mask must have one entry for each of the {length} {what}, got {size}")
-    for entry in mask:
-        if not (isinstance(entry, (bool, int, float)) and entry in (0, 1)):
-            raise ActError(f"loss_mask must hold 0 (does not count) and 1 (counts), got {entry!r:.60} in it")
 
 
 def _require_characters(text: str) -> None:

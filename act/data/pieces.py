@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from act.data.encode import Encoded
+from act.data.encoded import Encoded
 
 IGNORED = -100
 """The label of a token that is not to be predicted: ``cross_entropy`` leaves it out by default."""

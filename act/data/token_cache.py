@@ -19,7 +19,7 @@ from act.core.files import written_whole
 from act.core.names import require_name
 from act.core.plain import Natural, checked, parsed_json
 from act.core.scratch import reserved
-from act.data.encode import Encoded
+from act.data.encoded import Encoded
 from act.data.records import Entry, Shard, Wanted
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
-from act.data.encode import Encoded
+from act.data.encoded import Encoded
 from act.evaluation.answers import THOUGHT, is_number, letter, number, options, said
 from act.evaluation.likelihoods import Choice
 

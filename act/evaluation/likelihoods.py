@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from act.core.progress import Progress, silent
-from act.data.encode import Encoded
+from act.data.encoded import Encoded
 from act.data.pieces import IGNORED, Piece, collate, pieces
 from act.models.calls import without_cache
 from act.models.limits import default_token_budget, require_known_token, vocabulary

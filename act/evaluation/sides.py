@@ -12,7 +12,7 @@ from torch import nn
 
 from act.core.errors import ActError
 from act.data.corpus import Corpus
-from act.data.encode import Encoded
+from act.data.encoded import Encoded
 from act.evaluation.likelihoods import likelihoods
 from act.models.calls import reader_of
 

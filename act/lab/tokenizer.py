@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from act.data.corpus import Corpus
-from act.data.encode import Encoded
+from act.data.encoded import Encoded
 from act.lab.language import vocabulary
 
 PAD, EOS, UNKNOWN = "<pad>", "</s>", "<unk>"

@@ -17,7 +17,8 @@ import torch
 from act.core.errors import ActError
 from act.core.names import names_in
 from act.data.corpus import Corpus
-from act.data.encode import AnswerTurns, Count
+from act.data.encode import AnswerTurns
+from act.data.encoded import Count
 from act.data.stream import Skipped, nothing_counted, require_few
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from act.core.plain import Label, Location, Natural, Positive
-from act.data.encode import Count
+from act.data.encoded import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
 from act.evaluation.choice import KEPT

@@ -20,7 +20,7 @@ from act.core.errors import ActError
 from act.core.files import MANIFEST, written_whole
 from act.core.progress import Progress, silent
 from act.data.corpus import Corpus
-from act.data.encode import Count
+from act.data.encoded import Count
 from act.editing.donor import Donor as TransferDonor
 from act.editing.interpolation import interpolate
 from act.editing.patch import ChangedRows, Patch

@@ -12,7 +12,8 @@ from command_line import act_profile
 
 from act import cli
 from act.cli import options
-from act.data.encode import AnswerTurns, Count
+from act.data.encode import AnswerTurns
+from act.data.encoded import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode
 from act.evaluation.exercises import Metric
