@@ -80,6 +80,7 @@ def one(way: str, given: Any) -> dict[str, Any]:
         seconds = found.provenance.corpora[0].seconds
     return {
         "way": way,
+        "dtype": given.dtype,
         "parameters": sum(parameter.numel() for parameter in target.parameters()),
         "tokens": tokens,
         "ms_a_token": round(1e3 * seconds / tokens, 3),
