@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,3 +141,14 @@ def intervals(x: str, title: str, order: Sequence[str], tips: list[dict[str, Any
         line = {"type": "rule", "strokeDash": [4, 4], "strokeWidth": 1.5}
         layers.insert(0, {"mark": line, "encoding": {"x": {"field": guide, "type": "quantitative"}}})
     return {"width": "container", "height": {"step": 26}, "layer": layers}
+
+
+def rounded(value: float) -> float | None:
+    """Four digits, which no picture shows more of; None for what is not a number."""
+    return float(f"{value:.4g}") if math.isfinite(value) else None
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's name: letters, digits and hyphens, at most 40."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain).strip("-")[:40] or "unnamed"

@@ -22,7 +22,7 @@ from act.core.versions import versions
 from act.editing.patch import Patch
 from act.evaluation.sweep import Setting
 from act.ranking.channel_set import ChannelSet
-from act.report import figures
+from act.report import figures, outcomes
 from act.report.build import Report
 from act.report.channels import channel_rows
 from act.report.charts import Chart
@@ -150,9 +150,9 @@ class Page:
 
     def _sections(self) -> Iterator[tuple[str, str, Iterator[Chart]]]:
         if self.results:
-            yield "Before and after", "What each model answers.", figures.of_results(self.results)
+            yield "Before and after", "What each model answers.", outcomes.of_results(self.results)
         if self.settings:
-            yield "Shares and strengths", "", figures.of_settings(self.settings, self.keep)
+            yield "Shares and strengths", "", outcomes.of_settings(self.settings, self.keep)
         if grid := self._grid:
             yield "Where it lies", "", self._places(grid)
         if self.patches:
