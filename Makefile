@@ -36,5 +36,6 @@ bench:
 	$(PYTHON) benchmarks/experts.py --json $(RESULTS)/experts-cpu.json
 	$(PYTHON) benchmarks/families.py --json $(RESULTS)/families-cpu.json
 	$(PYTHON) benchmarks/rank.py --json $(RESULTS)/rank-cpu.json
+	$(PYTHON) benchmarks/cluster.py --json $(RESULTS)/cluster.json
 	PYTHONPATH=.:tests $(PYTHON) -m fuzz.table 500 --json $(RESULTS)/fuzz-cpu.json
 	$(PYTHON) benchmarks/table.py

@@ -40,6 +40,11 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
+
+    >>> moments = act_kernels.empty_moments(3)
+    >>> act_kernels.column_moments(torch.tensor([[1.0, 2.0, -3.0], [3.0, 2.0, -1.0]]), moments)
+    >>> dict(zip(act_kernels.STATISTICS, moments[:, 0].tolist()))  # of the first channel
+    {'count': 2.0, 'mean': 2.0, 'm2': 2.0, 'sum_abs': 4.0, 'max_abs': 3.0, 'positive': 2.0, 'nonfinite': 0.0}
     """
     if torch.compiler.is_compiling():
         return _library().column_moments(x, moments, mask)
@@ -70,6 +75,12 @@ def segment_moments(
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device, or, on a CPU, offsets do not
             ascend or leave the rows of ``x``; the message names it.
+
+    >>> moments = torch.zeros(7, 2, 1, dtype=torch.float64)
+    >>> rows = torch.tensor([[1.0], [3.0], [5.0]])  # two of the first expert, one of the second
+    >>> act_kernels.segment_moments(rows, moments, torch.tensor([0, 2, 3]))
+    >>> moments[act_kernels.STATISTICS.index("mean"), :, 0]
+    tensor([2., 5.], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
         return _library().segment_moments(x, moments, offsets, mask)
@@ -109,6 +120,11 @@ def pair_moments(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
+
+    >>> moments = act_kernels.empty_moments(1, 3)
+    >>> act_kernels.pair_moments(torch.tensor([[1.0], [2.0]]), torch.tensor([[0.0], [4.0]]), moments)
+    >>> dict(zip(act_kernels.PAIR, moments[:, act_kernels.STATISTICS.index("sum_abs"), 0].tolist()))
+    {'donor': 3.0, 'target': 4.0, 'difference': 3.0}
     """
     if torch.compiler.is_compiling():
         return _library().pair_moments(donor, target, moments, mask, swapped)
@@ -148,6 +164,11 @@ def blend_rows(
             the lists differ in length. In this case nothing is written.
         OverflowError: a strength beyond 1 or below 0 takes a finite value out of the range of the dtype. Nothing is
             written then.
+
+    >>> target, donor = torch.zeros(3, 2), torch.ones(3, 2)
+    >>> act_kernels.blend_rows([target], [donor], [torch.tensor([1])], 0.5)
+    >>> target.tolist()
+    [[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]
     """
     strengths = [float(strength)] * len(targets) if isinstance(strength, int | float) else [float(s) for s in strength]
     if torch.compiler.is_compiling():
@@ -221,6 +242,13 @@ def gated_mlp(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
+
+    >>> gate, up = torch.tensor([[-1.0, 2.0]]), torch.tensor([[3.0, 3.0]])
+    >>> moments = act_kernels.empty_moments(2)
+    >>> act_kernels.gated_mlp(gate, up, "relu", product_moments=moments).tolist()
+    [[0.0, 6.0]]
+    >>> moments[act_kernels.STATISTICS.index("mean")]
+    tensor([0., 6.], dtype=torch.float64)
     """
     if torch.compiler.is_compiling():
         return _library().gated_mlp(gate, up, activation, gate_moments, up_moments, product_moments, mask)
@@ -269,6 +297,12 @@ def rotary(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
+
+    >>> q = torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2)  # one head of width 2, at one place
+    >>> quarter = torch.full((1, 1, 2), torch.pi / 2)
+    >>> turned, _ = act_kernels.rotary(q, q, quarter.cos(), quarter.sin())
+    >>> torch.allclose(turned.flatten(), torch.tensor([0.0, 1.0]), atol=1e-6)
+    True
     """
     if torch.compiler.is_compiling():
         return _library().rotary(q, k, cos, sin, interleaved, round_once, v, q_moments, k_moments, v_moments, mask)
@@ -329,6 +363,11 @@ def add_norm(
 
     Raises:
         TypeError, ValueError: an argument has the wrong dtype, shape, stride or device; the message names it.
+
+    >>> x, residual = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 4.0]])
+    >>> total, norm = act_kernels.add_norm(x, residual, torch.ones(2), eps=1e-6)
+    >>> total.tolist(), round(norm.square().mean().item(), 3)
+    ([[3.0, 4.0]], 1.0)
     """
     if torch.compiler.is_compiling():
         total, norm = _library().add_norm(x, residual, weight, bias, eps, style, x_moments, norm_moments, mask)

@@ -59,10 +59,22 @@ def blend_table(blends: Sequence[Blend], tile: int) -> tuple[torch.Tensor, int]:
 def gather_rows(
     matrices: Sequence[torch.Tensor], rows: Sequence[torch.Tensor], devices: Sequence[torch.device]
 ) -> list[torch.Tensor]:
-    """Rows ``[K]`` (int64, on the CPU) of each matrix ``[R, W]``, as ``[K, W]`` on the given device.
+    """Rows of matrices on other devices.
+
+    Args:
+        matrices: each ``[R, W]``, of any dtype, on any device.
+        rows: of each, int64 ``[K]`` on the CPU.
+        devices: where the rows of each are wanted.
+
+    Returns:
+        ``[K, W]`` of each matrix, on its device.
 
     Only these rows are moved, through pinned memory if one side is the CPU. Copying the rows of one matrix overlaps
     with gathering those of the next. Results on a GPU are ready for work queued on its current stream.
+
+    >>> matrix = torch.arange(6.0).reshape(3, 2)
+    >>> act_kernels.gather_rows([matrix], [torch.tensor([2])], [torch.device("cpu")])
+    [tensor([[4., 5.]])]
     """
     result: list[torch.Tensor] = []
     arriving: deque[tuple[int, torch.Tensor, torch.cuda.Event]] = deque()

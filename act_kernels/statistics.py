@@ -24,7 +24,16 @@ SWAPPED_PAIR = (*PAIR, "swap", "product")
 
 
 def empty_moments(channels: int, *leading: int, device: torch.device | str | None = None) -> torch.Tensor:
-    """A zeroed block of shape ``[*leading, 7, channels]``, float64: the neutral element of :func:`merge_moments`."""
+    """A zeroed block of shape ``[*leading, 7, channels]``, float64: the neutral element of :func:`merge_moments`.
+
+    Args:
+        channels: C.
+        leading: sizes before it, such as 3 for a pair.
+        device: where it lies; None: where PyTorch makes tensors by default.
+
+    >>> act_kernels.empty_moments(4, 3).shape  # of a pair, four channels
+    torch.Size([3, 7, 4])
+    """
     return torch.zeros((*leading, len(STATISTICS), channels), dtype=torch.float64, device=device)
 
 
@@ -33,6 +42,14 @@ def merge_moments(into: torch.Tensor, other: torch.Tensor) -> None:
 
     Both are float64 blocks ``[..., 7, C]`` on one device. The merge is exact up to float64 rounding, in any order:
     ``mean += d * n_b / n`` and ``M2 += M2_b + d**2 * n_a * n_b / n`` with ``d = mean_b - mean_a``.
+
+    >>> x = torch.arange(20.0).reshape(10, 2)
+    >>> whole, first, second = (act_kernels.empty_moments(2) for _ in range(3))
+    >>> for rows, moments in ((x, whole), (x[:4], first), (x[4:], second)):
+    ...     act_kernels.column_moments(rows, moments)
+    >>> act_kernels.merge_moments(first, second)
+    >>> torch.allclose(first, whole)
+    True
     """
     a, b = into.unbind(-2), other.unbind(-2)
     total = a[COUNT] + b[COUNT]

@@ -1,10 +1,10 @@
-"""Fill the tables of benchmarks/README.md and docs/families.md from benchmarks/results/, and draw their picture.
+"""Fill the tables of benchmarks/README.md and of pages in docs/ from benchmarks/results/, and draw their picture.
 
     python benchmarks/table.py
 
 A page itself says what a table holds: its marker names result files, then the heads of the columns, how they are
 aligned if not to the right, the format of their cells, and optionally a sentence below the table. What is between a
-marker and ``<!-- end -->`` is replaced.
+marker and ``<!-- end -->`` is replaced. ``FILE:KEY`` names one of several lists of rows in a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGES = (HERE / "README.md", HERE.parent / "docs" / "families.md")
+PAGES = (HERE / "README.md", *(HERE.parent / "docs" / f"{name}.md" for name in ("families", "reliability", "scale")))
 BLOCK = re.compile(r"(<!-- table: (.+?)-->\n).*?(<!-- end -->)", re.DOTALL)
 CALLS = ("plain", "hooks", "var_mean", "nnsight", "profiled")
 
@@ -40,6 +40,8 @@ def table(rows: Iterable[Mapping[str, Any]], head: str, cells: str, rule: str | 
 def made_on(result: Result) -> str:
     """The machine, versions and commit behind a table."""
     machine = result["machine"]
+    if "rates" in result:
+        return f"Computed, not measured; commit {machine['commit']}, {machine['date']}."
     versions = machine["versions"]
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     isa = f" ({machine['isa']})" if "isa" in machine else ""  # which the first files did not keep
@@ -52,8 +54,9 @@ def made_on(result: Result) -> str:
 
 def load(name: str) -> Result:
     """One result file, with its rows under ``rows`` and the fields that the page words differently."""
+    name, _, key = name.partition(":")
     result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    held = ("results", "runs", "corpora", "families")
+    held = (key,) if key else ("results", "runs", "corpora", "families", "kinds")
     rows = next((result[key] for key in held if result.get(key)), [result])
     result["rows"] = rows if isinstance(rows, list) else [rows]
     for start, worded in WORDED.items():
@@ -101,6 +104,13 @@ def distributed(result: Result) -> None:
     result["one"], result["two"] = (", ".join(f"{each:.1f}" for each in times) for times in result["seconds"].values())
 
 
+def cluster(result: Result) -> None:
+    """Billions of parameters, and millions of channels."""
+    for row in result["models"]:
+        row["billions"], row["met"] = (f"{row[name] / 1e9:.1f}" for name in ("parameters", "a_token_meets"))
+        row["millions"] = f"{row['channels'] / 1e6:.2f} M"
+
+
 def families(result: Result) -> None:
     """What is read how, and what is not, as text; how many are without a miss."""
     for row in result["rows"]:
@@ -122,6 +132,7 @@ WORDED = {
     "overhead": overhead,
     "registers": registers,
     "corpus": corpus,
+    "cluster": cluster,
     "distributed": distributed,
     "families": families,
 }
@@ -130,7 +141,7 @@ WORDED = {
 def table_of(marker: str) -> str:
     """What a marker asks for, and the machine behind it; result files that do not exist are skipped."""
     names, *lines = marker.splitlines()
-    results = [load(name) for name in names.split() if (RESULTS / f"{name}.json").exists()]
+    results = [load(name) for name in names.split() if (RESULTS / f"{name.partition(':')[0]}.json").exists()]
     if not results:
         return "Not measured yet."
     text = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ svg { color-scheme: light dark; font: 13px system-ui, sans-serif; }
 .target { fill: light-dark(#dbe6f6, #27415f); } .donor { fill: light-dark(#fbe3d0, #6b3f1d); }
 .chosen { fill: light-dark(#e07b39, #e08a50); } .cell { stroke: light-dark(#fff, #1e2129); }
 """
+# What does not know light-dark() takes the colour before it.
+STYLE = re.sub(r"([a-z]+): light-dark\((#\w+), #\w+\)", r"\1: \2; \g<0>", STYLE)
 
 
 @dataclass
@@ -108,7 +111,7 @@ def _profile() -> Picture:
         if number:
             one.arrow((30 + 122 * number - 30, 47), (30 + 122 * number - 2, 47))
         one.arrow((76 + 122 * number, 64), (76 + 122 * number, 104))
-    one.box(30, 106, 580, 28, "moments: 7 sums a channel, float64, one arena", "target")
+    one.box(30, 106, 580, 28, "moments: 7 numbers a channel, float64, one arena", "target")
     one.text(320, 155, "count · mean · M2 · sum |x| · max |x| · positive · not finite", "soft")
     one.text(320, 20, "one forward over the corpus, counted tokens only", "soft")
     return one

@@ -57,7 +57,10 @@ def test_every_script_starts():
     [
         ("benchmarks/table.py", "benchmarks/README.md"),
         ("benchmarks/table.py", "docs/families.md"),
+        ("benchmarks/table.py", "docs/reliability.md"),
+        ("benchmarks/table.py", "docs/scale.md"),
         ("experiments/page.py", "experiments/README.md"),
+        ("experiments/page.py", "docs/language.md"),
     ],
 )
 def test_a_page_holds_the_committed_figures(script, path, tmp_path):

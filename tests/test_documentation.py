@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import ast
+import functools
+import itertools
+import json
 import re
 import runpy
 import shlex
+import statistics
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 import typer
 import yaml
@@ -27,20 +33,57 @@ def commands(path: Path) -> list[list[str]]:
     """The words of each command of ours in a page, after the name of the program."""
     lines = [line for block in blocks(path, "bash") for line in block.replace("\\\n", " ").splitlines()]
     words = [shlex.split(line, comments=True) for line in lines]
-    return [each[each.index(program) + 1 :] for each in words for program in ("act-profile", "act") if program in each]
+    found = [each[each.index(name) + 1 :] for each in words for name in ("act-profile", "act") if name in each]
+    ends = ("&&", "||", "|", ";", ">", "<")
+    return [[*itertools.takewhile(lambda word: word not in ends, each)] for each in found]
+
+
+def parse(name: str, given: list[str]) -> None:
+    """Parse a command as the program does, but for values that only the run looks at."""
+    command = typer.main.get_command(app).get_command(None, name)
+    assert command is not None, f"no command act-profile {name}"
+    if isinstance(command, click.Group):
+        command, given = command.get_command(None, given[0]), given[1:]
+    try:
+        command.make_context(name, [*given])
+    except click.exceptions.Exit:  # --help, --example
+        pass
+    except click.ClickException as error:
+        raise AssertionError(f"act-profile {name} {shlex.join(given)}: {error.format_message()}") from error
 
 
 @pytest.mark.parametrize("path", PAGES, ids=IDS)
 def test_commands_and_code_are_those_that_there_are(path):
-    group = typer.main.get_command(app)
     for name, *given in commands(path):
-        assert name in COMMANDS, f"no command act-profile {name}"
-        command = group.get_command(None, name)
-        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        options = {word.partition("=")[0] for word in given if word.startswith("--")} if name != "patch" else set()
-        assert options <= known | {"--help"}, f"act-profile {name} has no {options - known}"
+        parse(name, given)
     for code in blocks(path, "python"):
         ast.parse(code)
+
+
+@functools.cache
+def known_options() -> set[str]:
+    """The options of every command, and of the scripts of benchmarks and experiments."""
+    found = {"--nproc-per-node", "--max-restarts", "--log"}  # of torchrun
+    commands = [typer.main.get_command(app)]
+    while commands:
+        command = commands.pop()
+        found |= {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
+        commands += getattr(command, "commands", {}).values()
+    for folder in ("benchmarks", "experiments", "act/lab"):
+        for script in (ROOT / folder).glob("*.py"):
+            found |= set(re.findall(r'"(--[a-z][\w-]*)"', script.read_text(encoding="utf-8")))
+    return found | {"--help", "--version", "--install-completion", "--show-completion"}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=IDS)
+def test_options_in_sentences_are_those_that_there_are(path):
+    text = re.sub(r"(?ms)^ *```.*?^ *```", "", path.read_text(encoding="utf-8"))
+    named = [
+        option for span in re.findall(r"`([^`]+)`", text) for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)
+    ]
+    assert not {*named} - known_options()
+    for span in re.findall(r"`act-profile ([a-z]+)[^`]*`", text):
+        assert span in COMMANDS, f"no command act-profile {span}"
 
 
 @pytest.mark.parametrize("path", PAGES, ids=IDS)
@@ -62,3 +105,26 @@ def test_pictures_are_as_they_are_drawn():
     drawn = {f"{picture.name}.svg": picture.svg() for picture in found["pictures"]()}
     committed = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "concepts").glob("*.svg")}
     assert committed == drawn, "run python docs/pictures.py"
+
+
+def results(name: str) -> Any:
+    """A committed result file, by its place without ``.json``."""
+    folder, _, stem = name.partition("/")
+    return json.loads((ROOT / folder / "results" / f"{stem}.json").read_text(encoding="utf-8"))
+
+
+def test_figures_in_sentences_are_the_committed_ones():
+    """Those that no table holds (tables are filled from their files: test_benchmarks.py)."""
+    gain = results("experiments/language")["gain_at_95"]
+    mean = {name: f"{statistics.mean(of.values()):.2f}" for name, of in gain.items()}
+    memory = results("benchmarks/cluster")["attribute_gib"]
+    said = {
+        "docs/limits.md": [mean["attribution / cost"], mean["weight-diff"], mean["interpolation"]],
+        "docs/guides/recover.md": [
+            f"{memory['Llama-2-7B']:.0f} GiB for Llama",
+            f"{memory['Qwen2.5-7B']:.0f} GiB for Qwen",
+        ],
+    }
+    for page, figures in said.items():
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
+        assert [figure for figure in figures if figure not in text] == [], page

@@ -72,6 +72,10 @@ class Corpus:
     <Corpus 'records': 1 record, answer tokens count, tokenizer ...>
     >>> [text for text, counted in next(corpus.spans(1)) if counted]
     [' five</s>']
+    >>> corpus.tokenizer is tokenizer, corpus.max_length, corpus.overlap
+    (True, 2048, 128)
+    >>> corpus.vision is None  # it has no images
+    True
     """
 
     def __init__(
@@ -126,8 +130,14 @@ class Corpus:
         """A corpus from a file, folder, glob or hub id (see :func:`act.data.records.open_source`).
 
         Args:
+            path: where it lies; a hub id is ``org/name``, ``org/name:config`` or ``org/name:config:split``.
             columns: which columns to read, as templates by new column: ``{"prompt": "{question}"}``; see
                 :mod:`act.data.mapped`.
+            tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
+                :class:`Corpus`.
+
+        Raises:
+            ActError: there is no such file, or it is of no known format; and as :class:`Corpus`.
 
         >>> from pathlib import Path
         >>> written = Path("german.jsonl").write_text('{"prompt": "2 + 3 =", "completion": " 5"}')
@@ -163,6 +173,11 @@ class Corpus:
     ) -> Corpus:
         """A corpus from records in memory.
 
+        Args:
+            records: dicts, such as ``{"prompt": …, "completion": …}`` or ``{"text": …}``.
+            tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
+                :class:`Corpus`.
+
         >>> corpus = act.Corpus.from_records([{"prompt": "2 + 3 =", "completion": " 5"}], tokenizer)
         >>> corpus.source.size
         1
@@ -197,8 +212,11 @@ class Corpus:
         """A corpus from a Hugging Face dataset, map-style or streaming.
 
         Args:
+            dataset: its rows are the records.
             fingerprint: identifies a streaming dataset, for example its name and revision; checkpoints and the token
                 cache need it.
+            tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
+                :class:`Corpus`.
 
         >>> import datasets
         >>> rows = datasets.Dataset.from_dict({"question": ["2 + 3?"], "answer": ["5"]})
@@ -242,7 +260,7 @@ class Corpus:
         return self.max_length // 16 if self._overlap is None else self._overlap
 
     def part(self, residues: Iterable[int], of: int) -> Corpus:
-        """This corpus with the records only whose number leaves one of these remainders when divided by ``of``.
+        """This corpus with the records only whose number leaves one of ``residues`` when divided by ``of``.
 
         >>> corpus = act.Corpus.from_records([{"text": letter} for letter in "abcd"], tokenizer)
         >>> corpus.part([1], 2).source.size
@@ -251,7 +269,7 @@ class Corpus:
         return self._from(Part(self.source, residues=sorted(residues), of=of))
 
     def only(self, numbers: Iterable[int]) -> Corpus:
-        """This corpus with the records of these numbers only.
+        """This corpus with the records of these ``numbers``, from 0, only.
 
         >>> corpus = act.Corpus.from_records([{"text": letter} for letter in "abcd"], tokenizer)
         >>> corpus.only([0, 3]).source.size
@@ -273,6 +291,9 @@ class Corpus:
 
         Raises:
             ActError: an explicit maximum length exceeds ``learned``, or an explicit overlap is not below the positions.
+
+        >>> corpus.max_length, corpus.fitted(learned=None, trained=512).max_length
+        (2048, 512)
         """
         if self._max_length is not None and learned is not None and self._max_length > learned:
             raise ActError(
@@ -294,7 +315,11 @@ class Corpus:
         return fitted
 
     def for_models(self, *models: nn.Module) -> Corpus:
-        """This corpus, :meth:`read_by` such models and :meth:`fitted` to the positions that all of them have."""
+        """This corpus, :meth:`read_by` such models and :meth:`fitted` to the positions that all of them have.
+
+        >>> corpus.for_models(model).max_length == model.config.max_position_embeddings
+        True
+        """
         learned = [positions for model in models if (positions := learned_positions(model)) is not None]
         found = [trained_positions(getattr(model, "config", None)) for model in models]
         trained = [positions for positions in found if positions is not None]
@@ -302,7 +327,11 @@ class Corpus:
         return corpus.fitted(min(learned, default=None), min(trained, default=None))
 
     def read_by(self, reader: Reader) -> Corpus:
-        """This corpus for models that read so."""
+        """This corpus for models that read as ``reader`` says (:data:`act.models.calls.Reader`).
+
+        >>> corpus.read_by("decoder") is corpus, corpus.read_by("encoder").encoder.reader
+        (True, 'encoder')
+        """
         return self if reader == self.encoder.reader else self._encoded_by(reader, self.encoder.vision)
 
     def seen_by(self, *models: nn.Module) -> Corpus:
@@ -312,6 +341,9 @@ class Corpus:
 
         Raises:
             ActError: no processor of the model is found; the corpus is read from a token cache, which holds no images.
+
+        >>> corpus.seen_by(model).vision is None  # a model of text
+        True
         """
         reason = ""
         for model in models:
@@ -322,7 +354,14 @@ class Corpus:
         return self.with_images(reason)
 
     def with_images(self, reason: str = "") -> Corpus:
-        """This corpus with its images, if the first records have some; ``reason``: why no model reads them."""
+        """This corpus with its images, if the first records have some; ``reason``: why no model reads them.
+
+        Raises:
+            ActError: as :meth:`seen_by`.
+
+        >>> corpus.with_images().vision is None  # these records have none
+        True
+        """
         first = itertools.islice((entry.record for entry in self.source.read()), CHUNK)
         ignored = self.encoder.ignore_columns
         if reason or not any(isinstance(one, Mapping) and column_of(one, ignored) for one in first):
@@ -364,6 +403,10 @@ class Corpus:
 
         Raises:
             ActError: the source has no fingerprint; the folder cannot be written.
+
+        >>> cached = corpus.cached("tokens")  # tokenises once; later runs read the folder
+        >>> next(cached.encoded()).input_ids.tolist() == next(corpus.encoded()).input_ids.tolist()
+        True
         """
         if not self.source.fingerprint:
             raise ActError(
@@ -385,7 +428,12 @@ class Corpus:
         return cached
 
     def identity(self) -> dict[str, Any]:
-        """What decides which tokens count: content, tokenizer and settings, as plain data."""
+        """What decides which tokens count: content, tokenizer and settings, as plain data.
+
+        >>> found = corpus.identity()
+        >>> found["count"], found["max_length"], found["overlap"]
+        ('answer', 2048, 128)
+        """
         return {
             "fingerprint": self.source.fingerprint,
             "tokenizer": self.encoder.fingerprint,
@@ -404,7 +452,15 @@ class Corpus:
     def numbered(
         self, start: int = 0, shard: Shard = (0, 1), workers: int = 0, wanted: Wanted = every
     ) -> Iterator[tuple[Entry, Encoded | ActError]]:
-        """The wanted records of a shard, from number ``start`` on, each with its tokens or its error, in order."""
+        """The ``wanted`` records of a shard, from number ``start`` on, each with its tokens or its error, in order.
+
+        Args:
+            shard: ``(i, n)``: every n-th record, starting with the i-th.
+            workers: processes that tokenise; 0: this one.
+
+        >>> [entry.number for entry, tokens in corpus.numbered(start=6, shard=(0, 2))]
+        [6, 8, 10]
+        """
         tokens = self._tokens
         found = tokens.read(start, shard, wanted) if tokens else self._tokenised(start, shard, workers, wanted)
         return self._watched((entry, self._checked(result)) for entry, result in found)
@@ -449,6 +505,10 @@ class Corpus:
 
         Raises:
             ActError: a malformed record; an answer that is empty or cannot be separated from its prompt.
+
+        >>> first = next(corpus.encoded())
+        >>> first.input_ids.shape == first.counted("answer").shape
+        True
         """
         for entry, result in self.numbered():
             if isinstance(result, ActError):
@@ -456,12 +516,27 @@ class Corpus:
             yield result
 
     def sequences(self) -> Iterator[Sequence]:
-        """Every record as sequences of at most ``max_length`` tokens; raises the errors of :meth:`encoded`."""
+        """Every record as sequences of at most ``max_length`` tokens; raises the errors of :meth:`encoded`.
+
+        >>> sum(1 for _ in corpus.sequences())
+        12
+        """
         for number, encoded in enumerate(self.encoded()):
             yield from self.pieces_of(encoded, number)
 
     def pieces_of(self, encoded: Encoded, document: int, ability: str = "") -> Iterator[Sequence]:
-        """The sequences of one record."""
+        """The sequences of one record: one, or the pieces of a text that is longer than the maximum length.
+
+        Args:
+            encoded: the record as tokens.
+            document: its number, which all pieces have.
+            ability: its ability, where the record has no label of its own.
+
+        >>> texts = act.Corpus.from_records([{"text": "a b c d e " * 20}], tokenizer, count="all", max_length=32)
+        >>> pieces = list(texts.pieces_of(next(texts.encoded()), document=0))
+        >>> len(pieces) > 1, max(len(piece.input_ids) for piece in pieces)
+        (True, 32)
+        """
         mask = encoded.counted(self.count)
         if start := encoded.source:
             if self.count == "answer":  # a decoder reads each token of the answer a place later
@@ -490,11 +565,21 @@ class Corpus:
             yield replace(piece, input_ids=ids, count_mask=counted)
 
     def spans(self, limit: int) -> Iterator[list[tuple[str, bool]]]:
-        """A preview of the first records, as decoded runs of tokens, each with whether it counts."""
+        """A preview of the first ``limit`` records, as decoded runs of tokens, each with whether it counts.
+
+        >>> two = act.Corpus.from_records([{"prompt": "2 + 3 =", "completion": f" {n}"} for n in (5, 6)], tokenizer)
+        >>> [len(runs) for runs in two.spans(2)]  # the prompt, the answer
+        [2, 2]
+        """
         return map(self.runs_of, itertools.islice(self.encoded(), limit))
 
     def runs_of(self, encoded: Encoded) -> list[tuple[str, bool]]:
-        """The decoded runs of one record, each with whether it counts."""
+        """The decoded runs of one record, ``encoded``, each with whether it counts.
+
+        >>> runs = corpus.runs_of(next(corpus.encoded()))
+        >>> [counted for text, counted in runs]
+        [False, True, False]
+        """
         counted = encoded.counted(self.count)
         changes = np.flatnonzero(counted[1:] != counted[:-1]) + 1
         edges = [0, *sorted({*changes.tolist(), *filter(None, [encoded.source])}), len(counted)]

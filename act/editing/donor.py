@@ -51,8 +51,15 @@ class Donor:
     Raises:
         ActError: a negative or non-finite strength, or no pattern.
 
-    >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
-    >>> patch = act.transfer_many([act.Donor(donor, channels, {"model.layers.*": 0.4, "*": 0.2})], target)
+    >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=8, include="down")
+    >>> one = act.Donor(donor, channels, {"model.layers.*": 0.4, "*": 0.2})
+    >>> one.matches("*.mlp.down_proj"), one.moves_tokens, len(one.weights)
+    (True, False, 21)
+    >>> all("down_proj" in name for name in one.names)
+    True
+    >>> {one.strength_of(chosen) for chosen in channels.rows()}
+    {0.4}
+    >>> patch = act.transfer_many([one], target)
     >>> patch.revert(target)
     """
 
@@ -98,7 +105,7 @@ class Donor:
         return any(matches(name, pattern) for name in self.names)
 
     def strength_of(self, chosen: ChosenRows) -> float:
-        """The strength for these rows; 0 where no pattern matches."""
+        """The strength for the rows ``chosen``; 0 where no pattern matches."""
         if not isinstance(self.strength, Mapping):
             return float(self.strength)
         names = _names_of(chosen)
@@ -110,6 +117,11 @@ class Donor:
 
         Reads every weight that no earlier run has read, and those of ``anew``; see
         :func:`act.editing.stored.fingerprints`.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=8)
+        >>> one = act.Donor(donor, channels)
+        >>> one.made_for["donor"].fingerprint in one.fingerprints()
+        True
         """
         if "donor" not in self.made_for:
             return None
@@ -123,7 +135,13 @@ class Donor:
         return self.channels.rule.models
 
     def used(self) -> DonorUsed:
-        """What patches and model cards say about it."""
+        """What patches and model cards say about it.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=8)
+        >>> found = act.Donor(donor, channels, strength=0.3, name="base").used()
+        >>> found.name, found.channels, found.strength
+        ('base', 8, 0.3)
+        """
         folder = str(self.model) if isinstance(self.model, str | Path) else None
         name = self.name or folder or (self.made_for["donor"].name if "donor" in self.made_for else None)
         strength = dict(self.strength) if isinstance(self.strength, Mapping) else self.strength
@@ -177,6 +195,9 @@ def _under_names_of(space: ChannelSpace, weights: Weights) -> Weights:
 
 def shared_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> Tokens:
     """The token strings that two tokenizers share, as ids: what :func:`transfer` takes as ``tokens``.
+
+    Args:
+        donor, target: the tokenizers of the two models.
 
     Returns:
         ``(donor_ids, target_ids)``, both int64 ``[K]``, in order of target id.

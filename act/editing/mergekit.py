@@ -97,6 +97,12 @@ def register() -> None:
 def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_remote_code: bool = False) -> None:
     """Run a mergekit configuration, in which ``merge_method: act`` is known, and write the model.
 
+    Args:
+        config: the YAML file; folders in it start at its own.
+        output: the folder of the model; it appears only when it is complete.
+        force: replace an output that such a run has made.
+        trust_remote_code: let Python code that a model brings along run.
+
     Raises:
         ActError: mergekit is not installed; a configuration it does not accept; channel sets that were made for other
             models; ``output`` is one of the models, or exists and ``force`` is False.

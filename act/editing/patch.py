@@ -52,8 +52,12 @@ class Patch:
         changes: the rows changed; no value lies in two changes.
         provenance: the donors, and the fingerprints of the model before and after.
 
-    >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
+    >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=8, include="lm_head")
     >>> patch = act.transfer(donor, target, channels)
+    >>> len(patch), patch.nbytes, patch.parameters  # 8 rows of 32 values of float32
+    (256, 1024, 1)
+    >>> patch.notes  # nothing was left out
+    []
     >>> patch.revert(target)  # the bytes from before
     >>> patch.apply(target)
     """
@@ -170,7 +174,15 @@ class Patch:
         return believed(read)
 
     def require_parts(self, weights: Weights) -> None:
-        """Raise :class:`ActError` unless a model has all that the patch changes, in the same shapes and types."""
+        """Check that ``weights``, parameters by name, have all that the patch changes, in the same shapes and types.
+
+        Raises:
+            ActError: a part is missing, or of another shape or type.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=8)
+        >>> patch = act.transfer(donor, target, channels)
+        >>> patch.require_parts(dict(target.named_parameters()))
+        """
         for change in self.changes:
             part, expected = change.parameter, change.before
             shape, dtype = form_of(part, weights) if part.key in weights else ((), None)
@@ -203,7 +215,7 @@ class Patch:
 
     @classmethod
     def load(cls, path: str | Path) -> Patch:
-        """Read a patch.
+        """Read a patch from the file ``path``.
 
         Raises:
             ActError: the file is missing, damaged or of another schema version.

@@ -95,7 +95,7 @@ class Comparison:
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:
-    """Compare two models on the same records.
+    """Compare two models, ``before`` and ``after``, on the same records.
 
     Right answers are compared by McNemar's exact test, likelihoods by a sign-flip permutation test.
 

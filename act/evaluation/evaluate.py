@@ -135,7 +135,7 @@ class Evaluation:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Evaluation:
-        """The inverse of :meth:`to_json`."""
+        """The evaluation that ``data`` is of: the inverse of :meth:`to_json`."""
         nll, tokens = torch.tensor(data["nll"], dtype=torch.float64), torch.tensor(data["tokens"])
         right = None if data["right"] is None else torch.tensor(data["right"])
         return cls(**{**data, "nll": nll, "tokens": tokens, "right": right})

@@ -75,6 +75,9 @@ class ChannelSpace:
 
         Raises:
             ActError: the model has no such module, an adapter on a parameter, or parameters spread over processes.
+
+        >>> act.ChannelSpace.from_model(model)
+        <ChannelSpace: 940 channels at 21 sites in 2 layers>
         """
         model = language_view(model)
         require_whole(model)
@@ -147,7 +150,12 @@ class ChannelSpace:
         return cls(tuple(sites), uncovered, tuple(blocks), coverage).with_own_names(model)
 
     def with_own_names(self, view: nn.Module) -> ChannelSpace:
-        """A space of a view with the names of its parameters in the original; those of sites stay."""
+        """A space of a view with the names of its parameters in the original; those of sites stay.
+
+        >>> space = act.ChannelSpace.from_model(model)
+        >>> space.with_own_names(model) is space  # a model of text alone is its own view
+        True
+        """
         if not isinstance(view, LanguageView):
             return self
         own = own_names(view)
@@ -192,7 +200,14 @@ class ChannelSpace:
         return [site.offset for site in self.sites]
 
     def site(self, name: str) -> Site:
-        """The site called ``name``; raises ActError if there is none."""
+        """The site called ``name``.
+
+        Raises:
+            ActError: there is none; the message names one that is near.
+
+        >>> act.ChannelSpace.from_model(model).site("lm_head").width
+        300
+        """
         try:
             return self._by_name[name]
         except KeyError:
@@ -208,6 +223,9 @@ class ChannelSpace:
 
         Raises:
             ActError: a word that covers no site.
+
+        >>> sorted(act.ChannelSpace.from_model(model).covered(["up", "*.1.mlp.down_proj"]))
+        ['model.layers.0.mlp.up_proj', 'model.layers.1.mlp.down_proj', 'model.layers.1.mlp.up_proj']
         """
         kinds, found = {site.kind for site in self.sites}, set()
         for word in names_in(words):
@@ -228,6 +246,10 @@ class ChannelSpace:
 
         Raises:
             ActError: a word that covers no site; no site is left.
+
+        >>> space = act.ChannelSpace.from_model(model)
+        >>> [site.name for site in space.without("*.layers.0.*", among="q")]
+        ['model.layers.1.self_attn.q_proj']
         """
         excluded, included = self.covered(exclude), self.covered(among)
         included |= {site.scales for site in self.sites if site.name in included and site.scales}
@@ -242,25 +264,54 @@ class ChannelSpace:
         return left
 
     def left_out(self, include: str | Iterable[str], exclude: str | Iterable[str]) -> frozenset[str]:
-        """The names of all sites that are not to be measured; raises ActError as :meth:`without` does."""
+        """The names of all sites that are not measured where ``include`` and ``exclude`` are given.
+
+        Raises:
+            ActError: as :meth:`without`.
+
+        >>> len(act.ChannelSpace.from_model(model).left_out(include="*.mlp.*", exclude="down"))
+        17
+        """
         return frozenset(self._by_name) - {site.name for site in self.without(exclude, among=include)}
 
     def locate(self, channel: int) -> tuple[Site, int]:
-        """The ``(site, row)`` of a flat index; raises IndexError outside ``[0, len(space))``."""
+        """The ``(site, row)`` of the flat index ``channel``.
+
+        Raises:
+            IndexError: it is outside ``[0, len(space))``.
+
+        >>> site, row = act.ChannelSpace.from_model(model).locate(939)
+        >>> site.name, row
+        ('lm_head', 299)
+        """
         if not 0 <= channel < len(self):
             raise IndexError(f"channel {channel} is outside [0, {len(self)})")
         site = self.sites[bisect.bisect_right(self._offsets, channel) - 1]
         return site, channel - site.offset
 
     def channel(self, site: str, row: int) -> int:
-        """The flat index of row ``row`` of a site; raises IndexError outside its width."""
+        """The flat index of row ``row`` of a site.
+
+        Raises:
+            ActError: there is no site of this name.
+            IndexError: the row is outside its width.
+
+        >>> act.ChannelSpace.from_model(model).channel("lm_head", 299)
+        939
+        """
         found = self.site(site)
         if not 0 <= row < found.width:
             raise IndexError(f"row {row} is outside [0, {found.width}) of {site}")
         return found.offset + row
 
     def split(self, channels: torch.Tensor) -> Iterator[tuple[Site, torch.Tensor]]:
-        """The sites that a sorted int64 vector of flat indices touches, each with its rows ``[K]``."""
+        """The sites that ``channels``, a sorted int64 vector of flat indices, touches, each with its rows ``[K]``.
+
+        >>> space = act.ChannelSpace.from_model(model)
+        >>> first = space.site("lm_head").offset
+        >>> [(site.name, rows.tolist()) for site, rows in space.split(torch.tensor([3, first, first + 7]))]
+        [('model.embed_tokens', [3]), ('lm_head', [0, 7])]
+        """
         ends = torch.tensor([site.offset + site.width for site in self.sites])
         stops = torch.searchsorted(channels, ends).tolist()
         start = 0
@@ -270,7 +321,12 @@ class ChannelSpace:
             start = stop
 
     def first_difference(self, other: ChannelSpace) -> str | None:
-        """The first difference between ``other`` and this space, as a phrase; None where they are the same."""
+        """The first difference between ``other`` and this space, as a phrase; None where they are the same.
+
+        >>> space = act.ChannelSpace.from_model(model)
+        >>> space.first_difference(space) is None
+        True
+        """
         counts = [
             {block.name: block.count for block in space.blocks if isinstance(block, Experts)} for space in (self, other)
         ]
@@ -309,6 +365,10 @@ class ChannelSpace:
 
         Raises:
             ValueError: the data is of no channel space.
+
+        >>> space = act.ChannelSpace.from_model(model)
+        >>> act.ChannelSpace.from_json(space.to_json()) == space
+        True
         """
         space = checked(_SPACE, {**data, "blocks": ()})
         space._require_consistent()

@@ -122,6 +122,12 @@ class Site:
     ('down', 1, 32)
     >>> [(part.name, part.dim) for part in site.parameters]
     [('model.layers.1.mlp.down_proj.weight', 0)]
+    >>> site.module == site.name, site.inputs.dim, site.channels.stop - site.channels.start
+    (True, 1, 32)
+    >>> site.outputs(torch.tensor([0, 3])), site.to_json()["kind"]  # nothing is fused
+    (tensor([0, 3]), 'down')
+    >>> act.Site("model.layers.0.mlp.experts[3].gate", "gate", 0, 0, 48, (), expert=3).experts
+    'model.layers.0.mlp.experts'
     """
 
     name: Label
@@ -161,7 +167,7 @@ class Site:
         return self.name.rpartition("[")[0]
 
     def outputs(self, rows: torch.Tensor) -> torch.Tensor:
-        """Where channels of the site lie among the outputs of :attr:`module`; in the same order."""
+        """Where the channels ``rows``, int64 ``[K]``, lie among the outputs of :attr:`module`; in the same order."""
         return rows if self.columns is None else _places(self.columns, rows)
 
     def to_json(self) -> dict[str, Any]:

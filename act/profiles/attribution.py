@@ -39,6 +39,8 @@ class AttributionProfile(Profile):
     >>> channels = act.rank(found, "attribution", top="5%")
     >>> found.fall.shape, bool((found.error >= 0).all())
     (torch.Size([940]), True)
+    >>> bool((found.rms >= found.mean.abs() - 1e-12).all())
+    True
     """
 
     of_tokens = False

@@ -40,6 +40,8 @@ class Profile(Statistics):
     True
     >>> profile.provenance.corpora[0].records
     12
+    >>> profile.pair, profile.swapped, sorted(profile.left_out)
+    (False, False, [])
     """
 
     of_tokens = True
@@ -236,7 +238,7 @@ def require_same_models(first: Profile | StoredProfile, second: Profile | Stored
 
 
 def load(path: str | Path) -> Profile:
-    """Read a profile that was written by :meth:`Profile.save`, ``act-profile run`` or ``act-profile pair``.
+    """Read a profile from ``path``, as written by :meth:`Profile.save`, ``act-profile run`` or ``act-profile pair``.
 
     Returns:
         A :class:`PairProfile` or an :class:`act.AttributionProfile` if the file holds one.

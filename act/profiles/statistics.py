@@ -25,6 +25,10 @@ class Statistics:
     (torch.Size([48]), torch.float64)
     >>> bool((site.mean_abs <= site.max_abs).all())
     True
+    >>> bool((site.count == 24).all()), bool((site.positive_rate <= 1).all())
+    (True, True)
+    >>> torch.allclose(site.mean_square, site.var + site.mean**2)
+    True
     """
 
     def __init__(self, arena: torch.Tensor) -> None:
@@ -51,6 +55,9 @@ class Statistics:
 
         Returns:
             int64 ``[K]``, on the CPU.
+
+        >>> act.profile(model, corpus).rows_counted(torch.tensor([0, 939]))
+        tensor([24, 24])
         """
         block = self._block[:, channels.to(self._block.device)]
         return (block[COUNT] + block[NONFINITE]).long().cpu()
@@ -102,6 +109,8 @@ class PairStatistics(Statistics):
     True
     >>> site.swap.mean_square.shape, site.product.mean.dtype
     (torch.Size([48]), torch.float64)
+    >>> site.swapped, torch.equal(site.var_diff, site.difference.var)
+    (True, True)
     """
 
     @property

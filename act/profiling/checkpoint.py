@@ -54,6 +54,8 @@ class Checkpoint:
 
     >>> checkpoint = act.Checkpoint("run.checkpoint", every=60)
     >>> act.profile(model, corpus, checkpoint=checkpoint).save("profile.safetensors")
+    >>> "is safe in run.checkpoint" in checkpoint.kept
+    True
     >>> checkpoint.remove()  # only now that the profile is saved
     """
 
@@ -178,7 +180,14 @@ class Checkpoint:
         clear(self.path)
 
     def remove_of(self, identity: Mapping[str, Any]) -> None:
-        """Delete the file if it is of a run with this identity, whose profile was saved before."""
+        """Delete the file if it is of a run with this identity, whose profile was saved before.
+
+        >>> checkpoint = act.Checkpoint("run.checkpoint")
+        >>> profile = act.profile(model, corpus, checkpoint=checkpoint)
+        >>> checkpoint.remove_of({"shard": [1, 2]})  # the file is of another run, so it stays
+        >>> checkpoint.path.exists()
+        True
+        """
         with contextlib.suppress(ActError):
             _, header = load_tensors(self.path, SCHEMA, header_only=True)
             with understood(self.path):

@@ -159,7 +159,7 @@ def profile_pair(
     look_ahead: int | None = None,
     observers: Sequence[Observer] = (),
 ) -> PairProfile | dict[str, PairProfile]:
-    """Stream corpora through both models in lockstep; other arguments and errors as for :func:`profile`.
+    """Stream corpora through both models in lockstep, and accumulate the statistics of both and of their difference.
 
     Args:
         donor: the model that has the ability.
@@ -168,12 +168,14 @@ def profile_pair(
         swap: apply the donor's modules to the target's inputs, too, for the scores ``match`` and ``match-contrast``:
             the statistics ``swap`` and ``product`` of :class:`act.profiles.statistics.PairStatistics`. It takes half
             as long again.
+        checkpoint, include, exclude, fused, moe_all_experts, token_budget, packing, shared_prefix, shard, workers,
+            skip_bad_records, look_ahead, observers: as in :func:`profile`.
 
     Returns:
         A :class:`PairProfile`; for several corpora, or records labelled by ability, a dict of them by ability.
 
     Raises:
-        ActError: also if the models differ in architecture; the message names the first site that differs.
+        ActError: as :func:`profile`; the models differ in architecture: the message names the first site that differs.
 
     >>> pair = act.profile_pair(donor, target, corpus)
     >>> bool((pair.mean_diff - (pair.donor.mean - pair.target.mean)).abs().max() < 1e-6)

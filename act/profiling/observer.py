@@ -19,13 +19,38 @@ class Observer:
     :attr:`act.profiling.run.Run.moments`, as long as it puts the original ones back before the run ends.
 
     >>> class Batches(act.Observer):
-    ...     seen = 0
+    ...     def before_run(self, run):
+    ...         self.seen = 0
     ...     def after_batch(self, run, batch):
     ...         self.seen += 1
-    >>> batches = Batches()
-    >>> _ = act.profile(model, corpus, observers=[batches])
-    >>> batches.seen > 0
-    True
+    ...     def after_run(self, run):
+    ...         print(run.total.counted, "tokens were counted")
+    ...     def provenance(self, ability):
+    ...         return {"batches": self.seen}
+    >>> profile = act.profile(model, corpus, observers=[Batches()])
+    24 tokens were counted
+
+    One that decides what counts tells its settings, and one that goes on from a checkpoint what it has to keep:
+
+    >>> class Enough(act.Observer):
+    ...     batches = 0
+    ...     def prepare(self, job):
+    ...         if job.pair:
+    ...             raise act.ActError("this observer is for single models; leave it out")
+    ...     def look_ahead(self, corpora):
+    ...         return 4  # a batch has at most so many records
+    ...     def after_batch(self, run, batch):
+    ...         self.batches += 1
+    ...         if self.batches == 2:
+    ...             run.stop()
+    ...     def settings(self):
+    ...         return {"enough": 2}
+    ...     def state(self):
+    ...         return {"batches": self.batches}
+    ...     def restore(self, state):
+    ...         self.batches = state["batches"]
+    >>> act.profile(model, corpus, observers=[Enough()]).provenance.corpora[0].records
+    8
     """
 
     def prepare(self, job: Job) -> None:

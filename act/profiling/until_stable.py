@@ -102,6 +102,8 @@ class UntilStable(Observer):
     {}
     >>> until
     <UntilStable: 80% of the top 20% by mean-abs at 90% confidence, certain for nothing yet>
+    >>> until.stability is None  # no test was made
+    True
     """
 
     def __init__(

@@ -227,7 +227,7 @@ class ChannelSet:
 
     @classmethod
     def load(cls, path: str | Path) -> ChannelSet:
-        """Read a set.
+        """Read a set from the file ``path``.
 
         Raises:
             ActError: the file is missing, damaged or of another schema version.

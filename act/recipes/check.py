@@ -476,6 +476,13 @@ def _measurement(run: _Check, cluster: Cluster, tokens: int, counted: int, lengt
 def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
     """Predict from the target's configuration what a recipe leaves on disk.
 
+    Args:
+        recipe: from :func:`act.recipe.read_recipe`.
+        trust_remote_code: whether Python code that a model brings along may run.
+
+    Returns:
+        Bytes: of the ``stages``, of what these need ``meanwhile``, of the ``output``, and of two ``models`` beside.
+
     Raises:
         ActError: no such model.
 

@@ -150,6 +150,12 @@ def run(
 class Run:
     """A recipe with the contents of its inputs; stages are kept in a folder beside the output.
 
+    Args:
+        recipe: from :func:`act.recipe.read_recipe`.
+        say: called with a sentence for every step.
+        progress: called while something long is done.
+        trust_remote_code: whether Python code that a model brings along may run.
+
     Raises:
         ActError: an input that does not exist, or lacks rows or columns that are named; an output that cannot be
             written; an encoder to tune or evaluate; a donor that is the target; an
@@ -160,8 +166,11 @@ class Run:
     >>> from act.recipes.example import example
     >>> _ = Path("my.yaml").write_text(example("recover"))
     >>> recipe = act.recipe.read_recipe("my.yaml")
-    >>> [stage["stage"] for stage in act.recipe.Run(recipe).plan()][:4]
+    >>> run = act.recipe.Run(recipe)
+    >>> [stage["stage"] for stage in run.plan()][:4]
     ['profile', 'profile', 'rank', 'transfer']
+    >>> run.room(), run.done(), len(run.key) > 8  # nothing is made yet
+    (0, False, True)
     """
 
     @in_words_of_the_file()
