@@ -63,8 +63,9 @@ def test_commands_and_code_are_those_that_there_are(path):
 @functools.cache
 def known_options() -> set[str]:
     """The options of every command, and of the scripts of benchmarks and experiments."""
-    found = {"--nproc-per-node", "--max-restarts", "--log"}  # of torchrun
-    commands = [typer.main.get_command(app)]
+    found = {"--nproc-per-node", "--max-restarts", "--log", "--dependency", "--inplace"}  # torchrun, sbatch, setup.py
+    group = typer.main.get_command(app)
+    commands = [group, *(group.get_command(None, name) for name in COMMANDS)]
     while commands:
         command = commands.pop()
         found |= {option for one in command.params for option in (*one.opts, *one.secondary_opts)}
@@ -117,8 +118,11 @@ def test_figures_in_sentences_are_the_committed_ones():
     """Those that no table holds (tables are filled from their files: test_benchmarks.py)."""
     gain = results("experiments/language")["gain_at_95"]
     mean = {name: f"{statistics.mean(of.values()):.2f}" for name, of in gain.items()}
-    memory = results("benchmarks/cluster")["attribute_gib"]
+    cluster = results("benchmarks/cluster")
+    memory = cluster["attribute_gib"]
+    loading = next(one for one in cluster["runs"] if (one["model"], one["tokens"]) == ("MoE", "10⁹"))
     said = {
+        "docs/scale.md": [f"{loading['parts'].partition(',')[0]} of {loading['gpus_512']}"],
         "docs/limits.md": [mean["attribution / cost"], mean["weight-diff"], mean["interpolation"]],
         "docs/guides/recover.md": [
             f"{memory['Llama-2-7B']:.0f} GiB for Llama",

@@ -15,8 +15,10 @@ def duration(seconds: float) -> str:
     """A duration in its two largest units; what nobody waits for is not given more digits than matter.
 
     >>> from act.core.units import duration
-    >>> duration(11_520), duration(93), duration(7.3), duration(0.25), duration(200_000), duration(1e9)
-    ('3 h 12 min', '1 min 33 s', '7.3 s', '0.25 s', '2 d 8 h', '32 years')
+    >>> duration(11_520), duration(93), duration(7.3), duration(0.25), duration(200_000)
+    ('3 h 12 min', '1 min 33 s', '7.3 s', '0.25 s', '2 d 8 h')
+    >>> duration(3.4e7), duration(1e9)
+    ('1.1 years', '32 years')
     """
     if not math.isfinite(seconds):
         return "unknown"
@@ -29,7 +31,8 @@ def duration(seconds: float) -> str:
         if count < step:
             continue
         if unit == "years":
-            return f"{count / step:,.0f} years"
+            years = f"{count / step:.2g}" if count < 10 * step else f"{count / step:,.0f}"
+            return f"{years} year" if years == "1" else f"{years} years"
         rest = round(count % step / finer)
         return f"{int(count // step)} {unit}" + (f" {rest} {smaller}" if rest else "")
     return f"{seconds:.0f} s"
