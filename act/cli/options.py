@@ -54,7 +54,7 @@ LOOK: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": Fal
 """Of every :class:`typer.Typer`: plain help, and errors that :func:`act.cli.main` prints."""
 
 _MODEL = "a folder in Hugging Face format, or a hub id (org/name, or org/name@revision)"
-_CORPUS = f"{EVERY_FORMAT}, a folder or glob of them, or a hub id"
+_CORPUS = f"{EVERY_FORMAT}, a folder or glob of them (also at s3://, gs:// or hf://), or a hub id"
 
 Model = Annotated[str, typer.Option(rich_help_panel=MODELS, help=f"The model: {_MODEL}.")]
 Donor = Annotated[str, typer.Option(rich_help_panel=MODELS, help=f"The model that has the ability: {_MODEL}.")]

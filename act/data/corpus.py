@@ -245,6 +245,17 @@ class Corpus:
         return f"<Corpus {self.name!r}: {records}, {self.count} tokens count, tokenizer {tokenizer}>"
 
     @property
+    def place(self) -> str | None:
+        """The file, folder, glob or hub id that it is read from, if that is not its name; None for records in memory.
+
+        >>> from pathlib import Path
+        >>> written = Path("german.jsonl").write_text('{"prompt": "2 + 3 =", "completion": " 5"}')
+        >>> act.Corpus.from_file("german.jsonl", tokenizer, name="german").place
+        'german.jsonl'
+        """
+        return self.source.place if self.source.place != self.name else None
+
+    @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the corpus."""
         return self.encoder.tokenizer

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from collections.abc import Sequence as Many
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,7 @@ def images_in(value: Any) -> list[Any]:
     return [] if empty else [value]
 
 
-def located(record: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+def located(record: Mapping[str, Any], folder: PurePath) -> Mapping[str, Any]:
     """The record, with paths of images that are relative to a folder."""
 
     def found(image: Any) -> Any:

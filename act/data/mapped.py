@@ -50,6 +50,7 @@ class Mapped:
         if not columns:
             raise ActError(f"no columns are mapped; {one_of(COLUMNS)}")
         self.name, self.size = source.name, source.size
+        self.place: str | None = None  # where the records lie with the columns that they had
         decided = json.dumps([source.fingerprint, dict(columns)])
         self.fingerprint = source.fingerprint and hashlib.sha256(decided.encode()).hexdigest()[:16]
 

@@ -38,7 +38,7 @@ class Part:
             raise ActError(f"the rows of {source.name} are [{first}, {stop}]; expected a first and a later last")
         self._source, self._first, self._stop = source, first, stop
         self._residues, self._of = sorted(residues), of
-        self.name = source.name
+        self.name, self.place = source.name, source.place
         decided = f"{source.fingerprint} {first} {stop} {self._residues} {of}"
         self.fingerprint = source.fingerprint and hashlib.sha256(decided.encode()).hexdigest()[:16]
         self.size: int | None = self._within(source.size)
@@ -92,7 +92,7 @@ class Picked:
     def __init__(self, source: Source, numbers: Iterable[int]) -> None:
         self._source = source
         self._places = {number: place for place, number in enumerate(sorted(numbers))}
-        self.name = source.name
+        self.name, self.place = source.name, source.place
         decided = f"{source.fingerprint} {[*self._places]}"
         self.fingerprint = source.fingerprint and hashlib.sha256(decided.encode()).hexdigest()[:16]
         self.size: int | None = len(self._places)

@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
 from act.core.errors import ActError, Missing, Unreachable, brief
 from act.core.near import is_local, near_path
@@ -26,6 +26,7 @@ from act.data.columns import texts_of
 from act.data.delimited import delimited
 from act.data.formats import ARRAYS, COMPRESSED, DELIMITED, EVERY_FORMAT, LINES, TABLES
 from act.data.images import located
+from act.data.remote import File, Remote, is_remote, remote_files
 from act.models.hub import unreached
 
 Record = Mapping[str, Any]
@@ -42,6 +43,7 @@ LONGEST_SKIPPED = 1 << 30  # bytes; beyond them a line is taken to have no end
 WHOLE_HASH_BYTES = 256 << 20  # larger files are hashed in samples
 SAMPLES, SAMPLE_BYTES = 256, 1 << 16
 
+_File = TypeVar("_File", Path, Remote)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(:[\w.-]+){0,2}")
 
 
@@ -74,11 +76,13 @@ class Source(Protocol):
 
     Attributes:
         name: used in errors and provenance.
+        place: the file, folder, glob or hub id by which :func:`open_source` opens it again; None for records in memory.
         fingerprint: hash of the content.
         size: number of records, estimated for large files; None if unknown.
     """
 
     name: str
+    place: str | None
     fingerprint: str
     size: int | None
 
@@ -97,6 +101,7 @@ class Memory:
     def __init__(self, records: Iterable[Record], name: str = "records") -> None:
         self._records = list(records)
         self.name = name
+        self.place: str | None = None
         try:
             content = json.dumps(self._records, sort_keys=True, default=plain)
         except (RecursionError, TypeError, ValueError) as error:  # circular, too deep, or keys of several types
@@ -126,13 +131,16 @@ def plain(value: Any) -> str:
 class Files:
     """Files, read one after the other in the order given; damage is found when they are read.
 
+    The fingerprint of files on other systems is of what these say of them, for nothing is read twice.
+
     Raises:
         ActError: there is no file, or one is of an unknown kind.
     """
 
-    def __init__(self, paths: Iterable[Path], name: str) -> None:
+    def __init__(self, paths: Iterable[File], name: str) -> None:
         self._paths = list(paths)
         self.name = name
+        self.place: str | None = name
         if not self._paths:
             raise ActError(f"the folder {name} holds no corpus; {EXPECTED}")
         digest = hashlib.sha256()
@@ -176,13 +184,16 @@ class Dataset:
 
     Args:
         dataset: one split, as ``datasets.load_dataset`` returns it.
-        name, fingerprint: as in :class:`Source`. A map-style dataset brings its fingerprint; that of a stream is empty
-            unless given.
+        name, fingerprint, place: as in :class:`Source`. A map-style dataset brings its fingerprint; that of a stream is
+            empty unless given.
     """
 
-    def __init__(self, dataset: Any, name: str = "dataset", fingerprint: str | None = None) -> None:
+    def __init__(
+        self, dataset: Any, name: str = "dataset", fingerprint: str | None = None, place: str | None = None
+    ) -> None:
         self._dataset = dataset
         self.name = name
+        self.place = place
         self.fingerprint = fingerprint or str(getattr(dataset, "_fingerprint", ""))
         self.size: int | None = len(dataset) if hasattr(dataset, "__len__") else _split_size(dataset)
 
@@ -208,6 +219,8 @@ class Dataset:
 def open_source(corpus: str | Path) -> Source:
     """The source for a file, folder, glob or hub id (``org/name``, ``…:split``, ``…:config:split``).
 
+    Files, folders and globs may be on another system that fsspec knows (``s3://``, ``gs://``, ``hf://``).
+
     Raises:
         ActError: nothing has that name, or nothing in it can be read.
     """
@@ -216,11 +229,14 @@ def open_source(corpus: str | Path) -> Source:
         return Files([path], name)
     if path.is_dir():
         if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-            return Dataset(_datasets("load_from_disk", name), name)
+            return Dataset(_datasets("load_from_disk", name), name, place=name)
         return Files(_records_in(path), name)
     found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
     if found:
         return Files(found, name)
+    if is_remote(name):
+        there = remote_files(name)
+        return Files(there if len(there) == 1 else _records_among(there), name)
     if is_hub_id(name):
         return _hub(name)
     raise Missing(f"no such corpus: {name}; there is no such file or folder", near_path(name))
@@ -234,7 +250,12 @@ def _records_in(folder: Path) -> list[Path]:
     """
     if (folder / "config.json").is_file():
         raise ActError(f"the corpus {folder} is the folder of a model (it has a config.json); {EXPECTED}")
-    found = sorted(path for path in folder.rglob("*") if path.is_file() and _kind(path))
+    return _records_among(sorted(path for path in folder.rglob("*") if path.is_file()))
+
+
+def _records_among(files: Iterable[_File]) -> list[_File]:
+    """The files of records among these; JSON only where there is nothing else."""
+    found = [path for path in files if _kind(path)]
     return [path for path in found if _kind(path) not in ARRAYS] or found
 
 
@@ -274,7 +295,7 @@ def _hub(name: str) -> Dataset:
             f"no such corpus: {name}; there is no such file, and the hub returned an error ({brief(error)})"
         ) from error
     loaded = _datasets("load_dataset", identifier, config, split=split, revision=revision, streaming=True)
-    return Dataset(loaded, name, _at_revision(name, revision))
+    return Dataset(loaded, name, _at_revision(name, revision), name)
 
 
 def _cached(name: str) -> Dataset | None:
@@ -288,7 +309,7 @@ def _cached(name: str) -> Dataset | None:
         loaded = builder.as_dataset(split=split)
     except Exception:  # of many kinds: no such folder, configuration or split, or several configurations
         return None
-    return Dataset(loaded, name, _at_revision(name, builder.hash))
+    return Dataset(loaded, name, _at_revision(name, builder.hash), name)
 
 
 def _at_revision(name: str, revision: str | None) -> str:
@@ -315,7 +336,7 @@ def _first(start: int, shard: Shard) -> int:
     return start + (shard[0] - start) % shard[1]
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: File) -> str | None:
     """One of the endings of :mod:`act.data.formats`; None for other files, such as the ``config.json`` of a model."""
     suffixes, texts = path.suffixes, (*LINES, *ARRAYS, *DELIMITED)
     if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and suffixes[-2] in texts:
@@ -323,7 +344,7 @@ def _kind(path: Path) -> str | None:
     return path.suffix if path.suffix in (*texts, *TABLES) else None
 
 
-def _reader(path: Path) -> Callable[[Path, Wanted], Iterator[_Row]]:
+def _reader(path: File) -> Callable[[Any, Wanted], Iterator[_Row]]:
     kind = _kind(path)
     return _rows if kind in TABLES else _lines if kind in LINES else _items
 
@@ -335,7 +356,7 @@ class _Row(NamedTuple):
     size: int = 0
 
 
-def _lines(path: Path, wanted: Wanted) -> Iterator[_Row]:
+def _lines(path: File, wanted: Wanted) -> Iterator[_Row]:
     """The rows of a JSONL or text file, without empty lines; only wanted ones are parsed."""
     parse = json.loads if _kind(path) == ".jsonl" else _text
     row = -1
@@ -356,7 +377,7 @@ def _lines(path: Path, wanted: Wanted) -> Iterator[_Row]:
         yield _Row(row + 1, "", _damage(error, f"the {row + 1:,} records before this are whole", "get the file again"))
 
 
-def _items(path: Path, wanted: Wanted) -> Iterator[_Row]:
+def _items(path: File, wanted: Wanted) -> Iterator[_Row]:
     """The items of a JSON array, or the rows of a CSV or TSV file; those that are not wanted are parsed, too."""
     kind, row = _kind(path), -1
     try:
@@ -428,7 +449,7 @@ def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
 _TOO_DEEP = ActError(f"the record is nested more than {DEEPEST} levels deep; expected a few")
 
 
-def _rows(path: Path, wanted: Wanted) -> Iterator[_Row]:
+def _rows(path: File, wanted: Wanted) -> Iterator[_Row]:
     """The rows of a Parquet or Arrow file, read with ``datasets``."""
     row = -1
     try:
@@ -450,9 +471,9 @@ def _rows(path: Path, wanted: Wanted) -> Iterator[_Row]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: File) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
-        if path.suffix in COMPRESSED and not path.stat().st_size:
+        if path.suffix in COMPRESSED and not cast("io.BufferedReader", file).peek(1):
             raise EOFError("it has 0 bytes, which no compressed file has")
         if path.suffix == ".gz":
             with gzip.open(file) as plain:
@@ -506,8 +527,10 @@ class _Blocks(io.RawIOBase):
         return count
 
 
-def _hash_and_size(path: Path) -> tuple[bytes, int | None]:
+def _hash_and_size(path: File) -> tuple[bytes, int | None]:
     """A hash of the content (of size and evenly spaced samples, if large) and, if cheap, the number of records."""
+    if isinstance(path, Remote):
+        return path.mark().encode(), _parquet_rows(path) if path.suffix == ".parquet" else None
     size = path.stat().st_size
     digest, lines, read = hashlib.sha256(str(size).encode()), 0, 0
     with path.open("rb") as file:
@@ -533,12 +556,13 @@ def _at(file: BinaryIO, start: int) -> bytes:
     return file.read(SAMPLE_BYTES)
 
 
-def _parquet_rows(path: Path) -> int | None:
+def _parquet_rows(path: File) -> int | None:
     import pyarrow
     import pyarrow.parquet
 
     try:
-        rows: int = pyarrow.parquet.read_metadata(path).num_rows
+        with path.open("rb") as file:
+            rows: int = pyarrow.parquet.read_metadata(file).num_rows
         return rows
     except (OSError, pyarrow.ArrowException):
         return None  # reading the file reports the error, or skips it

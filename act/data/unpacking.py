@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from act.data.remote import File
+
 UNPACKED, UNPACKED_RATIO = 64 << 20, 500  # what unpacks to more than both, in bytes and to one, is a bomb
 DICTIONARY = 1 << 18  # bytes, in place of the former: every row of a Parquet file may repeat its dictionary
 ROWS_TOGETHER = 128  # of a Parquet file: a tenth slower than whole row groups, which may be as large as the file
@@ -25,7 +27,7 @@ def require_ratio(unpacked: int, packed: int, allowed: int) -> None:
         raise TooLarge(f"the file unpacks to more than {UNPACKED_RATIO} times its size")
 
 
-def parquet_rows_together(path: Path) -> int:
+def parquet_rows_together(path: File) -> int:
     """How many rows of a Parquet file can be read at once, even if each repeats all of its dictionaries.
 
     Raises:
@@ -34,7 +36,8 @@ def parquet_rows_together(path: Path) -> int:
     from pyarrow import parquet
 
     largest = 1
-    metadata = parquet.read_metadata(path)
+    with path.open("rb") as file:
+        metadata = parquet.read_metadata(file)
     with path.open("rb") as file:
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             dictionaries = 0
@@ -70,12 +73,12 @@ def _first_page(file: BinaryIO, column: Any) -> tuple[int, int, int]:
     return found[0], found[1], found[2]
 
 
-def require_no_arrow_bomb(path: Path) -> None:
+def require_no_arrow_bomb(path: File) -> None:
     """Raise :class:`TooLarge` if a batch of an Arrow file unpacks to far more than it takes on disk."""
     import pyarrow
     from pyarrow import ipc
 
-    with pyarrow.memory_map(str(path)) as source:
+    with pyarrow.memory_map(str(path)) if isinstance(path, Path) else pyarrow.PythonFile(path.open("rb")) as source:
         try:
             ipc.open_stream(source)
             streams = True

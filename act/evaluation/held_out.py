@@ -17,6 +17,7 @@ from act.data.corpus import Corpus
 from act.data.digests import digest
 from act.data.parts import Part
 from act.data.records import Source, open_source
+from act.data.remote import is_remote
 from act.profiles.attribution import AttributionProfile
 from act.profiles.provenance import CorpusRead
 from act.ranking.activations import Ability, sides
@@ -64,16 +65,18 @@ class _Text:
     """A text that was ranked on: its fingerprint, None if only its place is known, and which of its shards was read."""
 
     name: str
+    place: str
     fingerprint: str | None
     shards: tuple[int, ...] = (0,)
     of: int = 1
 
     def source(self) -> Source | None:
         """Its records, or one half of them, as they were ranked on; None if these cannot be had here."""
-        if not (Path(self.name).exists() or glob.glob(self.name, recursive=True)):
+        here = Path(self.place).exists() or glob.glob(self.place, recursive=True)
+        if not (here or is_remote(self.place)):
             return None
         with contextlib.suppress(ActError):
-            whole = open_source(self.name)
+            whole = open_source(self.place)
             for source in (whole, *(Part(whole, residues=(half,), of=2) for half in (0, 1))):
                 if self.fingerprint in (None, source.fingerprint):
                     return source
@@ -84,13 +87,15 @@ def _texts(ranking: Ability | ChannelSet) -> Iterator[_Text]:
     """What was read to rank by it, texts to keep included, which a contrast or a cost is measured on."""
     if isinstance(ranking, ChannelSet):
         for name in (*ranking.rule.corpora, *(name for kept in ranking.rule.keep for name in kept)):
-            yield _Text(name, None)
+            for place in ranking.rule.places.get(name, (name,)):
+                yield _Text(name, place, None)
         return
     for side in sides(ranking):
         for one in (side, *(side.kept if isinstance(side, AttributionProfile) else ())):
             for read in one.provenance.corpora:
                 for identity in read.read or (read,):
-                    yield _Text(identity.name, identity.fingerprint or "", *_shards(read))
+                    place = identity.place or identity.name
+                    yield _Text(identity.name, place, identity.fingerprint or "", *_shards(read))
 
 
 def _shards(read: CorpusRead) -> tuple[tuple[int, ...], int]:
@@ -104,7 +109,7 @@ def _unread_shards(corpus: Corpus, ranked: Iterable[_Text]) -> Corpus:
     """The shards of a corpus that were not read, if it is itself one of these texts."""
     for text in ranked:
         if text.fingerprint is None:
-            if _same_place(corpus.name, text.name):
+            if _same_place(corpus.source.place or corpus.name, text.place):
                 raise _seen(corpus)
         elif text.fingerprint and text.fingerprint == corpus.source.fingerprint:
             left = [number for number in range(text.of) if number not in text.shards]

@@ -102,7 +102,7 @@ class CorpusIdentity:
     """A text, and how it became counted tokens; None for what is unknown, as for batches that a caller made.
 
     Attributes:
-        name: the file, folder or hub id.
+        name: what it was called: the file, folder or hub id, or a name that a caller gave it.
         fingerprint: of the content.
         tokenizer: fingerprint of the tokenizer and its chat template.
         vocabulary: fingerprint of the tokens and their ids only.
@@ -115,6 +115,8 @@ class CorpusIdentity:
         tokenizer_code: whose Python code the tokenizer ran, if it brought any along.
         reader: how the model reads (see :data:`act.models.calls.Reader`); None: as a decoder alone.
         processor: fingerprint of the settings of the processor that made tokens of images; None: of text alone.
+        place: the file, folder or hub id that it was read from, where that is not its name; it tells no text from
+            another.
     """
 
     name: str
@@ -130,17 +132,22 @@ class CorpusIdentity:
     tokenizer_code: str | None = None
     reader: str | None = None
     processor: str | None = None
+    place: str | None = None
 
     def identity(self) -> dict[str, Any]:
-        """These fields as plain data; those of the encoding only if the corpus was encoded."""
+        """These fields but the place as plain data; those of the encoding only if the corpus was encoded."""
         encoding = {name: getattr(self, name) for name in _ENCODING}
         known = any(value is not None for value in encoding.values())
         encoding = {name: value for name, value in encoding.items() if value is not None or name not in _RARE}
         return {"name": self.name, "fingerprint": self.fingerprint, **(encoding if known else {})}
 
+    def identity_and_place(self) -> dict[str, Any]:
+        """The same, and the place if there is one."""
+        return {**self.identity(), **({"place": self.place} if self.place else {})}
+
 
 _IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
-_ENCODING = _IDENTITY[2:]
+_ENCODING = tuple(name for name in _IDENTITY[2:] if name != "place")
 _RARE = (
     "tokenizer_code",
     "ignore_columns",
@@ -149,7 +156,7 @@ _RARE = (
 )  # left out of a file unless there is something to say
 _SUMMED = ("tokens", "counted", "padding", "sequences", "records", "seconds", "waited")
 _SUMMED_IF_ANY = ("images", "shared")  # left out of a file where they are 0
-_PER_SHARD = (*_SUMMED, *_SUMMED_IF_ANY, "shard", "paths", "nonfinite", "irregular", "unswapped", "skipped")
+_PER_SHARD = (*_SUMMED, *_SUMMED_IF_ANY, "place", "shard", "paths", "nonfinite", "irregular", "unswapped", "skipped")
 
 
 @dataclass(frozen=True)
@@ -207,7 +214,7 @@ class CorpusRead(CorpusIdentity):
             return cls("batches")
         first, *others = each = [corpus.identity() for corpus in corpora]
         if not others:
-            return cls(**first)
+            return cls(**first, place=corpora[0].place)
         shared = {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
         name = ", ".join(corpus.name for corpus in corpora)
         return cls(**{**shared, "name": name, "fingerprint": short_hash({"read": each})}, read=tuple(corpora))
@@ -235,13 +242,14 @@ class CorpusRead(CorpusIdentity):
 
     def shared_by_shards(self) -> dict[str, Any]:
         """What the shards of one run have in common, as plain data."""
-        return {name: value for name, value in self.to_json().items() if name not in _PER_SHARD}
+        whole = {**self.to_json(), **({"read": [each.identity() for each in self.read]} if self.read else {})}
+        return {name: value for name, value in whole.items() if name not in _PER_SHARD}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the header of a file."""
         return {
-            **self.identity(),
-            **({"read": [corpus.identity() for corpus in self.read]} if self.read else {}),
+            **self.identity_and_place(),
+            **({"read": [corpus.identity_and_place() for corpus in self.read]} if self.read else {}),
             **({"ability": self.ability} if self.ability else {}),
             **({"shard": list(self.shard)} if self.shard else {}),
             **{name: getattr(self, name) for name in _SUMMED},

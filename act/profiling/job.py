@@ -440,7 +440,7 @@ class Job:
             self.complete(moments)
             corpora = self._read_for(ability)
             joined = CorpusRead.joined(
-                [CorpusIdentity(corpus.name, **corpus.identity()) for corpus in corpora.values()]
+                [CorpusIdentity(corpus.name, **corpus.identity(), place=corpus.place) for corpus in corpora.values()]
             )
             read = replace(
                 joined,

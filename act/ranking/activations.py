@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -90,6 +90,14 @@ def corpora_of(profile: Profile) -> list[tuple[str | None, str | None, int]]:
 def corpus_names(ability: Ability) -> list[str]:
     """The names of an ability's texts."""
     return [corpus.name for corpus in sides(ability)[0].provenance.corpora]
+
+
+def corpus_places(abilities: Iterable[Ability]) -> dict[str, tuple[str, ...]]:
+    """Where texts were read from that are not called by their places, by their names."""
+    found: dict[str, dict[str, None]] = {}
+    for one in (one for ability in abilities for one in sides(ability)[0].provenance.corpora):
+        found.setdefault(one.name, {}).update(dict.fromkeys(each.place or each.name for each in one.read or (one,)))
+    return {name: tuple(places) for name, places in found.items() if [*places] != [name]}
 
 
 def models_of(ability: Ability) -> Mapping[str, ModelRead]:

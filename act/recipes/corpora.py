@@ -59,6 +59,7 @@ class Absent:
 
     def __init__(self, name: str, fingerprint: str) -> None:
         self.name, self.fingerprint = name, fingerprint
+        self.place: str | None = name
         self.size: int | None = None
 
     def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from act.core.errors import ActError, Missing
 from act.data.records import is_hub_id
+from act.data.remote import is_remote
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,17 @@ class Written:
         return self.file.parent if self.file else Path()
 
     def at(self, place: str) -> str:
-        """Where a path of the recipe is; a hub id, beside which no file has its name, as it is."""
+        """Where a path of the recipe is; one of another system, or a hub id that is no file beside it, as it is."""
+        if is_remote(place):
+            return place
         beside = os.path.normpath(self.folder / place)
         return place if is_hub_id(place) and not _is_there(beside) else beside
 
     def whole(self, place: str) -> str:
-        """A path that means the same from everywhere; a hub id as it is."""
+        """A path that means the same from everywhere; a hub id, or one of another system, as it is."""
         found = self.at(place)
-        return place if is_hub_id(place) and found == place else os.path.abspath(found)
+        kept = is_remote(place) or (is_hub_id(place) and found == place)
+        return place if kept else os.path.abspath(found)
 
     def blamed(self, name: str, error: ActError, names: Iterable[str] = ()) -> ActError:
         """An error about an input in the words of the file, with the line that names it, and what may have been meant.
@@ -60,7 +64,7 @@ class Written:
             elif near:
                 advice = f"; did you mean {near[0]}?"
         said, at = error.said if isinstance(error, Missing) else str(error), self.at(name)
-        if isinstance(error, Missing) and self.file and not _is_there(at) and not is_hub_id(name):
+        if isinstance(error, Missing) and self.file and not (_is_there(at) or is_hub_id(name) or is_remote(name)):
             advice = f"; looked at {os.path.abspath(at)}{advice}"
         return type(error)(f"{line}{said.replace(at, name) if line else said}{advice}")
 

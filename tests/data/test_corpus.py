@@ -176,7 +176,7 @@ def test_batches_keep_to_the_budget_and_lose_nothing(tokenizer):
 class Endless:
     """A source that counts what is read of it."""
 
-    name, fingerprint, size, taken = "endless", "", None, 0
+    name, place, fingerprint, size, taken = "endless", None, "", None, 0
 
     def read(self, start=0, shard=(0, 1), wanted=lambda number: True):
         for number in filter(wanted, itertools.count(start)):

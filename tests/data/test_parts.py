@@ -41,7 +41,7 @@ def test_a_part_is_what_it_names_and_reads_like_any_source(letters, first, stop,
 
 def test_nothing_is_read_behind_the_last_row():
     class Endless:
-        name, fingerprint, size = "endless", "x", None
+        name, place, fingerprint, size = "endless", None, "x", None
 
         def count(self):
             return None

@@ -8,9 +8,11 @@ import random
 import types
 
 import datasets
+import fsspec
 import pyarrow
 import pytest
 import zstandard
+from fsspec.registry import known_implementations
 from pyarrow import ipc, parquet
 from support import CHAT_TEMPLATE, train_tokenizer
 
@@ -80,6 +82,52 @@ def test_folders_globs_and_saved_datasets(tmp_path):
         open_source(tmp_path / "empty")
     with pytest.raises(ActError, match=r"no such file or folder; did you mean .*/a\.jsonl\?"):
         open_source(tmp_path / "aa.jsonl")
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """The files of a folder on another system, and how they are called there."""
+    system = fsspec.filesystem("memory")
+
+    def put():
+        for path in tmp_path.rglob("*.*"):
+            if path.is_file():
+                system.pipe_file(f"/bucket/{path.relative_to(tmp_path)}", path.read_bytes())
+        return "memory://bucket"
+
+    yield put
+    system.store.clear()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_of_another_system_gives_the_same_records(kind, tmp_path, bucket):
+    path = write(tmp_path, kind)
+    place = f"{bucket()}/{path.name}"
+    assert read(place) == list(enumerate(RECORDS)) and read(place, 3, (1, 2)) == read(path, 3, (1, 2))
+    source = open_source(place)
+    assert (source.name, source.place, source.count()) == (place, place, 7)
+    assert source.fingerprint == open_source(place).fingerprint
+    fsspec.filesystem("memory").pipe_file(f"/bucket/{path.name}", path.read_bytes() + b"\n")
+    assert source.fingerprint != open_source(place).fingerprint
+
+
+def test_folders_and_globs_of_another_system_and_what_is_not_there(tmp_path, bucket, monkeypatch):
+    write(tmp_path, ".jsonl", RECORDS[:3], "a")
+    write(tmp_path, ".parquet", RECORDS[3:], "b")
+    (tmp_path / "about.json").write_text("[]")
+    root = bucket()
+    assert read(root) == list(enumerate(RECORDS)) and read(f"{root}/*.jsonl") == list(enumerate(RECORDS[:3]))
+    (bad,) = [entry.place for entry in open_source(f"{root}/a.jsonl").read(2)]
+    assert bad.startswith("memory://") and bad.endswith("/bucket/a.jsonl, line 3")
+    for place, message in (
+        (f"{root}/c.jsonl", "no such corpus: memory://bucket/c.jsonl"),
+        (f"{root}/*.csv", "no such corpus"),
+        ("nowhere://x/y", "cannot read the corpus nowhere://x/y: Protocol not known: nowhere"),
+        ("lacking://x/y", "what reads lacking:// is not installed; pip install lackingfs"),
+    ):
+        monkeypatch.setitem(known_implementations, "lacking", {"class": "lackingfs.Files", "err": "no"})
+        with pytest.raises(ActError, match=message):
+            open_source(place)
 
 
 def test_datasets_in_memory_and_streaming(tokenizer):

@@ -143,6 +143,17 @@ def test_several_corpora_read_as_one_have_in_common_what_is_equal():
     assert CorpusRead.joined([one]).identity() == one.identity() and CorpusRead.joined([]).name == "batches"
 
 
+def test_a_place_is_kept_but_tells_no_text_from_another():
+    one, same = (CorpusIdentity("a", "1", "t", "v", "answer", "last", 256, 16, place=place) for place in ("x/a", "y/a"))
+    read, again = (CorpusRead.joined([each]) for each in (one, same))
+    assert CorpusRead.from_json(read.to_json()).place == "x/a" and "place" not in CorpusRead("a").to_json()
+    assert read.shared_by_shards() == again.shared_by_shards()
+    joined = CorpusRead.joined([one, CorpusIdentity("b", "2", place="x/b")])
+    assert [each.place for each in CorpusRead.from_json(joined.to_json()).read] == ["x/a", "x/b"]
+    moved = CorpusRead.joined([same, CorpusIdentity("b", "2", place="y/b")])
+    assert moved.fingerprint == joined.fingerprint and moved.shared_by_shards() == joined.shared_by_shards()
+
+
 def test_parts_of_a_corpus_add_up():
     parts = [CorpusRead.from_json({**CORPUS, "shard": [number, 3], "seconds": 0.1}) for number in range(3)]
     merged = CorpusRead.merged(parts, {"x": 5})
