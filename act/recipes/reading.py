@@ -53,9 +53,17 @@ def read_recipe(path: str | Path) -> Recipe:
     path = Path(path)
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
         raise ActError(f"no such recipe: {path}; expected a YAML file")
-    root, data = read_yaml(path, "a recipe")
+    try:
+        root, data = read_yaml(path, _A_RECIPE)
+    except ActError as error:
+        if path.suffix in _ENDINGS or _A_RECIPE in str(error):
+            raise
+        raise ActError(f"{error}; expected {_A_RECIPE}") from error
     if not isinstance(data, dict) or not isinstance(root, yaml.MappingNode):
-        raise ActError(f"{path} is empty or not a mapping; expected keys such as target, donor and output")
+        raise ActError(f"{path} is empty or not a mapping; expected {_A_RECIPE}")
+    if _is_something_else(data):
+        keys = ", ".join(f"{str(key)!r:.40}" for key in [*data][:3])
+        raise ActError(f"{path} is no recipe: it has other keys ({keys}, …); expected {_A_RECIPE}")
     walk = _Walk()
     found = walk.section(Recipe, {key: value for key, value in data.items() if key != RUN}, root, ())
     if not walk.mistakes:
@@ -66,6 +74,20 @@ def read_recipe(path: str | Path) -> Recipe:
         raise ActError(f"{path}, {said}")
     recipe._written = Written(path, walk.texts)
     return recipe
+
+
+_ENDINGS = (".yaml", ".yml")
+_A_RECIPE = "a YAML file with the keys target, donor and output; act-profile recipe --example shows one"
+_NEAR = 0.75  # config.json has a model_type, which is nothing like the key models of earlier versions
+
+
+def _is_something_else(data: dict[Any, Any]) -> bool:
+    """Whether a mapping is no recipe, not even one with mistakes: it has nothing that one needs, and little else."""
+    needed = {name for name, field in Recipe.model_fields.items() if field.is_required()}
+    needed |= {old for old, name in Recipe.old.items() if name in needed}
+    if any(difflib.get_close_matches(str(key), needed, 1, _NEAR) for key in data):
+        return False
+    return 2 * sum(key in Recipe.model_fields for key in data) < len(data)
 
 
 class _Walk:

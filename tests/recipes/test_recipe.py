@@ -231,6 +231,29 @@ def test_mistakes_are_named_with_their_line(folder, find, replace, message):
     assert "nput should" not in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("README.md", "# A model\n\nLoad it so: name: here\n", "is not YAML: line 3 .*; expected a YAML file with"),
+        ("notes.txt", "# A model\n\nSome words.\n", "is empty or not a mapping; expected a YAML file with"),
+        ("list.json", "[1, 2]", "is empty or not a mapping; expected a YAML file with"),
+        (
+            "config.json",
+            '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32", "hidden_size": 64}',
+            r"config.json is no recipe: it has other keys \('architectures', 'model_type', 'dtype', …\)",
+        ),
+    ],
+)
+def test_what_is_no_recipe_at_all_is_one_sentence(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(act.ActError, match=message) as error:
+        read_recipe(tmp_path / name)
+    assert "is missing" not in str(error.value) and "recipe --example" in str(error.value)
+    (tmp_path / "my.yaml").write_text("taget: a\ndonr: b\nscroe: paired\n")
+    with pytest.raises(act.ActError, match="did you mean 'target'"):
+        read_recipe(tmp_path / "my.yaml")
+
+
 def test_missing_keys_and_inputs(folder):
     data = recipe(folder)
     del data["target"]
