@@ -107,6 +107,7 @@ class Choice:
         metric: what was measured on each, by corpus.
         not_compared: names of texts that the ranking was measured on and that are known to be others only as a whole,
             since their records could not be compared one by one.
+        before: what the donor and the target, in this order, give on each corpus; empty where that was not kept.
 
     >>> from act.evaluation.choice import Candidate, Share
     >>> one = Candidate(0.05, 0.4, 47, Share(0.62, 0.03), (Share(0.97, 0.01),))
@@ -126,6 +127,7 @@ class Choice:
     records: Mapping[str, int]
     metric: Mapping[str, str]
     not_compared: tuple[str, ...] = ()
+    before: Sequence[Sequence[Evaluation]] = field(default=(), compare=False)
 
     @property
     def strength(self) -> float:
@@ -271,11 +273,12 @@ def choose(
     judge = _Judge(texts, metric)
     judge(donor)
     candidates = judge.candidates(swept(donor, target, ranked, judge, shares, strengths, report))
-    _, before, *_ = judge.found
+    theirs, before, *_ = judge.found
     records = {one.corpus: len(one.nll) for one in before}
     chosen = _best(candidates, least_kept, records)
     metrics = {one.corpus: one.metric for one in before}
-    return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics, not_compared)
+    unchanged = (theirs, before)
+    return Choice(ranked(chosen.top), chosen, candidates, least_kept, records, metrics, not_compared, unchanged)
 
 
 @with_rank_options
@@ -292,10 +295,15 @@ def choose_controls(
     metric: Metric = "auto",
     keep_profiles: Sequence[Ability] = (),
     ranked_on: Sequence[Corpus] = (),
+    before: Sequence[Sequence[Evaluation]] = (),
     report: Callable[[Setting], None] = lambda setting: None,
     **options: Unpack[RankOptions],
 ) -> dict[Control, tuple[Candidate, ...]]:
     """What controls recover and keep at the settings of :func:`choose`, which takes the rest by the same names.
+
+    Args:
+        before: that of a :class:`Choice` between the same models; donor and target are evaluated again only if it is
+            empty or of other records.
 
     Returns:
         For each control its candidates, on the records that the choice is made on.
@@ -303,16 +311,20 @@ def choose_controls(
     sources = [text.source for text in ranked_on]
     texts, _ = held_out((corpus, *keep), [profile, *keep_profiles], sources)
     shares = sorted({parse_top(top) for top in tops})
-    before = _Judge(texts, metric)
-    before(donor)
-    unchanged = before(target)
+    first = _Judge(texts, metric)
+    if first.knows(before):
+        first.found = [[*each] for each in before]
+    else:
+        first(donor)
+        first(target)
+    unchanged = first.figures
     settings = [Setting(top, strength, 0, unchanged) for top in shares for strength in sorted(set(strengths))]
     found: dict[Control, tuple[Candidate, ...]] = {}
     for control in controls:
-        judge = _Judge(texts, metric, [*before.found])
-        first = Sweep((Setting(0.0, 0.0, 0, unchanged), *settings))
+        judge = _Judge(texts, metric, [*first.found])
+        grid = Sweep((Setting(0.0, 0.0, 0, unchanged), *settings))
         found[control] = judge.candidates(
-            swept_control(control, donor, target, profile, judge, first, report=report, **options)
+            swept_control(control, donor, target, profile, judge, grid, report=report, **options)
         )
     return found
 
@@ -329,7 +341,21 @@ class _Judge:
         self.found.append([evaluate(model, text, self.metric) for text in self.texts])
         if len(self.found) == 2:  # before anything is changed
             _require_lost(self.found[1][0], self.found[0][0])
+        return self.figures
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those of the model that was evaluated last."""
         return {f"{place} {one.corpus}": figure(one) for place, one in enumerate(self.found[-1])}
+
+    def knows(self, before: Sequence[Sequence[Evaluation]]) -> bool:
+        """Whether these are evaluations of donor and target on the very texts, as far as their fingerprints tell."""
+        texts = [text.source.fingerprint for text in self.texts]
+        return (
+            len(before) == 2
+            and all(texts)
+            and all([one.corpus_fingerprint for one in each] == texts for each in before)
+        )
 
     def candidates(self, tried: Sweep) -> tuple[Candidate, ...]:
         """The settings of a sweep by what was found, without the unchanged target."""

@@ -193,9 +193,7 @@ class Stages:
             return None
         path, (donor,) = self._cache.sweep(), recipe.donor
         if not self._kept.has(path):
-            looks = SCORES[recipe.score].looks_at_activations
-            profile = self.profile(donor, donor.corpus)
-            kept = [self.profile(donor, corpus) for corpus in donor.kept] if looks else []
+            profile, kept = self._profiles(donor)
             shares, strengths = len(sweep.top), len(sweep.strength)
             self._say(
                 f"trying {shares} share{'s' if shares > 1 else ''} of the channels at "
@@ -213,12 +211,13 @@ class Stages:
                 strengths=sweep.strength,
                 metric=sweep.metric,
                 score=recipe.score,
-                keep_profiles=[*kept] or None,
+                keep_profiles=kept or None,
                 report=lambda setting: self._progress("trying", next(tried), total),
                 ranked_on=self._ranked_on(donor),
                 **self._rules(donor, recipe.score),
             )
-            self._write(path, {**choice.to_json(), "card": choice.card()})
+            before = [[one.to_json() for one in each] for each in choice.before]
+            self._write(path, {**choice.to_json(), "card": choice.card(), "before": before})
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
@@ -227,11 +226,11 @@ class Stages:
         recipe, sweep = self._recipe, self._recipe.sweep
         if not sweep:
             return {}
-        self.sweep()
+        swept = self.sweep() or {}
         paths = {one: self._cache.swept_control(one) for one in (recipe.evaluate.controls if recipe.evaluate else ())}
         if left := [control for control, path in paths.items() if not self._kept.has(path)]:
             (donor,) = recipe.donor
-            profile, kept = self.profile(donor, donor.corpus), [self.profile(donor, corpus) for corpus in donor.kept]
+            profile, kept = self._profiles(donor)
             self._say(f"trying the controls {', '.join(left)} at these shares and strengths")
             tried = itertools.count(1)
             shares = sum(1 if control == "interpolation" else len(sweep.top) for control in left)
@@ -248,12 +247,18 @@ class Stages:
                 metric=sweep.metric,
                 keep_profiles=kept,
                 ranked_on=self._ranked_on(donor),
+                before=[[Evaluation.from_json(one) for one in each] for each in swept.get("before", [])],
                 report=lambda setting: self._progress("trying", next(tried), total),
                 **self._rules(donor, "random"),  # controls take no cost
             )
             for control, candidates in found.items():
                 self._write(paths[control], [candidate.to_json() for candidate in candidates])
         return {control: json.loads(path.read_text(encoding="utf-8")) for control, path in paths.items()}
+
+    def _profiles(self, donor: Donor) -> tuple[Profile, list[Profile]]:
+        """What a sweep ranks by: the profile of the ability, and those of what to keep if the score looks at any."""
+        looks = SCORES[self._recipe.score].looks_at_activations
+        return self.profile(donor, donor.corpus), [self.profile(donor, one) for one in donor.kept if looks]
 
     def _ranked_on(self, donor: Donor) -> list[Corpus]:
         """The texts that the channels of a donor are ranked on, as far as they are on this machine."""

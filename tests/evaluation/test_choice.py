@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import math
 import shutil
@@ -14,6 +15,7 @@ from support import state
 
 import act
 from act.data.mapped import Mapped
+from act.evaluation import choice
 from act.evaluation.choice import Candidate, Choice, Share, _best, choose_controls, kept_of, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.held_out import held_out
@@ -247,6 +249,25 @@ def test_copies_and_parts_of_a_ranked_text_are_found(measured, folder, tmp_path)
         assert [entry.number for entry in left.source.read(start=2, shard=(1, 2))] == [3, 5]
 
 
+def test_a_ranked_text_with_a_name_of_its_own_is_found_by_its_place(measured, folder, tmp_path):
+    donor, target, _, _, text = measured
+    path = folder / "german.jsonl"
+    named = act.Corpus.from_file(path, text("german").tokenizer, name="german")
+    act.profile_pair(donor, target, named.part([0], 2), include="head").save(tmp_path / "p.safetensors")
+    profile = act.load(tmp_path / "p.safetensors")
+    (read,) = profile.provenance.corpora
+    assert (read.name, read.place) == ("german", str(path))
+    act.rank(profile, top=0.5, include="head").save(tmp_path / "s.safetensors")
+    ranked = act.ChannelSet.load(tmp_path / "s.safetensors")
+    assert ranked.rule.corpora == ("german",) and ranked.rule.places == {"german": (str(path),)}
+    (tmp_path / "copy.jsonl").write_text(path.read_text())
+    copy = act.Corpus.from_file(tmp_path / "copy.jsonl", text("german").tokenizer)
+    (left,), not_compared = held_out([copy], [profile])
+    assert left.source.size == 48 and not not_compared
+    with pytest.raises(act.ActError, match="is the text that the channels were ranked on"):
+        held_out([copy], [ranked])
+
+
 def test_what_could_not_be_compared_stands_on_the_card(measured, folder, tmp_path):
     donor, target, _, _, text = measured
     (tmp_path / "gone.jsonl").write_text((folder / "english.jsonl").read_text())
@@ -343,6 +364,13 @@ def test_controls_are_judged_as_the_choice_is_at_the_same_settings(measured):
         keep_profiles=[english],
     )
     assert [(one.top, one.strength) for one in found["random"]] == [(0.02, 1.0), (0.05, 1.0)]
+    given = {"tops": ["5%"], "strengths": [1.0], "metric": "nll", "keep_profiles": [english]}
+    chosen = act.choose(donor, target, german, *tests, least_kept=0.5, **given)
+    with pytest.MonkeyPatch.context() as patched:
+        count = itertools.count()
+        patched.setattr(choice, "evaluate", lambda *of: (next(count), act.evaluate(*of))[1])
+        (again,) = choose_controls(["random"], donor, target, german, *tests, before=chosen.before, **given)["random"]
+        assert next(count) == 2 and again == found["random"][1], "donor and target are not evaluated again"
     (whole,) = found["interpolation"]  # all the way to the donor
     assert whole.recovered.value == pytest.approx(1, abs=1e-3) and whole.least_kept.value < 0.5
     assert all(abs(one.recovered.value) < 0.5 for one in found["random"])
