@@ -71,7 +71,7 @@ class Measuring:
         if self.options.show_spans:
             if leads:
                 console.print_spans(
-                    corpora, self.options.show_spans, self.options.skip_bad_records, self.options.as_json
+                    self._fitted(corpora), self.options.show_spans, self.options.skip_bad_records, self.options.as_json
                 )
             return
         if self.options.token_cache:
@@ -160,6 +160,16 @@ class Measuring:
         reader, sees = reading_named(model, trust_remote_code=self.options.trust_remote_code)
         blind = "" if sees else f"{model} reads text alone"
         return {name: corpus.read_by(reader).with_images(blind) for name, corpus in corpora.items()}
+
+    def _fitted(self, corpora: dict[str, Corpus]) -> dict[str, Corpus]:
+        """The corpora, cut as the positions in the models' configurations say; a length beyond these is warned of."""
+        from act.models.limits import trained_positions
+        from act.models.loading import load_config
+
+        trusted = self.options.trust_remote_code
+        found = [trained_positions(load_config(name, trust_remote_code=trusted)) for name in self.names.values()]
+        positions = min((each for each in found if each is not None), default=None)
+        return {name: corpus.fitted(None, positions) for name, corpus in corpora.items()}
 
     def _cached(self, corpora: dict[str, Corpus], folder: Path, ranks: Ranks | None) -> dict[str, Corpus]:
         """The corpora read from tokens on disk, which the first rank writes if they are missing."""
