@@ -37,6 +37,9 @@ EXAMPLES = """
 act-profile report german.safetensors english.safetensors --output report/
 act-profile report german.safetensors channels.safetensors \\
     --keep english.safetensors --static
+act-profile evaluate --before specialist/ --model mended/ \\
+    --corpus german=test-de.jsonl --json > evaluation.json
+act-profile report channels.safetensors sweep.json evaluation.json
 """
 
 
@@ -295,8 +298,11 @@ def _print(report: Report, output: Path) -> None:
         ]
         for one in data["concentration"]
     ]
-    columns = ["profile", "channels", "Gini", "above max / 10", "most of the top set"]
+    columns = ["profile", "channels", "Gini", "above a tenth of the largest", "most of the top set"]
     console.print_table(f"{output.name}: concentration of {data['score']}", columns, rows)
+    print(
+        "Gini: 0 where all channels score alike, 1 where one has it all; beside it, the share of channels above a tenth"
+    )
     for one in data["concentration"]:
         if one["coverage"] is not None:
             kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in one["coverage_by_kind"].items())

@@ -199,7 +199,9 @@ def of_concentration(report: Report) -> Iterator[Chart]:
         columns["held"] += [rounded(100 * held) for held in found.held]
         columns["score"] += [rounded(score) for score in found.scores]
     order = [one.name for one in report.measured]
-    gini = ", ".join(f"{row['profile']} {row['gini']:.2f}" for row in report.data["concentration"][:12])
+    first = report.data["concentration"][:12]
+    gini = ", ".join(f"{row['profile']} {row['gini']:.2f}" for row in first)
+    tenth = ", ".join(f"{row['profile']} {row['above_tenth']:.1%}" for row in first)
     seen = tips(profile="ability", share="channels, %", held="of the score, %", score="lowest score among them")
     heads = {"profile": "ability", "share": "channels, %", "held": "of the score, %", "score": "lowest score"}
     yield Chart(
@@ -213,7 +215,7 @@ def of_concentration(report: Report) -> Iterator[Chart]:
         ),
         heads,
         "This is a share of the score, not of the ability: what moving or removing channels does is measured by "
-        "evaluation.",
+        f"evaluation. Gini coefficient (0: all channels score alike; 1: one has it all): {gini}.",
     )  # fmt: skip
     positive = {key: [value for value, score in zip(column, columns["score"], strict=True) if score > 0]
                 for key, column in columns.items()}  # fmt: skip
@@ -228,6 +230,7 @@ def of_concentration(report: Report) -> Iterator[Chart]:
             order, seen,
         ),
         heads,
+        f"Channels whose score is above a tenth of the largest: {tenth}.",
     )  # fmt: skip
 
 
