@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ from act.cli import console, options, slow
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
-from act.cli.tables import GUESSES, filled, guesses
+from act.cli.tables import GUESSES, filled, guesses, print_tasks
 from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
@@ -75,6 +76,14 @@ def command(
             "Parquet.",
         ),
     ] = None,
+    card: Annotated[
+        bool,
+        typer.Option(
+            "--card",
+            rich_help_panel=options.OUTPUT,
+            help="Put the figures into the model card of each --model, a folder that transfer, tune or a recipe wrote.",
+        ),
+    ] = False,
     token_budget: options.RecordBudget = None,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
@@ -83,6 +92,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Answer likelihood and right answers on a corpus; with --before, the change and whether it may be chance."""
+    from act.editing.card_results import require_place
     from act.evaluation.comparison import compare
     from act.evaluation.details import write_details
     from act.evaluation.evaluate import evaluate
@@ -101,6 +111,8 @@ def command(
             force,
             [*model, *places.values(), *([before] if before else []), *([task_folder] if task_folder else [])],
         )
+    for name in model if card else ():
+        require_place(name)
     if task:
         require_tasks(task, task_folder)
     evaluations: dict[str, list[Evaluation]] = {}
@@ -138,6 +150,14 @@ def command(
     if details:
         with written_whole(details, force=force) as path:
             write_details(path, [one for name in names for one in evaluations[name]], details.suffix)
+    for name in model if card else ():
+        shown = [one for one in names if one in (before, name)]
+        _put_on_card(
+            name,
+            [one for each in shown for one in evaluations[each]],
+            [one for one in comparisons if one.after == name],
+            [one for each in shown for one in figures[each]],
+        )
     everything = [one for name in names for one in evaluations[name]]
     for one in everything:
         if bad := int((~one.nll.isfinite()).sum()):
@@ -156,8 +176,27 @@ def command(
         )
     _print_figures(everything)
     _print_comparisons(comparisons)
-    _print_tasks([one for name in names for one in figures[name]])
+    print_tasks([one.summary() for name in names for one in figures[name]], _names(names))
     _print_task_changes(task_changes)
+
+
+def _put_on_card(
+    model: str, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], tasks: Sequence[TaskFigure]
+) -> None:
+    """Put the figures of a model, beside those of the one that it is compared with, into its model card."""
+    from act.editing.card_results import put_results
+    from act.evaluation.results_table import figures_of, results_table, tasks_table
+
+    called = _names({one.model for one in (*evaluations, *tasks)}) | _names(one.corpus for one in evaluations)
+    rows = [replace(one, model=called[one.model], corpus=called[one.corpus]).summary() for one in evaluations]
+    pairs = [
+        replace(one, before=called[one.before], after=called[one.after], corpus=called[one.corpus]).summary()
+        for one in comparisons
+    ]
+    results = [results_table(rows, pairs, pairs[0]["before"] if pairs else "")] if rows else []
+    results += [tasks_table([replace(one, model=called[one.model]).summary() for one in tasks])] if tasks else []
+    own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row)]
+    put_results(Path(model), "\n\n".join(results), own)
 
 
 def _print_figures(evaluations: list[Evaluation]) -> None:
@@ -200,15 +239,6 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
     if rows:
         names = ["model", "corpus", "right, %", "records", "McNemar p", "NLL per token", "sign-flip p"]
         console.print_table(f"Against {called[comparisons[0].before]}", *filled(names, rows))
-
-
-def _print_tasks(figures: list[TaskFigure]) -> None:
-    from act.evaluation.significance import with_error
-
-    called = _names(one.model for one in figures)
-    rows = [[called[one.model], one.task, one.metric, with_error(one.value, one.standard_error, 3)] for one in figures]
-    if rows:
-        console.print_table("Tasks of lm-evaluation-harness", ["model", "task", "metric", "value"], rows)
 
 
 def _print_task_changes(changes: list[TaskChange]) -> None:

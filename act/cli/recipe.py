@@ -10,7 +10,7 @@ import typer
 
 from act.cli import console, options
 from act.cli.progress import counter, step
-from act.cli.tables import GUESSES, filled, guesses
+from act.cli.tables import GUESSES, filled, guesses, print_tasks
 from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
 from act.core.units import duration, rate, size
@@ -198,11 +198,7 @@ def _print_report(report: Report, described: Recipe) -> None:
         console.print_table(f"{corpus}, ± standard error", *filled(columns, rows))
     if report["results"]:
         _print_legend([row["model"] for row in report["results"]], described)
-    tasks = [
-        [one["model"], one["task"], one["metric"], with_error(one["value"], one["se"], 3)] for one in report["tasks"]
-    ]
-    if tasks:
-        console.print_table("Tasks of lm-evaluation-harness", ["model", "task", "metric", "value"], tasks)
+    print_tasks(report["tasks"])
     for pair in report["comparisons"]:
         if pair["after"].startswith("act") and pair["before"] != "target" and (beaten := _beaten(pair)):
             print(f"{pair['before']} does better than {pair['after']} on {pair['corpus']} (p {beaten})")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from act.evaluation.harness import TaskSummary
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -50,6 +53,29 @@ def guesses(chance: float | None, majority: float | None) -> str:
     """Both levels in per cent; empty where no answers are judged."""
     shown = ["-" if level is None else f"{100 * level:.1f}" for level in (chance, majority)]
     return "" if majority is None and chance is None else ", ".join(shown)
+
+
+def print_tasks(tasks: Sequence[TaskSummary], called: Mapping[str, str] | None = None) -> None:
+    """Print figures of tasks of lm-evaluation-harness, if there are any, chance beside accuracies among choices.
+
+    Args:
+        called: what to call the models; by default as the figures do.
+    """
+    from act.evaluation.significance import with_error
+
+    rows = [
+        [
+            (called or {}).get(one["model"], one["model"]),
+            one["task"],
+            one["metric"],
+            with_error(one["value"], one["se"], 3),
+            "" if (chance := one.get("chance")) is None else f"{chance:.3f}",  # not in reports of earlier versions
+        ]
+        for one in tasks
+    ]
+    if rows:
+        names = ["model", "task", "metric", "value", "chance"]
+        print_table("Tasks of lm-evaluation-harness", *filled(names, rows))
 
 
 def _print_paragraphs(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

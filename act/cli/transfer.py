@@ -134,7 +134,8 @@ def command(
         loading = {"dtype": dtype, "merge": merge, "trust_remote_code": trust_remote_code}
         choice = automatic.choose(donor[0], target, channels, strengths, device, loading, match_experts, as_json)
         strengths = [choice.strength]
-    more = "\n\n".join([*([choice.card()] if choice else []), f"Typed:\n\n```bash\n{console.command_line()}\n```"])
+    how = [f"## Share and strength\n\n{choice.card()}"] if choice else []
+    more = "\n\n".join([*how, f"## The command\n\n```bash\n{console.command_line()}\n```"])
 
     @functools.cache
     def donors() -> list[Donor]:

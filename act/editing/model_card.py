@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from act.data.records import is_hub_id
+from act.editing.card_results import CARD, Figure, metadata_of, not_measured, results_section
 from act.editing.provenance import TransferProvenance
 
-CARD = "README.md"
 TAGS = ("act-profile", "ability-transfer")
 NOT_STATED = "not stated"
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@[\w./-]+)?")
@@ -103,16 +103,6 @@ def _cached_card(name: str) -> Path | None:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure of the model, for the table of results and the card's metadata; ``text`` has its error."""
-
-    corpus: str
-    metric: str
-    value: float
-    text: str
-
-
-@dataclass(frozen=True)
 class Card:
     """What a model card says.
 
@@ -141,22 +131,14 @@ class Card:
         return f"---\n{self._metadata()}\n---\n# {self.title}\n\n{self.body.strip()}\n\n{self._usage()}\n"
 
     def _metadata(self) -> str:
-        from huggingface_hub.repocard_data import (  # half a second less than the package's name
-            EvalResult,
-            ModelCardData,
-        )
+        from huggingface_hub.repocard_data import ModelCardData  # half a second less than the package's name
 
         licences = {origin.licence for origin in self.origins}
         licence = licences.pop() if len(licences) == 1 else NOT_STATED
         named: dict[str, Any] = {}
         if licence != NOT_STATED:
             named = {"license": licence} if _is_known(licence) else {"license": "other", "license_name": licence}
-        if self.figures:
-            named["model_name"] = self.title
-            named["eval_results"] = [
-                EvalResult("text-generation", one.corpus, one.corpus, one.metric, one.value, metric_name=one.metric)
-                for one in self.figures
-            ]
+        named |= metadata_of(self.figures, self.title)
         data = ModelCardData(
             base_model=list(dict.fromkeys(base for origin in self.origins for base in origin.on_hub)) or None,
             datasets=sorted({name for corpus in self.corpora if (name := data_set_of(corpus))}) or None,
@@ -256,6 +238,7 @@ def write_card(
     *,
     command: str = "act-profile transfer",
     afterwards: str = "",
+    results: str | None = None,
     corpora: Iterable[str] = (),
     figures: Sequence[Figure] = (),
     tags: Sequence[str] = (),
@@ -266,7 +249,8 @@ def write_card(
         folder: the folder of the new model.
         target: the model that was changed: a folder or a hub id, as the donors' names in ``transfer`` are.
         command: the command that made it.
-        afterwards: Markdown on what was done besides the transfer.
+        afterwards: sections in Markdown on what was done besides the transfer.
+        results: Markdown, with the figures of the model; None: the card says how they are measured.
         corpora: names of texts that were used beside those that the channels were ranked on.
         figures: those of the model, for the metadata.
         tags: beside those of every transfer.
@@ -275,9 +259,9 @@ def write_card(
     donors = [(donor, Origin.of(donor.name or "unnamed")) for donor in transfer.donors]
     origins = [target_of, *(origin for _, origin in donors)]
     lines = [
-        f"Made by `{command}` of [act-profile](https://pypi.org/project/act-profile/), by the method of "
-        "[arXiv 2601.09398](https://arxiv.org/abs/2601.09398): the parameter rows of the chosen channels were blended, "
-        "`target += strength * (donor - target)`; everything else is the target's.",
+        f"Made by `{command}` of act-profile, by the method of [arXiv 2601.09398](https://arxiv.org/abs/2601.09398): "
+        "the parameter rows of the chosen channels were blended, `target += strength * (donor - target)`; everything "
+        "else is the target's.",
         "",
         "| | model | licence | channels | strength | chosen by |",
         "|---|---|---|---|---|---|",
@@ -291,8 +275,10 @@ def write_card(
     lines += ["", said] if (said := licences(origins)) else []
     after = f", after it: `{transfer.after}`" if transfer.after else ""
     lines += ["", f"Fingerprint before the transfer: `{transfer.before}`{after}."]
+    lines += ["", results_section(not_measured(target) if results is None else results)]
     lines += ["", afterwards] if afterwards else []
-    ranked = [name for donor, _ in donors for name in donor.rule.corpora]
+    rules = [donor.rule for donor, _ in donors]
+    ranked = [place for rule in rules for name in rule.corpora for place in rule.places.get(name, (name,))]
     card = Card(
         f"{target_of.title} with rows of {', '.join(origin.title for _, origin in donors)}",
         origins,

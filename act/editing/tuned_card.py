@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from act.data.corpus import Corpus
+from act.editing.card_results import not_measured, results_section
 from act.editing.model_card import NOT_STATED, Card, Origin, block
 from act.editing.tune import Tuned, TuneSettings
 from act.ranking.channel_set import ChannelSet
@@ -46,8 +47,7 @@ def tuned_card(
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     licence = "" if origin.licence == NOT_STATED else f", under its licence, {origin.licence}"
     body = [
-        f"{_TRAINED[settings.mode]} of {origin.link} were trained lightly by "
-        f"[act-profile](https://pypi.org/project/act-profile/){how}{licence}.",
+        f"{_TRAINED[settings.mode]} of {origin.link} were trained lightly by act-profile{how}{licence}.",
         "",
         *table,
         "",
@@ -58,6 +58,8 @@ def tuned_card(
         "Settings:",
         "",
         block("\n".join(f"{name}: {value}" for name, value in said.items()), "yaml"),
+        "",
+        results_section(not_measured(model)),
     ]
     names = [corpus.name for corpus in corpora]
     return str(Card(f"{origin.title}, tuned", [origin], "\n".join(body), ["fine-tune"], names, adapter=adapter))

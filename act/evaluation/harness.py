@@ -30,6 +30,7 @@ class TaskSummary(TypedDict):
     metric: str
     value: float | None
     se: float | None
+    chance: float | None
     documents: int
 
 
@@ -52,6 +53,7 @@ class TaskFigure:
     Attributes:
         standard_error: None where the harness gives none.
         per_document: the values that the metric is the mean of, by document number; empty if it is not a mean.
+        chance: the share that guesses among the choices would find; None for other metrics, and tasks without choices.
     """
 
     model: str
@@ -60,6 +62,7 @@ class TaskFigure:
     value: float
     standard_error: float | None
     per_document: dict[int, float]
+    chance: float | None = None
 
     def summary(self) -> TaskSummary:
         """Plain data, without the documents."""
@@ -69,6 +72,7 @@ class TaskFigure:
             "metric": self.metric,
             "value": finite(self.value),
             "se": finite(self.standard_error),
+            "chance": self.chance,
             "documents": len(self.per_document),
         }
 
@@ -137,7 +141,15 @@ def run_tasks(
         raise ActError(f"cannot run {', '.join(names)}: {brief(error)}") from error
     name = name or name_of(model)
     return [
-        TaskFigure(name, task, metric, float(value), _standard_error(values, key), _documents(found, task, key))
+        TaskFigure(
+            name,
+            task,
+            metric,
+            float(value),
+            _standard_error(values, key),
+            _documents(found, task, key),
+            _chance(found, task, key),
+        )
         for task, values in found["results"].items()
         for key, value in values.items()
         if isinstance(value, (int, float)) and "," in key and "_stderr" not in key
@@ -186,6 +198,21 @@ def _standard_error(values: dict[str, Any], key: str) -> float | None:
     metric, _, name = key.partition(",")
     found = values.get(f"{metric}_stderr,{name}")
     return float(found) if isinstance(found, (int, float)) else None
+
+
+def _chance(found: dict[str, Any], task: str, key: str) -> float | None:
+    """What guesses among the choices of each document would find, where an accuracy is that of the likeliest choice."""
+    config = found.get("configs", {}).get(task, {})
+    metric, _, name = key.partition(",")
+    if config.get("output_type") != "multiple_choice" or not metric.startswith("acc") or config.get("process_results"):
+        return None  # a task's own function may make anything of the likelihoods
+    asked = 2 if any(one.get("metric") == "acc_mutual_info" for one in config.get("metric_list") or ()) else 1
+    levels = [
+        (len({*sample["target"]}) if isinstance(sample["target"], list) else 1) * asked / len(sample["arguments"])
+        for sample in found.get("samples", {}).get(task, [])
+        if sample.get("filter", name) == name and sample["arguments"]
+    ]
+    return sum(levels) / len(levels) if levels else None
 
 
 def _documents(found: dict[str, Any], task: str, key: str) -> dict[int, float]:

@@ -4,34 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from act.editing.model_card import Figure
+from act.editing.card_results import Figure
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
+from act.evaluation.harness import TaskSummary
 from act.evaluation.significance import with_error
 
 METRICS = {"exact": "exact match", "number": "right number", "choice": "right choice"}
 
 
-def results_table(results: Sequence[Summary], comparisons: Sequence[ComparisonSummary]) -> str:
+def results_table(results: Sequence[Summary], comparisons: Sequence[ComparisonSummary], before: str = "target") -> str:
     """All models on all corpora, in Markdown, each figure with its standard error, chance beside every accuracy.
 
-    The last column is how probable a difference from the target as large as this one is by chance.
+    The last column, if anything was compared, is how probable a difference as large as this one is by chance.
+
+    Args:
+        before: the model that others are compared with.
     """
-    lines = [
-        "| corpus | model | right, % | chance | majority | NLL per token | p, to target |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    tested = {(one["after"], one["corpus"]): one for one in comparisons if one["before"] == "target"}
+    tested = {(one["after"], one["corpus"]): one for one in comparisons if one["before"] == before}
+    columns = ["corpus", "model", "right, %", "chance", "majority", "NLL per token"]
+    columns += [f"p, to {before}"] if tested else []
+    rows = [columns, ["---"] * len(columns)]
     for row in results:
         compared = tested.get((row["model"], row["corpus"]))
         p = None if compared is None else compared["nll_p"] if compared["match_p"] is None else compared["match_p"]
-        lines.append(
-            f"| {row['corpus']} | {row['model']} | {_percent(row['match'], row['match_se'])} "
-            f"| {_percent(row['chance'])} | {_percent(row['majority'])} "
-            f"| {with_error(row['nll_per_token'], row['nll_per_token_se'], 3)} "
-            f"| {'' if p is None else '<0.001' if p < 0.001 else f'{p:.3f}'} |"
-        )
+        cells = [
+            row["corpus"],
+            row["model"],
+            _percent(row["match"], row["match_se"]),
+            _percent(row["chance"]),
+            _percent(row["majority"]),
+            with_error(row["nll_per_token"], row["nll_per_token_se"], 3),
+            "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
+        ]
+        rows.append(cells[: len(columns)])
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join([*lines, "", "± standard error over records."])
+
+
+def tasks_table(tasks: Sequence[TaskSummary]) -> str:
+    """Figures of tasks of lm-evaluation-harness, in Markdown, with their standard errors, chance beside accuracies."""
+    rows = [
+        f"| {one['task']} | {one['model']} | {one['metric']} | {with_error(one['value'], one['se'], 3)} "
+        f"| {'' if one['chance'] is None else format(one['chance'], '.3f')} |"
+        for one in tasks
+    ]
+    heads = ["| task | model | metric | value | chance |", "|---|---|---|---|---|"]
+    return "\n".join([*heads, *rows, "", "± standard error over documents."])
 
 
 def figures_of(row: Summary) -> Iterator[Figure]:

@@ -25,7 +25,7 @@ from act.editing.model_card import block, write_card
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
-from act.evaluation.results_table import figures_of, results_table
+from act.evaluation.results_table import figures_of, results_table, tasks_table
 from act.models.loading import load_tokenizer
 from act.recipes.cache import SCHEMA, Cache, clean, earlier_stages_of, size_of, stages_of
 from act.recipes.check import Needs, Room, check, room_for
@@ -380,7 +380,7 @@ class Run:
                 "notes": list(moved.provenance.notes),
             },
             "sweep": {
-                **{key: value for key, value in swept.items() if key != "card"},
+                **{key: value for key, value in swept.items() if key not in ("card", "before")},
                 "controls": self.stages.sweep_controls(),
             }
             if swept
@@ -412,11 +412,11 @@ class Run:
         recipe, swept = self.recipe, self.stages.sweep()
         found = self.stages.patch(result(recipe)).provenance
         donors = tuple(replace(donor, name=recipe.at(donor.name or "")) for donor in found.donors)
-        said = [swept["card"]] if swept else []
+        said = [f"## Share and strength\n\n{swept['card']}"] if swept else []
         if recipe.tune:
-            said.append(f"Afterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}.")
-        if report["results"]:
-            said.append(f"## Results\n\n{results_table(report['results'], report['comparisons'])}")
+            said.append(f"## Tune\n\nAfterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}.")
+        results = [results_table(report["results"], report["comparisons"])] if report["results"] else []
+        results += [tasks_table(report["tasks"])] if report["tasks"] else []
         written = json.loads(json.dumps(recipe.model_dump(exclude_defaults=True)))
         text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
         said.append(f"## The recipe\n\n{block(text, 'yaml')}")
@@ -427,6 +427,7 @@ class Run:
             replace(found, donors=donors),
             command="act-profile recipe",
             afterwards="\n\n".join(said),
+            results="\n\n".join(results) or None,
             corpora=[recipe.records(name).place for name in recipe.corpora_used()],
             figures=[figure for row in report["results"] if row["model"] == made for figure in figures_of(row)],
         )

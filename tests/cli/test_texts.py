@@ -28,6 +28,19 @@ def test_columns_and_a_chat_template_decide_what_is_read(folder, tmp_path):
     shown = act_profile("run", "--model", folder / "model", "--corpus", folder / "x.csv", *given, "--show-spans", "1")
     assert shown.stdout == "[user]\nIs it a?</s>[assistant]\n[[five</s>]]\n", shown.stderr
     (tmp_path / "none.jinja").write_text("no template")
+    long = act_profile(
+        "run",
+        "--model",
+        folder / "model",
+        "--corpus",
+        folder / "x.csv",
+        *given,
+        "--show-spans",
+        "1",
+        "--max-length",
+        "999",
+    )
+    assert long.stdout == shown.stdout and "999 tokens, and the model's configuration has 256" in long.stderr
     given[-1] = tmp_path / "none.jinja"
     wrong = act_profile("run", "--model", folder / "model", "--corpus", folder / "x.csv", *given)
     assert wrong.returncode == 2 and "does not mention messages" in wrong.stderr
@@ -63,6 +76,14 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     text = (tmp_path / "a" / "tuned" / "README.md").read_text()
     assert f"| loss per token at the end | {tuned['loss']:.3f} |" in text and "of facts" in text and "--steps 1" in text
     assert {"fine-tune", "act-profile"} <= {*ModelCard(text).data.tags}
+    assert "act-profile evaluate --before" in text and "pypi" not in text
+    before = ["--before", folder / "model", *given[:4]]
+    succeed("evaluate", *before, "--model", tmp_path / "a" / "tuned", "--metric", "exact", "--card")
+    text = (tmp_path / "a" / "tuned" / "README.md").read_text()
+    assert "| facts | tuned |" in text and "p, to model" in text and "act-profile evaluate" not in text
+    assert [one.dataset_name for one in ModelCard(text).data.eval_results] == ["facts", "facts"]
+    lacking = act_profile("evaluate", *before, "--model", folder / "model", "--card")
+    assert lacking.returncode == 2 and "has no place for results" in lacking.stderr
     refused = act_profile("tune", "--model", folder / "model", *given, "--push-to-hub", "x", "--output", tmp_path / "b")
     assert refused.returncode == 2 and "expected a name such as org/name" in refused.stderr
     assert json.loads(

@@ -14,11 +14,14 @@ from packaging.version import Version
 from support import chosen, tiny_model
 
 import act
-from act.editing.model_card import Card, Figure, Origin, hub_id_of, licence_of
+from act.editing.card_results import Figure, put_results
+from act.editing.model_card import Card, Origin, hub_id_of, licence_of, write_card
+from act.editing.provenance import DonorUsed, TransferProvenance
 from act.editing.publishing import push, require_repository
 from act.editing.tuned_card import tuned_card
 from act.evaluation.results_table import figures_of, results_table
 from act.models.channels import ChannelSpace
+from act.ranking.rule import Rule
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -147,6 +150,25 @@ def test_the_card_of_a_tune_has_what_it_was(tokenizer):
     assert f"| loss per token at the end | {tuned.loss:.3f} |" in text and "learning_rate: 0.0001" in text
     data = ModelCard(text).data
     assert data.base_model == ["org/name"] and data.datasets == ["org/texts"] and "fine-tune" in data.tags
+
+
+def test_a_card_says_how_it_is_measured_until_it_was(tmp_path):
+    rule = Rule("paired", top=0.05, corpora=("german",), places={"german": ("org/texts:de:train",)})
+    transfer = TransferProvenance((DonorUsed("org/base", 5, 0.4, rule),), before="b", after="a")
+    write_card(tmp_path, "org/my model", transfer, afterwards="## The command\n\nact-profile transfer")
+    text = (tmp_path / "README.md").read_text()
+    assert "evaluate --before 'org/my model' --model FOLDER --corpus NAME=RECORDS --card` does so" in text
+    assert ModelCard(text).data.datasets == ["org/texts"] and ModelCard(text).data.eval_results is None
+    for value in (0.4, 0.5):
+        put_results(tmp_path, f"| {value} |", [Figure("german", "exact match", value, "± 0.1")])
+    again = (tmp_path / "README.md").read_text()
+    assert "| 0.5 |" in again and "| 0.4 |" not in again and "evaluate --before" not in again
+    assert again.partition("## The command")[2] == text.partition("## The command")[2]
+    (one,) = ModelCard(again).data.eval_results
+    assert (one.dataset_name, one.metric_value) == ("german", 0.5) and ModelCard(again).data.datasets == ["org/texts"]
+    (tmp_path / "README.md").write_text("# Mine")
+    with pytest.raises(act.ActError, match="has no place for results"):
+        put_results(tmp_path, "x", [])
 
 
 def test_results_have_errors_and_chance_beside_them(tokenizer):

@@ -10,7 +10,7 @@ import yaml
 from command_line import act_profile, succeed
 
 import act
-from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
+from act.evaluation.harness import _chance, compare_tasks, require_tasks, run_tasks
 from act.lab.language import OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS, load
 from act.recipes.recipe import Run, read_recipe
@@ -41,6 +41,24 @@ def test_a_missing_package_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(act.ActError, match=r"pip install 'act-profile\[eval\]'"):
         require_tasks(["gsm8k"])
+
+
+def test_the_chance_of_a_task_is_that_of_its_choices():
+    samples = [
+        {"target": 1, "arguments": [("q", "a"), ("q", "b")]},
+        {"target": [0, 2], "arguments": [("q", "a"), ("q", "b"), ("q", "c"), ("q", "d")]},
+        {"target": 1, "arguments": [("q", "a")] * 9, "filter": "other"},
+    ]
+    task = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}]}
+
+    def chance(key="acc,none", **changed):
+        given = [{"filter": "none", **one} for one in samples]
+        return _chance({"configs": {"t": {**task, **changed}}, "samples": {"t": given}}, "t", key)
+
+    assert chance() == chance("acc_norm,none") == 0.5  # of (1/2 + 2/4) / 2
+    assert chance(metric_list=[{"metric": "acc"}, {"metric": "acc_mutual_info"}]) == 1.0  # each asked for twice
+    assert chance("exact_match,none") is chance(output_type="generate_until") is chance(process_results="f") is None
+    assert _chance({"samples": {}}, "group", "acc,none") is None
 
 
 @pytest.fixture
@@ -82,6 +100,7 @@ def test_figures_documents_and_their_comparison(tasks, capfd):
         ("german_said", "exact_match", 12),
     ]
     chosen, said = compare_tasks(before, after)
+    assert [one.chance for one in before] == [1 / len(WORDS), None]
     assert [one.value for one in before] == [1, 1] and [one.value for one in after][1] == 0
     assert chosen["difference"] < -0.5 and chosen["p"] < 0.05 and said["difference"] == -1 and said["p"] < 0.05
     assert "aggregation is not" not in capfd.readouterr().err, "what is for authors of tasks is not said"

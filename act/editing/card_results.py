@@ -1,0 +1,84 @@
+"""The results on a model card: the place that every card has for them, and how it is filled once they are known."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from act.core.errors import ActError
+from act.core.files import written_whole
+
+CARD = "README.md"
+_BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the model, for the table of results and the card's metadata; ``text`` has its error."""
+
+    corpus: str
+    metric: str
+    value: float
+    text: str
+
+
+def results_section(results: str) -> str:
+    """The section of results in Markdown, between marks by which :func:`put_results` finds it again."""
+    return f"{_BEGIN}\n\n## Results\n\n{results.strip()}\n\n{_END}"
+
+
+def not_measured(before: str | Path) -> str:
+    """What the section says as long as nothing was measured: by which command that is done.
+
+    Args:
+        before: the model that it is to be compared with.
+    """
+    given = f"--before {shlex.quote(str(before))} --model FOLDER --corpus NAME=RECORDS"
+    return (
+        f"Not yet measured on records that were used for nothing else: `act-profile evaluate {given} --card` does so, "
+        "and puts the figures here."
+    )
+
+
+def metadata_of(figures: Sequence[Figure], title: str) -> dict[str, Any]:
+    """The figures as the metadata of a model card has them; empty if there are none."""
+    from huggingface_hub.repocard_data import EvalResult  # half a second less than the package's name
+
+    found = [
+        EvalResult("text-generation", one.corpus, one.corpus, one.metric, one.value, metric_name=one.metric)
+        for one in figures
+    ]
+    return {"model_name": title, "eval_results": found} if found else {}
+
+
+def require_place(model: str | Path) -> None:
+    """Raise :class:`ActError` unless a model is a folder whose card has a place for results."""
+    card = Path(model, CARD)
+    if not Path(model).is_dir():
+        raise ActError(f"{model} is no folder, so it has no model card to write to; leave --card out")
+    if not card.is_file() or _BEGIN.encode() not in card.read_bytes():
+        raise ActError(
+            f"{card} has no place for results, as a card that transfer, tune or a recipe has written; leave --card out"
+        )
+
+
+def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> None:
+    """Put results in the place of those that the model card in a folder has, and its metadata.
+
+    Raises:
+        ActError: as :func:`require_place`; the card cannot be written.
+    """
+    from huggingface_hub import ModelCard
+
+    require_place(folder)
+    path = folder / CARD
+    first, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
+    card = ModelCard(first + results_section(results) + rest.partition(_END)[2], ignore_metadata_errors=True)
+    title = next((line.removeprefix("# ") for line in card.text.splitlines() if line.startswith("# ")), folder.name)
+    for name, value in metadata_of(figures, title).items():
+        card.data[name] = value
+    with written_whole(path, force=True) as temporary:
+        temporary.write_bytes(str(card).encode("utf-8", "backslashreplace"))
