@@ -151,7 +151,7 @@ def _ranking() -> Picture:
     one.text(
         320,
         186,
-        "one flat index over the channels of all sites; of the ability, less or over what is to be kept",
+        "one flat index over the channels of all sites; each scored for the ability, against what is to be kept",
         "soft",
     )
     one.width = 680
