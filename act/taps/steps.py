@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -95,6 +97,7 @@ def change_of(module: Any, steps: Steps, args: tuple[Any, ...], kwargs: Mapping[
         return lambda tensors: _transposed(module, steps, tensors[0])
     if type(module).forward is nn.Embedding.forward and len(args) == 1 and not kwargs:
         return lambda tensors: steps.rows(steps.key_of(module.weight), tensors[0])
+    _load_forward_mode()
     leaves, spec = tree_flatten((args, dict(kwargs)))
     others = [None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
@@ -110,6 +113,14 @@ def change_of(module: Any, steps: Steps, args: tuple[Any, ...], kwargs: Mapping[
         return slope
 
     return change
+
+
+@cache
+def _load_forward_mode() -> None:
+    """Have PyTorch load its forward mode without the warning that it deprecates what it loads it with (2.14)."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
+        jvp(torch.neg, (torch.zeros(1),), (torch.zeros(1),))
 
 
 def tensors_in(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[torch.Tensor, ...]:
