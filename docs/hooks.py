@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 
 import act.cli
 from act.cli import app
+from act.cli.help import old_names
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -103,7 +104,8 @@ def options() -> str:
 
 
 def _row(option: Any) -> str:
-    names = [*option.opts, *option.secondary_opts] if option.opts[0].startswith("-") else [option.name.upper()]
+    shown = [name for name in option.opts if name not in old_names(option)]
+    names = [*shown, *option.secondary_opts] if option.opts[0].startswith("-") else [option.name.upper()]
     default = "required" if option.required else ""
     if isinstance(option.default, str | int | float | Path) and option.default not in (False, ""):
         default = f"`{option.default}`"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 import typer
 
@@ -13,6 +13,7 @@ from act.cli import console, options
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions
 from act.cli.reading import Reading
+from act.core.counted import counted
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
@@ -21,49 +22,49 @@ if TYPE_CHECKING:
     from act.evaluation.sweep import Setting
 
 
-AUTO = "With --auto"
+AUTO = "Only with --auto, which chooses share and strength on records"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choosing(RankingOptions, Reading):
     """The options of ``--auto``, and by what it ranks; None where one was not given."""
 
+    heading: ClassVar[str] = AUTO
+
     corpus: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=AUTO, help="Records of the ability to recover (also as NAME=PLACE)."),
+        typer.Option(help="Records of the ability to recover (also as NAME=PLACE)."),
     ] = None
     keep: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=AUTO, help="Records of abilities to keep (repeatable, also as NAME=PLACE)."),
+        typer.Option(help="Records of abilities to keep (repeatable, also as NAME=PLACE)."),
     ] = None
     profile: Annotated[
         Path | None,
-        typer.Option(rich_help_panel=AUTO, help="The pair profile, or what attribute made, that ranks the channels."),
+        typer.Option(help="The pair profile, or what attribute made, that ranks the channels."),
     ] = None
     keep_profile: Annotated[
         list[Path] | None,
-        typer.Option(rich_help_panel=AUTO, help="With --profile: pair profile of an ability to keep (repeatable)."),
+        typer.Option(help="With --profile: pair profile of an ability to keep (repeatable)."),
     ] = None
     least_kept: Annotated[
         float | None,
-        typer.Option(rich_help_panel=AUTO, help="Share of what is to be kept that must be left; 0.95 by default."),
+        typer.Option(help="Share of what is to be kept that must be left; 0.95 by default."),
     ] = None
     top: Annotated[
         list[str] | None,
-        typer.Option(rich_help_panel=AUTO, help="A share of the channels to try, such as 5% (repeatable)."),
+        typer.Option(help="A share of the channels to try, such as 5% (repeatable)."),
     ] = None
     metric: Annotated[
-        str | None, options.choice(AUTO, options.METRICS, "What makes an answer right; see act-profile evaluate.")
+        str | None, options.choice(None, options.METRICS, "What makes an answer right; see act-profile evaluate.")
     ] = None
     count: Annotated[
         str | None,
-        options.choice(AUTO, options.COUNTS, "Which tokens count where half of the records are profiled."),
+        options.choice(None, options.COUNTS, "Which tokens count where half of the records are profiled."),
     ] = None
     donor_device: Annotated[
         str | None,
-        typer.Option(
-            rich_help_panel=AUTO, help="Where the donor is and runs, such as cpu; by default where the target is."
-        ),
+        typer.Option(help="Where the donor is and runs, such as cpu; by default where the target is."),
     ] = None
 
     @property
@@ -166,6 +167,6 @@ def print_choice(choice: Choice) -> None:
         ]
         for one in choice.frontier
     ]
-    title = f"The frontier of {len(choice.candidates)} candidates; shares, ± standard error"
+    title = f"The frontier of {counted(len(choice.candidates), 'candidate')}; shares, ± standard error"
     console.print_table(title, ["", "top", "strength", "channels", "recovered", "kept"], rows)
     print(choice.caveat)

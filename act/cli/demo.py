@@ -168,7 +168,7 @@ def _invented(say: Say) -> Shown:
             ],
         )
         chosen, channels = len(result.moved["act"]), len(result.pair.space)
-        print(f"{chosen} of {channels:,} channels transferred, and as many in each control by channels.")
+        print(f"{chosen:,} of {channels:,} channels transferred, and as many in each control by channels.")
 
     data = {
         "before": figures["target"],

@@ -37,8 +37,14 @@ def command(as_json: options.Json = False) -> None:
         return console.print_json(result)
     built = result["cuda_kernels"]
     kernels = built["missing"] or f"built with CUDA {built['toolkit']} for {built['architectures']} and newer"
-    facts = [[name, result[name]] for name in ("machine", "threads", "instruction_set", "gpus")]
-    facts += [["cuda_kernels", kernels], ["forced_backend", result["forced_backend"]]]
+    facts = [
+        ["machine", result["machine"]],
+        ["threads", result["threads"]],
+        ["instruction set", result["instruction_set"] or "unknown, for the C++ kernels were not built"],
+        ["GPUs", ", ".join(result["gpus"]) or "none that PyTorch sees"],
+        ["CUDA kernels", kernels],
+        ["backend forced", result["forced_backend"] or f"none ({ENVIRONMENT_VARIABLE} is not set)"],
+    ]
     console.print_table("environment", ["", ""], [*map(list, result["versions"].items()), *facts])
     rows = [[device_type, *row] for device_type, names in result["backends"].items() for row in names.items()]
     console.print_table("backends", ["device", "backend", "state"], rows)

@@ -16,6 +16,7 @@ from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
 from act.cli.tables import GUESSES, filled, guesses, print_tasks
+from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import reserve_output, written_whole
 
@@ -162,7 +163,7 @@ def command(
     for one in everything:
         if bad := int((~one.nll.isfinite()).sum()):
             console.warn(
-                f"{one.model} gives NaN or infinity for {bad} of {len(one.nll)} records of {one.corpus}: "
+                f"{one.model} gives NaN or infinity for {bad} of {counted(len(one.nll), 'record')} of {one.corpus}: "
                 "their likelihood is unknown, and their answers are arbitrary; look for NaN in the weights"
             )
     if as_json:
@@ -214,7 +215,7 @@ def _print_figures(evaluations: list[Evaluation]) -> None:
         names = ["model", "corpus", "metric", "records", "right, %", GUESSES, "NLL per token"]
         console.print_table("Figures, ± standard error", *filled(names, rows))
     if cut := sum(one.cut for one in evaluations):
-        console.warn(f"{cut} answers were cut at the limit of new tokens; raise it with --max-new-tokens")
+        console.warn(f"cut at the limit of new tokens: {counted(cut, 'answer')}; raise it with --max-new-tokens")
 
 
 def _print_comparisons(comparisons: list[Comparison]) -> None:

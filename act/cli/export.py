@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from act.cli import console, options
+from act.core.counted import counted
 from act.core.files import reserve_output
 
 EXAMPLES = """
@@ -32,4 +33,4 @@ def command(
     rows = export(read(file), output, force=force)
     if as_json:
         return console.print_json({"output": str(output), "rows": rows})
-    print(f"{output}: {rows:,} channels")
+    print(f"{output}: {counted(rows, 'channel')}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
@@ -13,8 +14,8 @@ from typing import Any
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter of a command that is a dataclass by one parameter per field, as typer needs.
 
-    Each field is annotated as a typer parameter, and its default is that of the option. The other parameters of the
-    command come first.
+    Each field is annotated as a typer parameter, and its default is that of the option. Where the dataclass has a
+    ``heading``, ``--help`` shows all of its options under that. The other parameters of the command come first.
     """
     hints = typing.get_type_hints(command, include_extras=True)
     hints.pop("return", None)
@@ -25,7 +26,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     for place, group in groups.items():
         fields[place] = {field.name: _default(field) for field in dataclasses.fields(group)}
         found = typing.get_type_hints(group, include_extras=True)
-        hints |= {name: hint for name, hint in found.items() if name in fields[place]}
+        heading = getattr(group, "heading", None)
+        hints |= {name: _under(heading, hint) for name, hint in found.items() if name in fields[place]}
 
     @functools.wraps(command)
     def grouped(**given: Any) -> None:
@@ -39,6 +41,16 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     grouped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     grouped.__annotations__ = hints
     return grouped
+
+
+def _under(heading: str | None, hint: Any) -> Any:
+    """The annotation of an option, shown under another heading."""
+    if heading is None:
+        return hint
+    kind, option = typing.get_args(hint)
+    option = copy.copy(option)
+    option.rich_help_panel = heading
+    return typing.Annotated[kind, option]
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

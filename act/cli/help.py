@@ -8,13 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from act.cli import options
 from act.cli.logs import with_level
 
 WIDEST, NARROW = 110, 60  # columns; in fewer than the latter, what an option does stands below it
-FIRST = "Options"
+FIRST, EXAMPLES = "Options", "Examples"
 _LIST = re.compile(r"<list\[(\w+)\]>")  # of an option that its help calls repeatable
 
 
@@ -23,7 +23,28 @@ def width() -> int:
     return max(30, min(shutil.get_terminal_size().columns, WIDEST) - 1)
 
 
-class Command(TyperCommand):
+class WithExamples:
+    """Ends the help with the epilog as it is typed: the examples, which can be copied."""
+
+    epilog: str | None
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """Write the examples, and what they need, such as a file, under a heading that ends with a colon."""
+        heading, lines = EXAMPLES, list[str]()
+        for line in [*(self.epilog or "").strip().splitlines(), ""]:
+            if line[:1].isupper() and line.endswith(":"):
+                _write_as_it_is(formatter, heading, lines)
+                heading, lines = line[:-1], []
+            else:
+                lines.append(line)
+        _write_as_it_is(formatter, heading, lines)
+
+
+class Group(WithExamples, TyperGroup):
+    """Commands of one name, such as those of ``patch``, with an example of each."""
+
+
+class Command(WithExamples, TyperCommand):
     """A command whose help has a section for each group of its options, and its examples as they are typed."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -37,18 +58,27 @@ class Command(TyperCommand):
                 name = options.OUTPUT
             if record := parameter.get_help_record(ctx):
                 shown = _LIST.sub(r"<\1>", record[0].replace(" range>", ">"))
+                for old in old_names(parameter):
+                    shown = shown.replace(f", {old}", "", 1)
                 groups.setdefault(name, []).append((_broken(shown, formatter.width - 4), record[1]))
         for name, rows in groups.items():
             if rows:
                 with formatter.section(name):
                     write_rows(formatter, rows)
 
-    def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        """Write the examples, which can be copied."""
-        if self.epilog:
-            with formatter.section("Examples"):
-                for line in self.epilog.strip().splitlines():
-                    formatter.write(f"  {line}\n" if line else "\n")
+
+def old_names(parameter: Any) -> list[str]:
+    """The earlier names of an option, which are understood but not shown: all but the first of its long ones."""
+    return [name for name in parameter.opts if name.startswith("--")][1:] if parameter.name != "help" else []
+
+
+def _write_as_it_is(formatter: Any, heading: str, lines: list[str]) -> None:
+    while lines and not lines[-1]:
+        lines.pop()
+    if lines:
+        with formatter.section(heading):
+            for line in lines:
+                formatter.write(f"  {line}\n" if line else "\n")
 
 
 def _broken(name: str, most: int) -> str:

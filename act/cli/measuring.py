@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from act.data.corpus import Corpus
+    from act.evaluation.sides import Sides
     from act.profiles.profile import Profile
     from act.profiling.checkpoint import Checkpoint
     from act.profiling.job import Job, JobOptions
@@ -77,34 +78,37 @@ class Measuring:
         if self.options.token_cache:
             corpora = self._cached(corpora, self.options.token_cache, ranks)
         models = self._models(ranks)
-        if leads:
-            self._look(models, corpora)
+        losses = self._look(models, corpora) if leads else {}
         with to_file(self.options.log if leads else None), Progress(self.options.as_json, until) as progress:
             strict = self.options.strict_observers()
             feeding["observers"] = [*strict, *([until] if until else []), *([progress] if leads else [])]
             job = self._job(models, corpora, ranks, feeding)
             profiles = self._profiles(job)
         if leads and profiles is not None:
-            self._output.report(profiles)
+            self._output.report(profiles, losses)
         if leads and self.options.strict:
             self._output.require_measured()
 
-    def _look(self, models: Mapping[str, nn.Module], corpora: Mapping[str, Corpus]) -> None:
-        """Warn of what is probably not meant: a slow type, donor and target that look swapped."""
+    def _look(self, models: Mapping[str, nn.Module], corpora: Mapping[str, Corpus]) -> dict[str, Sides]:
+        """Warn of what is probably not meant: a slow type, donor and target that look swapped.
+
+        Returns:
+            the losses of donor and target by text, of those texts to recover that both read as language models.
+        """
+        from act.evaluation.sides import sides_of
+
+        found: dict[str, Sides] = {}
         for model in models.values():
             slow.warn_of_half(model)
         places = {next(model.parameters()).device.type for model in models.values()}
         if "donor" in models and len(places) == 1:  # a donor that waits on the CPU is not run there
             for name, corpus in corpora.items():
-                if not name.startswith(KEEP):
-                    self._compare(name, models["donor"], models["target"], corpus)
+                if not name.startswith(KEEP) and (sides := sides_of(models["donor"], models["target"], corpus)):
+                    self._compare(name, sides)
+                    found[name or corpus.name] = sides
+        return found
 
-    def _compare(self, name: str, donor: nn.Module, target: nn.Module, corpus: Corpus) -> None:
-        from act.evaluation.sides import sides_of
-
-        sides = sides_of(donor, target, corpus)
-        if sides is None:
-            return
+    def _compare(self, name: str, sides: Sides) -> None:
         about = f"{name}: " if name else ""
         console.note(f"{about}{sides}")
         if sides.swapped:

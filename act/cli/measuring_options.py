@@ -35,7 +35,7 @@ class TextOptions(Reading):
     count: options.Count = "answer"
     answer_turns: options.AnswerTurns = "last"
     ability_column: options.AbilityColumn = None
-    overlap: options.Overlap = None
+    stride: options.Stride = None
     token_budget: options.TokenBudget = None
     include: options.Include = None
     exclude: options.Exclude = None
@@ -72,7 +72,7 @@ class TextOptions(Reading):
             tokenizer,
             count=cast("Count", self.count),
             answer_turns=cast("AnswerTurns", self.answer_turns),
-            overlap=self.overlap,
+            overlap=self.stride,
             ability_column=ability_column,
         )
 

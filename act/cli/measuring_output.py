@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from act.core.files import require_output, written_whole
 from act.core.scratch import companion, reserve
 
 if TYPE_CHECKING:
+    from act.evaluation.sides import Sides
     from act.profiles.profile import Profile
     from act.profiling.ranks import Ranks
 
@@ -107,12 +108,12 @@ class MeasuringOutput:
             for ability, profile in profiles.items():
                 profile.save(folder / f"{ability}.safetensors")
 
-    def report(self, profiles: Profile | dict[str, Profile]) -> None:
-        """Print what was measured, and any warnings."""
+    def report(self, profiles: Profile | dict[str, Profile], losses: Mapping[str, Sides]) -> None:
+        """Print what was measured, the losses of donor and target by text, and any warnings."""
         if isinstance(profiles, dict):
-            report_profiles(profiles, self.path, self.as_json)
+            report_profiles(profiles, self.path, self.as_json, losses)
         else:
-            report_profile(profiles, self.path, self.as_json)
+            report_profile(profiles, self.path, self.as_json, losses)
 
     def require_measured(self) -> None:
         """Raise :class:`ActError` unless every parameter lies behind a channel that was counted, in each profile."""

@@ -12,12 +12,21 @@ from act.cli import console, options
 EXAMPLES = """
 act-profile mergekit merge.yaml merged/
 act-profile mergekit merge.yaml merged/ --force
+
+A merge.yaml, whose donor gives the channels of a set:
+merge_method: act
+base_model: specialist/
+models:
+  - model: base/
+    parameters: {channels: channels.safetensors, weight: 0.4}
+parameters: {overlap: sum}  # of several donors: sum, mean, first or stronger
 """
 
 
 def command(
     config: Annotated[
-        Path, typer.Argument(help="A mergekit configuration; each donor has the parameters channels and weight.")
+        Path,
+        typer.Argument(help="A mergekit configuration, as below: each donor has the parameters channels and weight."),
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the resulting model.")],
     trust_remote_code: options.TrustRemoteCode = False,

@@ -129,6 +129,15 @@ KeepTexts = Annotated[
         help="Text of what the target should keep, measured in the same run (repeatable, also as NAME=PLACE).",
     ),
 ]
+KeepProfiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--keep-profile",
+        "--keep",  # which takes texts in every other command
+        help="Profile of an ability to retain, whose channels are spared (repeatable; beside the profiles of donor "
+        "and target: both of each, in this order).",
+    ),
+]
 Records = Annotated[
     list[str],
     typer.Option(
@@ -145,15 +154,18 @@ RecordsToKeep = Annotated[
         help="Records of abilities to keep, to evaluate on (repeatable, also as NAME=PLACE).",
     ),
 ]
-Gpu = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=SPEED,
+
+
+def gpu(group: str) -> Any:
+    """The option ``--gpu`` of what plans a run, in the group of those that belong to it."""
+    return typer.Option(
+        rich_help_panel=group,
         metavar="NAME",
         autocompletion=lambda incomplete="": [name for name in ACCELERATORS if name.startswith(incomplete)],
         help=f"GPU to plan for, by the figures that its maker publishes: {', '.join(ACCELERATORS)}.",
-    ),
-]
+    )
+
+
 DonorDevice = Annotated[
     str,
     typer.Option(
@@ -221,11 +233,14 @@ MaxLength = Annotated[
         "Default: the positions in the model's configuration, at most 2048.",
     ),
 ]
-Overlap = Annotated[
+Stride = Annotated[
     int | None,
     typer.Option(
+        "--stride",
+        "--overlap",  # its earlier name, which is what transfer calls rows of several donors
         rich_help_panel=TEXT,
-        help="Tokens that a piece of a cut text repeats as context. Default: a sixteenth of the length.",
+        help="Tokens that a piece of a cut text repeats of the piece before it, as context, as stride is called in "
+        "Hugging Face's tokenizers. Default: a sixteenth of the length.",
     ),
 ]
 TokenBudget = Annotated[

@@ -10,11 +10,23 @@ from typing import Annotated
 import typer
 
 from act.cli import console, options
-from act.cli.help import add
+from act.cli.help import Group, add
+from act.core.counted import counted
 from act.core.files import reserve_output
 
 HELP = "Apply, revert, show or compose patches: the rows that transfers changed."
-app = typer.Typer(help=HELP, no_args_is_help=True, **options.LOOK)
+EXAMPLES = """
+act-profile transfer --donor base/ --target specialist/ \\
+    --channels channels.safetensors --output german.safetensors
+act-profile patch show german.safetensors
+act-profile patch apply german.safetensors --model specialist/ \\
+    --output mended/
+act-profile patch revert german.safetensors --model mended/ \\
+    --output specialist-again/
+act-profile patch compose german.safetensors code.safetensors \\
+    --output both.safetensors
+"""
+app = typer.Typer(cls=Group, help=HELP, epilog=EXAMPLES, no_args_is_help=True, **options.LOOK)
 PatchFile = Annotated[Path, typer.Argument(help="A patch, written by act-profile transfer --output x.safetensors.")]
 Model = Annotated[Path, typer.Option(rich_help_panel=options.MODELS, help="The model folder; it is only read.")]
 NewFolder = Annotated[Path, typer.Option(rich_help_panel=options.OUTPUT, help="Folder for the resulting model.")]
@@ -63,7 +75,7 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         known = {key: value for key, value in held.provenance.to_json().items() if key != "parameters"}
         return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **known})
     after = held.provenance.after or "unknown, because it is composed of several"
-    title = f"{patch}: {len(held):,} values; fingerprint {held.provenance.before} -> {after}"
+    title = f"{patch}: {counted(len(held), 'value')}; fingerprint {held.provenance.before} -> {after}"
     together: dict[tuple[str, int], Counter[str]] = {}  # all experts of a parameter in one line
     for change in held.changes:
         total = together.setdefault((change.parameter.name, change.parameter.dim), Counter())
@@ -71,7 +83,7 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
     rows = [[name, dim, f"{total['rows']:,}", f"{total['values']:,}"] for (name, dim), total in together.items()]
     console.print_table(title, ["parameter", "dim", "rows", "values"], rows)
     for donor in held.provenance.donors:
-        print(f"donor {donor.name}: {donor.channels:,} channels at strength {donor.strength}")
+        print(f"donor {donor.name}: {counted(donor.channels, 'channel')} at strength {donor.strength}")
 
 
 def compose_command(
@@ -94,7 +106,7 @@ def compose_command(
     if as_json:
         return console.print_json({"output": str(output), "values": len(joined), "conflicts": found})
     rows = [[name, count] for name, count in found.items()]
-    console.print_table(f"{output}: {len(joined):,} values", ["rows in several patches", ""], rows)
+    console.print_table(f"{output}: {counted(len(joined), 'value')}", ["rows in several patches", ""], rows)
 
 
 def _write(patch: Path, model: Path, output: Path, back: bool, hard_link: bool, force: bool, as_json: bool) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from act.profiling.plan import Shape
 
 
+GPUS = "GPUs to plan for"
 EXAMPLES = """
 act-profile plan --model specialist/ --pair --corpus german.jsonl
 act-profile plan --model org/name --pair --tokens 1e9 --gpu h100 --gpus 8
@@ -58,27 +59,27 @@ def command(
     ] = None,
     count: options.Count = "answer",
     answer_turns: options.AnswerTurns = "last",
-    overlap: options.Overlap = None,
+    stride: options.Stride = None,
     pair: Annotated[bool, typer.Option("--pair", help="Plan a pair run of two such models.")] = False,
     attribute: Annotated[
         bool, typer.Option("--attribute", help="Plan act-profile attribute into such a model.")
     ] = False,
     recompute: options.Recompute = True,
     swap: options.Swap = False,
-    gpu: options.Gpu = None,
+    gpu: Annotated[str | None, options.gpu(GPUS)] = None,
     gpus: Annotated[
         int | None,
-        typer.Option(min=1, rich_help_panel=options.SPEED, help="GPUs of a cluster to plan for. Default: 1."),
+        typer.Option(min=1, rich_help_panel=GPUS, help="How many of them, in a cluster. Default: 1."),
     ] = None,
     gpus_a_model: Annotated[
         int,
-        typer.Option(min=1, rich_help_panel=options.SPEED, help="GPUs over which one copy of the weights is spread."),
+        typer.Option(min=1, rich_help_panel=GPUS, help="GPUs over which one copy of the weights is spread."),
     ] = 1,
     gpu_tflops: Annotated[
         float | None,
         typer.Option(
             min=1e-6,
-            rich_help_panel=options.SPEED,
+            rich_help_panel=GPUS,
             help="TFLOP/s of one GPU during a forward. Default: 40 % of what is published of --gpu, or as measured on "
             "the GPU here.",
         ),
@@ -157,7 +158,7 @@ def command(
     if corpus:
         tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
         opened = {
-            name: reading.open(where, tokenizer, count=count, answer_turns=answer_turns, overlap=overlap)
+            name: reading.open(where, tokenizer, count=count, answer_turns=answer_turns, overlap=stride)
             for name, where in console.places_of(corpus).items()
         }
         opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}

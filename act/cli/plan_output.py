@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from act.cli import console
+from act.core.counted import counted
 from act.core.units import amount, duration, rate, size
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def print_sites(model: str, result: dict[str, Any]) -> None:
     reasons = {next(iter(grouped({name: 0}))): reason for name, reason in result["reasons"].items()}
     for name, values_of in result["uncovered_values"].items():
         why = f" ({reasons[name]})" if name in reasons else ""
-        print(f"no site covers {name}, {values_of:,} values: they are neither measured nor transferred{why}")
+        print(
+            f"no site covers {name}, {counted(values_of, 'value')}, so they are neither measured nor transferred{why}"
+        )
     for site in result["sites"]:
         if site["tied_to"]:
             print(
@@ -117,7 +120,8 @@ def _print_work(result: dict[str, Any]) -> None:
     flops = rate(result["flops"]).removesuffix("/s")
     print(f"{about}{amount(text['tokens'])} tokens, {amount(text['counted'])} of them counted: {flops} of work")
     if text.get("images"):
-        print(f"{text['images']:,} images, whose tokens are counted; what the parts that read them compute is not")
+        images = counted(text["images"], "image")
+        print(f"{images}, whose tokens are counted; what the parts that read them compute is not")
     if text["computed"] != text["tokens"]:
         provided = "" if result["measured"] else ", if the model can share that (--seconds tries it)"
         print(
@@ -125,6 +129,6 @@ def _print_work(result: dict[str, Any]) -> None:
             f"{provided}"
         )
     if text.get("bad_records"):
-        print(f"{text['bad_records']:,} of {text['records']:,} records are bad: see --skip-bad-records of run")
+        print(f"bad: {text['bad_records']:,} of {counted(text['records'], 'record')}: see --skip-bad-records of run")
     if not result["attention_counted"]:
         print("without attention, because the configuration does not describe it")

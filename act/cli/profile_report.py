@@ -2,42 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.cli.console import print_json, print_table, some, warn
+from act.cli.next_step import after_profiles
+from act.core.counted import counted
+from act.core.units import duration
 
 if TYPE_CHECKING:
     from act.data.stream import Skipped
+    from act.evaluation.sides import Sides
+    from act.profiles.attribution import AttributionProfile
     from act.profiles.coverage import Measured
     from act.profiles.experts import FewTokens
     from act.profiles.profile import Profile
 
 
-def report_profile(profile: Profile, output: Path, as_json: bool) -> None:
-    """Print what a run measured and where its profile is, and warn of anything unusual."""
+def report_profile(profile: Profile, output: Path, as_json: bool, losses: Mapping[str, Sides] | None = None) -> None:
+    """Print what a run measured and where its profile is, and warn of anything unusual.
+
+    Args:
+        losses: of donor and target on the same tokens, by text, where both ran; for JSON, since people saw them.
+    """
     if as_json:
-        print_json(_summary(profile, output))
+        print_json({**_summary(profile, output), **_losses(losses)})
     else:
-        _print_summary(profile, output)
+        _print_summary(profile, output, profile.provenance.corpora[-1].tokens)
     _warn(profile)
     _warn_of_skipped(profile.provenance.corpora[-1].skipped)
+    if not as_json:
+        after_profiles({output: profile})
 
 
-def report_profiles(profiles: Mapping[str, Profile], folder: Path, as_json: bool) -> None:
+def report_profiles(
+    profiles: Mapping[str, Profile], folder: Path, as_json: bool, losses: Mapping[str, Sides] | None = None
+) -> None:
     """The same for the profiles of several abilities; with ``as_json``, as one JSON object."""
     outputs = {ability: folder / f"{ability}.safetensors" for ability in profiles}
     if as_json:
         results = {ability: _summary(profile, outputs[ability]) for ability, profile in profiles.items()}
-        print_json({"output": str(folder), "abilities": results})
+        print_json({"output": str(folder), "abilities": results, **_losses(losses)})
+    together = sum(profile.provenance.corpora[-1].tokens for profile in profiles.values())
     for ability, profile in profiles.items():
         if not as_json:
-            _print_summary(profile, outputs[ability])
+            _print_summary(profile, outputs[ability], together)
         _warn(profile)
     # A bad record of a labelled corpus may belong to any ability, so it is in the profile of each.
     skipped = [each for profile in profiles.values() for each in profile.provenance.corpora[-1].skipped]
     _warn_of_skipped({(each.ability, each.record): each for each in skipped}.values())
+    if not as_json:
+        after_profiles({outputs[ability]: profile for ability, profile in profiles.items()})
 
 
 def _summary(profile: Profile, output: Path) -> dict[str, Any]:
@@ -67,18 +83,49 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "moe_all_experts": profile.provenance.settings.moe_all_experts,
         "experts": None if (few := _few_tokens(profile)) is None else few.to_json(),
         "uncovered": list(profile.space.uncovered),
+        **({"kept": [_read(one) for one in kept]} if (kept := _kept(profile)) else {}),
     }
 
 
-def _print_summary(profile: Profile, output: Path) -> None:
+def _read(profile: Profile) -> dict[str, Any]:
+    """What was read of a text, in figures that a run's own also has."""
+    read = profile.provenance.corpora[-1]
+    return {"corpus": read.name, "records": read.records, "tokens": read.tokens, "counted": read.counted}
+
+
+def _losses(losses: Mapping[str, Sides] | None) -> dict[str, Any]:
+    """The losses of donor and target as plain data; nothing where they did not run."""
+    return {"losses": [{"corpus": name, **sides.to_json()} for name, sides in losses.items()]} if losses else {}
+
+
+def _kept(profile: Profile) -> Sequence[AttributionProfile]:
+    """What was read of texts to keep, in the same run; empty but for an attribution."""
+    from act.profiles.attribution import AttributionProfile
+
+    return profile.kept if isinstance(profile, AttributionProfile) else ()
+
+
+def _print_summary(profile: Profile, output: Path, together: int) -> None:
+    """Print a table; ``together``: the tokens that the run has read of all abilities."""
     from act.profiles.coverage import percent, swapped_share
 
     result, read = _summary(profile, output), profile.provenance.corpora[-1]
-    names = ("channels", "sites", "records", "tokens", "computed", "counted", "seconds", "tokens_per_second")
-    rows = [[name.replace("_", " "), f"{result[name]:,}"] for name in names]
-    rows += [[name.replace("_", " "), f"{result[name]:.1%}"] for name in ("padding_share", "busy_share")]
-    paths = ", ".join(f"{path} {sites}" for path, sites in read.paths.items())
-    rows += [["backend", result["backend"]], ["sites by path", paths]]
+    kept = [one.provenance.corpora[-1] for one in _kept(profile)]
+    together += sum(one.tokens for one in kept)
+    rows = [[name, f"{result[name]:,}"] for name in ("channels", "sites")]
+    counting = "tokens that count" if profile.of_tokens else "tokens that the loss is over"
+    for name, called in (("records", "records"), ("tokens", "tokens"), ("counted", counting)):
+        more = f", and {sum(getattr(one, name) for one in kept):,} of what to keep" if kept else ""
+        rows += [[called, f"{result[name]:,}{more}"]]
+    if result["computed"] != result["tokens"]:
+        rows += [["tokens computed (others begin as a text before)", f"{result['computed']:,}"]]
+    rows += [["time", duration(result["seconds"])]]
+    rows += [["tokens per second", f"{together / max(result['seconds'], 1e-9):,.0f}"]]
+    rows += [["padding", f"{result['padding_share']:.1%}"]]
+    rows += [["time in the model (not waiting for text)", f"{result['busy_share']:.1%}"]]
+    rows += [["kernels", result["backend"]]]
+    if read.paths:  # none if a run that was continued had nothing left to read
+        rows += [["sites by what reads them", ", ".join(f"{path} {sites}" for path, sites in read.paths.items())]]
     if measured := _measured(profile):
         kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in measured.kinds.items())
         rows += [["coverage", str(measured)], ["coverage by kind", kinds]]
@@ -90,8 +137,8 @@ def _print_summary(profile: Profile, output: Path) -> None:
     print_table(result["output"], ["", ""], rows)
     if stable := read.extra.get("stable"):
         print(
-            f"stopped after {stable['documents']:,} records: at least {stable['certain_overlap']:.1%} of the top "
-            f"{stable['top']:.2%} by {stable['score']} is also that of the whole corpus "
+            f"stopped after {counted(stable['documents'], 'record')}: at least {stable['certain_overlap']:.1%} of the "
+            f"top {stable['top']:.2%} by {stable['score']} is also that of the whole corpus "
             f"(confidence {stable['confidence']:.0%})"
         )
 
@@ -136,4 +183,4 @@ def _few_tokens(profile: Profile) -> FewTokens | None:
 def _warn_of_skipped(skipped: Iterable[Skipped]) -> None:
     listed = [f"{each.place}: {each.reason}" for each in skipped]
     if listed:
-        warn(f"{len(listed)} bad records were skipped: {'; '.join(listed)}")
+        warn(f"skipped {counted(len(listed), 'bad record')}: {'; '.join(listed)}")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from act.cli import console, options
+from act.cli import console, next_step, options
 from act.cli.grouped import with_options
 from act.cli.ranking_options import RankingOptions
+from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
@@ -24,8 +25,8 @@ ONE_KIND = 0.9
 """A larger share of a set in one module kind is warned of."""
 
 EXAMPLES = """
-act-profile rank german.safetensors --keep keep.safetensors --top 5% \\
-    --output channels.safetensors
+act-profile rank german.safetensors --keep-profile maths.safetensors \\
+    --top 5% --output channels.safetensors
 act-profile rank german.safetensors --score match --normalize std \\
     --csv channels.csv
 """
@@ -38,13 +39,15 @@ def command(
     ],
     by: RankingOptions,
     output: options.Output = Path("channels.safetensors"),
-    keep: Annotated[
-        list[Path] | None,
-        typer.Option(help="Profile of an ability to retain (repeatable; with two profiles: donor, then target)."),
-    ] = None,
+    keep_profile: options.KeepProfiles = None,
     top: Annotated[str | None, typer.Option(help="Share of the channels to choose, such as 5% (the default).")] = None,
-    count: Annotated[
-        int | None, typer.Option(help="Instead of --top: number of channels, pairs, neurons, heads or experts.")
+    number: Annotated[
+        int | None,
+        typer.Option(
+            "--number",
+            "--count",  # which says in every other command what tokens count
+            help="Instead of --top: number of channels, pairs, neurons, heads or experts.",
+        ),
     ] = None,
     mass: Annotated[str | None, typer.Option(help="Instead of --top: share of the sum of all positive scores.")] = None,
     csv: options.Csv = None,
@@ -72,8 +75,8 @@ def command(
     from act.ranking.rank import rank
     from act.ranking.selection import parse_amount
 
-    if top is not None or count is not None or mass is not None:
-        parse_amount(top, count, mass)
+    if top is not None or number is not None or mass is not None:
+        parse_amount(top, number, mass)
     score = by.score or "paired"
     record = score_named(score)
     if (donor or target) and not record.needs_models:
@@ -82,7 +85,7 @@ def command(
     if by.seed is not None and not record.takes_seed:
         others = score_names(lambda score: score.takes_seed)
         raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by {others}")
-    inputs: list[str | Path] = [*profiles, *(keep or []), *(name for name in (donor, target) if name)]
+    inputs: list[str | Path] = [*profiles, *(keep_profile or []), *(name for name in (donor, target) if name)]
     reserve_output(output, force, inputs)
     if csv:
         reserve_output(csv, force, [*inputs, output])
@@ -101,9 +104,9 @@ def command(
     channels = rank(
         ability,
         top=top,
-        count=count,
+        count=number,
         mass=mass,
-        keep=_abilities(keep, len(profiles)) if keep else None,
+        keep=_abilities(keep_profile, len(profiles)) if keep_profile else None,
         min_expert_tokens=min_expert_tokens,
         **by.ranking,
         **models,
@@ -135,13 +138,17 @@ def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: boo
         result = {"output": str(output), "chosen": len(channels), "inputs": inputs}
         console.print_json({**result, "rule": rule.to_json(), "kinds": shares})
     else:
-        rows = [[kind, f"{chosen:,}", f"{total:,}", f"{chosen / total:.1%}"] for kind, (chosen, total) in kinds.items()]
-        title = f"{output}: {len(channels):,} of {rule.ranked or 0:,} ranked channels"
-        console.print_table(title, ["module kind", "chosen", "channels", "share"], rows)
+        whole = max(len(channels), 1)
+        rows = [
+            [kind, f"{chosen:,}", f"{total:,}", f"{chosen / total:.1%}", f"{chosen / whole:.1%}"]
+            for kind, (chosen, total) in kinds.items()
+        ]
+        title = f"{output}: {len(channels):,} of {counted(rule.ranked or 0, 'ranked channel')}"
+        console.print_table(title, ["module kind", "chosen", "of channels", "share of kind", "share of set"], rows)
         for site, owner in rule.tied.items():
             print(f"{site} shares its tensor with {owner} and is transferred only there")
         if inputs:
-            print(f"{inputs:,} input columns that read these units are transferred with them")
+            print(f"transferred with these units: {counted(inputs, 'input column')} that read them")
     most = max(kinds, key=lambda kind: kinds[kind][0], default="")
     if not chosen_kinds and len(kinds) > 1 and len(channels) > 1 and kinds[most][0] > ONE_KIND * len(channels):
         console.warn(
@@ -153,11 +160,13 @@ def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: boo
         console.warn(f"channels without a score ({why}), so not ranked: {console.some(rule.unmeasured)}")
     if rule.starved_channels:
         console.warn(
-            f"{rule.starved_channels:,} channels of {rule.starved_experts:,} expert(s) are not ranked: fewer than "
-            f"{rule.min_expert_tokens} counted tokens reached them (--min-expert-tokens), so no score of theirs is sure"
+            f"not ranked: {counted(rule.starved_channels, 'channel')} of {counted(rule.starved_experts, 'expert')} "
+            f"that fewer than {rule.min_expert_tokens} counted tokens reached (--min-expert-tokens): too few to be sure"
         )
     if rule.not_positive:
         console.warn(
             f"{rule.not_positive:,} of the {len(channels):,} chosen channels have a score of 0 or below, chosen "
             "only to reach the number asked for; choose fewer, or only those above 0 with --mass 100%"
         )
+    if not as_json:
+        next_step.after_rank(output, rule.models)

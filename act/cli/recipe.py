@@ -11,6 +11,7 @@ import typer
 from act.cli import console, options
 from act.cli.progress import counter, step
 from act.cli.tables import GUESSES, filled, guesses, print_tasks
+from act.core.counted import counted
 from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
 from act.core.units import duration, rate, size
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from act.report.verdict import Verdict
 
 
+WITH_CHECK = "With --check: the machine to plan for"
 EXAMPLES = """
 act-profile recipe --example > my.yaml
 act-profile recipe my.yaml --check && act-profile recipe my.yaml
@@ -49,13 +51,22 @@ def command(
             help="Check configurations, tokenizers, columns and coverage without weights, and print what a run takes.",
         ),
     ] = False,
-    gpu: options.Gpu = None,
+    gpu: Annotated[str | None, options.gpu(WITH_CHECK)] = None,
     gpu_tflops: Annotated[
-        float | None, typer.Option(min=1e-6, help="With --check: TFLOP/s of the GPU to plan for. Default: 400.")
+        float | None,
+        typer.Option(
+            min=1e-6,
+            rich_help_panel=WITH_CHECK,
+            help="TFLOP/s of one GPU during a forward. Default: 40 % of what is published of --gpu, or 400.",
+        ),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=0, help="With --check: length of the measurement on this machine; 0: none. Default: 0.5."),
+        typer.Option(
+            min=0,
+            rich_help_panel=WITH_CHECK,
+            help="Length of the measurement on this machine; 0: none. Default: 0.5.",
+        ),
     ] = None,
     dry_run: Annotated[
         bool,
@@ -208,8 +219,8 @@ def _print_report(report: Report, described: Recipe) -> None:
         print("\n".join([verdict.headline, *verdict.advice]))
     for donor in report["donors"]:
         name = Path(donor["donor"] or "").name
-        print(f"{donor['channels']:,} channels of {name} at strength {_strength(donor['strength'])}")
-    print(f"{moved['values']:,} values of {moved['parameters']:,} parameters transferred")
+        print(f"{counted(donor['channels'], 'channel')} of {name} at strength {_strength(donor['strength'])}")
+    print(f"transferred: {counted(moved['values'], 'value')} of {counted(moved['parameters'], 'parameter')}")
     print(f"written to {report['output']}, with recipe.yaml, report.json and the page {report['output']}/index.html")
 
 

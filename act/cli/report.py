@@ -15,6 +15,7 @@ from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
+from act.core.counted import counted
 from act.core.errors import IN_PYTHON, ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 act-profile report german.safetensors english.safetensors --output report/
 act-profile report german.safetensors channels.safetensors \\
-    --keep english.safetensors --static
+    --keep-profile english.safetensors --static
 act-profile evaluate --before specialist/ --model mended/ \\
     --corpus german=test-de.jsonl --json > evaluation.json
 act-profile report channels.safetensors sweep.json evaluation.json
@@ -67,12 +68,7 @@ def command(
         str, options.choice(None, options.NORMALIZE, "What scores are divided by, as in act-profile rank.")
     ] = "none",
     top: Annotated[str, typer.Option(help="Size of the set of an ability, as a share of the channels.")] = "5%",
-    keep: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Profile of an ability to retain: as in act-profile rank, the contrast is shown (repeatable)."
-        ),
-    ] = None,
+    keep_profile: options.KeepProfiles = None,
     include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     min_expert_tokens: options.MinExpertTokens = MIN_EXPERT_TOKENS,
@@ -124,7 +120,7 @@ def command(
     inputs: list[str | Path] = [
         *files,
         *(channels or []),
-        *(keep or []),
+        *(keep_profile or []),
         *places.values(),
         *(name for name in (donor, target) if name),
     ]
@@ -140,7 +136,7 @@ def command(
     given = read(files)
     profiles = [path for path, _ in given.profiles]
     if not profiles:
-        _require_unused(ability=ability, keep=keep, donor=donor, corpus=corpus)
+        _require_unused(ability=ability, keep_profile=keep_profile, donor=donor, corpus=corpus)
     if len(given.results) > 1:
         raise ActError(f"{given.results[1][0]} holds a second set of results; give one evaluation or recipe")
     called = {path.resolve(): _ability_of(path, profile) for path, profile in given.profiles}
@@ -161,7 +157,7 @@ def command(
             score=score,  # type: ignore[arg-type]
             normalize=normalize,  # type: ignore[arg-type]
             top=share,
-            keep=[load(path) for path in keep or ()],  # type: ignore[misc]
+            keep=[load(path) for path in keep_profile or ()],  # type: ignore[misc]
             min_expert_tokens=min_expert_tokens,
             **ranking,
         )
@@ -237,7 +233,7 @@ def _with_stages(page: Page, output: Path, title: str | None) -> Page:
 def _require_unused(**given: object) -> None:
     for name, value in given.items():
         if value:
-            raise ActError(f"--{name} has no effect without a profile; give one, or leave it out")
+            raise ActError(f"--{name.replace('_', '-')} has no effect without a profile; give one, or leave it out")
 
 
 def _ability_of(path: Path, profile: Profile) -> str:
@@ -311,7 +307,7 @@ def _print(report: Report, output: Path) -> None:
             )
             for name, values in (one["uncovered_values"] | one["unreached_values"]).items():
                 why = one["uncovered_reasons"].get(name)
-                print(f"  not measured: {name} ({values:,} values){f': {why}' if why else ''}")
+                print(f"  not measured: {name} ({counted(values, 'value')}){f': {why}' if why else ''}")
     words = {"stability": "one ability", "disentanglement": "two abilities", "set": "a set"}
     rows = [
         [

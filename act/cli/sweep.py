@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from act.cli import console, options
+from act.cli import console, next_step, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions
@@ -20,8 +19,9 @@ from act.core.files import reserve_output, written_whole
 if TYPE_CHECKING:
     from torch import nn
 
+    from act.evaluation.evaluate import Evaluation
     from act.evaluation.exercises import Metric
-    from act.evaluation.sweep import Setting, Sweep
+    from act.evaluation.sweep import Setting
 
 
 EXAMPLES = """
@@ -46,7 +46,7 @@ def command(
     keep: options.RecordsToKeep = None,
     keep_profile: Annotated[
         list[Path] | None,
-        typer.Option(help="Pair profile of an ability to retain: --keep of act-profile rank (repeatable)."),
+        typer.Option(help="Pair profile of an ability to retain, by which act-profile rank spares it (repeatable)."),
     ] = None,
     top: Annotated[list[str] | None, typer.Option(help="A share of the channels, such as 5% (repeatable).")] = None,
     strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
@@ -79,12 +79,16 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Transfer each share at each strength in memory, evaluate, and revert; print all results and the frontier."""
+    from act.cli.sweep_output import Swept
     from act.editing.strength import warn_of_strength
-    from act.evaluation.choice import figure, require_different
+    from act.evaluation.choice import figure, figure_error, require_different
     from act.evaluation.evaluate import evaluate
     from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
     from act.models.loading import load_model
     from act.profiles.profile import load
+    from act.ranking.scores import score_named
+    from act.report.page import Page
+    from act.report.write import write
 
     given = console.named([*corpus, *(keep or [])])
     places = [*given]
@@ -107,21 +111,25 @@ def command(
     first, *others = texts.values()
     require_different(first, others)
 
+    latest: dict[str, Evaluation] = {}
+    errors: dict[int, dict[str, float | None]] = {}
+
     def judge(model: nn.Module) -> dict[str, float]:
         """The figure of each corpus."""
-        return {
-            place: figure(evaluate(model, text, cast("Metric", metric)))  # checked by evaluate
-            for place, text in texts.items()
-        }
+        for place, text in texts.items():
+            latest[place] = evaluate(model, text, cast("Metric", metric))  # checked by evaluate
+        return {place: figure(one) for place, one in latest.items()}
 
     with counter("sweep", as_json) as progress:
-        done: list[Setting] = []
         shares, steps = len(set(top or TOPS)), len(set(strength or STRENGTHS))
-        total = 1 + sum(steps if name == "interpolation" else shares * steps for name in ["", *controls])
+        total = 2 + sum(steps if name == "interpolation" else shares * steps for name in ["", *controls])
+        before: dict[str, Evaluation] = {}
 
         def report(setting: Setting) -> None:
-            done.append(setting)
-            progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
+            errors[id(setting)] = {place: figure_error(one) for place, one in latest.items()}
+            if not before:  # the unchanged target comes first
+                before.update(latest)
+            progress(f"top {setting.top:g}, strength {setting.strength:g}", len(errors), total)
 
         grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}
         giving, taking = (
@@ -146,49 +154,23 @@ def command(
             name: swept_control(cast("Control", name), giving, taking, measured, judge, found, report=report, **parts)
             for name in controls
         }
-    best = found.frontier
-    result = {
-        "rows": [row.to_json() for row in found.rows],
-        "frontier": [row.to_json() for row in best],
-        "controls": {name: [row.to_json() for row in one.rows] for name, one in tried.items()},
-        "keep": kept,
-    }
+        judge(giving)
+        progress("the donor", total, total)
+    swept = Swept(found, tried, before, latest, errors, console.short_names(places), kept)
+    result = swept.to_json()
     if output:
         with written_whole(output, force=force) as path:
             path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
-    names = console.short_names(places)
     if page:
-        _write_page({"act": found, **tried}, names, kept, page, force)
+        keeping = [swept.names[place] for place in kept]
+        whole = Page("Sweep", console.command_line(), settings=swept.settings, keep=keeping)
+        write(None, page, page=whole, force=force)
     if as_json:
         return console.print_json(result)
-    columns = ["", "top", "strength", "channels", *names.values()]
-    console.print_table("Sweep; *: no other setting is better", columns, _table(found, best))
-    for name, one in tried.items():
-        console.print_table(f"Control: {name}", columns, _table(one))
+    swept.print()
     print(page / "index.html" if page else "for a page of this, give --report FOLDER, or --output")
-
-
-def _table(found: Sweep, best: Sequence[Setting] = ()) -> list[list[str]]:
-    return [
-        ["*" if row in best else "", f"{100 * row.top:g}%", f"{row.strength:g}", f"{row.channels:,}"]
-        + [f"{value:.3f}" for value in row.figures.values()]
-        for row in found.rows
-    ]
-
-
-def _write_page(
-    found: Mapping[str, Sweep], names: Mapping[str, str], keep: Sequence[str], folder: Path, force: bool
-) -> None:
-    from act.evaluation.sweep import Setting
-    from act.report.page import Page
-    from act.report.write import write
-
-    settings = {
-        method: [
-            Setting(row.top, row.strength, row.channels, {names[place]: value for place, value in row.figures.items()})
-            for row in one.rows
-        ]
-        for method, one in found.items()
-    }
-    page = Page("Sweep", console.command_line(), settings=settings, keep=[names[place] for place in keep])
-    write(None, folder, page=page, force=force)
+    if best := swept.best:
+        spared = {"keep-profile": keep_profile} if keep_profile else {}
+        models = {"donor": donor, "target": target} if score_named(by.score or "paired").needs_models else {}
+        ranking = next_step.options_of({**by.ranking, **spared, **models})
+        next_step.after_sweep(profile, donor, target, best.top, best.strength, ranking)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
-from act.cli import console, options
-from act.cli.choosing import Choosing, print_choice
+from act.cli import console, next_step, options
+from act.cli.choosing import AUTO, Choosing, print_choice
 from act.cli.grouped import with_options
 from act.core.errors import ActError, require_choice
 from act.core.files import reserve_output, written_whole
@@ -58,13 +58,14 @@ def command(
         list[float] | None,
         typer.Option(
             help="How far towards the donor, from 0 to 1 (the paper's lambda), one for all donors or one for each; 0.4 "
-            "by default. With --auto: one to try."
+            "by default. With --auto: one to try (repeatable)."
         ),
     ] = None,
     auto: Annotated[
         bool,
         typer.Option(
             "--auto",
+            rich_help_panel=AUTO,
             help="Choose share and strength on --corpus and --keep, by the ranking of --profile or --channels, or of "
             "half of these records: the most recovered at 95 % kept. What to rank by is said as in act-profile rank.",
         ),
@@ -187,6 +188,7 @@ def command(
     summary |= {"strength_of": ", ".join(f"{name}={value}" for name, value in patterns.items())} if patterns else {}
     rows = [[name, f"{value:,}" if isinstance(value, int | float) else value] for name, value in summary.items()]
     console.print_table(str(output), ["", ""], rows[1:])
+    next_step.after_transfer(target, output)
 
 
 def _with_tokens(donors: list[Donor], target: str, align: bool, trust_remote_code: bool) -> Iterator[Donor]:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from act.cli import console, options
+from act.cli import console, next_step, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.core.files import require_output
 from act.core.inputs import require_not_input
 from act.core.scratch import companion, reserve
@@ -51,19 +51,40 @@ def command(
     ] = "full",
     channels: Annotated[Path | None, typer.Option(help="Channel set whose rows are trained in mode rows.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; one pass over the corpus by default.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Records per step.")] = 8,
+    batch_size: Annotated[
+        int,
+        typer.Option(help="Records per step, in one batch. There is no --token-budget: a step is a number of records."),
+    ] = 8,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW; it falls linearly to 0.")] = 1e-4,
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters in mode lora; 8 by default.")] = None,
     adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
     seed: Annotated[int, typer.Option(help="Seed for the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
     push_to_hub: options.PushToHub = None,
-    device: options.Device = "auto",
+    device: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=options.MODELS,
+            help="Torch device, such as cpu or cuda:1; auto: the first GPU, or CPU. There is no --device-map: what is "
+            "spread over GPUs is not trained here; --mode lora or rows, or --dtype bfloat16, need less memory.",
+        ),
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        options.choice(
+            options.MODELS,
+            options.DTYPES,
+            "Type of the weights while they are trained; auto: float32, in mode rows the checkpoint's. The result is "
+            "saved in the checkpoint's.",
+        ),
+    ] = "auto",
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Fine-tune on the answers of a corpus; after an interruption, the same command continues."""
+    import torch
+
     from act.editing import publishing
     from act.editing.trainer import remove_saved
     from act.editing.tune import TuneSettings, save_tuned, tune
@@ -72,6 +93,7 @@ def command(
     from act.models.loading import load_model
     from act.ranking.channel_set import ChannelSet
 
+    require_choice("dtype", dtype, options.DTYPES)
     given: dict[str, Any] = {"replay_share": replay_share, "lora_rank": lora_rank}
     given = {name: value for name, value in given.items() if value is not None}
     settings = TuneSettings(mode, steps, batch_size, learning_rate, seed=seed, save_steps=save_steps, **given)  # type: ignore[arg-type]
@@ -98,9 +120,12 @@ def command(
     chosen = ChannelSet.load(channels) if channels else None
     tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
     texts = [*reading.open_all([corpus, *([replay] if replay else [])], tokenizer).values()]
-    loaded: nn.Module = load_model(model, dtype="auto", device=device, trust_remote_code=trust_remote_code)
+    loaded: nn.Module = load_model(model, device=device, trust_remote_code=trust_remote_code)
     stored = next(loaded.parameters()).dtype
-    loaded = loaded.float() if stored.is_floating_point and mode != "rows" else loaded
+    if dtype != "auto" and not stored.is_floating_point:
+        raise ActError(f"--dtype has no effect on {model}, whose weights are quantised ({stored}); leave it out")
+    if stored.is_floating_point and (dtype != "auto" or mode != "rows"):
+        loaded = loaded.to(getattr(torch, "float32" if dtype == "auto" else dtype))
     with counter("tuning", as_json) as progress:
         result = tune(
             loaded,
@@ -136,3 +161,5 @@ def command(
         for name, value in summary.items()
     ]
     console.print_table(str(output), ["", ""], rows[1:])
+    if not adapter:
+        next_step.after_change(model, output)

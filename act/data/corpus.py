@@ -319,7 +319,7 @@ class Corpus:
         if self.overlap >= positions and self._overlap is not None:
             raise ActError(
                 f"overlap is {self.overlap} tokens and the model has {positions} positions; "
-                f"set it below {positions} (--overlap)"
+                f"set it below {positions} (--stride)"
             )
         fitted = copy.copy(self)
         fitted._max_length = positions

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
+from act.core.counted import counted
 from act.core.errors import ActError, Missing, Unreachable, brief
 from act.core.near import is_local, near_path
 from act.core.plain import DEEPEST, too_deep
@@ -374,7 +375,12 @@ def _lines(path: File, wanted: Wanted) -> Iterator[_Row]:
     except Exception as error:  # gzip, zlib and zstandard raise their own types
         if isinstance(error, (GeneratorExit, ActError)):
             raise
-        yield _Row(row + 1, "", _damage(error, f"the {row + 1:,} records before this are whole", "get the file again"))
+        yield _Row(row + 1, "", _damage(error, _whole(row), "get the file again"))
+
+
+def _whole(row: int) -> str:
+    """What is said of the rows up to the last one that could be read."""
+    return f"what comes before this, {counted(row + 1, 'record')}, is whole"
 
 
 def _items(path: File, wanted: Wanted) -> Iterator[_Row]:
@@ -393,7 +399,7 @@ def _items(path: File, wanted: Wanted) -> Iterator[_Row]:
     except Exception as error:  # gzip, zlib, zstandard and csv raise their own types
         if isinstance(error, GeneratorExit):
             raise
-        whole = f"the {row + 1:,} records before this are whole"
+        whole = _whole(row)
         said = ActError(f"{error}; {whole}; repair the file") if isinstance(error, ActError) else None
         yield _Row(row + 1, "", said or _damage(error, whole, "get the file again"))
 
@@ -466,7 +472,7 @@ def _rows(path: File, wanted: Wanted) -> Iterator[_Row]:
             size = sum(map(len, texts_of(record)))
             yield _Row(row, f"row {row}", record if size <= LONGEST else _too_long("record"), size)
     except Exception as error:  # pyarrow and datasets raise their own types
-        whole = f"the {row + 1:,} records before this are whole"
+        whole = _whole(row)
         yield _Row(row + 1, "", _damage(error, whole, "create the file again, or leave it out"))
 
 

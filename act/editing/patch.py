@@ -13,6 +13,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError, require_choice, require_type
 from act.core.plain import Label, checked
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
@@ -87,7 +88,7 @@ class Patch:
 
     def _size(self) -> str:
         rows = sum(len(change.rows) for change in self.changes)
-        return f"{rows:,} rows of {self.parameters:,} parameters, {_readable(self.nbytes)}"
+        return f"{counted(rows, 'row')} of {counted(self.parameters, 'parameter')}, {_readable(self.nbytes)}"
 
     def _donors(self) -> str:
         return " and ".join(donor.name or "an unnamed donor" for donor in self.provenance.donors) or "no donor"
@@ -292,7 +293,7 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
     if found and conflict == "refuse":
         name, count = next(iter(found.items()))
         raise ActError(
-            f"{sum(found.values())} rows are changed by two patches, {count} of them in {name}; "
+            f"changed by two patches: {counted(sum(found.values()), 'row')}, {count:,} of them in {name}; "
             "say which wins with conflict 'first' or 'last'"
         )
     changes = [change for patch in (patches[::-1] if conflict == "last" else patches) for change in patch.changes]

@@ -9,6 +9,7 @@ from typing import get_args
 
 import torch
 
+from act.core.counted import counted
 from act.core.errors import ActError, require_choice
 from act.editing.donor import VOCABULARY_KINDS, Donor
 from act.editing.provenance import TransferProvenance
@@ -64,7 +65,8 @@ class TransferPlan:
             for chosen in donor.channels.rows():
                 reason = _why_left_out(donor, chosen, *_blendable(chosen, theirs, target))
                 if reason:
-                    notes.append(f"{len(chosen.rows)} channels of {chosen.site.name} were left out: {reason}")
+                    left = counted(len(chosen.rows), "channel")
+                    notes.append(f"{left} of {chosen.site.name} left out: {reason}")
                 elif strength := donor.strength_of(chosen):
                     tokens = donor.tokens if chosen.site.kind in VOCABULARY_KINDS else None
                     given.append(DonorRows(chosen, theirs, strength, tokens))
@@ -152,7 +154,7 @@ def _beside(donors: Sequence[Donor], target: Weights) -> Iterator[str]:
     held = {part.key for donor in donors for site in donor.channels.space for part in site.parameters}
     if held <= target.keys() and (others := sorted(target.keys() - known)):
         parts = list(dict.fromkeys(name.partition(".")[0] for name in others))
-        yield f"{len(others)} parameters that only one of the models has stay as they are: {', '.join(parts)}"
+        yield f"{counted(len(others), 'parameter')} of one of the models alone, left unchanged: {', '.join(parts)}"
 
 
 def _require_patterns(donors: Sequence[Donor]) -> None:

@@ -259,7 +259,8 @@ def _identity(
     """A hash of everything that decides the result; checkpoints with another hash cannot be used."""
     data = [corpus.source.fingerprint if corpus else None for corpus in corpora]
     chosen = {str(place): index.tolist() for place, index in rows.items()}
-    state = json.dumps([asdict(settings), fingerprint(model), data, chosen, keep_adapter])
+    dtype = str(next(model.parameters()).dtype)  # which a fingerprint does not see
+    state = json.dumps([asdict(settings), fingerprint(model), dtype, data, chosen, keep_adapter])
     return hashlib.sha256(state.encode()).hexdigest()[:16]
 
 

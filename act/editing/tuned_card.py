@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from act.core.counted import counted
 from act.data.corpus import Corpus
 from act.editing.card_results import not_measured, results_section
 from act.editing.model_card import NOT_STATED, Card, Origin, block
@@ -38,7 +39,7 @@ def tuned_card(
     rows = {
         "records": f"{tuned.records:,} of {corpora[0].name}",
         **({"records mixed in": f"{tuned.replayed:,} of {corpora[1].name}"} if len(corpora) > 1 else {}),
-        "steps": f"{tuned.steps:,}, of {settings.batch_size} records",
+        "steps": f"{tuned.steps:,}, of {counted(settings.batch_size, 'record')}",
         "values trained": f"{tuned.trained_values:,}",
         "loss per token at the end": f"{tuned.loss:.3f}",
         **({"channels": f"{len(channels):,}, chosen by {channels.rule}"} if channels else {}),

@@ -141,7 +141,8 @@ class Choice:
         return sorted((self.candidates[place] for place in frontier(points)), key=lambda one: one.recovered.value)
 
     def __repr__(self) -> str:
-        return f"<Choice: {self.chosen}; {len(self.candidates)} candidates, {len(self.frontier)} on the frontier>"
+        tried = counted(len(self.candidates), "candidate")
+        return f"<Choice: {self.chosen}; {tried}, {len(self.frontier)} on the frontier>"
 
     def _repr_html_(self) -> str:
         return f"<p>{html.escape(repr(self)[1:-1])}</p>"
@@ -168,7 +169,9 @@ class Choice:
 
     def card(self) -> str:
         """The choice and its frontier, in Markdown, for a model card."""
-        texts = ", ".join(f"{name} ({count:,} records, {self.metric[name]})" for name, count in self.records.items())
+        texts = ", ".join(
+            f"{name} ({counted(count, 'record')}, {self.metric[name]})" for name, count in self.records.items()
+        )
         others = ", ".join(self.not_compared)
         unsure = (
             f" The records of {others} could not be compared one by one, so only whole texts were told apart."
@@ -412,6 +415,12 @@ def figure(evaluation: Evaluation) -> float:
     if found["match"] is not None:
         return found["match"]
     return math.nan if found["nll_per_token"] is None else -found["nll_per_token"]
+
+
+def figure_error(evaluation: Evaluation) -> float | None:
+    """The standard error of :func:`figure`; None for a single record."""
+    found = evaluation.summary()
+    return found["match_se"] if found["match"] is not None else found["nll_per_token_se"]
 
 
 def require_different(corpus: Corpus, kept: Sequence[Corpus]) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError
 from act.data.corpus import Corpus
 from act.data.encoded import Encoded
@@ -45,8 +46,8 @@ class Sides:
 
     def __str__(self) -> str:
         return (
-            f"loss on {self.tokens:,} counted tokens of the first {self.records:,} records: donor {self.donor:.3f}, "
-            f"target {self.target:.3f} nats a token"
+            f"loss on {counted(self.tokens, 'counted token')} of the first {counted(self.records, 'record')}: "
+            f"donor {self.donor:.3f}, target {self.target:.3f} nats a token"
         )
 
 

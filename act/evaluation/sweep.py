@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.names import names_in
 from act.editing.interpolation import interpolate
@@ -89,7 +90,7 @@ class Sweep:
         best = self.frontier[-1]
         figures = ", ".join(f"{name} {value:.3g}" for name, value in best.figures.items())
         return (
-            f"<Sweep: {len(self.rows)} settings, {len(self.frontier)} on the frontier; "
+            f"<Sweep: {counted(len(self.rows), 'setting')}, {len(self.frontier)} on the frontier; "
             f"top {best.top:g} at strength {best.strength:g} gives {figures}>"
         )
 

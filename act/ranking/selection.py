@@ -211,7 +211,7 @@ def _nothing(values: torch.Tensor, units: Sequence[Units], ranked: int) -> str:
 def parse_top(share: str | float, name: str = "top", of: str = "the channels", *, countable: bool = False) -> float:
     """A share of the channels, from ``"5%"`` or ``0.05``; raises ActError unless it lies in (0, 1].
 
-    ``countable``: a number of channels may be given in its place, by ``--count``.
+    ``countable``: a number of channels may be given in its place, by ``--number``.
 
     >>> from act.ranking.selection import parse_top
     >>> parse_top("5%")
@@ -224,7 +224,7 @@ def parse_top(share: str | float, name: str = "top", of: str = "the channels", *
     if not 0 < value <= 1:
         meant = ""
         if 1 < value <= 100 and not str(share).endswith("%"):
-            number = f", or {value:g} of them (--count {value:g})" if countable and value == int(value) else ""
+            number = f", or {value:g} of them (--number {value:g})" if countable and value == int(value) else ""
             meant = f"; did you mean {value:g}%{number}?"
         raise ActError(f"{name} is {share}; expected a share of {of} above 0 and up to 100%, such as 5% or 0.05{meant}")
     return value

@@ -15,6 +15,7 @@ import jinja2
 import torch
 from markupsafe import Markup, escape
 
+from act.core.counted import counted
 from act.core.directions import isolated, isolated_in, straight
 from act.core.errors import ActError
 from act.core.files import written_whole
@@ -212,19 +213,19 @@ class Page:
             for side, model in one.profile.provenance.models.items():
                 yield side, str(model)
             for corpus in one.profile.provenance.corpora:
-                counted = f"{corpus.counted:,} of {corpus.tokens:,} tokens counted"
-                yield f"text of {one.name}", f"{corpus.name}: {corpus.records:,} records, {counted}"
+                tokens = f"{corpus.counted:,} of {counted(corpus.tokens, 'token')} counted"
+                yield f"text of {one.name}", f"{corpus.name}: {counted(corpus.records, 'record')}, {tokens}"
         yield "versions", ", ".join(f"{name} {version}" for name, version in versions().items())
 
 
 def _of_patch(name: str, patch: Patch) -> str:
     donors = [
-        f"{one.channels:,} channels of {one.name or 'an unnamed donor'} at strength {one.strength}"
+        f"{counted(one.channels, 'channel')} of {one.name or 'an unnamed donor'} at strength {one.strength}"
         for one in patch.provenance.donors
     ]
     notes = f"; {'; '.join(patch.notes)}" if patch.notes else ""
     given = listed(donors) if donors else "no donor"
-    return f"{name}: {len(patch):,} values of {patch.parameters:,} parameters, from {given}{notes}."
+    return f"{name}: {counted(len(patch), 'value')} of {counted(patch.parameters, 'parameter')}, from {given}{notes}."
 
 
 @dataclass(frozen=True)

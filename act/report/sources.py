@@ -23,6 +23,8 @@ from act.report.results import CLEAR, Results, Role
 
 RECIPE_REPORT = "report.json"
 RECIPE, PAGE = "recipe.yaml", "index.html"
+ERROR = "_se"
+"""Behind the name of a figure of a sweep: its standard error."""
 LARGEST = 64 << 20
 """Bytes of a JSON file that is read."""
 KINDS = "a profile, a channel set, a patch, the JSON of a sweep or an evaluation, or the output of a recipe"
@@ -177,14 +179,14 @@ def _not_lost(results: Results) -> list[str]:
 
 def _settings(given: Any) -> list[Setting]:
     rows = checked(_ROWS, given)
-    fixed = ("top", "strength", "channels")
+    found = []
     for row in rows:
-        if not all(key in row for key in fixed):
+        errors = {name for name in row if name.endswith(ERROR) and name.removesuffix(ERROR) in row}
+        values = {name: value for name, value in row.items() if name not in errors and value is not None}
+        if not all(name in values for name in ("top", "strength", "channels")):
             raise ValueError(f"a row has {', '.join(row)[:100]}; expected top, strength, channels and figures")
-    found = [
-        Setting(row["top"], row["strength"], int(row["channels"]), {key: row[key] for key in row if key not in fixed})
-        for row in rows
-    ]
+        top, strength, channels = (values.pop(name) for name in ("top", "strength", "channels"))
+        found.append(Setting(top, strength, int(channels), values))
     if not found or not found[0].figures or any(one.figures.keys() != found[0].figures.keys() for one in found):
         raise ValueError("its rows do not have the same figures, one or more")
     return found
@@ -199,6 +201,6 @@ def _model_of(described: type) -> type[BaseModel]:
 
 _SUMMARIES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(Summary)])  # type: ignore[misc, arg-type]
 _COMPARISONS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(ComparisonSummary)])  # type: ignore[misc, arg-type]
-_ROWS: TypeAdapter[list[dict[str, float]]] = TypeAdapter(list[dict[str, FiniteFloat]])
+_ROWS: TypeAdapter[list[dict[str, float | None]]] = TypeAdapter(list[dict[str, FiniteFloat | None]])
 _CONTROLS: TypeAdapter[dict[Label, Any]] = TypeAdapter(dict[Label, Any])
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])

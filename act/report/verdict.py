@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from act.core.counted import counted
 from act.evaluation.sweep import Setting
 from act.report.build import OUTSIDE, Report
 from act.report.data import GroupShares
@@ -97,7 +98,9 @@ def _on_method(results: Results, method: str, abilities: Sequence[str], tries: t
     if costly and tone == "good":
         tone, headline = "mixed", f"{headline[:-1]}, but only {100 * min(costly):.0f} % of what was to be kept is left."
     if costly:
-        advice.append("Spare what is to be kept: rank with --keep, or move fewer channels or a smaller strength.")
+        advice.append(
+            "Spare what is to be kept: rank with --keep-profile, or move fewer channels or a smaller strength."
+        )
     details = tuple([line for one in found for line in one.details] + kept)
     return Verdict(tone, headline, details, tuple(advice), tuple(row for one in found for row in one.controls))
 
@@ -112,7 +115,7 @@ def _on_ability(results: Results, method: str, text: str, tries: tuple[str, str]
     details, against = (_reached(results, mine),), tuple(_against(results, gain) for gain in controls)
     advice = []
     if mine.records < FEWEST:
-        advice.append(f"{text} has {mine.records} records only: with more, the errors become smaller.")
+        advice.append(f"{text} has {counted(mine.records, 'record')} only: with more, the errors become smaller.")
     finder, more = tries
     better = [gain.other for gain in controls if gain.clear and gain.value < 0]
     costly = [name for name in better if _least_kept(results, name) < min(KEPT, _least_kept(results, method))]
@@ -192,41 +195,59 @@ def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collect
     before = next((one for one in tried if not one.top), None)
     if not moved or before is None:
         return None
-    ability = next((name for name in before.figures if name not in keep), next(iter(before.figures)))
+    ability = _ability(before, keep)
 
     def left(one: Setting) -> float:
-        return min(
-            (kept_of(before.figures[name], one.figures[name]) for name in before.figures if name in keep), default=1
-        )
-
-    def best_of(some: Sequence[Setting]) -> Setting:
-        return max([one for one in some if left(one) >= KEPT] or some, key=lambda one: one.figures[ability])
+        return _left(before, one, keep)
 
     keeping = [one for one in moved if left(one) >= KEPT]
-    best = best_of(moved)
+    best = best_setting(before, moved, keep)
     setting = f"{100 * best.top:g} % of the channels at strength {best.strength:g}"
     share = is_share(tried, ability)
     gained = f"{shown(before.figures[ability], None, share)} before, {shown(best.figures[ability], None, share)} after"
-    most = f"Of {len(moved)} settings, {setting} bring most of {ability} back"
+    most = f"Of {counted(len(moved), 'setting')}, {setting} bring most of {ability} back"
     headline = f"{most}{f' and keep {KEPT:.0%} of the rest' if keep and keeping else ''}: {gained}."
     details = [f"It keeps {left(best):.0%} of what is to be kept, at the least."] if keep else []
     for name, rows in [*settings.items()][1:]:
         if others := [one for one in rows if one.top > 0]:
-            other = best_of(others)
+            other = best_setting(before, others, keep)
             much = f", and keeps {left(other):.0%}" if keep else ""
             reached = shown(other.figures[ability], None, share)
             details.append(f"The best of {name} brings {ability} to {reached}{much}.")
     if best.figures[ability] <= before.figures[ability]:
-        headline = f"None of {len(moved)} settings brings {ability} back: {gained}, at the best."
+        headline = f"None of {counted(len(moved), 'setting')} brings {ability} back: {gained}, at the best."
     elif keep and not keeping:
         headline = f"No setting keeps {KEPT:.0%}; {setting} bring most of {ability} back: {gained}."
     advice = [
-        f"These are single figures without errors, the best of {len(moved)}: evaluate this setting on other records, "
-        "with controls, before believing it."
+        f"This is the best of {counted(len(moved), 'setting')} on the records that it was chosen on: evaluate it on "
+        "others, with controls, before believing it."
     ]
     if not keep:
         advice.append("Nothing shows what the change costs: evaluate records of what is to be kept, too (--keep).")
     return Verdict("open", headline, tuple(details), tuple(advice))
+
+
+def best_setting(before: Setting, tried: Sequence[Setting], keep: Collection[str]) -> Setting:
+    """The setting that brings most of the ability back, of those that keep enough if there are any.
+
+    Args:
+        before: the unchanged target.
+        tried: one or more settings.
+        keep: the figures of what is to be kept.
+    """
+    keeping = [one for one in tried if _left(before, one, keep) >= KEPT]
+    return max(keeping or tried, key=lambda one: one.figures[_ability(before, keep)])
+
+
+def _ability(setting: Setting, keep: Collection[str]) -> str:
+    return next((name for name in setting.figures if name not in keep), next(iter(setting.figures)))
+
+
+def _left(before: Setting, after: Setting, keep: Collection[str]) -> float:
+    """The share that is left of what suffers most, of what is to be kept."""
+    return min(
+        (kept_of(before.figures[name], after.figures[name]) for name in before.figures if name in keep), default=1
+    )
 
 
 def kept_of(before: float, after: float) -> float:

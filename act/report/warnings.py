@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from act.core.counted import counted
 from act.report.build import Measured, Report
 from act.report.data import ConcentrationRow
 
@@ -57,13 +58,14 @@ def _of_profile(one: Measured) -> Iterator[Told]:
             values, sites = sum(corpus.nonfinite.values()), len(corpus.nonfinite)
             yield (
                 "not finite",
-                f"{values:,} NaN or infinite values, left out of the statistics of {_some(list(corpus.nonfinite))}"
-                f"{f' ({sites} sites)' if sites > NAMED else ''}; look for NaN in the weights",
+                f"{counted(values, 'NaN or infinite value')}, left out of the statistics of "
+                f"{_some(list(corpus.nonfinite))}{f' ({sites} sites)' if sites > NAMED else ''}; "
+                "look for NaN in the weights",
             )
         if corpus.irregular:
             yield "irregular", f"sites that did not see every counted token: {_some(list(corpus.irregular))}"
         if corpus.skipped:
-            yield "skipped", f"{len(corpus.skipped)} bad records were left out"
+            yield "skipped", f"{counted(len(corpus.skipped), 'bad record')} left out"
 
 
 def _gaps(row: ConcentrationRow) -> Iterator[Told]:

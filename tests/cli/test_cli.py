@@ -118,7 +118,7 @@ def test_plan_reads_a_corpus_as_run_does(folder):
     plan = ["plan", "--model", folder / "donor", "--seconds", "0"]
     assert succeed(*plan, *corpora)["corpus"]["records"] == 8
     texts = succeed(*plan, "--corpus", folder / "keep.jsonl")["corpus"]
-    cut = succeed(*plan, "--corpus", folder / "keep.jsonl", "--max-length", "4", "--overlap", "3")["corpus"]
+    cut = succeed(*plan, "--corpus", folder / "keep.jsonl", "--max-length", "4", "--stride", "3")["corpus"]
     assert cut["longest"] == 4 < texts["longest"] and cut["tokens"] > texts["tokens"] == texts["counted"]
     assert cut["counted"] == texts["counted"]
     assert "'--tokens'" in act_profile(*plan, "--tokens", "-5").stderr
@@ -491,7 +491,7 @@ def test_channels_with_nothing_for_them_are_said(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rank", "{pair}", "--keep", "{pair}"], "the ability's own text"),
+        (["rank", "{pair}", "--keep-profile", "{pair}"], "the ability's own text"),
         (["rank", "{pair}", "--top", "5%", "--count", "3"], "one of top, count and mass"),
         (["rank", "{pair}", "--count", "99999"], "99999 were requested"),
         (["rank", "{pair}", "--granularity", "layer"], "granularity is 'layer'; expected one of"),

@@ -69,9 +69,12 @@ def test_models_that_look_swapped_are_warned_of(folder, tmp_path):
     models = {"better": str(tmp_path / "better"), "worse": str(folder / "models" / "donor")}
     for donor, target in (("better", "worse"), ("worse", "better")):
         given = ["pair", "--donor", models[donor], "--target", models[target], "--corpus", folder / "a.jsonl"]
-        said = act_profile(*given, "--output", tmp_path / f"{donor}.safetensors").stderr
-        assert "info: loss on 23 counted tokens of the first 4 records: donor" in said
-        assert ("donor and target are swapped" in said) == (donor == "worse")
+        ran = act_profile(*given, "--output", tmp_path / f"{donor}.safetensors", "--json")
+        assert "info: loss on 23 counted tokens of the first 4 records: donor" in ran.stderr
+        assert ("donor and target are swapped" in ran.stderr) == (donor == "worse")
+        (losses,) = json.loads(ran.stdout)["losses"]
+        assert losses.items() >= {"corpus": str(folder / "a.jsonl"), "tokens": 23, "records": 4}.items()
+        assert (losses["target"] < losses["donor"]) == (donor == "worse")
     sides = sides_of(load_model(models["better"]), load_model(models["worse"]), corpus)
     evaluated = [act.evaluate(load_model(models[name]), corpus, "nll").summary() for name in ("better", "worse")]
     assert [sides.donor, sides.target] == pytest.approx([one["nll_per_token"] for one in evaluated])
@@ -104,7 +107,7 @@ def test_a_set_of_one_kind_and_a_large_strength_are_warned_of(folder, tmp_path):
 def test_a_top_without_a_percent_sign_is_explained(folder, tmp_path):
     succeed("pair", *of(folder), "--corpus", folder / "a.jsonl", "--output", tmp_path / "p.safetensors")
     result = act_profile("rank", tmp_path / "p.safetensors", "--top", "5", "--output", tmp_path / "s")
-    assert result.returncode == 2 and "did you mean 5%, or 5 of them (--count 5)?" in result.stderr
+    assert result.returncode == 2 and "did you mean 5%, or 5 of them (--number 5)?" in result.stderr
 
 
 def test_half_a_width_is_warned_of_where_it_is_slower(monkeypatch, caplog):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import shlex
+import textwrap
 import typing
 
 import pytest
 import typer
+import yaml
 from command_line import act_profile
 
 from act import cli
 from act.cli import options
+from act.cli.choosing import AUTO, Choosing
 from act.data.encode import AnswerTurns
 from act.data.encoded import Count
 from act.editing.rows import Overlap
@@ -25,7 +30,7 @@ from act.ranking.selection import Scope
 from act.recipes.schema import StageName
 
 COMMANDS = [
-    *(name for name in cli.COMMANDS if name != "patch"),
+    *cli.COMMANDS,
     *(f"patch {n}" for n in ("apply", "revert", "show", "compose")),
 ]
 CHOICES = {
@@ -58,7 +63,8 @@ def shown(*words: str, columns: int = 80) -> str:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_two_examples_that_it_understands(name):
     command, _ = command_of(name.split())
-    examples = command.epilog.replace("\\\n", " ").strip().splitlines()
+    commands, _, _ = command.epilog.partition("\n\n")  # behind them, a file that they take
+    examples = commands.replace("\\\n", " ").strip().splitlines()
     assert len(examples) >= 2 and max(map(len, command.epilog.splitlines())) <= 78
     for example in examples:
         for line in example.split(" > ")[0].split(" && "):
@@ -115,6 +121,53 @@ def test_what_is_mistyped_is_one_sentence(words, sentence):
     assert result.stderr.startswith(f"error: {sentence}") and result.stderr.count("\n") == 1, result.stderr
     as_json = act_profile(*words, "--json")
     assert json.loads(as_json.stdout) == {"error": as_json.stderr[len("error: ") : -1], "exit_code": 2}
+
+
+def sections(*words: str) -> dict[str, str]:
+    """The help of a command by heading."""
+    parts = re.split(r"^(\S.*):$", shown(*words), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_help_of_a_group_and_of_mergekit_shows_what_to_type():
+    assert "act-profile patch apply german.safetensors --model specialist/" in sections("patch")["Examples"]
+    file = textwrap.dedent(sections("mergekit")["A merge.yaml, whose donor gives the channels of a set"])
+    assert yaml.safe_load(file)["models"][0]["parameters"] == {"channels": "channels.safetensors", "weight": 0.4}
+
+
+def test_what_belongs_together_stands_together():
+    only_auto = sections("transfer")[AUTO]
+    names = {option.opts[0] for option in command_of(["transfer"])[0].params}
+    ranking = {f"--{each.name.replace('_', '-')}" for each in dataclasses.fields(Choosing)}
+    assert ranking < names and all(f"  {name} " in only_auto for name in {*ranking, "--auto"})
+    others = "".join(text for title, text in sections("transfer").items() if title not in (AUTO, "Examples"))
+    assert not any(f"  {name} " in others for name in ranking)
+    for command in ("plan", "recipe"):
+        (together,) = (text for text in sections(command).values() if "  --gpu " in text)
+        assert "  --gpu-tflops " in together
+
+
+EARLIER = {"rank": {"--keep": "keep_profile", "--count": "number"}, "report": {"--keep": "keep_profile"}} | {
+    name: {"--overlap": "stride"} for name in ("run", "pair", "attribute", "plan")
+}
+
+
+def test_a_name_means_one_thing_and_the_earlier_ones_are_understood():
+    kinds: dict[str, set[str]] = {}
+    helps = {
+        name: shown(*name.split(), columns=200).partition("Examples:")[0] for name in (*EARLIER, "transfer", "sweep")
+    }
+    for text in helps.values():
+        for name, kind in re.findall(
+            r"^  (--(?:keep|keep-profile|count|number|overlap|stride)) (\S+)", text, re.MULTILINE
+        ):
+            kinds.setdefault(name, set()).add(kind)
+    assert len(kinds) == 6 and all(len(found) == 1 for found in kinds.values()), kinds
+    for name, earlier in EARLIER.items():
+        command, _ = command_of([name])
+        for option, field in earlier.items():
+            (found,) = (one for one in command.params if option in one.opts)
+            assert found.name == field and f"{option} " not in helps[name]
 
 
 def test_without_a_command_the_help_is_shown():

@@ -111,7 +111,7 @@ def test_bad_records_are_skipped_and_listed(folder, tmp_path):
     path = tmp_path / "bad.jsonl"
     path.write_text('{"text": "a b"}\n{"txt": "c"}\n')
     result = act_profile(*options(folder, "--corpus", path, "--output", tmp_path / "p", "--skip-bad-records", "1"))
-    assert f"1 bad records were skipped: {path}, line 2: expected" in result.stderr
+    assert f"skipped 1 bad record: {path}, line 2: expected" in result.stderr
     refused = act_profile(*options(folder, "--corpus", path, "--output", tmp_path / "q"), code=2)
     assert f"error: {path}, line 2: expected" in refused.stderr
 
@@ -146,9 +146,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
     path.write_text('{"text": "a", "skill": "x"}\n{"text": "b", "skill": "y"}\n{"text": "c", "skill": "../y"}\n')
     labelled = ["--corpus", path, "--ability-column", "skill", "--output", tmp_path / "skills"]
     result = act_profile(*options(folder, *labelled, "--skip-bad-records", "1"))
-    assert (
-        result.stderr.count("bad records were skipped") == 1 and "'../y'; expected a valid file name" in result.stderr
-    )
+    assert result.stderr.count("skipped 1 bad record: ") == 1 and "'../y'; expected a valid file name" in result.stderr
     assert sorted(os.listdir(tmp_path)) == ["labelled.jsonl", "skills"]
     assert all(act.load(p).provenance.corpora[0].skipped for p in (tmp_path / "skills").glob("*.safetensors"))
 

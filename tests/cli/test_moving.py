@@ -125,7 +125,7 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     assert shown["values"] == len(Patch.load(files["one"])) == sum(change["values"] for change in shown["changes"])
     assert "donor" in act_profile("patch", "show", files["one"]).stdout
     both = [files["one"], files["two"]]
-    assert "are changed by two patches" in refuse("patch", "compose", *both, "--output", tmp_path / "both")
+    assert "changed by two patches: " in refuse("patch", "compose", *both, "--output", tmp_path / "both")
     joined = succeed("patch", "compose", *both, "--conflict", "last", "--output", tmp_path / "both")
     assert sum(joined["conflicts"].values()) > 0
     assert "unknown, because it is composed" in " ".join(act_profile("patch", "show", tmp_path / "both").stdout.split())
@@ -372,11 +372,23 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     assert (tmp_path / "sweep-report" / "index.html").read_text().endswith("</html>\n")
     page = succeed("report", tmp_path / "sweep.json", "--output", tmp_path / "report")
     assert page["files"] == ["index.html"] and "settings" in page["verdict"]
+    text = str(folder / "ability.jsonl")
+    assert found["texts"][text] == {
+        "metric": "nll",
+        "figure": "log-likelihood per token, in nats",
+        "records": 4,
+        "chance": None,
+        "majority": None,
+    }
+    assert all(row[f"{text}_se"] > 0 for row in [*found["rows"], *found["controls"]["random"], found["donor"]])
+    assert found["best"] is None or found["best"] in found["rows"]
     random, interpolation = (found["controls"][name] for name in ("random", "interpolation"))
     assert [row["channels"] for row in random] == [row["channels"] for row in found["rows"]]
     assert [row["strength"] for row in interpolation] == [0, 0.5, 1]
     donors = succeed("evaluate", "--model", folder / "one", "--corpus", folder / "ability.jsonl", "--metric", "nll")
-    assert interpolation[-1][str(folder / "ability.jsonl")] == pytest.approx(-donors["results"][0]["nll_per_token"])
+    assert interpolation[-1][text] == pytest.approx(-donors["results"][0]["nll_per_token"])
+    assert found["donor"][text] == -donors["results"][0]["nll_per_token"]
+    assert found["donor"][f"{text}_se"] == donors["results"][0]["nll_per_token_se"]
     for place in ("sweep-report", "report"):
         assert "The best of interpolation brings" in (tmp_path / place / "index.html").read_text()
     chosen = [
@@ -410,7 +422,7 @@ def test_evaluating_a_model_with_nan_is_said_and_valid_json(folder, tmp_path):
     models = ["--before", folder / "one", "--model", broken, "--corpus", folder / "ability.jsonl", "--metric", "nll"]
     details = tmp_path / "details.jsonl"
     result = act_profile("evaluate", *models, "--details", details, "--json")
-    assert result.returncode == 0 and f"{broken} gives NaN or infinity for 4 of 4 records" in result.stderr
+    assert result.returncode == 0 and f"{broken} gives NaN or infinity for 4 of 4 records of" in result.stderr
     for line in (result.stdout, *details.read_text().splitlines()):
         json.loads(line, parse_constant=pytest.fail)
     found = json.loads(result.stdout)

@@ -101,7 +101,7 @@ def test_composing_reports_rows_that_two_patches_change():
     for giver in (donor, other):
         patches.append(act.transfer(giver, target, channels))
         patches[-1].revert(target)
-    with pytest.raises(act.ActError, match="are changed by two patches"):
+    with pytest.raises(act.ActError, match="changed by two patches: "):
         act.compose(patches)
     before = state(target)
     joined = act.compose(patches, "last")

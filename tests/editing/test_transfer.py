@@ -167,7 +167,7 @@ def test_a_patch_shows_itself_in_one_line_and_as_an_escaped_table():
     channels = ChannelSet(space, torch.arange(norm.offset, norm.offset + 3), torch.zeros(3).double())
     patch = act.transfer_many([act.Donor(donor, channels, name="<b>ase")], target)
     before = patch.provenance.before
-    assert repr(patch) == f"<Patch: 3 rows of 1 parameters, 12 bytes, from <b>ase to {before}>"
+    assert repr(patch) == f"<Patch: 3 rows of 1 parameter, 12 bytes, from <b>ase to {before}>"
     assert "<td>&lt;b&gt;ase</td><td>3</td><td>0.4</td>" in patch._repr_html_()
 
 

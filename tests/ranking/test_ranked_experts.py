@@ -229,7 +229,7 @@ def test_the_command_line_says_which_experts_it_left_out(space, tmp_path):
     profile.save(tmp_path / "pair.safetensors")
     arguments = ("rank", tmp_path / "pair.safetensors", "--output", tmp_path / "set.safetensors", "--force")
     result = act_profile(*arguments, "--top", "100%")
-    assert "128 channels of 1 expert(s) are not ranked: fewer than 32 counted tokens" in result.stderr
+    assert "not ranked: 128 channels of 1 expert that fewer than 32 counted tokens" in result.stderr
     assert succeed(*arguments, "--min-expert-tokens", "9")["rule"]["starved_channels"] == 0
     assert ChannelSet.load(tmp_path / "set.safetensors").rule.min_expert_tokens == 9
     report = succeed("report", tmp_path / "pair.safetensors", "--output", tmp_path / "report")

@@ -1,0 +1,82 @@
+"""The table of a sweep: what each figure is, its error, what guesses find, and which settings stand out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from act.cli.sweep_output import Swept
+from act.evaluation.choice import figure, figure_error
+from act.evaluation.evaluate import Evaluation
+from act.evaluation.sweep import Setting, Sweep
+
+
+def judged(text: str, right: str) -> Evaluation:
+    """A choice among four, with right answers where there is a 1."""
+    found = torch.tensor([one == "1" for one in right])
+    each = torch.ones(len(right), dtype=torch.float64)
+    known = {"right": found, "chance": 0.25, "majority": 0.375}
+    return Evaluation("m", "f", text, text, "choice", each, each.long(), **known)
+
+
+def likely(text: str, nll: float) -> Evaluation:
+    values = torch.tensor([nll - 0.1, nll + 0.1], dtype=torch.float64)
+    return Evaluation("m", "f", text, text, "nll", values, torch.ones(2, dtype=torch.int64))
+
+
+def swept(answers: dict[tuple[float, float], tuple[str, float]]) -> Swept:
+    """A sweep from the right answers of one text and the loss of another, by share and strength."""
+    texts = {place: {"de": judged("de", right), "ma": likely("ma", nll)} for place, (right, nll) in answers.items()}
+    rows = [
+        Setting(*place, int(1000 * place[0]), {name: figure(one) for name, one in found.items()})
+        for place, found in texts.items()
+    ]
+    errors = [{name: figure_error(one) for name, one in found.items()} for found in texts.values()]
+    return Swept(
+        Sweep(tuple(rows)),
+        {"random": Sweep((rows[0], rows[1]))},
+        texts[0.0, 0.0],
+        {"de": judged("de", "11110000"), "ma": likely("ma", 2.0)},
+        dict(zip(map(id, rows), errors, strict=True)),
+        {"de": "german", "ma": "maths"},
+        ["ma"],
+    )
+
+
+@pytest.fixture
+def wide(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "140")
+
+
+def test_a_table_says_what_each_figure_is_and_which_settings_stand_out(wide, capsys):
+    found = swept(
+        {
+            (0.0, 0.0): ("10000000", 1.0),
+            (0.05, 0.4): ("11000000", 1.02),
+            (0.05, 1.0): ("11000000", 1.02),  # no better than half as far
+            (0.1, 1.0): ("11110000", 2.0),
+        }
+    )
+    found.print()
+    said = capsys.readouterr().out
+    lines = [" ".join(line.replace("│", " ").split()) for line in said.splitlines()]
+    assert "german: right choices, %" in said and "maths: log-likelihood, nats per token" in said
+    assert "donor 50.0 ± 18.9 -2.000 ± 0.100" in lines and "* target 12.5 ± 12.5 -1.000 ± 0.100" in lines
+    assert "* 5% 0.4 50 25.0 ± 16.4 -1.020 ± 0.100" in lines and "5% 1 50 25.0 ± 16.4 -1.020 ± 0.100" in lines
+    assert "majority 37.5" in lines and "chance 25.0" in lines and "Control: random" in said
+    assert "Of 3 settings, 5 % of the channels at strength 0.4 bring most of german back and keep 95%" in said
+    best = found.to_json()["best"]
+    assert (best["top"], best["strength"], best["de"], best["de_se"]) == (
+        0.05,
+        0.4,
+        0.25,
+        pytest.approx(0.1637, abs=1e-4),
+    )
+
+
+def test_where_nothing_changes_no_setting_has_a_star(wide, capsys):
+    found = swept({(0.0, 0.0): ("10", 1.0), (0.05, 1.0): ("10", 1.0), (0.1, 1.0): ("10", 1.0)})
+    found.print()
+    said = capsys.readouterr().out
+    assert "*" not in said and "no setting differs from the target in any figure" in said
+    assert found.to_json()["best"] is None and len(found.to_json()["frontier"]) == 3
