@@ -53,7 +53,7 @@ class Choosing(RankingOptions, Reading):
     ] = None
     top: Annotated[
         list[str] | None,
-        typer.Option(help="A share of the channels to try, such as 5% (repeatable)."),
+        typer.Option(help="A share of the channels to try (repeatable). Default: 1%, 2%, 5%, 10% and 20%."),
     ] = None
     metric: Annotated[
         str | None, options.choice(None, options.METRICS, "What makes an answer right; see act-profile evaluate.")

@@ -27,7 +27,9 @@ act-profile combine shard-0.safetensors shard-1.safetensors \\
 def command(
     shards: Annotated[list[Path], typer.Argument(help="Profiles, or folders of profiles, that --shard i/n made.")],
     output: options.Output = Path("profile.safetensors"),
-    partial: Annotated[bool, typer.Option(help="Combine the given shards even if some are missing.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Combine the given shards even if some are missing.")
+    ] = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:

@@ -36,7 +36,8 @@ def command(as_json: options.Json = False) -> None:
     if as_json:
         return console.print_json(result)
     built = result["cuda_kernels"]
-    kernels = built["missing"] or f"built with CUDA {built['toolkit']} for {built['architectures']} and newer"
+    gpus = ", ".join(f"sm_{one}" for one in str(built["architectures"]).split(";"))
+    kernels = built["missing"] or f"built with CUDA {built['toolkit']} for GPUs from {gpus} on"
     facts = [
         ["machine", result["machine"]],
         ["threads", result["threads"]],

@@ -20,13 +20,16 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     hints = typing.get_type_hints(command, include_extras=True)
     hints.pop("return", None)
     groups = {name: hints.pop(name) for name, hint in [*hints.items()] if dataclasses.is_dataclass(hint)}
-    own = inspect.signature(command).parameters
-    defaults = {name: own[name].default for name in hints}
+    given = inspect.signature(command).parameters
+    defaults = {name: given[name].default for name in hints}
     fields: dict[str, dict[str, Any]] = {}
     for place, group in groups.items():
-        fields[place] = {field.name: _default(field) for field in dataclasses.fields(group)}
-        found = typing.get_type_hints(group, include_extras=True)
         heading = getattr(group, "heading", None)
+        own = dataclasses.fields(group)
+        if heading:  # what the heading is about comes before what the dataclass shares with others
+            own = tuple(sorted(own, key=lambda field: field.name not in inspect.get_annotations(group)))
+        fields[place] = {field.name: _default(field) for field in own}
+        found = typing.get_type_hints(group, include_extras=True)
         hints |= {name: _under(heading, hint) for name, hint in found.items() if name in fields[place]}
 
     @functools.wraps(command)

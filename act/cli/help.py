@@ -57,7 +57,7 @@ class Command(WithExamples, TyperCommand):
             if parameter.name == "help":
                 name = options.OUTPUT
             if record := parameter.get_help_record(ctx):
-                shown = _LIST.sub(r"<\1>", record[0].replace(" range>", ">"))
+                shown = _LIST.sub(lambda found: f"<{found[1].lower()}>", record[0].replace(" range>", ">"))
                 for old in old_names(parameter):
                     shown = shown.replace(f", {old}", "", 1)
                 groups.setdefault(name, []).append((_broken(shown, formatter.width - 4), record[1]))

@@ -20,7 +20,7 @@ MENDED = "mended"
 
 
 def after_profiles(profiles: Mapping[Path, Profile]) -> None:
-    """Rank the channels of a pair or an attribution, look at the profile of one model, or combine shards.
+    """Rank the channels of a pair or an attribution, write those of one model as a table, or combine shards.
 
     Args:
         profiles: by file, one for each ability: the first is taken for what to recover, the others for what to keep.
@@ -32,8 +32,7 @@ def after_profiles(profiles: Mapping[Path, Profile]) -> None:
         made = first.parent if others else first
         return _say(["combine", made, "...", "--output", made.with_name(f"whole{made.suffix}")])
     if "donor" not in profile.provenance.models:
-        page = first.with_name(f"{first.stem}-report")
-        return _say(["report", *profiles, "--score", "mean-abs", "--output", page])
+        return _say(["export", first, "--output", first.with_name(f"{first.stem}.csv")])
     attributed = isinstance(profile, AttributionProfile)
     score: Words = ["--score", "attribution"] if attributed else ["--score", "match"] if profile.swapped else []
     keep: Words = [] if attributed else [word for path, _ in others for word in ("--keep-profile", path)]

@@ -306,14 +306,14 @@ UntilStable = Annotated[
 ]
 StableScore = Annotated[str, choice(RUN, ("paired", "mean-abs", "mean-shift"), "Score for --until-stable.")]
 StableTop = Annotated[
-    str, typer.Option(rich_help_panel=RUN, help="Size of the top set, as a share of the channels, such as 5%.")
+    str, typer.Option(rich_help_panel=RUN, help="With --until-stable: size of the top set, a share of the channels.")
 ]
 StableOverlap = Annotated[
     float,
-    typer.Option(rich_help_panel=RUN, help="Share of the top set that must also be in that of the whole corpus."),
+    typer.Option(rich_help_panel=RUN, help="With --until-stable: share of it that must also be in the whole corpus's."),
 ]
 StableConfidence = Annotated[
-    float, typer.Option(rich_help_panel=RUN, help="Probability with which that overlap must hold.")
+    float, typer.Option(rich_help_panel=RUN, help="With --until-stable: probability with which that overlap must hold.")
 ]
 CheckpointEvery = Annotated[
     float,

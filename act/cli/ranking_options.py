@@ -60,7 +60,7 @@ class RankingOptions:
         int | None,
         typer.Option(
             rich_help_panel=options.CHANNELS,
-            help=f"Seed of {score_names(lambda score: score.takes_seed)}; 0 by default.",
+            help=f"Seed of the score {score_names(lambda score: score.takes_seed)}; 0 by default.",
         ),
     ] = None
     cost: Annotated[

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from act.report.verdict import Verdict
 
 
-WITH_CHECK = "With --check: the machine to plan for"
+WITH_CHECK = "Only with --check, the machine to plan for"
 EXAMPLES = """
 act-profile recipe --example > my.yaml
 act-profile recipe my.yaml --check && act-profile recipe my.yaml

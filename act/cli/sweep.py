@@ -48,8 +48,14 @@ def command(
         list[Path] | None,
         typer.Option(help="Pair profile of an ability to retain, by which act-profile rank spares it (repeatable)."),
     ] = None,
-    top: Annotated[list[str] | None, typer.Option(help="A share of the channels, such as 5% (repeatable).")] = None,
-    strength: Annotated[list[float] | None, typer.Option(help="A strength (repeatable).")] = None,
+    top: Annotated[
+        list[str] | None,
+        typer.Option(help="A share of the channels to try (repeatable). Default: 1%, 2%, 5%, 10% and 20%."),
+    ] = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(help="How far to move them towards the donor (repeatable). Default: 0.2, 0.4, 0.7 and 1."),
+    ] = None,
     control: Annotated[
         list[str] | None,
         options.choice(
@@ -78,7 +84,7 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Transfer each share at each strength in memory, evaluate, and revert; print all results and the frontier."""
+    """Transfer each share at each strength in memory, evaluate, and revert; print every figure with its error."""
     from act.cli.sweep_output import Swept
     from act.editing.strength import warn_of_strength
     from act.evaluation.choice import figure, figure_error, require_different

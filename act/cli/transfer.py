@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from act.editing.rows import Overlap
 
 
+_CALLED = {"values": "values changed", "parameters": "in so many parameters", "path": "way (disk, memory or patch)"}
 EXAMPLES = """
 act-profile transfer --donor base/ --target specialist/ \\
     --channels channels.safetensors \\
@@ -186,7 +187,10 @@ def command(
         chosen = {"auto": choice.to_json()} if choice else {}
         return console.print_json({**summary, **chosen, "notes": notes})
     summary |= {"strength_of": ", ".join(f"{name}={value}" for name, value in patterns.items())} if patterns else {}
-    rows = [[name, f"{value:,}" if isinstance(value, int | float) else value] for name, value in summary.items()]
+    rows = [
+        [_CALLED.get(name, name.replace("_", " ")), f"{value:,}" if isinstance(value, int | float) else value]
+        for name, value in summary.items()
+    ]
     console.print_table(str(output), ["", ""], rows[1:])
     next_step.after_transfer(target, output)
 

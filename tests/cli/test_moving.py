@@ -414,6 +414,14 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     assert "would overwrite the input" in refused
 
 
+def test_a_tune_in_bfloat16_is_saved_in_the_type_of_the_checkpoint(folder, tmp_path):
+    given = ["--corpus", folder / "ability.jsonl", "--steps", "1", "--batch-size", "2", "--dtype", "bfloat16"]
+    succeed("tune", "--model", folder / "one", *given, "--output", tmp_path / "tuned")
+    before, after = tensors(folder / "one"), tensors(tmp_path / "tuned")
+    assert all(value.dtype == before[name].dtype == torch.float32 for name, value in after.items())
+    assert all(torch.equal(value, value.bfloat16().float()) for value in after.values()) and not same(before, after)
+
+
 def test_evaluating_a_model_with_nan_is_said_and_valid_json(folder, tmp_path):
     broken = copied(folder / "one", tmp_path / "one")  # of the same last name, too
     held = load_file(broken / "model.safetensors")

@@ -51,13 +51,13 @@ def test_a_pair_is_ranked_with_the_others_kept(pair, said):
     assert said()[0][2:4] == ["--keep-profile", "o/maths.safetensors"]
 
 
-def test_a_shard_is_combined_and_one_model_looked_at(pair, said):
+def test_a_shard_is_combined_and_one_model_exported(pair, said):
     read = replace(pair.provenance.corpora[0], shard=(0, 2))
     part = act.PairProfile(pair.moments, replace(pair.provenance, corpora=(read,)))
     next_step.after_profiles({Path("a.safetensors"): part})
     assert said()[0][:2] == ["combine", "a.safetensors"]
     next_step.after_profiles({Path("a.safetensors"): act.profile(tiny_model("llama"), random_batches())})
-    assert said() == [["report", "a.safetensors", "--score", "mean-abs", "--output", "a-report"]]
+    assert said() == [["export", "a.safetensors", "--output", "a.csv"]]
 
 
 def test_channels_are_transferred_between_the_models_that_they_are_of(said):

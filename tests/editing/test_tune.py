@@ -11,7 +11,7 @@ from support import tiny_model
 
 import act
 from act.editing.trainer import mark_saved, remove_saved, usable_checkpoint
-from act.editing.tune import _order, save_tuned
+from act.editing.tune import _identity, _order, save_tuned
 from act.ranking.rule import Rule
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
@@ -224,3 +224,10 @@ def test_checkpoints_of_a_run_that_died_are_recognised_and_other_files_are_left(
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
     with pytest.raises(act.ActError, match="is not a folder of checkpoints"):
         usable_checkpoint(folder, "one")
+
+
+def test_a_run_in_another_type_does_not_go_on_from_these_checkpoints(tokenizer):
+    model = tiny_model("llama").bfloat16()
+    given = act.TuneSettings(), [], {}, False
+    narrow = _identity(model, *given)
+    assert narrow == _identity(model, *given) != _identity(model.float(), *given)  # of the same values
