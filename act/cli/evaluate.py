@@ -188,7 +188,9 @@ def _put_on_card(
     from act.editing.card_results import put_results
     from act.evaluation.results_table import figures_of, results_table, tasks_table
 
-    called = _names({one.model for one in (*evaluations, *tasks)}) | _names(one.corpus for one in evaluations)
+    called = _names([*(one.model for one in evaluations), *(one.model for one in tasks)]) | _names(
+        one.corpus for one in evaluations
+    )
     rows = [replace(one, model=called[one.model], corpus=called[one.corpus]).summary() for one in evaluations]
     pairs = [
         replace(one, before=called[one.before], after=called[one.after], corpus=called[one.corpus]).summary()
