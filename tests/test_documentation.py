@@ -121,7 +121,10 @@ def test_figures_in_sentences_are_the_committed_ones():
     cluster = results("benchmarks/cluster")
     memory = cluster["attribute_gib"]
     loading = next(one for one in cluster["runs"] if (one["model"], one["tokens"]) == ("MoE", "10⁹"))
+    overheads = [results(f"benchmarks/overhead-{model}-cpu")["results"] for model in ("tiny", "small", "medium")]
+    ratios = sorted(one["ratio"] for rows in overheads for one in rows)
     said = {
+        "README.md": [f"[{ratios[0]:.2f} to {ratios[-1]:.2f}](benchmarks/README.md#what-profiling-costs)"],
         "docs/scale.md": [f"{loading['parts'].partition(',')[0]} of {loading['gpus_512']}"],
         "docs/limits.md": [mean["attribution / cost"], mean["weight-diff"], mean["interpolation"]],
         "docs/guides/recover.md": [

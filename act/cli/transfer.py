@@ -58,8 +58,8 @@ def command(
     strength: Annotated[
         list[float] | None,
         typer.Option(
-            help="How far towards the donor, from 0 to 1 (the paper's lambda), one for all donors or one for each; 0.4 "
-            "by default. With --auto: one to try (repeatable)."
+            help="How far towards the donor (the paper's lambda): 0 changes nothing, 1 copies its rows, more goes "
+            "beyond; one for all donors or one for each; 0.4 by default. With --auto: one to try (repeatable)."
         ),
     ] = None,
     auto: Annotated[
