@@ -240,7 +240,7 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
             ]
         )
     if rows:
-        names = ["model", "corpus", "right, %", "records", "McNemar p", "NLL per token", "sign-flip p"]
+        names = ["model", "corpus", "right, %", "answers won, lost", "McNemar p", "NLL per token", "sign-flip p"]
         console.print_table(f"Against {called[comparisons[0].before]}", *filled(names, rows))
 
 

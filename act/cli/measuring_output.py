@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act.cli import console
+from act.cli.next_step import after_profiles
 from act.cli.profile_report import report_profile, report_profiles
 from act.core.errors import ActError
 from act.core.files import require_output, written_whole
@@ -67,6 +68,7 @@ class MeasuringOutput:
             console.print_json({"output": str(self.path), "finished_before": True})
         else:
             print(f"{self.path} is finished already, with the same models, corpora and settings; --force runs it again")
+            after_profiles(dict(zip(self._profiles(), found, strict=True)))
         return True
 
     def checkpoints(self) -> list[Path]:
