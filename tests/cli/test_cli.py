@@ -206,7 +206,8 @@ def test_env_tells_what_a_gpu_would_run(folder):
 
     assert succeed("env")["cuda_kernels"] == cuda.build()
     table = act_profile("env", env={"COLUMNS": "300"}).stdout
-    assert "cuda_kernels" in table and (cuda.build()["missing"] or "built with CUDA")[:20] in table
+    assert "CUDA kernels" in table and (cuda.build()["missing"] or "built with CUDA")[:20] in table
+    assert "None" not in table and "[]" not in table and "backend forced" in table
     forced = act_profile("env", "--json", env={"ACT_KERNELS_BACKEND": "triton"})
     assert forced.returncode == 0
     assert "triton kernels run on a CUDA device" in json.loads(forced.stdout)["backends"]["cpu"]["forced"]
