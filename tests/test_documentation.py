@@ -135,3 +135,15 @@ def test_figures_in_sentences_are_the_committed_ones():
     for page, figures in said.items():
         text = " ".join((ROOT / page).read_text(encoding="utf-8").split())
         assert [figure for figure in figures if figure not in text] == [], page
+
+
+def test_the_table_of_the_demo_is_the_committed_one():
+    demo = results("benchmarks/demo-cpu")
+    rows = re.findall(
+        r"(?m)^│ .*?: ([\w-]+).*│ +(\d+)% │ +(.*?) │ +(.*?) │$", (ROOT / "README.md").read_text(encoding="utf-8")
+    )
+    shares = {**demo["finders"], **demo["controls"]}
+    assert {name for name, *_ in rows} == {*shares}
+    for name, moved, *figures in rows:
+        expected = [f"{shares[name][of]:.2f} ± {demo['errors'][name][of]:.2f}" for of in ("forgotten", "retained")]
+        assert (figures, float(moved)) == (expected, round(100 * demo["moved"][name], 1)), name
