@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import fsspec
 import pytest
 import yaml
 from command_line import act_profile, succeed
@@ -41,13 +42,15 @@ def folder(tmp_path, tokenizer):
     return tmp_path
 
 
+COLUMNS = {"prompt": "{frage}", "completion": " {antwort}"}
+
+
 def written(folder, **changed) -> Path:
-    columns = {"prompt": "{frage}", "completion": " {antwort}"}
     data = {
         "target": "target",
         "donor": [{"model": "donor", "corpus": "german", "keep": "english"}],
         "output": "out",
-        "corpora": {name: {"place": f"{name}.jsonl", "columns": columns} for name in ("german", "english")},
+        "corpora": {name: {"place": f"{name}.jsonl", "columns": COLUMNS} for name in ("german", "english")},
         "tune": {"corpus": "german", "mode": "rows", "steps": 3},
         "evaluate": {"corpus": {"g": "german"}, "controls": ["random"]},
         **changed,
@@ -84,6 +87,19 @@ def test_it_says_what_a_run_takes_without_weights(folder):
     shown = checked(written(folder))
     assert "nothing is wrong" in shown.stdout and "frage, antwort" in shown.stdout
     assert not list(folder.glob("*out*"))
+
+
+def test_a_corpus_may_lie_on_another_system(folder):
+    place = "memory://texts/german.jsonl"
+    fsspec.filesystem("memory").pipe_file("/texts/german.jsonl", (folder / "german.jsonl").read_bytes())
+    corpora = {
+        "german": {"place": place, "columns": COLUMNS},
+        "english": {"place": "english.jsonl", "columns": COLUMNS},
+    }
+    recipe = read_recipe(written(folder, corpora=corpora))
+    assert recipe.resolved()["corpora"]["german"]["place"] == place
+    (german, english) = check(recipe)["corpora"]
+    assert german["records"] == english["records"] == 40 and german["columns"] == ["frage", "antwort"]
 
 
 def test_the_time_on_this_machine_is_measured(folder):
