@@ -380,7 +380,7 @@ def _lines(path: File, wanted: Wanted) -> Iterator[_Row]:
 
 def _whole(row: int) -> str:
     """What is said of the rows up to the last one that could be read."""
-    return f"what comes before this, {counted(row + 1, 'record')}, is whole"
+    return f"the {counted(row + 1, 'record')} before this {'is' if row == 0 else 'are'} whole"
 
 
 def _items(path: File, wanted: Wanted) -> Iterator[_Row]:
