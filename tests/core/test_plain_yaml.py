@@ -35,10 +35,10 @@ REFUSED = {
 def test_it_is_refused_at_once(tmp_path, name):
     text, message = REFUSED[name]
     (tmp_path / "x.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ActError, match=rf"(?s)x\.yaml.*{message}") as caught:
         read_yaml(tmp_path / "x.yaml", "a recipe")
-    assert time.perf_counter() - start < 5 and len(str(caught.value)) < 500
+    assert time.process_time() - start < 5 and len(str(caught.value)) < 500
 
 
 def test_plain_values_come_back(tmp_path):
@@ -59,13 +59,13 @@ def test_plain_values_come_back(tmp_path):
 @pytest.mark.parametrize("value", ["1:30", "-1:30.5", f"1{':1' * 300}.0", f"1{':20' * 40_000}"])
 def test_base_60_is_a_text_at_once(tmp_path, value):
     (tmp_path / "x.yaml").write_text(f"a: {value}")
-    start = time.perf_counter()
+    start = time.process_time()
     assert read_yaml(tmp_path / "x.yaml", "a recipe")[1] == {"a": value}
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_file_at_the_limit_takes_seconds_at_most(tmp_path):
     (tmp_path / "x.yaml").write_text("a: [" + "1, " * (MOST_BYTES // 8) + "1]")
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(read_yaml(tmp_path / "x.yaml", "a recipe")[1]["a"]) == MOST_BYTES // 8 + 1
-    assert time.perf_counter() - start < 8
+    assert time.process_time() - start < 8
