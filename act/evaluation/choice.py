@@ -113,7 +113,7 @@ class Choice:
     >>> one = Candidate(0.05, 0.4, 47, Share(0.62, 0.03), (Share(0.97, 0.01),))
     >>> choice = act.Choice(None, one, (one,), 0.95, {"german": 300, "maths": 200}, {"german": "nll", "maths": "nll"})
     >>> choice
-    <Choice: top 5 % at strength 0.4 recovers 0.62 ± 0.03 and keeps 0.97 ± 0.01; 1 candidates, 1 on the frontier>
+    <Choice: top 5 % at strength 0.4 recovers 0.62 ± 0.03 and keeps 0.97 ± 0.01; 1 candidate, 1 on the frontier>
     >>> choice.strength, choice.frontier == [one], choice.to_json()["chosen"]["recovered"]
     (0.4, True, 0.62)
     >>> choice.caveat in choice.card()
