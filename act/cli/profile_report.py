@@ -27,9 +27,9 @@ def report_profile(profile: Profile, output: Path, as_json: bool, losses: Mappin
         losses: of donor and target on the same tokens, by text, where both ran; for JSON, since people saw them.
     """
     if as_json:
-        print_json({**_summary(profile, output), **_losses(losses)})
+        print_json({**_summary(profile, output, _tokens([profile])), **_losses(losses)})
     else:
-        _print_summary(profile, output, profile.provenance.corpora[-1].tokens)
+        _print_summary(profile, output, _tokens([profile]))
     _warn(profile)
     _warn_of_skipped(profile.provenance.corpora[-1].skipped)
     if not as_json:
@@ -41,10 +41,10 @@ def report_profiles(
 ) -> None:
     """The same for the profiles of several abilities; with ``as_json``, as one JSON object."""
     outputs = {ability: folder / f"{ability}.safetensors" for ability in profiles}
+    together = _tokens(profiles.values())
     if as_json:
-        results = {ability: _summary(profile, outputs[ability]) for ability, profile in profiles.items()}
+        results = {ability: _summary(profile, outputs[ability], together) for ability, profile in profiles.items()}
         print_json({"output": str(folder), "abilities": results, **_losses(losses)})
-    together = sum(profile.provenance.corpora[-1].tokens for profile in profiles.values())
     for ability, profile in profiles.items():
         if not as_json:
             _print_summary(profile, outputs[ability], together)
@@ -56,7 +56,13 @@ def report_profiles(
         after_profiles({outputs[ability]: profile for ability, profile in profiles.items()})
 
 
-def _summary(profile: Profile, output: Path) -> dict[str, Any]:
+def _tokens(profiles: Iterable[Profile]) -> int:
+    """What a run has read of all its abilities: its time is that of all."""
+    return sum(one.provenance.corpora[-1].tokens for profile in profiles for one in (profile, *_kept(profile)))
+
+
+def _summary(profile: Profile, output: Path, together: int) -> dict[str, Any]:
+    """Plain data; ``together``: the tokens that the run has read of all abilities."""
     read = profile.provenance.corpora[-1]
     return {
         "output": str(output),
@@ -71,7 +77,7 @@ def _summary(profile: Profile, output: Path) -> dict[str, Any]:
         "seconds": read.seconds,
         "padding_share": round(read.padding / max(read.padding + read.tokens - read.shared, 1), 4),
         "busy_share": round(1 - read.waited / max(read.seconds, 1e-9), 4),
-        "tokens_per_second": round(read.tokens / max(read.seconds, 1e-9), 1),
+        "tokens_per_second": round(together / max(read.seconds, 1e-9), 1),
         "backend": profile.provenance.settings.backend,
         "paths": dict(read.paths),
         "nonfinite": dict(read.nonfinite),
@@ -106,12 +112,11 @@ def _kept(profile: Profile) -> Sequence[AttributionProfile]:
 
 
 def _print_summary(profile: Profile, output: Path, together: int) -> None:
-    """Print a table; ``together``: the tokens that the run has read of all abilities."""
+    """Print a table; ``together`` as in :func:`_summary`."""
     from act.profiles.coverage import percent, swapped_share
 
-    result, read = _summary(profile, output), profile.provenance.corpora[-1]
+    result, read = _summary(profile, output, together), profile.provenance.corpora[-1]
     kept = [one.provenance.corpora[-1] for one in _kept(profile)]
-    together += sum(one.tokens for one in kept)
     rows = [[name, f"{result[name]:,}"] for name in ("channels", "sites")]
     counting = "tokens that count" if profile.of_tokens else "tokens that the loss is over"
     for name, called in (("records", "records"), ("tokens", "tokens"), ("counted", counting)):
@@ -120,7 +125,7 @@ def _print_summary(profile: Profile, output: Path, together: int) -> None:
     if result["computed"] != result["tokens"]:
         rows += [["tokens computed (others begin as a text before)", f"{result['computed']:,}"]]
     rows += [["time", duration(result["seconds"])]]
-    rows += [["tokens per second", f"{together / max(result['seconds'], 1e-9):,.0f}"]]
+    rows += [["tokens per second", f"{result['tokens_per_second']:,.0f}"]]
     rows += [["padding", f"{result['padding_share']:.1%}"]]
     rows += [["time in the model (not waiting for text)", f"{result['busy_share']:.1%}"]]
     rows += [["kernels", result["backend"]]]

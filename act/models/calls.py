@@ -23,6 +23,11 @@ def without_cache(model: nn.Module) -> dict[str, Any]:
     return {"use_cache": False} if _takes(model, "use_cache") else {}
 
 
+def cache_argument(model: nn.Module) -> str:
+    """The argument by which a model takes keys and values that it kept: transformers 5.24 renamed it for some."""
+    return "cache" if _takes(model, "cache") else "past_key_values"
+
+
 def has_decoder(model: nn.Module) -> bool:
     """Whether a model reads two texts: a source with its encoder and what its decoder is to write."""
     return _takes(model, "decoder_input_ids")

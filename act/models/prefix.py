@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from act.core.errors import brief
-from act.models.calls import reader_of
+from act.models.calls import cache_argument, reader_of
 from act.models.limits import alike_before, vocabulary
 from act.models.placement import input_device
 from act.models.trials import tried
@@ -62,10 +62,10 @@ class Prefix:
         """A copy that stands before each text of a batch and takes in nothing."""
         return Prefix(tuple(_with_layers(cache, _standing) for cache in self.caches))
 
-    def inputs(self) -> dict[str, Any]:
+    def inputs(self, model: nn.Module) -> dict[str, Any]:
         """The arguments with which one model runs on the texts that follow."""
         (cache,) = self.caches
-        return {"past_key_values": cache, "use_cache": True}
+        return {cache_argument(model): cache, "use_cache": True}
 
 
 @contextlib.contextmanager
@@ -130,7 +130,7 @@ def why_unshared(model: nn.Module) -> str | None:
         body: Any = model.base_model
         with tried(model), torch.no_grad():
             kept = Prefix.empty()
-            output = body(input_ids=ids, **kept.inputs())
+            output = body(input_ids=ids, **kept.inputs(body))
             if not alike_before(output, after):
                 return f"{type(model).__name__} gives a token other values if those after it are others"
             whole = output.last_hidden_state[:, before:]
@@ -139,7 +139,7 @@ def why_unshared(model: nn.Module) -> str | None:
                 return f"{type(model).__name__} keeps more of a text than keys and values"
             with _longest(body, before + after) as repeated:
                 prefix = Prefix((_with_layers(kept.caches[0], partial(_beginning, tokens=before)),))
-                parts = body(input_ids=ids[:, before:], **prefix.standing().inputs()).last_hidden_state
+                parts = body(input_ids=ids[:, before:], **prefix.standing().inputs(body)).last_hidden_state
     except Exception as error:  # a model of an unknown kind may raise anything
         return f"{type(model).__name__} does not run behind keys and values that it kept ({brief(error, 100)})"
     if repeated:

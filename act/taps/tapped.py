@@ -231,7 +231,7 @@ class Taps:
         inputs, count_mask, source_mask = padded(self._model, self._blocks, inputs, count_mask, source_mask)
         self.start(count_mask, source_mask, inputs)
         with self._ending.over(prefix):
-            self._model(**inputs, **(self._without_cache if prefix is None else prefix.inputs()))
+            self._model(**inputs, **(self._without_cache if prefix is None else prefix.inputs(self._model)))
         if not self._ending.early:
             self._sums.settle()
         self._reset()
