@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 TASKS = "Tasks of lm-evaluation-harness"
 EXAMPLES = """
 act-profile evaluate --before specialist/ --model mended/ \\
-    --corpus german=test-de.jsonl
+    --corpus german=test-de.jsonl --keep mathematics=test-math.jsonl
 act-profile evaluate --model mended/ --corpus test.jsonl \\
     --details answers.jsonl
 """
@@ -49,6 +49,14 @@ def command(
     corpus: Annotated[
         list[str] | None,
         typer.Option(rich_help_panel=options.TEXT, help="Records to answer (repeatable, also as NAME=PLACE)."),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=options.TEXT,
+            help="Records of what is to be kept, answered as those of --corpus: a report then tells what was recovered "
+            "from what was kept (repeatable, also as NAME=PLACE).",
+        ),
     ] = None,
     metric: options.Metric = "auto",
     max_new_tokens: Annotated[
@@ -102,9 +110,10 @@ def command(
     from act.models.loading import load_model
 
     console.quiet_transformers()
-    if not corpus and not task:
+    if not (corpus or keep or task):
         raise ActError("nothing to evaluate on; give --corpus or --task")
-    places = console.named(corpus or [])
+    texts = [*(corpus or []), *(keep or [])]
+    places = console.named(texts)
     model = [at_revision(name, revision) for name in model]
     if details:
         reserve_output(
@@ -121,7 +130,7 @@ def command(
     names = list(dict.fromkeys([*([before] if before else []), *model]))
     for name in names:
         tokenizer = reading.tokenizer_of(name, trust_remote_code=trust_remote_code)
-        corpora = reading.open_all(corpus or (), tokenizer).values()
+        corpora = reading.open_all(texts, tokenizer).values()
         loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         slow.warn_of_half(loaded)
         with counter(name, as_json) as progress:
@@ -171,6 +180,7 @@ def command(
             {
                 "results": [one.summary() for one in everything],
                 "comparisons": [one.summary() for one in comparisons],
+                "keep": list(console.named(keep or [])),
                 "tasks": [one.summary() for name in names for one in figures[name]],
                 "task_comparisons": task_changes,
             }

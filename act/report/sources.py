@@ -129,7 +129,8 @@ def results_of(
     Args:
         data: with ``results`` and ``comparisons``, as ``act-profile evaluate --json`` and a recipe write them.
         roles: what each model is; by default what its name in a recipe, or the comparisons of an evaluation, say.
-        keep: the texts of what is to be kept; by default those on which no donor is clearly better than the target.
+        keep: the texts of what is to be kept; by default those that the data names, or else those on which no donor is
+            clearly better than the target.
 
     Raises:
         ValueError: the data is something else.
@@ -140,7 +141,8 @@ def results_of(
     levels = {one["corpus"]: [level for level in (one["chance"], one["majority"]) if level] for one in figures}
     chance = {text: max(known) for text, known in levels.items() if known}
     results = Results(figures, comparisons, roles, chance=chance)  # type: ignore[arg-type]  # checked above
-    return replace(results, keep=_not_lost(results) if keep is None else list(keep))
+    keep = (checked(_NAMES, data.get("keep", [])) or _not_lost(results)) if keep is None else list(keep)
+    return replace(results, keep=keep)
 
 
 def roles_of(models: Iterable[str], target: str | None = None) -> dict[str, Role]:

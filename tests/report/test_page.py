@@ -431,3 +431,10 @@ def test_results_without_roles_are_still_shown():
     page = Page("x", results=results_of(plain))
     assert page.verdict is None and len(page.charts) == 1
     assert list(itertools.chain(page.results.texts)) == ["t"]
+
+
+def test_an_evaluation_says_which_texts_are_to_be_kept():
+    plain = {"results": [summary(name, text, 0.5) for name in ("a", "b") for text in ("t", "u")], "comparisons": []}
+    assert results_of(plain).keep == []
+    assert results_of({**plain, "keep": ["u"]}).keep == ["u"]
+    assert results_of({**plain, "keep": ["u"]}, keep=[]).keep == []
