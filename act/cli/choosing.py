@@ -66,6 +66,10 @@ class Choosing(RankingOptions, Reading):
         str | None,
         typer.Option(help="Where the donor is and runs, such as cpu; by default where the target is."),
     ] = None
+    channels_output: Annotated[
+        Path | None,
+        typer.Option(help="Also write the chosen channel set to this file, for tune --mode rows, report and patch."),
+    ] = None
 
     @property
     def files(self) -> list[str | Path]:

@@ -121,7 +121,10 @@ def command(
                 f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor"
                 ", or choose with --auto"
             )
-    reserve_output(output, force, [*donor, target, *channels, *automatic.files])
+    inputs = [*donor, target, *channels, *automatic.files]
+    reserve_output(output, force, inputs)
+    if automatic.channels_output:
+        reserve_output(automatic.channels_output, force, [*inputs, output])
     patterns = dict(_pattern(text) for text in strength_of or [])
     on_disk = not (in_memory or merge) and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
     if on_disk and match_experts:
@@ -135,6 +138,8 @@ def command(
     if auto:
         loading = {"dtype": dtype, "merge": merge, "trust_remote_code": trust_remote_code}
         choice = automatic.choose(donor[0], target, channels, strengths, device, loading, match_experts, as_json)
+        if automatic.channels_output:
+            choice.channels.save(automatic.channels_output, force=force)
         strengths = [choice.strength]
     how = [f"## Share and strength\n\n{choice.card()}"] if choice else []
     more = "\n\n".join([*how, f"## The command\n\n```bash\n{console.command_line()}\n```"])

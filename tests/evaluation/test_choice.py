@@ -22,6 +22,7 @@ from act.evaluation.held_out import held_out
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS
 from act.models.loading import load_model, load_tokenizer
+from act.ranking.channel_set import ChannelSet
 
 KEPT_SKILLS = OLD_SKILLS + NEW_SKILLS
 
@@ -289,8 +290,9 @@ def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
     given = ["transfer", "--donor", models / "base", "--target", models / "target", "--auto"]
     texts = ["--corpus", folder / "german.jsonl", "--keep", folder / "english.jsonl"]
     grid = ["--top", "5%", "--strength", "1", "--strength", "0.7", "--metric", "nll", "--least-kept", "0.5"]
-    where = ["--device", "cpu", "--donor-device", "cpu"]
+    where = ["--device", "cpu", "--donor-device", "cpu", "--channels-output", tmp_path / "moved.safetensors"]
     made = succeed(*given, *texts, *grid, *where, "--count", "predict", "--output", tmp_path / "out")
+    assert len(ChannelSet.load(tmp_path / "moved.safetensors")) == made["channels"]
     assert made["path"] == "disk" and made["strength"] == made["auto"]["chosen"]["strength"] in (0.7, 1.0)
     assert len(made["auto"]["candidates"]) == 2 and made["channels"] == made["auto"]["chosen"]["channels"]
     assert set(made["auto"]["records"].values()) == {48}
