@@ -217,6 +217,7 @@ def collect(by_pair: dict[str, dict[str, dict[str, Any]]], settings: dict[str, A
             for title, field in fields.items()
         },
         "forms": {name: asdict(form) for name, form in FORMS.items()},
+        "built": [BEST.name, CONTRAST.name],
         "references": list(REFERENCES),
         "untried": {
             pair: [name for name in (*FORMS, *REFERENCES) if name not in found] for pair, found in by_pair.items()

@@ -79,6 +79,19 @@ def tuned(result: Result) -> str:
     return table(rows, "| tune on, after | forgotten | retained |", "| {start} | {forgotten} | {retained} |")
 
 
+def tried(result: Result) -> str:
+    """A table of every form of local match, best area first; references in italics, the package's own in bold."""
+    areas, gains, pairs = result["area"], result["gain_at_95"], list(result["untried"])
+    names = sorted(areas, key=lambda name: -statistics.mean(areas[name].values()))
+    styles = {**dict.fromkeys(result["references"], "*{}*"), **dict.fromkeys(result["built"], "**{}**")}
+    rows = [
+        {"form": styles.get(name, "{}").format(name)}
+        | {pair: f"{areas[name][pair]:.2f} / {gains[name][pair]:.2f}" for pair in pairs}
+        for name in names
+    ]
+    return table(rows, f"| form: area / gain | {' | '.join(pairs)} |", "| {form} | {" + "} | {".join(pairs) + "} |")
+
+
 def tables(result: Result) -> str:
     """All tables, as the experiment prints them."""
     return "\n".join(section(result) for section in (methods, verdict, tuned))
@@ -122,6 +135,7 @@ def page(text: str) -> str:
     """
     mine: Sequence[Callable[[Result], str]] = (methods, verdict, tuned, made_on)
     sections = {"ability": {section.__name__: section for section in mine}, "language": language.SECTIONS}
+    sections["forms"] = {section.__name__: section for section in (tried, made_on)}
 
     def table_of(marker: str) -> str:
         experiment, _, name = marker.rpartition(" ")
