@@ -75,7 +75,7 @@ class Choosing(RankingOptions, Reading):
     def files(self) -> list[str | Path]:
         """The inputs that no output may replace."""
         profiles = [*([self.profile] if self.profile else []), *(self.keep_profile or [])]
-        return [*console.named([*(self.corpus or []), *(self.keep or [])]).values(), *profiles]
+        return [*console.named(self.corpus or [], self.keep or []).values(), *profiles]
 
     def require_unused(self) -> None:
         """Raise :class:`ActError` for an option that was given without ``--auto``."""

@@ -94,18 +94,31 @@ def short_names(places: Sequence[str]) -> dict[str, str]:
     return names if len({*names.values()}) == len(names) else {place: place for place in places}
 
 
-def named(given: Iterable[str]) -> dict[str, str]:
+def named(given: Iterable[str], keep: Iterable[str] = ()) -> dict[str, str]:
     """Places by name, of an option whose corpora need no names: NAME=PLACE, or PLACE, whose name is the place.
 
+    Args:
+        keep: those of what is to be kept, given the same way; they come last.
+
     Raises:
-        ActError: two have one name, or are one place.
+        ActError: two have one name, or are one place, however it is written.
     """
     found: dict[str, str] = {}
-    for each in given:
+    seen: dict[str, tuple[int, str]] = {}  # number and name, by where they lie
+    abilities = [*given]
+    for number, each in enumerate([*abilities, *keep]):
         ((name, place),) = places_of([each]).items()
-        if (name or place) in found or place in found.values():
-            raise ActError(f"{each} was given twice; give each corpus once, each with a name of its own")
-        found[name or place] = place
+        name, where = name or place, os.path.realpath(place) if os.path.exists(place) else place
+        earlier, first = seen.setdefault(where, (number, name))
+        both = first if first == name else f"{first} and {name}"
+        if earlier < len(abilities) <= number:
+            apart = "what is recovered and what is kept cannot be told apart"
+            raise ActError(f"{both}: the ability and what to keep are the same text, so {apart}; keep other records")
+        if first != name:
+            raise ActError(f"{both} are the same text, {place}; give each corpus once")
+        if name in found:
+            raise ActError(f"{name} was given twice; give each corpus once, each with a name of its own")
+        found[name] = place
     return found
 
 

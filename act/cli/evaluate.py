@@ -113,7 +113,7 @@ def command(
     if not (corpus or keep or task):
         raise ActError("nothing to evaluate on; give --corpus or --task")
     texts = [*(corpus or []), *(keep or [])]
-    places = console.named(texts)
+    places = console.named(corpus or [], keep or [])
     model = [at_revision(name, revision) for name in model]
     if details:
         reserve_output(

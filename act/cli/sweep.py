@@ -96,7 +96,7 @@ def command(
     from act.report.page import Page
     from act.report.write import write
 
-    given = console.named([*corpus, *(keep or [])])
+    given = console.named(corpus, keep or [])
     places = [*given]
     kept = [*console.named(keep or [])]
     controls = list(dict.fromkeys(control or []))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import pytest
 from command_line import act_profile, succeed
 from huggingface_hub import ModelCard
 from support import tiny_model
+
+from act.cli.console import named
+from act.core.errors import ActError
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
 
@@ -50,6 +54,23 @@ def test_columns_and_a_chat_template_decide_what_is_read(folder, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("corpora", "keep", "said"),
+    [
+        (["x.csv", "x.csv"], [], "x.csv was given twice"),
+        (["one=x.csv", "other=./x.csv"], [], "one and other are the same text, ./x.csv"),
+        (["one=x.csv"], ["other=./x.csv"], "one and other: the ability and what to keep are the same text"),
+        (["x.csv"], ["x.csv"], "x.csv: the ability and what to keep are the same text"),
+        (["x.csv"], ["y=other", "z=other"], "y and z are the same text"),
+        (["y=x.csv"], ["y=other"], "y was given twice; give each corpus once, each with a name of its own"),
+    ],
+)
+def test_a_text_that_is_given_twice_is_named_by_what_it_was_given_as(folder, monkeypatch, corpora, keep, said):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ActError, match=re.escape(said)):
+        named(corpora, keep)
+
+
 def test_an_evaluation_names_its_texts_and_writes_each_record(folder, tmp_path):
     given = [
         "--model",
@@ -65,8 +86,6 @@ def test_an_evaluation_names_its_texts_and_writes_each_record(folder, tmp_path):
     rows = list(csv.DictReader((tmp_path / "d.csv").open()))
     assert [row["record"] for row in rows] == ["0", "1", "2", "3"] and {row["answer"] for row in rows} == {"five"}
     assert sum(float(row["nll"]) for row in rows) == pytest.approx(4 * one["nll_per_record"])
-    twice = act_profile("evaluate", *given, "--corpus", folder / "x.csv")
-    assert twice.returncode == 2 and "was given twice" in twice.stderr
 
 
 def test_a_tuned_model_has_a_card(folder, tmp_path):
