@@ -216,7 +216,7 @@ class Measurement:
         found: dict[Tokens, tuple[Shape, torch.Tensor]] = {}
         for shape in self._shapes[site.name]:
             tensor = shape.layout.tensor_in(output)
-            if shape.layout.lead_of(tensor) == shape.lead:
+            if isinstance(tensor, torch.Tensor) and shape.layout.lead_of(tensor) == shape.lead:
                 found.setdefault(shape.layout.tokens, (shape, tensor))
         self._reads[site.name] += 1
         if found:

@@ -217,7 +217,7 @@ def test_env(folder):
     result = succeed("env")
     states = result["backends"]["cpu"]
     assert sum("chosen" in state for state in states.values()) == 1
-    assert result["versions"]["torch"] == torch.__version__
+    assert result["versions"]["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
 
 
 def truncated(source: Path, to: Path) -> Path:
