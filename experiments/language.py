@@ -49,6 +49,7 @@ OURS, WITHOUT_GRADIENTS = "attribution / cost", "match"
 CONTROLS = (
     "paired",
     "paired / std",
+    "contrast / std",
     "weight-diff",
     "random",
     "rows shuffled: attribution / cost",
@@ -64,6 +65,7 @@ CONTROLS = (
 MERGE_CONTROLS = (
     "paired",
     "paired / std",
+    "contrast / std",
     "weight-diff",
     "random",
     "rows shuffled: weight-diff",
@@ -117,7 +119,7 @@ SETTINGS: dict[str, Any] = {
     "tune_steps": [10, 40],
     "tune_rates": [1e-3],
     "tune_starts": [0.95],
-    "demo": {**INVENTED, "base_steps": 0},  # the models that ship, whose claims are tried too
+    "demo": {**INVENTED, "base_steps": 0},  # the other models that ship, whose claims are tried, too
 }
 QUICK: dict[str, Any] = {
     **SETTINGS,
@@ -205,7 +207,7 @@ def run_parts(
             with contextlib.suppress(Unmade):
                 found[part][name] = lab.kept(part, partial(_part, part, lab), of_kept=together)
     if "claims" in parts:
-        beside: dict[str, Lab] = {"demo": InventedLab(settings["demo"], cache, 0)}
+        beside: dict[str, Lab] = {"invented": InventedLab(settings["demo"], cache, 0)}
         if (data / stories.RUN).exists():
             beside[stories.RUN] = stories.StoriesLab(told, data, cache)
         else:

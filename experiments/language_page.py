@@ -67,6 +67,35 @@ def verdict(result: Result) -> str:
     return table(rows, head, "| {figure} | {run} | {ours} | {without} | {best} |")
 
 
+def goals(result: Result) -> str:
+    """What was hoped for, what was found over the runs, and whether that is it: what is missed comes first."""
+    ours, without, merged = result["ours"], result["without_gradients"], result["verdict"]["merged_worst"].values()
+    area, gain = (result["verdict"][figure].values() for figure in ("area", "gain_at_95"))
+    if not (area and gain and merged):
+        return UNMADE
+    specific = result["specific_at_95"][ours].values()
+    found = [
+        (f"recovered at 95 % kept by {ours}, over the best control", 1.6, [one / best for one, _, best, _ in gain]),
+        (f"the same by {without}", 1.4, [one / best for _, one, best, _ in gain]),
+        (f"recovered by {without}, over that by {ours}", 0.85, [one / first for first, one, *_ in gain]),
+        (f"area of {ours}, above the best control by", 0.0, [one - best for one, _, best, _ in area]),
+        (
+            f"worst ability of a merge by {ours}, above the best control by",
+            0.0,
+            [one - best for one, _, best, _ in merged],
+        ),
+        ("the language that was asked for, above the other by", 0.0, list(specific)),
+    ]
+    rows = []
+    for name, least, values in found:
+        met = sum(value > least for value in values)
+        told = f"missed in {len(values) - met} of {len(values)}" if met < len(values) else "met"
+        rows.append(
+            {"goal": name, "least": f"{least:g}", "found": f"{min(values):.2f} to {max(values):.2f}", "met": told}
+        )
+    return table(rows, "| goal | at least | found, run by run | |", "| {goal} | {least} | {found} | {met} |")
+
+
 def methods(result: Result) -> str:
     """A table of every method, best gain first, controls in italics; the mean over runs, and their deviation.
 
@@ -142,5 +171,5 @@ def _of_fewer(found: int, runs: int) -> str:
 
 
 SECTIONS: dict[str, Callable[[Result], str]] = {
-    section.__name__: section for section in (state, bits, verdict, methods, tuned, claims, made_on)
+    section.__name__: section for section in (state, goals, bits, verdict, methods, tuned, claims, made_on)
 }

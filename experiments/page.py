@@ -28,8 +28,10 @@ STYLES = {
     "paired": ("#0072B2", "-", "^"),
     "contrast, half": ("#009E73", "-", "v"),
     "weight-diff": ("#000000", "--", "x"),
-    "wrong ability: attribution / cost": ("#CC79A7", "--", "+"),
+    "wrong ability: match": ("#CC79A7", "--", "+"),
+    "wrong ability: attribution / cost": ("#CC79A7", ":", "1"),
     "interpolation": ("#56B4E9", "--", "d"),
+    "TIES": ("#56B4E9", ":", "2"),
     "random": ("#999999", ":", "."),
 }
 """Colour (of Okabe and Ito), line and marker of the methods that pictures show; an experiment has some of them."""
