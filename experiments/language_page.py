@@ -75,9 +75,13 @@ def goals(result: Result) -> str:
         return UNMADE
     specific = result["specific_at_95"][ours].values()
     found = [
-        (f"recovered at 95 % kept by {ours}, over the best control", 1.6, [one / best for one, _, best, _ in gain]),
-        (f"the same by {without}", 1.4, [one / best for _, one, best, _ in gain]),
-        (f"recovered by {without}, over that by {ours}", 0.85, [one / first for first, one, *_ in gain]),
+        (
+            f"recovered at 95 % kept by {ours}, over the best control",
+            1.6,
+            [_over(one, best) for one, _, best, _ in gain],
+        ),
+        (f"the same by {without}", 1.4, [_over(one, best) for _, one, best, _ in gain]),
+        (f"recovered by {without}, over that by {ours}", 0.85, [_over(one, first) for first, one, *_ in gain]),
         (f"area of {ours}, above the best control by", 0.0, [one - best for one, _, best, _ in area]),
         (
             f"worst ability of a merge by {ours}, above the best control by",
@@ -94,6 +98,10 @@ def goals(result: Result) -> str:
             {"goal": name, "least": f"{least:g}", "found": f"{min(values):.2f} to {max(values):.2f}", "met": told}
         )
     return table(rows, "| goal | at least | found, run by run | |", "| {goal} | {least} | {found} | {met} |")
+
+
+def _over(one: float, other: float) -> float:
+    return one / other if other else float("inf")
 
 
 def methods(result: Result) -> str:
