@@ -12,12 +12,13 @@ import io
 import json
 import os
 import sys
-from typing import Annotated, Any, TextIO, cast
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
 
-from act.cli.help import add, width, write_rows
+from act.cli.help import Suggesting, add, width, write_rows
+from act.cli.mistakes import value_mistaken
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
 from act.core.directions import straight
@@ -47,7 +48,7 @@ COMMANDS = {
 """What each does, said here so that ``act-profile --help`` imports none of them."""
 
 
-class Commands(TyperGroup):
+class Commands(Suggesting, TyperGroup):
     """Imports the module of a command when that command is used."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -67,10 +68,9 @@ class Commands(TyperGroup):
         command.name = cmd_name
         return command
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As usual, with the names known for suggestions."""
-        self.commands = cast(Any, dict.fromkeys(COMMANDS))
-        return super().resolve_command(ctx, args)
+    def known(self) -> dict[str, str]:
+        """What each command does, by name."""
+        return COMMANDS
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """List the commands without importing them."""
@@ -171,12 +171,14 @@ def _sentence(error: Exception) -> str | None:
         usage.show()
         return ""
     command = getattr(getattr(usage, "ctx", None), "command_path", "act-profile")
+    if mistake := value_mistaken(usage):
+        return f"{mistake}; see {command} --help"
     if hasattr(usage, "possibilities"):
         near = meant(usage.option_name, usage.possibilities or ())
         return f"no such option: {usage.option_name}; see {command} --help{near}"
-    said = usage.format_message().rstrip(".")
-    said = f"{said[:1].lower()}{said[1:]}"
-    return f"{said} See {command} --help" if said.endswith("?") else f"{said}; see {command} --help"
+    said = usage.format_message()
+    said = f"{said[:1].lower()}{said[1:]}".rstrip(".")
+    return said if "; see " in said else f"{said}; see {command} --help"
 
 
 def _exit(code: str | int | None, ranked: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import typer
@@ -12,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from act.cli import options
 from act.cli.logs import with_level
+from act.core.near import meant
 
 WIDEST, NARROW = 110, 60  # columns; in fewer than the latter, what an option does stands below it
 FIRST, EXAMPLES = "Options", "Examples"
@@ -40,7 +42,34 @@ class WithExamples:
         _write_as_it_is(formatter, heading, lines)
 
 
-class Group(WithExamples, TyperGroup):
+class Suggesting:
+    """Offers, for a command that there is not, those with almost its name, or else those whose help begins with it."""
+
+    def known(self) -> dict[str, str]:
+        """What each command does, by name."""
+        own: Any = self
+        return {name: command.help or "" for name, command in own.commands.items()}
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words begin with."""
+        own: Any = self
+        if args and not args[0].startswith("-") and own.get_command(ctx, args[0]) is None:
+            ctx.fail(f"no command {args[0]!r}; see {ctx.command_path} --help{_meant(args[0], self.known())}")
+        parent: Any = super()
+        return parent.resolve_command(ctx, args)
+
+
+def _meant(given: str, known: dict[str, str]) -> str:
+    """The end of a message that offers commands: ``profile`` is what ``run`` and ``pair`` do."""
+    if named := meant(given.lower(), known, 2):
+        return named
+    verbs = {name: said.split(maxsplit=1)[0].lower() for name, said in known.items() if said}
+    near = get_close_matches(given.lower(), {*verbs.values()}, 1)
+    names = [name for name, verb in verbs.items() if verb in near]
+    return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+class Group(WithExamples, Suggesting, TyperGroup):
     """Commands of one name, such as those of ``patch``, with an example of each."""
 
 

@@ -108,6 +108,10 @@ def _is_list(value: Any) -> bool:
 class _Template:
     def __init__(self, name: str, text: str) -> None:
         if name not in COLUMNS:
+            if (old := text.strip("{} ")) in COLUMNS:
+                raise ActError(
+                    f"no column {name!r} is read, and {old!r} is: what is read comes first; did you mean {old}={name}?"
+                )
             raise ActError(f"no column {name!r} is read; {one_of(COLUMNS)}{meant(name, COLUMNS)}")
         self._name, self._text = name, text
 

@@ -347,7 +347,7 @@ BAD = {
     ),
     "checkpoints in the past": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--checkpoint-every", "-5"],
-        "invalid value for '--checkpoint-every'",
+        "--checkpoint-every is -5; expected at least 0",
     ),
     "configuration that is a list": lambda f, t: (
         ["pair", "--donor", of_config(t / "list", "[]"), "--target", f / "target", "--corpus", f / "ability.jsonl"],

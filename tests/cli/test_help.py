@@ -107,12 +107,12 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["rnk"], "no such command 'rnk'. Did you mean 'rank', 'run'? See act-profile --help"),
+        (["rnk"], "no command 'rnk'; see act-profile --help; did you mean rank or run?"),
         (["rank", "x", "--scoer", "paired"], "no such option: --scoer; see act-profile rank --help; did you mean --score?"),
         (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),
         (["run", "--model", "m"], "missing option '--corpus'"),
         (["patch", "show"], "missing argument"),
-        (["plan", "--model", "m", "--tokens", "many"], "invalid value for '--tokens'"),
+        (["plan", "--model", "m", "--tokens", "many"], "--tokens is 'many'; expected a number; see act-profile plan"),
     ],
 )  # fmt: skip
 def test_what_is_mistyped_is_one_sentence(words, sentence):
@@ -173,3 +173,32 @@ def test_a_name_means_one_thing_and_the_earlier_ones_are_understood():
 def test_without_a_command_the_help_is_shown():
     result = act_profile()
     assert result.returncode == 2 and "Begin with:\n  act-profile demo\n" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["plan", "--tokens", "1e9x"], "--tokens is '1e9x'; expected a number; see act-profile plan --help"),
+        (["plan", "--gpus", "0"], "--gpus is 0; expected at least 1; see act-profile plan --help"),
+        (["rank", "p", "--number", "2.5"], "--number is '2.5'; expected a whole number; see act-profile rank --help"),
+        (["transfer", "--strength", "1", "--strength", "x"], "--strength is 'x'; expected a number; see"),
+        (["prfile"], "no command 'prfile'; see act-profile --help; did you mean run or pair?"),
+        (["patch", "shw"], "no command 'shw'; see act-profile patch --help; did you mean show?"),
+        (["frobnicate"], "no command 'frobnicate'; see act-profile --help"),
+    ],
+)
+def test_a_mistake_is_one_sentence_of_what_was_given_and_what_was_expected(given, said):
+    assert mistaken(given).startswith(said)
+
+
+def test_each_command_less_one_letter_is_still_meant():
+    for name in cli.COMMANDS:
+        for place in range(len(name)):
+            offered = mistaken([name[:place] + name[place + 1 :]]).partition("did you mean ")[2]
+            assert name in offered.rstrip("?").split(" or "), name
+
+
+def mistaken(given: list[str]) -> str:
+    with pytest.raises(Exception) as found:
+        cli.app(given, standalone_mode=False, prog_name="act-profile")
+    return cli._sentence(found.value) or ""

@@ -123,6 +123,7 @@ def test_columns_of_other_names(tokenizer, tmp_path):
     ("given", "sentence"),
     [
         (["promt=ask"], "no column 'promt' is read.*did you mean prompt"),
+        (["frage=prompt"], "did you mean prompt=frage?"),
         (["ask"], "expected NEW=OLD"),
         (["prompt=a", "prompt=b"], "mapped twice"),
         (["prompt={a"], "the template of prompt"),
