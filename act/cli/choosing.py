@@ -142,6 +142,7 @@ class Choosing(RankingOptions, Reading):
                 done.append(setting)
                 progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
 
+            progress("the target", 0, total)
             return choose(
                 giving,
                 taking,

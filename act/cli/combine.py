@@ -10,7 +10,7 @@ import typer
 from act.cli import options
 from act.cli.profile_report import report_profile, report_profiles
 from act.core.errors import ActError
-from act.core.files import reserve_output, written_whole
+from act.core.files import require_no_other_ending, reserve_output, written_whole
 
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
@@ -37,6 +37,7 @@ def command(
     from act.profiles.combine import combine
 
     reserve_output(output, force, shards)
+    require_no_other_ending(output, ".safetensors")
     if not any(path.is_dir() for path in shards):
         profile = combine(shards, partial=partial)
         profile.save(output, force=force)

@@ -36,6 +36,7 @@ __all__ = [
     "print_spans",
     "print_table",
     "quiet_transformers",
+    "require_models",
     "some",
     "warn",
 ]
@@ -173,6 +174,15 @@ def order_experts(donor: nn.Module, target: nn.Module, matching: bool, space: Ch
             f"the donor's experts {where} look like the target's in another order, so strangers are compared and "
             "blended; --match-experts puts them in the target's order"
         )
+
+
+def require_models(names: Iterable[str | None]) -> None:
+    """Raise :class:`ActError` for a folder that holds no model, before anything is said of it as an input."""
+    from act.models.load_errors import require_no_other_folder
+
+    for name in names:
+        if name:
+            require_no_other_folder(name)
 
 
 def some(counts: Mapping[str, int]) -> str:

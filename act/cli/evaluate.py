@@ -18,7 +18,7 @@ from act.cli.reading import Reading
 from act.cli.tables import GUESSES, filled, guesses, print_tasks
 from act.core.counted import counted
 from act.core.errors import ActError
-from act.core.files import reserve_output, written_whole
+from act.core.files import require_ending, reserve_output, written_whole
 
 if TYPE_CHECKING:
     from act.evaluation.comparison import Comparison
@@ -81,8 +81,8 @@ def command(
         Path | None,
         typer.Option(
             rich_help_panel=options.OUTPUT,
-            help="Write every record's figures, answer and right answer to this file: JSONL, or by its ending CSV or "
-            "Parquet.",
+            help="Write every record's figures, answer and right answer to this file, which ends with .jsonl, .csv or "
+            ".parquet.",
         ),
     ] = None,
     card: Annotated[
@@ -103,7 +103,7 @@ def command(
     """Answer likelihood and right answers on a corpus; with --before, the change and whether it may be chance."""
     from act.editing.card_results import require_place
     from act.evaluation.comparison import compare
-    from act.evaluation.details import write_details
+    from act.evaluation.details import ENDINGS, write_details
     from act.evaluation.evaluate import evaluate
     from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
     from act.models.hub import at_revision
@@ -115,7 +115,9 @@ def command(
     texts = [*(corpus or []), *(keep or [])]
     places = console.named(corpus or [], keep or [])
     model = [at_revision(name, revision) for name in model]
+    console.require_models(names := list(dict.fromkeys([*([before] if before else []), *model])))
     if details:
+        require_ending(details, "the table of records", ENDINGS)
         reserve_output(
             details,
             force,
@@ -127,7 +129,6 @@ def command(
         require_tasks(task, task_folder)
     evaluations: dict[str, list[Evaluation]] = {}
     figures: dict[str, list[TaskFigure]] = {}
-    names = list(dict.fromkeys([*([before] if before else []), *model]))
     for name in names:
         tokenizer = reading.tokenizer_of(name, trust_remote_code=trust_remote_code)
         corpora = reading.open_all(texts, tokenizer).values()

@@ -64,6 +64,7 @@ class Measuring:
             from act.profiling.until_stable import require_whole_corpus
 
             require_whole_corpus(ranks, feeding["shard"])
+        console.require_models(self.names.values())
         if leads:
             self._output.require(self._inputs(), reserving=not self.options.show_spans)
         corpora = self.options.open_corpora(self._tokenizer())

@@ -14,7 +14,7 @@ from act.cli import console
 from act.cli.next_step import after_profiles
 from act.cli.profile_report import report_profile, report_profiles
 from act.core.errors import ActError
-from act.core.files import require_output, written_whole
+from act.core.files import require_no_other_ending, require_output, written_whole
 from act.core.scratch import companion, reserve
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class MeasuringOutput:
             reserve(self.path)
         if self.force or not self._profiles():
             require_output(self.path, self.force, inputs)
+        require_no_other_ending(self.path, ".safetensors")
 
     def finished(self, job: str) -> bool:
         """Whether this job has already written the output, which is then reported.

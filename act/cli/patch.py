@@ -12,7 +12,7 @@ import typer
 from act.cli import console, options
 from act.cli.help import Group, add
 from act.core.counted import counted
-from act.core.files import reserve_output
+from act.core.files import require_no_other_ending, reserve_output
 
 HELP = "Apply, revert, show or compose patches: the rows that transfers changed."
 EXAMPLES = """
@@ -99,6 +99,7 @@ def compose_command(
     from act.editing.patch import Patch, compose, conflicts
 
     reserve_output(output, force, patches)
+    require_no_other_ending(output, ".safetensors")
     held = [Patch.load(path) for path in patches]
     found = conflicts(held)
     joined = compose(held, conflict)  # type: ignore[arg-type]  # checked by compose
@@ -113,6 +114,7 @@ def _write(patch: Path, model: Path, output: Path, back: bool, hard_link: bool, 
     from act.editing.folders import patch_folder
     from act.editing.patch import Patch
 
+    console.require_models([str(model)])
     reserve_output(output, force, [patch, model])
     held = Patch.load(patch)
     patch_folder(held, model, output, revert=back, hard_link=hard_link, force=force)

@@ -12,7 +12,7 @@ from act.cli.grouped import with_options
 from act.cli.ranking_options import RankingOptions
 from act.core.counted import counted
 from act.core.errors import ActError
-from act.core.files import reserve_output
+from act.core.files import require_no_other_ending, reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 from act.ranking.scores import score_named, score_names
 
@@ -86,8 +86,13 @@ def command(
         others = score_names(lambda score: score.takes_seed)
         raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by {others}")
     inputs: list[str | Path] = [*profiles, *(keep_profile or []), *(name for name in (donor, target) if name)]
+    console.require_models([donor, target])
     reserve_output(output, force, inputs)
+    require_no_other_ending(output, ".safetensors")
     if csv:
+        from act.ranking.export import export, require_table
+
+        require_table(csv)
         reserve_output(csv, force, [*inputs, output])
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
@@ -113,8 +118,6 @@ def command(
     )
     channels.save(output, force=force)
     if csv:
-        from act.ranking.export import export
-
         export(channels, csv, force=force)
     _report(channels, output, as_json, chosen_kinds=bool(by.include))
 

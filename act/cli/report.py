@@ -124,6 +124,7 @@ def command(
         *places.values(),
         *(name for name in (donor, target) if name),
     ]
+    console.require_models([donor, target])
     reserve_output(output, force, inputs)
     share = parse_top(top)
     if target and not donor:

@@ -14,7 +14,7 @@ from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions
 from act.cli.reading import Reading
 from act.core.errors import require_choice
-from act.core.files import reserve_output, written_whole
+from act.core.files import require_no_other_ending, reserve_output, written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,8 +105,10 @@ def command(
     for value in strength or ():
         warn_of_strength(value)
     inputs: list[str | Path] = [profile, donor, target, *given.values(), *(keep_profile or [])]
+    console.require_models([donor, target])
     if output:
         reserve_output(output, force, inputs)
+        require_no_other_ending(output, ".json")
         page = page or output.with_name(f"{output.stem}-report")
         inputs.append(output)
     if page:
@@ -137,6 +139,7 @@ def command(
                 before.update(latest)
             progress(f"top {setting.top:g}, strength {setting.strength:g}", len(errors), total)
 
+        progress("the target", 0, total)
         grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}
         giving, taking = (
             load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

@@ -14,7 +14,7 @@ from act.cli import console, next_step, options
 from act.cli.choosing import AUTO, Choosing, print_choice
 from act.cli.grouped import with_options
 from act.core.errors import ActError, require_choice
-from act.core.files import reserve_output, written_whole
+from act.core.files import require_no_other_ending, reserve_output, written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,10 +121,12 @@ def command(
                 f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor"
                 ", or choose with --auto"
             )
+    console.require_models([*donor, target])
     inputs = [*donor, target, *channels, *automatic.files]
     reserve_output(output, force, inputs)
     if automatic.channels_output:
         reserve_output(automatic.channels_output, force, [*inputs, output])
+        require_no_other_ending(automatic.channels_output, ".safetensors")
     patterns = dict(_pattern(text) for text in strength_of or [])
     on_disk = not (in_memory or merge) and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
     if on_disk and match_experts:

@@ -104,6 +104,7 @@ def command(
         remove_saved(checkpoints)
     model = at_revision(model, revision)
     places = console.named([corpus, *([replay] if replay else [])]).values()
+    console.require_models([model])
     inputs = [name for name in (model, *places, channels) if name]
     if push_to_hub:
         publishing.require_repository(push_to_hub)

@@ -10,7 +10,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from act.core.errors import IN_PYTHON, ActError
 from act.core.inputs import require_not_input
 from act.core.moves import exchange, move_new
+from act.core.near import meant
 from act.core.scratch import REPLACED, reserve, reserved, scratch_beside
 
 MANIFEST = ".act-profile"  # in each folder written: the files that --force may replace, one per line
@@ -65,6 +66,43 @@ def require_writable(path: Path) -> None:
         raise ActError(
             f"cannot write {path}: no file can be made in {there} ({error.strerror}); choose another output"
         ) from error
+
+
+def require_ending(path: Path, what: str, endings: Sequence[str]) -> None:
+    """Raise :class:`ActError` unless the name of a file ends as one of the formats that it can be written in.
+
+    Args:
+        what: what is written, in words.
+        endings: those of the formats, such as ``.csv``.
+
+    >>> from act.core.files import require_ending
+    >>> require_ending(Path("channels.cvs"), "the table", (".csv", ".parquet"))
+    Traceback (most recent call last):
+    act.core.errors.ActError: the table channels.cvs ends with .cvs; expected .csv or .parquet; did you mean .csv?
+    """
+    if path.suffix not in endings:
+        expected = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
+        raise ActError(
+            f"{what} {path} ends with {path.suffix or 'nothing'}; expected {expected}{meant(path.suffix, endings)}"
+        )
+
+
+def require_no_other_ending(path: Path, ending: str) -> None:
+    """Raise :class:`ActError` if the name of an output says another format than that of ``ending``; no ending is one.
+
+    >>> from act.core.files import require_no_other_ending
+    >>> require_no_other_ending(Path("channels.csv"), ".safetensors")
+    Traceback (most recent call last):
+    act.core.errors.ActError: the output channels.csv ends with .csv; expected .safetensors, which is what is written
+    """
+    if path.suffix != ending and path.suffix.lower() in _FORMATS:
+        raise ActError(f"the output {path} ends with {path.suffix}; expected {ending}, which is what is written")
+
+
+_FORMATS = {
+    *(".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods", ".json", ".jsonl", ".yaml", ".yml"),
+    *(".txt", ".md", ".html", ".pdf", ".png", ".svg", ".npy", ".npz", ".pt", ".pth", ".pkl", ".gguf", ".safetensors"),
+}
 
 
 def reserve_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -> None:

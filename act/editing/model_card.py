@@ -259,7 +259,7 @@ def write_card(
     donors = [(donor, Origin.of(donor.name or "unnamed")) for donor in transfer.donors]
     origins = [target_of, *(origin for _, origin in donors)]
     lines = [
-        f"Made by `{command}` of act-profile, by the method of [arXiv 2601.09398](https://arxiv.org/abs/2601.09398): "
+        f"Made with act-profile (`{command}`), by the method of [arXiv 2601.09398](https://arxiv.org/abs/2601.09398): "
         "the parameter rows of the chosen channels were blended, `target += strength * (donor - target)`; everything "
         "else is the target's.",
         "",

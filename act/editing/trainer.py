@@ -115,6 +115,9 @@ def train(
             (folder / SEAL).write_text(hash_of(folder, without=SEAL), encoding="ascii")
 
     class Telling(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            progress("training", state.global_step, state.max_steps)
+
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in (logs or {}):
                 progress(f"loss {logs['loss']:.3f}", state.global_step, state.max_steps)

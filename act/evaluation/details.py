@@ -10,6 +10,8 @@ from typing import TypedDict
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.significance import finite
 
+ENDINGS = (".jsonl", ".csv", ".parquet")
+
 
 class Detail(TypedDict):
     """One record: ``output`` is what the model answered, ``answer`` what is right; None where none is judged."""
@@ -48,7 +50,7 @@ def details_of(evaluation: Evaluation) -> Iterator[Detail]:
 
 
 def write_details(path: Path, evaluations: Iterable[Evaluation], ending: str = ".jsonl") -> None:
-    """Write a row for each record of some evaluations, as CSV or Parquet by the ``ending``, else as JSON lines."""
+    """Write a row for each record of some evaluations, by the ``ending`` as one of :data:`ENDINGS`."""
     rows = [row for one in evaluations for row in details_of(one)]
     if ending in (".csv", ".parquet"):
         import pyarrow as pa

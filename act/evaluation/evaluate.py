@@ -267,6 +267,7 @@ def _answers(
     prompts = [exercises[place].prompt for place in todo]
     cut = 0
     written = generate(model, prompts, limit=limit, stop=stop, pad_id=PADDING, token_budget=token_budget)
+    report("answering", 0, len(todo))
     for done, answer in enumerate(written, start=1):
         place = todo[answer.place]
         exercise, tokens, ended = exercises[place], answer.tokens, answer.ended

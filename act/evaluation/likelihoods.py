@@ -75,6 +75,7 @@ def likelihoods(
     picked = [0] * len(choices)
     parts = list(pieces(records, max_length))
     done = 0
+    progress("scoring", done, len(parts))
     with evaluating(model):
         for places in by_length([len(piece.ids) for piece in parts], budget):
             batch = [parts[place] for place in places]

@@ -30,6 +30,13 @@ def reason(what: str, name: str, error: BaseException) -> str:
     return _damage(error) or missing or _hub(error) or _architecture(str(error)) or said
 
 
+def require_no_other_folder(name: str) -> None:
+    """Raise :class:`ActError` for a folder that holds no model or adapter; what is no folder is not looked at."""
+    folder = Path(name)
+    if folder.is_dir() and not any((folder / one).exists() for one in ("config.json", "adapter_config.json")):
+        raise ActError(f"there is no model in {name}: {_missing('model', folder)}")
+
+
 def _missing(what: str, folder: Path) -> str | None:
     """What the folder is instead of a model, or of a tokenizer."""
     names = {path.name for path in folder.iterdir()}

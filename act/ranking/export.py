@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from act.core.errors import ActError
-from act.core.files import written_whole
-from act.core.near import meant
+from act.core.files import require_ending, written_whole
 from act.core.tensor_files import kind_of
 from act.models.channels import ChannelSpace
 from act.profiles.profile import Profile, load
@@ -25,11 +23,7 @@ ENDINGS = (".csv", ".parquet")
 
 def require_table(path: Path) -> None:
     """Raise :class:`ActError` unless the name of a file ends as that of a table."""
-    if path.suffix not in ENDINGS:
-        raise ActError(
-            f"the table {path} ends with {path.suffix or 'nothing'}; expected {' or '.join(ENDINGS)}"
-            f"{meant(path.suffix, ENDINGS)}"
-        )
+    require_ending(path, "the table", ENDINGS)
 
 
 def read(path: Path) -> Profile | ChannelSet:

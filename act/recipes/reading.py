@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from act.core.errors import ActError, one_of
+from act.core.errors import ActError, Missing, one_of
+from act.core.near import near_path
 from act.core.plain import Label
 from act.core.plain_yaml import read_yaml
 from act.data.mapped import require_templates
@@ -52,7 +53,7 @@ def read_recipe(path: str | Path) -> Recipe:
     """
     path = Path(path)
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-        raise ActError(f"no such recipe: {path}; expected a YAML file")
+        raise Missing(f"no such recipe: {path}; expected a YAML file", near_path(str(path)))
     try:
         root, data = read_yaml(path, _A_RECIPE)
     except ActError as error:

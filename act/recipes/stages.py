@@ -71,6 +71,10 @@ class _Told(Observer):
         """See :class:`act.Observer`."""
         self._records = job.records or 0
 
+    def before_run(self, run: Run) -> None:
+        """See :class:`act.Observer`."""
+        self._progress(self._doing, run.total.records, self._records)
+
     def after_batch(self, run: Run, batch: Batch) -> None:
         """See :class:`act.Observer`."""
         self._progress(self._doing, run.total.records, self._records)
@@ -200,6 +204,7 @@ class Stages:
                 f"{strengths} strength{'s' if strengths > 1 else ''}"
             )
             total, tried = 1 + len(sweep.top) * len(sweep.strength), itertools.count(1)
+            self._progress("trying", 0, total)
             choice = choose(
                 self._shared(donor.model),
                 self._shared(recipe.target),
@@ -235,6 +240,7 @@ class Stages:
             tried = itertools.count(1)
             shares = sum(1 if control == "interpolation" else len(sweep.top) for control in left)
             total = shares * len(sweep.strength)
+            self._progress("trying", 0, total)
             found = choose_controls(
                 left,
                 self._shared(donor.model),

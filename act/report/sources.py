@@ -85,6 +85,10 @@ def _add_json(found: Sources, path: Path) -> None:
         elif "concentration" in data and "overlaps" in data:
             page = f"open {path / PAGE}, or " if path.is_dir() else ""
             raise ActError(f"{path} is a report that act-profile has made; {page}give what it was made from: {KINDS}")
+        elif "error" in data and "exit_code" in data:
+            raise ActError(
+                f"{path} holds the error of a command that failed ({data['error']!s:.300}); run it again, mended"
+            )
         else:
             raise ActError(f"{path} is JSON, but not of a sweep, an evaluation or a recipe; expected {KINDS}")
     except ActError:

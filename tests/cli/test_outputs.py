@@ -54,6 +54,7 @@ def place(tmp_path_factory, tokenizer) -> Path:
     row = json.dumps({"prompt": "a", "completion": " b"})
     for name in ("a.jsonl", "texts/b.jsonl", "cache/0.parquet", "pair", "keep", "set", "patch"):
         (path / name).write_text(row)
+    (path / ".new.tuning" / "checkpoint-3" / "config.json").write_text("{}")
     (path / ".new.tuning" / "identity").write_text("another run")
     (path / "link").symlink_to("set")
     for name, output in (("recipe", "recipe.yaml"), ("texts", "texts")):
@@ -75,6 +76,40 @@ def test_force_never_removes_an_input(what, place):
     assert result.returncode == 2, result.stderr
     assert "would overwrite the input" in result.stderr and "Traceback" not in result.stderr, result.stderr
     assert contents(place) == held
+
+
+OTHER_FORMATS = {
+    "details": (["evaluate", "--model", "target", "--corpus", "a.jsonl", "--details", "x.xlsx"], ".jsonl, .csv or .parquet"),
+    "a table of a set": (["rank", "pair", "--csv", "x.xlsx", "--output", "new"], ".csv or .parquet"),
+    "an export": (["export", "pair", "--output", "x.xlsx"], ".csv or .parquet"),
+    "a channel set": (["rank", "pair", "--output", "x.csv"], ".safetensors, which is what is written"),
+    "a profile": (["pair", *MODELS, "--corpus", "a.jsonl", "--output", "x.parquet"], ".safetensors, which is what"),
+    "a whole profile": (["combine", "pair", "keep", "--output", "x.npz"], ".safetensors, which is what is written"),
+    "several patches": (["patch", "compose", "patch", "keep", "--output", "x.pt"], ".safetensors, which is what"),
+    "a sweep": (["sweep", "pair", *MODELS, "--corpus", "a.jsonl", "--output", "x.csv"], ".json, which is what is written"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OTHER_FORMATS)
+def test_no_output_is_named_as_another_format(what, place):
+    arguments, expected = OTHER_FORMATS[what]
+    held = contents(place)
+    result = act_profile(*arguments, cwd=place)
+    assert result.returncode == 2 and f"expected {expected}" in result.stderr, result.stderr
+    assert contents(place) == held
+
+
+@pytest.mark.parametrize("command", ["transfer", "pair", "sweep", "tune", "evaluate"])
+def test_a_folder_around_the_output_is_no_model(command, place):
+    arguments = {
+        "transfer": ["--donor", ".", "--target", "target", "--channels", "set", "--output", "new"],
+        "pair": ["--donor", ".", "--target", "target", "--corpus", "a.jsonl", "--output", "new"],
+        "sweep": ["pair", "--donor", "donor", "--target", ".", "--corpus", "a.jsonl", "--output", "new"],
+        "tune": ["--model", ".", "--corpus", "a.jsonl", "--output", "new"],
+        "evaluate": ["--model", ".", "--corpus", "a.jsonl", "--details", "new.csv"],
+    }[command]
+    result = act_profile(command, *arguments, cwd=place)
+    assert result.returncode == 2 and "there is no model in .: it has no config.json" in result.stderr, result.stderr
 
 
 def test_an_hour_is_not_lost_for_want_of_a_tokenizer(place, tmp_path):

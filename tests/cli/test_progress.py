@@ -8,11 +8,15 @@ import logging
 
 import pytest
 from rich.console import Console
+from support import tiny_model
 
+import act
 from act import ActError
 from act.cli.logs import to_file, to_stderr
 from act.cli.progress import Progress, counter
 from act.cli.tables import print_table
+from act.editing.tune import TuneSettings, tune
+from act.evaluation.evaluate import evaluate
 
 
 def test_times_are_whole_on_a_narrow_terminal():
@@ -42,6 +46,24 @@ def test_a_line_every_ten_seconds_where_there_is_no_bar(as_json, monkeypatch, ca
         assert [json.loads(line)["done"] for line in lines] == [2, 4] and json.loads(lines[0])["event"] == "progress"
     else:
         assert lines[0] == "tuning: loss 1.5, 2 of 40, 3 min 48 s left" and len(lines) == 2
+
+
+def test_work_says_when_it_begins_so_that_the_first_step_tells_the_time_left(monkeypatch, capsys, tokenizer):
+    told: list[tuple[str, int, int]] = []
+    corpus = act.Corpus.from_records([{"prompt": "a", "completion": " b"}] * 4, tokenizer)
+    model = tiny_model("llama")
+    evaluate(model, corpus, "exact", progress=lambda *one: told.append(one))
+    tune(model, corpus, TuneSettings(steps=2, batch_size=2), progress=lambda *one: told.append(one))
+    begun = [(doing, total) for doing, done, total in told if done == 0]
+    assert begun == [("scoring", 4), ("answering", 4), ("training", 2)]
+
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    with to_stderr("info"), counter("recipe") as report:
+        for seconds, *one in ((1, "scoring", 8, 8), (50, "training", 0, 20), (12, "loss 1.194", 1, 20)):
+            now[0] += seconds
+            report(*one)
+    assert capsys.readouterr().err.splitlines()[-1] == "recipe: loss 1.194, 1 of 20, 3 min 48 s left"
 
 
 def test_the_level_decides_what_is_shown(capsys):

@@ -261,6 +261,9 @@ def test_missing_keys_and_inputs(folder):
         read_recipe(written(folder, data))
     with pytest.raises(act.ActError, match="no such recipe"):
         read_recipe(folder / "none.yaml")
+    path = written(folder, data)
+    with pytest.raises(act.ActError, match=rf"no such recipe: .*did you mean {path}\?"):
+        read_recipe(path.with_suffix(".yml"))
     for changed, message in (
         ({"target": str(folder / "none")}, "no such model"),
         ({"evaluate": {"corpus": {"x": "none.jsonl"}}}, "no such corpus: none.jsonl"),

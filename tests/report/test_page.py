@@ -350,6 +350,7 @@ BAD = {
     "a list": (b"[1, 2]", "holds no JSON object"),
     "a page": (b"<!DOCTYPE html>\n<html>", "is a page to look at in a browser; give what it was made from"),
     "a report": (b'{"concentration": [], "overlaps": []}', "a report that act-profile has made; give what it was made"),
+    "an error": (b'{"error": "no such model: x", "exit_code": 2}', r"a command that failed \(no such model: x\)"),
     "other JSON": (b'{"a": 1}', "not of a sweep, an evaluation or a recipe"),
     "a sweep of nothing": (b'{"rows": [], "frontier": []}', "do not have the same figures"),
     "a sweep with text": (b'{"rows": [{"top": "x"}], "frontier": []}', "is damaged"),
