@@ -137,6 +137,15 @@ def test_figures_in_sentences_are_the_committed_ones():
         assert [figure for figure in figures if figure not in text] == [], page
 
 
+def test_the_picture_of_a_report_shows_the_committed_figures():
+    taken = runpy.run_path(str(ROOT / "docs" / "report_picture.py"))
+    picture, demo = taken["PICTURE"].read_bytes(), results("benchmarks/demo-cpu")
+    assert f"{taken['DIGEST']}\0{taken['digest'](demo)}".encode() in picture, "run python docs/report_picture.py"
+    assert len(picture) < 400_000
+    others = {**demo, "moved": {**demo["moved"], "attribution": 0.03}}
+    assert taken["digest"](others) != taken["digest"](demo)
+
+
 def test_the_table_of_the_demo_is_the_committed_one():
     demo = results("benchmarks/demo-cpu")
     rows = re.findall(
