@@ -22,7 +22,7 @@ from act.cli.mistakes import value_mistaken
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
 from act.core.directions import straight
-from act.core.errors import IN_PYTHON, ActError, Interrupted
+from act.core.errors import ActError, Interrupted, speak_of_options
 from act.core.near import meant
 from act.core.scratch import release_all
 
@@ -121,6 +121,7 @@ def main() -> None:
     stdout; an interruption, exit code 130; SIGTERM and SIGHUP, 143 and 129. However the command ends, nothing
     half-written is left.
     """
+    speak_of_options()
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
@@ -163,7 +164,7 @@ def _sentence(error: Exception) -> str | None:
     """What to tell the user of an error; None for one that is ours, empty where the help has told it."""
     backends = sys.modules.get("act_kernels.backends")  # not imported here, because it needs torch
     if isinstance(error, ActError) or (backends is not None and isinstance(error, backends.BackendError)):
-        return str(error).replace(IN_PYTHON, "")
+        return str(error)
     if not hasattr(error, "format_message"):  # typer's own, of which classes and places differ between its versions
         return "aborted" if isinstance(error, typer.Abort) else None
     usage: Any = error

@@ -16,7 +16,7 @@ from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
 from act.core.counted import counted
-from act.core.errors import IN_PYTHON, ActError
+from act.core.errors import ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 
@@ -224,8 +224,7 @@ def _with_stages(page: Page, output: Path, title: str | None) -> Page:
     try:
         whole = page_of_output(folder, page.command)
     except ActError as error:
-        reason = str(error).replace(IN_PYTHON, "")
-        line = f"no map, channels and concentration, which the stages of the recipe would show: {reason}"
+        line = f"no map, channels and concentration, which the stages of the recipe would show: {error}"
         console.warn(line)
         return replace(page, warnings=[*page.warnings, line])
     return replace(whole, title=title or whole.title)

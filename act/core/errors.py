@@ -36,8 +36,23 @@ class Interrupted(ActError):
     """The run was told to stop and stopped between two batches; the CLI exits with code 130."""
 
 
-IN_PYTHON = " (force=True in Python)"
-"""After ``--force`` in a message; on the command line it is left out."""
+_typed = False
+
+
+def speak_of_options() -> None:
+    """Let messages name options as they are typed after ``act-profile``, as long as this process lives."""
+    global _typed
+    _typed = True
+
+
+def option(typed: str, argument: str) -> str:
+    """What a message calls a setting: the option on the command line, the argument in Python.
+
+    >>> from act.core.errors import option
+    >>> option("--number 5", "count=5")
+    'count=5'
+    """
+    return typed if _typed else argument
 
 
 def brief(error: BaseException, length: int = 200) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from act.core.errors import IN_PYTHON, ActError
+from act.core.errors import ActError, option
 from act.core.inputs import require_not_input
 from act.core.moves import exchange, move_new
 from act.core.near import meant
@@ -37,7 +37,8 @@ def require_output(path: Path, force: bool, inputs: Iterable[str | Path] = ()) -
     if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
         raise ActError(f"{path} is a device, pipe or socket, which no output replaces; choose another output")
     if os.path.lexists(path) and not force:
-        raise ActError(f"{path} exists already; pass --force{IN_PYTHON} to replace it, or choose another output")
+        force_it = option("--force", "force=True")
+        raise ActError(f"{path} exists already; pass {force_it} to replace it, or choose another output")
     try:
         os.lstat(path)
         _require_own(path)
@@ -127,8 +128,8 @@ def _require_own(path: Path) -> None:
         many = f"at least {_NAMED - 1}" if len(foreign) == _NAMED else str(len(foreign) - 1)
         more = f" and {many} more files" if len(foreign) > 1 else ""
         raise ActError(
-            f"{path} holds {foreign[0]}{more}, not written by act-profile, so --force does not replace the folder; "
-            "move them elsewhere, or choose another output"
+            f"{path} holds {foreign[0]}{more}, not written by act-profile, so {option('--force', 'force=True')} does "
+            "not replace the folder; move them elsewhere, or choose another output"
         )
 
 
@@ -143,8 +144,8 @@ def _manifest(folder: Path) -> set[str]:
     *names, rest = text.split("\n")
     if rest or any(name.startswith("/") or ".." in name.split("/") for name in names):
         raise ActError(
-            f"{manifest} is damaged, so it is unknown which files --force may replace; move those of the folder "
-            "elsewhere and delete it, or choose another output"
+            f"{manifest} is damaged, so it is unknown which files {option('--force', 'force=True')} may replace; move "
+            "those of the folder elsewhere and delete it, or choose another output"
         )
     return {MANIFEST, *names}
 
@@ -196,8 +197,8 @@ def _put_in_place(temporary: Path, path: Path, force: bool) -> None:
             return move_new(temporary, path)
         except FileExistsError:
             raise ActError(
-                f"{path} appeared while it was being written and was left alone; pass --force{IN_PYTHON} "
-                "to replace it, or choose another output"
+                f"{path} appeared while it was being written and was left alone; pass "
+                f"{option('--force', 'force=True')} to replace it, or choose another output"
             ) from None
     if not temporary.is_dir() or path.is_symlink() or not path.is_dir():
         return os.replace(temporary, path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from torch import nn
 
-from act.core.errors import ActError, require_choice, require_type
+from act.core.errors import ActError, option, require_choice, require_type
 from act.data.batching import Sequence, pieces
 from act.data.encode import ENCODING, AnswerTurns, Encoder
 from act.data.encoded import Count, Encoded
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_MAX_LENGTH = 2048
-SKIPPING = "; run, pair and attribute skip up to N such records with --skip-bad-records N"
 CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
 IMAGES_IN_CHUNK = 8  # records with images, which take megabytes each
 UNKNOWN = 0.1  # share of the tokens
@@ -100,7 +99,10 @@ class Corpus:
         if max_length is not None and max_length < 2:
             raise ActError(f"max length is {max_length}; expected at least 2 tokens")
         if overlap is not None and not 0 <= overlap < (max_length or DEFAULT_MAX_LENGTH):
-            raise ActError(f"overlap is {overlap}; expected 0 or more tokens, and fewer than the maximum length")
+            raise ActError(
+                f"{option('--stride', 'overlap')} is {overlap}; expected 0 or more tokens, and fewer than the maximum "
+                "length"
+            )
         self.source = source
         if isinstance(ignore_columns, str):
             raise ActError(f"the columns to ignore are {ignore_columns!r}; expected a list of names")
@@ -318,8 +320,8 @@ class Corpus:
             return self
         if self.overlap >= positions and self._overlap is not None:
             raise ActError(
-                f"overlap is {self.overlap} tokens and the model has {positions} positions; "
-                f"set it below {positions} (--stride)"
+                f"{option('--stride', 'overlap')} is {self.overlap} tokens and the model has {positions} positions; "
+                f"set it below {positions}"
             )
         fitted = copy.copy(self)
         fitted._max_length = positions
@@ -610,7 +612,7 @@ class Corpus:
             return result
         return ActError(
             f"the record has {length} tokens and the limit is {self.max_length}; raise the maximum length "
-            f"(--max-length), or shorten the record{SKIPPING}"
+            "(--max-length), or shorten the record"
         )
 
 

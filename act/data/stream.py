@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from act.core.errors import ActError, BadRecord
+from act.core.errors import ActError, BadRecord, option
 from act.core.plain import Natural, checked
 from act.data.batching import (
     BEGINNING,
@@ -191,7 +191,12 @@ def require_few(skipped: list[Skipped], allowed: int) -> None:
     over = skipped[allowed]
     after = f" (after {allowed} others that were skipped)" if allowed else ""
     total = f"; there are at least {len(skipped)} bad records" if len(skipped) > allowed + 1 else ""
-    raise BadRecord(f"{over.place}: {over.reason}{after}{total}")
+    raise BadRecord(f"{over.place}: {over.reason}{after}{total}{skipping()}")
+
+
+def skipping() -> str:
+    """How an error of a run ends that may leave out bad records."""
+    return f"; leave up to N bad records out ({option('--skip-bad-records N', 'skip_bad_records=N')})"
 
 
 def nothing_counted(name: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, option, require_choice
 from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus
 from act.data.digests import same_text
@@ -487,8 +487,8 @@ def _best(candidates: Sequence[Candidate], least: float, records: Mapping[str, i
     kept, margin = best.least_kept, max(1 - least, LEAST_MARGIN)
     if not keeping and kept.value + CLEAR * kept.error < least and min(records.values()) >= FEWEST:
         raise ActError(
-            f"no candidate keeps {100 * least:g} %: {best}; try smaller shares or strengths (--top, --strength), or "
-            "keep less (--least-kept)"
+            f"no candidate keeps {100 * least:g} %: {best}; try smaller shares or strengths "
+            f"({option('--top, --strength', 'tops, strengths')}), or keep less ({option('--least-kept', 'least_kept')})"
         )
     surely = best.recovered.value > CLEAR * best.recovered.error and min(records.values()) >= FEWEST
     if keeping and surely and kept.error <= margin:
@@ -497,5 +497,5 @@ def _best(candidates: Sequence[Candidate], least: float, records: Mapping[str, i
     raise ActError(
         f"too little text to choose on: {best}, on {counts}, but it takes {FEWEST} records of each, an error of what "
         f"is kept of at most {margin:.2g}, and {CLEAR} errors between what is recovered and 0; give more records, or "
-        "keep less (--least-kept)"
+        f"keep less ({option('--least-kept', 'least_kept')})"
     )

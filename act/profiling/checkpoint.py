@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from act.core.differences import first_difference
-from act.core.errors import ActError, BadRecord, Interrupted
+from act.core.errors import ActError, Interrupted, option
 from act.core.names import require_name
 from act.core.plain import checked
 from act.core.scratch import clear
@@ -96,7 +96,8 @@ class Checkpoint:
                 log.warning("%s, so the run starts anew", damaged)
                 return
             raise ActError(
-                f"{damaged}, so the run cannot continue from it; delete it, or pass --force, to start anew"
+                f"{damaged}, so the run cannot continue from it; delete it, or pass "
+                f"{option('--force', 'restart=True')}, to start anew"
             ) from error
         if different:
             if self._restart:
@@ -128,8 +129,7 @@ class Checkpoint:
             if run.position is None:
                 raise
             self.write(run, stream)
-            hint = " (a bad record can be left out with --skip-bad-records)" if isinstance(error, BadRecord) else ""
-            raise type(error)(f"{error}; {self.kept}{hint}") from error
+            raise type(error)(f"{error}; {self.kept}") from error
         finally:
             run.observers.remove(writer)
 

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import torch
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, option, require_choice
 from act.ranking.granularity import Units
 
 _SAMPLE = 1 << 16  # scores that show about how high the highest are
@@ -224,7 +224,11 @@ def parse_top(share: str | float, name: str = "top", of: str = "the channels", *
     if not 0 < value <= 1:
         meant = ""
         if 1 < value <= 100 and not str(share).endswith("%"):
-            number = f", or {value:g} of them (--number {value:g})" if countable and value == int(value) else ""
+            number = (
+                f", or {value:g} of them ({option(f'--number {value:g}', f'count={value:g}')})"
+                if countable and value == int(value)
+                else ""
+            )
             meant = f"; did you mean {value:g}%{number}?"
         raise ActError(f"{name} is {share}; expected a share of {of} above 0 and up to 100%, such as 5% or 0.05{meant}")
     return value

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import yaml
 
-from act.core.errors import IN_PYTHON, ActError
+from act.core.errors import ActError, option
 from act.core.files import require_output, require_writable, written_whole
 from act.core.hashes import hash_of
 from act.core.plain_yaml import read_yaml
@@ -299,7 +299,7 @@ class Run:
         if lacking:
             raise ActError(
                 f"{self.output} was made by this recipe, but {lacking[0]} is missing or was changed since; "
-                f"pass --force{IN_PYTHON} to write it again from the stages that are kept"
+                f"pass {option('--force', 'force=True')} to write it again from the stages that are kept"
             )
         if not force:
             self._require_not_made()
@@ -351,13 +351,14 @@ class Run:
         if schema not in (None, SCHEMA):
             raise ActError(
                 f"{self.output} was made by another version of act-profile ({schema}, this one writes {SCHEMA}), so "
-                f"its stages cannot be reused; pass --force{IN_PYTHON} to make it again, or choose another output"
+                f"its stages cannot be reused; pass {option('--force', 'force=True')} to make it again, or choose "
+                "another output"
             )
         if schema:
             raise ActError(
                 f"{self.output} exists already, made by another recipe, or by this one before it or its inputs "
-                f"changed; pass --force{IN_PYTHON} to replace it, which repeats only what the change decides, or "
-                "choose another output"
+                f"changed; pass {option('--force', 'force=True')} to replace it, which repeats only what the change "
+                "decides, or choose another output"
             )
 
     def _report(self) -> Report:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from act.core.errors import ActError
-from act.data.corpus import SKIPPING
+from act.data.stream import skipping
 from act.recipes.schema import Donor, Evaluating, Recipe, Records, Sweeping, Tuning
 
 _OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
@@ -20,7 +20,7 @@ def in_words_of_the_file() -> Iterator[None]:
     try:
         yield
     except ActError as error:
-        said = _OPTION.sub(_key, str(error).replace(SKIPPING, ""))
+        said = _OPTION.sub(_key, str(error).replace(skipping(), ""))
         if said == str(error):
             raise
         raise type(error)(said) from error

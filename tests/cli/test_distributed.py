@@ -183,7 +183,7 @@ def test_ranks_refuse_together_what_one_process_refuses(folder, tmp_path):
     empty.write_text('{"prompt": "a", "completion": ""}\n')
     arguments = options(folder, "--output", output, "--skip-bad-records", "1")
     refused = act_profile(*arguments, "--corpus", bad, ranks=2, code=2).stderr
-    assert "line 102: not JSON" in refused and "a bad record can be left out with --skip-bad-records" in refused
+    assert "line 102: not JSON" in refused and "leave up to N bad records out (--skip-bad-records N)" in refused
     assert "another rank was lost" not in refused and not output.exists()
     act_profile(*arguments, "--skip-bad-records", "2", "--corpus", bad, ranks=2)
     exists = act_profile(*arguments, "--corpus", folder / "de.jsonl", ranks=2, code=2).stderr

@@ -130,7 +130,7 @@ def test_only_folders_written_here_are_replaced(tmp_path):
         thesis.write_text("x")
         with pytest.raises(ActError, match=rf"folder holds {name}, not written by act-profile.*move them elsewhere"):
             write("three")
-        with pytest.raises(ActError, match="--force does not replace"):
+        with pytest.raises(ActError, match="force=True does not replace"):
             require_output(tmp_path / "folder", force=True)
         assert thesis.read_text() == "x"
         thesis.unlink()
@@ -201,7 +201,7 @@ def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path, filesystem, di
             if not force:
                 out.write_text("theirs")
 
-    with pytest.raises(ActError, match=r"appeared while it was being written and was left alone; pass --force"):
+    with pytest.raises(ActError, match=r"appeared while it was being written and was left alone; pass force=True"):
         write(force=False)
     assert out.read_text() == "theirs" and [path.name for path in tmp_path.iterdir()] == ["out"]
     assert ("cannot rename without replacing" in caplog.text) == (

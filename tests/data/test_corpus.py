@@ -122,7 +122,7 @@ def test_a_prompt_that_ends_inside_a_token_is_an_error():
         ([1, 2], "expected a JSON object"),
         (
             {"prompt": "a " * 50, "completion": " b"},
-            "the limit is 32.*skip up to N such records with --skip-bad-records N",
+            r"the limit is 32; raise the maximum length \(--max-length\), or shorten the record; leave up to N",
         ),
     ],
 )

@@ -399,7 +399,7 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
     for damaged in (whole[:-50], b"hello", whole.replace(b"position", b"positiom")):
         path.write_bytes(damaged)
         with pytest.raises(
-            ActError, match=r"damaged.*, so the run cannot continue from it; delete it, or pass --force"
+            ActError, match=r"damaged.*, so the run cannot continue from it; delete it, or pass restart=True"
         ):
             again()
     assert again(restart=True).provenance.corpora[0].records == 60
@@ -464,7 +464,9 @@ def test_an_error_on_the_way_keeps_what_was_counted(tokenizer, tmp_path):
     options = {"token_budget": 150, "look_ahead": 10}
     model = tiny_model("llama")
     mixed = Corpus.from_records(records, tokenizer)
-    with pytest.raises(ActError, match=r"record 40: expected .*; what came before .* is safe in .*--skip-bad-records"):
+    with pytest.raises(
+        ActError, match=r"record 40: expected .* \(skip_bad_records=N\); what came before .* is safe in"
+    ):
         act.profile(model, mixed, checkpoint=Checkpoint(path), **options)
     with pytest.raises(ActError) as told:
         act.profile(

@@ -125,7 +125,7 @@ def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
     assert (folder / "broken").exists() and {step.split(":")[0] for step in said} == {"evaluating"}
 
     changed = recipe(folder, output=str(folder / "broken"), tune=None, evaluate=None, score="mean-abs")
-    with pytest.raises(act.ActError, match="by this one before it or its inputs changed; pass --force"):
+    with pytest.raises(act.ActError, match="by this one before it or its inputs changed; pass force=True"):
         Run(read_recipe(written(folder, changed))).execute()
     said.clear()
     Run(read_recipe(written(folder, changed)), said.append).execute(force=True)
