@@ -122,7 +122,11 @@ class Profile(Statistics):
         Columns: ``site``, ``kind``, ``layer`` (missing outside the layers), ``row`` (its number within the site), and
         one for each vector: ``count``, ``mean``, ``var``, ``mean_abs``, ``max_abs`` and ``positive_rate``, preceded by
         ``donor_`` and ``target_`` for a pair, and then ``mean_diff``, ``var_diff`` and ``mean_abs_diff``; with swapped
-        outputs also by ``swap_`` and ``product_``.
+        outputs also by ``swap_`` and ``product_``. Of attributions: ``documents``; ``loss_fall_per_token``, by how much
+        the mean loss of a token would fall if the channel moved all the way, in nats, with its standard error
+        ``loss_fall_per_token_se``; ``loss_change_mean`` and so on, and ``loss_change_rms``, of the change of a
+        document's summed loss; the same of each text to keep, preceded by ``keep_`` (several: ``keep_1_``, ``keep_2_``, in order);
+        and ``distance``, the norm of the channel's step.
 
         Raises:
             ActError: pandas is not installed.

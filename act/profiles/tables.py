@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from act.profiles.profile import Profile
 
 VECTORS = ("count", "mean", "var", "mean_abs", "max_abs", "positive_rate")
+ATTRIBUTED = (
+    *("documents", "loss_fall_per_token", "loss_fall_per_token_se"),
+    *(f"loss_change_{name}" for name in (*VECTORS[1:], "rms")),
+)
+KEPT = "keep_"
 DIFFERENCES = ("mean_diff", "var_diff", "mean_abs_diff")
 
 
@@ -59,6 +64,8 @@ def frame(profile: Profile) -> pandas.DataFrame:
 
 def vectors_of(profile: Profile) -> dict[str, torch.Tensor]:
     """The statistics of a profile by name, each float64 ``[N]``; see :meth:`act.Profile.to_frame`."""
+    if not profile.of_tokens:
+        return _attributed(profile)
     if not isinstance(profile, PairStatistics):
         return _vectors(profile)
     vectors = {**_vectors(profile.donor, "donor_"), **_vectors(profile.target, "target_")}
@@ -94,6 +101,19 @@ def places(space: ChannelSpace, channels: torch.Tensor) -> dict[str, object]:
 
 def _vectors(statistics: Statistics, prefix: str = "") -> dict[str, torch.Tensor]:
     return {prefix + name: getattr(statistics, name) for name in VECTORS}
+
+
+def _attributed(profile: Profile) -> dict[str, torch.Tensor]:
+    """What an attribution profile says of the ability, and then of each text to keep, under names that say so."""
+    from act.profiles.attribution import AttributionProfile  # which is a profile, and those show themselves by this
+
+    assert isinstance(profile, AttributionProfile)
+    prefixes = [KEPT if len(profile.kept) == 1 else f"{KEPT}{number}_" for number, _ in enumerate(profile.kept, 1)]
+    vectors: dict[str, torch.Tensor] = {}
+    for prefix, part in zip(["", *prefixes], (profile, *profile.kept), strict=True):
+        found = [part.count, part.fall, part.error, *(getattr(part, name) for name in (*VECTORS[1:], "rms"))]
+        vectors |= {f"{prefix}{name}": vector for name, vector in zip(ATTRIBUTED, found, strict=True)}
+    return {**vectors, "distance": profile.distance}
 
 
 def _rows(profile: Profile) -> list[tuple[str, str]]:

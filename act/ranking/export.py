@@ -34,6 +34,8 @@ def read(path: Path) -> Profile | ChannelSet:
 def export(held: Profile | ChannelSet, path: str | Path, *, force: bool = False) -> int:
     """Write a row for each channel: its index, site, kind, layer and row there, and its statistics, or its score.
 
+    The statistics are the columns of :meth:`act.Profile.to_frame`.
+
     Args:
         held: a profile of any kind, or a channel set, of which the chosen channels are written.
         path: a file that ends with ``.csv`` or ``.parquet``.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
-from support import random_batches
+from support import random_batches, tiny_model
 
 import act
 from act.profiles import tables
@@ -79,6 +80,24 @@ def test_a_frame_has_a_row_for_each_channel(profile, pair):
     assert list(frame.columns) == ["site", "kind", "layer", "row", *sides, *tables.DIFFERENCES]
     assert torch.equal(torch.from_numpy(frame.mean_abs_diff.to_numpy().copy()), pair.mean_abs_diff)
     assert torch.equal(torch.from_numpy(frame.donor_mean.to_numpy().copy()), pair.donor.mean)
+
+
+def test_columns_of_attributions_say_what_they_are(tokenizer):
+    donor, target = tiny_model("llama"), tiny_model("llama", 1)
+    german, maths, code = (
+        act.Corpus.from_records([{"prompt": "a", "completion": text} for text in texts], tokenizer, name=name)
+        for name, texts in {"german": (" b c", " d"), "maths": (" c", " d e"), "code": (" e", " f")}.items()
+    )
+    one, two = (act.attribute(donor, target, german, keep=keep) for keep in (maths, {"maths": maths, "code": code}))
+    found = tables.vectors_of(one)
+    assert [*found] == [*tables.ATTRIBUTED, *(f"keep_{name}" for name in tables.ATTRIBUTED), "distance"]
+    assert torch.equal(found["loss_fall_per_token"], one.fall) and torch.equal(found["loss_change_mean"], one.mean)
+    assert torch.equal(found["keep_loss_fall_per_token_se"], one.kept[0].error) and found["documents"].max() == 2
+    assert torch.equal(tables.vectors_of(two)["keep_2_loss_change_rms"], two.kept[1].rms)
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "report.md").read_text(encoding="utf-8")
+    assert [
+        name for name in (*tables.ATTRIBUTED, *tables.VECTORS, *tables.DIFFERENCES) if f"`{name}`" not in page
+    ] == []
 
 
 def test_some_channels_have_places_too(profile):
