@@ -125,8 +125,8 @@ class Profile(Statistics):
         outputs also by ``swap_`` and ``product_``. Of attributions: ``documents``; ``loss_fall_per_token``, by how much
         the mean loss of a token would fall if the channel moved all the way, in nats, with its standard error
         ``loss_fall_per_token_se``; ``loss_change_mean`` and so on, and ``loss_change_rms``, of the change of a
-        document's summed loss; the same of each text to keep, preceded by ``keep_`` (several: ``keep_1_``, ``keep_2_``, in order);
-        and ``distance``, the norm of the channel's step.
+        document's summed loss; the same of each text to keep, preceded by ``keep_`` (several: ``keep_1_``,
+        ``keep_2_``, in order); and ``distance``, the norm of the channel's step.
 
         Raises:
             ActError: pandas is not installed.
