@@ -8,20 +8,19 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
-import io
 import json
 import os
 import sys
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from act.cli import streams
 from act.cli.help import Suggesting, add, width, write_rows
 from act.cli.mistakes import value_mistaken
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
-from act.core.directions import straight
 from act.core.errors import ActError, Interrupted, speak_of_options
 from act.core.near import meant
 from act.core.scratch import release_all
@@ -123,10 +122,7 @@ def main() -> None:
     """
     speak_of_options()
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may be no text
-    for stream in (sys.stdout, sys.stderr):
-        _straighten(stream)
+    streams.prepare()
     try:
         with contextlib.nullcontext() if ranked else raised():  # torchrun's processes end one another
             try:
@@ -152,12 +148,6 @@ def main() -> None:
         _exit(code, ranked)
     else:
         _exit(code if isinstance(code, int) else 0, ranked)
-
-
-def _straighten(stream: TextIO) -> None:
-    """Let no name that is printed change the direction of what follows."""
-    write = stream.write
-    stream.write = lambda text: write(straight(text))  # type: ignore[method-assign]
 
 
 def _sentence(error: Exception) -> str | None:
@@ -187,17 +177,13 @@ def _exit(code: str | int | None, ranked: bool) -> None:
 
     Threads of a process group can abort that shutdown, and torchrun then counts a finished rank as failed.
     """
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read it has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.flush()
     if not ranked or isinstance(code, str):
         sys.exit(code)
     _end_at_once(code or 0)
 
 
 def _end_at_once(code: int) -> None:
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
+    sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

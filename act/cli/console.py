@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from act.cli.streams import names_read, unread
 from act.cli.tables import print_table
 from act.core.directions import straight
 from act.core.errors import ActError
@@ -57,14 +58,22 @@ def quiet_transformers() -> None:
 
 def print_json(result: dict[str, Any]) -> None:
     """Print one JSON object to stdout."""
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")  # else characters would become no JSON
-    text = json.dumps(result, ensure_ascii=not unicode)
-    print(text if text == straight(text) else json.dumps(result))  # escaped, what turns a line is still in the data
+    text = names_read(json.dumps(result, ensure_ascii=False))
+    # Escaped, what turns a line, is no text, or is not in the encoding of stdout is still in the data.
+    print(text if text == straight(text) and _encodable(text) else json.dumps(result))
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def command_line() -> str:
     """The command as the user typed it."""
-    return shlex.join(["act-profile", *sys.argv[1:]])
+    return shlex.join(["act-profile", *map(names_read, sys.argv[1:])])
 
 
 def note(message: str) -> None:
@@ -135,7 +144,7 @@ def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int
         if ability and not as_json:
             console.rule(ability)
         for entry, encoded in corpus.numbered():
-            if len(shown[ability]) == limit:
+            if len(shown[ability]) == limit or unread():
                 break
             if isinstance(encoded, ActError):
                 skipped += 1
