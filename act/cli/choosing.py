@@ -122,6 +122,7 @@ class Choosing(RankingOptions, Reading):
         from act.evaluation.sweep import STRENGTHS, TOPS
         from act.models.loading import load_model
         from act.profiles.profile import load
+        from act.profiling.dtype_speed import warn_of_half
         from act.ranking.channel_set import ChannelSet
 
         least = KEPT if self.least_kept is None else self.least_kept
@@ -135,6 +136,7 @@ class Choosing(RankingOptions, Reading):
         places = ((donor, self.donor_device or device), (target, device))
         giving, taking = (load_model(name, device=place, **loading) for name, place in places)
         console.order_experts(giving, taking, match_experts)
+        warn_of_half(taking)
         total = 1 + len(set(self.top or TOPS)) * len(set(strengths or STRENGTHS))
         with counter("choosing", as_json) as progress:
             done: list[Setting] = []

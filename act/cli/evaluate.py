@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from act.cli import console, options, slow
+from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
@@ -108,6 +108,7 @@ def command(
     from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
     from act.models.hub import at_revision
     from act.models.loading import load_model
+    from act.profiling.dtype_speed import warn_of_half
 
     console.quiet_transformers()
     if not (corpus or keep or task):
@@ -133,7 +134,7 @@ def command(
         tokenizer = reading.tokenizer_of(name, trust_remote_code=trust_remote_code)
         corpora = reading.open_all(texts, tokenizer).values()
         loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        slow.warn_of_half(loaded)
+        warn_of_half(loaded)
         with counter(name, as_json) as progress:
             evaluations[name] = [
                 evaluate(

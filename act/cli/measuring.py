@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from act.cli import console, slow
+from act.cli import console
 from act.cli.logs import to_file
 from act.cli.measuring_options import KEEP, PairOptions, TextOptions
 from act.cli.measuring_output import MeasuringOutput
@@ -97,10 +97,11 @@ class Measuring:
             the losses of donor and target by text, of those texts to recover that both read as language models.
         """
         from act.evaluation.sides import sides_of
+        from act.profiling.dtype_speed import warn_of_half
 
         found: dict[str, Sides] = {}
         for model in models.values():
-            slow.warn_of_half(model)
+            warn_of_half(model)
         places = {next(model.parameters()).device.type for model in models.values()}
         if "donor" in models and len(places) == 1:  # a donor that waits on the CPU is not run there
             for name, corpus in corpora.items():

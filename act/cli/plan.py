@@ -136,6 +136,13 @@ def command(
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     planned = accelerator_named(gpu) if gpu else None
+    place = device_named(device)
+    asked = planned is not None or gpu_tflops is not None or gpus is not None or gpus_a_model > 1
+    if asked and not (planned or gpu_tflops or (place.type == "cuda" and seconds)):
+        raise ActError(
+            "a GPU's rate cannot be measured here, and that of a CPU tells nothing of it; name the GPU (--gpu "
+            f"{', '.join(list(ACCELERATORS)[:5])}, …), or give its rate (--gpu-tflops)"
+        )
     model = at_revision(model, revision)
     config = load_config(model, dtype, trust_remote_code=trust_remote_code)
     empty = empty_model(config, trust_remote_code=trust_remote_code)
@@ -145,15 +152,8 @@ def command(
         require_covered(space)
     shape = Shape.of(empty, space)
     vision = None
-    place = device_named(device)
     on = torch.device("cuda") if planned else place  # whose batches are planned
     budget = token_budget or (default_budget if attribute else default_token_budget)(on)
-    asked = planned is not None or gpu_tflops is not None or gpus is not None or gpus_a_model > 1
-    if asked and not (planned or gpu_tflops or (place.type == "cuda" and seconds)):
-        raise ActError(
-            "a GPU's rate cannot be measured here, and that of a CPU tells nothing of it; name the GPU (--gpu "
-            f"{', '.join(list(ACCELERATORS)[:5])}, …), or give its rate (--gpu-tflops)"
-        )
     text: dict[str, Any] = {"tokens": tokens, "computed": tokens, "counted": tokens}
     if corpus:
         tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
@@ -190,7 +190,8 @@ def command(
         else shape.memory(budget, pair, swap)
     )
     device_title, has = (planned.title, planned.usable) if planned else _memory_of(place)
-    fit = Fit.of(memory, has, budget, shape.itemsize, gpus_a_model)
+    on_cpu = planned is None and place.type == "cpu"
+    fit = Fit.of(memory, has, budget, shape.itemsize, gpus_a_model, on_cpu)
     result: dict[str, Any] = {
         "channels": len(space),
         "parameters": shape.parameters,

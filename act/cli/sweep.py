@@ -92,6 +92,7 @@ def command(
     from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
     from act.models.loading import load_model
     from act.profiles.profile import load
+    from act.profiling.dtype_speed import warn_of_half
     from act.ranking.scores import score_named
     from act.report.page import Page
     from act.report.write import write
@@ -145,6 +146,7 @@ def command(
             load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             for name in (donor, target)
         )
+        warn_of_half(taking)
         measured = load(profile)
         found = sweep(
             giving,

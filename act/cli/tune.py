@@ -91,6 +91,7 @@ def command(
     from act.editing.tuned_card import tuned_card
     from act.models.hub import at_revision
     from act.models.loading import load_model
+    from act.profiling.dtype_speed import warn_of_half
     from act.ranking.channel_set import ChannelSet
 
     require_choice("dtype", dtype, options.DTYPES)
@@ -127,6 +128,7 @@ def command(
         raise ActError(f"--dtype has no effect on {model}, whose weights are quantised ({stored}); leave it out")
     if stored.is_floating_point and (dtype != "auto" or mode != "rows"):
         loaded = loaded.to(getattr(torch, "float32" if dtype == "auto" else dtype))
+    warn_of_half(loaded)
     with counter("tuning", as_json) as progress:
         result = tune(
             loaded,

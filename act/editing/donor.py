@@ -16,7 +16,7 @@ from act.core.names import matches
 from act.editing.provenance import DonorUsed
 from act.editing.rows import MODEL_OR_WEIGHTS, Tokens, Weights
 from act.editing.stored import Parameters, StoredModel, fingerprints
-from act.editing.strength import require_strength
+from act.editing.strength import require_strength, warn_of_strength
 from act.models.adapters import require_none
 from act.models.channels import ChannelSpace
 from act.models.placement import require_in_memory, require_whole
@@ -77,6 +77,7 @@ class Donor:
             raise ActError("strength is {}; expected a number, or at least one pattern with its strength")
         for value in self.strength.values() if isinstance(self.strength, Mapping) else [self.strength]:
             require_strength(value)
+            warn_of_strength(value)
 
     @property
     def weights(self) -> Weights:

@@ -2,15 +2,46 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 
 import torch
+from torch import nn
 from torch.nn.functional import linear
+
+log = logging.getLogger(__name__)
 
 ROWS = 512
 MOST = 2048  # channels of the product that is timed; larger ones take longer and say the same
 MATTERS = 1.1
 """A smaller difference is not worth twice the memory."""
+LOOK = 0.3  # seconds to look for before a run
+
+
+def warn_of_half(model: nn.Module) -> None:
+    """Log a warning, once, if products of the model's matrices are faster in float32 on the CPU where it lies.
+
+    Even small models are looked at: how long they will run is not known yet, and the look is short.
+    """
+    linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linears:
+        return
+    widest = max(linears, key=lambda weight: weight.numel())
+    if widest.device.type == "cpu" and widest.dtype in (torch.bfloat16, torch.float16):
+        _warn(widest.dtype, widest.shape[1], widest.shape[0])
+
+
+@functools.cache  # once for donor and target
+def _warn(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+    times = float32_speed(dtype, inputs, outputs, LOOK)
+    if times > MATTERS:
+        log.warning(
+            "products of matrices are %.1f times as fast in float32 as in %s on this processor; load the model in "
+            "float32 (--dtype float32): faster, in twice the memory",
+            times,
+            str(dtype).removeprefix("torch."),
+        )
 
 
 def float32_speed(dtype: torch.dtype, inputs: int, outputs: int, seconds: float = 1.0) -> float:

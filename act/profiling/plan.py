@@ -21,6 +21,7 @@ from act.models.blocks import Experts
 from act.models.channels import ChannelSpace
 from act.models.views import LanguageView, language_view
 from act.profiles.moments import blocks_of
+from act.profiling.accelerators import ACCELERATORS
 from act.profiling.stability import GROUPS, SAMPLE
 from act.taps.loss import LOGITS_AT_ONCE
 from act.taps.steps import ROWS_AT_ONCE
@@ -245,7 +246,15 @@ class Fit:
         return self.needs <= self.has
 
     @classmethod
-    def of(cls, parts: Mapping[str, int], has: int, token_budget: int, itemsize: int, gpus_a_model: int = 1) -> Fit:
+    def of(
+        cls,
+        parts: Mapping[str, int],
+        has: int,
+        token_budget: int,
+        itemsize: int,
+        gpus_a_model: int = 1,
+        on_cpu: bool = False,
+    ) -> Fit:
         """The fit of the :meth:`Shape.memory` of a run.
 
         Args:
@@ -254,6 +263,7 @@ class Fit:
             token_budget: tokens per batch, of which all parts but weights, moments and steps are in proportion.
             itemsize: bytes per weight.
             gpus_a_model: devices over which the weights are spread.
+            on_cpu: whether the device is this machine, of which there is one: then GPUs are named that hold the run.
         """
         fixed = sum(size for part, size in parts.items() if part in _FIXED)
         weights = math.ceil(parts["weights"] / gpus_a_model)
@@ -269,13 +279,28 @@ class Fit:
         if itemsize > 2 and (needs - fixed) / 2 + fixed <= has:
             ways.append("in half the width (--dtype bfloat16)")
         room = has - rest
-        if room > 0:
+        if on_cpu:
+            ways += _gpus_that_hold(parts["weights"], rest)
+        elif room > 0:
             count = math.ceil(parts["weights"] / room)
             ways.append(
                 f"with the weights spread over {count} such devices (--device-map auto, --gpus-a-model {count})"
             )
-        ways.append("with what does not fit on the CPU or disk, more slowly (--device-map auto)")
+        offload = "disk" if on_cpu else "the CPU or disk"
+        ways.append(f"with what does not fit on {offload}, more slowly (--device-map auto)")
         return cls(needs, has, tuple(ways))
+
+
+def _gpus_that_hold(weights: int, rest: int) -> list[str]:
+    """Ways out by name: the smallest GPU that holds a run, or several of those that most people rent."""
+    by_size = sorted(ACCELERATORS.items(), key=lambda item: item[1].memory)
+    ways = [f"on one {one.title} (--gpu {name})" for name, one in by_size if one.usable >= weights + rest][:1]
+    if (room := ACCELERATORS["h100"].usable - rest) > 0 and (count := math.ceil(weights / room)) > 1:
+        ways.append(
+            f"with the weights spread over {count} {ACCELERATORS['h100'].title} (--device-map auto; to plan it, "
+            f"--gpu h100 --gpus-a-model {count})"
+        )
+    return ways
 
 
 _FIXED = ("moments", "moments before the batch", "a step to the donor", "logits")

@@ -36,6 +36,7 @@ from act.evaluation.harness import TaskFigure, run_tasks
 from act.models.loading import load_model
 from act.models.views import language_view
 from act.profiles.profile import Profile, load
+from act.profiling.dtype_speed import warn_of_half
 from act.profiling.observer import Observer
 from act.ranking.channel_set import ChannelSet
 from act.ranking.measured import measured_for
@@ -464,9 +465,11 @@ class Stages:
         return self._loaded[name]
 
     def _load(self, name: str, *, dtype: str) -> nn.Module:
-        return load_model(
+        model = load_model(
             self._recipe.at(name), dtype=dtype, device=self._recipe.device, trust_remote_code=self._trust_remote_code
         )
+        warn_of_half(model)
+        return model
 
     def _corpus(self, place: str, count: Count = "answer") -> Corpus:
         return Corpus(

@@ -121,7 +121,7 @@ def test_plan_reads_a_corpus_as_run_does(folder):
     cut = succeed(*plan, "--corpus", folder / "keep.jsonl", "--max-length", "4", "--stride", "3")["corpus"]
     assert cut["longest"] == 4 < texts["longest"] and cut["tokens"] > texts["tokens"] == texts["counted"]
     assert cut["counted"] == texts["counted"]
-    assert "'--tokens'" in act_profile(*plan, "--tokens", "-5").stderr
+    assert "--tokens is -5; expected at least 1" in act_profile(*plan, "--tokens", "-5").stderr
 
 
 def test_excluded_kinds_are_not_measured(folder, tmp_path):

@@ -14,12 +14,13 @@ from command_line import act_profile, succeed
 from support import tiny_model
 
 import act
-from act.cli import slow, streams
+from act.cli import streams
 from act.core.near import near_path
 from act.editing.strength import warn_of_strength
 from act.evaluation.sides import sides_of
 from act.models.channels import ChannelSpace
 from act.models.loading import load_model
+from act.profiling import dtype_speed
 from act.ranking.channel_set import ChannelSet
 
 ROWS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
@@ -104,6 +105,15 @@ def test_a_set_of_one_kind_and_a_large_strength_are_warned_of(folder, tmp_path):
     warn_of_strength(0.5)
 
 
+@pytest.mark.parametrize("strength", [1.5, 1.61])
+def test_a_large_strength_is_warned_of_in_python_too(strength, caplog):
+    donor, target = tiny_model("llama"), tiny_model("llama", 1)
+    channels = ChannelSet(ChannelSpace.from_model(target), torch.arange(5), torch.zeros(5, dtype=torch.float64))
+    for _ in range(2):
+        act.transfer(donor, target, channels, strength).revert(target)
+    assert ["goes 1.61 times as far" in record.getMessage() for record in caplog.records] == [True] * (strength > 1.5)
+
+
 def test_a_top_without_a_percent_sign_is_explained(folder, tmp_path):
     succeed("pair", *of(folder), "--corpus", folder / "a.jsonl", "--output", tmp_path / "p.safetensors")
     result = act_profile("rank", tmp_path / "p.safetensors", "--top", "5", "--output", tmp_path / "s")
@@ -112,13 +122,11 @@ def test_a_top_without_a_percent_sign_is_explained(folder, tmp_path):
 
 def test_half_a_width_is_warned_of_where_it_is_slower(monkeypatch, caplog):
     model = torch.nn.Sequential(torch.nn.Linear(64, 32, dtype=torch.bfloat16))
-    slow._warn.cache_clear()
+    dtype_speed._warn.cache_clear()
     monkeypatch.setattr("act.profiling.dtype_speed.float32_speed", lambda *_: 3.0)
-    slow.warn_of_half(model)
-    assert not caplog.records  # too small to wait for
-    monkeypatch.setattr(slow, "SMALL", 1000)
-    slow.warn_of_half(model)
-    slow.warn_of_half(model.float())
+    for _ in range(2):
+        dtype_speed.warn_of_half(model)
+    dtype_speed.warn_of_half(model.float())
     (record,) = caplog.records
     assert "3.0 times as fast in float32 as in bfloat16" in record.message
 

@@ -48,6 +48,20 @@ def test_what_does_not_fit_has_ways_out():
     )
 
 
+def test_what_does_not_fit_on_this_machine_is_no_matter_of_nine_of_it():
+    parts = {"weights": 133 * 2**30, "moments": 2**30, "moments before the batch": 2**30, "activations": 2**30}
+    assert Fit.of(parts, 17 * 2**30, 1024, 2, on_cpu=True).ways == (
+        "on one NVIDIA B200 180 GB (--gpu b200)",
+        "with the weights spread over 2 NVIDIA H100 SXM 80 GB (--device-map auto; to plan it, --gpu h100 "
+        "--gpus-a-model 2)",
+        "with what does not fit on disk, more slowly (--device-map auto)",
+    )
+    assert Fit.of({**parts, "weights": 30 * 2**30}, 18 * 2**30, 1024, 4, on_cpu=True).ways[:2] == (
+        "in half the width (--dtype bfloat16)",
+        "on one NVIDIA A100 SXM 40 GB (--gpu a100-40)",
+    )
+
+
 def test_a_rate_of_this_machine_is_never_that_of_a_gpu(model):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU, whose rate can be measured")
