@@ -8,8 +8,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from act.cli.streams import names_read, unread
@@ -17,6 +16,7 @@ from act.cli.tables import print_table
 from act.core.directions import straight
 from act.core.errors import ActError
 from act.core.names import require_name
+from act.core.places import last_parts
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from act.data.corpus import Corpus
     from act.models.channels import ChannelSpace
 
+_ABSOLUTE = re.compile(r"(?<==)/.*|^/.*", re.DOTALL)
 _NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
 __all__ = [
+    "command_for_others",
     "command_line",
     "named",
     "note",
@@ -76,6 +78,14 @@ def command_line() -> str:
     return shlex.join(["act-profile", *map(names_read, sys.argv[1:])])
 
 
+def command_for_others() -> str:
+    """The command, with absolute paths of this machine as their last parts."""
+    places = [found[0] for one in sys.argv[1:] if (found := _ABSOLUTE.search(one))]
+    short = last_parts(places)
+    given = [_ABSOLUTE.sub(lambda found: short[found[0]], one) for one in sys.argv[1:]]
+    return shlex.join(["act-profile", *given])
+
+
 def note(message: str) -> None:
     """Log a line that tells people what was found on the way."""
     log.info(message)
@@ -96,12 +106,6 @@ def places_of(corpora: list[str]) -> dict[str, str]:
             raise ActError("several corpora need different names, one for each profile: --corpus NAME=PLACE")
         places[name] = place
     return places
-
-
-def short_names(places: Sequence[str]) -> dict[str, str]:
-    """The last part of each path or hub id; the whole of it where two would have one name."""
-    names = {place: Path(place).name or place for place in places}
-    return names if len({*names.values()}) == len(names) else {place: place for place in places}
 
 
 def named(given: Iterable[str], keep: Iterable[str] = ()) -> dict[str, str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +18,7 @@ from act.cli.tables import GUESSES, filled, guesses, print_tasks
 from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import require_ending, reserve_output, written_whole
+from act.core.places import last_parts
 
 if TYPE_CHECKING:
     from act.evaluation.comparison import Comparison
@@ -189,7 +189,7 @@ def command(
         )
     _print_figures(everything)
     _print_comparisons(comparisons)
-    print_tasks([one.summary() for name in names for one in figures[name]], _names(names))
+    print_tasks([one.summary() for name in names for one in figures[name]], last_parts(names))
     _print_task_changes(task_changes)
 
 
@@ -200,7 +200,7 @@ def _put_on_card(
     from act.editing.card_results import put_results
     from act.evaluation.results_table import figures_of, results_table, tasks_table
 
-    called = _names([*(one.model for one in evaluations), *(one.model for one in tasks)]) | _names(
+    called = last_parts([*(one.model for one in evaluations), *(one.model for one in tasks)]) | last_parts(
         one.corpus for one in evaluations
     )
     rows = [replace(one, model=called[one.model], corpus=called[one.corpus]).summary() for one in evaluations]
@@ -218,7 +218,7 @@ def _print_figures(evaluations: list[Evaluation]) -> None:
     from act.evaluation.significance import mean_and_error, with_error
 
     rows = []
-    called = _names(one.model for one in evaluations) | _names(one.corpus for one in evaluations)
+    called = last_parts(one.model for one in evaluations) | last_parts(one.corpus for one in evaluations)
     for one in evaluations:
         it = one.summary()
         match = "" if one.right is None else with_error(*mean_and_error(100 * one.right.double()), 1)
@@ -236,8 +236,8 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
     from act.evaluation.significance import with_error
 
     rows = []
-    called = _names(name for one in comparisons for name in (one.before, one.after))
-    called |= _names(one.corpus for one in comparisons)
+    called = last_parts(name for one in comparisons for name in (one.before, one.after))
+    called |= last_parts(one.corpus for one in comparisons)
     for one in comparisons:
         match, nll = one.match, one.nll
         rows.append(
@@ -259,7 +259,7 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
 def _print_task_changes(changes: list[TaskChange]) -> None:
     from act.evaluation.significance import with_error
 
-    called = _names(row["after"] for row in changes)
+    called = last_parts(row["after"] for row in changes)
     rows = [
         [
             called[row["after"]],
@@ -273,13 +273,6 @@ def _print_task_changes(changes: list[TaskChange]) -> None:
     if rows:
         names = ["model", "task", "metric", "difference", "p"]
         console.print_table(f"Tasks, against {changes[0]['before']}", names, rows)
-
-
-def _names(paths: Iterable[str]) -> dict[str, str]:
-    """The last part of each path, or the whole path if two would get the same name."""
-    short = {path: Path(path).name or path for path in paths}
-    counts = Counter(short.values())
-    return {path: name if counts[name] == 1 else path for path, name in short.items()}
 
 
 def _p(p: float | None) -> str:

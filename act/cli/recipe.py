@@ -14,6 +14,7 @@ from act.cli.tables import GUESSES, filled, guesses, print_tasks
 from act.core.counted import counted
 from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
+from act.core.places import last_parts
 from act.core.units import duration, rate, size
 
 SECONDS = 0.5
@@ -125,6 +126,8 @@ def command(
         require_not_input(described.folder, [recipe])
     with counter("recipe", as_json) as progress:
         run = Run(described, step, progress=progress, trust_remote_code=trust_remote_code)
+        for warning in run.warnings:
+            console.warn(warning)
         plan = run.make(last) if last else run.plan() if dry_run else None
         report = run.execute(force=force) if plan is None else None
     if plan is not None:
@@ -314,7 +317,7 @@ def _check(
 
     rate = {} if flops is None else {"gpu_flops": flops}
     needs = check(described, seconds=seconds, trust_remote_code=trust_remote_code, **rate)
-    for sentence in needs["unchecked"]:
+    for sentence in (*needs["warnings"], *needs["unchecked"]):
         console.warn(sentence)
     if as_json:
         return console.print_json({**needs})
@@ -334,7 +337,7 @@ def _flops(described: Recipe, gpu: str | None, gpu_tflops: float | None) -> floa
 def _print_inputs(needs: Needs) -> None:
     from act.profiles.coverage import percent
 
-    called = console.short_names([one["model"] for one in needs["models"]])
+    called = last_parts([one["model"] for one in needs["models"]])
     models = [
         [
             called[one["model"]],
@@ -348,7 +351,7 @@ def _print_inputs(needs: Needs) -> None:
     if models:
         columns = ["model", "class", "parameters", "channels", "of parameters"]
         console.print_table("Models, by their configuration", columns, models)
-    called = console.short_names([one["corpus"] for one in needs["corpora"]])
+    called = last_parts([one["corpus"] for one in needs["corpora"]])
     corpora = [
         [
             called[one["corpus"]],
@@ -392,7 +395,8 @@ def _print_costs(needs: Needs, path: Path) -> None:
         )
     if needs["download"]:
         print(f"{_size(needs['download'])} of weights are to be downloaded first")
-    print(f"{path}: nothing is wrong{' with what could be checked' if needs['unchecked'] else ''}")
+    but = ", but the card will say what was warned of" if needs["warnings"] else ""
+    print(f"{path}: nothing is wrong{' with what could be checked' if needs['unchecked'] else ''}{but}")
 
 
 def _seconds(value: float | None) -> str:

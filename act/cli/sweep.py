@@ -15,6 +15,7 @@ from act.cli.ranking_options import RankingOptions
 from act.cli.reading import Reading
 from act.core.errors import require_choice
 from act.core.files import require_no_other_ending, reserve_output, written_whole
+from act.core.places import last_parts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -167,7 +168,7 @@ def command(
         }
         judge(giving)
         progress("the donor", total, total)
-    swept = Swept(found, tried, before, latest, errors, console.short_names(places), kept)
+    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept)
     result = swept.to_json()
     if output:
         with written_whole(output, force=force) as path:

@@ -144,7 +144,7 @@ def command(
             choice.channels.save(automatic.channels_output, force=force)
         strengths = [choice.strength]
     how = [f"## Share and strength\n\n{choice.card()}"] if choice else []
-    more = "\n\n".join([*how, f"## The command\n\n```bash\n{console.command_line()}\n```"])
+    more = "\n\n".join([*how, f"## The command\n\n```bash\n{console.command_for_others()}\n```"])
 
     @functools.cache
     def donors() -> list[Donor]:

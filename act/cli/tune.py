@@ -148,7 +148,7 @@ def command(
         source=None if adapter else model,
         checkpoints=checkpoints,
         force=force,
-        card=tuned_card(model, result, settings, texts, chosen, adapter, console.command_line()),
+        card=tuned_card(model, result, settings, texts, chosen, adapter, console.command_for_others()),
     )
     saved = {"full": "whole model", "rows": "whole model", "lora": "adapter" if adapter else "merged model"}[mode]
     summary = {"output": str(output), "saved": saved, "mode": mode, **result.summary()}

@@ -10,6 +10,7 @@ from typing import Any
 
 from act.core.errors import ActError
 from act.core.files import written_whole
+from act.core.places import without_folders
 
 CARD = "README.md"
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
@@ -81,4 +82,4 @@ def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> None:
     for name, value in metadata_of(figures, title).items():
         card.data[name] = value
     with written_whole(path, force=True) as temporary:
-        temporary.write_bytes(str(card).encode("utf-8", "backslashreplace"))
+        temporary.write_bytes(without_folders(str(card)).encode("utf-8", "backslashreplace"))

@@ -24,7 +24,9 @@ from act.core.errors import ActError, brief, require_choice
 from act.core.extras import optional
 from act.core.files import require_output, written_whole
 from act.core.plain_yaml import read_yaml
+from act.editing.card_results import CARD
 from act.editing.donor import VOCABULARY_KINDS, Donor
+from act.editing.model_card import put_card
 from act.editing.rows import DonorRows, Overlap, blend, by_slice
 from act.editing.stored import Parameters, StoredModel, fingerprints
 from act.editing.transfer_plan import TransferPlan
@@ -142,6 +144,8 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
         except Exception as error:  # its planner, hub client and model card may raise anything
             reason = brief(error, 400)
             raise ActError(f"mergekit cannot merge by {config}: {reason}") from error
+        if (card := folder / CARD).is_file():
+            put_card(folder, card.read_text(encoding="utf-8"))
 
 
 def _absolute(settings: Any, key: str = "") -> Any:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from act.core.places import without_folders
 from act.data.records import is_hub_id
 from act.editing.card_results import CARD, Figure, metadata_of, not_measured, results_section
 from act.editing.provenance import TransferProvenance
@@ -222,8 +223,11 @@ def licences(origins: Sequence[Origin]) -> str:
 
 
 def put_card(folder: Path, text: str) -> None:
-    """Write the text of a card into the folder of its model; names of files in it may be no text."""
-    (folder / CARD).write_bytes(text.encode("utf-8", "backslashreplace"))
+    """Write the text of a card into the folder of its model; names of files in it may be no text.
+
+    Cards are for others, so absolute paths of this machine are their last parts.
+    """
+    (folder / CARD).write_bytes(without_folders(text).encode("utf-8", "backslashreplace"))
 
 
 def block(text: str, language: str) -> str:

@@ -80,6 +80,16 @@ def exercises_of(corpus: Corpus) -> list[Exercise]:
     return found
 
 
+def require_metric(corpus: Corpus, metric: Metric) -> None:
+    """Raise :class:`ActError` for a metric that a record of a corpus does not fit."""
+    exercises = exercises_of(corpus)
+    metric = fitting_metric(exercises) if metric == "auto" else metric
+    if metric == "choice":
+        choices_of(corpus, exercises)
+    elif metric != "nll":
+        require_answers(corpus, exercises, metric)
+
+
 def fitting_metric(exercises: Sequence[Exercise]) -> Metric:
     """The metric that all records fit."""
     if not all(exercise.prompted for exercise in exercises):

@@ -23,6 +23,9 @@ from act.profiles.provenance import CorpusRead
 from act.ranking.activations import Ability, sides
 from act.ranking.channel_set import ChannelSet
 
+HALVES = ", or leave the profile out, so that half of these rank and the other half choose"
+"""Advice for whoever chooses by a profile; in a recipe, profiles are its own."""
+
 
 def held_out(
     corpora: Sequence[Corpus], rankings: Sequence[Ability | ChannelSet], ranked_on: Iterable[Source] = ()
@@ -128,7 +131,7 @@ def _only(corpus: Corpus, numbers: Sequence[int]) -> Corpus:
 def _seen(corpus: Corpus) -> ActError:
     return ActError(
         f"{corpus.name} is the text that the channels were ranked on, which says nothing of other text; give other "
-        "records, or leave the profile out, so that half of these rank and the other half choose"
+        f"records{HALVES}"
     )
 
 

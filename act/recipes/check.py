@@ -26,6 +26,7 @@ from act.data.corpus import Corpus
 from act.data.parts import Part
 from act.data.records import is_cached, is_hub_id, open_source
 from act.editing.tune import Mode
+from act.evaluation.exercises import require_metric
 from act.models.channels import ChannelSpace
 from act.models.common import common_space
 from act.models.hub import has_weights, is_here, reachable
@@ -46,6 +47,7 @@ from act.recipes.inputs import (
     require_other_texts,
     require_tokens,
 )
+from act.recipes.reused import Reused
 from act.recipes.schema import Recipe, Tuning
 from act.recipes.variants import compared, result
 from act.recipes.words import in_words_of_the_file
@@ -105,7 +107,8 @@ class Here(TypedDict):
 class Needs(TypedDict):
     """What was found out about a recipe.
 
-    ``unchecked`` says what could not be checked, one sentence each; ``gpu_flops`` is the rate assumed for the seconds;
+    ``unchecked`` says what could not be checked, one sentence each, ``warnings`` what a run would do and its card say
+    although it shows less than it seems to; ``gpu_flops`` is the rate assumed for the seconds;
     ``here`` is where, and at how many tokens per second, a profiled forward of the target was measured.
     """
 
@@ -120,6 +123,7 @@ class Needs(TypedDict):
     gpu_flops: float
     here: Here | None
     unchecked: list[str]
+    warnings: list[str]
 
 
 class Room(TypedDict):
@@ -178,6 +182,7 @@ def check(
         "gpu_flops": gpu_flops,
         "here": here,
         "unchecked": run.unchecked(),
+        "warnings": run.warnings,
     }
 
 
@@ -195,6 +200,7 @@ class _Check:
     corpora: dict[str, CorpusFound] = field(default_factory=dict)
     lengths: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     hub: bool | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
@@ -224,6 +230,9 @@ class _Check:
         for name in recipe.corpora_used():
             self._tried(recipe.records(name).place, self._corpus, name, ours, contents)
         self._tried("", require_other_texts, recipe, contents)
+        reused = Reused(recipe, contents)
+        self._tried("", reused.require_unseen)
+        self.warnings = reused.warnings()
         if recipe.token_budget == "auto":
             usual = f"{self.token_budget:,}"
             self.notes.append(
@@ -369,6 +378,8 @@ class _Check:
         for entry, encoded in corpus.numbered():
             if isinstance(encoded, ActError):
                 raise ActError(f"{entry.place}: {encoded}")
+        for metric in recipe.metrics(name):
+            require_metric(corpus, metric)
         text = tokens_of({name: corpus}, 0, self.token_budget)
         scale = 1 if size is None else size / max(1, text["records"])
         found["tokens"], found["counted"] = round(scale * text["computed"]), round(scale * text["counted"])

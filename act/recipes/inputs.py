@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from act.core.errors import ActError
+from act.data.corpus import Corpus
 from act.data.digests import same_text
+from act.data.parts import Part
 from act.data.records import is_hub_id
+from act.evaluation.exercises import require_metric
 from act.evaluation.harness import require_tasks
 from act.models.loading import reading_named, token_difference
-from act.recipes.corpora import opened, require_first_records
+from act.recipes.corpora import SAMPLE, opened, require_first_records
 from act.recipes.schema import Recipe
 
 if TYPE_CHECKING:
@@ -103,6 +106,16 @@ def require_readable(recipe: Recipe, corpus: str) -> None:
         require_first_records(source)
     except ActError as error:
         raise recipe.written.blamed(place, error, recipe.corpora) from error
+
+
+def require_metrics(recipe: Recipe, corpus: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise :class:`ActError` for a metric of sweep or evaluate that a first record does not fit; no hub is read."""
+    if is_hub_id(recipe.at(recipe.records(corpus).place)):
+        return
+    for metric in recipe.metrics(corpus):
+        source = Part(opened(recipe, corpus), 0, SAMPLE)
+        length, ignored = recipe.max_length, recipe.ignore_columns
+        require_metric(Corpus(source, tokenizer, max_length=length, ignore_columns=ignored, name=corpus), metric)
 
 
 def require_known_tasks(recipe: Recipe) -> None:

@@ -32,6 +32,7 @@ from act.recipes.check import Needs, Room, check, room_for
 from act.recipes.inputs import (
     require_decoder,
     require_known_tasks,
+    require_metrics,
     require_other_models,
     require_other_texts,
     require_readable,
@@ -40,6 +41,7 @@ from act.recipes.inputs import (
 from act.recipes.kept import is_kept
 from act.recipes.page import page_of
 from act.recipes.reading import RUN, read_recipe
+from act.recipes.reused import Reused
 from act.recipes.schema import Donor, Evaluating, Recipe, Records, StageName, Sweeping, Tuning
 from act.recipes.stages import Say, Stages
 from act.recipes.variants import Variant, compared, contrasts, result
@@ -98,7 +100,7 @@ class Report(TypedDict):
 
     ``comparisons`` and ``task_comparisons`` are of the target with every other model, and of each control with the
     transfer; ``sweep`` is what :class:`act.Choice` says, if the recipe has one, with the candidates of each
-    control.
+    control; ``warnings`` are of texts to evaluate on that other sections use, too.
     """
 
     output: str
@@ -110,6 +112,7 @@ class Report(TypedDict):
     comparisons: list[ComparisonSummary]
     tasks: list[TaskSummary]
     task_comparisons: list[TaskChange]
+    warnings: list[str]
 
 
 def run(
@@ -159,7 +162,8 @@ class Run:
     Raises:
         ActError: an input that does not exist, or lacks rows or columns that are named; an output that cannot be
             written; an encoder to tune or evaluate; a donor that is the target; an
-            ability that is also to be kept, in whole or in part; a donor whose tokenizer gives a token id to another
+            ability that is also to be kept, in whole or in part; a sweep on records that the channels are ranked on; a
+            metric that records do not fit; a donor whose tokenizer gives a token id to another
             token than the target's. No model is loaded.
 
     >>> from pathlib import Path
@@ -196,8 +200,14 @@ class Run:
                 require_readable(recipe, name)
         require_other_models(recipe)
         require_other_texts(recipe, self.cache.corpora)
+        reused = Reused(recipe, self.cache.corpora)
+        reused.require_unseen()
+        self.warnings = reused.warnings()
         require_decoder(recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.at(recipe.target), trust_remote_code=trust_remote_code)
+        for name in recipe.corpora_used():
+            if recipe.records(name).place not in self.cache.absent:
+                require_metrics(recipe, name, tokenizer)
         self.stages = Stages(recipe, self.cache, tokenizer, say, progress=progress, trust_remote_code=trust_remote_code)
         for name in recipe.models()[1:]:
             if name in self.cache.absent:
@@ -394,6 +404,7 @@ class Run:
             ],
             "tasks": [one.summary() for found in tasks.values() for one in found],
             "task_comparisons": [row for before, after in pairs for row in compare_tasks(tasks[before], tasks[after])],
+            "warnings": self.warnings,
         }
 
     def _write_resolved(self, folder: Path) -> None:
@@ -417,6 +428,7 @@ class Run:
         if recipe.tune:
             said.append(f"## Tune\n\nAfterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}.")
         results = [results_table(report["results"], report["comparisons"])] if report["results"] else []
+        results += [f"**Note:** {warning}." for warning in report["warnings"]]
         results += [tasks_table(report["tasks"])] if report["tasks"] else []
         written = json.loads(json.dumps(recipe.model_dump(exclude_defaults=True)))
         text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)

@@ -324,6 +324,13 @@ class Recipe(Section):
         found += [*self.evaluate.corpora.values()] if self.evaluate else []
         return list(dict.fromkeys(path for path in found if path))
 
+    def metrics(self, corpus: str) -> list[Metric]:
+        """What is measured on a corpus, by the sections that do so."""
+        swept = self.sweep and corpus in (self.sweep.corpus, *self.sweep.kept)
+        evaluated = self.evaluate and corpus in self.evaluate.corpora.values()
+        sections = [one for one, reads in ((self.sweep, swept), (self.evaluate, evaluated)) if one and reads]
+        return [one.metric for one in sections]
+
     def unread(self) -> list[str]:
         """The names of `corpora` that no section reads."""
         used = self.corpora_used()

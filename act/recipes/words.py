@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from act.core.errors import ActError
 from act.data.stream import skipping
+from act.evaluation.held_out import HALVES
 from act.recipes.schema import Donor, Evaluating, Recipe, Records, Sweeping, Tuning
 
 _OPTION = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
@@ -20,7 +21,7 @@ def in_words_of_the_file() -> Iterator[None]:
     try:
         yield
     except ActError as error:
-        said = _OPTION.sub(_key, str(error).replace(skipping(), ""))
+        said = _OPTION.sub(_key, str(error).replace(skipping(), "").replace(HALVES, ""))
         if said == str(error):
             raise
         raise type(error)(said) from error

@@ -125,7 +125,11 @@ class Page:
             verdict=self.verdict,
             moved=[*map(self._sentence, self.moved), *itertools.starmap(_of_patch, self.patches.items())],
             compared=not (self.results or self.strengths or self.patches),
-            warnings=[*(warnings_of(self.report) if self.report else []), *self.warnings],
+            warnings=[
+                *(self.results.warnings if self.results else []),
+                *(warnings_of(self.report) if self.report else []),
+                *self.warnings,
+            ],
             coverage=[row for row in self.report.data["concentration"] if row["coverage"] is not None]
             if self.report
             else [],

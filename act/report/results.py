@@ -116,6 +116,7 @@ class Results:
         roles: what each model is; a model without a role is only shown.
         keep: which texts are of what is to be kept; all others are of the ability.
         chance: the share of right answers by guessing, or by the commonest answer alone, by text, where it is known.
+        warnings: what a reader should know of the texts, one sentence each.
     """
 
     figures: Sequence[Summary]
@@ -123,6 +124,7 @@ class Results:
     roles: Mapping[str, Role] = field(default_factory=dict)
     keep: Collection[str] = ()
     chance: Mapping[str, float] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
 
     @property
     def models(self) -> list[str]:

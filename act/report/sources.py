@@ -144,7 +144,8 @@ def results_of(
     roles = _roles(data) if roles is None else roles
     levels = {one["corpus"]: [level for level in (one["chance"], one["majority"]) if level] for one in figures}
     chance = {text: max(known) for text, known in levels.items() if known}
-    results = Results(figures, comparisons, roles, chance=chance)  # type: ignore[arg-type]  # checked above
+    said = checked(_NAMES, data.get("warnings", []))
+    results = Results(figures, comparisons, roles, chance=chance, warnings=said)  # type: ignore[arg-type]  # checked above
     keep = (checked(_NAMES, data.get("keep", [])) or _not_lost(results)) if keep is None else list(keep)
     return replace(results, keep=keep)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 
 import pytest
 from command_line import act_profile, succeed
 from huggingface_hub import ModelCard
 from support import tiny_model
 
-from act.cli.console import named
+from act.cli.console import command_for_others, named
 from act.core.errors import ActError
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
@@ -69,6 +70,13 @@ def test_a_text_that_is_given_twice_is_named_by_what_it_was_given_as(folder, mon
     monkeypatch.chdir(folder)
     with pytest.raises(ActError, match=re.escape(said)):
         named(corpora, keep)
+
+
+def test_the_command_on_a_card_names_no_folder_of_this_machine(monkeypatch):
+    places = ["/home/me/base", "--corpus=de=/home/me/de/x.jsonl", "fr=/home/me/my fr/x.jsonl", "../here/x.jsonl", "a/b"]
+    monkeypatch.setattr(sys, "argv", ["act-profile", "transfer", "--donor", *places])
+    said = "act-profile transfer --donor base --corpus=de=de/x.jsonl 'fr=my fr/x.jsonl' ../here/x.jsonl a/b"
+    assert command_for_others() == said
 
 
 def test_an_evaluation_names_its_texts_and_writes_each_record(folder, tmp_path):

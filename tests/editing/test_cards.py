@@ -103,6 +103,25 @@ def test_a_folder_is_pushed_as_it_was_written(hub, tmp_path):
     }
 
 
+def test_no_folder_of_this_machine_is_published(hub, tmp_path):
+    written = {
+        "README.md": "| donor | base |\n\nevaluate --before '/home/me/my base' --corpus de=/home/me/de.jsonl",
+        "recipe.yaml": "target: /home/me/my-target\n",
+        "report.json": '{"output": "/home/me/out", "key": "a/b", "url": "https://example.org/home/me"}',
+        "index.html": "<p>/home/me/my-target</p><script>a=b/c/d;/x/y/.test(e)</script>",
+    }
+    for name, text in written.items():
+        (tmp_path / name).write_text(text)
+    push(tmp_path, "org/mended")
+    assert {name: content.decode() for name, content in hub.files.items()} == {
+        "README.md": "| donor | base |\n\nevaluate --before 'my base' --corpus de=de.jsonl",
+        "recipe.yaml": "target: my-target\n",
+        "report.json": '{"output": "out", "key": "a/b", "url": "https://example.org/home/me"}',
+        "index.html": "<p>my-target</p><script>a=b/c/d;/x/y/.test(e)</script>",
+    }
+    assert (tmp_path / "recipe.yaml").read_text() == written["recipe.yaml"]
+
+
 def test_who_may_not_push_is_told_before_any_work(hub, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(act.ActError, match=r"cannot push to org/mended: .*log in with a token that may write"):
@@ -166,6 +185,10 @@ def test_a_card_says_how_it_is_measured_until_it_was(tmp_path):
     assert again.partition("## The command")[2] == text.partition("## The command")[2]
     (one,) = ModelCard(again).data.eval_results
     assert (one.dataset_name, one.metric_value) == ("german", 0.5) and ModelCard(again).data.datasets == ["org/texts"]
+    put_results(tmp_path, "| /home/me/de/test.jsonl | 1 |\n| /home/me/fr/test.jsonl | 2 |", [])
+    assert "| de/test.jsonl | 1 |\n| fr/test.jsonl | 2 |" in (tmp_path / "README.md").read_text()
+    write_card(tmp_path, "/home/me/mine", transfer, results="## The recipe\n\ntarget: /home/me/mine")
+    assert "/home" not in (tmp_path / "README.md").read_text()
     (tmp_path / "README.md").write_text("# Mine")
     with pytest.raises(act.ActError, match="has no place for results"):
         put_results(tmp_path, "x", [])

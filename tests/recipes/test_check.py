@@ -24,7 +24,7 @@ import act
 from act.cli.recipe import command
 from act.core.errors import Unreachable
 from act.data.records import open_source
-from act.recipes.recipe import check, read_recipe
+from act.recipes.recipe import Run, check, read_recipe
 from act.recipes.reference import reference
 from act.recipes.words import in_words_of_the_file
 
@@ -314,6 +314,62 @@ def test_a_compressed_copy_of_the_ability_is_not_kept(folder):
         act.ActError, match="german and english, the ability to give and one to keep, are the same text"
     ):
         check(read_recipe(written(folder, corpora=data["corpora"])))
+
+
+@pytest.fixture
+def weights(folder):
+    for name in ("donor", "target"):
+        tiny_model("llama", len(name)).save_pretrained(folder / name)
+
+
+SWEPT = {name: {"place": f"{name}.jsonl", "columns": COLUMNS, "rows": [0, 20]} for name in ("german", "english")}
+SWEPT |= {f"{name} other": {**one, "rows": [20, 40]} for name, one in SWEPT.items()}
+SWEEP = {"corpus": "german other", "keep": "english other", "metric": "nll"}
+
+
+@pytest.mark.parametrize(
+    ("corpora", "sweep", "message"),
+    [
+        ({}, {}, None),
+        ({}, {"corpus": "german"}, r"sweep chooses on german, and all its records .* ranked on \(german, english\)"),
+        ({"copy": {"place": "copy.jsonl.gz", "columns": COLUMNS}}, {"keep": "copy"}, "sweep chooses on copy, and all"),
+        ({"german other": {**SWEPT["german"], "rows": [5, 15]}}, {}, "sweep chooses on german other, and all"),
+        ({"german other": {**SWEPT["german"], "rows": [15, 25]}}, {}, "has 10 records, without those .*, 5, but it"),
+        ({"german other": {**SWEPT["german"], "rows": [20, 29]}}, {}, "which has 9 records, but it takes 10"),
+        ({}, {"metric": "choice"}, "german other, record 0: expected options in the prompt"),
+    ],
+)
+def test_what_cannot_be_chosen_on_is_found_before_anything_is_profiled(folder, weights, corpora, sweep, message):
+    rows = (folder / "english.jsonl").read_text().splitlines()[:20]
+    (folder / "copy.jsonl.gz").write_bytes(gzip.compress("\r\n".join(reversed(rows)).encode()))
+    given = {"corpora": SWEPT | corpora, "sweep": SWEEP | sweep, "tune": None, "evaluate": None}
+    recipe = read_recipe(written(folder, **given))
+    for look in (check, Run):
+        if message is None:
+            look(recipe)
+            continue
+        with pytest.raises(act.ActError, match=message) as found:
+            look(recipe)
+        assert "leave the profile out" not in str(found.value)
+    assert not list(folder.glob("*out*"))
+
+
+def test_texts_to_evaluate_on_that_were_used_before_are_warned_of(folder, weights, capsys, caplog):
+    one = {"corpora": SWEPT, "sweep": SWEEP, "tune": {"corpus": "german", "steps": 3}}
+    clean = written(folder, **one, evaluate=None)
+    assert check(read_recipe(clean))["warnings"] == Run(read_recipe(clean)).warnings == []
+    more = {"german part": {**SWEPT["german"], "rows": [10, 30]}}
+    path = written(
+        folder, **one | {"corpora": SWEPT | more}, evaluate={"corpus": {"g": "german other", "part": "german part"}}
+    )
+    said = check(read_recipe(path))["warnings"]
+    assert said == Run(read_recipe(path)).warnings and len(said) == 2
+    assert said[0].startswith(
+        "the records of g, which is evaluated on, are those that share and strength are chosen on"
+    )
+    assert "part, which is evaluated on, are some of those that the channels are ranked on and some of" in said[1]
+    command(path, check=True, seconds=0)
+    assert said[0] in caplog.text and "the card will say" in capsys.readouterr().out
 
 
 def test_an_automatic_budget_is_that_of_the_device(folder):

@@ -219,14 +219,18 @@ def test_what_cannot_be_run_is_not_planned(folder, changed, message):
 
 
 def test_a_sweep_tries_the_controls_at_its_settings_each_on_its_own(folder):
+    for name in ("german", "english"):
+        rows = [{"prompt": f"{name} {n}?", "completion": f" {n}"} for n in range(8, 20)]
+        (folder / f"more {name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
     def planned(**changed) -> list[Path]:
-        swept = {"corpus": "german.jsonl", "keep": "english.jsonl", "top": [0.1, 0.2], "strength": [1.0]}
+        swept = {"corpus": "more german.jsonl", "keep": "more english.jsonl", "top": [0.1, 0.2], "strength": [1.0]}
         given = data(sweep={**swept, **changed}, tune=None)
         del given["donor"][0]["strength"]
         run = Run(read_recipe(written(folder, given)))
         stages = [stage["what"] for stage in run.plan() if stage["stage"] == "sweep"]
         assert stages[1:] == [
-            f"{control} at these, on german.jsonl" for control in ("random", "weight-diff", "interpolation")
+            f"{control} at these, on more german.jsonl" for control in ("random", "weight-diff", "interpolation")
         ]
         again = read_recipe(written(folder, run.recipe.resolved(), "again.yaml"))
         assert again.resolved() == run.recipe.resolved()
@@ -319,6 +323,10 @@ def test_controls_are_patches_and_a_tune_of_rows_is_one(folder, monkeypatch):
     assert stages == folder / "out.stages" and not list(stages.glob("*/*.safetensors"))
     assert len(list(stages.glob("patch-*.safetensors"))) == 3 and len(list(stages.glob("tuned-*.safetensors"))) == 5
     assert [row["model"] for row in report["results"]] == [one.name for one in compared(run.recipe)]
+    (said,) = report["warnings"]  # which stands wherever the figures do
+    assert "are those that the channels are ranked on and those that the result is tuned on" in said
+    card, page = ((folder / "out" / name).read_text() for name in ("README.md", "index.html"))
+    assert said in card.partition("<!-- results -->")[2].partition("<!-- end of results -->")[0] and said in page
 
     donor, target = (load_model(str(folder / name)) for name in ("donor", "target"))
     channels = act.ChannelSet.load(run.cache.channels(run.recipe.donor[0], "paired"))
