@@ -15,7 +15,7 @@ from support import ATTENTION, SMALL, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import act
-from act.cli.evaluate import _names
+from act.core.places import last_parts
 from act.editing.patch import Patch
 from act.models.channels import ChannelSpace
 from act.ranking.channel_set import ChannelSet
@@ -436,5 +436,5 @@ def test_evaluating_a_model_with_nan_is_said_and_valid_json(folder, tmp_path):
     found = json.loads(result.stdout)
     assert [row["model"] for row in found["results"]] == [str(folder / "one"), str(broken)]
     assert found["results"][1]["nll_per_token"] is None and found["comparisons"][0]["nll_p"] is None
-    called = _names([str(folder / "one"), str(broken), "a/mended"])
+    called = last_parts([str(folder / "one"), str(broken), "a/mended"])
     assert called == {str(folder / "one"): str(folder / "one"), str(broken): str(broken), "a/mended": "mended"}
