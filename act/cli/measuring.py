@@ -142,7 +142,7 @@ class Measuring:
 
     def _tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer of the model, or of the target; the donor's must give the same tokens."""
-        from act.models.loading import load_tokenizer, require_place, require_same_tokens
+        from act.models.loading import require_place, require_same_tokens, tokenizer_if_any
 
         for name in self.names.values():
             require_place(name, "model")
@@ -150,9 +150,7 @@ class Measuring:
         trusted = self.options.trust_remote_code
         tokenizer = self.options.tokenizer_of(model, trust_remote_code=trusted)
         for name in donor:
-            try:
-                other = load_tokenizer(name, trust_remote_code=trusted)
-            except ActError:
+            if (other := tokenizer_if_any(name, trust_remote_code=trusted)) is None:
                 console.warn(f"{name} has no tokenizer, so it is unknown whether it reads the same tokens")
             else:
                 require_same_tokens(other, tokenizer)

@@ -205,6 +205,19 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
     return tokenizer
 
 
+def tokenizer_if_any(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a model; None for a model that has none.
+
+    Raises:
+        ActError: there is no such model, of which it would be no news that its tokenizer is missing, too.
+    """
+    try:
+        return load_tokenizer(name, trust_remote_code=trust_remote_code)
+    except ActError:
+        load_config(name, trust_remote_code=trust_remote_code)
+        return None
+
+
 def token_difference(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase) -> str | None:
     """The first token id that stands for different tokens in two tokenizers, as a phrase; None if there is none."""
     tokens = {index: token for token, index in donor.get_vocab().items()}

@@ -40,6 +40,17 @@ def of(folder: Path, donor: str = "donor", target: str = "target") -> list[objec
     return ["--donor", folder / "models" / donor, "--target", folder / "models" / target]
 
 
+@pytest.mark.parametrize("side", ["donor", "target"])
+def test_a_model_that_is_not_there_is_one_error_and_no_warning_of_its_tokenizer(folder, side):
+    models = of(folder)
+    models[1 if side == "donor" else 3] = "some-org/none"
+    found = act_profile(
+        "pair", *models, "--corpus", folder / "a.jsonl", "--output", folder / "none", env={"HF_HUB_OFFLINE": "1"}
+    )
+    assert found.returncode == 2 and "the hub cannot be reached" in found.stderr
+    assert len(found.stderr.splitlines()) == 1, found.stderr
+
+
 def test_a_misspelt_folder_is_never_asked_of_the_hub(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: pytest.fail("the hub was asked"))
