@@ -96,7 +96,12 @@ PushToHub = Annotated[
 ]
 Csv = Annotated[
     Path | None,
-    typer.Option("--csv", rich_help_panel=OUTPUT, help="Write a row for each channel to this file, too."),
+    typer.Option(
+        "--csv",
+        rich_help_panel=OUTPUT,
+        help="Write a row for each channel to this file, too: its place, its score and, of an attribution, the documents "
+        "and by how much the mean loss of a token would fall, with its standard error.",
+    ),
 ]
 Device = Annotated[
     str, typer.Option(rich_help_panel=MODELS, help="Torch device, such as cpu or cuda:1; auto: the first GPU, or CPU.")

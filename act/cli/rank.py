@@ -9,7 +9,7 @@ import typer
 
 from act.cli import console, next_step, options
 from act.cli.grouped import with_options
-from act.cli.ranking_options import RankingOptions
+from act.cli.ranking_options import RankingOptions, by_default
 from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import require_no_other_ending, reserve_output
@@ -77,14 +77,14 @@ def command(
 
     if top is not None or number is not None or mass is not None:
         parse_amount(top, number, mass)
-    score = by.score or "paired"
-    record = score_named(score)
-    if (donor or target) and not record.needs_models:
+    record = score_named(by.score) if by.score else None
+    score = f"score {by.score}" if by.score else "the default score"
+    if (donor or target) and not (record and record.needs_models):
         others = score_names(lambda score: score.needs_models)
-        raise ActError(f"--donor and --target have no effect on score {score}; leave them out, or rank by {others}")
-    if by.seed is not None and not record.takes_seed:
+        raise ActError(f"--donor and --target have no effect on {score}; leave them out, or rank by {others}")
+    if by.seed is not None and not (record and record.takes_seed):
         others = score_names(lambda score: score.takes_seed)
-        raise ActError(f"--seed has no effect on score {score}; leave it out, or rank by {others}")
+        raise ActError(f"--seed has no effect on {score}; leave it out, or rank by {others}")
     inputs: list[str | Path] = [*profiles, *(keep_profile or []), *(name for name in (donor, target) if name)]
     console.require_models([donor, target])
     reserve_output(output, force, inputs)
@@ -98,9 +98,9 @@ def command(
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
     (ability,) = _abilities(profiles, len(profiles))
     models: dict[str, Any] = {}
-    if record.needs_models:
+    if record and record.needs_models:
         if donor is None or target is None:
-            raise ActError(f"score {score} compares the models themselves; give --donor and --target")
+            raise ActError(f"{score} compares the models themselves; give --donor and --target")
         console.quiet_transformers()
         models = {
             side: load_model(name, device="cpu", trust_remote_code=trust_remote_code)
@@ -118,8 +118,8 @@ def command(
     )
     channels.save(output, force=force)
     if csv:
-        export(channels, csv, force=force)
-    _report(channels, output, as_json, chosen_kinds=bool(by.include))
+        export(channels, csv, measured=None if isinstance(ability, tuple) else ability, force=force)
+    _report(channels, output, as_json, chosen_kinds=bool(by.include), chosen_score=bool(by.score))
 
 
 def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Profile]]:
@@ -132,7 +132,7 @@ def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Pr
     return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else [*loaded]
 
 
-def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: bool) -> None:
+def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: bool, chosen_score: bool) -> None:
     """Print what was chosen by module kind, and warn of anything unusual; not of kinds that were asked for."""
     rule, kinds = channels.rule, channels.by_kind()
     inputs = sum(map(len, channels.inputs.values()))
@@ -148,6 +148,8 @@ def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: boo
         ]
         title = f"{output}: {len(channels):,} of {counted(rule.ranked or 0, 'ranked channel')}"
         console.print_table(title, ["module kind", "chosen", "of channels", "share of kind", "share of set"], rows)
+        if not chosen_score:
+            print(by_default(rule.score))
         for site, owner in rule.tied.items():
             print(f"{site} shares its tensor with {owner} and is transferred only there")
         if inputs:

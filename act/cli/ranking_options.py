@@ -20,7 +20,11 @@ class RankingOptions:
 
     score: Annotated[
         str | None,
-        options.choice(options.CHANNELS, tuple(SCORES), f"What to rank by; paired by default. {_SCORES}."),
+        options.choice(
+            options.CHANNELS,
+            tuple(SCORES),
+            f"What to rank by; by default paired, and attribution of what act-profile attribute made. {_SCORES}.",
+        ),
     ] = None
     normalize: Annotated[
         str | None,
@@ -78,3 +82,9 @@ class RankingOptions:
         """The keywords of :func:`act.rank` that were given."""
         values = {each.name: getattr(self, each.name) for each in fields(RankingOptions)}
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def by_default(score: str) -> str:
+    """The line that says by what was ranked where no score was named."""
+    why = "the one score of what act-profile attribute made" if score == "attribution" else "the default of --score"
+    return f"ranked by {score}, {why}"

@@ -14,6 +14,7 @@ import typer
 from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
+from act.cli.ranking_options import by_default
 from act.cli.reading import Reading
 from act.core.counted import counted
 from act.core.errors import ActError
@@ -62,8 +63,12 @@ def command(
         typer.Option(help="The ability of each profile, in order; several profiles of one ability show its stability."),
     ] = None,
     score: Annotated[
-        str, typer.Option(help="An activation score, as in act-profile rank, such as paired or mean-abs.")
-    ] = "paired",
+        str | None,
+        typer.Option(
+            help="A score of what was measured, as in act-profile rank, such as mean-abs; by default paired, and "
+            "attribution of what act-profile attribute made."
+        ),
+    ] = None,
     normalize: Annotated[
         str, options.choice(None, options.NORMALIZE, "What scores are divided by, as in act-profile rank.")
     ] = "none",
@@ -208,6 +213,8 @@ def command(
         return console.print_json({**found, **report.data} if report else found)
     if report:
         _print(report, output)
+        if score is None:
+            print(by_default(report.data["score"]))
     if page.verdict:
         print(page.verdict.headline)
     print(output / PAGE)

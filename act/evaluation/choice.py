@@ -377,9 +377,10 @@ class _Judge:
 
 def _measured(donor: nn.Module, target: nn.Module, texts: Sequence[Corpus], options: RankOptions) -> list[Profile]:
     """What the score needs of each text, the ability's first; of the ability alone where it looks at no activation."""
-    score = options.get("score", "paired")
-    if isinstance(score, torch.Tensor):
+    given = options.get("score")
+    if isinstance(given, torch.Tensor):
         raise ActError("scores of your own are of the channels of a profile; give it as ranking")
+    score = given or "paired"
     record, others = score_named(score), texts[1:]
     kept = bool(others) and record.looks_at_activations
     cost, normalize = options.get("cost", "auto"), options.get("normalize", "none")
@@ -406,7 +407,7 @@ def require_candidates(
         require_strength(strength)
     require_choice("metric", metric, get_args(Metric))
     names = ("score", "normalize", "scope", "granularity", "cost")
-    require_known(**{name: options[name] for name in names if name in options})
+    require_known(**{name: options[name] for name in names if options.get(name) is not None})
 
 
 def figure(evaluation: Evaluation) -> float:

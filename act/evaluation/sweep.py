@@ -159,7 +159,7 @@ def ranked_by(
     options = options.copy()
     options["include"] = names_in(options.get("include", ()))  # once, for it may be an iterator
     options["exclude"] = names_in(options.get("exclude", ()))
-    score = options.get("score", "paired")
+    score = options.get("score")
     models: tuple[nn.Module | None, nn.Module | None] = (None, None)
     if isinstance(score, str) and score in SCORES and SCORES[score].needs_models:
         models = (donor, target)

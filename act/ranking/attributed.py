@@ -41,6 +41,11 @@ def disturbance(ability: Ability) -> torch.Tensor:
     return attribution_of(ability).rms.cpu()
 
 
+def usual_score(ability: object) -> Literal["attribution", "paired"]:
+    """What a profile is ranked by where no score is named: an attribution by itself, any other as in the paper."""
+    return "attribution" if isinstance(ability, AttributionProfile) else "paired"
+
+
 def attribution_of(ability: Ability) -> AttributionProfile:
     """The ability as an attribution profile; raises ActError for profiles of activations."""
     if isinstance(ability, AttributionProfile):

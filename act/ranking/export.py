@@ -11,8 +11,9 @@ import torch
 from act.core.files import require_ending, written_whole
 from act.core.tensor_files import kind_of
 from act.models.channels import ChannelSpace
+from act.profiles.attribution import AttributionProfile
 from act.profiles.profile import Profile, load
-from act.profiles.tables import vectors_of
+from act.profiles.tables import ATTRIBUTED, vectors_of
 from act.ranking.channel_set import ChannelSet
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def read(path: Path) -> Profile | ChannelSet:
     return ChannelSet.load(path) if kind_of(path) == "act-channels" else load(path)
 
 
-def export(held: Profile | ChannelSet, path: str | Path, *, force: bool = False) -> int:
+def export(
+    held: Profile | ChannelSet, path: str | Path, *, measured: Profile | None = None, force: bool = False
+) -> int:
     """Write a row for each channel: its index, site, kind, layer and row there, and its statistics, or its score.
 
     The statistics are the columns of :meth:`act.Profile.to_frame`.
@@ -39,6 +42,8 @@ def export(held: Profile | ChannelSet, path: str | Path, *, force: bool = False)
     Args:
         held: a profile of any kind, or a channel set, of which the chosen channels are written.
         path: a file that ends with ``.csv`` or ``.parquet``.
+        measured: what a channel set was ranked by. Of an attribution profile, its channels get three more columns,
+            ``documents``, ``loss_fall_per_token`` and its standard error ``loss_fall_per_token_se``, as in its frame.
         force: replace the file if it exists.
 
     Returns:
@@ -58,6 +63,9 @@ def export(held: Profile | ChannelSet, path: str | Path, *, force: bool = False)
     require_table(path)
     if isinstance(held, ChannelSet):
         index, values = held.index, {"score": held.scores}
+        if isinstance(measured, AttributionProfile):
+            vectors = measured.count, measured.fall, measured.error
+            values |= {name: vector.cpu()[index] for name, vector in zip(ATTRIBUTED, vectors, strict=False)}
     else:
         index, values = torch.arange(len(held.space)), vectors_of(held)
     table = _table(held.space, index, values)

@@ -30,7 +30,7 @@ class RankOptions(TypedDict, total=False):
     10
     """
 
-    score: ScoreName | torch.Tensor
+    score: ScoreName | torch.Tensor | None
     normalize: Normalize
     scope: Scope
     granularity: Granularity | Sequence[Granularity]

@@ -29,7 +29,7 @@ from act.ranking.activations import (
     sides,
     space_of,
 )
-from act.ranking.attributed import Cost, attribution_of, chosen_cost
+from act.ranking.attributed import Cost, attribution_of, chosen_cost, usual_score
 from act.ranking.channel_set import ChannelSet
 from act.ranking.costs import per_cost
 from act.ranking.demands import contradictions, rankable, require_known
@@ -44,7 +44,7 @@ DEFAULT_TOP = 0.05
 
 def rank(
     profile: Ability,
-    score: ScoreName | torch.Tensor = "paired",
+    score: ScoreName | torch.Tensor | None = None,
     top: str | float | None = None,
     *,
     count: int | None = None,
@@ -66,9 +66,10 @@ def rank(
     Args:
         profile: a pair profile of the ability, or (donor, target) profiles of it; for ``lape``, ``weight-diff`` and
             ``random`` a single profile too; for ``attribution`` an :class:`act.AttributionProfile`.
-        score: one of :data:`act.ranking.scores.SCORES`, or one of your own, ``[N]``, NaN for none. ``weight-diff``
-            needs ``donor`` and ``target``, ``random`` a ``seed``, ``lape`` other abilities as ``keep`` (of a pair
-            profile it reads the donor's rates, since the donor has the ability).
+        score: one of :data:`act.ranking.scores.SCORES`, or one of your own, ``[N]``, NaN for none; None: ``paired``, of
+            an attribution profile ``attribution``, the one that it was measured for. ``weight-diff`` needs ``donor``
+            and ``target``, ``random`` a ``seed``, ``lape`` other abilities as ``keep`` (of a pair profile it reads the
+            donor's rates, since the donor has the ability).
         top, count, mass: how much to take, one of the three (:class:`act.ranking.selection.Amount`); by default
             ``top=0.05``.
         keep: an ability to retain, or a list of them, of the same models. The score becomes the contrast: score on the
@@ -111,6 +112,7 @@ def rank(
     True
     """
     require_ability("the profile", profile)
+    score = usual_score(profile) if score is None else score
     for side, model in (("donor", donor), ("target", target)):
         if model is not None:
             require_model(f"the {side}", model)

@@ -30,6 +30,7 @@ from act.ranking.analysis import (
     shares_by,
     top_channels,
 )
+from act.ranking.attributed import usual_score
 from act.ranking.channel_set import ChannelSet
 from act.ranking.normalize import Normalize
 from act.ranking.rank import rank
@@ -89,7 +90,7 @@ def measure(
     profiles: Sequence[PairProfile | AttributionProfile],
     abilities: Sequence[str] = (),
     *,
-    score: ScoreName = "paired",
+    score: ScoreName | None = None,
     normalize: Normalize = "none",
     top: float = 0.05,
     keep: Sequence[PairProfile | AttributionProfile] = (),
@@ -113,6 +114,7 @@ def measure(
     """
     if abilities and len(abilities) != len(profiles):
         raise ActError(f"{len(abilities)} abilities were named for {len(profiles)} profiles; name one for each")
+    score = score or usual_score(next(iter(profiles), None))
     texts: list[object] = []
     result: list[Measured] = []
     for number, profile in enumerate(profiles):

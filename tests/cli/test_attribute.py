@@ -53,8 +53,19 @@ def test_one_file_ranks_at_any_cost_and_transfers(folder, measured):
         "transfer", *MODELS[:4], "--channels", folder / "0.safetensors", "--output", folder / "patch.safetensors"
     )
     assert moved["channels"] == kept["chosen"]
-    report = succeed("report", measured, "--score", "attribution", "--output", folder / "report")
-    assert report["concentration"][0]["channels"] == len(found.space)
+    report = succeed("report", measured, "--output", folder / "report")
+    assert report["score"] == "attribution" and report["concentration"][0]["channels"] == len(found.space)
+
+
+def test_an_attribution_is_ranked_by_its_one_score_which_is_said(folder, measured):
+    table = folder / "channels.csv"
+    ranked = act_profile("rank", measured, "--output", folder / "unnamed.safetensors", "--csv", table)
+    assert ranked.returncode == 0 and "ranked by attribution, the one score of what" in ranked.stdout
+    assert (
+        table.read_text().splitlines()[0].endswith('"score","documents","loss_fall_per_token","loss_fall_per_token_se"')
+    )
+    refused = act_profile("rank", measured, "--seed", "1", "--output", folder / "none.safetensors")
+    assert refused.returncode == 2 and "--seed has no effect on the default score" in refused.stderr
 
 
 def test_shards_combine_and_two_files_rank_as_one(folder, measured):
@@ -75,7 +86,7 @@ def test_shards_combine_and_two_files_rank_as_one(folder, measured):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (lambda f, a: ["rank", a], "holds no activations"),
+        (lambda f, a: ["rank", a, "--score", "paired"], "holds no activations"),
         (lambda f, a: ["rank", a, "--score", "random", "--cost", "none"], "cost 'none' has no effect on score random"),
         (lambda f, a: ["rank", a, "--score", "attribution", "--cost", "cheap"], "cost is 'cheap'"),
         (lambda f, a: ["plan", "--model", CHECKPOINTS / "base", "--pair", "--attribute"], "two kinds of runs"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pyarrow.parquet import read_table
 from support import tiny_model
 
 import act
@@ -11,6 +12,8 @@ from act.models.channels import ChannelSpace
 from act.profiles.attribution import AttributionProfile
 from act.profiles.moments import Moments
 from act.profiles.provenance import CorpusRead, ModelRead, Provenance
+from act.ranking.export import export
+from act.report.build import measure
 from act_kernels.statistics import COUNT, M2, MEAN
 
 SPACE = ChannelSpace.from_model(tiny_model("llama"))
@@ -81,3 +84,22 @@ def test_two_attributions_are_not_those_of_two_models():
 def test_activations_cannot_be_ranked_by_attribution(pair):
     with pytest.raises(act.ActError, match="needs gradients"):
         act.rank(pair, "attribution")
+
+
+def test_an_attribution_needs_no_name_of_its_score(pair):
+    found = profile("ability", falls())
+    assert act.rank(found, count=5).rule.score == "attribution" and act.rank(pair, count=5).rule.score == "paired"
+    assert [one.top.rule.score for one in measure([found])] == ["attribution"]
+
+
+def test_tables_have_the_error_of_each_channel(pair, tmp_path):
+    found = profile("ability", falls(), [profile("other", falls(), spread=1.0)], spread=3.0)
+    channels = act.rank(found, count=5)
+    for held, measured in ((channels, found), (channels, pair), (found, None)):
+        export(held, tmp_path / "table.parquet", measured=measured, force=True)
+        table = read_table(tmp_path / "table.parquet").to_pydict()
+        assert ("loss_fall_per_token_se" in table) == (measured is not pair)
+        if measured is not pair:
+            index = torch.tensor(table["channel"])
+            assert table["loss_fall_per_token_se"] == found.error[index].tolist()
+            assert table["loss_fall_per_token"] == found.fall[index].tolist() and set(table["documents"]) == {4}
