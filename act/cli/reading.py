@@ -50,10 +50,18 @@ class Reading:
         )
 
     def open_all(self, given: Iterable[str], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> dict[str, Corpus]:
-        """The corpora of a repeatable option, by the names that they are called: as given, or their places."""
-        return {
+        """The corpora of a repeatable option, by the names that they are called: as given, or their places.
+
+        Raises:
+            ActError: one of the first records of any of them cannot be encoded.
+        """
+        from act.data.stream import require_first
+
+        found = {
             name: self.open(place, tokenizer, name=name, **settings) for name, place in console.named(given).items()
         }
+        require_first(found)
+        return found
 
 
 def _template(path: Path) -> str:

@@ -513,6 +513,19 @@ class Corpus:
         for results in ordered_map(self.encoder, chunks(), workers):
             yield from zip(sent.pop(0), results, strict=True)
 
+    def first(self, number: int, shard: Shard = (0, 1)) -> list[tuple[Entry, Encoded | ActError]]:
+        """The first records of a shard, at most ``number``, as :meth:`numbered` gives them; no others are read.
+
+        >>> [entry.number for entry, tokens in corpus.first(2, shard=(1, 2))]
+        [1, 3]
+        """
+        if self._tokens:
+            found = itertools.islice(self._tokens.read(0, shard, every), number)
+        else:
+            entries = [*itertools.islice(self.source.read(0, shard), number)]
+            found = zip(entries, self.encoder(entry.record for entry in entries), strict=True)
+        return [(entry, self._checked(result)) for entry, result in found]
+
     def encoded(self) -> Iterator[Encoded]:
         """Every record as tokens with a mask of its answer, in order.
 

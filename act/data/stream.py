@@ -36,6 +36,9 @@ class Skipped(NamedTuple):
     reason: str
 
 
+FIRST = 8
+"""Records of each corpus that are encoded before any batch is made."""
+
 _SKIPPED, _STOPPED = TypeAdapter(list[Skipped]), TypeAdapter(set[str])
 
 
@@ -182,6 +185,26 @@ class Stream:
     def _skip(self, skipped: Skipped) -> None:
         self.skipped.append(skipped)
         require_few(self.skipped, self._skip_bad_records)
+
+
+def require_first(corpora: Mapping[str, Corpus], shard: Shard = (0, 1), skip_bad_records: int | None = None) -> None:
+    """Raise :class:`BadRecord` where the first records of all corpora hold more bad ones than may be skipped.
+
+    A text that does not fit the tokenizer, such as conversations without a chat template, is found before hours are
+    spent on the texts before it.
+
+    Args:
+        corpora, shard: as for :class:`Stream`.
+        skip_bad_records: as for :class:`Stream`; None: what reads them skips none.
+    """
+    skipped: list[Skipped] = []
+    for ability, corpus in corpora.items():
+        for entry, result in corpus.first(FIRST, shard):
+            if isinstance(result, ActError):
+                if skip_bad_records is None:
+                    raise BadRecord(f"{entry.place}: {result}") from result
+                skipped.append(Skipped(ability, entry.number, entry.place, str(result)))
+                require_few(skipped, skip_bad_records)
 
 
 def require_few(skipped: list[Skipped], allowed: int) -> None:

@@ -29,6 +29,7 @@ from act.profiling.run import Run
 log = logging.getLogger(__name__)
 
 SCHEMA = "act-checkpoint/3"
+_MENDED = ", while a mended file is another text, of which a run starts anew"
 _STATES = TypeAdapter(dict[str, dict[str, Any]])
 
 
@@ -129,7 +130,8 @@ class Checkpoint:
             if run.position is None:
                 raise
             self.write(run, stream)
-            raise type(error)(f"{error}; {self.kept}") from error
+            other = _MENDED if isinstance(error, BadRecord) and self._safe else ""
+            raise type(error)(f"{error}; {self.kept}{other}") from error
         finally:
             run.observers.remove(writer)
 

@@ -18,7 +18,7 @@ from act.core.versions import versions
 from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.data.corpus import Corpus
 from act.data.records import Shard
-from act.data.stream import Skipped, Stream
+from act.data.stream import Skipped, Stream, require_first
 from act.models.calls import decoder_inputs, has_decoder, reader_of
 from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
@@ -233,6 +233,7 @@ class Job:
             shared_prefix=shared_prefix == "auto" and packing != "on" and self._shares_prefixes(),
             swap=swap,
         )
+        require_first(self.corpora, shard, skip_bad_records)
         for observer in self.observers:
             observer.prepare(self)
             self.settings = replace(self.settings, extra={**self.settings.extra, **observer.settings()})

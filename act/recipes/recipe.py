@@ -26,11 +26,12 @@ from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
 from act.evaluation.results_table import figures_of, results_table, tasks_table
-from act.models.loading import load_tokenizer
+from act.models.loading import load_tokenizer, reading_named, tokenizer_if_any
 from act.recipes.cache import SCHEMA, Cache, clean, earlier_stages_of, size_of, stages_of
 from act.recipes.check import Needs, Room, check, room_for
 from act.recipes.inputs import (
     require_decoder,
+    require_encodable,
     require_known_tasks,
     require_metrics,
     require_other_models,
@@ -160,7 +161,8 @@ class Run:
         trust_remote_code: whether Python code that a model brings along may run.
 
     Raises:
-        ActError: an input that does not exist, or lacks rows or columns that are named; an output that cannot be
+        ActError: an input that does not exist, or lacks rows or columns that are named, or whose first records are none
+            for the target; an output that cannot be
             written; an encoder to tune or evaluate; a donor that is the target; an
             ability that is also to be kept, in whole or in part; a sweep on records that the channels are ranked on; a
             metric that records do not fit; a donor whose tokenizer gives a token id to another
@@ -209,15 +211,17 @@ class Run:
             if recipe.records(name).place not in self.cache.absent:
                 require_metrics(recipe, name, tokenizer)
         self.stages = Stages(recipe, self.cache, tokenizer, say, progress=progress, trust_remote_code=trust_remote_code)
+        reader, _ = reading_named(recipe.at(recipe.target), trust_remote_code=trust_remote_code)
+        for name in recipe.corpora_used():
+            if recipe.records(name).place not in self.cache.absent:
+                require_encodable(recipe, self.stages.corpus(name, recipe.count), reader)
         for name in recipe.models()[1:]:
             if name in self.cache.absent:
                 continue
-            try:
-                theirs = load_tokenizer(recipe.at(name), trust_remote_code=trust_remote_code)
-            except ActError:
-                say(f"{name} has no tokenizer, so it is not known whether it reads the same tokens")
-                continue
-            require_tokens(recipe, name, theirs, tokenizer)
+            if (theirs := tokenizer_if_any(recipe.at(name), trust_remote_code=trust_remote_code)) is None:
+                say(f"{name} has no tokenizer, so it is unknown whether it reads the same tokens")
+            else:
+                require_tokens(recipe, name, theirs, tokenizer)
 
     @property
     def key(self) -> str:

@@ -149,7 +149,7 @@ class Stages:
         if not self._kept.has(path):
             doing = "attributing" if self._recipe.score == "attribution" else "profiling"
             self._say(f"{doing} {donor.model} and {target} on {corpus}")
-            text = self._corpus(corpus, self._recipe.count)
+            text = self.corpus(corpus, self._recipe.count)
             models = self._shared(donor.model), self._shared(target)
             told = [_Told(doing, self._progress)]
             budget = self._recipe.token_budget
@@ -210,8 +210,8 @@ class Stages:
                 self._shared(donor.model),
                 self._shared(recipe.target),
                 profile,
-                self._corpus(sweep.corpus),
-                [self._corpus(corpus) for corpus in sweep.kept],
+                self.corpus(sweep.corpus),
+                [self.corpus(corpus) for corpus in sweep.kept],
                 least_kept=sweep.least_kept,
                 tops=sweep.top,
                 strengths=sweep.strength,
@@ -247,8 +247,8 @@ class Stages:
                 self._shared(donor.model),
                 self._shared(recipe.target),
                 profile,
-                self._corpus(sweep.corpus),
-                [self._corpus(corpus) for corpus in sweep.kept],
+                self.corpus(sweep.corpus),
+                [self.corpus(corpus) for corpus in sweep.kept],
                 tops=sweep.top,
                 strengths=sweep.strength,
                 metric=sweep.metric,
@@ -272,7 +272,7 @@ class Stages:
         found = []
         for name in (donor.corpus, *donor.kept):
             with contextlib.suppress(ActError):
-                found.append(self._corpus(name))
+                found.append(self.corpus(name))
         return found
 
     def patch(self, variant: Variant) -> Patch:
@@ -304,9 +304,9 @@ class Stages:
         before = {part: matrix_of(part, weights)[index].detach().clone() for part, index in rows.items()}
         tuned = tune(
             model if channels else model.float(),
-            self._corpus(settings.corpus),
+            self.corpus(settings.corpus),
             settings.settings(),
-            replay=self._corpus(settings.replay) if settings.replay else None,
+            replay=self.corpus(settings.replay) if settings.replay else None,
             channels=channels,
             keep_adapter=settings.mode == "lora",
             checkpoints=checkpoints,
@@ -383,7 +383,7 @@ class Stages:
         for corpus in dict.fromkeys(corpora):
             found = evaluate(
                 model,
-                self._corpus(corpus),
+                self.corpus(corpus),
                 settings.metric,
                 max_new_tokens=settings.max_new_tokens,
                 token_budget=self._recipe.stated_budget,
@@ -471,7 +471,8 @@ class Stages:
         warn_of_half(model)
         return model
 
-    def _corpus(self, place: str, count: Count = "answer") -> Corpus:
+    def corpus(self, place: str, count: Count = "answer") -> Corpus:
+        """A text by the name that a section gives it, read as the recipe says."""
         return Corpus(
             opened(self._recipe, place),
             self._tokenizer,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
+import json
 import os
 import signal
 from functools import partial
@@ -20,7 +23,8 @@ import act.core.tensor_files
 from act.core.errors import ActError, Interrupted
 from act.data.batching import batches, pieces, prefetched
 from act.data.corpus import Corpus
-from act.data.stream import Stream
+from act.data.records import Entry
+from act.data.stream import FIRST, Stream, require_first
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
 from act.profiling.checkpoint import Checkpoint
@@ -495,3 +499,38 @@ def test_a_signal_ends_the_run_between_two_batches(tokenizer, tmp_path, number):
     again = act.profile(model, corpus(tokenizer), token_budget=150, checkpoint=Checkpoint(path))
     whole = act.profile(model, corpus(tokenizer), token_budget=150)
     assert torch.equal(again.moments.arena, whole.moments.arena)
+
+
+def test_the_first_records_of_every_text_are_encoded_before_the_first_batch(models, tokenizer, tmp_path):
+    bare = copy.copy(tokenizer)
+    bare.chat_template = None
+    talks = tmp_path / "maths.jsonl"
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    talks.write_text(json.dumps({"text": "a b"}) + "\n" + json.dumps({"messages": talk}) + "\n")
+    german, maths = Corpus.from_records(texts(40), bare, count="all"), Corpus.from_file(talks, bare, count="all")
+    options = {"observers": [After(lambda count, run: pytest.fail("a batch was run"))]}
+    for measured in (
+        lambda: act.attribute(*models, german, keep=maths, **options),
+        lambda: act.profile_pair(*models, {"german": german, "maths": maths}, **options),
+        lambda: act.profile(models[0], {"german": german, "maths": maths}, **options),
+    ):
+        with pytest.raises(ActError, match=r"maths\.jsonl.*line 2.*chat template"):
+            measured()
+    skipping = {"german": german, "maths": maths}
+    profiles = act.profile(models[0], skipping, skip_bad_records=1)
+    assert profiles["maths"].provenance.corpora[0].skipped[0].record == 1
+
+
+def test_no_more_than_the_first_records_are_read_to_try_them(tokenizer):
+    read = []
+
+    class Endless:
+        name, place, fingerprint, size = "endless", None, "x", None
+
+        def read(self, start=0, shard=(0, 1), wanted=None):
+            for number in itertools.count(shard[0], shard[1]):
+                read.append(number)
+                yield Entry(number, f"record {number}", {"text": "a b"})
+
+    require_first({"": Corpus(Endless(), tokenizer, count="all")}, (1, 3))
+    assert read == [1 + 3 * place for place in range(FIRST)]

@@ -254,6 +254,15 @@ def test_what_is_no_recipe_at_all_is_one_sentence(tmp_path, name, text, message)
         read_recipe(tmp_path / "my.yaml")
 
 
+def test_a_text_that_the_tokenizer_cannot_read_is_found_before_anything_is_run(folder, tmp_path):
+    talk = [{"role": "user", "content": "2 3 add"}, {"role": "assistant", "content": "5"}]
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text(json.dumps({"messages": talk}) + "\n")
+    data = recipe(folder, evaluate={"corpus": {"forgotten": str(talks)}}, output=str(tmp_path / "none"))
+    with pytest.raises(act.ActError, match=r"recipe\.yaml.*talks\.jsonl.*line 1.*chat template"):
+        Run(read_recipe(written(tmp_path, data)))
+
+
 def test_missing_keys_and_inputs(folder):
     data = recipe(folder)
     del data["target"]
