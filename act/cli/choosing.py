@@ -120,7 +120,8 @@ class Choosing(RankingOptions, Reading):
         from act.data.stream import skipping
         from act.evaluation.choice import KEPT, choose, require_candidates, require_different
         from act.evaluation.sweep import STRENGTHS, TOPS
-        from act.models.loading import load_model
+        from act.models.loading import load_model, require_plain_weights
+        from act.models.quantised import NOT_MOVED
         from act.profiles.profile import load
         from act.profiling.dtype_speed import warn_of_half
         from act.ranking.channel_set import ChannelSet
@@ -128,6 +129,8 @@ class Choosing(RankingOptions, Reading):
         least = KEPT if self.least_kept is None else self.least_kept
         require_candidates(least, self.top, strengths, self.metric or "auto", self.ranking)
         console.quiet_transformers()
+        for name in (donor, target):
+            require_plain_weights(name, NOT_MOVED, trust_remote_code=loading["trust_remote_code"])
         tokenizer = self.tokenizer_of(target, trust_remote_code=loading["trust_remote_code"])
         texts = [*(self.corpus or []), *(self.keep or [])]
         ability, *kept = self.open_all(texts, tokenizer, count=cast("CountName", self.count or "answer")).values()

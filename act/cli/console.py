@@ -56,6 +56,7 @@ def quiet_transformers() -> None:
         theirs.set_verbosity_error()
         theirs.disable_progress_bar()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # which tells of each try to reach the hub
+        logging.getLogger("accelerate").setLevel(logging.ERROR)  # which tells what it offloads
 
 
 def print_json(result: dict[str, Any]) -> None:

@@ -91,7 +91,8 @@ def command(
     from act.evaluation.choice import figure, figure_error, require_different
     from act.evaluation.evaluate import evaluate
     from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
-    from act.models.loading import load_model
+    from act.models.loading import load_model, require_plain_weights
+    from act.models.quantised import NOT_MOVED
     from act.profiles.profile import load
     from act.profiling.dtype_speed import warn_of_half
     from act.ranking.scores import score_named
@@ -116,6 +117,8 @@ def command(
     if page:
         reserve_output(page, force, inputs)
     console.quiet_transformers()
+    for name in (donor, target):
+        require_plain_weights(name, NOT_MOVED, trust_remote_code=trust_remote_code)
     tokenizer = reading.tokenizer_of(target, trust_remote_code=trust_remote_code)
     texts = reading.open_all([*corpus, *(keep or [])], tokenizer)
     first, *others = texts.values()

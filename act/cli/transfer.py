@@ -279,10 +279,13 @@ def _in_memory(
 ) -> dict[str, Any]:
     from act.editing.model_card import write_card
     from act.editing.transfer import transfer_many
-    from act.models.loading import load_model
+    from act.models.loading import load_model, require_plain_weights
+    from act.models.quantised import NOT_MOVED
 
     console.quiet_transformers()
     names = [str(donor.model) for donor in donors]
+    for name in (*names, target):
+        require_plain_weights(name, NOT_MOVED, trust_remote_code=trust_remote_code)
 
     def load(name: str) -> nn.Module:
         return load_model(name, dtype=dtype, device=device, merge=merge, trust_remote_code=trust_remote_code)

@@ -20,7 +20,7 @@ from act.editing.strength import require_strength, warn_of_strength
 from act.models.adapters import require_none
 from act.models.channels import ChannelSpace
 from act.models.placement import require_in_memory, require_whole
-from act.models.quantised import is_stored_otherwise
+from act.models.quantised import NOT_MOVED, is_stored_otherwise
 from act.models.views import language_view
 from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet, ChosenRows
@@ -161,10 +161,7 @@ def weights_of(model: nn.Module | Weights, side: str) -> Weights:
     require_whole(model)
     packed = any(map(is_stored_otherwise, model.modules()))
     if packed or getattr(model, "is_quantized", False) or hasattr(model, "hf_quantizer"):
-        raise ActError(
-            f"{type(model).__name__} is quantised, which can be profiled but not transferred; "
-            "load the unquantised checkpoint, transfer, and quantise the result"
-        )
+        raise ActError(f"{type(model).__name__} is quantised, {NOT_MOVED}")
     require_none(model, side)
     require_in_memory(model, side)
     return {name: parameter.detach() for name, parameter in language_view(model).named_parameters()}

@@ -18,6 +18,7 @@ from act.models.architecture import built, class_of
 from act.models.calls import Reader, arguments_of, reader_by
 from act.models.hub import base_of, cached_only, folder_of, identifier, revised, unreached
 from act.models.load_errors import reason
+from act.models.quantised import quantised_by
 from act.models.views import original
 
 if TYPE_CHECKING:
@@ -141,6 +142,18 @@ def load_config(name: str, dtype: str = "auto", *, trust_remote_code: bool = Fal
     if dtype != "auto":
         config.dtype = getattr(torch, dtype)
     return config
+
+
+def require_plain_weights(name: str, why: str, *, trust_remote_code: bool = False) -> None:
+    """Raise :class:`ActError` if the configuration of a model says that its weights are quantised; none are read.
+
+    Args:
+        name: the model.
+        why: how the sentence ends, such as :data:`act.models.quantised.NO_STEP`.
+        trust_remote_code: as for :func:`load_config`.
+    """
+    if method := quantised_by(load_config(name, trust_remote_code=trust_remote_code)):
+        raise ActError(f"{name} is quantised ({method}), {why}")
 
 
 def reading_named(name: str, *, trust_remote_code: bool = False) -> tuple[Reader, bool]:

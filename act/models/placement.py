@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option
 from act.models.embeddings import input_embedding, lm_head
 from act.models.quantised import plain_tensors, width_of
 from act.models.views import original
@@ -61,7 +61,8 @@ def require_in_memory(model: nn.Module, what: str) -> None:
         if parameter.is_meta:
             raise ActError(
                 f"{name} of the {what} is not in memory (offloaded, or on the meta device), so it cannot be changed or "
-                "compared; load the model without offloading, with device_map='cpu' if it does not fit on the GPUs"
+                "compared; load the model without offloading, on the CPU if it does not fit on the GPUs "
+                f"({option('--device cpu instead of --device-map', "device_map='cpu'")})"
             )
 
 

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+NOT_MOVED = (
+    "which can be profiled but not transferred; load the unquantised checkpoint, transfer, and quantise the result"
+)
+NO_STEP = (
+    "so there is no step from one model's weights to the other's, nor a gradient along it; load the model unquantised"
+)
 
 OUTPUTS = ("out_features", "outfeatures", "embedding_dim")
 INPUTS = ("in_features", "infeatures")
@@ -19,6 +31,22 @@ def width_of(module: nn.Module) -> int | None:
     if any(True for _ in module.children()) or (weight is not None and not _is_packed(weight)):
         return None  # whatever else it holds, such as a mask or a scalar
     return _size(module, OUTPUTS) if any(map(_is_packed, _tensors(module))) else None
+
+
+def quantised_by(config: PretrainedConfig) -> str | None:
+    """The method by which the weights of a model are quantised; None if they are not, or may be plain once loaded."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    given = getattr(config.get_text_config(), "quantization_config", None) or getattr(
+        config, "quantization_config", None
+    )
+    if not given:
+        return None
+    found: Mapping[str, object] = given if isinstance(given, Mapping) else given.to_dict()
+    method = str(found.get("quant_method") or "by an unnamed method")
+    options = AUTO_QUANTIZATION_CONFIG_MAPPING.get(getattr(method, "value", method))
+    undone = options is not None and "dequantize" in inspect.signature(options).parameters
+    return None if undone else method
 
 
 def is_stored_otherwise(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 
 from act.core.differences import first_difference
-from act.core.errors import ActError, Interrupted, option
+from act.core.errors import ActError, BadRecord, Interrupted, option
 from act.core.names import require_name
 from act.core.plain import checked
 from act.core.scratch import clear

@@ -23,7 +23,7 @@ from act.models.layout import Sizes, sizes_of
 from act.models.modes import evaluating
 from act.models.placement import require_in_memory
 from act.models.prefix import Prefix
-from act.models.quantised import width_of
+from act.models.quantised import NO_STEP, width_of
 from act.models.sites import Site
 from act.models.views import LanguageView, original
 from act.profiles.moments import Moments
@@ -327,10 +327,7 @@ def require_steps(model: nn.Module, side: str) -> None:
     refuse_compiled(model)
     name = next((name for name, module in model.named_modules() if width_of(module) is not None), None)
     if name is not None:
-        raise ActError(
-            f"{name} of the {side} is quantised, so there is no step from one model's weights to the other's, nor a "
-            "gradient along it; load the model unquantised"
-        )
+        raise ActError(f"{name} of the {side} is quantised, {NO_STEP}")
 
 
 def _add_at(sums: torch.Tensor, index: torch.Tensor, rows: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ from act.evaluation.sides import sides_of
 from act.models.channels import ChannelSpace
 from act.models.loading import load_model
 from act.profiling import dtype_speed
+from act.models.quantised import quantised_by
 from act.ranking.channel_set import ChannelSet
 
 ROWS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
@@ -48,6 +50,38 @@ def test_a_model_that_is_not_there_is_one_error_and_no_warning_of_its_tokenizer(
         "pair", *models, "--corpus", folder / "a.jsonl", "--output", folder / "none", env={"HF_HUB_OFFLINE": "1"}
     )
     assert found.returncode == 2 and "the hub cannot be reached" in found.stderr
+    assert len(found.stderr.splitlines()) == 1, found.stderr
+
+
+def test_quantised_weights_are_refused_by_the_configuration_alone(folder, tmp_path):
+    for side in ("donor", "target"):
+        shutil.copytree(folder / "models" / side, tmp_path / "models" / side)
+    config = tmp_path / "models" / "donor" / "config.json"
+    method = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **method}))
+    (tmp_path / "models" / "donor" / "model.safetensors").unlink()
+    texts = ["--corpus", folder / "a.jsonl", "--output", tmp_path / "none"]
+    for command, sentence in {
+        ("attribute",): "so there is no step from one model's weights",
+        ("transfer", "--auto", "--keep", folder / "b.jsonl"): "which can be profiled but not transferred",
+    }.items():
+        found = act_profile(*command, *of(tmp_path), *texts)
+        assert found.returncode == 2 and f"is quantised (bitsandbytes), {sentence}" in found.stderr, found.stderr
+
+
+def test_weights_that_may_be_plain_once_loaded_are_not_refused_by_the_configuration():
+    config = tiny_model("llama").config
+    assert quantised_by(config) is None
+    for method, expected in {"gptq": "gptq", "mxfp4": None, "fp8": None, "new": "new"}.items():
+        config.quantization_config = {"quant_method": method}
+        assert quantised_by(config) == expected
+
+
+def test_offloaded_weights_are_one_sentence_that_names_the_option(folder, tmp_path):
+    pytest.importorskip("accelerate")
+    spread = ["--device-map", "auto", "--max-memory", "cpu=40KB", "--output", tmp_path / "none"]
+    found = act_profile("attribute", *of(folder), "--corpus", folder / "a.jsonl", *spread)
+    assert found.returncode == 2 and "--device cpu instead of --device-map" in found.stderr
     assert len(found.stderr.splitlines()) == 1, found.stderr
 
 
