@@ -59,10 +59,11 @@ def require_in_memory(model: nn.Module, what: str) -> None:
     """Raise :class:`ActError` if a parameter of the model (``what``: donor or target) is offloaded or not loaded."""
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
+            on_the_cpu = option("--device cpu instead of --device-map", "device_map='cpu'")
             raise ActError(
                 f"{name} of the {what} is not in memory (offloaded, or on the meta device), so it cannot be changed or "
                 "compared; load the model without offloading, on the CPU if it does not fit on the GPUs "
-                f"({option('--device cpu instead of --device-map', "device_map='cpu'")})"
+                f"({on_the_cpu})"
             )
 
 
