@@ -14,11 +14,8 @@ from act.data.corpus import Corpus
 from act.data.digests import same_text
 from act.data.parts import Part
 from act.data.records import is_hub_id
-<<<<<<< HEAD
-from act.evaluation.exercises import require_metric
-=======
 from act.data.stream import require_first
->>>>>>> 8be6788 (Encode the first records of every text before the first batch)
+from act.evaluation.exercises import require_metric
 from act.evaluation.harness import require_tasks
 from act.models.loading import reading_named, token_difference
 from act.recipes.corpora import SAMPLE, opened, require_first_records
@@ -115,7 +112,6 @@ def require_readable(recipe: Recipe, corpus: str) -> None:
         raise recipe.written.blamed(place, error, recipe.corpora) from error
 
 
-<<<<<<< HEAD
 def require_metrics(recipe: Recipe, corpus: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise :class:`ActError` for a metric of sweep or evaluate that a first record does not fit; no hub is read."""
     if is_hub_id(recipe.at(recipe.records(corpus).place)):
@@ -124,7 +120,8 @@ def require_metrics(recipe: Recipe, corpus: str, tokenizer: PreTrainedTokenizerB
         source = Part(opened(recipe, corpus), 0, SAMPLE)
         length, ignored = recipe.max_length, recipe.ignore_columns
         require_metric(Corpus(source, tokenizer, max_length=length, ignore_columns=ignored, name=corpus), metric)
-=======
+
+
 def require_encodable(recipe: Recipe, corpus: Corpus, reader: Reader) -> None:
     """Raise :class:`ActError` where one of the first records of a text is none for the target; the hub is not read.
 
@@ -140,7 +137,6 @@ def require_encodable(recipe: Recipe, corpus: Corpus, reader: Reader) -> None:
         require_first({"": corpus.read_by(reader)})
     except ActError as error:
         raise recipe.written.blamed(place, error, recipe.corpora) from error
->>>>>>> 8be6788 (Encode the first records of every text before the first batch)
 
 
 def require_known_tasks(recipe: Recipe) -> None:

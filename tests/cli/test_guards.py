@@ -21,8 +21,8 @@ from act.editing.strength import warn_of_strength
 from act.evaluation.sides import sides_of
 from act.models.channels import ChannelSpace
 from act.models.loading import load_model
-from act.profiling import dtype_speed
 from act.models.quantised import quantised_by
+from act.profiling import dtype_speed
 from act.ranking.channel_set import ChannelSet
 
 ROWS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
