@@ -207,10 +207,12 @@ class Run:
         self.warnings = reused.warnings()
         require_decoder(recipe, trust_remote_code=trust_remote_code)
         tokenizer = load_tokenizer(recipe.at(recipe.target), trust_remote_code=trust_remote_code)
+        self.stages = Stages(recipe, self.cache, tokenizer, say, progress=progress, trust_remote_code=trust_remote_code)
+        reader, _ = reading_named(recipe.at(recipe.target), trust_remote_code=trust_remote_code)
         for name in recipe.corpora_used():
             if recipe.records(name).place not in self.cache.absent:
+                require_encodable(recipe, self.stages.corpus(name, recipe.count), reader)
                 require_metrics(recipe, name, tokenizer)
-        self.stages = Stages(recipe, self.cache, tokenizer, say, progress=progress, trust_remote_code=trust_remote_code)
         for name in recipe.models()[1:]:
             if name in self.cache.absent:
                 continue
@@ -218,10 +220,6 @@ class Run:
                 say(f"{name} has no tokenizer, so it is unknown whether it reads the same tokens")
             else:
                 require_tokens(recipe, name, theirs, tokenizer)
-        reader, _ = reading_named(recipe.at(recipe.target), trust_remote_code=trust_remote_code)
-        for name in recipe.corpora_used():
-            if recipe.records(name).place not in self.cache.absent:
-                require_encodable(recipe, self.stages.corpus(name, recipe.count), reader)
 
     @property
     def key(self) -> str:
