@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from act.cli import console, options
 from act.cli.reading import Reading
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.profiling.defaults import CHECKPOINT_EVERY, STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
 if TYPE_CHECKING:
@@ -157,7 +157,13 @@ class MeasuringOptions(TextOptions):
         }
 
     def _stable_by(self) -> StableScore | None:
+        require_choice("stable score", self.stable_score, self._stable_scores)
         return cast("StableScore", self.stable_score)
+
+    @property
+    def _stable_scores(self) -> tuple[str, ...]:
+        """The scores that such a run can be certain of."""
+        return options.STABLE_OF_ONE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +173,11 @@ class PairOptions(MeasuringOptions):
     output: options.Output = Path("pair.safetensors")
     swap: options.Swap = False
     match_experts: options.MatchExperts = False
-    stable_score: options.StableScore = "paired"
+    stable_score: options.StablePairScore = "paired"
+
+    @property
+    def _stable_scores(self) -> tuple[str, ...]:
+        return options.STABLE_OF_PAIR
 
     def for_job(self) -> PairJobOptions:
         """As for ``run``, and whether outputs are swapped."""

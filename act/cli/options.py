@@ -309,7 +309,18 @@ UntilStable = Annotated[
         help="Stop when the top channels are certain; records must be in random order.",
     ),
 ]
-StableScore = Annotated[str, choice(RUN, ("paired", "mean-abs", "mean-shift"), "Score for --until-stable.")]
+STABLE_OF_ONE = ("mean-abs",)
+STABLE_OF_PAIR = ("paired", "mean-abs", "mean-shift")
+StableScore = Annotated[str, choice(RUN, STABLE_OF_ONE, "Score for --until-stable; of one model there is one.")]
+StablePairScore = Annotated[
+    str,
+    choice(
+        RUN,
+        STABLE_OF_PAIR,
+        "Score for --until-stable, of which the certificate is: paired by default, with --swap too, for match and "
+        "match-contrast have no certificate.",
+    ),
+]
 StableTop = Annotated[
     str, typer.Option(rich_help_panel=RUN, help="With --until-stable: size of the top set, a share of the channels.")
 ]

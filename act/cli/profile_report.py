@@ -146,6 +146,10 @@ def _print_summary(profile: Profile, output: Path, together: int) -> None:
             f"top {stable['top']:.2%} by {stable['score']} is also that of the whole corpus "
             f"(confidence {stable['confidence']:.0%})"
         )
+        if profile.swapped:
+            print(
+                f"that is certain of {stable['score']} alone: match and match-contrast may still change with more text"
+            )
 
 
 def _warn(profile: Profile) -> None:

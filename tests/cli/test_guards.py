@@ -251,3 +251,16 @@ def test_the_set_that_a_csv_is_of_and_a_profile(folder, tmp_path):
     assert columns["site"].to_pylist()[5] == next(iter(ChannelSpace.from_model(tiny_model("llama")))).name
     wrong = act_profile("export", tmp_path / "p.safetensors", "--output", tmp_path / "p.cvs")
     assert wrong.returncode == 2 and "did you mean .csv?" in wrong.stderr
+
+
+def test_a_swapped_pair_says_of_which_score_its_certificate_is(folder, tmp_path):
+    rows = [{"prompt": f"a b {number}", "completion": f" {number * 7919 % 1000} c d"} for number in range(800)]
+    (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ["pair", *of(folder), "--swap", "--until-stable", "--corpus", tmp_path / "many.jsonl"]
+    refused = act_profile(*given, "--stable-score", "match", "--output", tmp_path / "none")
+    assert "stable score is 'match'; expected one of paired, mean-abs, mean-shift" in refused.stderr
+    assert refused.returncode == 2 and "attribution" not in refused.stderr
+    loose = ["--stable-top", "50%", "--stable-overlap", "0.5", "--stable-confidence", "0.5", "--look-ahead", "16"]
+    ended = act_profile(*given, *loose, "--output", tmp_path / "pair.safetensors")
+    assert ended.returncode == 0 and "by paired is also that of the whole corpus" in ended.stdout, ended.stderr
+    assert "certain of paired alone: match and match-contrast may still change" in ended.stdout

@@ -156,6 +156,10 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
     [
         (["--corpus", "none.jsonl", "--workers", "-1"], "--workers is -1; expected at least 0"),
         (["--corpus", "none.jsonl", "--show-spans", "-1"], "--show-spans is -1; expected at least 0"),
+        (
+            ["--corpus", "none.jsonl", "--until-stable", "--stable-score", "paired"],
+            "stable score is 'paired'; expected one of mean-abs",
+        ),
         (["--corpus", "none.jsonl", "--skip-bad-records", "-1"], "--skip-bad-records is -1; expected at least 0"),
         (["--corpus", "..=none.jsonl"], "no such corpus: ..=none.jsonl"),
         (["--corpus", "a.jsonl", "--corpus", "b.jsonl"], "several corpora need different names"),
