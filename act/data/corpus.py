@@ -519,6 +519,7 @@ class Corpus:
         >>> [entry.number for entry, tokens in corpus.first(2, shard=(1, 2))]
         [1, 3]
         """
+        found: Iterable[tuple[Entry, Encoded | ActError]]
         if self._tokens:
             found = itertools.islice(self._tokens.read(0, shard, every), number)
         else:
