@@ -118,7 +118,8 @@ class Choosing(RankingOptions, Reading):
     ) -> Choice:
         """Load the models, rank unless that was done before, and try every candidate."""
         from act.data.stream import skipping
-        from act.evaluation.choice import KEPT, choose, require_candidates, require_different
+        from act.evaluation.choice import choose, require_candidates, require_different
+        from act.evaluation.kept import KEPT
         from act.evaluation.sweep import STRENGTHS, TOPS
         from act.models.loading import load_model, require_plain_weights
         from act.models.quantised import NOT_MOVED
@@ -183,4 +184,6 @@ def print_choice(choice: Choice) -> None:
     ]
     title = f"The frontier of {counted(len(choice.candidates), 'candidate')}; shares, ± standard error"
     console.print_table(title, ["", "top", "strength", "channels", "recovered", "kept"], rows)
+    if choice.meaning:
+        print(choice.meaning)
     print(choice.caveat)

@@ -74,8 +74,8 @@ def command(
 
 
 def _prose(say: Say) -> Shown:
+    from act.evaluation.kept import KEPT
     from act.lab import prose
-    from act.lab.frontier import KEPT
     from act.lab.pages import of_prose
 
     result = prose.run(say)

@@ -202,6 +202,7 @@ def command(
         results=given.results[0][1] if given.results else None,
         settings=settings,
         keep=given.keep,
+        keeping=given.keeping,
     )
     if len(files) == 1 and page.results:
         page = _with_stages(page, files[0], title)

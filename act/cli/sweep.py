@@ -126,6 +126,7 @@ def command(
 
     latest: dict[str, Evaluation] = {}
     errors: dict[int, dict[str, float | None]] = {}
+    left: dict[int, dict[str, Evaluation]] = {}
 
     def judge(model: nn.Module) -> dict[str, float]:
         """The figure of each corpus."""
@@ -140,6 +141,7 @@ def command(
 
         def report(setting: Setting) -> None:
             errors[id(setting)] = {place: figure_error(one) for place, one in latest.items()}
+            left[id(setting)] = {place: latest[place] for place in kept}
             if not before:  # the unchanged target comes first
                 before.update(latest)
             progress(f"top {setting.top:g}, strength {setting.strength:g}", len(errors), total)
@@ -171,14 +173,14 @@ def command(
         }
         judge(giving)
         progress("the donor", total, total)
-    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept)
+    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, left)
     result = swept.to_json()
     if output:
         with written_whole(output, force=force) as path:
             path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
     if page:
         keeping = [swept.names[place] for place in kept]
-        whole = Page("Sweep", console.command_line(), settings=swept.settings, keep=keeping)
+        whole = Page("Sweep", console.command_line(), settings=swept.settings, keep=keeping, keeping=swept.called)
         write(None, page, page=whole, force=force)
     if as_json:
         return console.print_json(result)

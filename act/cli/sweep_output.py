@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from act.cli import console
 from act.evaluation.choice import figure, figure_error
 from act.evaluation.evaluate import MATCHES, Evaluation
+from act.evaluation.kept import Keeping, kept_of
 from act.evaluation.significance import finite, with_error
 from act.evaluation.sweep import Setting, Sweep
 from act.report.sources import ERROR
@@ -28,6 +29,7 @@ class Swept:
         errors: the standard errors of the figures, by ``id`` of a setting.
         names: what texts are called, by the name of their figures.
         keep: the figures of what is to be kept.
+        left: what the settings give on these, by ``id`` of a setting.
     """
 
     found: Sweep
@@ -37,12 +39,23 @@ class Swept:
     errors: Mapping[int, Errors]
     names: Mapping[str, str]
     keep: Sequence[str]
+    left: Mapping[int, Mapping[str, Evaluation]] = field(default_factory=dict)
+
+    @property
+    def keeping(self) -> dict[str, Keeping]:
+        """The scale of each figure of what is to be kept."""
+        return {text: Keeping.of(self.target[text], self.donor[text]) for text in self.keep}
+
+    @property
+    def called(self) -> dict[str, Keeping]:
+        """The same by what texts are called."""
+        return {self.names[text]: scale for text, scale in self.keeping.items()}
 
     @property
     def best(self) -> Setting | None:
         """The setting that brings most back, of those that keep enough if there are any; None if none brings any."""
         before, *tried = self.found.rows
-        best = best_setting(before, tried, self.keep)
+        best = best_setting(before, tried, self.keep, self.keeping)
         ability = next(iter(before.figures))
         return best if best.figures[ability] > before.figures[ability] else None
 
@@ -58,7 +71,7 @@ class Swept:
     @property
     def verdict(self) -> Verdict | None:
         """What the settings say, in a sentence."""
-        return verdict_of_settings(self.settings, [self.names[text] for text in self.keep])
+        return verdict_of_settings(self.settings, [self.names[text] for text in self.keep], self.called)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: of each setting the figures by text, each with its standard error (``_se``)."""
@@ -68,6 +81,7 @@ class Swept:
             "frontier": [self._row(row) for row in self.found.frontier],
             "controls": {name: [self._row(row) for row in one.rows] for name, one in self.controls.items()},
             "keep": [*self.keep],
+            "kept": {text: asdict(scale) for text, scale in self.keeping.items()},
             "best": None if best is None else self._row(best),
             "donor": {
                 **{text: finite(figure(one)) for text, one in self.donor.items()},
@@ -80,6 +94,7 @@ class Swept:
         """Print a table of the settings, and one of each control, then what they say."""
         columns = ["", "top", "strength", "channels"]
         columns += [f"{self.names[text]}: {_what(one)}" for text, one in self.target.items()]
+        columns += ["kept"] if self.keep else []
         best, apart = self._starred(), len({tuple(row.figures.values()) for row in self.found.rows}) > 1
         rows = self._beside("donor", {text: (figure(one), figure_error(one)) for text, one in self.donor.items()})
         rows += self._cells(self.found, best if apart else [])
@@ -90,6 +105,8 @@ class Swept:
             print("no setting differs from the target in any figure: try more channels, or more records")
         else:
             print("*: no other setting is better in every column (of equal ones, that which moves least)")
+        for text, scale in self.called.items():
+            print(f"kept{f' of {text}' if len(self.keep) > 1 else ''}: a share {scale.what}")
         for name, one in self.controls.items():
             console.print_table(f"Control: {name}", columns, self._cells(one))
         if apart and self.verdict:
@@ -113,13 +130,24 @@ class Swept:
             moved = [f"{100 * row.top:g}%", f"{row.strength:g}", f"{row.channels:,}"] if row.top else ["", "", ""]
             label = star if row.top else f"{star} target".strip()
             errors = self.errors[id(row)]
-            rows.append([label, *moved, *(self._cell(text, row.figures[text], errors[text]) for text in self.target)])
+            figures = [self._cell(text, row.figures[text], errors[text]) for text in self.target]
+            rows.append([label, *moved, *figures, *self._kept(row)])
         return rows
 
     def _beside(self, label: str, figures: Mapping[str, tuple[float | None, float | None]]) -> list[list[str]]:
         """A row of what is not a setting; none if it has no figure."""
         cells = [self._cell(text, *figures[text]) for text in self.target]
-        return [[label, "", "", "", *cells]] if any(cells) else []
+        return [[label, "", "", "", *cells, *([""] if self.keep else [])]] if any(cells) else []
+
+    def _kept(self, row: Setting) -> list[str]:
+        """The share that is kept of what suffers most; empty where the target has nothing of a text."""
+        if not self.keep:
+            return []
+        after = self.left.get(id(row), {})
+        if not row.top or after.keys() != {*self.keep} or any(one.target == 0 for one in self.keeping.values()):
+            return [""]
+        shares = [kept_of(self.target[text], self.donor[text], after[text]) for text in self.keep]
+        return [str(min(shares, key=lambda share: share.value))]
 
     def _cell(self, text: str, value: float | None, error: float | None) -> str:
         if value is None:

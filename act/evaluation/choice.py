@@ -1,9 +1,8 @@
 """The share of the channels and the strength of a transfer, chosen on records that the ranking was not measured on.
 
-``recovered`` is the share of what the target lacks of the donor's ability that came back. ``kept`` is the share of what
-the target has that is left: of its right answers; of a likelihood, the share of what it gained over the donor, or,
-where it is not clearly better than the donor, its probability of a token against the target's. Errors are standard
-errors over records, of the ratio, since target, donor and result answer the same ones.
+``recovered`` is the share of what the target lacks of the donor's ability that came back, ``kept`` what
+:mod:`act.evaluation.kept` says. Errors are standard errors over records, of the ratio, since target, donor and result
+answer the same ones.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.exercises import Metric
 from act.evaluation.frontier import frontier
 from act.evaluation.held_out import held_out
+from act.evaluation.kept import CLEAR, KEPT, Keeping, Share, kept_of
 from act.evaluation.significance import finite, ratio_and_error, with_error
 from act.evaluation.sweep import STRENGTHS, TOPS, Control, Setting, Sweep, ranked_by, swept, swept_control
 from act.models.common import common_space
@@ -45,21 +45,8 @@ from act.ranking.selection import parse_top
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-KEPT = 0.95
-CLEAR = 2  # standard errors
 FEWEST = 10  # records, below which an error is itself a guess
 LEAST_MARGIN = 0.01
-
-
-@dataclass(frozen=True)
-class Share:
-    """A share with its standard error, which is NaN for a single record."""
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return with_error(self.value, self.error, 2)
 
 
 @dataclass(frozen=True)
@@ -160,6 +147,15 @@ class Choice:
         }
 
     @property
+    def meaning(self) -> str:
+        """Of what ``kept`` is a share, text by text; empty where that was not kept."""
+        if len(self.before) != 2:
+            return ""
+        theirs, ours = self.before
+        of = {mine.corpus: Keeping.of(mine, other).what for mine, other in zip(ours[1:], theirs[1:], strict=True)}
+        return f"kept is a share {'; '.join(f'{what} ({name})' for name, what in of.items())}"
+
+    @property
     def caveat(self) -> str:
         """What its figures do not say."""
         return (
@@ -186,7 +182,8 @@ class Choice:
         return "\n".join(
             [
                 f"Share and strength were chosen among {len(self.candidates)} on records that the ranking was not "
-                f"measured on: most recovered at {100 * self.least:g} % kept or more. Records: {texts}.{unsure}",
+                f"measured on: most recovered at {100 * self.least:g} % kept or more. Records: {texts}.{unsure}"
+                + (f" In the table, {self.meaning}." if self.meaning else ""),
                 "",
                 "| | share of the channels | strength | channels | recovered | kept |",
                 "|---|---|---|---|---|---|",
@@ -440,21 +437,6 @@ def recovered(target: Evaluation, donor: Evaluation, result: Evaluation) -> Shar
         before, theirs, after = (one.double() for one in (target.right, donor.right, result.right))
         return Share(*ratio_and_error(after - before, theirs - before))
     return Share(*ratio_and_error(target.nll - result.nll, target.nll - donor.nll))
-
-
-def kept_of(target: Evaluation, donor: Evaluation, result: Evaluation) -> Share:
-    """The share of what the target has that is left."""
-    if target.right is not None and result.right is not None:
-        if not target.right.any():
-            raise ActError(
-                f"the target gets nothing of {target.corpus} right, so there is nothing to keep; use metric nll"
-            )
-        return Share(*ratio_and_error(result.right.double(), target.right.double()))
-    gained, error = ratio_and_error(donor.nll - target.nll, target.tokens)
-    if gained > CLEAR * error:
-        return Share(*ratio_and_error(donor.nll - result.nll, donor.nll - target.nll))
-    change, error = ratio_and_error(target.nll - result.nll, target.tokens)
-    return Share(math.exp(change), math.exp(change) * error)
 
 
 def _shares(ranking: Ability | ChannelSet) -> list[float]:

@@ -9,11 +9,9 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from act.evaluation.frontier import frontier as unbeaten
+from act.evaluation.kept import KEPT
 
 Setting = TypeVar("Setting", bound=Hashable)
-
-KEPT = 0.95
-"""The share of the retained ability that a setting must keep to be chosen as a method's best."""
 
 
 class Point(NamedTuple):

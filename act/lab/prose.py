@@ -2,7 +2,7 @@
 
 The target is a specialist of the base: it went on with problems of mathematics alone, and forgot the languages that the
 base reads. Channels are ranked on training texts. How much is moved is chosen on validation texts, for every method in
-the same way: as much as keeps :data:`act.lab.frontier.KEPT` of the mathematics. Figures are of test texts, which are
+the same way: as much as keeps :data:`act.evaluation.kept.KEPT` of the mathematics. Figures are of test texts, which are
 used for nothing else.
 """
 
@@ -23,10 +23,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from act.data.corpus import Corpus
 from act.editing.interpolation import interpolate
 from act.editing.transfer import transfer
-from act.evaluation.choice import Share, kept_of, recovered
+from act.evaluation.choice import recovered
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.generation import generate
-from act.lab.frontier import KEPT
+from act.evaluation.kept import KEPT, Share, kept_of
 from act.lab.models import CHECKPOINTS, load
 from act.profiles.attribution import AttributionProfile
 from act.profiling.attribution import attribute
@@ -195,7 +195,7 @@ def corpus_of(tokenizer: PreTrainedTokenizerBase, ability: str, of: Sequence[str
 
 
 def keeping(donor: PreTrainedModel, target: PreTrainedModel, corpus: Corpus) -> Callable[[PreTrainedModel], bool]:
-    """Whether a model keeps :data:`act.lab.frontier.KEPT` of what the target gained on a corpus."""
+    """Whether a model keeps :data:`act.evaluation.kept.KEPT` of what the target gained on a corpus."""
     ours, theirs = (evaluate(model, corpus, "nll") for model in (target, donor))
     return lambda model: kept_of(ours, theirs, evaluate(model, corpus, "nll")).value >= KEPT
 

@@ -15,8 +15,8 @@ from act.core.plain import Label, Location, Natural, Positive
 from act.data.encoded import Count
 from act.editing.rows import Overlap
 from act.editing.tune import Mode, TuneSettings
-from act.evaluation.choice import KEPT
 from act.evaluation.exercises import Metric
+from act.evaluation.kept import KEPT
 from act.evaluation.sweep import STRENGTHS, TOPS, Control
 from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity

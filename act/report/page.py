@@ -21,6 +21,7 @@ from act.core.errors import ActError
 from act.core.files import written_whole
 from act.core.versions import versions
 from act.editing.patch import Patch
+from act.evaluation.kept import Keeping
 from act.evaluation.sweep import Setting
 from act.ranking.channel_set import ChannelSet
 from act.report import figures, outcomes
@@ -60,6 +61,7 @@ class Page:
         results: what the models answered.
         settings: what a sweep tried, by method or control; the unchanged target has a share of 0.
         keep: the figures of the settings that are of what is to be kept.
+        keeping: their scales, where more than the figure of the target is known.
         warnings: what else the reader should know.
         provenance: where it comes from: rows of a heading and a text.
         samples: how the models write.
@@ -80,6 +82,7 @@ class Page:
     results: Results | None = None
     settings: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
     keep: Sequence[str] = ()
+    keeping: Mapping[str, Keeping] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()
     samples: Sequence[Sample] = ()
@@ -100,7 +103,7 @@ class Page:
         """What is said first."""
         score = next((one.rule.score for one in self.moved.values()), "")
         found = verdict_on(self.results, score, swept=bool(self.settings)) if self.results else None
-        found = found or (verdict_of_settings(self.settings, self.keep) if self.settings else None)
+        found = found or (verdict_of_settings(self.settings, self.keep, self.keeping) if self.settings else None)
         return found or (verdict_of_profiles(self.report) if self.report else None)
 
     def html(self) -> str:

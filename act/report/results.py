@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from act.evaluation import kept
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
 from act.evaluation.sweep import Setting
@@ -177,21 +178,23 @@ class Results:
     def kept(self, model: str, text: str) -> Kept | None:
         """The share that a model keeps of what the target has; None where that cannot be told.
 
-        As :mod:`act.evaluation.choice` has it: of right answers, their ratio; of likelihoods, what is left of what the
-        target gained over the donor or, where no donor is clearly worse, the ratio of the likelihoods of a token.
+        As :mod:`act.evaluation.kept` has it, by the figures of summaries.
         """
         for target in self.named("target"):
             before, gain = self.of(target, text), self.gain(model, target, text)
             if before is None or gain is None or (gain.share and before.value <= 0):
                 continue
             if gain.share:
-                return Kept(1 + gain.value / before.value, gain.error and gain.error / before.value, "")
-            over = [found for donor in self.named("donor") if (found := self.gain(target, donor, text)) and found.seems]
-            if over:
-                size, what = over[0].value, f" of the target's gain over {over[0].other}"
-                return Kept(1 + gain.value / size, gain.error and gain.error / size, what)
-            share = math.exp(gain.value)
-            return Kept(share, gain.error and gain.error * share, " of the likelihood of a token")
+                share = kept.Keeping(before.value, 0.0).share(before.value + gain.value)
+                return Kept(share, gain.error and gain.error / before.value, "")
+            for donor in self.named("donor"):
+                over = self.gain(target, donor, text)
+                if over and over.error is not None and over.value > kept.CLEAR * over.error:
+                    share = kept.Keeping(before.value, before.value - over.value).share(before.value + gain.value)
+                    error = gain.error and gain.error / over.value
+                    return Kept(share, error, f" {kept.OF_GAIN.format(donor)}")
+            share = kept.Keeping(before.value, None).share(before.value + gain.value)
+            return Kept(share, gain.error and gain.error * share, f" {kept.OF_TOKEN}")
         return None
 
 

@@ -16,6 +16,7 @@ from act.core.tensor_files import kind_of
 from act.editing.patch import Patch
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
+from act.evaluation.kept import Keeping
 from act.evaluation.sweep import Setting
 from act.profiles.profile import Profile, load
 from act.ranking.channel_set import ChannelSet
@@ -37,6 +38,7 @@ class Sources:
     Attributes:
         controls: what sweeps tried beside their method, each with the name of the control.
         keep: the figures of sweeps that are of what is to be kept.
+        keeping: the scales of these.
     """
 
     profiles: list[tuple[Path, Profile]] = field(default_factory=list)
@@ -45,6 +47,7 @@ class Sources:
     sweeps: list[tuple[Path, Sequence[Setting]]] = field(default_factory=list)
     controls: list[tuple[Path, str, Sequence[Setting]]] = field(default_factory=list)
     keep: list[str] = field(default_factory=list)
+    keeping: dict[str, Keeping] = field(default_factory=dict)
     results: list[tuple[Path, Results]] = field(default_factory=list)
 
 
@@ -77,6 +80,9 @@ def _add_json(found: Sources, path: Path) -> None:
                 found.controls.append((path, name, _settings(rows)))
             keep = checked(_NAMES, data.get("keep", []))
             found.keep += keep
+            found.keeping |= {
+                name: Keeping(**one.model_dump()) for name, one in checked(_SCALES, data.get("kept", {})).items()
+            }
             every = [rows for _, rows in found.sweeps] + [rows for _, _, rows in found.controls]
             if any(rows[0].figures.keys() != every[0][0].figures.keys() for rows in every):
                 raise ActError(f"{found.sweeps[0][0]} and {path} are sweeps over other figures; give those of one text")
@@ -210,4 +216,6 @@ _SUMMARIES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(Summary)])
 _COMPARISONS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(ComparisonSummary)])  # type: ignore[misc, arg-type]
 _ROWS: TypeAdapter[list[dict[str, float | None]]] = TypeAdapter(list[dict[str, FiniteFloat | None]])
 _CONTROLS: TypeAdapter[dict[Label, Any]] = TypeAdapter(dict[Label, Any])
+_SCALE = create_model("_SCALE", target=(FiniteFloat, ...), nothing=(FiniteFloat | None, None), what=(str, ""))
+_SCALES: TypeAdapter[dict[str, BaseModel]] = TypeAdapter(dict[str, _SCALE])  # type: ignore[valid-type]
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from act.core.counted import counted
+from act.evaluation.kept import KEPT, Keeping
 from act.evaluation.sweep import Setting
 from act.report.build import OUTSIDE, Report
 from act.report.data import GroupShares
 from act.report.results import Figure, Gain, Results, is_share, shown
 
 Tone = Literal["good", "mixed", "bad", "open"]
-KEPT = 0.95
-"""The share of what is to be kept below which a change is called costly."""
 FEWEST = 100
 """Records below which a figure is called uncertain."""
 LISTED = 8
 """Methods, and abilities, of which the verdict says something."""
 SETTLE = "Tune lightly to settle the change, and evaluate on texts of your own."
+_NONE: Mapping[str, Keeping] = {}
 WORST: list[Tone] = ["bad", "mixed", "open", "good"]
 """The tones, the worst first."""
 
@@ -188,8 +187,14 @@ def verdict_of_profiles(report: Report) -> Verdict:
     return Verdict("open", headline, tuple(details), (advice,))
 
 
-def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collection[str]) -> Verdict | None:
-    """Which of the settings that were tried brings most back and keeps enough; None if none was tried."""
+def verdict_of_settings(
+    settings: Mapping[str, Sequence[Setting]], keep: Collection[str], known: Mapping[str, Keeping] = _NONE
+) -> Verdict | None:
+    """Which of the settings that were tried brings most back and keeps enough; None if none was tried.
+
+    Args:
+        known: the scale of figures of what is to be kept, where more than the target's figure is known.
+    """
     method, tried = next(iter(settings.items()))
     moved = [one for one in tried if one.top > 0]
     before = next((one for one in tried if not one.top), None)
@@ -197,27 +202,28 @@ def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collect
         return None
     ability = _ability(before, keep)
 
-    def left(one: Setting) -> float:
-        return _left(before, one, keep)
-
-    keeping = [one for one in moved if left(one) >= KEPT]
-    best = best_setting(before, moved, keep)
+    scales = _keeping(before, moved, keep, known)
+    keeping = [one for one in moved if _left(one, scales)[0] >= KEPT]
+    best = best_setting(before, moved, keep, known)
     setting = f"{100 * best.top:g} % of the channels at strength {best.strength:g}"
     share = is_share(tried, ability)
     gained = f"{shown(before.figures[ability], None, share)} before, {shown(best.figures[ability], None, share)} after"
     most = f"Of {counted(len(moved), 'setting')}, {setting} bring most of {ability} back"
     headline = f"{most}{f' and keep {KEPT:.0%} of the rest' if keep and keeping else ''}: {gained}."
-    details = [f"It keeps {left(best):.0%} of what is to be kept, at the least."] if keep else []
+    left, what = _left(best, scales)
+    details = [f"It keeps {left:.0%} of what is to be kept, at the least{what and f': {what}'}."] if keep else []
     for name, rows in [*settings.items()][1:]:
         if others := [one for one in rows if one.top > 0]:
-            other = best_setting(before, others, keep)
-            much = f", and keeps {left(other):.0%}" if keep else ""
+            other = best_setting(before, others, keep, known)
+            much = f", and keeps {_left(other, scales)[0]:.0%}" if keep else ""
             reached = shown(other.figures[ability], None, share)
             details.append(f"The best of {name} brings {ability} to {reached}{much}.")
     if best.figures[ability] <= before.figures[ability]:
         headline = f"None of {counted(len(moved), 'setting')} brings {ability} back: {gained}, at the best."
     elif keep and not keeping:
-        headline = f"No setting keeps {KEPT:.0%}; {setting} bring most of {ability} back: {gained}."
+        headline = (
+            f"No setting keeps {KEPT:.0%}{what and f' {what}'}; {setting} bring most of {ability} back: {gained}."
+        )
     advice = [
         f"This is the best of {counted(len(moved), 'setting')} on the records that it was chosen on: evaluate it on "
         "others, with controls, before believing it."
@@ -227,15 +233,19 @@ def verdict_of_settings(settings: Mapping[str, Sequence[Setting]], keep: Collect
     return Verdict("open", headline, tuple(details), tuple(advice))
 
 
-def best_setting(before: Setting, tried: Sequence[Setting], keep: Collection[str]) -> Setting:
+def best_setting(
+    before: Setting, tried: Sequence[Setting], keep: Collection[str], known: Mapping[str, Keeping] = _NONE
+) -> Setting:
     """The setting that brings most of the ability back, of those that keep enough if there are any.
 
     Args:
         before: the unchanged target.
         tried: one or more settings.
         keep: the figures of what is to be kept.
+        known: as in :func:`verdict_of_settings`.
     """
-    keeping = [one for one in tried if _left(before, one, keep) >= KEPT]
+    scales = _keeping(before, tried, keep, known)
+    keeping = [one for one in tried if _left(one, scales)[0] >= KEPT]
     return max(keeping or tried, key=lambda one: one.figures[_ability(before, keep)])
 
 
@@ -243,18 +253,20 @@ def _ability(setting: Setting, keep: Collection[str]) -> str:
     return next((name for name in setting.figures if name not in keep), next(iter(setting.figures)))
 
 
-def _left(before: Setting, after: Setting, keep: Collection[str]) -> float:
-    """The share that is left of what suffers most, of what is to be kept."""
-    return min(
-        (kept_of(before.figures[name], after.figures[name]) for name in before.figures if name in keep), default=1
-    )
+def _left(one: Setting, keeping: Mapping[str, Keeping]) -> tuple[float, str]:
+    """The share that is left of what suffers most, of what is to be kept, and of what it is a share."""
+    return min(((scale.share(one.figures[name]), scale.what) for name, scale in keeping.items()), default=(1.0, ""))
 
 
-def kept_of(before: float, after: float) -> float:
-    """The share that is left of a figure: of right answers, or of the likelihood of a token for figures below 0."""
-    if before < 0 or after < 0:
-        return math.exp(after - before)
-    return after / before if before else 1.0
+def _keeping(
+    before: Setting, tried: Sequence[Setting], keep: Collection[str], known: Mapping[str, Keeping]
+) -> dict[str, Keeping]:
+    """The scale of each figure of what is to be kept; where it is not known, by the target's figure alone."""
+    return {
+        name: known.get(name) or Keeping.of_figure(value, is_share=is_share([before, *tried], name))
+        for name, value in before.figures.items()
+        if name in keep
+    }
 
 
 def _most(groups: Mapping[str, GroupShares]) -> str:

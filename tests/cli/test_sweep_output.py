@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from act.cli.sweep_output import Swept
 from act.evaluation.choice import figure, figure_error
 from act.evaluation.evaluate import Evaluation
+from act.evaluation.kept import kept_of
 from act.evaluation.sweep import Setting, Sweep
+from act.report.page import Page
+from act.report.sources import read
 
 
 def judged(text: str, right: str) -> Evaluation:
@@ -80,3 +85,36 @@ def test_where_nothing_changes_no_setting_has_a_star(wide, capsys):
     said = capsys.readouterr().out
     assert "*" not in said and "no setting differs from the target in any figure" in said
     assert found.to_json()["best"] is None and len(found.to_json()["frontier"]) == 3
+
+
+def test_kept_is_what_a_choice_means_in_table_verdict_and_file(wide, capsys, tmp_path):
+    """0.97 of what the target gained over the donor, where its probability of a token falls to 0.925."""
+    models = {name: likely("ma", nll) for name, nll in (("target", 2.774), ("donor", 5.780), ("result", 2.852))}
+    before, after = (
+        Setting(top, top, round(top), {"de": right, "ma": figure(models[name])})
+        for top, right, name in ((0, 0.125, "target"), (1, 0.5, "result"))
+    )
+    answers = [
+        {"de": judged("de", right), "ma": models[name]}
+        for right, name in (("10000000", "target"), ("11110000", "donor"))
+    ]
+    errors = {id(one): {"de": 0.1, "ma": 0.01} for one in (before, after)}
+    names = {"de": "german", "ma": "maths"}
+    found = Swept(Sweep((before, after)), {}, *answers, errors, names, ["ma"], {id(after): {"ma": models["result"]}})
+    kept = kept_of(models["target"], models["donor"], models["result"])
+    assert round(kept.value, 3) == 0.974 == round(found.keeping["ma"].share(after.figures["ma"]), 3)
+    found.print()
+    shown = capsys.readouterr().out
+    assert str(kept) in shown and "kept: a share of the target's gain over the donor" in shown
+    assert found.best == after and "and keep 95% of the rest" in found.verdict.headline
+    assert (
+        "keeps 97% of what is to be kept, at the least: of the target's gain over the donor" in found.verdict.details[0]
+    )
+
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(found.to_json()))
+    given = read([path])
+    again = Page("a page", settings={"act": given.sweeps[0][1]}, keep=given.keep, keeping=given.keeping).verdict
+    assert again.details == found.verdict.details
+    unknown = Page("a page", settings={"act": given.sweeps[0][1]}, keep=given.keep).verdict
+    assert unknown.headline.startswith("No setting keeps 95% of the likelihood of a token, since no donor is known")

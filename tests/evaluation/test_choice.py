@@ -16,9 +16,10 @@ from support import state
 import act
 from act.data.mapped import Mapped
 from act.evaluation import choice
-from act.evaluation.choice import Candidate, Choice, Share, _best, choose_controls, kept_of, recovered
+from act.evaluation.choice import Candidate, Choice, _best, choose_controls, figure, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.held_out import held_out
+from act.evaluation.kept import Keeping, Share, kept_of
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS
 from act.models.loading import load_model, load_tokenizer
@@ -40,6 +41,8 @@ def test_the_shares_are_ratios_with_paired_errors():
     assert recovered(*map(evaluation, (target, donor, [4.0, 4.0, 6.0]))).error > 0.1
     gained = kept_of(*map(evaluation, ([2.0, 2.0, 3.0], [6.0, 6.0, 7.0], [3.0, 3.0, 4.0])))
     assert gained == Share(0.75, 0.0)  # a quarter of the four nats is lost
+    target, donor, result = map(evaluation, ([2.0, 2.0, 3.0], [6.0, 6.0, 7.0], [3.0, 3.0, 4.0]))
+    assert Keeping.of(target, donor).share(figure(result)) == pytest.approx(gained.value)
     worse = kept_of(*map(evaluation, ([2.0, 2.0, 2.0], [1.0, 3.0, 2.0], [2.2, 2.2, 2.2])))
     assert worse.value == pytest.approx(math.exp(-0.1))  # nothing was gained, so probabilities of a token
     right = [[True, True, False, True], [False] * 4, [True, False, False, True]]

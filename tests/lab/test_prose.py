@@ -10,8 +10,8 @@ import pytest
 from command_line import act_profile
 
 from act.cli.demo import command
+from act.evaluation.kept import KEPT
 from act.lab import prose
-from act.lab.frontier import KEPT
 
 METHODS = {"attribution", "match-contrast", "match", "paired", "weight-diff", "random", "interpolation"}
 
