@@ -233,10 +233,10 @@ class Job:
             shared_prefix=shared_prefix == "auto" and packing != "on" and self._shares_prefixes(),
             swap=swap,
         )
-        require_first(self.corpora, shard, skip_bad_records)
         for observer in self.observers:
             observer.prepare(self)
             self.settings = replace(self.settings, extra={**self.settings.extra, **observer.settings()})
+        require_first(self.corpora, shard, skip_bad_records)
 
     @property
     def _model(self) -> nn.Module:

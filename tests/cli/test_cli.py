@@ -331,11 +331,11 @@ BAD = {
     ),
     "donor for another score": lambda f, t: (
         ["rank", f / "pair.safetensors", "--donor", f / "donor", "--target", f / "target"],
-        "--donor and --target have no effect on score paired",
+        "--donor and --target have no effect on the default score",
     ),
     "seed for another score": lambda f, t: (
         ["rank", f / "pair.safetensors", "--seed", "0"],
-        "--seed has no effect on score paired",
+        "--seed has no effect on the default score",
     ),
     "records for a profile": lambda f, t: (
         ["rank", f / "ability.jsonl"],
