@@ -208,8 +208,9 @@ def _put_on_card(
         replace(one, before=called[one.before], after=called[one.after], corpus=called[one.corpus]).summary()
         for one in comparisons
     ]
-    results = [results_table(rows, pairs, pairs[0]["before"] if pairs else "")] if rows else []
-    results += [tasks_table([replace(one, model=called[one.model]).summary() for one in tasks])] if tasks else []
+    results = [results_table(rows, pairs, pairs[0]["before"] if pairs else "", own=called[model])] if rows else []
+    judged = [replace(one, model=called[one.model]).summary() for one in tasks]
+    results += [tasks_table(judged, own=called[model])] if tasks else []
     own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row)]
     put_results(Path(model), "\n\n".join(results), own)
 

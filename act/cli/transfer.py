@@ -161,7 +161,7 @@ def command(
     summary = None
     if on_disk:
         try:
-            summary = _on_disk(donors, target, output, overlap, hard_link, force, more)  # type: ignore[arg-type]  # checked by the plan
+            summary = _on_disk(donors, target, output, overlap, hard_link, force, more, not auto)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
     summary = summary or _in_memory(
@@ -176,6 +176,7 @@ def command(
         trust_remote_code,
         match_experts,
         more,
+        not auto,
     )
     notes = summary.pop("notes")
     summary = {
@@ -247,6 +248,7 @@ def _on_disk(
     hard_link: bool,
     force: bool,
     more: str,
+    commands: bool,
 ) -> dict[str, Any]:
     from act.editing.copies import copied
 
@@ -259,7 +261,7 @@ def _on_disk(
             copy.begin()
         from act.editing.folders import transfer_into  # and with it torch, while the copying goes on
 
-        done = transfer_into(copy, donors(), overlap, hard_link=hard_link, more=more)
+        done = transfer_into(copy, donors(), overlap, hard_link=hard_link, more=more, commands=commands)
     notes = list(done.provenance.notes)
     return {"values": done.values, "parameters": done.parameters, "notes": notes, "path": "disk"}
 
@@ -276,6 +278,7 @@ def _in_memory(
     trust_remote_code: bool,
     match_experts: bool,
     more: str,
+    commands: bool,
 ) -> dict[str, Any]:
     from act.editing.model_card import write_card
     from act.editing.transfer import transfer_many
@@ -300,7 +303,7 @@ def _in_memory(
     with written_whole(output, force=force, directory=True) as folder:
         result.save_pretrained(folder)
         _write_companions(target, folder, trust_remote_code)
-        write_card(folder, target, patch.provenance, afterwards=more)
+        write_card(folder, target, patch.provenance, afterwards=more, commands=commands)
     return _summary(patch, "memory")
 
 

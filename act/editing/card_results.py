@@ -18,7 +18,7 @@ _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the model, for the table of results and the card's metadata; ``text`` has its error."""
+    """A figure of the model for the card's metadata, which has no place for errors and chance: ``text`` names them."""
 
     corpus: str
     metric: str
@@ -48,10 +48,10 @@ def metadata_of(figures: Sequence[Figure], title: str) -> dict[str, Any]:
     """The figures as the metadata of a model card has them; empty if there are none."""
     from huggingface_hub.repocard_data import EvalResult  # half a second less than the package's name
 
-    found = [
-        EvalResult("text-generation", one.corpus, one.corpus, one.metric, one.value, metric_name=one.metric)
-        for one in figures
-    ]
+    found = []
+    for one in figures:
+        name = f"{one.metric} ({one.text})"
+        found.append(EvalResult("text-generation", one.corpus, one.corpus, one.metric, one.value, metric_name=name))
     return {"model_name": title, "eval_results": found} if found else {}
 
 

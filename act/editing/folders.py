@@ -71,17 +71,26 @@ def transfer_folders(
 
 
 def transfer_into(
-    copy: Copy, donors: Sequence[Donor], overlap: Overlap = "sum", *, hard_link: bool = False, more: str = ""
+    copy: Copy,
+    donors: Sequence[Donor],
+    overlap: Overlap = "sum",
+    *,
+    hard_link: bool = False,
+    more: str = "",
+    commands: bool = True,
 ) -> Transferred:
     """As :func:`transfer_folders`, of a target whose copy may have begun (:meth:`act.editing.copies.Copy.begin`).
 
     Args:
         more: what the model card says besides.
+        commands: whether the channels are found again by ranking alone (:func:`act.editing.model_card.write_card`).
     """
-    return believed(lambda: _transferred(copy, donors, overlap, hard_link, more))
+    return believed(lambda: _transferred(copy, donors, overlap, hard_link, more, commands))
 
 
-def _transferred(copy: Copy, donors: Sequence[Donor], overlap: Overlap, hard_link: bool, more: str) -> Transferred:
+def _transferred(
+    copy: Copy, donors: Sequence[Donor], overlap: Overlap, hard_link: bool, more: str, commands: bool
+) -> Transferred:
     parameters = StoredModel(copy.source).parameters(donors[0].channels.space)
     plan = TransferPlan.make(donors, parameters, overlap)
     held = {part: parameters.tensors_of(part) for part in plan.given}
@@ -110,7 +119,7 @@ def _transferred(copy: Copy, donors: Sequence[Donor], overlap: Overlap, hard_lin
     copy.wait()
     parameters.remember()
     provenance = plan.provenance(digest(before), digest(after), list(parameters))
-    write_card(copy.folder, copy.source, provenance, afterwards=more)
+    write_card(copy.folder, copy.source, provenance, afterwards=more, commands=commands)
     if not hard_link:  # of a file that is linked, others may have the map
         parameters.remember_as(after, copy.folder, copy.output)
     return Transferred(values, len(plan.parts), provenance)

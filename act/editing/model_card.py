@@ -11,6 +11,7 @@ from typing import Any
 
 from act.core.places import without_folders
 from act.data.records import is_hub_id
+from act.editing.card_channels import how_found, texts_of
 from act.editing.card_results import CARD, Figure, metadata_of, not_measured, results_section
 from act.editing.provenance import TransferProvenance
 
@@ -245,7 +246,8 @@ def write_card(
     results: str | None = None,
     corpora: Iterable[str] = (),
     figures: Sequence[Figure] = (),
-    tags: Sequence[str] = (),
+    tuned: str = "",
+    commands: bool = True,
 ) -> None:
     """Write ``README.md`` for a model made by a transfer.
 
@@ -257,15 +259,16 @@ def write_card(
         results: Markdown, with the figures of the model; None: the card says how they are measured.
         corpora: names of texts that were used beside those that the channels were ranked on.
         figures: those of the model, for the metadata.
-        tags: beside those of every transfer.
+        tuned: what was tuned after the transfer, as the end of a sentence; empty: nothing.
+        commands: whether the channels are found again by ranking alone, and not with what ``afterwards`` says.
     """
     target_of = Origin.of(target)
     donors = [(donor, Origin.of(donor.name or "unnamed")) for donor in transfer.donors]
     origins = [target_of, *(origin for _, origin in donors)]
+    rest = f", and then {tuned}" if tuned else "; everything else is the target's"
     lines = [
         f"Made with act-profile (`{command}`), by the method of [arXiv 2601.09398](https://arxiv.org/abs/2601.09398): "
-        "the parameter rows of the chosen channels were blended, `target += strength * (donor - target)`; everything "
-        "else is the target's.",
+        f"the parameter rows of the chosen channels were blended, `target += strength * (donor - target)`{rest}.",
         "",
         "| | model | licence | channels | strength | chosen by |",
         "|---|---|---|---|---|---|",
@@ -278,16 +281,19 @@ def write_card(
     lines += ["", *(f"- {note}" for note in transfer.notes)] if transfer.notes else []
     lines += ["", said] if (said := licences(origins)) else []
     after = f", after it: `{transfer.after}`" if transfer.after else ""
-    lines += ["", f"Fingerprint before the transfer: `{transfer.before}`{after}."]
+    lines += ["", f"Fingerprint before the transfer: `{transfer.before}`{after}{', before the tune' if tuned else ''}."]
+    lines += ["", "## How the channels were found"]
+    for donor, origin in donors:
+        found = how_found(donor.rule, origin.title, target_of.title, commands=commands)
+        lines += ["", f"Those of {origin.title}:" if len(donors) > 1 else "", found]
     lines += ["", results_section(not_measured(target) if results is None else results)]
     lines += ["", afterwards] if afterwards else []
-    rules = [donor.rule for donor, _ in donors]
-    ranked = [place for rule in rules for name in rule.corpora for place in rule.places.get(name, (name,))]
+    ranked = [place for donor, _ in donors for place in texts_of(donor.rule)]
     card = Card(
-        f"{target_of.title} with rows of {', '.join(origin.title for _, origin in donors)}",
+        f"{target_of.title} with rows of {', '.join(origin.title for _, origin in donors)}{', tuned' if tuned else ''}",
         origins,
         "\n".join(lines),
-        ["merge", *tags],
+        ["merge", *(["fine-tune"] if tuned else [])],
         [*ranked, *corpora],
         figures,
         architecture=architecture_in(folder),

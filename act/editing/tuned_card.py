@@ -15,6 +15,26 @@ from act.ranking.channel_set import ChannelSet
 _TRAINED = {"full": "All weights", "rows": "The parameter rows of a channel set", "lora": "Low-rank adapters"}
 
 
+_THEN = {
+    "full": "all weights were tuned",
+    "rows": "these rows were tuned",
+    "lora": "low-rank adapters were trained and merged into it,",
+}
+
+
+def then_tuned(settings: TuneSettings, texts: Sequence[str]) -> str:
+    """What was tuned after a transfer, as the end of a sentence; ``texts`` by name: what on, and what was mixed in.
+
+    >>> from act.editing.tuned_card import then_tuned
+    >>> then_tuned(TuneSettings("rows", steps=20), ["german", "english"])
+    "these rows were tuned on german, with english mixed in, in 20 steps; everything else is the target's"
+    """
+    mixed = f", with {texts[1]} mixed in" if len(texts) > 1 else ""
+    steps = counted(settings.steps, "step") if settings.steps else "one pass"
+    rest = "; everything else is the target's" if settings.mode == "rows" else ""
+    return f"{_THEN[settings.mode]} on {texts[0]}{mixed}, in {steps}{rest}"
+
+
 def tuned_card(
     model: str,
     tuned: Tuned,

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from act.core.plain import Finite, Flag, Natural, checked
+from act.profiles.defaults import MIN_EXPERT_TOKENS
 from act.profiles.provenance import ModelRead
 from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
@@ -90,6 +91,24 @@ class Rule:
             ]
         )
 
+    @property
+    def options(self) -> list[str]:
+        """What was asked for, as the options of ``act-profile rank``; those that have their defaults are left out.
+
+        >>> from act.ranking.rule import Rule
+        >>> Rule("attribution", top=0.05, cost="keep", exclude=("embed",)).options
+        ['--score', 'attribution', '--cost', 'keep', '--exclude', 'embed', '--top', '5%']
+        """
+        given: list[tuple[str, object]] = [("score", self.score), ("cost", self.cost)]
+        given += [(name, value) for name in ("normalize", "scope") if (value := getattr(self, name)) not in _USUAL]
+        given += [("granularity", unit) for unit in self.granularity if self.granularity != ("channel",)]
+        given += [(name, one) for name in ("include", "exclude") for one in getattr(self, name)]
+        given += [("seed", self.seed or None), ("number", self.count)]
+        given += [(name, f"{100 * share:.12g}%") for name, share in (("top", self.top), ("mass", self.mass)) if share]
+        least = self.min_expert_tokens
+        given += [("min-expert-tokens", least)] if least not in (None, MIN_EXPERT_TOKENS) else []
+        return [text for name, value in given if value is not None for text in (f"--{name}", str(value))]
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, for file headers and reports; :meth:`from_json` reads it back."""
         models = {side: model.to_json() for side, model in self.models.items()}
@@ -108,6 +127,7 @@ class Rule:
         return checked(_RULE, data)
 
 
+_USUAL = ("none", "global")
 _EXPERTS = ("min_expert_tokens", "starved_channels", "starved_experts")  # left out where there are none
 
 

@@ -22,6 +22,7 @@ from act.core.progress import Progress, silent
 from act.core.scratch import reserved, sweep
 from act.core.versions import versions
 from act.editing.model_card import block, write_card
+from act.editing.tuned_card import then_tuned
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
@@ -427,15 +428,14 @@ class Run:
         found = self.stages.patch(result(recipe)).provenance
         donors = tuple(replace(donor, name=recipe.at(donor.name or "")) for donor in found.donors)
         said = [f"## Share and strength\n\n{swept['card']}"] if swept else []
-        if recipe.tune:
-            said.append(f"## Tune\n\nAfterwards it was tuned ({recipe.tune.mode}) on {Path(recipe.tune.corpus).name}.")
-        results = [results_table(report["results"], report["comparisons"])] if report["results"] else []
+        tune, made = recipe.tune, result(recipe).name
+        texts = [Path(text).name for text in (tune.corpus, tune.replay) if text] if tune else []
+        results = [results_table(report["results"], report["comparisons"], own=made)] if report["results"] else []
         results += [f"**Note:** {warning}." for warning in report["warnings"]]
-        results += [tasks_table(report["tasks"])] if report["tasks"] else []
+        results += [tasks_table(report["tasks"], own=made)] if report["tasks"] else []
         written = json.loads(json.dumps(recipe.model_dump(exclude_defaults=True)))
         text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
         said.append(f"## The recipe\n\n{block(text, 'yaml')}")
-        made = result(recipe).name
         write_card(
             folder,
             recipe.at(recipe.target),
@@ -445,6 +445,8 @@ class Run:
             results="\n\n".join(results) or None,
             corpora=[recipe.records(name).place for name in recipe.corpora_used()],
             figures=[figure for row in report["results"] if row["model"] == made for figure in figures_of(row)],
+            tuned=then_tuned(tune.settings(), texts) if tune else "",
+            commands=False,
         )
 
 
