@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from packaging.version import Version
 from support import chosen, tiny_model
 
 import act
-from act.editing.card_results import Figure, put_results
+from act.cli import app
+from act.core.scratch import release_all
+from act.editing.card_channels import how_found
+from act.editing.card_results import Figure, metadata_of, put_results
 from act.editing.model_card import Card, Origin, hub_id_of, licence_of, write_card
 from act.editing.provenance import DonorUsed, TransferProvenance
 from act.editing.publishing import push, require_repository
-from act.editing.tuned_card import tuned_card
+from act.editing.tuned_card import then_tuned, tuned_card
 from act.evaluation.results_table import figures_of, results_table
 from act.models.channels import ChannelSpace
 from act.ranking.rule import Rule
@@ -194,15 +201,70 @@ def test_a_card_says_how_it_is_measured_until_it_was(tmp_path):
         put_results(tmp_path, "x", [])
 
 
+def test_the_commands_on_a_card_find_its_channels_again(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = [tiny_model("llama"), tiny_model("llama", 1)]
+    for name, model in zip(("base", "mine"), models, strict=True):
+        model.save_pretrained(name)
+        tokenizer.save_pretrained(name)
+    for name, word in (("german", " b c"), ("my maths", " d")):
+        Path(f"{name}.jsonl").write_text(json.dumps({"prompt": "a", "completion": word}) + "\n")
+    texts = [act.Corpus.from_file(str(tmp_path / f"{name}.jsonl"), tokenizer) for name in ("german", "my maths")]
+    channels = act.rank(act.attribute(*models, texts[0], keep=texts[1]), "attribution", top=0.03, exclude="embed")
+    transfer = TransferProvenance((DonorUsed("base", len(channels), 0.4, channels.rule),), before="b", after="a")
+    write_card(tmp_path, "mine", transfer)
+    section = (tmp_path / "README.md").read_text().partition("## How the channels were found")[2]
+    assert "On german.jsonl; to be kept: my maths.jsonl. By attribution, top 3%" in section
+    lines = section.partition("```bash\n")[2].partition("```")[0].splitlines()
+    assert [line.split()[1] for line in lines] == ["attribute", "rank"]
+    for line in lines:
+        app(shlex.split(line)[1:], standalone_mode=False)
+    release_all()
+    again = act.ChannelSet.load("channels.safetensors")
+    assert torch.equal(again.index, channels.index) and torch.equal(again.scores, channels.scores)
+
+
+def test_where_channels_come_from_is_said_of_every_rule():
+    rule = Rule("match", top=0.1, corpora=("de",), keep=(("org/maths:train",), ("b",)), places={"de": ("/x/de.jsonl",)})
+    text = how_found(rule, "org/base", "mine")
+    assert text.startswith(
+        "On de.jsonl; to be kept: [org/maths](https://huggingface.co/datasets/org/maths) (train), b."
+    )
+    assert "pair --donor org/base --target mine --swap --corpus org/maths:train --output keep-1.safetensors" in text
+    assert "--keep-profile keep-1.safetensors --keep-profile keep-2.safetensors --score match --top 10%" in text
+    weights = how_found(Rule("weight-diff", count=5, corpora=("de",)), "a", "b")
+    assert "rank profile.safetensors --donor a --target b --score weight-diff --number 5" in weights
+    assert "```" not in how_found(rule, "a", "b", commands=False) and "/x" not in text
+    assert "the channel set does not say" in how_found(Rule(), "a", "b")
+
+
+def test_a_card_says_what_was_tuned_after_a_transfer(tmp_path):
+    rule = Rule("paired", top=0.05, corpora=("german",), keep=(("org/kept",),))
+    transfer = TransferProvenance((DonorUsed("org/base", 5, 0.4, rule),), before="b", after="a")
+    for mode, said in {"rows": "these rows were tuned", "full": "all weights were tuned", "lora": "adapters"}.items():
+        tuned = then_tuned(act.TuneSettings(mode=mode, steps=20), ["german", "english"])
+        write_card(tmp_path, "org/mine", transfer, tuned=tuned)
+        text = (tmp_path / "README.md").read_text()
+        assert said in text and "# mine with rows of base, tuned" in text.replace("org/", "")
+        assert ("everything else is the target's" in text) == (mode == "rows") and "before the tune." in text
+        assert "fine-tune" in ModelCard(text).data.tags and ModelCard(text).data.datasets == ["org/kept"]
+    write_card(tmp_path, "org/mine", transfer)
+    assert "fine-tune" not in ModelCard.load(tmp_path / "README.md").data.tags
+
+
 def test_results_have_errors_and_chance_beside_them(tokenizer):
     rows = [{"prompt": f"Which?\nA. {word}\nB. x\nAnswer:", "completion": " A"} for word in ("a", "b", "c")]
     corpus = act.Corpus.from_records(rows, tokenizer, name="choices")
     found = [act.evaluate(tiny_model("llama", seed), corpus, name=name) for seed, name in ((0, "target"), (1, "act"))]
-    table = results_table([one.summary() for one in found], [act.compare(*found).summary()])
+    table = results_table([one.summary() for one in found], [act.compare(*found).summary()], own="act")
     lines = table.splitlines()
-    assert "| choices | act |" in lines[3] and "± " in lines[3] and "| 50.0 | 100.0 |" in lines[3]
+    assert "| choices | **act** (this model) |" in lines[3] and "this model" not in lines[2]
+    assert "± " in lines[3] and "| 50.0 | 100.0 |" in lines[3]
     assert lines[2].endswith("|  |") and not lines[3].endswith("|  |")
     assert [figure.metric for figure in figures_of(found[0].summary())] == [
         "right choice",
         "negative log-likelihood per token",
     ]
+    named = [one.metric_name for one in metadata_of([*figures_of(found[0].summary())], "one")["eval_results"]]
+    assert re.fullmatch(r"right choice \(\S+ ± \S+ %; 50.0 % by chance; 100.0 % by the commonest answer\)", named[0])
+    assert re.fullmatch(r"negative log-likelihood per token \(\S+ ± \S+\)", named[1])
