@@ -83,11 +83,11 @@ def test_an_example_runs(name, tmp_path):
     ran = act_profile("recipe", "my.yaml", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "to it" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
-    card = (tmp_path / "mended" / "README.md").read_text()
-    tuned = "tune:" in short
-    own = "act + tune" if tuned else "act"
-    assert f"| **{own}** (this model) |" in card and ("- fine-tune" in card) == tuned
-    assert "## How the channels were found\n\nOn german" in card or name == "merge"
+    recipe = read_recipe(tmp_path / "my.yaml")
+    card = (recipe.folder / "README.md").read_text()
+    assert f"| **act{' + tune' if recipe.tune else ''}** (this model) |" in card
+    assert ("- fine-tune" in card) == bool(recipe.tune)
+    assert f"## How the channels were found\n\n{'Those of' if name == 'merge' else 'On german.jsonl'}" in card
     if name == "sweep":
         report = json.loads((tmp_path / "mended" / "report.json").read_text())
         controls = {name: len(rows) for name, rows in report["sweep"]["controls"].items()}
