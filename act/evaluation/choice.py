@@ -103,8 +103,8 @@ class Choice:
     <Choice: top 5 % at strength 0.4 recovers 0.62 ± 0.03 and keeps 0.97 ± 0.01; 1 candidate, 1 on the frontier>
     >>> choice.strength, choice.frontier == [one], choice.to_json()["chosen"]["recovered"]
     (0.4, True, 0.62)
-    >>> choice.caveat in choice.card()
-    True
+    >>> choice.caveat in choice.card(), choice.meaning  # empty: these figures came without the models
+    (True, '')
     """
 
     channels: ChannelSet

@@ -82,10 +82,10 @@ class Page:
     results: Results | None = None
     settings: Mapping[str, Sequence[Setting]] = field(default_factory=dict)
     keep: Sequence[str] = ()
-    keeping: Mapping[str, Keeping] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     provenance: Sequence[tuple[str, str]] = ()
     samples: Sequence[Sample] = ()
+    keeping: Mapping[str, Keeping] = field(default_factory=dict)
 
     @cached_property
     def sections(self) -> list[Section]:
