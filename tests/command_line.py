@@ -40,7 +40,9 @@ class Running:
         """Wait for its end; what it printed and its exit code, as ``subprocess.run`` gives them."""
         with self._folder:
             self.process.join()
-            stdout, stderr = (place.read_text() if place.exists() else "" for place in self._places)
+            stdout, stderr = (
+                place.read_text(errors="surrogateescape") if place.exists() else "" for place in self._places
+            )
         code = self.process.exitcode or 0
         return subprocess.CompletedProcess(["act-profile", *self._command], code, stdout, stderr)
 

@@ -118,7 +118,7 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     succeed("transfer", *donors_of(folder, "one"), "--target", folder / "target", "--output", tmp_path / "direct")
     succeed("patch", "apply", files["one"], "--model", folder / "target", "--output", tmp_path / "patched")
     assert same(tensors(tmp_path / "patched"), tensors(tmp_path / "direct"))
-    assert "act-profile patch apply" in (tmp_path / "patched" / "README.md").read_text()
+    assert "Made with act-profile (`act-profile patch apply`)" in (tmp_path / "patched" / "README.md").read_text()
     succeed("patch", "revert", files["one"], "--model", tmp_path / "patched", "--output", tmp_path / "back")
     assert same(tensors(tmp_path / "back"), before)
     shown = succeed("patch", "show", files["one"])

@@ -375,7 +375,7 @@ def test_an_output_that_lacks_a_file_is_not_done(folder, tmp_path):
     report = json.loads((output / "report.json").read_text())
     assert report["moved"]["values"] > 0 and report["donors"][0]["strength"] == weight
     card = (output / "README.md").read_text()
-    assert "act-profile recipe" in card and card.count("| donor | base |") == 1
+    assert "Made with act-profile (`act-profile recipe`)" in card and card.count("| donor | base |") == 1
     assert Run(read_recipe(path)).done()
 
     kept = (output / "model.safetensors").read_bytes()
