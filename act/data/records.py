@@ -260,11 +260,15 @@ def _records_among(files: Iterable[_File]) -> list[_File]:
     return [path for path in found if _kind(path) not in ARRAYS] or found
 
 
+def lies_here(corpus: str) -> bool:
+    """Whether a corpus is a file or folder of this machine, or a glob of some."""
+    return Path(corpus).exists() or bool(glob.glob(corpus, recursive=True))
+
+
 def is_hub_id(corpus: str) -> bool:
     """Whether a corpus is named as one of the hub is, and nothing here has that name."""
-    local = Path(corpus).exists() or glob.glob(corpus, recursive=True)
     known = any(suffix in Path(corpus).suffixes for suffix in (*LINES, *ARRAYS, *DELIMITED, *TABLES))
-    return bool(_HUB_ID.fullmatch(corpus)) and not local and not known and not is_local(corpus)
+    return bool(_HUB_ID.fullmatch(corpus)) and not lies_here(corpus) and not known and not is_local(corpus)
 
 
 def is_cached(corpus: str) -> bool:

@@ -7,7 +7,6 @@ it was read, records are compared one by one, so that a copy, a part or another 
 from __future__ import annotations
 
 import contextlib
-import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from act.core.errors import ActError
 from act.data.corpus import Corpus
 from act.data.digests import digest
 from act.data.parts import Part
-from act.data.records import Source, open_source
+from act.data.records import Source, lies_here, open_source
 from act.data.remote import is_remote
 from act.profiles.attribution import AttributionProfile
 from act.profiles.provenance import CorpusRead
@@ -75,8 +74,7 @@ class _Text:
 
     def source(self) -> Source | None:
         """Its records, or one half of them, as they were ranked on; None if these cannot be had here."""
-        here = Path(self.place).exists() or glob.glob(self.place, recursive=True)
-        if not (here or is_remote(self.place)):
+        if not (lies_here(self.place) or is_remote(self.place)):
             return None
         with contextlib.suppress(ActError):
             whole = open_source(self.place)

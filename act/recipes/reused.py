@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from pathlib import Path
 
 from act.core.counted import counted
 from act.core.errors import ActError
 from act.data.digests import digest
+from act.data.records import lies_here
 from act.evaluation.choice import FEWEST
 from act.ranking.scores import SCORES
 from act.recipes.corpora import opened
@@ -96,7 +95,7 @@ class Reused:
             records = self._recipe.records(name)
             place = self._recipe.at(records.place)
             found: list[bytes] = []
-            if Path(place).exists() or glob.glob(place, recursive=True):
+            if lies_here(place):
                 with contextlib.suppress(ActError):  # a file that cannot be read is reported by what reads it
                     found = [digest(one) for one in islice(opened(self._recipe, name).read(), LARGEST)]
             else:
