@@ -14,7 +14,7 @@ from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions
 from act.cli.reading import Reading
 from act.core.counted import counted
-from act.core.errors import ActError, BadRecord
+from act.core.errors import ActError
 
 if TYPE_CHECKING:
     from act.data.encoded import Count as CountName
@@ -117,7 +117,6 @@ class Choosing(RankingOptions, Reading):
         as_json: bool,
     ) -> Choice:
         """Load the models, rank unless that was done before, and try every candidate."""
-        from act.data.stream import skipping
         from act.evaluation.choice import choose, require_candidates, require_different
         from act.evaluation.kept import KEPT
         from act.evaluation.sweep import STRENGTHS, TOPS
@@ -150,23 +149,20 @@ class Choosing(RankingOptions, Reading):
                 progress(f"top {setting.top:g}, strength {setting.strength:g}", len(done), total)
 
             progress("the target", 0, total)
-            try:
-                return choose(
-                    giving,
-                    taking,
-                    ranking,
-                    ability,
-                    kept,
-                    least_kept=least,
-                    tops=list(self.top) if self.top else None,
-                    strengths=list(strengths) or STRENGTHS,
-                    metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate
-                    keep_profiles=[load(path) for path in self.keep_profile or []] or None,
-                    report=report,
-                    **self.ranking,
-                )
-            except BadRecord as error:
-                raise BadRecord(str(error).replace(skipping(), "")) from error  # no such option here
+            return choose(
+                giving,
+                taking,
+                ranking,
+                ability,
+                kept,
+                least_kept=least,
+                tops=list(self.top) if self.top else None,
+                strengths=list(strengths) or STRENGTHS,
+                metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate
+                keep_profiles=[load(path) for path in self.keep_profile or []] or None,
+                report=report,
+                **self.ranking,
+            )
 
 
 def print_choice(choice: Choice) -> None:

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError, option, require_choice
+from act.core.errors import ActError, BadRecord, option, require_choice
 from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus
 from act.data.digests import same_text
+from act.data.stream import skipping
 from act.editing.strength import require_strength
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.exercises import Metric
@@ -385,7 +386,10 @@ def _measured(donor: nn.Module, target: nn.Module, texts: Sequence[Corpus], opti
         raise wrong
     include, exclude = names_in(options.get("include", ())), names_in(options.get("exclude", ()))
     rankable(common_space(donor, target), options.get("granularity", "channel"), include, exclude)
-    return [measured_for(score, donor, target, text) for text in (texts if kept else texts[:1])]
+    try:
+        return [measured_for(score, donor, target, text) for text in (texts if kept else texts[:1])]
+    except BadRecord as error:
+        raise BadRecord(str(error).replace(skipping(), "")) from error  # a choice leaves none out
 
 
 def require_candidates(
