@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from act.cli import console
@@ -41,12 +42,12 @@ class Swept:
     keep: Sequence[str]
     left: Mapping[int, Mapping[str, Evaluation]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def keeping(self) -> dict[str, Keeping]:
         """The scale of each figure of what is to be kept."""
         return {text: Keeping.of(self.target[text], self.donor[text]) for text in self.keep}
 
-    @property
+    @cached_property
     def called(self) -> dict[str, Keeping]:
         """The same by what texts are called."""
         return {self.names[text]: scale for text, scale in self.keeping.items()}
@@ -59,7 +60,7 @@ class Swept:
         ability = next(iter(before.figures))
         return best if best.figures[ability] > before.figures[ability] else None
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, list[Setting]]:
         """The settings by method, with their figures by what texts are called, as a page shows them."""
 
@@ -68,7 +69,7 @@ class Swept:
 
         return {name: [*map(renamed, one.rows)] for name, one in {"act": self.found, **self.controls}.items()}
 
-    @property
+    @cached_property
     def verdict(self) -> Verdict | None:
         """What the settings say, in a sentence."""
         return verdict_of_settings(self.settings, [self.names[text] for text in self.keep], self.called)

@@ -38,7 +38,6 @@ def parquet_rows_together(path: File) -> int:
     largest = 1
     with path.open("rb") as file:
         metadata = parquet.read_metadata(file)
-    with path.open("rb") as file:
         for group in map(metadata.row_group, range(metadata.num_row_groups)):
             dictionaries = 0
             for column in map(group.column, range(group.num_columns)):

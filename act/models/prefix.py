@@ -62,10 +62,10 @@ class Prefix:
         """A copy that stands before each text of a batch and takes in nothing."""
         return Prefix(tuple(_with_layers(cache, _standing) for cache in self.caches))
 
-    def inputs(self, model: nn.Module) -> dict[str, Any]:
-        """The arguments with which one model runs on the texts that follow."""
+    def inputs(self, argument: str) -> dict[str, Any]:
+        """The arguments with which one model runs on the texts that follow; ``argument`` is what it calls this."""
         (cache,) = self.caches
-        return {cache_argument(model): cache, "use_cache": True}
+        return {argument: cache, "use_cache": True}
 
 
 @contextlib.contextmanager
@@ -128,9 +128,10 @@ def why_unshared(model: nn.Module) -> str | None:
     ids %= vocabulary(model) or 1
     try:
         body: Any = model.base_model
+        argument = cache_argument(body)
         with tried(model), torch.no_grad():
             kept = Prefix.empty()
-            output = body(input_ids=ids, **kept.inputs(body))
+            output = body(input_ids=ids, **kept.inputs(argument))
             if not alike_before(output, after):
                 return f"{type(model).__name__} gives a token other values if those after it are others"
             whole = output.last_hidden_state[:, before:]
@@ -139,7 +140,7 @@ def why_unshared(model: nn.Module) -> str | None:
                 return f"{type(model).__name__} keeps more of a text than keys and values"
             with _longest(body, before + after) as repeated:
                 prefix = Prefix((_with_layers(kept.caches[0], partial(_beginning, tokens=before)),))
-                parts = body(input_ids=ids[:, before:], **prefix.standing().inputs(body)).last_hidden_state
+                parts = body(input_ids=ids[:, before:], **prefix.standing().inputs(argument)).last_hidden_state
     except Exception as error:  # a model of an unknown kind may raise anything
         return f"{type(model).__name__} does not run behind keys and values that it kept ({brief(error, 100)})"
     if repeated:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from act.core.errors import ActError
-from act.models.calls import without_cache
+from act.models.calls import cache_argument, without_cache
 from act.models.channels import ChannelSpace
 from act.models.layout import sizes_of
 from act.models.modes import restored
@@ -136,7 +136,7 @@ class Taps:
     ) -> None:
         refuse_compiled(model)
         model = self._model = language_view(model)
-        self._without_cache = without_cache(model)
+        self._without_cache, self._cache_argument = without_cache(model), cache_argument(model)
         probed = Probed.of(model, space, images)
         self._is_probed = probed.recording is not None
         self.space = probed.space
@@ -231,7 +231,7 @@ class Taps:
         inputs, count_mask, source_mask = padded(self._model, self._blocks, inputs, count_mask, source_mask)
         self.start(count_mask, source_mask, inputs)
         with self._ending.over(prefix):
-            self._model(**inputs, **(self._without_cache if prefix is None else prefix.inputs(self._model)))
+            self._model(**inputs, **(self._without_cache if prefix is None else prefix.inputs(self._cache_argument)))
         if not self._ending.early:
             self._sums.settle()
         self._reset()
