@@ -116,14 +116,11 @@ def command(
     texts = [*(corpus or []), *(keep or [])]
     places = console.named(corpus or [], keep or [])
     model = [at_revision(name, revision) for name in model]
-    console.require_models(names := list(dict.fromkeys([*([before] if before else []), *model])))
+    names = list(dict.fromkeys([*([before] if before else []), *model]))
+    console.require_models(names)
     if details:
         require_ending(details, "the table of records", ENDINGS)
-        reserve_output(
-            details,
-            force,
-            [*model, *places.values(), *([before] if before else []), *([task_folder] if task_folder else [])],
-        )
+        reserve_output(details, force, [*names, *places.values(), *([task_folder] if task_folder else [])])
     for name in model if card else ():
         require_place(name)
     if task:

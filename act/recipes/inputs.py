@@ -24,7 +24,6 @@ from act.recipes.schema import Recipe
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from act.data.corpus import Corpus
     from act.models.calls import Reader
 
 

@@ -76,8 +76,7 @@ def of_settings(settings: Mapping[str, Sequence[Setting]], keep: Sequence[str]) 
 
 
 def _frontier(settings: Mapping[str, Sequence[Setting]], ability: str, kept: str) -> Chart:
-    first = next(iter(settings))  # whose unchanged target is that of all
-    rows = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0 or method == first]
+    rows = _rows(settings)
     (x, kept_unit), (y, ability_unit) = (_scale(settings, name) for name in (kept, ability))
     points = [(y * one.figures[ability], x * one.figures[kept]) for _, one in rows]
     best = set(frontier(points))
@@ -141,8 +140,7 @@ def _span(values: Sequence[float]) -> dict[str, Any]:
 
 def _by_setting(settings: Mapping[str, Sequence[Setting]], ability: str) -> Iterator[Chart]:
     """Each setting beside the unchanged target, where one share was tried and no curve can be drawn."""
-    first, several = next(iter(settings)), len(settings) > 1
-    rows = [(method, one) for method, tried in settings.items() for one in tried if one.top > 0 or method == first]
+    several, rows = len(settings) > 1, _rows(settings)
     if not any(one.top > 0 for _, one in rows):
         return
     scale, unit = _scale(settings, ability)
@@ -188,6 +186,12 @@ def _sufficiency(settings: Mapping[str, Sequence[Setting]], ability: str) -> Cha
         heads,
         "Sufficiency as ability: these channels alone were moved, and the model was evaluated.",
     )  # fmt: skip
+
+
+def _rows(settings: Mapping[str, Sequence[Setting]]) -> list[tuple[str, Setting]]:
+    """Every setting with its method; the unchanged target, which is that of all methods, once."""
+    first = next(iter(settings))
+    return [(method, one) for method, tried in settings.items() for one in tried if one.top > 0 or method == first]
 
 
 def _settings(rows: Sequence[tuple[str, Setting]]) -> dict[str, list[Any]]:
