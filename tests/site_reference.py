@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from experts_reference import expert_rows, expert_weights
@@ -27,7 +27,6 @@ _PRODUCTS += (torch.Tensor.__rmatmul__, torch.bmm, torch.einsum, F.conv2d)
 
 Batch = dict[str, torch.Tensor]
 Calls = dict[str, list[torch.Tensor]]
-T = TypeVar("T")
 
 
 DECODER = "decoder_"
@@ -55,12 +54,12 @@ def block_of(model: nn.Module) -> int:
     return size if isinstance(size, int) else max(size)
 
 
-class Probe(NamedTuple, Generic[T]):
+class Probe(NamedTuple):
     """What there is for a short sequence, for one whose last token is another, and for a longer one."""
 
-    short: T
-    changed: T
-    longer: T
+    short: Any
+    changed: Any
+    longer: Any
 
 
 @dataclass
@@ -154,11 +153,11 @@ class Reference:
         of_tokens = [rows for sure, rows in over if sure]  # beside which there may be calls over distances
         return torch.cat(of_tokens or [rows for _, rows in over]) if over else None
 
-    def _counted(self, output: torch.Tensor, probe: Probe[torch.Tensor], counted: torch.Tensor, width: int) -> Any:
+    def _counted(self, output: torch.Tensor, probe: Probe, counted: torch.Tensor, width: int) -> Any:
         rows = _by_token(output, *probe, self._lengths, len(counted), width)
         return None if rows is None else rows[counted].flatten(0, 1)
 
-    def _probe(self, text: str) -> Probe[Calls]:
+    def _probe(self, text: str) -> Probe:
         """What grows with a text, and what its last token changes, beside another that stays as it is."""
         generator = torch.Generator().manual_seed(0)
         short, longer, other_length = self._lengths

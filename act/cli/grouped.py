@@ -17,7 +17,7 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     Each field is annotated as a typer parameter, and its default is that of the option. Where the dataclass has a
     ``heading``, ``--help`` shows all of its options under that. The other parameters of the command come first.
     """
-    hints = typing.get_type_hints(command, include_extras=True)
+    hints = inspect.get_annotations(command, eval_str=True)  # typing's would hide an option that may be None in 3.10
     hints.pop("return", None)
     groups = {name: hints.pop(name) for name, hint in [*hints.items()] if dataclasses.is_dataclass(hint)}
     given = inspect.signature(command).parameters

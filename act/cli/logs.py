@@ -9,7 +9,6 @@ import json
 import logging
 import sys
 import time
-import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ class _Sentences(logging.Formatter):
 
 def with_level(command: Callable[..., None], option: Any) -> Callable[..., None]:
     """A command with the option ``--log-level``, by which its work is logged on stderr."""
-    hints = typing.get_type_hints(command, include_extras=True)
+    hints = inspect.get_annotations(command, eval_str=True)  # typing's would hide an option that may be None in 3.10
     own = inspect.signature(command).parameters.values()
 
     @functools.wraps(command)

@@ -44,7 +44,8 @@ def counter(what: str, as_json: bool = False) -> Iterator[Report]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    bar = Bar(*columns, console=console, disable=not console.is_terminal, transient=True)
+    with contextlib.nullcontext() if bar.disable else bar:  # rich before 15 ends a disabled bar by a line
         task = bar.add_task(what, total=None)
 
         def report(doing: str, done: int, total: int) -> None:
@@ -111,11 +112,13 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
         self._records = job.records
 
     def __enter__(self) -> Progress:
-        self._bar.start()
+        if not self._bar.disable:
+            self._bar.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        if not self._bar.disable:
+            self._bar.stop()
 
     def before_run(self, run: Run) -> None:
         """Store where a resumed run begins."""

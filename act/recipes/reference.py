@@ -76,7 +76,8 @@ def reference() -> str:
 def section_of(kind: type[Section], name: str) -> tuple[type[Section] | None, Shape]:
     """The section, or sections, that a key of a section holds; None for a key that holds values."""
     for annotation in (kind.model_fields[name].annotation, *get_args(kind.model_fields[name].annotation)):
-        if isinstance(annotation, type) and issubclass(annotation, Section):
+        # Python 3.10 takes dict[str, Section] for a type.
+        if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Section):
             shape: Shape = {list: "list", dict: "names"}.get(get_origin(kind.model_fields[name].annotation), "one")  # type: ignore[arg-type,assignment]
             return annotation, shape
     return None, "one"

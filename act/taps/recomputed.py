@@ -24,12 +24,13 @@ class Kept:
 
     def __init__(self, tensors: tuple[torch.Tensor, ...]) -> None:
         anchor = torch.empty(0, requires_grad=True)
-        self._node: Any = _Saved.apply(anchor, *tensors).grad_fn  # type: ignore[no-untyped-call]
+        # The output, for older versions of PyTorch empty its node when it goes.
+        self._output: Any = _Saved.apply(anchor, *tensors)  # type: ignore[no-untyped-call]
 
     def take(self) -> tuple[torch.Tensor, ...]:
         """The tensors, once, without gradient; inside a backward pass."""
-        saved = self._node.saved_tensors
-        self._node = None
+        saved = self._output.grad_fn.saved_tensors
+        self._output = None
         return tuple(tensor.detach() for tensor in saved)
 
 
