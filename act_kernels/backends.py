@@ -45,14 +45,18 @@ def _triton_refusal(device_type: str) -> str | None:
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     if device_type != "cuda" and not interpreted:
         return f"triton kernels run on a CUDA device, not on {device_type} (TRITON_INTERPRET=1 interprets them, slowly)"
+    return _version_refusal() or (None if interpreted else _jit_refusal())
+
+
+def _version_refusal() -> str | None:
     try:
         found = importlib.import_module("triton").__version__
     except Exception as error:  # a broken install raises anything, such as OSError for a missing library
         return f"triton does not import ({error}); run: pip install --force-reinstall triton"
-    if tuple(int(number) for number in found.split(".")[:2]) < OLDEST_TRITON:
-        oldest = ".".join(map(str, OLDEST_TRITON))
-        return f"triton {found} is too old for these kernels; they need {oldest}, which comes with torch 2.8, or newer"
-    return None if interpreted else _jit_refusal()
+    if tuple(int(number) for number in found.split(".")[:2]) >= OLDEST_TRITON:
+        return None
+    oldest = ".".join(map(str, OLDEST_TRITON))
+    return f"triton {found} is too old for these kernels; they need {oldest}, which comes with torch 2.8, or newer"
 
 
 @functools.cache

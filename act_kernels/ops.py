@@ -170,7 +170,7 @@ def blend_rows(
     >>> target.tolist()
     [[0.0, 0.0], [0.5, 0.5], [0.0, 0.0]]
     """
-    strengths = [float(strength)] * len(targets) if isinstance(strength, int | float) else [float(s) for s in strength]
+    strengths = [float(strength)] * len(targets) if isinstance(strength, (int, float)) else [float(s) for s in strength]
     if torch.compiler.is_compiling():
         return _library().blend_rows(targets, donors, rows, strengths)
     lengths = {"targets": len(targets), "donors": len(donors), "rows": len(rows), "strength": len(strengths)}

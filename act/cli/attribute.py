@@ -52,10 +52,12 @@ class Attributing(Measuring):
     def _models(self, ranks: Ranks | None) -> dict[str, nn.Module]:
         from act.models.loading import require_plain_weights
         from act.models.quantised import NO_STEP
+        from act.taps.attributed import require_steps
 
         for name in self.names.values():
             require_plain_weights(name, NO_STEP, trust_remote_code=self.options.trust_remote_code)
         target = self._load(self.names["target"], ranks)
+        require_steps(target, "target")  # before anything is run
         donor = self.options.load(self.names["donor"], self.options.donor_device, spread=False)
         console.order_experts(donor, target, self.options.match_experts)
         return {"donor": donor, "target": target}

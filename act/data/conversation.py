@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from act.core.errors import ActError
@@ -49,14 +50,18 @@ class Conversation:
     columns: tuple[str, ...] = ()
 
     def forms(self) -> Iterator[Conversation]:
-        """This conversation in the forms that templates expect: arguments as objects or JSON, texts apart or joined."""
+        """This conversation in the forms that templates expect.
+
+        Arguments are objects or JSON, texts apart or joined, and reasoning has its own name or each that there is.
+        """
         tried: list[list[Message]] = []
-        for arguments in (_as_object, _as_json):
-            for content in (_as_given, _as_text):
-                messages = [_with_calls(content(message), arguments) for message in self.messages]
-                if messages not in tried:
-                    tried.append(messages)
-                    yield Conversation(messages, self.options, self.columns)
+        for reasoning, arguments, content in product(
+            (_as_given, _by_every_name), (_as_object, _as_json), (_as_given, _as_text)
+        ):
+            messages = [reasoning(_with_calls(content(message), arguments)) for message in self.messages]
+            if messages not in tried:
+                tried.append(messages)
+                yield Conversation(messages, self.options, self.columns)
 
 
 def conversation_of(
@@ -251,6 +256,11 @@ def _options(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_given(message: Message) -> Message:
     return message
+
+
+def _by_every_name(message: Message) -> Message:
+    reasoning = next((message[name] for name in REASONING if message.get(name) is not None), None)
+    return message if reasoning is None else {**dict.fromkeys(REASONING, reasoning), **message}
 
 
 def _as_text(message: Message) -> Message:

@@ -82,7 +82,7 @@ class Diagonal:
             inside = torch.ones_like(steps, dtype=torch.bool)
             for place, size in zip(at, piece.shape, strict=True):
                 inside &= (place >= 0) & (place < size)
-            values[steps[inside]] = piece[tuple(place[inside].to(piece.device) for place in at)].float().cpu()
+            values[steps[inside]] = _at(piece, tuple(place[inside].to(piece.device) for place in at)).float().cpu()
             if len(shape) > 1:
                 held = tuple(slice(low, low + size) for low, size in zip(start, piece.shape[:-1], strict=False))
                 sums[held] += _sums(piece)
@@ -205,7 +205,13 @@ def _read(parameter: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
     x, steps = parameter.detach(), steps.to(parameter.device)
     if not x.numel():
         return torch.empty(0)
-    return (x[tuple(steps % size for size in x.shape)] if x.dim() else x[None]).float().cpu()
+    return (_at(x, tuple(steps % size for size in x.shape)) if x.dim() else x[None]).float().cpu()
+
+
+def _at(x: torch.Tensor, places: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    if x.itemsize > 1:
+        return x[places]
+    return x.view(torch.uint8)[places].view(x.dtype)  # older versions of PyTorch index no float8
 
 
 def _sums(x: torch.Tensor) -> torch.Tensor:

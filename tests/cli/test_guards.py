@@ -79,7 +79,7 @@ def test_weights_that_may_be_plain_once_loaded_are_not_refused_by_the_configurat
 
 def test_offloaded_weights_are_one_sentence_that_names_the_option(folder, tmp_path):
     pytest.importorskip("accelerate")
-    spread = ["--device-map", "auto", "--max-memory", "cpu=40KB", "--output", tmp_path / "none"]
+    spread = ["--device-map", "auto", "--max-memory", "cpu=100KB", "--output", tmp_path / "none"]
     found = act_profile("attribute", *of(folder), "--corpus", folder / "a.jsonl", *spread)
     assert found.returncode == 2 and "--device cpu instead of --device-map" in found.stderr
     assert len(found.stderr.splitlines()) == 1, found.stderr

@@ -259,7 +259,7 @@ def test_a_message_that_is_not_learned_is_no_answer(with_template):
 
 def test_nulls_of_a_table_are_as_good_as_keys_that_are_not_there(with_template, tmp_path):
     tokenizer = with_template(QWEN3)
-    tools = [{"type": "function", "function": {"name": name, "parameters": {"properties": {key: {"type": "string"}}}}} for name, key in (("a", "x"), ("b", "y"))]  # fmt: skip
+    tools = [{"function": {"name": name, "parameters": {"properties": {key: {"type": "string"}}}}, "type": "function"} for name, key in (("a", "x"), ("b", "y"))]  # fmt: skip
     records = [
         {"messages": [ASK, {**calling({"city": "Bern"}), "content": ""}], "tools": tools},
         {"messages": [ASK, {**SAY, "reasoning_content": "why"}], "tools": None},

@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from support import chosen, state
 from tiny_families import pair_of
 from transformers import conversion_mapping
-from transformers.core_model_loading import LinearToConv3d, PermuteForRope, WeightConverter
+from transformers.core_model_loading import LinearToConv3d, WeightConverter
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import act
 from act.editing.donor import Donor
@@ -76,7 +77,7 @@ def by_hand(donor, before: dict[str, torch.Tensor], channels: ChannelSet) -> dic
     return result
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family in CONFIG_MAPPING])
 def test_channels_of_experts_move_to_the_bit_in_memory_and_on_disk(tmp_path, family):
     donor, target = saved(tmp_path, family, max_shard_size="40KB")
     space = ChannelSpace.from_model(target)
@@ -297,9 +298,7 @@ def test_layouts_are_what_the_operations_make():
     assert torch.equal(assembled(gathered(whole["packed"], 1)), torch.cat([packed[:, ::2], packed[:, 1::2]], 1))
     rows = torch.randn(24, 5, generator=generator)
     stored["rows"] = rows
-    turned_rows = PermuteForRope()._permute_for_rope(
-        rows, transformers.LlamaConfig(hidden_size=24, num_attention_heads=3)
-    )
+    turned_rows = rows.view(3, 4, 2, 5).transpose(1, 2).reshape(24, 5)  # as transformers' PermuteForRope
     assert torch.equal(assembled(halved(Layout.whole("rows", (24, 5)), 3)), turned_rows)
     weights = {"w": expected}
     for expert in range(3):

@@ -21,6 +21,8 @@ if INTERPRETED:
     pytest.skip("an interpreted process compiles nothing", allow_module_level=True)
 pytestmark = pytest.mark.slow
 triton = pytest.importorskip("triton", reason="triton is not installed")
+if refusal := backends._version_refusal():
+    pytest.skip(refusal, allow_module_level=True)
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import act_kernels
+from act_kernels import backends
 from kernels.interpreter import INTERPRETED
 
 FOLDER = Path(__file__).parent
@@ -23,6 +24,7 @@ OPS = [name for name in act_kernels.__all__ if hasattr(torch.ops.act_kernels, na
 @pytest.mark.parametrize("cases", ["some", pytest.param("all", marks=pytest.mark.thorough)])
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreted one")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(backends._version_refusal() is not None, reason=str(backends._version_refusal()))
 def test_every_test_of_the_ops_passes_on_interpreted_triton(cases, tmp_path):
     report = tmp_path / "report.xml"
     run = subprocess.run(

@@ -115,7 +115,8 @@ def test_an_adapter_folder_is_measured_as_it_is_or_merged(tmp_path):
     loaded = load_model(str(tmp_path / "adapter"))
     assert torch.equal(loaded(IDS).logits, model(IDS).logits)
     own, other = act.profile(model, random_batches()), act.profile(loaded, random_batches())
-    assert own.space == other.space and torch.equal(own.mean, other.mean)
+    assert own.space == other.space
+    torch.testing.assert_close(own.mean, other.mean, rtol=1e-5, atol=1e-7)  # with a mask, and without
     whole = load_model(str(tmp_path / "adapter"), merge=True)
     torch.testing.assert_close(whole(IDS).logits, model(IDS).logits)
     whole.save_pretrained(tmp_path / "whole")

@@ -131,7 +131,7 @@ def test_a_model_spread_over_memory_and_disk_counts_the_same(tmp_path):
     pytest.importorskip("accelerate")
     tiny_model("qwen2").save_pretrained(tmp_path)
     whole = act.profile(load_model(str(tmp_path), device="cpu"), random_batches())
-    spread = load_model(str(tmp_path), device_map="auto", max_memory={"cpu": "40KB"})
+    spread = load_model(str(tmp_path), device_map="auto", max_memory={"cpu": "100KB"})
     assert any(parameter.is_meta for parameter in spread.parameters())
     profile = act.profile(spread, random_batches())
     assert profile.provenance.models["model"].fingerprint == whole.provenance.models["model"].fingerprint

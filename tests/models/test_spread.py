@@ -63,7 +63,8 @@ def test_a_replica_is_the_model_itself(mesh):
     model = tiny_model("llama")
     expected = act.profile(copy.deepcopy(model), random_batches())
     found = act.profile(torch.nn.parallel.DistributedDataParallel(model), random_batches())
-    assert found.space == expected.space and torch.equal(found.mean, expected.mean)
+    assert found.space == expected.space
+    torch.testing.assert_close(found.mean, expected.mean, rtol=1e-5, atol=1e-7)  # with a mask, and without
 
 
 def test_a_model_without_values_is_refused():

@@ -77,8 +77,9 @@ def assert_statistics(found, rows: torch.Tensor, error: float = 1e-7) -> None:
     assert ((found.positive_rate - (rows > 0).double().mean(0)).abs() <= 1e-12 + doubtful).all()
 
 
-# A fused norm may differ in its last bit, and a matrix product of other rows (the LM head's) in its last few.
-FUSED_ERROR = 1e-5
+# A fused norm may differ in its last bit, and a matrix product of other rows (the LM head's) in its last few. Padding
+# that comes last is left to causality, without a mask, where older versions of PyTorch run attention by another kernel.
+FUSED_ERROR, UNMASKED_ERROR = 1e-5, 1e-6
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -89,7 +90,7 @@ def test_profile_equals_stored_activations(family, fused):
     expected = stored_activations(model, batches)
     assert {site.name for site in profile.space} == set(expected)
     for name, rows in expected.items():
-        error = FUSED_ERROR if fused or profile.space.site(name).kind == "head" else 1e-7
+        error = FUSED_ERROR if fused or profile.space.site(name).kind == "head" else UNMASKED_ERROR
         assert_statistics(profile.site(name), rows, error)
     assert profile.provenance.corpora[0].irregular == {}
 
@@ -172,7 +173,7 @@ def test_half_precision_models(dtype):
     profile = act.profile(model, batches, fused=False)
     for name, rows in stored_activations(model, batches).items():
         if name != "lm_head":
-            assert_statistics(profile.site(name), rows)
+            assert_statistics(profile.site(name), rows, 4 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
