@@ -115,7 +115,7 @@ def _transferred(
                 values += change.after.numel()
             after[name] = before[name].after(changes)
         with _or_loaded(donors, parameters):
-            plan.require_models(digests(parameters, before), fingerprints.result())
+            plan.require_models(parameters, digests(parameters, before), fingerprints.result())
     copy.wait()
     parameters.remember()
     provenance = plan.provenance(digest(before), digest(after), list(parameters))

@@ -197,7 +197,7 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> None:
         for donor in donors:
             _require_own_names(donor, target)
         checked = TransferPlan.make(donors, target, overlap)
-        checked.require_models(fingerprints(target), checked.donor_fingerprints())
+        checked.require_models(target, fingerprints(target), checked.donor_fingerprints())
 
 
 def _require_own_names(donor: Donor, target: Parameters) -> None:

@@ -492,6 +492,17 @@ def digests(weights: Mapping[str, torch.Tensor], diagonals: Mapping[str, Diagona
     return digest(diagonals), digest({**diagonals, **weights.diagonals(rounded, loaded=True)})
 
 
+def narrowed_digests(weights: Mapping[str, torch.Tensor]) -> Iterator[str]:
+    """The fingerprints that weights have once they are loaded in each narrower type than some of them are of."""
+    for dtype in (torch.bfloat16, torch.float16):
+        if any(values.is_floating_point() and values.itemsize > dtype.itemsize for values in weights.values()):
+            yield digest({name: Diagonal.of(_narrowed(values, dtype)) for name, values in weights.items()})
+
+
+def _narrowed(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return x.to(dtype) if x.is_floating_point() and x.itemsize > dtype.itemsize else x
+
+
 def _clock_of(folder: Path, last: int) -> int:
     """What the clock of a filesystem shows, in ns; after a moment if it does not yet show more than ``last``."""
     for pause in (0, 0.01):

@@ -100,7 +100,7 @@ def _checked(plan: TransferPlan, weights: Weights) -> dict[str, Diagonal]:
     """
     stored = weights if isinstance(weights, Parameters) else None
     diagonals = diagonals_of(weights, stored.unsummed(plan.given) if stored else ())
-    plan.require_models(digests(weights, diagonals), plan.donor_fingerprints())
+    plan.require_models(weights, digests(weights, diagonals), plan.donor_fingerprints())
     if stored:
         for part in plan.given:
             rows = plan.changed(part)

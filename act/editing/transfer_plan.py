@@ -10,12 +10,12 @@ from typing import get_args
 import torch
 
 from act.core.counted import counted
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, option, require_choice
 from act.editing.donor import VOCABULARY_KINDS, Donor
 from act.editing.provenance import TransferProvenance
 from act.editing.remembered import believed
 from act.editing.rows import DonorRows, Overlap, Weights, blend, by_slice, experts_in, form_of, shape_in, union
-from act.editing.stored import Parameters, parameter_names
+from act.editing.stored import Parameters, narrowed_digests, parameter_names
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet, ChosenRows
 from act_kernels.ops import FLOAT_DTYPES
@@ -121,16 +121,32 @@ class TransferPlan:
                 if isinstance(one.weights, Parameters) and not one.tokens and one.weights.knows(part):
                     one.weights.require(part, one.rows, one.matrix[one.rows])
 
-    def require_models(self, target: Sequence[str], donors: Sequence[Sequence[str] | None]) -> None:
-        """Raise :class:`OtherModel` if a set was made for models with no such fingerprint."""
+    def require_models(self, target: Weights, found: Sequence[str], donors: Sequence[Sequence[str] | None]) -> None:
+        """Raise :class:`OtherModel` if channels were chosen for models with other weights.
+
+        They may have been chosen for the same weights in a narrower type.
+
+        Args:
+            target: the weights of the target.
+            found: what its fingerprint may be.
+            donors: as :meth:`donor_fingerprints` gives it.
+        """
         for donor, theirs in zip(self.donors, donors, strict=True):
-            for side, found in (("target", target), ("donor", theirs)):
+            for side, weights, prints in (("target", target, found), ("donor", donor.weights, theirs)):
                 expected = donor.made_for.get(side)
-                if expected and found is not None and expected.fingerprint not in found:
+                if not expected or prints is None or expected.fingerprint in prints:
+                    continue
+                other = "donor" if side == "target" else "target"
+                if other in donor.made_for and donor.made_for[other].fingerprint in prints:
                     raise OtherModel(
-                        f"the channel set was made for the {side} {expected}, "
-                        f"but the {side} given has other weights ({found[0]}); rank a profile of these models, "
-                        "or load them in the type they were profiled in (--dtype)"
+                        f"donor and target look swapped: the {side} given is the {other} that the channels were chosen "
+                        f"for; give {donor.made_for['donor']} as the donor and {donor.made_for['target']} as the target"
+                    )
+                if expected.fingerprint not in narrowed_digests(weights):
+                    raise OtherModel(
+                        f"the channels were chosen for the {side} {expected}, but the {side} given has other weights "
+                        f"({prints[0]}); rank a profile of these models, or load them in the type they were profiled "
+                        f"in ({option('--dtype', 'dtype=... of from_pretrained')})"
                     )
 
     def provenance(self, before: str, after: str, parameters: Sequence[str]) -> TransferProvenance:

@@ -136,6 +136,12 @@ def require_models(ability: Ability, donor: nn.Module, target: nn.Module) -> Non
     expected = models_of(ability)
     for side, model in (("donor", donor), ("target", target)):
         if side in expected and (found := fingerprint(model)) != expected[side].fingerprint:
+            other = "donor" if side == "target" else "target"
+            if other in expected and expected[other].fingerprint == found:
+                raise ActError(
+                    f"donor and target look swapped: the {side} given is the {other} of the profile; give "
+                    f"{expected['donor']} as the donor and {expected['target']} as the target"
+                )
             raise ActError(
                 f"the {side} given has other weights ({found}) than the profile's, "
                 f"{expected[side]}; give the models that were profiled, in the dtype they had then"

@@ -295,7 +295,7 @@ BAD = {
     "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give an act-profile file"),
     "profile of another model": lambda f, t: (
         ["transfer", "--donor", f / "donor", "--target", f / "other", "--channels", f / "channels.safetensors"],
-        "made for the target",
+        "chosen for the target",
     ),
     "top 0": lambda f, t: (["rank", f / "pair.safetensors", "--top", "0"], "top is 0"),
     "top 200%": lambda f, t: (["rank", f / "pair.safetensors", "--top", "200%"], "top is 200%"),

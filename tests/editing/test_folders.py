@@ -161,7 +161,7 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
     held = chosen(space, 0.2)
     rule = Rule(models={"target": ModelRead("another", "0" * 16)})
     channels = act.ChannelSet(space, held.index, held.scores, rule)
-    with pytest.raises(act.ActError, match="made for the target another"):
+    with pytest.raises(act.ActError, match="chosen for the target another"):
         transfer_folders([Donor(tmp_path / "donor", channels, 0.4)], tmp_path / "target", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["donor", "target"]
 

@@ -162,7 +162,7 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
     rule = Rule(models={"target": ModelRead("another", "0")})
     held = act.ChannelSet.load(tmp_path / "one.set")
     act.ChannelSet(held.space, held.index, held.scores, rule).save(tmp_path / "one.set", force=True)
-    with pytest.raises(act.ActError, match="made for the target another"):
+    with pytest.raises(act.ActError, match="chosen for the target another"):
         merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")
     with pytest.raises(act.ActError, match="would overwrite the input"):
         merge(configured(tmp_path, {"one": 0.4}), tmp_path / "target", force=True)

@@ -105,8 +105,12 @@ def test_a_set_made_for_other_models_is_refused():
     donor, target, other = (tiny_model("llama", seed=seed) for seed in range(3))
     batches = [{"input_ids": torch.arange(20)[None]}]
     channels = act.rank(act.profile_pair(donor, target, batches))
-    with pytest.raises(act.ActError, match="made for the target"):
+    with pytest.raises(act.ActError, match="chosen for the target"):
         act.transfer(donor, other, channels)
+    with pytest.raises(act.ActError, match="donor and target look swapped: the target given is the donor that"):
+        act.transfer(target, donor, channels)
+    with pytest.raises(act.ActError, match=r"type they were profiled in \(dtype=... of from_pretrained\)"):
+        act.transfer(other, target, channels)
     with pytest.raises(act.ActError, match="of another architecture"):
         act.transfer(tiny_model("gpt2"), tiny_model("gpt2", seed=1), channels)
     act.transfer(donor, target, channels)
@@ -167,7 +171,7 @@ def test_a_patch_shows_itself_in_one_line_and_as_an_escaped_table():
     channels = ChannelSet(space, torch.arange(norm.offset, norm.offset + 3), torch.zeros(3).double())
     patch = act.transfer_many([act.Donor(donor, channels, name="<b>ase")], target)
     before = patch.provenance.before
-    assert repr(patch) == f"<Patch: 3 rows of 1 parameter, 12 bytes, from <b>ase to {before}>"
+    assert repr(patch) == f"<Patch: 3 rows of 1 parameter, 12 bytes of float32, from <b>ase to {before}>"
     assert "<td>&lt;b&gt;ase</td><td>3</td><td>0.4</td>" in patch._repr_html_()
 
 

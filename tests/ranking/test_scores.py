@@ -197,6 +197,8 @@ def test_donor_and_target_over_different_texts_are_refused(models):
 def test_weight_diff_of_other_models_is_refused(models, pair):
     with pytest.raises(act.ActError, match="the target given has other weights"):
         act.rank(pair, "weight-diff", donor=models[0], target=tiny_model("llama", seed=7))
+    with pytest.raises(act.ActError, match="donor and target look swapped: the donor given is the target of the"):
+        act.rank(pair, "weight-diff", donor=models[1], target=models[0])
 
 
 def test_lm_head_channels_of_other_tokens_are_refused(models, tokenizer):
