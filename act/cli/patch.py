@@ -28,7 +28,9 @@ act-profile patch compose german.safetensors code.safetensors \\
 """
 app = typer.Typer(cls=Group, help=HELP, epilog=EXAMPLES, no_args_is_help=True, **options.LOOK)
 PatchFile = Annotated[Path, typer.Argument(help="A patch, written by act-profile transfer --output x.safetensors.")]
-Model = Annotated[Path, typer.Option(rich_help_panel=options.MODELS, help="The model folder; it is only read.")]
+Model = Annotated[
+    str, typer.Option(rich_help_panel=options.MODELS, help="The model: a folder, which is only read, or a hub id.")
+]
 NewFolder = Annotated[Path, typer.Option(rich_help_panel=options.OUTPUT, help="Folder for the resulting model.")]
 
 
@@ -68,6 +70,7 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
             **({} if change.parameter.expert is None else {"expert": change.parameter.expert}),
             "rows": len(change.rows),
             "values": change.after.numel(),
+            "type": str(change.after.dtype).removeprefix("torch."),
         }
         for change in held.changes
     ]
@@ -76,12 +79,13 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **known})
     after = held.provenance.after or "unknown, because it is composed of several"
     title = f"{patch}: {counted(len(held), 'value')}; fingerprint {held.provenance.before} -> {after}"
-    together: dict[tuple[str, int], Counter[str]] = {}  # all experts of a parameter in one line
+    together: dict[tuple[str, int, str], Counter[str]] = {}  # all experts of a parameter in one line
     for change in held.changes:
-        total = together.setdefault((change.parameter.name, change.parameter.dim), Counter())
+        dtype = str(change.after.dtype).removeprefix("torch.")
+        total = together.setdefault((change.parameter.name, change.parameter.dim, dtype), Counter())
         total.update(rows=len(change.rows), values=change.after.numel())
-    rows = [[name, dim, f"{total['rows']:,}", f"{total['values']:,}"] for (name, dim), total in together.items()]
-    console.print_table(title, ["parameter", "dim", "rows", "values"], rows)
+    rows = [[*place, f"{total['rows']:,}", f"{total['values']:,}"] for place, total in together.items()]
+    console.print_table(title, ["parameter", "dim", "type", "rows", "values"], rows)
     for donor in held.provenance.donors:
         print(f"donor {donor.name}: {counted(donor.channels, 'channel')} at strength {donor.strength}")
 
@@ -110,14 +114,15 @@ def compose_command(
     console.print_table(f"{output}: {counted(len(joined), 'value')}", ["rows in several patches", ""], rows)
 
 
-def _write(patch: Path, model: Path, output: Path, back: bool, hard_link: bool, force: bool, as_json: bool) -> None:
+def _write(patch: Path, model: str, output: Path, back: bool, hard_link: bool, force: bool, as_json: bool) -> None:
     from act.editing.folders import patch_folder
     from act.editing.patch import Patch
+    from act.models.loading import model_folder
 
-    console.require_models([str(model)])
+    console.require_models([model])
     reserve_output(output, force, [patch, model])
     held = Patch.load(patch)
-    patch_folder(held, model, output, revert=back, hard_link=hard_link, force=force)
+    patch_folder(held, model_folder(model), output, revert=back, hard_link=hard_link, force=force)
     summary = {"output": str(output), "values": len(held), "parameters": held.parameters}
     if as_json:
         return console.print_json(summary)

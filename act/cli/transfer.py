@@ -90,7 +90,15 @@ def command(
     ] = False,
     hard_link: options.HardLink = False,
     device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    dtype: Annotated[
+        str,
+        options.choice(
+            options.MODELS,
+            options.DTYPES,
+            "Type in which --auto runs the models and --merge merges them; auto: the checkpoint's. What is written has "
+            "the types of the target's checkpoint, with --merge this one.",
+        ),
+    ] = "auto",
     merge: options.MergeAdapters = False,
     push_to_hub: options.PushToHub = None,
     trust_remote_code: options.TrustRemoteCode = False,
@@ -128,7 +136,7 @@ def command(
         reserve_output(automatic.channels_output, force, [*inputs, output])
         require_no_other_ending(automatic.channels_output, ".safetensors")
     patterns = dict(_pattern(text) for text in strength_of or [])
-    on_disk = not (in_memory or merge) and dtype == "auto" and all(Path(name).is_dir() for name in (*donor, target))
+    on_disk = not (in_memory or merge)
     if on_disk and match_experts:
         raise ActError("--match-experts reorders loaded models, not files; add --in-memory, or leave it out")
     if on_disk and device != "auto" and not auto:  # which runs the models
@@ -146,6 +154,9 @@ def command(
     how = [f"## Share and strength\n\n{choice.card()}"] if choice else []
     more = "\n\n".join([*how, f"## The command\n\n```bash\n{console.command_for_others()}\n```"])
 
+    require_choice("dtype", dtype, options.DTYPES)
+    source = str(_folder(target)) if on_disk else target
+
     @functools.cache
     def donors() -> list[Donor]:
         from act.editing.donor import Donor
@@ -153,15 +164,20 @@ def command(
 
         sets = [choice.channels] if choice else map(ChannelSet.load, channels)
         given = [
-            Donor(name, one, {**patterns, "*": patterns.get("*", value)} if patterns else value)
+            Donor(
+                _folder(name) if on_disk else name,
+                one,
+                {**patterns, "*": patterns.get("*", value)} if patterns else value,
+                name=name,
+            )
             for name, one, value in zip(donor, sets, strengths, strict=True)
         ]
-        return list(_with_tokens(given, target, align_tokens, trust_remote_code))
+        return list(_with_tokens(given, source, align_tokens, trust_remote_code))
 
     summary = None
     if on_disk:
         try:
-            summary = _on_disk(donors, target, output, overlap, hard_link, force, more, not auto)  # type: ignore[arg-type]  # checked by the plan
+            summary = _on_disk(donors, source, output, overlap, hard_link, force, more, not auto)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
     summary = summary or _in_memory(
@@ -170,7 +186,7 @@ def command(
         output,
         overlap,  # type: ignore[arg-type]
         device,
-        dtype,
+        dtype if merge else "auto",
         force,
         merge,
         trust_remote_code,
@@ -201,6 +217,15 @@ def command(
     ]
     console.print_table(str(output), ["", ""], rows[1:])
     next_step.after_transfer(target, output)
+
+
+def _folder(name: str) -> Path:
+    """The folder of a model; torch, which takes a second to import, is only imported for one of the hub."""
+    if Path(name).is_dir():
+        return Path(name)
+    from act.models.loading import model_folder
+
+    return model_folder(name)
 
 
 def _with_tokens(donors: list[Donor], target: str, align: bool, trust_remote_code: bool) -> Iterator[Donor]:
@@ -286,14 +311,14 @@ def _in_memory(
     from act.models.quantised import NOT_MOVED
 
     console.quiet_transformers()
-    names = [str(donor.model) for donor in donors]
+    names = [donor.name or str(donor.model) for donor in donors]
     for name in (*names, target):
         require_plain_weights(name, NOT_MOVED, trust_remote_code=trust_remote_code)
 
     def load(name: str) -> nn.Module:
         return load_model(name, dtype=dtype, device=device, merge=merge, trust_remote_code=trust_remote_code)
 
-    loaded = [replace(donor, model=load(name), name=name) for donor, name in zip(donors, names, strict=True)]
+    loaded = [replace(donor, model=load(name)) for donor, name in zip(donors, names, strict=True)]
     result: Any = load(target)
     for donor in loaded:
         console.order_experts(cast("nn.Module", donor.model), result, match_experts, donor.channels.space)

@@ -286,7 +286,7 @@ def write_card(
     for donor, origin in donors:
         found = how_found(donor.rule, origin.title, target_of.title, commands=commands)
         lines += ["", f"Those of {origin.title}: {found}" if len(donors) > 1 else found]
-    lines += ["", results_section(not_measured(target) if results is None else results)]
+    lines += ["", results_section(not_measured(target_of.hub_id or target) if results is None else results)]
     lines += ["", afterwards] if afterwards else []
     ranked = [place for donor, _ in donors for place in texts_of(donor.rule)]
     card = Card(

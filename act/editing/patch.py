@@ -88,7 +88,8 @@ class Patch:
 
     def _size(self) -> str:
         rows = sum(len(change.rows) for change in self.changes)
-        return f"{counted(rows, 'row')} of {counted(self.parameters, 'parameter')}, {_readable(self.nbytes)}"
+        size = f"{counted(rows, 'row')} of {counted(self.parameters, 'parameter')}, {_readable(self.nbytes)}"
+        return " of ".join([size, *([" and ".join(self.types)] if self.changes else [])])
 
     def _donors(self) -> str:
         return " and ".join(donor.name or "an unnamed donor" for donor in self.provenance.donors) or "no donor"
@@ -97,6 +98,11 @@ class Patch:
     def parameters(self) -> int:
         """Number of parameters that it changes, in one part or several."""
         return len({change.parameter.name for change in self.changes})
+
+    @property
+    def types(self) -> list[str]:
+        """The types of the values that it changes, such as ``bfloat16``."""
+        return sorted({_called(change.after.dtype) for change in self.changes})
 
     @property
     def nbytes(self) -> int:
@@ -188,10 +194,16 @@ class Patch:
             part, expected = change.parameter, change.before
             shape, dtype = form_of(part, weights) if part.key in weights else ((), None)
             _, width = shape_in(part, shape) or (0, 0)
-            if width != expected[:1].numel() or dtype != expected.dtype:
+            if width != expected[:1].numel():
                 raise ActError(
                     f"the patch is for another model: it changes {described(part)} "
-                    f"({expected.dtype}, {expected[:1].numel()} values per row), which this model does not have"
+                    f"({expected[:1].numel()} values per row), which this model does not have"
+                )
+            if dtype != expected.dtype:
+                raise ActError(
+                    f"the patch is in {_called(expected.dtype)}, and {described(part)} of this model in "
+                    f"{_called(dtype)}; make the patch again, on this very model (transfer writes it in the types of "
+                    "the target), or give the model in the type of the patch"
                 )
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
@@ -269,7 +281,8 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
         conflict: what happens to a row that two of them change: ``refuse``, or the ``first`` or ``last`` one wins.
 
     Raises:
-        ActError: patches of different models; conflicts under ``refuse``, or rows of one crossing columns of another.
+        ActError: patches of different models, or in different types; conflicts under ``refuse``, or rows of one
+            crossing columns of another.
 
     >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.05)
     >>> patches = []
@@ -289,6 +302,7 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
     before = {patch.provenance.before for patch in patches}
     if len(before) > 1:
         raise ActError("the patches were made on different models; make each on the model it is to be applied to")
+    _require_same_types(patches)
     found = conflicts(patches)
     if found and conflict == "refuse":
         name, count = next(iter(found.items()))
@@ -307,6 +321,18 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
         conflicts=found,
     )
     return Patch([_joined(held) for held in by_slice(changes, "patch").values()], provenance)
+
+
+def _require_same_types(patches: Iterable[Patch]) -> None:
+    """Raise :class:`ActError` if a parameter has one type in one patch and another one in another."""
+    types: dict[str, torch.dtype] = {}
+    for change in (change for patch in patches for change in patch.changes):
+        name, dtype = change.parameter.name, change.after.dtype
+        if (other := types.setdefault(name, dtype)) != dtype:
+            raise ActError(
+                f"the patches are in different types: {name} is {_called(other)} in one and {_called(dtype)} in "
+                "another; make them all on one model, in one type"
+            )
 
 
 def conflicts(patches: Iterable[Patch]) -> dict[str, int]:
@@ -333,6 +359,10 @@ def _joined(held: Sequence[ChangedRows]) -> ChangedRows:
         torch.cat([getattr(change, side) for change in held])[order[first]] for side in ("before", "after")
     )
     return ChangedRows(held[0].parameter, rows[first], before, after)
+
+
+def _called(dtype: torch.dtype | None) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _readable(size: float) -> str:

@@ -16,7 +16,7 @@ from act.core.extras import optional
 from act.core.near import is_local, near_path
 from act.models.architecture import built, class_of
 from act.models.calls import Reader, arguments_of, reader_by
-from act.models.hub import base_of, cached_only, folder_of, identifier, revised, unreached
+from act.models.hub import base_of, cached_only, downloaded, folder_of, identifier, revised, unreached
 from act.models.load_errors import reason
 from act.models.quantised import quantised_by
 from act.models.views import original
@@ -271,6 +271,20 @@ def require_place(name: str, what: str) -> None:
             f"no such {what}: {name}; expected a folder in Hugging Face format, or a hub id such as org/name{aside}",
             near_path(name),
         )
+
+
+def model_folder(name: str) -> Path:
+    """The folder of a model; one of the hub is downloaded to its cache first.
+
+    Raises:
+        ActError: there is none of that name.
+
+    >>> from act.models.loading import model_folder
+    >>> model_folder(".")
+    PosixPath('.')
+    """
+    require_place(name, "model")
+    return downloaded(name)
 
 
 def _base_to_merge(name: str, trust_remote_code: bool) -> str:
