@@ -12,7 +12,7 @@ import typer
 from act.cli import console, options
 from act.cli.help import Group, add
 from act.core.counted import counted
-from act.core.files import require_no_other_ending, reserve_output
+from act.core.files import require_ending, require_folder_name, reserve_output
 
 HELP = "Apply, revert, show or compose patches: the rows that transfers changed."
 EXAMPLES = """
@@ -54,7 +54,7 @@ def revert(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Restore the model as it was before the patch, bit for bit, in a new folder."""
+    """Restore the weights as they were before the patch, bit for bit, in a new folder, with the target's README.md."""
     _write(patch, model, output, True, hard_link, force, as_json)
 
 
@@ -75,7 +75,7 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         for change in held.changes
     ]
     if as_json:
-        known = {key: value for key, value in held.provenance.to_json().items() if key != "parameters"}
+        known = {key: value for key, value in held.provenance.to_json().items() if key not in ("parameters", "card")}
         return console.print_json({"patch": str(patch), "values": len(held), "changes": parameters, **known})
     after = held.provenance.after or "unknown, because it is composed of several"
     title = f"{patch}: {counted(len(held), 'value')}; fingerprint {held.provenance.before} -> {after}"
@@ -103,15 +103,18 @@ def compose_command(
     from act.editing.patch import Patch, compose, conflicts
 
     reserve_output(output, force, patches)
-    require_no_other_ending(output, ".safetensors")
+    require_ending(output, "the patch", (".safetensors",))
     held = [Patch.load(path) for path in patches]
     found = conflicts(held)
     joined = compose(held, conflict)  # type: ignore[arg-type]  # checked by compose
     joined.save(output, force=force)
     if as_json:
         return console.print_json({"output": str(output), "values": len(joined), "conflicts": found})
+    title = f"{output}: {counted(len(joined), 'value')}"
+    if not found:
+        return print(f"{title} of {'one patch' if len(held) == 1 else f'{len(held):,} patches, which share no row'}")
     rows = [[name, count] for name, count in found.items()]
-    console.print_table(f"{output}: {counted(len(joined), 'value')}", ["rows in several patches", ""], rows)
+    console.print_table(title, ["rows in several patches", ""], rows)
 
 
 def _write(patch: Path, model: str, output: Path, back: bool, hard_link: bool, force: bool, as_json: bool) -> None:
@@ -121,6 +124,7 @@ def _write(patch: Path, model: str, output: Path, back: bool, hard_link: bool, f
 
     console.require_models([model])
     reserve_output(output, force, [patch, model])
+    require_folder_name(output)
     held = Patch.load(patch)
     patch_folder(held, model_folder(model), output, revert=back, hard_link=hard_link, force=force)
     summary = {"output": str(output), "values": len(held), "parameters": held.parameters}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from act.cli import console, next_step, options
 from act.cli.choosing import AUTO, Choosing, print_choice
 from act.cli.grouped import with_options
 from act.core.errors import ActError, require_choice
-from act.core.files import require_no_other_ending, reserve_output, written_whole
+from act.core.files import require_folder_name, require_no_other_ending, reserve_output, written_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -129,6 +130,9 @@ def command(
                 f"{len(donor)} --donor and {len(channels)} --channels were given; give one set for each donor"
                 ", or choose with --auto"
             )
+        _require_once(donor, channels, overlap)
+    if output.suffix != ".safetensors":
+        require_folder_name(output, ", or a patch that ends with .safetensors")
     console.require_models([*donor, target])
     inputs = [*donor, target, *channels, *automatic.files]
     reserve_output(output, force, inputs)
@@ -305,6 +309,7 @@ def _in_memory(
     more: str,
     commands: bool,
 ) -> dict[str, Any]:
+    from act.editing.folders import with_card_of
     from act.editing.model_card import write_card
     from act.editing.transfer import transfer_many
     from act.models.loading import load_model, require_plain_weights
@@ -324,7 +329,7 @@ def _in_memory(
         console.order_experts(cast("nn.Module", donor.model), result, match_experts, donor.channels.space)
     patch = transfer_many(loaded, result, overlap)
     if output.suffix == ".safetensors":
-        return _saved(patch, output, force)
+        return _saved(with_card_of(target, patch), output, force)
     with written_whole(output, force=force, directory=True) as folder:
         result.save_pretrained(folder)
         _write_companions(target, folder, trust_remote_code)
@@ -361,6 +366,17 @@ def _require_overlap(overlap: str) -> None:
     from act.editing.rows import Overlap
 
     require_choice("overlap", overlap, get_args(Overlap))
+
+
+def _require_once(donors: list[str], channels: list[Path], overlap: str) -> None:
+    """Raise :class:`ActError` for a donor that would give the channels of one set twice, of which the steps add up."""
+    given = [(os.path.realpath(donor), os.path.realpath(one)) for donor, one in zip(donors, channels, strict=True)]
+    twice = next((number for number, one in enumerate(given) if one in given[:number]), None)
+    if twice is not None and overlap == "sum":
+        raise ActError(
+            f"--donor {donors[twice]} with --channels {channels[twice]} is given twice, and --overlap sum adds both "
+            "steps; give it once, with the strength that you mean"
+        )
 
 
 def _one_each(option: str, values: list[float], donors: int) -> list[float]:

@@ -100,6 +100,21 @@ def require_no_other_ending(path: Path, ending: str) -> None:
         raise ActError(f"the output {path} ends with {path.suffix}; expected {ending}, which is what is written")
 
 
+def require_folder_name(path: Path, or_else: str = "") -> None:
+    """Raise :class:`ActError` if the name of a folder that is to be written ends like a file.
+
+    Args:
+        or_else: what else may be written, as the end of a sentence.
+
+    >>> from act.core.files import require_folder_name
+    >>> require_folder_name(Path("mended.txt"))
+    Traceback (most recent call last):
+    act.core.errors.ActError: the output mended.txt ends with .txt like a file; expected the name of a folder
+    """
+    if path.suffix.lower() in _FORMATS:
+        raise ActError(f"the output {path} ends with {path.suffix} like a file; expected the name of a folder{or_else}")
+
+
 _FORMATS = {
     *(".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods", ".json", ".jsonl", ".yaml", ".yml"),
     *(".txt", ".md", ".html", ".pdf", ".png", ".svg", ".npy", ".npz", ".pt", ".pth", ".pkl", ".gguf", ".safetensors"),

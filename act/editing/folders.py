@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from act.core.errors import ActError
 from act.core.inputs import require_not_input
+from act.editing.card_results import CARD
 from act.editing.copies import Copy, copied
 from act.editing.donor import Donor
 from act.editing.model_card import write_card
@@ -29,6 +30,8 @@ from act.editing.transfer_plan import OtherModel, TransferPlan
 from act.editing.weight_files import RenamedWeights
 from act.models.fingerprint import digest
 from act.models.sites import ParameterSlice
+
+LONGEST_CARD = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,18 @@ def patch_of_folders(donors: Sequence[Donor], target: str | Path, overlap: Overl
     """
     parameters = StoredModel(target).parameters(donors[0].channels.space)
     with _or_loaded(donors, parameters):
-        return transfer_many(donors, parameters, overlap)
+        patch = transfer_many(donors, parameters, overlap)
+    return with_card_of(target, patch)
+
+
+def with_card_of(target: str | Path, patch: Patch) -> Patch:
+    """A patch that keeps the README.md of a target's folder, for a revert; of text alone, and 1 MB at most."""
+    try:
+        content = Path(target, CARD).read_bytes()
+        card = content.decode() if len(content) <= LONGEST_CARD else None
+    except (OSError, UnicodeDecodeError):
+        card = None
+    return Patch(patch.changes, replace(patch.provenance, card=card))
 
 
 def patch_folder(
@@ -144,7 +158,9 @@ def patch_folder(
     hard_link: bool = False,
     force: bool = False,
 ) -> None:
-    """Write a model folder with a patch applied, or reverted, as a new folder; with a card, if it says who gave rows.
+    """Write a model folder with a patch applied, or reverted, as a new folder.
+
+    It has a card, if the patch says who gave rows; a reverted one has the README.md that the patch has kept.
 
     Args:
         hard_link: as in :func:`transfer_folders`.
@@ -169,7 +185,9 @@ def patch_folder(
             new = change.before if revert else change.after
             _repeat(change.parameter, change.rows, new, written, held[change.parameter][1:])
         copy.wait()
-        if patch.provenance.donors and not revert:
+        if revert and patch.provenance.card is not None:
+            (copy.folder / CARD).write_bytes(patch.provenance.card.encode())
+        elif patch.provenance.donors and not revert:
             write_card(copy.folder, copy.source, patch.provenance, command="act-profile patch apply")
 
 

@@ -135,8 +135,8 @@ class Card:
     def _metadata(self) -> str:
         from huggingface_hub.repocard_data import ModelCardData  # half a second less than the package's name
 
-        licences = {origin.licence for origin in self.origins}
-        licence = licences.pop() if len(licences) == 1 else NOT_STATED
+        first, *others = (origin.licence for origin in self.origins)
+        licence = first if {*others} <= {first, NOT_STATED} else NOT_STATED
         named: dict[str, Any] = {}
         if licence != NOT_STATED:
             named = {"license": licence} if _is_known(licence) else {"license": "other", "license_name": licence}

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError, require_choice, require_type
+from act.core.errors import ActError, option, require_choice, require_type
 from act.core.plain import Label, checked
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
 from act.editing.provenance import TransferProvenance
@@ -101,7 +101,14 @@ class Patch:
 
     @property
     def types(self) -> list[str]:
-        """The types of the values that it changes, such as ``bfloat16``."""
+        """The types of the values that it changes.
+
+        >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=8)
+        >>> patch = act.transfer(donor, target, channels)
+        >>> patch.types
+        ['float32']
+        >>> patch.revert(target)
+        """
         return sorted({_called(change.after.dtype) for change in self.changes})
 
     @property
@@ -306,9 +313,10 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
     found = conflicts(patches)
     if found and conflict == "refuse":
         name, count = next(iter(found.items()))
+        first = option("--conflict first", "conflict='first'")
         raise ActError(
             f"changed by two patches: {counted(sum(found.values()), 'row')}, {count:,} of them in {name}; "
-            "say which wins with conflict 'first' or 'last'"
+            f"say which wins: {first}, or last"
         )
     changes = [change for patch in (patches[::-1] if conflict == "last" else patches) for change in patch.changes]
     provenance = TransferProvenance(
@@ -319,6 +327,7 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
         notes=tuple(note for patch in patches for note in patch.notes),
         conflict=conflict,
         conflicts=found,
+        card=next((patch.provenance.card for patch in patches if patch.provenance.card is not None), None),
     )
     return Patch([_joined(held) for held in by_slice(changes, "patch").values()], provenance)
 

@@ -50,6 +50,7 @@ class TransferProvenance:
         overlap: what happened to rows that several donors gave; None for a composed patch.
         notes: what was left out, and why.
         conflict, conflicts: for a composed patch, which patch won, and how many rows were in conflict by parameter.
+        card: for a patch of a model folder, the README.md that lies in it, which a revert brings back.
     """
 
     donors: tuple[DonorUsed, ...] = ()
@@ -60,6 +61,7 @@ class TransferProvenance:
     notes: tuple[str, ...] = ()
     conflict: str | None = None
     conflicts: Mapping[str, Natural] = field(default_factory=dict)
+    card: str | None = None
 
     @property
     def target(self) -> str:
@@ -77,6 +79,7 @@ class TransferProvenance:
             "before": self.before,
             "after": self.after,
             "parameters": list(self.parameters),
+            **({} if self.card is None else {"card": self.card}),
         }
 
     @classmethod

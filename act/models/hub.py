@@ -112,7 +112,7 @@ def downloaded(name: str) -> Path:
 
 
 _WEIGHTS = "*.safetensors"
-_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_BESIDE = ("*.json", "*.jinja", "*.model", "*.txt", "*.py", "README.md")
 _OTHER_FORMS = ["*/*", "consolidated*"]
 
 

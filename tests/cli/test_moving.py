@@ -125,12 +125,30 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     assert shown["values"] == len(Patch.load(files["one"])) == sum(change["values"] for change in shown["changes"])
     assert "donor" in act_profile("patch", "show", files["one"]).stdout
     both = [files["one"], files["two"]]
-    assert "changed by two patches: " in refuse("patch", "compose", *both, "--output", tmp_path / "both")
-    joined = succeed("patch", "compose", *both, "--conflict", "last", "--output", tmp_path / "both")
+    refused = refuse("patch", "compose", *both, "--output", tmp_path / "both.safetensors")
+    assert "changed by two patches: " in refused and "say which wins: --conflict first, or last" in refused
+    assert "the patch both ends with nothing; expected .safetensors" in refuse(
+        "patch", "compose", *both, "--output", "both"
+    )
+    alone = act_profile("patch", "compose", files["one"], "--output", tmp_path / "alone.safetensors").stdout
+    assert "of one patch" in alone and alone.count("\n") == 1
+    joined = succeed("patch", "compose", *both, "--conflict", "last", "--output", tmp_path / "both.safetensors")
     assert sum(joined["conflicts"].values()) > 0
-    assert "unknown, because it is composed" in " ".join(act_profile("patch", "show", tmp_path / "both").stdout.split())
-    succeed("patch", "apply", tmp_path / "both", "--model", folder / "target", "--output", tmp_path / "composed")
-    succeed("patch", "revert", tmp_path / "both", "--model", tmp_path / "composed", "--output", tmp_path / "again")
+    assert "unknown, because it is composed" in " ".join(
+        act_profile("patch", "show", tmp_path / "both.safetensors").stdout.split()
+    )
+    succeed(
+        "patch", "apply", tmp_path / "both.safetensors", "--model", folder / "target", "--output", tmp_path / "composed"
+    )
+    succeed(
+        "patch",
+        "revert",
+        tmp_path / "both.safetensors",
+        "--model",
+        tmp_path / "composed",
+        "--output",
+        tmp_path / "again",
+    )
     assert same(tensors(tmp_path / "again"), before)
     for model, output, message in (
         (folder / "one", tmp_path / "no", "does not hold the values"),
@@ -263,6 +281,10 @@ BAD = {
         [*donors_of(f, "one"), "--target", incomplete(f, t), "--in-memory"],
         "lacks 1 of the model's weights, model.layers.1.mlp.up_proj.weight",
     ),
+    "the same donor twice": lambda f, t: (
+        [*donors_of(f, "one", "one"), "--target", f / "target"],
+        "is given twice, and --overlap sum adds both steps",
+    ),
     "another architecture": lambda f, t: ([*donors_of(f, "gpt2"), "--target", f / "target"], "of another architecture"),
 }
 
@@ -273,6 +295,34 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(name, folder, tmp_path):
     held = sorted(tmp_path.iterdir())
     assert message in refuse("transfer", *arguments, "--output", tmp_path / "out")
     assert sorted(tmp_path.iterdir()) == held
+
+
+def test_a_folder_is_not_called_like_a_file(folder, tmp_path):
+    moving = ["transfer", *donors_of(folder, "one"), "--target", folder / "target"]
+    refused = refuse(*moving, "--output", tmp_path / "o.txt")
+    assert "ends with .txt like a file; expected the name of a folder, or a patch that ends with" in refused
+    succeed(*moving, "--output", tmp_path / "p.safetensors")
+    for what in ("apply", "revert"):
+        patching = ["patch", what, tmp_path / "p.safetensors", "--model", folder / "target"]
+        refused = refuse(*patching, "--output", tmp_path / "o.safetensors")
+        assert "ends with .safetensors like a file; expected the name of a folder" in refused
+
+
+def test_a_revert_brings_the_readme_of_the_target_back(folder, tmp_path):
+    target = copied(folder / "target", tmp_path / "target")
+    text = "---\nlicense: apache-2.0\n---\n# Mine, as it was é\r\n"
+    (target / "README.md").write_bytes(text.encode())
+    moving = ["transfer", *donors_of(folder, "one"), "--target", target, "--output"]
+    for number, more in enumerate(([], ["--in-memory"])):
+        patch, mended, back = (tmp_path / f"{name}{number}" for name in ("p", "mended", "back"))
+        patch = patch.with_suffix(".safetensors")
+        succeed(*moving, patch, *more)
+        succeed("patch", "apply", patch, "--model", target, "--output", mended)
+        card = (mended / "README.md").read_text()
+        assert "license: apache-2.0" in card and "# Mine" not in card
+        succeed("patch", "revert", patch, "--model", mended, "--output", back)
+        assert (back / "README.md").read_bytes() == text.encode()
+        assert "# Mine" not in act_profile("patch", "show", patch, "--json").stdout
 
 
 def test_no_output_is_an_input_even_with_force(folder):

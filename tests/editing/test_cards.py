@@ -156,9 +156,11 @@ def test_origins_are_named_by_their_hub_id_and_licence(tmp_path):
     text = str(Card("mended", origins, "body", ["merge"], ["org/texts:de:train", "german.jsonl"], figures))
     data = ModelCard(text).data
     assert data.base_model == ["org/name", "org/donor"] and data.datasets == ["org/texts"]
-    assert data.license is None and "merge" in data.tags and data.library_name == "transformers"
+    assert data.license == "apache-2.0" and "merge" in data.tags and data.library_name == "transformers"
     assert [(one.dataset_name, one.metric_value) for one in data.eval_results] == [("german", 0.4)]
     assert ModelCard(str(Card("one", origins[:1], ""))).data.license == "apache-2.0"
+    for others in ([Origin("d", "mit", None), *origins], [origins[0], Origin("d", "mit", None)], origins[::-1]):
+        assert ModelCard(str(Card("one", others, ""))).data.license is None
     (other / "README.md").write_text(text)
     again = str(Card("again", [Origin.of(other)], "", architecture="BertModel"))
     assert ModelCard(again).data.base_model == ["org/name", "org/donor"] and "import AutoModel, Auto" in again
