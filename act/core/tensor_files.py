@@ -9,27 +9,39 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from act.core.errors import ActError, Missing, brief
+from act.core.errors import ActError, Missing, brief, option
 from act.core.files import written_whole
 from act.core.near import near_path
 from act.core.plain import parsed_json
 
 SCHEMA_KEY, HEADER_KEY, HASH_KEY = "schema", "header", "xxh3"
-_READERS = {
-    "act-profile": "act.load",
-    "act-attribution": "act.load",
-    "act-channels": "act.ChannelSet.load",
-    "act-patch": "act.Patch.load",
+
+
+class _Kind(NamedTuple):
+    """What people call a kind of file, which command makes one, and what reads it in Python."""
+
+    called: str
+    made: str
+    reader: str
+
+
+_KINDS = {
+    "act-profile": _Kind("a profile", "act-profile run or pair", "act.load"),
+    "act-attribution": _Kind("an attribution", "act-profile attribute", "act.load"),
+    "act-channels": _Kind("a channel set", "act-profile rank", "act.ChannelSet.load"),
+    "act-patch": _Kind("a patch", "act-profile transfer --output patch.safetensors", "act.Patch.load"),
 }
+_RANKED = ("act-profile", "act-attribution")
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -61,19 +73,18 @@ def load_tensors(
     kind = schema.partition("/")[0]
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
         if os.path.isdir(path):
-            raise ActError(f"{path} is a folder; expected an {kind} file")
-        raise Missing(f"no such file: {path}; expected an {kind} file", near_path(str(path)))
+            raise ActError(f"{path} is a folder; expected {_called(kind)}")
+        raise Missing(f"no such file: {path}; expected {_called(kind)}", near_path(str(path)))
     try:
         if not _begins_as_safetensors(path):
-            raise ActError(f"{path} is not a safetensors file; expected an {kind} file")
+            raise ActError(f"{path} is not a safetensors file; expected {_called(kind)}")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get(SCHEMA_KEY, "an unknown schema")
             if found != schema:
-                same_kind = found.partition("/")[0] == kind
-                advice = "make it again with this version" if same_kind else f"give an {kind} file"
-                if not same_kind and (reader := _READERS.get(found.partition("/")[0])):
-                    advice += f" (in Python, {reader} reads this one)"
+                if (other := found.partition("/")[0]) in _KINDS and kind in _KINDS and other != kind:
+                    raise ActError(_of_another_kind(path, other, kind))
+                advice = "make it again with this version" if other == kind else f"give {_called(kind)}"
                 raise ActError(f"{path} holds {found:.60}, expected {schema}; {advice}")
             if HEADER_KEY not in metadata or not metadata.keys() <= {SCHEMA_KEY, HEADER_KEY, HASH_KEY}:
                 raise ValueError("its metadata is not of this kind")
@@ -93,6 +104,20 @@ def load_tensors(
         raise ActError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:
         raise ActError(f"{path} is truncated or damaged ({brief(error)}); make it again") from error
+
+
+def _called(kind: str) -> str:
+    return _KINDS[kind].called if kind in _KINDS else f"an {kind} file"
+
+
+def _of_another_kind(path: Path, found: str, expected: str) -> str:
+    """What is wrong with a file of one of the :data:`_KINDS`, and how to come to what was expected."""
+    one, other = _KINDS[found], _KINDS[expected]
+    if expected == "act-channels" and found in _RANKED:
+        typed = f"make one of it: act-profile rank {shlex.quote(str(path))} --output channels.safetensors"
+        return f"{path} is {one.called}, expected {other.called}; {option(typed, 'make one of it with act.rank')}"
+    typed = f"{other.made} makes one"
+    return f"{path} is {one.called}, expected {other.called}; {option(typed, f'{one.reader} reads this one')}"
 
 
 def kind_of(path: Path) -> str | None:

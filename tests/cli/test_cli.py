@@ -292,7 +292,11 @@ BAD = {
         ["rank", of_schema(f / "pair.safetensors", t / "p", "act-profile/99")],
         "holds act-profile/99, expected act-profile/1",
     ),
-    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "give an act-profile file"),
+    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "is a channel set, expected a profile"),
+    "not a channel set": lambda f, t: (
+        ["transfer", "--donor", f / "donor", "--target", f / "target", "--channels", f / "pair.safetensors"],
+        "is a profile, expected a channel set; make one of it: act-profile rank",
+    ),
     "profile of another model": lambda f, t: (
         ["transfer", "--donor", f / "donor", "--target", f / "other", "--channels", f / "channels.safetensors"],
         "chosen for the target",
@@ -339,7 +343,7 @@ BAD = {
     ),
     "records for a profile": lambda f, t: (
         ["rank", f / "ability.jsonl"],
-        "is not a safetensors file; expected an act-pr",
+        "is not a safetensors file; expected a profile",
     ),
     "every kind excluded": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", *excluded(*"qkvo", *KINDS)],

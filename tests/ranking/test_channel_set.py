@@ -73,7 +73,9 @@ def test_a_rule_that_is_none_is_refused(tmp_path):
 
 def test_a_set_that_is_read_as_a_profile_says_what_reads_it(tmp_path):
     small().save(tmp_path / "set")
-    with pytest.raises(act.ActError, match=r"give an act-profile file \(in Python, act.ChannelSet.load reads this one"):
+    with pytest.raises(
+        act.ActError, match=r"set is a channel set, expected a profile; act.ChannelSet.load reads this one"
+    ):
         act.load(tmp_path / "set")
 
 
