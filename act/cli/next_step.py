@@ -1,8 +1,13 @@
-"""The last line of a command: what most people type next, with the paths of what was just made."""
+"""The last line of a command: what most people type next, with the paths of what was just made.
+
+Its outputs have names that nothing has yet. What is not known is in capitals: see :data:`RECORDS`.
+"""
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +22,8 @@ Words = list[str | Path]
 
 MENDED = "mended"
 """The folder of a transferred model, beside what it is made from."""
+RECORDS = "TEST.jsonl"
+"""Stands for a file of records that were used for nothing else, which nobody but the user knows."""
 
 
 def after_profiles(profiles: Mapping[Path, Profile]) -> None:
@@ -30,9 +37,9 @@ def after_profiles(profiles: Mapping[Path, Profile]) -> None:
     (first, profile), *others = profiles.items()
     if profile.provenance.corpora[-1].shard:
         made = first.parent if others else first
-        return _say(["combine", made, "...", "--output", made.with_name(f"whole{made.suffix}")])
+        return _say(["combine", made, "...", "--output", _free(made.with_name(f"whole{made.suffix}"))])
     if "donor" not in profile.provenance.models:
-        return _say(["export", first, "--output", first.with_name(f"{first.stem}.csv")])
+        return _say(["export", first, "--output", _free(first.with_name(f"{first.stem}.csv"))])
     attributed = isinstance(profile, AttributionProfile)
     score: Words = ["--score", "attribution"] if attributed else ["--score", "match"] if profile.swapped else []
     keep: Words = [] if attributed else [word for path, _ in others for word in ("--keep-profile", path)]
@@ -59,13 +66,13 @@ def after_sweep(profile: Path, donor: str, target: str, top: float, strength: fl
 def after_transfer(target: str, output: Path) -> None:
     """Apply a patch, or judge a model beside the target."""
     if output.suffix == ".safetensors":
-        return _say(["patch", "apply", output, "--model", target, "--output", output.with_name(MENDED)])
+        return _say(["patch", "apply", output, "--model", target, "--output", _free(output.with_name(MENDED))])
     after_change(target, output)
 
 
 def after_change(before: str, output: Path) -> None:
     """Judge a model beside what it was before, on records that were used for nothing else."""
-    _say(["evaluate", "--before", before, "--model", output, "--corpus", "TEST.jsonl"])
+    _say(["evaluate", "--before", before, "--model", output, "--corpus", RECORDS])
 
 
 def options_of(given: Mapping[str, Any]) -> list[str]:
@@ -76,11 +83,17 @@ def options_of(given: Mapping[str, Any]) -> list[str]:
 
 def _transfer(channels: Path, donor: str, target: str, strength: float) -> Words:
     models: Words = ["--donor", donor, "--target", target, "--channels", channels]
-    return ["transfer", *models, "--strength", f"{strength:g}", "--output", channels.with_name(MENDED)]
+    return ["transfer", *models, "--strength", f"{strength:g}", "--output", _free(channels.with_name(MENDED))]
 
 
 def _set_of(profile: Path) -> Path:
-    return profile.with_name(f"{profile.stem}-channels.safetensors")
+    return _free(profile.with_name(f"{profile.stem}-channels.safetensors"))
+
+
+def _free(path: Path) -> Path:
+    """A path, or the first of those with a number at its name's end, that nothing has yet."""
+    numbered = (path.with_name(f"{path.stem}-{number}{path.suffix}") for number in itertools.count(2))
+    return next(one for one in itertools.chain([path], numbered) if not os.path.lexists(one))
 
 
 def _say(*commands: Words) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console, options
+from act.cli import console, next_step, options
 from act.cli.help import Group, add
 from act.core.counted import counted
 from act.core.files import require_ending, require_folder_name, reserve_output
@@ -111,10 +111,13 @@ def compose_command(
     if as_json:
         return console.print_json({"output": str(output), "values": len(joined), "conflicts": found})
     title = f"{output}: {counted(len(joined), 'value')}"
-    if not found:
-        return print(f"{title} of {'one patch' if len(held) == 1 else f'{len(held):,} patches, which share no row'}")
-    rows = [[name, count] for name, count in found.items()]
-    console.print_table(title, ["rows in several patches", ""], rows)
+    if found:
+        rows = [[name, count] for name, count in found.items()]
+        console.print_table(title, ["rows in several patches", ""], rows)
+    else:
+        print(f"{title} of {'one patch' if len(held) == 1 else f'{len(held):,} patches, which share no row'}")
+    made_for = [donor.rule.models["target"].name for donor in joined.provenance.donors if "target" in donor.rule.models]
+    next_step.after_transfer(made_for[0] if made_for else "TARGET", output)
 
 
 def _write(patch: Path, model: str, output: Path, back: bool, hard_link: bool, force: bool, as_json: bool) -> None:
@@ -131,6 +134,8 @@ def _write(patch: Path, model: str, output: Path, back: bool, hard_link: bool, f
     if as_json:
         return console.print_json(summary)
     console.print_table(str(output), ["", ""], [[name, f"{value:,}"] for name, value in list(summary.items())[1:]])
+    if not back:
+        next_step.after_change(model, output)
 
 
 _EXAMPLES: dict[Callable[..., None], str] = {

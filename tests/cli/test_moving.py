@@ -131,7 +131,12 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
         "patch", "compose", *both, "--output", "both"
     )
     alone = act_profile("patch", "compose", files["one"], "--output", tmp_path / "alone.safetensors").stdout
-    assert "of one patch" in alone and alone.count("\n") == 1
+    assert "of one patch\nnext: act-profile patch apply" in alone and alone.count("\n") == 2
+    applied = act_profile("patch", "apply", files["one"], "--model", folder / "target", "--output", tmp_path / "told")
+    assert (
+        f"next: act-profile evaluate --before {folder / 'target'} --model {tmp_path / 'told'} --corpus"
+        in applied.stdout
+    )
     joined = succeed("patch", "compose", *both, "--conflict", "last", "--output", tmp_path / "both.safetensors")
     assert sum(joined["conflicts"].values()) > 0
     assert "unknown, because it is composed" in " ".join(

@@ -78,6 +78,22 @@ def test_a_patch_is_applied_and_a_model_judged(said):
     assert said()[0][:5] == ["evaluate", "--before", "t", "--model", "mended"]
 
 
+def test_no_output_is_proposed_that_exists_already(tmp_path, pair, said):
+    profile, patch = tmp_path / "p.safetensors", tmp_path / "patch.safetensors"
+    for name in ("mended", "mended-2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "p-channels.safetensors").touch()
+    next_step.after_transfer("t", patch)
+    assert said()[0][-1] == str(tmp_path / "mended-3")
+    next_step.after_rank(tmp_path / "c.safetensors", {})
+    assert said()[0][-1] == str(tmp_path / "mended-3")
+    next_step.after_sweep(profile, "d", "t", 0.02, 0.7, [])
+    ranked, moved = said()
+    assert ranked[-1] == moved[6] == str(tmp_path / "p-channels-2.safetensors") and moved[-1].endswith("/mended-3")
+    next_step.after_profiles({profile: pair})
+    assert said()[0][-1] == str(tmp_path / "p-channels-2.safetensors")
+
+
 def test_nothing_is_said_where_only_warnings_are_wanted(capsys):
     logging.getLogger("act").setLevel(logging.WARNING)
     next_step.after_transfer("t", Path("mended"))
