@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
-from act.cli import console, options
+from act.cli import console, next_step, options
+from act.core.files import require_folder_name
+from act.core.plain_yaml import read_yaml
 
 EXAMPLES = """
 act-profile mergekit merge.yaml merged/
@@ -20,6 +22,9 @@ models:
   - model: base/
     parameters: {channels: channels.safetensors, weight: 0.4}
 parameters: {overlap: sum}  # of several donors: sum, mean, first or stronger
+
+weight is the strength of a transfer, 0.4 by default. Relative paths start
+at the working directory, as in mergekit's own commands.
 """
 
 
@@ -36,8 +41,12 @@ def command(
     """Run a mergekit configuration, whose merge_method may be act; needs mergekit."""
     from act.editing.mergekit import merge
 
+    require_folder_name(output)
     console.quiet_transformers()
     merge(config, output, force=force, trust_remote_code=trust_remote_code)
     if as_json:
         return console.print_json({"output": str(output), "config": str(config)})
     print(f"written to {output}")
+    _, settings = read_yaml(config, "a mergekit configuration")
+    if isinstance(settings, dict) and isinstance(base := settings.get("base_model"), str):
+        next_step.after_change(base, output)

@@ -25,7 +25,7 @@ class Missing(ActError):
 
     def __init__(self, said: str, near: str | None = None) -> None:
         super().__init__(f"{said}; did you mean {near}?" if near else said)
-        self.said = said
+        self.said, self.near = said, near
 
 
 class Unreachable(ActError):

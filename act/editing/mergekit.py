@@ -13,24 +13,27 @@ mergekit looks up methods in a registry and has no entry points, so something mu
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from act.core.errors import ActError, brief, require_choice
+from act.core.errors import ActError, Missing, brief, one_of, require_choice
 from act.core.extras import optional
 from act.core.files import require_output, written_whole
+from act.core.near import meant
 from act.core.plain_yaml import read_yaml
 from act.editing.card_results import CARD
 from act.editing.donor import VOCABULARY_KINDS, Donor
-from act.editing.model_card import put_card
+from act.editing.model_card import block, put_card, write_card
+from act.editing.provenance import TransferProvenance
 from act.editing.rows import DonorRows, Overlap, blend, by_slice
 from act.editing.stored import Parameters, StoredModel, fingerprints
 from act.editing.transfer_plan import TransferPlan
-from act.models.loading import load_tokenizer, token_difference
+from act.models.loading import load_tokenizer, require_place, token_difference
 from act.ranking.channel_set import ChannelSet, ChosenRows
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["merge", "register"]
 
 NAME = "act"
+_OF_DONORS = ("channels", "weight")
 _NAME_MODELS: dict[str, tuple[str, ...]] = {  # mergekit's keys that name a model, with the values that do not
     **dict.fromkeys(("model", "base_model", "path", "lora"), ()),
     **dict.fromkeys(("tokenizer_source", "source"), ("base", "union")),
@@ -100,14 +104,15 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
     """Run a mergekit configuration, in which ``merge_method: act`` is known, and write the model.
 
     Args:
-        config: the YAML file; folders in it start at its own.
+        config: the YAML file; relative paths in it start at the working directory, as in mergekit's own commands.
         output: the folder of the model; it appears only when it is complete.
         force: replace an output that such a run has made.
         trust_remote_code: let Python code that a model brings along run.
 
     Raises:
-        ActError: mergekit is not installed; a configuration it does not accept; channel sets that were made for other
-            models; ``output`` is one of the models, or exists and ``force`` is False.
+        ActError: mergekit is not installed; a configuration it does not accept, or with parameters that
+            ``merge_method: act`` does not take; no model or channel set where one is named; channel sets that were
+            made for other models; ``output`` is one of the models, or exists and ``force`` is False.
 
     >>> from pathlib import Path
     >>> for name, one in {"donor": donor, "target": target}.items():
@@ -134,8 +139,7 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
     except (ValidationError, RuntimeError) as error:
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
     require_output(output, force, [config, *_named(settings)])
-    if plan.merge_method == NAME:
-        _check(plan, trust_remote_code)
+    moved = _check(plan, trust_remote_code) if plan.merge_method == NAME else None
     text = Path(config).read_text(encoding="utf-8")  # for the model card
     with written_whole(output, force=force, directory=True) as folder:
         try:
@@ -144,7 +148,10 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
         except Exception as error:  # its planner, hub client and model card may raise anything
             reason = brief(error, 400)
             raise ActError(f"mergekit cannot merge by {config}: {reason}") from error
-        if (card := folder / CARD).is_file():
+        if moved:
+            given = f"## The configuration\n\n{block(text, 'yaml')}"
+            write_card(folder, moved.target, moved.provenance, command="act-profile mergekit", afterwards=given)
+        elif (card := folder / CARD).is_file():
             put_card(folder, card.read_text(encoding="utf-8"))
 
 
@@ -170,26 +177,46 @@ def _named(settings: Any) -> Iterator[str]:
         yield from settings.split("+")
 
 
-def _check(plan: MergeConfiguration, trust_remote_code: bool) -> None:
-    """Check whole models as a transfer does, before mergekit takes them apart; only models in folders are checked."""
+@dataclass(frozen=True)
+class _Moved:
+    """What a merge moves from where, for the model card."""
+
+    target: str
+    provenance: TransferProvenance
+
+
+def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
+    """Check whole models as a transfer does, before mergekit takes them apart; only models in folders are checked.
+
+    Returns:
+        What is moved; None if models are not in folders, or the result has tokens that are not the target's.
+    """
     if not plan.models or not plan.base_model:
         raise ActError("merge_method act needs base_model (the target) and models (the donors)")
     base = plan.base_model.model.path
     donors = []
+    _require_known("parameters of the merge", plan.parameters or {}, (*_OF_DONORS, "overlap"))
+    _require_here(base)
     for entry in plan.models:
         name, settings = entry.model.model.path, {**(plan.parameters or {}), **(entry.parameters or {})}
+        _require_known(f"parameters of {name}", entry.parameters or {}, _OF_DONORS)
         if name == base:
             continue
+        _require_here(name)
         channels, weight = settings.get("channels"), settings.get("weight", 0.4)
         if not isinstance(channels, str):
             raise ActError(f"{name} has no parameter channels; give the file of a channel set")
         if not isinstance(weight, int | float):
             raise ActError(f"weight of {name} is {weight}; merge_method act takes one number")
-        donors.append(Donor(name, ChannelSet.load(channels), weight))
+        try:
+            donors.append(Donor(name, ChannelSet.load(channels), weight))
+        except Missing as error:
+            raise Missing(f"{error.said} ({_looked_at(channels)})", error.near) from error
     overlap: Any = (plan.parameters or {}).get("overlap", "sum")
     require_choice("overlap", overlap, get_args(Overlap))
     by_slice(chosen for donor in donors for chosen in donor.channels.rows())
-    if plan.tokenizer_source is None and plan.tokenizer is None:  # else mergekit renumbers tokens itself
+    own_tokens = plan.tokenizer_source is None and plan.tokenizer is None  # else mergekit renumbers tokens itself
+    if own_tokens:
         for donor in donors:
             _require_same_tokens(donor, base, trust_remote_code)
     if donors and all(Path(name).is_dir() for name in (base, *(str(donor.model) for donor in donors))):
@@ -197,7 +224,34 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> None:
         for donor in donors:
             _require_own_names(donor, target)
         checked = TransferPlan.make(donors, target, overlap)
-        checked.require_models(target, fingerprints(target), checked.donor_fingerprints())
+        found = fingerprints(target)
+        checked.require_models(target, found, checked.donor_fingerprints())
+        if own_tokens:
+            provenance = replace(checked.provenance(found[0], "", list(target)), after=None)
+            return _Moved(base, provenance)
+    return None
+
+
+def _require_known(where: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise :class:`ActError` for a parameter that ``merge_method: act`` does not take, which mergekit would ignore."""
+    for key in given:
+        if key not in known:
+            near = "; did you mean weight?" if key in ("strength", "lambda", "scale") else meant(key, known)
+            raise ActError(f"{where}: merge_method act has no key {key!r} here; {one_of(known)}{near}")
+
+
+def _require_here(name: str) -> None:
+    """Raise :class:`Missing` for a model that is neither a folder nor named as one of the hub."""
+    try:
+        require_place(name, "model")
+    except Missing as error:
+        raise Missing(f"{error.said} ({_looked_at(name)})", error.near) from error
+
+
+def _looked_at(place: str) -> str:
+    """Where a path of a configuration was looked for, as the end of a sentence."""
+    start = "" if Path(place).is_absolute() else ", since relative paths start at the working directory"
+    return f"looked at {Path(place).absolute()}{start}"
 
 
 def _require_own_names(donor: Donor, target: Parameters) -> None:

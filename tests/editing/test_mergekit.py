@@ -159,6 +159,31 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
     ):
         with pytest.raises(act.ActError, match=message):
             merge(configured(tmp_path, donors, **parameters), tmp_path / "out")
+    config = configured(tmp_path, {"one": 0.4})
+    plain = config.read_text()
+    for old, new, message in (
+        (
+            "weight: 0.4",
+            "strength: 0.9",
+            r"no key 'strength' here; expected one of channels, weight; did you mean weig",
+        ),
+        ("parameters: {}", "parameters: {overlop: mean}", r"no key 'overlop' here; .*did you mean overlap\?"),
+        (
+            f"{tmp_path}/one\n",
+            f"{tmp_path}/onne\n",
+            rf"no such model: .*onne; .*\(looked at {tmp_path}/onne\); did you mean",
+        ),
+        (f"{tmp_path}/one\n", "donors\n", r"no such model: donors; .*relative paths start at the working directory"),
+        (
+            f"{tmp_path}/one.set",
+            "one.st",
+            r"no such file: one.st; expected a channel set \(looked at .*working directory",
+        ),
+    ):
+        assert old in plain
+        config.write_text(plain.replace(old, new))
+        with pytest.raises(act.ActError, match=message):
+            merge(config, tmp_path / "out")
     rule = Rule(models={"target": ModelRead("another", "0")})
     held = act.ChannelSet.load(tmp_path / "one.set")
     act.ChannelSet(held.space, held.index, held.scores, rule).save(tmp_path / "one.set", force=True)
@@ -173,9 +198,20 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
 
 
 def test_the_command_runs_it(models, tmp_path):
+    for name in ("target", "one"):
+        (tmp_path / name / "README.md").write_text("---\nlicense: mit\n---\n")
     result = RUNNER.invoke(app, ["mergekit", str(configured(tmp_path, {"one": 0.4})), str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "out" / "config.json").is_file() and (tmp_path / "out" / "mergekit_config.yml").is_file()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        "Made with act-profile (`act-profile mergekit`)" in card
+        and "license: mit" in card
+        and "| donor | one |" in card
+    )
+    assert "weight: 0.4" in card and str(tmp_path) not in card and "- merge" in card
+    named = ["mergekit", str(tmp_path / "config.yml"), str(tmp_path / "out.txt")]
+    assert "ends with .txt like a file" in str(RUNNER.invoke(app, named).exception)
 
 
 def test_without_mergekit_the_way_to_install_it_is_named(tmp_path, monkeypatch):
