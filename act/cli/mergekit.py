@@ -20,18 +20,18 @@ merge_method: act
 base_model: specialist/
 models:
   - model: base/
-    parameters: {channels: channels.safetensors, weight: 0.4}
+    parameters: {channels: channels.safetensors, weight: 0.4}  # its default
 parameters: {overlap: sum}  # of several donors: sum, mean, first or stronger
-
-weight is the strength of a transfer, 0.4 by default. Relative paths start
-at the working directory, as in mergekit's own commands.
+# relative paths start at the working directory, as in mergekit itself
 """
 
 
 def command(
     config: Annotated[
         Path,
-        typer.Argument(help="A mergekit configuration, as below: each donor has the parameters channels and weight."),
+        typer.Argument(
+            help="A mergekit configuration, as below: each donor has the parameters channels and weight, a strength."
+        ),
     ],
     output: Annotated[Path, typer.Argument(help="Folder for the resulting model.")],
     trust_remote_code: options.TrustRemoteCode = False,

@@ -156,7 +156,9 @@ def command(
             choice.channels.save(automatic.channels_output, force=force)
         strengths = [choice.strength]
     how = [f"## Share and strength\n\n{choice.card()}"] if choice else []
-    more = "\n\n".join([*how, f"## The command\n\n```bash\n{console.command_for_others()}\n```"])
+    own = bool(choice) and not (channels or automatic.profile)  # the ranking is the command's
+    said = "It ranks the channels by half of the records, and chooses on the other half.\n\n" if own else ""
+    more = "\n\n".join([*how, f"## The command\n\n{said}```bash\n{console.command_for_others()}\n```"])
 
     require_choice("dtype", dtype, options.DTYPES)
     source = str(_folder(target)) if on_disk else target
@@ -181,7 +183,7 @@ def command(
     summary = None
     if on_disk:
         try:
-            summary = _on_disk(donors, source, output, overlap, hard_link, force, more, not auto)  # type: ignore[arg-type]  # checked by the plan
+            summary = _on_disk(donors, source, output, overlap, hard_link, force, more, not own)  # type: ignore[arg-type]  # checked by the plan
         except RenamedWeights as reason:
             console.warn(f"loading the models into memory as a whole: {reason}")
     summary = summary or _in_memory(
@@ -196,7 +198,7 @@ def command(
         trust_remote_code,
         match_experts,
         more,
-        not auto,
+        not own,
     )
     notes = summary.pop("notes")
     summary = {

@@ -46,13 +46,15 @@ def how_found(rule: Rule, donor: str, target: str, *, commands: bool = True) -> 
 
 def _commands(rule: Rule, donor: str, target: str) -> list[list[str]]:
     score, models = SCORES[rule.score], ["--donor", donor, "--target", target]
+    types = {model.dtype for model in rule.models.values() if model.dtype in ("float32", "bfloat16", "float16")}
+    dtype = [text for one in types if len(types) == 1 for text in ("--dtype", str(one))]
     ability = ["--corpus", *_each("--corpus", rule, rule.corpora)]
     profile = "profile.safetensors"
     if score.takes_cost:
         kept = [text for names in rule.keep for text in ("--keep", *_each("--keep", rule, names))]
-        measured, with_keep = [["act-profile", "attribute", *models, *ability, *kept, "--output", profile]], []
+        measured, with_keep = [["act-profile", "attribute", *models, *dtype, *ability, *kept, "--output", profile]], []
     else:
-        pair = ["act-profile", "pair", *models, *(["--swap"] if score.needs_swap else [])]
+        pair = ["act-profile", "pair", *models, *dtype, *(["--swap"] if score.needs_swap else [])]
         keeps = {
             f"keep-{number}.safetensors": ["--corpus", *_each("--corpus", rule, names)]
             for number, names in enumerate(rule.keep, start=1)

@@ -143,10 +143,12 @@ class TransferPlan:
                         f"for; give {donor.made_for['donor']} as the donor and {donor.made_for['target']} as the target"
                     )
                 if expected.fingerprint not in narrowed_digests(weights):
+                    dtype = expected.dtype
+                    loaded = option(f"--dtype {dtype or ''}".strip(), f"dtype={f'torch.{dtype}' if dtype else '...'}")
                     raise OtherModel(
                         f"the channels were chosen for the {side} {expected}, but the {side} given has other weights "
                         f"({prints[0]}); rank a profile of these models, or load them in the type they were profiled "
-                        f"in ({option('--dtype', 'dtype=... of from_pretrained')})"
+                        f"in ({loaded})"
                     )
 
     def provenance(self, before: str, after: str, parameters: Sequence[str]) -> TransferProvenance:

@@ -207,6 +207,13 @@ def name_of(model: nn.Module) -> str:
     return getattr(model, "name_or_path", "") or type(model).__name__
 
 
+def type_of(model: nn.Module) -> str | None:
+    """The type that a model was loaded in, such as ``bfloat16``: that of its first floating-point parameter."""
+    types = (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    found = next(types, None)
+    return None if found is None else str(found).removeprefix("torch.")
+
+
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; raises ActError if there is none, or if it needs code that may not run."""
     from transformers import AutoTokenizer

@@ -31,11 +31,13 @@ class ModelRead:
         name: the folder or hub id from which it was loaded, or the name of its class.
         fingerprint: of its weights (see :func:`act.models.fingerprint.fingerprint`).
         code: whose Python code it ran (see :func:`act.models.loading.code_of`); None if it brought none along.
+        dtype: the type that it was loaded in, such as ``bfloat16``; None if that is not known. It makes no other model.
     """
 
     name: str
     fingerprint: str
     code: str | None = None
+    dtype: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.fingerprint}{f', code of {self.code}' if self.code else ''})"
@@ -43,7 +45,8 @@ class ModelRead:
     def to_json(self) -> dict[str, Any]:
         """Plain data for the header of a file."""
         code = {"code": self.code} if self.code else {}
-        return {"name": self.name, "fingerprint": self.fingerprint, **code}
+        dtype = {"dtype": self.dtype} if self.dtype else {}
+        return {"name": self.name, "fingerprint": self.fingerprint, **code, **dtype}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ModelRead:

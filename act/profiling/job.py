@@ -25,7 +25,7 @@ from act.models.common import common_space, same_names
 from act.models.coverage import grouped_reasons
 from act.models.fingerprint import fingerprint
 from act.models.limits import causal, default_token_budget, packs, token_budget_for, vocabulary
-from act.models.loading import code_of, name_of
+from act.models.loading import code_of, name_of, type_of
 from act.models.placement import input_device, require_values, run_devices
 from act.models.prefix import why_unshared
 from act.models.views import language_view
@@ -427,7 +427,7 @@ class Job:
     ) -> list[tuple[str, Moments, Provenance]]:
         provenance = Provenance(
             models={
-                side: ModelRead(name_of(model), mark, code_of(model))
+                side: ModelRead(name_of(model), mark, code_of(model), type_of(model))
                 for (side, model), mark in zip(self.models.items(), self._fingerprints.values(), strict=True)
             },
             settings=Settings.from_json({**self.settings.to_json(), "backend": choose(self.device.type).backend.name}),

@@ -219,6 +219,7 @@ def test_the_commands_on_a_card_find_its_channels_again(tokenizer, tmp_path, mon
     assert "On german.jsonl; to be kept: my maths.jsonl. By attribution, top 3%" in section
     lines = section.partition("```bash\n")[2].partition("```")[0].splitlines()
     assert [line.split()[1] for line in lines] == ["attribute", "rank"]
+    assert "--dtype float32" in lines[0]  # which was measured, whatever the type that is stored
     for line in lines:
         app(shlex.split(line)[1:], standalone_mode=False)
     release_all()

@@ -302,14 +302,18 @@ def test_transfer_auto_as_a_user_types_it(folder, tmp_path):
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Share and strength were chosen among 2" in card and "**chosen**" in card
     assert "of the very records that the choice was made on" in card
+    assert "act-profile pair" not in card and "It ranks the channels by half of the records" in card
     profile = tmp_path / "german.safetensors"
     pair = ["--donor", models / "base", "--target", models / "target", "--corpus", folder / "german.jsonl"]
-    succeed("pair", *pair, "--output", profile)
+    succeed("pair", *pair, "--dtype", "float32", "--output", profile)
     seen = act_profile(*given, *texts, "--profile", profile, "--output", tmp_path / "no")
     assert seen.returncode == 2 and "is the text that the channels were ranked on" in seen.stderr
     other = ["--corpus", folder / "german test.jsonl", "--keep", folder / "english test.jsonl"]
-    shown = act_profile(*given, *other, *grid, "--profile", profile, "--output", tmp_path / "patch.safetensors")
-    assert shown.returncode == 0 and "chosen" in shown.stdout and (tmp_path / "patch.safetensors").exists()
+    shown = act_profile(*given, *other, *grid, "--profile", profile, "--output", tmp_path / "by profile")
+    assert shown.returncode == 0 and "chosen" in shown.stdout
+    card = (tmp_path / "by profile" / "README.md").read_text()
+    assert "act-profile pair --donor base --target target --dtype float32 --corpus german.jsonl" in card
+    assert "act-profile rank profile.safetensors --score paired --top 5%" in card and "It ranks" not in card
     assert "slightly optimistic; evaluate the result on records" in shown.stdout
 
 
