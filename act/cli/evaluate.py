@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +15,9 @@ from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
-from act.cli.tables import GUESSES, filled, guesses, print_tasks
+from act.cli.tables import GUESSES, NLL, RIGHT, P, filled, guesses, print_tasks
 from act.core.counted import counted
-from act.core.errors import ActError
+from act.core.errors import ActError, require_choice
 from act.core.files import require_ending, reserve_output, written_whole
 from act.core.places import last_parts
 
@@ -72,7 +73,11 @@ def command(
         Path | None, typer.Option(rich_help_panel=TASKS, help="Folder with your task files.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(rich_help_panel=TASKS, help="At most this many documents of each task.")
+        int | None,
+        typer.Option(
+            rich_help_panel=options.TEXT,
+            help="Only this many records of each corpus, the first ones, and documents of each task: for a quick look.",
+        ),
     ] = None,
     fewshot: Annotated[
         int | None, typer.Option(rich_help_panel=TASKS, help="Examples in each prompt of a task.")
@@ -101,18 +106,37 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Answer likelihood and right answers on a corpus; with --before, the change and whether it may be chance."""
+    _require_effect(
+        bool(corpus or keep),
+        bool(task),
+        {"metric": None if metric == "auto" else metric, "max-new-tokens": max_new_tokens, "details": details}
+        | {"token-budget": token_budget, "columns": reading.columns, "ignore-columns": reading.ignore_columns}
+        | {"max-length": reading.max_length},
+        {"task-folder": task_folder, "fewshot": fewshot},
+    )
+    require_choice("metric", metric, options.METRICS)
+    for what, number, least in (
+        ("max new tokens", max_new_tokens, 1),
+        ("token budget", token_budget, 1),
+        ("limit", limit, 1),
+        ("fewshot", fewshot, 0),
+    ):
+        if number is not None and number < least:
+            raise ActError(f"{what} is {number}; expected at least {least}")
+    if max_new_tokens is not None:
+        _require_written(metric)
+    _require_others(model, before)
     from act.editing.card_results import require_place
     from act.evaluation.comparison import compare
     from act.evaluation.details import ENDINGS, write_details
     from act.evaluation.evaluate import evaluate
+    from act.evaluation.exercises import exercises_of, fitting_metric
     from act.evaluation.harness import compare_tasks, require_tasks, run_tasks
     from act.models.hub import at_revision
     from act.models.loading import load_model
     from act.profiling.dtype_speed import warn_of_half
 
     console.quiet_transformers()
-    if not (corpus or keep or task):
-        raise ActError("nothing to evaluate on; give --corpus or --task")
     texts = [*(corpus or []), *(keep or [])]
     places = console.named(corpus or [], keep or [])
     model = [at_revision(name, revision) for name in model]
@@ -129,8 +153,10 @@ def command(
     figures: dict[str, list[TaskFigure]] = {}
     for name in names:
         tokenizer = reading.tokenizer_of(name, trust_remote_code=trust_remote_code)
-        corpora = reading.open_all(texts, tokenizer).values()
+        corpora = [one.beginning(limit) if limit else one for one in reading.open_all(texts, tokenizer).values()]
         loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        if max_new_tokens is not None and metric == "auto":
+            _require_written(*(fitting_metric(exercises_of(text.for_models(loaded))) for text in corpora))
         warn_of_half(loaded)
         with counter(name, as_json) as progress:
             evaluations[name] = [
@@ -180,6 +206,7 @@ def command(
                 "results": [one.summary() for one in everything],
                 "comparisons": [one.summary() for one in comparisons],
                 "keep": list(console.named(keep or [])),
+                "limit": limit,
                 "tasks": [one.summary() for name in names for one in figures[name]],
                 "task_comparisons": task_changes,
             }
@@ -188,6 +215,40 @@ def command(
     _print_comparisons(comparisons)
     print_tasks([one.summary() for name in names for one in figures[name]], last_parts(names))
     _print_task_changes(task_changes)
+    _print_legend(everything, comparisons, task_changes, limit)
+
+
+def _require_effect(texts: bool, tasks: bool, of_texts: Mapping[str, object], of_tasks: Mapping[str, object]) -> None:
+    """Raise :class:`ActError` for options of texts where only tasks were given, and the other way round."""
+    if not (texts or tasks):
+        raise ActError("nothing to evaluate on; give --corpus or --task")
+    for given, needed, names in ((texts, "--corpus or --keep", of_texts), (tasks, "--task", of_tasks)):
+        for name, value in names.items():
+            if not given and value is not None:
+                raise ActError(f"--{name} has no effect without {needed}; leave it out, or give one")
+
+
+def _require_written(*metrics: str) -> None:
+    """Raise :class:`ActError` if a limit of new tokens was given where no metric lets the model write."""
+    if all(one in ("nll", "choice") for one in metrics):
+        judged = " and ".join(dict.fromkeys(metrics))
+        raise ActError(
+            f"--max-new-tokens has no effect with the metric {judged}, which writes no answers; leave it out, or "
+            "choose --metric exact or number"
+        )
+
+
+def _require_others(models: Sequence[str], before: str | None) -> None:
+    """Raise :class:`ActError` if one model is given twice, however it is written."""
+    seen: dict[str, str] = {}
+    for name in [*([before] if before else []), *models]:
+        place = os.path.realpath(name) if os.path.exists(name) else name
+        if place in seen:
+            raise ActError(
+                f"{name} is given twice (the first time as {seen[place]}), so a model would be compared with itself; "
+                "give --model what was changed, and --before what it was made of"
+            )
+        seen[place] = name
 
 
 def _put_on_card(
@@ -271,6 +332,25 @@ def _print_task_changes(changes: list[TaskChange]) -> None:
     if rows:
         names = ["model", "task", "metric", "difference", "p"]
         console.print_table(f"Tasks, against {changes[0]['before']}", names, rows)
+
+
+def _print_legend(
+    evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], tasks: Sequence[TaskChange], limit: int | None
+) -> None:
+    """What the columns of the tables are."""
+    if any(one.right is not None for one in evaluations):
+        print(RIGHT)
+    if evaluations:
+        print(NLL)
+    tests = [
+        *(["McNemar's exact test, of answers won and lost"] if any(one.match for one in comparisons) else []),
+        *(["sign-flip, of likelihoods record by record"] if any(one.nll for one in comparisons) else []),
+        *(["of tasks, sign-flip document by document"] if tasks else []),
+    ]
+    if tests:
+        print(f"{P} ({'; '.join(tests)})")
+    if limit:
+        print(f"only the first {limit:,} of each corpus and task: a look, no result")
 
 
 def _p(p: float | None) -> str:

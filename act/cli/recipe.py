@@ -10,7 +10,7 @@ import typer
 
 from act.cli import console, options
 from act.cli.progress import counter, step
-from act.cli.tables import GUESSES, filled, guesses, print_tasks
+from act.cli.tables import GUESSES, NLL, RIGHT, P, filled, guesses, print_tasks
 from act.core.counted import counted
 from act.core.errors import ActError, require_choice
 from act.core.inputs import require_not_input
@@ -251,11 +251,11 @@ def _print_legend(models: list[str], described: Recipe) -> None:
     if any(name.endswith(" + tune") for name in models):
         said.append("+ tune: tuned afterwards, all in the same way")
     print("; ".join(said))
-    print("right: share of right answers, beside guesses (chance) and the commonest answer alone (majority)")
-    print("NLL: negative log-likelihood per token in nats, less is better; p: the probability that chance alone makes")
     tuned = any(name == "act + tune" for name in models)
+    print(RIGHT)
+    print(NLL)
     print(
-        "such a difference: of a row to the target, and of the transfer to that row"
+        f"{P}: of a row to the target, and of the transfer to that row"
         + tuned * (" (of act to rows that are not tuned, of act + tune to those that are)")
     )
 

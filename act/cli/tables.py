@@ -49,6 +49,12 @@ GUESSES = "chance, majority"
 """The column beside that of right answers: what guesses find, and the commonest right answer given to all."""
 
 
+RIGHT = "right: share of right answers, beside guesses (chance) and the commonest answer alone (majority)"
+NLL = "NLL: negative log-likelihood per token in nats, less is better"
+P = "p: the probability that chance alone makes such a difference"
+"""What the columns of figures are, for the lines below their tables."""
+
+
 def guesses(chance: float | None, majority: float | None) -> str:
     """Both levels in per cent; empty where no answers are judged."""
     shown = ["-" if level is None else f"{100 * level:.1f}" for level in (chance, majority)]

@@ -290,6 +290,15 @@ class Corpus:
         """
         return self._from(Picked(self.source, numbers))
 
+    def beginning(self, count: int) -> Corpus:
+        """This corpus with its first ``count`` records only, or all of them if it has fewer.
+
+        >>> corpus = act.Corpus.from_records([{"text": letter} for letter in "abcd"], tokenizer)
+        >>> corpus.beginning(3).source.size, corpus.beginning(9).source.size
+        (3, 4)
+        """
+        return self._from(Part(self.source, 0, count))
+
     def _from(self, source: Source) -> Corpus:
         corpus = copy.copy(self)
         corpus.source, corpus._tokens = source, None

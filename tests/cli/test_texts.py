@@ -96,6 +96,40 @@ def test_an_evaluation_names_its_texts_and_writes_each_record(folder, tmp_path):
     assert sum(float(row["nll"]) for row in rows) == pytest.approx(4 * one["nll_per_record"])
 
 
+def test_a_quick_look_is_at_the_first_records_and_the_figures_are_explained(folder):
+    given = ["--model", folder / "model", "--corpus", folder / "x.csv", "--columns", "question=ask,answer=reply"]
+    found = succeed("evaluate", *given, "--metric", "exact", "--limit", "3")
+    assert found["limit"] == 3 and found["results"][0]["records"] == 3
+    said = act_profile("evaluate", *given, "--metric", "nll", "--limit", "3").stdout
+    assert "NLL: negative log-likelihood per token in nats, less is better" in said and "the first 3 of each" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "wrong"),
+    [
+        (["--fewshot", "2"], "--fewshot has no effect without --task"),
+        (["--metric", "nll", "--max-new-tokens", "3"], "--max-new-tokens has no effect with the metric nll"),
+        (["--metric", "exakt"], "did you mean exact?"),
+        (["--token-budget", "0"], "token budget is 0; expected at least 1"),
+        (["--limit", "0"], "limit is 0; expected at least 1"),
+        (["--before", "not-there/"], "not-there/ is given twice"),
+    ],
+)
+def test_what_has_no_effect_is_refused_before_anything_is_loaded(given, wrong):
+    done = act_profile("evaluate", "--model", "not-there/", "--corpus", "x.csv", *given)
+    assert done.returncode == 2 and wrong in done.stderr
+
+
+def test_a_model_is_not_compared_with_itself_however_it_is_written(folder):
+    both = ["--before", folder / "model", "--model", f"{folder}/../{folder.name}/model"]
+    assert "is given twice" in act_profile("evaluate", *both, "--corpus", folder / "x.csv").stderr
+
+
+def test_options_of_texts_are_refused_where_there_are_only_tasks():
+    done = act_profile("evaluate", "--model", "org/name", "--task", "arc_easy", "--details", "d.csv")
+    assert done.returncode == 2 and "--details has no effect without --corpus or --keep" in done.stderr
+
+
 def test_a_tuned_model_has_a_card(folder, tmp_path):
     pytest.importorskip("accelerate")
     given = ["--corpus", f"facts={folder / 'x.csv'}", "--columns", "question=ask,answer=reply", "--steps", "1"]
@@ -109,7 +143,7 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     text = (tmp_path / "a" / "tuned" / "README.md").read_text()
     assert "| facts | **tuned** (this model) |" in text and "p, to model" in text and "act-profile evaluate" not in text
     assert [one.dataset_name for one in ModelCard(text).data.eval_results] == ["facts", "facts"]
-    lacking = act_profile("evaluate", *before, "--model", folder / "model", "--card")
+    lacking = act_profile("evaluate", *before[2:], "--model", folder / "model", "--card")
     assert lacking.returncode == 2 and "has no place for results" in lacking.stderr
     refused = act_profile("tune", "--model", folder / "model", *given, "--push-to-hub", "x", "--output", tmp_path / "b")
     assert refused.returncode == 2 and "expected a name such as org/name" in refused.stderr
