@@ -192,6 +192,8 @@ def command(
             [one for each in shown for one in evaluations[each]],
             [one for one in comparisons if one.after == name],
             [one for each in shown for one in figures[each]],
+            places,
+            limit,
         )
     everything = [one for name in names for one in evaluations[name]]
     for one in everything:
@@ -252,10 +254,15 @@ def _require_others(models: Sequence[str], before: str | None) -> None:
 
 
 def _put_on_card(
-    model: str, evaluations: Sequence[Evaluation], comparisons: Sequence[Comparison], tasks: Sequence[TaskFigure]
+    model: str,
+    evaluations: Sequence[Evaluation],
+    comparisons: Sequence[Comparison],
+    tasks: Sequence[TaskFigure],
+    places: Mapping[str, str],
+    limit: int | None,
 ) -> None:
     """Put the figures of a model, beside those of the one that it is compared with, into its model card."""
-    from act.editing.card_results import put_results
+    from act.editing.card_results import CARD, found_by, put_results
     from act.evaluation.results_table import figures_of, results_table, tasks_table
 
     called = last_parts([*(one.model for one in evaluations), *(one.model for one in tasks)]) | last_parts(
@@ -266,11 +273,22 @@ def _put_on_card(
         replace(one, before=called[one.before], after=called[one.after], corpus=called[one.corpus]).summary()
         for one in comparisons
     ]
-    results = [results_table(rows, pairs, pairs[0]["before"] if pairs else "", own=called[model])] if rows else []
+    read = found_by(Path(model), places.values())
+    seen = [called[name] for name, place in places.items() if place in read]
+    if seen:
+        console.warn(
+            f"{' and '.join(seen)}: by the card of {model}, its channels were found by this text, so its figures say "
+            "nothing of other text, which the card says, too; evaluate on records that were used for nothing else"
+        )
+    against = pairs[0]["before"] if pairs else ""
+    results = []
+    if rows:
+        results.append(results_table(rows, pairs, against, own=called[model], limit=limit, ranked_on=seen))
     judged = [replace(one, model=called[one.model]).summary() for one in tasks]
     results += [tasks_table(judged, own=called[model])] if tasks else []
     own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row)]
     put_results(Path(model), "\n\n".join(results), own)
+    console.note(f"written to {Path(model, CARD)}: new figures in the place of those of the same text and metric")
 
 
 def _print_figures(evaluations: list[Evaluation]) -> None:

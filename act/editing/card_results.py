@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ from typing import Any
 from act.core.errors import ActError
 from act.core.files import written_whole
 from act.core.places import without_folders
+from act.editing.card_tables import merged
 
 CARD = "README.md"
+_FOUND, _MARKS = "## How the channels were found", "`'\".,;:()[]"
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 
 
@@ -66,8 +68,17 @@ def require_place(model: str | Path) -> None:
         )
 
 
+def found_by(folder: Path, texts: Iterable[str]) -> list[str]:
+    """Those texts that have the name of one by which the channels were found, as the model card in a folder says."""
+    said = (folder / CARD).read_text(encoding="utf-8").partition(_FOUND)[2].partition(_BEGIN)[0]
+    words = {Path(word.strip(_MARKS)).name for word in said.split()}
+    return [text for text in texts if Path(text).name in words]
+
+
 def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> None:
-    """Put results in the place of those that the model card in a folder has, and its metadata.
+    """Put results into the model card in a folder, and its metadata.
+
+    They take the place of figures of the same text, model and metric; all others that the card has are kept.
 
     Raises:
         ActError: as :func:`require_place`; the card cannot be written.
@@ -77,9 +88,17 @@ def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> None:
     require_place(folder)
     path = folder / CARD
     first, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
-    card = ModelCard(first + results_section(results) + rest.partition(_END)[2], ignore_metadata_errors=True)
+    old, _, after = rest.partition(_END)
+    card = ModelCard(
+        first + results_section(merged(old, without_folders(results))) + after, ignore_metadata_errors=True
+    )
     title = next((line.removeprefix("# ") for line in card.text.splitlines() if line.startswith("# ")), folder.name)
     for name, value in metadata_of(figures, title).items():
+        if name == "eval_results":
+            new = {(one.dataset_name, one.metric_type) for one in value}
+            value = [
+                one for one in card.data.eval_results or () if (one.dataset_name, one.metric_type) not in new
+            ] + value
         card.data[name] = value
     with written_whole(path, force=True) as temporary:
         temporary.write_bytes(without_folders(str(card)).encode("utf-8", "backslashreplace"))

@@ -2,47 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from act.editing.card_results import Figure
+from act.editing.card_tables import OWN, Table, cell
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskSummary
 from act.evaluation.significance import with_error
 
 METRICS = {"exact": "exact match", "number": "right number", "choice": "right choice"}
+LIKELIHOOD = "negative log-likelihood per token"
+NLL = "NLL: negative log-likelihood per token in nats, less is better"
+SEEN = ", by which the channels were found"
+P = "p: the probability that chance alone makes such a difference to the model that the heading names"
 
 
 def results_table(
-    results: Sequence[Summary], comparisons: Sequence[ComparisonSummary], before: str = "target", *, own: str = ""
+    results: Sequence[Summary],
+    comparisons: Sequence[ComparisonSummary],
+    before: str = "target",
+    *,
+    own: str = "",
+    limit: int | None = None,
+    ranked_on: Collection[str] = (),
 ) -> str:
     """All models on all corpora, in Markdown, each figure with its standard error, chance beside every accuracy.
 
-    The last column, if anything was compared, is how probable a difference as large as this one is by chance.
+    The last column, if anything was compared, is how probable a difference as large as this one is by chance. A column
+    in which no row has a figure is left out.
 
     Args:
         before: the model that others are compared with.
         own: the model whose card it is, which is marked.
+        limit: how many records were evaluated, the first ones; None: all.
+        ranked_on: the corpora that the channels were found on, which is said of their rows.
     """
     tested = {(one["after"], one["corpus"]): one for one in comparisons if one["before"] == before}
-    columns = ["corpus", "model", "right, %", "chance", "majority", "NLL per token"]
-    columns += [f"p, to {before}"] if tested else []
-    rows = [columns, ["---"] * len(columns)]
+    probable = f"p against {cell(before)}"
+    columns = (
+        "corpus",
+        "metric",
+        "model",
+        "records",
+        "right, %",
+        "chance, %",
+        "majority, %",
+        "NLL per token",
+        probable,
+    )
+    rows = []
     for row in results:
         compared = tested.get((row["model"], row["corpus"]))
         p = None if compared is None else compared["nll_p"] if compared["match_p"] is None else compared["match_p"]
-        cells = [
-            row["corpus"],
+        look = "the first " if limit is not None and row["records"] == limit else ""
+        metric = METRICS.get(row["metric"], "likelihood")
+        cells = (
+            cell(row["corpus"]),
+            metric,
             _marked(row["model"], own),
+            f"{look}{row['records']:,}{SEEN if row['corpus'] in ranked_on else ''}",
             _percent(row["match"], row["match_se"]),
             _percent(row["chance"]),
             _percent(row["majority"]),
             with_error(row["nll_per_token"], row["nll_per_token_se"], 3),
             "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
-        ]
-        rows.append(cells[: len(columns)])
-    lines = [f"| {' | '.join(cells)} |" for cells in rows]
-    return "\n".join([*lines, "", "± standard error over records."])
+        )
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return f"{Table(columns, tuple(rows))}\n\n± standard error over records. {NLL}{f'; {P}' if tested else ''}."
 
 
 def tasks_table(tasks: Sequence[TaskSummary], *, own: str = "") -> str:
@@ -50,13 +77,14 @@ def tasks_table(tasks: Sequence[TaskSummary], *, own: str = "") -> str:
 
     ``own`` is the model whose card it is, which is marked.
     """
-    rows = [
-        f"| {one['task']} | {_marked(one['model'], own)} | {one['metric']} | {with_error(one['value'], one['se'], 3)} "
-        f"| {'' if one['chance'] is None else format(one['chance'], '.3f')} |"
-        for one in tasks
-    ]
-    heads = ["| task | model | metric | value | chance |", "|---|---|---|---|---|"]
-    return "\n".join([*heads, *rows, "", "± standard error over documents."])
+    columns = ("task", "model", "metric", "value", "chance", "documents")
+    rows = []
+    for one in tasks:
+        value, chance = with_error(one["value"], one["se"], 3), one["chance"]
+        said = "" if chance is None else f"{chance:.3f}"
+        cells = (one["task"], _marked(one["model"], own), one["metric"], value, said, f"{one['documents'] or ''}")
+        rows.append(dict(zip(columns, cells, strict=True)))
+    return f"{Table(columns, tuple(rows))}\n\n± standard error over documents."
 
 
 def figures_of(row: Summary) -> Iterator[Figure]:
@@ -68,11 +96,11 @@ def figures_of(row: Summary) -> Iterator[Figure]:
         yield Figure(row["corpus"], METRICS[row["metric"]], row["match"], text)
     if row["nll_per_token"] is not None:
         text = with_error(row["nll_per_token"], row["nll_per_token_se"], 3)
-        yield Figure(row["corpus"], "negative log-likelihood per token", row["nll_per_token"], text)
+        yield Figure(row["corpus"], LIKELIHOOD, row["nll_per_token"], text)
 
 
 def _marked(model: str, own: str) -> str:
-    return f"**{model}** (this model)" if model == own else model
+    return f"**{cell(model)}** {OWN}" if model == own else cell(model)
 
 
 def _percent(share: float | None, error: float | None = None) -> str:

@@ -141,7 +141,8 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     before = ["--before", folder / "model", *given[:4]]
     succeed("evaluate", *before, "--model", tmp_path / "a" / "tuned", "--metric", "exact", "--card")
     text = (tmp_path / "a" / "tuned" / "README.md").read_text()
-    assert "| facts | **tuned** (this model) |" in text and "p, to model" in text and "act-profile evaluate" not in text
+    assert "| facts | exact match | **tuned** (this model) | 4 |" in text and "p against model" in text
+    assert "act-profile evaluate" not in text
     assert [one.dataset_name for one in ModelCard(text).data.eval_results] == ["facts", "facts"]
     lacking = act_profile("evaluate", *before[2:], "--model", folder / "model", "--card")
     assert lacking.returncode == 2 and "has no place for results" in lacking.stderr

@@ -21,7 +21,7 @@ import act
 from act.cli import app
 from act.core.scratch import release_all
 from act.editing.card_channels import how_found
-from act.editing.card_results import Figure, metadata_of, put_results
+from act.editing.card_results import Figure, found_by, metadata_of, put_results
 from act.editing.model_card import Card, Origin, hub_id_of, licence_of, write_card
 from act.editing.provenance import DonorUsed, TransferProvenance
 from act.editing.publishing import push, require_repository
@@ -187,15 +187,19 @@ def test_a_card_says_how_it_is_measured_until_it_was(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert "evaluate --before 'org/my model' --model FOLDER --corpus NAME=RECORDS --card` does so" in text
     assert ModelCard(text).data.datasets == ["org/texts"] and ModelCard(text).data.eval_results is None
-    for value in (0.4, 0.5):
-        put_results(tmp_path, f"found {value}", [Figure("german", "exact match", value, "± 0.1")])
+    for text_of, value in (("german", 0.4), ("maths", 0.3), ("german", 0.5)):
+        table = f"| corpus | model | right | p against x |\n|---|---|---|---|\n| {text_of} | m | found {value} | |"
+        put_results(tmp_path, f"{table}\n\n± errors.", [Figure(text_of, "exact match", value, "± 0.1")])
     again = (tmp_path / "README.md").read_text()
-    assert "found 0.5" in again and "found 0.4" not in again and "evaluate --before" not in again
+    assert "| maths | m | found 0.3 |\n| german | m | found 0.5 |\n\n± errors." in again
+    assert "found 0.4" not in again and "p against" not in again and "evaluate --before" not in again
     assert again.partition("## The command")[2] == text.partition("## The command")[2]
-    (one,) = ModelCard(again).data.eval_results
+    _, one = ModelCard(again).data.eval_results
     assert (one.dataset_name, one.metric_value) == ("german", 0.5) and ModelCard(again).data.datasets == ["org/texts"]
-    put_results(tmp_path, "| /home/me/de/test.jsonl | 1 |\n| /home/me/fr/test.jsonl | 2 |", [])
-    assert "| de/test.jsonl | 1 |\n| fr/test.jsonl | 2 |" in (tmp_path / "README.md").read_text()
+    put_results(
+        tmp_path, "| corpus | a |\n|---|---|\n| /home/me/de/test.jsonl | 1 |\n| /home/me/fr/test.jsonl | 2 |", []
+    )
+    assert "| de/test.jsonl |  |  | 1 |\n| fr/test.jsonl |  |  | 2 |" in (tmp_path / "README.md").read_text()
     write_card(tmp_path, "/home/me/mine", transfer, results="## The recipe\n\ntarget: /home/me/mine")
     assert "/home" not in (tmp_path / "README.md").read_text()
     (tmp_path / "README.md").write_text("# Mine")
@@ -255,13 +259,24 @@ def test_a_card_says_what_was_tuned_after_a_transfer(tmp_path):
     assert "fine-tune" not in ModelCard.load(tmp_path / "README.md").data.tags
 
 
+def test_the_card_says_which_figures_are_of_the_text_that_channels_were_found_by(tokenizer, tmp_path):
+    rule = Rule("paired", top=0.05, corpora=("german",), places={"german": ("/mine/german.jsonl",)})
+    write_card(tmp_path, "org/mine", TransferProvenance((DonorUsed("org/base", 5, 0.4, rule),), before="b", after="a"))
+    assert found_by(tmp_path, ["other/german.jsonl", "test.jsonl"]) == ["other/german.jsonl"]
+    corpus = act.Corpus.from_records([{"prompt": "a b", "completion": " c"}] * 3, tokenizer, name="german.jsonl")
+    row = act.evaluate(tiny_model("llama"), corpus, "nll", name="m").summary()
+    table = results_table([row], [], own="m", limit=3, ranked_on=["german.jsonl"])
+    assert "| german.jsonl | likelihood | **m** (this model) | the first 3, by which the channels were found |" in table
+    assert "chance" not in table and "right" not in table
+
+
 def test_results_have_errors_and_chance_beside_them(tokenizer):
     rows = [{"prompt": f"Which?\nA. {word}\nB. x\nAnswer:", "completion": " A"} for word in ("a", "b", "c")]
     corpus = act.Corpus.from_records(rows, tokenizer, name="choices")
     found = [act.evaluate(tiny_model("llama", seed), corpus, name=name) for seed, name in ((0, "target"), (1, "act"))]
     table = results_table([one.summary() for one in found], [act.compare(*found).summary()], own="act")
     lines = table.splitlines()
-    assert "| choices | **act** (this model) |" in lines[3] and "this model" not in lines[2]
+    assert "| choices | right choice | **act** (this model) | 3 |" in lines[3] and "this model" not in lines[2]
     assert "± " in lines[3] and "| 50.0 | 100.0 |" in lines[3]
     assert lines[2].endswith("|  |") and not lines[3].endswith("|  |")
     assert [figure.metric for figure in figures_of(found[0].summary())] == [
