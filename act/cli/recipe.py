@@ -97,7 +97,7 @@ def command(
     if schema:
         return _print_schema(as_json)
     if example:
-        return _print_example(str(recipe or "recover"))
+        return _print_example(str(recipe or "recover"), as_json)
     if recipe is None:
         raise ActError("no recipe was given; expected a YAML file, such as --example prints")
     for name, given in (("gpu", gpu), ("gpu-tflops", gpu_tflops), ("seconds", seconds)):
@@ -144,10 +144,12 @@ def command(
     print(f"stages, for a run with something changed: {run.cache.folder} ({_size(run.room())}; see --clean)")
 
 
-def _print_example(name: str) -> None:
+def _print_example(name: str, as_json: bool) -> None:
     from act.recipes.example import EXAMPLES, example
 
     require_choice("the example", name, EXAMPLES)
+    if as_json:
+        return console.print_json({"example": name, "recipe": example(name)})
     print(example(name), end="")
 
 

@@ -273,7 +273,9 @@ class _Check:
         except Unreachable:
             self.unseen.append(name)
         except ActError as error:
-            self.mistakes.append(str(self.recipe.written.blamed(name, error, self.recipe.corpora)))
+            said = str(self.recipe.written.blamed(name, error, self.recipe.corpora))
+            if said not in self.mistakes:  # as of a file that several corpora are parts of
+                self.mistakes.append(said)
         return None
 
     def _require_hub(self, name: str) -> None:

@@ -52,6 +52,9 @@ def read_recipe(path: str | Path) -> Recipe:
     ('specialist', 0.4)
     """
     path = Path(path)
+    if os.path.isdir(path):
+        kept = sorted(one.name for one in path.iterdir() if one.suffix in _ENDINGS)
+        raise ActError(f"{path} is a folder; expected a YAML file{f', such as {path / kept[0]}' if kept else ''}")
     if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
         raise Missing(f"no such recipe: {path}; expected a YAML file", near_path(str(path)))
     try:
@@ -96,7 +99,7 @@ class _Walk:
 
     def __init__(self) -> None:
         self.mistakes: list[tuple[int, str]] = []
-        self.texts: dict[str, int] = {}
+        self.texts: dict[str, list[int]] = {}
         self._lines: dict[Place, int] = {(): 1}
 
     def line(self, place: Place) -> int:
@@ -200,9 +203,9 @@ class _Walk:
         return value
 
     def _note(self, node: yaml.Node) -> None:
-        """Remember where the texts of a value are."""
+        """Remember on which lines the texts of a value are."""
         if isinstance(node, yaml.ScalarNode):
-            self.texts.setdefault(node.value, node.start_mark.line + 1)
+            self.texts.setdefault(node.value, []).append(node.start_mark.line + 1)
         elif isinstance(node, yaml.SequenceNode):
             for one in node.value:
                 self._note(one)

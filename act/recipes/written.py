@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import glob
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from act.core.errors import ActError, Missing
+from act.core.near import near_path
 from act.data.records import is_hub_id
 from act.data.remote import is_remote
 
@@ -20,11 +21,11 @@ class Written:
 
     Attributes:
         file: the file; None for a recipe that was made in Python, whose paths start at the working directory.
-        lines: the line of each text that the file gives as a value.
+        lines: the lines of each text that the file gives as a value.
     """
 
     file: Path | None = None
-    lines: Mapping[str, int] = field(default_factory=dict)
+    lines: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -45,19 +46,21 @@ class Written:
         return place if kept else os.path.abspath(found)
 
     def blamed(self, name: str, error: ActError, names: Iterable[str] = ()) -> ActError:
-        """An error about an input in the words of the file, with the line that names it, and what may have been meant.
+        """An error about an input in the words of the file, with the lines that name it, and what may have been meant.
 
         Args:
             name: the input as the recipe gives it.
-            names: what else might have been named there, beside the files of the folder.
+            names: what else might have been named there, beside the files of the folder that ``name`` is in.
         """
-        line = f"{self.file}, line {self.lines[name]}: " if self.file and name in self.lines else ""
+        lines = list(dict.fromkeys(self.lines.get(name, ())))
+        at_line = f"line{'s' if len(lines) > 1 else ''} {' and '.join(map(str, lines))}"
+        line = f"{self.file}, {at_line}: " if self.file and lines else ""
         place = self.folder / name
         advice = ""
         if self.file and not _is_there(str(place)):
-            folder = place.parent if place.parent.is_dir() else self.folder
-            files = {os.path.relpath(folder / one, self.folder) for one in os.listdir(folder)}
-            near = difflib.get_close_matches(os.path.normpath(name), [*names, *sorted(files)], 1)
+            near = difflib.get_close_matches(name, [*names], 1)
+            if not near and (beside := near_path(str(place))):  # in the folder that the file names, and no other
+                near = [os.path.join(os.path.dirname(os.path.normpath(name)), os.path.basename(beside))]
             if _is_there(name):
                 there = os.path.relpath(name, self.folder)
                 advice = f"; paths start at the folder of the recipe, so write {there} for what is here"
