@@ -97,7 +97,9 @@ def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> None:
         if name == "eval_results":
             new = {(one.dataset_name, one.metric_type) for one in value}
             value = [
-                one for one in card.data.eval_results or () if (one.dataset_name, one.metric_type) not in new
+                one
+                for one in getattr(card.data, "eval_results", None) or ()
+                if (one.dataset_name, one.metric_type) not in new
             ] + value
         card.data[name] = value
     with written_whole(path, force=True) as temporary:

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+from act.core.errors import option
+
 log = logging.getLogger(__name__)
 
 ROWS = 512
@@ -19,28 +21,34 @@ MATTERS = 1.1
 LOOK = 0.3  # seconds to look for before a run
 
 
-def warn_of_half(model: nn.Module) -> None:
+def warn_of_half(model: nn.Module, setting: str | None = None) -> None:
     """Log a warning, once, if products of the model's matrices are faster in float32 on the CPU where it lies.
 
     Even small models are looked at: how long they will run is not known yet, and the look is short.
+
+    Args:
+        model: in memory.
+        setting: how the user asks for float32; by default, by the option of commands, or the argument in Python.
     """
     linears = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     if not linears:
         return
     widest = max(linears, key=lambda weight: weight.numel())
     if widest.device.type == "cpu" and widest.dtype in (torch.bfloat16, torch.float16):
-        _warn(widest.dtype, widest.shape[1], widest.shape[0])
+        asked = setting or option("--dtype float32", "dtype=torch.float32")
+        _warn(widest.dtype, widest.shape[1], widest.shape[0], asked)
 
 
 @functools.cache  # once for donor and target
-def _warn(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+def _warn(dtype: torch.dtype, inputs: int, outputs: int, setting: str) -> None:
     times = float32_speed(dtype, inputs, outputs, LOOK)
     if times > MATTERS:
         log.warning(
             "products of matrices are %.1f times as fast in float32 as in %s on this processor; load the model in "
-            "float32 (--dtype float32): faster, in twice the memory",
+            "float32 (%s): faster, in twice the memory",
             times,
             str(dtype).removeprefix("torch."),
+            setting,
         )
 
 

@@ -468,7 +468,7 @@ class Stages:
         model = load_model(
             self._recipe.at(name), dtype=dtype, device=self._recipe.device, trust_remote_code=self._trust_remote_code
         )
-        warn_of_half(model)
+        warn_of_half(model, "dtype: float32")
         return model
 
     def corpus(self, place: str, count: Count = "answer") -> Corpus:

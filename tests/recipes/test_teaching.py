@@ -18,7 +18,7 @@ from act.models.loading import load_model, load_tokenizer
 from act.recipes.example import EXAMPLES, SCHEMA, example
 from act.recipes.finished import page_of_output
 from act.recipes.kept import Kept
-from act.recipes.recipe import Run, read_recipe, room_for
+from act.recipes.recipe import Run, check, read_recipe, room_for
 from act.recipes.reference import schema
 from act.recipes.variants import compared, result
 
@@ -68,7 +68,8 @@ def test_an_example_is_whole(name, tmp_path):
     assert all(Path(place).exists() for place in places) and recipe.evaluate.controls
     first = path.read_text().splitlines()[0]
     assert first == f"# yaml-language-server: $schema={SCHEMA}" and json.loads(SCHEMA.read_text()) == schema()
-    assert (len(recipe.donor) > 1, recipe.sweep is not None) == (name == "merge", name == "sweep")
+    assert (len(recipe.donor) > 1, recipe.sweep is not None) == (name == "merge", name != "merge")
+    assert (recipe.score, recipe.dtype) == ("attribution", "float32")
 
 
 @pytest.mark.slow
@@ -79,7 +80,8 @@ def test_an_example_runs(name, tmp_path):
     short = (
         printed.replace("[256, 384]", "[256, 264]").replace("[0, 128]", "[0, 48]").replace("[128, 256]", "[128, 216]")
     )
-    (tmp_path / "my.yaml").write_text(short.replace("least_kept: 0.8", "least_kept: 0.4"))
+    short = short.replace("least_kept: 0.95", "least_kept: 0.4").replace("10%]", "10%]\n  least_kept: 0.4")
+    (tmp_path / "my.yaml").write_text(short)
     ran = act_profile("recipe", "my.yaml", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     assert "to it" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
@@ -91,13 +93,14 @@ def test_an_example_runs(name, tmp_path):
     if name == "sweep":
         report = json.loads((tmp_path / "mended" / "report.json").read_text())
         controls = {name: len(rows) for name, rows in report["sweep"]["controls"].items()}
-        assert controls == {"random": 6, "weight-diff": 6, "interpolation": 2}
-        assert len(report["sweep"]["candidates"]) == 6 and report["donors"][0]["strength"] in (0.7, 1.0)
+        assert controls == {"random": 16, "weight-diff": 16, "interpolation": 4}
+        assert len(report["sweep"]["candidates"]) == 16
         assert "most recovered at 40 % kept" in (tmp_path / "mended" / "README.md").read_text()
 
 
 def test_the_example_is_recover_unless_another_is_named():
     assert act_profile("recipe", "--example").stdout == example("recover")
+    assert succeed("recipe", "merge", "--example") == {"example": "merge", "recipe": example("merge")}
     wrong = act_profile("recipe", "blend", "--example")
     assert wrong.returncode == 2 and "expected one of recover, merge, sweep" in wrong.stderr
 
@@ -188,7 +191,7 @@ def test_one_text_needs_no_list_and_no_name(folder):
         ({"target": "./targt"}, "line 1: no such model: ./targt; .*; looked at /.*/targt; did you mean target?"),
         (
             {"tune": {"corpus": "texts/german.jsonl"}},
-            "line 9: no such corpus: texts/german.jsonl; .*; looked at /.*/texts/g",
+            "line 9: no such corpus: texts/german.jsonl; .*; looked at /.*/texts/german.jsonl$",
         ),
         (
             {"corpora": {"french": {"place": "german.jsonl"}}, "tune": {"corpus": "frnech"}},
@@ -206,6 +209,30 @@ def test_an_input_that_is_missing_is_named_as_the_file_names_it(
     path = written(folder, data(**changed))
     with pytest.raises(act.ActError, match=message):
         Run(read_recipe(path))
+
+
+def test_a_file_that_is_missing_twice_is_one_mistake_with_both_lines(folder):
+    parts = {name: {"place": "gone.jsonl", "rows": rows} for name, rows in (("a", [0, 4]), ("b", [4, 8]))}
+    path = written(folder, data(corpora=parts, tune={"corpus": "a"}, evaluate={"corpus": "b"}))
+    numbers = [number for number, line in enumerate(path.read_text().splitlines(), 1) if "gone" in line]
+    with pytest.raises(act.ActError) as found:
+        check(read_recipe(path))
+    assert str(found.value).count("gone.jsonl; there is no such") == 1
+    assert f"lines {numbers[0]} and {numbers[1]}: no such corpus: gone.jsonl" in str(found.value)
+
+
+def test_a_folder_given_as_a_recipe_is_called_one(folder):
+    written(folder)
+    with pytest.raises(act.ActError, match=r"is a folder; expected a YAML file, such as .*my.yaml$"):
+        read_recipe(folder)
+
+
+def test_a_recipe_names_its_own_key_for_float32(folder, monkeypatch, caplog):
+    monkeypatch.setattr("act.profiling.dtype_speed.float32_speed", lambda *_: 3.0)
+    run = Run(read_recipe(written(folder, data(dtype="bfloat16"))))
+    with caplog.at_level("WARNING"):
+        run.stages._load("donor", dtype="bfloat16")
+    assert "load the model in float32 (dtype: float32)" in caplog.text
 
 
 @pytest.mark.parametrize(
