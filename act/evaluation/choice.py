@@ -65,9 +65,13 @@ class Candidate:
         """What is kept of the ability that suffers most."""
         return min(self.kept, key=lambda share: share.value)
 
+    @property
+    def setting(self) -> str:
+        """Its share and strength, as a phrase."""
+        return f"top {100 * self.top:g} % at strength {self.strength:g}"
+
     def __str__(self) -> str:
-        figures = f"recovers {self.recovered} and keeps {self.least_kept}"
-        return f"top {100 * self.top:g} % at strength {self.strength:g} {figures}"
+        return f"{self.setting} recovers {self.recovered} and keeps {self.least_kept}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, one row of a table; None for what is not known."""
@@ -474,7 +478,8 @@ def _best(candidates: Sequence[Candidate], least: float, records: Mapping[str, i
     kept, margin = best.least_kept, max(1 - least, LEAST_MARGIN)
     if not keeping and kept.value + CLEAR * kept.error < least and min(records.values()) >= FEWEST:
         raise ActError(
-            f"no candidate keeps {100 * least:g} %: {best}; try smaller shares or strengths "
+            f"no candidate keeps {100 * least:.10g} %: {best.setting} recovers {best.recovered} and keeps "
+            f"{kept.percent(least)}; try smaller shares or strengths "
             f"({option('--top, --strength', 'tops, strengths')}), or keep less ({option('--least-kept', 'least_kept')})"
         )
     surely = best.recovered.value > CLEAR * best.recovered.error and min(records.values()) >= FEWEST

@@ -33,6 +33,18 @@ class Share:
     def __str__(self) -> str:
         return with_error(self.value, self.error, 2)
 
+    def percent(self, beside: float) -> str:
+        """In per cent, with the digits that the share ``beside`` has, or as many more as tell the two apart.
+
+        >>> from act.evaluation.kept import Share
+        >>> Share(0.9978, 0.0004).percent(0.999), Share(0.9986, 0.0004).percent(0.999), Share(0.8, 0.01).percent(0.95)
+        ('99.8 ± 0.0 %', '99.86 ± 0.04 %', '80 ± 1 %')
+        """
+        digits = len(f"{100 * beside:.10g}".partition(".")[2])
+        while digits < 9 and f"{100 * self.value:.{digits}f}" == f"{100 * beside:.{digits}f}":
+            digits += 1
+        return f"{with_error(100 * self.value, 100 * self.error, digits)} %"
+
 
 @dataclass(frozen=True)
 class Keeping:
