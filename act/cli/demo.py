@@ -11,7 +11,7 @@ import typer
 
 from act.cli import console, options
 from act.cli.progress import step
-from act.core.errors import require_choice
+from act.core.errors import ActError
 from act.core.files import reserve_output
 
 if TYPE_CHECKING:
@@ -41,7 +41,10 @@ def command(
     language: Annotated[
         str,
         options.choice(
-            None, ("prose", "invented"), "German help pages against mathematics, or a language of few words."
+            None,
+            ("prose", "invented"),
+            "Which German comes back: that of help pages, to a model of mathematics (prose), or that of a language of "
+            "few words (invented).",
         ),
     ] = "prose",
     report: Annotated[
@@ -56,7 +59,11 @@ def command(
 ) -> None:
     """Restore a language that a small model has forgotten, and compare with controls; in a minute or two."""
     demos = {"prose": _prose, "invented": _invented}
-    require_choice("language", language, demos)
+    if language not in demos:
+        raise ActError(
+            f"language is {language!r}; expected prose (German help pages, forgotten by a model of mathematics) or "
+            "invented (the German of a language of few words)"
+        )
     console.quiet_transformers()
     force = force or report == REPORT
     reserve_output(report, force)
@@ -161,7 +168,7 @@ def _invented(say: Say) -> Shown:
     def show() -> None:
         console.print_table(
             f"Exact match on {demo.TEST_RECORDS} test records of each, %",
-            ["", "forgotten (German)", "retained (English)"],
+            ["", "forgotten (German)", "kept (English)"],
             [
                 [heading, *(f"{100 * share:.1f}" for share in figures[name].values())]
                 for name, heading in models.items()

@@ -95,7 +95,7 @@ def test_most_is_the_largest_size_that_keeps_enough():
 
 def test_an_unknown_language_is_refused(tmp_path):
     result = act_profile("demo", "--language", "Klingon", cwd=tmp_path)
-    assert result.returncode == 2 and "expected one of prose, invented" in result.stderr
+    assert result.returncode == 2 and "expected prose (German help pages" in result.stderr
 
 
 def test_what_ships_is_small_and_says_whose_text_it_is():
