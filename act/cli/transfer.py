@@ -259,7 +259,7 @@ def _aligned(donor: Donor, ours: PreTrainedTokenizerBase | None, align: bool, tr
 
 def _tokenizer(model: str, needed: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model; if there is none, None with a warning, or an error if it is ``needed``."""
-    from act.models.loading import load_tokenizer
+    from act.models.loading import load_config, load_tokenizer
 
     console.quiet_transformers()
     try:
@@ -267,6 +267,7 @@ def _tokenizer(model: str, needed: bool, trust_remote_code: bool) -> PreTrainedT
     except ActError as error:
         if needed:
             raise
+        load_config(model, trust_remote_code=trust_remote_code)  # of a missing model, that is the one thing to say
         console.warn(f"{error}; it is unknown whether tokens have the same ids in donor and target")
         return None
 

@@ -82,6 +82,17 @@ def unreached(error: BaseException) -> bool:
 _NO_CONNECTION = ("ConnectError", "ConnectTimeout", "ReadTimeout")  # of the client's HTTP library, which changes
 
 
+def not_here(name: str) -> str:
+    """Why a model is neither here nor to be had, and what to do."""
+    from huggingface_hub import constants
+
+    again = ", or unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else ""
+    return (
+        "there is no such folder, the hub's cache does not have it, and the hub cannot be reached; give a folder, or "
+        f"download it where there is a network (hf download {identifier(name)}){again}"
+    )
+
+
 def downloaded(name: str) -> Path:
     """The folder of a model; one of the hub is downloaded to its cache: configuration, tokenizer and weights.
 
@@ -101,10 +112,7 @@ def downloaded(name: str) -> Path:
                 break
     except Exception as error:  # the client passes on the errors of its HTTP library
         if unreached(error):
-            raise Unreachable(
-                f"cannot load the model {name}: there is no such folder, the hub's cache does not have it, and the hub "
-                "cannot be reached"
-            ) from error
+            raise Unreachable(f"cannot load the model {name}: {not_here(name)}") from error
         raise ActError(
             f"cannot load the model {name}: the hub says {brief(error)}; correct the name, or log in"
         ) from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from act.core.errors import ActError, brief
-from act.models.hub import causes, unreached
+from act.models.hub import causes, not_here, unreached
 
 AGAIN = "download or save it again"
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
@@ -27,7 +27,7 @@ def reason(what: str, name: str, error: BaseException) -> str:
             "Python trust_remote_code=True)"
         )
     missing = virtual_tokens(Path(name)) or _missing(what, Path(name)) if Path(name).is_dir() else None
-    return _damage(error) or missing or _hub(error) or _architecture(str(error)) or said
+    return _damage(error) or missing or _hub(name, error) or _architecture(str(error)) or said
 
 
 def require_no_other_folder(name: str) -> None:
@@ -79,7 +79,7 @@ def _named(config: Path, key: str) -> str:
     return named if isinstance(named, str) else ""
 
 
-def _hub(error: BaseException) -> str | None:
+def _hub(name: str, error: BaseException) -> str | None:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     found = list(causes(error))
@@ -88,7 +88,7 @@ def _hub(error: BaseException) -> str | None:
     if any(isinstance(cause, RepositoryNotFoundError) for cause in found):
         return "the hub has none of that name that you may read; correct the name, or log in (hf auth login)"
     if unreached(error):
-        return "there is no such folder, the hub's cache does not have it, and the hub cannot be reached"
+        return not_here(name)
     return None
 
 

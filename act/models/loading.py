@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from act.core.errors import ActError, Missing, Unreachable, require_choice, require_type
+from act.core.errors import ActError, Missing, Unreachable, option, require_choice, require_type
 from act.core.extras import optional
 from act.core.near import is_local, near_path
+from act.core.tensor_files import kind_of
 from act.models.architecture import built, class_of
 from act.models.calls import Reader, arguments_of, reader_by
-from act.models.hub import base_of, cached_only, downloaded, folder_of, identifier, revised, unreached
+from act.models.hub import base_of, cached_only, downloaded, folder_of, identifier, is_here, revised, unreached
 from act.models.load_errors import reason
 from act.models.quantised import quantised_by
 from act.models.views import original
@@ -267,6 +269,9 @@ def require_place(name: str, what: str) -> None:
     if Path(name).is_dir():
         return
     if Path(name).is_file():
+        if kind_of(Path(name)) == "act-patch":
+            how = option(f"act-profile patch apply {shlex.quote(name)} --model MODEL --output FOLDER", "act.Patch.load")
+            raise ActError(f"no such {what}: {name} is a patch, which changes a model; apply it first ({how})")
         raise ActError(f"no such {what}: {name} is a file; expected its folder, in Hugging Face format")
     if is_local(name) or identifier(name).count("/") != 1:
         aside = (
@@ -324,13 +329,14 @@ def _model(name: str, **options: Any) -> Any:
 
 
 def _loaded(load: Callable[..., Any], what: str, name: str, trust_remote_code: bool, **options: Any) -> Any:
-    require_place(name, what)
+    require_place(name, "model")  # of which a tokenizer is a part
     _require_possible(Path(name, "config.json"))
     try:
         # Given always: unless it is, transformers asks on standard input, where anything may answer.
         return load(name, trust_remote_code=trust_remote_code, **options)
     except Exception as error:  # transformers, its backends and the code of a model raise anything
-        kind = Unreachable if not Path(name).is_dir() and unreached(error) else ActError
+        lost = not Path(name).is_dir() and unreached(error)
+        kind, what = (Unreachable, what if is_here(name) else "model") if lost else (ActError, what)
         raise kind(f"cannot load the {what} {name}: {reason(what, name, error)}") from error
 
 

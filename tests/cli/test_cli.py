@@ -264,7 +264,7 @@ def other_tokens(f: Path, to: Path) -> Path:
 BAD = {
     "no such model": lambda f, t: (
         ["run", "--model", f / "none", "--corpus", f / "ability.jsonl"],
-        "no such tokenizer|model",
+        "no such model: ",
     ),
     "no such corpus": lambda f, t: (["run", "--model", f / "donor", "--corpus", f / "none.jsonl"], "no such corpus"),
     "malformed JSONL": lambda f, t: (

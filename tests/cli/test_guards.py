@@ -16,11 +16,13 @@ from support import tiny_model
 
 import act
 from act.cli import streams
+from act.cli.transfer import _tokenizer
 from act.core.near import near_path
+from act.core.tensor_files import save_tensors
 from act.editing.strength import warn_of_strength
 from act.evaluation.sides import sides_of
 from act.models.channels import ChannelSpace
-from act.models.loading import load_model
+from act.models.loading import load_model, load_tokenizer
 from act.models.quantised import quantised_by
 from act.profiling import dtype_speed
 from act.ranking.channel_set import ChannelSet
@@ -49,6 +51,7 @@ def test_a_model_that_is_not_there_is_one_error_and_no_warning_of_its_tokenizer(
     found = act_profile(
         "pair", *models, "--corpus", folder / "a.jsonl", "--output", folder / "none", env={"HF_HUB_OFFLINE": "1"}
     )
+    assert "download it where there is a network (hf download some-org/none)" in found.stderr
     assert found.returncode == 2 and "the hub cannot be reached" in found.stderr
     assert len(found.stderr.splitlines()) == 1, found.stderr
 
@@ -83,6 +86,20 @@ def test_offloaded_weights_are_one_sentence_that_names_the_option(folder, tmp_pa
     found = act_profile("attribute", *of(folder), "--corpus", folder / "a.jsonl", *spread)
     assert found.returncode == 2 and "--device cpu instead of --device-map" in found.stderr
     assert len(found.stderr.splitlines()) == 1, found.stderr
+
+
+def test_a_patch_given_as_a_model_is_to_be_applied_first(folder, tmp_path):
+    save_tensors(tmp_path / "p.safetensors", {}, "act-patch/1", {})
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(act.ActError, match=r"p.safetensors is a patch, which changes a model; apply it first"):
+            load(str(tmp_path / "p.safetensors"))
+
+
+def test_a_missing_model_is_not_called_a_tokenizer_nor_warned_of_before(folder, capsys):
+    with pytest.raises(act.ActError, match=r"^no such model: nothere/;"):
+        load_tokenizer("nothere/")
+    with pytest.raises(act.ActError, match=r"^no such model: nothere/;"):
+        _tokenizer("nothere/", False, False)
 
 
 def test_a_misspelt_folder_is_never_asked_of_the_hub(folder, monkeypatch):
