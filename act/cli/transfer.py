@@ -259,15 +259,15 @@ def _aligned(donor: Donor, ours: PreTrainedTokenizerBase | None, align: bool, tr
 
 def _tokenizer(model: str, needed: bool, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
     """The tokenizer of a model; if there is none, None with a warning, or an error if it is ``needed``."""
-    from act.models.loading import load_config, load_tokenizer
+    from act.models.hub import is_here
+    from act.models.loading import load_tokenizer
 
     console.quiet_transformers()
     try:
         return load_tokenizer(model, trust_remote_code=trust_remote_code)
     except ActError as error:
-        if needed:
+        if needed or not is_here(model):  # of a missing model, that is the one thing to say
             raise
-        load_config(model, trust_remote_code=trust_remote_code)  # of a missing model, that is the one thing to say
         console.warn(f"{error}; it is unknown whether tokens have the same ids in donor and target")
         return None
 
