@@ -88,8 +88,9 @@ def command(
     """Transfer each share at each strength in memory, evaluate, and revert; print every figure with its error."""
     from act.cli.sweep_output import Swept
     from act.editing.strength import warn_of_strength
-    from act.evaluation.choice import figure, figure_error, require_different
+    from act.evaluation.choice import FEWEST, figure, figure_error, require_different
     from act.evaluation.evaluate import evaluate
+    from act.evaluation.held_out import doubts
     from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
     from act.models.loading import load_model, require_plain_weights
     from act.models.quantised import NOT_MOVED
@@ -123,6 +124,10 @@ def command(
     texts = reading.open_all([*corpus, *(keep or [])], tokenizer)
     first, *others = texts.values()
     require_different(first, others)
+    measured, sparing = load(profile), [load(path) for path in keep_profile or []]
+    doubtful = doubts([first, *others], [measured, *sparing], FEWEST)
+    for doubt in doubtful:
+        console.warn(doubt)
 
     latest: dict[str, Evaluation] = {}
     errors: dict[int, dict[str, float | None]] = {}
@@ -153,7 +158,6 @@ def command(
             for name in (donor, target)
         )
         warn_of_half(taking)
-        measured = load(profile)
         found = sweep(
             giving,
             taking,
@@ -161,7 +165,7 @@ def command(
             judge,
             **grid,  # type: ignore[arg-type]
             report=report,
-            keep=[load(path) for path in keep_profile] if keep_profile else None,
+            keep=sparing or None,
             **by.ranking,
         )
         parts = {
@@ -173,14 +177,21 @@ def command(
         }
         judge(giving)
         progress("the donor", total, total)
-    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, left)
+    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, left, doubtful)
     result = swept.to_json()
     if output:
         with written_whole(output, force=force) as path:
             path.write_text(json.dumps(result, ensure_ascii=False, indent=1), encoding="utf-8")
     if page:
         keeping = [swept.names[place] for place in kept]
-        whole = Page("Sweep", console.command_line(), settings=swept.settings, keep=keeping, keeping=swept.called)
+        whole = Page(
+            "Sweep",
+            console.command_line(),
+            settings=swept.settings,
+            keep=keeping,
+            keeping=swept.called,
+            warnings=doubtful,
+        )
         write(None, page, page=whole, force=force)
     if as_json:
         return console.print_json(result)

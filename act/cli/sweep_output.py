@@ -31,6 +31,7 @@ class Swept:
         names: what texts are called, by the name of their figures.
         keep: the figures of what is to be kept.
         left: what the settings give on these, by ``id`` of a setting.
+        doubts: why no setting is to be chosen by these figures, which then are a picture; empty if one may be.
     """
 
     found: Sweep
@@ -41,6 +42,7 @@ class Swept:
     names: Mapping[str, str]
     keep: Sequence[str]
     left: Mapping[int, Mapping[str, Evaluation]] = field(default_factory=dict)
+    doubts: Sequence[str] = ()
 
     @cached_property
     def keeping(self) -> dict[str, Keeping]:
@@ -54,7 +56,12 @@ class Swept:
 
     @property
     def best(self) -> Setting | None:
-        """The setting that brings most back, of those that keep enough if there are any; None if none brings any."""
+        """The setting that brings most back, of those that keep enough if there are any.
+
+        None if none brings any, or if there are doubts.
+        """
+        if self.doubts:
+            return None
         before, *tried = self.found.rows
         best = best_setting(before, tried, self.keep, self.keeping)
         ability = next(iter(before.figures))
@@ -88,6 +95,7 @@ class Swept:
                 **{text: finite(figure(one)) for text, one in self.donor.items()},
                 **{f"{text}{ERROR}": figure_error(one) for text, one in self.donor.items()},
             },
+            "doubts": [*self.doubts],
             "texts": {text: _described(one) for text, one in self.target.items()},
         }
 
@@ -101,16 +109,21 @@ class Swept:
         rows += self._cells(self.found, best if apart else [])
         for level in ("majority", "chance"):
             rows += self._beside(level, {text: (getattr(one, level), None) for text, one in self.target.items()})
-        console.print_table("Sweep, ± standard error; in every column, more is better", columns, rows)
+        controls = {name: self._cells(one) for name, one in self.controls.items()}
+        alike = [*rows, *(row for each in controls.values() for row in each)]  # one layout for all tables
+        console.print_table("Sweep, ± standard error; in every column, more is better", columns, rows, alike)
         if not apart:
             print("no setting differs from the target in any figure: try more channels, or more records")
         else:
             print("*: no other setting is better in every column (of equal ones, that which moves least)")
         for text, scale in self.called.items():
             print(f"kept{f' of {text}' if len(self.keep) > 1 else ''}: a share {scale.what}")
-        for name, one in self.controls.items():
-            console.print_table(f"Control: {name}", columns, self._cells(one))
-        if apart and self.verdict:
+        for name, cells in controls.items():
+            console.print_table(f"Control: {name}", columns, cells, alike)
+        if self.doubts:
+            print("a picture of these records, and no ground to choose a share or strength by:")
+            print("\n".join(f"  {doubt}" for doubt in self.doubts))
+        elif apart and self.verdict:
             print(self.verdict.headline)
 
     def _row(self, row: Setting) -> dict[str, Any]:

@@ -9,11 +9,19 @@ if TYPE_CHECKING:
     from act.evaluation.harness import TaskSummary
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+def print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], alike: Sequence[Sequence[Any]] = ()
+) -> None:
     """Print a table to stdout; all columns but the first are right-aligned.
 
     Where it is too wide, its texts are broken between words, then its lines are left out; where that is not enough,
     each row becomes a paragraph.
+
+    Args:
+        title: what stands above it.
+        columns: their headings.
+        rows: the cells of each row.
+        alike: the rows of several tables that are to have one layout, these among them.
     """
     from rich.box import HEAVY_HEAD
     from rich.console import Console
@@ -21,8 +29,9 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]
     from rich.table import Table
 
     console, cells = Console(), [[str(value) for value in row] for row in rows]
-    whole = _widths(columns, cells, console.width - 3 * len(columns) - 1)
-    widths = whole or _widths(columns, cells, console.width - 2 * len(columns))
+    every = [*cells, *([str(value) for value in row] for row in alike)]
+    whole = _widths(columns, every, console.width - 3 * len(columns) - 1)
+    widths = whole or _widths(columns, every, console.width - 2 * len(columns))
     if widths is None and len(columns) > 2:
         return _print_paragraphs(title, columns, cells)
     table = Table(
@@ -86,11 +95,12 @@ def print_tasks(tasks: Sequence[TaskSummary], called: Mapping[str, str] | None =
 
 def _print_paragraphs(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(title)
-    for row in rows:
-        print(row[0] or "-")
-        for column, value in zip(columns[1:], row[1:], strict=True):
-            if value:
-                print(f"  {column}: {value}" if column else f"  {value}")
+    for label, *others in rows:
+        cells = [f"{column}: {value}" if column else value for column, value in zip(columns[1:], others, strict=True)
+                 if value]  # fmt: skip
+        marked = len(label) < 2 and cells  # no label, or a mark only: the first cell tells which row it is
+        first = " ".join(filter(None, (label, cells[0] if marked else "")))
+        print("\n  ".join([first, *cells[1 if marked else 0 :]]))
 
 
 def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) -> list[int] | None:
@@ -111,5 +121,5 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, of which a figure with its error is one."""
-    return [text] if "±" in text else text.split() or [""]
+    """The words of a text, of which a figure with its error is one, and a name with a star before it."""
+    return [text] if "±" in text or text.startswith("* ") else text.split() or [""]

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from act.core.counted import counted
 from act.core.errors import ActError
 from act.data.corpus import Corpus
 from act.data.digests import digest
@@ -21,6 +22,11 @@ from act.profiles.attribution import AttributionProfile
 from act.profiles.provenance import CorpusRead
 from act.ranking.activations import Ability, sides
 from act.ranking.channel_set import ChannelSet
+
+
+class Seen(ActError):
+    """All records of a text were ranked on."""
+
 
 HALVES = ", or leave the profile out, so that half of these rank and the other half choose"
 """Advice for whoever chooses by a profile; in a recipe, profiles are its own."""
@@ -60,6 +66,36 @@ def held_out(
         for corpus, each in zip(left, found, strict=True)
     ]
     return kept, tuple(dict.fromkeys(unknown))
+
+
+def doubts(corpora: Sequence[Corpus], rankings: Sequence[Ability | ChannelSet], fewest: int) -> list[str]:
+    """Why figures on corpora are no ground to choose by: one sentence for each that was ranked on, or has few records.
+
+    Where a choice would be refused, or made on the rest of the records, a picture of them may still be wanted.
+    """
+    said = []
+    for corpus in corpora:
+        records = corpus.source.count()
+        try:
+            (left,), _ = held_out([corpus], rankings)
+        except Seen:
+            said.append(
+                f"{corpus.name} is the text that the channels were ranked on, so its figures say nothing of other "
+                "text; give other records to choose by"
+            )
+            continue
+        rest = records if left is corpus else left.source.count()
+        if records is not None and rest is not None and rest < records:
+            said.append(
+                f"{records - rest:,} of the {records:,} records of {corpus.name} are among those that the channels "
+                "were ranked on, so its figures flatter the result; give other records to choose by"
+            )
+        if rest is not None and rest < fewest:
+            said.append(
+                f"{corpus.name} has {counted(rest, 'record')} to choose by, and it takes {fewest} to tell anything; "
+                "give more"
+            )
+    return said
 
 
 @dataclass(frozen=True)
@@ -126,8 +162,8 @@ def _only(corpus: Corpus, numbers: Sequence[int]) -> Corpus:
     return corpus.only(numbers)
 
 
-def _seen(corpus: Corpus) -> ActError:
-    return ActError(
+def _seen(corpus: Corpus) -> Seen:
+    return Seen(
         f"{corpus.name} is the text that the channels were ranked on, which says nothing of other text; give other "
         f"records{HALVES}"
     )

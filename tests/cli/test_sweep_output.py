@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,6 +78,26 @@ def test_a_table_says_what_each_figure_is_and_which_settings_stand_out(wide, cap
         0.25,
         pytest.approx(0.1637, abs=1e-4),
     )
+
+
+def test_a_doubtful_sweep_is_a_picture_and_recommends_nothing(wide, capsys):
+    found = swept({(0.0, 0.0): ("10000000", 1.0), (0.05, 0.4): ("11000000", 1.02)})
+    assert found.best
+    found = replace(found, doubts=["german is the text that the channels were ranked on"])
+    found.print()
+    said = capsys.readouterr().out
+    assert "a picture of these records" in said and "bring most of" not in said and found.to_json()["best"] is None
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_tables_of_a_sweep_have_one_layout(width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    given = {(0.0, 0.0): ("10000000", 1.0), (0.05, 0.4): ("11000000", 1.02)}
+    swept(given).print()
+    said = capsys.readouterr().out
+    first, second = said.split("Control: random")
+    assert ("━" in first) == ("━" in second) and "\n-\n" not in said and "*\n" not in said
+    assert ("\n  strength: 0.4" in first) == ("\n  strength: 0.4" in second)
 
 
 def test_where_nothing_changes_no_setting_has_a_star(wide, capsys):
