@@ -67,24 +67,20 @@ def stories() -> tuple[Any, Any, Any, list[dict[str, str]], dict[str, Any]]:
 def measure(name: str, made: Any, criterion: Criterion, orders: int) -> dict[str, Any]:
     """The whole corpus once, then one stopped run per order."""
     donor, target, tokenizer, records, settings = made
-    models = {"donor": donor, "target": target}
-    job = Job(models, act.Corpus.from_records(records, tokenizer, **settings))
-    whole = run_job(job)
-    ranked = rankable(job.space)
-    size = round(criterion.top * len(ranked))
+    models, swap = {"donor": donor, "target": target}, criterion.score == "match"
+    whole = run_job(Job(models, act.Corpus.from_records(records, tokenizer, **settings), swap=swap))
 
     def top(profile: Any) -> set[int]:
-        total, count = quantity(profile.moments, criterion.score)
-        widths = torch.tensor([site.width for site in profile.space])
-        means = (total / count.repeat_interleave(widths))[ranked].abs()
-        return set(means.topk(size).indices.tolist())
+        return set(act.rank(profile, criterion.score, criterion.top).index.tolist())
 
     expected, runs = top(whole), []
+    size = len(expected)
     for order in range(orders):
         shuffled = random.Random(order).sample(records, len(records))
         observer = UntilStable(**vars(criterion))
         corpus = act.Corpus.from_records(shuffled, tokenizer, **settings)
-        stopped = Job(models, corpus, observers=[observer], look_ahead=min(look_ahead([corpus]), len(records) // 64))
+        window = min(look_ahead([corpus]), len(records) // 64)
+        stopped = Job(models, corpus, swap=swap, observers=[observer], look_ahead=window)
         start = time.perf_counter()
         profile = run_job(stopped)
         assert isinstance(profile, act.Profile)  # of one corpus without labels
@@ -160,14 +156,15 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--records", type=int, default=120000)
     parser.add_argument("--orders", type=int, default=3)
+    parser.add_argument("--score", choices=("paired", "mean-abs", "mean-shift", "match"), default="paired")
     parser.add_argument("--channels", type=int, default=32_000_000)
     given = parser.parse_args()
     results: list[dict[str, Any]] = []
     corpora = (("German", FORGOTTEN), ("English", RETAINED)) if given.records else ()
     for name, ability in corpora:
-        results.append(measure(name, demo(ability, given.records), Criterion(), given.orders))
+        results.append(measure(name, demo(ability, given.records), Criterion(given.score), given.orders))
     if DATA.is_dir() and given.records:
-        loose = Criterion(overlap=0.9, confidence=0.9)
+        loose = Criterion(given.score, overlap=0.9, confidence=0.9)
         results.append(measure("GSM8K", stories(), loose, given.orders))
     result: dict[str, Any] = {"corpora": results}
     if given.channels:

@@ -177,7 +177,12 @@ class PairOptions(MeasuringOptions):
 
     @property
     def _stable_scores(self) -> tuple[str, ...]:
-        return options.STABLE_OF_PAIR
+        return options.STABLE_OF_SWAPPED
+
+    def _stable_by(self) -> StableScore | None:
+        if self.stable_score == "match" and not self.swap:
+            raise ActError("stable score match needs swapped outputs; add --swap, or choose another (--stable-score)")
+        return super()._stable_by()
 
     def for_job(self) -> PairJobOptions:
         """As for ``run``, and whether outputs are swapped."""

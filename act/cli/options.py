@@ -311,14 +311,15 @@ UntilStable = Annotated[
 ]
 STABLE_OF_ONE = ("mean-abs",)
 STABLE_OF_PAIR = ("paired", "mean-abs", "mean-shift")
+STABLE_OF_SWAPPED = (*STABLE_OF_PAIR, "match")
 StableScore = Annotated[str, choice(RUN, STABLE_OF_ONE, "Score for --until-stable; of one model there is one.")]
 StablePairScore = Annotated[
     str,
     choice(
         RUN,
-        STABLE_OF_PAIR,
-        "Score for --until-stable, of which the certificate is: paired by default, with --swap too, for match and "
-        "match-contrast have no certificate.",
+        STABLE_OF_SWAPPED,
+        "Score for --until-stable, of which alone the certificate is. match needs --swap, and is that of rank without "
+        "--keep.",
     ),
 ]
 StableTop = Annotated[

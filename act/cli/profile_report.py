@@ -146,7 +146,9 @@ def _print_summary(profile: Profile, output: Path, together: int) -> None:
             f"top {stable['top']:.2%} by {stable['score']} is also that of the whole corpus "
             f"(confidence {stable['confidence']:.0%})"
         )
-        if profile.swapped:
+        if profile.swapped and stable["score"] == "match":
+            print("that is certain of match without --keep: with it, the top channels may still change with more text")
+        elif profile.swapped:
             print(
                 f"that is certain of {stable['score']} alone: match and match-contrast may still change with more text"
             )

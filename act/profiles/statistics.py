@@ -183,3 +183,13 @@ class PairStatistics(Statistics):
     def mean_abs_diff(self) -> torch.Tensor:
         """Mean of ``|donor - target|``: the paper's score (arXiv 2601.09398, eq. 2)."""
         return self.difference.mean_abs
+
+
+def curvature(mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
+    """``p (1 - p)`` of the tokens behind logits ``[V]`` of this mean and variance, ``p = softmax(mean + sqrt(var))``.
+
+    Tokens that were never counted, whose mean is NaN, are left out of the softmax.
+    """
+    logits = mean + var.sqrt()
+    p = logits.masked_fill(logits.isnan(), -torch.inf).softmax(0)
+    return p * (1 - p)

@@ -245,7 +245,9 @@ class Job:
     @property
     def stable_scores(self) -> tuple[StableScore, ...]:
         """The scores by which the top channels of such a run can be certain, the usual one first."""
-        return ("paired", "mean-abs", "mean-shift") if self.pair else ("mean-abs",)
+        if not self.pair:
+            return ("mean-abs",)
+        return ("paired", "mean-abs", "mean-shift", *(("match",) if self.settings.swap else ()))
 
     @property
     def costs(self) -> Collection[str]:

@@ -29,6 +29,7 @@ from act_kernels import STATISTICS
 
 RANK_VECTORS = 6  # of one float64 for each channel that a ranking, by any unit, or a report needs at once, at most
 STABLE_VECTORS = 2 * GROUPS // 2 + 16  # of channels looked at: float32 sums of all groups, and what a check needs
+MATCH_VECTORS = 5  # more, by score match: which channels these are, and have a score
 HEADER_OBJECTS = 16  # what Python makes of a header, in its bytes
 EMBEDDINGS = "embed", "position"
 
@@ -175,14 +176,18 @@ class Shape:
     def afterwards(self, space: ChannelSpace, pair: bool = False, swap: bool = False) -> dict[str, int]:
         """Bytes of what a run leaves and of what reads it: the ``profile`` file of one ability; the memory of ``rank``
         and ``report``, with the pages of that file; what ``--until-stable`` needs beside the moments during the run, by
-        its default criterion.
+        the default top set and overlap; with ``swap`` by score match, which needs most.
         """
         arena, vector = self.arena(pair, swap), 8 * self.channels
         header = len(json.dumps(space.to_json()))
+        looked_at = STABLE_VECTORS * min(self.channels, SAMPLE)
+        if swap:
+            logits = sum(site.width for site in space if site.kind == "head")
+            looked_at += MATCH_VECTORS * min(self.channels, SAMPLE) + STABLE_VECTORS * (len(space.sites) + 3 * logits)
         return {
             "profile": arena + header,
             "rank": 2 * arena + RANK_VECTORS * vector + HEADER_OBJECTS * header,
-            "until-stable": 2 * vector + STABLE_VECTORS * 8 * min(self.channels, SAMPLE),
+            "until-stable": 2 * vector + 8 * looked_at,
         }
 
     def arena(self, pair: bool = False, swap: bool = False) -> int:

@@ -1,10 +1,10 @@
 """How far the top channels of the text read so far can differ from those of the whole corpus.
 
 A score here is ``|mean|`` of one quantity per channel (``|donor - target|`` for ``paired``), or the mean itself (for
-``attribution``). The corpus is read in chunks of whole documents, so chunks are exchangeable (documents must be in
-random order) although tokens are not. They are gathered in 16 to 32 **groups**; with sums ``y_g`` and counts ``n_g`` of
-a channel, the mean is the ratio estimator ``r = sum y / sum n`` and its error is drawn from the residuals ``e_g = y_g -
-r n_g`` of all channels at once::
+``attribution``); ``match`` is made of several (:mod:`act.profiling.benefits`). The corpus is read in chunks of whole
+documents, so chunks are exchangeable (documents must be in random order) although tokens are not. They are gathered in
+16 to 32 **groups**; with sums ``y_g`` and counts ``n_g`` of a channel, the mean is the ratio estimator ``r = sum y /
+sum n`` and its error is drawn from the residuals ``e_g = y_g - r n_g`` of all channels at once::
 
     mean of the whole corpus - r  ~  sqrt(1 - f) · sqrt(G / (G - 1)) · sum_g w_g e_g / sum n · sqrt(d / chi2_d)
 
@@ -33,7 +33,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 import torch
 from pydantic import Field, TypeAdapter
@@ -43,7 +43,7 @@ from act.core.plain import Flag, Natural, Positive, checked
 from act.core.tensor_files import taken
 from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
-StableScore = Literal["paired", "mean-abs", "mean-shift", "attribution"]
+StableScore = Literal["paired", "mean-abs", "mean-shift", "match", "attribution"]
 
 GROUPS = 16  # at least; once there are twice as many, neighbours are joined
 Records = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
@@ -86,7 +86,7 @@ class Criterion:
 
     def scores(self, means: torch.Tensor) -> torch.Tensor:
         """The scores of channels whose quantities have these means."""
-        return means if self.score == "attribution" else means.abs()
+        return means if self.score in ("attribution", "match") else means.abs()
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,11 @@ class GroupedSums:
             result[group] = ((self.sums[group][index] - mean * self.counts[group][site]) / count).nan_to_num()
         return result * math.sqrt(self.groups / (self.groups - 1))
 
-    def spread(self) -> torch.Tensor:
-        """The standard error of each channel's mean, float64 ``[K]``, computed in pieces to save memory."""
-        pieces = [self.errors(slice(start, start + _PIECE)) for start in range(0, len(self), _PIECE)]
-        return torch.cat([piece.double().square().sum(0).sqrt() for piece in pieces])
+    def without(self, group: int, index: torch.Tensor) -> torch.Tensor:
+        """The means of some channels over all groups but one, float64 ``[n]``; NaN where nothing else was counted."""
+        site = self._site[index]
+        count = self._count[site] - self.counts[group][site]
+        return ((self._total[index] - self.sums[group][index]) / count).where(count > 0, torch.nan)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
@@ -212,6 +213,27 @@ class GroupedSums:
 
     def _tensors(self) -> dict[str, torch.Tensor]:
         return {"sums": self.sums, "counts": self.counts, "total": self._total, "count": self._count}
+
+
+class Estimates(Protocol):
+    """What a check looks at: the estimates of some quantity per channel, and errors that are drawn from groups."""
+
+    @property
+    def ranked(self) -> int:
+        """Number of ranked channels that those here are a sample of."""
+
+    @property
+    def groups(self) -> int:
+        """Number of complete groups ``G``."""
+
+    def __len__(self) -> int:
+        """Number of channels that are looked at."""
+
+    def means(self) -> torch.Tensor:
+        """The estimate of each channel, float64 ``[K]``."""
+
+    def errors(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """What each group adds to the error of some channels, float32 ``[G, n]``; the squares sum to a variance."""
 
 
 _NUMBERS = TypeAdapter(tuple[Annotated[int, Field(strict=True, ge=0, le=2 * GROUPS)], Natural, Positive])
@@ -239,7 +261,7 @@ def _size_of(criterion: Criterion, ranked: int) -> tuple[int, int]:
 
 
 def check(
-    groups: GroupedSums, criterion: Criterion, *, read: float = 0.0, error: float | None = None, seed: int = 0
+    groups: Estimates, criterion: Criterion, *, read: float = 0.0, error: float | None = None, seed: int = 0
 ) -> Check:
     """How certain the top set is.
 
@@ -260,7 +282,7 @@ def check(
     scores = criterion.scores(means).nan_to_num(nan=-1.0)
     top = scores.topk(size_here + 1).values
     threshold = (top[-2] + top[-1]) / 2
-    spread = groups.spread() * rest
+    spread = _spread(groups) * rest
     distance = (scores - threshold).abs()
     wrong = torch.special.ndtr(-(distance / spread.clamp_min(torch.finfo(torch.float64).tiny)))
     inside = scores > top[-2]
@@ -277,6 +299,12 @@ def check(
     if share < 1:
         lost = _among_all(lost, share, generator)
     return Check(size, allowed, float(lost.mean()), float(lost.var()), _upper(lost, error))
+
+
+def _spread(groups: Estimates) -> torch.Tensor:
+    """The standard error of each channel's estimate, float64 ``[K]``, computed in pieces to save memory."""
+    pieces = [groups.errors(slice(start, start + _PIECE)) for start in range(0, len(groups), _PIECE)]
+    return torch.cat([piece.double().square().sum(0).sqrt() for piece in pieces])
 
 
 def _lost(
@@ -384,11 +412,11 @@ class SequentialTest:
     planned: Flag = False
     found: Check | None = None
 
-    def is_due(self, groups: GroupedSums, records: int) -> bool:
+    def is_due(self, groups: Estimates, records: int) -> bool:
         """Whether there are enough groups, and enough records have been read, for the next check or prediction."""
         return groups.groups >= GROUPS and records >= self.due
 
-    def certain(self, groups: GroupedSums, criterion: Criterion, records: int, read: float) -> bool:
+    def certain(self, groups: Estimates, criterion: Criterion, records: int, read: float) -> bool:
         """Whether the criterion is met; called when a group has ended and this :meth:`is_due`.
 
         Args:

@@ -18,6 +18,7 @@ from act.data.corpus import Corpus
 from act.data.records import Shard
 from act.models.channels import ChannelSpace
 from act.profiles.moments import Moments
+from act.profiling.benefits import GroupedBenefits
 from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 from act.profiling.job import Job
 from act.profiling.observer import Observer
@@ -31,6 +32,11 @@ CHUNK = 128  # fewest records
 SHARE = 0.02  # of the wall time, which looks may take
 FREE = 1.0  # seconds that they may take in any case, so that the clock decides nothing in short runs
 _CERTIFICATES = TypeAdapter(dict[str, dict[str, Any]])
+_NEEDED = {
+    "attribution": "an attribution run",
+    "mean-abs": "activations",
+    "match": "a pair run with swapped outputs (--swap, swap=True)",
+}
 METHOD = "multivariate t draws from grouped chunks of documents, finite-corpus correction, error spent over looks"
 
 
@@ -67,6 +73,25 @@ class Looks:
 _LOOKS = TypeAdapter(Looks)
 
 
+class GroupedMeans(GroupedSums):
+    """The grouped sums of the one quantity whose mean ranks the channels.
+
+    Args:
+        score, cost: what it is (see :func:`quantity`).
+    """
+
+    def __init__(
+        self, widths: torch.Tensor, channels: torch.Tensor, ranked: int, *, score: StableScore, cost: bool
+    ) -> None:
+        super().__init__(widths, channels, ranked)
+        self._score, self._cost = score, cost
+
+    def take(self, moments: Moments) -> bool:
+        """End a chunk, given the moments of all chunks so far; returns whether a group ended with it."""
+        total, count = quantity(moments, self._score, self.channels, self._cost)
+        return not self.unchanged(count) and self.add(total, count)
+
+
 class _Source(NamedTuple):
     """A corpus: the ability that it is named after, its size if known, and whether its records have labels."""
 
@@ -82,8 +107,10 @@ class UntilStable(Observer):
 
     Args:
         score: the score that ranks the channels: ``paired``, ``mean-abs`` or ``mean-shift``; None: ``paired`` in a pair
-            run, ``mean-abs`` in one of a single model. That of an attribution run is ``attribution``: the fall of the
-            loss of an ability, and what a text to keep would lose, each by itself.
+            run, ``mean-abs`` in one of a single model. With swapped outputs also ``match``, as it ranks without what is
+            to be kept; what a channel disturbs of that has an error of its own, which no certificate holds. That of an
+            attribution run is ``attribution``: the fall of the loss of an ability, and what a text to keep would lose,
+            each by itself.
         top: size of the top set, as a share of the channels.
         overlap: share of the top set that must also be in the top set of the whole corpus.
         confidence: probability with which that overlap must hold.
@@ -117,7 +144,7 @@ class UntilStable(Observer):
         self.certificates: dict[str, dict[str, Any]] = {}
         self.looks = Looks()
         self._score_given = score is not None
-        self._groups: dict[str, GroupedSums] = {}
+        self._groups: dict[str, GroupedMeans | GroupedBenefits] = {}
         self._tests: dict[str, SequentialTest] = {}
         self._sources: list[_Source] = []
         self._complete: Callable[[Moments], None] = Moments.fill_scaled
@@ -141,7 +168,7 @@ class UntilStable(Observer):
         """
         score = self.criterion.score if self._score_given else job.stable_scores[0]
         if score not in job.stable_scores:
-            needed = {"attribution": "an attribution run", "mean-abs": "activations"}.get(score, "a pair run")
+            needed = _NEEDED.get(score, "a pair run")
             raise ActError(
                 f"stable score {score!r} needs {needed}; use {' or '.join(job.stable_scores)}, or leave the score out"
             )
@@ -204,8 +231,7 @@ class UntilStable(Observer):
             self._groups[ability], self._tests[ability] = self._new_groups(run, ability), SequentialTest()
         test, groups = self._tests[ability], self._groups[ability]
         self._complete(run.moments[ability])
-        total, count = quantity(run.moments[ability], self.criterion.score, groups.channels, ability in self._costs)
-        if groups.unchanged(count) or not groups.add(total, count):
+        if not groups.take(run.moments[ability]):
             return
         records, read = run.seen[ability].records, self._share(after, ability)
         if not (test.is_due(groups, records) and self.looks.affordable(run.seconds)):
@@ -237,10 +263,12 @@ class UntilStable(Observer):
         self.looks = checked(_LOOKS, state.get("looks", {}))
         self._restored = dict(state)
 
-    def _new_groups(self, run: Run, ability: str) -> GroupedSums:
-        device = run.moments[ability].arenas[0].device
+    def _new_groups(self, run: Run, ability: str) -> GroupedMeans | GroupedBenefits:
+        device, score = run.moments[ability].arenas[0].device, self.criterion.score
+        if score == "match":
+            return GroupedBenefits(run.space, device, self._channels, self._ranked)
         widths = torch.tensor([site.width for site in run.space], device=device)
-        return GroupedSums(widths, self._channels, self._ranked)
+        return GroupedMeans(widths, self._channels, self._ranked, score=score, cost=ability in self._costs)
 
     @property
     def _mixed(self) -> bool:
@@ -257,7 +285,9 @@ class UntilStable(Observer):
                 read += source.size if number < after.corpus else after.record if number == after.corpus else 0
         return min(1.0, read / size) if size else 0.0
 
-    def _certificate(self, test: SequentialTest, groups: GroupedSums, seen: Seen, read: float) -> dict[str, Any]:
+    def _certificate(
+        self, test: SequentialTest, groups: GroupedMeans | GroupedBenefits, seen: Seen, read: float
+    ) -> dict[str, Any]:
         found = test.found
         assert found is not None  # it has just been found stable
         return {
@@ -274,7 +304,9 @@ class UntilStable(Observer):
             "corpus_share": round(read, 6) if read else None,
             "look": test.checks,
             "error_of_look": error_of(test.checks, 1 - self.criterion.confidence),
-            "assumes": "documents in random order" + (", over all corpora" if self._mixed else ""),
+            "assumes": "documents in random order"
+            + (", over all corpora" if self._mixed else "")
+            + ("; ranked without what is to be kept" if self.criterion.score == "match" else ""),
         }
 
 
@@ -302,6 +334,7 @@ def quantity(
     """The quantity whose mean ranks the channels: its sums so far, float64 ``[K]``, and counts ``[sites]``.
 
     Args:
+        score: any but ``match``, which is no mean of one quantity.
         channels: flat indices of the channels whose sums are asked for, int64 ``[K]``; None: all.
         cost: of an attribution, the squares of the changes instead of what the loss falls by.
     """

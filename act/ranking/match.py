@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 
 from act.core.errors import ActError
-from act.profiles.statistics import Statistics
+from act.profiles.statistics import Statistics, curvature
 from act.ranking.activations import Activations
 from act.ranking.normalize import over_module_mean
 
@@ -43,17 +43,10 @@ def _relative(values: torch.Tensor, activations: Activations, likely: Statistics
     size = activations.target.mean_square
     for site in activations.space:
         if site.kind == "head":
-            weight = _curvature(likely.mean[site.channels], likely.var[site.channels])
+            weight = curvature(likely.mean[site.channels], likely.var[site.channels])
             values[site.channels] *= weight
             size[site.channels] *= weight
     return over_module_mean(values, size, activations.space)
-
-
-def _curvature(mean: torch.Tensor, var: torch.Tensor) -> torch.Tensor:
-    """``p (1 - p)`` of the tokens that stand behind logits; those that were never counted are left out."""
-    logits = mean + var.sqrt()
-    p = logits.masked_fill(logits.isnan(), -torch.inf).softmax(0)
-    return p * (1 - p)
 
 
 def _swapped(activations: Activations) -> tuple[Statistics, Statistics]:

@@ -273,11 +273,16 @@ def test_the_set_that_a_csv_is_of_and_a_profile(folder, tmp_path):
 def test_a_swapped_pair_says_of_which_score_its_certificate_is(folder, tmp_path):
     rows = [{"prompt": f"a b {number}", "completion": f" {number * 7919 % 1000} c d"} for number in range(800)]
     (tmp_path / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = ["pair", *of(folder), "--swap", "--until-stable", "--corpus", tmp_path / "many.jsonl"]
-    refused = act_profile(*given, "--stable-score", "match", "--output", tmp_path / "none")
-    assert "stable score is 'match'; expected one of paired, mean-abs, mean-shift" in refused.stderr
-    assert refused.returncode == 2 and "attribution" not in refused.stderr
+    plain = ["pair", *of(folder), "--until-stable", "--corpus", tmp_path / "many.jsonl"]
+    refused = act_profile(*plain, "--stable-score", "match", "--output", tmp_path / "none")
+    assert refused.returncode == 2 and "stable score match needs swapped outputs; add --swap" in refused.stderr
+    refused = act_profile(*plain, "--stable-score", "attribution", "--output", tmp_path / "none")
+    assert "stable score is 'attribution'; expected one of paired, mean-abs, mean-shift, match" in refused.stderr
+    given = [*plain, "--swap"]
     loose = ["--stable-top", "50%", "--stable-overlap", "0.5", "--stable-confidence", "0.5", "--look-ahead", "16"]
     ended = act_profile(*given, *loose, "--output", tmp_path / "pair.safetensors")
     assert ended.returncode == 0 and "by paired is also that of the whole corpus" in ended.stdout, ended.stderr
     assert "certain of paired alone: match and match-contrast may still change" in ended.stdout
+    ended = act_profile(*given, *loose, "--stable-score", "match", "--output", tmp_path / "match.safetensors")
+    assert ended.returncode == 0 and "by match is also that of the whole corpus" in ended.stdout, ended.stderr
+    assert "certain of match without --keep" in ended.stdout

@@ -270,6 +270,11 @@ def test_what_cannot_be_stable(tokenizer):
     for arguments, options, message in (
         ((corpus,), {"observers": [UntilStable("paired")]}, "needs a pair run; use mean-abs"),
         ((corpus,), {"observers": [UntilStable("attribution")]}, "needs an attribution run"),
+        (
+            (corpus,),
+            {"observers": [UntilStable("match")]},
+            r"needs a pair run with swapped outputs \(--swap, swap=True\)",
+        ),
         (([],), {"observers": [UntilStable()]}, "documents"),
         ((corpus,), {"observers": [UntilStable()], "shard": (0, 2)}, "needs the whole corpus"),
     ):
