@@ -64,8 +64,7 @@ class GroupedBenefits:
                 start = sum(more)
                 more += [site.width] * 3
                 self._heads.append(_Head(number, site.channels, slice(start, sum(more))))
-        self._more = sum(more)
-        behind = torch.arange(self._more, device=device)
+        behind = torch.arange(sum(more), device=device)
         self._sums = GroupedSums(
             torch.tensor(widths + more, device=device), torch.cat([self._channels, sum(widths) + behind])
         )

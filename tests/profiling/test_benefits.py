@@ -10,6 +10,7 @@ from support import CONFIGS, random_batches, tiny_model
 import act
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.models.loading import empty_model
 from act.models.sites import ParameterSlice
 from act.profiles.moments import Moments
 from act.profiles.statistics import DONOR, PRODUCT, TARGET, Statistics
@@ -19,6 +20,7 @@ from act.profiling.checkpoint import Checkpoint
 from act.profiling.job import Job
 from act.profiling.measure import run_job
 from act.profiling.observer import Observer
+from act.profiling.plan import Shape
 from act.profiling.stability import GROUPS, Criterion, SequentialTest, StableScore
 from act.profiling.until_stable import UntilStable, rankable
 from act.ranking.activations import Activations
@@ -58,6 +60,19 @@ def test_what_has_no_benefit_is_left_out():
     torch.testing.assert_close(found.means(), expected[expected.isfinite()])
     nothing = Moments(pair.space, pair=True, swap=True)
     assert not GroupedBenefits(pair.space, CPU, ranked).take(nothing)
+
+
+@pytest.mark.parametrize("vocabulary", [300, 30_000])
+def test_a_plan_counts_the_sums_of_logits(vocabulary):
+    config = CONFIGS["llama"]()
+    config.vocab_size = vocabulary
+    model = empty_model(config)
+    space = act.ChannelSpace.from_model(model)
+    groups = GroupedBenefits(space, CPU, rankable(space))
+    kept = sum(x.nbytes for x in groups.state().values() if isinstance(x, torch.Tensor))
+    shape = Shape.of(model, space)
+    swapped, plain = (shape.afterwards(space, pair=True, swap=swap)["until-stable"] for swap in (True, False))
+    assert kept <= swapped <= 4 * kept and swapped - plain > 3 * 4 * 2 * GROUPS * vocabulary
 
 
 def space_of(up: int = 24, expert: int = 12, head: int = 20) -> act.ChannelSpace:
