@@ -129,6 +129,8 @@ def main() -> None:
                 code = app(standalone_mode=False, terminal_width=width())
             finally:
                 release_all()
+        if code == 130:  # typer has caught Ctrl-C
+            print("stopped: SIGINT; nothing half-written was left", file=sys.stderr)
     except Terminated as done:
         print(f"stopped: {done.name}; nothing half-written was left", file=sys.stderr)
         _end_at_once(int(done.code or 0))  # not waiting for threads that still read

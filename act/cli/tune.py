@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from act.cli import console, next_step, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import Reading
+from act.cli.signals import Terminated
 from act.core.errors import ActError, require_choice
 from act.core.files import require_output
 from act.core.inputs import require_not_input
@@ -129,7 +132,7 @@ def command(
     if stored.is_floating_point and (dtype != "auto" or mode != "rows"):
         loaded = loaded.to(getattr(torch, "float32" if dtype == "auto" else dtype))
     warn_of_half(loaded)
-    with counter("tuning", as_json) as progress:
+    with counter("tuning", as_json) as progress, _said_to_go_on(checkpoints):
         result = tune(
             loaded,
             texts[0],
@@ -138,6 +141,7 @@ def command(
             channels=chosen,
             keep_adapter=adapter,
             checkpoints=checkpoints,
+            restart=force,
             progress=progress,
         )
     save_tuned(
@@ -156,6 +160,8 @@ def command(
         summary["pushed_to"] = publishing.push(output, push_to_hub)
     if as_json:
         return console.print_json(summary)
+    if not summary["resumed_from"]:
+        del summary["resumed_from"]
     rows = [
         [
             name.replace("_", " "),
@@ -166,3 +172,14 @@ def command(
     console.print_table(str(output), ["", ""], rows[1:])
     if not adapter:
         next_step.after_change(model, output)
+
+
+@contextlib.contextmanager
+def _said_to_go_on(checkpoints: Path) -> Iterator[None]:
+    """Say, if the block is interrupted, that the training can go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        if any(checkpoints.glob("checkpoint-*")):
+            console.note("the training so far is kept: the same command goes on from its last checkpoint")
+        raise

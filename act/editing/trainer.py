@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import torch
 from torch import nn
 from torch.utils.data import SequentialSampler
 
-from act.core.errors import ActError
+from act.core.counted import counted
+from act.core.errors import ActError, option
 from act.core.files import written_to, written_whole
 from act.core.hashes import hash_of
 from act.core.progress import Progress, silent
@@ -25,25 +27,42 @@ SAVED = " saved"
 SEAL = "act.xxh3"  # in a checkpoint: the hash of its other files; those of earlier versions have none
 
 
-def usable_checkpoint(folder: Path, identity: str) -> int:
-    """The step of the last complete checkpoint of this run, or 0; checkpoints of other runs are removed.
+class Diverged(ActError):
+    """The loss, or the weights, became infinite or NaN."""
+
+    def __init__(self, what: str, learning_rate: float, given: bool = False) -> None:
+        lower = f"{option('--learning-rate', 'the learning rate')} is {learning_rate:g}; give a lower one"
+        super().__init__(f"{what}; {'give a model whose values are finite' if given else lower}")
+
+
+def usable_checkpoint(folder: Path, identity: str, restart: bool = False) -> int:
+    """The step of the last complete checkpoint of this run, or 0.
+
+    Args:
+        restart: remove checkpoints of other runs, instead of raising.
 
     Raises:
-        ActError: the folder holds something else; that checkpoint is not as it was saved.
+        ActError: the folder holds something else, or checkpoints of another run; the last is not as it was saved.
     """
     clear(folder / IDENTITY)
     found = _identity_in(folder)
     if found is None and folder.exists() and any(folder.iterdir()):
         raise ActError(f"{folder} is not a folder of checkpoints; name a new one")
     if found is not None and found.removesuffix(SAVED) != identity:
+        kept = not (restart or found.endswith(SAVED)) and _last(folder)
+        if kept:
+            raise ActError(
+                f"{folder} has a checkpoint of a run with another model, text or setting, after "
+                f"{counted(kept, 'step')}; finish that run with its command, or start anew "
+                f"({option('--force', 'restart=True')})"
+            )
         remove_checkpoints(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _identify(folder, identity)
     for checkpoint in folder.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # it is written last, so the run ended while saving
+        if not _is_whole(checkpoint):  # the run ended while saving
             shutil.rmtree(checkpoint)
-    steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*"))
-    last = max((int(step) for step in steps if step.isdecimal()), default=0)
+    last = _last(folder)
     seal = folder / f"checkpoint-{last}" / SEAL
     if seal.is_file() and seal.read_bytes() != hash_of(seal.parent, without=SEAL).encode():
         raise ActError(f"{seal.parent} is not as it was saved; delete that folder, and the training starts anew")
@@ -68,6 +87,16 @@ def remove_checkpoints(folder: Path) -> None:
     (folder / IDENTITY).unlink(missing_ok=True)  # last, so that an interruption leaves a folder that can be recognised
     with contextlib.suppress(OSError):
         folder.rmdir()
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    return (checkpoint / "trainer_state.json").is_file()  # it is written last
+
+
+def _last(folder: Path) -> int:
+    """The step of the last whole checkpoint; 0 if there is none."""
+    steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if _is_whole(path))
+    return max((int(step) for step in steps if step.isdecimal()), default=0)
 
 
 def _identity_in(folder: Path) -> str | None:
@@ -103,6 +132,9 @@ def train(
         resume_at: the step of the checkpoint to continue from; 0 starts from the beginning.
         progress: told of every step.
 
+    Raises:
+        Diverged: the loss, or a weight, became infinite or NaN.
+
     Returns:
         The mean loss of the last ten steps.
     """
@@ -120,6 +152,9 @@ def train(
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in (logs or {}):
+                if not math.isfinite(logs["loss"]):
+                    first = state.global_step == 1  # whose loss is of the model as it was given
+                    raise Diverged(f"the loss of step {state.global_step} is {logs['loss']}", learning_rate, first)
                 progress(f"loss {logs['loss']:.3f}", state.global_step, state.max_steps)
 
     class AnswerTrainer(Trainer):
@@ -147,6 +182,7 @@ def train(
             save_total_limit=1,
             logging_strategy="steps",
             logging_steps=1,
+            logging_nan_inf_filter=False,
             report_to="none",
             disable_tqdm=True,
             remove_unused_columns=False,
@@ -160,5 +196,8 @@ def train(
         start = str(checkpoints / f"checkpoint-{resume_at}") if checkpoints and resume_at else None
         with written_to(checkpoints, checkpoints) if checkpoints else contextlib.nullcontext():
             trainer.train(resume_from_checkpoint=start)
+    if not all(one.isfinite().all() for one in model.parameters() if one.requires_grad):
+        after = counted(trainer.state.global_step, "step")
+        raise Diverged(f"a trained weight is infinite or NaN after {after}", learning_rate)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return float(sum(losses[-10:]) / len(losses[-10:]))

@@ -23,7 +23,8 @@ from act.editing.copies import copy_companions
 from act.editing.model_card import put_card
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
-from act.editing.trainer import mark_saved, remove_checkpoints, train, usable_checkpoint
+from act.editing.trainer import Diverged, mark_saved, remove_checkpoints, train, usable_checkpoint
+from act.models.adapters import adapted
 from act.models.calls import require_decoder
 from act.models.fingerprint import fingerprint
 from act.models.limits import require_known_token, vocabulary
@@ -124,6 +125,7 @@ def tune(
     channels: ChannelSet | Patch | None = None,
     keep_adapter: bool = False,
     checkpoints: Path | None = None,
+    restart: bool = False,
     progress: Progress = silent,
 ) -> Tuned:
     """Fine-tune a model in place on the answers of a corpus (on all tokens of its texts).
@@ -137,11 +139,13 @@ def tune(
             same to the bit, and the optimiser holds its moments for these rows only.
         keep_adapter: for ``lora``: return the model with its adapter instead of merging it into the weights.
         checkpoints: folder for checkpoints. Called again with the same model, data and settings, training continues
-            from the last one; with any others it starts from the beginning.
+            from the last one.
+        restart: start from the beginning, instead of raising, where the checkpoints are of other settings.
         progress: told of every step.
 
     Raises:
-        ActError: a setting out of range; no records; quantised weights; a missing package; rows without channels.
+        ActError: a setting out of range; no records; quantised weights, or an adapter beside them; a missing package;
+            rows without channels; a loss, or weights, that became infinite or NaN; checkpoints of another run.
 
     >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3))
     >>> tuned.model is model
@@ -158,6 +162,12 @@ def tune(
             "the channel set", channels, (ChannelSet, Patch), "an act.ChannelSet or act.Patch; read it with load"
         )
     require_decoder(model, "tuning", "train it with a Trainer of transformers, and go on with the folder that it saves")
+    if (name := adapted(model)) is not None:
+        raise ActError(
+            f"{name} has an adapter beside it, so its own weights are only a part of what would be trained; merge the "
+            "adapter (merge_and_unload of peft; act-profile tune saves it merged without --adapter), and tune what "
+            "comes of it"
+        )
     optional("accelerate", "tune", "act-profile tune")
     _require_trainable(model, settings.mode, keep_adapter)
     if settings.mode == "rows" and channels is None:
@@ -172,7 +182,7 @@ def tune(
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = _trained(model, settings, rows)
     values = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    resumed = usable_checkpoint(checkpoints, identity) if checkpoints else 0
+    resumed = usable_checkpoint(checkpoints, identity, restart) if checkpoints else 0
     try:
         loss = train(
             trained,
@@ -186,6 +196,10 @@ def tune(
             resume_at=resumed,
             progress=progress,
         )
+    except Diverged:
+        if checkpoints:
+            remove_checkpoints(checkpoints)  # of no use to a run with another learning rate
+        raise
     finally:
         if isinstance(trained, RowTuned):
             trained.write()

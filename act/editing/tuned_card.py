@@ -57,8 +57,8 @@ def tuned_card(
     kept = "kept beside it" if adapter else "merged into it"
     how = f", {kept}" if settings.mode == "lora" else ""
     rows = {
-        "records": f"{tuned.records:,} of {corpora[0].name}",
-        **({"records mixed in": f"{tuned.replayed:,} of {corpora[1].name}"} if len(corpora) > 1 else {}),
+        "records drawn": f"{tuned.records:,} from {corpora[0].name}",
+        **({"records mixed in": f"{tuned.replayed:,} from {corpora[1].name}"} if len(corpora) > 1 else {}),
         "steps": f"{tuned.steps:,}, of {counted(settings.batch_size, 'record')}",
         "values trained": f"{tuned.trained_values:,}",
         "loss per token at the end": f"{tuned.loss:.3f}",

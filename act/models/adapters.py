@@ -42,14 +42,19 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, held
 
 
+def adapted(model: nn.Module) -> str | None:
+    """The first module of a model that has an adapter; None without one."""
+    modules = language_view(model).named_modules()
+    return next((name for name, module in modules if plain(module) is not module), None)
+
+
 def require_none(model: nn.Module, side: str) -> None:
     """Raise :class:`ActError` if the model (``side``: donor or target) has an adapter."""
-    for name, module in language_view(model).named_modules():
-        if plain(module) is not module:
-            raise ActError(
-                f"{name} of the {side} has an adapter beside it, so that a transfer would move half of what it "
-                f"computes; {MERGE}"
-            )
+    if (name := adapted(model)) is not None:
+        raise ActError(
+            f"{name} of the {side} has an adapter beside it, so that a transfer would move half of what it "
+            f"computes; {MERGE}"
+        )
 
 
 MERGE = "merge the adapter (--merge on the command line, merge_and_unload of peft), and use the merged model throughout"

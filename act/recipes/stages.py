@@ -310,6 +310,7 @@ class Stages:
             channels=channels,
             keep_adapter=settings.mode == "lora",
             checkpoints=checkpoints,
+            restart=True,
             progress=self._progress,
         )
         source = self._recipe.at(self._recipe.target)

@@ -161,9 +161,10 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monk
     resumed = act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
     assert resumed.resumed_from == 2 and len(calls) == 4 + 4
     assert same(weights(whole.model), weights(resumed.model))
-    again = act.tune(
-        tiny_model("llama-tied-bias", 2), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints"
-    )
+    other = tiny_model("llama-tied-bias", 2)
+    with pytest.raises(act.ActError, match=r"start anew \(restart=True\)"):
+        act.tune(other, corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
+    again = act.tune(other, corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints", restart=True)
     assert again.resumed_from == 0
 
 
@@ -224,6 +225,38 @@ def test_checkpoints_of_a_run_that_died_are_recognised_and_other_files_are_left(
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
     with pytest.raises(act.ActError, match="is not a folder of checkpoints"):
         usable_checkpoint(folder, "one")
+
+
+def test_checkpoints_of_other_settings_are_not_removed_unless_asked(tmp_path):
+    folder = tmp_path / "checkpoints"
+    assert usable_checkpoint(folder, "one") == 0 == usable_checkpoint(folder, "two")  # nothing would be lost
+    (folder / "checkpoint-3").mkdir()
+    (folder / "checkpoint-3" / "trainer_state.json").touch()
+    with pytest.raises(act.ActError, match=r"another model, text or setting, after 3 steps; finish .*\(restart=True\)"):
+        usable_checkpoint(folder, "one")
+    assert usable_checkpoint(folder, "two") == 3
+    assert usable_checkpoint(folder, "one", restart=True) == 0 == len([*folder.glob("checkpoint-*")])
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_what_became_infinite_is_no_result(tokenizer, tmp_path, mode):
+    given = act.TuneSettings(mode, steps=3, batch_size=2, learning_rate=1e30, save_steps=1)
+    with pytest.raises(act.ActError, match=r"(loss of step \d is|a trained weight is) .*; the learning rate is 1e\+30"):
+        act.tune(tiny_model("llama"), corpus(tokenizer), given, checkpoints=tmp_path / "checkpoints")
+    assert not (tmp_path / "checkpoints").exists()
+    broken = tiny_model("llama")
+    broken.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(act.ActError, match="loss of step 1 is nan; give a model whose values are finite"):
+        act.tune(broken, corpus(tokenizer), act.TuneSettings(mode, steps=3, batch_size=2))
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_an_adapter_is_merged_before_it_is_tuned(tokenizer, mode):
+    given = act.TuneSettings("lora", steps=1, batch_size=2)
+    adapted = act.tune(tiny_model("llama"), corpus(tokenizer), given, keep_adapter=True).model
+    for model in (adapted, adapted.base_model.model):
+        with pytest.raises(act.ActError, match=r"q_proj has an adapter beside it, .* merge the adapter"):
+            act.tune(model, corpus(tokenizer), act.TuneSettings(mode, steps=1, batch_size=2))
 
 
 def test_a_run_in_another_type_does_not_go_on_from_these_checkpoints(tokenizer):
