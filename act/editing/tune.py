@@ -178,11 +178,11 @@ def tune(
     examples = [own[at] if at < len(own) else other[at - len(own)] for at in order]
     rows = rows_to_train(channels) if settings.mode == "rows" and channels is not None else {}
     identity = _identity(model, settings, [corpus, replay], rows, keep_adapter) if checkpoints else ""
+    resumed = usable_checkpoint(checkpoints, identity, restart) if checkpoints else 0
     optional("transformers", "tune", "act-profile tune").set_seed(settings.seed)
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = _trained(model, settings, rows)
     values = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    resumed = usable_checkpoint(checkpoints, identity, restart) if checkpoints else 0
     try:
         loss = train(
             trained,
