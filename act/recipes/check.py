@@ -158,7 +158,7 @@ def check(
     >>> recipe = act.recipe.read_recipe("my.yaml")
     >>> needs = act.recipe.check(recipe)
     >>> [one["records"] for one in needs["corpora"]], needs["stages"][-1]["stage"]
-    ([128, 128, 128, 128], 'output')
+    ([128, 128, 128, 128, 128, 128], 'output')
     """
     run = _Check(recipe, trust_remote_code)
     run.look()

@@ -175,7 +175,7 @@ class Run:
     >>> recipe = act.recipe.read_recipe("my.yaml")
     >>> run = act.recipe.Run(recipe)
     >>> [stage["stage"] for stage in run.plan()][:4]
-    ['profile', 'profile', 'rank', 'transfer']
+    ['profile', 'profile', 'sweep', 'sweep']
     >>> run.room(), run.done(), len(run.key) > 8  # nothing is made yet
     (0, False, True)
     """
