@@ -68,6 +68,8 @@ class Measuring:
         if leads:
             self._output.require(self._inputs(), reserving=not self.options.show_spans)
         corpora = self.options.open_corpora(self._tokenizer())
+        if leads and "" in corpora and not self.options.ability_column:
+            self._output.require_file()
         if self.options.show_spans or self.options.token_cache:  # before there is a model, which would tell
             corpora = self._read(corpora)
         if self.options.show_spans:

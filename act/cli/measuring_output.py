@@ -49,6 +49,11 @@ class MeasuringOutput:
             require_output(self.path, self.force, inputs)
         require_no_other_ending(self.path, ".safetensors")
 
+    def require_file(self) -> None:
+        """Raise :class:`ActError` if the output is a folder, which the profile of one text cannot replace."""
+        if self.path.is_dir():
+            raise ActError(f"{self.path} is a folder, and the profile of one text is a file; choose another output")
+
     def finished(self, job: str) -> bool:
         """Whether this job has already written the output, which is then reported.
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from act.core.differences import first_difference
-from act.core.errors import ActError
+from act.core.errors import ActError, option
 from act.core.tensor_files import kind_of
 from act.data.stream import nothing_counted
 from act.profiles.attribution import ATTRIBUTION, AttributionProfile, load_attribution
@@ -94,6 +94,17 @@ def _shard(profile: Profile | StoredProfile) -> tuple[int, int]:
     return corpora[0].shard
 
 
+def _require_same_types(first: Profile | StoredProfile, other: Profile | StoredProfile, which: str) -> None:
+    theirs = other.provenance.models
+    for side, model in first.provenance.models.items():
+        types = model.dtype, theirs[side].dtype
+        if None not in types and types[0] != types[1]:
+            raise ActError(
+                f"{which} were measured in different types: the {side} in {types[0]} and in {types[1]}; measure every "
+                f"shard in one ({option('--dtype', 'the dtype it is loaded in')})"
+            )
+
+
 def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredProfile, which: str) -> None:
     kept, others = (len(p.kept) if isinstance(p, AttributionProfile) else None for p in (first, other))
     if kept != others:
@@ -102,6 +113,7 @@ def _require_same_run(first: Profile | StoredProfile, other: Profile | StoredPro
         raise ActError(f"{which} are of a pair of models and of a single model; give those of one run")
     require_same_blocks(first, other, which)
     require_same_models(first, other)
+    _require_same_types(first, other, which)
     for part, one, two in (
         ("settings", *(p.provenance.settings.to_json() for p in (first, other))),
         ("corpora", *(p.provenance.corpora[0].shared_by_shards() for p in (first, other))),

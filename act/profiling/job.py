@@ -299,6 +299,7 @@ class Job:
         """What distinguishes this job from another, as plain data; batches that the user made are not part of it."""
         return {
             "models": dict(self._fingerprints),
+            "types": {side: type_of(model) for side, model in self.models.items()},  # which fingerprints do not tell
             "corpora": {ability: corpus.identity() for ability, corpus in self.corpora.items()},
             "settings": self.settings.to_json(),
             "shard": list(self.shard),

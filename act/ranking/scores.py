@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, option, require_choice
 
 if TYPE_CHECKING:
     import torch
@@ -108,7 +108,8 @@ class Score:
         if given and self.keep is None:
             return f"score {self.name} does not look at activations, so keep has no effect; leave it out"
         if not given and self.needs_keep:
-            return f"score {self.name} compares abilities; give at least one other ability as keep"
+            keep = option("--keep-profile", "keep")
+            return f"score {self.name} compares abilities; give at least one other ability ({keep})"
         return None
 
 

@@ -237,9 +237,11 @@ def parse_top(share: str | float, name: str = "top", of: str = "the channels", *
 def parse_amount(top: str | float | None, count: int | None, mass: str | float | None) -> Amount:
     """The amount that one of the three says; raises :class:`ActError` unless exactly one is given."""
     if sum(given is not None for given in (top, count, mass)) != 1:
-        raise ActError("give one of top, count and mass: each says how much to take")
+        names = option("--top, --number and --mass", "top, count and mass")
+        raise ActError(f"give one of {names}: each says how much to take")
     if count is not None and (count != int(count) or count < 1):
-        raise ActError(f"count is {count}; expected a whole number of channels or units, at least 1")
+        name = option("--number", "count")
+        raise ActError(f"{name} is {count}; expected a whole number of channels or units, at least 1")
     return Amount(
         None if top is None else parse_top(top, countable=True),
         None if count is None else int(count),

@@ -497,7 +497,7 @@ def test_channels_with_nothing_for_them_are_said(folder, tmp_path):
     ("arguments", "message"),
     [
         (["rank", "{pair}", "--keep-profile", "{pair}"], "the ability's own text"),
-        (["rank", "{pair}", "--top", "5%", "--count", "3"], "one of top, count and mass"),
+        (["rank", "{pair}", "--top", "5%", "--number", "3"], "one of --top, --number and --mass"),
         (["rank", "{pair}", "--count", "99999"], "99999 were requested"),
         (["rank", "{pair}", "--granularity", "layer"], "granularity is 'layer'; expected one of"),
         (["rank", "{pair}", "--scope", "model"], "scope is 'model'; expected one of"),

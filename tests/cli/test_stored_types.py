@@ -155,3 +155,31 @@ def test_the_type_of_a_patch_is_shown_and_another_one_named(folder):
     with pytest.raises(act.ActError, match=r"in different types: .* is float16 in one and float32 in another"):
         act.compose([held, wide], "first")
     assert "of float16, from" in repr(held)
+
+
+def test_the_type_that_was_measured_in_is_part_of_a_run(folder):
+    text = folder / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"a {word} c"}) + "\n" for word in "bdef"), encoding="utf-8")
+    run = ["run", "--model", folder / "target", "--corpus", text]
+    done(*run, "--output", folder / "p.safetensors")
+    assert done(*run, "--output", folder / "p.safetensors")["finished_before"]
+    wide = RUNNER.invoke(app, [*map(str, run), "--dtype", "float32", "--output", str(folder / "p.safetensors")])
+    assert isinstance(wide.exception, act.ActError) and "exists already" in str(wide.exception)
+
+    for number, dtype in enumerate(("float16", "float32")):
+        done(*run, "--dtype", dtype, "--shard", f"{number}/2", "--output", folder / f"{number}.safetensors")
+    shards = [str(folder / f"{number}.safetensors") for number in range(2)]
+    found = RUNNER.invoke(app, ["combine", *shards, "--output", str(folder / "whole.safetensors")])
+    assert "in different types: the model in float16 and in float32" in str(found.exception)
+
+
+def test_the_profile_of_one_text_replaces_no_folder_of_profiles(folder):
+    text = folder / "text.jsonl"
+    text.write_text(json.dumps({"text": "a b c"}) + "\n", encoding="utf-8")
+    two = [one for name in "ab" for one in ("--corpus", f"{name}={text}")]
+    done("run", "--model", folder / "target", *two, "--output", folder / "profiles")
+    one = ["run", "--model", folder / "target", "--corpus", text, "--output", folder / "profiles", "--force"]
+    found = RUNNER.invoke(app, [*map(str, one)])
+    assert isinstance(found.exception, act.ActError) and "is a folder, and the profile of one text" in str(
+        found.exception
+    )
