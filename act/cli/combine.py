@@ -38,6 +38,10 @@ def command(
 
     reserve_output(output, force, shards)
     require_no_other_ending(output, ".safetensors")
+    if len(shards) == 1 and shards[0].is_dir() and not partial:  # with all shards of one text in it
+        shards = sorted(shards[0].glob("*.safetensors"))
+        if not shards:
+            raise ActError("there is no profile in the folder given; give the profiles of --shard i/n, or their folder")
     if not any(path.is_dir() for path in shards):
         profile = combine(shards, partial=partial)
         profile.save(output, force=force)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -247,6 +248,12 @@ def test_shards_combine_to_the_whole(folder, whole, tmp_path, monkeypatch):
     nothing = act.Corpus.from_records([], corpus.tokenizer)
     with pytest.raises(ActError, match="no token was counted; it is empty"):
         act.profiles.combine.combine([act.profile(model, nothing, shard=(number, 2)) for number in range(2)])
+
+    (tmp_path / "shards").mkdir()
+    for path in paths:
+        shutil.copy(path, tmp_path / "shards")
+    act_profile("combine", tmp_path / "shards", "--output", tmp_path / "from folder.safetensors", "--json")
+    assert torch.equal(act.load(tmp_path / "from folder.safetensors").moments.arena, combined.moments.arena)
 
     refused = tmp_path / "refused"
     missing = act_profile("combine", *paths[:2], "--output", refused, code=2)
