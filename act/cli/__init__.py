@@ -167,7 +167,8 @@ def _sentence(error: Exception) -> str | None:
     if mistake := value_mistaken(usage):
         return f"{mistake}; see {command} --help"
     if hasattr(usage, "possibilities"):
-        near = meant(usage.option_name, usage.possibilities or ())
+        known = [one.lstrip("-") for one in usage.possibilities or ()]  # dashes are alike in all
+        near = meant(usage.option_name.lstrip("-"), known).replace("did you mean ", "did you mean --")
         return f"no such option: {usage.option_name}; see {command} --help{near}"
     said = usage.format_message()
     said = f"{said[:1].lower()}{said[1:]}".rstrip(".")

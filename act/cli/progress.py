@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from act.cli import console
 from act.cli.logs import Lines
+from act.core.counted import counted
 from act.core.progress import Progress as Report
 from act.core.units import duration
 from act.profiling.observer import Observer
@@ -123,6 +125,8 @@ class Progress(Observer, contextlib.AbstractContextManager["Progress"]):
     def before_run(self, run: Run) -> None:
         """Store where a resumed run begins."""
         self._before = run.seconds, run.total.tokens
+        if run.total.tokens:
+            console.note(f"going on from the checkpoint, after {counted(run.total.tokens, 'token')}")
         self._bar.update(self._task, total=self._records, completed=run.total.records)
 
     def after_batch(self, run: Run, batch: Batch) -> None:
