@@ -115,6 +115,8 @@ class Measuring:
     def _compare(self, name: str, sides: Sides) -> None:
         about = f"{name}: " if name else ""
         console.note(f"{about}{sides}")
+        if sides.donor == sides.target:
+            console.warn(f"{about}donor and target have the very same loss here; are they the same model?")
         if sides.swapped:
             console.warn(
                 f"{about}the target is better than the donor here ({sides.target:.3f} nats a token against "

@@ -135,6 +135,8 @@ def command(
         raise ActError("--no-recompute is about an attribution; give --attribute, too")
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
+    if gpus is not None and gpus < gpus_a_model:
+        raise ActError(f"--gpus is {gpus}, fewer than the {gpus_a_model} of one model (--gpus-a-model); give as many")
     planned = accelerator_named(gpu) if gpu else None
     place = device_named(device)
     asked = planned is not None or gpu_tflops is not None or gpus is not None or gpus_a_model > 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from act.core.errors import ActError, require_type
+from act.core.errors import ActError, option, require_type
 from act.models.channels import ChannelSpace
 from act.models.common import common_space
 from act.models.fingerprint import fingerprint
@@ -51,7 +51,10 @@ class Activations:
         if isinstance(ability, PairProfile):
             swapped = (ability.swap, ability.product) if ability.swapped else ()
             return cls(ability.space, ability.donor, ability.target, ability.difference, *swapped)
-        if not isinstance(ability, tuple) or any(isinstance(side, PairProfile) for side in ability):
+        if isinstance(ability, tuple) and any(isinstance(side, PairProfile) for side in ability):
+            keep = option("with --keep-profile", "as keep")
+            raise ActError(f"two sides were given, and one is a pair profile, which has both; give what to keep {keep}")
+        if not isinstance(ability, tuple):
             raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
         donor, target = ability
         statistics = _on_space_of(donor, target)

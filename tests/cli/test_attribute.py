@@ -92,6 +92,10 @@ def test_shards_combine_and_two_files_rank_as_one(folder, measured):
         (lambda f, a: ["plan", "--model", CHECKPOINTS / "base", "--pair", "--attribute"], "two kinds of runs"),
         (lambda f, a: ["plan", "--model", CHECKPOINTS / "base", "--no-recompute"], "give --attribute, too"),
         (
+            lambda f, a: ["plan", "--model", CHECKPOINTS / "base", "--gpus", "2", "--gpus-a-model", "4"],
+            "--gpus is 2, fewer than the 4 of one model",
+        ),
+        (
             lambda f, a: ["attribute", *MODELS, "--corpus", f / "german.jsonl", "--keep", f / "german.jsonl"],
             "german.jsonl is given twice",
         ),

@@ -138,6 +138,8 @@ def test_models_that_look_swapped_are_warned_of(folder, tmp_path):
         (losses,) = json.loads(ran.stdout)["losses"]
         assert losses.items() >= {"corpus": str(folder / "a.jsonl"), "tokens": 23, "records": 4}.items()
         assert (losses["target"] < losses["donor"]) == (donor == "worse")
+    same = ["pair", "--donor", models["worse"], "--target", models["worse"], "--corpus", folder / "a.jsonl"]
+    assert "the very same loss here; are they the same" in act_profile(*same, "--output", tmp_path / "same").stderr
     sides = sides_of(load_model(models["better"]), load_model(models["worse"]), corpus)
     evaluated = [act.evaluate(load_model(models[name]), corpus, "nll").summary() for name in ("better", "worse")]
     assert [sides.donor, sides.target] == pytest.approx([one["nll_per_token"] for one in evaluated])

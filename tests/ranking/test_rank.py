@@ -42,6 +42,11 @@ def test_a_single_profile_is_refused(models):
         act.rank(act.profile(models[0], random_batches()))
 
 
+def test_two_pair_profiles_are_no_two_sides(pair, keep):
+    with pytest.raises(act.ActError, match="one is a pair profile, which has both; give what to keep as keep"):
+        act.rank((pair, keep))
+
+
 def test_contrast_subtracts_the_score_on_what_to_keep(pair, keep):
     channels = act.rank(pair, top=0.1, keep=keep)
     expected = pair.mean_abs_diff - keep.mean_abs_diff
