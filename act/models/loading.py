@@ -363,6 +363,9 @@ def device_named(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
+    except (RuntimeError, AssertionError) as error:  # which lists devices that hardly anybody has
+        raise ActError(f"no device is called {device!r}; expected auto, cpu, cuda, cuda:1 or mps") from error
+    try:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         raise ActError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from error

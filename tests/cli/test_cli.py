@@ -319,7 +319,7 @@ BAD = {
     ),
     "unknown device": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--device", "tpu9"],
-        "cannot use device",
+        "no device is called 'tpu9'; expected auto, cpu",
     ),
     "unknown kind to exclude": lambda f, t: (
         ["run", "--model", f / "donor", "--corpus", f / "ability.jsonl", "--exclude", "heads"],

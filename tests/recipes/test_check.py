@@ -248,7 +248,7 @@ def test_stages_of_another_machine(tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"device": "bla"}, "cannot use device 'bla'"),
+        ({"device": "bla"}, "no device is called 'bla'; expected auto, cpu, cuda"),
         ({"cost": "keep"}, "cost 'keep' has no effect on score paired"),
         ({"normalize": "channel"}, "control random: normalize 'channel' divides by the spread of activations"),
         ({"score": "attribution", "normalize": "channel"}, "normalize 'channel' divides"),
