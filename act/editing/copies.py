@@ -25,6 +25,13 @@ log = logging.getLogger(__name__)
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx", ".ckpt")
 _CARD = "readme.md"
+_OF_TRAINING = {  # what trainers say of the weights that they wrote
+    "training.json",
+    "trainer_state.json",
+    "all_results.json",
+    "train_results.json",
+    "eval_results.json",
+}
 
 
 class Copy:
@@ -170,8 +177,9 @@ def copy_companions(source: Path, folder: Path, shards: Collection[str] = (), in
 def companions(folder: Path, shards: Collection[str] = (), index: str | None = None) -> Iterator[str]:
     """The files of a model folder that are not its weights, in sub-folders too: what transformers may read there.
 
-    Tokenizer, configurations, chat templates, code. Left out are the README, which speaks of other weights; weights in
-    other formats and the indices of others than ``index``; checkpoints of a training; hidden folders. A sub-folder with
+    Tokenizer, configurations, chat templates, code. Left out are the README and the records of a training, which
+    speak of other weights; weights in other formats and the indices of others than ``index``; checkpoints of a
+    training; hidden folders. A sub-folder with
     a configuration is another model's, such as a processor's, and keeps its weights.
     """
     for root, folders, files in os.walk(folder):
@@ -185,7 +193,8 @@ def companions(folder: Path, shards: Collection[str] = (), index: str | None = N
             relative = (place / name).relative_to(folder).as_posix()
             weights = name.endswith((*_WEIGHTS, ".index.json")) and relative != index and not own
             weights |= relative in shards
-            if not (weights or relative == MANIFEST or relative.lower() == _CARD or not (place / name).is_file()):
+            untrue = relative.lower() == _CARD or relative in _OF_TRAINING
+            if not (weights or untrue or relative == MANIFEST or not (place / name).is_file()):
                 yield relative
 
 

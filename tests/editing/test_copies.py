@@ -13,7 +13,7 @@ from support import chosen, tiny_model, train_tokenizer
 
 from act.core.errors import ActError
 from act.editing import copies
-from act.editing.copies import copied
+from act.editing.copies import companions, copied
 from act.editing.donor import Donor
 from act.editing.folders import transfer_folders, transfer_into
 from act.editing.same_tokens import same_tokenizer_files
@@ -57,6 +57,13 @@ def test_a_copy_that_began_early_is_whole_and_of_files_of_its_own(folder, tmp_pa
     assert not os.path.samefile(folder / last, tmp_path / "out" / last)
     for path in folder.iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_records_of_a_training_are_not_those_of_the_copy(tmp_path):
+    for name in ("config.json", "training.json", "trainer_state.json", "README.md", "processor/training.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    assert [*companions(tmp_path)] == ["config.json", "processor/training.json"]
 
 
 def test_a_copy_of_what_is_no_model_begins_with_nothing_and_leaves_nothing(folder, tmp_path):
