@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from act.editing.rows import Overlap
 
 
-_CALLED = {"values": "values changed", "parameters": "in so many parameters", "path": "way (disk, memory or patch)"}
+_CALLED = {"values": "values changed", "parameters": "parameters changed", "path": "carried out"}
+_PATHS = {"disk": "on files", "memory": "in memory", "patch": "as a patch"}
 EXAMPLES = """
 act-profile transfer --donor base/ --target specialist/ \\
     --channels channels.safetensors \\
@@ -217,6 +218,7 @@ def command(
         chosen = {"auto": choice.to_json()} if choice else {}
         return console.print_json({**summary, **chosen, "notes": notes})
     summary |= {"strength_of": ", ".join(f"{name}={value}" for name, value in patterns.items())} if patterns else {}
+    summary["path"] = _PATHS[summary["path"]]
     rows = [
         [_CALLED.get(name, name.replace("_", " ")), f"{value:,}" if isinstance(value, int | float) else value]
         for name, value in summary.items()

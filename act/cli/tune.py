@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_CALLED = {
+    "resumed_from": "went on from step",
+    "records": "records drawn",
+    "replayed": "records mixed in",
+    "loss": "loss per token at the end",
+}
 EXAMPLES = """
 act-profile tune --model mended/ --corpus german.jsonl \\
     --replay maths.jsonl --output tuned/
@@ -160,11 +166,12 @@ def command(
         summary["pushed_to"] = publishing.push(output, push_to_hub)
     if as_json:
         return console.print_json(summary)
-    if not summary["resumed_from"]:
-        del summary["resumed_from"]
+    for name in ("resumed_from", "replayed"):
+        if not summary[name]:
+            del summary[name]
     rows = [
         [
-            name.replace("_", " "),
+            _CALLED.get(name, name.replace("_", " ")),
             f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value,
         ]
         for name, value in summary.items()

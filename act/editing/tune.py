@@ -24,7 +24,7 @@ from act.editing.model_card import put_card
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
 from act.editing.trainer import Diverged, mark_saved, remove_checkpoints, train, usable_checkpoint
-from act.models.adapters import adapted
+from act.models.adapters import adapted, quiet_peft
 from act.models.calls import require_decoder
 from act.models.fingerprint import fingerprint
 from act.models.limits import require_known_token, vocabulary
@@ -257,7 +257,8 @@ def _trained(model: nn.Module, settings: TuneSettings, rows: Mapping[ParameterSl
         peft = optional("peft", "tune", "mode lora")
         rank = settings.lora_rank
         config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        adapted: nn.Module = peft.get_peft_model(model, config)
+        with quiet_peft():
+            adapted: nn.Module = peft.get_peft_model(model, config)
         return adapted
     model.requires_grad_(True)
     return model

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
 from collections.abc import Iterator
 
 from torch import nn
@@ -46,6 +48,14 @@ def adapted(model: nn.Module) -> str | None:
     """The first module of a model that has an adapter; None without one."""
     modules = language_view(model).named_modules()
     return next((name for name, module in modules if plain(module) is not module), None)
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Keep from the user that peft asks transformers by a name that is going to be another one."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*is deprecated", FutureWarning)
+        yield
 
 
 def require_none(model: nn.Module, side: str) -> None:

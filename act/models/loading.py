@@ -16,6 +16,7 @@ from act.core.errors import ActError, Missing, Unreachable, option, require_choi
 from act.core.extras import optional
 from act.core.near import is_local, near_path
 from act.core.tensor_files import kind_of
+from act.models.adapters import quiet_peft
 from act.models.architecture import built, class_of
 from act.models.calls import Reader, arguments_of, reader_by
 from act.models.hub import base_of, cached_only, downloaded, folder_of, identifier, is_here, revised, unreached
@@ -308,7 +309,8 @@ def _merged(base: PreTrainedModel, adapter: str) -> PreTrainedModel:
     peft = optional("peft", "tune", "an adapter")
 
     def merge(name: str, trust_remote_code: bool) -> PreTrainedModel:
-        merged: PreTrainedModel = peft.PeftModel.from_pretrained(base, folder_of(name)).merge_and_unload()
+        with quiet_peft():
+            merged: PreTrainedModel = peft.PeftModel.from_pretrained(base, folder_of(name)).merge_and_unload()
         return merged
 
     whole: PreTrainedModel = _loaded(merge, "model", adapter, False)

@@ -495,3 +495,14 @@ def test_evaluating_a_model_with_nan_is_said_and_valid_json(folder, tmp_path):
     alike = [str(folder / "one"), str(broken)]  # in their last part, so the folders that they lie in are named, too
     told = {name: "/".join(name.split("/")[-2:]) for name in alike}
     assert last_parts([*alike, "a/mended"]) == {**told, "a/mended": "mended"}
+
+
+def test_tables_of_changes_are_in_plain_words(folder, tmp_path):
+    given = [*donors_of(folder, "one"), "--target", folder / "target", "--output"]
+    moved = [act_profile("transfer", *given, tmp_path / "model").stdout]
+    moved.append(act_profile("transfer", *given, tmp_path / "patch.safetensors").stdout)
+    for said, how in zip(moved, ("on files", "as a patch"), strict=True):
+        assert "carried out" in said and how in said and "parameters changed" in said
+    given = ["--corpus", folder / "ability.jsonl", "--steps", "1", "--batch-size", "2", "--output", tmp_path / "tuned"]
+    said = act_profile("tune", "--model", folder / "one", *given).stdout
+    assert "records drawn" in said and "records mixed in" not in said and "went on from" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import warnings
 
 import pytest
 import torch
@@ -121,7 +122,9 @@ def test_lora(tokenizer, tmp_path, keep):
     pytest.importorskip("peft")
     model = tiny_model("llama")
     before = weights(model)
-    tuned = act.tune(model, corpus(tokenizer), settings(mode="lora", lora_rank=2), keep_adapter=keep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # which a user would see, with a place in somebody's source
+        tuned = act.tune(model, corpus(tokenizer), settings(mode="lora", lora_rank=2), keep_adapter=keep)
     save_tuned(tuned.model, tokenizer, tmp_path / "out")
     assert (tmp_path / "out" / "adapter_config.json").exists() == keep
     if not keep:
