@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.data import SequentialSampler
 
 from act.core.counted import counted
+from act.core.differences import first_difference
 from act.core.errors import ActError, option
 from act.core.files import written_to, written_whole
 from act.core.hashes import hash_of
@@ -39,6 +41,7 @@ def usable_checkpoint(folder: Path, identity: str, restart: bool = False) -> int
     """The step of the last complete checkpoint of this run, or 0.
 
     Args:
+        identity: everything that decides the result, by name, as JSON.
         restart: remove checkpoints of other runs, instead of raising.
 
     Raises:
@@ -52,7 +55,7 @@ def usable_checkpoint(folder: Path, identity: str, restart: bool = False) -> int
         kept = not (restart or found.endswith(SAVED)) and _last(folder)
         if kept:
             raise ActError(
-                f"{folder} has a checkpoint of a run with another model, text or setting, after "
+                f"{folder} has a checkpoint of another run ({_difference(found, identity)}), after "
                 f"{counted(kept, 'step')}; finish that run with its command, or start anew "
                 f"({option('--force', 'restart=True')})"
             )
@@ -97,6 +100,14 @@ def _last(folder: Path) -> int:
     """The step of the last whole checkpoint; 0 if there is none."""
     steps = (path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*") if _is_whole(path))
     return max((int(step) for step in steps if step.isdecimal()), default=0)
+
+
+def _difference(found: str, identity: str) -> str:
+    """In which setting another run differs from this one; an earlier version kept no more than a hash of them."""
+    with contextlib.suppress(ValueError):
+        there, here = (dict(json.loads(one)) for one in (found, identity))
+        return first_difference(there, here) or "other settings"
+    return "another model, text or setting"
 
 
 def _identity_in(folder: Path) -> str | None:

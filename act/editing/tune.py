@@ -271,12 +271,18 @@ def _identity(
     rows: Mapping[ParameterSlice, torch.Tensor],
     keep_adapter: bool,
 ) -> str:
-    """A hash of everything that decides the result; checkpoints with another hash cannot be used."""
+    """Everything that decides the result, by the names that users know; checkpoints of any other cannot be used."""
     data = [corpus.source.fingerprint if corpus else None for corpus in corpora]
-    chosen = {str(place): index.tolist() for place, index in rows.items()}
-    dtype = str(next(model.parameters()).dtype)  # which a fingerprint does not see
-    state = json.dumps([asdict(settings), fingerprint(model), dtype, data, chosen, keep_adapter])
-    return hashlib.sha256(state.encode()).hexdigest()[:16]
+    chosen = json.dumps({str(place): index.tolist() for place, index in rows.items()})
+    state = {
+        **{name.replace("_", " "): value for name, value in asdict(settings).items()},
+        "fingerprint of the model": fingerprint(model),
+        "type of the weights": str(next(model.parameters()).dtype),  # which a fingerprint does not see
+        **{f"fingerprint of the {what}": one for what, one in zip(("corpus", "replay"), data, strict=False)},
+        "channels": hashlib.sha256(chosen.encode()).hexdigest()[:16] if rows else None,
+        "adapter kept": keep_adapter,
+    }
+    return json.dumps(state)
 
 
 def _records(corpus: Corpus, rows: int | None) -> list[Piece]:

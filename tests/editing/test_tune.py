@@ -165,8 +165,13 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monk
     assert resumed.resumed_from == 2 and len(calls) == 4 + 4
     assert same(weights(whole.model), weights(resumed.model))
     other = tiny_model("llama-tied-bias", 2)
-    with pytest.raises(act.ActError, match=r"start anew \(restart=True\)"):
+    with pytest.raises(act.ActError, match=r"\(fingerprint of the model: .*, after 6 steps; .* \(restart=True\)"):
         act.tune(other, corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
+    short = {**options, "settings": settings(mode=mode, steps=2, save_steps=2)}
+    with pytest.raises(
+        act.ActError, match=r"of another run \(steps: 6 there, 2 here\), after 6 steps; finish that run"
+    ):
+        act.tune(fresh(), corpus(tokenizer), **short, checkpoints=tmp_path / "checkpoints")
     again = act.tune(other, corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints", restart=True)
     assert again.resumed_from == 0
 
@@ -235,7 +240,9 @@ def test_checkpoints_of_other_settings_are_not_removed_unless_asked(tmp_path):
     assert usable_checkpoint(folder, "one") == 0 == usable_checkpoint(folder, "two")  # nothing would be lost
     (folder / "checkpoint-3").mkdir()
     (folder / "checkpoint-3" / "trainer_state.json").touch()
-    with pytest.raises(act.ActError, match=r"another model, text or setting, after 3 steps; finish .*\(restart=True\)"):
+    with pytest.raises(
+        act.ActError, match=r"another model, text or setting\), after 3 steps; finish .*\(restart=True\)"
+    ):
         usable_checkpoint(folder, "one")
     assert usable_checkpoint(folder, "two") == 3
     assert usable_checkpoint(folder, "one", restart=True) == 0 == len([*folder.glob("checkpoint-*")])
