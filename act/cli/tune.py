@@ -99,7 +99,7 @@ def command(
     from act.editing.tune import TuneSettings, save_tuned, tune
     from act.editing.tuned_card import tuned_card
     from act.models.hub import at_revision
-    from act.models.loading import load_model
+    from act.models.loading import base_to_merge, load_model
     from act.profiling.dtype_speed import warn_of_half
     from act.ranking.channel_set import ChannelSet
 
@@ -128,10 +128,18 @@ def command(
         raise ActError(f"--lora-rank has no effect in mode {mode}; leave it out, or choose --mode lora")
     if replay_share is not None and not replay:
         raise ActError("--replay-share has no effect without --replay; give the records to mix in, or leave it out")
+    base = base_to_merge(model)
+    if adapter and base != model:
+        raise ActError(
+            f"{model} is an adapter, and another one beside it would be of no use without it; leave --adapter out, "
+            "and the whole model is saved"
+        )
     chosen = ChannelSet.load(channels) if channels else None
     tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
     texts = [*reading.open_all([corpus, *([replay] if replay else [])], tokenizer).values()]
-    loaded: nn.Module = load_model(model, device=device, trust_remote_code=trust_remote_code)
+    if base != model:
+        console.note(f"{model} is an adapter: it is merged into its base model, {base}, and the whole model is saved")
+    loaded: nn.Module = load_model(model, device=device, merge=True, trust_remote_code=trust_remote_code)
     stored = next(loaded.parameters()).dtype
     if dtype != "auto" and not stored.is_floating_point:
         raise ActError(f"--dtype has no effect on {model}, whose weights are quantised ({stored}); leave it out")
@@ -158,7 +166,16 @@ def command(
         source=None if adapter else model,
         checkpoints=checkpoints,
         force=force,
-        card=tuned_card(model, result, settings, texts, chosen, adapter, console.command_for_others()),
+        card=tuned_card(
+            model,
+            result,
+            settings,
+            texts,
+            chosen,
+            adapter,
+            console.command_for_others(),
+            base=None if base == model else base,
+        ),
     )
     saved = {"full": "whole model", "rows": "whole model", "lora": "adapter" if adapter else "merged model"}[mode]
     summary = {"output": str(output), "saved": saved, "mode": mode, **result.summary()}

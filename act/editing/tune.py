@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
-from act.core.errors import ActError, require_choice, require_type
+from act.core.errors import ActError, option, require_choice, require_type
 from act.core.extras import optional
 from act.core.files import written_whole
 from act.core.progress import Progress, silent
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 Mode = Literal["full", "rows", "lora"]
 """What is trained: every weight, the rows of a channel set or patch, or low-rank adapters of every linear (peft)."""
+
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,8 @@ def tune(
     if (name := adapted(model)) is not None:
         raise ActError(
             f"{name} has an adapter beside it, so its own weights are only a part of what would be trained; merge the "
-            "adapter (merge_and_unload of peft; act-profile tune saves it merged without --adapter), and tune what "
-            "comes of it"
+            "adapter (merge_and_unload of peft; on the command line, give the folder of the adapter alone, without a "
+            "config.json), and tune what comes of it"
         )
     optional("accelerate", "tune", "act-profile tune")
     _require_trainable(model, settings.mode, keep_adapter)
@@ -239,7 +242,7 @@ def with_adapter(model: nn.Module, settings: TuneSettings, adapter: Mapping[str,
 
 def _require_trainable(model: nn.Module, mode: str, keep_adapter: bool) -> None:
     for name, parameter in model.named_parameters():
-        plain = parameter.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        plain = parameter.dtype in _FLOATS
         if not plain and not (mode == "lora" and keep_adapter):
             raise ActError(
                 f"{name} is quantised ({parameter.dtype}) and cannot be trained; load the model unquantised, or train "
@@ -333,8 +336,15 @@ def save_tuned(
         card: the text of its model card.
 
     Raises:
-        ActError: ``output`` exists and ``force`` is False, or the disk is full.
+        ActError: ``output`` exists and ``force`` is False, or the disk is full; a value is infinite in ``dtype``.
     """
+    if dtype is not None and (name := _overflowing(model, dtype)) is not None:
+        if checkpoints:
+            remove_checkpoints(checkpoints)  # of no use to a run with another learning rate
+        raise ActError(
+            f"{name} has values that are infinite in {str(dtype).removeprefix('torch.')}, the type of the checkpoint; "
+            f"lower {option('--learning-rate', 'the learning rate')}, or tune a checkpoint in a type of a wider range"
+        )
     with written_whole(output, force=force, directory=True) as folder:
         write_model(model if dtype is None else model.to(dtype), tokenizer, folder, source=source)
         if card is not None:
@@ -345,6 +355,12 @@ def save_tuned(
         remove_checkpoints(checkpoints)
 
 
+def _overflowing(model: nn.Module, dtype: torch.dtype) -> str | None:
+    """The first parameter with a value that is finite, but not in this type."""
+    wide = ((name, one) for name, one in model.named_parameters() if one.dtype in _FLOATS and one.dtype != dtype)
+    return next((name for name, one in wide if (one.isfinite() & ~one.to(dtype).isfinite()).any()), None)
+
+
 def write_model(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: Path, *, source: str | None = None
 ) -> None:
@@ -353,3 +369,4 @@ def write_model(
     tokenizer.save_pretrained(folder)
     if source and Path(source).is_dir():
         copy_companions(Path(source), folder)
+        (folder / "adapter_config.json").unlink(missing_ok=True)  # of an adapter that is merged

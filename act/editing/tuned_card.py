@@ -43,6 +43,8 @@ def tuned_card(
     channels: ChannelSet | None = None,
     adapter: bool = False,
     command: str = "act-profile tune",
+    *,
+    base: str | None = None,
 ) -> str:
     """The text of the card: what was trained on what, with which settings, to which loss.
 
@@ -52,8 +54,11 @@ def tuned_card(
         channels: those whose rows were trained.
         adapter: whether the adapter was kept.
         command: what was typed.
+        base: the model that ``model`` is an adapter of, which was merged into it first; None for any other model.
     """
     origin = Origin.of(model)
+    origins = [origin, *([Origin.of(base)] if base else [])]
+    given = f"{origin.link}, an adapter merged into {origins[1].link} first," if base else origin.link
     kept = "kept beside it" if adapter else "merged into it"
     how = f", {kept}" if settings.mode == "lora" else ""
     rows = {
@@ -68,7 +73,7 @@ def tuned_card(
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     licence = "" if origin.licence == NOT_STATED else f", under its licence, {origin.licence}"
     body = [
-        f"{_TRAINED[settings.mode]} of {origin.link} were trained lightly by act-profile{how}{licence}.",
+        f"{_TRAINED[settings.mode]} of {given} were trained lightly by act-profile{how}{licence}.",
         "",
         *table,
         "",
@@ -83,4 +88,4 @@ def tuned_card(
         results_section(not_measured(model)),
     ]
     names = [corpus.name for corpus in corpora]
-    return str(Card(f"{origin.title}, tuned", [origin], "\n".join(body), ["fine-tune"], names, adapter=adapter))
+    return str(Card(f"{origin.title}, tuned", origins, "\n".join(body), ["fine-tune"], names, adapter=adapter))

@@ -62,10 +62,7 @@ def load_model(
     """
     require_choice("dtype", dtype, DTYPES)
     spread = _spread(device, device_map, max_memory)
-    if (
-        merge
-        and (base := _loaded(lambda place, **_: base_of(place, merge=True), "model", name, trust_remote_code)) != name
-    ):
+    if merge and (base := base_to_merge(name)) != name:
         given: Any = {"dtype": dtype, "device": device, "device_map": device_map, "max_memory": max_memory}
         return _merged(load_model(base, **given, trust_remote_code=trust_remote_code), name)
     model, found = _loaded(
@@ -300,8 +297,18 @@ def model_folder(name: str) -> Path:
     return downloaded(name)
 
 
-def _base_to_merge(name: str, trust_remote_code: bool) -> str:
-    return base_of(name, merge=True)
+def base_to_merge(name: str) -> str:
+    """The base model of an adapter, which :func:`load_model` merges it into; the name itself for any other model.
+
+    Raises:
+        ActError: there is no such model, or it is an adapter that names no base model.
+
+    >>> from act.models.loading import base_to_merge
+    >>> base_to_merge(".")
+    '.'
+    """
+    base: str = _loaded(lambda place, **_: base_of(place, merge=True), "model", name, False)
+    return base
 
 
 def _merged(base: PreTrainedModel, adapter: str) -> PreTrainedModel:

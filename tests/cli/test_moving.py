@@ -506,3 +506,22 @@ def test_tables_of_changes_are_in_plain_words(folder, tmp_path):
     given = ["--corpus", folder / "ability.jsonl", "--steps", "1", "--batch-size", "2", "--output", tmp_path / "tuned"]
     said = act_profile("tune", "--model", folder / "one", *given).stdout
     assert "records drawn" in said and "records mixed in" not in said and "went on from" not in said
+
+
+@pytest.mark.parametrize("mode", ["full", "rows"])
+def test_a_tuned_adapter_is_saved_as_the_whole_model(folder, tmp_path, mode):
+    pytest.importorskip("peft")
+    given = ["--corpus", folder / "ability.jsonl", "--steps", "1", "--batch-size", "2", "--output"]
+    lora = ["--mode", "lora", "--adapter", "--lora-rank", "2", "--learning-rate", "0.1"]
+    succeed("tune", "--model", folder / "one", *lora, *given, tmp_path / "adapter")
+    merged = act.models.loading.load_model(str(tmp_path / "adapter"), merge=True).state_dict()
+    rows = ["--channels", folder / "one.set"] if mode == "rows" else []
+    again = ["tune", "--model", tmp_path / "adapter", "--mode", mode, *rows, "--learning-rate", "1e-6", *given]
+    result = act_profile(*again, tmp_path / "tuned", "--json")
+    assert result.returncode == 0 and "is an adapter: it is merged into its base model" in result.stderr, result.stderr
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "tuned").state_dict()
+    assert not [*(tmp_path / "tuned").glob("adapter*")]
+    assert all(torch.allclose(value, merged[name], atol=1e-5) for name, value in after.items())
+    assert any(not torch.equal(value, merged[name]) for name, value in after.items())
+    assert "an adapter merged into one first, " in (tmp_path / "tuned" / "README.md").read_text()
+    assert "leave --adapter out" in refuse("tune", "--model", tmp_path / "adapter", *lora, *given, tmp_path / "b")

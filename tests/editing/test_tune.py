@@ -260,6 +260,19 @@ def test_what_became_infinite_is_no_result(tokenizer, tmp_path, mode):
         act.tune(broken, corpus(tokenizer), act.TuneSettings(mode, steps=3, batch_size=2))
 
 
+def test_what_the_type_of_the_checkpoint_cannot_hold_is_not_saved(tokenizer, tmp_path):
+    model = tiny_model("llama")
+    model.model.norm.weight.data[0] = 1e5  # finite in float32, in which it was trained
+    assert usable_checkpoint(tmp_path / "checkpoints", "one") == 0
+    given = {"dtype": torch.float16, "checkpoints": tmp_path / "checkpoints"}
+    with pytest.raises(
+        act.ActError, match=r"model.norm.weight has values .* infinite in float16, .* the learning rate"
+    ):
+        save_tuned(model, tokenizer, tmp_path / "out", **given)
+    assert not [*tmp_path.iterdir()]
+    save_tuned(model, tokenizer, tmp_path / "out", dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_an_adapter_is_merged_before_it_is_tuned(tokenizer, mode):
     given = act.TuneSettings("lora", steps=1, batch_size=2)
