@@ -98,6 +98,7 @@ def command(
     from act.editing.trainer import remove_saved
     from act.editing.tune import TuneSettings, save_tuned, tune
     from act.editing.tuned_card import tuned_card
+    from act.models.fingerprint import fingerprint
     from act.models.hub import at_revision
     from act.models.loading import base_to_merge, load_model
     from act.profiling.dtype_speed import warn_of_half
@@ -140,7 +141,7 @@ def command(
     if base != model:
         console.note(f"{model} is an adapter: it is merged into its base model, {base}, and the whole model is saved")
     loaded: nn.Module = load_model(model, device=device, merge=True, trust_remote_code=trust_remote_code)
-    stored = next(loaded.parameters()).dtype
+    stored, before = next(loaded.parameters()).dtype, fingerprint(loaded)
     if dtype != "auto" and not stored.is_floating_point:
         raise ActError(f"--dtype has no effect on {model}, whose weights are quantised ({stored}); leave it out")
     if stored.is_floating_point and (dtype != "auto" or mode != "rows"):
@@ -175,6 +176,7 @@ def command(
             adapter,
             console.command_for_others(),
             base=None if base == model else base,
+            before=before,
         ),
     )
     saved = {"full": "whole model", "rows": "whole model", "lora": "adapter" if adapter else "merged model"}[mode]

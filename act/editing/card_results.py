@@ -33,6 +33,17 @@ def results_section(results: str) -> str:
     return f"{_BEGIN}\n\n## Results\n\n{results.strip()}\n\n{_END}"
 
 
+def without_results(text: str) -> str:
+    """The text of a card without that section.
+
+    >>> from act.editing.card_results import results_section, without_results
+    >>> without_results("before\n" + results_section("figures") + "\nafter")
+    'before\n\nafter'
+    """
+    before, _, rest = text.partition(_BEGIN)
+    return before + rest.partition(_END)[2]
+
+
 def not_measured(before: str | Path) -> str:
     """What the section says as long as nothing was measured: by which command that is done.
 

@@ -17,6 +17,7 @@ from act.editing.provenance import TransferProvenance
 
 TAGS = ("act-profile", "ability-transfer")
 NOT_STATED = "not stated"
+USAGE = "## How to use it"
 _HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(@[\w./-]+)?")
 _IN_CACHE = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/[0-9a-f]{40}/?$")
 
@@ -84,7 +85,7 @@ def licence_of(model: str | Path) -> str:
 
 def _metadata_of(model: str | Path) -> Mapping[str, Any]:
     """The metadata of a model's own card, if there is one here, in its folder or the hub's cache."""
-    card = Path(model, CARD) if Path(model).is_dir() else _cached_card(str(model))
+    card = card_of(model)
     if card is None or not card.is_file():
         return {}
     from huggingface_hub import ModelCard
@@ -94,6 +95,11 @@ def _metadata_of(model: str | Path) -> Mapping[str, Any]:
     except (ValueError, OSError):
         return {}
     return found
+
+
+def card_of(model: str | Path) -> Path | None:
+    """Where a model's own card would be, in its folder or the hub's cache; None if the cache has none."""
+    return Path(model, CARD) if Path(model).is_dir() else _cached_card(str(model))
 
 
 def _cached_card(name: str) -> Path | None:
@@ -158,7 +164,7 @@ class Card:
             names = f"from peft import {kind}\nfrom transformers import AutoTokenizer"
         return "\n".join(
             [
-                "## How to use it",
+                USAGE,
                 "",
                 "```python",
                 names,
@@ -282,6 +288,12 @@ def write_card(
     lines += ["", said] if (said := licences(origins)) else []
     after = f", after it: `{transfer.after}`" if transfer.after else ""
     lines += ["", f"Fingerprint before the transfer: `{transfer.before}`{after}{', before the tune' if tuned else ''}."]
+    expected = {one.rule.models["target"].fingerprint for one in transfer.donors if "target" in one.rule.models}
+    if others := sorted(expected - {transfer.before}):  # such as that of the same weights in a narrower type
+        lines += [
+            "",
+            f"Channels were chosen for a target of the fingerprint {', '.join(f'`{one}`' for one in others)}.",
+        ]
     lines += ["", "## How the channels were found"]
     for donor, origin in donors:
         found = how_found(donor.rule, origin.title, target_of.title, commands=commands)

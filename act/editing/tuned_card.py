@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from act.core.counted import counted
 from act.data.corpus import Corpus
+from act.editing.card_history import History
 from act.editing.card_results import not_measured, results_section
 from act.editing.model_card import NOT_STATED, Card, Origin, block
 from act.editing.tune import Tuned, TuneSettings
@@ -45,6 +46,7 @@ def tuned_card(
     command: str = "act-profile tune",
     *,
     base: str | None = None,
+    before: str | None = None,
 ) -> str:
     """The text of the card: what was trained on what, with which settings, to which loss.
 
@@ -55,10 +57,12 @@ def tuned_card(
         adapter: whether the adapter was kept.
         command: what was typed.
         base: the model that ``model`` is an adapter of, which was merged into it first; None for any other model.
+        before: the fingerprint of the model before the tune, by which a channel set is known to be of it.
     """
     origin = Origin.of(model)
     origins = [origin, *([Origin.of(base)] if base else [])]
     given = f"{origin.link}, an adapter merged into {origins[1].link} first," if base else origin.link
+    history = History.of(model)
     kept = "kept beside it" if adapter else "merged into it"
     how = f", {kept}" if settings.mode == "lora" else ""
     rows = {
@@ -85,7 +89,10 @@ def tuned_card(
         "",
         block("\n".join(f"{name}: {value}" for name, value in said.items()), "yaml"),
         "",
+        *([f"Fingerprint before the tune: `{before}`.", ""] if before else []),
+        *([f"## How {origin.title} was made", "", history.text, ""] if history.text else []),
         results_section(not_measured(model)),
     ]
-    names = [corpus.name for corpus in corpora]
-    return str(Card(f"{origin.title}, tuned", origins, "\n".join(body), ["fine-tune"], names, adapter=adapter))
+    names = [*(corpus.name for corpus in corpora), *history.datasets]
+    tags = dict.fromkeys([*history.tags, "fine-tune"])
+    return str(Card(f"{origin.title}, tuned", origins, "\n".join(body), [*tags], names, adapter=adapter))

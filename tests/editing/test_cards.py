@@ -180,6 +180,33 @@ def test_the_card_of_a_tune_has_what_it_was(tokenizer):
     assert data.base_model == ["org/name"] and data.datasets == ["org/texts"] and "fine-tune" in data.tags
 
 
+def test_the_card_of_a_tune_keeps_how_its_model_was_made(tokenizer, tmp_path):
+    rule = Rule("paired", top=0.05, corpora=("german",), places={"german": ("org/texts:de:train",)})
+    transfer = TransferProvenance((DonorUsed("org/base", 5, 0.4, rule),), before="bef0", after="af7e")
+    for name in ("mended", "again"):
+        (tmp_path / name).mkdir()
+    how = "## The command\n\n```bash\n# no heading\nact-profile transfer\n```"
+    write_card(tmp_path / "mended", "org/mine", transfer, afterwards=how, results="40.0 ± 5.0")
+    corpus = act.Corpus.from_records([{"prompt": "a", "completion": " b"}] * 2, tokenizer, name="mine.jsonl")
+    settings = act.TuneSettings(steps=1, batch_size=2)
+    tuned = act.tune(tiny_model("llama"), corpus, settings)
+    once = tuned_card(str(tmp_path / "mended"), tuned, settings, [corpus], before="af7e")
+    (tmp_path / "again" / "README.md").write_text(once)
+    for text in (once, tuned_card(str(tmp_path / "again"), tuned, settings, [corpus], before="1a7e")):
+        assert "| donor | [org/base](https://huggingface.co/org/base) | not stated | 5 |" in text and "`bef0`" in text
+        assert (
+            "## How mended was made" in text and "### How the channels were found" in text and "\n# no heading" in text
+        )
+        assert text.count("## Results") == 1 == text.count("## How to use it") and "40.0 ± 5.0" not in text
+        data = ModelCard(text).data
+        assert {"merge", "fine-tune"} <= {*data.tags} and data.datasets == ["org/texts"]
+        assert data.base_model == ["org/mine", "org/base"]
+    assert "## How again was made" in text and "### How mended was made" in text and "`1a7e`" in text
+    assert found_by(tmp_path / "again", ["de/texts"]) == ["de/texts"]
+    (tmp_path / "mended" / "README.md").write_text("---\ntags: [merge]\n---\n# Somebody's\n\nIn words of their own.")
+    assert "In words" not in tuned_card(str(tmp_path / "mended"), tuned, settings, [corpus])
+
+
 def test_a_card_says_how_it_is_measured_until_it_was(tmp_path):
     rule = Rule("paired", top=0.05, corpora=("german",), places={"german": ("org/texts:de:train",)})
     transfer = TransferProvenance((DonorUsed("org/base", 5, 0.4, rule),), before="b", after="a")
