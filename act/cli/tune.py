@@ -95,6 +95,7 @@ def command(
     import torch
 
     from act.editing import publishing
+    from act.editing.card_history import stranger
     from act.editing.trainer import remove_saved
     from act.editing.tune import TuneSettings, save_tuned, tune
     from act.editing.tuned_card import tuned_card
@@ -142,6 +143,8 @@ def command(
         console.note(f"{model} is an adapter: it is merged into its base model, {base}, and the whole model is saved")
     loaded: nn.Module = load_model(model, device=device, merge=True, trust_remote_code=trust_remote_code)
     stored, before = next(loaded.parameters()).dtype, fingerprint(loaded)
+    if chosen and (doubt := stranger(chosen, loaded, model, before)):
+        console.warn(doubt)
     if dtype != "auto" and not stored.is_floating_point:
         raise ActError(f"--dtype has no effect on {model}, whose weights are quantised ({stored}); leave it out")
     if stored.is_floating_point and (dtype != "auto" or mode != "rows"):

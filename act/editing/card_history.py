@@ -1,12 +1,18 @@
-"""What the card of a model says of how it was made, for the card of what is made of it."""
+"""What the card of a model says of how it was made, for the card of what is made of it, and for who asks what it is."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from act.editing.card_results import without_results
 from act.editing.model_card import TAGS, USAGE, card_of
+from act.editing.stored import narrowed_digests
+from act.models.placement import values
+from act.models.views import language_view, original
+from act.ranking.channel_set import ChannelSet
 
 
 @dataclass(frozen=True)
@@ -56,3 +62,28 @@ def _further_down(text: str) -> Iterator[str]:
         heading = line.startswith("#") and not code
         if not (heading and line.startswith("# ")):
             yield f"#{line}" if heading and not line.startswith("######") else line
+
+
+def stranger(channels: ChannelSet, model: nn.Module, name: str, found: str) -> str | None:
+    """Why a channel set seems to be of another model; None if it was chosen for this one, or one that this is made of.
+
+    What a transfer or a tune has made has other weights than the model that its channels were chosen for, but a card
+    with that model's fingerprint.
+
+    Args:
+        channels: the set.
+        model: the model.
+        name: its folder or hub id.
+        found: its fingerprint.
+    """
+    expected = {one.fingerprint for one in channels.rule.models.values()}
+    if not expected or found in expected or any(one in History.of(name).text for one in expected):
+        return None
+    if not expected.isdisjoint(narrowed_digests(dict(values(language_view(original(model)))))):
+        return None
+    chosen_for = " and ".join(f"the {side} {one}" for side, one in channels.rule.models.items())
+    return (
+        f"the channels were chosen for {chosen_for}; {name} has other weights ({found}), and no model card that says "
+        "it was made of these, so rows of the same numbers may do other things in it; if it is another model, rank "
+        "channels for it"
+    )

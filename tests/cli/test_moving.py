@@ -18,7 +18,10 @@ import act
 from act.core.places import last_parts
 from act.editing.patch import Patch
 from act.models.channels import ChannelSpace
+from act.models.fingerprint import fingerprint
+from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet
+from act.ranking.rule import Rule
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
 
@@ -525,3 +528,19 @@ def test_a_tuned_adapter_is_saved_as_the_whole_model(folder, tmp_path, mode):
     assert any(not torch.equal(value, merged[name]) for name, value in after.items())
     assert "an adapter merged into one first, " in (tmp_path / "tuned" / "README.md").read_text()
     assert "leave --adapter out" in refuse("tune", "--model", tmp_path / "adapter", *lora, *given, tmp_path / "b")
+
+
+def test_rows_of_channels_of_another_model_are_warned_of(folder, tmp_path):
+    channels = ChannelSet.load(folder / "one.set")
+    rule = Rule(models={"target": ModelRead("elsewhere", "0123456789abcdef")})
+    ChannelSet(channels.space, channels.index, channels.scores, rule).save(tmp_path / "set")
+    given = ["--corpus", folder / "ability.jsonl", "--steps", "1", "--batch-size", "2", "--mode", "rows"]
+    for chosen, warned in ((tmp_path / "set", True), (folder / "one.set", False)):
+        output = tmp_path / f"tuned-{warned}"
+        tuned = act_profile("tune", "--model", folder / "one", *given, "--channels", chosen, "--output", output)
+        assert tuned.returncode == 0, tuned.stderr
+        assert ("the channels were chosen for the target elsewhere (0123456789abcdef)" in tuned.stderr) == warned
+        assert (
+            f"Fingerprint before the tune: `{fingerprint(tiny_model('llama', 1))}`"
+            in (output / "README.md").read_text()
+        )

@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import sys
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from support import tiny_model
 
 import act
+from act.editing.card_history import stranger
+from act.editing.model_card import write_card
 from act.editing.trainer import mark_saved, remove_saved, usable_checkpoint
 from act.editing.tune import _identity, _order, save_tuned
+from act.models.fingerprint import fingerprint
 from act.ranking.rule import Rule
 
 RECORDS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("one", "two", "three", "four")]
@@ -280,6 +284,32 @@ def test_an_adapter_is_merged_before_it_is_tuned(tokenizer, mode):
     for model in (adapted, adapted.base_model.model):
         with pytest.raises(act.ActError, match=r"q_proj has an adapter beside it, .* merge the adapter"):
             act.tune(model, corpus(tokenizer), act.TuneSettings(mode, steps=1, batch_size=2))
+
+
+def test_channels_are_known_to_be_of_what_was_made_of_their_models(tokenizer, tmp_path, channels):
+    donor, target, other = (tiny_model("llama-tied-bias", seed) for seed in range(3))
+
+    def doubt(model, chosen=channels):
+        return stranger(chosen, model, str(tmp_path), fingerprint(model))
+
+    assert doubt(donor) is None and doubt(target) is None
+    assert "and no model card that says it was made of these" in doubt(other)
+    narrow = act.rank(
+        act.profile_pair(
+            copy.deepcopy(donor).bfloat16(), tiny_model("llama-tied-bias", 1).bfloat16(), corpus(tokenizer)
+        ),
+        top=0.05,
+    )
+    assert doubt(target, narrow) is None and doubt(other, narrow)
+    patch = act.transfer(donor, target, channels, strength=0.5)
+    assert doubt(target)
+    write_card(tmp_path, "org/target", patch.provenance)
+    assert doubt(target) is None and doubt(target, narrow)
+    chosen = replace(patch.provenance, donors=tuple(replace(d, rule=narrow.rule) for d in patch.provenance.donors))
+    write_card(tmp_path, "org/target", chosen)  # as a transfer of the same weights in a wider type writes it
+    assert doubt(target, narrow) is None
+    act.tune(target, corpus(tokenizer), settings(steps=1))
+    assert doubt(target) is None
 
 
 def test_a_run_in_another_type_does_not_go_on_from_these_checkpoints(tokenizer):
