@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from command_line import act_profile, succeed
+from command_line import Running, act_profile, succeed
 from safetensors.torch import load_file, save_file
 from support import ATTENTION, SMALL, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
@@ -544,3 +547,15 @@ def test_rows_of_channels_of_another_model_are_warned_of(folder, tmp_path):
             f"Fingerprint before the tune: `{fingerprint(tiny_model('llama', 1))}`"
             in (output / "README.md").read_text()
         )
+
+
+def test_ctrl_c_says_that_the_same_tune_goes_on(folder, tmp_path):
+    given = ["--corpus", folder / "ability.jsonl", "--steps", "100000", "--batch-size", "2", "--save-steps", "1"]
+    running = Running("tune", "--model", folder / "one", *given, "--output", tmp_path / "tuned")
+    while not [*tmp_path.glob(".tuned.tuning/checkpoint-*/trainer_state.json")] and running.process.is_alive():
+        time.sleep(0.01)
+    os.kill(running.process.pid, signal.SIGINT)
+    stopped = running.ended()
+    assert stopped.returncode == 130 and "the same command goes on from its last checkpoint" in stopped.stderr
+    assert "stopped: SIGINT; nothing half-written was left" in stopped.stderr and "Traceback" not in stopped.stderr
+    assert not (tmp_path / "tuned").exists()
