@@ -37,8 +37,8 @@ def without_results(text: str) -> str:
     """The text of a card without that section.
 
     >>> from act.editing.card_results import results_section, without_results
-    >>> without_results("before\n" + results_section("figures") + "\nafter")
-    'before\n\nafter'
+    >>> without_results(f"before, {results_section('figures')}and after")
+    'before, and after'
     """
     before, _, rest = text.partition(_BEGIN)
     return before + rest.partition(_END)[2]
