@@ -6,6 +6,7 @@ import copy
 import functools
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tiny_families import small
@@ -34,6 +35,14 @@ def config_of(family: str) -> Any:
 def multimodal(family: str, seed: int = 0) -> torch.nn.Module:
     """A model of text and images."""
     return randomised(transformers.AutoModelForImageTextToText.from_config, config_of(family), seed)
+
+
+def require_stock_forward(family: str) -> None:
+    """Skip where transformers itself cannot run a family, as 5.24 cannot run Llama 4 with images."""
+    try:
+        multimodal(family)(torch.ones(1, 3, dtype=torch.long))
+    except AttributeError as error:
+        pytest.skip(f"transformers {transformers.__version__} cannot run {family}: {error}")
 
 
 def of_text(family: str, seed: int = 0) -> torch.nn.Module:

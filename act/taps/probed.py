@@ -79,7 +79,7 @@ class Probed:
                     f"{type(model).__name__} does not run with input_ids and decoder_input_ids alone, so it cannot be "
                     f"said which of its outputs belong to which text ({recording})"
                 )
-            log.info("%s cannot be probed, so its sites are taken as %s: %s", type(model).__name__, PLAIN, recording)
+            log.warning("%s cannot be probed, so its sites are taken as %s: %s", type(model).__name__, PLAIN, recording)
             columns = [name for name in called if isinstance(model.get_submodule(name), nn.Conv1d)]
             known = [part for name in sites.keys() - columns for part in shared[name]]
             read = {site.name: (BY_TOKEN if site.name in held else PLAIN,) for site in known}

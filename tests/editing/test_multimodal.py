@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from multimodal import config_of, multimodal, of_text
+from multimodal import config_of, multimodal, of_text, require_stock_forward
 from safetensors.torch import load_file, save_file
 from support import random_batches
 
@@ -41,6 +41,7 @@ def with_names_of_memory(folder: Path, model: torch.nn.Module) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("new", [False, True], ids=["names as saved", "names in memory"])
 def test_on_disk_and_in_memory_give_the_same(tmp_path, family, new):
+    require_stock_forward(family)
     donor = (
         multimodal(family)
         if transformers.MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config_of(family).get_text_config()), None) is None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from multimodal import multimodal
+from multimodal import multimodal, require_stock_forward
 from support import CONFIGS
 
 from act.models.calls import without_cache
@@ -30,6 +30,7 @@ def test_a_model_is_told_not_to_keep_its_cache_if_it_can_be(kind, config, expect
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "llama4"])
 def test_the_language_model_of_a_model_of_images_is_asked(family):
+    require_stock_forward(family)
     for model in (multimodal(family), language_view(multimodal(family))):
         assert without_cache(model) == CACHED
         assert model(torch.ones(1, 3, dtype=torch.long), **CACHED).past_key_values is None
