@@ -11,7 +11,7 @@ import typer
 
 from act.cli import console, options
 from act.cli.progress import counter
-from act.cli.ranking_options import RankingOptions
+from act.cli.ranking_options import RankingOptions, profiles_to_keep
 from act.cli.reading import Reading
 from act.core.counted import counted
 from act.core.errors import ActError
@@ -159,7 +159,7 @@ class Choosing(RankingOptions, Reading):
                 tops=list(self.top) if self.top else None,
                 strengths=list(strengths) or STRENGTHS,
                 metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate
-                keep_profiles=[load(path) for path in self.keep_profile or []] or None,
+                keep_profiles=profiles_to_keep(self.keep_profile) or None,
                 report=report,
                 **self.ranking,
             )

@@ -51,7 +51,8 @@ def command(
         Path,
         typer.Option(
             rich_help_panel=options.OUTPUT,
-            help="Folder for the page (index.html) and its tables (the default one is replaced).",
+            help="Folder for the page (index.html) and its tables, or a file that ends with .html: the page alone (the "
+            "default folder is replaced).",
         ),
     ] = REPORT,
     force: options.Force = False,
@@ -65,19 +66,20 @@ def command(
             "invented (the German of a language of few words)"
         )
     console.quiet_transformers()
+    from act.report.write import page_at, require_report_name, write
+
     force = force or report == REPORT
+    require_report_name(report)
     reserve_output(report, force)
     found = demos[language](step)
-    from act.report.page import PAGE
-    from act.report.write import write
 
     write(found.page.report, report, page=found.page, force=force)
     if as_json:
-        return console.print_json({**found.data, "report": str(report / PAGE)})
+        return console.print_json({**found.data, "report": str(page_at(report))})
     found.show()
     if verdict := found.page.verdict:
         print(verdict.headline)
-    print(f"{found.data['seconds']:.0f} s; look at the report, in a browser: {report / PAGE}")
+    print(f"{found.data['seconds']:.0f} s; look at the report, in a browser: {page_at(report)}")
 
 
 def _prose(say: Say) -> Shown:

@@ -9,7 +9,7 @@ import typer
 
 from act.cli import console, next_step, options
 from act.cli.grouped import with_options
-from act.cli.ranking_options import RankingOptions, by_default
+from act.cli.ranking_options import RankingOptions, by_default, require_profiles_to_keep
 from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import require_no_other_ending, reserve_output
@@ -96,6 +96,7 @@ def command(
         reserve_output(csv, force, [*inputs, output])
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
+    require_profiles_to_keep(keep_profile)
     (ability,) = _abilities(profiles, len(profiles))
     models: dict[str, Any] = {}
     if record and record.needs_models:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from act.cli import options
+from act.core.errors import ActError
 from act.ranking.scores import SCORES, score_names
+
+if TYPE_CHECKING:
+    from act.profiles.profile import Profile
 
 _SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items())
 
@@ -82,6 +87,28 @@ class RankingOptions:
         """The keywords of :func:`act.rank` that were given."""
         values = {each.name: getattr(self, each.name) for each in fields(RankingOptions)}
         return {name: value for name, value in values.items() if value not in (None, [])}
+
+
+def profiles_to_keep(paths: list[Path] | None) -> list[Profile]:
+    """The profiles of ``--keep-profile``."""
+    from act.profiles.profile import load
+
+    require_profiles_to_keep(paths)
+    return [load(path) for path in paths or ()]
+
+
+def require_profiles_to_keep(paths: list[Path] | None) -> None:
+    """Raise :class:`ActError` for a text where ``--keep-profile`` takes a profile; it says how to measure one."""
+    from act.core.tensor_files import kind_of
+
+    for path in paths or ():
+        if path.exists() and path.suffix != ".safetensors" and kind_of(path) is None:
+            profile = f"{path.name.partition('.')[0] or 'keep'}.safetensors"
+            raise ActError(
+                f"{path} is no profile, and --keep-profile takes profiles of what is to be kept; measure the text "
+                f"first (act-profile pair --donor DONOR --target TARGET --corpus {path} --output {profile}), and "
+                f"give --keep-profile {profile}"
+            )
 
 
 def by_default(score: str) -> str:

@@ -14,14 +14,13 @@ import typer
 from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
-from act.cli.ranking_options import by_default
+from act.cli.ranking_options import by_default, profiles_to_keep
 from act.cli.reading import Reading
 from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
 
-PAGE = "index.html"
 _STAGE = re.compile("(pair|attribution)-[0-9a-f]{16}")
 
 if TYPE_CHECKING:
@@ -56,7 +55,11 @@ def command(
         ),
     ],
     output: Annotated[
-        Path, typer.Option(rich_help_panel=options.OUTPUT, help="Folder for index.html, tables and report.json.")
+        Path,
+        typer.Option(
+            rich_help_panel=options.OUTPUT,
+            help="Folder for index.html, tables and report.json; or a file that ends with .html: the page alone.",
+        ),
     ] = Path("report"),
     ability: Annotated[
         list[str] | None,
@@ -111,15 +114,16 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """One page (index.html), a verdict first: where abilities live, what was moved, what came back, with controls."""
+    from act.evaluation.held_out import doubts
     from act.models.loading import load_model
-    from act.profiles.profile import load
+    from act.profiling.dtype_speed import warn_of_half
     from act.ranking.channel_set import ChannelSet
     from act.ranking.rank import rank
     from act.ranking.selection import parse_top
     from act.report.build import build, measure
     from act.report.page import Page
     from act.report.sources import read
-    from act.report.write import write
+    from act.report.write import page_at, require_report_name, write
 
     places = console.named(corpus or [])
     inputs: list[str | Path] = [
@@ -130,6 +134,7 @@ def command(
         *(name for name in (donor, target) if name),
     ]
     console.require_models([donor, target])
+    require_report_name(output, static)
     reserve_output(output, force, inputs)
     share = parse_top(top)
     if target and not donor:
@@ -154,7 +159,7 @@ def command(
     stems = dict(zip(places, _names("--corpus", [*places.values()]), strict=True))
     text_names = {name: stems[name] if name == place else name for name, place in places.items()}
     sets = {name: one for name, (_, one) in zip(set_names, given.sets, strict=True)}
-    report = None
+    report, seen = None, list[str]()
     if profiles:
         ranking: dict[str, Any] = {"include": include or (), "exclude": exclude or ()}
         measured = measure(
@@ -163,7 +168,7 @@ def command(
             score=score,  # type: ignore[arg-type]
             normalize=normalize,  # type: ignore[arg-type]
             top=share,
-            keep=[load(path) for path in keep_profile or ()],  # type: ignore[misc]
+            keep=profiles_to_keep(keep_profile),  # type: ignore[arg-type]  # checked by measure
             min_expert_tokens=min_expert_tokens,
             **ranking,
         )
@@ -179,6 +184,11 @@ def command(
             tokenizer = reading.tokenizer_of(str(donor), trust_remote_code=trust_remote_code)
             texts = reading.open_all(corpus, tokenizer)
             losses = {text_names[name]: text for name, text in texts.items()}
+            seen = doubts([*losses.values()], [profile for _, profile in given.profiles], 0)
+            for doubt in seen:
+                console.warn(doubt)
+            for each in filter(None, (model, other)):  # which run
+                warn_of_half(each)
         with counter("report", as_json) as progress:
             report = build(
                 measured,
@@ -203,6 +213,8 @@ def command(
         settings=settings,
         keep=given.keep,
         keeping=given.keeping,
+        doubts=given.doubts,
+        warnings=seen,
     )
     if len(files) == 1 and page.results:
         page = _with_stages(page, files[0], title)
@@ -213,12 +225,12 @@ def command(
         found = {"output": str(output), "files": written, "verdict": verdict}
         return console.print_json({**found, **report.data} if report else found)
     if report:
-        _print(report, output)
+        _print(report)
         if score is None:
             print(by_default(report.data["score"]))
     if page.verdict:
         print(page.verdict.headline)
-    print(output / PAGE)
+    print(page_at(output))
 
 
 def _with_stages(page: Page, output: Path, title: str | None) -> Page:
@@ -285,7 +297,7 @@ def _loss(name: str, text: Corpus, progress: Progress) -> Callable[[nn.Module], 
     return loss
 
 
-def _print(report: Report, output: Path) -> None:
+def _print(report: Report) -> None:
     from act.profiles.coverage import percent
 
     data = report.data
@@ -303,7 +315,7 @@ def _print(report: Report, output: Path) -> None:
         for one in data["concentration"]
     ]
     columns = ["profile", "channels", "Gini", "above a tenth of the largest", "most of the top set"]
-    console.print_table(f"{output.name}: concentration of {data['score']}", columns, rows)
+    console.print_table(f"Concentration of {data['score']}", columns, rows)
     print(
         "Gini: 0 where all channels score alike, 1 where one has it all; beside it, the share of channels above a tenth"
     )
@@ -332,12 +344,24 @@ def _print(report: Report, output: Path) -> None:
     ]
     if rows:
         columns = ["set", "other", "of", "share", "Jaccard", "95 % interval", "by chance"]
-        console.print_table("overlap", columns, rows)
+        console.print_table("Overlap", columns, rows)
     if data["necessity"]:
         rows = [[row["ablated"], row["text"], f"{row['whole']:.3f}", f"{row['loss']:.3f}"] for row in data["necessity"]]
         console.print_table(
-            "necessity: loss of the donor, nats per token", ["ablated", "text", "whole", "ablated"], rows
+            "Necessity: loss of the donor, nats per token", ["set", "text", "whole", "with the set ablated"], rows
         )
+    if data["recovered"]:
+        rows = [
+            [
+                row["moved"],
+                row["text"],
+                *(f"{row[name]:.3f}" for name in ("target", "loss", "donor")),
+                "-" if row["share"] is None else f"{row['share']:.0%}",
+            ]
+            for row in data["recovered"]
+        ]
+        columns = ["set", "text", "target", "with the set moved", "donor", "came back"]
+        console.print_table("Sufficiency: loss, nats per token", columns, rows)
 
 
 def _largest(kinds: Mapping[str, GroupShares]) -> str:

@@ -11,7 +11,7 @@ import typer
 from act.cli import console, next_step, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
-from act.cli.ranking_options import RankingOptions
+from act.cli.ranking_options import RankingOptions, profiles_to_keep
 from act.cli.reading import Reading
 from act.core.errors import require_choice
 from act.core.files import require_no_other_ending, reserve_output, written_whole
@@ -76,7 +76,8 @@ def command(
         typer.Option(
             "--report",
             rich_help_panel=options.OUTPUT,
-            help="Folder for the page (index.html). Default: that of --output, with -report.",
+            help="Folder for the page (index.html), or a file that ends with .html. Default: that of --output, with "
+            "-report.",
         ),
     ] = None,
     device: options.Device = "auto",
@@ -98,7 +99,7 @@ def command(
     from act.profiling.dtype_speed import warn_of_half
     from act.ranking.scores import score_named
     from act.report.page import Page
-    from act.report.write import write
+    from act.report.write import page_at, require_report_name, write
 
     given = console.named(corpus, keep or [])
     places = [*given]
@@ -116,6 +117,7 @@ def command(
         page = page or output.with_name(f"{output.stem}-report")
         inputs.append(output)
     if page:
+        require_report_name(page)
         reserve_output(page, force, inputs)
     console.quiet_transformers()
     for name in (donor, target):
@@ -124,7 +126,7 @@ def command(
     texts = reading.open_all([*corpus, *(keep or [])], tokenizer)
     first, *others = texts.values()
     require_different(first, others)
-    measured, sparing = load(profile), [load(path) for path in keep_profile or []]
+    measured, sparing = load(profile), profiles_to_keep(keep_profile)
     doubtful = doubts([first, *others], [measured, *sparing], FEWEST)
     for doubt in doubtful:
         console.warn(doubt)
@@ -190,13 +192,13 @@ def command(
             settings=swept.settings,
             keep=keeping,
             keeping=swept.called,
-            warnings=doubtful,
+            doubts=doubtful,
         )
         write(None, page, page=whole, force=force)
     if as_json:
         return console.print_json(result)
     swept.print()
-    print(page / "index.html" if page else "for a page of this, give --report FOLDER, or --output")
+    print(page_at(page) if page else "for a page of this, give --report FOLDER, or --output")
     if best := swept.best:
         spared = {"keep-profile": keep_profile} if keep_profile else {}
         models = {"donor": donor, "target": target} if score_named(by.score or "paired").needs_models else {}

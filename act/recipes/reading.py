@@ -16,6 +16,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from act.core.errors import ActError, Missing, one_of
+from act.core.files import require_folder_name
 from act.core.near import near_path
 from act.core.plain import Label
 from act.core.plain_yaml import read_yaml
@@ -263,6 +264,7 @@ def _require_rows(rows: list[int] | None) -> None:
 
 
 _REQUIRED: dict[tuple[type[Section], str], Callable[[Any], None]] = {
+    (Recipe, "output"): lambda output: require_folder_name(Path(output)),
     (Donor, "top"): lambda share: _require_each_top([share]),
     (Donor, "strength"): _require_strengths,
     (Donor, "strength_of"): _require_strengths,

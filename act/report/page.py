@@ -62,6 +62,7 @@ class Page:
         settings: what a sweep tried, by method or control; the unchanged target has a share of 0.
         keep: the figures of the settings that are of what is to be kept.
         keeping: their scales, where more than the figure of the target is known.
+        doubts: why no setting is to be chosen by these figures, one sentence each.
         warnings: what else the reader should know.
         provenance: where it comes from: rows of a heading and a text.
         samples: how the models write.
@@ -86,6 +87,7 @@ class Page:
     provenance: Sequence[tuple[str, str]] = ()
     samples: Sequence[Sample] = ()
     keeping: Mapping[str, Keeping] = field(default_factory=dict)
+    doubts: Sequence[str] = ()
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -103,7 +105,8 @@ class Page:
         """What is said first."""
         score = next((one.rule.score for one in self.moved.values()), "")
         found = verdict_on(self.results, score, swept=bool(self.settings)) if self.results else None
-        found = found or (verdict_of_settings(self.settings, self.keep, self.keeping) if self.settings else None)
+        if not found and self.settings:
+            found = verdict_of_settings(self.settings, self.keep, self.keeping, self.doubts)
         return found or (verdict_of_profiles(self.report) if self.report else None)
 
     def html(self) -> str:
@@ -132,6 +135,7 @@ class Page:
                 *(self.results.warnings if self.results else []),
                 *(warnings_of(self.report) if self.report else []),
                 *self.warnings,
+                *(self.doubts if self.results else []),  # else the verdict says them
             ],
             coverage=[row for row in self.report.data["concentration"] if row["coverage"] is not None]
             if self.report

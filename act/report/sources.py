@@ -39,6 +39,7 @@ class Sources:
         controls: what sweeps tried beside their method, each with the name of the control.
         keep: the figures of sweeps that are of what is to be kept.
         keeping: the scales of these.
+        doubts: why no setting of a sweep is to be chosen by its figures.
     """
 
     profiles: list[tuple[Path, Profile]] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Sources:
     controls: list[tuple[Path, str, Sequence[Setting]]] = field(default_factory=list)
     keep: list[str] = field(default_factory=list)
     keeping: dict[str, Keeping] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
     results: list[tuple[Path, Results]] = field(default_factory=list)
 
 
@@ -80,6 +82,7 @@ def _add_json(found: Sources, path: Path) -> None:
                 found.controls.append((path, name, _settings(rows)))
             keep = checked(_NAMES, data.get("keep", []))
             found.keep += keep
+            found.doubts += [one for one in checked(_NAMES, data.get("doubts", [])) if one not in found.doubts]
             found.keeping |= {
                 name: Keeping(**one.model_dump()) for name, one in checked(_SCALES, data.get("kept", {})).items()
             }

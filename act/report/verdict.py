@@ -10,7 +10,7 @@ from act.core.counted import counted
 from act.evaluation.kept import KEPT, Keeping
 from act.evaluation.sweep import Setting
 from act.report.build import OUTSIDE, Report
-from act.report.data import GroupShares
+from act.report.data import GroupShares, RecoveredRow
 from act.report.results import Figure, Gain, Results, is_share, shown
 
 Tone = Literal["good", "mixed", "bad", "open"]
@@ -182,18 +182,36 @@ def verdict_of_profiles(report: Report) -> Verdict:
         for one in rows[:LISTED]
     ]
     what = rows[0]["profile"] if len(rows) == 1 else f"{len(rows)} abilities"
-    headline = f"Where {what} may live; whether moving these channels helps was not evaluated."
+    moved, text = _moved(report.data["recovered"]), "whether moving these channels helps was not evaluated"
+    headline = f"Where {what} may live; {moved or text}."
     advice = "Try shares and strengths on records of the ability and of what is to be kept: act-profile sweep --keep."
     return Verdict("open", headline, tuple(details), (advice,))
 
 
+def _moved(rows: Sequence[RecoveredRow]) -> str:
+    """What came back of the first text when the set that brings most was moved, beside as many random channels."""
+    known = [row for row in rows if row["share"] is not None and row["text"] == rows[0]["text"]]
+    control = next((row for row in known if row["moved"] == "random"), None)
+    best = max((row for row in known if row is not control), key=lambda row: row["share"] or 0.0, default=None)
+    if best is None or control is None:
+        return ""
+    return (
+        f"moved alone, the channels of {best['moved']} bring back {best['share']:.0%} of what the target lacks on "
+        f"{best['text']}, and as many at random {control['share']:.0%}"
+    )
+
+
 def verdict_of_settings(
-    settings: Mapping[str, Sequence[Setting]], keep: Collection[str], known: Mapping[str, Keeping] = _NONE
+    settings: Mapping[str, Sequence[Setting]],
+    keep: Collection[str],
+    known: Mapping[str, Keeping] = _NONE,
+    doubts: Sequence[str] = (),
 ) -> Verdict | None:
     """Which of the settings that were tried brings most back and keeps enough; None if none was tried.
 
     Args:
         known: the scale of figures of what is to be kept, where more than the target's figure is known.
+        doubts: why none is to be chosen by these figures; they are said first.
     """
     method, tried = next(iter(settings.items()))
     moved = [one for one in tried if one.top > 0]
@@ -223,6 +241,14 @@ def verdict_of_settings(
     elif keep and not keeping:
         headline = (
             f"No setting keeps {KEPT:.0%}{what and f' {what}'}; {setting} bring most of {ability} back: {gained}."
+        )
+    if doubts:
+        first, *more = [f"{one.rstrip('.')}." for one in doubts]
+        return Verdict(
+            "open",
+            f"No share or strength can be chosen by these figures: {first}",
+            (*more, f"As a picture of these records alone: {headline}", *details),
+            ("Sweep on records that the channels were not ranked on, and enough of them.",),
         )
     advice = [
         f"This is the best of {counted(len(moved), 'setting')} on the records that it was chosen on: evaluate it on "

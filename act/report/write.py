@@ -1,4 +1,4 @@
-"""A report as a folder: its page, one JSON file, its tables as CSV and, if they are wanted, its pictures."""
+"""A report as a folder: its page, one JSON file, its tables as CSV and, if they are wanted, its pictures; or a page."""
 
 from __future__ import annotations
 
@@ -7,29 +7,64 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from act.core.files import written_whole
+from act.core.errors import ActError
+from act.core.files import require_folder_name, written_whole
 from act.report.build import Report
-from act.report.page import PAGE, Page, put_page
+from act.report.page import PAGE, Page, put_page, write_page
 from act.report.static import draw
+
+ENDINGS = (".html", ".htm")
+"""Of an output that is a page alone, not a folder with one."""
+
+
+def page_at(output: Path) -> Path:
+    """Where the page of an output lies.
+
+    >>> from act.report.write import page_at
+    >>> print(page_at(Path("report")), page_at(Path("report/german.html")))
+    report/index.html report/german.html
+    """
+    return output if output.suffix.lower() in ENDINGS else output / PAGE
+
+
+def require_report_name(output: Path, static: bool = False) -> None:
+    """Raise :class:`ActError` if an output is named as a file that is no page, or as a page that takes no pictures.
+
+    Args:
+        static: whether pictures are written as files, too, for which there must be a folder.
+
+    >>> from act.report.write import require_report_name
+    >>> require_report_name(Path("german.html"), static=True)
+    Traceback (most recent call last):
+    act.core.errors.ActError: the output german.html is the page alone; give a folder, which takes pictures, too
+    """
+    if page_at(output) != output:
+        require_folder_name(output, ", or a page that ends with .html")
+    elif static:
+        raise ActError(f"the output {output} is the page alone; give a folder, which takes pictures, too")
 
 
 def write(
-    report: Report | None, folder: Path, *, page: Page | None = None, static: bool = False, force: bool = False
+    report: Report | None, output: Path, *, page: Page | None = None, static: bool = False, force: bool = False
 ) -> list[str]:
-    """Write a report as a new folder, whole or not at all, and return the names of its files.
+    """Write a report, whole or not at all, and return the names of its files.
 
     Args:
         report: the figures of profiles; without any, ``page`` shows the rest.
-        folder: where to.
+        output: a new folder; or a file that ends with one of :data:`ENDINGS`, which gets the page alone.
         page: what else the page shows; by default the figures alone.
         static: also write the pictures of the page as SVG and PDF.
-        force: replace the folder, if it is a report's.
+        force: replace the output, if it is a report's.
 
     Raises:
-        ActError: ``folder`` exists and ``force`` is False.
+        ActError: ``output`` exists and ``force`` is False; it is named as a file of another kind.
     """
+    require_report_name(output, static)
     page = page or Page("Where abilities live", report=report)
-    with written_whole(folder, force=force, directory=True) as temporary:
+    if page_at(output) == output:
+        write_page(page, output, force=force)
+        return [output.name]
+    with written_whole(output, force=force, directory=True) as temporary:
         put_page(page, temporary / PAGE)
         if static:
             draw(page.charts, temporary)

@@ -432,7 +432,7 @@ def test_report_and_units(folder, pair, channels, tmp_path):
     shutil.copy(other, stage)
     named = succeed("report", stage, "--output", tmp_path / "named")
     assert [row["ability"] for row in named["concentration"]] == ["keep"]
-    assert table.returncode == 0 and "concentration of paired" in table.stdout and "two abilities" in table.stdout
+    assert table.returncode == 0 and "Concentration of paired" in table.stdout and "two abilities" in table.stdout
 
     chosen = tmp_path / "units"
     units = ["--granularity", "neuron", "--granularity", "head", "--normalize", "kind-std", "--scope", "layer"]
