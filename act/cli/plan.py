@@ -14,6 +14,7 @@ from act.cli.plan_output import print_costs, print_fit, print_sites
 from act.cli.reading import Reading
 from act.core.errors import ActError, require_choice
 from act.core.machine import free_memory
+from act.core.units import count_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +28,13 @@ if TYPE_CHECKING:
 
 
 GPUS = "GPUs to plan for"
+TRIAL = 0.05
+"""Seconds of a measurement that only shows how sites are read."""
+MANY = 1e9
+"""Tokens after which the rate of a run is that of its forwards."""
 EXAMPLES = """
 act-profile plan --model specialist/ --pair --corpus german.jsonl
-act-profile plan --model org/name --pair --tokens 1e9 --gpu h100 --gpus 8
+act-profile plan --model org/name --pair --tokens 1B --gpu h100 --gpus 8
 """
 
 
@@ -54,8 +59,12 @@ def command(
         int, typer.Option(min=0, rich_help_panel=options.TEXT, help="Records of each corpus to read; 0: all.")
     ] = 2000,
     tokens: Annotated[
-        float | None,
-        typer.Option(min=1, rich_help_panel=options.TEXT, help="Tokens to plan for, such as 1e9, instead of a corpus."),
+        str | None,
+        typer.Option(
+            metavar="NUMBER",
+            rich_help_panel=options.TEXT,
+            help="Tokens to plan for, such as 1e9, 500M or 2.5k, instead of a corpus.",
+        ),
     ] = None,
     count: options.Count = "answer",
     answer_turns: options.AnswerTurns = "last",
@@ -123,7 +132,7 @@ def command(
     from act.profiling.job import SharedPrefix
     from act.profiling.plan import Fit, Shape, attribution_forwards, unmoved
     from act.profiling.strict import require_covered, require_read
-    from act.profiling.text_plan import tokens_of
+    from act.profiling.text_plan import in_all, tokens_of_one
 
     console.quiet_transformers()
     require_choice("shared prefix", shared_prefix, get_args(SharedPrefix))
@@ -133,6 +142,7 @@ def command(
         raise ActError("--swap is about a pair run; give --pair, too")
     if not (recompute or attribute):
         raise ActError("--no-recompute is about an attribution; give --attribute, too")
+    asked_tokens = None if tokens is None else _tokens(tokens)
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     if gpus is not None and gpus < gpus_a_model:
@@ -156,7 +166,7 @@ def command(
     vision = None
     on = torch.device("cuda") if planned else place  # whose batches are planned
     budget = token_budget or (default_budget if attribute else default_token_budget)(on)
-    text: dict[str, Any] = {"tokens": tokens, "computed": tokens, "counted": tokens}
+    text: dict[str, Any] = dict.fromkeys(("tokens", "computed", "counted"), asked_tokens)
     if corpus:
         tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
         opened = {
@@ -165,12 +175,14 @@ def command(
         }
         opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}
         vision = next((each.vision for each in opened.values() if each.vision), None)
-        text |= tokens_of(opened, sample, budget)
+        plans = {name or each.name: tokens_of_one(each, sample, budget) for name, each in opened.items()}
+        text |= {**in_all(plans.values()), "texts": plans}
+    elsewhere = planned is not None and place.type == "cpu"  # whose rate tells nothing of a GPU
     measured = (
         measure(
             config,
             place,
-            seconds,
+            min(seconds, TRIAL) if elsewhere else seconds,
             tuple(exclude or ()),
             fused,
             include=tuple(include or ()),
@@ -207,25 +219,24 @@ def command(
         "afterwards": shape.afterwards(space, pair, swap),
         "corpus": text,
         "attention_counted": shape.attention is not None,
-        "measured": {name: value for name, value in measured.items() if name != "paths"} if measured else None,
+        "tried": measured is not None,
+        "measured": {name: value for name, value in measured.items() if name != "paths"}
+        if measured and not elsewhere
+        else None,
     }
-    if text["tokens"]:
-        result |= _costs(
-            shape.until_last(space, left_out),
-            text,
-            measured,
-            pair=pair,
-            forwards=attribution_forwards(recompute) if attribute else 1,
-            swap=swap,
-            cluster=_cluster(
-                planned, gpu_tflops, str(config.dtype or "float32").removeprefix("torch."), place, measured
-            )
-            if asked
-            else None,
-            gpus=gpus or 1,
-            gpus_a_model=gpus_a_model,
-            token_budget=budget,
-        )
+    dtype_name = str(config.dtype or "float32").removeprefix("torch.")
+    result |= _costs(
+        shape.until_last(space, left_out),
+        text,
+        None if elsewhere else measured,
+        pair=pair,
+        forwards=attribution_forwards(recompute) if attribute else 1,
+        swap=swap,
+        cluster=_cluster(planned, gpu_tflops, dtype_name, place, measured) if asked else None,
+        gpus=gpus or 1,
+        gpus_a_model=gpus_a_model,
+        token_budget=budget,
+    )
     if as_json:
         return console.print_json(result)
     print_fit(result["fit"])
@@ -314,19 +325,25 @@ def _costs(
     gpus_a_model: int,
     token_budget: int,
 ) -> dict[str, Any]:
-    """The work of a run, of so many ``forwards``, its time on this device, if measured, and on a cluster, if asked."""
-    from act.profiling.cluster import assumptions
+    """The work of a run, of so many ``forwards``, its time on this device, if measured, and on a cluster, if asked.
+
+    Where no number of tokens is known, there are rates alone.
+    """
+    from act.profiling.cluster import assumptions, rounded
 
     tokens, counted, length = text["computed"], text["counted"], text.get("attended_length", 1024)
-    work = shape.work(tokens, counted, length, pair, swap) * forwards
-    costs: dict[str, Any] = {"flops": work}
-    if measured:
-        costs["seconds_here"] = work / shape.flops(tokens, counted, length) * tokens * measured["seconds_a_token"]
+    costs: dict[str, Any] = {}
+    if tokens:
+        work = shape.work(tokens, counted, length, pair, swap) * forwards
+        costs["flops"] = work
+        if measured:
+            costs["seconds_here"] = work / shape.flops(tokens, counted, length) * tokens * measured["seconds_a_token"]
     if cluster:
         rates = cluster(shape)
+        many = tokens or MANY
         times = replace(rates, flops=rates.flops / forwards).seconds(
             shape,
-            tokens,
+            many,
             counted,
             gpus=gpus,
             gpus_a_model=gpus_a_model,
@@ -335,5 +352,24 @@ def _costs(
             swap=swap,
             token_budget=token_budget,
         )
-        costs["cluster"] = {"gpus": gpus, **times, "assumptions": assumptions(rates)}
+        meanwhile = {"forward": times["forward"], "tokenise": times["tokenise"], "read": times["read"]}
+        slowest = max(meanwhile, key=lambda part: meanwhile[part])
+        costs["cluster"] = {
+            "gpus": gpus,
+            "tokens_per_second": rounded(many / meanwhile[slowest]),
+            "limited_by": slowest,
+            **(times if tokens else {}),
+            "assumptions": assumptions(rates),
+        }
     return costs
+
+
+def _tokens(given: str) -> float:
+    """The number of ``--tokens``."""
+    try:
+        tokens = count_of(given)
+    except ValueError:
+        raise ActError(f"--tokens is {given!r}; expected a number of tokens, such as 1e9, 500M or 2.5k") from None
+    if tokens < 1:
+        raise ActError(f"--tokens is {given}; expected at least 1")
+    return tokens

@@ -11,6 +11,7 @@ from act.core.units import amount, duration, rate, size
 
 if TYPE_CHECKING:
     from act.profiling.accelerators import Accelerator
+    from act.profiling.text_plan import TextPlan
 
 _AFTERWARDS = {
     "profile": "profile file",
@@ -45,7 +46,7 @@ def print_sites(model: str, result: dict[str, Any]) -> None:
         for group, count in sites.items()
     ]
     columns = ["module kind", "read by", "sites", "channels", "of parameters"]
-    if not result["measured"] and all(path == "unknown" for _, path in sites):  # which only a measurement tells
+    if all(path == "unknown" for _, path in sites):  # which only a measurement tells
         columns, rows = [columns[0], *columns[2:]], [[row[0], *row[2:]] for row in rows]
     console.print_table(
         f"{model}: {result['channels']:,} channels, behind which lie {percent(result['coverage'])} of the parameters",
@@ -99,12 +100,19 @@ def print_costs(result: dict[str, Any], planned: Accelerator | None) -> None:
 def _print_cluster(cluster: dict[str, Any], planned: Accelerator | None) -> None:
     from act.profiling.accelerators import EFFICIENCY
 
-    assumed, gpus = cluster["assumptions"], cluster["gpus"]
-    rows = [[title, duration(cluster[name])] for name, title in _TIMES.items()]
-    rows.append(["GPU hours", f"{cluster['gpu_hours']:,.3g}"])
-    rows.append(["what takes longest", _TIMES[cluster["bottleneck"]].removesuffix(", meanwhile")])
-    title = planned.title if planned else "GPU"
-    console.print_table(f"{gpus} x {title}", ["part", "time"], rows)
+    assumed = cluster["assumptions"]
+    title = f"{cluster['gpus']} x {planned.title if planned else 'GPU'}"
+    if "wall" in cluster:
+        rows = [[title, duration(cluster[name])] for name, title in _TIMES.items()]
+        rows.append(["GPU hours", f"{cluster['gpu_hours']:,.3g}"])
+        rows.append(["what takes longest", _TIMES[cluster["bottleneck"]].removesuffix(", meanwhile")])
+        console.print_table(title, ["part", "time"], rows)
+    else:
+        limit = _TIMES[cluster["limited_by"]].removesuffix(", meanwhile")
+        print(
+            f"{title}: {amount(cluster['tokens_per_second'])} tokens/s, limited by {limit}; give --tokens or --corpus "
+            "for the time of a run"
+        )
     print(f"assumed: {rate(assumed['flops'])} of each GPU", end="")
     if planned:
         print(f" ({EFFICIENCY:.0%} of the dense rate in {planned.source}, unless --gpu-tflops says otherwise)", end="")
@@ -116,6 +124,8 @@ def _print_cluster(cluster: dict[str, Any], planned: Accelerator | None) -> None
 
 def _print_work(result: dict[str, Any]) -> None:
     text = result["corpus"]
+    if len(text.get("texts", ())) > 1:
+        _print_texts(text["texts"])
     about = "about " if text.get("sampled") else ""
     flops = rate(result["flops"]).removesuffix("/s")
     print(f"{about}{amount(text['tokens'])} tokens, {amount(text['counted'])} of them counted: {flops} of work")
@@ -123,7 +133,7 @@ def _print_work(result: dict[str, Any]) -> None:
         images = counted(text["images"], "image")
         print(f"{images}, whose tokens are counted; what the parts that read them compute is not")
     if text["computed"] != text["tokens"]:
-        provided = "" if result["measured"] else ", if the model can share that (--seconds tries it)"
+        provided = "" if result["tried"] else ", if the model can share that (--seconds tries it)"
         print(
             f"{about}{amount(text['computed'])} of them are computed; the others begin texts as a text before them did"
             f"{provided}"
@@ -132,3 +142,12 @@ def _print_work(result: dict[str, Any]) -> None:
         print(f"bad: {text['bad_records']:,} of {counted(text['records'], 'record')}: see --skip-bad-records of run")
     if not result["attention_counted"]:
         print("without attention, because the configuration does not describe it")
+
+
+def _print_texts(texts: dict[str, TextPlan]) -> None:
+    rows = [
+        [name, *(amount(one[key]) for key in ("records", "tokens", "counted")), f"{one['longest']:,}"]
+        for name, one in texts.items()
+    ]
+    about = ", about, by a sample" if any(one["sampled"] for one in texts.values()) else ""
+    console.print_table(f"Texts{about}", ["text", "records", "tokens", "counted", "longest"], rows)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from act.evaluation.harness import TaskSummary
 
+_FIGURE = re.compile(r"(under )?[-+−<~]?\d|-$")
+
 
 def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], alike: Sequence[Sequence[Any]] = ()
 ) -> None:
-    """Print a table to stdout; all columns but the first are right-aligned.
+    """Print a table to stdout; columns of figures are right-aligned.
 
-    Where it is too wide, its texts are broken between words, then its lines are left out; where that is not enough,
-    each row becomes a paragraph.
+    Where it is too wide, its texts are broken between words, then its vertical lines are left out; where that is not
+    enough, each row becomes a paragraph, or the long words of a table of two columns are broken.
 
     Args:
         title: what stands above it.
@@ -23,7 +26,7 @@ def print_table(
         rows: the cells of each row.
         alike: the rows of several tables that are to have one layout, these among them.
     """
-    from rich.box import HEAVY_HEAD
+    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -34,17 +37,21 @@ def print_table(
     widths = whole or _widths(columns, every, console.width - 2 * len(columns))
     if widths is None and len(columns) > 2:
         return _print_paragraphs(title, columns, cells)
+    lines = whole or not widths
     table = Table(
-        title=escape(title),
-        title_justify="left",
-        box=HEAVY_HEAD if whole else None,
-        padding=(0, 1) if whole else (0, 2, 0, 0),
+        box=HEAVY_HEAD if lines else SIMPLE_HEAD,
+        show_edge=bool(lines),
+        pad_edge=bool(lines),
+        padding=(0, 1) if lines else (0, 1, 0, 0),
+        show_header=any(columns),
     )
     for number, column in enumerate(columns):
+        figures = number and all(not row[number] or _FIGURE.match(row[number]) for row in every)
         width = widths[number] if widths else None
-        table.add_column(escape(column), justify="right" if number else "left", overflow="fold", width=width)
+        table.add_column(escape(column), justify="right" if figures else "left", overflow="fold", width=width)
     for row in cells:
         table.add_row(*map(escape, row))
+    console.print(escape(title), style="table.title", highlight=False)  # as wide as the terminal, not as the table
     console.print(table)
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 
 _BYTES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _RATES = ("FLOP/s", "kFLOP/s", "MFLOP/s", "GFLOP/s", "TFLOP/s", "PFLOP/s", "EFLOP/s")
 _COUNTS = ("", " thousand", " million", " billion", " trillion")
+_UNITS = {
+    unit: 1000.0**power
+    for power, units in enumerate(
+        (("",), ("k", "thousand"), ("m", "mn", "million"), ("b", "bn", "g", "billion"), ("t", "tn", "trillion"))
+    )
+    for unit in units
+}
 _STEPS = ((365.25 * 86400, "years"), (86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
@@ -71,6 +79,26 @@ def amount(count: float) -> str:
         return f"{count:,.0f}"
     value, word = _scaled(count, _COUNTS, 1000)
     return f"{value:,.0f}{word}" if value >= 1000 else f"{value:.3g}{word}"
+
+
+def count_of(text: str) -> float:
+    """The number that a text says, with the letter or word for thousands, millions, billions or trillions behind it.
+
+    Raises:
+        ValueError: it says none, or one that is not finite.
+
+    >>> from act.core.units import count_of
+    >>> count_of("1e9"), count_of("2.5k"), count_of("500M"), count_of("1_000"), count_of("1.5 billion")
+    (1000000000.0, 2500.0, 500000000.0, 1000.0, 1500000000.0)
+    """
+    found = re.fullmatch(r"(?P<number>[-+\d.,_e]*?[\d.])\s*(?P<unit>[a-z]*)", text.strip().lower())
+    if not found or found["unit"] not in _UNITS:
+        raise ValueError(f"{text!r} is no number with one of the units k, M, B, T")
+    number = re.sub(r"(?<=\d),(?=\d{3}(\D|$))", "", found["number"])
+    count = float(number) * _UNITS[found["unit"]]
+    if not math.isfinite(count):
+        raise ValueError(f"{text!r} is not finite")
+    return count
 
 
 def _scaled(value: float, units: tuple[str, ...], step: int) -> tuple[float, str]:

@@ -116,7 +116,13 @@ def test_plan_shows_the_path_of_every_site(folder):
 def test_plan_reads_a_corpus_as_run_does(folder):
     corpora = ["--corpus", f"one={folder / 'ability.jsonl'}", "--corpus", f"two={folder / 'keep.jsonl'}"]
     plan = ["plan", "--model", folder / "donor", "--seconds", "0"]
-    assert succeed(*plan, *corpora)["corpus"]["records"] == 8
+    both = succeed(*plan, *corpora)["corpus"]
+    assert both["records"] == 8 and {name: one["records"] for name, one in both["texts"].items()} == {
+        "one": 4,
+        "two": 4,
+    }
+    assert both["tokens"] == sum(one["tokens"] for one in both["texts"].values())
+    assert "one" in act_profile(*plan, *corpora).stdout
     texts = succeed(*plan, "--corpus", folder / "keep.jsonl")["corpus"]
     cut = succeed(*plan, "--corpus", folder / "keep.jsonl", "--max-length", "4", "--stride", "3")["corpus"]
     assert cut["longest"] == 4 < texts["longest"] and cut["tokens"] > texts["tokens"] == texts["counted"]

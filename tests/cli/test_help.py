@@ -112,7 +112,7 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
         (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),
         (["run", "--model", "m"], "missing option '--corpus'"),
         (["patch", "show"], "missing argument"),
-        (["plan", "--model", "m", "--tokens", "many"], "--tokens is 'many'; expected a number; see act-profile plan"),
+        (["plan", "--model", "m", "--gpu-tflops", "many"], "--gpu-tflops is 'many'; expected a number; see act-profile plan"),
     ],
 )  # fmt: skip
 def test_what_is_mistyped_is_one_sentence(words, sentence):
@@ -178,7 +178,7 @@ def test_without_a_command_the_help_is_shown():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["plan", "--tokens", "1e9x"], "--tokens is '1e9x'; expected a number; see act-profile plan --help"),
+        (["plan", "--gpu-tflops", "1x"], "--gpu-tflops is '1x'; expected a number; see act-profile plan --help"),
         (["plan", "--gpus", "0"], "--gpus is 0; expected at least 1; see act-profile plan --help"),
         (["rank", "p", "--number", "2.5"], "--number is '2.5'; expected a whole number; see act-profile rank --help"),
         (["transfer", "--strength", "1", "--strength", "x"], "--strength is 'x'; expected a number; see"),

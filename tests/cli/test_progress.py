@@ -90,3 +90,18 @@ def test_no_word_of_a_table_is_broken(monkeypatch, capsys):
         shown = capsys.readouterr().out
         assert all(cell in shown for cell in rows[0])
         assert ("│" in shown) == (width >= 70) and max(map(len, shown.splitlines())) <= width
+
+
+def test_a_narrow_terminal_keeps_titles_lines_and_figures_apart(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    print_table(
+        "Memory of a pair run on one device", ["part", "size"], [["weights", "9.8 MiB"], ["moments", "101.9 MiB"]]
+    )
+    title, *lines = capsys.readouterr().out.splitlines()
+    assert title == "Memory of a pair run on one device" and len(lines[0]) < len(title)  # wider than its table
+    assert "│ weights │   9.8 MiB │" in lines
+    print_table("Facts", ["", ""], [["machine", "Linux-6.18.44-fc-v657-x86_64-with-glibc2.36"], ["threads", "1"]])
+    shown = capsys.readouterr().out
+    assert "│ threads │ 1 " in shown and "┡" not in shown  # texts stand left, and no heading is empty
+    print_table("Sites", ["kind", "channels", "of parameters"], [["embedding", "192", "15.37%"]])
+    assert "─" * 36 in capsys.readouterr().out

@@ -8,7 +8,7 @@ from command_line import act_profile, succeed
 from support import tiny_model
 
 from act import ActError
-from act.core.units import amount, duration, rate, size
+from act.core.units import amount, count_of, duration, rate, size
 from act.profiling.accelerators import ACCELERATORS, EFFICIENCY, accelerator_named
 from act.profiling.plan import Fit
 
@@ -81,6 +81,12 @@ def test_a_rate_of_this_machine_is_never_that_of_a_gpu(model):
     }
     given = succeed(*plan, "--gpu", "h100", "--gpu-tflops", "1")["cluster"]
     assert given["assumptions"]["flops"] == 1e12 and given["assumptions"]["memory"] == 3350e9
+    rates = succeed("plan", "--model", model, "--gpu", "h100", "--gpus", "8")  # of no number of tokens
+    assert rates["cluster"]["tokens_per_second"] == planned["h100"]["cluster"]["tokens_per_second"]
+    assert "wall" not in rates["cluster"] and rates["measured"] is None and "seconds_here" not in planned["h100"]
+    assert {"rotary", "gated_mlp"} < {site["path"] for site in rates["sites"]}  # how sites are read is still tried
+    shown = act_profile("plan", "--model", model, "--gpu", "h100").stdout
+    assert "1 x NVIDIA H100 SXM 80 GB: " in shown and "measured here" not in shown and "this processor" not in shown
 
 
 def test_a_plan_is_read_by_people(model):
@@ -104,6 +110,36 @@ def test_a_plan_is_read_by_people(model):
     assert first.startswith("does not fit: ") and "GiB are needed, and NVIDIA T4 16 GB has 14.7 GiB" in first
     assert "in batches of" in ways[0] and "1 x NVIDIA T4 16 GB" in large.stdout and "1 billion tokens" in large.stdout
     assert "(40% of the dense rate in https://" in " ".join(large.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        ("1B", 1e9),
+        ("500m", 5e8),
+        ("2.5k", 2500),
+        ("1e9", 1e9),
+        ("1,500,000", 1.5e6),
+        ("1_000", 1e3),
+        ("3 trillion", 3e12),
+    ],
+)
+def test_counts_are_read_as_people_write_them(given, count):
+    assert count_of(given) == count
+
+
+@pytest.mark.parametrize("given", ["", "k", "1x", "1,5B", "nan", "inf", "1.2.3", "1e999", "five"])
+def test_what_is_no_count_is_refused(given):
+    with pytest.raises(ValueError, match="no number|could not convert|not finite"):
+        count_of(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("1e9x", "a number of tokens, such as 1e9, 500M or 2.5k"), ("0", "at least 1")]
+)
+def test_a_mistaken_number_of_tokens_is_one_sentence(given, said, model):
+    refused = act_profile("plan", "--model", model, "--tokens", given)
+    assert refused.returncode == 2 and "--tokens is" in refused.stderr and said in refused.stderr
 
 
 def test_units_are_those_that_people_read():
