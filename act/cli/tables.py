@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from act.evaluation.harness import TaskSummary
 
-_FIGURE = re.compile(r"(under )?[-+−<~]?\d|-$")
+_FIGURE = re.compile(r"(?!\d+\.\d+\.)(under )?[-+−<~]?\d|-$")  # a version is none
 
 
 def print_table(

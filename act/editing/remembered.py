@@ -96,6 +96,15 @@ def believed(call: Callable[[], T]) -> T:
             outdated.remembered.forget()
 
 
+def fingerprint_cache() -> UserCache | None:
+    """The folder in which fingerprints are remembered; None if there is none.
+
+    Raises:
+        ActError: :data:`VARIABLE` is neither a folder nor :data:`act.core.user_cache.OFF`.
+    """
+    return UserCache.named("fingerprints", VARIABLE, _MOST_BYTES)
+
+
 class Remembered:
     """What is known of the diagonals of a checkpoint's parameters: from earlier runs, and from this one.
 
@@ -108,7 +117,7 @@ class Remembered:
     def __init__(self, folder: Path, files: Mapping[str, FileIdentity], since: int) -> None:
         self.folder, self.files, self.since = folder, dict(files), since
         self._settled = {name for name, one in files.items() if one.last_write <= since - SETTLED}
-        self._cache = UserCache.named("fingerprints", VARIABLE, _MOST_BYTES)
+        self._cache = fingerprint_cache()
         self._name = xxhash.xxh3_128_hexdigest(repr((SCHEMA, sorted(one.path for one in self.files.values()))).encode())
         self._earlier: dict[str, _Known] | None = None
         self._reading = threading.Lock()  # a donor is read in two threads

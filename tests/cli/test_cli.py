@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from command_line import act_profile, succeed
@@ -215,14 +217,28 @@ def test_env_tells_what_a_gpu_would_run(folder):
     assert "CUDA kernels" in table and (cuda.build()["missing"] or "built with CUDA")[:20] in table
     assert "None" not in table and "[]" not in table and "backend forced" in table
     forced = act_profile("env", "--json", env={"ACT_KERNELS_BACKEND": "triton"})
-    assert forced.returncode == 0
-    assert "triton kernels run on a CUDA device" in json.loads(forced.stdout)["backends"]["cpu"]["forced"]
+    if not torch.cuda.is_available():
+        found = json.loads(forced.stdout)
+        assert "triton kernels run on a CUDA device" in found["backends"]["cpu"]["forced"] == found["error"]
+        assert forced.returncode == found["exit_code"] == 2 and forced.stderr == f"error: {found['error']}\n"
+    mistyped = act_profile("env", env={"ACT_KERNELS_BACKEND": "tritn"})
+    assert mistyped.returncode == 2 and "is not a backend; choose one of native" in mistyped.stderr
+    assert "Machine" in mistyped.stdout  # a bug report has the rest
+    assert act_profile("env", env={"ACT_FINGERPRINTS": "here"}).returncode == 2
 
 
 def test_env(folder):
     result = succeed("env")
     states = result["backends"]["cpu"]
     assert sum("chosen" in state for state in states.values()) == 1
+    memory, caches = result["memory"], result["caches"]
+    assert 0 < memory["available"] <= memory["total"] and result["cores"] >= 1
+    assert caches["the hub"]["free"] > 0 and caches["fingerprints"] is None  # as conftest has it
+    assert result["packages"]["datasets"] == datasets.__version__
+    written = Path(__file__).parents[2].joinpath("pyproject.toml").read_text(encoding="utf-8")
+    for name, extra in result["extras"].items():
+        declared = re.search(rf"^{name} = \[(.*?)\]$", written, re.MULTILINE)[1]
+        assert extra["packages"] == [re.match(r"[\w-]+", one.strip(' "'))[0] for one in declared.split(",")]
     assert result["versions"]["torch"] in (torch.__version__, torch.__version__.partition("+")[0])
 
 
