@@ -16,7 +16,7 @@ from act.cli.progress import counter
 from act.cli.reading import Reading
 from act.cli.signals import Terminated
 from act.core.errors import ActError, require_choice
-from act.core.files import require_output
+from act.core.files import require_folder_name, require_output
 from act.core.inputs import require_not_input
 from act.core.scratch import companion, reserve
 
@@ -28,7 +28,6 @@ _CALLED = {
     "resumed_from": "went on from step",
     "records": "records drawn",
     "replayed": "records mixed in",
-    "loss": "loss per token at the end",
 }
 EXAMPLES = """
 act-profile tune --model mended/ --corpus german.jsonl \\
@@ -91,11 +90,15 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Fine-tune on the answers of a corpus; after an interruption, the same command continues."""
+    """Fine-tune on the answers of a corpus; after an interruption, the same command continues.
+
+    --model, --corpus and --output are all it needs: a new model folder is written, with the loss before and after,
+    and --model is only read. If the loss goes up, lower --learning-rate.
+    """
     import torch
 
     from act.editing import publishing
-    from act.editing.card_history import stranger
+    from act.editing.earlier import remember_earlier
     from act.editing.trainer import remove_saved
     from act.editing.tune import TuneSettings, save_tuned, tune
     from act.editing.tuned_card import tuned_card
@@ -111,6 +114,7 @@ def command(
     settings = TuneSettings(mode, steps, batch_size, learning_rate, seed=seed, save_steps=save_steps, **given)  # type: ignore[arg-type]
     console.quiet_transformers()
     checkpoints = companion(output.absolute().parent / f".{output.name}", ".tuning")
+    require_folder_name(output)
     reserve(output)
     if os.path.exists(output) and not force:
         remove_saved(checkpoints)
@@ -143,8 +147,7 @@ def command(
         console.note(f"{model} is an adapter: it is merged into its base model, {base}, and the whole model is saved")
     loaded: nn.Module = load_model(model, device=device, merge=True, trust_remote_code=trust_remote_code)
     stored, before = next(loaded.parameters()).dtype, fingerprint(loaded)
-    if chosen and (doubt := stranger(chosen, loaded, model, before)):
-        console.warn(doubt)
+    remember_earlier(loaded, [before])  # of which channels may be, whatever type it is trained in
     if dtype != "auto" and not stored.is_floating_point:
         raise ActError(f"--dtype has no effect on {model}, whose weights are quantised ({stored}); leave it out")
     if stored.is_floating_point and (dtype != "auto" or mode != "rows"):
@@ -191,6 +194,8 @@ def command(
     for name in ("resumed_from", "replayed"):
         if not summary[name]:
             del summary[name]
+    before_and_after = [summary.pop(name) for name in ("loss_before", "loss_after")]
+    summary["loss per token"] = "{:.3f} before, {:.3f} after".format(*before_and_after)
     rows = [
         [
             _CALLED.get(name, name.replace("_", " ")),
@@ -199,6 +204,7 @@ def command(
         for name, value in summary.items()
     ]
     console.print_table(str(output), ["", ""], rows[1:])
+    print("loss: of the first records drawn, on which it was trained, too; other text tells whether it is better")
     if not adapter:
         next_step.after_change(model, output)
 

@@ -17,6 +17,7 @@ from act.core.counted import counted
 from act.core.errors import ActError, option, require_choice, require_type
 from act.core.plain import Label, checked
 from act.core.tensor_files import FLOATS, indices, load_tensors, save_tensors, taken, understood
+from act.editing.earlier import remember_earlier
 from act.editing.provenance import TransferProvenance
 from act.editing.remembered import believed
 from act.editing.rows import MODEL_OR_WEIGHTS, Weights, by_slice, described, form_of, matrix_of, shape_in
@@ -171,6 +172,8 @@ class Patch:
         for change in self.changes:
             view = matrix_of(change.parameter, weights)
             view[change.rows.to(view.device)] = (change.after if forward else change.before).to(view.device)
+        if isinstance(model, nn.Module) and expected_print:
+            remember_earlier(model, [expected_print])
 
     def _fingerprint_of(self, weights: Weights, forward: bool) -> str:
         """The fingerprint of weights that hold the rows of before, or of after; kept for later runs if from files."""

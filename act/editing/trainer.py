@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def train(
     save_steps: int = 50,
     resume_at: int = 0,
     progress: Progress = silent,
-) -> float:
+) -> None:
     """Train on ``examples`` in their order, one pass, on the mean cross entropy of the predicted tokens.
 
     Args:
@@ -145,9 +145,6 @@ def train(
 
     Raises:
         Diverged: the loss, or a weight, became infinite or NaN.
-
-    Returns:
-        The mean loss of the last ten steps.
     """
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -175,10 +172,7 @@ def train(
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            labels = inputs.pop("labels")[:, 1:]
-            outputs = model(**inputs)
-            logits = outputs.logits[:, :-1].float().flatten(0, 1)
-            loss = nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORED)
+            loss, outputs = _loss(model, inputs)
             return (loss, outputs) if return_outputs else loss
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -210,5 +204,23 @@ def train(
     if not all(one.isfinite().all() for one in model.parameters() if one.requires_grad):
         after = counted(trainer.state.global_step, "step")
         raise Diverged(f"a trained weight is infinite or NaN after {after}", learning_rate)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return float(sum(losses[-10:]) / len(losses[-10:]))
+
+
+def mean_loss(model: nn.Module, examples: Sequence[Piece], batch_size: int) -> float:
+    """The mean cross entropy per predicted token of some examples, by the model in evaluation mode."""
+    model.eval()
+    device, total, tokens = next(model.parameters()).device, 0.0, 0
+    with torch.no_grad():
+        for start in range(0, len(examples), batch_size):
+            batch = collate(examples[start : start + batch_size])
+            count = int((batch["labels"][:, 1:] != IGNORED).sum())
+            loss, _ = _loss(model, {name: value.to(device) for name, value in batch.items()})
+            total, tokens = total + count * loss.item(), tokens + count
+    return total / tokens
+
+
+def _loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:
+    """The mean cross entropy of the predicted tokens of a batch, as of :func:`collate`, and what the model returns."""
+    outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    logits = outputs.logits[:, :-1].float().flatten(0, 1)
+    return nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), ignore_index=IGNORED), outputs

@@ -12,6 +12,7 @@ from torch import nn
 
 from act.core.errors import require_type
 from act.editing.donor import Donor, weights_of
+from act.editing.earlier import remember_earlier
 from act.editing.patch import ChangedRows, Patch
 from act.editing.remembered import believed
 from act.editing.rows import Overlap, Tokens, Weights, matrix_of
@@ -88,6 +89,9 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
             changes[part.key].append(ChangedRows(part, plan.changed(part), earlier, later))
     after = diagonals | {name: diagonals[name].after(changed) for name, changed in changes.items()}
     changed = [change for parts in changes.values() for change in parts]
+    if isinstance(target, nn.Module):
+        chosen_for = [one.made_for["target"].fingerprint for one in donors if "target" in one.made_for]
+        remember_earlier(target, [before, *chosen_for])
     return Patch(changed, plan.provenance(before, digest(after), list(weights)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,16 +20,18 @@ from act.core.files import written_whole
 from act.core.progress import Progress, silent
 from act.data.corpus import Corpus, require_corpus
 from act.data.pieces import Piece, pieces
+from act.editing.card_history import stranger
 from act.editing.copies import copy_companions
+from act.editing.earlier import remember_earlier
 from act.editing.model_card import put_card
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
-from act.editing.trainer import Diverged, mark_saved, remove_checkpoints, train, usable_checkpoint
+from act.editing.trainer import Diverged, mark_saved, mean_loss, remove_checkpoints, train, usable_checkpoint
 from act.models.adapters import adapted, quiet_peft
 from act.models.calls import require_decoder
 from act.models.fingerprint import fingerprint
 from act.models.limits import require_known_token, vocabulary
-from act.models.loading import require_model
+from act.models.loading import name_of, require_model
 from act.models.sites import ParameterSlice
 from act.ranking.channel_set import ChannelSet
 
@@ -39,6 +42,10 @@ Mode = Literal["full", "rows", "lora"]
 """What is trained: every weight, the rows of a channel set or patch, or low-rank adapters of every linear (peft)."""
 
 
+COMPARED = 32
+"""Records of which the losses before and after are compared: the same ones, so chance in drawing them has no part."""
+
+log = logging.getLogger(__name__)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -95,7 +102,8 @@ class Tuned:
         resumed_from: the step of the checkpoint that training continued from; 0 if it started from the beginning.
         records, replayed: how many records of the corpus and of the replay corpus were trained on.
         trained_values: how many values the optimiser trained.
-        loss: the mean loss per predicted token over the last ten steps.
+        loss_before, loss_after: the mean loss per predicted token of the first records that are trained on, at least
+            :data:`COMPARED` if there are so many, by the model as it was given and as it is now.
 
     >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4))
     >>> tuned.records, tuned.replayed
@@ -108,7 +116,17 @@ class Tuned:
     records: int
     replayed: int
     trained_values: int
-    loss: float
+    loss_before: float
+    loss_after: float
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the loss became larger, even of records that were trained on.
+
+        >>> act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3)).is_worse
+        False
+        """
+        return self.loss_after > self.loss_before
 
     def summary(self) -> dict[str, int | float]:
         """The figures, as plain data.
@@ -180,17 +198,23 @@ def tune(
     order = _order(len(own), len(other), settings)
     examples = [own[at] if at < len(own) else other[at - len(own)] for at in order]
     rows = rows_to_train(channels) if settings.mode == "rows" and channels is not None else {}
-    identity = _identity(model, settings, [corpus, replay], rows, keep_adapter) if checkpoints else ""
+    found = fingerprint(model)
+    if isinstance(channels, ChannelSet) and rows and (doubt := stranger(channels, model, name_of(model), found)):
+        log.warning("%s", doubt)
+    remember_earlier(model, [found])
+    identity = _identity(model, found, settings, [corpus, replay], rows, keep_adapter) if checkpoints else ""
     resumed = usable_checkpoint(checkpoints, identity, restart) if checkpoints else 0
     optional("transformers", "tune", "act-profile tune").set_seed(settings.seed)
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = _trained(model, settings, rows)
     values = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
+    batch, compared = settings.batch_size, examples[: -(-COMPARED // settings.batch_size) * settings.batch_size]
+    before = mean_loss(trained, compared, batch)
     try:
-        loss = train(
+        train(
             trained,
             examples,
-            batch_size=settings.batch_size,
+            batch_size=batch,
             learning_rate=settings.learning_rate,
             seed=settings.seed,
             device=next(model.parameters()).device,
@@ -199,6 +223,9 @@ def tune(
             resume_at=resumed,
             progress=progress,
         )
+        after = mean_loss(trained, compared, batch)
+        if not math.isfinite(after):
+            raise Diverged(f"the loss after the last step is {after}", settings.learning_rate)
     except Diverged:
         if checkpoints:
             remove_checkpoints(checkpoints)  # of no use to a run with another learning rate
@@ -213,8 +240,17 @@ def tune(
         result = trained.merge_and_unload()  # type: ignore[operator]
     model.eval()
     replayed = sum(at >= len(own) for at in order)
-    steps = len(order) // settings.batch_size
-    return Tuned(result.eval(), steps, resumed, len(order) - replayed, replayed, values, loss)
+    tuned = Tuned(result.eval(), len(order) // batch, resumed, len(order) - replayed, replayed, values, before, after)
+    if tuned.is_worse:
+        log.warning(
+            "the loss per token went up, from %.3f to %.3f, even on records that were trained on: the model is worse "
+            "than before; lower %s, which was %g",
+            before,
+            after,
+            option("--learning-rate", "the learning rate"),
+            settings.learning_rate,
+        )
+    return tuned
 
 
 def adapter_of(tuned: nn.Module) -> dict[str, torch.Tensor]:
@@ -269,6 +305,7 @@ def _trained(model: nn.Module, settings: TuneSettings, rows: Mapping[ParameterSl
 
 def _identity(
     model: nn.Module,
+    found: str,
     settings: TuneSettings,
     corpora: Sequence[Corpus | None],
     rows: Mapping[ParameterSlice, torch.Tensor],
@@ -278,8 +315,8 @@ def _identity(
     data = [corpus.source.fingerprint if corpus else None for corpus in corpora]
     chosen = json.dumps({str(place): index.tolist() for place, index in rows.items()})
     state = {
-        **{name.replace("_", " "): value for name, value in asdict(settings).items()},
-        "fingerprint of the model": fingerprint(model),
+        **{name.replace("_", " "): value for name, value in asdict(settings).items() if name != "save_steps"},
+        "fingerprint of the model": found,
         "type of the weights": str(next(model.parameters()).dtype),  # which a fingerprint does not see
         **{f"fingerprint of the {what}": one for what, one in zip(("corpus", "replay"), data, strict=False)},
         "channels": hashlib.sha256(chosen.encode()).hexdigest()[:16] if rows else None,

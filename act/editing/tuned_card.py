@@ -70,7 +70,7 @@ def tuned_card(
         **({"records mixed in": f"{tuned.replayed:,} from {corpora[1].name}"} if len(corpora) > 1 else {}),
         "steps": f"{tuned.steps:,}, of {counted(settings.batch_size, 'record')}",
         "values trained": f"{tuned.trained_values:,}",
-        "loss per token at the end": f"{tuned.loss:.3f}",
+        "loss per token": f"{tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after, of the first records drawn",
         **({"channels": f"{len(channels):,}, chosen by {channels.rule}"} if channels else {}),
     }
     said = {key: value for key, value in asdict(settings).items() if value is not None}

@@ -276,7 +276,7 @@ class Cache:
         rows = recipe.tune.mode == "rows"
         decided = _hash(
             model=self._untuned(variant),
-            tune=recipe.tune.model_dump(exclude={"corpus", "replay"}),
+            tune=recipe.tune.model_dump(exclude={"corpus", "replay", "save_steps"}),
             corpus=self.corpora[recipe.tune.corpus],
             replay=self.corpora[recipe.tune.replay] if recipe.tune.replay else None,
             rows=self._sets(variant.score or recipe.score) if rows else None,

@@ -15,7 +15,7 @@ from typing import Any, TypedDict
 import yaml
 
 from act.core.errors import ActError, option
-from act.core.files import require_output, require_writable, written_whole
+from act.core.files import require_folder_name, require_output, require_writable, written_whole
 from act.core.hashes import hash_of
 from act.core.plain_yaml import read_yaml
 from act.core.progress import Progress, silent
@@ -192,6 +192,7 @@ class Run:
         self.recipe = recipe
         self.say = say
         self.output = recipe.folder
+        require_folder_name(self.output)
         require_writable(self.output)
         self.cache = Cache(recipe)
         if (earlier := earlier_stages_of(recipe)).is_dir():

@@ -57,7 +57,7 @@ def place(tmp_path_factory, tokenizer) -> Path:
     (path / ".new.tuning" / "checkpoint-3" / "config.json").write_text("{}")
     (path / ".new.tuning" / "identity").write_text("another run")
     (path / "link").symlink_to("set")
-    for name, output in (("recipe", "recipe.yaml"), ("texts", "texts")):
+    for name, output in (("recipe", "recipe.yaml"), ("texts", "texts"), ("html", "x.html")):
         (path / f"{name}.yaml").write_text(RECIPE.format(output))
     (path / "merge.yaml").write_text(MERGE)
     return path
@@ -87,6 +87,8 @@ OTHER_FORMATS = {
     "a profile": (["pair", *MODELS, "--corpus", "a.jsonl", "--output", "x.parquet"], ".safetensors, which is what"),
     "a whole profile": (["combine", "pair", "keep", "--output", "x.npz"], ".safetensors, which is what is written"),
     "several patches": (["patch", "compose", "patch", "keep", "--output", "x.pt"], ".safetensors"),
+    "a tuned model": (["tune", "--model", "target", "--corpus", "a.jsonl", "--output", "x.safetensors"], "the name of a"),
+    "a recipe": (["recipe", "html.yaml"], "the name of a folder"),
     "a sweep": (["sweep", "pair", *MODELS, "--corpus", "a.jsonl", "--output", "x.csv"], ".json, which is what is written"),
 }  # fmt: skip
 

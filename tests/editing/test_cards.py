@@ -175,7 +175,7 @@ def test_the_card_of_a_tune_has_what_it_was(tokenizer):
     tuned = act.tune(tiny_model("llama"), corpus, settings, channels=channels)
     text = tuned_card("org/name", tuned, settings, [corpus], channels, command="act-profile tune --steps 2")
     assert "[org/name](https://huggingface.co/org/name)" in text and "act-profile tune --steps 2" in text
-    assert f"| loss per token at the end | {tuned.loss:.3f} |" in text and "learning_rate: 0.0001" in text
+    assert f"| loss per token | {tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after" in text and "learning_rate: 0.0001" in text
     data = ModelCard(text).data
     assert data.base_model == ["org/name"] and data.datasets == ["org/texts"] and "fine-tune" in data.tags
 

@@ -165,7 +165,8 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monk
         with pytest.raises(act.ActError, match="checkpoint-2 is not as it was saved; delete that folder"):
             act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
         file.write_bytes(saved)
-    resumed = act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
+    oftener = {**options, "settings": replace(options["settings"], save_steps=1)}  # decides nothing about the result
+    resumed = act.tune(fresh(), corpus(tokenizer), **oftener, checkpoints=tmp_path / "checkpoints")
     assert resumed.resumed_from == 2 and len(calls) == 4 + 4
     assert same(weights(whole.model), weights(resumed.model))
     other = tiny_model("llama-tied-bias", 2)
@@ -302,6 +303,9 @@ def test_channels_are_known_to_be_of_what_was_made_of_their_models(tokenizer, tm
     )
     assert doubt(target, narrow) is None and doubt(other, narrow)
     patch = act.transfer(donor, target, channels, strength=0.5)
+    assert doubt(target) is None
+    moved, target = target, tiny_model("llama-tied-bias", 1)
+    target.load_state_dict(moved.state_dict())  # as it is read from a folder
     assert doubt(target)
     write_card(tmp_path, "org/target", patch.provenance)
     assert doubt(target) is None and doubt(target, narrow)
@@ -309,11 +313,33 @@ def test_channels_are_known_to_be_of_what_was_made_of_their_models(tokenizer, tm
     write_card(tmp_path, "org/target", chosen)  # as a transfer of the same weights in a wider type writes it
     assert doubt(target, narrow) is None
     act.tune(target, corpus(tokenizer), settings(steps=1))
-    assert doubt(target) is None
+    assert doubt(target) is None and doubt(moved) is None
+
+
+def test_a_tune_warns_of_rows_that_were_chosen_for_another_model(tokenizer, channels, caplog):
+    donor, target, other = (tiny_model("llama-tied-bias", seed) for seed in range(3))
+    given = {"settings": settings(mode="rows", steps=1, learning_rate=1e-4), "channels": channels}
+    act.transfer(donor, target, channels)
+    act.tune(copy.deepcopy(target), corpus(tokenizer), **given)
+    assert not caplog.messages
+    act.tune(other, corpus(tokenizer), **given)
+    assert "; if it is another model, rank channels for it" in caplog.text
+
+
+def test_a_loss_that_went_up_is_told(tokenizer, caplog):
+    worse = act.tune(tiny_model("llama"), corpus(tokenizer), settings(steps=1, learning_rate=2.0))
+    assert worse.is_worse
+    told = f"went up, from {worse.loss_before:.3f} to {worse.loss_after:.3f}, even on records that were trained on"
+    assert told in caplog.text and "lower the learning rate, which was 2" in caplog.text
+    caplog.clear()
+    model, (text,) = tiny_model("llama"), corpus(tokenizer, RECORDS[:1]).encoded()
+    one = act.tune(model, corpus(tokenizer, RECORDS[:1]), settings(steps=1, batch_size=1))
+    answer = act.evaluate(model, corpus(tokenizer, RECORDS[:1]), "nll").nll / (text.end - text.start)
+    assert one.loss_before > one.loss_after == pytest.approx(answer.item(), rel=1e-5) and not caplog.messages
 
 
 def test_a_run_in_another_type_does_not_go_on_from_these_checkpoints(tokenizer):
     model = tiny_model("llama").bfloat16()
-    given = act.TuneSettings(), [], {}, False
+    given = fingerprint(model), act.TuneSettings(), [], {}, False
     narrow = _identity(model, *given)
     assert narrow == _identity(model, *given) != _identity(model.float(), *given)  # of the same values
