@@ -263,7 +263,7 @@ def _put_on_card(
 ) -> None:
     """Put the figures of a model, beside those of the one that it is compared with, into its model card."""
     from act.editing.card_results import CARD, found_by, put_results
-    from act.evaluation.results_table import figures_of, results_table, tasks_table
+    from act.evaluation.results_table import figure_of_task, figures_of, results_table, tasks_table
 
     called = last_parts([*(one.model for one in evaluations), *(one.model for one in tasks)]) | last_parts(
         one.corpus for one in evaluations
@@ -287,6 +287,7 @@ def _put_on_card(
     judged = [replace(one, model=called[one.model]).summary() for one in tasks]
     results += [tasks_table(judged, own=called[model])] if tasks else []
     own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row)]
+    own += [figure for row in judged if row["model"] == called[model] for figure in figure_of_task(row)]
     put_results(Path(model), "\n\n".join(results), own)
     console.note(f"written to {Path(model, CARD)}: new figures in the place of those of the same text and metric")
 

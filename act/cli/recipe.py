@@ -210,7 +210,7 @@ def _print_report(report: Report, described: Recipe) -> None:
                         _p(against.get((name, act, corpus))),
                     ]
                 )
-        columns = ["model", "right, %", GUESSES, "NLL per token", "p, to target", "p, transfer to it"]
+        columns = ["model", "right, %", GUESSES, "NLL per token", "p against target", "p of transfer against it"]
         console.print_table(f"{corpus}, ± standard error", *filled(columns, rows))
     if report["results"]:
         _print_legend([row["model"] for row in report["results"]], described)
@@ -257,8 +257,8 @@ def _print_legend(models: list[str], described: Recipe) -> None:
     print(RIGHT)
     print(NLL)
     print(
-        f"{P}: of a row to the target, and of the transfer to that row"
-        + tuned * (" (of act to rows that are not tuned, of act + tune to those that are)")
+        f"{P}, between a row and the target, and between the transfer and that row"
+        + tuned * (" (act and rows that are not tuned, act + tune and those that are)")
     )
 
 

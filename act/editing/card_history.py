@@ -68,8 +68,8 @@ def _further_down(text: str) -> Iterator[str]:
 def stranger(channels: ChannelSet, model: nn.Module, name: str, found: str) -> str | None:
     """Why a channel set seems to be of another model; None if it was chosen for this one, or one that this is made of.
 
-    What a transfer or a tune has made has other weights than the model that its channels were chosen for, but knows that
-    model's fingerprint (:mod:`act.editing.earlier`), or has a card with it.
+    What a transfer or a tune has made has other weights than the model that its channels were chosen for, but knows
+    that model's fingerprint (:mod:`act.editing.earlier`), or has a card with it.
 
     Args:
         channels: the set.
@@ -78,7 +78,11 @@ def stranger(channels: ChannelSet, model: nn.Module, name: str, found: str) -> s
         found: its fingerprint.
     """
     expected = {one.fingerprint for one in channels.rule.models.values()}
-    if not expected or not expected.isdisjoint({found} | earlier(model)) or any(one in History.of(name).text for one in expected):
+    if (
+        not expected
+        or not expected.isdisjoint({found} | earlier(model))
+        or any(one in History.of(name).text for one in expected)
+    ):
         return None
     if not expected.isdisjoint(narrowed_digests(dict(values(language_view(original(model)))))):
         return None

@@ -1,4 +1,4 @@
-"""What the weights of a model in memory were before a change, by fingerprint: a channel set may have been made for them."""
+"""What the weights of a model in memory were before it was changed, by fingerprint: channels may be of those."""
 
 from __future__ import annotations
 

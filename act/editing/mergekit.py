@@ -13,7 +13,7 @@ mergekit looks up methods in a registry and has no entry points, so something mu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -33,7 +33,7 @@ from act.editing.provenance import TransferProvenance
 from act.editing.rows import DonorRows, Overlap, blend, by_slice
 from act.editing.stored import Parameters, StoredModel, fingerprints
 from act.editing.transfer_plan import TransferPlan
-from act.models.loading import load_tokenizer, require_place, token_difference
+from act.models.loading import load_tokenizer, model_folder, require_place, token_difference
 from act.ranking.channel_set import ChannelSet, ChosenRows
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["merge", "register"]
 
 NAME = "act"
+_NONE: Mapping[str, str] = {}
 _OF_DONORS = ("channels", "weight")
 _NAME_MODELS: dict[str, tuple[str, ...]] = {  # mergekit's keys that name a model, with the values that do not
     **dict.fromkeys(("model", "base_model", "path", "lora"), ()),
@@ -100,8 +101,13 @@ def register() -> None:
     registry.register(method)
 
 
-def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_remote_code: bool = False) -> None:
+def merge(
+    config: str | Path, output: str | Path, *, force: bool = False, trust_remote_code: bool = False
+) -> TransferProvenance | None:
     """Run a mergekit configuration, in which ``merge_method: act`` is known, and write the model.
+
+    What ``merge_method: act`` makes has a model card as that of a transfer, unless an adapter is named beside a model
+    (``model+adapter``), which mergekit merges first: that has mergekit's own card, as all its other methods have.
 
     Args:
         config: the YAML file; relative paths in it start at the working directory, as in mergekit's own commands.
@@ -109,10 +115,14 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
         force: replace an output that such a run has made.
         trust_remote_code: let Python code that a model brings along run.
 
+    Returns:
+        Which donors gave rows to which model; None where the card is mergekit's own.
+
     Raises:
         ActError: mergekit is not installed; a configuration it does not accept, or with parameters that
             ``merge_method: act`` does not take; no model or channel set where one is named; channel sets that were
-            made for other models; ``output`` is one of the models, or exists and ``force`` is False.
+            made for other models; rows of the LM head, with a tokenizer of mergekit's own making; ``output`` is one of
+            the models, or exists and ``force`` is False.
 
     >>> from pathlib import Path
     >>> for name, one in {"donor": donor, "target": target}.items():
@@ -121,9 +131,9 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
     >>> act.rank(act.profile_pair(donor, target, corpus), top="5%").save("set.safetensors")
     >>> lines = ["merge_method: act", "base_model: target", "models: [{model: donor, parameters: {channels:"]
     >>> _ = Path("merge.yaml").write_text("\\n".join(lines) + " set.safetensors, weight: 0.4}}]")
-    >>> act.mergekit.merge("merge.yaml", "merged")
-    >>> Path("merged/config.json").exists()
-    True
+    >>> made = act.mergekit.merge("merge.yaml", "merged")
+    >>> [used.strength for used in made.donors], Path("merged/config.json").exists()
+    ([0.4], True)
     """
     from pydantic import ValidationError
 
@@ -140,6 +150,8 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
     require_output(output, force, [config, *_named(settings)])
     moved = _check(plan, trust_remote_code) if plan.merge_method == NAME else None
+    if moved:  # what it has looked at, so that it need not ask the hub again
+        plan = MergeConfiguration.model_validate(_absolute(settings, moved.folders))
     text = Path(config).read_text(encoding="utf-8")  # for the model card
     with written_whole(output, force=force, directory=True) as folder:
         try:
@@ -153,16 +165,23 @@ def merge(config: str | Path, output: str | Path, *, force: bool = False, trust_
             write_card(folder, moved.target, moved.provenance, command="act-profile mergekit", afterwards=given)
         elif (card := folder / CARD).is_file():
             put_card(folder, card.read_text(encoding="utf-8"))
+    return moved.provenance if moved else None
 
 
-def _absolute(settings: Any, key: str = "") -> Any:
-    """A configuration with absolute model folders: mergekit looks up names such as ``base`` on the hub."""
+def _absolute(settings: Any, known: Mapping[str, str] = _NONE, key: str = "") -> Any:
+    """A configuration with absolute model folders: mergekit looks up names such as ``base`` on the hub.
+
+    Args:
+        known: the folders of models of the hub, by name.
+    """
     if isinstance(settings, list):
-        return [_absolute(one, key) for one in settings]
+        return [_absolute(one, known, key) for one in settings]
     if isinstance(settings, dict):
-        return {key: _absolute(value, key) for key, value in settings.items()}
+        return {key: _absolute(value, known, key) for key, value in settings.items()}
     if not isinstance(settings, str) or key not in _NAME_MODELS or settings in _NAME_MODELS[key]:
         return settings
+    if settings in known:
+        return known[settings]
     folders = [str(Path(name).absolute()) if Path(name).is_dir() else name for name in settings.split("+")]
     plain = not any(mark in name for name in folders for mark in "+@")  # which mergekit reads as adapter and revision
     return "+".join(folders) if plain else settings
@@ -179,28 +198,33 @@ def _named(settings: Any) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Moved:
-    """What a merge moves from where, for the model card."""
+    """What a merge moves from where, for the model card.
+
+    Attributes:
+        target: the folder of the model that gets rows.
+        folders: that of every model, by its name in the configuration.
+    """
 
     target: str
     provenance: TransferProvenance
+    folders: Mapping[str, str]
 
 
 def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
-    """Check whole models as a transfer does, before mergekit takes them apart; only models in folders are checked.
+    """Check whole models as a transfer does, before mergekit takes them apart.
 
     Returns:
-        What is moved; None if models are not in folders, or the result has tokens that are not the target's.
+        What is moved; None if an adapter is to be merged first, since what it makes of a model is not known yet.
     """
     if not plan.models or not plan.base_model:
         raise ActError("merge_method act needs base_model (the target) and models (the donors)")
-    base = plan.base_model.model.path
-    donors = []
+    base, donors = plan.base_model, {}
     _require_known("parameters of the merge", plan.parameters or {}, (*_OF_DONORS, "overlap"))
-    _require_here(base)
+    _require_here(str(base.model))
     for entry in plan.models:
-        name, settings = entry.model.model.path, {**(plan.parameters or {}), **(entry.parameters or {})}
+        name, settings = str(entry.model.model), {**(plan.parameters or {}), **(entry.parameters or {})}
         _require_known(f"parameters of {name}", entry.parameters or {}, _OF_DONORS)
-        if name == base:
+        if entry.model == base:
             continue
         _require_here(name)
         channels, weight = settings.get("channels"), settings.get("weight", 0.4)
@@ -209,27 +233,43 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
         if not isinstance(weight, int | float):
             raise ActError(f"weight of {name} is {weight}; merge_method act takes one number")
         try:
-            donors.append(Donor(name, ChannelSet.load(channels), weight))
+            donors[entry.model] = Donor(name, ChannelSet.load(channels), weight)
         except Missing as error:
             raise Missing(f"{error.said} ({_looked_at(channels)})", error.near) from error
     overlap: Any = (plan.parameters or {}).get("overlap", "sum")
     require_choice("overlap", overlap, get_args(Overlap))
-    by_slice(chosen for donor in donors for chosen in donor.channels.rows())
-    own_tokens = plan.tokenizer_source is None and plan.tokenizer is None  # else mergekit renumbers tokens itself
-    if own_tokens:
-        for donor in donors:
-            _require_same_tokens(donor, base, trust_remote_code)
-    if donors and all(Path(name).is_dir() for name in (base, *(str(donor.model) for donor in donors))):
-        target = StoredModel(base).parameters(donors[0].channels.space)
-        for donor in donors:
-            _require_own_names(donor, target)
-        checked = TransferPlan.make(donors, target, overlap)
-        found = fingerprints(target)
-        checked.require_models(target, found, checked.donor_fingerprints())
-        if own_tokens:
-            provenance = replace(checked.provenance(found[0], "", list(target)), after=None)
-            return _Moved(base, provenance)
-    return None
+    by_slice(chosen for donor in donors.values() for chosen in donor.channels.rows())
+    source = plan.tokenizer.source if plan.tokenizer else plan.tokenizer_source
+    notes = []
+    if source is None:
+        for donor in donors.values():
+            _require_same_tokens(donor, str(base.model), trust_remote_code)
+    else:
+        notes = [f"mergekit made the tokenizer, and gave each token its row (tokenizer source: {source})"]
+        _require_kept_numbers(donors.values(), source in ("base", base), source)
+    if not donors or any(reference.lora for reference in (base, *donors)):
+        return None
+    folders = {str(one): str(model_folder(str(one.model))) for one in (base, *donors)}
+    given = [replace(donor, model=folders[str(one)], name=str(donor.model)) for one, donor in donors.items()]
+    target = StoredModel(folders[str(base)]).parameters(given[0].channels.space)
+    for each in given:
+        _require_own_names(each, target)
+    checked = TransferPlan.make(given, target, overlap)
+    found = fingerprints(target)
+    checked.require_models(target, found, checked.donor_fingerprints())
+    provenance = replace(checked.provenance(found[0], "", list(target)), after=None)
+    return _Moved(folders[str(base)], replace(provenance, notes=(*provenance.notes, *notes)), folders)
+
+
+def _require_kept_numbers(donors: Iterable[Donor], as_target: bool, source: object) -> None:
+    """Raise :class:`ActError` if rows of the LM head, which a set knows by their numbers, would be given other ones."""
+    for donor in donors:
+        if not as_target and any(chosen.site.kind == "head" for chosen in donor.channels.rows()):
+            raise ActError(
+                f"mergekit numbers the tokens anew (tokenizer source: {source}), and the channels of {donor.model} "
+                "include rows of the LM head, which are those of tokens by number; rank again with --exclude head, or "
+                "leave the tokenizer out, or as that of the base"
+            )
 
 
 def _require_known(where: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -99,6 +99,14 @@ def figures_of(row: Summary) -> Iterator[Figure]:
         yield Figure(row["corpus"], LIKELIHOOD, row["nll_per_token"], text)
 
 
+def figure_of_task(one: TaskSummary) -> Iterator[Figure]:
+    """The figure of one model in one task for the metadata of its card, by the harness's own names; none if unknown."""
+    if one["value"] is not None:
+        beside = [] if one["chance"] is None else [f"{one['chance']:.3f} by chance"]
+        text = "; ".join([with_error(one["value"], one["se"], 3), *beside, "lm-evaluation-harness"])
+        yield Figure(one["task"], one["metric"], one["value"], text)
+
+
 def _marked(model: str, own: str) -> str:
     return f"**{cell(model)}** {OWN}" if model == own else cell(model)
 

@@ -52,6 +52,7 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
         settings={method: _settings(rows, *_swept(recipe)) for method, rows in tried.items()},
         keep=_swept(recipe)[1:],
         warnings=report["moved"]["notes"],
+        **({"least_kept": recipe.sweep.least_kept} if recipe.sweep else {}),
     )
 
 

@@ -26,7 +26,7 @@ from act.editing.tuned_card import then_tuned
 from act.evaluation.comparison import ComparisonSummary, compare
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskChange, TaskSummary, compare_tasks
-from act.evaluation.results_table import figures_of, results_table, tasks_table
+from act.evaluation.results_table import figure_of_task, figures_of, results_table, tasks_table
 from act.models.loading import load_tokenizer, reading_named, tokenizer_if_any
 from act.recipes.cache import SCHEMA, Cache, clean, earlier_stages_of, size_of, stages_of
 from act.recipes.check import Needs, Room, check, room_for
@@ -445,7 +445,10 @@ class Run:
             afterwards="\n\n".join(said),
             results="\n\n".join(results) or None,
             corpora=[recipe.records(name).place for name in recipe.corpora_used()],
-            figures=[figure for row in report["results"] if row["model"] == made for figure in figures_of(row)],
+            figures=[
+                *(figure for row in report["results"] if row["model"] == made for figure in figures_of(row)),
+                *(figure for row in report["tasks"] if row["model"] == made for figure in figure_of_task(row)),
+            ],
             tuned=then_tuned(tune.settings(), texts) if tune else "",
             commands=False,
         )

@@ -21,7 +21,7 @@ from act.core.errors import ActError
 from act.core.files import written_whole
 from act.core.versions import versions
 from act.editing.patch import Patch
-from act.evaluation.kept import Keeping
+from act.evaluation.kept import KEPT, Keeping
 from act.evaluation.sweep import Setting
 from act.ranking.channel_set import ChannelSet
 from act.report import figures, outcomes
@@ -64,6 +64,7 @@ class Page:
         keeping: their scales, where more than the figure of the target is known.
         doubts: why no setting is to be chosen by these figures, one sentence each.
         warnings: what else the reader should know.
+        least_kept: the share of what is to be kept that a setting must leave.
         provenance: where it comes from: rows of a heading and a text.
         samples: how the models write.
 
@@ -88,6 +89,7 @@ class Page:
     samples: Sequence[Sample] = ()
     keeping: Mapping[str, Keeping] = field(default_factory=dict)
     doubts: Sequence[str] = ()
+    least_kept: float = KEPT
 
     @cached_property
     def sections(self) -> list[Section]:
@@ -106,7 +108,7 @@ class Page:
         score = next((one.rule.score for one in self.moved.values()), "")
         found = verdict_on(self.results, score, swept=bool(self.settings)) if self.results else None
         if not found and self.settings:
-            found = verdict_of_settings(self.settings, self.keep, self.keeping, self.doubts)
+            found = verdict_of_settings(self.settings, self.keep, self.keeping, self.doubts, self.least_kept)
         return found or (verdict_of_profiles(self.report) if self.report else None)
 
     def html(self) -> str:

@@ -10,6 +10,7 @@ from typing import Literal
 from act.evaluation import kept
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
+from act.evaluation.kept import KEPT
 from act.evaluation.sweep import Setting
 
 Role = Literal["target", "donor", "method", "control"]
@@ -118,6 +119,7 @@ class Results:
         keep: which texts are of what is to be kept; all others are of the ability.
         chance: the share of right answers by guessing, or by the commonest answer alone, by text, where it is known.
         warnings: what a reader should know of the texts, one sentence each.
+        least_kept: the share of what is to be kept below which a change is called costly.
     """
 
     figures: Sequence[Summary]
@@ -126,6 +128,7 @@ class Results:
     keep: Collection[str] = ()
     chance: Mapping[str, float] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    least_kept: float = KEPT
 
     @property
     def models(self) -> list[str]:

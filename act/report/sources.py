@@ -16,7 +16,7 @@ from act.core.tensor_files import kind_of
 from act.editing.patch import Patch
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
-from act.evaluation.kept import Keeping
+from act.evaluation.kept import KEPT, Keeping
 from act.evaluation.sweep import Setting
 from act.profiles.profile import Profile, load
 from act.ranking.channel_set import ChannelSet
@@ -156,7 +156,8 @@ def results_of(
     said = checked(_NAMES, data.get("warnings", []))
     results = Results(figures, comparisons, roles, chance=chance, warnings=said)  # type: ignore[arg-type]  # checked above
     keep = (checked(_NAMES, data.get("keep", [])) or _not_lost(results)) if keep is None else list(keep)
-    return replace(results, keep=keep)
+    swept = checked(TypeAdapter(_SWEPT), data.get("sweep") or {})
+    return replace(results, keep=keep, **swept.model_dump())
 
 
 def roles_of(models: Iterable[str], target: str | None = None) -> dict[str, Role]:
@@ -222,3 +223,4 @@ _CONTROLS: TypeAdapter[dict[Label, Any]] = TypeAdapter(dict[Label, Any])
 _SCALE = create_model("_SCALE", target=(FiniteFloat, ...), nothing=(FiniteFloat | None, None), what=(str, ""))
 _SCALES: TypeAdapter[dict[str, BaseModel]] = TypeAdapter(dict[str, _SCALE])  # type: ignore[valid-type]
 _NAMES: TypeAdapter[list[str]] = TypeAdapter(list[str])
+_SWEPT = create_model("_SWEPT", least_kept=(FiniteFloat, KEPT))

@@ -91,7 +91,7 @@ def _on_method(results: Results, method: str, abilities: Sequence[str], tries: t
     found.sort(key=lambda one: WORST.index(one.tone))
     kept = [sentence for text in results.texts if text in results.keep and (sentence := _kept(results, method, text))]
     left = [share for text in results.keep if (share := results.kept(method, text))]
-    costly = [share.share for share in left if share.below(KEPT)]
+    costly = [share.share for share in left if share.below(results.least_kept)]
     tone, headline = found[0].tone, " ".join(one.headline for one in found[:LISTED])
     advice = [line for one in found if one.tone == tone or one.tone != "good" for line in one.advice]
     if costly and tone == "good":
@@ -117,7 +117,8 @@ def _on_ability(results: Results, method: str, text: str, tries: tuple[str, str]
         advice.append(f"{text} has {counted(mine.records, 'record')} only: with more, the errors become smaller.")
     finder, more = tries
     better = [gain.other for gain in controls if gain.clear and gain.value < 0]
-    costly = [name for name in better if _least_kept(results, name) < min(KEPT, _least_kept(results, method))]
+    enough = min(results.least_kept, _least_kept(results, method))
+    costly = [name for name in better if _least_kept(results, name) < enough]
     unclear = [gain.other for gain in controls if not gain.clear]
     if not before[0].seems:
         advice.append(f"Try {finder}a larger share of the channels or strength.")
@@ -206,12 +207,14 @@ def verdict_of_settings(
     keep: Collection[str],
     known: Mapping[str, Keeping] = _NONE,
     doubts: Sequence[str] = (),
+    least_kept: float = KEPT,
 ) -> Verdict | None:
     """Which of the settings that were tried brings most back and keeps enough; None if none was tried.
 
     Args:
         known: the scale of figures of what is to be kept, where more than the target's figure is known.
         doubts: why none is to be chosen by these figures; they are said first.
+        least_kept: the share of what is to be kept that is enough.
     """
     method, tried = next(iter(settings.items()))
     moved = [one for one in tried if one.top > 0]
@@ -221,27 +224,25 @@ def verdict_of_settings(
     ability = _ability(before, keep)
 
     scales = _keeping(before, moved, keep, known)
-    keeping = [one for one in moved if _left(one, scales)[0] >= KEPT]
-    best = best_setting(before, moved, keep, known)
+    keeping = [one for one in moved if _left(one, scales)[0] >= least_kept]
+    best, enough = best_setting(before, moved, keep, known, least_kept), f"{100 * least_kept:.10g}%"
     setting = f"{100 * best.top:g} % of the channels at strength {best.strength:g}"
     share = is_share(tried, ability)
     gained = f"{shown(before.figures[ability], None, share)} before, {shown(best.figures[ability], None, share)} after"
     most = f"Of {counted(len(moved), 'setting')}, {setting} bring most of {ability} back"
-    headline = f"{most}{f' and keep {KEPT:.0%} of the rest' if keep and keeping else ''}: {gained}."
+    headline = f"{most}{f' and keep {enough} of the rest' if keep and keeping else ''}: {gained}."
     left, what = _left(best, scales)
     details = [f"It keeps {left:.0%} of what is to be kept, at the least{what and f': {what}'}."] if keep else []
     for name, rows in [*settings.items()][1:]:
         if others := [one for one in rows if one.top > 0]:
-            other = best_setting(before, others, keep, known)
+            other = best_setting(before, others, keep, known, least_kept)
             much = f", and keeps {_left(other, scales)[0]:.0%}" if keep else ""
             reached = shown(other.figures[ability], None, share)
             details.append(f"The best of {name} brings {ability} to {reached}{much}.")
     if best.figures[ability] <= before.figures[ability]:
         headline = f"None of {counted(len(moved), 'setting')} brings {ability} back: {gained}, at the best."
     elif keep and not keeping:
-        headline = (
-            f"No setting keeps {KEPT:.0%}{what and f' {what}'}; {setting} bring most of {ability} back: {gained}."
-        )
+        headline = f"No setting keeps {enough}{what and f' {what}'}; {setting} bring most of {ability} back: {gained}."
     if doubts:
         first, *more = [f"{one.rstrip('.')}." for one in doubts]
         return Verdict(
@@ -260,7 +261,11 @@ def verdict_of_settings(
 
 
 def best_setting(
-    before: Setting, tried: Sequence[Setting], keep: Collection[str], known: Mapping[str, Keeping] = _NONE
+    before: Setting,
+    tried: Sequence[Setting],
+    keep: Collection[str],
+    known: Mapping[str, Keeping] = _NONE,
+    least_kept: float = KEPT,
 ) -> Setting:
     """The setting that brings most of the ability back, of those that keep enough if there are any.
 
@@ -268,10 +273,10 @@ def best_setting(
         before: the unchanged target.
         tried: one or more settings.
         keep: the figures of what is to be kept.
-        known: as in :func:`verdict_of_settings`.
+        known, least_kept: as in :func:`verdict_of_settings`.
     """
     scales = _keeping(before, tried, keep, known)
-    keeping = [one for one in tried if _left(one, scales)[0] >= KEPT]
+    keeping = [one for one in tried if _left(one, scales)[0] >= least_kept]
     return max(keeping or tried, key=lambda one: one.figures[_ability(before, keep)])
 
 

@@ -136,7 +136,9 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     tuned = succeed("tune", "--model", folder / "model", *given, "--output", tmp_path / "a" / "tuned")
     text = (tmp_path / "a" / "tuned" / "README.md").read_text()
     assert (
-        f"| loss per token | {tuned['loss_before']:.3f} before, {tuned['loss_after']:.3f} after" in text and "from facts" in text and "--steps 1" in text
+        f"| loss per token | {tuned['loss_before']:.3f} before, {tuned['loss_after']:.3f} after" in text
+        and "from facts" in text
+        and "--steps 1" in text
     )
     assert {"fine-tune", "act-profile"} <= {*ModelCard(text).data.tags}
     assert "act-profile evaluate --before" in text and "pypi" not in text

@@ -21,12 +21,13 @@ import act
 from act.cli import app
 from act.core.scratch import release_all
 from act.editing.card_channels import how_found
-from act.editing.card_results import Figure, found_by, metadata_of, put_results
+from act.editing.card_results import Figure, found_by, metadata_of, put_results, results_section
 from act.editing.model_card import Card, Origin, hub_id_of, licence_of, write_card
 from act.editing.provenance import DonorUsed, TransferProvenance
 from act.editing.publishing import push, require_repository
 from act.editing.tuned_card import then_tuned, tuned_card
-from act.evaluation.results_table import figures_of, results_table
+from act.evaluation.harness import TaskFigure
+from act.evaluation.results_table import figure_of_task, figures_of, results_table
 from act.models.channels import ChannelSpace
 from act.ranking.rule import Rule
 
@@ -175,7 +176,10 @@ def test_the_card_of_a_tune_has_what_it_was(tokenizer):
     tuned = act.tune(tiny_model("llama"), corpus, settings, channels=channels)
     text = tuned_card("org/name", tuned, settings, [corpus], channels, command="act-profile tune --steps 2")
     assert "[org/name](https://huggingface.co/org/name)" in text and "act-profile tune --steps 2" in text
-    assert f"| loss per token | {tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after" in text and "learning_rate: 0.0001" in text
+    assert (
+        f"| loss per token | {tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after" in text
+        and "learning_rate: 0.0001" in text
+    )
     data = ModelCard(text).data
     assert data.base_model == ["org/name"] and data.datasets == ["org/texts"] and "fine-tune" in data.tags
 
@@ -313,3 +317,20 @@ def test_results_have_errors_and_chance_beside_them(tokenizer):
     named = [one.metric_name for one in metadata_of([*figures_of(found[0].summary())], "one")["eval_results"]]
     assert re.fullmatch(r"right choice \(\S+ ± \S+ %; 50.0 % by chance; 100.0 % by the commonest answer\)", named[0])
     assert re.fullmatch(r"negative log-likelihood per token \(\S+ ± \S+\)", named[1])
+
+
+def test_tasks_of_the_harness_are_in_the_metadata_by_their_own_names(tmp_path):
+    (tmp_path / "README.md").write_text(f"# mended\n\n{results_section('none yet')}\n")
+    accuracy = TaskFigure("mended", "arc_easy", "acc", 0.4, 0.05, {}, 0.25)
+    strict = TaskFigure("mended", "gsm8k", "exact_match,strict-match", 0.1, None, {})
+    unknown = TaskFigure("mended", "gsm8k", "perplexity", float("nan"), None, {})
+    figures = [figure for one in (accuracy, strict, unknown) for figure in figure_of_task(one.summary())]
+    put_results(tmp_path, "tables", figures)
+    found = {
+        (one.dataset_name, one.metric_type): one for one in ModelCard.load(tmp_path / "README.md").data.eval_results
+    }
+    assert {key: one.metric_value for key, one in found.items()} == {
+        ("arc_easy", "acc"): 0.4,
+        ("gsm8k", "exact_match,strict-match"): 0.1,
+    }
+    assert found["arc_easy", "acc"].metric_name == "acc (0.400 ± 0.050; 0.250 by chance; lm-evaluation-harness)"

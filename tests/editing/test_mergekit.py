@@ -84,7 +84,8 @@ def test_bare_relative_names_need_no_hub(models, tmp_path, monkeypatch):
         card.huggingface_hub, "repo_exists", lambda name, **_: pytest.fail(f"the hub was asked: {name}")
     )
     config = configured(tmp_path, {"one": 0.4})
-    expected = merge(config, tmp_path / "absolute") or load_file(tmp_path / "absolute" / "model.safetensors")
+    merge(config, tmp_path / "absolute")
+    expected = load_file(tmp_path / "absolute" / "model.safetensors")
     config.write_text(config.read_text().replace(f"{tmp_path}/", ""))
     monkeypatch.chdir(tmp_path)
     merge("config.yml", "relative")
@@ -232,3 +233,61 @@ def test_experts_that_are_stored_one_by_one_are_left_to_our_own_transfer(tmp_pat
     chosen(ChannelSpace.from_model(model), 0.3).save(tmp_path / "one.set")
     with pytest.raises(act.ActError, match=r"target stores .*experts.* under other names; use act-profile transfer"):
         merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")
+
+
+@pytest.fixture
+def on_the_hub(models, tmp_path, monkeypatch, tokenizer):
+    """The models under hub ids, in a cache whose hub cannot be reached; a configuration that names them."""
+    commit = "a" * 40
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    address = "http://127.0.0.1:9"  # where nobody answers
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for name in ("target", "one"):
+        place = tmp_path / "hub" / f"models--org--{name}"
+        models[name].save_pretrained(place / "snapshots" / commit)
+        tokenizer.save_pretrained(place / "snapshots" / commit)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+    config = configured(tmp_path, {"one": 0.4})
+    config.write_text(
+        config.read_text().replace(f"{tmp_path}/one\n", "org/one\n").replace(f"{tmp_path}/target", "org/target")
+    )
+    return config
+
+
+def test_models_of_the_hub_have_a_card_too_and_are_asked_for_once(on_the_hub, models, tmp_path):
+    from act.editing.mergekit import merge
+
+    made = merge(on_the_hub, tmp_path / "out")
+    assert made is not None and [used.name for used in made.donors] == ["org/one"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| donor | [org/one](https://huggingface.co/org/one) |" in card and "- org/target" in card
+    assert "<!-- results -->" in card and "model: org/one" in card and str(tmp_path) not in card
+    act.transfer(models["one"], models["target"], act.ChannelSet.load(tmp_path / "one.set"), 0.4)
+    merged = load_file(tmp_path / "out" / "model.safetensors")
+    assert all(torch.equal(merged[name], value) for name, value in state(models["target"]).items())
+    result = RUNNER.invoke(app, ["mergekit", str(on_the_hub), str(tmp_path / "again")])
+    assert f"{made.donors[0].channels:,} channels of org/one at strength 0.4" in " ".join(result.stdout.split())
+
+
+def test_a_tokenizer_of_mergekit_has_a_card_too_and_gives_no_row_of_a_token_to_another(models, tmp_path, tokenizer):
+    from act.editing.mergekit import merge
+
+    for name in ("target", "one"):
+        tokenizer.save_pretrained(tmp_path / name)
+    space = ChannelSpace.from_model(models["target"])
+    config = configured(tmp_path, {"one": 0.4})
+    plain = config.read_text()
+    config.write_text(f"{plain}tokenizer_source: union\n")
+    with pytest.raises(
+        act.ActError, match=r"numbers the tokens anew \(tokenizer source: union\), .* rank again with --ex"
+    ):
+        merge(config, tmp_path / "out")
+    body = torch.tensor([at for at in range(0, len(space), 3) if space.locate(at)[0].kind != "head"])
+    act.ChannelSet(space, body, torch.ones(len(body), dtype=torch.float64)).save(tmp_path / "one.set", force=True)
+    merge(config, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "- mergekit made the tokenizer, and gave each token its row (tokenizer source: union)" in card
+    assert "<!-- results -->" in card and "tokenizer_source: union" in card

@@ -8,6 +8,7 @@ import sys
 import pytest
 import yaml
 from command_line import act_profile, succeed
+from huggingface_hub import ModelCard
 
 import act
 from act.evaluation.harness import _chance, compare_tasks, require_tasks, run_tasks
@@ -131,6 +132,10 @@ def test_the_command_line_and_a_recipe_give_the_same(tasks, tmp_path):
     report = Run(read_recipe(path)).execute()
     figures = {row["model"]: (row["value"], row["documents"]) for row in report["tasks"]}
     assert figures["target"] == (0, 6) and figures["donor 1"] == (1, 6) and set(figures) == {"target", "act", "donor 1"}
+    card = ModelCard.load(tmp_path / "out" / "README.md").data.eval_results
+    assert {(one.dataset_name, one.metric_type) for one in card} == {
+        ("german_said", row["metric"]) for row in report["tasks"]
+    }
     wrong = act_profile("recipe", path, "--check")
     assert wrong.returncode == 0 and "documents of task german_said" in wrong.stderr
     path.write_text(yaml.safe_dump({**data, "evaluate": {"task": "german_sad", "task_folder": "tasks"}}))

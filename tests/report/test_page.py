@@ -128,6 +128,22 @@ def test_a_verdict_on_several_abilities_begins_with_the_worst():
     assert not any("Tune lightly" in line for line in verdict.advice)
 
 
+def test_a_recipe_that_is_content_with_less_is_judged_by_that():
+    figures = [{**one, "model": one["model"]} for one in results(kept=0.5).figures]
+    given = {"results": figures, "comparisons": results(kept=0.5).comparisons, "donors": [], "keep": ["English"]}
+    strict, content = (results_of({**given, "sweep": swept}) for swept in (None, {"least_kept": 0.5, "chosen": {}}))
+    assert verdict_on(strict).tone == "mixed" and verdict_on(content).tone == "good"
+    tried = [
+        Setting(0.0, 0.0, 0, {"German": 0.0, "English": 1.0}),
+        Setting(0.1, 1.0, 9, {"German": 0.8, "English": 0.6}),
+    ]
+    told = [
+        Page("x", settings={"act": tried}, keep=["English"], **least).verdict.headline
+        for least in ({}, {"least_kept": 0.555})
+    ]
+    assert "No setting keeps 95%" in told[0] and "and keep 55.5% of the rest" in told[1]
+
+
 def test_nobody_is_told_to_rank_as_they_did():
     given = results(control=0.5, p=1e-6)
     assert "attribution" in verdict_on(given, "paired").advice[0]
