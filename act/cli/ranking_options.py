@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from act.ranking.scores import SCORES, score_names
 
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
+    from act.ranking.rule import Rule
 
 _SCORES = "; ".join(f"{name}: {score.summary}" for name, score in SCORES.items())
 
@@ -115,3 +116,18 @@ def by_default(score: str) -> str:
     """The line that says by what was ranked where no score was named."""
     why = "the one score of what act-profile attribute made" if score == "attribution" else "the default of --score"
     return f"ranked by {score}, {why}"
+
+
+def ranked_by(rule: Rule) -> str:
+    """The line that says by what the channels of several shares were ranked: score, cost and normalisation.
+
+    >>> from act.cli.ranking_options import ranked_by
+    >>> from act.ranking.rule import Rule
+    >>> ranked_by(Rule("paired", top=0.2))
+    'ranked by paired, not normalized'
+    """
+    plain = [
+        *(["at no cost"] if rule.cost == "none" else []),
+        *(["not normalized"] if rule.normalize == "none" else []),
+    ]
+    return f"ranked by {', '.join([str(replace(rule, top=None, mass=None, count=None)), *plain])}"

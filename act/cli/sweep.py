@@ -179,7 +179,7 @@ def command(
         }
         judge(giving)
         progress("the donor", total, total)
-    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, left, doubtful)
+    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, left, doubtful, bool(by.score))
     result = swept.to_json()
     if output:
         with written_whole(output, force=force) as path:

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from act.cli import console
+from act.cli.ranking_options import ranked_by
 from act.evaluation.choice import figure, figure_error
 from act.evaluation.evaluate import MATCHES, Evaluation
 from act.evaluation.kept import Keeping, kept_of
@@ -32,6 +33,7 @@ class Swept:
         keep: the figures of what is to be kept.
         left: what the settings give on these, by ``id`` of a setting.
         doubts: why no setting is to be chosen by these figures, which then are a picture; empty if one may be.
+        chosen_score: whether somebody has named the score.
     """
 
     found: Sweep
@@ -43,6 +45,7 @@ class Swept:
     keep: Sequence[str]
     left: Mapping[int, Mapping[str, Evaluation]] = field(default_factory=dict)
     doubts: Sequence[str] = ()
+    chosen_score: bool = True
 
     @cached_property
     def keeping(self) -> dict[str, Keeping]:
@@ -96,6 +99,7 @@ class Swept:
                 **{f"{text}{ERROR}": figure_error(one) for text, one in self.donor.items()},
             },
             "doubts": [*self.doubts],
+            **({"rule": self.found.rule.to_json()} if self.found.rule else {}),
             "texts": {text: _described(one) for text, one in self.target.items()},
         }
 
@@ -116,6 +120,10 @@ class Swept:
             print("no setting differs from the target in any figure: try more channels, or more records")
         else:
             print("*: no other setting is better in every column (of equal ones, that which moves least)")
+        if rule := self.found.rule:
+            print(
+                f"{ranked_by(rule)}{'' if self.chosen_score else f' ({rule.score} is what --score is by default here)'}"
+            )
         for text, scale in self.called.items():
             print(f"kept{f' of {text}' if len(self.keep) > 1 else ''}: a share {scale.what}")
         for name, cells in controls.items():

@@ -70,7 +70,8 @@ def command(
             "--auto",
             rich_help_panel=AUTO,
             help="Choose share and strength on --corpus and --keep, by the ranking of --profile or --channels, or of "
-            "half of these records: the most recovered at 95 % kept. What to rank by is said as in act-profile rank.",
+            "half of these records: the most recovered at 95 % kept. What to rank by is said as in act-profile rank. "
+            "Interrupted, it begins anew; attribute and pair go on, so measure much text by these, and give --profile.",
         ),
     ] = False,
     strength_of: Annotated[

@@ -26,6 +26,7 @@ from act.ranking.activations import Ability
 from act.ranking.channel_set import ChannelSet
 from act.ranking.options import RankOptions, with_rank_options
 from act.ranking.rank import rank
+from act.ranking.rule import Rule
 from act.ranking.scores import SCORES
 from act.ranking.selection import parse_top
 
@@ -65,6 +66,7 @@ class Sweep:
 
     Attributes:
         rows: the settings in order of share and strength; the first is the unchanged target.
+        rule: how the channels were chosen, with the largest share; None for what ranks none.
 
     >>> from act.evaluation.sweep import Setting, Sweep
     >>> Sweep((Setting(0, 0, 0, {"right": 0.1}), Setting(0.05, 1, 229, {"right": 0.4})))
@@ -72,6 +74,7 @@ class Sweep:
     """
 
     rows: tuple[Setting, ...]
+    rule: Rule | None = None
 
     @property
     def frontier(self) -> list[Setting]:
@@ -190,7 +193,7 @@ def swept(
                 figures = evaluate(target)
             rows.append(_setting(top, strength, len(channels), figures, rows[0].figures))
             report(rows[-1])
-    return Sweep(tuple(rows))
+    return Sweep(tuple(rows), sets[-1].rule)
 
 
 def swept_control(

@@ -13,6 +13,7 @@ from act.evaluation.choice import figure, figure_error
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.kept import kept_of
 from act.evaluation.sweep import Setting, Sweep
+from act.ranking.rule import Rule
 from act.report.page import Page
 from act.report.sources import read
 
@@ -87,6 +88,22 @@ def test_a_doubtful_sweep_is_a_picture_and_recommends_nothing(wide, capsys):
     found.print()
     said = capsys.readouterr().out
     assert "a picture of these records" in said and "bring most of" not in said and found.to_json()["best"] is None
+
+
+def test_a_sweep_says_by_what_it_ranked(wide, capsys):
+    found = swept({(0.0, 0.0): ("10000000", 1.0), (0.05, 0.4): ("11000000", 1.02)})
+    for rule, chosen, said in (
+        (
+            Rule("paired", top=0.2),
+            False,
+            "ranked by paired, not normalized (paired is what --score is by default here)",
+        ),
+        (Rule("attribution", top=0.2, cost="none"), True, "ranked by attribution, at no cost, not normalized"),
+        (Rule("match", top=0.2, normalize="std"), True, "ranked by match, normalized by std"),
+    ):
+        ranked = replace(found, found=replace(found.found, rule=rule), chosen_score=chosen)
+        ranked.print()
+        assert said in capsys.readouterr().out.splitlines() and ranked.to_json()["rule"]["score"] == rule.score
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
