@@ -34,7 +34,7 @@ def command(
     as_json: options.Json = False,
 ) -> None:
     """Merge the profiles of the shards of one run into the profile of the whole corpus."""
-    from act.profiles.combine import combine
+    from act.profiles.combine import combine, opened, shard_of
 
     reserve_output(output, force, shards)
     require_no_other_ending(output, ".safetensors")
@@ -51,11 +51,13 @@ def command(
         raise ActError(
             "some of the shards are not folders of profiles; give the outputs of one run for each --shard i/n"
         )
+    numbers = [shard_of(opened(folder / min(names)))[0] for folder, names in zip(shards, contents, strict=True)]
     profiles: dict[str, Profile] = {}
     for name in sorted(set.union(*contents)):
         # With labelled rows, an ability may be in some shards only.
         there = [folder / name for folder, names in zip(shards, contents, strict=True) if name in names]
-        profiles[name.removesuffix(".safetensors")] = combine(there, partial=partial or len(there) < len(shards))
+        without = {number for number, names in zip(numbers, contents, strict=True) if name not in names}
+        profiles[name.removesuffix(".safetensors")] = combine(there, partial=partial, without=without)
     with written_whole(output, force=force, directory=True) as folder:
         for ability, profile in profiles.items():
             profile.save(folder / f"{ability}.safetensors")

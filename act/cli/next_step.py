@@ -22,6 +22,8 @@ Words = list[str | Path]
 
 MENDED = "mended"
 """The folder of a transferred model, beside what it is made from."""
+LOOKED_FOR = 64
+"""Of so many shards, those that lie in one folder are looked for; of more, their headers would take too long."""
 RECORDS = "TEST.jsonl"
 """Stands for a file of records that were used for nothing else, which nobody but the user knows."""
 
@@ -35,21 +37,48 @@ def after_profiles(profiles: Mapping[Path, Profile]) -> None:
     from act.profiles.attribution import AttributionProfile
 
     (first, profile), *others = profiles.items()
-    if profile.provenance.corpora[-1].shard:
-        made = first.parent if others else first
-        return _say(["combine", made, "...", "--output", _free(made.with_name(f"whole{made.suffix}"))])
+    made = first.parent if others else first
+    if shard := profile.provenance.corpora[-1].shard:
+        return _after_shard(made, shard[1])
     if "donor" not in profile.provenance.models:
-        return _say(["export", first, "--output", _free(first.with_name(f"{first.stem}.csv"))])
+        table = made.with_name(f"{made.name}-tables") if others else made.with_name(f"{made.stem}.csv")
+        return _say(["export", made, "--output", _free(table)])
     attributed = isinstance(profile, AttributionProfile)
     score: Words = ["--score", "attribution"] if attributed else ["--score", "match"] if profile.swapped else []
     keep: Words = [] if attributed else [word for path, _ in others for word in ("--keep-profile", path)]
-    _say(["rank", first, *score, *keep, "--top", "5%", "--output", _set_of(first)])
+    _say(["rank", first, *score, *keep, "--top", "5%", "--output", _set_of(first, made.parent)])
+    if others:
+        likewise = ", ".join(path.stem for path, _ in others)
+        _add(f"likewise for {likewise}{', with the others behind --keep-profile' if keep else ''}")
+
+
+def _after_shard(made: Path, size: int) -> None:
+    """Combine the shards of a run if all are here, or say what is missing."""
+    from act.profiles.combine import shards_beside
+
+    whole = _free(made.with_name(f"whole{made.suffix}"))
+    if size > LOOKED_FOR:
+        folder = shlex.quote(str(made.parent))
+        return _add(
+            f"next: the same for each --shard from 0/{size} to {size - 1}/{size}, with an --output of its own in "
+            f"{folder}; then act-profile combine, with all of these, and --output {shlex.quote(str(whole))}"
+        )
+    found = shards_beside(made)
+    if missing := [f"--shard {number}/{size}" for number in range(size) if number not in found]:
+        return _add(
+            f"next: the same with {' and with '.join(missing)}, and an --output of its own in "
+            f"{shlex.quote(str(made.parent))}; the last one says how all are combined"
+        )
+    _say(["combine", *found.values(), "--output", whole])
 
 
 def after_rank(channels: Path, models: Mapping[str, ModelRead]) -> None:
-    """Transfer the channels between the models that they were ranked for."""
-    donor, target = (models[side].name if side in models else side.upper() for side in ("donor", "target"))
-    _say(_transfer(channels, donor, target, 0.4))
+    """Transfer the channels between the models that they were ranked for, as far as these are found."""
+    named = {side: models[side].name for side in ("donor", "target") if side in models}
+    found = {side: place for side, name in named.items() if (place := _place_of(name, channels))}
+    _say(_transfer(channels, found.get("donor", "DONOR"), found.get("target", "TARGET"), 0.4))
+    if lost := [f"{side.upper()} is where {name} lies now" for side, name in named.items() if side not in found]:
+        _add(", ".join(lost))
 
 
 def after_sweep(profile: Path, donor: str, target: str, top: float, strength: float, ranking: Sequence[str]) -> None:
@@ -86,8 +115,22 @@ def _transfer(channels: Path, donor: str, target: str, strength: float) -> Words
     return ["transfer", *models, "--strength", f"{strength:g}", "--output", _free(channels.with_name(MENDED))]
 
 
-def _set_of(profile: Path) -> Path:
-    return _free(profile.with_name(f"{profile.stem}-channels.safetensors"))
+def _place_of(model: str, output: Path) -> str | None:
+    """A model by a name that is true here: its folder, from here or one around the output, or its hub id."""
+    from act.core.near import is_local
+    from act.models.hub import identifier, is_here
+
+    if is_here(model):
+        return model
+    around = output.absolute().parents if not os.path.isabs(model) else []
+    if found := next((one for one in around if (one / model / "config.json").is_file()), None):
+        return os.path.relpath(found / model)
+    return model if identifier(model).count("/") == 1 and not is_local(model) else None
+
+
+def _set_of(profile: Path, folder: Path | None = None) -> Path:
+    """A channel set beside a profile, or in another folder: beside that of several profiles, which stays as it is."""
+    return _free((folder or profile.parent) / f"{profile.stem}-channels.safetensors")
 
 
 def _free(path: Path) -> Path:
@@ -97,5 +140,9 @@ def _free(path: Path) -> Path:
 
 
 def _say(*commands: Words) -> None:
+    _add("next: " + " && ".join(shlex.join(["act-profile", *map(str, words)]) for words in commands))
+
+
+def _add(line: str) -> None:
     if log.isEnabledFor(logging.INFO):
-        print("next:", " && ".join(shlex.join(["act-profile", *map(str, words)]) for words in commands))
+        print(line)

@@ -84,6 +84,9 @@ def _summary(profile: Profile, output: Path, together: int) -> dict[str, Any]:
         "irregular": dict(read.irregular),
         **({"unswapped": dict(read.unswapped)} if profile.swapped else {}),
         "skipped": [skipped._asdict() for skipped in read.skipped],
+        **({"shard": read.shard} if read.shard else {}),
+        **({"shards": read.shards} if read.shards else {}),
+        **({"of": read.of} if read.of else {}),
         **({"stable": read.extra["stable"]} if "stable" in read.extra else {}),
         **({"coverage": None} if (measured := _measured(profile)) is None else measured.to_json()),
         "moe_all_experts": profile.provenance.settings.moe_all_experts,
@@ -118,6 +121,8 @@ def _print_summary(profile: Profile, output: Path, together: int) -> None:
     result, read = _summary(profile, output, together), profile.provenance.corpora[-1]
     kept = [one.provenance.corpora[-1] for one in _kept(profile)]
     rows = [[name, f"{result[name]:,}"] for name in ("channels", "sites")]
+    if read.part or read.shards:
+        rows += [["part of the text", read.part or f"all of it, from {read.shards} shards"]]
     counting = "tokens that count" if profile.of_tokens else "tokens that the loss is over"
     for name, called in (("records", "records"), ("tokens", "tokens"), ("counted", counting)):
         more = f", and {sum(getattr(one, name) for one in kept):,} of what to keep" if kept else ""
@@ -158,6 +163,8 @@ def _warn(profile: Profile) -> None:
     from act.models.coverage import grouped
 
     read = profile.provenance.corpora[-1]
+    if read.of:
+        warn(f"{read.name}: {read.part}; run what is missing, too, and combine all, for the whole text")
     if "stable" in read.extra and not read.extra["stable"]:
         warn("the corpus ended before its top channels were certain; more text would still change them")
     if read.nonfinite:

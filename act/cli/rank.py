@@ -161,6 +161,8 @@ def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: boo
             f"{kinds[most][0] / len(channels):.0%} of the set are of one kind, {most}, whose scores have the widest "
             "scale; --normalize std spreads the set over the modules, --scope kind takes the share of each kind"
         )
+    for name, part in rule.parts.items():
+        console.warn(f"{name} was measured in part: {part}; measure all of it, for the whole may rank otherwise")
     if rule.unmeasured:
         why = score_named(rule.score).no_score
         console.warn(f"channels without a score ({why}), so not ranked: {console.some(rule.unmeasured)}")

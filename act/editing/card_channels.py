@@ -34,6 +34,8 @@ def how_found(rule: Rule, donor: str, target: str, *, commands: bool = True) -> 
         return f"By {rule}; on which text, the channel set does not say."
     kept = _places(rule, itertools.chain.from_iterable(rule.keep))
     texts = _listed(_places(rule, rule.corpora)) + (f"; to be kept: {_listed(kept)}" if kept else "")
+    if rule.parts:
+        texts += "".join(f"; of {_name(name)} only {part}" for name, part in rule.parts.items())
     said = f"On {texts}. By {rule}."
     if not commands or rule.score not in SCORES:
         return said

@@ -6,6 +6,7 @@ Each class reads and writes JSON of schema ``act-profile/1``; no other code know
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -151,6 +152,7 @@ class CorpusIdentity:
 
 _IDENTITY = tuple(each.name for each in fields(CorpusIdentity))
 _ENCODING = tuple(name for name in _IDENTITY[2:] if name != "place")
+_NAMED = 5  # missing shards that a phrase names
 _RARE = (
     "tokenizer_code",
     "ignore_columns",
@@ -209,6 +211,24 @@ class CorpusRead(CorpusIdentity):
     extra: Mapping[str, Any] = field(default_factory=dict)
     shards: Positive | tuple[Natural, ...] | None = None
     of: Positive | None = None
+
+    @property
+    def part(self) -> str:
+        """Which part of the corpus was read, as a phrase; empty for all of it.
+
+        >>> from act.profiles.provenance import CorpusRead
+        >>> CorpusRead("german", shards=(0, 2), of=4).part
+        '2 of 4 shards, without 1/4, 3/4'
+        """
+        if self.shard:
+            return f"shard {self.shard[0]}/{self.shard[1]} alone"
+        if not (self.of and isinstance(self.shards, tuple)):
+            return ""
+        there = {number for number in self.shards if number < self.of}
+        missing = (f"{number}/{self.of}" for number in range(self.of) if number not in there)
+        more = self.of - len(there) - _NAMED
+        named = ", ".join(itertools.islice(missing, _NAMED)) + (f" and {more:,} more" if more > 0 else "")
+        return f"{len(there):,} of {self.of:,} shards, without {named}"
 
     @classmethod
     def joined(cls, corpora: Sequence[CorpusIdentity]) -> CorpusRead:

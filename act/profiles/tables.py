@@ -135,7 +135,8 @@ def _how_routed(profile: Profile) -> str:
 
 
 def _text(profile: Profile) -> str:
-    return ", ".join(corpus.name for corpus in profile.provenance.corpora) or "no text"
+    corpora = profile.provenance.corpora
+    return ", ".join(f"{one.name} ({one.part})" if one.part else one.name for one in corpora) or "no text"
 
 
 def _sites(profile: Profile) -> str:

@@ -103,6 +103,12 @@ def corpus_places(abilities: Iterable[Ability]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(places) for name, places in found.items() if [*places] != [name]}
 
 
+def corpus_parts(abilities: Iterable[Ability]) -> dict[str, str]:
+    """Which part was read of texts that were not read whole, by their names."""
+    each = (one for ability in abilities for side in sides(ability) for one in side.provenance.corpora)
+    return {one.name: one.part for one in each if one.part}
+
+
 def models_of(ability: Ability) -> Mapping[str, ModelRead]:
     """The models that were measured: ``donor`` and ``target``, or ``model``."""
     if isinstance(ability, tuple):

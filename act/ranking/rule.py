@@ -30,6 +30,7 @@ class Rule:
         per_cost: whether scores were divided by what they cost the abilities to retain.
         keep: names of the corpora of each ability to retain.
         corpora: names of the corpora of the ability.
+        parts: which part was read of corpora that were not read whole, by their names.
         places: where corpora were read from that are not called by their places, by their names.
         seed: the seed of the random score.
         ranked: channels that were ranked; None if a caller chose.
@@ -67,6 +68,7 @@ class Rule:
     tied: Mapping[str, str] = field(default_factory=dict)
     cost: Cost | None = None
     places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The rule as a phrase.
@@ -114,7 +116,7 @@ class Rule:
         models = {side: model.to_json() for side, model in self.models.items()}
         plain = {name: _listed(value) for name, value in asdict(self).items()} | {"models": models}
         absent = {*(_EXPERTS if self.min_expert_tokens is None else ()), *([] if self.per_cost else ["per_cost"])}
-        absent |= {name for name in ("cost", "places") if not getattr(self, name)}
+        absent |= {name for name in ("cost", "places", "parts") if not getattr(self, name)}
         return {name: value for name, value in plain.items() if name not in absent}
 
     @classmethod

@@ -42,6 +42,8 @@ def _of_ranking(row: ConcentrationRow, one: Measured) -> Iterator[Told]:
             "starved experts",
             f"{experts['sentence']}; they are not ranked, so measure more text, or profile with --moe-all-experts",
         )
+    for name, part in one.top.rule.parts.items():
+        yield f"part of {name}", f"{name} was measured in part: {part}"
     if row["unmeasured"]:
         kinds = ", ".join(f"{kind} {count:,}" for kind, count in row["unmeasured"].items())
         yield "unmeasured", f"channels without a score, which are never chosen: {kinds}"

@@ -42,28 +42,56 @@ def pair():
     return act.profile_pair(tiny_model("llama", 0), tiny_model("llama", 1), random_batches())
 
 
-def test_a_pair_is_ranked_with_the_others_kept(pair, said):
+def test_a_pair_is_ranked_with_the_others_kept(pair, said, capsys):
     next_step.after_profiles({Path("my out/german.safetensors"): pair})
     assert said() == [
         ["rank", "my out/german.safetensors", "--top", "5%", "--output", "my out/german-channels.safetensors"]
     ]
-    next_step.after_profiles({Path("o/german.safetensors"): pair, Path("o/maths.safetensors"): pair})
-    assert said()[0][2:4] == ["--keep-profile", "o/maths.safetensors"]
+    next_step.after_profiles({Path(f"o/{name}.safetensors"): pair for name in ("german", "maths", "music")})
+    ranked, likewise = capsys.readouterr().out.splitlines()
+    assert shlex.split(ranked)[4:8] == [
+        "--keep-profile", "o/maths.safetensors", "--keep-profile", "o/music.safetensors"
+    ]  # fmt: skip
+    assert ranked.endswith(" --output german-channels.safetensors")  # not among the profiles of the run
+    assert likewise == "likewise for maths, music, with the others behind --keep-profile"
 
 
-def test_a_shard_is_combined_and_one_model_exported(pair, said):
-    read = replace(pair.provenance.corpora[0], shard=(0, 2))
-    part = act.PairProfile(pair.moments, replace(pair.provenance, corpora=(read,)))
-    next_step.after_profiles({Path("a.safetensors"): part})
-    assert said()[0][:2] == ["combine", "a.safetensors"]
-    next_step.after_profiles({Path("a.safetensors"): act.profile(tiny_model("llama"), random_batches())})
+def test_one_model_is_exported(said):
+    profile = act.profile(tiny_model("llama"), random_batches())
+    next_step.after_profiles({Path("a.safetensors"): profile})
     assert said() == [["export", "a.safetensors", "--output", "a.csv"]]
+    next_step.after_profiles({Path("x/o/a.safetensors"): profile, Path("x/o/b.safetensors"): profile})
+    assert said() == [["export", "x/o", "--output", "x/o-tables"]]
 
 
-def test_channels_are_transferred_between_the_models_that_they_are_of(said):
-    models = {side: ModelRead(f"models/{side}", "x") for side in ("donor", "target")}
-    next_step.after_rank(Path("c.safetensors"), models)
-    assert said()[0][:5] == ["transfer", "--donor", "models/donor", "--target", "models/target"]
+def test_very_many_shards_are_not_looked_for(pair, said, capsys):
+    read = replace(pair.provenance.corpora[0], shard=(0, 1000))
+    part = act.PairProfile(pair.moments, replace(pair.provenance, corpora=(read,)))
+    next_step.after_profiles({Path("shards/a.safetensors"): part})
+    assert "from 0/1000 to 999/1000" in capsys.readouterr().out
+
+
+def test_models_are_named_as_they_are_found_from_here(said, tmp_path, monkeypatch, capsys):
+    for name in ("work/base", "work/specialist", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.json").write_text("{}")
+    models = {side: ModelRead(name, "x") for side, name in {"donor": "base", "target": "specialist/"}.items()}
+    channels = tmp_path / "work/out/c.safetensors"
+    for here, places in {
+        "work": ["base", "specialist/"],
+        "elsewhere": ["../work/base", "../work/specialist"],
+    }.items():
+        monkeypatch.chdir(tmp_path / here)
+        next_step.after_rank(channels, models)
+        assert said()[0][:5] == ["transfer", "--donor", places[0], "--target", places[1]]
+    gone = {"donor": ModelRead("org/name@v1", "x"), "target": ModelRead("../gone", "x")}
+    next_step.after_rank(channels, gone)
+    moved, where = capsys.readouterr().out.splitlines()
+    assert moved.startswith("next: act-profile transfer --donor org/name@v1 --target TARGET ")
+    assert where == "TARGET is where ../gone lies now"
+
+
+def test_a_sweep_is_followed_by_its_setting(said):
     ranking = next_step.options_of({"score": "match", "granularity": ["neuron", "head"], "keep-profile": [Path("k")]})
     next_step.after_sweep(Path("p.safetensors"), "d", "t", 0.02, 0.7, ranking)
     ranked, moved = said()
