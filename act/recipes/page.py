@@ -48,7 +48,7 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
         report=_profiles(recipe, stages, names),
         moved=moved,
         strengths=strengths,
-        results=results_of(report) if report["results"] else None,
+        results=results_of(report) if report["results"] or report.get("tasks") else None,
         settings={method: _settings(rows, *_swept(recipe)) for method, rows in tried.items()},
         keep=_swept(recipe)[1:],
         warnings=report["moved"]["notes"],

@@ -120,27 +120,39 @@ def curves(x: dict[str, Any], y: dict[str, Any], order: Sequence[str], tips: lis
 
 
 def intervals(x: str, title: str, order: Sequence[str], tips: list[dict[str, Any]], *, y: str, kind: str,
-              kinds: Sequence[str], guide: str | None = None, zero: bool = True) -> dict[str, Any]:  # fmt: skip
-    """A point with its interval (columns ``low`` and ``high``) for each name, and a dashed line at a ``guide``."""
+              kinds: Sequence[str], guide: str | None = None, zero: bool = True,
+              apart: bool = False) -> dict[str, Any]:  # fmt: skip
+    """A point with its interval (columns ``low`` and ``high``) for each name, and a dashed line at a ``guide``.
+
+    Args:
+        apart: each name has a row for every kind, and a guide of its own.
+    """
     scale = {"zero": zero}
     across = amount("low", title, scale=scale, axis={"grid": True})
     down = names(y, order, axis={"ticks": False, "domain": False, "offset": 8})  # beside points at the least value
     told = names(kind, kinds, scale={"domain": list(kinds)})
     legend = {"legend": None} if len(kinds) < 2 else {}
+    rows: dict[str, Any] = {"yOffset": names(kind, kinds)} if apart else {}
     layers: list[dict[str, Any]] = [
-        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"x": across, "x2": {"field": "high"}, "y": down}},
+        {
+            "mark": {"type": "rule", "strokeWidth": 2},
+            "encoding": {"x": across, "x2": {"field": "high"}, "y": down, **rows},
+        },
         {
             "mark": {"type": "point", "opacity": 1},
             "encoding": {
-                "x": amount(x, title, scale=scale), "y": down, "tooltip": tips,
+                "x": amount(x, title, scale=scale), "y": down, **rows, "tooltip": tips,
                 "color": {**told, **legend}, "shape": {**told, **legend},
             },
         },
     ]  # fmt: skip
     if guide:
-        line = {"type": "rule", "strokeDash": [4, 4], "strokeWidth": 1.5}
-        layers.insert(0, {"mark": line, "encoding": {"x": {"field": guide, "type": "quantitative"}}})
-    return {"width": "container", "height": {"step": 26}, "layer": layers}
+        across_all = {"type": "rule", "strokeDash": [4, 4], "strokeWidth": 1.5}
+        line, own = ({"type": "tick", "tooltip": None}, {"y": down}) if apart else (across_all, {})
+        layers.insert(0, {"mark": line, "encoding": {"x": {"field": guide, "type": "quantitative"}, **own}})
+    # Vega-Lite would give a step to each kind of a name, and none to the guide, which has no kind
+    height = max(26, 14 * len(kinds) + 12) * len(order) if apart else {"step": 26}
+    return {"width": "container", "height": height, "layer": layers}
 
 
 def rounded(value: float) -> float | None:

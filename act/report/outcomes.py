@@ -61,6 +61,51 @@ def of_results(results: Results) -> Iterator[Chart]:
             )  # fmt: skip
 
 
+def of_tasks(results: Results) -> Iterator[Chart]:
+    """Each metric of the tasks of lm-evaluation-harness: task by task, every model beside the level of chance."""
+    changes = {(one["after"], one["task"], one["metric"]): one for one in results.task_changes}
+    for metric in dict.fromkeys(one["metric"] for one in results.tasks):
+        some = [one for one in results.tasks if one["metric"] == metric and one["value"] is not None]
+        if not some:
+            continue
+        models = list(dict.fromkeys(one["model"] for one in some))
+        ends = [(one["value"] or 0.0, one["se"] or 0.0) for one in some]
+        against = [changes.get((one["model"], one["task"], metric)) for one in some]
+        columns: dict[str, list[Any]] = {
+            "task": [one["task"] for one in some],
+            "model": [one["model"] for one in some],
+            "value": [rounded(value) for value, _ in ends],
+            "error": [one["se"] and rounded(one["se"]) for one in some],
+            "low": [rounded(value - error) for value, error in ends],
+            "high": [rounded(value + error) for value, error in ends],
+            "documents": [one["documents"] or None for one in some],
+        }
+        if any(one["chance"] is not None for one in some):
+            columns["chance"] = [one["chance"] and rounded(one["chance"]) for one in some]
+        if any(against):
+            columns["change"] = [one and one["difference"] for one in against]
+            columns["p"] = [one and one["p"] for one in against]
+        before = next((one["before"] for one in against if one), "")
+        heads = {"task": "task", "model": "model", "value": metric, "error": "standard error", "chance": "chance",
+                 "documents": "documents", "change": f"over {before}", "p": "p"}  # fmt: skip
+        heads = {name: title for name, title in heads.items() if name in columns}
+        guess = " The upright line of a task is what guessing gives." if "chance" in columns else ""
+        yield Chart(
+            f"tasks-{slug(metric)}",
+            metric,
+            f"{metric}: " + "; ".join(f"{one['model']} on {one['task']} {one['value']:.3g}" for one in some[:12])
+            + ("." if len(some) <= 12 else f"; and {len(some) - 12} more."),
+            columns,
+            charts.intervals(
+                "value", metric, list(dict.fromkeys(columns["task"])), tips(**heads), y="task", kind="model",
+                kinds=models, guide="chance" if "chance" in columns else None,
+                zero=all(0 <= value <= 1 for value, _ in ends), apart=True,
+            ),
+            heads,
+            f"Bars are one standard error to either side.{guess}",
+        )  # fmt: skip
+
+
 def of_settings(settings: Mapping[str, Sequence[Setting]], keep: Sequence[str]) -> Iterator[Chart]:
     """What was tried, share by share and strength by strength: what came back, and against what is left."""
     figures = list(next(iter(settings.values()))[0].figures)

@@ -165,6 +165,7 @@ class Page:
     def _sections(self) -> Iterator[tuple[str, str, Iterator[Chart]]]:
         if self.results:
             yield "Before and after", "What each model answers.", outcomes.of_results(self.results)
+            yield "Tasks of lm-evaluation-harness", "", outcomes.of_tasks(self.results)
         if self.settings:
             yield "Shares and strengths", "", outcomes.of_settings(self.settings, self.keep)
         if grid := self._grid:

@@ -10,6 +10,7 @@ from typing import Literal
 from act.evaluation import kept
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
+from act.evaluation.harness import TaskChange, TaskSummary
 from act.evaluation.kept import KEPT
 from act.evaluation.sweep import Setting
 
@@ -120,6 +121,8 @@ class Results:
         chance: the share of right answers by guessing, or by the commonest answer alone, by text, where it is known.
         warnings: what a reader should know of the texts, one sentence each.
         least_kept: the share of what is to be kept below which a change is called costly.
+        tasks: figures of tasks of lm-evaluation-harness.
+        task_changes: how these differ between two models.
     """
 
     figures: Sequence[Summary]
@@ -129,11 +132,13 @@ class Results:
     chance: Mapping[str, float] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     least_kept: float = KEPT
+    tasks: Sequence[TaskSummary] = ()
+    task_changes: Sequence[TaskChange] = ()
 
     @property
     def models(self) -> list[str]:
         """Names of the models, in order."""
-        return list(dict.fromkeys(one["model"] for one in self.figures))
+        return list(dict.fromkeys(one["model"] for one in (*self.figures, *self.tasks)))
 
     @property
     def texts(self) -> list[str]:

@@ -16,6 +16,7 @@ from act.core.tensor_files import kind_of
 from act.editing.patch import Patch
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
+from act.evaluation.harness import TaskChange, TaskSummary
 from act.evaluation.kept import KEPT, Keeping
 from act.evaluation.sweep import Setting
 from act.profiles.profile import Profile, load
@@ -150,11 +151,21 @@ def results_of(
     """
     figures = [one.model_dump() for one in checked(_SUMMARIES, data["results"])]
     comparisons = [one.model_dump() for one in checked(_COMPARISONS, data["comparisons"])]
+    tasks = [one.model_dump() for one in checked(_TASKS, data.get("tasks", []))]
+    changes = [one.model_dump() for one in checked(_TASK_CHANGES, data.get("task_comparisons", []))]
     roles = _roles(data) if roles is None else roles
     levels = {one["corpus"]: [level for level in (one["chance"], one["majority"]) if level] for one in figures}
     chance = {text: max(known) for text, known in levels.items() if known}
     said = checked(_NAMES, data.get("warnings", []))
-    results = Results(figures, comparisons, roles, chance=chance, warnings=said)  # type: ignore[arg-type]  # checked above
+    results = Results(  # of what was checked above
+        figures,  # type: ignore[arg-type]
+        comparisons,  # type: ignore[arg-type]
+        roles,
+        chance=chance,
+        warnings=said,
+        tasks=tasks,  # type: ignore[arg-type]
+        task_changes=changes,  # type: ignore[arg-type]
+    )
     keep = (checked(_NAMES, data.get("keep", [])) or _not_lost(results)) if keep is None else list(keep)
     swept = checked(TypeAdapter(_SWEPT), data.get("sweep") or {})
     return replace(results, keep=keep, **swept.model_dump())
@@ -176,9 +187,11 @@ def roles_of(models: Iterable[str], target: str | None = None) -> dict[str, Role
 
 
 def _roles(data: Mapping[str, Any]) -> dict[str, Role]:
-    models = [str(one.get("model")) for one in data["results"] if isinstance(one, dict)]
+    rows = [one for one in (*data["results"], *data.get("tasks", [])) if isinstance(one, dict)]
+    pairs = [one for one in (*data["comparisons"], *data.get("task_comparisons", [])) if isinstance(one, dict)]
+    models = [str(one.get("model")) for one in rows]
     of_recipe = "donors" in data and "act" in models
-    before = next((one.get("before") for one in data["comparisons"] if isinstance(one, dict)), None)
+    before = next((one.get("before") for one in pairs), None)
     return roles_of(models, None if of_recipe else str(before)) if of_recipe or before else {}
 
 
@@ -217,6 +230,8 @@ def _model_of(described: type) -> type[BaseModel]:
 
 
 _SUMMARIES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(Summary)])  # type: ignore[misc, arg-type]
+_TASKS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(TaskSummary)])  # type: ignore[misc, arg-type]
+_TASK_CHANGES: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(TaskChange)])  # type: ignore[misc, arg-type]
 _COMPARISONS: TypeAdapter[list[BaseModel]] = TypeAdapter(list[_model_of(ComparisonSummary)])  # type: ignore[misc, arg-type]
 _ROWS: TypeAdapter[list[dict[str, float | None]]] = TypeAdapter(list[dict[str, FiniteFloat | None]])
 _CONTROLS: TypeAdapter[dict[Label, Any]] = TypeAdapter(dict[Label, Any])

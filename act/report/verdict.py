@@ -11,7 +11,7 @@ from act.evaluation.kept import KEPT, Keeping
 from act.evaluation.sweep import Setting
 from act.report.build import OUTSIDE, Report
 from act.report.data import GroupShares, RecoveredRow
-from act.report.results import Figure, Gain, Results, is_share, shown
+from act.report.results import CLEAR, Figure, Gain, Results, is_share, shown
 
 Tone = Literal["good", "mixed", "bad", "open"]
 FEWEST = 100
@@ -67,8 +67,9 @@ def verdict_on(results: Results, score: str = "", *, swept: bool = False) -> Ver
     more = "shares and strengths that were not tried yet" if swept else "other shares and strengths (act-profile sweep)"
     finder = "" if score == "attribution" else "ranking by attribution, and "  # the best in our experiments
     found = [(method, one) for method in methods if (one := _on_method(results, method, abilities, (finder, more)))]
+    tasks = tuple(sentence for method in methods if (sentence := _on_tasks(results, method)))
     if not found:
-        return None
+        return Verdict("open", tasks[0], tasks[1:]) if tasks else None
     several = len(found) > 1
     tuned = any(method.endswith(" + tune") for method, _ in found)
     advice = [line for _, one in found for line in one.advice if not (tuned and line == SETTLE)]
@@ -77,7 +78,7 @@ def verdict_on(results: Results, score: str = "", *, swept: bool = False) -> Ver
     return Verdict(
         min((one.tone for _, one in found), key=WORST.index),
         " ".join(f"{method}: {one.headline}" if several else one.headline for method, one in found),
-        tuple(line for _, one in found for line in one.details),
+        (*(line for _, one in found for line in one.details), *tasks),
         tuple(dict.fromkeys(advice)),
         tuple(row for _, one in found for row in one.controls),
     )
@@ -142,6 +143,20 @@ def _on_ability(results: Results, method: str, text: str, tries: tuple[str, str]
     advice.append(SETTLE)
     every = "the control" if len(controls) == 1 else f"all {len(controls)} controls"
     return Verdict("good", f"{text} came back, and clearly more than with {every}.", details, tuple(advice), against)
+
+
+def _on_tasks(results: Results, method: str) -> str | None:
+    """How a method differs from the target in tasks of lm-evaluation-harness; None if they were not compared."""
+    targets = results.named("target")
+    changes = [one for one in results.task_changes if one["after"] == method and one["before"] in targets]
+    if not changes:
+        return None
+    clear = [one["difference"] or 0.0 for one in changes if one["p"] is not None and one["p"] < CLEAR]
+    higher = sum(one > 0 for one in clear)
+    return (
+        f"{method} in tasks: of {counted(len(changes), 'figure')}, {higher} clearly higher than the target's, "
+        f"{len(clear) - higher} clearly lower."
+    )
 
 
 def _least_kept(results: Results, model: str) -> float:

@@ -443,6 +443,54 @@ def test_the_level_of_chance_is_that_of_the_records():
     ]
 
 
+def task(model, name, value, metric="acc", chance=0.25, se=0.02):
+    figures = {"value": value, "se": se, "chance": chance, "documents": 400}
+    return {"model": model, "task": name, "metric": metric, **figures}
+
+
+def test_tasks_of_the_harness_are_shown_beside_chance_and_told():
+    def change(name, difference, p):
+        return {
+            "before": "old",
+            "after": "new",
+            "task": name,
+            "metric": "acc",
+            "difference": difference,
+            "se": 0.01,
+            "p": p,
+        }
+
+    plain = {
+        "results": [],
+        "comparisons": [],
+        "tasks": [
+            task(*one) for one in (("old", "arc", 0.3), ("old", "copa", 0.6), ("new", "arc", 0.5), ("new", "copa", 0.5))
+        ]
+        + [task("new", "wiki", 21.5, "word_perplexity", None, None)],
+        "task_comparisons": [change("arc", 0.2, 1e-5), change("copa", -0.1, 0.4)],
+    }
+    page = Page("x", results=results_of(plain))
+    accuracy, perplexity = page.charts
+    assert (accuracy.name, perplexity.name) == ("tasks-acc", "tasks-word-perplexity")
+    assert accuracy.columns["change"] == [None, None, 0.2, -0.1] and accuracy.columns["chance"] == [0.25] * 4
+    assert accuracy.columns["high"] == [0.32, 0.62, 0.52, 0.52] and "over old" in accuracy.headings.values()
+    assert not {"chance", "change"} & perplexity.columns.keys() and "upright" not in perplexity.note
+    told = "new in tasks: of 2 figures, 1 clearly higher than the target's, 0 clearly lower."
+    assert page.verdict.headline == told and page.verdict.tone == "open"
+    assert "Tasks of lm-evaluation-harness" in page.html()
+    both = results_of({**plain, "results": [summary(name, "t", value) for name, value in (("old", 0.2), ("new", 0.6))],
+                       "comparisons": [comparison("old", "new", "t", 0.4, 1e-6)]})  # fmt: skip
+    verdict = verdict_on(both)
+    assert verdict.headline.startswith("t came back") and told in verdict.details
+
+
+@pytest.mark.parametrize("name", NASTY)
+def test_tasks_of_any_name_stay_text(name):
+    plain = {"results": [], "comparisons": [], "tasks": [task(name, name, 0.5, name)]}
+    html = Page("x", results=results_of(plain)).html()
+    assert "<script>alert" not in html and figures_of(html)["charts"]
+
+
 def test_results_without_roles_are_still_shown():
     plain = {"results": [summary("m", "t", 0.5)], "comparisons": []}
     page = Page("x", results=results_of(plain))
