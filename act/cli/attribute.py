@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from act.cli import console
 from act.cli.grouped import with_options
 from act.cli.measuring import Measuring
-from act.cli.measuring_options import KEEP, AttributeOptions
+from act.cli.measuring_options import AttributeOptions
 from act.cli.options import Donor, Target
+from act.core.errors import ActError
+from act.core.places import last_parts
+from act.profiling.defaults import KEPT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,6 +49,7 @@ class Attributing(Measuring):
     """One ``attribute`` of the command line."""
 
     options: AttributeOptions
+    _predicts: ClassVar[bool] = True
 
     def _inputs(self) -> list[str]:
         return [*super()._inputs(), *self.options.kept.values()]
@@ -67,13 +72,13 @@ class Attributing(Measuring):
     ) -> Job:
         from act.profiling.attribution import AttributionJob, require_different
 
-        kept = {name: corpus for name, corpus in corpora.items() if name.startswith(KEEP)}
+        kept = {name: corpus for name, corpus in corpora.items() if name.startswith(KEPT)}
         abilities = {name: corpus for name, corpus in corpora.items() if name not in kept}
         job = AttributionJob(
             models["donor"],
             models["target"],
             abilities.get("", abilities),
-            keep={_name(name): corpus for name, corpus in kept.items()},
+            keep=dict(zip(_names(kept), kept.values(), strict=True)),
             ranks=ranks,
             recompute=self.options.recompute,
             **feeding,
@@ -87,6 +92,11 @@ class Attributing(Measuring):
         return cast("Profile | dict[str, Profile]", cast(AttributionJob, job).measured(checkpoint))
 
 
-def _name(kept: str) -> str:
-    number, _, name = kept.removeprefix(KEEP).partition(" ")
-    return name or f"keep {number}"
+def _names(kept: Mapping[str, Corpus]) -> list[str]:
+    """What the texts to keep are called: as given, or by the last part of their places."""
+    given = [name.partition(" ")[2] for name in kept]
+    short = last_parts(corpus.name for corpus in kept.values())
+    names = [name or short[corpus.name] for name, corpus in zip(given, kept.values(), strict=True)]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ActError(f"two texts to keep are called {twice[0]}; give each a name of its own (--keep NAME=PLACE)")
+    return names

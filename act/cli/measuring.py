@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from act.cli import console
 from act.cli.logs import to_file
-from act.cli.measuring_options import KEEP, PairOptions, TextOptions
+from act.cli.measuring_options import PairOptions, TextOptions
 from act.cli.measuring_output import MeasuringOutput
 from act.cli.progress import Progress, counter
 from act.core.errors import ActError, Interrupted
 from act.core.inputs import require_not_input
+from act.profiling.defaults import KEPT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,6 +40,7 @@ class Measuring:
 
     names: Mapping[str, str]
     options: TextOptions
+    _predicts: ClassVar[bool] = False
 
     def run(self) -> None:
         """Measure and report, unless that was done before. Of several ranks, only the first writes and prints."""
@@ -55,9 +57,12 @@ class Measuring:
 
     @property
     def _output(self) -> MeasuringOutput:
-        return MeasuringOutput(self.options.output, self.options.force, self.options.as_json)
+        options = self.options
+        return MeasuringOutput(options.place, options.in_folder, options.force, options.as_json)
 
     def _run(self, ranks: Ranks | None) -> None:
+        from act.data.stream import require_counted
+
         leads = ranks is None or ranks.leads
         feeding, until = self.options.for_job(), self.options.stopping()
         if until:
@@ -65,32 +70,47 @@ class Measuring:
 
             require_whole_corpus(ranks, feeding["shard"])
         console.require_models(self.names.values())
-        if leads:
-            self._output.require(self._inputs(), reserving=not self.options.show_spans)
+        if leads and not self.options.show_spans:
+            self._output.require(self._inputs())
         corpora = self.options.open_corpora(self._tokenizer())
-        if leads and "" in corpora and not self.options.ability_column:
-            self._output.require_file()
-        if self.options.show_spans or self.options.token_cache:  # before there is a model, which would tell
-            corpora = self._read(corpora)
+        read = self._read(corpora)
+        fitted = self._fitted(read)
         if self.options.show_spans:
             if leads:
                 console.print_spans(
-                    self._fitted(corpora), self.options.show_spans, self.options.skip_bad_records, self.options.as_json
+                    fitted, self.options.show_spans, self.options.skip_bad_records, self.options.as_json
                 )
             return
+        if leads:
+            self._require_same(fitted, ranks)
+        require_counted(fitted, feeding["shard"], self.options.skip_bad_records, predicted=self._predicts)
         if self.options.token_cache:
-            corpora = self._cached(corpora, self.options.token_cache, ranks)
+            corpora = self._cached(read, self.options.token_cache, ranks)
         models = self._models(ranks)
-        losses = self._look(models, corpora) if leads else {}
-        with to_file(self.options.log if leads else None), Progress(self.options.as_json, until) as progress:
-            strict = self.options.strict_observers()
-            feeding["observers"] = [*strict, *([until] if until else []), *([progress] if leads else [])]
+        progress = Progress(self.options.as_json, until)
+        strict = self.options.strict_observers()
+        feeding["observers"] = [*strict, *([until] if until else []), *([progress] if leads else [])]
+        with to_file(self.options.log if leads else None):
             job = self._job(models, corpora, ranks, feeding)
-            profiles = self._profiles(job)
-        if leads and profiles is not None:
-            self._output.report(profiles, losses)
+            if not self._finished(job):
+                losses = self._look(models, corpora) if leads else {}
+                with progress:
+                    profiles = self._profiles(job)
+                if leads:
+                    self._output.report(profiles, losses)
         if leads and self.options.strict:
             self._output.require_measured()
+
+    def _require_same(self, corpora: Mapping[str, Corpus], ranks: Ranks | None) -> None:
+        """Raise :class:`ActError` where another run has written the output, or its checkpoint, as far as is known."""
+        from act.profiling.checkpoint import Checkpoint
+
+        if self._output.path.exists():
+            self._output.require_of(self.names, self.options.known(corpora))
+        elif self.options.checkpoint_every > 0:
+            checkpoint = Checkpoint(self._output.checkpoint_path(ranks), restart=self.options.force)
+            if checkpoint.path.exists():
+                checkpoint.require_of(self.options.known(corpora))
 
     def _look(self, models: Mapping[str, nn.Module], corpora: Mapping[str, Corpus]) -> dict[str, Sides]:
         """Warn of what is probably not meant: a slow type, donor and target that look swapped.
@@ -107,17 +127,19 @@ class Measuring:
         places = {next(model.parameters()).device.type for model in models.values()}
         if "donor" in models and len(places) == 1:  # a donor that waits on the CPU is not run there
             for name, corpus in corpora.items():
-                if not name.startswith(KEEP) and (sides := sides_of(models["donor"], models["target"], corpus)):
-                    self._compare(name, sides)
+                if not name.startswith(KEPT) and (sides := sides_of(models["donor"], models["target"], corpus)):
                     found[name or corpus.name] = sides
+        for name, sides in found.items():
+            self._compare(f"{name}: " if name in corpora else "", sides, [*found.values()])
         return found
 
-    def _compare(self, name: str, sides: Sides) -> None:
-        about = f"{name}: " if name else ""
-        console.note(f"{about}{sides}")
+    def _compare(self, about: str, sides: Sides, every: Sequence[Sides]) -> None:
+        """Say the losses over a text; where the donor is better on another, this one is to be kept, it seems."""
+        kept = sides.swapped and not all(one.swapped for one in every)
+        console.note(f"{about}{sides}{', as on text to keep' if kept else ''}")
         if sides.donor == sides.target:
             console.warn(f"{about}donor and target have the very same loss here; are they the same model?")
-        if sides.swapped:
+        if sides.swapped and not kept:
             console.warn(
                 f"{about}the target is better than the donor here ({sides.target:.3f} nats a token against "
                 f"{sides.donor:.3f}), as on text to keep; if this text is of the ability to recover, donor and target "
@@ -210,24 +232,34 @@ class Measuring:
                 device = ranks.device
         return self.options.load(name, device)
 
-    def _profiles(self, job: Job) -> Profile | dict[str, Profile] | None:
-        """Run the job and save its profiles; None if it was finished before."""
+    def _finished(self, job: Job) -> bool:
+        """Whether the job was finished before, which is then said."""
         from act.profiles.provenance import short_hash
         from act.profiling.checkpoint import Checkpoint
 
         ranks = job.ranks
         leads = ranks is None or ranks.leads
         finished = leads and self._output.finished(short_hash(job.identity()))
-        if ranks.agreed(finished) if ranks else finished:
-            for path in self._output.checkpoints() if leads else ():
-                Checkpoint(path).remove_of(job.identity())  # its run was ended before it could do so
-            return None
+        if not (ranks.agreed(finished) if ranks else finished):
+            return False
+        for path in self._output.checkpoints() if leads else ():
+            Checkpoint(path).remove_of(job.identity())  # its run was ended before it could do so
+        return True
+
+    def _profiles(self, job: Job) -> Profile | dict[str, Profile]:
+        """Run the job and save its profiles."""
+        from act.profiling.checkpoint import Checkpoint
+
+        ranks = job.ranks
+        leads = ranks is None or ranks.leads
         checkpoint = None
         if self.options.checkpoint_every > 0:
             path = self._output.checkpoint_path(ranks)
             checkpoint = Checkpoint(path, self.options.checkpoint_every, restart=self.options.force)
         with contextlib.nullcontext() if checkpoint else _kept(None):
             profiles = self._measured(job, checkpoint)
+        if isinstance(profiles, dict) and not self.options.in_folder:
+            profiles = next(iter(profiles.values()), profiles)  # of one text with a name; none on ranks but the first
         with _kept(checkpoint):
             if leads:
                 self._output.save(profiles)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from act.cli import console, options
 from act.cli.reading import Reading
 from act.core.errors import ActError, require_choice
-from act.profiling.defaults import CHECKPOINT_EVERY, STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
+from act.core.names import names_in
+from act.profiling.defaults import CHECKPOINT_EVERY, KEPT, STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +32,11 @@ if TYPE_CHECKING:
 class TextOptions(Reading):
     """The options of every command that streams texts through a model; :mod:`act.cli.options` has names and help."""
 
+    stem: ClassVar[str] = "profile"
+    """The default output, without an ending; in the plural, the folder for several abilities."""
+
     corpus: options.CorpusNames
-    output: options.Output = Path("profile.safetensors")
+    output: options.ProfileOutput = None
     count: options.Count = "answer"
     answer_turns: options.AnswerTurns = "last"
     ability_column: options.AbilityColumn = None
@@ -60,6 +65,54 @@ class TextOptions(Reading):
     log: options.LogFile = None
     force: options.Force = False
     as_json: options.Json = False
+
+    @property
+    def several(self) -> bool:
+        """Whether there may be several abilities, each with a profile of its own."""
+        return len(self.corpus) > 1 or self.ability_column is not None
+
+    @property
+    def place(self) -> Path:
+        """Where the profile is written, or the folder for several."""
+        return self.output or Path(f"{self.stem}s" if self.several else f"{self.stem}.safetensors")
+
+    @property
+    def in_folder(self) -> bool:
+        """Whether the place is a folder: for several abilities, or for a named one unless a file is asked for."""
+        named = "" not in console.places_of(self.corpus)
+        return self.several or (named and self.place.suffix != ".safetensors")
+
+    def known(self, corpora: Mapping[str, Corpus]) -> dict[str, Any]:
+        """What is known of the identity of the job before there are models (:meth:`act.profiling.job.Job.identity`).
+
+        Args:
+            corpora: as :meth:`open_corpora` gives them.
+        """
+        feeding = self.for_job()
+        cuts = {"max_length": self.max_length, "overlap": self.stride}  # where not given, models decide
+        names = ["fingerprint", "tokenizer", "vocabulary", "count", "answer_turns", "ability_column", "ignore_columns"]
+        names += [name for name, given in cuts.items() if given is not None]
+        texts: dict[str, Any] = {}
+        kept = 0
+        for name, corpus in corpora.items():
+            identity = corpus.identity()
+            key = f"{KEPT}{kept}" if name.startswith(KEPT) else name
+            kept += name.startswith(KEPT)
+            texts[key] = {name: identity[name] for name in names}
+        settings: dict[str, Any] = {
+            "measured": None,
+            "include": sorted(names_in(self.include or ())) or None,
+            "exclude": sorted(names_in(self.exclude or ())),
+            "fused": feeding.get("fused", True),
+            "moe_all_experts": feeding.get("moe_all_experts") or None,
+            "swap": feeding.get("swap") or None,
+        }
+        for name, given in (("token_budget", feeding["token_budget"]), ("look_ahead", feeding["look_ahead"])):
+            if isinstance(given, int):
+                settings[name] = given
+        if not self.until_stable:
+            settings["until_stable"] = None
+        return {"corpora": texts, "settings": settings, "shard": list(feeding["shard"])}
 
     def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
         """The corpora by name; the name of a single corpus may be empty."""
@@ -170,7 +223,8 @@ class MeasuringOptions(TextOptions):
 class PairOptions(MeasuringOptions):
     """The options of ``pair``: those of ``run``, of which two have other defaults, and two more."""
 
-    output: options.Output = Path("pair.safetensors")
+    stem: ClassVar[str] = "pair"
+    output: options.PairOutput = None
     swap: options.Swap = False
     match_experts: options.MatchExperts = False
     stable_score: options.StablePairScore = "paired"
@@ -189,15 +243,12 @@ class PairOptions(MeasuringOptions):
         return {**super().for_job(), "swap": self.swap}
 
 
-KEEP = "keep/"
-"""Begins the name of a text to keep among corpora; none of theirs has a slash."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class AttributeOptions(TextOptions):
     """The options of ``attribute`` except the models."""
 
-    output: options.Output = Path("attribution.safetensors")
+    stem: ClassVar[str] = "attribution"
+    output: options.AttributionOutput = None
     keep: options.KeepTexts = None
     match_experts: options.MatchExperts = False
     token_budget: options.AttributionBudget = None
@@ -206,7 +257,7 @@ class AttributeOptions(TextOptions):
 
     @property
     def kept(self) -> dict[str, str]:
-        """The places of the texts to keep, by :data:`KEEP` and their number and name."""
+        """The places of the texts to keep, by :data:`KEPT` and their number and name."""
         found: dict[str, str] = {}
         names = set[str]()
         for number, given in enumerate(self.keep or []):
@@ -214,8 +265,13 @@ class AttributeOptions(TextOptions):
             if name and name in names:
                 raise ActError(f"two texts to keep are named {name}; give each a name of its own (--keep NAME=PLACE)")
             names.add(name)
-            found[f"{KEEP}{number} {name}".rstrip()] = place
+            found[f"{KEPT}{number} {name}".rstrip()] = place
         return found
+
+    def known(self, corpora: Mapping[str, Corpus]) -> dict[str, Any]:
+        """As for ``run``, and that gradients are measured."""
+        known = super().known(corpora)
+        return {**known, "settings": {**known["settings"], "measured": "attribution"}}
 
     def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
         """The corpora by name, and those to keep."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from act.cli import console
 from act.cli.next_step import after_profiles
 from act.cli.profile_report import report_profile, report_profiles
-from act.core.errors import ActError
-from act.core.files import require_no_other_ending, require_output, written_whole
+from act.core.errors import ActError, option
+from act.core.files import require_folder_name, require_no_other_ending, require_output, written_whole
 from act.core.scratch import companion, reserve
+from act.profiling.defaults import KEPT
 
 if TYPE_CHECKING:
     from act.evaluation.sides import Sides
@@ -29,30 +30,45 @@ class MeasuringOutput:
 
     Args:
         path: the file or folder.
+        in_folder: whether it is a folder.
         force: whether an existing one may be replaced.
         as_json: whether to print JSON.
     """
 
     path: Path
+    in_folder: bool
     force: bool
     as_json: bool
 
-    def require(self, inputs: Iterable[str], *, reserving: bool) -> None:
+    def require(self, inputs: Iterable[str]) -> None:
         """Raise :class:`ActError` if the output cannot be written; profiles in it may be those of this very run.
 
-        Args:
-            reserving: keep other processes from writing it until this one ends.
+        Until this process ends, no other can write it.
         """
-        if reserving:
-            reserve(self.path)
+        reserve(self.path)
         if self.force or not self._profiles():
             require_output(self.path, self.force, inputs)
-        require_no_other_ending(self.path, ".safetensors")
-
-    def require_file(self) -> None:
-        """Raise :class:`ActError` if the output is a folder, which the profile of one text cannot replace."""
-        if self.path.is_dir():
+        if self.in_folder:
+            require_folder_name(self.path, ", which gets a profile of each text")
+        else:
+            require_no_other_ending(self.path, ".safetensors")
+        if self.path.is_dir() and not self.in_folder:
             raise ActError(f"{self.path} is a folder, and the profile of one text is a file; choose another output")
+
+    def require_of(self, models: Mapping[str, str], known: Mapping[str, Any]) -> None:
+        """Raise :class:`ActError` if another run has written the output, and ``force`` is False.
+
+        Args:
+            models: folders or hub ids of this run's models, by side.
+            known: what is known of its identity before there are models.
+        """
+        if self.force or not self.path.exists():
+            return
+        found = self._found()
+        if not found:
+            require_output(self.path, self.force)
+        if different := _difference(found, models, known):
+            raise _exists(self.path, different)
 
     def finished(self, job: str) -> bool:
         """Whether this job has already written the output, which is then reported.
@@ -60,16 +76,11 @@ class MeasuringOutput:
         Raises:
             ActError: another job has written it, and ``force`` is False.
         """
-        from act.profiles.profile import load
-
         if self.force or not self.path.exists():
             return False
-        try:
-            found = [load(path) for path in self._profiles()]
-        except ActError:
-            found = []
+        found = self._found()
         if not found or any(profile.provenance.job != job for profile in found):
-            require_output(self.path, self.force)
+            raise _exists(self.path, "other weights or settings")
         if self.as_json:
             console.print_json({"output": str(self.path), "finished_before": True})
         else:
@@ -131,7 +142,52 @@ class MeasuringOutput:
         for path in self._profiles():
             require_measured(path, load(path))
 
+    def _found(self) -> list[Profile]:
+        """The profiles that the output holds; none where one of them cannot be read."""
+        from act.profiles.profile import load
+
+        try:
+            return [load(path) for path in self._profiles()]
+        except ActError:
+            return []
+
     def _profiles(self) -> list[Path]:
         if os.path.isdir(self.path):
             return sorted(self.path.glob("*.safetensors"))
         return [self.path] if os.path.isfile(self.path) else []
+
+
+def _exists(path: Path, different: str) -> ActError:
+    return ActError(
+        f"{path} exists already, from another run ({different}); pass {option('--force', 'force=True')} to replace it, "
+        "or choose another output"
+    )
+
+
+def _difference(found: Sequence[Profile], models: Mapping[str, str], known: Mapping[str, Any]) -> str | None:
+    """In what these profiles are of another run, by what is known of it before there are models; None: in nothing."""
+    from act.profiles.attribution import AttributionProfile
+    from act.profiling.identity import difference, known_of, listed
+
+    first = found[0]
+    read = first.provenance.models
+    if read.keys() != models.keys():
+        return f"of {listed(read)}, not of {listed(models)}"
+    if first.of_tokens == (known["settings"]["measured"] is not None):
+        return f"of {'pair' if first.of_tokens else 'attribute'}, which measures something else"
+    for side, name in models.items():
+        before = read[side].name
+        if os.path.isdir(name) and os.path.isdir(before) and not os.path.samefile(name, before):
+            return f"its {side} is {before}"
+    texts = {one.provenance.corpora[-1].ability: one.provenance.corpora[-1] for one in found}
+    kept = first.kept if isinstance(first, AttributionProfile) else ()
+    corpora = {name: text.identity() for name, text in texts.items()}
+    corpora |= {f"{KEPT}{number}": one.provenance.corpora[-1].identity() for number, one in enumerate(kept)}
+    if any(text["ability_column"] for text in known["corpora"].values()):  # which abilities there are is in the records
+        known = {part: value for part, value in known.items() if part != "corpora"}
+    there = {
+        "corpora": corpora,
+        "settings": first.provenance.settings.to_json(),
+        "shard": list(first.provenance.corpora[-1].shard or (0, 1)),
+    }
+    return difference(known_of(there, known), known)

@@ -85,6 +85,20 @@ HardLink = Annotated[
 Output = Annotated[
     Path, typer.Option(rich_help_panel=OUTPUT, help="Where to write the result; folders on the way are made.")
 ]
+
+
+def profiles(file: str, folder: str) -> Any:
+    """The option ``--output`` of what measures texts: a file, or a folder with one for each of several."""
+    return typer.Option(
+        rich_help_panel=OUTPUT,
+        help="File to write the profile to, or, for several abilities, folder for one each; folders on the way are "
+        f"made. Default: {file}; of several, {folder}.",
+    )
+
+
+ProfileOutput = Annotated[Path | None, profiles("profile.safetensors", "profiles")]
+PairOutput = Annotated[Path | None, profiles("pair.safetensors", "pairs")]
+AttributionOutput = Annotated[Path | None, profiles("attribution.safetensors", "attributions")]
 PushToHub = Annotated[
     str | None,
     typer.Option(
@@ -122,8 +136,8 @@ CorpusNames = Annotated[
     typer.Option(
         "--corpus",
         rich_help_panel=TEXT,
-        help=f"{_CORPUS}; repeat it as NAME=PLACE for several abilities in one pass, each with a separate profile in "
-        "the folder --output.",
+        help=f"{_CORPUS}; repeat it as NAME=PLACE for several abilities in one pass, each with a profile of its own "
+        "in the folder --output.",
     ),
 ]
 KeepTexts = Annotated[

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -207,6 +208,46 @@ def require_first(corpora: Mapping[str, Corpus], shard: Shard = (0, 1), skip_bad
                 require_few(skipped, skip_bad_records)
 
 
+def require_counted(
+    corpora: Mapping[str, Corpus], shard: Shard = (0, 1), skip_bad_records: int = 0, *, predicted: bool = False
+) -> None:
+    """As :func:`require_first`; and raise :class:`ActError` for a text in which no token counts.
+
+    Each text is read as far as its first record with a token that counts. Of a shard, nothing has to count.
+
+    Args:
+        corpora, shard, skip_bad_records: as for :class:`Stream`.
+        predicted: a token counts only if there is one before it, which predicts it.
+    """
+    require_first(corpora, shard, skip_bad_records)
+    for ability, corpus in corpora.items() if shard[1] == 1 else ():
+        bad: list[Skipped] = []
+        seen = False
+        for sequence in _good(corpus, ability, bad):
+            seen = seen or bool(sequence.count_mask.any())
+            if sequence.count_mask[_places(corpus, predicted)].any():
+                break
+        else:
+            require_few(bad, skip_bad_records)
+            raise ActError(nothing_predicted(corpus.name) if seen else nothing_counted(corpus.name, bad))
+
+
+def _good(corpus: Corpus, ability: str, bad: list[Skipped]) -> Iterator[Sequence]:
+    """The sequences of the good records of a corpus, few of which are read ahead; the others are added to ``bad``."""
+    for entry, result in itertools.chain(corpus.first(FIRST), corpus.numbered(FIRST)):
+        if isinstance(result, ActError):
+            bad.append(Skipped(ability, entry.number, entry.place, str(result)))
+        else:
+            yield from corpus.pieces_of(result, entry.number)
+
+
+def _places(corpus: Corpus, predicted: bool) -> slice:
+    """Where in a sequence a token can count: if it has to be predicted, not where none comes before it."""
+    if not predicted:
+        return slice(None)
+    return slice(None, -1) if corpus.count == "predict" else slice(1, None)
+
+
 def require_few(skipped: list[Skipped], allowed: int) -> None:
     """Raise :class:`BadRecord` for the first skipped record that exceeds the ``allowed`` number."""
     if len(skipped) <= allowed:
@@ -222,6 +263,13 @@ def skipping() -> str:
     return f"; leave up to N bad records out ({option('--skip-bad-records N', 'skip_bad_records=N')})"
 
 
-def nothing_counted(name: str) -> str:
-    """The error message for an ability or corpus in which no token was counted."""
-    return f"{name or 'the corpus'}: no token was counted; it is empty or its records have no answer"
+def nothing_counted(name: str, bad: Collection[Skipped] = ()) -> str:
+    """The error message for an ability or corpus in which no token was counted; ``bad``: its bad records."""
+    first = next(iter(bad), None)
+    why = f"its bad records aside ({first.place}: {first.reason}), it" if first else "it"
+    return f"{name or 'the corpus'}: no token was counted; {why} is empty or its records have no answer"
+
+
+def nothing_predicted(name: str) -> str:
+    """The error message for a corpus of which no counted token can be predicted."""
+    return f"{name or 'the corpus'}: no counted token has another before it that could predict it; give longer records"

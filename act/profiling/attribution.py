@@ -21,6 +21,7 @@ from act.data.batching import Batch
 from act.data.corpus import Corpus, require_corpus
 from act.data.digests import same_text
 from act.data.records import Shard
+from act.data.stream import nothing_predicted
 from act.models.calls import require_decoder
 from act.models.distance import weight_diff
 from act.models.limits import default_token_budget, token_budget_of
@@ -30,6 +31,7 @@ from act.profiles.attribution import AttributionProfile
 from act.profiles.moments import Moments
 from act.profiles.provenance import Provenance
 from act.profiling.checkpoint import Checkpoint
+from act.profiling.defaults import KEPT
 from act.profiling.job import Corpora, Job, TokenBudget
 from act.profiling.measure import require_corpora
 from act.profiling.observer import Observer
@@ -45,8 +47,6 @@ if TYPE_CHECKING:
 
 Keep = Corpus | Sequence[Corpus] | Mapping[str, Corpus]
 """A text of what the target should keep, or several, in order or by name."""
-
-_KEEP = "keep/"  # begins the name of a kept text among the abilities of a run; none of theirs has a slash
 
 
 class AttributionOptions(TypedDict, total=False):
@@ -205,6 +205,7 @@ class AttributionJob(Job):
     """
 
     _kind_of_run = AttributionRun
+    predicts = True
 
     def __init__(
         self,
@@ -229,7 +230,7 @@ class AttributionJob(Job):
                 raise ActError("keep needs a corpus of the ability beside it; batches are of one text")
             abilities = corpora if isinstance(corpora, Mapping) else {"": corpora}
             _require_others(abilities, kept)
-            corpora = {**abilities, **{f"{_KEEP}{number}": each.corpus for number, each in enumerate(kept)}}
+            corpora = {**abilities, **{f"{KEPT}{number}": each.corpus for number, each in enumerate(kept)}}
         self._kept, self._recompute = kept, recompute
         if options.get("token_budget") is None:
             options["token_budget"] = default_budget(input_device(target))
@@ -257,7 +258,7 @@ class AttributionJob(Job):
     @property
     def costs(self) -> Collection[str]:
         """The texts to keep."""
-        return [name for name in self.corpora if name.startswith(_KEEP)]
+        return [name for name in self.corpora if name.startswith(KEPT)]
 
     @property
     def _model(self) -> nn.Module:
@@ -272,7 +273,7 @@ class AttributionJob(Job):
         found = {ability: (moments, provenance) for ability, moments, provenance in self.run(checkpoint)}
         kept = []
         for number, each in enumerate(self._kept if found else ()):
-            moments, provenance = found.pop(f"{_KEEP}{number}")
+            moments, provenance = found.pop(f"{KEPT}{number}")
             kept.append(AttributionProfile(moments, _called(provenance, each.name), self.distance))
         profiles = {
             ability: AttributionProfile(moments, provenance, self.distance, kept)
@@ -342,9 +343,7 @@ class AttributionJob(Job):
         for ability, corpus in self.corpora.items():
             seen = run.seen.get(ability)
             if seen is not None and not seen.counted:
-                raise ActError(
-                    f"{corpus.name}: no counted token has another before it that could predict it; give longer records"
-                )
+                raise ActError(nothing_predicted(corpus.name))
         super()._require_counted(run)
 
     def complete(self, moments: Moments) -> None:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from pydantic import TypeAdapter
 
-from act.core.differences import first_difference
 from act.core.errors import ActError, BadRecord, Interrupted, option
 from act.core.names import require_name
 from act.core.plain import checked
@@ -23,13 +22,13 @@ from act.core.tensor_files import load_tensors, save_tensors, understood
 from act.data.batching import Batch, Position
 from act.data.stream import Stream
 from act.profiling.defaults import CHECKPOINT_EVERY
+from act.profiling.identity import difference, known_of
 from act.profiling.observer import Observer
 from act.profiling.run import Run
 
 log = logging.getLogger(__name__)
 
 SCHEMA = "act-checkpoint/3"
-_MENDED = ", while a mended file is another text, of which a run starts anew"
 _STATES = TypeAdapter(dict[str, dict[str, Any]])
 
 
@@ -83,7 +82,7 @@ class Checkpoint:
         try:
             tensors, header = load_tensors(self.path, SCHEMA)
             with understood(self.path):
-                different = first_difference(header["identity"], identity)
+                different = difference(header["identity"], identity)
                 if not different:
                     plain = checked(_STATES, header["state"])
                     state = _joined(plain, tensors)
@@ -103,12 +102,33 @@ class Checkpoint:
         if different:
             if self._restart:
                 return
-            raise ActError(
-                f"{self.path} is the checkpoint of another run ({different}); finish that run with its command, or "
-                "delete the file to start anew"
-            )
+            raise self._of_another(different)
         self._safe, self._safe_tokens = run.position, run.total.tokens
         log.info("resumed", extra={"fields": {"path": str(self.path), "tokens": run.total.tokens}})
+
+    def require_of(self, known: Mapping[str, Any]) -> None:
+        """Raise :class:`ActError` if the file is of another run, by what is known of this one before it begins.
+
+        Args:
+            known: some of what a run's identity says (:meth:`act.profiling.job.Job.identity`).
+
+        >>> act.Checkpoint("run.checkpoint").require_of({"shard": [0, 1]})  # there is none
+        """
+        if self._restart or not self.path.exists():
+            return
+        found: Mapping[str, Any] = known
+        with contextlib.suppress(ActError):  # that it is damaged is said when the run begins
+            _, header = load_tensors(self.path, SCHEMA, header_only=True)
+            with understood(self.path):
+                found = known_of(header["identity"], known)
+        if different := difference(found, known):
+            raise self._of_another(different)
+
+    def _of_another(self, different: str) -> ActError:
+        return ActError(
+            f"{self.path} is the checkpoint of another run ({different}); finish that run with its command, or "
+            f"pass {option('--force', 'restart=True')} to start anew"
+        )
 
     @contextlib.contextmanager
     def keeping(self, run: Run, stream: Stream) -> Iterator[None]:
@@ -130,7 +150,8 @@ class Checkpoint:
             if run.position is None:
                 raise
             self.write(run, stream)
-            other = _MENDED if isinstance(error, BadRecord) and self._safe else ""
+            mended = f", while a mended file is another text: begin it anew with {option('--force', 'restart=True')}"
+            other = mended if isinstance(error, BadRecord) and self._safe else ""
             raise type(error)(f"{error}; {self.kept}{other}") from error
         finally:
             run.observers.remove(writer)
@@ -194,7 +215,7 @@ class Checkpoint:
             _, header = load_tensors(self.path, SCHEMA, header_only=True)
             with understood(self.path):
                 found = {name: header["identity"].get(name) for name in identity}
-            if not first_difference(found, identity):
+            if not difference(found, identity):
                 self.remove()
 
     def after_batch(self, run: Run, stream: Stream) -> None:

@@ -11,3 +11,6 @@ STABLE_OVERLAP = 0.98
 
 STABLE_CONFIDENCE = 0.95
 """Probability with which that overlap must hold."""
+
+KEPT = "keep/"
+"""Begins the name of a text to keep among those of a run; no other name has a slash."""

@@ -18,7 +18,7 @@ from act.core.versions import versions
 from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
 from act.data.corpus import Corpus
 from act.data.records import Shard
-from act.data.stream import Skipped, Stream, require_first
+from act.data.stream import Skipped, Stream, require_counted, require_first
 from act.models.calls import decoder_inputs, has_decoder, reader_of
 from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
@@ -149,13 +149,15 @@ class Job:
         left_out: names of the sites that are not to be measured.
         settings: what decides the bits besides models and corpora.
         skipped: the bad records that the last run skipped.
+        predicts: whether a token counts only if there is one before it, which predicts it.
 
     Raises:
-        ActError: models that are not of one architecture; a maximum length beyond the learned positions; a model that
-            mixes up packed pieces; an observer that cannot work with this job.
+        ActError: a text in which no token counts; models that are not of one architecture; a maximum length beyond the
+            learned positions; a model that mixes up packed pieces; an observer that cannot work with this job.
     """
 
     _kind_of_run: type[Run] = Run
+    predicts = False
 
     def __init__(
         self,
@@ -236,7 +238,10 @@ class Job:
         for observer in self.observers:
             observer.prepare(self)
             self.settings = replace(self.settings, extra={**self.settings.extra, **observer.settings()})
-        require_first(self.corpora, shard, skip_bad_records)
+        if not self._part:
+            require_counted(self.corpora, shard, skip_bad_records, predicted=self.predicts)
+        else:
+            require_first(self.corpora, shard, skip_bad_records)
 
     @property
     def _model(self) -> nn.Module:

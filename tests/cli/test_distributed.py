@@ -191,7 +191,7 @@ def test_ranks_refuse_together_what_one_process_refuses(folder, tmp_path):
     assert "exists already" in exists and "another rank was lost" not in exists
     corpora = ["--corpus", f"x={folder / 'de.jsonl'}", "--corpus", f"y={empty}", "--output", tmp_path / "q"]
     refused = act_profile(*arguments, *corpora, ranks=2, code=2).stderr
-    assert "y: no token was counted; it is empty" in refused and not (tmp_path / "q").exists()
+    assert "empty.jsonl: no token was counted; it is empty" in refused and not (tmp_path / "q").exists()
 
 
 @pytest.mark.slow

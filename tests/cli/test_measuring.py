@@ -69,7 +69,7 @@ def test_killed_and_repeated_a_run_gives_the_same_bits_and_is_then_finished(fold
     assert not checkpoint.exists()
     assert "finished already" in act_profile(*repeated).stdout
     other = act_profile(*options(folder, *corpora[:2], "--output", output), code=2)
-    assert "exists already; pass --force" in other.stderr
+    assert "exists already, from another run (with the text english, which" in other.stderr
 
 
 @pytest.mark.slow

@@ -391,11 +391,11 @@ def test_a_checkpoint_of_another_run_is_refused(tokenizer, tmp_path):
         return act.profile(model, corpus(tokenizer, count), checkpoint=Checkpoint(path, 60, restart), **options)
 
     for options, message in (
-        ({"count": 59}, "corpora fingerprint"),
-        ({"model": tiny_model("llama", seed=3)}, "models model"),
-        ({"token_budget": 151}, "settings token_budget: 150 there, 151 here"),
-        ({"shard": (0, 2)}, "shard"),
-        ({"include": "*.0.*"}, "settings include"),
+        ({"count": 59}, "the text is another"),
+        ({"model": tiny_model("llama", seed=3)}, "another model"),
+        ({"token_budget": 151}, "token_budget: 150 there, 151 here"),
+        ({"shard": (0, 2)}, "shard: 0/1 there, 0/2 here"),
+        ({"include": "*.0.*"}, r"include: not given there, \*\.0\.\* here"),
     ):
         with pytest.raises(ActError, match=rf"checkpoint of another run \(.*{message}"):
             again(**options)
