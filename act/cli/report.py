@@ -50,7 +50,7 @@ def command(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Pair profiles of one or several abilities, channel sets, patches, the JSON of sweeps and of "
+            help="Pair profiles and attributions of one or several abilities, channel sets, patches, the JSON of sweeps and of "
             "evaluations, outputs of recipes."
         ),
     ],
@@ -227,7 +227,7 @@ def command(
     if report:
         _print(report)
         if score is None:
-            print(by_default(report.data["score"]))
+            print(*map(by_default, dict.fromkeys(one["score"] for one in report.data["concentration"])), sep="\n")
     if page.verdict:
         print(page.verdict.headline)
     print(page_at(output))
@@ -315,6 +315,9 @@ def _print(report: Report) -> None:
         for one in data["concentration"]
     ]
     columns = ["profile", "channels", "Gini", "above a tenth of the largest", "most of the top set"]
+    if "," in data["score"]:
+        columns.insert(1, "score")
+        rows = [[row[0], one["score"], *row[1:]] for row, one in zip(rows, data["concentration"], strict=True)]
     console.print_table(f"Concentration of {data['score']}", columns, rows)
     print(
         "Gini: 0 where all channels score alike, 1 where one has it all; beside it, the share of channels above a tenth"
@@ -328,7 +331,7 @@ def _print(report: Report) -> None:
             for name, values in (one["uncovered_values"] | one["unreached_values"]).items():
                 why = one["uncovered_reasons"].get(name)
                 print(f"  not measured: {name} ({counted(values, 'value')}){f': {why}' if why else ''}")
-    words = {"stability": "one ability", "disentanglement": "two abilities", "set": "a set"}
+    words = {"stability": "one ability", "scores": "two scores", "disentanglement": "two abilities", "set": "a set"}
     rows = [
         [
             row["first"],

@@ -101,20 +101,22 @@ def measure(
     """Score every profile and take its top channels.
 
     Args:
-        profiles: pair profiles of one architecture; or attribution profiles, of whose score what is above 0 counts.
+        profiles: pair profiles of one architecture; or attribution profiles, of whose score what is above 0 counts; or
+            both.
         abilities: the ability of each profile; two profiles of one ability show its stability. By default, the name of
             each profile's first corpus.
         score, normalize, keep, include, exclude, min_expert_tokens: as in :func:`act.rank`. Of a contrast with what is
-            to be kept, what is above 0 counts.
+            to be kept, what is above 0 counts. By default, each profile has its usual score; beside profiles of both
+            kinds, what is kept is spared in those of its own kind.
         top: share of the channels that makes an ability's set.
 
     Raises:
         ActError: as :func:`act.rank`; more or fewer abilities than profiles; profiles of different architectures, or
-            two of the same models and text.
+            two of the same kind, models and text.
     """
     if abilities and len(abilities) != len(profiles):
         raise ActError(f"{len(abilities)} abilities were named for {len(profiles)} profiles; name one for each")
-    score = score or usual_score(next(iter(profiles), None))
+    several = len({isinstance(profile, AttributionProfile) for profile in profiles}) > 1
     texts: list[object] = []
     result: list[Measured] = []
     for number, profile in enumerate(profiles):
@@ -123,7 +125,8 @@ def measure(
         if difference := profiles[0].space.first_difference(profile.space):
             raise ActError(f"the profiles are of different architectures: {difference}; give those of one architecture")
         corpora = corpora_of(profile)
-        text = profile.provenance.models, corpora
+        attributed = isinstance(profile, AttributionProfile)
+        text = attributed, profile.provenance.models, corpora
         if text in texts and corpora and corpora[0][0] is not None:
             raise ActError(
                 f"profiles {texts.index(text) + 1} and {number + 1} are of the same models and text, so comparing them "
@@ -133,24 +136,28 @@ def measure(
         ability = (
             abilities[number] if abilities else next((one.name for one in profile.provenance.corpora), "unknown text")
         )
+        by = score or usual_score(profile)
+        kept = [one for one in keep if not several or isinstance(one, AttributionProfile) == attributed]
         ranked = rank(
             profile,
-            score,
+            by,
             1.0,
-            keep=keep or None,
+            keep=kept or None,
             normalize=normalize,
             include=include,
             exclude=exclude,
             min_expert_tokens=min_expert_tokens,
         )
         values = torch.full((len(profile.space),), torch.nan, dtype=torch.float64)
-        by_sign = isinstance(profile, AttributionProfile) or keep  # below 0, moving the channel would do harm
+        by_sign = attributed or kept  # below 0, moving the channel would do harm
         values[ranked.index] = ranked.scores.clamp_min(0) if by_sign else ranked.scores
         best = top_channels(values, top)
         rule = replace(ranked.rule, top=top, not_positive=int((values[best] <= 0).sum()))  # of those alone
         chosen = ChannelSet(profile.space, best, values[best], rule)
-        same = sum(one.ability == ability for one in result)
-        result.append(Measured(f"{ability} {same + 1}" if same else ability, ability, profile, values, chosen))
+        same = [one.top.rule.score for one in result if one.ability == ability]
+        name = ability if not same or by == same[0] else f"{ability} ({by})"
+        again = same.count(by)
+        result.append(Measured(f"{name} {again + 1}" if again else name, ability, profile, values, chosen))
     return result
 
 
@@ -195,7 +202,7 @@ def build(
         raise ActError(f"the channel set {empty} is empty")
     matrix = jaccard_matrix(index)
     data: ReportData = {
-        "score": measured[0].top.rule.score,
+        "score": ", ".join(dict.fromkeys(one.top.rule.score for one in measured)),
         "normalize": measured[0].top.rule.normalize,
         "top": top,
         "concentration": [_concentration(one, curves[one.name]) for one in measured],
@@ -222,6 +229,7 @@ def _concentration(one: Measured, curve: Concentration) -> ConcentrationRow:
     return {
         "profile": one.name,
         "ability": one.ability,
+        "score": one.top.rule.score,
         "channels": int((~one.score.isnan()).sum()),
         "unmeasured": one.top.rule.unmeasured,
         "coverage": None if measured is None else measured.share,
@@ -250,11 +258,15 @@ def _shares(one: Measured, group_of: Callable[[Site], str]) -> dict[str, GroupSh
 
 def _overlaps(measured: Sequence[Measured], shares: Sequence[float]) -> list[OverlapRow]:
     """Stability between profiles of one ability, whichever their models (such as other seeds), and disentanglement
-    between abilities, measured on the same models only."""
+    between abilities, measured on the same models only. By two scores, only what is of one ability is compared."""
     pairs: dict[tuple[str, str], Relation] = {}
     apart: dict[frozenset[str], tuple[Measured, Measured]] = {}
     for one, other in itertools.combinations(measured, 2):
-        if one.ability == other.ability:
+        if one.top.rule.score != other.top.rule.score:
+            require_same_models(one.profile, other.profile)
+            if one.ability == other.ability or _texts(one) == _texts(other):
+                pairs[one.name, other.name] = "scores"
+        elif one.ability == other.ability:
             pairs[one.name, other.name] = "stability"
         elif _models(one) == _models(other):
             pairs[one.name, other.name] = "disentanglement"
@@ -269,6 +281,11 @@ def _overlaps(measured: Sequence[Measured], shares: Sequence[float]) -> list[Ove
     for share, a, b, each in overlaps({one.name: one.score for one in measured}, shares, pairs):
         found[a, b].append(overlap_row(pairs[a, b], share, a, b, each))
     return [row for rows in found.values() for row in rows]
+
+
+def _texts(one: Measured) -> list[str | None]:
+    """The fingerprints of the texts of a profile."""
+    return [corpus.fingerprint for corpus in one.profile.provenance.corpora]
 
 
 def _models(one: Measured) -> dict[str, str]:
@@ -292,8 +309,10 @@ def _necessity(
     measured: Sequence[Measured], model: nn.Module, losses: Mapping[str, Callable[[nn.Module], float]], seed: int
 ) -> list[NecessityRow]:
     """The losses with each set ablated; the last row of each loss is a random set, the control."""
-    first = measured[0]
-    if losses and any(isinstance(one.profile, AttributionProfile) for one in measured):
+    first = next((one for one in measured if isinstance(one.profile, PairProfile)), None)
+    if not losses:
+        return []
+    if first is None:
         raise ActError(
             "what is ablated gets its mean activation, which attribution profiles do not hold; leave out --corpus, or "
             "give pair profiles"
@@ -301,9 +320,10 @@ def _necessity(
     random = _random(first, seed)
     rows: list[NecessityRow] = []
     for name, loss in losses.items():
-        by_profile = [necessity(model, {one.name: one.top}, one.profile, loss) for one in measured] + [
-            necessity(model, {"random": random}, first.profile, loss)
-        ]
+        means = [one.profile if isinstance(one.profile, PairProfile) else first.profile for one in measured]
+        by_profile = [
+            necessity(model, {one.name: one.top}, of, loss) for one, of in zip(measured, means, strict=True)
+        ] + [necessity(model, {"random": random}, first.profile, loss)]
         for found in by_profile:
             whole = found.pop("whole")
             ((ablated, value),) = found.items()

@@ -29,6 +29,7 @@ class ConcentrationRow(TypedDict):
 
     profile: str
     ability: str
+    score: str
     channels: int
     unmeasured: Mapping[str, int]
     coverage: float | None
@@ -43,8 +44,9 @@ class ConcentrationRow(TypedDict):
     layers: dict[str, GroupShares]
 
 
-Relation = Literal["stability", "disentanglement", "set"]
-"""What is compared: two profiles of one ability, two abilities, or an ability and another channel set."""
+Relation = Literal["stability", "scores", "disentanglement", "set"]
+"""What is compared: two profiles of one ability, one ability by two scores, two abilities, or an ability and another
+channel set."""
 
 
 class OverlapRow(TypedDict):
@@ -102,7 +104,11 @@ class RecoveredRow(TypedDict):
 
 
 class ReportData(TypedDict):
-    """All figures of a report; ``top`` is the share of the channels that makes an ability's set."""
+    """All figures of a report.
+
+    ``score`` is what was ranked by, several with commas between them; ``top`` the share of the channels that makes an
+    ability's set.
+    """
 
     score: str
     normalize: str

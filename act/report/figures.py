@@ -32,6 +32,7 @@ KINDS = ("embed", "position", "q", "k", "v", "qkv", "o", "router", "gate", "up",
 """The order of module kinds where no model shows it."""
 RELATIONS: Mapping[Relation, str] = {
     "stability": "two profiles of one ability",
+    "scores": "one ability by two scores",
     "disentanglement": "two abilities",
     "set": "with another channel set",
 }

@@ -197,7 +197,8 @@ def verdict_of_profiles(report: Report) -> Verdict:
         f"The top {top} of the channels for {one['profile']} are mostly {_most(one['kinds'])}{_places(one['layers'])}."
         for one in rows[:LISTED]
     ]
-    what = rows[0]["profile"] if len(rows) == 1 else f"{len(rows)} abilities"
+    relations = {row["relation"] for row in report.data["overlaps"]} - {"set"}
+    what = rows[0]["profile"] if len(rows) == 1 or relations <= {"scores"} else f"{len(rows)} abilities"
     moved, text = _moved(report.data["recovered"]), "whether moving these channels helps was not evaluated"
     headline = f"Where {what} may live; {moved or text}."
     advice = "Try shares and strengths on records of the ability and of what is to be kept: act-profile sweep --keep."

@@ -12,6 +12,7 @@ from support import tiny_model
 import act
 from act.core.errors import ActError
 from act.report.build import build, measure
+from act.report.verdict import verdict_of_profiles
 from act.report.write import write
 
 
@@ -80,6 +81,43 @@ def test_profiles_that_cannot_be_compared_are_refused(profiles, tokenizer):
     wide = act.profile_pair(tiny_model("qwen2"), tiny_model("qwen2", seed=1), corpus)
     with pytest.raises(ActError, match="different architectures"):
         measure([profiles["one"], wide])
+
+
+def test_an_attribution_stands_beside_activations_of_the_same_models(profiles, tokenizer):
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    texts = {
+        name: act.Corpus.from_records([{"text": text}], tokenizer, count="all")
+        for name, text in (("x", "a b c"), ("y", "d e"))
+    }
+    by_loss = {name: act.attribute(donor, target, text) for name, text in texts.items()}
+    by_value = {name: act.profile_pair(donor, target, text) for name, text in texts.items()}
+    measured = measure([by_value["x"], by_loss["x"], by_value["y"]], ["x", "x", "y"], keep=[profiles["more"]], top=0.1)
+    assert [one.name for one in measured] == ["x", "x (attribution)", "y"]
+    assert [bool(one.top.rule.keep) for one in measured] == [True, False, True]
+    report = build(
+        measured,
+        top=0.1,
+        model=donor,
+        losses={"t": lambda model: float(model(torch.arange(8)[None]).logits.detach().std())},
+    )
+    assert report.data["score"] == "paired, attribution"
+    relations = {(row["relation"], row["first"], row["second"]) for row in report.data["overlaps"]}
+    assert relations == {("scores", "x", "x (attribution)"), ("disentanglement", "x", "y")}  # not of what differs twice
+    assert [row["ablated"] for row in report.data["necessity"]] == ["x", "x (attribution)", "y", "random"]
+    named = build(
+        measure([by_value["x"], by_loss["x"]], ["x", "by gradients"]), top=0.05
+    )  # the text tells that it is one
+    assert {row["relation"] for row in named.data["overlaps"]} == {"scores"}
+    assert verdict_of_profiles(named).headline.startswith("Where x may live")
+    other = act.attribute(donor, tiny_model("llama", seed=3), texts["x"])
+    with pytest.raises(ActError, match="different models: the target is"):
+        build(measure([by_value["x"], other], ["x", "x"]))
+    with pytest.raises(ActError, match="holds no activations, so it can be ranked by attribution only"):
+        measure([by_value["x"], by_loss["x"]], score="paired")
+    with pytest.raises(ActError, match="of the same models and text"):
+        measure([by_loss["x"], by_loss["x"]])
+    with pytest.raises(ActError, match="attribution profiles do not hold"):
+        build(measure([by_loss["x"]]), model=donor, losses={"t": float})
 
 
 def test_moving_each_set_alone_is_measured_and_taken_back(profiles):
