@@ -50,8 +50,8 @@ def command(
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Pair profiles and attributions of one or several abilities, channel sets, patches, the JSON of sweeps and of "
-            "evaluations, outputs of recipes."
+            help="Pair profiles and attributions of one or several abilities, channel sets, patches, the JSON of "
+            "sweeps and of evaluations, outputs of recipes."
         ),
     ],
     output: Annotated[
