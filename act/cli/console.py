@@ -15,7 +15,7 @@ from act.cli.streams import names_read, unread
 from act.cli.tables import print_table
 from act.core.directions import straight
 from act.core.errors import ActError
-from act.core.names import require_name
+from act.core.names import is_part, require_name
 from act.core.places import last_parts
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from act.models.channels import ChannelSpace
 
 _ABSOLUTE = re.compile(r"(?<==)/.*|^/.*", re.DOTALL)
-_NAMED = re.compile(r"(?P<name>\w[\w.-]*)=(?P<place>.+)")
 
 __all__ = [
     "command_for_others",
@@ -97,16 +96,35 @@ def warn(message: str) -> None:
     log.warning(message)
 
 
-def places_of(corpora: list[str]) -> dict[str, str]:
+def places_of(corpora: Iterable[str]) -> dict[str, str]:
     """Parse corpora, each given as PLACE or NAME=PLACE, to places by name; a single one may have an empty name."""
     places: dict[str, str] = {}
     for given in corpora:
-        named = None if os.path.exists(given) else _NAMED.fullmatch(given)
-        name, place = (require_name("the name of a corpus", named["name"]), named["place"]) if named else ("", given)
-        if name in places or (places and "" in (name, *places)):
-            raise ActError("several corpora need different names, one for each profile: --corpus NAME=PLACE")
+        name, place = _name_and_place(given)
+        if name and name in places:
+            raise ActError(f"two corpora are named {name}; give each a name of its own (--corpus NAME=PLACE)")
+        if places and "" in (name, *places):
+            unnamed = place if not name else places[""]
+            raise ActError(
+                f"several corpora need different names, one for each profile, and {unnamed} has none; give it one "
+                f"(--corpus NAME={unnamed})"
+            )
         places[name] = place
     return places
+
+
+def _name_and_place(given: str) -> tuple[str, str]:
+    """What stands in front of an equals sign, unless it is a part of a path; empty if nothing does.
+
+    Raises:
+        ActError: a name that can be no file's, in front of a place that is there.
+    """
+    from act.data.records import lies_here
+
+    name, equals, place = given.partition("=")
+    if not (equals and place) or lies_here(given) or not (is_part(name) or lies_here(place)):
+        return "", given
+    return require_name("the name of a corpus", name), place
 
 
 def named(given: Iterable[str], keep: Iterable[str] = ()) -> dict[str, str]:

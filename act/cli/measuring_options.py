@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -12,7 +12,7 @@ from act.cli import console, options
 from act.cli.reading import Reading
 from act.core.errors import ActError, require_choice
 from act.core.names import names_in
-from act.profiling.defaults import CHECKPOINT_EVERY, KEPT, STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
+from act.profiling.defaults import CHECKPOINT_EVERY, KEPT, STABLE_TOP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,9 +58,9 @@ class TextOptions(Reading):
     trust_remote_code: options.TrustRemoteCode = False
     checkpoint_every: options.CheckpointEvery = CHECKPOINT_EVERY
     until_stable: options.UntilStable = False
-    stable_top: options.StableTop = f"{STABLE_TOP:.0%}"
-    stable_overlap: options.StableOverlap = STABLE_OVERLAP
-    stable_confidence: options.StableConfidence = STABLE_CONFIDENCE
+    stable_top: options.StableTop = None
+    stable_overlap: options.StableOverlap = None
+    stable_confidence: options.StableConfidence = None
     show_spans: options.ShowSpans = 0
     log: options.LogFile = None
     force: options.Force = False
@@ -163,14 +163,23 @@ class TextOptions(Reading):
         """The observer of ``--until-stable``, if that is given.
 
         Raises:
-            ActError: an unknown score, or a share, overlap or confidence out of range.
+            ActError: an unknown score, or a share, overlap or confidence out of range; one of them without
+                ``--until-stable``.
         """
         if not self.until_stable:
+            for each in fields(self):
+                if each.name.startswith("stable_") and getattr(self, each.name) is not None:
+                    name = f"--{each.name.replace('_', '-')}"
+                    raise ActError(f"{name} has no effect without --until-stable; leave it out, or give both")
             return None
         from act.profiling.until_stable import UntilStable
         from act.ranking.selection import parse_top
 
-        return UntilStable(self._stable_by(), parse_top(self.stable_top), self.stable_overlap, self.stable_confidence)
+        given = {"overlap": self.stable_overlap, "confidence": self.stable_confidence}
+        top = STABLE_TOP if self.stable_top is None else parse_top(self.stable_top, "--stable-top")
+        return UntilStable(
+            self._stable_by(), top, **{name: value for name, value in given.items() if value is not None}
+        )
 
     def _stable_by(self) -> StableScore | None:
         """The score of ``--until-stable``; None: that of the run."""
@@ -193,7 +202,7 @@ class MeasuringOptions(TextOptions):
     shared_prefix: options.SharedPrefix = "auto"
     fused: options.Fused = True
     moe_all_experts: options.MoeAllExperts = False
-    stable_score: options.StableScore = "mean-abs"
+    stable_score: options.StableScore = None
 
     def for_job(self) -> PairJobOptions:
         """The keywords of :class:`act.profiling.job.Job`.
@@ -210,8 +219,9 @@ class MeasuringOptions(TextOptions):
         }
 
     def _stable_by(self) -> StableScore | None:
-        require_choice("stable score", self.stable_score, self._stable_scores)
-        return cast("StableScore", self.stable_score)
+        if self.stable_score is not None:
+            require_choice("stable score", self.stable_score, self._stable_scores)
+        return cast("StableScore | None", self.stable_score)
 
     @property
     def _stable_scores(self) -> tuple[str, ...]:
@@ -227,7 +237,7 @@ class PairOptions(MeasuringOptions):
     output: options.PairOutput = None
     swap: options.Swap = False
     match_experts: options.MatchExperts = False
-    stable_score: options.StablePairScore = "paired"
+    stable_score: options.StablePairScore = None
 
     @property
     def _stable_scores(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import typer
 
 from act.data.formats import EVERY_FORMAT
 from act.profiling.accelerators import ACCELERATORS
+from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
 
 MODELS, TEXT, CHANNELS = "Models", "Text, and what counts of it", "Channels"
 SPEED, RUN, OUTPUT = "Batches and speed", "Long runs", "Output"
@@ -326,25 +327,38 @@ UntilStable = Annotated[
 STABLE_OF_ONE = ("mean-abs",)
 STABLE_OF_PAIR = ("paired", "mean-abs", "mean-shift")
 STABLE_OF_SWAPPED = (*STABLE_OF_PAIR, "match")
-StableScore = Annotated[str, choice(RUN, STABLE_OF_ONE, "Score for --until-stable; of one model there is one.")]
+StableScore = Annotated[
+    str | None, choice(RUN, STABLE_OF_ONE, "With --until-stable: the score that ranks; of one model there is one.")
+]
 StablePairScore = Annotated[
-    str,
+    str | None,
     choice(
         RUN,
         STABLE_OF_SWAPPED,
-        "Score for --until-stable, of which alone the certificate is. match needs --swap, and is that of rank without "
-        "--keep.",
+        "With --until-stable: the score that ranks, of which alone the certificate is. match needs --swap, and is that "
+        "of rank without --keep. Default: paired.",
     ),
 ]
 StableTop = Annotated[
-    str, typer.Option(rich_help_panel=RUN, help="With --until-stable: size of the top set, a share of the channels.")
+    str | None,
+    typer.Option(
+        rich_help_panel=RUN,
+        help=f"With --until-stable: size of the top set, a share of the channels. Default: {STABLE_TOP:.0%}.",
+    ),
 ]
 StableOverlap = Annotated[
-    float,
-    typer.Option(rich_help_panel=RUN, help="With --until-stable: share of it that must also be in the whole corpus's."),
+    float | None,
+    typer.Option(
+        rich_help_panel=RUN,
+        help=f"With --until-stable: share of it that must also be in the whole corpus's. Default: {STABLE_OVERLAP:g}.",
+    ),
 ]
 StableConfidence = Annotated[
-    float, typer.Option(rich_help_panel=RUN, help="With --until-stable: probability with which that overlap must hold.")
+    float | None,
+    typer.Option(
+        rich_help_panel=RUN,
+        help=f"With --until-stable: probability with which that overlap must hold. Default: {STABLE_CONFIDENCE:g}.",
+    ),
 ]
 CheckpointEvery = Annotated[
     float,

@@ -38,7 +38,7 @@ from typing import Annotated, Any, Literal, Protocol, get_args
 import torch
 from pydantic import Field, TypeAdapter
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, option, require_choice
 from act.core.plain import Flag, Natural, Positive, checked
 from act.core.tensor_files import taken
 from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
@@ -78,7 +78,8 @@ class Criterion:
     def __post_init__(self) -> None:
         require_choice("stable score", self.score, get_args(StableScore))
         if not 0 < self.top < 1:
-            raise ActError(f"stable top is {self.top}; expected a share of the channels between 0 and 1")
+            name = option("--stable-top", "stable top")
+            raise ActError(f"{name} is {self.top:.4g}; expected a share of the channels above 0 and below 1")
         if not 0 < self.overlap <= 1:
             raise ActError(f"stable overlap is {self.overlap}; expected more than 0 and at most 1")
         if not 0.5 <= self.confidence < 1:

@@ -12,7 +12,8 @@ from command_line import act_profile, succeed
 from huggingface_hub import ModelCard
 from support import tiny_model
 
-from act.cli.console import command_for_others, named
+from act.cli.console import command_for_others, named, places_of
+from act.cli.measuring_options import PairOptions
 from act.core.errors import ActError
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
@@ -70,6 +71,58 @@ def test_a_text_that_is_given_twice_is_named_by_what_it_was_given_as(folder, mon
     monkeypatch.chdir(folder)
     with pytest.raises(ActError, match=re.escape(said)):
         named(corpora, keep)
+
+
+@pytest.mark.parametrize(
+    ("given", "places"),
+    [
+        (["my notes=x.csv", "数学 (5+)=y"], {"my notes": "x.csv", "数学 (5+)": "y"}),
+        (["a=b=x.csv"], {"": "a=b=x.csv"}),  # there is such a file
+        (["data/lang=de/part.csv"], {"": "data/lang=de/part.csv"}),  # a folder as Hive names it
+        (["s3://bucket/lang=de/*.csv"], {"": "s3://bucket/lang=de/*.csv"}),
+    ],
+)
+def test_what_stands_before_an_equals_sign_is_a_name_unless_it_is_part_of_a_path(folder, monkeypatch, given, places):
+    monkeypatch.chdir(folder)
+    (folder / "a=b=x.csv").touch()
+    assert places_of(given) == places
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["notes/mine=x.csv"], "the name of a corpus is 'notes/mine'; expected a valid file name: at most 50 char"),
+        (["notes/mine=*.csv"], "without slashes, and no dot or space in front"),
+        ([".x=x.csv"], "the name of a corpus is '.x'; expected a valid file name"),
+        (["a=x.csv", "a=y.csv"], "two corpora are named a; give each a name of its own (--corpus NAME=PLACE)"),
+        (["a=x.csv", "y.csv"], "and y.csv has none; give it one (--corpus NAME=y.csv)"),
+        (["x.csv", "a=y.csv"], "and x.csv has none; give it one (--corpus NAME=x.csv)"),
+    ],
+)
+def test_a_name_that_cannot_be_one_and_a_missing_name_are_two_mistakes(folder, monkeypatch, given, said):
+    monkeypatch.chdir(folder)
+    with pytest.raises(ActError, match=re.escape(said)):
+        places_of(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"stable_top": "5%"}, "--stable-top has no effect without --until-stable"),
+        ({"stable_overlap": 0.98}, "--stable-overlap has no effect without --until-stable"),
+        ({"stable_confidence": 0.95}, "--stable-confidence has no effect without --until-stable"),
+        ({"stable_score": "paired"}, "--stable-score has no effect without --until-stable"),
+        ({"until_stable": True, "stable_top": "500%"}, "--stable-top is 500%; expected a share of the channels"),
+        (
+            {"until_stable": True, "stable_top": "100%"},
+            "stable top is 1; expected a share of the channels above 0 and below 1",
+        ),
+        ({"until_stable": True, "stable_overlap": 0.0}, "stable overlap is 0.0; expected more than 0"),
+    ],
+)
+def test_options_of_until_stable_are_refused_without_it_and_by_their_names(given, said):
+    with pytest.raises(ActError, match=re.escape(said)):
+        PairOptions(corpus=["x.csv"], **given).stopping()
 
 
 def test_the_command_on_a_card_names_no_folder_of_this_machine(monkeypatch):
