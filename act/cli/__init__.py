@@ -31,7 +31,7 @@ COMMANDS = {
     "attribute": "Attribute the target's loss to its channels, by gradients.",
     "combine": "Merge the profiles of the shards of one run.",
     "rank": "Choose the channels where an ability lives.",
-    "export": "Write a profile or channel set as CSV or Parquet.",
+    "export": "Write profiles or channel sets as CSV or Parquet.",
     "report": "Show where abilities live, in tables and pictures.",
     "transfer": "Move the chosen channels of donors into a target.",
     "sweep": "Evaluate shares of the channels at several strengths.",

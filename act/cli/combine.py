@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 EXAMPLES = """
-act-profile run --model m/ --corpus c.jsonl --shard 0/2 \\
+act-profile run --model specialist/ --corpus german.jsonl --shard 0/2 \\
     --output shard-0.safetensors
+act-profile run --model specialist/ --corpus german.jsonl --shard 1/2 \\
+    --output shard-1.safetensors
 act-profile combine shard-0.safetensors shard-1.safetensors \\
     --output whole.safetensors
 """

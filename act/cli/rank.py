@@ -27,8 +27,8 @@ ONE_KIND = 0.9
 EXAMPLES = """
 act-profile rank german.safetensors --keep-profile maths.safetensors \\
     --top 5% --output channels.safetensors
-act-profile rank german.safetensors --score match --normalize std \\
-    --csv channels.csv
+act-profile rank german.safetensors --score weight-diff --donor base/ \\
+    --target specialist/ --csv apart.csv --output apart.safetensors
 """
 
 
@@ -66,12 +66,19 @@ def command(
             help=f"The target, for {score_names(lambda score: score.needs_models)}.",
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        options.choice(
+            options.MODELS, options.DTYPES, "Type in which these are loaded. Default: as they were for the profile."
+        ),
+    ] = None,
     trust_remote_code: options.TrustRemoteCode = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Rank the channels of all modules and save the best as a channel set."""
     from act.models.loading import load_model
+    from act.ranking.activations import types_apart
     from act.ranking.rank import rank
     from act.ranking.selection import parse_amount
 
@@ -82,6 +89,8 @@ def command(
     if (donor or target) and not (record and record.needs_models):
         others = score_names(lambda score: score.needs_models)
         raise ActError(f"--donor and --target have no effect on {score}; leave them out, or rank by {others}")
+    if dtype and not (record and record.needs_models):
+        raise ActError(f"--dtype has no effect on {score}, which loads no model; leave it out")
     if by.seed is not None and not (record and record.takes_seed):
         others = score_names(lambda score: score.takes_seed)
         raise ActError(f"--seed has no effect on {score}; leave it out, or rank by {others}")
@@ -104,15 +113,20 @@ def command(
             raise ActError(f"{score} compares the models themselves; give --donor and --target")
         console.quiet_transformers()
         models = {
-            side: load_model(name, device="cpu", trust_remote_code=trust_remote_code)
+            side: load_model(
+                name, dtype=dtype or _dtype_of(side, ability), device="cpu", trust_remote_code=trust_remote_code
+            )
             for side, name in {"donor": donor, "target": target}.items()
         }
+    kept = _abilities(keep_profile, len(profiles)) if keep_profile else []
+    if apart := types_apart([ability, *kept]):
+        console.warn(apart)
     channels = rank(
         ability,
         top=top,
         count=number,
         mass=mass,
-        keep=_abilities(keep_profile, len(profiles)) if keep_profile else None,
+        keep=kept or None,
         min_expert_tokens=min_expert_tokens,
         **by.ranking,
         **models,
@@ -131,6 +145,14 @@ def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Pr
         raise ActError(f"{len(paths)} keep profiles were given; expected those of donor and target for each ability")
     loaded = [load(path) for path in paths]
     return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else [*loaded]
+
+
+def _dtype_of(side: str, ability: Profile | tuple[Profile, Profile]) -> str:
+    """The type that a model had when it was measured, as far as the profile says."""
+    from act.ranking.activations import models_of
+
+    model = models_of(ability).get(side)
+    return model.dtype if model and model.dtype in options.DTYPES else "auto"
 
 
 def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: bool, chosen_score: bool) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +42,7 @@ _KINDS = {
     "act-patch": _Kind("a patch", "act-profile transfer --output patch.safetensors", "act.Patch.load"),
 }
 _RANKED = ("act-profile", "act-attribution")
+_LOOKED_AT = 1000  # files of a folder
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -71,13 +72,8 @@ def load_tensors(
             or not as it was written.
     """
     kind = schema.partition("/")[0]
-    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
-        if os.path.isdir(path):
-            raise ActError(f"{path} is a folder; expected {_called(kind)}")
-        raise Missing(f"no such file: {path}; expected {_called(kind)}", near_path(str(path)))
+    require_tensor_file(path, _called(kind), [kind])
     try:
-        if not _begins_as_safetensors(path):
-            raise ActError(f"{path} is not a safetensors file; expected {_called(kind)}")
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get(SCHEMA_KEY, "an unknown schema")
@@ -104,6 +100,36 @@ def load_tensors(
         raise ActError(f"cannot read {path}: {error.strerror or error}") from error
     except (SafetensorError, ValueError) as error:
         raise ActError(f"{path} is truncated or damaged ({brief(error)}); make it again") from error
+
+
+def require_tensor_file(path: Path, expected: str, kinds: Sequence[str]) -> None:
+    """Raise :class:`ActError` unless ``path`` is a safetensors file; of a folder, files of these kinds are named.
+
+    Args:
+        expected: what was expected there, in words.
+    """
+    if not os.path.isfile(path):  # unlike Path.is_file, False for a name that is too long
+        if not os.path.isdir(path):
+            raise Missing(f"no such file: {path}; expected {expected}", near_path(str(path)))
+        kinds = _RANKED if "act-profile" in kinds else kinds
+        first, *others = [str(path / each.name) for each in files_in(path, kinds)] or [""]
+        more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+        one_of = (
+            f" one of those in it: {', '.join([first, *others[:2]])}{more}" if others else f" the one in it: {first}"
+        )
+        raise ActError(f"{path} is a folder; expected {expected}" + (f"; give{one_of}" if first else ""))
+    try:
+        if _begins_as_safetensors(path):
+            return
+    except OSError as error:
+        raise ActError(f"cannot read {path}: {error.strerror or error}") from error
+    raise ActError(f"{path} is not a safetensors file; expected {expected}")
+
+
+def files_in(folder: Path, kinds: Collection[str]) -> list[Path]:
+    """The files of some kinds in a folder, by name; of very many files, the first are looked at."""
+    there = sorted(each for each in folder.iterdir() if each.suffix == ".safetensors")
+    return [each for each in there[:_LOOKED_AT] if kind_of(each) in kinds]
 
 
 def _called(kind: str) -> str:

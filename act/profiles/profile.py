@@ -235,9 +235,11 @@ def require_same_models(first: Profile | StoredProfile, second: Profile | Stored
     for side, model in first.provenance.models.items():
         other = second.provenance.models.get(side)
         if other is None or other.fingerprint != model.fingerprint:
+            types = [one.dtype for one in (model, other) if one and one.dtype]
+            loaded = f" in the same type (they had {' and '.join(types)})" if len({*types}) > 1 else ""
             raise ActError(
                 f"the profiles are of different models: the {side} is {model} in one and {other} in the other; "
-                "profile the same models for both"
+                f"profile the same models for both{loaded}"
             )
 
 

@@ -117,6 +117,19 @@ def models_of(ability: Ability) -> Mapping[str, ModelRead]:
     return ability.provenance.models
 
 
+def types_apart(abilities: Sequence[Ability]) -> str:
+    """A sentence if one of the models was loaded in different types for these; empty if in one, or if none is known."""
+    for side in ("donor", "target", "model"):
+        loaded = (models_of(ability).get(side) for ability in abilities)
+        types = list(dict.fromkeys(model.dtype for model in loaded if model and model.dtype))
+        if len(types) > 1:
+            return (
+                f"the {side} was measured in different types, {' and '.join(types)}, so scores differ by rounding, "
+                f"too; measure all profiles in one ({option('--dtype', 'the dtype it is loaded in')})"
+            )
+    return ""
+
+
 def first_side(ability: Ability) -> Statistics:
     """The statistics of the model that has the ability: the donor, or the only one."""
     first = sides(ability)[0]
@@ -151,9 +164,11 @@ def require_models(ability: Ability, donor: nn.Module, target: nn.Module) -> Non
                     f"donor and target look swapped: the {side} given is the {other} of the profile; give "
                     f"{expected['donor']} as the donor and {expected['target']} as the target"
                 )
+            dtype = expected[side].dtype
+            loaded = f" ({option(f'--dtype {dtype}', f'dtype=torch.{dtype}')})" if dtype else ""
             raise ActError(
                 f"the {side} given has other weights ({found}) than the profile's, "
-                f"{expected[side]}; give the models that were profiled, in the dtype they had then"
+                f"{expected[side]}; give the models that were profiled, in the dtype they had then{loaded}"
             )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import io
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from act.core.errors import ActError
 from act.core.files import require_ending, written_whole
-from act.core.tensor_files import kind_of
+from act.core.tensor_files import files_in, kind_of, require_tensor_file
 from act.models.channels import ChannelSpace
 from act.profiles.attribution import AttributionProfile
 from act.profiles.profile import Profile, load
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ENDINGS = (".csv", ".parquet")
+KINDS = ("act-profile", "act-attribution", "act-channels")
+EXPECTED = "a profile, or a channel set"
+ROWS_AT_ONCE = 1 << 14
 
 
 def require_table(path: Path) -> None:
@@ -29,7 +34,24 @@ def require_table(path: Path) -> None:
 
 def read(path: Path) -> Profile | ChannelSet:
     """The profile or channel set in a file; raises :class:`ActError` if it holds neither."""
-    return ChannelSet.load(path) if kind_of(path) == "act-channels" else load(path)
+    require_tensor_file(path, EXPECTED, KINDS)
+    if (kind := kind_of(path)) == "act-patch":
+        raise ActError(f"{path} is a patch; expected {EXPECTED}; act-profile patch show tells what a patch holds")
+    return ChannelSet.load(path) if kind == "act-channels" else load(path)
+
+
+def read_folder(folder: Path) -> dict[str, Path]:
+    """The files of a folder that hold profiles or channel sets, by the names of their tables.
+
+    Raises:
+        ActError: there are none.
+    """
+    found = files_in(folder, KINDS)
+    if not found:
+        raise ActError(
+            f"{folder} is a folder without profiles or channel sets; expected {EXPECTED}, or a folder of them"
+        )
+    return {f"{each.stem}.csv": each for each in found}
 
 
 def export(
@@ -61,6 +83,24 @@ def export(
     """
     path = Path(path)
     require_table(path)
+    table = table_of(held, measured)
+    with written_whole(path, force=force) as temporary:
+        _writer(path)(table, temporary)
+    return len(table)
+
+
+def lines_of(table: pa.Table) -> Iterator[str]:
+    """A table as CSV, in pieces of some thousand lines."""
+    from pyarrow.csv import WriteOptions, write_csv
+
+    for start in range(0, max(1, len(table)), ROWS_AT_ONCE):
+        written = io.BytesIO()
+        write_csv(table.slice(start, ROWS_AT_ONCE), written, WriteOptions(include_header=start == 0))
+        yield written.getvalue().decode()
+
+
+def table_of(held: Profile | ChannelSet, measured: Profile | None = None) -> pa.Table:
+    """The table that :func:`export` writes."""
     if isinstance(held, ChannelSet):
         index, values = held.index, {"score": held.scores}
         if isinstance(measured, AttributionProfile):
@@ -68,10 +108,7 @@ def export(
             values |= {name: vector.cpu()[index] for name, vector in zip(ATTRIBUTED, vectors, strict=False)}
     else:
         index, values = torch.arange(len(held.space)), vectors_of(held)
-    table = _table(held.space, index, values)
-    with written_whole(path, force=force) as temporary:
-        _writer(path)(table, temporary)
-    return len(index)
+    return _table(held.space, index, values)
 
 
 def _table(space: ChannelSpace, index: torch.Tensor, values: Mapping[str, torch.Tensor]) -> pa.Table:
