@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option
+from act.core.near import meant
 
 LONGEST_LABEL = 60  # characters
 
@@ -85,6 +86,30 @@ def values_in(value: Any) -> Iterator[Any]:
 def texts_of(value: Any) -> Iterator[str]:
     """Every string that is a value somewhere in ``value``."""
     return (each for each in values_in(value) if isinstance(each, str))
+
+
+def names_in(record: Mapping[str, Any]) -> Iterator[str]:
+    """What may be ignored of a record: its columns, and the keys of the messages in them."""
+    for name, value in record.items():
+        yield name
+        for message in value if isinstance(value, list) else ():
+            if isinstance(message, Mapping):
+                yield from message
+
+
+def no_column(name: str, purpose: str, record: Mapping[Any, Any]) -> ActError:
+    """The error for a record without a column that was asked for, which names those that it has."""
+    known = [*map(str, record)]
+    return ActError(f"there is no column {name!r}, {purpose}; there is {', '.join(known)}{meant(name, known)}")
+
+
+def label_of(record: Mapping[str, Any], column: str) -> Any:
+    """The label of a record in the column of its ability; raises :class:`ActError` if there is no such column."""
+    if column not in record:
+        raise no_column(
+            column, f"which is to name the ability ({option('--ability-column', 'ability_column')})", record
+        )
+    return record[column]
 
 
 def require_nothing_lost(

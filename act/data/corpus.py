@@ -148,7 +148,7 @@ class Corpus:
         """
         source = open_source(path)
         return cls(
-            Mapped(source, columns) if columns else source,
+            Mapped(source, columns, ability_column) if columns else source,
             tokenizer,
             count=count,
             answer_turns=answer_turns,

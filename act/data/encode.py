@@ -19,7 +19,7 @@ from act.core.errors import ActError, require_choice
 from act.core.names import require_name
 from act.data import sharegpt
 from act.data.chat import Written, require_answer, why_not_a_beginning, written
-from act.data.columns import require_nothing_lost
+from act.data.columns import label_of, require_nothing_lost
 from act.data.conversation import (
     FLAGS,
     MEDIA,
@@ -314,7 +314,7 @@ class Encoder:
     def _ability(self, record: Record) -> str | None:
         if self.ability_column is None:
             return None
-        ability = record.get(self.ability_column)
+        ability = label_of(record, self.ability_column)
         if not isinstance(ability, (str, int)):
             raise ActError(f"the ability, column {self.ability_column}, is {ability!r:.60}; expected a name")
         return require_name(f"the ability, column {self.ability_column},", str(ability))

@@ -18,6 +18,7 @@ from typing import Any
 
 from act.core.errors import ActError, brief, one_of
 from act.core.near import meant
+from act.data.columns import label_of, no_column
 from act.data.records import Entry, Record, Shard, Source, Wanted, every
 
 COLUMNS = ("prompt", "completion", "question", "answer", "instruction", "input", "output", "text", "messages")
@@ -31,7 +32,8 @@ class Mapped:
 
     Args:
         source: records of any columns.
-        columns: new column -> template; no other column stays.
+        columns: new column -> template.
+        labels: the column that labels each record, which stays as it is; no other does.
 
     Raises:
         ActError: no column to map to, one that is not read, or no template. A record that lacks a column becomes an
@@ -45,8 +47,9 @@ class Mapped:
     [{'prompt': 'Which is even?\\nA. 3\\nB. 4\\nAnswer:', 'completion': ' B'}]
     """
 
-    def __init__(self, source: Source, columns: Mapping[str, str]) -> None:
-        self._source, self._templates = source, {name: _Template(name, text) for name, text in columns.items()}
+    def __init__(self, source: Source, columns: Mapping[str, str], labels: str | None = None) -> None:
+        self.unmapped, self._labels = source, labels
+        self._templates = {name: _Template(name, text) for name, text in columns.items()}
         if not columns:
             raise ActError(f"no columns are mapped; {one_of(COLUMNS)}")
         self.name, self.size = source.name, source.size
@@ -56,18 +59,19 @@ class Mapped:
 
     def read(self, start: int = 0, shard: Shard = (0, 1), wanted: Wanted = every) -> Iterator[Entry]:
         """See :class:`act.data.records.Source`."""
-        for entry in self._source.read(start, shard, wanted):
+        for entry in self.unmapped.read(start, shard, wanted):
             yield entry._replace(record=self._mapped(entry.record))
 
     def count(self) -> int | None:
         """See :class:`act.data.records.Source`."""
-        return self._source.count()
+        return self.unmapped.count()
 
     def _mapped(self, record: Record | ActError) -> Record | ActError:
         if not isinstance(record, Mapping):
             return record
         try:
-            return {name: template.of(record) for name, template in self._templates.items()}
+            label = {self._labels: label_of(record, self._labels)} if self._labels else {}
+            return {**label, **{name: template.of(record) for name, template in self._templates.items()}}
         except ActError as error:
             return error
 
@@ -150,11 +154,13 @@ class _Template:
             elif _is_list(value) and step.isdigit() and int(step) < len(value):
                 value = value[int(step)]
             else:
-                where = f"no column {step!r}" if value is record else f"no {step!r} in the column {path[0]}"
+                purpose = f"of which {self._name} is to be made"
+                if value is record:
+                    raise no_column(step, purpose, record)
                 known = [*map(str, value)] if isinstance(value, Mapping) else []
                 there = ", ".join(known) or type(value).__name__
                 raise ActError(
-                    f"there is {where}, of which {self._name} is to be made; there is {there}{meant(step, known)}"
+                    f"there is no {step!r} in the column {path[0]}, {purpose}; there is {there}{meant(step, known)}"
                 )
         return value
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from act.core.errors import ActError, BadRecord, option
+from act.core.near import meant
 from act.core.plain import Natural, checked
 from act.data.batching import (
     BEGINNING,
@@ -23,9 +26,13 @@ from act.data.batching import (
     Shift,
     batches,
 )
-from act.data.corpus import Corpus
+from act.data.columns import names_in
+from act.data.corpus import CHUNK, Corpus
+from act.data.mapped import Mapped
 from act.data.prefixes import Group, grouped
 from act.data.records import Shard
+
+log = logging.getLogger(__name__)
 
 
 class Skipped(NamedTuple):
@@ -198,14 +205,40 @@ def require_first(corpora: Mapping[str, Corpus], shard: Shard = (0, 1), skip_bad
         corpora, shard: as for :class:`Stream`.
         skip_bad_records: as for :class:`Stream`; None: what reads them skips none.
     """
+    _warn_of_ignored(corpora)
     skipped: list[Skipped] = []
     for ability, corpus in corpora.items():
-        for entry, result in corpus.first(FIRST, shard):
-            if isinstance(result, ActError):
-                if skip_bad_records is None:
-                    raise BadRecord(f"{entry.place}: {result}") from result
-                skipped.append(Skipped(ability, entry.number, entry.place, str(result)))
-                require_few(skipped, skip_bad_records)
+        found = corpus.first(FIRST, shard)
+        bad = [Skipped(ability, entry.number, entry.place, str(it)) for entry, it in found if isinstance(it, ActError)]
+        skipped += bad
+        if len(skipped) > (skip_bad_records or 0):
+            alike = len(bad) == len(found) and len({each.reason for each in bad}) == 1
+            if skip_bad_records is None or alike:  # not the fault of a record, and the next is no better
+                raise BadRecord(f"{bad[0].place}: {bad[0].reason}")
+            require_few(skipped, skip_bad_records)
+
+
+def _warn_of_ignored(corpora: Mapping[str, Corpus]) -> None:
+    """Warn of columns to ignore that none of the first records has, which may be misspelt."""
+    wanted = {name for corpus in corpora.values() for name in corpus.encoder.ignore_columns}
+    if not wanted:
+        return
+    known: dict[str, None] = {}
+    for corpus in corpora.values():
+        source = corpus.source.unmapped if isinstance(corpus.source, Mapped) else corpus.source
+        for entry in itertools.islice(source.read(), CHUNK):
+            if isinstance(entry.record, Mapping):
+                known |= dict.fromkeys(names_in(entry.record))
+    for name in sorted(wanted.difference(known)):
+        _warn_of_unknown(name, tuple(known))
+
+
+@functools.cache  # once, however often it is looked at
+def _warn_of_unknown(name: str, known: tuple[str, ...]) -> None:
+    log.warning(
+        "%s %s: none of the first %s records of a text has such a column, or key of a message; there is %s%s",
+        *(option("--ignore-columns", "ignore_columns"), name, CHUNK, ", ".join(known), meant(name, known)),
+    )
 
 
 def require_counted(

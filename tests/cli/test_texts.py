@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import re
@@ -13,8 +14,10 @@ from huggingface_hub import ModelCard
 from support import tiny_model
 
 from act.cli.console import command_for_others, named, places_of
-from act.cli.measuring_options import PairOptions
+from act.cli.measuring_options import PairOptions, TextOptions
+from act.core import errors
 from act.core.errors import ActError
+from act.data.stream import require_first
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
 
@@ -71,6 +74,52 @@ def test_a_text_that_is_given_twice_is_named_by_what_it_was_given_as(folder, mon
     monkeypatch.chdir(folder)
     with pytest.raises(ActError, match=re.escape(said)):
         named(corpora, keep)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"ability_column": "replay", "columns": ["prompt=ask,completion=reply"]},
+            "x.csv, line 2: there is no column 'replay', which is to name the ability (--ability-column); there is ask, "
+            "reply",
+        ),
+        ({"ability_column": "replies"}, "there is ask, reply; did you mean reply?"),
+        (
+            {"columns": ["question=asks,answer=reply"]},
+            "there is no column 'asks', of which question is to be made; there is ask, reply; did you mean ask?",
+        ),
+        ({"columns": ["quesion=ask"]}, "no column 'quesion' is read; expected one of prompt, completion, question"),
+        ({}, "expected messages or conversations, prompt and completion"),
+        ({"columns": ["question=ask,answer=reply"]}, "the tokenizer has no chat template"),
+    ],
+)
+def test_what_is_wrong_with_every_record_is_no_reason_to_leave_records_out(folder, tokenizer, monkeypatch, given, said):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(errors, "_typed", True)
+    plain = copy.copy(tokenizer)
+    plain.chat_template = None
+    with pytest.raises(ActError, match=re.escape(said)) as found:
+        require_first(TextOptions(corpus=["x.csv"], **given).open_corpora(plain), skip_bad_records=3)
+    assert "skip" not in str(found.value)
+
+
+def test_a_column_to_ignore_that_no_record_has_is_told_once(folder, tokenizer, monkeypatch, caplog):
+    monkeypatch.chdir(folder)
+    turns = [{"role": "user", "content": "a", "note": "b"}, {"role": "assistant", "content": "c"}]
+    (folder / "turns.jsonl").write_text(json.dumps({"messages": turns, "sources": "none"}))
+    given = {"corpus": ["a=x.csv", "b=turns.jsonl"], "columns": ["question=ask,answer=reply"]}
+    told = TextOptions(ignore_columns=["note", "reply,sorces"], **given).open_corpora(tokenizer)
+    del told["b"]
+    for _ in range(2):
+        require_first(told)
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        "ignore_columns note: none of the first 128 records of a text has such a column, or key of a message; there is "
+        "ask, reply",
+        "ignore_columns sorces: none of the first 128 records of a text has such a column, or key of a message; there is "
+        "ask, reply",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from act.ranking.selection import parse_top
 
 
 def test_messages_are_in_the_words_of_whoever_called(tmp_path, tokenizer, monkeypatch):
-    long = act.Corpus.from_records([{"prompt": "a " * 50, "completion": " b"}], tokenizer, max_length=16)
+    records = [{"prompt": "a " * number, "completion": " b"} for number in (50, 2)]
+    long = act.Corpus.from_records(records, tokenizer, max_length=16)
     mistakes = {
         lambda: parse_top(5, countable=True): ("--number 5", "count=5"),
         lambda: act.Corpus.from_records([], tokenizer, overlap=-1): ("--stride is -1", "overlap is -1"),
@@ -33,7 +34,8 @@ def test_messages_are_in_the_words_of_whoever_called(tmp_path, tokenizer, monkey
 def test_a_record_that_is_too_long_names_an_option_that_the_command_has(tmp_path, tokenizer):
     tiny_model("llama").save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "a " * 50, "completion": " b"}))
+    records = ({"prompt": "a " * number, "completion": " b"} for number in (50, 2))
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     given = ["--model", tmp_path / "model", "--corpus", tmp_path / "a.jsonl", "--max-length", "16"]
     for command, skips in (("evaluate", False), ("tune", False), ("run", True)):
         output = [] if command == "evaluate" else ["--output", tmp_path / command]
