@@ -114,20 +114,30 @@ class TextOptions(Reading):
             settings["until_stable"] = None
         return {"corpora": texts, "settings": settings, "shard": list(feeding["shard"])}
 
-    def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
-        """The corpora by name; the name of a single corpus may be empty."""
-        places = console.places_of(self.corpus)
-        return {name: self._opened(place, tokenizer, self.ability_column) for name, place in places.items()}
+    @property
+    def texts(self) -> dict[str, str]:
+        """The places of all texts by name; the name of a single one may be empty."""
+        return console.places_of(self.corpus)
 
-    def _opened(self, place: str, tokenizer: PreTrainedTokenizerBase, ability_column: str | None) -> Corpus:
-        return self.open(
-            place,
-            tokenizer,
-            count=cast("Count", self.count),
-            answer_turns=cast("AnswerTurns", self.answer_turns),
-            overlap=self.stride,
-            ability_column=ability_column,
-        )
+    def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
+        """The corpora of all texts; the ability column is not that of a text to keep."""
+        called = {
+            name: (name.partition(" ")[2] if name.startswith(KEPT) else name) or place
+            for name, place in self.texts.items()
+        }
+        columns = self.columns_of(called.values())
+        return {
+            name: self.open(
+                place,
+                tokenizer,
+                columns=columns.get(called[name]),
+                count=cast("Count", self.count),
+                answer_turns=cast("AnswerTurns", self.answer_turns),
+                overlap=self.stride,
+                ability_column=None if name.startswith(KEPT) else self.ability_column,
+            )
+            for name, place in self.texts.items()
+        }
 
     def load(self, name: str, device: str | None = None, *, spread: bool = True) -> nn.Module:
         """Load a model; ``device`` replaces the one in the options, and without ``spread`` it stays on that one."""
@@ -283,10 +293,10 @@ class AttributeOptions(TextOptions):
         known = super().known(corpora)
         return {**known, "settings": {**known["settings"], "measured": "attribution"}}
 
-    def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
-        """The corpora by name, and those to keep."""
-        kept = {name: self._opened(place, tokenizer, None) for name, place in self.kept.items()}
-        return {**super().open_corpora(tokenizer), **kept}
+    @property
+    def texts(self) -> dict[str, str]:
+        """The places of all texts by name, of those to keep by number and name."""
+        return {**super().texts, **self.kept}
 
 
 def parsed_budget(budget: str | None) -> TokenBudget:

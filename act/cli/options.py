@@ -216,10 +216,11 @@ AbilityColumn = Annotated[
 Columns = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="NEW=OLD,…",
+        metavar="[NAME:]NEW=OLD,…",
         rich_help_panel=TEXT,
         help="Which columns to read as prompt and completion (question, answer, text, messages, …): "
-        "prompt=instruction,completion=response, or templates, prompt='{context} {question}' (repeatable).",
+        "prompt=instruction,completion=response, or templates, prompt='{context} {question}'; of the text NAME alone: "
+        "NAME:prompt=instruction (repeatable).",
     ),
 ]
 ChatTemplate = Annotated[

@@ -169,9 +169,12 @@ def command(
     text: dict[str, Any] = dict.fromkeys(("tokens", "computed", "counted"), asked_tokens)
     if corpus:
         tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
+        places = console.places_of(corpus)
+        columns = reading.columns_of(name or where for name, where in places.items())
+        how: dict[str, Any] = {"count": count, "answer_turns": answer_turns, "overlap": stride}
         opened = {
-            name: reading.open(where, tokenizer, count=count, answer_turns=answer_turns, overlap=stride)
-            for name, where in console.places_of(corpus).items()
+            name: reading.open(where, tokenizer, columns=columns.get(name or where), **how)
+            for name, where in places.items()
         }
         opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}
         vision = next((each.vision for each in opened.values() if each.vision), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,17 +34,30 @@ class Reading:
             tokenizer.chat_template = _template(self.chat_template)
         return tokenizer
 
-    def open(self, place: str, tokenizer: PreTrainedTokenizerBase, *, name: str = "", **settings: Any) -> Corpus:
+    def columns_of(self, texts: Iterable[str]) -> dict[str, dict[str, str]]:
+        """The columns of each text, by its name or else its place; see :func:`act.data.mapped.columns_of`."""
+        from act.data.mapped import columns_of
+
+        return columns_of(self.columns or (), texts)
+
+    def open(
+        self,
+        place: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        columns: Mapping[str, str] | None,
+        name: str = "",
+        **settings: Any,
+    ) -> Corpus:
         """The corpus at a place; ``settings`` are further keywords of :meth:`act.Corpus.from_file`."""
         from act.data.corpus import Corpus
-        from act.data.mapped import columns_named
 
         return Corpus.from_file(
             place,
             tokenizer,
             max_length=self.max_length,
             ignore_columns=options.names(self.ignore_columns),
-            columns=columns_named(self.columns) if self.columns else None,
+            columns=columns,
             name=name or None,
             **settings,
         )
@@ -53,12 +66,15 @@ class Reading:
         """The corpora of a repeatable option, by the names that they are called: as given, or their places.
 
         Raises:
-            ActError: one of the first records of any of them cannot be encoded.
+            ActError: one of the first records of any of them cannot be encoded; columns of a text that is not there.
         """
         from act.data.stream import require_first
 
+        places = console.named(given)
+        columns = self.columns_of(places)
         found = {
-            name: self.open(place, tokenizer, name=name, **settings) for name, place in console.named(given).items()
+            name: self.open(place, tokenizer, columns=columns.get(name), name=name, **settings)
+            for name, place in places.items()
         }
         require_first(found)
         return found

@@ -24,7 +24,7 @@ from act.data.records import Entry, Record, Shard, Source, Wanted, every
 COLUMNS = ("prompt", "completion", "question", "answer", "instruction", "input", "output", "text", "messages")
 _PATH = re.compile(r"[^\[\]{}.!:]+(\[[^\[\]]+\])*")
 _FORMS = ("", "letter", "options")
-_NEXT = re.compile(rf",(?=\s*(?:{'|'.join(COLUMNS)})=)")
+_NEXT = re.compile(rf",(?=\s*(?:[^=,{{}}]*:)?(?:{'|'.join(COLUMNS)})=)")
 
 
 class Mapped:
@@ -82,27 +82,43 @@ def require_templates(columns: Mapping[str, str]) -> None:
         _ = _Template(name, text).parts
 
 
-def columns_named(given: Iterable[str]) -> dict[str, str]:
-    """Templates by new column, of what a command line gives: ``NEW=OLD,NEW=OLD``, where ``OLD`` may be a template.
+def columns_of(given: Iterable[str], texts: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Templates by new column, for each of some texts by their names, of what a command line gives.
+
+    ``NEW=OLD,NEW=OLD``, where ``OLD`` may be a template, is for all texts; ``NAME:NEW=OLD,NEW=OLD`` is for one, and
+    takes the place of what is given for all. A text without columns has none here.
 
     Raises:
-        ActError: no ``NEW=OLD``; a column that is not read here, or is named twice; a text that is no template.
+        ActError: no ``NEW=OLD``; a text that is not there; a column that is not read here, or is named twice; a text
+            that is no template.
 
-    >>> from act.data.mapped import columns_named
-    >>> columns_named(["prompt=question,completion= {answer}"])
-    {'prompt': '{question}', 'completion': ' {answer}'}
+    >>> from act.data.mapped import columns_of
+    >>> columns_of(["prompt=question,completion= {answer}", "maths:text=body"], ["german", "maths"])
+    {'german': {'prompt': '{question}', 'completion': ' {answer}'}, 'maths': {'text': '{body}'}}
     """
-    found: dict[str, str] = {}
-    for part in (part for each in given for part in _NEXT.split(each)):
-        name, equals, old = part.partition("=")
-        name = name.strip()
-        if not equals or not old:
-            raise ActError(f"columns are {part!r:.80}; expected NEW=OLD, such as prompt=question,completion=answer")
-        if name in found:
-            raise ActError(f"the column {name} is mapped twice; name each new column once")
-        found[name] = old if "{" in old else f"{{{old.strip()}}}"
-    require_templates(found)
-    return found
+    names = [*texts]
+    found: dict[str, dict[str, str]] = {}
+    for each in given:
+        text = ""
+        for part in _NEXT.split(each):
+            named, equals, old = part.partition("=")
+            before, colon, new = named.rpartition(":")
+            text, new = before.strip() if colon else text, new.strip()
+            if not equals or not old:
+                raise ActError(f"columns are {part!r:.80}; expected NEW=OLD, such as prompt=question,completion=answer")
+            if new in names and new not in COLUMNS:
+                raise ActError(f"columns of one text are given behind a colon: {new}:{old}")
+            if colon and text not in names:
+                raise ActError(
+                    f"columns are given for {text!r}, and no text is called that; {one_of(names)}{meant(text, names)}"
+                )
+            columns = found.setdefault(text, {})
+            if new in columns:
+                raise ActError(f"the column {new} is mapped twice; name each new column once")
+            columns[new] = old if "{" in old else f"{{{old.strip()}}}"
+    for columns in found.values():
+        require_templates(columns)
+    return {name: found[name if name in found else ""] for name in names if name in found or "" in found}
 
 
 def _is_list(value: Any) -> bool:

@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from support import tiny_model
 
 from act.cli.console import command_for_others, named, places_of
-from act.cli.measuring_options import PairOptions, TextOptions
+from act.cli.measuring_options import AttributeOptions, PairOptions, TextOptions
 from act.core import errors
 from act.core.errors import ActError
 from act.data.stream import require_first
@@ -108,18 +108,37 @@ def test_a_column_to_ignore_that_no_record_has_is_told_once(folder, tokenizer, m
     monkeypatch.chdir(folder)
     turns = [{"role": "user", "content": "a", "note": "b"}, {"role": "assistant", "content": "c"}]
     (folder / "turns.jsonl").write_text(json.dumps({"messages": turns, "sources": "none"}))
-    given = {"corpus": ["a=x.csv", "b=turns.jsonl"], "columns": ["question=ask,answer=reply"]}
-    told = TextOptions(ignore_columns=["note", "reply,sorces"], **given).open_corpora(tokenizer)
-    del told["b"]
+    given = {"corpus": ["a=x.csv", "b=turns.jsonl"], "columns": ["a:question=ask,answer=reply"]}
+    corpora = TextOptions(ignore_columns=["note", "reply,sorces"], **given).open_corpora(tokenizer)
     for _ in range(2):
-        require_first(told)
-    said = [record.getMessage() for record in caplog.records]
-    assert said == [
-        "ignore_columns note: none of the first 128 records of a text has such a column, or key of a message; there is "
-        "ask, reply",
+        require_first(corpora)
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said == (
         "ignore_columns sorces: none of the first 128 records of a text has such a column, or key of a message; there is "
-        "ask, reply",
-    ]
+        "ask, reply, messages, role, content, note, sources; did you mean sources?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "read"),
+    [
+        (TextOptions, {"corpus": ["x.csv"], "columns": ["x.csv:text=ask"]}, {"": "text"}),
+        (
+            AttributeOptions,
+            {"corpus": ["my text=x.csv"], "keep": ["y=other.csv", "third.csv"]}
+            | {"columns": ["text=reply", "y:prompt=ask,completion=reply", "third.csv:question=ask,answer=reply"]},
+            {"my text": "text", "keep/0 y": "prompt", "keep/1": "question"},
+        ),
+    ],
+)
+def test_columns_can_be_those_of_one_text(folder, tokenizer, monkeypatch, kind, given, read):
+    monkeypatch.chdir(folder)
+    for name in ("other.csv", "third.csv"):
+        (folder / name).write_text((folder / "x.csv").read_text())
+    corpora = kind(**given).open_corpora(tokenizer)
+    assert {name: next(iter(next(corpus.source.read()).record)) for name, corpus in corpora.items()} == read
+    with pytest.raises(ActError, match="columns are given for 'z', and no text is called that; expected one of"):
+        kind(**{**given, "columns": ["z:text=ask"]}).open_corpora(tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from support import batches_of
 from act import ActError
 from act.data import arrays
 from act.data.corpus import Corpus
-from act.data.mapped import columns_named
+from act.data.mapped import columns_of
 from act.data.records import open_source
 
 ROWS = [{"prompt": "a b", "completion": " c"}, {"prompt": 'say "d",\nthen', "completion": " e"}]
@@ -111,12 +111,25 @@ def test_a_prompt_alone_counts_where_prompts_do(record, text, tokenizer, tmp_pat
 
 def test_columns_of_other_names(tokenizer, tmp_path):
     (tmp_path / "x.csv").write_text("ask,reply,note\nWhat is two?,five,long notes of somebody about this row\n")
-    mapped = columns_named(["prompt=ask,completion= {reply}"])
+    mapped = columns_of(["prompt=ask,completion= {reply}"], ["x"])["x"]
     corpus = Corpus.from_file(tmp_path / "x.csv", tokenizer, columns=mapped)
     assert next(corpus.spans(1)) == [("What is two?", False), (" five</s>", True)]
-    wrong = Corpus.from_file(tmp_path / "x.csv", tokenizer, columns=columns_named(["prompt=asks,completion=reply"]))
+    wrong = Corpus.from_file(
+        tmp_path / "x.csv", tokenizer, columns=columns_of(["prompt=asks,completion=reply"], ["x"])["x"]
+    )
     with pytest.raises(ActError, match=r"no column 'asks'.*there is ask, reply, note; did you mean ask"):
         next(wrong.encoded())
+
+
+def test_columns_of_one_text_take_the_place_of_those_of_all():
+    given = ["prompt=ask,completion=reply", "a text:text= Read: {body}", "org/name:test:question=q,answer=a, b:text=c"]
+    assert columns_of(given, ["x", "a text", "org/name:test", "b"]) == {
+        "x": {"prompt": "{ask}", "completion": "{reply}"},
+        "a text": {"text": " Read: {body}"},
+        "org/name:test": {"question": "{q}", "answer": "{a}"},
+        "b": {"text": "{c}"},
+    }
+    assert columns_of(given[1:2], ["x", "a text"]) == {"a text": {"text": " Read: {body}"}}
 
 
 @pytest.mark.parametrize(
@@ -127,8 +140,13 @@ def test_columns_of_other_names(tokenizer, tmp_path):
         (["ask"], "expected NEW=OLD"),
         (["prompt=a", "prompt=b"], "mapped twice"),
         (["prompt={a"], "the template of prompt"),
+        (["a text:prompt=a", "a text:prompt=b"], "mapped twice"),
+        (["a text:promt=ask"], "no column 'promt' is read.*did you mean prompt"),
+        (["a test:prompt=ask"], "given for 'a test'.*expected one of x, a text; did you mean a text?"),
+        (["a text=prompt=ask"], "columns of one text are given behind a colon: a text:prompt=ask"),
+        (["prompt=a,b text:answer=c"], "no text is called that"),
     ],
 )
 def test_columns_that_are_misspelt(given, sentence):
     with pytest.raises(ActError, match=sentence):
-        columns_named(given)
+        columns_of(given, ["x", "a text"])
