@@ -65,6 +65,11 @@ class ExpertTokens:
         return [self.sites[number] for number in (self.tokens < least).nonzero().flatten().tolist()]
 
 
+def tokens_needed(space: ChannelSpace, least: int = MIN_EXPERT_TOKENS) -> torch.Tensor:
+    """The counted tokens that each site needs to be ranked by activations: some of an expert; int64 ``[sites]``."""
+    return torch.tensor([0 if site.expert is None else least for site in space], dtype=torch.int64)
+
+
 def expert_of(site: Site) -> str:
     """What the sites of one expert have in common: ``model.layers.0.mlp.experts[3]``."""
     return site.name.rpartition(".")[0]

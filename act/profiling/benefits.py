@@ -6,8 +6,7 @@ how likely the donor finds each token. All of these vary with the documents. So 
 
     e_g = sqrt((G - 1) / G) · (s_(g) - mean of all s_(g))
 
-They take the place of the residuals in :mod:`act.profiling.stability`: of a plain mean, both are the same to first
-order.
+:mod:`act.profiling.stability` has the same of plain means, and what is drawn from it.
 """
 
 from __future__ import annotations
@@ -18,9 +17,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from act.core.tensor_files import taken
 from act.models.channels import ChannelSpace
+from act.profiles.experts import tokens_needed
 from act.profiles.moments import Moments
-from act.profiles.statistics import DONOR, PRODUCT, TARGET, curvature
+from act.profiles.statistics import DIFFERENCE, DONOR, PRODUCT, TARGET, curvature
 from act.profiling.stability import GroupedSums
 from act_kernels.statistics import COUNT, M2, MEAN
 
@@ -40,7 +41,9 @@ class GroupedBenefits:
 
     The sums are of ``swap · D`` of each channel that is looked at (``K``), of the mean square of each site's outputs
     (``S``) and, for each channel of an LM head (``H``), of the donor's logit, its square and the square of the
-    target's. A channel without a benefit, because it was never counted or has no swapped output, is no channel here.
+    target's. A channel without a benefit, because it was never counted or has no swapped output, is no channel here;
+    neither is, as by default in a ranking, one of an expert that fewer than
+    :data:`act.profiles.defaults.MIN_EXPERT_TOKENS` counted tokens reached in both models.
 
     Args:
         space: the channel space.
@@ -70,6 +73,9 @@ class GroupedBenefits:
         )
         self._behind = len(self._channels) + behind  # places of these sums among those of each group
         self._all = len(self._channels) if ranked is None else ranked
+        self._firsts = torch.tensor([site.offset for site in space], device=device)
+        self._needed = tokens_needed(space).to(device)
+        self._met = torch.zeros(len(widths), dtype=torch.float64, device=device)  # tokens in both models, by site
         self._find_scored()
 
     def __len__(self) -> int:
@@ -80,6 +86,11 @@ class GroupedBenefits:
     def scored(self) -> torch.Tensor:
         """The flat indices of these channels, sorted."""
         return self._channels[self._scored]
+
+    @property
+    def left_out(self) -> int:
+        """Number of channels that are looked at and have none."""
+        return len(self._channels) - len(self)
 
     @property
     def ranked(self) -> int:
@@ -105,6 +116,7 @@ class GroupedBenefits:
         total, count = self._quantities(moments.arena)
         if self._sums.unchanged(count) or not self._sums.add(total, count):
             return False
+        self._met = moments.arena[DIFFERENCE, COUNT, self._firsts].double()
         self._find_scored()
         return len(self) > 1
 
@@ -126,15 +138,17 @@ class GroupedBenefits:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint must keep."""
-        return self._sums.state()
+        return {**self._sums.state(), "met": self._met.cpu()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from what :meth:`state` returned; raises ValueError if it does not fit."""
         self._sums.restore(state)
+        self._met.copy_(taken(state, "met", (torch.float64,), tuple(self._met.shape)))
         self._find_scored()
 
     def _find_scored(self) -> None:
-        self._scored = self._benefits(self._sums.means(), self._channels, self._site).isfinite().nonzero().flatten()
+        known = self._benefits(self._sums.means(), self._channels, self._site).isfinite()
+        self._scored = (known & (self._met >= self._needed)[self._site]).nonzero().flatten()
 
     def _benefits(self, means: torch.Tensor, channels: torch.Tensor, site: torch.Tensor) -> torch.Tensor:
         """The benefits of channels at these sites, from the means of all sums, float64 ``[n + S + 3 H]``."""

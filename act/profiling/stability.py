@@ -4,16 +4,21 @@ A score here is ``|mean|`` of one quantity per channel (``|donor - target|`` for
 ``attribution``); ``match`` is made of several (:mod:`act.profiling.benefits`). The corpus is read in chunks of whole
 documents, so chunks are exchangeable (documents must be in random order) although tokens are not. They are gathered in
 16 to 32 **groups**; with sums ``y_g`` and counts ``n_g`` of a channel, the mean is the ratio estimator ``r = sum y /
-sum n`` and its error is drawn from the residuals ``e_g = y_g - r n_g`` of all channels at once::
+sum n``, and its error is drawn from the means ``r_(g)`` without one of the groups, of all channels at once (the
+delete-a-group jackknife)::
 
-    mean of the whole corpus - r  ~  sqrt(1 - f) · sqrt(G / (G - 1)) · sum_g w_g e_g / sum n · sqrt(d / chi2_d)
+    mean of the whole corpus - r  ~  sqrt(1 - f) · sum_g w_g e_g · sqrt(d / chi2_d)
+    e_g  =  sqrt((G - 1) / G) · (r_(g) - mean of all r_(g))
 
-with one standard normal ``w_g`` per group, shared by all channels, which keeps their correlations. ``f`` is the share
-of the corpus that was read: what has been read cannot change any more (the finite population correction). The last
-factor, also shared, turns the normal into a t distribution, because there are few groups. Each draw of the means gives
-a top set, and the number of channels of the present top set that are not in it. If the result of the whole corpus is
-one more such draw, its rank among all of them is uniform: the number of channels that the whole corpus replaces exceeds
-the ``floor(a · (draws + 1))``-th largest number drawn with a probability of at most ``a``.
+with one standard normal ``w_g`` per group, shared by all channels, which keeps their correlations. Where groups count
+alike, ``e_g`` is the error of residuals, ``sqrt(G / (G - 1)) (y_g - r n_g) / sum n``. Where one group has nearly all
+that was counted, as of an expert that few texts reach, residuals would be 0 and say nothing; without a group that has
+all of it, the mean is taken for 0. ``f`` is the share of the corpus that was read: what has been read cannot change
+any more (the finite population correction). The last factor, also shared, turns the normal into a t distribution,
+because there are few groups. Each draw of the means gives a top set, and the number of channels of the present top
+set that are not in it. If the result of the whole corpus is one more such draw, its rank among all of them is
+uniform: the number of channels that the whole corpus replaces exceeds the ``floor(a · (draws + 1))``-th largest
+number drawn with a probability of at most ``a``.
 
 Where very many channels are ranked, a look is at a random sample of them, at least :data:`SAMPLE`, drawn before any
 text is read. Each draw's number of replaced channels is then that in the sample divided by its share, with the error of
@@ -152,6 +157,11 @@ class GroupedSums:
         """Number of channels that are looked at."""
         return len(self._site)
 
+    @property
+    def counted(self) -> torch.Tensor:
+        """How often each channel was counted so far, float64 ``[K]``."""
+        return self._count[self._site]
+
     def unchanged(self, count: torch.Tensor) -> bool:
         """Whether nothing was counted since the last group ended, because only other abilities were read."""
         return torch.equal(count, self._count)
@@ -185,16 +195,15 @@ class GroupedSums:
         return self._total / self._count[self._site]
 
     def errors(self, index: torch.Tensor | slice) -> torch.Tensor:
-        """``sqrt(G / (G - 1)) e_g / sum n`` of some channels, float32 ``[G, n]``; the squares sum to a variance."""
+        """``e_g`` of some channels, float32 ``[G, n]``; the squares sum to a variance."""
         site = self._site[index]
-        count = self._count[site]
-        mean = (self._total[index] / count).nan_to_num()
+        mean = (self._total[index] / self._count[site]).nan_to_num()
         result = torch.empty(self.groups, len(site), dtype=torch.float32, device=site.device)
         for group in range(self.groups):  # one at a time: no float64 copy of all groups
-            result[group] = ((self.sums[group][index] - mean * self.counts[group][site]) / count).nan_to_num()
-        return result * math.sqrt(self.groups / (self.groups - 1))
+            result[group] = self.without(group, index).nan_to_num() - mean
+        return result.sub_(result.mean(0)).mul_(math.sqrt((self.groups - 1) / self.groups))
 
-    def without(self, group: int, index: torch.Tensor) -> torch.Tensor:
+    def without(self, group: int, index: torch.Tensor | slice) -> torch.Tensor:
         """The means of some channels over all groups but one, float64 ``[n]``; NaN where nothing else was counted."""
         site = self._site[index]
         count = self._count[site] - self.counts[group][site]

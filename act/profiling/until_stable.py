@@ -17,6 +17,8 @@ from act.data.batching import LOOK_AHEAD, Batch, Position
 from act.data.corpus import Corpus
 from act.data.records import Shard
 from act.models.channels import ChannelSpace
+from act.profiles.defaults import MIN_EXPERT_TOKENS
+from act.profiles.experts import tokens_needed
 from act.profiles.moments import Moments
 from act.profiling.benefits import GroupedBenefits
 from act.profiling.defaults import STABLE_CONFIDENCE, STABLE_OVERLAP, STABLE_TOP
@@ -73,23 +75,93 @@ class Looks:
 _LOOKS = TypeAdapter(Looks)
 
 
-class GroupedMeans(GroupedSums):
+class GroupedMeans:
     """The grouped sums of the one quantity whose mean ranks the channels.
 
+    A channel that was never counted is no channel here and, as by default in a ranking, neither is one of an expert
+    that fewer than :data:`act.profiles.defaults.MIN_EXPERT_TOKENS` counted tokens reached.
+
     Args:
+        space: the channel space.
+        device: that of the moments.
+        channels: sorted flat indices of the channels that are looked at, int64.
+        ranked: number of ranked channels that they are a sample of; None: all are looked at.
         score, cost: what it is (see :func:`quantity`).
     """
 
     def __init__(
-        self, widths: torch.Tensor, channels: torch.Tensor, ranked: int, *, score: StableScore, cost: bool
+        self,
+        space: ChannelSpace,
+        device: torch.device,
+        channels: torch.Tensor,
+        ranked: int | None = None,
+        *,
+        score: StableScore,
+        cost: bool = False,
     ) -> None:
-        super().__init__(widths, channels, ranked)
+        widths = torch.tensor([site.width for site in space], device=device)
+        self._sums = GroupedSums(widths, channels)
+        self._all = len(channels) if ranked is None else ranked
+        needed = tokens_needed(space, 0 if score == "attribution" else MIN_EXPERT_TOKENS).clamp_min(1)
+        self._needed = needed.to(device).repeat_interleave(widths)[self._sums.channels]
         self._score, self._cost = score, cost
+        self._find_scored()
+
+    def __len__(self) -> int:
+        """Number of channels that are looked at and have a score."""
+        return len(self._scored)
+
+    @property
+    def left_out(self) -> int:
+        """Number of channels that are looked at and have none."""
+        return len(self._sums) - len(self)
+
+    @property
+    def ranked(self) -> int:
+        """Number of ranked channels that these are a sample of, as far as the sample tells."""
+        return round(self._all * len(self) / max(1, len(self._sums)))
+
+    @property
+    def groups(self) -> int:
+        """Number of complete groups."""
+        return self._sums.groups
+
+    @property
+    def chunks(self) -> int:
+        """Number of chunks seen so far."""
+        return self._sums.chunks
 
     def take(self, moments: Moments) -> bool:
-        """End a chunk, given the moments of all chunks so far; returns whether a group ended with it."""
-        total, count = quantity(moments, self._score, self.channels, self._cost)
-        return not self.unchanged(count) and self.add(total, count)
+        """End a chunk, given the moments of all chunks so far.
+
+        Returns:
+            Whether a group ended with this chunk, and some channels have a score.
+        """
+        total, count = quantity(moments, self._score, self._sums.channels, self._cost)
+        if self._sums.unchanged(count) or not self._sums.add(total, count):
+            return False
+        self._find_scored()
+        return len(self) > 1
+
+    def means(self) -> torch.Tensor:
+        """The mean of each channel that has a score, float64."""
+        return self._sums.means()[self._scored]
+
+    def errors(self, index: torch.Tensor | slice) -> torch.Tensor:
+        """What each group adds to the error of some of these channels, float32 ``[G, n]``."""
+        return self._sums.errors(self._scored[index])
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint must keep."""
+        return self._sums.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from what :meth:`state` returned; raises ValueError if it does not fit."""
+        self._sums.restore(state)
+        self._find_scored()
+
+    def _find_scored(self) -> None:
+        self._scored = (self._sums.counted >= self._needed).nonzero().flatten()
 
 
 class _Source(NamedTuple):
@@ -267,8 +339,8 @@ class UntilStable(Observer):
         device, score = run.moments[ability].arenas[0].device, self.criterion.score
         if score == "match":
             return GroupedBenefits(run.space, device, self._channels, self._ranked)
-        widths = torch.tensor([site.width for site in run.space], device=device)
-        return GroupedMeans(widths, self._channels, self._ranked, score=score, cost=ability in self._costs)
+        cost = ability in self._costs
+        return GroupedMeans(run.space, device, self._channels, self._ranked, score=score, cost=cost)
 
     @property
     def _mixed(self) -> bool:
@@ -306,7 +378,8 @@ class UntilStable(Observer):
             "error_of_look": error_of(test.checks, 1 - self.criterion.confidence),
             "assumes": "documents in random order"
             + (", over all corpora" if self._mixed else "")
-            + ("; ranked without what is to be kept" if self.criterion.score == "match" else ""),
+            + ("; ranked without what is to be kept" if self.criterion.score == "match" else "")
+            + ("; channels without a score so far get none" if groups.left_out else ""),
         }
 
 

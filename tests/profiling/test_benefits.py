@@ -38,7 +38,7 @@ def test_the_score_is_that_of_a_ranking(family, monkeypatch):
     ranked = rankable(pair.space)
     found = GroupedBenefits(pair.space, CPU, ranked)
     assert found.take(pair.moments)
-    expected = act.rank(pair, "match", 1.0, min_expert_tokens=0)
+    expected = act.rank(pair, "match", 1.0)
     assert torch.equal(found.scored, expected.index) and found.ranked == len(expected.index)
     torch.testing.assert_close(found.means(), expected.scores, rtol=1e-10, atol=1e-14)
     some = GroupedBenefits(pair.space, CPU, ranked[::7].clone(), len(ranked))
@@ -60,6 +60,20 @@ def test_what_has_no_benefit_is_left_out():
     torch.testing.assert_close(found.means(), expected[expected.isfinite()])
     nothing = Moments(pair.space, pair=True, swap=True)
     assert not GroupedBenefits(pair.space, CPU, ranked).take(nothing)
+
+
+def test_an_expert_that_too_few_tokens_reached_in_both_models_is_left_out():
+    space = space_of()
+    moments, g = Moments(space, pair=True, swap=True), torch.Generator().manual_seed(0)
+    groups = GroupedBenefits(space, CPU, torch.arange(len(space)))
+    for expected, tokens in ((len(space) - 12, 20), (len(space), 12)):
+        for site in space:
+            x = torch.randn(3, tokens, site.width, generator=g)
+            pair_moments(x[0], x[1], moments.block(site.name), None, x[2])
+        assert groups.take(moments) and len(groups) == expected
+    again = GroupedBenefits(space, CPU, torch.arange(len(space)))
+    again.restore(groups.state())
+    assert torch.equal(again.scored, groups.scored)
 
 
 @pytest.mark.parametrize("vocabulary", [300, 30_000])
@@ -189,7 +203,7 @@ def test_each_ability_stops_with_a_certificate_and_resumes_to_the_same_bits(toke
     for batch in (5, 9, 1):
         with pytest.raises(ActError, match="continues from there"):
             run_job(job(Failing(batch)), Checkpoint(path, every=0))
-    with pytest.raises(ActError, match="score: 'match' there, 'paired' here"):
+    with pytest.raises(ActError, match="its score is match there, paired here"):
         run_job(job(Observer(), score="paired"), Checkpoint(path))
     resumed = run_job(job(Observer()), Checkpoint(path))
     for name, pair in whole.items():

@@ -9,6 +9,8 @@ from support import tiny_model
 import act
 from act.core.errors import ActError
 from act.data.corpus import Corpus
+from act.models.sites import ParameterSlice
+from act.profiles.moments import Moments
 from act.profiling import stability, until_stable
 from act.profiling.checkpoint import Checkpoint
 from act.profiling.job import Job
@@ -26,7 +28,8 @@ from act.profiling.stability import (
     growth,
     sample,
 )
-from act.profiling.until_stable import Looks, UntilStable, look_ahead
+from act.profiling.until_stable import GroupedMeans, Looks, UntilStable, look_ahead
+from act_kernels import column_moments
 
 CHANNELS, DOCUMENTS, CHUNK = 1000, 4000, 16
 
@@ -294,3 +297,46 @@ def test_it_needs_no_settings_and_can_be_used_again(tokenizer):
     pair = act.profile_pair(tiny_model("llama"), tiny_model("llama", seed=1), corpus, observers=[until])
     assert pair.provenance.settings.extra["until_stable"]["score"] == "paired"
     assert pair.provenance.corpora[0].extra["stable"]["score"] == "paired"
+
+
+def test_what_only_one_group_tells_of_is_not_certain():
+    groups = GroupedSums(torch.tensor([3, 2]))
+    totals, counts = torch.zeros(5, dtype=torch.float64), torch.zeros(2, dtype=torch.float64)
+    for number in range(GROUPS):
+        seen = torch.tensor([4.0, 40.0 * (number == 3) + (number == 9)], dtype=torch.float64)
+        value = 3.0 if number == 9 else 2 + 0.1 * (number % 3)
+        totals = totals + seen.repeat_interleave(torch.tensor([3, 2])) * value
+        counts = counts + seen
+        groups.add(totals, counts)
+        if number == 3:
+            alone = groups.errors(slice(None)).square().sum(0).sqrt()
+    torch.testing.assert_close(alone[3:], torch.full((2,), 2.0 * 3 / 4), rtol=1e-5, atol=0)  # of four groups
+    both = groups.errors(torch.arange(5)).square().sum(0).sqrt()
+    assert (both[:3] < 0.1).all() and (both[3:] > 0.8).all()  # residuals would say 0.03: one group makes the mean
+
+
+@pytest.mark.parametrize("score", ["mean-abs", "attribution"])
+def test_experts_that_too_few_tokens_reached_are_not_in_the_top_set(score):
+    weight = (ParameterSlice("x", 0),)
+    space = act.ChannelSpace(
+        (
+            act.Site("up", "up", 0, 0, 10, weight),
+            *(act.Site(f"experts[{n}].up", "up", 0, 10 * n + 10, 10, weight, expert=n) for n in range(3)),
+        )
+    )
+    groups = GroupedMeans(space, torch.device("cpu"), torch.arange(40), score=score)
+    moments, draw = Moments(space), torch.Generator().manual_seed(0)
+    for number in range(GROUPS):
+        for site, rows in zip(space, (4, 4, number == 5, 0), strict=True):
+            if rows:  # the few tokens of one expert are large
+                x = torch.randn(int(rows), 10, generator=draw) * (100 if rows == 1 else 1)
+                column_moments(x, moments.block(site.name))
+        moments.fill_scaled()
+        groups.take(moments)
+    expected = 20 if score == "mean-abs" else 40  # the loss of documents that an expert never saw would not fall
+    assert (len(groups), groups.ranked, groups.left_out) == (expected, expected, 40 - expected)
+    assert len(groups.means()) == groups.errors(slice(None)).shape[1] == expected and groups.means().isfinite().all()
+    assert check(groups, Criterion(score, top=0.5, overlap=0.5, confidence=0.5)).size == expected // 2
+    again = GroupedMeans(space, torch.device("cpu"), torch.arange(40), score=score)
+    again.restore(groups.state())
+    assert torch.equal(again.means(), groups.means())
