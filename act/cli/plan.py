@@ -52,7 +52,7 @@ def command(
     corpus: Annotated[
         list[str] | None,
         typer.Option(
-            rich_help_panel=options.TEXT, help="Corpus whose tokens to count; repeat it as NAME=PLACE for several."
+            rich_help_panel=options.TEXT, help="Corpus whose tokens to count (repeatable, also as NAME=PLACE)."
         ),
     ] = None,
     sample: Annotated[
@@ -169,16 +169,15 @@ def command(
     text: dict[str, Any] = dict.fromkeys(("tokens", "computed", "counted"), asked_tokens)
     if corpus:
         tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
-        places = console.places_of(corpus)
-        columns = reading.columns_of(name or where for name, where in places.items())
+        places = console.named(corpus)
+        columns = reading.columns_of(places)
         how: dict[str, Any] = {"count": count, "answer_turns": answer_turns, "overlap": stride}
         opened = {
-            name: reading.open(where, tokenizer, columns=columns.get(name or where), **how)
-            for name, where in places.items()
+            name: reading.open(where, tokenizer, columns=columns.get(name), **how) for name, where in places.items()
         }
         opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}
         vision = next((each.vision for each in opened.values() if each.vision), None)
-        plans = {name or each.name: tokens_of_one(each, sample, budget) for name, each in opened.items()}
+        plans = {name: tokens_of_one(each, sample, budget) for name, each in opened.items()}
         text |= {**in_all(plans.values()), "texts": plans}
     elsewhere = planned is not None and place.type == "cpu"  # whose rate tells nothing of a GPU
     measured = (

@@ -86,7 +86,9 @@ def print_costs(result: dict[str, Any], planned: Accelerator | None) -> None:
     rows = [[_AFTERWARDS[name], size(count)] for name, count in result["afterwards"].items()]
     console.print_table("Disk, and memory afterwards, of one ability", ["part", "size"], rows)
     if result["measured"]:
-        print(f"measured here: {result['measured']['tokens_per_second']:,.0f} tokens/s with random weights")
+        more = "" if "flops" in result else "; give --tokens or --corpus for the time of a run"
+        speed = result["measured"]["tokens_per_second"]
+        print(f"measured here: {speed:,.0f} tokens/s of one model with random weights{more}")
         if (times := result["measured"]["float32_speed"] or 1) > MATTERS:
             print(f"products of matrices are {times:.1f} times as fast in float32 on this processor: --dtype float32")
     if "flops" in result:

@@ -73,9 +73,14 @@ def command(
         ),
     ] = None,
     normalize: Annotated[
-        str, options.choice(None, options.NORMALIZE, "What scores are divided by, as in act-profile rank.")
-    ] = "none",
-    top: Annotated[str, typer.Option(help="Size of the set of an ability, as a share of the channels.")] = "5%",
+        str | None,
+        options.choice(
+            None, options.NORMALIZE, "What scores are divided by, as in act-profile rank. Default: none, nothing."
+        ),
+    ] = None,
+    top: Annotated[
+        str | None, typer.Option(help="Size of the set of an ability, as a share of the channels. Default: 5%.")
+    ] = None,
     keep_profile: options.KeepProfiles = None,
     include: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="As in act-profile rank.")] = None,
@@ -118,7 +123,7 @@ def command(
     from act.models.loading import load_model
     from act.profiling.dtype_speed import warn_of_half
     from act.ranking.channel_set import ChannelSet
-    from act.ranking.rank import rank
+    from act.ranking.rank import DEFAULT_TOP, rank
     from act.ranking.selection import parse_top
     from act.report.build import build, measure
     from act.report.page import Page
@@ -136,7 +141,7 @@ def command(
     console.require_models([donor, target])
     require_report_name(output, static)
     reserve_output(output, force, inputs)
-    share = parse_top(top)
+    share = DEFAULT_TOP if top is None else parse_top(top)
     if target and not donor:
         raise ActError("--target compares with weight-difference channels, which also need --donor")
     if corpus and not donor:
@@ -147,7 +152,17 @@ def command(
     given = read(files)
     profiles = [path for path, _ in given.profiles]
     if not profiles:
-        _require_unused(ability=ability, keep_profile=keep_profile, donor=donor, corpus=corpus)
+        _require_unused(
+            ability=ability,
+            score=score,
+            normalize=normalize,
+            top=top,
+            keep_profile=keep_profile,
+            include=include,
+            exclude=exclude,
+            donor=donor,
+            corpus=corpus,
+        )
     if len(given.results) > 1:
         raise ActError(f"{given.results[1][0]} holds a second set of results; give one evaluation or recipe")
     called = {path.resolve(): _ability_of(path, profile) for path, profile in given.profiles}
@@ -166,7 +181,7 @@ def command(
             [profile for _, profile in given.profiles],  # type: ignore[misc]  # checked by measure
             taken,
             score=score,  # type: ignore[arg-type]
-            normalize=normalize,  # type: ignore[arg-type]
+            normalize=normalize or "none",  # type: ignore[arg-type]
             top=share,
             keep=profiles_to_keep(keep_profile),  # type: ignore[arg-type]  # checked by measure
             min_expert_tokens=min_expert_tokens,
@@ -322,15 +337,17 @@ def _print(report: Report) -> None:
     print(
         "Gini: 0 where all channels score alike, 1 where one has it all; beside it, the share of channels above a tenth"
     )
+    covered: dict[str, list[str]] = {}  # what is true of several is said once
     for one in data["concentration"]:
         if one["coverage"] is not None:
             kinds = ", ".join(f"{kind} {percent(share)}" for kind, share in one["coverage_by_kind"].items())
-            print(
-                f"{one['profile']}: {percent(one['coverage'])} of the parameters lie behind a measured channel: {kinds}"
-            )
+            lines = [f"{percent(one['coverage'])} of the parameters lie behind a measured channel: {kinds}"]
             for name, values in (one["uncovered_values"] | one["unreached_values"]).items():
                 why = one["uncovered_reasons"].get(name)
-                print(f"  not measured: {name} ({counted(values, 'value')}){f': {why}' if why else ''}")
+                lines.append(f"  not measured: {name} ({counted(values, 'value')}){f': {why}' if why else ''}")
+            covered.setdefault("\n".join(lines), []).append(one["profile"])
+    for said, names in covered.items():
+        print(f"{', '.join(names)}: {said}")
     words = {"stability": "one ability", "scores": "two scores", "disentanglement": "two abilities", "set": "a set"}
     rows = [
         [

@@ -193,6 +193,8 @@ def written_whole(path: Path, *, force: bool = False, directory: bool = False) -
     require_output(path, force)
     if os.path.isdir(path) and not directory:
         raise ActError(f"cannot write {path}: it is a folder; choose another output")
+    if directory and os.path.isfile(path):
+        raise ActError(f"cannot write the folder {path}: it is a file; choose another output")
     path = path if path.name not in ("", "..") else Path(os.path.abspath(path))
     with reserved(path), scratch_beside(path) as scratch, written_to(path, scratch):
         temporary = scratch / path.name

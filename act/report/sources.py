@@ -29,6 +29,11 @@ ERROR = "_se"
 """Behind the name of a figure of a sweep: its standard error."""
 LARGEST = 64 << 20
 """Bytes of a JSON file that is read."""
+TEXTS = (".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
+MEASURED = (
+    "a report is of what was measured: give what act-profile pair --donor DONOR --target TARGET --corpus TEXT writes, "
+    "or act-profile evaluate --json prints"
+)
 KINDS = "a profile, a channel set, a patch, the JSON of a sweep or an evaluation, or the output of a recipe"
 
 
@@ -113,11 +118,16 @@ def _json(path: Path) -> dict[str, Any]:
         with inside.open("rb") as file:
             text = file.read(LARGEST + 1)
     except FileNotFoundError:
+        if (path / "config.json").is_file():
+            raise ActError(f"{path} is a model; {MEASURED}") from None
         if path.is_dir():
             raise ActError(f"{path} is a folder without {RECIPE_REPORT}; expected {KINDS}") from None
         raise Missing(f"no such file: {path}; expected {KINDS}", near_path(str(path))) from None
     except OSError as error:
         raise ActError(f"cannot read {path}: {error.strerror or error}") from error
+    unpacked = path.with_suffix("") if path.suffix in (".gz", ".zst") else path
+    if unpacked.suffix in TEXTS and not path.is_dir():
+        raise ActError(f"{path} is a text; {MEASURED}")
     if text[:256].lstrip().lower().startswith(b"<!doctype html"):
         of_recipe = path.with_name(RECIPE).is_file()
         give = f"its folder, {path.parent}" if of_recipe else f"what it was made from: {KINDS}"

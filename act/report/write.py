@@ -40,6 +40,8 @@ def require_report_name(output: Path, static: bool = False) -> None:
     """
     if page_at(output) != output:
         require_folder_name(output, ", or a page that ends with .html")
+        if output.is_file():
+            raise ActError(f"the output {output} is a file; expected a folder, or a page that ends with .html")
     elif static:
         raise ActError(f"the output {output} is the page alone; give a folder, which takes pictures, too")
 

@@ -26,6 +26,7 @@ def folder(tmp_path_factory, tokenizer):
         (path / f"{name}.jsonl").write_text(json.dumps({"prompt": "a b", "completion": f" c d {name}"}))
     corpus = act.Corpus.from_file(path / "letters.jsonl", tokenizer)
     act.profile_pair(*models.values(), corpus).save(path / "pair.safetensors")
+    (path / "letters.jsonl.old").touch()
     rows = [{"top": top, "strength": 1.0, "channels": 9, "t": value} for top, value in ((0.0, 0.1), (0.05, 0.4))]
     sweep = {"rows": rows, "frontier": rows, "doubts": ["t has 2 records to choose by", "some of t were ranked on"]}
     (path / "sweep.json").write_text(json.dumps(sweep))
@@ -61,6 +62,7 @@ def test_an_output_that_is_named_as_a_page_is_that_page(report, output, tmp_path
         ("--output {out}/a.html --static", "is the page alone; give a folder"),
         ("--output {out}/a.pdf", "expected the name of a folder, or a page that ends with .html"),
         ("--keep others.jsonl", "measure the text first .*--corpus others.jsonl --output others.safetensors"),
+        ("--output letters.jsonl.old --force", "is a file; expected a folder, or a page"),
         ("--keep-profile pear.safetensors", "did you mean pair.safetensors"),
     ],
 )
@@ -86,3 +88,17 @@ def test_a_doubtful_sweep_is_doubted_first(report, tmp_path):
     page = (tmp_path / "page" / "index.html").read_text(encoding="utf-8")
     first, more = page.index("t has 2 records to choose by"), page.index("some of t were ranked on")
     assert first < more < page.index("As a picture of these records alone: Of 1 setting")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("sweep.json --top 10%", "--top has no effect without a profile"),
+        ("sweep.json --include down", "--include has no effect without a profile"),
+        ("donor", "donor is a model; a report is of what was measured: give what act-profile pair"),
+        ("letters.jsonl", r"letters\.jsonl is a text; a report is of what was measured"),
+    ],
+)
+def test_what_has_no_effect_and_what_was_not_measured_is_refused(report, given, message):
+    with pytest.raises(ActError, match=message):
+        report(f"{given} --output {{out}}/page")
