@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -62,6 +63,7 @@ def succeed(*arguments: object) -> dict[str, Any]:
 
 
 def _run(command: list[str], places: list[Path], cwd: str, environment: dict[str, str]) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores for tests run in the background
     for descriptor, place in enumerate(places, 1):
         os.dup2(os.open(place, os.O_WRONLY | os.O_CREAT), descriptor)
     for number, stream in enumerate(("stdout", "stderr"), 1):
