@@ -10,6 +10,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import re
 import sys
 from typing import Annotated, Any
 
@@ -169,10 +170,24 @@ def _sentence(error: Exception) -> str | None:
     if hasattr(usage, "possibilities"):
         known = [one.lstrip("-") for one in usage.possibilities or ()]  # dashes are alike in all
         near = meant(usage.option_name.lstrip("-"), known).replace("did you mean ", "did you mean --")
-        return f"no such option: {usage.option_name}; see {command} --help{near}"
+        others = "" if near else _others_with(usage.option_name)
+        return f"no such option: {usage.option_name}{others}; see {command} --help{near}"
+    if surplus := re.fullmatch(r"Got unexpected extra arguments? ?\(?s?\)? \((?P<words>.*)\)", usage.format_message()):
+        one = "each option takes one value, so repeat it for several, and quote a pattern, or a name with spaces"
+        words = surplus["words"].split()
+        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+        return f"unexpected {' '.join(words[:3])}{more}; {one}; see {command} --help"
     said = usage.format_message()
     said = f"{said[:1].lower()}{said[1:]}".rstrip(".")
     return said if "; see " in said else f"{said}; see {command} --help"
+
+
+def _others_with(option: str) -> str:
+    """The commands that have an option, as a clause; empty where none has it."""
+    commands: Any = typer.main.get_command(app)
+    every = {name: commands.get_command(None, name) for name in COMMANDS}
+    have = [name for name, one in every.items() if any(option in each.opts for each in one.params)]
+    return f", which {', '.join(have[:4])} {'has' if len(have) == 1 else 'have'}" if have else ""
 
 
 def _exit(code: str | int | None, ranked: bool) -> None:

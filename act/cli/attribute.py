@@ -67,6 +67,13 @@ class Attributing(Measuring):
         console.order_experts(donor, target, self.options.match_experts)
         return {"donor": donor, "target": target}
 
+    def _require_apart(self, corpora: Mapping[str, Corpus]) -> None:
+        from act.profiling.attribution import require_others
+
+        abilities = {name: corpus for name, corpus in corpora.items() if not name.startswith(KEPT)}
+        super()._require_apart(abilities)
+        require_others(abilities.values(), [corpus for name, corpus in corpora.items() if name not in abilities])
+
     def _job(
         self, models: dict[str, nn.Module], corpora: dict[str, Corpus], ranks: Ranks | None, feeding: JobOptions
     ) -> Job:

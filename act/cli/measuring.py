@@ -82,6 +82,7 @@ class Measuring:
                 )
             return
         if leads:
+            self._require_apart(fitted)
             self._require_same(fitted, ranks)
         require_counted(fitted, feeding["shard"], self.options.skip_bad_records, predicted=self._predicts)
         if self.options.token_cache:
@@ -100,6 +101,15 @@ class Measuring:
                     self._output.report(profiles, losses)
         if leads and self.options.strict:
             self._output.require_measured()
+
+    def _require_apart(self, corpora: Mapping[str, Corpus]) -> None:
+        """Raise :class:`ActError` where one text is given under two names."""
+        seen: dict[str, str] = {}
+        for name, corpus in corpora.items():
+            if mark := corpus.source.fingerprint:
+                if mark in seen:
+                    raise ActError(f"{seen[mark]} and {name} are the same text, {corpus.name}; give each text once")
+                seen[mark] = name
 
     def _require_same(self, corpora: Mapping[str, Corpus], ranks: Ranks | None) -> None:
         """Raise :class:`ActError` where another run has written the output, or its checkpoint, as far as is known."""

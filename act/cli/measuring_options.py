@@ -303,8 +303,8 @@ def parsed_budget(budget: str | None) -> TokenBudget:
     """Parse a token budget: a number, ``auto``, or None if it is not given."""
     if budget is None or budget == "auto":
         return cast("TokenBudget", budget)
-    if not budget.isdigit():
-        raise ActError(f"token budget is {budget!r}; expected a number of tokens or auto")
+    if not budget.isdecimal() or int(budget) < 1:
+        raise ActError(f"token budget is {budget!r}; expected a number of tokens, from 1, or auto")
     return int(budget)
 
 

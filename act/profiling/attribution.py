@@ -229,7 +229,7 @@ class AttributionJob(Job):
             if not isinstance(corpora, (Corpus, Mapping)):
                 raise ActError("keep needs a corpus of the ability beside it; batches are of one text")
             abilities = corpora if isinstance(corpora, Mapping) else {"": corpora}
-            _require_others(abilities, kept)
+            require_others(abilities.values(), [each.corpus for each in kept])
             corpora = {**abilities, **{f"{KEPT}{number}": each.corpus for number, each in enumerate(kept)}}
         self._kept, self._recompute = kept, recompute
         if options.get("token_budget") is None:
@@ -372,21 +372,21 @@ def _each(keep: Corpus | Sequence[Corpus]) -> Sequence[Corpus]:
     return [keep] if isinstance(keep, (Corpus, str)) else keep  # a path is refused like any other
 
 
-def _require_others(abilities: Mapping[str, Corpus], kept: Sequence[_Kept]) -> None:
+def require_others(abilities: Iterable[Corpus], kept: Iterable[Corpus]) -> None:
     """Raise :class:`ActError` where a text to keep is that of an ability, or given twice."""
-    before = [*abilities.values()]
-    for each in kept:
-        if each.corpus.encoder.ability_column is not None:
+    before = [*abilities]
+    for corpus in kept:
+        if corpus.encoder.ability_column is not None:
             raise ActError(
-                f"{each.corpus.name} labels its records with abilities, and a text to keep is one; open it without "
+                f"{corpus.name} labels its records with abilities, and a text to keep is one; open it without "
                 "an ability column"
             )
-        if any(same_text(each.corpus.source, other.source) for other in before):
+        if any(same_text(corpus.source, other.source) for other in before):
             raise ActError(
-                f"{each.corpus.name} is given twice, as a text to keep and before; give what the target should keep as "
+                f"{corpus.name} is given twice, as a text to keep and before; give what the target should keep as "
                 "another text than that of the ability"
             )
-        before.append(each.corpus)
+        before.append(corpus)
 
 
 def _called(provenance: Provenance, name: str) -> Provenance:

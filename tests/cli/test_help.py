@@ -108,6 +108,9 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
     ("words", "sentence"),
     [
         (["rnk"], "no command 'rnk'; see act-profile --help; did you mean rank or run?"),
+        (["run", "--donor", "a"], "no such option: --donor, which pair, attribute, rank, report have; see act-profile run "),
+        (["run", "--zzz", "a"], "no such option: --zzz; see act-profile run --help"),
+        (["run", "--model", "m", "--corpus", *"abcde"], "unexpected b c d and 1 more; each option takes one value, so repeat it for"),
         (["rank", "x", "--scoer", "paired"], "no such option: --scoer; see act-profile rank --help; did you mean --score?"),
         (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),
         (["run", "--model", "m"], "missing option '--corpus'"),

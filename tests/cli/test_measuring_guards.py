@@ -98,6 +98,9 @@ def left(path: Path) -> list[str]:
         ("run", "a=good b=empty", {}, "empty.jsonl: no token was counted"),
         ("pair", "a=good b=nothing", {}, "nothing.jsonl: no token was counted"),
         ("run", "unanswered", {"skip_bad_records": 2}, "its bad records aside "),
+        ("run", "a=good b=good", {}, "a and b are the same text, "),
+        ("attribute", "good", {"keep": "good"}, "good.jsonl is given twice, as a text to keep and before"),
+        ("run", "good", {"token_budget": "0"}, "token budget is '0'; expected a number of tokens, from 1, or auto"),
         ("run", "good", {"output": Path("x.csv")}, "x.csv ends with .csv; expected .safetensors"),
     ],
 )
