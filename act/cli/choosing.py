@@ -12,7 +12,7 @@ import typer
 from act.cli import console, options
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions, profiles_to_keep
-from act.cli.reading import Reading
+from act.cli.reading import ReadingRecords
 from act.core.counted import counted
 from act.core.errors import ActError
 
@@ -26,7 +26,7 @@ AUTO = "Only with --auto, which chooses share and strength on records"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choosing(RankingOptions, Reading):
+class Choosing(RankingOptions, ReadingRecords):
     """The options of ``--auto``, and by what it ranks; None where one was not given."""
 
     heading: ClassVar[str] = AUTO
@@ -80,7 +80,7 @@ class Choosing(RankingOptions, Reading):
     def require_unused(self) -> None:
         """Raise :class:`ActError` for an option that was given without ``--auto``."""
         for each in fields(self):
-            if getattr(self, each.name) not in (None, []):
+            if getattr(self, each.name) not in (None, [], 0):
                 option = f"--{each.name.replace('_', '-')}"
                 raise ActError(f"{option} has no effect without --auto; leave it out, or add --auto")
 
@@ -133,7 +133,9 @@ class Choosing(RankingOptions, Reading):
             require_plain_weights(name, NOT_MOVED, trust_remote_code=loading["trust_remote_code"])
         tokenizer = self.tokenizer_of(target, trust_remote_code=loading["trust_remote_code"])
         texts = [*(self.corpus or []), *(self.keep or [])]
-        ability, *kept = self.open_all(texts, tokenizer, count=cast("CountName", self.count or "answer")).values()
+        trusted, count = loading["trust_remote_code"], cast("CountName", self.count or "answer")
+        opened = self.open_all(texts, {target: tokenizer}, trust_remote_code=trusted, count=count)
+        ability, *kept = opened[target].values()
         require_different(ability, kept)
         ranking = ChannelSet.load(channels[0]) if channels else load(self.profile) if self.profile else None
         places = ((donor, self.donor_device or device), (target, device))

@@ -14,7 +14,7 @@ import typer
 from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
-from act.cli.reading import Reading
+from act.cli.reading import ReadingRecords
 from act.cli.tables import GUESSES, NLL, RIGHT, P, filled, guesses, print_tasks
 from act.core.counted import counted
 from act.core.errors import ActError, require_choice
@@ -38,7 +38,7 @@ act-profile evaluate --model mended/ --corpus test.jsonl \\
 
 @with_options
 def command(
-    reading: Reading,
+    reading: ReadingRecords,
     model: Annotated[
         list[str], typer.Option(rich_help_panel=options.MODELS, help="The model to evaluate (repeatable).")
     ],
@@ -111,7 +111,7 @@ def command(
         bool(task),
         {"metric": None if metric == "auto" else metric, "max-new-tokens": max_new_tokens, "details": details}
         | {"token-budget": token_budget, "columns": reading.columns, "ignore-columns": reading.ignore_columns}
-        | {"max-length": reading.max_length},
+        | {"max-length": reading.max_length, "skip-bad-records": reading.skip_bad_records or None},
         {"task-folder": task_folder, "fewshot": fewshot},
     )
     require_choice("metric", metric, options.METRICS)
@@ -151,9 +151,10 @@ def command(
         require_tasks(task, task_folder)
     evaluations: dict[str, list[Evaluation]] = {}
     figures: dict[str, list[TaskFigure]] = {}
+    tokenizers = {name: reading.tokenizer_of(name, trust_remote_code=trust_remote_code) for name in names}
+    opened = reading.open_all(texts, tokenizers, limit=limit, trust_remote_code=trust_remote_code)
     for name in names:
-        tokenizer = reading.tokenizer_of(name, trust_remote_code=trust_remote_code)
-        corpora = [one.beginning(limit) if limit else one for one in reading.open_all(texts, tokenizer).values()]
+        corpora = [*opened[name].values()]
         loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         if max_new_tokens is not None and metric == "auto":
             _require_written(*(fitting_metric(exercises_of(text.for_models(loaded))) for text in corpora))
@@ -172,7 +173,7 @@ def command(
                 for text in corpora
             ]
         figures[name] = (
-            run_tasks(loaded, tokenizer, task, folder=task_folder, limit=limit, fewshot=fewshot, name=name)
+            run_tasks(loaded, tokenizers[name], task, folder=task_folder, limit=limit, fewshot=fewshot, name=name)
             if task
             else []
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from act.cli import console, options
+from act.core.counted import counted
 from act.core.errors import ActError
 
 if TYPE_CHECKING:
@@ -62,22 +63,78 @@ class Reading:
             **settings,
         )
 
-    def open_all(self, given: Iterable[str], tokenizer: PreTrainedTokenizerBase, **settings: Any) -> dict[str, Corpus]:
-        """The corpora of a repeatable option, by the names that they are called: as given, or their places.
+
+@dataclass(frozen=True, kw_only=True)
+class ReadingRecords(Reading):
+    """The same for commands that need every record of a text, apart from bad ones that may be left out."""
+
+    skip_bad_records: options.SkipBadRecords = 0
+
+    def open_all(
+        self,
+        given: Iterable[str],
+        tokenizers: Mapping[str, PreTrainedTokenizerBase],
+        *,
+        limit: int | None = None,
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> dict[str, dict[str, Corpus]]:
+        """The corpora of a repeatable option for each model, by the names that they are called: as given, or places.
+
+        Args:
+            given: the texts, each as PLACE or NAME=PLACE.
+            tokenizers: by the name of the model that is to read them; what is a bad record to one of these is left out
+                for all.
+            limit: only this many records of each, the first ones.
+            settings: further keywords of :meth:`act.Corpus.from_file`.
 
         Raises:
-            ActError: one of the first records of any of them cannot be encoded; columns of a text that is not there.
+            ActError: more bad records among the first than may be left out, or, if any may, among all; columns of a
+                text that is not there.
         """
         from act.data.stream import require_first
 
         places = console.named(given)
         columns = self.columns_of(places)
-        found = {
-            name: self.open(place, tokenizer, columns=columns.get(name), name=name, **settings)
-            for name, place in places.items()
+        found: dict[str, dict[str, Corpus]] = {}
+        for model, tokenizer in tokenizers.items():
+            texts = {
+                name: self.open(place, tokenizer, columns=columns.get(name), name=name, **settings)
+                for name, place in places.items()
+            }
+            found[model] = {name: text.beginning(limit) if limit else text for name, text in texts.items()}
+            require_first(found[model], skip_bad_records=self.skip_bad_records)
+        return self._good(found, trust_remote_code) if self.skip_bad_records else found
+
+    def _good(self, found: dict[str, dict[str, Corpus]], trust_remote_code: bool) -> dict[str, dict[str, Corpus]]:
+        """The same corpora without the records that any of the models cannot read, of which one warning tells."""
+        from act.data.stream import Skipped, require_few
+        from act.models.limits import trained_positions
+        from act.models.loading import load_config, reading_named
+
+        good: dict[str, set[int]] = {}
+        skipped: dict[tuple[str, int], Skipped] = {}
+        for model, texts in found.items():
+            reader, sees = reading_named(model, trust_remote_code=trust_remote_code)
+            positions = trained_positions(load_config(model, trust_remote_code=trust_remote_code))
+            for name, text in texts.items():
+                read = text.read_by(reader).with_images("" if sees else f"{model} reads text alone")
+                for entry, result in read.fitted(None, positions).numbered():
+                    good.setdefault(name, set()).add(entry.number)
+                    if isinstance(result, ActError):
+                        bad = Skipped(name, entry.number, entry.place, str(result))
+                        skipped.setdefault((name, entry.number), bad)
+                        require_few([*skipped.values()], self.skip_bad_records)
+        if not skipped:
+            return found
+        listed = "; ".join(f"{each.place}: {each.reason}" for each in skipped.values())
+        console.warn(f"skipped {counted(len(skipped), 'bad record')}: {listed}")
+        for name, number in skipped:
+            good[name].discard(number)
+        return {
+            model: {name: text.only(good.get(name, ())) for name, text in texts.items()}
+            for model, texts in found.items()
         }
-        require_first(found)
-        return found
 
 
 def _template(path: Path) -> str:

@@ -15,7 +15,7 @@ from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.ranking_options import by_default, profiles_to_keep
-from act.cli.reading import Reading
+from act.cli.reading import ReadingRecords
 from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import reserve_output
@@ -46,7 +46,7 @@ act-profile report channels.safetensors sweep.json evaluation.json
 
 @with_options
 def command(
-    reading: Reading,
+    reading: ReadingRecords,
     files: Annotated[
         list[Path],
         typer.Argument(
@@ -196,8 +196,8 @@ def command(
                 measured[0].profile, "weight-diff", share, donor=model, target=other, **ranking
             )
         if corpus:
-            tokenizer = reading.tokenizer_of(str(donor), trust_remote_code=trust_remote_code)
-            texts = reading.open_all(corpus, tokenizer)
+            tokenizers = {str(donor): reading.tokenizer_of(str(donor), trust_remote_code=trust_remote_code)}
+            texts = reading.open_all(corpus, tokenizers, trust_remote_code=trust_remote_code)[str(donor)]
             losses = {text_names[name]: text for name, text in texts.items()}
             seen = doubts([*losses.values()], [profile for _, profile in given.profiles], 0)
             for doubt in seen:

@@ -12,7 +12,7 @@ from act.cli import console, next_step, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions, profiles_to_keep
-from act.cli.reading import Reading
+from act.cli.reading import ReadingRecords
 from act.core.errors import require_choice
 from act.core.files import require_no_other_ending, reserve_output, written_whole
 from act.core.places import last_parts
@@ -43,7 +43,7 @@ def command(
     target: options.Target,
     corpus: options.Records,
     by: RankingOptions,
-    reading: Reading,
+    reading: ReadingRecords,
     keep: options.RecordsToKeep = None,
     keep_profile: Annotated[
         list[Path] | None,
@@ -123,7 +123,8 @@ def command(
     for name in (donor, target):
         require_plain_weights(name, NOT_MOVED, trust_remote_code=trust_remote_code)
     tokenizer = reading.tokenizer_of(target, trust_remote_code=trust_remote_code)
-    texts = reading.open_all([*corpus, *(keep or [])], tokenizer)
+    opened = reading.open_all([*corpus, *(keep or [])], {target: tokenizer}, trust_remote_code=trust_remote_code)
+    texts = opened[target]
     first, *others = texts.values()
     require_different(first, others)
     measured, sparing = load(profile), profiles_to_keep(keep_profile)

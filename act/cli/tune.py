@@ -13,7 +13,7 @@ import typer
 from act.cli import console, next_step, options
 from act.cli.grouped import with_options
 from act.cli.progress import counter
-from act.cli.reading import Reading
+from act.cli.reading import ReadingRecords
 from act.cli.signals import Terminated
 from act.core.errors import ActError, require_choice
 from act.core.files import require_folder_name, require_output
@@ -45,7 +45,7 @@ def command(
         typer.Option(rich_help_panel=options.TEXT, help="Records to train on, as act-profile run takes a corpus."),
     ],
     output: options.Output,
-    reading: Reading,
+    reading: ReadingRecords,
     revision: options.Revision = None,
     replay: Annotated[
         str | None,
@@ -119,7 +119,8 @@ def command(
     if os.path.exists(output) and not force:
         remove_saved(checkpoints)
     model = at_revision(model, revision)
-    places = console.named([corpus, *([replay] if replay else [])]).values()
+    given_texts = [corpus, *([replay] if replay else [])]
+    places = console.named(given_texts).values()
     console.require_models([model])
     inputs = [name for name in (model, *places, channels) if name]
     if push_to_hub:
@@ -142,7 +143,8 @@ def command(
         )
     chosen = ChannelSet.load(channels) if channels else None
     tokenizer = reading.tokenizer_of(model, trust_remote_code=trust_remote_code)
-    texts = [*reading.open_all([corpus, *([replay] if replay else [])], tokenizer).values()]
+    opened = reading.open_all(given_texts, {model: tokenizer}, trust_remote_code=trust_remote_code)
+    texts = [*opened[model].values()]
     if base != model:
         console.note(f"{model} is an adapter: it is merged into its base model, {base}, and the whole model is saved")
     loaded: nn.Module = load_model(model, device=device, merge=True, trust_remote_code=trust_remote_code)

@@ -217,6 +217,28 @@ def test_an_evaluation_names_its_texts_and_writes_each_record(folder, tmp_path):
     assert sum(float(row["nll"]) for row in rows) == pytest.approx(4 * one["nll_per_record"])
 
 
+def test_what_is_a_bad_record_to_one_model_is_left_out_for_all(folder, tmp_path, tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens([f"|{letter}" for letter in "abcdefghij"])
+    tiny_model("llama", 1).save_pretrained(tmp_path / "other")
+    other.save_pretrained(tmp_path / "other")
+    long = "".join(f"|{letter}" for letter in "abcdefghij")  # few tokens for the other alone
+    rows = [("Is it a?", "five"), (long, "five"), ("Is it b?", ""), *[(f"Is it {word}?", "five") for word in "cdefghi"]]
+    (tmp_path / "rows.csv").write_text("prompt,completion\n" + "".join(f"{ask}, {reply}\n" for ask, reply in rows))
+    given = ["--corpus", f"rows={tmp_path / 'rows.csv'}", "--max-length", "16", "--metric", "nll"]
+    both = ["evaluate", "--before", folder / "model", "--model", tmp_path / "other", *given]
+    found = act_profile(*both, "--skip-bad-records", "2", "--json")
+    assert found.returncode == 0, found.stderr
+    assert [one["records"] for one in json.loads(found.stdout)["results"]] == [8, 8]
+    assert "skipped 2 bad records" in found.stderr and "line 3: the record has" in found.stderr
+    assert found.stderr.count("line 4: the record has no answer") == 1
+    looked = succeed(*both, "--skip-bad-records", "2", "--limit", "4")
+    assert [one["records"] for one in looked["results"]] == [2, 2]
+    for few in ("0", "1"):
+        refused = act_profile(*both, "--skip-bad-records", few)
+        assert refused.returncode == 2 and "leave up to N bad records out (--skip-bad-records N)" in refused.stderr
+
+
 def test_a_quick_look_is_at_the_first_records_and_the_figures_are_explained(folder):
     given = ["--model", folder / "model", "--corpus", folder / "x.csv", "--columns", "question=ask,answer=reply"]
     found = succeed("evaluate", *given, "--metric", "exact", "--limit", "3")

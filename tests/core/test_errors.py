@@ -37,8 +37,8 @@ def test_a_record_that_is_too_long_names_an_option_that_the_command_has(tmp_path
     records = ({"prompt": "a " * number, "completion": " b"} for number in (50, 2))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     given = ["--model", tmp_path / "model", "--corpus", tmp_path / "a.jsonl", "--max-length", "16"]
-    for command, skips in (("evaluate", False), ("tune", False), ("run", True)):
+    for command in ("evaluate", "tune", "run"):
         output = [] if command == "evaluate" else ["--output", tmp_path / command]
         refused = act_profile(command, *given, *output)
         assert refused.returncode == 2 and "the limit is 16; raise the maximum length (--max-length)" in refused.stderr
-        assert ("--skip-bad-records" in refused.stderr) == skips
+        assert "--skip-bad-records" in refused.stderr
