@@ -22,6 +22,7 @@ from act.models.placement import input_device
 from act.models.rotary import RotaryFunction, RotaryPairs, rotary_functions, rotary_pairs
 from act.models.views import original
 from act.taps.unchanged import version
+from act_kernels.backends import BackendError
 
 ADDITIONS = (torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__)
 PROBE_IDS = 8
@@ -138,6 +139,8 @@ def probe(model: nn.Module, sites: set[str], lengths: Mapping[Tokens, int] | Non
             with recorder.hooked(model):
                 run(model, ids, source, masked)
             return recorder.recording
+        except BackendError:
+            raise
         except Exception as error:  # a model that needs other inputs may raise anything
             reason = reason or f"{type(error).__name__}: {brief(error)}"
     return reason
