@@ -196,8 +196,8 @@ def command(
     for name in ("resumed_from", "replayed"):
         if not summary[name]:
             del summary[name]
-    before_and_after = [summary.pop(name) for name in ("loss_before", "loss_after")]
-    summary["loss per token"] = "{:.3f} before, {:.3f} after".format(*before_and_after)
+    first, last = summary.pop("loss_before"), summary.pop("loss_after")
+    summary["loss per token"] = f"{first:.3f} before, {last:.3f} after"
     rows = [
         [
             _CALLED.get(name, name.replace("_", " ")),

@@ -121,10 +121,12 @@ def _source(path: Path) -> Provenance | None:
 
 
 def _of_one_run(first: Provenance, other: Provenance) -> bool:
-    texts = (each.corpora[0].shared_by_shards() for each in (first, other))
-    sizes = {each.corpora[0].shard and each.corpora[0].shard[1] for each in (first, other)}
-    parts = ({**one.to_json(), "corpora": None, "job": None, "versions": None} for one in (first, other))
-    return len(sizes) == 1 and first_difference(*texts) is None and first_difference(*parts) is None
+    def of_any_shard(shard: Provenance) -> list[object]:
+        text = shard.corpora[0]
+        rest = {**shard.to_json(), "corpora": None, "job": None, "versions": None}
+        return [text.shared_by_shards(), text.shard and text.shard[1], rest]
+
+    return of_any_shard(first) == of_any_shard(other)
 
 
 def opened(path: Path) -> Profile | StoredProfile:

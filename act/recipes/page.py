@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from act.evaluation.kept import KEPT
 from act.evaluation.sweep import Setting
 from act.profiles.profile import PairProfile
 from act.ranking.rank import DEFAULT_TOP
@@ -52,7 +53,7 @@ def page_of(recipe: Recipe, stages: Stages, report: dict[str, Any], command: str
         settings={method: _settings(rows, *_swept(recipe)) for method, rows in tried.items()},
         keep=_swept(recipe)[1:],
         warnings=report["moved"]["notes"],
-        **({"least_kept": recipe.sweep.least_kept} if recipe.sweep else {}),
+        least_kept=recipe.sweep.least_kept if recipe.sweep else KEPT,
     )
 
 
