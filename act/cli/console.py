@@ -122,9 +122,9 @@ def _name_and_place(given: str) -> tuple[str, str]:
     from act.data.records import lies_here
 
     name, equals, place = given.partition("=")
-    if not (equals and place) or lies_here(given) or not (is_part(name) or lies_here(place)):
+    if not (equals and place) or lies_here(given) or not (is_part(name) or lies_here(os.path.expanduser(place))):
         return "", given
-    return require_name("the name of a corpus", name), place
+    return require_name("the name of a corpus", name), os.path.expanduser(place)  # which shells do in front alone
 
 
 def named(given: Iterable[str], keep: Iterable[str] = ()) -> dict[str, str]:
@@ -159,6 +159,9 @@ def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int
     """Print the first good records of each corpus, with counted tokens in green (in a file, in double brackets)."""
     from rich.console import Console
 
+    from act.data.stream import warn_of_ignored
+
+    warn_of_ignored(corpora)
     console = Console(highlight=False, soft_wrap=True)
     skipped = 0
     shown: dict[str, list[Any]] = {}
@@ -179,6 +182,8 @@ def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int
             shown[ability].append([{"text": text, "counted": counted} for text, counted in runs])
             if not as_json:
                 _print_runs(console, runs)
+        if not shown[ability] and not unread():
+            raise ActError(f"{corpus.name}: there is no record to show{', bad ones aside' if skipped else ''}")
     if as_json:
         print_json({"spans": shown})
 

@@ -29,6 +29,8 @@ def items(file: BinaryIO, longest: int) -> Iterator[Any]:
     text = io.TextIOWrapper(file, encoding="utf-8-sig")
     held, place, count, decoder = text.read(BLOCK), 0, 0, json.JSONDecoder()
     place = _behind_space(held, 0)
+    if place == len(held):
+        raise ActError("the file is empty")
     array = held[place : place + 1] == "["
     if not array and held[place : place + 1] != "{":
         raise ActError("expected a JSON array of objects")

@@ -27,6 +27,8 @@ def delimited(file: BinaryIO, longest: int, delimiter: str | None = None) -> Ite
     """
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
     first = text.readline(longest)
+    if not first:
+        raise ActError("the file is empty")
     found = delimiter or max(DELIMITERS, key=first.count)
     csv.field_size_limit(max(longest, csv.field_size_limit()))
     names = next(csv.reader([first], delimiter=found), [])

@@ -230,10 +230,7 @@ class Encoder:
         elif alone := next((name for name in ("prompt", "question", "instruction") if name in record), None):
             encoded = yield from self._prompt_alone(record, alone, mask, images)
         else:
-            raise ActError(
-                f"expected {EXPECTED}; got the keys {sorted(map(str, given))}; columns of other names can be mapped "
-                "(--columns prompt=NAME,completion=NAME)"
-            )
+            raise ActError(f"expected {EXPECTED}; got the keys {sorted(map(str, given))}; {_otherwise(given)}")
         return replace(encoded, ability=ability)
 
     def _images(self, record: dict[str, Any]) -> tuple[dict[str, Any], list[Image]]:
@@ -478,6 +475,18 @@ def _has(record: Record, *keys: str) -> bool:
     return all(record.get(key) is not None for key in keys)
 
 
+def _otherwise(record: Record) -> str:
+    """What may be done with a record of which no column is read."""
+    inside = next((name for name, value in record.items() if _is_records(value)), None)
+    if inside is not None:
+        return f"the records seem to be those in {inside!r}; write these alone into a file (jq .{inside})"
+    return "columns of other names can be mapped (--columns prompt=NAME,completion=NAME)"
+
+
+def _is_records(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, Mapping) for each in value)
+
+
 def _instruction(record: Record) -> Any:
     """The instruction, and below it the input, if there is one."""
     more = record.get("input") or ""
@@ -502,5 +511,6 @@ def _require_characters(text: str) -> None:
 
 def _nonempty(what: str, value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ActError(f"the record has no answer: {what} is {value!r:.60}")
+        expected = "" if isinstance(value, str) else "; expected a text, which stands in quotes"
+        raise ActError(f"the record has no answer: {what} is {value!r:.60}{expected}")
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-LINES = (".jsonl", ".txt")
+LINES = (".jsonl", ".ndjson", ".txt")
 ARRAYS = (".json",)
 DELIMITED = (".csv", ".tsv")
 TABLES = {".parquet": "parquet", ".arrow": "arrow"}

@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -148,7 +149,7 @@ class Files:
         self.size: int | None = 0
         for path in self._paths:
             if _kind(path) is None:
-                raise ActError(f"cannot read {path}: {EXPECTED}")
+                raise ActError(f"cannot read {path}: its name has none of the endings that are read; {EXPECTED}")
             block, size = _hash_and_size(path)
             digest.update(block)
             self.size = None if size is None or self.size is None else self.size + size
@@ -226,13 +227,15 @@ def open_source(corpus: str | Path) -> Source:
         ActError: nothing has that name, or nothing in it can be read.
     """
     name, path = str(corpus), Path(corpus)
-    if path.is_file():
+    if not name.strip():
+        raise ActError(f"the place of the corpus is {name!r}; {EXPECTED}")
+    if os.path.isfile(name):  # which takes a name of any length
         return Files([path], name)
-    if path.is_dir():
+    if os.path.isdir(name):
         if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
             return Dataset(_datasets("load_from_disk", name), name, place=name)
         return Files(_records_in(path), name)
-    found = sorted(Path(p) for p in glob.glob(name, recursive=True) if Path(p).is_file())
+    found = sorted(Path(p) for p in glob.glob(name, recursive=True) if os.path.isfile(p))
     if found:
         return Files(found, name)
     if is_remote(name):
@@ -240,6 +243,11 @@ def open_source(corpus: str | Path) -> Source:
         return Files(there if len(there) == 1 else _records_among(there), name)
     if is_hub_id(name):
         return _hub(name)
+    if name == "-" or os.path.exists(name):
+        raise ActError(
+            f"the corpus {name} is a pipe or a device, and a text is read more than once; write it to a file, such as "
+            "a .jsonl, and give that"
+        )
     raise Missing(f"no such corpus: {name}; there is no such file or folder", near_path(name))
 
 
@@ -262,12 +270,12 @@ def _records_among(files: Iterable[_File]) -> list[_File]:
 
 def lies_here(corpus: str) -> bool:
     """Whether a corpus is a file or folder of this machine, or a glob of some."""
-    return Path(corpus).exists() or bool(glob.glob(corpus, recursive=True))
+    return os.path.exists(corpus) or bool(glob.glob(corpus, recursive=True))
 
 
 def is_hub_id(corpus: str) -> bool:
     """Whether a corpus is named as one of the hub is, and nothing here has that name."""
-    known = any(suffix in Path(corpus).suffixes for suffix in (*LINES, *ARRAYS, *DELIMITED, *TABLES))
+    known = any(suffix in _endings(Path(corpus)) for suffix in (*LINES, *ARRAYS, *DELIMITED, *TABLES))
     return bool(_HUB_ID.fullmatch(corpus)) and not lies_here(corpus) and not known and not is_local(corpus)
 
 
@@ -343,10 +351,20 @@ def _first(start: int, shard: Shard) -> int:
 
 def _kind(path: File) -> str | None:
     """One of the endings of :mod:`act.data.formats`; None for other files, such as the ``config.json`` of a model."""
-    suffixes, texts = path.suffixes, (*LINES, *ARRAYS, *DELIMITED)
-    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED and suffixes[-2] in texts:
-        return suffixes[-2]
-    return path.suffix if path.suffix in (*texts, *TABLES) else None
+    endings, texts = _endings(path), (*LINES, *ARRAYS, *DELIMITED)
+    if len(endings) > 1 and endings[-1] in COMPRESSED and endings[-2] in texts:
+        return endings[-2]
+    return endings[-1] if endings and endings[-1] in (*texts, *TABLES) else None
+
+
+def _endings(path: File) -> list[str]:
+    """All endings of the name of a file, in small letters."""
+    return [each.lower() for each in path.suffixes]
+
+
+def _packing(path: File) -> str | None:
+    """By what a file is compressed, as its last ending says; None: by nothing."""
+    return next((each for each in _endings(path)[-1:] if each in COMPRESSED), None)
 
 
 def _reader(path: File) -> Callable[[Any, Wanted], Iterator[_Row]]:
@@ -363,7 +381,7 @@ class _Row(NamedTuple):
 
 def _lines(path: File, wanted: Wanted) -> Iterator[_Row]:
     """The rows of a JSONL or text file, without empty lines; only wanted ones are parsed."""
-    parse = json.loads if _kind(path) == ".jsonl" else _text
+    parse = _text if _kind(path) == ".txt" else _object
     row = -1
     try:
         with _opened(path) as file:
@@ -379,12 +397,12 @@ def _lines(path: File, wanted: Wanted) -> Iterator[_Row]:
     except Exception as error:  # gzip, zlib and zstandard raise their own types
         if isinstance(error, (GeneratorExit, ActError)):
             raise
-        yield _Row(row + 1, "", _damage(error, _whole(row), "get the file again"))
+        yield _Row(row + 1, "", _damage(error, row, "get the file again"))
 
 
 def _whole(row: int) -> str:
-    """What is said of the rows up to the last one that could be read."""
-    return f"the {counted(row + 1, 'record')} before this {'is' if row == 0 else 'are'} whole"
+    """What is said of the rows up to the last one that could be read, if any."""
+    return f"; the {counted(row + 1, 'record')} before this {'is' if row == 0 else 'are'} whole" if row >= 0 else ""
 
 
 def _items(path: File, wanted: Wanted) -> Iterator[_Row]:
@@ -403,15 +421,16 @@ def _items(path: File, wanted: Wanted) -> Iterator[_Row]:
     except Exception as error:  # gzip, zlib, zstandard and csv raise their own types
         if isinstance(error, GeneratorExit):
             raise
-        whole = _whole(row)
-        said = ActError(f"{error}; {whole}; repair the file") if isinstance(error, ActError) else None
-        yield _Row(row + 1, "", said or _damage(error, whole, "get the file again"))
+        said = ActError(f"{error}{_whole(row)}; repair it") if isinstance(error, ActError) else None
+        yield _Row(row + 1, "", said or _damage(error, row, "get the file again"))
 
 
-def _damage(error: Exception, whole: str, advice: str) -> ActError:
+def _damage(error: Exception, row: int, advice: str) -> ActError:
     if isinstance(error, unpacking.TooLarge):
-        return ActError(f"{error}; {whole}; take out what is too large, or leave the file out")
-    return ActError(f"the file is truncated or damaged ({brief(error)}); {whole}; {advice}")
+        return ActError(f"{error}{_whole(row)}; take out what is too large, or leave the file out")
+    if isinstance(error, UnicodeDecodeError):
+        return ActError(f"not UTF-8 ({error}){_whole(row)}; convert the file to UTF-8")
+    return ActError(f"the file is truncated or damaged ({brief(error)}){_whole(row)}; {advice}")
 
 
 def _bounded(file: BinaryIO) -> Iterator[bytes | ActError]:
@@ -440,13 +459,24 @@ def _text(line: str) -> Record:
     return {"text": line}
 
 
+def _object(line: str) -> Record:
+    found = json.loads(line)
+    if isinstance(found, list) and any(isinstance(each, Mapping) for each in found):
+        raise ActError("a JSON array, while each line is to be a record; name the file .json if it is one array")
+    return cast("Record", found)
+
+
 def _parsed(raw: bytes, parse: Callable[[str], Any]) -> Record | ActError:
     try:
         record: Record = parse(raw.decode())
     except UnicodeDecodeError as error:
-        return ActError(f"not UTF-8 ({error}); convert the file")
+        return ActError(f"not UTF-8 ({error}); convert the file to UTF-8")
     except json.JSONDecodeError as error:
-        return ActError(f"not JSON ({error}); expected one object per line")
+        return ActError(
+            f"not JSON ({error}); expected one object per line (one of several lines is read from a file named .json)"
+        )
+    except ActError as error:
+        return error
     except RecursionError:
         return _TOO_DEEP
     except ValueError:  # from Python's limit on the digits of an integer
@@ -464,31 +494,31 @@ def _rows(path: File, wanted: Wanted) -> Iterator[_Row]:
     row = -1
     try:
         options = {}
-        if path.suffix == ".parquet":
+        kind = str(_kind(path))
+        if kind == ".parquet":
             options = {"batch_size": unpacking.parquet_rows_together(path)}
         else:
             unpacking.require_no_arrow_bomb(path)
         files = {"data_files": str(path), "split": "train", "streaming": True}
-        rows = _datasets("load_dataset", TABLES[path.suffix], **files, **options)
+        rows = _datasets("load_dataset", TABLES[kind], **files, **options)
         if hasattr(rows, "decode"):  # not in the first versions; a damaged image is then that of its record
             rows = rows.decode(False)
         for row, record in enumerate(rows):
             size = sum(map(len, texts_of(record)))
             yield _Row(row, f"row {row}", record if size <= LONGEST else _too_long("record"), size)
     except Exception as error:  # pyarrow and datasets raise their own types
-        whole = _whole(row)
-        yield _Row(row + 1, "", _damage(error, whole, "create the file again, or leave it out"))
+        yield _Row(row + 1, "", _damage(error, row, "create the file again, or leave it out"))
 
 
 @contextlib.contextmanager
 def _opened(path: File) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
-        if path.suffix in COMPRESSED and not cast("io.BufferedReader", file).peek(1):
+        if _packing(path) and not cast("io.BufferedReader", file).peek(1):
             raise EOFError("it has 0 bytes, which no compressed file has")
-        if path.suffix == ".gz":
+        if _packing(path) == ".gz":
             with gzip.open(file) as plain:
                 yield _buffered(iter(lambda: plain.read(1 << 20), b""), file)
-        elif path.suffix == ".zst":
+        elif _packing(path) == ".zst":
             try:
                 import zstandard
             except ImportError as error:
@@ -540,7 +570,7 @@ class _Blocks(io.RawIOBase):
 def _hash_and_size(path: File) -> tuple[bytes, int | None]:
     """A hash of the content (of size and evenly spaced samples, if large) and, if cheap, the number of records."""
     if isinstance(path, Remote):
-        return path.mark().encode(), _parquet_rows(path) if path.suffix == ".parquet" else None
+        return path.mark().encode(), _parquet_rows(path) if _kind(path) == ".parquet" else None
     size = path.stat().st_size
     digest, lines, read = hashlib.sha256(str(size).encode()), 0, 0
     with path.open("rb") as file:
@@ -554,9 +584,9 @@ def _hash_and_size(path: File) -> tuple[bytes, int | None]:
             read += len(block)
             lines += block.count(b"\n")
             last = block[-1:]
-    if path.suffix == ".parquet":
+    if _kind(path) == ".parquet":
         return digest.digest(), _parquet_rows(path)
-    if path.suffix in LINES:
+    if _kind(path) in LINES and not _packing(path):
         return digest.digest(), lines + (last != b"\n") if read == size else lines * size // read
     return digest.digest(), None
 

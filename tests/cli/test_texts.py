@@ -145,6 +145,7 @@ def test_columns_can_be_those_of_one_text(folder, tokenizer, monkeypatch, kind, 
     ("given", "places"),
     [
         (["my notes=x.csv", "数学 (5+)=y"], {"my notes": "x.csv", "数学 (5+)": "y"}),
+        (["home=~/x.csv"], {"home": "/home/me/x.csv"}),
         (["a=b=x.csv"], {"": "a=b=x.csv"}),  # there is such a file
         (["data/lang=de/part.csv"], {"": "data/lang=de/part.csv"}),  # a folder as Hive names it
         (["s3://bucket/lang=de/*.csv"], {"": "s3://bucket/lang=de/*.csv"}),
@@ -152,6 +153,7 @@ def test_columns_can_be_those_of_one_text(folder, tokenizer, monkeypatch, kind, 
 )
 def test_what_stands_before_an_equals_sign_is_a_name_unless_it_is_part_of_a_path(folder, monkeypatch, given, places):
     monkeypatch.chdir(folder)
+    monkeypatch.setenv("HOME", "/home/me")
     (folder / "a=b=x.csv").touch()
     assert places_of(given) == places
 
@@ -198,6 +200,12 @@ def test_the_command_on_a_card_names_no_folder_of_this_machine(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["act-profile", "transfer", "--donor", *places])
     said = "act-profile transfer --donor base --corpus=de=de/x.jsonl 'fr=my fr/x.jsonl' ../here/x.jsonl a/b"
     assert command_for_others() == said
+
+
+def test_an_empty_text_has_nothing_to_show(folder, tmp_path):
+    (tmp_path / "none.jsonl").write_text("\n")
+    shown = act_profile("run", "--model", folder / "model", "--corpus", tmp_path / "none.jsonl", "--show-spans", "1")
+    assert shown.returncode == 2 and "none.jsonl: there is no record to show" in shown.stderr
 
 
 def test_an_evaluation_names_its_texts_and_writes_each_record(folder, tmp_path):

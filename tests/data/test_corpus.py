@@ -119,6 +119,8 @@ def test_a_prompt_that_ends_inside_a_token_is_an_error():
         ({"question": "a"}, r"last message is by 'user'; add one, or count the tokens of prompts"),
         ({"prompt": "a", "completon": " b"}, "completon may belong to the prompt"),
         ({"promt": "a"}, r"got the keys \['promt'\].*--columns prompt=NAME"),
+        ({"data": [{"text": "a"}]}, r"the records seem to be those in 'data'; .*\(jq .data\)"),
+        ({"prompt": "a", "completion": 5}, "completion is 5; expected a text, which stands in quotes"),
         ([1, 2], "expected a JSON object"),
         (
             {"prompt": "a " * 50, "completion": " b"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import pytest
 from support import batches_of
@@ -55,6 +56,10 @@ def test_an_array_longer_than_what_is_read_at_once(tmp_path, monkeypatch):
         ("x.csv", "a,b\n1,2\n3\n4,5\n", 2, "1 values and the header names 2 columns"),
         ("x.csv", "a,a\n1,2\n", 0, "it has 'a' twice"),
         ("x.csv", "\n", 0, "must name the columns"),
+        ("x.csv", "", 0, "the file is empty; repair it"),
+        ("x.json", "", 0, "the file is empty"),
+        ("x.jsonl", '[{"text": "a"}]', 0, "a JSON array, while each line is to be a record; name the file .json"),
+        ("x.ndjson", "{'text': 'a'}", 0, "(one of several lines is read from a file named .json)"),
     ],
 )
 def test_damage_is_one_sentence_and_what_is_whole_is_read(name, text, whole, sentence, tmp_path):
@@ -62,6 +67,38 @@ def test_damage_is_one_sentence_and_what_is_whole_is_read(name, text, whole, sen
     found = read(tmp_path / name)
     errors = [str(record) for record in found if isinstance(record, ActError)]
     assert len(errors) == 1 and sentence in errors[0] and len(found) - 1 == whole
+
+
+@pytest.mark.parametrize("name", ["A.JSONL", "a.ndjson", "a.NDJSON.GZ", "A.Json", "a.TXT"])
+def test_endings_are_read_in_any_case(name, tmp_path):
+    text = b"a b" if name == "a.TXT" else b'{"text": "a b"}'
+    (tmp_path / name).write_bytes(gzip.compress(text) if name.endswith("GZ") else text)
+    assert read(tmp_path / name) == read(tmp_path) == [{"text": "a b"}]
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.json", "x.jsonl"])
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_another_encoding_is_not_taken_for_damage(name, encoding, tmp_path):
+    (tmp_path / name).write_text('[{"text": "für"}]' if name == "x.json" else "für\n", encoding=encoding)
+    (found,) = read(tmp_path / name)[:1]
+    assert isinstance(found, ActError) and "not UTF-8" in str(found) and "convert the file to UTF-8" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("", "the place of the corpus is ''; expected a JSONL"),
+        ("-", "is a pipe or a device, and a text is read more than once; write it to a file"),
+        ("/dev/null", "is a pipe or a device"),
+        ("a" * 5000, "there is no such file or folder"),
+        ("x.pdf", "its name has none of the endings that are read; expected a JSONL"),
+    ],
+)
+def test_what_is_no_file_of_records_is_refused_in_a_sentence(place, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.pdf").touch()
+    with pytest.raises(ActError, match=re.escape(said)):
+        open_source(place)
 
 
 def test_json_describes_other_records_and_a_model_is_no_corpus(tmp_path):

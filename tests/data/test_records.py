@@ -406,8 +406,8 @@ DAMAGED = {
     "a long line": (".txt", b"a" * 30000, "line 1: the line has more than"),
     "deep JSON": (".jsonl", b"[" * 10000, "line 1: the record is nested more than 40 levels deep"),
     "rather deep JSON": (".jsonl", b'{"text": "a", "x": ' + b"[" * 50 + b"]" * 50 + b"}", "nested more than 40"),
-    "a zstd bomb": (".jsonl.zst", zstandard.compress(b"a\n" * 100000), "unpacks to more than 20 times its size; the"),
-    "a gzip bomb": (".txt.gz", gzip.compress(b"a\n" * 100000), "unpacks to more than 20 times its size; the"),
+    "a zstd bomb": (".jsonl.zst", zstandard.compress(b"a\n" * 100000), "unpacks to more than 20 times its size;"),
+    "a gzip bomb": (".txt.gz", gzip.compress(b"a\n" * 100000), "unpacks to more than 20 times its size;"),
 }
 
 
@@ -466,7 +466,7 @@ def test_an_arrow_file_that_unpacks_without_end_is_refused(packed, writer, dicti
         assert [record for _, record in read(tmp_path / "x.arrow")] == table.to_pylist()
     for name, value in {"UNPACKED": 90_000, "UNPACKED_RATIO": 20}.items():
         monkeypatch.setattr(f"act.data.unpacking.{name}", value)
-    assert "unpacks to more than 20 times its size; the 0 records" in reason(tmp_path / "x.arrow")
+    assert "unpacks to more than 20 times its size; take out" in reason(tmp_path / "x.arrow")
 
 
 @pytest.mark.parametrize("writer", [ipc.new_stream, ipc.new_file])
@@ -480,4 +480,4 @@ def test_an_arrow_file_that_repeats_its_dictionary_is_refused(writer, nested, tm
     unpacking.require_no_arrow_bomb(tmp_path / "x.arrow")
     for name, value in {"UNPACKED": 900_000, "UNPACKED_RATIO": 200}.items():
         monkeypatch.setattr(f"act.data.unpacking.{name}", value)
-    assert "unpacks to more than 200 times its size; the 0 records" in reason(tmp_path / "x.arrow")
+    assert "unpacks to more than 200 times its size; take out" in reason(tmp_path / "x.arrow")
