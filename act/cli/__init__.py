@@ -19,7 +19,7 @@ from typer.core import TyperGroup
 
 from act.cli import streams
 from act.cli.help import Suggesting, add, width, write_rows
-from act.cli.mistakes import value_mistaken
+from act.cli.mistakes import CALLED_ELSEWHERE, value_mistaken
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
 from act.core.errors import ActError, Interrupted, speak_of_options
@@ -169,7 +169,7 @@ def _sentence(error: Exception) -> str | None:
         return f"{mistake}; see {command} --help"
     if hasattr(usage, "possibilities"):
         known = [one.lstrip("-") for one in usage.possibilities or ()]  # dashes are alike in all
-        near = meant(usage.option_name.lstrip("-"), known).replace("did you mean ", "did you mean --")
+        near = _called_elsewhere(usage) or meant(usage.option_name.lstrip("-"), known).replace("mean ", "mean --")
         others = "" if near else _others_with(usage.option_name)
         return f"no such option: {usage.option_name}{others}; see {command} --help{near}"
     if surplus := re.fullmatch(r"Got unexpected extra arguments? ?\(?s?\)? \((?P<words>.*)\)", usage.format_message()):
@@ -180,6 +180,13 @@ def _sentence(error: Exception) -> str | None:
     said = usage.format_message()
     said = f"{said[:1].lower()}{said[1:]}".rstrip(".")
     return said if "; see " in said else f"{said}; see {command} --help"
+
+
+def _called_elsewhere(usage: Any) -> str:
+    """The end of a message that offers the option that other programs call so; empty if the command has none."""
+    ours = {name for one in usage.ctx.command.params for name in one.opts} if usage.ctx else set()
+    called = f"--{CALLED_ELSEWHERE.get(usage.option_name.lstrip('-'))}"
+    return f"; did you mean {called}?" if called in ours else ""
 
 
 def _others_with(option: str) -> str:

@@ -11,7 +11,7 @@ import typer
 
 from act.cli import console, options
 from act.cli.progress import counter
-from act.cli.ranking_options import RankingOptions, profiles_to_keep
+from act.cli.ranking_options import RankingOptions, profiles_to_keep, ranked_by
 from act.cli.reading import ReadingRecords
 from act.core.counted import counted
 from act.core.errors import ActError
@@ -182,6 +182,7 @@ def print_choice(choice: Choice) -> None:
     ]
     title = f"The frontier of {counted(len(choice.candidates), 'candidate')}; shares, ± standard error"
     console.print_table(title, ["", "top", "strength", "channels", "recovered", "kept"], rows)
+    print(ranked_by(choice.channels.rule))
     if choice.meaning:
         print(choice.meaning)
     print(choice.caveat)

@@ -96,6 +96,16 @@ def warn(message: str) -> None:
     log.warning(message)
 
 
+def require_two_models(donor: str, target: str) -> None:
+    """Raise :class:`ActError` if donor and target are one model, however it is written."""
+    same = os.path.realpath(donor) == os.path.realpath(target) if os.path.exists(donor) else donor == target
+    if same:
+        raise ActError(
+            f"donor and target are the same model, {target}, of which nothing would change; give the model that has "
+            "the ability as the donor"
+        )
+
+
 def places_of(corpora: Iterable[str]) -> dict[str, str]:
     """Parse corpora, each given as PLACE or NAME=PLACE, to places by name; a single one may have an empty name."""
     places: dict[str, str] = {}

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from act.evaluation.harness import TaskChange, TaskFigure
 
 
+CLEAR = 0.05
+"""The p-value below which a change is called better or worse."""
 TASKS = "Tasks of lm-evaluation-harness"
 EXAMPLES = """
 act-profile evaluate --before specialist/ --model mended/ \\
@@ -186,6 +188,7 @@ def command(
     if details:
         with written_whole(details, force=force) as path:
             write_details(path, [one for name in names for one in evaluations[name]], details.suffix)
+        console.note(f"written to {details}: every record of every model, with its figures")
     for name in model if card else ():
         shown = [one for one in names if one in (before, name)]
         _put_on_card(
@@ -328,11 +331,30 @@ def _print_comparisons(comparisons: list[Comparison]) -> None:
                 _p(match.p) if match else "",
                 with_error(nll.difference, nll.standard_error, 3, "+") if nll else "other tokens",
                 _p(nll.p) if nll else "",
+                _change(one),
             ]
         )
     if rows:
-        names = ["model", "corpus", "right, %", "answers won, lost", "McNemar p", "NLL per token", "sign-flip p"]
+        names = [
+            "model",
+            "corpus",
+            "right, %",
+            "answers won, lost",
+            "McNemar p",
+            "NLL per token",
+            "sign-flip p",
+            "change",
+        ]
         console.print_table(f"Against {called[comparisons[0].before]}", *filled(names, rows))
+
+
+def _change(one: Comparison) -> str:
+    """What a comparison says in a word: of right answers, or of likelihoods where none are judged."""
+    test = one.match or one.nll
+    if test is None or math.isnan(test.p):
+        return ""
+    gained = test.difference if one.match else -test.difference
+    return "unclear" if test.p >= CLEAR else "better" if gained > 0 else "worse"
 
 
 def _print_task_changes(changes: list[TaskChange]) -> None:
@@ -368,7 +390,7 @@ def _print_legend(
         *(["of tasks, sign-flip document by document"] if tasks else []),
     ]
     if tests:
-        print(f"{P} ({'; '.join(tests)})")
+        print(f"{P} ({'; '.join(tests)}); better, worse: p is below {CLEAR:g}")
     if limit:
         print(f"only the first {limit:,} of each corpus and task: a look, no result")
 

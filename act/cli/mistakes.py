@@ -5,6 +5,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+CALLED_ELSEWHERE = {
+    "lr": "learning-rate",
+    "epochs": "steps",
+    "num-train-epochs": "steps",
+    "max-steps": "steps",
+    "dataset": "corpus",
+    "data": "corpus",
+    "train-file": "corpus",
+    "rank": "lora-rank",
+    "r": "lora-rank",
+    "lambda": "strength",
+    "weight": "strength",
+    "alpha": "strength",
+    "out": "output",
+    "output-dir": "output",
+    "base": "donor",
+    "source": "donor",
+    "base-model": "target",
+}
+"""What other programs call an option of ours: those names are near to none of them."""
+
 _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "int_parsing": lambda _: "a whole number",
     "int_from_float": lambda _: "a whole number",

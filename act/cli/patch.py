@@ -84,8 +84,11 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         dtype = str(change.after.dtype).removeprefix("torch.")
         total = together.setdefault((change.parameter.name, change.parameter.dim, dtype), Counter())
         total.update(rows=len(change.rows), values=change.after.numel())
-    rows = [[*place, f"{total['rows']:,}", f"{total['values']:,}"] for place, total in together.items()]
-    console.print_table(title, ["parameter", "dim", "type", "rows", "values"], rows)
+    rows = [
+        [name, f"{total['rows']:,} {'columns' if dim else 'rows'}", f"{total['values']:,}", dtype]
+        for (name, dim, dtype), total in together.items()
+    ]
+    console.print_table(title, ["parameter", "changed", "values", "type"], rows)
     for donor in held.provenance.donors:
         print(f"donor {donor.name}: {counted(donor.channels, 'channel')} at strength {donor.strength}")
 
@@ -130,12 +133,14 @@ def _write(patch: Path, model: str, output: Path, back: bool, hard_link: bool, f
     require_folder_name(output)
     held = Patch.load(patch)
     patch_folder(held, model_folder(model), output, revert=back, hard_link=hard_link, force=force)
-    summary = {"output": str(output), "values": len(held), "parameters": held.parameters}
     if as_json:
-        return console.print_json(summary)
-    console.print_table(str(output), ["", ""], [[name, f"{value:,}"] for name, value in list(summary.items())[1:]])
-    if not back:
-        next_step.after_change(model, output)
+        return console.print_json({"output": str(output), "values": len(held), "parameters": held.parameters})
+    done, now = ("put back", held.provenance.before) if back else ("changed", held.provenance.after)
+    rows = [[f"values {done}", f"{len(held):,}"], [f"parameters {done}", f"{held.parameters:,}"]]
+    console.print_table(str(output), ["", ""], [*rows, *([["fingerprint now", now]] if now else [])])
+    if back:
+        return print("these are the weights from before the transfer, to the byte")
+    next_step.after_change(model, output)
 
 
 _EXAMPLES: dict[Callable[..., None], str] = {

@@ -210,7 +210,7 @@ def _print_report(report: Report, described: Recipe) -> None:
                         _p(against.get((name, act, corpus))),
                     ]
                 )
-        columns = ["model", "right, %", GUESSES, "NLL per token", "p against target", "p of transfer against it"]
+        columns = ["model", "right, %", GUESSES, "NLL per token", "p vs target", "p vs act"]
         console.print_table(f"{corpus}, ± standard error", *filled(columns, rows))
     if report["results"]:
         _print_legend([row["model"] for row in report["results"]], described)
@@ -257,8 +257,8 @@ def _print_legend(models: list[str], described: Recipe) -> None:
     print(RIGHT)
     print(NLL)
     print(
-        f"{P}, between a row and the target, and between the transfer and that row"
-        + tuned * (" (act and rows that are not tuned, act + tune and those that are)")
+        f"{P}, of a row against the target, and against act, the transfer"
+        + tuned * " (of rows that are tuned, against act + tune)"
     )
 
 
@@ -284,9 +284,8 @@ def _print_sweep(swept: dict[str, Any], described: Recipe) -> None:
         for one in swept["frontier"]
     ]
     ability, kept = described.sweep.corpus, " and ".join(described.sweep.kept)
-    title = f"The frontier of {len(swept['candidates'])} shares and strengths: what came back, and what is left"
-    figures = [f"{ability} (the ability), %", f"{kept} (to keep), %"]  # as the axes of the page are called
-    console.print_table(title, ["", "top", "strength", "channels", *figures], rows)
+    title = f"The frontier of {len(swept['candidates'])} shares and strengths: recovered of {ability}, kept of {kept}"
+    console.print_table(title, ["", "top", "strength", "channels", "recovered, %", "kept, %"], rows)
 
 
 def _percent(share: float | None) -> float | None:

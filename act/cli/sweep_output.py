@@ -106,7 +106,7 @@ class Swept:
     def print(self) -> None:
         """Print a table of the settings, and one of each control, then what they say."""
         columns = ["", "top", "strength", "channels"]
-        columns += [f"{self.names[text]}: {_what(one)}" for text, one in self.target.items()]
+        columns += [f"{self.names[text]}{_unit(one)}" for text, one in self.target.items()]
         columns += ["kept"] if self.keep else []
         best, apart = self._starred(), len({tuple(row.figures.values()) for row in self.found.rows}) > 1
         rows = self._beside("donor", {text: (figure(one), figure_error(one)) for text, one in self.donor.items()})
@@ -120,6 +120,8 @@ class Swept:
             print("no setting differs from the target in any figure: try more channels, or more records")
         else:
             print("*: no other setting is better in every column (of equal ones, that which moves least)")
+        for text, one in self.target.items():
+            print(f"{self.names[text]}: {_what(one)}")
         if rule := self.found.rule:
             print(
                 f"{ranked_by(rule)}{'' if self.chosen_score else f' ({rule.score} is what --score is by default here)'}"
@@ -176,6 +178,11 @@ class Swept:
             return ""
         scale, digits = (100.0, 1) if self.target[text].right is not None else (1.0, 3)
         return with_error(scale * value, None if error is None else scale * error, digits)
+
+
+def _unit(evaluation: Evaluation) -> str:
+    """What stands behind the name of a text in the heading of its figures."""
+    return ", %" if evaluation.right is not None else ""
 
 
 def _what(evaluation: Evaluation) -> str:

@@ -135,6 +135,8 @@ def command(
         _require_once(donor, channels, overlap)
     if output.suffix != ".safetensors":
         require_folder_name(output, ", or a patch that ends with .safetensors")
+    for each in donor:
+        console.require_two_models(each, target)
     console.require_models([*donor, target])
     inputs = [*donor, target, *channels, *automatic.files]
     reserve_output(output, force, inputs)

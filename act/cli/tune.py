@@ -129,6 +129,8 @@ def command(
     require_output(output, force, inputs)
     if channels and mode != "rows":
         raise ActError(f"--channels has no effect in mode {mode}; leave it out, or choose --mode rows")
+    if mode == "rows" and not channels:
+        raise ActError("mode rows trains the rows of a channel set; give it with --channels, or choose another mode")
     if adapter and mode != "lora":
         raise ActError(f"mode {mode} makes no adapter; leave --adapter out, or choose --mode lora")
     if lora_rank is not None and mode != "lora":

@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-from act.core.errors import ActError, brief
+from act.core.errors import ActError, Missing, brief
+from act.core.near import near_path
 from act.core.plain import DEEPEST, LARGEST
 
 MOST_BYTES = 1 << 17  # a second of parsing; a recipe has a few kilobytes
@@ -36,6 +37,8 @@ def read_yaml(path: Path, expected: str) -> tuple[yaml.Node, Any]:
         loader.name = path.name
         root = loader.get_single_node()
         return root, None if root is None else loader.construct_document(root)
+    except FileNotFoundError as error:
+        raise Missing(f"no such file: {path}; expected {expected}", near_path(str(path))) from error
     except OSError as error:
         raise ActError(f"cannot read {path}: {error.strerror}; expected {expected}") from error
     except _Refused as error:

@@ -148,6 +148,8 @@ def merge(
         plan = MergeConfiguration.model_validate(_absolute(settings))
     except (ValidationError, RuntimeError) as error:
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
+    if plan.merge_method != NAME == plan.merge_method.lower():
+        raise ActError(f"merge_method is {plan.merge_method} in {config}; did you mean {NAME}?")
     require_output(output, force, [config, *_named(settings)])
     moved = _check(plan, trust_remote_code) if plan.merge_method == NAME else None
     if moved:  # what it has looked at, so that it need not ask the hub again
@@ -236,6 +238,10 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
             donors[entry.model] = Donor(name, ChannelSet.load(channels), weight)
         except Missing as error:
             raise Missing(f"{error.said} ({_looked_at(channels)})", error.near) from error
+    if not donors:
+        raise ActError(
+            f"models names none beside base_model, {base}, the target; add the donors, which give rows to it"
+        )
     overlap: Any = (plan.parameters or {}).get("overlap", "sum")
     require_choice("overlap", overlap, get_args(Overlap))
     by_slice(chosen for donor in donors.values() for chosen in donor.channels.rows())
@@ -247,7 +253,7 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
     else:
         notes = [f"mergekit made the tokenizer, and gave each token its row (tokenizer source: {source})"]
         _require_kept_numbers(donors.values(), source in ("base", base), source)
-    if not donors or any(reference.lora for reference in (base, *donors)):
+    if any(reference.lora for reference in (base, *donors)):
         return None
     folders = {str(one): str(model_folder(str(one.model))) for one in (base, *donors)}
     given = [replace(donor, model=folders[str(one)], name=str(donor.model)) for one, donor in donors.items()]

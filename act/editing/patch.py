@@ -161,7 +161,7 @@ class Patch:
         for change in self.changes:
             found, expected = matrix_of(change.parameter, weights), change.before if forward else change.after
             if change.rows.max() >= len(found) or not same_bytes(found[change.rows.to(found.device)], expected):
-                raise ActError(f"{described(change.parameter)} {_unexpected(change, found, forward)}")
+                raise ActError(f"{described(change.parameter)} {_unexpected(change, found, forward, self.provenance)}")
         side = "before" if forward else "after"
         expected_print = self.provenance.before if forward else self.provenance.after
         if expected_print and (found_print := self._fingerprint_of(weights, forward)) != expected_print:
@@ -269,14 +269,14 @@ def _to_json(part: ParameterSlice) -> Any:
     return [part.name, part.dim] if plain else part.to_json()
 
 
-def _unexpected(change: ChangedRows, found: torch.Tensor, forward: bool) -> str:
+def _unexpected(change: ChangedRows, found: torch.Tensor, forward: bool, made: TransferProvenance) -> str:
     """What is wrong with rows that the patch does not expect, as the end of a sentence."""
     there = change.rows.max() < len(found)
     if there and same_bytes(found[change.rows.to(found.device)], change.after if forward else change.before):
         done = "after the transfer already" if forward else "before the transfer"
         return f"holds the values from {done}, so there is nothing to {'apply' if forward else 'revert'}"
     if forward:
-        return "does not hold the values the patch was made on; apply it to the model it was made for"
+        return f"does not hold the values the patch was made on; apply it to the model it was made for, {made.target}"
     return (
         "does not hold the values that the transfer wrote: it was changed since, which reverting would lose, or it is "
         "another model; give the model that came out of the transfer"

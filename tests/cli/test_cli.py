@@ -387,6 +387,10 @@ BAD = {
         ["tune", "--model", f / "target", "--corpus", f / "ability.jsonl", "--lora-rank", "4"],
         "--lora-rank has no effect in mode full",
     ),
+    "rows of no set": lambda f, t: (
+        ["tune", "--model", f / "target", "--corpus", f / "ability.jsonl", "--mode", "rows"],
+        "mode rows trains the rows of a channel set; give it with --channels",
+    ),
     "no such option": lambda f, t: (
         ["rank", f / "pair.safetensors", "--tops", "3%"],
         "no such option: --tops; see act-profile rank --help; did you mean --top?",

@@ -16,11 +16,14 @@ from support import tiny_model
 
 import act
 from act.cli import streams
+from act.cli.evaluate import _change
 from act.cli.transfer import _tokenizer
 from act.core.near import near_path
 from act.core.tensor_files import save_tensors
 from act.editing.strength import warn_of_strength
+from act.evaluation.comparison import Comparison
 from act.evaluation.sides import sides_of
+from act.evaluation.significance import Difference
 from act.models.channels import ChannelSpace
 from act.models.loading import load_model, load_tokenizer
 from act.models.quantised import quantised_by
@@ -42,6 +45,28 @@ def folder(tmp_path_factory, tokenizer) -> Path:
 
 def of(folder: Path, donor: str = "donor", target: str = "target") -> list[object]:
     return ["--donor", folder / "models" / donor, "--target", folder / "models" / target]
+
+
+@pytest.mark.parametrize("command", ["transfer", "sweep"])
+def test_a_model_is_not_its_own_donor(command, folder, tmp_path):
+    same = ["--donor", folder / "models" / "donor", "--target", f"{folder}/models/../models/donor"]
+    given = {"transfer": ["--channels", "set", "--output", "new"], "sweep": ["pair", "--corpus", folder / "a.jsonl"]}
+    result = act_profile(command, *same, *given[command], cwd=tmp_path)
+    assert result.returncode == 2 and "donor and target are the same model, " in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("match", "nll", "word"),
+    [
+        (None, Difference(-1.0, 0.1, 0.01), "better"),
+        (None, Difference(1.0, 0.1, 0.01), "worse"),
+        (Difference(0.1, 0.01, 0.01), Difference(1.0, 0.1, 0.01), "better"),
+        (Difference(0.1, 0.1, 0.3), Difference(1.0, 0.1, 0.01), "unclear"),
+        (None, None, ""),
+    ],
+)
+def test_a_change_is_called_by_what_its_test_allows(match, nll, word):
+    assert _change(Comparison("before", "after", "text", nll, match)) == word
 
 
 @pytest.mark.parametrize("side", ["donor", "target"])
@@ -230,9 +255,9 @@ def test_spans_in_a_plain_locale_and_without_a_home(tmp_path, tokenizer):
 
 
 def test_a_pipe_that_closes_ends_the_command_quietly():
-    script = f"{sys.executable} -m act env | head -c 10; exit ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m act env | head -c 7; exit ${{PIPESTATUS[0]}}"
     ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
-    assert ended.stdout == "environmen" and ended.stderr == "" and ended.returncode == 0
+    assert ended.stdout == "Machine" and ended.stderr == "" and ended.returncode == 0
 
 
 def test_a_command_whose_reader_has_gone_works_on_to_its_end(monkeypatch):

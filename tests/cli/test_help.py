@@ -112,6 +112,7 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
         (["run", "--zzz", "a"], "no such option: --zzz; see act-profile run --help"),
         (["run", "--model", "m", "--corpus", *"abcde"], "unexpected b c d and 1 more; each option takes one value, so repeat it for"),
         (["rank", "x", "--scoer", "paired"], "no such option: --scoer; see act-profile rank --help; did you mean --score?"),
+        (["tune", "--lr", "1"], "no such option: --lr; see act-profile tune --help; did you mean --learning-rate?"),
         (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),
         (["run", "--model", "m"], "missing option '--corpus'"),
         (["patch", "show"], "missing argument"),
@@ -134,7 +135,7 @@ def sections(*words: str) -> dict[str, str]:
 
 def test_the_help_of_a_group_and_of_mergekit_shows_what_to_type():
     assert "act-profile patch apply german.safetensors --model specialist/" in sections("patch")["Examples"]
-    file = textwrap.dedent(sections("mergekit")["A merge.yaml, whose donor gives the channels of a set"])
+    file = textwrap.dedent(sections("mergekit")["What the first of these writes"])
     assert yaml.safe_load(file)["models"][0]["parameters"] == {"channels": "channels.safetensors", "weight": 0.4}
 
 

@@ -192,6 +192,13 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
         merge(configured(tmp_path, {"one": 0.4}), tmp_path / "out")
     with pytest.raises(act.ActError, match="would overwrite the input"):
         merge(configured(tmp_path, {"one": 0.4}), tmp_path / "target", force=True)
+    with pytest.raises(act.ActError, match=r"names none beside base_model, .*; add the donors"):
+        merge(configured(tmp_path, {"target": 0.4}), tmp_path / "out")
+    with pytest.raises(act.ActError, match=r"no such file: \S*confg.yml; .* did you mean \S*config.yml\?"):
+        merge(tmp_path / "confg.yml", tmp_path / "out")
+    config.write_text(plain.replace("merge_method: act", "merge_method: ACT"))
+    with pytest.raises(act.ActError, match=r"merge_method is ACT in .*; did you mean act\?"):
+        merge(config, tmp_path / "out")
     (tmp_path / "config.yml").write_text("merge_method: act\nmodles: []\n")
     with pytest.raises(act.ActError, match="mergekit cannot use"):
         merge(tmp_path / "config.yml", tmp_path / "out")
@@ -211,6 +218,12 @@ def test_the_command_runs_it(models, tmp_path):
         and "| donor | one |" in card
     )
     assert "weight: 0.4" in card and str(tmp_path) not in card and "- merge" in card
+    printed = RUNNER.invoke(app, ["mergekit", "--example"])
+    assert yaml.safe_load(printed.stdout)["models"][0]["parameters"] == {
+        "channels": "channels.safetensors",
+        "weight": 0.4,
+    }
+    assert "no folder for the result was given" in str(RUNNER.invoke(app, ["mergekit", "config.yml"]).exception)
     named = ["mergekit", str(tmp_path / "config.yml"), str(tmp_path / "out.txt")]
     assert "ends with .txt like a file" in str(RUNNER.invoke(app, named).exception)
 
