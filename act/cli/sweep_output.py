@@ -120,8 +120,8 @@ class Swept:
             print("no setting differs from the target in any figure: try more channels, or more records")
         else:
             print("*: no other setting is better in every column (of equal ones, that which moves least)")
-        for text, one in self.target.items():
-            print(f"{self.names[text]}: {_what(one)}")
+        for what in dict.fromkeys(map(_what, self.target.values())):
+            print(f"{', '.join(self.names[text] for text, one in self.target.items() if _what(one) == what)}: {what}")
         if rule := self.found.rule:
             print(
                 f"{ranked_by(rule)}{'' if self.chosen_score else f' ({rule.score} is what --score is by default here)'}"

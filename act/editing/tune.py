@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError, option, require_choice, require_type
 from act.core.extras import optional
 from act.core.files import written_whole
@@ -92,7 +93,7 @@ class TuneSettings:
             raise ActError(f"replay share is {self.replay_share}; expected 0 or more and less than 1")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Tuned:
     """What a fine-tune did.
 
@@ -105,7 +106,9 @@ class Tuned:
         loss_before, loss_after: the mean loss per predicted token of the first records that are trained on, at least
             :data:`COMPARED` if there are so many, by the model as it was given and as it is now.
 
-    >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4))
+    >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3))
+    >>> tuned
+    <Tuned: 2 steps on 8 records; loss per token ... before, ... after>
     >>> tuned.records, tuned.replayed
     (8, 0)
     """
@@ -127,6 +130,10 @@ class Tuned:
         False
         """
         return self.loss_after > self.loss_before
+
+    def __repr__(self) -> str:
+        read = f"{counted(self.steps, 'step')} on {counted(self.records + self.replayed, 'record')}"
+        return f"<Tuned: {read}; loss per token {self.loss_before:.3f} before, {self.loss_after:.3f} after>"
 
     def summary(self) -> dict[str, int | float]:
         """The figures, as plain data.
@@ -192,7 +199,7 @@ def tune(
     optional("accelerate", "tune", "act-profile tune")
     _require_trainable(model, settings.mode, keep_adapter)
     if settings.mode == "rows" and channels is None:
-        raise ActError("mode rows needs to know which rows: give a channel set (--channels)")
+        raise ActError(f"mode rows needs to know which rows; give a channel set ({option('--channels', 'channels=')})")
     own = _records(corpus.for_models(model), vocabulary(model))
     other = _records(replay.for_models(model), vocabulary(model)) if replay is not None else []
     order = _order(len(own), len(other), settings)

@@ -131,7 +131,9 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     assert shown["values"] == len(Patch.load(files["one"])) == sum(change["values"] for change in shown["changes"])
     told = act_profile("patch", "show", files["one"]).stdout
     assert "donor" in told and " rows" in told and "dim" not in told
-    told = act_profile("patch", "revert", files["one"], "--model", tmp_path / "patched", "--output", tmp_path / "again")
+    told = act_profile(
+        "patch", "revert", files["one"], "--model", tmp_path / "patched", "--output", tmp_path / "restored"
+    )
     assert shown["before"] in told.stdout and "put back" in told.stdout and "to the byte" in told.stdout
     both = [files["one"], files["two"]]
     refused = refuse("patch", "compose", *both, "--output", tmp_path / "both.safetensors")
