@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import TypedDict
 
@@ -47,7 +48,12 @@ def room(folder: Path) -> Folder:
         free = shutil.disk_usage(there).free
     except OSError:
         free = None
-    return {"folder": str(folder), "free": free, "writable": os.access(there, os.W_OK)}
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            writable = True
+    except OSError:
+        writable = False
+    return {"folder": str(folder), "free": free, "writable": writable}
 
 
 def free_memory() -> int:

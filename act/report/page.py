@@ -19,6 +19,7 @@ from act.core.counted import counted
 from act.core.directions import isolated, isolated_in, straight
 from act.core.errors import ActError
 from act.core.files import written_whole
+from act.core.places import without_folders
 from act.core.versions import versions
 from act.editing.patch import Patch
 from act.evaluation.kept import KEPT, Keeping
@@ -137,12 +138,13 @@ class Page:
                 *(self.results.warnings if self.results else []),
                 *(warnings_of(self.report) if self.report else []),
                 *self.warnings,
-                *(self.doubts if self.results else []),  # else the verdict says them
+                *(f"sweep: {one.rstrip('.')}." for one in self.doubts if self.results),  # else the verdict says them
             ],
             coverage=[row for row in self.report.data["concentration"] if row["coverage"] is not None]
             if self.report
             else [],
-            origins=[*self.provenance, *self._origins()],
+            command=without_folders(self.command),
+            origins=[(name, without_folders(text)) for name, text in (*self.provenance, *self._origins())],
             number_of=lambda chart: numbers[id(chart)],
             figures=_in_script(json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))),
             table=data["channels"],

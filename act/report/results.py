@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+from act.core.places import last_parts
 from act.evaluation import kept
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
@@ -139,6 +140,25 @@ class Results:
     def models(self) -> list[str]:
         """Names of the models, in order."""
         return list(dict.fromkeys(one["model"] for one in (*self.figures, *self.tasks)))
+
+    def by_last_parts(self) -> Results:
+        """The same with models and texts that are named by their places called by the last parts of these."""
+        called = last_parts(self.models) | last_parts(dict.fromkeys(one["corpus"] for one in self.figures))
+
+        def renamed(row: Any) -> Any:
+            told = ("model", "corpus", "before", "after")
+            return {name: called.get(value, value) if name in told else value for name, value in row.items()}
+
+        return replace(
+            self,
+            figures=[*map(renamed, self.figures)],
+            comparisons=[*map(renamed, self.comparisons)],
+            roles={called.get(name, name): role for name, role in self.roles.items()},
+            keep=[called.get(name, name) for name in self.keep],
+            chance={called.get(name, name): level for name, level in self.chance.items()},
+            tasks=[*map(renamed, self.tasks)],
+            task_changes=[*map(renamed, self.task_changes)],
+        )
 
     @property
     def texts(self) -> list[str]:

@@ -96,7 +96,8 @@ def _add_json(found: Sources, path: Path) -> None:
             if any(rows[0].figures.keys() != every[0][0].figures.keys() for rows in every):
                 raise ActError(f"{found.sweeps[0][0]} and {path} are sweeps over other figures; give those of one text")
         elif "results" in data and "comparisons" in data:
-            found.results.append((path, results_of(data)))
+            results = results_of(data)
+            found.results.append((path, results if "donors" in data else results.by_last_parts()))
         elif "concentration" in data and "overlaps" in data:
             page = f"open {path / PAGE}, or " if path.is_dir() else ""
             raise ActError(f"{path} is a report that act-profile has made; {page}give what it was made from: {KINDS}")

@@ -225,6 +225,8 @@ def test_env_tells_what_a_gpu_would_run(folder):
     assert mistyped.returncode == 2 and "is not a backend; choose one of native" in mistyped.stderr
     assert "Machine" in mistyped.stdout  # a bug report has the rest
     assert act_profile("env", env={"ACT_FINGERPRINTS": "here"}).returncode == 2
+    nowhere = json.loads(act_profile("env", "--json", env={"ACT_FINGERPRINTS": "/dev/null/cache"}).stdout)
+    assert nowhere["caches"]["fingerprints"]["writable"] is False
 
 
 def test_env(folder):

@@ -491,6 +491,26 @@ def test_tasks_of_any_name_stay_text(name):
     assert "<script>alert" not in html and figures_of(html)["charts"]
 
 
+def test_a_page_to_send_names_no_folder_of_whoever_made_it(tmp_path):
+    models, text = ("/home/me/models/old/", "/home/me/models/new"), "/home/me/test.jsonl"
+    plain = {
+        "results": [summary(name, text, value) for name, value in zip(models, (0.2, 0.6), strict=True)],
+        "comparisons": [comparison(*models, text, 0.4, 1e-6)],
+        "keep": [],
+    }
+    (tmp_path / "evaluation.json").write_text(json.dumps(plain))
+    ((_, found),) = read([tmp_path / "evaluation.json"]).results
+    assert (found.models, found.texts, found.roles) == (
+        ["old", "new"],
+        ["test.jsonl"],
+        {"old": "target", "new": "method"},
+    )
+    command = "act-profile report /home/me/evaluation.json --output /home/me/page"
+    html = Page("x", command, results=found, provenance=[("target", "/home/me/models/old (b2)")]).html()
+    assert "/home/me" not in html and "act-profile report evaluation.json --output page" in html
+    assert "test.jsonl came back" in html
+
+
 def test_results_without_roles_are_still_shown():
     plain = {"results": [summary("m", "t", 0.5)], "comparisons": []}
     page = Page("x", results=results_of(plain))
