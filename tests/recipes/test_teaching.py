@@ -84,7 +84,7 @@ def test_an_example_runs(name, tmp_path):
     (tmp_path / "my.yaml").write_text(short)
     ran = act_profile("recipe", "my.yaml", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
-    assert "to it" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
+    assert "p vs" in ran.stdout and f"{tmp_path}/" in ran.stdout and ".stages" in ran.stdout
     recipe = read_recipe(tmp_path / "my.yaml")
     card = (recipe.folder / "README.md").read_text()
     assert f"| **act{' + tune' if recipe.tune else ''}** (this model) |" in card
