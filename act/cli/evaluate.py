@@ -391,6 +391,8 @@ def _print_legend(
     ]
     if tests:
         print(f"{P} ({'; '.join(tests)}); better, worse: p is below {CLEAR:g}")
+    if comparisons:
+        print("for a page of this, add --json > evaluation.json, and give that to act-profile report")
     if limit:
         print(f"only the first {limit:,} of each corpus and task: a look, no result")
 

@@ -162,7 +162,8 @@ def _require_architecture(side: str, weights: Weights, channels: ChannelSet) -> 
     missing = sorted(parts.keys() - set(weights))
     if len(missing) > 1:  # one may be missing if one of the models ties its embeddings
         raise ActError(
-            f"the channel set is of another architecture than the models: the {side} has no {parts[missing[0]]}"
+            f"the channel set is of another architecture than the models: the {side} has no {parts[missing[0]]}; give "
+            "the models that it was made for, or rank a profile of these"
         )
 
 
