@@ -219,8 +219,8 @@ Columns = Annotated[
         metavar="[NAME:]NEW=OLD,…",
         rich_help_panel=TEXT,
         help="Which columns to read as prompt and completion (question, answer, text, messages, …): "
-        "prompt=instruction,completion=response, or templates, prompt='{context} {question}'; of the text NAME alone: "
-        "NAME:prompt=instruction (repeatable).",
+        "question=instruction,answer=response, or templates, prompt='{context} {question}',completion=' {reply}'; of "
+        "the text NAME alone: NAME:question=instruction (repeatable).",
     ),
 ]
 ChatTemplate = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from act.cli import console, options
 from act.core.counted import counted
-from act.core.errors import ActError
+from act.core.errors import ActError, BadRecord
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,6 +92,7 @@ class ReadingRecords(Reading):
             ActError: more bad records among the first than may be left out, or, if any may, among all; columns of a
                 text that is not there.
         """
+        from act.data.corpus import COUNT_PROMPTS
         from act.data.stream import require_first
 
         places = console.named(given)
@@ -103,7 +104,11 @@ class ReadingRecords(Reading):
                 for name, place in places.items()
             }
             found[model] = {name: text.beginning(limit) if limit else text for name, text in texts.items()}
-            require_first(found[model], skip_bad_records=self.skip_bad_records)
+            try:
+                require_first(found[model], skip_bad_records=self.skip_bad_records)
+            except BadRecord as error:  # no command that needs answers, but for transfer --auto, has --count
+                said = str(error) if "count" in settings else str(error).replace(COUNT_PROMPTS, "")
+                raise BadRecord(said) from error
         return self._good(found, trust_remote_code) if self.skip_bad_records else found
 
     def _good(self, found: dict[str, dict[str, Corpus]], trust_remote_code: bool) -> dict[str, dict[str, Corpus]]:

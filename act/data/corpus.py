@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 from torch import nn
 
-from act.core.errors import ActError, option, require_choice, require_type
+from act.core.errors import ActError, BadRecord, option, require_choice, require_type
 from act.data.batching import Sequence, pieces
 from act.data.encode import ENCODING, AnswerTurns, Encoder
 from act.data.encoded import Count, Encoded
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_LENGTH = 2048
 CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
 IMAGES_IN_CHUNK = 8  # records with images, which take megabytes each
+COUNT_PROMPTS = ", or count the tokens of prompts (--count prompt, or all)"
 UNKNOWN = 0.1  # share of the tokens
 _TOLD: set[tuple[str, int | None]] = set()
 
@@ -548,7 +549,7 @@ class Corpus:
         """
         for entry, result in self.numbered():
             if isinstance(result, ActError):
-                raise ActError(f"{entry.place}: {result}") from result
+                raise BadRecord(f"{entry.place}: {result}{option(skipping(), '')}") from result
             yield result
 
     def sequences(self) -> Iterator[Sequence]:
@@ -628,7 +629,7 @@ class Corpus:
         if isinstance(result, ActError):
             return result
         if result.unanswered and self.count in ("answer", "predict"):
-            return ActError(f"{result.unanswered}; add one, or count the tokens of prompts (--count prompt, or all)")
+            return ActError(f"{result.unanswered}; add one{COUNT_PROMPTS}")
         length = max(result.source, len(result.input_ids) - result.source)
         text = result.answer[len(self.encoder.lead) : len(result.answer) - len(self.encoder.trail)]
         if length <= self.max_length or (text.all() and not (result.source or result.beside)):  # a text to be cut
@@ -662,6 +663,11 @@ def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
             chunk, size = [], 0
     if chunk:
         yield chunk
+
+
+def skipping() -> str:
+    """How an error ends where bad records may be left out: in a run, and in all commands that read whole texts."""
+    return f"; leave up to N bad records out ({option('--skip-bad-records N', 'skip_bad_records=N')})"
 
 
 def require_corpus(what: str, given: object) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar, cast
 
 from act.core.counted import counted
-from act.core.errors import ActError, Missing, Unreachable, brief
+from act.core.errors import ActError, Missing, Unreachable, brief, option
 from act.core.near import is_local, near_path
 from act.core.plain import DEEPEST, too_deep
 from act.data import unpacking
@@ -248,6 +248,9 @@ def open_source(corpus: str | Path) -> Source:
             f"the corpus {name} is a pipe or a device, and a text is read more than once; write it to a file, such as "
             "a .jsonl, and give that"
         )
+    parts = name.split(",")
+    if len(parts) > 1 and all(map(lies_here, parts)):
+        raise ActError(f"no such corpus: {name}; give each by itself ({option('--corpus NAME=PLACE', 'a Corpus')})")
     raise Missing(f"no such corpus: {name}; there is no such file or folder", near_path(name))
 
 

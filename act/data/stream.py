@@ -27,7 +27,7 @@ from act.data.batching import (
     batches,
 )
 from act.data.columns import names_in
-from act.data.corpus import CHUNK, Corpus
+from act.data.corpus import CHUNK, Corpus, skipping
 from act.data.mapped import Mapped
 from act.data.prefixes import Group, grouped
 from act.data.records import Shard
@@ -289,11 +289,6 @@ def require_few(skipped: list[Skipped], allowed: int) -> None:
     after = f" (after {allowed} others that were skipped)" if allowed else ""
     total = f"; there are at least {len(skipped)} bad records" if len(skipped) > allowed + 1 else ""
     raise BadRecord(f"{over.place}: {over.reason}{after}{total}{skipping()}")
-
-
-def skipping() -> str:
-    """How an error of a run ends that may leave out bad records."""
-    return f"; leave up to N bad records out ({option('--skip-bad-records N', 'skip_bad_records=N')})"
 
 
 def nothing_counted(name: str, bad: Collection[Skipped] = ()) -> str:

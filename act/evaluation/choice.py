@@ -20,9 +20,8 @@ from torch import nn
 from act.core.counted import counted
 from act.core.errors import ActError, BadRecord, option, require_choice
 from act.core.names import names_in
-from act.data.corpus import Corpus, require_corpus
+from act.data.corpus import Corpus, require_corpus, skipping
 from act.data.digests import same_text
-from act.data.stream import skipping
 from act.editing.strength import require_strength
 from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.exercises import Metric
@@ -393,7 +392,8 @@ def _measured(donor: nn.Module, target: nn.Module, texts: Sequence[Corpus], opti
     try:
         return [measured_for(score, donor, target, text) for text in (texts if kept else texts[:1])]
     except BadRecord as error:
-        raise BadRecord(str(error).replace(skipping(), "")) from error  # a choice leaves none out
+        # The command line leaves some out before it chooses; a choice in Python has no such argument.
+        raise BadRecord(str(error).replace(skipping(), option(skipping(), ""))) from error
 
 
 def require_candidates(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from act.core.errors import ActError
-from act.data.stream import skipping
+from act.data.corpus import skipping
 from act.evaluation.held_out import HALVES
 from act.recipes.schema import Donor, Evaluating, Recipe, Records, Sweeping, Tuning
 

@@ -37,6 +37,15 @@ def test_a_record_that_is_too_long_names_an_option_that_the_command_has(tmp_path
     records = ({"prompt": "a " * number, "completion": " b"} for number in (50, 2))
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     given = ["--model", tmp_path / "model", "--corpus", tmp_path / "a.jsonl", "--max-length", "16"]
+    alone = [{"prompt": "a b"}] * 2
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(record) + "\n" for record in alone))
+    late = [{"prompt": "a b", "completion": " c" if number < 9 else ""} for number in range(10)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(record) + "\n" for record in late))
+    with_c = [*given[:3], tmp_path / "c.jsonl"]
+    refused = act_profile("evaluate", *given[:3], tmp_path / "b.jsonl")
+    assert refused.returncode == 2 and refused.stderr.endswith("beside its prompt it has nothing; add one\n")
+    refused = act_profile("evaluate", *with_c)
+    assert "line 10: the record has no answer" in refused.stderr and "(--skip-bad-records N)" in refused.stderr
     for command in ("evaluate", "tune", "run"):
         output = [] if command == "evaluate" else ["--output", tmp_path / command]
         refused = act_profile(command, *given, *output)

@@ -91,6 +91,7 @@ def test_another_encoding_is_not_taken_for_damage(name, encoding, tmp_path):
         ("-", "is a pipe or a device, and a text is read more than once; write it to a file"),
         ("/dev/null", "is a pipe or a device"),
         ("a" * 5000, "there is no such file or folder"),
+        ("x.pdf,x.pdf", "give each by itself (a Corpus)"),
         ("x.pdf", "its name has none of the endings that are read; expected a JSONL"),
     ],
 )
