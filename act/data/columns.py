@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +44,9 @@ _COUNTS = frozenset(
     ("is", "has", "n", "num", "use", "enable")
 )  # words before a name that make it one of a number or flag
 _NO_TEXT = frozenset(("role", "from", "type"))  # keys inside a column whose values say what is beside them
+
+
+_TEXTS = ("prompt", "question", "instruction", "text", "input", "completion", "answer", "output")
 
 
 class Text:
@@ -103,6 +107,22 @@ def no_column(name: str, purpose: str, record: Mapping[Any, Any]) -> ActError:
     return ActError(f"there is no column {name!r}, {purpose}; there is {', '.join(known)}{meant(name, known)}")
 
 
+def answer_in(record: Mapping[Any, Any]) -> str | None:
+    """The first column whose name says that it is an answer; None if there is none."""
+    return next((name for name in map(str, record) if any(map(_ANSWERS.fullmatch, _words(name)))), None)
+
+
+def mapping_of(record: Mapping[Any, Any]) -> str:
+    """The option by which the columns of a record, none of which is read, may be read, as their names suggest."""
+    asked, answer = next(filter(_is_prompt, map(str, record)), None), answer_in(record)
+    if asked and answer:
+        return f"--columns prompt={asked},completion={answer}"
+    if len(record) == 1:
+        (only,) = map(str, record)
+        return f"--columns {next(iter(get_close_matches(only.lower(), _TEXTS, 1)), 'text')}={only}"
+    return "--columns prompt=NAME,completion=NAME"
+
+
 def label_of(record: Mapping[str, Any], column: str) -> Any:
     """The label of a record in the column of its ability; raises :class:`ActError` if there is no such column."""
     if column not in record:
@@ -129,10 +149,23 @@ def require_nothing_lost(
     lost = lost_of({name: left[name] for name in left if _is_prompt(name) or not only_prompts}, Text(whole), asked)
     if lost:
         columns = f"column{'s' if len(lost) > 1 else ''} {', '.join(lost)}"
+        verb = "are" if len(lost) > 1 else "is"
         raise ActError(
-            f"the {columns} may belong to the prompt, and {'are' if len(lost) > 1 else 'is'} not read here; write "
-            f"what belongs to the prompt into it, or ignore the rest on purpose (--ignore-columns {','.join(lost)})"
+            f"the {columns} may belong to the prompt, and {verb} not read here; write what belongs to the prompt into "
+            f"it{_template(lost, read, record)}, or ignore the rest on purpose (--ignore-columns {','.join(lost)})"
         )
+
+
+def _template(lost: Sequence[str], read: Iterable[str], record: Mapping[str, Any]) -> str:
+    """The option that puts columns of text before the prompt of a record, in brackets; empty for messages."""
+    there = [name for name in _TEXTS if name in set(read) and name in record]
+    if not there or not all(isinstance(record[name], str) for name in lost):
+        return ""
+    put = " ".join(f"{{{name}}}" for name in (*lost, there[0]))
+    others = "".join(f",{name}={name}" for name in there[1:])
+    if there == ["instruction"] and (answer := answer_in(record)):
+        return f" (--columns question='{put}',answer={answer})"
+    return f" (--columns {there[0]}='{put}'{others})"
 
 
 def lost_of(values: Mapping[str, Any], text: Text, asked: Sequence[str] = ()) -> list[str]:

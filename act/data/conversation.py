@@ -185,7 +185,9 @@ def _messages(given: Any, *, history: bool = False) -> list[Message]:
             or (role == "tool" and isinstance(content, Mapping))
             or (role == "assistant" and content is None)
         ):
-            raise ActError(f"message {number} by {role!r:.60} has the content {content!r:.60}; expected text")
+            others = ", ".join(key for key in message if key not in ("role", "content"))
+            there = f", and beside it {others}" if content is None and others else ""
+            raise ActError(f"message {number} by {role!r:.60} has the content {content!r:.60}{there}; expected text")
     return messages
 
 

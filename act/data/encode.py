@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Collection, Generator, Iterable, Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -19,7 +19,7 @@ from act.core.errors import ActError, require_choice
 from act.core.names import require_name
 from act.data import sharegpt
 from act.data.chat import Written, require_answer, why_not_a_beginning, written
-from act.data.columns import label_of, require_nothing_lost
+from act.data.columns import answer_in, label_of, mapping_of, require_nothing_lost
 from act.data.conversation import (
     FLAGS,
     MEDIA,
@@ -355,12 +355,12 @@ class Encoder:
             asked = _instruction(record) if column == "instruction" else record[column]
             said = _nonempty(f"the {column}", asked)
             columns = ("instruction", "input") if column == "instruction" else (column,)
-            return (yield from self._messages(record, self._question(said, images), columns, None, images))
+            encoded = yield from self._messages(record, self._question(said, images), columns, None, images)
+            return replace(encoded, unanswered=_unanswered(record, column, columns))
         text = _nonempty("the prompt", record["prompt"])
         require_nothing_lost(record, ("prompt",), text, (text,))
         (bare,), beside = yield from self._read([text], images)
-        others = ", ".join(name for name in record if name != "prompt")
-        why = f"the record has no answer: beside its prompt it has {others or 'nothing'}"
+        why = _unanswered(record, column, (column,))
         return self._seen(replace(answered(self._led(bare), []), unanswered=why), bare, images, beside)
 
     def _led(self, ids: list[int]) -> list[int]:
@@ -475,12 +475,21 @@ def _has(record: Record, *keys: str) -> bool:
     return all(record.get(key) is not None for key in keys)
 
 
+def _unanswered(record: Record, asked: str, read: Collection[str]) -> str:
+    """Why a record with a prompt alone has no answer, and which column may be one."""
+    others = {name: value for name, value in record.items() if name not in read}
+    why = f"the record has no answer: beside its {asked} it has {', '.join(others) or 'nothing'}"
+    new = ("prompt", "completion") if asked == "prompt" else ("question", "answer")
+    answer = answer_in(others)
+    return why if answer is None else f"{why}, one of which may be it (--columns {new[0]}={asked},{new[1]}={answer})"
+
+
 def _otherwise(record: Record) -> str:
     """What may be done with a record of which no column is read."""
     inside = next((name for name, value in record.items() if _is_records(value)), None)
     if inside is not None:
         return f"the records seem to be those in {inside!r}; write these alone into a file (jq .{inside})"
-    return "columns of other names can be mapped (--columns prompt=NAME,completion=NAME)"
+    return f"columns of other names can be mapped ({mapping_of(record)})"
 
 
 def _is_records(value: Any) -> bool:

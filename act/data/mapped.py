@@ -2,8 +2,8 @@
 
 Each new column is a template, a text in which ``{name}`` stands for a column and ``{question[stem]}`` for what lies in
 one. A template of one column alone gives its value as it is, so that ``messages`` may be a list. Two forms are made of
-values: ``{answer:letter}`` is the letter of the option with that number (1 is A), and ``{choices[text]:options}`` a
-list as options, one per line, each with its letter.
+values: ``{answer:letter}`` is the letter of the option with that number (1 is A; with ``letter0``, 0 is A), and
+``{choices[text]:options}`` a list as options, one per line, each with its letter.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from act.data.records import Entry, Record, Shard, Source, Wanted, every
 
 COLUMNS = ("prompt", "completion", "question", "answer", "instruction", "input", "output", "text", "messages")
 _PATH = re.compile(r"[^\[\]{}.!:]+(\[[^\[\]]+\])*")
-_FORMS = ("", "letter", "options")
+_FORMS = ("", "letter", "letter0", "options")
 _NEXT = re.compile(rf",(?=\s*(?:[^=,{{}}]*:)?(?:{'|'.join(COLUMNS)})=)")
 
 
@@ -187,11 +187,13 @@ class _Template:
                 raise ActError(f"{where} is {value!r:.60}; expected a list of up to 26 options")
             lettered = zip(string.ascii_uppercase, value, strict=False)
             return "\n".join(f"{letter}. {option}" for letter, option in lettered)
-        if form == "letter":
-            number = int(value) if str(value).isdigit() else 0
-            if not 0 < number <= 26:
-                raise ActError(f"{where} is {value!r:.60}; expected the number of an option, from 1")
-            return string.ascii_uppercase[number - 1]
+        if form in ("letter", "letter0"):
+            first = int(form == "letter")
+            number = int(value) - first if str(value).isdigit() else -1
+            if not 0 <= number < 26:
+                other = ", which letter0 counts from 0" if str(value) == "0" else ""
+                raise ActError(f"{where} is {value!r:.60}; expected the number of an option, from {first}{other}")
+            return string.ascii_uppercase[number]
         if not isinstance(value, str | int | float):
             raise ActError(f"{where} is {value!r:.60}; expected a text or number")
         return str(value)

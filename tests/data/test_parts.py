@@ -82,6 +82,7 @@ ROW = {"q": {"stem": "Which?", "choices": {"text": ["x", "y"]}}, "n": 2, "messag
         ("{q[choices][text]:options}", "A. x\nB. y"),
         ("{q[choices][text][1]}", "y"),
         (" {n:letter}", " B"),
+        ("{n:letter0}", "C"),
         ("{n}", "2"),
         ("{messages}", [{"role": "user"}]),
         ("{{{n}}}", "{2}"),
@@ -99,6 +100,7 @@ def test_templates(template, value):
         ("{q[text]}", "no 'text' in the column q, of which prompt is to be made; there is stem, choices"),
         ("{n:options}", "the column n is 2; expected a list"),
         ("{q[stem]:letter}", "expected the number of an option"),
+        ("{none:letter0}", "expected the number of an option, from 0"),
         (" {messages}", "expected a text or number"),
     ],
 )
