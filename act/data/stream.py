@@ -211,7 +211,7 @@ def require_first(corpora: Mapping[str, Corpus], shard: Shard = (0, 1), skip_bad
         found = corpus.first(FIRST, shard)
         bad = [Skipped(ability, entry.number, entry.place, str(it)) for entry, it in found if isinstance(it, ActError)]
         skipped += bad
-        if len(skipped) > (skip_bad_records or 0):
+        if bad and len(skipped) > (skip_bad_records or 0):
             alike = len(bad) == len(found) and len({each.reason for each in bad}) == 1
             if skip_bad_records is None or alike:  # not the fault of a record, and the next is no better
                 raise BadRecord(f"{bad[0].place}: {bad[0].reason}")
