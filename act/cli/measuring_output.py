@@ -184,7 +184,10 @@ def _difference(found: Sequence[Profile], models: Mapping[str, str], known: Mapp
     corpora = {name: text.identity() for name, text in texts.items()}
     corpora |= {f"{KEPT}{number}": one.provenance.corpora[-1].identity() for number, one in enumerate(kept)}
     if any(text["ability_column"] for text in known["corpora"].values()):  # which abilities there are is in the records
-        known = {part: value for part, value in known.items() if part != "corpora"}
+        if len(known["corpora"]) > 1:
+            known = {part: value for part, value in known.items() if part != "corpora"}
+        else:
+            corpora = dict.fromkeys(known["corpora"], first.provenance.corpora[-1].identity())
     there = {
         "corpora": corpora,
         "settings": first.provenance.settings.to_json(),

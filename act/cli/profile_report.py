@@ -142,7 +142,7 @@ def _measured_in(profile: Profile) -> list[str]:
     read, measured = profile.provenance.corpora[-1], _measured(profile)
     lines = [f"{channels} ({', '.join(measured.kinds)}): {measured}" if measured else channels]
     if read.part or read.shards:
-        lines.insert(0, f"part of the text: {read.part or f'all of it, from {read.shards} shards'}")
+        lines.insert(0, f"part of the text: {read.part}" if read.part else f"the whole text, from {read.shards} shards")
     if profile.swapped:
         lines += [f"swapped outputs {swapped_share(profile)}"]
     if few := _few_tokens(profile):

@@ -24,6 +24,8 @@ TEXTS = {
     "first": [{"input_ids": [5, 6, 7], "labels": [5, -100, -100]}] * 10,  # nothing comes before what counts
     "nothing": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * 10,
     "late": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * 10 + [{"input_ids": [5, 6, 7]}],
+    "labelled": [{"text": f"a b {word}", "skill": "x"} for word in ("one", "two")],
+    "relabelled": [{"text": f"a b {word}", "skill": "x"} for word in ("two", "three")],
     "empty": [],
 }
 OPTIONS = {"run": MeasuringOptions, "pair": PairOptions, "attribute": AttributeOptions}
@@ -191,6 +193,15 @@ def test_the_same_run_is_finished_and_several_are_replaced_only_with_force(measu
     assert "(with the text b, which is not given here)" in refuse("run", "a=good", output=Path("profiles"))
     measure("run", "a=other", output=Path("profiles"), force=True)
     assert left(tmp_path / "profiles") == [".act-profile", "a.safetensors"]
+
+
+def test_labelled_records_are_told_from_others_by_their_text(measure, refuse, capsys):
+    measure("run", "labelled", ability_column="skill")
+    assert "(the text: count: answer there, all here)" in refuse("run", "labelled", ability_column="skill", count="all")
+    assert "(the text is another)" in refuse("run", "relabelled", ability_column="skill")
+    capsys.readouterr()
+    measure("run", "labelled", ability_column="skill")
+    assert "profiles is finished already" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_run_is_refused_with_words_and_the_way_out(refuse, measure, tmp_path, monkeypatch):
