@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from act.cli.streams import names_read, unread
 from act.cli.tables import print_table
 from act.core.directions import straight
-from act.core.errors import ActError
+from act.core.errors import ActError, Missing
 from act.core.names import is_part, require_name
 from act.core.places import last_parts
 
@@ -131,10 +131,17 @@ def _name_and_place(given: str) -> tuple[str, str]:
     """
     from act.data.records import lies_here
 
-    name, equals, place = given.partition("=")
-    if not (equals and place) or lies_here(given) or not (is_part(name) or lies_here(os.path.expanduser(place))):
+    if lies_here(given):
         return "", given
-    return require_name("the name of a corpus", name), os.path.expanduser(place)  # which shells do in front alone
+    name, equals, place = given.partition("=")
+    place = os.path.expanduser(place)  # which shells do in front alone
+    of_folder = os.path.isdir(os.path.dirname(given) or given)
+    if equals and place and (lies_here(place) or (is_part(name) and not of_folder)):
+        return require_name("the name of a corpus", name), place
+    name, colon, place = given.partition(":")
+    if colon and lies_here(place):
+        raise Missing(f"no such corpus: {given}; a name stands before an equals sign", f"{name}={place}")
+    return "", given
 
 
 def named(given: Iterable[str], keep: Iterable[str] = ()) -> dict[str, str]:

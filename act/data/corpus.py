@@ -147,9 +147,8 @@ class Corpus:
         >>> act.Corpus.from_file("german.jsonl", tokenizer, count="predict").name
         'german.jsonl'
         """
-        source = open_source(path)
         return cls(
-            Mapped(source, columns, ability_column) if columns else source,
+            _mapped(open_source(path), columns, ability_column),
             tokenizer,
             count=count,
             answer_turns=answer_turns,
@@ -172,21 +171,27 @@ class Corpus:
         overlap: int | None = None,
         ability_column: str | None = None,
         ignore_columns: Iterable[str] = (),
+        columns: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> Corpus:
         """A corpus from records in memory.
 
         Args:
             records: dicts, such as ``{"prompt": …, "completion": …}`` or ``{"text": …}``.
+            columns: as in :meth:`from_file`.
             tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
                 :class:`Corpus`.
 
         >>> corpus = act.Corpus.from_records([{"prompt": "2 + 3 =", "completion": " 5"}], tokenizer)
         >>> corpus.source.size
         1
+        >>> asked = [{"ask": "2 + 3?", "reply": "5"}]
+        >>> other = act.Corpus.from_records(asked, tokenizer, columns={"prompt": "{ask}", "completion": " {reply}"})
+        >>> next(other.spans(1))
+        [('2 + 3?', False), (' 5</s>', True)]
         """
         return cls(
-            Memory(records),
+            _mapped(Memory(records), columns, ability_column),
             tokenizer,
             count=count,
             answer_turns=answer_turns,
@@ -210,6 +215,7 @@ class Corpus:
         overlap: int | None = None,
         ability_column: str | None = None,
         ignore_columns: Iterable[str] = (),
+        columns: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> Corpus:
         """A corpus from a Hugging Face dataset, map-style or streaming.
@@ -218,6 +224,7 @@ class Corpus:
             dataset: its rows are the records.
             fingerprint: identifies a streaming dataset, for example its name and revision; checkpoints and the token
                 cache need it.
+            columns: as in :meth:`from_file`.
             tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
                 :class:`Corpus`.
 
@@ -227,7 +234,7 @@ class Corpus:
         1
         """
         return cls(
-            Dataset(dataset, fingerprint=fingerprint),
+            _mapped(Dataset(dataset, fingerprint=fingerprint), columns, ability_column),
             tokenizer,
             count=count,
             answer_turns=answer_turns,
@@ -638,6 +645,10 @@ class Corpus:
             f"the record has {length} tokens and the limit is {self.max_length}; raise the maximum length "
             "(--max-length), or shorten the record"
         )
+
+
+def _mapped(source: Source, columns: Mapping[str, str] | None, labels: str | None) -> Source:
+    return Mapped(source, columns, labels) if columns else source
 
 
 @functools.cache  # once, however many models are evaluated

@@ -148,6 +148,7 @@ def test_columns_can_be_those_of_one_text(folder, tokenizer, monkeypatch, kind, 
         (["home=~/x.csv"], {"home": "/home/me/x.csv"}),
         (["a=b=x.csv"], {"": "a=b=x.csv"}),  # there is such a file
         (["data/lang=de/part.csv"], {"": "data/lang=de/part.csv"}),  # a folder as Hive names it
+        (["a=b/none.csv"], {"": "a=b/none.csv"}),  # there is such a folder
         (["s3://bucket/lang=de/*.csv"], {"": "s3://bucket/lang=de/*.csv"}),
     ],
 )
@@ -155,6 +156,7 @@ def test_what_stands_before_an_equals_sign_is_a_name_unless_it_is_part_of_a_path
     monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", "/home/me")
     (folder / "a=b=x.csv").touch()
+    (folder / "a=b").mkdir(exist_ok=True)
     assert places_of(given) == places
 
 
@@ -163,6 +165,7 @@ def test_what_stands_before_an_equals_sign_is_a_name_unless_it_is_part_of_a_path
     [
         (["notes/mine=x.csv"], "the name of a corpus is 'notes/mine'; expected a valid file name: at most 50 char"),
         (["notes/mine=*.csv"], "without slashes, and no dot or space in front"),
+        (["notes:x.csv"], "a name stands before an equals sign; did you mean notes=x.csv?"),
         ([".x=x.csv"], "the name of a corpus is '.x'; expected a valid file name"),
         (["a=x.csv", "a=y.csv"], "two corpora are named a; give each a name of its own (--corpus NAME=PLACE)"),
         (["a=x.csv", "y.csv"], "and y.csv has none; give it one (--corpus NAME=y.csv)"),
@@ -171,6 +174,7 @@ def test_what_stands_before_an_equals_sign_is_a_name_unless_it_is_part_of_a_path
 )
 def test_a_name_that_cannot_be_one_and_a_missing_name_are_two_mistakes(folder, monkeypatch, given, said):
     monkeypatch.chdir(folder)
+    (folder / "notes").mkdir(exist_ok=True)
     with pytest.raises(ActError, match=re.escape(said)):
         places_of(given)
 
