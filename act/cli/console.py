@@ -176,9 +176,6 @@ def print_spans(corpora: Mapping[str, Corpus], limit: int, skip_bad_records: int
     """Print the first good records of each corpus, with counted tokens in green (in a file, in double brackets)."""
     from rich.console import Console
 
-    from act.data.stream import warn_of_ignored
-
-    warn_of_ignored(corpora)
     console = Console(highlight=False, soft_wrap=True)
     skipped = 0
     shown: dict[str, list[Any]] = {}

@@ -121,12 +121,14 @@ class TextOptions(Reading):
 
     def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
         """The corpora of all texts; the ability column is not that of a text to keep."""
+        from act.data.stream import warn_of_ignored
+
         called = {
             name: (name.partition(" ")[2] if name.startswith(KEPT) else name) or place
             for name, place in self.texts.items()
         }
         columns = self.columns_of(called.values())
-        return {
+        corpora = {
             name: self.open(
                 place,
                 tokenizer,
@@ -138,6 +140,8 @@ class TextOptions(Reading):
             )
             for name, place in self.texts.items()
         }
+        warn_of_ignored(corpora)
+        return corpora
 
     def load(self, name: str, device: str | None = None, *, spread: bool = True) -> nn.Module:
         """Load a model; ``device`` replaces the one in the options, and without ``spread`` it stays on that one."""

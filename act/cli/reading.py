@@ -93,7 +93,7 @@ class ReadingRecords(Reading):
                 text that is not there.
         """
         from act.data.corpus import COUNT_PROMPTS
-        from act.data.stream import require_first
+        from act.data.stream import require_first, warn_of_ignored
 
         places = console.named(given)
         columns = self.columns_of(places)
@@ -109,6 +109,7 @@ class ReadingRecords(Reading):
             except BadRecord as error:  # no command that needs answers, but for transfer --auto, has --count
                 said = str(error) if "count" in settings else str(error).replace(COUNT_PROMPTS, "")
                 raise BadRecord(said) from error
+            warn_of_ignored(found[model])
         return self._good(found, trust_remote_code) if self.skip_bad_records else found
 
     def _good(self, found: dict[str, dict[str, Corpus]], trust_remote_code: bool) -> dict[str, dict[str, Corpus]]:

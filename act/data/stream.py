@@ -205,7 +205,6 @@ def require_first(corpora: Mapping[str, Corpus], shard: Shard = (0, 1), skip_bad
         corpora, shard: as for :class:`Stream`.
         skip_bad_records: as for :class:`Stream`; None: what reads them skips none.
     """
-    warn_of_ignored(corpora)
     skipped: list[Skipped] = []
     for ability, corpus in corpora.items():
         found = corpus.first(FIRST, shard)
@@ -219,7 +218,7 @@ def require_first(corpora: Mapping[str, Corpus], shard: Shard = (0, 1), skip_bad
 
 
 def warn_of_ignored(corpora: Mapping[str, Corpus]) -> None:
-    """Warn of columns to ignore that none of the first records has, which may be misspelt."""
+    """Warn of columns to ignore that none of the first records of all these texts has, which may be misspelt."""
     wanted = {name for corpus in corpora.values() for name in corpus.encoder.ignore_columns}
     if not wanted:
         return
