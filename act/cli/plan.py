@@ -144,6 +144,7 @@ def command(
     if not (recompute or attribute):
         raise ActError("--no-recompute is about an attribution; give --attribute, too")
     asked_tokens = None if tokens is None else _tokens(tokens)
+    reading.require_text(bool(corpus))
     if corpus and tokens is not None:
         raise ActError("give a corpus or a number of tokens, not both")
     if gpus is not None and gpus < gpus_a_model:

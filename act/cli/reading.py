@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,13 @@ class Reading:
         if self.chat_template:
             tokenizer.chat_template = _template(self.chat_template)
         return tokenizer
+
+    def require_text(self, given: bool) -> None:
+        """Raise :class:`ActError` for an option that decides how records are read where no text is ``given``."""
+        for each in fields(self):
+            if not given and getattr(self, each.name) != each.default and getattr(self, each.name) != []:
+                name = f"--{each.name.replace('_', '-')}"
+                raise ActError(f"{name} has no effect without --corpus; leave it out, or give a text")
 
     def columns_of(self, texts: Iterable[str]) -> dict[str, dict[str, str]]:
         """The columns of each text, by its name or else its place; see :func:`act.data.mapped.columns_of`."""

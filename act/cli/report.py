@@ -144,6 +144,7 @@ def command(
     share = DEFAULT_TOP if top is None else parse_top(top)
     if target and not donor:
         raise ActError("--target compares with weight-difference channels, which also need --donor")
+    reading.require_text(bool(corpus))
     if corpus and not donor:
         raise ActError("--corpus measures the donor's loss with channels ablated; give --donor")
     if donor and not (target or corpus):

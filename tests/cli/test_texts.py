@@ -15,6 +15,7 @@ from support import tiny_model
 
 from act.cli.console import command_for_others, named, places_of
 from act.cli.measuring_options import AttributeOptions, PairOptions, TextOptions
+from act.cli.reading import ReadingRecords
 from act.core import errors
 from act.core.errors import ActError
 from act.data.stream import require_first
@@ -203,6 +204,15 @@ def test_the_command_on_a_card_names_no_folder_of_this_machine(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["act-profile", "transfer", "--donor", *places])
     said = "act-profile transfer --donor base --corpus=de=de/x.jsonl 'fr=my fr/x.jsonl' ../here/x.jsonl a/b"
     assert command_for_others() == said
+
+
+@pytest.mark.parametrize("given", [{"columns": ["text=a"]}, {"max_length": 5}, {"skip_bad_records": 1}])
+def test_how_records_are_read_has_no_effect_without_a_text(given):
+    reading = ReadingRecords(**given)
+    reading.require_text(True)
+    with pytest.raises(ActError, match=r"--[a-z-]+ has no effect without --corpus; leave it out, or give a text"):
+        reading.require_text(False)
+    ReadingRecords(columns=[]).require_text(False)
 
 
 def test_an_empty_text_has_nothing_to_show(folder, tmp_path):
