@@ -10,7 +10,7 @@ import typer
 from act.cli import options
 from act.cli.profile_report import report_profile, report_profiles
 from act.core.errors import ActError
-from act.core.files import require_no_other_ending, reserve_output, written_whole
+from act.core.files import require_folder_name, require_no_other_ending, reserve_output, written_whole
 
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
@@ -28,7 +28,7 @@ act-profile combine shard-0.safetensors shard-1.safetensors \\
 
 def command(
     shards: Annotated[list[Path], typer.Argument(help="Profiles, or folders of profiles, that --shard i/n made.")],
-    output: options.Output = Path("profile.safetensors"),
+    output: options.ProfileOutput = None,
     partial: Annotated[
         bool, typer.Option("--partial", help="Combine the given shards even if some are missing.")
     ] = False,
@@ -38,21 +38,26 @@ def command(
     """Merge the profiles of the shards of one run into the profile of the whole corpus."""
     from act.profiles.combine import combine, opened, shard_of
 
+    folders = [path for path in shards if path.is_dir()]
+    whole = len(shards) == 1 and bool(folders) and not partial  # with all shards of one text in it
+    if folders and not whole:
+        output = output or Path("profiles")
+        require_folder_name(output, ", which gets a profile of each text")
+    else:
+        output = output or Path("profile.safetensors")
+        require_no_other_ending(output, ".safetensors")
     reserve_output(output, force, shards)
-    require_no_other_ending(output, ".safetensors")
-    if len(shards) == 1 and shards[0].is_dir() and not partial:  # with all shards of one text in it
-        shards = sorted(shards[0].glob("*.safetensors"))
+    if whole:
+        shards = sorted(folders[0].glob("*.safetensors"))
         if not shards:
-            raise ActError("there is no profile in the folder given; give the profiles of --shard i/n, or their folder")
-    if not any(path.is_dir() for path in shards):
+            raise ActError(f"there is no profile in {folders[0]}; give the profiles of --shard i/n, or their folder")
+    if whole or not folders:
         profile = combine(shards, partial=partial)
         profile.save(output, force=force)
         return report_profile(profile, output, as_json)
     contents = [{path.name for path in folder.glob("*.safetensors")} for folder in shards]
-    if not all(contents):
-        raise ActError(
-            "some of the shards are not folders of profiles; give the outputs of one run for each --shard i/n"
-        )
+    if wrong := [str(path) for path, names in zip(shards, contents, strict=True) if not names]:
+        raise ActError(f"{wrong[0]} is no folder of profiles; give the outputs of one run for each --shard i/n")
     numbers = [shard_of(opened(folder / min(names)))[0] for folder, names in zip(shards, contents, strict=True)]
     profiles: dict[str, Profile] = {}
     for name in sorted(set.union(*contents)):

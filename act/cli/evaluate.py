@@ -187,7 +187,7 @@ def command(
     task_changes = [row for name in later for row in compare_tasks(figures[names[0]], figures[name])]
     if details:
         with written_whole(details, force=force) as path:
-            write_details(path, [one for name in names for one in evaluations[name]], details.suffix)
+            write_details(path, [one for name in names for one in evaluations[name]], details.suffix.lower())
         console.note(f"written to {details}: every record of every model, with its figures")
     for name in model if card else ():
         shown = [one for one in names if one in (before, name)]

@@ -85,7 +85,8 @@ class MeasuringOutput:
             console.print_json({"output": str(self.path), "finished_before": True})
         else:
             print(f"{self.path} is finished already, with the same models, corpora and settings; --force runs it again")
-            after_profiles(dict(zip(self._profiles(), found, strict=True)))
+            made = dict(zip(self._profiles(), found, strict=True))
+            after_profiles(made, self.path if self.path.is_dir() else None)
         return True
 
     def checkpoints(self) -> list[Path]:

@@ -28,20 +28,21 @@ RECORDS = "TEST.jsonl"
 """Stands for a file of records that were used for nothing else, which nobody but the user knows."""
 
 
-def after_profiles(profiles: Mapping[Path, Profile]) -> None:
+def after_profiles(profiles: Mapping[Path, Profile], folder: Path | None = None) -> None:
     """Rank the channels of a pair or an attribution, write those of one model as a table, or combine shards.
 
     Args:
         profiles: by file, one for each ability: the first is taken for what to recover, the others for what to keep.
+        folder: that was made for them; None: the one profile is no part of one.
     """
     from act.profiles.attribution import AttributionProfile
 
     (first, profile), *others = profiles.items()
-    made = first.parent if others else first
+    made = folder or first
     if shard := profile.provenance.corpora[-1].shard:
         return _after_shard(made, shard[1])
     if "donor" not in profile.provenance.models:
-        table = made.with_name(f"{made.name}-tables") if others else made.with_name(f"{made.stem}.csv")
+        table = made.with_name(f"{made.name}-tables") if folder else made.with_name(f"{made.stem}.csv")
         return _say(["export", made, "--output", _free(table)])
     attributed = isinstance(profile, AttributionProfile)
     score: Words = ["--score", "attribution"] if attributed else ["--score", "match"] if profile.swapped else []
@@ -72,10 +73,14 @@ def _after_shard(made: Path, size: int) -> None:
     _say(["combine", *found.values(), "--output", whole])
 
 
-def after_rank(channels: Path, models: Mapping[str, ModelRead]) -> None:
-    """Transfer the channels between the models that they were ranked for, as far as these are found."""
+def after_rank(channels: Path, models: Mapping[str, ModelRead], profiles: Sequence[Path] = ()) -> None:
+    """Transfer the channels between the models that they were ranked for, as far as these are found.
+
+    Args:
+        profiles: what they were ranked by: models are looked for around these and the channels.
+    """
     named = {side: models[side].name for side in ("donor", "target") if side in models}
-    found = {side: place for side, name in named.items() if (place := _place_of(name, channels))}
+    found = {side: place for side, name in named.items() if (place := _place_of(name, [*profiles, channels]))}
     _say(_transfer(channels, found.get("donor", "DONOR"), found.get("target", "TARGET"), 0.4))
     if lost := [f"{side.upper()} is where {name} lies now" for side, name in named.items() if side not in found]:
         _add(", ".join(lost))
@@ -115,14 +120,14 @@ def _transfer(channels: Path, donor: str, target: str, strength: float) -> Words
     return ["transfer", *models, "--strength", f"{strength:g}", "--output", _free(channels.with_name(MENDED))]
 
 
-def _place_of(model: str, output: Path) -> str | None:
-    """A model by a name that is true here: its folder, from here or one around the output, or its hub id."""
+def _place_of(model: str, files: Sequence[Path]) -> str | None:
+    """A model by a name that is true here: its folder, from here or one around these files, or its hub id."""
     from act.core.near import is_local
     from act.models.hub import identifier, is_here
 
     if is_here(model):
         return model
-    around = output.absolute().parents if not os.path.isabs(model) else []
+    around = [folder for file in files if not os.path.isabs(model) for folder in file.absolute().parents]
     if found := next((one for one in around if (one / model / "config.json").is_file()), None):
         return os.path.relpath(found / model)
     return model if identifier(model).count("/") == 1 and not is_local(model) else None

@@ -50,7 +50,7 @@ def report_profiles(
         return _warn(profiles)
     _print_summary(profiles, folder)
     _warn(profiles)
-    after_profiles({outputs[ability]: profile for ability, profile in profiles.items()})
+    after_profiles({outputs[ability]: profile for ability, profile in profiles.items()}, folder)
 
 
 def _tokens(profiles: Iterable[Profile]) -> int:

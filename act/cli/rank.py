@@ -135,6 +135,8 @@ def command(
     if csv:
         export(channels, csv, measured=None if isinstance(ability, tuple) else ability, force=force)
     _report(channels, output, as_json, chosen_kinds=bool(by.include), chosen_score=bool(by.score))
+    if not as_json:
+        next_step.after_rank(output, channels.rule.models, profiles)
 
 
 def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Profile]]:
@@ -142,7 +144,10 @@ def _abilities(paths: list[Path], each: int) -> list[Profile | tuple[Profile, Pr
     from act.profiles.profile import load
 
     if len(paths) % each:
-        raise ActError(f"{len(paths)} keep profiles were given; expected those of donor and target for each ability")
+        given = counted(len(paths), "keep profile")
+        raise ActError(
+            f"{given} for profiles of donor and target; expected both of each ability to keep, in this order"
+        )
     loaded = [load(path) for path in paths]
     return list(zip(loaded[::2], loaded[1::2], strict=True)) if each == 2 else [*loaded]
 
@@ -198,5 +203,3 @@ def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: boo
             f"{rule.not_positive:,} of the {len(channels):,} chosen channels have a score of 0 or below, chosen "
             "only to reach the number asked for; choose fewer, or only those above 0 with --mass 100%"
         )
-    if not as_json:
-        next_step.after_rank(output, rule.models)

@@ -81,7 +81,7 @@ def require_ending(path: Path, what: str, endings: Sequence[str]) -> None:
     Traceback (most recent call last):
     act.core.errors.ActError: the table channels.cvs ends with .cvs; expected .csv or .parquet; did you mean .csv?
     """
-    if path.suffix not in endings:
+    if path.suffix.lower() not in endings:
         expected = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
         raise ActError(
             f"{what} {path} ends with {path.suffix or 'nothing'}; expected {expected}{meant(path.suffix, endings)}"

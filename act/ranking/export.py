@@ -134,7 +134,7 @@ def _table(space: ChannelSpace, index: torch.Tensor, values: Mapping[str, torch.
 
 
 def _writer(path: Path) -> Callable[[pa.Table, Path], None]:
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         from pyarrow.parquet import write_table
 
         return lambda table, file: write_table(table, file)

@@ -47,7 +47,7 @@ def test_a_pair_is_ranked_with_the_others_kept(pair, said, capsys):
     assert said() == [
         ["rank", "my out/german.safetensors", "--top", "5%", "--output", "my out/german-channels.safetensors"]
     ]
-    next_step.after_profiles({Path(f"o/{name}.safetensors"): pair for name in ("german", "maths", "music")})
+    next_step.after_profiles({Path(f"o/{name}.safetensors"): pair for name in ("german", "maths", "music")}, Path("o"))
     ranked, likewise = capsys.readouterr().out.splitlines()
     assert shlex.split(ranked)[4:8] == [
         "--keep-profile", "o/maths.safetensors", "--keep-profile", "o/music.safetensors"
@@ -60,7 +60,7 @@ def test_one_model_is_exported(said):
     profile = act.profile(tiny_model("llama"), random_batches())
     next_step.after_profiles({Path("a.safetensors"): profile})
     assert said() == [["export", "a.safetensors", "--output", "a.csv"]]
-    next_step.after_profiles({Path("x/o/a.safetensors"): profile, Path("x/o/b.safetensors"): profile})
+    next_step.after_profiles({Path("x/o/a.safetensors"): profile}, Path("x/o"))
     assert said() == [["export", "x/o", "--output", "x/o-tables"]]
 
 
@@ -84,6 +84,8 @@ def test_models_are_named_as_they_are_found_from_here(said, tmp_path, monkeypatc
         monkeypatch.chdir(tmp_path / here)
         next_step.after_rank(channels, models)
         assert said()[0][:5] == ["transfer", "--donor", places[0], "--target", places[1]]
+    next_step.after_rank(Path("c.safetensors"), models, [tmp_path / "work/german.safetensors"])
+    assert said()[0][1:3] == ["--donor", "../work/base"]
     gone = {"donor": ModelRead("org/name@v1", "x"), "target": ModelRead("../gone", "x")}
     next_step.after_rank(channels, gone)
     moved, where = capsys.readouterr().out.splitlines()

@@ -70,6 +70,9 @@ def test_an_ability_that_some_shards_lack_is_whole_if_all_shards_are_there(shard
     made = act_profile("combine", *outputs, "--output", tmp_path / "whole")
     assert made.returncode == 0 and "without" not in made.stderr + made.stdout
     assert act.load(tmp_path / "whole" / "english.safetensors").provenance.corpora[0].part == ""
+    for more, said in ((["--output", tmp_path / "x.safetensors"], "expected the name of a folder, which gets a profile"),
+                       ([shards / "german-0.safetensors"], "german-0.safetensors is no folder of profiles")):  # fmt: skip
+        assert said in act_profile("combine", *outputs, *more, cwd=tmp_path).stderr
     refused = act_profile("combine", *outputs[1:], "--output", tmp_path / "none")
     assert refused.returncode == 2 and "missing shards: 0/3" in refused.stderr
 
