@@ -144,8 +144,9 @@ class ReadingRecords(Reading):
         console.warn(f"skipped {counted(len(skipped), 'bad record')}: {listed}")
         for name, number in skipped:
             good[name].discard(number)
+        partly = {name for name, _ in skipped}  # the others stay what they are, and are known as such
         return {
-            model: {name: text.only(good.get(name, ())) for name, text in texts.items()}
+            model: {name: text.only(good[name]) if name in partly else text for name, text in texts.items()}
             for model, texts in found.items()
         }
 

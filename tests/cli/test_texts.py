@@ -260,6 +260,16 @@ def test_what_is_a_bad_record_to_one_model_is_left_out_for_all(folder, tmp_path,
         assert refused.returncode == 2 and "leave up to N bad records out (--skip-bad-records N)" in refused.stderr
 
 
+def test_a_text_without_bad_records_stays_what_it_is(folder, tmp_path, tokenizer, caplog):
+    (tmp_path / "bad.csv").write_text("ask,reply\nIs it a?,\n" + "Is it b?,five\n" * 9)
+    reading = ReadingRecords(columns=["question=ask,answer=reply"], skip_bad_records=1)
+    name = str(folder / "model")
+    texts = reading.open_all([f"bad={tmp_path / 'bad.csv'}", f"good={folder / 'x.csv'}"], {name: tokenizer})[name]
+    (plain,) = reading.open_all([f"good={folder / 'x.csv'}"], {name: tokenizer})[name].values()
+    assert texts["good"].source.fingerprint == plain.source.fingerprint and texts["bad"].source.size == 9
+    assert [record.getMessage().count("bad.csv, line 2") for record in caplog.records] == [1]
+
+
 def test_a_quick_look_is_at_the_first_records_and_the_figures_are_explained(folder):
     given = ["--model", folder / "model", "--corpus", folder / "x.csv", "--columns", "question=ask,answer=reply"]
     found = succeed("evaluate", *given, "--metric", "exact", "--limit", "3")
