@@ -119,8 +119,6 @@ def command(
             for side, name in {"donor": donor, "target": target}.items()
         }
     kept = _abilities(keep_profile, len(profiles)) if keep_profile else []
-    if apart := types_apart([ability, *kept]):
-        console.warn(apart)
     channels = rank(
         ability,
         top=top,
@@ -132,6 +130,8 @@ def command(
         **models,
     )
     channels.save(output, force=force)
+    if apart := types_apart([ability, *kept]):
+        console.warn(apart)
     if csv:
         export(channels, csv, measured=None if isinstance(ability, tuple) else ability, force=force)
     _report(channels, output, as_json, chosen_kinds=bool(by.include), chosen_score=bool(by.score))
