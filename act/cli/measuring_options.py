@@ -121,8 +121,6 @@ class TextOptions(Reading):
 
     def open_corpora(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Corpus]:
         """The corpora of all texts; the ability column is not that of a text to keep."""
-        from act.data.stream import warn_of_ignored
-
         called = {
             name: (name.partition(" ")[2] if name.startswith(KEPT) else name) or place
             for name, place in self.texts.items()
@@ -140,7 +138,7 @@ class TextOptions(Reading):
             )
             for name, place in self.texts.items()
         }
-        warn_of_ignored(corpora)
+        self.look(corpora)
         return corpora
 
     def load(self, name: str, device: str | None = None, *, spread: bool = True) -> nn.Module:

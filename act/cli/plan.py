@@ -122,7 +122,6 @@ def command(
     """Show the sites and channels of a model, the parameters outside any site, and the cost of a run."""
     import torch
 
-    from act.data.stream import warn_of_ignored
     from act.models.channels import ChannelSpace
     from act.models.hub import at_revision
     from act.models.limits import default_token_budget
@@ -177,7 +176,7 @@ def command(
         opened = {
             name: reading.open(where, tokenizer, columns=columns.get(name), **how) for name, where in places.items()
         }
-        warn_of_ignored(opened)
+        reading.look(opened)
         opened = {name: each.for_models(empty).seen_by(empty) for name, each in opened.items()}
         vision = next((each.vision for each in opened.values() if each.vision), None)
         plans = {name: tokens_of_one(each, sample, budget) for name, each in opened.items()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,6 +49,18 @@ class Reading:
         from act.data.mapped import columns_of
 
         return columns_of(self.columns or (), texts)
+
+    def look(self, corpora: Mapping[str, Corpus]) -> None:
+        """Warn of what is probably not meant in how the first records of all texts of a command are read."""
+        from act.data.stream import warn_of_ignored
+
+        warn_of_ignored(corpora)
+        for name, corpus in corpora.items() if self.columns else ():
+            if seam := _seam(corpus):
+                console.warn(
+                    f"{name or corpus.name}: prompts and completions meet without a space ({seam!r}); a template can "
+                    "put one between them, such as --columns prompt=question,completion=' {answer}'"
+                )
 
     def open(
         self,
@@ -100,7 +114,7 @@ class ReadingRecords(Reading):
                 text that is not there.
         """
         from act.data.corpus import COUNT_PROMPTS
-        from act.data.stream import require_first, warn_of_ignored
+        from act.data.stream import require_first
 
         places = console.named(given)
         columns = self.columns_of(places)
@@ -116,7 +130,7 @@ class ReadingRecords(Reading):
             except BadRecord as error:  # no command that needs answers, but for transfer --auto, has --count
                 said = str(error) if "count" in settings else str(error).replace(COUNT_PROMPTS, "")
                 raise BadRecord(said) from error
-            warn_of_ignored(found[model])
+        self.look(next(iter(found.values()), {}))
         return self._good(found, trust_remote_code) if self.skip_bad_records else found
 
     def _good(self, found: dict[str, dict[str, Corpus]], trust_remote_code: bool) -> dict[str, dict[str, Corpus]]:
@@ -149,6 +163,17 @@ class ReadingRecords(Reading):
             model: {name: text.only(good[name]) if name in partly else text for name, text in texts.items()}
             for model, texts in found.items()
         }
+
+
+def _seam(corpus: Corpus) -> str:
+    """Where the first prompt and its completion meet, if no space stands there in any of the first records."""
+    from act.data.stream import FIRST
+
+    found = [entry.record for entry in itertools.islice(corpus.source.read(), FIRST)]
+    read = [one for one in found if isinstance(one, Mapping) and one.get("prompt") and one.get("completion")]
+    pairs = [(str(one["prompt"])[-12:], str(one["completion"])[:12]) for one in read]
+    glued = (re.search(r"[!-;=?-\\^-~]\Z", asked) and re.match(r"[a-zA-Z0-9]", answer) for asked, answer in pairs)
+    return "".join(pairs[0]) if pairs and all(glued) else ""  # other scripts have no spaces, and tags may need none
 
 
 def _template(path: Path) -> str:

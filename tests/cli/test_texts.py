@@ -120,6 +120,27 @@ def test_a_column_to_ignore_that_no_record_has_is_told_once(folder, tokenizer, m
 
 
 @pytest.mark.parametrize(
+    ("prompt", "completion", "told"),
+    [
+        ("{ask}", "{reply}", "a: prompts and completions meet without a space ('Is it a?five')"),
+        ("{ask}", " {reply}", ""),
+        ("{ask}\n", "{reply}", ""),
+        ("<{ask}>", "{reply}", ""),
+        ("{ask}", "数{reply}", ""),
+    ],
+)
+def test_an_answer_that_is_glued_to_its_prompt_is_told(
+    folder, tokenizer, monkeypatch, caplog, prompt, completion, told
+):
+    monkeypatch.chdir(folder)
+    given = [f"prompt={prompt},completion={completion}"]
+    TextOptions(corpus=["a=x.csv"], columns=given).open_corpora(tokenizer)
+    assert "".join(record.getMessage() for record in caplog.records).startswith(told) and bool(told) == bool(
+        caplog.records
+    )
+
+
+@pytest.mark.parametrize(
     ("kind", "given", "read"),
     [
         (TextOptions, {"corpus": ["x.csv"], "columns": ["x.csv:text=ask"]}, {"": "text"}),
