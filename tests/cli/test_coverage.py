@@ -58,12 +58,12 @@ def test_a_dense_model_is_covered_whole(folder, tmp_path):
     assert planned["coverage"] == 1 and planned["coverage_by_kind"] == pytest.approx(found["coverage_by_kind"])
 
 
-def test_what_no_site_covers_is_refused_before_any_text_is_read(folder, tmp_path):
+def test_what_no_site_covers_is_refused_before_a_text_is_read_whole(folder, tmp_path):
     for arguments in (
         ("plan", "--model", folder / "partly", "--seconds", "0"),
         ("run", "--model", folder / "partly", "--corpus", tmp_path / "text.jsonl", "--output", tmp_path / "profile"),
     ):
-        (tmp_path / "text.jsonl").write_text("this is no JSON\n")
+        (tmp_path / "text.jsonl").write_text('{"text": "a b"}\n' * 2000 + "this is no JSON\n")
         result = act_profile(*arguments, "--strict")
         said = "no site covers model.layers.*.self_attn.lambda_q1 (16 values) (its values together make one factor"
         assert result.returncode == 2 and said in result.stderr

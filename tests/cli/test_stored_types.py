@@ -174,11 +174,12 @@ def test_the_type_that_was_measured_in_is_part_of_a_run(folder):
 
 
 def test_the_profile_of_one_text_replaces_no_folder_of_profiles(folder):
-    text = folder / "text.jsonl"
-    text.write_text(json.dumps({"text": "a b c"}) + "\n", encoding="utf-8")
-    two = [one for name in "ab" for one in ("--corpus", f"{name}={text}")]
-    done("run", "--model", folder / "target", *two, "--output", folder / "profiles")
-    one = ["run", "--model", folder / "target", "--corpus", text, "--output", folder / "profiles", "--force"]
+    texts = {name: folder / f"{name}.jsonl" for name in ("a", "b")}
+    for name, text in texts.items():
+        text.write_text(json.dumps({"text": f"{name} c"}) + "\n", encoding="utf-8")
+    both = [one for name, text in texts.items() for one in ("--corpus", f"{name}={text}")]
+    done("run", "--model", folder / "target", *both, "--output", folder / "profiles")
+    one = ["run", "--model", folder / "target", "--corpus", texts["a"], "--output", folder / "profiles", "--force"]
     found = RUNNER.invoke(app, [*map(str, one)])
     assert isinstance(found.exception, act.ActError) and "is a folder, and the profile of one text" in str(
         found.exception

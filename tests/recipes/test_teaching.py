@@ -385,7 +385,7 @@ def test_what_makes_a_large_control_is_not_kept_and_made_again_for_another_text(
     said.clear()
     more = data(evaluate={**data()["evaluate"], "corpus": {"e": "english.jsonl", "g": "german.jsonl"}})
     again = Run(read_recipe(written(folder, more)), said.append).execute(force=True)
-    assert f"recipe {folder / 'my.yaml'} --force" in (folder / "out" / "index.html").read_text()
+    assert "recipe my.yaml --force" in (folder / "out" / "index.html").read_text()
     assert "transferring: random" in said and "tuning: random + tune" in said and "transferring: act" not in said
     assert [row for row in again["results"] if row["corpus"] == "g"] == first["results"]
 
