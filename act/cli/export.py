@@ -39,7 +39,9 @@ def command(
     """Write a row for each channel, with its site, layer and statistics, or its score, as CSV or Parquet.
 
     Columns of a profile of tokens: count, mean, var, mean_abs, max_abs and positive_rate; of a pair with donor_ and
-    target_ before them, and mean_diff, var_diff and mean_abs_diff. Of attributions: documents, loss_fall_per_token
+    target_ before them, and mean_diff, var_diff and mean_abs_diff; of a pair --swap also
+    swap_, of what the donor's module gives on the target's input, minus the target's output, and product_, of that
+    times donor - target. Of attributions: documents, loss_fall_per_token
     (what a token's loss would fall by, in nats, if the channel moved all the way; loss_fall_per_token_se: its error),
     loss_change_mean, _var, _rms and so on (of a document's loss), distance; of what is to be kept with keep_ before it.
     """

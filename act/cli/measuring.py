@@ -69,6 +69,8 @@ class Measuring:
             from act.profiling.until_stable import require_whole_corpus
 
             require_whole_corpus(ranks, feeding["shard"])
+        if "donor" in self.names:
+            console.require_two_models(self.names["donor"], self.names["target"])
         console.require_models(self.names.values())
         if leads and not self.options.show_spans:
             self._output.require(self._inputs())

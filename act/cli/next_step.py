@@ -65,12 +65,26 @@ def _after_shard(made: Path, size: int) -> None:
             f"{folder}; then act-profile combine, with all of these, and --output {shlex.quote(str(whole))}"
         )
     found = shards_beside(made)
-    if missing := [f"--shard {number}/{size}" for number in range(size) if number not in found]:
+    if missing := [number for number in range(size) if number not in found]:
         return _add(
-            f"next: the same with {' and with '.join(missing)}, and an --output of its own in "
+            f"next: the same {_with_shards(missing, size)}, and an --output of its own in "
             f"{shlex.quote(str(made.parent))}; the last one says how all are combined"
         )
     _say(["combine", *found.values(), "--output", whole])
+
+
+def _with_shards(numbers: Sequence[int], size: int) -> str:
+    """The shards that are missing, in words: a few one by one, more in runs of numbers that follow each other."""
+    if len(numbers) <= 3:
+        return f"with {' and with '.join(f'--shard {number}/{size}' for number in numbers)}"
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    named = [f"{run[0]}/{size}" if len(run) == 1 else f"{run[0]}/{size} to {run[-1]}/{size}" for run in runs]
+    return f"for each --shard of {', '.join(named)}"
 
 
 def after_rank(channels: Path, models: Mapping[str, ModelRead], profiles: Sequence[Path] = ()) -> None:

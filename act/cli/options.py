@@ -114,7 +114,8 @@ Csv = Annotated[
     typer.Option(
         "--csv",
         rich_help_panel=OUTPUT,
-        help="Write a row for each channel to this file, too: its place, its score and, of an attribution, the "
+        help="Write a row for each channel to this file, too, which ends with .csv or .parquet: its place, its score "
+        "and, of an attribution, the "
         "documents and by how much the mean loss of a token would fall, with its standard error.",
     ),
 ]

@@ -50,7 +50,9 @@ def report_profiles(
         return _warn(profiles)
     _print_summary(profiles, folder)
     _warn(profiles)
-    after_profiles({outputs[ability]: profile for ability, profile in profiles.items()}, folder)
+    better = {ability for ability, sides in (losses or {}).items() if sides.swapped}  # in the target: to be kept
+    in_order = sorted(profiles, key=lambda ability: ability in better)
+    after_profiles({outputs[ability]: profiles[ability] for ability in in_order}, folder)
 
 
 def _tokens(profiles: Iterable[Profile]) -> int:
@@ -141,6 +143,10 @@ def _measured_in(profile: Profile) -> list[str]:
     channels = f"{counted(len(space), 'channel')} of {counted(len(space.sites), 'site')}"
     read, measured = profile.provenance.corpora[-1], _measured(profile)
     lines = [f"{channels} ({', '.join(measured.kinds)}): {measured}" if measured else channels]
+    if _empty(profile):
+        lines = [
+            "no record falls to it: the text has fewer records than there are shards; combine takes it like the rest"
+        ]
     if read.part or read.shards:
         lines.insert(0, f"part of the text: {read.part}" if read.part else f"the whole text, from {read.shards} shards")
     if profile.swapped:
@@ -149,6 +155,12 @@ def _measured_in(profile: Profile) -> list[str]:
         every = ", every token through every expert" if profile.provenance.settings.moe_all_experts else ""
         lines += [f"experts: {few}{every}"]
     return lines
+
+
+def _empty(profile: Profile) -> bool:
+    """Whether a profile is of a shard of a short text, to which none of its records falls."""
+    read = profile.provenance.corpora[-1]
+    return read.shard is not None and not read.records and not read.skipped
 
 
 def _speed(profiles: Sequence[Profile]) -> str:
@@ -234,7 +246,7 @@ def _unusual(profile: Profile) -> Iterator[str]:
         found = grouped(coverage.uncovered) if coverage else profile.space.uncovered
         names = [f"{name} ({why[name]})" if name in why else name for name in found]
         yield f"no site covers these parameters, so no transfer moves them: {', '.join(names[:5])}"
-    if (measured := _measured(profile)) and measured.unreached:
+    if (measured := _measured(profile)) and measured.unreached and not _empty(profile):
         yield f"no counted token reached the channels of these sites (values behind them): {some(measured.unreached)}"
 
 

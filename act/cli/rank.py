@@ -19,6 +19,7 @@ from act.ranking.scores import score_named, score_names
 if TYPE_CHECKING:
     from act.profiles.profile import Profile
     from act.ranking.channel_set import ChannelSet
+    from act.ranking.rule import Rule
 
 
 ONE_KIND = 0.9
@@ -160,6 +161,14 @@ def _dtype_of(side: str, ability: Profile | tuple[Profile, Profile]) -> str:
     return model.dtype if model and model.dtype in options.DTYPES else "auto"
 
 
+def _in_units(rule: Rule) -> str:
+    """How many units were asked for and taken, where these are more than channels."""
+    if rule.count is None or rule.granularity == ("channel",):
+        return ""
+    one, *others = rule.granularity
+    return f", in {counted(rule.count, 'unit' if others else one)}"
+
+
 def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: bool, chosen_score: bool) -> None:
     """Print what was chosen by module kind, and warn of anything unusual; not of kinds that were asked for."""
     rule, kinds = channels.rule, channels.by_kind()
@@ -174,7 +183,7 @@ def _report(channels: ChannelSet, output: Path, as_json: bool, chosen_kinds: boo
             [kind, f"{chosen:,}", f"{total:,}", f"{chosen / total:.1%}", f"{chosen / whole:.1%}"]
             for kind, (chosen, total) in kinds.items()
         ]
-        title = f"{output}: {len(channels):,} of {counted(rule.ranked or 0, 'ranked channel')}"
+        title = f"{output}: {len(channels):,} of {counted(rule.ranked or 0, 'ranked channel')}{_in_units(rule)}"
         console.print_table(title, ["module kind", "chosen", "of channels", "share of kind", "share of set"], rows)
         if not chosen_score:
             print(by_default(rule.score))

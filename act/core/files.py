@@ -82,10 +82,11 @@ def require_ending(path: Path, what: str, endings: Sequence[str]) -> None:
     act.core.errors.ActError: the table channels.cvs ends with .cvs; expected .csv or .parquet; did you mean .csv?
     """
     if path.suffix.lower() not in endings:
+        if path.is_dir():
+            raise ActError(f"{what} {path} is a folder; expected a file in it, such as {path / f'table{endings[0]}'}")
         expected = " or ".join(filter(None, (", ".join(endings[:-1]), endings[-1])))
-        raise ActError(
-            f"{what} {path} ends with {path.suffix or 'nothing'}; expected {expected}{meant(path.suffix, endings)}"
-        )
+        found = f"ends with {path.suffix}" if path.suffix else "has no ending"
+        raise ActError(f"{what} {path} {found}; expected {expected}{meant(path.suffix, endings)}")
 
 
 def require_no_other_ending(path: Path, ending: str) -> None:

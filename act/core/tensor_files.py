@@ -80,6 +80,11 @@ def load_tensors(
             if found != schema:
                 if (other := found.partition("/")[0]) in _KINDS and kind in _KINDS and other != kind:
                     raise ActError(_of_another_kind(path, other, kind))
+                if metadata.keys().isdisjoint((SCHEMA_KEY, HEADER_KEY, HASH_KEY)):
+                    raise ActError(
+                        f"{path} is no file of act-profile, but tensors of something else, as weights are; give "
+                        f"{_called(kind)}"
+                    )
                 advice = "make it again with this version" if other == kind else f"give {_called(kind)}"
                 raise ActError(f"{path} holds {found:.60}, expected {schema}; {advice}")
             if HEADER_KEY not in metadata or not metadata.keys() <= {SCHEMA_KEY, HEADER_KEY, HASH_KEY}:

@@ -216,7 +216,7 @@ class ChannelSpace:
     def _near(self, name: str, kinds: Iterable[str] = ()) -> str:
         alike = 0.4 if "*" in name else 0.6  # a pattern is shorter than what it was meant to match
         near = difflib.get_close_matches(name, [*kinds, *self._by_name], 1, alike)
-        return f"did you mean {near[0]}" if near else f"the first of {len(self.sites)} is {self.sites[0].name}"
+        return f"did you mean {near[0]}?" if near else f"the first of {len(self.sites)} is {self.sites[0].name}"
 
     def covered(self, words: str | Iterable[str]) -> set[str]:
         """The names of the sites whose kind is one of the words, or that match a word which is no kind, as a pattern.

@@ -55,8 +55,13 @@ class Activations:
             keep = option("with --keep-profile", "as keep")
             raise ActError(f"two sides were given, and one is a pair profile, which has both; give what to keep {keep}")
         if not isinstance(ability, tuple):
-            raise ActError("a single profile cannot be ranked; give a pair profile, or the donor's and the target's")
+            model = ability.provenance.models.get("model")
+            raise ActError(
+                f"a single profile cannot be ranked, and this one is of {model.name if model else 'one model'} alone; "
+                "give a pair profile (act-profile pair, act.profile_pair), or the donor's and the target's"
+            )
         donor, target = ability
+        _require_two_models(donor, target)
         statistics = _on_space_of(donor, target)
         if corpora_of(donor) != corpora_of(target):
             raise ActError("the profiles of donor and target are of different corpora; profile both on the same text")
@@ -183,11 +188,12 @@ def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
         )
     positions = {corpus.count for corpus in first[0].provenance.corpora}
     texts = corpora_of(first[0])
-    for other in map(sides, kept):
+    for each, other in zip(kept, map(sides, kept), strict=True):
         if len(first) != len(other) or type(first[0]) is not type(other[0]):
+            ranked, left = (f"({', '.join(corpus_names(one))})" for one in (ability, each))
             raise ActError(
-                "the profile and the keep profiles must all be pair profiles, or all donor's and target's, or all made "
-                "by act-profile attribute"
+                f"what is ranked {ranked} is {_made_as(ability)}, and what is to be kept {left} is {_made_as(each)}, "
+                "which cannot be compared; measure both by the same command (act-profile pair, or attribute)"
             )
         for one, two in zip(first, other, strict=True):
             require_same_models(one, two)
@@ -201,6 +207,26 @@ def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
                 "a keep profile counts other positions than the ability's (--count); their scores cannot be compared, "
                 "profile both alike"
             )
+
+
+def _require_two_models(donor: Profile, target: Profile) -> None:
+    """Raise :class:`ActError` if both sides were measured of the same weights, which differ by rounding at the most."""
+    one, two = (side.provenance.models.get("model") for side in (donor, target))
+    if one and two and one.fingerprint == two.fingerprint:
+        raise ActError(
+            f"the profiles given as donor's and target's are of the same model, {two}, so nothing can move; give that "
+            "of the model that has the ability first, then the target's"
+        )
+
+
+def _made_as(ability: Ability) -> str:
+    """Of which kind an ability's profiles are, in words."""
+    if isinstance(ability, tuple):
+        return "two profiles, of donor and target"
+    return _MADE_AS.get(type(ability), "a profile of one model")
+
+
+_MADE_AS: dict[type[Profile], str] = {PairProfile: "a pair profile", AttributionProfile: "an attribution"}
 
 
 def _on_space_of(donor: Profile, target: Profile) -> Statistics:

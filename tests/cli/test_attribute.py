@@ -105,7 +105,7 @@ def test_shards_combine_and_two_files_rank_as_one(folder, measured):
         ),
         (
             lambda f, a: ["attribute", "--donor", MODELS[1], "--target", MODELS[1], "--corpus", f / "german.jsonl"],
-            "the same weights",
+            "are the same model",
         ),
     ],
 )

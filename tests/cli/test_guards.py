@@ -47,10 +47,11 @@ def of(folder: Path, donor: str = "donor", target: str = "target") -> list[objec
     return ["--donor", folder / "models" / donor, "--target", folder / "models" / target]
 
 
-@pytest.mark.parametrize("command", ["transfer", "sweep"])
+@pytest.mark.parametrize("command", ["transfer", "sweep", "pair", "attribute"])
 def test_a_model_is_not_its_own_donor(command, folder, tmp_path):
     same = ["--donor", folder / "models" / "donor", "--target", f"{folder}/models/../models/donor"]
     given = {"transfer": ["--channels", "set", "--output", "new"], "sweep": ["pair", "--corpus", folder / "a.jsonl"]}
+    given |= {each: ["--corpus", folder / "a.jsonl"] for each in ("pair", "attribute")}
     result = act_profile(command, *same, *given[command], cwd=tmp_path)
     assert result.returncode == 2 and "donor and target are the same model, " in result.stderr, result.stderr
 
@@ -163,7 +164,8 @@ def test_models_that_look_swapped_are_warned_of(folder, tmp_path):
         (losses,) = json.loads(ran.stdout)["losses"]
         assert losses.items() >= {"corpus": str(folder / "a.jsonl"), "tokens": 23, "records": 4}.items()
         assert (losses["target"] < losses["donor"]) == (donor == "worse")
-    same = ["pair", "--donor", models["worse"], "--target", models["worse"], "--corpus", folder / "a.jsonl"]
+    copied = shutil.copytree(models["worse"], tmp_path / "copied")
+    same = ["pair", "--donor", copied, "--target", models["worse"], "--corpus", folder / "a.jsonl"]
     assert "the very same loss here; are they the same" in act_profile(*same, "--output", tmp_path / "same").stderr
     sides = sides_of(load_model(models["better"]), load_model(models["worse"]), corpus)
     evaluated = [act.evaluate(load_model(models[name]), corpus, "nll").summary() for name in ("better", "worse")]
@@ -295,6 +297,17 @@ def test_the_set_that_a_csv_is_of_and_a_profile(folder, tmp_path):
     assert columns["site"].to_pylist()[5] == next(iter(ChannelSpace.from_model(tiny_model("llama")))).name
     wrong = act_profile("export", tmp_path / "p.safetensors", "--output", tmp_path / "p.cvs")
     assert wrong.returncode == 2 and "did you mean .csv?" in wrong.stderr
+    wrong = act_profile("export", tmp_path / "p.safetensors", "--output", f"{tmp_path}/new/")
+    assert wrong.returncode == 2 and f"new is a folder; expected a file in it, such as {table.parent}/" in wrong.stderr
+    heads = ["rank", tmp_path / "p.safetensors", "--granularity", "head", "--number", "2"]
+    assert "ranked channels, in 2 heads\n" in act_profile(*heads, "--output", tmp_path / "h.safetensors").stdout
+
+
+def test_weights_are_no_profile(folder):
+    weights = folder / "models" / "donor" / "model.safetensors"
+    for command in ("rank", "combine"):
+        result = act_profile(command, weights, "--output", "x.safetensors", cwd=folder)
+        assert result.returncode == 2 and "is no file of act-profile, but tensors of something else" in result.stderr
 
 
 def test_a_swapped_pair_says_of_which_score_its_certificate_is(folder, tmp_path):

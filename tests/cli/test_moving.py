@@ -138,7 +138,7 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     both = [files["one"], files["two"]]
     refused = refuse("patch", "compose", *both, "--output", tmp_path / "both.safetensors")
     assert "changed by two patches: " in refused and "say which wins: --conflict first, or last" in refused
-    assert "the patch both ends with nothing; expected .safetensors" in refuse(
+    assert "the patch both has no ending; expected .safetensors" in refuse(
         "patch", "compose", *both, "--output", "both"
     )
     alone = act_profile("patch", "compose", files["one"], "--output", tmp_path / "alone.safetensors").stdout

@@ -14,6 +14,8 @@ from support import random_batches, tiny_model
 import act
 from act import cli
 from act.cli import next_step
+from act.cli.profile_report import report_profiles
+from act.evaluation.sides import Sides
 from act.profiles.provenance import ModelRead
 
 
@@ -56,12 +58,31 @@ def test_a_pair_is_ranked_with_the_others_kept(pair, said, capsys):
     assert likewise == "likewise for maths, music, with the others behind --keep-profile"
 
 
+@pytest.mark.usefixtures("said")  # for its level of logging
+def test_what_the_target_does_better_is_kept_and_not_recovered(pair, capsys):
+    losses = {"maths": Sides(donor=3.0, target=2.0, tokens=9, records=3), "german": Sides(2.0, 3.0, 9, 3)}
+    report_profiles({"maths": pair, "german": pair}, Path("o"), False, losses)
+    expected = "next: act-profile rank o/german.safetensors --keep-profile o/maths.safetensors "
+    assert expected in capsys.readouterr().out
+
+
 def test_one_model_is_exported(said):
     profile = act.profile(tiny_model("llama"), random_batches())
     next_step.after_profiles({Path("a.safetensors"): profile})
     assert said() == [["export", "a.safetensors", "--output", "a.csv"]]
     next_step.after_profiles({Path("x/o/a.safetensors"): profile}, Path("x/o"))
     assert said() == [["export", "x/o", "--output", "x/o-tables"]]
+
+
+def test_missing_shards_are_named_in_runs(pair, said, capsys, tmp_path):
+    for size, expected in ((3, "with --shard 0/3 and with --shard 2/3,"), (9, "for each --shard of 0/9, 2/9 to 8/9,")):
+        read = replace(pair.provenance.corpora[0], shard=(1, size))
+        made = tmp_path / f"{size}" / "a.safetensors"
+        made.parent.mkdir()
+        part = act.PairProfile(pair.moments, replace(pair.provenance, corpora=(read,)))
+        part.save(made)
+        next_step.after_profiles({made: part})
+        assert f"next: the same {expected}" in capsys.readouterr().out
 
 
 def test_very_many_shards_are_not_looked_for(pair, said, capsys):

@@ -11,6 +11,7 @@ from support import tiny_model, train_tokenizer
 
 import act
 from act.cli import next_step
+from act.cli.profile_report import report_profile
 from act.profiles.combine import combine
 from act.profiles.provenance import CorpusRead
 from act.report.build import build, measure
@@ -91,6 +92,16 @@ def test_the_last_shard_names_the_command_that_combines_all(shards, tmp_path, ca
     _, *words = shlex.split(capsys.readouterr().out.removeprefix("next: "))
     assert act_profile(*words).returncode == 0
     assert act.load(tmp_path / "whole.safetensors").provenance.corpora[0].shards == 3
+
+
+def test_a_shard_without_records_says_so_and_is_combined(tmp_path, capsys):
+    corpus = act.Corpus.from_records(GERMAN[:1], train_tokenizer([GERMAN[0]["text"]]), name="german")
+    for number in range(2):
+        profile = act.profile(tiny_model("llama"), corpus, shard=(number, 2))
+        profile.save(tmp_path / f"{number}.safetensors")
+        report_profile(profile, tmp_path / f"{number}.safetensors", as_json=False)
+        assert ("no record falls to it: the text has fewer records" in capsys.readouterr().out) == (number == 1)
+    assert combine(tmp_path / f"{number}.safetensors" for number in range(2)).provenance.corpora[0].records == 1
 
 
 def test_shards_given_twice_and_what_is_no_shard_are_named(shards, tmp_path):

@@ -38,8 +38,22 @@ def test_two_single_profiles_rank_like_a_pair(models, pair):
 
 
 def test_a_single_profile_is_refused(models):
-    with pytest.raises(act.ActError, match="single profile cannot be ranked"):
+    with pytest.raises(act.ActError, match=r"single profile cannot be ranked, and this one is of Llama.* alone"):
         act.rank(act.profile(models[0], random_batches()))
+
+
+def test_two_profiles_of_one_model_are_no_donor_and_target(models):
+    one, again = (act.profile(models[0], random_batches(), token_budget=budget) for budget in (64, 512))
+    with pytest.raises(act.ActError, match=r"are of the same model, Llama.*, so nothing can move"):
+        act.rank((one, again), "mean-abs")
+
+
+def test_what_is_kept_is_measured_as_what_is_ranked(models, pair):
+    sides = tuple(act.profile(model, random_batches(seed=9)) for model in models)
+    with pytest.raises(
+        act.ActError, match=r"ranked \(.*\) is a pair profile, and .* kept \(.*\) is two profiles, of donor"
+    ):
+        act.rank(pair, keep=[sides])
 
 
 def test_two_pair_profiles_are_no_two_sides(pair, keep):
