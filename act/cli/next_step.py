@@ -27,13 +27,17 @@ LOOKED_FOR = 64
 RECORDS = "TEST.jsonl"
 """Stands for a file of records that were used for nothing else, which nobody but the user knows."""
 
+ABILITY = "ABILITY.safetensors"
+"""Stands for the profile of what is to be recovered, where only a text to keep was measured."""
 
-def after_profiles(profiles: Mapping[Path, Profile], folder: Path | None = None) -> None:
+
+def after_profiles(profiles: Mapping[Path, Profile], folder: Path | None = None, *, to_keep: bool = False) -> None:
     """Rank the channels of a pair or an attribution, write those of one model as a table, or combine shards.
 
     Args:
         profiles: by file, one for each ability: the first is taken for what to recover, the others for what to keep.
         folder: that was made for them; None: the one profile is no part of one.
+        to_keep: the one profile is of a pair on a text that the target reads better than the donor.
     """
     from act.profiles.attribution import AttributionProfile
 
@@ -46,6 +50,10 @@ def after_profiles(profiles: Mapping[Path, Profile], folder: Path | None = None)
         return _say(["export", made, "--output", _free(table)])
     attributed = isinstance(profile, AttributionProfile)
     score: Words = ["--score", "attribution"] if attributed else ["--score", "match"] if profile.swapped else []
+    if to_keep and not attributed:
+        channels = _free(made.with_name("channels.safetensors"))
+        _say(["rank", ABILITY, *score, "--keep-profile", first, "--top", "5%", "--output", channels])
+        return _add(f"{ABILITY} is the profile of a text to recover, measured as this one was")
     keep: Words = [] if attributed else [word for path, _ in others for word in ("--keep-profile", path)]
     _say(["rank", first, *score, *keep, "--top", "5%", "--output", _set_of(first, made.parent)])
     if others:

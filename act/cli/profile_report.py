@@ -35,7 +35,8 @@ def report_profile(profile: Profile, output: Path, as_json: bool, losses: Mappin
         return _warn({"": profile})
     _print_summary({"": profile}, output)
     _warn({"": profile})
-    after_profiles({output: profile})
+    found = [*(losses or {}).values()]
+    after_profiles({output: profile}, to_keep=bool(found) and all(sides.swapped for sides in found))
 
 
 def report_profiles(

@@ -14,7 +14,7 @@ from support import random_batches, tiny_model
 import act
 from act import cli
 from act.cli import next_step
-from act.cli.profile_report import report_profiles
+from act.cli.profile_report import report_profile, report_profiles
 from act.evaluation.sides import Sides
 from act.profiles.provenance import ModelRead
 
@@ -64,6 +64,12 @@ def test_what_the_target_does_better_is_kept_and_not_recovered(pair, capsys):
     report_profiles({"maths": pair, "german": pair}, Path("o"), False, losses)
     expected = "next: act-profile rank o/german.safetensors --keep-profile o/maths.safetensors "
     assert expected in capsys.readouterr().out
+    report_profile(pair, Path("o/maths.safetensors"), False, {"maths": losses["maths"]})
+    *_, ranked, explained = capsys.readouterr().out.splitlines()
+    assert ranked.startswith("next: act-profile rank ABILITY.safetensors --keep-profile o/maths.safetensors --top 5% ")
+    assert ranked.endswith(" --output o/channels.safetensors") and "ABILITY.safetensors is the profile" in explained
+    report_profile(pair, Path("o/german.safetensors"), False, {"german": losses["german"]})
+    assert "next: act-profile rank o/german.safetensors --top 5% " in capsys.readouterr().out
 
 
 def test_one_model_is_exported(said):
