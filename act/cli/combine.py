@@ -50,7 +50,9 @@ def command(
     if whole:
         shards = sorted(folders[0].glob("*.safetensors"))
         if not shards:
-            raise ActError(f"there is no profile in {folders[0]}; give the profiles of --shard i/n, or their folder")
+            inside = sorted(path.parent for path in folders[0].glob("*/*.safetensors"))
+            advice = f"the folders in it, such as {inside[0]}, one by one" if inside else "their folder"
+            raise ActError(f"there is no profile in {folders[0]}; give the profiles of --shard i/n, or {advice}")
     if whole or not folders:
         profile = combine(shards, partial=partial)
         profile.save(output, force=force)

@@ -104,6 +104,11 @@ def command(
 
         require_table(csv)
         reserve_output(csv, force, [*inputs, output])
+    if word := next((str(path) for path in profiles[1:] if not path.suffix and not path.exists()), None):
+        raise ActError(
+            f"no such file: {word}; expected a profile; if it is meant for an option, repeat that before each value, "
+            "such as --include q --include k"
+        )
     if len(profiles) > 2:
         raise ActError(f"{len(profiles)} profiles were given; expected a pair profile, or those of donor and target")
     require_profiles_to_keep(keep_profile)

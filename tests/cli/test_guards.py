@@ -303,6 +303,12 @@ def test_the_set_that_a_csv_is_of_and_a_profile(folder, tmp_path):
     assert "ranked channels, in 2 heads\n" in act_profile(*heads, "--output", tmp_path / "h.safetensors").stdout
 
 
+def test_a_second_value_of_an_option_is_no_profile(folder):
+    for given in (["--granularity", "neuron", "head"], ["--include", "q", "k", "v"]):
+        said = act_profile("rank", "pair.safetensors", *given, "--output", "x.safetensors", cwd=folder).stderr
+        assert f"no such file: {given[2]}; expected a profile; if it is meant for an option, repeat that" in said
+
+
 def test_weights_are_no_profile(folder):
     weights = folder / "models" / "donor" / "model.safetensors"
     for command in ("rank", "combine"):

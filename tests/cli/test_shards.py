@@ -74,6 +74,8 @@ def test_an_ability_that_some_shards_lack_is_whole_if_all_shards_are_there(shard
     for more, said in ((["--output", tmp_path / "x.safetensors"], "expected the name of a folder, which gets a profile"),
                        ([shards / "german-0.safetensors"], "german-0.safetensors is no folder of profiles")):  # fmt: skip
         assert said in act_profile("combine", *outputs, *more, cwd=tmp_path).stderr
+    around = act_profile("combine", tmp_path, "--output", "none", cwd=shards).stderr
+    assert f"or the folders in it, such as {outputs[0]}, one by one" in around
     refused = act_profile("combine", *outputs[1:], "--output", tmp_path / "none")
     assert refused.returncode == 2 and "missing shards: 0/3" in refused.stderr
 
