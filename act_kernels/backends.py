@@ -7,6 +7,7 @@ one in :data:`BACKENDS` serves a device: on a CPU, C++ or PyTorch; on a GPU, Tri
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.util
@@ -128,7 +129,11 @@ def _choose(device_type: str, forced: str | None) -> Choice:
     if forced:
         by_name = {backend.name: backend for backend in BACKENDS}
         if forced not in by_name:
-            raise BackendError(f"{ENVIRONMENT_VARIABLE}={forced} is not a backend; choose one of {', '.join(by_name)}")
+            near = difflib.get_close_matches(forced, by_name, 1)
+            raise BackendError(
+                f"{ENVIRONMENT_VARIABLE}={forced} is not a backend; choose one of {', '.join(by_name)}"
+                f"{f'; did you mean {near[0]}?' if near else ''}"
+            )
         reason = by_name[forced].refusal(device_type)
         if reason is not None:
             raise BackendError(f"{ENVIRONMENT_VARIABLE}={forced} cannot run on {device_type}: {reason}")

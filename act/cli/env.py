@@ -148,7 +148,7 @@ def _backends(device_type: str) -> dict[str, str]:
         choice = choose(device_type)
     except RuntimeError as error:
         return {"forced": str(error)}
-    states = {backend.name: "available" for backend in BACKENDS}
-    states.update({name: f"not used: {reason}" for name, reason in choice.refused.items()})
+    reasons = {one.name: one.refusal(device_type) for one in BACKENDS} if choice.forced else choice.refused
+    states = {one.name: f"not used: {reason}" if (reason := reasons.get(one.name)) else "available" for one in BACKENDS}
     states[choice.backend.name] = "chosen (forced)" if choice.forced else "chosen"
     return states

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 
 GPUS = "GPUs to plan for"
-TRIAL = 0.05
-"""Seconds of a measurement that only shows how sites are read."""
 MANY = 1e9
 """Tokens after which the rate of a run is that of its forwards."""
 EXAMPLES = """
@@ -186,7 +184,7 @@ def command(
         measure(
             config,
             place,
-            min(seconds, TRIAL) if elsewhere else seconds,
+            0 if elsewhere else seconds,
             tuple(exclude or ()),
             fused,
             include=tuple(include or ()),

@@ -96,14 +96,14 @@ def print_costs(result: dict[str, Any], planned: Accelerator | None) -> None:
     if "seconds_here" in result:
         print(f"on this device: {duration(result['seconds_here'])}")
     if "cluster" in result:
-        _print_cluster(result["cluster"], planned)
+        _print_cluster(result["cluster"], planned, result["fit"]["fits"])
 
 
-def _print_cluster(cluster: dict[str, Any], planned: Accelerator | None) -> None:
+def _print_cluster(cluster: dict[str, Any], planned: Accelerator | None, fits: bool) -> None:
     from act.profiling.accelerators import EFFICIENCY
 
     assumed = cluster["assumptions"]
-    title = f"{cluster['gpus']} x {planned.title if planned else 'GPU'}"
+    title = f"{cluster['gpus']} x {planned.title if planned else 'GPU'}{'' if fits else ', if it fitted'}"
     if "wall" in cluster:
         rows = [[title, duration(cluster[name])] for name, title in _TIMES.items()]
         rows.append(["GPU hours", f"{cluster['gpu_hours']:,.3g}"])

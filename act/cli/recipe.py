@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
@@ -10,6 +12,7 @@ import typer
 
 from act.cli import console, options
 from act.cli.progress import counter, step
+from act.cli.signals import Terminated
 from act.cli.tables import GUESSES, NLL, RIGHT, P, filled, guesses, print_tasks
 from act.core.counted import counted
 from act.core.errors import ActError, require_choice
@@ -124,7 +127,7 @@ def command(
     last = None if until is None else _stage(until)
     if recipe.resolve() != (described.folder / RESOLVED).resolve():  # the recipe that a run has kept with its output
         require_not_input(described.folder, [recipe])
-    with counter("recipe", as_json) as progress:
+    with _resumable(described), counter("recipe", as_json) as progress:
         run = Run(described, step, progress=progress, trust_remote_code=trust_remote_code)
         for warning in run.warnings:
             console.warn(warning)
@@ -142,6 +145,19 @@ def command(
         return console.print_json({**report})
     _print_report(report, described)
     print(f"stages, for a run with something changed: {run.cache.folder} ({_size(run.room())}; see --clean)")
+
+
+@contextlib.contextmanager
+def _resumable(described: Recipe) -> Iterator[None]:
+    """If the block is interrupted once stages are kept, say where they are, and that a run goes on there."""
+    from act.recipes.recipe import stages_of
+
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated):
+        if (folder := stages_of(described)).is_dir():
+            console.note(f"what is done is kept in {folder}; the same command goes on there (--clean removes it)")
+        raise
 
 
 def _print_example(name: str, as_json: bool) -> None:
@@ -278,8 +294,8 @@ def _print_sweep(swept: dict[str, Any], described: Recipe) -> None:
             f"{100 * one['top']:g}%",
             f"{one['strength']:g}",
             f"{one['channels']:,}",
-            f"{100 * one['recovered']:.0f}",
-            f"{100 * one['kept']:.0f}",
+            f"{100 * one['recovered']:.1f}",
+            f"{100 * one['kept']:.1f}",  # 94.9 is not the 95 that must be left
         ]
         for one in swept["frontier"]
     ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from act.core.errors import ActError, brief
 from act.models.architecture import built
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 MEASURED_TOKENS = 1024, 256  # tokens of a measured batch, and of each of its rows
+TRIED_TOKENS = 64, 32  # the same of one that only shows how sites are read
+DRAWN = 1 << 20  # random weights of a parameter that are drawn; the others repeat them
 WHOLE_BYTES = 1 << 30  # models up to this size are measured whole, others with one and two layers
 
 
@@ -63,7 +66,7 @@ def measure(
     Args:
         config: the configuration of the model.
         device: where to measure.
-        seconds: how long to measure.
+        seconds: how long to measure; 0: only how sites are read is of use.
         include, exclude: the sites that are measured and those that are not (see :meth:`ChannelSpace.without`).
         fused: collect statistics inside fused kernels.
         images: inputs with images, for a corpus that has some; they show how sites are read, and are not timed.
@@ -81,19 +84,19 @@ def measure(
     running = Shape.of(whole, space).until_last(space, left_out).layers
     kinds = {site.kind for site in space} - {site.kind for site in space if site.name not in left_out}
     size = sum(parameter.numel() * parameter.element_size() for parameter in whole.parameters())
-    depths = [layers] if size <= WHOLE_BYTES or layers <= 2 else [1, 2]
+    depths = [layers] if size <= WHOLE_BYTES or layers <= 2 else [1, 2] if seconds else [2]
     found = []
     for depth in depths:
         what = f"a model of this configuration{'' if depth == layers else f' with {depth} of its {layers} layers'}"
         blamed = "correct the configuration, or " if depth == layers else ""
         advice = f"{blamed}leave the measurement out (--seconds 0)"
         try:
-            with torch.device(device):
+            with torch.device(device), _FewDraws():
                 model = built(_shallow(config, depth), trust_remote_code=trust_remote_code)
         except Exception as error:  # the model's code raises anything
             _require_memory(error, depth, device)
             raise ActError(f"{what} cannot be built on {device} ({brief(error)}); {advice}") from error
-        inputs = _inputs(model, device)
+        inputs = _inputs(model, device, MEASURED_TOKENS if seconds else TRIED_TOKENS)
         try:
             unshared = why_unshared(model)
             some = (include, exclude) if depth == layers else ((), _kinds_in(model, kinds))
@@ -120,7 +123,7 @@ def measure(
         "layers_measured": depths,
         "paths": paths,
         "unshared": unshared,
-        "float32_speed": _float32_speed(whole, seconds) if device.type == "cpu" else None,
+        "float32_speed": _float32_speed(whole, seconds) if seconds and device.type == "cpu" else None,
     }
 
 
@@ -161,9 +164,24 @@ def _require_memory(error: BaseException, depth: int, device: torch.device) -> N
         ) from error
 
 
-def _inputs(model: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
-    """A batch of random tokens."""
-    tokens, length = MEASURED_TOKENS
+class _FewDraws(TorchDispatchMode):
+    """Fills a large tensor with copies of its first :data:`DRAWN` random values, as fast as memory is written."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        drawn = func in (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+        if not drawn or args[0].numel() <= DRAWN or not args[0].is_contiguous():
+            return func(*args, **(kwargs or {}))
+        values, *distribution = args
+        flat = values.view(-1)
+        func(flat[:DRAWN], *distribution, **(kwargs or {}))
+        for part in flat[DRAWN:].split(DRAWN):
+            part.copy_(flat[: len(part)])
+        return values
+
+
+def _inputs(model: nn.Module, device: torch.device, shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """A batch of random tokens: so many, in rows of so many."""
+    tokens, length = shape
     generator = torch.Generator().manual_seed(0)
     length = min(length, trained_positions(getattr(model, "config", None)) or length)
     find: Any = model.get_input_embeddings

@@ -61,10 +61,12 @@ def tokens_of_one(corpus: Corpus, sample: int = 2000, token_budget: int = CPU_BU
     step = max(1, (size or 0) // sample) if sample else 1
     found, squared, longest = dict.fromkeys(_SUMS, 0), 0, 0
     window: list[Sequence] = []
+    bad: ActError | None = None
     for entry, encoded in corpus.numbered(shard=(0, step)):
         found["records"] += 1
         if isinstance(encoded, ActError):
             found["bad_records"] += 1
+            bad = bad or ActError(f"{entry.place}: {encoded}")
             continue
         for piece in corpus.pieces_of(encoded, entry.number):
             found["sequences"] += 1
@@ -80,7 +82,7 @@ def tokens_of_one(corpus: Corpus, sample: int = 2000, token_budget: int = CPU_BU
             window = []
     found["computed"] += found["tokens"] - _spared(window, token_budget)
     if not found["counted"]:
-        raise ActError(nothing_counted(corpus.name))
+        raise bad if bad and found["bad_records"] == found["records"] else ActError(nothing_counted(corpus.name))
     scale = (size or 0) / max(found["records"], 1) if step > 1 else 1
     return _plan({key: round(value * scale) for key, value in found.items()}, squared * scale, longest, step > 1)
 

@@ -19,8 +19,7 @@ from torch import nn
 
 from act.core.counted import counted
 from act.core.errors import ActError, Unreachable
-from act.core.files import require_writable
-from act.core.inputs import require_not_input
+from act.core.files import require_output, require_writable
 from act.core.near import is_local
 from act.data.corpus import Corpus
 from act.data.parts import Part
@@ -287,7 +286,8 @@ class _Check:
 
     def _output(self) -> None:
         places = [self.recipe.records(name).place for name in self.recipe.corpora_used()]
-        require_not_input(self.recipe.folder, map(self.recipe.at, [*self.recipe.models(), *places]))
+        inputs = map(self.recipe.at, [*self.recipe.models(), *places])
+        require_output(self.recipe.folder, True, inputs)  # what --force replaces is no mistake
         require_writable(self.recipe.folder)
 
     def _device(self) -> None:

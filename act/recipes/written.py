@@ -68,7 +68,7 @@ class Written:
                 advice = f"; did you mean {near[0]}?"
         said, at = error.said if isinstance(error, Missing) else str(error), self.at(name)
         if isinstance(error, Missing) and self.file and not (_is_there(at) or is_hub_id(name) or is_remote(name)):
-            advice = f"; looked at {os.path.abspath(at)}{advice}"
+            advice = advice if os.path.isabs(name) else f"; looked at {os.path.abspath(at)}{advice}"
         return type(error)(f"{line}{said.replace(at, name) if line else said}{advice}")
 
 

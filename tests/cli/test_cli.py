@@ -221,8 +221,13 @@ def test_env_tells_what_a_gpu_would_run(folder):
         found = json.loads(forced.stdout)
         assert "triton kernels run on a CUDA device" in found["backends"]["cpu"]["forced"] == found["error"]
         assert forced.returncode == found["exit_code"] == 2 and forced.stderr == f"error: {found['error']}\n"
+        chosen = json.loads(act_profile("env", "--json", env={"ACT_KERNELS_BACKEND": "reference"}).stdout)
+        assert chosen["backends"]["cpu"]["reference"] == "chosen (forced)"
+        assert "not used: CUDA kernels run on a CUDA device" in chosen["backends"]["cpu"]["cuda"]
+        assert chosen["backends"]["cpu"]["triton"].startswith("not used: ")
     mistyped = act_profile("env", env={"ACT_KERNELS_BACKEND": "tritn"})
     assert mistyped.returncode == 2 and "is not a backend; choose one of native" in mistyped.stderr
+    assert "did you mean triton?" in mistyped.stderr
     assert "Machine" in mistyped.stdout  # a bug report has the rest
     assert act_profile("env", env={"ACT_FINGERPRINTS": "here"}).returncode == 2
     nowhere = json.loads(act_profile("env", "--json", env={"ACT_FINGERPRINTS": "/dev/null/cache"}).stdout)

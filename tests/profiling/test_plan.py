@@ -17,7 +17,7 @@ from act.models.channels import ChannelSpace
 from act.models.loading import empty_model
 from act.profiling import dtype_speed
 from act.profiling.cluster import Cluster
-from act.profiling.forward_speed import measure, path_of
+from act.profiling.forward_speed import _FewDraws, measure, path_of
 from act.profiling.plan import Shape, unmoved
 from act.profiling.text_plan import tokens_of
 
@@ -116,6 +116,13 @@ def test_bad_records_are_scaled_up_and_archives_sampled(tokenizer, tmp_path):
     assert tokens_of({"": corpus}, 0)["bad_records"] == 43
 
 
+def test_what_is_wrong_with_every_record_is_said(tokenizer, tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a b"}\n' * 3)
+    corpus = Corpus.from_file(tmp_path / "a.jsonl", tokenizer, columns={"prompt": "{frage}"})
+    with pytest.raises(ActError, match=r"a.jsonl, line 1: there is no column 'frage', .*; there is text"):
+        tokens_of({"": corpus})
+
+
 def test_a_corpus_that_counts_nothing_and_a_stream_of_unknown_size(tokenizer):
     with pytest.raises(ActError, match="no token was counted"):
         tokens_of({"": Corpus.from_records([], tokenizer)})
@@ -182,6 +189,33 @@ def test_measured_deep_and_shallow(monkeypatch):
     deep = measure(config, torch.device("cpu"), 0.1)
     assert deep["layers_measured"] == [1, 2]
     assert path_of("model.layers.39.mlp.gate_proj", deep["paths"]) == whole["paths"]["model.layers.1.mlp.gate_proj"]
+
+
+def test_how_sites_are_read_takes_no_time(monkeypatch):
+    monkeypatch.setattr("act.profiling.forward_speed.WHOLE_BYTES", 0)
+    monkeypatch.setattr("act.profiling.forward_speed.DRAWN", 100)
+    config = CONFIGS["llama"]()
+    config.num_hidden_layers = 40
+    batches = []
+
+    def counted(embedding, ids):
+        batches.append(ids.numel())
+        return embedding.weight[ids]
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", counted)
+    tried = measure(config, torch.device("cpu"), 0)
+    assert tried["layers_measured"] == [2] and tried["float32_speed"] is None and 64 <= max(batches) < 100
+    assert tried["paths"].items() <= measure(config, torch.device("cpu"), 0.01)["paths"].items()
+
+
+def test_random_weights_are_drawn_once_and_repeated(monkeypatch):
+    monkeypatch.setattr("act.profiling.forward_speed.DRAWN", 100)
+    with _FewDraws():
+        drawn = torch.nn.init.normal_(torch.empty(5, 50), std=3.0).flatten()
+        other = torch.nn.init.uniform_(torch.empty(250), 2.0, 3.0)
+        few = torch.nn.init.normal_(torch.empty(100))
+    assert drawn[:100].std() > 2 and drawn[100:200].equal(drawn[:100]) and drawn[200:].equal(drawn[:50])
+    assert other.min() >= 2 and other[200:].equal(other[:50]) and few.unique().numel() == 100
 
 
 def test_a_type_that_the_processor_emulates_is_named(monkeypatch):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from support import tiny_model
 
 import act
-from act.cli.recipe import command
+from act.cli.recipe import _print_sweep, command
 from act.core.errors import Unreachable
 from act.data.records import open_source
 from act.recipes.recipe import Run, check, read_recipe
@@ -202,6 +202,29 @@ def test_options_that_do_not_go_together(folder):
         assert result.returncode == 2 and message in result.stderr, result.stderr
 
 
+def test_an_interrupted_run_says_that_the_same_command_goes_on(folder, weights, monkeypatch, caplog):
+    path = written(folder)
+
+    def interrupted(run, force):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "execute", interrupted)
+    for kept in (False, True):
+        if kept:
+            (folder / "out.stages").mkdir()
+        with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+            command(path)
+        assert (f"kept in {folder / 'out.stages'}; the same command goes on there" in caplog.text) == kept
+
+
+def test_a_share_below_what_must_be_left_is_not_rounded_up_to_it(capsys):
+    one = {"top": 0.05, "strength": 1.0, "channels": 229, "recovered": 0.461, "kept": 0.9492}
+    described = SimpleNamespace(sweep=SimpleNamespace(corpus="german", kept=["english"]))
+    _print_sweep({"frontier": [one], "candidates": [one], "chosen": None}, described)
+    row = capsys.readouterr().out.splitlines()[-2]
+    assert "46.1" in row and "94.9" in row and "95" not in row
+
+
 def test_the_reference_is_printed_and_is_that_of_the_docs():
     printed = act_profile("recipe", "--schema").stdout
     assert printed == reference()
@@ -256,10 +279,13 @@ def test_stages_of_another_machine(tmp_path, tokenizer):
         ({"granularity": ["expert"]}, "this model has none that are known"),
         ({"donor": [{"model": "./target", "corpus": "german", "keep": "english"}]}, "is the target itself"),
         ({"output": "donor"}, "would overwrite the input"),
+        ({"output": "others"}, "holds photo.png, not written by act-profile, so"),
         ({"output": "/proc/nope/x"}, "cannot write /proc/nope/x: no file can be made in /proc"),
     ],
 )
 def test_what_the_run_would_refuse_is_found(folder, changed, message):
+    (folder / "others").mkdir()
+    (folder / "others" / "photo.png").touch()
     path = written(folder, **changed)
     with pytest.raises(act.ActError) as found:
         check(read_recipe(path))
