@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shlex
 import sys
 from typing import Annotated, Any
 
@@ -178,8 +179,20 @@ def _sentence(error: Exception) -> str | None:
         more = f" and {len(words) - 3} more" if len(words) > 3 else ""
         return f"unexpected {' '.join(words[:3])}{more}; {one}; see {command} --help"
     said = usage.format_message()
+    if said.startswith("Missing option") and (word := _word_alone(usage.ctx)):
+        return f"missing option '{usage.param.opts[0]}'; did you mean {usage.param.opts[0]} {shlex.quote(word)}?"
     said = f"{said[:1].lower()}{said[1:]}".rstrip(".")
     return said if "; see " in said else f"{said}; see {command} --help"
+
+
+def _word_alone(context: Any) -> str | None:
+    """The first word after a command that takes only options, if that is none."""
+    named, above = 0, context.parent
+    while above is not None:
+        named, above = named + 1, above.parent
+    word = next(iter(sys.argv[1 + named :]), "-")
+    takes_words = any(each.param_type_name == "argument" for each in context.command.params)
+    return None if takes_words or word.startswith("-") else word
 
 
 def _called_elsewhere(usage: Any) -> str:

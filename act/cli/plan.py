@@ -11,6 +11,7 @@ import typer
 from act.cli import console, options
 from act.cli.grouped import with_options
 from act.cli.plan_output import print_costs, print_fit, print_sites
+from act.cli.progress import step
 from act.cli.reading import Reading
 from act.core.errors import ActError, require_choice
 from act.core.machine import free_memory
@@ -126,7 +127,7 @@ def command(
     from act.models.loading import device_named, empty_model, load_config
     from act.profiling.accelerators import ACCELERATORS, accelerator_named
     from act.profiling.attribution import default_budget
-    from act.profiling.forward_speed import measure
+    from act.profiling.forward_speed import WHOLE_BYTES, measure
     from act.profiling.job import SharedPrefix
     from act.profiling.plan import Fit, Shape, attribution_forwards, unmoved
     from act.profiling.strict import require_covered, require_read
@@ -180,6 +181,8 @@ def command(
         plans = {name: tokens_of_one(each, sample, budget) for name, each in opened.items()}
         text |= {**in_all(plans.values()), "texts": plans}
     elsewhere = planned is not None and place.type == "cpu"  # whose rate tells nothing of a GPU
+    if seconds and not elsewhere and shape.parameters * shape.itemsize > WHOLE_BYTES:
+        step(f"measuring one and two layers with random weights on {place}; --seconds 0 leaves that out")
     measured = (
         measure(
             config,

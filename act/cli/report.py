@@ -20,6 +20,7 @@ from act.core.counted import counted
 from act.core.errors import ActError
 from act.core.files import reserve_output
 from act.profiles.defaults import MIN_EXPERT_TOKENS
+from act.ranking.scores import SCORES
 
 _STAGE = re.compile("(pair|attribution)-[0-9a-f]{16}")
 
@@ -67,9 +68,11 @@ def command(
     ] = None,
     score: Annotated[
         str | None,
-        typer.Option(
-            help="A score of what was measured, as in act-profile rank, such as mean-abs; by default paired, and "
-            "attribution of what act-profile attribute made."
+        options.choice(
+            None,
+            tuple(SCORES),
+            "A score of what was measured, as in act-profile rank; by default paired, and attribution of what "
+            "act-profile attribute made.",
         ),
     ] = None,
     normalize: Annotated[

@@ -97,6 +97,7 @@ def test_the_choices_of_the_help_are_those_of_the_library():
         (["act-profile", "run", "--count", "p"], {"predict", "prompt"}),
         (["act-profile", "plan", "--gpu", "h"], {"h100", "h100-pcie", "h200"}),
         (["act-profile", "patch", "co"], {"compose"}),
+        (["act-profile", "report", "--score", "m"], {"mean-abs", "mean-shift", "match", "match-contrast"}),
     ],
 )
 def test_the_shell_completes_commands_options_and_choices(words, expected):
@@ -116,6 +117,8 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
         (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),
         (["run", "--model", "m"], "missing option '--corpus'"),
         (["patch", "show"], "missing argument"),
+        (["plan", "my model/"], "missing option '--model'; did you mean --model 'my model/'?"),
+        (["pair", "base", "specialist"], "missing option '--donor'; did you mean --donor base?"),
         (["plan", "--model", "m", "--gpu-tflops", "many"], "--gpu-tflops is 'many'; expected a number; see act-profile plan"),
     ],
 )  # fmt: skip
