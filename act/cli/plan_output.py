@@ -93,6 +93,8 @@ def print_costs(result: dict[str, Any], planned: Accelerator | None) -> None:
             print(f"products of matrices are {times:.1f} times as fast in float32 on this processor: --dtype float32")
     if "flops" in result:
         _print_work(result)
+        if not ("cluster" in result or "seconds_here" in result):
+            print("in what time was not measured: give --seconds for this device, or --gpu for another")
     if "seconds_here" in result:
         print(f"on this device: {duration(result['seconds_here'])}")
     if "cluster" in result:

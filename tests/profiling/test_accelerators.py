@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from command_line import act_profile, succeed
 from support import tiny_model
+from typer.testing import CliRunner
 
 from act import ActError
+from act.cli import app
 from act.core.units import amount, count_of, duration, rate, size
 from act.profiling.accelerators import ACCELERATORS, EFFICIENCY, accelerator_named
 from act.profiling.plan import Fit
+
+RUNNER = CliRunner()
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +159,16 @@ def test_units_are_those_that_people_read():
         "999,999",
         "2.5 million",
     )
+
+
+def test_a_plan_of_a_large_model_says_what_it_measures_and_that_it_does_not_fit(model, monkeypatch):
+    monkeypatch.setattr("act.profiling.forward_speed.WHOLE_BYTES", 0)
+    monkeypatch.setitem(ACCELERATORS, "t4", replace(ACCELERATORS["t4"], memory=0.001))
+    here = RUNNER.invoke(app, ["plan", "--model", str(model), "--seconds", "0.01"])
+    assert "… measuring one and two layers with random weights on cpu" in here.output, here.output
+    asked = ["plan", "--model", str(model), "--gpu", "t4", "--dtype", "float16", "--tokens", "1k"]
+    there = RUNNER.invoke(app, asked)
+    assert "does not fit" in there.output and "1 x NVIDIA T4 16 GB, if it fitted" in there.output
+    assert "measuring" not in there.output
+    untimed = RUNNER.invoke(app, ["plan", "--model", str(model), "--seconds", "0", "--tokens", "1k"])
+    assert "in what time was not measured: give --seconds for this device, or --gpu" in untimed.output

@@ -206,8 +206,8 @@ def test_the_model_is_as_it_was(prepared):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"include": "heads"}, r"no module kind heads; this model has .* did you mean head$"),
-        ({"include": ["q", "model.layers.7.mlp.up_proj"]}, "did you mean model.layers.1.mlp.up_proj$"),
+        ({"include": "heads"}, r"no module kind heads; this model has .* did you mean head\?$"),
+        ({"include": ["q", "model.layers.7.mlp.up_proj"]}, r"did you mean model.layers.1.mlp.up_proj\?$"),
         ({"exclude": "*.layers.9.*"}, r"no site matches it as a pattern; did you mean model.layers.\d."),
         ({"include": "q", "exclude": "*self_attn*"}, "include and exclude leave no module to measure"),
     ],
