@@ -91,7 +91,7 @@ def measure(
         blamed = "correct the configuration, or " if depth == layers else ""
         advice = f"{blamed}leave the measurement out (--seconds 0)"
         try:
-            with torch.device(device), _FewDraws():
+            with torch.device(device), _FewDraws():  # type: ignore[no-untyped-call]
                 model = built(_shallow(config, depth), trust_remote_code=trust_remote_code)
         except Exception as error:  # the model's code raises anything
             _require_memory(error, depth, device)
