@@ -108,7 +108,8 @@ def _print_cluster(cluster: dict[str, Any], planned: Accelerator | None, fits: b
     title = f"{cluster['gpus']} x {planned.title if planned else 'GPU'}{'' if fits else ', if it fitted'}"
     if "wall" in cluster:
         rows = [[title, duration(cluster[name])] for name, title in _TIMES.items()]
-        rows.append(["GPU hours", f"{cluster['gpu_hours']:,.3g}"])
+        hours = cluster["gpu_hours"]
+        rows.append(["GPU hours", f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"])
         rows.append(["what takes longest", _TIMES[cluster["bottleneck"]].removesuffix(", meanwhile")])
         console.print_table(title, ["part", "time"], rows)
     else:

@@ -118,22 +118,7 @@ def require_folder_name(path: Path, or_else: str = "") -> None:
 
 _FORMATS = {
     *(".csv", ".tsv", ".parquet", ".arrow", ".feather", ".xls", ".xlsx", ".ods", ".json", ".jsonl", ".yaml", ".yml"),
-    *(
-        ".txt",
-        ".md",
-        ".htm",
-        ".html",
-        ".pdf",
-        ".png",
-        ".svg",
-        ".npy",
-        ".npz",
-        ".pt",
-        ".pth",
-        ".pkl",
-        ".gguf",
-        ".safetensors",
-    ),
+    *(".txt", ".md", ".html", ".pdf", ".png", ".svg", ".npy", ".npz", ".pt", ".pth", ".pkl", ".gguf", ".safetensors"),
 }
 
 

@@ -68,8 +68,6 @@ def test_a_folder_of_profiles_is_exported_whole_and_its_files_named_where_one_is
     assert sorted(each.name for each in (tmp_path / "tables").glob("*.csv")) == ["german.csv", "maths.csv"]
     refused = act_profile("export", both, "--output", tmp_path / "tables.csv")
     assert "ends with .csv like a file; expected the name of a folder" in refused.stderr
-    page = act_profile("report", folder / "german.safetensors", "--output", tmp_path / "page.htm")
-    assert "ends with .htm like a file; expected the name of a folder, or a page that ends with .html" in page.stderr
     assert "a folder without profiles" in act_profile("export", folder / "base", "--output", tmp_path / "x").stderr
     ranked = act_profile("rank", both, "--output", tmp_path / "x")
     one_of = f"give one of those in it: {both / 'german.safetensors'}, {both / 'maths.safetensors'}"

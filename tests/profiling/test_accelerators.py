@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -166,8 +167,10 @@ def test_a_plan_of_a_large_model_says_what_it_measures_and_that_it_does_not_fit(
     monkeypatch.setitem(ACCELERATORS, "t4", replace(ACCELERATORS["t4"], memory=0.001))
     here = RUNNER.invoke(app, ["plan", "--model", str(model), "--seconds", "0.01"])
     assert "… measuring one and two layers with random weights on cpu" in here.output, here.output
-    asked = ["plan", "--model", str(model), "--gpu", "t4", "--dtype", "float16", "--tokens", "1k"]
-    there = RUNNER.invoke(app, asked)
+    asked = ["plan", "--model", str(model), "--gpu", "t4", "--dtype", "float16"]
+    hours = RUNNER.invoke(app, [*asked, "--gpu-tflops", "0.00001", "--tokens", "1B"]).output
+    assert re.search(r"GPU hours +│ \d{1,3}(,\d{3})+ ", hours), hours
+    there = RUNNER.invoke(app, [*asked, "--tokens", "1k"])
     assert "does not fit" in there.output and "1 x NVIDIA T4 16 GB, if it fitted" in there.output
     assert "measuring" not in there.output
     untimed = RUNNER.invoke(app, ["plan", "--model", str(model), "--seconds", "0", "--tokens", "1k"])
