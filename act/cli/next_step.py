@@ -26,6 +26,8 @@ LOOKED_FOR = 64
 """Of so many shards, those that lie in one folder are looked for; of more, their headers would take too long."""
 RECORDS = "TEST.jsonl"
 """Stands for a file of records that were used for nothing else, which nobody but the user knows."""
+RECORDS_TO_KEEP = "KEEP-TEST.jsonl"
+"""Stands for such a file of what to keep."""
 
 ABILITY = "ABILITY.safetensors"
 """Stands for the profile of what is to be recovered, where only a text to keep was measured."""
@@ -119,16 +121,17 @@ def after_sweep(profile: Path, donor: str, target: str, top: float, strength: fl
     _say(ranked, _transfer(channels, donor, target, strength))
 
 
-def after_transfer(target: str, output: Path) -> None:
-    """Apply a patch, or judge a model beside the target."""
+def after_transfer(target: str, output: Path, *, kept: bool = False) -> None:
+    """Apply a patch, or judge a model beside the target; ``kept``: records of what to keep were given, too."""
     if output.suffix == ".safetensors":
         return _say(["patch", "apply", output, "--model", target, "--output", _free(output.with_name(MENDED))])
-    after_change(target, output)
+    after_change(target, output, kept=kept)
 
 
-def after_change(before: str, output: Path) -> None:
+def after_change(before: str, output: Path, *, kept: bool = False) -> None:
     """Judge a model beside what it was before, on records that were used for nothing else."""
-    _say(["evaluate", "--before", before, "--model", output, "--corpus", RECORDS])
+    keep: Words = ["--keep", RECORDS_TO_KEEP] if kept else []
+    _say(["evaluate", "--before", before, "--model", output, "--corpus", RECORDS, *keep])
 
 
 def options_of(given: Mapping[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ HardLink = Annotated[
     typer.Option(
         "--hard-link",
         rich_help_panel=OUTPUT,
-        help="Link files that do not change, instead of copying them; writing to one changes both.",
+        help="Link weight files in which nothing changes, instead of copying them; writing to one changes both.",
     ),
 ]
 Output = Annotated[

@@ -227,7 +227,7 @@ def command(
         for name, value in summary.items()
     ]
     console.print_table(str(output), ["", ""], rows[1:])
-    next_step.after_transfer(target, output)
+    next_step.after_transfer(target, output, kept=bool(choice))
 
 
 def _folder(name: str) -> Path:

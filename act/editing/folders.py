@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -105,8 +106,7 @@ def _transferred(
         after = dict(before)
         unsummed = parameters.unsummed(plan.given)
         values = 0
-        coming = [*list(plan.parts.values())[1:], []]
-        for (name, parts), following in zip(plan.parts.items(), coming, strict=True):
+        for (name, parts), (_, following) in pairwise([*plan.parts.items(), ("", [])]):
             for part in following:
                 _prefetch(plan.given[part])
             before |= copies.diagonals([name], anew=unsummed)

@@ -140,16 +140,21 @@ def merge(
     register()
     from mergekit.config import MergeConfiguration
     from mergekit.merge import run_merge
+    from mergekit.merge_methods.registry import registered_methods
     from mergekit.options import MergeOptions
 
     output = Path(output)
     _, settings = read_yaml(Path(config), "a mergekit configuration")
+    if not isinstance(settings, dict):
+        raise ActError(f"{config} holds no mergekit configuration; act-profile mergekit --example prints one")
     try:
         plan = MergeConfiguration.model_validate(_absolute(settings))
     except (ValidationError, RuntimeError) as error:
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
-    if plan.merge_method != NAME == plan.merge_method.lower():
-        raise ActError(f"merge_method is {plan.merge_method} in {config}; did you mean {NAME}?")
+    methods = [method.spec.name for method in registered_methods()]
+    if plan.merge_method not in methods:
+        near = meant(plan.merge_method.lower(), methods) or f"; expected {NAME}, or one of mergekit's own"
+        raise ActError(f"merge_method is {plan.merge_method} in {config}{near}")
     require_output(output, force, [config, *_named(settings)])
     moved = _check(plan, trust_remote_code) if plan.merge_method == NAME else None
     if moved:  # what it has looked at, so that it need not ask the hub again
@@ -219,7 +224,11 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
         What is moved; None if an adapter is to be merged first, since what it makes of a model is not known yet.
     """
     if not plan.models or not plan.base_model:
-        raise ActError("merge_method act needs base_model (the target) and models (the donors)")
+        needed = {"base_model": "the target", "models": "the donors"}
+        lacking = [f"{name} ({what})" for name, what in needed.items() if not getattr(plan, name)]
+        raise ActError(
+            f"merge_method act needs {' and '.join(lacking)} beside it; give {'them' if lacking[1:] else 'it'}"
+        )
     base, donors = plan.base_model, {}
     _require_known("parameters of the merge", plan.parameters or {}, (*_OF_DONORS, "overlap"))
     _require_here(str(base.model))

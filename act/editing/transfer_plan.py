@@ -145,10 +145,14 @@ class TransferPlan:
                 if expected.fingerprint not in narrowed_digests(weights):
                     dtype = expected.dtype
                     loaded = option(f"--dtype {dtype or ''}".strip(), f"dtype={f'torch.{dtype}' if dtype else '...'}")
+                    held = {str(values.dtype).removeprefix("torch.") for values in weights.values()}
+                    if held == {dtype}:
+                        otherwise = f"give the {side} as it was profiled (a transfer or a training since changed it)"
+                    else:
+                        otherwise = f"load them in the type they were profiled in ({loaded})"
                     raise OtherModel(
                         f"the channels were chosen for the {side} {expected}, but the {side} given has other weights "
-                        f"({prints[0]}); rank a profile of these models, or load them in the type they were profiled "
-                        f"in ({loaded})"
+                        f"({prints[0]}); rank a profile of these models, or {otherwise}"
                     )
 
     def provenance(self, before: str, after: str, parameters: Sequence[str]) -> TransferProvenance:

@@ -33,7 +33,7 @@ from act.evaluation.sweep import STRENGTHS, TOPS, Control, Setting, Sweep, ranke
 from act.models.common import common_space
 from act.models.loading import require_model
 from act.profiles.profile import Profile
-from act.ranking.activations import Ability
+from act.ranking.activations import Ability, require_ability
 from act.ranking.channel_set import ChannelSet
 from act.ranking.demands import contradictions, rankable, require_known
 from act.ranking.measured import measured_for
@@ -257,6 +257,10 @@ def choose(
         require_corpus(what, text)
     if not kept:
         raise ActError("nothing is to be kept, so the largest transfer would always be chosen; give records to keep")
+    if ranking is not None and not isinstance(ranking, ChannelSet):
+        require_ability("the ranking", ranking)
+    for ability in listed(keep_profiles):
+        require_ability("keep_profiles", ability)
     require_candidates(least_kept, tops, strengths, metric, options)
     require_different(corpus, kept)
     if ranking is None:

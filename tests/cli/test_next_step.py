@@ -133,6 +133,8 @@ def test_a_patch_is_applied_and_a_model_judged(said):
     assert said() == [["patch", "apply", "x/p.safetensors", "--model", "t", "--output", "x/mended"]]
     next_step.after_transfer("t", Path("mended"))
     assert said()[0][:5] == ["evaluate", "--before", "t", "--model", "mended"]
+    next_step.after_transfer("t", Path("mended"), kept=True)
+    assert said()[0][-4:] == ["--corpus", "TEST.jsonl", "--keep", "KEEP-TEST.jsonl"]
 
 
 def test_no_output_is_proposed_that_exists_already(tmp_path, pair, said):

@@ -58,6 +58,12 @@ def test_on_disk_gives_the_bytes_of_memory_and_leaves_the_inputs(models, tmp_pat
         assert not own and linked == (not changed & set(names))
 
 
+def test_strength_zero_writes_the_target(models, tmp_path):
+    channels = chosen(ChannelSpace.from_model(models[1]), 0.3)
+    made = transfer_folders([Donor(tmp_path / "donor", channels, 0.0)], tmp_path / "target", tmp_path / "out")
+    assert made.values == 0 and same(shards(tmp_path / "out"), shards(tmp_path / "target"))
+
+
 def test_a_patch_file_applies_and_reverts_to_the_bit_on_disk(models, tmp_path):
     _, target = models
     channels = chosen(ChannelSpace.from_model(target), 0.3)

@@ -52,6 +52,10 @@ def given(models, pair, tokenizer):
         (lambda g: act.sweep(g["donor"], g["target"], "pair.safetensors", len), PROFILE),
         (lambda g: act.sweep(g["donor"], g["target"], g["pair"], "exact"), "evaluate is 'exact'; expected a function"),
         (lambda g: act.sweep(g["donor"], g["target"], g["pair"], len, strengths=["0.4"]), "strength is '0.4'"),
+        (
+            lambda g: act.choose(g["donor"], g["target"], "pair.safetensors", g["corpus"], g["corpus"]),
+            f"the ranking is {PROFILE}",
+        ),
         (lambda g: act.tune("base", g["corpus"]), f"the model is of type str; {MODEL}"),
         (lambda g: act.tune(g["target"], "german.jsonl"), CORPUS),
         (lambda g: act.tune(g["target"], g["corpus"], "rows"), "settings is of type str; expected an act.TuneSettings"),
