@@ -60,7 +60,7 @@ def test_a_pairs_site_has_both_sides_and_their_difference(pair):
     assert not torch.equal(site.donor.mean, site.target.mean) and isinstance(site, act.Statistics)
     with pytest.raises(act.ActError, match="no site called nothing; the first of"):
         pair.site("nothing")
-    with pytest.raises(act.ActError, match=r"no site called .*; did you mean model\.layers\.1\.mlp\.up_proj$"):
+    with pytest.raises(act.ActError, match=r"no site called .*; did you mean model\.layers\.1\.mlp\.up_proj\?$"):
         pair.site("model.layer.1.mlp.up_proj")
 
 

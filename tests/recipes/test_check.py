@@ -212,7 +212,7 @@ def test_an_interrupted_run_says_that_the_same_command_goes_on(folder, weights, 
     for kept in (False, True):
         if kept:
             (folder / "out.stages").mkdir()
-        with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
+        with caplog.at_level("INFO", "act"), pytest.raises(KeyboardInterrupt):
             command(path)
         assert (f"kept in {folder / 'out.stages'}; the same command goes on there" in caplog.text) == kept
 
