@@ -170,6 +170,14 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
     with pytest.raises(act.ActError, match="chosen for the target another"):
         transfer_folders([Donor(tmp_path / "donor", channels, 0.4)], tmp_path / "target", tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["donor", "target"]
+    for dtype, advice in (
+        ("bfloat16", r"or give the target as it was profiled"),
+        ("float32", r"or load them in the type .*dtype=torch\.float32"),
+    ):
+        rule = Rule(models={"target": ModelRead("another", "0" * 16, dtype)})
+        other = act.ChannelSet(space, held.index, held.scores, rule)
+        with pytest.raises(act.ActError, match=advice):
+            act.transfer(*models, other, 0.4)
 
 
 @pytest.mark.parametrize(
