@@ -147,7 +147,7 @@ class TransferPlan:
                     loaded = option(f"--dtype {dtype or ''}".strip(), f"dtype={f'torch.{dtype}' if dtype else '...'}")
                     held = {str(values.dtype).removeprefix("torch.") for values in weights.values()}
                     if held == {dtype}:
-                        otherwise = f"give the {side} as it was profiled (a transfer or a training since changed it)"
+                        otherwise = f"give the {side} as it was profiled (a transfer or a training may have changed it)"
                     else:
                         otherwise = f"load them in the type they were profiled in ({loaded})"
                     raise OtherModel(

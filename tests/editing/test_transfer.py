@@ -109,7 +109,7 @@ def test_a_set_made_for_other_models_is_refused():
         act.transfer(donor, other, channels)
     with pytest.raises(act.ActError, match="donor and target look swapped: the target given is the donor that"):
         act.transfer(target, donor, channels)
-    with pytest.raises(act.ActError, match=r"type they were profiled in \(dtype=torch.float32\)"):
+    with pytest.raises(act.ActError, match="give the donor as it was profiled"):
         act.transfer(other, target, channels)
     with pytest.raises(act.ActError, match="of another architecture"):
         act.transfer(tiny_model("gpt2"), tiny_model("gpt2", seed=1), channels)
