@@ -174,7 +174,7 @@ def test_a_failing_transfer_leaves_nothing_and_a_wrong_target_is_noticed(models,
         ("bfloat16", r"or give the target as it was profiled"),
         ("float32", r"or load them in the type .*dtype=torch\.float32"),
     ):
-        rule = Rule(models={"target": ModelRead("another", "0" * 16, dtype)})
+        rule = Rule(models={"target": ModelRead("another", "0" * 16, dtype=dtype)})
         other = act.ChannelSet(space, held.index, held.scores, rule)
         with pytest.raises(act.ActError, match=advice):
             act.transfer(*models, other, 0.4)
