@@ -290,7 +290,7 @@ def _put_on_card(
         results.append(results_table(rows, pairs, against, own=called[model], limit=limit, ranked_on=seen))
     judged = [replace(one, model=called[one.model]).summary() for one in tasks]
     results += [tasks_table(judged, own=called[model])] if tasks else []
-    own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row)]
+    own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row, limit)]
     own += [figure for row in judged if row["model"] == called[model] for figure in figure_of_task(row)]
     put_results(Path(model), "\n\n".join(results), own)
     console.note(f"written to {Path(model, CARD)}: new figures in the place of those of the same text and metric")
@@ -389,8 +389,10 @@ def _print_legend(
         *(["sign-flip, of likelihoods record by record"] if any(one.nll for one in comparisons) else []),
         *(["of tasks, sign-flip document by document"] if tasks else []),
     ]
+    # As _change judges: of right answers, where there are any.
+    judged = "p, where answers are judged McNemar's, is" if any(one.match for one in comparisons) else "p is"
     if tests:
-        print(f"{P} ({'; '.join(tests)}); better, worse: p is below {CLEAR:g}")
+        print(f"{P} ({'; '.join(tests)}); better, worse: {judged} below {CLEAR:g}")
     if comparisons:
         print("for a page of this, add --json > evaluation.json, and give that to act-profile report")
     if limit:

@@ -251,7 +251,7 @@ MaxLength = Annotated[
     int | None,
     typer.Option(
         rich_help_panel=TEXT,
-        help="Longest sequence in tokens: longer texts are cut; longer records with an answer are errors. "
+        help="Longest sequence in tokens: longer texts are cut into pieces; longer records with an answer are errors. "
         "Default: the positions in the model's configuration, at most 2048.",
     ),
 ]

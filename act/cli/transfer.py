@@ -221,6 +221,8 @@ def command(
         chosen = {"auto": choice.to_json()} if choice else {}
         return console.print_json({**summary, **chosen, "notes": notes})
     summary |= {"strength_of": ", ".join(f"{name}={value}" for name, value in patterns.items())} if patterns else {}
+    if isinstance(summary["strength"], list):
+        summary["strength"] = ", ".join(map(str, summary["strength"]))
     summary["path"] = _PATHS[summary["path"]]
     rows = [
         [_CALLED.get(name, name.replace("_", " ")), f"{value:,}" if isinstance(value, int | float) else value]

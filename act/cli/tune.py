@@ -209,8 +209,7 @@ def command(
     ]
     console.print_table(str(output), ["", ""], rows[1:])
     print("loss: of the first records drawn, on which it was trained, too; other text tells whether it is better")
-    if not adapter:
-        next_step.after_change(model, output)
+    next_step.after_change(model, output)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 from act.core.near import meant
 
@@ -78,6 +79,12 @@ def require_choice(what: str, given: object, choices: Iterable[str]) -> None:
 def one_of(choices: Iterable[str]) -> str:
     """The end of an error message that lists what was expected."""
     return f"expected one of {', '.join(choices)}"
+
+
+def require_number(what: str, given: object, *, whole: bool = False) -> None:
+    """Raise :class:`ActError` unless ``given`` is a number, and a whole one if that is asked; True is none."""
+    if isinstance(given, bool) or not isinstance(given, Integral if whole else Real):
+        raise ActError(f"{what} is {given!r}; expected a {'whole number' if whole else 'number, such as 0.1'}")
 
 
 def require_type(what: str, given: object, kind: type | tuple[type, ...], expected: str) -> None:

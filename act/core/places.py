@@ -11,7 +11,7 @@ _ABSOLUTE = re.compile(r"(?<![\w/.:~<)\]}-])/(?:[^\s/'\"`|<>]+/)+[^\s/'\"`|<>,;:
 
 
 def last_parts(places: Iterable[str]) -> dict[str, str]:
-    """Each place by its last part, or by as many of its parts as tell it from the others.
+    """Each place by its last part, or by as many of its parts as tell it from the others, without a slash at its end.
 
     >>> from act.core.places import last_parts
     >>> last_parts(["/mine/de/test.jsonl", "/mine/fr/test.jsonl", "org/name"])
@@ -21,7 +21,7 @@ def last_parts(places: Iterable[str]) -> dict[str, str]:
     for place in every:
         parts = PurePath(place).parts
         for count in range(1, len(parts) + 1):
-            found[place] = "/".join(parts[-count:]) if count < len(parts) else place
+            found[place] = "/".join(parts[-count:]) if count < len(parts) else place.rstrip("/") or place
             if not any(PurePath(other).parts[-count:] == parts[-count:] for other in every if other != place):
                 break
     return {place: found.get(place, place) for place in every}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, option, require_choice
 from act.core.names import require_name
 from act.data import sharegpt
 from act.data.chat import Written, require_answer, why_not_a_beginning, written
@@ -405,8 +405,14 @@ class Encoder:
         """A conversation in the words of the chat template, of which no column of the record is lost."""
         tokenizer = self.tokenizer if isinstance(self.vision, str) else self.vision.tokenizer
         if not tokenizer.chat_template:
+            how = (
+                option(" (--columns prompt=question,completion=answer)", " (columns={'prompt': '{question}', …})")
+                if {"messages", "conversations"}.isdisjoint(conversation.columns)
+                else ""
+            )
+            template = option("--chat-template", "tokenizer.chat_template")
             raise ActError(
-                "the tokenizer has no chat template; use prompt and completion, or give one (--chat-template)"
+                f"the tokenizer has no chat template; use prompt and completion{how}, or give one ({template})"
             )
         text = written(tokenizer, conversation, turns)
         if settings := sorted(self._settings.intersection(record).difference(conversation.columns)):

@@ -41,7 +41,7 @@ def without_results(text: str) -> str:
     'before, and after'
     """
     before, _, rest = text.partition(_BEGIN)
-    return before + rest.partition(_END)[2]
+    return before.rstrip("\n") + rest.partition(_END)[2]
 
 
 def not_measured(before: str | Path) -> str:

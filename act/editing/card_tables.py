@@ -11,6 +11,8 @@ _CELLS = re.compile(r"(?<!\\)\|")
 _KEY = ("corpus", "task")
 """The first column of a table that can be merged."""
 OWN = "(this model)"
+LEGEND = "± standard error over "
+"""What the line below a table begins with that explains its columns."""
 _NOTE = "**Note:**"
 """What a line below a table begins with that says something of its figures, and stays with them."""
 
@@ -77,9 +79,19 @@ def merged(old: str, new: str) -> str:
         earlier, said = kept.pop(table.columns[0], (None, ""))
         notes = [f"\n\n{line}" for line in said.splitlines() if line.startswith(_NOTE) and line not in below]
         whole = earlier.without(table).with_rows(table) if earlier else table
+        if any(name.startswith("p ") for row in whole.rows for name in row):
+            below = _explained(below, said)
         found.append(f"{whole}{below}{''.join(notes)}")
     found += [f"{table}{below}" for table, below in kept.values()]
     return "\n\n".join(found) or new
+
+
+def _explained(below: str, said: str) -> str:
+    """What is below a table, with the explanation of p that an earlier one had, whose column is still there."""
+    known = next((line for line in said.splitlines() if line.startswith(LEGEND) and "; p: " in line), None)
+    if known is None or "; p: " in below:
+        return below
+    return "\n".join(known if line.startswith(LEGEND) else line for line in below.splitlines())
 
 
 def _tables(markdown: str) -> Iterator[tuple[Table, str]]:

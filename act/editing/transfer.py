@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
-from act.core.errors import require_type
+from act.core.errors import ActError, require_type
 from act.editing.donor import Donor, weights_of
 from act.editing.earlier import remember_earlier
 from act.editing.patch import ChangedRows, Patch
@@ -72,6 +72,8 @@ def transfer_many(donors: Sequence[Donor], target: nn.Module | Weights, overlap:
     >>> patch = act.transfer_many(donors, target, overlap="mean")
     >>> patch.revert(target)
     """
+    if isinstance(donors, Donor):
+        raise ActError("the donors are one act.Donor; expected a list of them, such as [act.Donor(model, channels)]")
     for each in donors:
         require_type("a donor", each, Donor, "an act.Donor, which names a model, its channels and a strength")
     weights = weights_of(target, "target")

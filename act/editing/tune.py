@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError, option, require_choice, require_type
+from act.core.errors import ActError, option, require_choice, require_number, require_type
 from act.core.extras import optional
 from act.core.files import written_whole
 from act.core.progress import Progress, silent
@@ -82,11 +82,16 @@ class TuneSettings:
 
     def __post_init__(self) -> None:
         require_choice("mode", self.mode, get_args(Mode))
-        for name in ("batch_size", "lora_rank", "save_steps"):
-            if getattr(self, name) < 1:
-                raise ActError(f"{name.replace('_', ' ')} is {getattr(self, name)}; expected at least 1")
-        if self.steps is not None and self.steps < 1:
-            raise ActError(f"steps is {self.steps}; expected at least 1")
+        for name in ("steps", "batch_size", "lora_rank", "save_steps"):
+            number, called = getattr(self, name), name.replace("_", " ")
+            if name == "steps" and number is None:
+                continue
+            require_number(called, number, whole=True)
+            if number < 1:
+                raise ActError(f"{called} is {number}; expected at least 1")
+        require_number("seed", self.seed, whole=True)
+        require_number("learning rate", self.learning_rate)
+        require_number("replay share", self.replay_share)
         if not 0 < self.learning_rate < math.inf:
             raise ActError(f"learning rate is {self.learning_rate}; expected a number above 0, such as 1e-4")
         if not 0 <= self.replay_share < 1:
@@ -152,7 +157,7 @@ def tune(
     replay: Corpus | None = None,
     channels: ChannelSet | Patch | None = None,
     keep_adapter: bool = False,
-    checkpoints: Path | None = None,
+    checkpoints: str | Path | None = None,
     restart: bool = False,
     progress: Progress = silent,
 ) -> Tuned:
@@ -209,8 +214,9 @@ def tune(
     if isinstance(channels, ChannelSet) and rows and (doubt := stranger(channels, model, name_of(model), found)):
         log.warning("%s", doubt)
     remember_earlier(model, [found])
-    identity = _identity(model, found, settings, [corpus, replay], rows, keep_adapter) if checkpoints else ""
-    resumed = usable_checkpoint(checkpoints, identity, restart) if checkpoints else 0
+    folder = Path(checkpoints) if checkpoints else None
+    identity = _identity(model, found, settings, [corpus, replay], rows, keep_adapter) if folder else ""
+    resumed = usable_checkpoint(folder, identity, restart) if folder else 0
     optional("transformers", "tune", "act-profile tune").set_seed(settings.seed)
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = _trained(model, settings, rows)
@@ -225,7 +231,7 @@ def tune(
             learning_rate=settings.learning_rate,
             seed=settings.seed,
             device=next(model.parameters()).device,
-            checkpoints=checkpoints,
+            checkpoints=folder,
             save_steps=settings.save_steps,
             resume_at=resumed,
             progress=progress,
@@ -234,8 +240,8 @@ def tune(
         if not math.isfinite(after):
             raise Diverged(f"the loss after the last step is {after}", settings.learning_rate)
     except Diverged:
-        if checkpoints:
-            remove_checkpoints(checkpoints)  # of no use to a run with another learning rate
+        if folder:
+            remove_checkpoints(folder)  # of no use to a run with another learning rate
         raise
     finally:
         if isinstance(trained, RowTuned):

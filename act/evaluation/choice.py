@@ -466,9 +466,10 @@ def _require_lost(target: Evaluation, donor: Evaluation) -> None:
         lost, error = ratio_and_error(target.nll - donor.nll, target.tokens)
         what = "log-likelihood per token"
     if not lost > CLEAR * error:
-        few = "too little text to choose on: " if lost > 0 or len(target.nll) < FEWEST else ""
+        swapped = -lost > CLEAR * error
+        few = "too little text to choose on: " if not swapped and (lost > 0 or len(target.nll) < FEWEST) else ""
         shown = f"{figure(donor):.3f} and {figure(target):.3f}, difference {with_error(lost, error, 3, '+')}"
-        turned = " (are donor and target swapped?)" if -lost > CLEAR * error else ""
+        turned = " (are donor and target swapped?)" if swapped else ""
         raise ActError(
             f"{few}the donor is not clearly better than the target on {target.corpus} ({what} {shown} on "
             f"{counted(len(target.nll), 'record')}), so nothing shows what is recovered{turned}; give more "

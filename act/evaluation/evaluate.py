@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, require_choice, require_number
 from act.core.progress import Progress, silent
 from act.data.batching import PADDING
 from act.data.corpus import Corpus, require_corpus
@@ -199,10 +199,11 @@ def evaluate(
     require_decoder(model, "evaluation", "score it by its own task, before and after the transfer")
     require_corpus("the corpus", corpus)
     require_choice("metric", metric, get_args(Metric))
-    if max_new_tokens is not None and max_new_tokens < 1:
-        raise ActError(f"max new tokens is {max_new_tokens}; expected at least 1")
-    if token_budget is not None and token_budget < 1:
-        raise ActError(f"token budget is {token_budget}; expected at least 1 token")
+    for what, number in (("max new tokens", max_new_tokens), ("token budget", token_budget)):
+        if number is not None:
+            require_number(what, number, whole=True)
+            if number < 1:
+                raise ActError(f"{what} is {number}; expected at least 1")
     budget = token_budget or default_token_budget(input_device(model))
     corpus = corpus.for_models(model)
     exercises = exercises_of(corpus)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
+from act.core.counted import counted
 from act.editing.card_results import Figure
-from act.editing.card_tables import OWN, Table, cell
+from act.editing.card_tables import LEGEND, OWN, Table, cell
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskSummary
@@ -69,7 +70,7 @@ def results_table(
             "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
         )
         rows.append(dict(zip(columns, cells, strict=True)))
-    return f"{Table(columns, tuple(rows))}\n\n± standard error over records. {NLL}{f'; {P}' if tested else ''}."
+    return f"{Table(columns, tuple(rows))}\n\n{LEGEND}records. {NLL}{f'; {P}' if tested else ''}."
 
 
 def tasks_table(tasks: Sequence[TaskSummary], *, own: str = "") -> str:
@@ -84,18 +85,19 @@ def tasks_table(tasks: Sequence[TaskSummary], *, own: str = "") -> str:
         said = "" if chance is None else f"{chance:.3f}"
         cells = (one["task"], _marked(one["model"], own), one["metric"], value, said, f"{one['documents'] or ''}")
         rows.append(dict(zip(columns, cells, strict=True)))
-    return f"{Table(columns, tuple(rows))}\n\n± standard error over documents."
+    return f"{Table(columns, tuple(rows))}\n\n{LEGEND}documents."
 
 
-def figures_of(row: Summary) -> Iterator[Figure]:
-    """The figures of one model on one corpus, for the metadata of its card."""
+def figures_of(row: Summary, limit: int | None = None) -> Iterator[Figure]:
+    """The figures of one model on one corpus, for the metadata of its card; ``limit`` as in :func:`results_table`."""
+    look = [f"the first {counted(limit, 'record')}"] if limit is not None and row["records"] == limit else []
     if row["match"] is not None:
         levels = {"by chance": row["chance"], "by the commonest answer": row["majority"]}
         beside = [f"{_percent(share)} % {of}" for of, share in levels.items() if share is not None]
-        text = "; ".join([f"{_percent(row['match'], row['match_se'])} %", *beside])
+        text = "; ".join([f"{_percent(row['match'], row['match_se'])} %", *beside, *look])
         yield Figure(row["corpus"], METRICS[row["metric"]], row["match"], text)
     if row["nll_per_token"] is not None:
-        text = with_error(row["nll_per_token"], row["nll_per_token_se"], 3)
+        text = "; ".join([with_error(row["nll_per_token"], row["nll_per_token_se"], 3), *look])
         yield Figure(row["corpus"], LIKELIHOOD, row["nll_per_token"], text)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError
+from act.core.errors import ActError, require_type
 from act.core.names import names_in
 from act.editing.interpolation import interpolate
 from act.editing.strength import require_strength
@@ -247,6 +247,7 @@ def transferred(donor: nn.Module, target: nn.Module, channels: ChannelSet, stren
 def _setting(
     top: float, strength: float, channels: int, figures: Mapping[str, float], expected: Iterable[str] | None
 ) -> Setting:
+    require_type("what evaluate gave", figures, Mapping, 'figures by name, such as {"log-likelihood": -2.5}')
     found = {name: float(value) for name, value in figures.items()}
     if not found or (expected is not None and set(found) != set(expected)):
         raise ActError(f"evaluate gave the figures {sorted(found)}; expected one or more, the same for every setting")

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, get_args
 
 from torch import nn
 
-from act.core.errors import ActError, require_choice
+from act.core.errors import ActError, require_choice, require_type
 from act.core.names import names_in
 from act.core.versions import versions
 from act.data.batching import LOOK_AHEAD, Batch, given_batches, prefetched
@@ -317,6 +317,8 @@ class Job:
             ActError: nothing was counted; a malformed record; a checkpoint of another job, or of a stream without a
                 fingerprint.
         """
+        if checkpoint is not None:
+            require_type("the checkpoint", checkpoint, Checkpoint, "an act.Checkpoint, such as act.Checkpoint(folder)")
         if checkpoint and not self.corpora:
             raise ActError("a checkpoint needs a corpus; batches cannot be read again from the middle")
         if checkpoint and (unknown := self._without_fingerprint()):

@@ -506,10 +506,13 @@ def test_evaluating_a_model_with_nan_is_said_and_valid_json(folder, tmp_path):
     alike = [str(folder / "one"), str(broken)]  # in their last part, so the folders that they lie in are named, too
     told = {name: "/".join(name.split("/")[-2:]) for name in alike}
     assert last_parts([*alike, "a/mended"]) == {**told, "a/mended": "mended"}
+    assert last_parts(["base/", "a/mended/", "/"]) == {"base/": "base", "a/mended/": "mended", "/": "/"}
 
 
 def test_tables_of_changes_are_in_plain_words(folder, tmp_path):
     given = [*donors_of(folder, "one"), "--target", folder / "target", "--output"]
+    two = [*donors_of(folder, "one", "two"), "--target", folder / "target", "--output", tmp_path / "of two"]
+    assert "0.4, 0.4 " in act_profile("transfer", *two).stdout
     moved = [act_profile("transfer", *given, tmp_path / "model").stdout]
     moved.append(act_profile("transfer", *given, tmp_path / "patch.safetensors").stdout)
     for said, how in zip(moved, ("on files", "as a patch"), strict=True):
@@ -524,7 +527,9 @@ def test_a_tuned_adapter_is_saved_as_the_whole_model(folder, tmp_path, mode):
     pytest.importorskip("peft")
     given = ["--corpus", folder / "ability.jsonl", "--steps", "1", "--batch-size", "2", "--output"]
     lora = ["--mode", "lora", "--adapter", "--lora-rank", "2", "--learning-rate", "0.1"]
-    succeed("tune", "--model", folder / "one", *lora, *given, tmp_path / "adapter")
+    said = act_profile("tune", "--model", folder / "one", *lora, *given, tmp_path / "adapter")
+    evaluated = f"evaluate --before {folder / 'one'} --model {tmp_path / 'adapter'} --corpus"
+    assert said.returncode == 0 and f"next: act-profile {evaluated}" in said.stdout
     merged = act.models.loading.load_model(str(tmp_path / "adapter"), merge=True).state_dict()
     rows = ["--channels", folder / "one.set"] if mode == "rows" else []
     again = ["tune", "--model", tmp_path / "adapter", "--mode", mode, *rows, "--learning-rate", "1e-6", *given]

@@ -14,6 +14,7 @@ from command_line import act_profile, succeed
 from support import tiny_model, train_tokenizer
 
 import act
+from act.cli.evaluate import _print_legend
 
 TEXTS = {
     "german": [{"text": f"der Bär Nummer {number} liest im Garten ein Buch"} for number in range(8)],
@@ -93,3 +94,15 @@ def test_models_are_loaded_in_the_type_of_the_profile_and_other_types_are_told(f
     same = act_profile("rank", "german.safetensors", "--keep-profile", "maths.safetensors", "--dtype", "float32",
                        "--output", tmp_path / "d.safetensors", cwd=folder)  # fmt: skip
     assert same.returncode == 2 and "--dtype has no effect on the default score" in same.stderr
+
+
+def test_the_legend_says_which_p_makes_a_change_better_or_worse(capsys):
+    tokenizer = train_tokenizer(["A. x B. y Answer: A B"])
+    corpus = act.Corpus.from_records([{"prompt": "A. x\nB. y\nAnswer:", "completion": " A"}] * 3, tokenizer)
+    found = []
+    for metric in ("choice", "nll"):
+        both = [act.evaluate(tiny_model("llama", seed), corpus, metric, name=f"m{seed}") for seed in (0, 1)]
+        _print_legend(both, [act.compare(*both)], [], None)
+        found.append(capsys.readouterr().out)
+    assert "better, worse: p, where answers are judged McNemar's, is below 0.05" in found[0]
+    assert "better, worse: p is below 0.05" in found[1] and "McNemar" not in found[1]

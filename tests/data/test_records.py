@@ -378,8 +378,9 @@ def test_a_record_that_cannot_be_encoded_leaves_its_neighbours(tokenizer):
 
 
 def test_a_tokenizer_without_a_chat_template_or_one_that_rewrites(tokenizer):
-    for record in ({"messages": TURNS}, {"question": "a", "answer": "b"}):
-        with pytest.raises(ActError, match="no chat template; use prompt and completion"):
+    columns = r" \(columns={'prompt': '{question}', …}\)"
+    for record, how in (({"messages": TURNS}, ""), ({"question": "a", "answer": "b"}, columns)):
+        with pytest.raises(ActError, match=f"no chat template; use prompt and completion{how}, or give one"):
             list(Corpus.from_records([record], without_template()).encoded())
     with pytest.raises(ActError, match="are not the beginning of the whole record"):
         list(Corpus.from_records([{"messages": TURNS}], rewriting(), answer_turns="all").encoded())

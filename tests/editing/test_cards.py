@@ -201,6 +201,7 @@ def test_the_card_of_a_tune_keeps_how_its_model_was_made(tokenizer, tmp_path):
         assert (
             "## How mended was made" in text and "### How the channels were found" in text and "\n# no heading" in text
         )
+        assert "\n\n\n" not in text
         assert text.count("## Results") == 1 == text.count("## How to use it") and "40.0 ± 5.0" not in text
         data = ModelCard(text).data
         assert {"merge", "fine-tune"} <= {*data.tags} and data.datasets == ["org/texts"]
@@ -317,6 +318,28 @@ def test_results_have_errors_and_chance_beside_them(tokenizer):
     named = [one.metric_name for one in metadata_of([*figures_of(found[0].summary())], "one")["eval_results"]]
     assert re.fullmatch(r"right choice \(\S+ ± \S+ %; 50.0 % by chance; 100.0 % by the commonest answer\)", named[0])
     assert re.fullmatch(r"negative log-likelihood per token \(\S+ ± \S+\)", named[1])
+
+
+def test_p_is_explained_as_long_as_its_column_stands(tokenizer, tmp_path):
+    (tmp_path / "README.md").write_text(f"# mended\n\n{results_section('none yet')}\n")
+    texts = [act.Corpus.from_records([{"text": "a b c d"}] * 3, tokenizer, name=name) for name in ("de", "fr")]
+    before, after = (act.evaluate(tiny_model("llama", seed), texts[0], name=f"m{seed}") for seed in (0, 1))
+    other = act.evaluate(tiny_model("llama", 1), texts[1], name="m1").summary()
+    rows, pairs = [one.summary() for one in (before, after)], [act.compare(before, after).summary()]
+    for given, compared in ((rows, pairs), ([other], [])):
+        put_results(tmp_path, results_table(given, compared, "m0", own="m1"), [])
+        text = (tmp_path / "README.md").read_text()
+        assert "p against m0 |" in text and text.count("p: the probability") == text.count("± standard error") == 1
+    put_results(tmp_path, results_table(rows, [], "m0", own="m1"), [])
+    text = (tmp_path / "README.md").read_text()
+    assert "p against" not in text and "p: the probability" not in text
+
+
+def test_the_metadata_says_which_figures_are_of_the_first_records(tokenizer):
+    corpus = act.Corpus.from_records([{"prompt": "A. x\nB. y\nAnswer:", "completion": " A"}] * 2, tokenizer)
+    row = act.evaluate(tiny_model("llama"), corpus, name="m").summary()
+    assert [one.text.endswith("; the first 2 records") for one in figures_of(row, 2)] == [True, True]
+    assert not any("the first" in one.text for limit in (None, 3) for one in figures_of(row, limit))
 
 
 def test_tasks_of_the_harness_are_in_the_metadata_by_their_own_names(tmp_path):

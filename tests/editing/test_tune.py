@@ -165,8 +165,9 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monk
         with pytest.raises(act.ActError, match="checkpoint-2 is not as it was saved; delete that folder"):
             act.tune(fresh(), corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints")
         file.write_bytes(saved)
+    named = str(tmp_path / "checkpoints")
     oftener = {**options, "settings": replace(options["settings"], save_steps=1)}  # decides nothing about the result
-    resumed = act.tune(fresh(), corpus(tokenizer), **oftener, checkpoints=tmp_path / "checkpoints")
+    resumed = act.tune(fresh(), corpus(tokenizer), **oftener, checkpoints=named)
     assert resumed.resumed_from == 2 and len(calls) == 4 + 4
     assert same(weights(whole.model), weights(resumed.model))
     other = tiny_model("llama-tied-bias", 2)

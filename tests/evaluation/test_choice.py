@@ -198,6 +198,11 @@ def test_what_cannot_be_chosen_is_one_sentence(measured):
     few = [act.Corpus.from_records(list(_first(3, one)), one.tokenizer) for one in (test, kept)]
     with pytest.raises(act.ActError, match=r"too little text to choose on: .* ± "):
         act.choose(donor, target, german, *few, metric="nll", tops=[0.02], strengths=[0.2], least_kept=0.95)
+    few = [
+        act.Corpus.from_records(list(_first(12, one)), one.tokenizer, name=f"few {one.name}") for one in (test, kept)
+    ]
+    with pytest.raises(act.ActError, match=r"^the donor is not clearly better .*are donor and target swapped\?"):
+        act.choose(target, donor, None, *few, metric="nll")
 
 
 def _first(count: int, corpus: act.Corpus):

@@ -44,6 +44,29 @@ def given(models, pair, tokenizer):
         (lambda g: act.transfer_many([g["donor"]], g["target"]), "a donor is of type .*; expected an act.Donor"),
         (lambda g: act.Patch([], None).apply("target"), f"the model is of type str; {MODEL}"),
         (lambda g: act.compose(["patch.safetensors"]), "a patch is of type str; expected an act.Patch"),
+        (
+            lambda g: act.transfer_many(act.Donor(g["donor"], g["channels"]), g["target"]),
+            "one act.Donor; expected a list",
+        ),
+        (
+            lambda g: act.profile(g["target"], g["corpus"], checkpoint="folder"),
+            "of type str; expected an act.Checkpoint",
+        ),
+        (
+            lambda g: act.sweep(g["donor"], g["target"], g["pair"], lambda model: -1.0),
+            "type float; expected figures by",
+        ),
+        (
+            lambda g: act.evaluate(g["target"], g["corpus"], token_budget="auto"),
+            "token budget is 'auto'; expected a whole",
+        ),
+        (
+            lambda g: act.evaluate(g["target"], g["corpus"], max_new_tokens=2.5),
+            "max new tokens is 2.5; expected a whole",
+        ),
+        (lambda g: act.TuneSettings(learning_rate="1e-4"), "learning rate is '1e-4'; expected a number, such as 0.1"),
+        (lambda g: act.TuneSettings(steps=1.5), "steps is 1.5; expected a whole number"),
+        (lambda g: act.TuneSettings(batch_size="8"), "batch size is '8'; expected a whole number"),
         (lambda g: act.evaluate("base", g["corpus"]), f"the model is of type str; {MODEL}"),
         (lambda g: act.evaluate(g["target"], "german.jsonl"), CORPUS),
         (lambda g: act.compare("before.json", g["result"]), "before is of type str; expected an act.Evaluation"),
