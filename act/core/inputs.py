@@ -26,8 +26,15 @@ def require_not_input(output: Path, inputs: Iterable[str | Path]) -> None:
     places = _names(output)
     for one in inputs:
         for what, path in _held(one):
-            if any(_meet(place, name) for place in places for name in _names(path)) or _same(output, path):
+            names = _names(path)
+            if places & names or _same(output, path):
                 raise ActError(f"the output {output} would overwrite {what}; choose another output")
+            if any(name in place.parents for place in places for name in names):
+                raise ActError(f"the output {output} lies in {what}, where nothing is written; choose another output")
+            if any(place in name.parents for place in places for name in names):
+                raise ActError(
+                    f"the output {output} would take the place of a folder with {what}; choose another output"
+                )
 
 
 def _held(given: str | Path) -> Iterator[tuple[str, Path]]:
@@ -85,10 +92,6 @@ def _links_in(folder: Path) -> Iterator[Path]:
 def _names(path: Path) -> set[Path]:
     """A path as it was given, and with every link followed."""
     return {Path(os.path.abspath(path)), Path(os.path.realpath(path))}
-
-
-def _meet(place: Path, held: Path) -> bool:
-    return place == held or held in place.parents or place in held.parents
 
 
 def _same(output: Path, held: Path) -> bool:

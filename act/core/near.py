@@ -8,14 +8,24 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
+_SHORT = {
+    **dict.fromkeys(("fp32", "f32", "float", "full"), "float32"),
+    **dict.fromkeys(("fp16", "f16", "half"), "float16"),
+    **dict.fromkeys(("bf16", "bfloat"), "bfloat16"),
+}
+"""Other names of types, too far from ours for a comparison of letters."""
+
+
 def meant(given: str, names: Iterable[str], most: int = 1) -> str:
     """The end of an error message that offers the nearest names; empty if none is near.
 
     >>> from act.core.near import meant
-    >>> meant("anwser", ["answer", "predict", "all"]), meant("xyz", ["answer"])
-    ('; did you mean answer?', '')
+    >>> meant("anwser", ["answer", "predict", "all"]), meant("fp32", ["auto", "float32"]), meant("xyz", ["answer"])
+    ('; did you mean answer?', '; did you mean float32?', '')
     """
-    near = difflib.get_close_matches(given, [*names], most)
+    known = [*names]
+    short = _SHORT.get(given.lower().removeprefix("torch."))
+    near = [short] if short in known else difflib.get_close_matches(given, known, most)
     return f"; did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -74,7 +74,8 @@ def test_force_never_removes_an_input(what, place):
     held = contents(place)
     result = act_profile(*OVERWRITING[what], "--force", cwd=place)
     assert result.returncode == 2, result.stderr
-    refused = ("would overwrite the input", "expected the name of a folder", "is a file; expected a folder")
+    input_is = ("would overwrite the input", "lies in the input", "take the place of a folder with the input")
+    refused = (*input_is, "expected the name of a folder", "is a file; expected a folder")
     assert any(reason in result.stderr for reason in refused) and "Traceback" not in result.stderr, result.stderr
     assert contents(place) == held
 

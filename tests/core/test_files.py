@@ -382,6 +382,25 @@ def hub(tmp_path, monkeypatch):
     return repository
 
 
+TAKES = "(would overwrite|lies in|would take the place of a folder with) "
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "how"),
+    [
+        ("data", "data", "would overwrite"),
+        ("data", "data/new", "lies in"),
+        ("data/b.jsonl", ".", "would take the place"),
+    ],
+)
+def test_what_an_output_would_do_to_an_input_is_told(tmp_path, monkeypatch, given, output, how):
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/b.jsonl").write_text("{}")
+    with pytest.raises(ActError, match=f"the output {output} {how}"):
+        require_output(Path(output), force=True, inputs=[given])
+
+
 @pytest.mark.parametrize(
     ("given", "output"),
     [
@@ -410,7 +429,7 @@ def test_no_output_is_an_input_however_it_is_given(tmp_path, monkeypatch, hub, g
     Path("link").symlink_to(data / "b.jsonl")
     Path("linked").symlink_to(data)
     os.link(data / "b.jsonl", "hard")
-    with pytest.raises(ActError, match=f"the output {re.escape(str(Path(output)))} would overwrite the input"):
+    with pytest.raises(ActError, match=f"the output {re.escape(str(Path(output)))} {TAKES}the input"):
         require_output(Path(output), force=True, inputs=["other.jsonl", given])
     require_output(tmp_path / "new", force=True, inputs=[given])
 
@@ -433,7 +452,7 @@ def test_no_output_is_the_base_of_an_adapter(tmp_path, monkeypatch, hub, adapter
     for name, base in {"adapter": "base", "upper": "adapter", "cached": "gpt", hub / "snapshots/abc": "base"}.items():
         Path(name).mkdir(exist_ok=True)
         Path(name, "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-    with pytest.raises(ActError, match=f"would overwrite .*, the base model of the adapter {adapter}"):
+    with pytest.raises(ActError, match=f"{TAKES}.*, the base model of the adapter {adapter}"):
         require_output(Path(output), force=True, inputs=[adapter])
     for damaged in (
         "[" * 9999,
