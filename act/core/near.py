@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-
 _SHORT = {
     **dict.fromkeys(("fp32", "f32", "float", "full"), "float32"),
     **dict.fromkeys(("fp16", "f16", "half"), "float16"),

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from pydantic import TypeAdapter
 
 from act.core.errors import ActError, BadRecord, option
@@ -28,6 +29,7 @@ from act.data.batching import (
 )
 from act.data.columns import names_in
 from act.data.corpus import CHUNK, Corpus, skipping
+from act.data.encoded import Count, Encoded
 from act.data.mapped import Mapped
 from act.data.prefixes import Group, grouped
 from act.data.records import Shard
@@ -150,7 +152,7 @@ class Stream:
             if ability in self.stopped:
                 return
         if not counted and not self._part:
-            raise ActError(nothing_counted(corpus.name))
+            raise ActError(nothing_counted(corpus.name, count=corpus.count))
 
     def _batches(self, window: list[Sequence]) -> Iterator[Batch]:
         groups = grouped(window, self._token_budget) if self._share else [Group(window)]
@@ -253,6 +255,8 @@ def require_counted(
     """
     require_first(corpora, shard, skip_bad_records)
     for ability, corpus in corpora.items() if shard[1] == 1 else ():
+        if corpus.count == "prompt" and _only_special(corpus):
+            _warn_of_no_prompt(corpus.name)
         bad: list[Skipped] = []
         seen = False
         for sequence in _good(corpus, ability, bad):
@@ -261,7 +265,7 @@ def require_counted(
                 break
         else:
             require_few(bad, skip_bad_records)
-            raise ActError(nothing_predicted(corpus.name) if seen else nothing_counted(corpus.name, bad))
+            raise ActError(nothing_predicted(corpus.name) if seen else nothing_counted(corpus.name, bad, corpus.count))
 
 
 def _good(corpus: Corpus, ability: str, bad: list[Skipped]) -> Iterator[Sequence]:
@@ -271,6 +275,22 @@ def _good(corpus: Corpus, ability: str, bad: list[Skipped]) -> Iterator[Sequence
             bad.append(Skipped(ability, entry.number, entry.place, str(result)))
         else:
             yield from corpus.pieces_of(result, entry.number)
+
+
+def _only_special(corpus: Corpus) -> bool:
+    """Whether nothing but special tokens stands before the answers of the first records."""
+    special = corpus.tokenizer.all_special_ids
+    found = [result for _, result in corpus.first(FIRST) if isinstance(result, Encoded)]
+    return all(np.isin(each.input_ids[each.counted("prompt")], special).all() for each in found)
+
+
+@functools.cache  # once, however often it is looked at
+def _warn_of_no_prompt(name: str) -> None:
+    log.warning(
+        "%s: its first records are all answer, as plain text is, so of a prompt nothing but special tokens counts; "
+        "to measure the text itself, use %s",
+        *(name, option("--count answer", 'count="answer"')),
+    )
 
 
 def _places(corpus: Corpus, predicted: bool) -> slice:
@@ -290,11 +310,12 @@ def require_few(skipped: list[Skipped], allowed: int) -> None:
     raise BadRecord(f"{over.place}: {over.reason}{after}{total}{skipping()}")
 
 
-def nothing_counted(name: str, bad: Collection[Skipped] = ()) -> str:
+def nothing_counted(name: str, bad: Collection[Skipped] = (), count: Count = "answer") -> str:
     """The error message for an ability or corpus in which no token was counted; ``bad``: its bad records."""
     first = next(iter(bad), None)
     why = f"its bad records aside ({first.place}: {first.reason}), it" if first else "it"
-    return f"{name or 'the corpus'}: no token was counted; {why} is empty or its records have no answer"
+    lack = "are all answer, as plain text is, and a prompt was to count" if count == "prompt" else "have no answer"
+    return f"{name or 'the corpus'}: no token was counted; {why} is empty or its records {lack}"
 
 
 def nothing_predicted(name: str) -> str:

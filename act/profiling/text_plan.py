@@ -82,7 +82,11 @@ def tokens_of_one(corpus: Corpus, sample: int = 2000, token_budget: int = CPU_BU
             window = []
     found["computed"] += found["tokens"] - _spared(window, token_budget)
     if not found["counted"]:
-        raise bad if bad and found["bad_records"] == found["records"] else ActError(nothing_counted(corpus.name))
+        raise (
+            bad
+            if bad and found["bad_records"] == found["records"]
+            else ActError(nothing_counted(corpus.name, count=corpus.count))
+        )
     scale = (size or 0) / max(found["records"], 1) if step > 1 else 1
     return _plan({key: round(value * scale) for key, value in found.items()}, squared * scale, longest, step > 1)
 

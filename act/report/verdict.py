@@ -18,7 +18,10 @@ FEWEST = 100
 """Records below which a figure is called uncertain."""
 LISTED = 8
 """Methods, and abilities, of which the verdict says something."""
-SETTLE = "Tune lightly to settle the change, and evaluate on texts of your own."
+SETTLE = (
+    "Evaluate on texts of your own. A light tune may add to the gain: tune the controls alike, for it evens out much "
+    "of what sets changes apart."
+)
 _NONE: Mapping[str, Keeping] = {}
 WORST: list[Tone] = ["bad", "mixed", "open", "good"]
 """The tones, the worst first."""

@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from act import ActError, Corpus
 from act.data.batching import LOOK_AHEAD
 from act.data.records import Entry
-from act.data.stream import Stream
+from act.data.stream import Stream, require_counted
 from act.lab.tokenizer import build_tokenizer
 
 CHAT = {
@@ -256,3 +256,22 @@ def test_text_that_the_tokenizer_does_not_know_is_told_once_with_its_share(token
     tokenizer.unk_token = tokenizer.eos_token  # as GPT-2 has it: it says nothing of the text
     list(Corpus.from_records([COMPLETION] * 4, tokenizer).encoded())
     assert not caplog.records
+
+
+def test_a_prompt_of_plain_text_is_warned_of_once(tokenizer, caplog):
+    begun = train_tokenizer(["zwei und drei", "What is two plus three?"])
+    bos = begun.convert_tokens_to_ids("</s>")
+    begun.backend_tokenizer.post_processor = TemplateProcessing(single="</s> $A", special_tokens=[("</s>", bos)])
+
+    def told(record, count="prompt", tokenizer=begun):
+        caplog.clear()
+        text = Corpus.from_records([record] * 3, tokenizer, name="german", count=count)
+        for _ in range(2):
+            require_counted({"german": text})
+        return [record.getMessage() for record in caplog.records]
+
+    (said,) = told({"text": "zwei und drei"})
+    assert said.startswith("german: its first records are all answer, as plain text is") and 'count="answer"' in said
+    assert not told(COMPLETION) and not told({"text": "zwei und drei"}, "answer")
+    with pytest.raises(ActError, match="its records are all answer, as plain text is, and a prompt was to count"):
+        told({"text": "zwei und drei"}, tokenizer=tokenizer)

@@ -125,7 +125,7 @@ def test_a_verdict_on_several_abilities_begins_with_the_worst():
     assert verdict.headline == (
         "A simpler change does better on Finnish: random. German came back, and clearly more than with the control."
     )
-    assert not any("Tune lightly" in line for line in verdict.advice)
+    assert not any("light tune" in line for line in verdict.advice)
 
 
 def test_a_recipe_that_is_content_with_less_is_judged_by_that():
@@ -194,7 +194,7 @@ def test_a_transfer_is_judged_beside_its_tune_each_by_its_own_controls():
     rows = [(row.method, row.control, row.gain[:5]) for row in both.controls]
     assert rows == [("act", "random", "\N{MINUS SIGN}14.0"), ("act + tune", "random + tune", "+26.0")]
     said = " ".join(both.advice)
-    assert "not tried yet" in said and "act-profile sweep" not in said and "Tune lightly" not in said
+    assert "not tried yet" in said and "act-profile sweep" not in said and "light tune" not in said
 
 
 def test_likelihoods_gain_where_their_loss_falls():
