@@ -20,11 +20,10 @@ from typer.core import TyperGroup
 
 from act.cli import streams
 from act.cli.help import Suggesting, add, width, write_rows
-from act.cli.mistakes import CALLED_ELSEWHERE, value_mistaken
+from act.cli.mistakes import option_meant, value_mistaken
 from act.cli.options import LOOK
 from act.cli.signals import Terminated, raised
 from act.core.errors import ActError, Interrupted, speak_of_options
-from act.core.near import meant
 from act.core.scratch import release_all
 
 COMMANDS = {
@@ -169,8 +168,7 @@ def _sentence(error: Exception) -> str | None:
     if mistake := value_mistaken(usage):
         return f"{mistake}; see {command} --help"
     if hasattr(usage, "possibilities"):
-        known = [one.lstrip("-") for one in usage.possibilities or ()]  # dashes are alike in all
-        near = _called_elsewhere(usage) or meant(usage.option_name.lstrip("-"), known).replace("mean ", "mean --")
+        near = option_meant(usage)
         others = "" if near else _others_with(usage.option_name)
         return f"no such option: {usage.option_name}{others}; see {command} --help{near}"
     if surplus := re.fullmatch(r"Got unexpected extra arguments? ?\(?s?\)? \((?P<words>.*)\)", usage.format_message()):
@@ -193,13 +191,6 @@ def _word_alone(context: Any) -> str | None:
     word = next(iter(sys.argv[1 + named :]), "-")
     takes_words = any(each.param_type_name == "argument" for each in context.command.params)
     return None if takes_words or word.startswith("-") else word
-
-
-def _called_elsewhere(usage: Any) -> str:
-    """The end of a message that offers the option that other programs call so; empty if the command has none."""
-    ours = {name for one in usage.ctx.command.params for name in one.opts} if usage.ctx else set()
-    called = f"--{CALLED_ELSEWHERE.get(usage.option_name.lstrip('-'))}"
-    return f"; did you mean {called}?" if called in ours else ""
 
 
 def _others_with(option: str) -> str:

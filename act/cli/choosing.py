@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 import typer
 
 from act.cli import console, options
+from act.cli.mistakes import require_shares
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions, profiles_to_keep, ranked_by
 from act.cli.reading import ReadingRecords
@@ -94,6 +95,7 @@ class Choosing(RankingOptions, ReadingRecords):
             )
         if len(self.corpus) > 1:
             raise ActError(f"{len(self.corpus)} --corpus were given; give one, of the ability to recover")
+        require_shares(self.top)
         if strength_of:
             raise ActError("--auto chooses one strength for all sites; leave --strength-of out")
         if len(channels) + (self.profile is not None) > 1:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-CALLED_ELSEWHERE = {
+from act.core.errors import ActError
+from act.core.near import meant
+
+_CALLED_ELSEWHERE = {
     "lr": "learning-rate",
     "epochs": "steps",
     "num-train-epochs": "steps",
@@ -23,8 +27,25 @@ CALLED_ELSEWHERE = {
     "base": "donor",
     "source": "donor",
     "base-model": "target",
+    "model": "target",
+    "share": "top",
+    "shares": "top",
+    "fraction": "top",
 }
 """What other programs call an option of ours: those names are near to none of them."""
+
+_OF_ONE_MODEL = {
+    **dict.fromkeys(("target", "base", "base-model", "source", "before", "model-path"), "model"),
+    **dict.fromkeys(("result", "to"), "output"),
+}
+"""What people call the options of a command that takes one model."""
+
+_HELD_BY_A_PATCH = {
+    "donor": "a patch holds the donor's rows already: give the model that they go into, by --model",
+    "channels": "a patch holds its channels already; act-profile transfer --channels makes another",
+    "strength": "a patch was made at its strength; act-profile transfer --strength makes one at another",
+}
+"""What a command on patches does not take, and why."""
 
 _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "int_parsing": lambda _: "a whole number",
@@ -55,4 +76,50 @@ def value_mistaken(error: Any) -> str | None:
     else:
         expected = first["msg"].removeprefix("Input should be ")
     given = first["input"] if "than" in first["type"] else repr(first["input"])
-    return f"{name} is {given}; expected {expected}"
+    several = repeated(name, str(first["input"])) if getattr(parameter, "multiple", False) else ""
+    return f"{name} is {given}; expected {expected}{several}"
+
+
+def repeated(option: str, given: str) -> str:
+    """The end of a message for several values in one, which says how they are given; empty if it is one value.
+
+    >>> from act.cli.mistakes import repeated
+    >>> repeated("--top", "5,10%"), repeated("--top", "five")
+    ('; for several, repeat the option: --top 5% --top 10%', '')
+    """
+    values = [one for one in re.split(r"[\s,;:]+|\.\.+", given) if one]
+    if len(values) < 2 or not all(re.fullmatch(r"[\d.]+%?", one) for one in values):
+        return ""
+    if values[-1].endswith("%"):
+        values = [f"{one.removesuffix('%')}%" for one in values]
+    return f"; for several, repeat the option: {' '.join(f'{option} {one}' for one in values)}"
+
+
+def require_shares(given: Iterable[str] | None) -> None:
+    """Raise :class:`ActError` for a value of a repeatable ``--top`` that is no share of the channels."""
+    from act.ranking.selection import parse_top
+
+    for share in given or ():
+        try:
+            parse_top(share)
+        except ActError as error:
+            raise ActError(f"{error}{repeated('--top', share)}") from None
+
+
+def option_meant(usage: Any) -> str:
+    """The end of a message on an option that there is not: what it is called here; empty if nothing is like it."""
+    given, parameters = usage.option_name.lstrip("-"), usage.ctx.command.params if usage.ctx else []
+    if usage.ctx and " patch " in usage.ctx.command_path and given in _HELD_BY_A_PATCH:
+        return f"; {_HELD_BY_A_PATCH[given]}"
+    if any(one.param_type_name == "argument" and one.name == given for one in parameters):
+        return f"; {given.upper()} has no option before it: {usage.ctx.command_path} {given.upper()}"
+    ours = {name.lstrip("-") for one in parameters for name in one.opts if one.param_type_name == "option"}
+    called = {**_CALLED_ELSEWHERE, **(_OF_ONE_MODEL if "model" in ours else {})}
+    elsewhere = {name: here for name, here in called.items() if here in ours}
+    if given in elsewhere:
+        return f"; did you mean --{elsewhere[given]}?"
+    known = [one.lstrip("-") for one in usage.possibilities or ()]  # dashes are alike in all
+    if near := meant(given, known).replace("mean ", "mean --"):
+        return near
+    wrong = meant(given, [name for name in elsewhere if len(name) > 3]).removeprefix("; did you mean ").rstrip("?")
+    return f"; did you mean --{elsewhere[wrong]}?" if wrong else ""

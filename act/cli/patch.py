@@ -85,7 +85,7 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         total = together.setdefault((change.parameter.name, change.parameter.dim, dtype), Counter())
         total.update(rows=len(change.rows), values=change.after.numel())
     rows = [
-        [name, f"{total['rows']:,} {'columns' if dim else 'rows'}", f"{total['values']:,}", dtype]
+        [name, counted(total["rows"], "column" if dim else "row"), f"{total['values']:,}", dtype]
         for (name, dim, dtype), total in together.items()
     ]
     console.print_table(title, ["parameter", "changed", "values", "type"], rows)
@@ -133,9 +133,10 @@ def _write(patch: Path, model: str, output: Path, back: bool, hard_link: bool, f
     require_folder_name(output)
     held = Patch.load(patch)
     patch_folder(held, model_folder(model), output, revert=back, hard_link=hard_link, force=force)
-    if as_json:
-        return console.print_json({"output": str(output), "values": len(held), "parameters": held.parameters})
     done, now = ("put back", held.provenance.before) if back else ("changed", held.provenance.after)
+    if as_json:
+        changed = {"values": len(held), "parameters": held.parameters}
+        return console.print_json({"output": str(output), **changed, "fingerprint": now})
     rows = [[f"values {done}", f"{len(held):,}"], [f"parameters {done}", f"{held.parameters:,}"]]
     console.print_table(str(output), ["", ""], [*rows, *([["fingerprint now", now]] if now else [])])
     if back:

@@ -10,6 +10,7 @@ import typer
 
 from act.cli import console, next_step, options
 from act.cli.grouped import with_options
+from act.cli.mistakes import require_shares
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions, profiles_to_keep
 from act.cli.reading import ReadingRecords
@@ -98,7 +99,6 @@ def command(
     from act.profiles.profile import load
     from act.profiling.dtype_speed import warn_of_half
     from act.ranking.scores import score_named
-    from act.ranking.selection import parse_top
     from act.report.page import Page
     from act.report.write import page_at, require_report_name, write
 
@@ -110,8 +110,7 @@ def command(
         require_choice("the control", name, get_args(Control))
     for value in strength or ():
         warn_of_strength(value)
-    for share in top or ():
-        parse_top(share)
+    require_shares(top)
     console.require_two_models(donor, target)
     inputs: list[str | Path] = [profile, donor, target, *given.values(), *(keep_profile or [])]
     console.require_models([donor, target])

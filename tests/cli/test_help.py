@@ -192,10 +192,37 @@ def test_without_a_command_the_help_is_shown():
         (["prfile"], "no command 'prfile'; see act-profile --help; did you mean run or pair?"),
         (["patch", "shw"], "no command 'shw'; see act-profile patch --help; did you mean show?"),
         (["frobnicate"], "no command 'frobnicate'; see act-profile --help"),
+        (
+            ["sweep", "--strength", "0.4,1"],
+            "--strength is '0.4,1'; expected a number; for several, repeat the option: --strength 0.4 --strength 1; see",
+        ),
+        (["tune", "--learning-rate", "1,2"], "--learning-rate is '1,2'; expected a number; see"),
+        (["patch", "apply", "p", "--target", "t"], "no such option: --target; see act-profile patch apply --help; did you mean --model?"),
+        (["patch", "apply", "p", "--targt", "t"], "no such option: --targt; see act-profile patch apply --help; did you mean --model?"),
+        (["patch", "revert", "p", "--base", "t"], "no such option: --base; see act-profile patch revert --help; did you mean --model?"),
+        (["patch", "apply", "p", "--out", "t"], "no such option: --out; see act-profile patch apply --help; did you mean --output?"),
+        (
+            ["patch", "apply", "p", "--donor", "d"],
+            "no such option: --donor; see act-profile patch apply --help; a patch holds the donor's rows already: give the",
+        ),
+        (["sweep", "p", "--base", "b"], "no such option: --base; see act-profile sweep --help; did you mean --donor?"),
+        (["sweep", "p", "--model", "b"], "no such option: --model; see act-profile sweep --help; did you mean --target?"),
+        (["sweep", "--profile", "b"], "no such option: --profile; see act-profile sweep --help; PROFILE has no option before"),
+        (["sweep", "p", "--shares", "1%"], "no such option: --shares; see act-profile sweep --help; did you mean --top?"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_one_sentence_of_what_was_given_and_what_was_expected(given, said):
     assert mistaken(given).startswith(said)
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "p", "--corpus", "t"], ["transfer", "--auto", "--corpus", "t", "--keep", "k"]]
+)
+def test_several_shares_in_one_are_told_apart(command):
+    models = ["--donor", "d", "--target", "t", *(["--output", "o"] if command[0] == "transfer" else [])]
+    said = mistaken([*command, *models, "--top", "5,10%"])
+    assert said.endswith("such as 5% or 0.05; for several, repeat the option: --top 5% --top 10%")
+    assert "repeat" not in mistaken([*command, *models, "--top", "five"])
 
 
 def test_each_command_less_one_letter_is_still_meant():

@@ -18,6 +18,7 @@ from support import ATTENTION, SMALL, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
 
 import act
+from act.cli.patch import show
 from act.core.places import last_parts
 from act.editing.patch import Patch
 from act.models.channels import ChannelSpace
@@ -122,12 +123,13 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
         assert made["path"] == "patch"
     assert same(tensors(folder / "target"), before)
     succeed("transfer", *donors_of(folder, "one"), "--target", folder / "target", "--output", tmp_path / "direct")
-    succeed("patch", "apply", files["one"], "--model", folder / "target", "--output", tmp_path / "patched")
+    applied = succeed("patch", "apply", files["one"], "--model", folder / "target", "--output", tmp_path / "patched")
     assert same(tensors(tmp_path / "patched"), tensors(tmp_path / "direct"))
     assert "Made with act-profile (`act-profile patch apply`)" in (tmp_path / "patched" / "README.md").read_text()
-    succeed("patch", "revert", files["one"], "--model", tmp_path / "patched", "--output", tmp_path / "back")
+    reverted = succeed("patch", "revert", files["one"], "--model", tmp_path / "patched", "--output", tmp_path / "back")
     assert same(tensors(tmp_path / "back"), before)
     shown = succeed("patch", "show", files["one"])
+    assert (applied["fingerprint"], reverted["fingerprint"]) == (shown["after"], shown["before"])
     assert shown["values"] == len(Patch.load(files["one"])) == sum(change["values"] for change in shown["changes"])
     told = act_profile("patch", "show", files["one"]).stdout
     assert "donor" in told and " rows" in told and "dim" not in told
@@ -175,6 +177,14 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
         arguments = ["patch", "apply", files["one"], "--model", model, "--output", output, "--force"]
         assert message in refuse(*arguments)
     assert not (tmp_path / "no").exists()
+
+
+def test_a_patch_of_one_row_has_a_row(folder, tmp_path, capsys):
+    target, donor = loaded(folder, "target"), loaded(folder, "one")
+    act.transfer(donor, target, made_set(target, tmp_path / "set", 1e-9, 0)).save(tmp_path / "one.safetensors")
+    show(tmp_path / "one.safetensors")
+    said = capsys.readouterr().out
+    assert " 1 row " in said and "1 channel at" in said and "rows" not in said
 
 
 def test_whole_neurons_and_heads_move_their_input_columns(folder, tmp_path):
