@@ -389,8 +389,7 @@ def _print_costs(needs: Needs, path: Path) -> None:
     here = needs["here"]
     rows = [
         [
-            one["stage"],
-            one["what"],
+            f"{one['stage']} {one['what']}",
             _number(one["tokens"] or None),
             *([_seconds(one["seconds_here"] if one["tokens"] else None)] if here else []),
             _seconds(one["seconds"] if one["tokens"] else None),
@@ -401,9 +400,9 @@ def _print_costs(needs: Needs, path: Path) -> None:
     ]
     if rows:
         times = [*([_seconds(needs["seconds_here"])] if here else []), _seconds(needs["seconds"])]
-        rows.append(["all", "", "", *times, _size(needs["memory"]), _size(needs["disk"])])
-        columns = ["stage", "of", "tokens", *(["here"] if here else []), "on a GPU", "memory", "disk"]
-        console.print_table("What a run takes, but for what models write", columns, rows)
+        rows.append(["all", "", *times, _size(needs["memory"]), _size(needs["disk"])])
+        columns = ["stage", "tokens", *(["here"] if here else []), "on a GPU", "memory", "disk"]
+        console.print_table("What a run takes, each donor with its target, but for what models write", columns, rows)
         if here:
             speed = f"{here['tokens_per_second']:,.0f} tokens/s of a profiled forward, with random weights"
             print(f"here: on {here['device']}, where {speed}, were measured (--seconds)")

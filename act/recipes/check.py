@@ -436,7 +436,7 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
         wall, memory = _measurement(run, cluster, *known(corpus))
         add(
             "profile",
-            f"{Path(donor).name} beside {Path(target).name}, on {_called(recipe, corpus)}",
+            f"{Path(donor).name} on {_called(recipe, corpus)}",
             2 * known(corpus)[0],
             wall,
             memory,
@@ -467,7 +467,7 @@ def _costs(run: _Check, cluster: Cluster) -> list[StageCost]:
         tokens = count * sum(each[0] for each in texts)
         seconds = count * sum(shape.flops(*each) for each in texts) / cluster.flops
         memory = weights + shape.memory(budget)["activations"]
-        add("evaluate", f"{counted(count, 'model')}, without what they write", tokens, seconds, memory)
+        add("evaluate", counted(count, "model"), tokens, seconds, memory)
     add("output", recipe.output, disk=weights)
     return stages
 

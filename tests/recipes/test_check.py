@@ -71,8 +71,8 @@ def test_it_says_what_a_run_takes_without_weights(folder):
     stages = {one["stage"]: one for one in needs["stages"]}
     assert list(stages) == ["profile", "rank", "transfer", "tune", "evaluate", "output"]
     assert [one["what"] for one in needs["stages"] if one["stage"] == "profile"] == [
-        "donor beside target, on german",
-        "donor beside target, on english",
+        "donor on german",
+        "donor on english",
     ]
     (german, _) = needs["corpora"]
     assert german["columns"] == ["frage", "antwort"] and german["records"] == 40
