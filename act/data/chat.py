@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from act.core.errors import ActError, brief
+from act.core.errors import ActError, brief, option
 from act.data.columns import Text, lost_of, texts_of
 from act.data.conversation import REASONING, Conversation, Message, calls_of, texts_in, unread_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 CHANGE = "give the record as prompt and completion, or another chat template"
 _THOUGHT = re.compile(r".*</think>", re.DOTALL)
@@ -104,7 +108,20 @@ def _written(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, tur
     for turn, start, end in zip(turns, before, after, strict=False):
         if turn < len(messages) and end.startswith(start):  # if not, the tokens will tell
             require_answer(messages[turn], end[len(start) :])
+            if "add_generation_prompt" not in str(tokenizer.chat_template):
+                said = next(filter(None, map(str.strip, texts_in(messages[turn]))), None)
+                _warn_of_header(end[len(start) :].partition(said)[0].strip() if said else "")
     return found
+
+
+@functools.cache  # once, however many records there are
+def _warn_of_header(header: str) -> None:
+    if header:
+        log.warning(
+            "the chat template has no add_generation_prompt, so %s, which it writes before an answer, counts as a part of "
+            "every answer; give one that has it (%s)",
+            *(_start(header), option("--chat-template", "tokenizer.chat_template")),
+        )
 
 
 def _rendered(

@@ -291,3 +291,15 @@ def test_labels_of_tokenised_records_are_their_mask(tokenizer):
     for more in ({"labels": [-100, 11, 12]}, {"completion_mask": [0, 1, 1]}, {"loss_mask": [0, 1, 1]}):
         (found,) = Corpus.from_records([{"input_ids": ids, **more, "attention_mask": [1, 1, 1]}], tokenizer).encoded()
         assert found.answer.tolist() == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("template", "told"), [("HEADER", "so '<|assistant|>', which it writes"), ("WITH", ""), ("MISTRAL", "")]
+)
+def test_a_header_that_counts_as_an_answer_is_told_once(caplog, template, told):
+    plain = train_tokenizer(["What is two plus three?"])
+    headers = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}</s>{% endfor %}"
+    plain.chat_template = {"HEADER": headers, "WITH": headers + GENERATION, "MISTRAL": MISTRAL}[template]
+    list(Corpus.from_records([{"question": "two plus three?", "answer": "five"}] * 3, plain).encoded())
+    said = [record.getMessage() for record in caplog.records if "add_generation_prompt" in record.getMessage()]
+    assert len(said) == bool(told) and all(told in each for each in said)
