@@ -87,6 +87,7 @@ class Measuring:
             self._require_apart(fitted)
             self._require_same(fitted, ranks)
         require_counted(fitted, feeding["shard"], self.options.skip_bad_records, predicted=self._predicts)
+        self._require_sites()
         if self.options.token_cache:
             corpora = self._cached(read, self.options.token_cache, ranks)
         models = self._models(ranks)
@@ -123,6 +124,18 @@ class Measuring:
             checkpoint = Checkpoint(self._output.checkpoint_path(ranks), restart=self.options.force)
             if checkpoint.path.exists():
                 checkpoint.require_of(self.options.known(corpora))
+
+    def _require_sites(self) -> None:
+        """Raise :class:`ActError` where --include or --exclude names no site, which a model without weights tells."""
+        from act.models.channels import ChannelSpace
+        from act.models.loading import empty_model, load_config
+
+        if not (self.options.include or self.options.exclude):
+            return
+        *_, model = self.names.values()
+        trusted = self.options.trust_remote_code
+        empty = empty_model(load_config(model, trust_remote_code=trusted), trust_remote_code=trusted)
+        ChannelSpace.from_model(empty).without(self.options.exclude or (), among=self.options.include or ())
 
     def _look(self, models: Mapping[str, nn.Module], corpora: Mapping[str, Corpus]) -> dict[str, Sides]:
         """Warn of what is probably not meant: a slow type, donor and target that look swapped.

@@ -118,8 +118,8 @@ def _written(tokenizer: PreTrainedTokenizerBase, conversation: Conversation, tur
 def _warn_of_header(header: str) -> None:
     if header:
         log.warning(
-            "the chat template has no add_generation_prompt, so %s, which it writes before an answer, counts as a part of "
-            "every answer; give one that has it (%s)",
+            "the chat template has no add_generation_prompt, so %s, which it writes before an answer, counts as a part "
+            "of every answer; give one that has it (%s)",
             *(_start(header), option("--chat-template", "tokenizer.chat_template")),
         )
 

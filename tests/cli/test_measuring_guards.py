@@ -103,10 +103,12 @@ def left(path: Path) -> list[str]:
         ("run", "a=good b=good", {}, "a and b are the same text, "),
         ("attribute", "good", {"keep": "good"}, "good.jsonl is given twice, as a text to keep and before"),
         ("run", "good", {"token_budget": "0"}, "token budget is '0'; expected a number of tokens, from 1, or auto"),
+        ("run", "good", {"include": ["mpl"]}, "no module kind mpl; this model has down"),
+        ("attribute", "good", {"exclude": ["heads"]}, "no module kind heads; this model has down"),
         ("run", "good", {"output": Path("x.csv")}, "x.csv ends with .csv; expected .safetensors"),
     ],
 )
-def test_a_text_in_which_nothing_counts_is_refused(refuse, tmp_path, command, corpus, more, message):
+def test_what_makes_a_run_pointless_is_refused(refuse, tmp_path, command, corpus, more, message):
     assert message in refuse(command, corpus, **more)
     assert left(tmp_path) == []
 
