@@ -121,6 +121,14 @@ def after_sweep(profile: Path, donor: str, target: str, top: float, strength: fl
     _say(ranked, _transfer(channels, donor, target, strength))
 
 
+def after_figures(figures: Path, profile: Path, *, others: bool = False) -> None:
+    """Put the figures of a sweep and the profile that it ranked by on one page; ``others``: after another command."""
+    words: Words = ["report", figures, profile, "--output", _free(figures.with_name(f"{profile.stem}-report"))]
+    if others:
+        return _add(f"or, for one page with where the channels lie: {_typed(words)}")
+    _say(words)
+
+
 def after_transfer(target: str, output: Path, *, kept: bool = False) -> None:
     """Apply a patch, or judge a model beside the target; ``kept``: records of what to keep were given, too."""
     if output.suffix == ".safetensors":
@@ -170,7 +178,11 @@ def _free(path: Path) -> Path:
 
 
 def _say(*commands: Words) -> None:
-    _add("next: " + " && ".join(shlex.join(["act-profile", *map(str, words)]) for words in commands))
+    _add("next: " + " && ".join(map(_typed, commands)))
+
+
+def _typed(words: Words) -> str:
+    return shlex.join(["act-profile", *map(str, words)])
 
 
 def _add(line: str) -> None:

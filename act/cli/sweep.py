@@ -14,7 +14,7 @@ from act.cli.mistakes import require_shares
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions, profiles_to_keep
 from act.cli.reading import ReadingRecords
-from act.core.errors import require_choice
+from act.core.errors import ActError, require_choice
 from act.core.files import require_no_other_ending, reserve_output, written_whole
 from act.core.places import last_parts
 
@@ -69,7 +69,8 @@ def command(
         Path | None,
         typer.Option(
             rich_help_panel=options.OUTPUT,
-            help="Also write rows and frontier to this JSON file, and a page beside it (see --report).",
+            help="Also write rows and frontier to this JSON file, which act-profile report reads, and a page beside it "
+            "(see --report).",
         ),
     ] = None,
     page: Annotated[
@@ -87,8 +88,12 @@ def command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Transfer each share at each strength in memory, evaluate, and revert; print every figure with its error."""
-    from act.cli.sweep_output import Swept
+    """Transfer each share at each strength in memory, evaluate, and revert; print every figure with its error.
+
+    Recovered is the share of what the target lacks that comes back, kept what is left of what it has (--keep). No model
+    is written. Interrupted, a sweep begins anew.
+    """
+    from act.cli.sweep_output import COLUMNS, Swept
     from act.editing.strength import warn_of_strength
     from act.evaluation.choice import FEWEST, figure, figure_error, require_different
     from act.evaluation.evaluate import evaluate
@@ -104,6 +109,10 @@ def command(
 
     given = console.named(corpus, keep or [])
     places = [*given]
+    if taken := next((name for name in given if name in COLUMNS), None):
+        raise ActError(
+            f"a text is named {taken}, which is what a sweep calls a column of its own; give it another name"
+        )
     kept = [*console.named(keep or [])]
     controls = list(dict.fromkeys(control or []))
     for name in controls:
@@ -137,7 +146,7 @@ def command(
 
     latest: dict[str, Evaluation] = {}
     errors: dict[int, dict[str, float | None]] = {}
-    left: dict[int, dict[str, Evaluation]] = {}
+    given_by: dict[int, dict[str, Evaluation]] = {}
 
     def judge(model: nn.Module) -> dict[str, float]:
         """The figure of each corpus."""
@@ -152,7 +161,7 @@ def command(
 
         def report(setting: Setting) -> None:
             errors[id(setting)] = {place: figure_error(one) for place, one in latest.items()}
-            left[id(setting)] = {place: latest[place] for place in kept}
+            given_by[id(setting)] = {**latest}
             if not before:  # the unchanged target comes first
                 before.update(latest)
             progress(f"top {setting.top:g}, strength {setting.strength:g}", len(errors), total)
@@ -183,7 +192,7 @@ def command(
         }
         judge(giving)
         progress("the donor", total, total)
-    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, left, doubtful, bool(by.score))
+    swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, given_by, doubtful, bool(by.score))
     result = swept.to_json()
     if output:
         with written_whole(output, force=force) as path:
@@ -195,16 +204,21 @@ def command(
             console.command_line(),
             settings=swept.settings,
             keep=keeping,
-            keeping=swept.called,
+            keeping=swept.called | swept.called_recovering,
             doubts=doubtful,
         )
         write(None, page, page=whole, force=force)
     if as_json:
         return console.print_json(result)
     swept.print()
-    print(page_at(page) if page else "for a page of this, give --report FOLDER, or --output")
+    if page:
+        print(f"{page_at(page)}{f', and its figures in {output}' if output else ''}")
+    else:
+        print("for a page of this, give --report FOLDER, or --output")
     if best := swept.best:
         spared = {"keep-profile": keep_profile} if keep_profile else {}
         models = {"donor": donor, "target": target} if score_named(by.score or "paired").needs_models else {}
         ranking = next_step.options_of({**by.ranking, **spared, **models})
         next_step.after_sweep(profile, donor, target, best.top, best.strength, ranking)
+    if output:
+        next_step.after_figures(output, profile, others=bool(best))

@@ -55,6 +55,31 @@ def print_table(
     console.print(table)
 
 
+def fits(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Whether :func:`print_table` makes a table of these, and no paragraphs."""
+    from rich.console import Console
+
+    return _widths(columns, rows, Console().width - 2 * len(columns)) is not None
+
+
+def broken(heading: str, width: int = 14) -> str:
+    """A heading in lines of at most so many columns, broken behind what joins the words of a name, or in a long one.
+
+    >>> from act.cli.tables import broken
+    >>> broken("german-validation.jsonl, %").split("\\n")
+    ['german-', 'validation.', 'jsonl, %']
+    """
+    from rich.cells import cell_len, chop_cells
+
+    lines = [""]
+    for word in re.findall(r"[^-_./\s]*[-_./\s]|[^-_./\s]+", heading):
+        for part in chop_cells(word, width):
+            if lines[-1] and cell_len(lines[-1] + part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def filled(names: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """The columns of a table that have something in them."""
     kept = [place for place, _ in enumerate(names) if any(row[place] for row in rows)]
@@ -115,7 +140,7 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
     from rich.cells import cell_len
 
     texts = [[column, *(row[place] for row in rows)] for place, column in enumerate(columns)]
-    whole = [max(map(cell_len, each)) for each in texts]
+    whole = [max(cell_len(line) for text in each for line in text.split("\n")) for each in texts]
     least = [max(cell_len(word) for text in each for word in _words(text)) for each in texts]
     if sum(least) > room:
         return None
@@ -128,5 +153,5 @@ def _widths(columns: Sequence[str], rows: Sequence[Sequence[str]], room: int) ->
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text, of which a figure with its error is one, and a name with a star before it."""
-    return [text] if "±" in text or text.startswith("* ") else text.split() or [""]
+    """The words of a text, of which a figure with its error is one, a product, and a name with a star before it."""
+    return [text] if "±" in text or "×" in text or text.startswith("* ") else text.split() or [""]

@@ -27,7 +27,7 @@ from act.evaluation.evaluate import Evaluation, evaluate
 from act.evaluation.exercises import Metric
 from act.evaluation.frontier import frontier
 from act.evaluation.held_out import held_out
-from act.evaluation.kept import CLEAR, KEPT, Keeping, Share, kept_of
+from act.evaluation.kept import CLEAR, KEPT, OF_LACK, Keeping, Share, kept_of
 from act.evaluation.significance import finite, ratio_and_error, with_error
 from act.evaluation.sweep import STRENGTHS, TOPS, Control, Setting, Sweep, ranked_by, swept, swept_control
 from act.models.common import common_space
@@ -451,6 +451,15 @@ def recovered(target: Evaluation, donor: Evaluation, result: Evaluation) -> Shar
     return Share(*ratio_and_error(target.nll - result.nll, target.nll - donor.nll))
 
 
+def recovering(target: Evaluation, donor: Evaluation) -> Keeping | None:
+    """The scale on which a figure of the ability becomes what :func:`recovered` gives.
+
+    None where the donor is not clearly better, so that nothing shows what is recovered.
+    """
+    lost, error, _ = _lost(target, donor)
+    return Keeping(figure(donor), figure(target), OF_LACK) if lost > CLEAR * error else None
+
+
 def _shares(ranking: Ability | ChannelSet) -> list[float]:
     if not isinstance(ranking, ChannelSet):
         return list(TOPS)
@@ -458,13 +467,16 @@ def _shares(ranking: Ability | ChannelSet) -> list[float]:
     return [*(top for top in TOPS if top < own), own]
 
 
-def _require_lost(target: Evaluation, donor: Evaluation) -> None:
+def _lost(target: Evaluation, donor: Evaluation) -> tuple[float, float, str]:
+    """By how much the donor is better than the target, the error of that, and in what."""
     if target.right is not None and donor.right is not None:
-        lost, error = ratio_and_error(donor.right.double() - target.right.double(), torch.ones(len(target.nll)))
-        what = "right answers"
-    else:
-        lost, error = ratio_and_error(target.nll - donor.nll, target.tokens)
-        what = "log-likelihood per token"
+        lost = ratio_and_error(donor.right.double() - target.right.double(), torch.ones(len(target.nll)))
+        return *lost, "right answers"
+    return *ratio_and_error(target.nll - donor.nll, target.tokens), "log-likelihood per token"
+
+
+def _require_lost(target: Evaluation, donor: Evaluation) -> None:
+    lost, error, what = _lost(target, donor)
     if not lost > CLEAR * error:
         swapped = -lost > CLEAR * error
         few = "too little text to choose on: " if not swapped and (lost > 0 or len(target.nll) < FEWEST) else ""

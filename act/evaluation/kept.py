@@ -20,6 +20,7 @@ CLEAR = 2
 """Standard errors by which a figure is clearly another."""
 OF_ANSWERS = "of the target's right answers"
 OF_GAIN = "of the target's gain over {}"
+OF_LACK = "of what the target lacks beside the donor"
 OF_TOKEN = "of the likelihood of a token, since no donor is known to be clearly worse"
 
 

@@ -62,7 +62,7 @@ class Page:
         results: what the models answered.
         settings: what a sweep tried, by method or control; the unchanged target has a share of 0.
         keep: the figures of the settings that are of what is to be kept.
-        keeping: their scales, where more than the figure of the target is known.
+        keeping: their scales, where more than the figure of the target is known, and that of what is recovered.
         doubts: why no setting is to be chosen by these figures, one sentence each.
         warnings: what else the reader should know.
         least_kept: the share of what is to be kept that a setting must leave.

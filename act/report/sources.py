@@ -27,6 +27,8 @@ RECIPE_REPORT = "report.json"
 RECIPE, PAGE = "recipe.yaml", "index.html"
 ERROR = "_se"
 """Behind the name of a figure of a sweep: its standard error."""
+SHARES = ("recovered", "kept")
+"""In a row of a sweep: what its setting recovers and keeps, which its figures say with the scales beside the rows."""
 LARGEST = 64 << 20
 """Bytes of a JSON file that is read."""
 TEXTS = (".jsonl", ".txt", ".csv", ".tsv", ".parquet", ".arrow")
@@ -44,7 +46,7 @@ class Sources:
     Attributes:
         controls: what sweeps tried beside their method, each with the name of the control.
         keep: the figures of sweeps that are of what is to be kept.
-        keeping: the scales of these.
+        keeping: the scales of these, and of what is recovered.
         doubts: why no setting of a sweep is to be chosen by its figures.
     """
 
@@ -89,9 +91,8 @@ def _add_json(found: Sources, path: Path) -> None:
             keep = checked(_NAMES, data.get("keep", []))
             found.keep += keep
             found.doubts += [one for one in checked(_NAMES, data.get("doubts", [])) if one not in found.doubts]
-            found.keeping |= {
-                name: Keeping(**one.model_dump()) for name, one in checked(_SCALES, data.get("kept", {})).items()
-            }
+            for scales in (data.get(name, {}) for name in SHARES):
+                found.keeping |= {name: Keeping(**one.model_dump()) for name, one in checked(_SCALES, scales).items()}
             every = [rows for _, rows in found.sweeps] + [rows for _, _, rows in found.controls]
             if any(rows[0].figures.keys() != every[0][0].figures.keys() for rows in every):
                 raise ActError(f"{found.sweeps[0][0]} and {path} are sweeps over other figures; give those of one text")
@@ -223,7 +224,8 @@ def _settings(given: Any) -> list[Setting]:
     found = []
     for row in rows:
         errors = {name for name in row if name.endswith(ERROR) and name.removesuffix(ERROR) in row}
-        values = {name: value for name, value in row.items() if name not in errors and value is not None}
+        derived = {*SHARES, *errors}
+        values = {name: value for name, value in row.items() if name not in derived and value is not None}
         if not all(name in values for name in ("top", "strength", "channels")):
             raise ValueError(f"a row has {', '.join(row)[:100]}; expected top, strength, channels and figures")
         top, strength, channels = (values.pop(name) for name in ("top", "strength", "channels"))

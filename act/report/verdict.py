@@ -231,7 +231,8 @@ def verdict_of_settings(
     """Which of the settings that were tried brings most back and keeps enough; None if none was tried.
 
     Args:
-        known: the scale of figures of what is to be kept, where more than the target's figure is known.
+        known: the scale of figures of what is to be kept, where more than the target's figure is known, and that of
+            what is recovered, if the donor is known.
         doubts: why none is to be chosen by these figures; they are said first.
         least_kept: the share of what is to be kept that is enough.
     """
@@ -252,6 +253,8 @@ def verdict_of_settings(
     headline = f"{most}{f' and keep {enough} of the rest' if keep and keeping else ''}: {gained}."
     left, what = _left(best, scales)
     details = [f"It keeps {left:.0%} of what is to be kept, at the least{what and f': {what}'}."] if keep else []
+    if lacked := known.get(ability):
+        details = [f"It recovers {lacked.share(best.figures[ability]):.0%} {lacked.what}.", *details]
     for name, rows in [*settings.items()][1:]:
         if others := [one for one in rows if one.top > 0]:
             other = best_setting(before, others, keep, known, least_kept)

@@ -467,6 +467,11 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     assert interpolation[-1][text] == pytest.approx(-donors["results"][0]["nll_per_token"])
     assert found["donor"][text] == -donors["results"][0]["nll_per_token"]
     assert found["donor"][f"{text}_se"] == donors["results"][0]["nll_per_token_se"]
+    told = act_profile("sweep", pair, *models, *texts, *grid, "--output", tmp_path / "again.json").stdout
+    assert f"{tmp_path}/again-report/index.html, and its figures in {tmp_path}/again.json\n" in told
+    assert f"next: act-profile report {tmp_path}/again.json {pair} --output {tmp_path}/pair-report" in told
+    taken = refuse("sweep", pair, *models, "--corpus", f"top={text}")
+    assert "a text is named top, which is what a sweep calls a column of its own" in taken
     for place in ("sweep-report", "report"):
         assert "The best of interpolation brings" in (tmp_path / place / "index.html").read_text()
     chosen = [

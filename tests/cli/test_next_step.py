@@ -128,6 +128,13 @@ def test_a_sweep_is_followed_by_its_setting(said):
     assert moved[-6:-2] == ["--channels", "p-channels.safetensors", "--strength", "0.7"]
 
 
+def test_the_figures_of_a_sweep_go_on_a_page_with_the_profile(said, capsys):
+    next_step.after_figures(Path("o/my sweep.json"), Path("p/german.safetensors"))
+    assert said() == [["report", "o/my sweep.json", "p/german.safetensors", "--output", "o/german-report"]]
+    next_step.after_figures(Path("s.json"), Path("german.safetensors"), others=True)
+    assert capsys.readouterr().out.endswith(": act-profile report s.json german.safetensors --output german-report\n")
+
+
 def test_a_patch_is_applied_and_a_model_judged(said):
     next_step.after_transfer("t", Path("x/p.safetensors"))
     assert said() == [["patch", "apply", "x/p.safetensors", "--model", "t", "--output", "x/mended"]]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from act.cli.sweep_output import Swept
-from act.evaluation.choice import figure, figure_error
+from act.evaluation.choice import figure, figure_error, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.kept import kept_of
 from act.evaluation.sweep import Setting, Sweep
@@ -117,8 +117,54 @@ def test_the_tables_of_a_sweep_have_one_layout(width, monkeypatch, capsys):
     assert ("\n  strength: 0.4" in first) == ("\n  strength: 0.4" in second)
 
 
+def test_long_names_of_texts_leave_a_table_at_80_columns(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    names = {"de": "x" * 30, "ma": "maths-of-a-school-for-ever.txt"}
+    found = replace(swept({(0.0, 0.0): ("10000000", 1.0), (0.05, 0.4): ("11000000", 1.02)}), names=names)
+    found.print()
+    said = capsys.readouterr().out
+    lines = [" ".join(line.replace("│", " ").split()) for line in said.splitlines()]
+    assert "* 5% × 0.4 25.0 ± 16.4 -1.020 ± 0.100" in lines and "strength: 0.4" not in said
+    assert "setting: the share, 5% (50 channels), × the strength" in lines
+    assert f"{'x' * 30}: right choices, %" in lines
+    table = said.partition("┗")[0] if "┗" in said else said.partition("*:")[0]
+    assert "maths-of-a-" in table and names["ma"] not in table and max(map(len, table.splitlines())) <= 80
+
+
+def test_what_is_recovered_is_what_a_choice_means_in_table_verdict_and_file(wide, capsys, tmp_path):
+    texts = [{"de": likely("de", nll), "ma": likely("ma", 1.0)} for nll in (4.0, 2.0, 3.5)]
+    target, donor, result = texts
+    before, after = (
+        Setting(top, top, round(top), {name: figure(one) for name, one in found.items()})
+        for top, found in ((0, target), (1, result))
+    )
+    errors = {id(one): {"de": 0.1, "ma": 0.1} for one in (before, after)}
+    names = {"de": "german", "ma": "maths"}
+    found = Swept(Sweep((before, after)), {}, target, donor, errors, names, ["ma"], {id(after): result})
+    share = recovered(target["de"], donor["de"], result["de"])
+    assert share.value == pytest.approx(0.25)
+    found.print()
+    said = capsys.readouterr().out
+    assert str(share) in said and "recovered: a share of what the target lacks beside the donor" in said
+    data = found.to_json()
+    assert [row["recovered"] for row in data["rows"]] == [None, share.value]
+    assert data["rows"][1]["kept"] == 1 and data["best"]["recovered_se"] == share.error
+
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps(data))
+    given = read([path])
+    assert list(given.sweeps[0][1][1].figures) == ["de", "ma"]
+    again = Page("a page", settings={"act": given.sweeps[0][1]}, keep=given.keep, keeping=given.keeping).verdict
+    assert again.details == found.verdict.details
+    assert again.details[0] == "It recovers 25% of what the target lacks beside the donor."
+
+    found = replace(found, donor={"de": likely("de", 4.0), "ma": donor["ma"]})  # no better than the target
+    found.print()
+    assert "recovered" not in capsys.readouterr().out and found.to_json()["rows"][1]["recovered"] is None
+
+
 def test_where_nothing_changes_no_setting_has_a_star(wide, capsys):
-    found = swept({(0.0, 0.0): ("10", 1.0), (0.05, 1.0): ("10", 1.0), (0.1, 1.0): ("10", 1.0)})
+    found = swept(dict.fromkeys([(0.0, 0.0), (0.05, 1.0), (0.1, 1.0)], ("10000000", 1.0)))
     found.print()
     said = capsys.readouterr().out
     assert "*" not in said and "no setting differs from the target in any figure" in said
@@ -146,7 +192,8 @@ def test_kept_is_what_a_choice_means_in_table_verdict_and_file(wide, capsys, tmp
     assert str(kept) in shown and "kept: a share of the target's gain over the donor" in shown
     assert found.best == after and "and keep 95% of the rest" in found.verdict.headline
     assert (
-        "keeps 97% of what is to be kept, at the least: of the target's gain over the donor" in found.verdict.details[0]
+        "keeps 97% of what is to be kept, at the least: of the target's gain over the donor"
+        in found.verdict.details[-1]
     )
 
     path = tmp_path / "sweep.json"
