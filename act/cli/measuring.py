@@ -264,7 +264,8 @@ class Measuring:
 
         ranks = job.ranks
         leads = ranks is None or ranks.leads
-        finished = leads and self._output.finished(short_hash(job.identity()))
+        identity = job.identity()
+        finished = leads and self._output.finished(short_hash(identity), identity["types"])
         if not (ranks.agreed(finished) if ranks else finished):
             return False
         for path in self._output.checkpoints() if leads else ():

@@ -70,8 +70,12 @@ class MeasuringOutput:
         if different := _difference(found, models, known):
             raise _exists(self.path, different)
 
-    def finished(self, job: str) -> bool:
+    def finished(self, job: str, types: Mapping[str, str | None]) -> bool:
         """Whether this job has already written the output, which is then reported.
+
+        Args:
+            job: its identity, as profiles hold it.
+            types: those that the models were loaded in, by side.
 
         Raises:
             ActError: another job has written it, and ``force`` is False.
@@ -80,7 +84,7 @@ class MeasuringOutput:
             return False
         found = self._found()
         if not found or any(profile.provenance.job != job for profile in found):
-            raise _exists(self.path, "other weights or settings")
+            raise _exists(self.path, (found and _difference_of_types(found[0], types)) or "other weights or settings")
         if self.as_json:
             console.print_json({"output": str(self.path), "finished_before": True})
         else:
@@ -163,6 +167,14 @@ def _exists(path: Path, different: str) -> ActError:
         f"{path} exists already, from another run ({different}); pass {option('--force', 'force=True')} to replace it, "
         "or choose another output"
     )
+
+
+def _difference_of_types(found: Profile, types: Mapping[str, str | None]) -> str | None:
+    """In which types the models of a profile were loaded other than these; None: in none, as far as it says."""
+    from act.profiling.identity import difference
+
+    there = {side: model.dtype for side, model in found.provenance.models.items() if model.dtype}
+    return difference({"types": there}, {"types": {side: types[side] for side in there if side in types}})
 
 
 def _difference(found: Sequence[Profile], models: Mapping[str, str], known: Mapping[str, Any]) -> str | None:

@@ -217,5 +217,13 @@ def test_a_checkpoint_of_another_run_is_refused_with_words_and_the_way_out(refus
     assert left(tmp_path) == ["profile.safetensors.checkpoint"]
     said = refuse("run", "other")
     assert "is the checkpoint of another run (the text is another); finish that run with its command, or pass" in said
+    with pytest.raises(ActError, match=r"of another run \(the model as float32 there, as bfloat16 here \(dtype\)\)"):
+        measure("run", "good", dtype="bfloat16")
     measure("run", "other", force=True)
     assert left(tmp_path) == ["profile.safetensors"]
+
+
+def test_the_same_run_in_another_type_is_told_by_the_type(measure, tmp_path):
+    measure("pair", "good", output=Path("x.safetensors"))
+    with pytest.raises(ActError, match=r"another run \(the donor as float32 there, as bfloat16 here \(dtype\)\)"):
+        measure("pair", "good", output=Path("x.safetensors"), dtype="bfloat16")
