@@ -36,9 +36,19 @@ act-profile recipe my.yaml --check && act-profile recipe my.yaml
 """
 
 
+def _example_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """With --example, the names that complete; else nothing, so that the shell completes the names of files."""
+    from act.recipes.example import EXAMPLES
+
+    return [name for name in EXAMPLES if name.startswith(incomplete)] if ctx.params.get("example") else []
+
+
 def command(
     recipe: Annotated[
-        Path | None, typer.Argument(help="The recipe, a YAML file; with --example, recover, merge or sweep.")
+        Path | None,
+        typer.Argument(
+            help="The recipe, a YAML file; with --example, recover, merge or sweep.", autocompletion=_example_names
+        ),
     ] = None,
     example: Annotated[
         bool,

@@ -97,6 +97,8 @@ def test_the_choices_of_the_help_are_those_of_the_library():
         (["act-profile", "run", "--count", "p"], {"predict", "prompt"}),
         (["act-profile", "plan", "--gpu", "h"], {"h100", "h100-pcie", "h200"}),
         (["act-profile", "patch", "co"], {"compose"}),
+        (["act-profile", "recipe", "--example", "me"], {"merge"}),
+        (["act-profile", "recipe", "me"], set()),
         (["act-profile", "report", "--score", "m"], {"mean-abs", "mean-shift", "match", "match-contrast"}),
     ],
 )
