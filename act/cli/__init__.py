@@ -22,7 +22,7 @@ from act.cli import streams
 from act.cli.help import Suggesting, add, width, write_rows
 from act.cli.mistakes import option_meant, value_mistaken
 from act.cli.options import LOOK
-from act.cli.signals import Terminated, raised
+from act.cli.signals import Terminated, interrupted, raised
 from act.core.errors import ActError, Interrupted, speak_of_options
 from act.core.scratch import release_all
 
@@ -99,6 +99,9 @@ app = typer.Typer(
 )
 
 
+STOPPED = "stopped: SIGINT; nothing half-written was left"
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"act-profile {importlib.metadata.version('act-profile')}")
@@ -131,21 +134,24 @@ def main() -> None:
             finally:
                 release_all()
         if code == 130:  # typer has caught Ctrl-C
-            print("stopped: SIGINT; nothing half-written was left", file=sys.stderr)
+            print(STOPPED, file=sys.stderr)
     except Terminated as done:
         print(f"stopped: {done.name}; nothing half-written was left", file=sys.stderr)
         _end_at_once(int(done.code or 0))  # not waiting for threads that still read
     except SystemExit as done:
         _exit(done.code, ranked)
     except Exception as error:
+        if interrupted() and not isinstance(error, Interrupted):  # which a library has made another error of
+            print(STOPPED, file=sys.stderr)
+            return _exit(130, ranked)
         if (sentence := _sentence(error)) is None:
             raise
-        interrupted = isinstance(error, Interrupted)
+        told = isinstance(error, Interrupted)
         rank = os.environ.get("RANK", "0") if ranked else "0"
         who = f"rank {rank}: " if rank != "0" else ""
-        code = 130 if interrupted else 2
+        code = 130 if told else 2
         if sentence:
-            print(f"{who}{'stopped' if interrupted else 'error'}: {sentence}", file=sys.stderr)
+            print(f"{who}{'stopped' if told else 'error'}: {sentence}", file=sys.stderr)
             if "--json" in sys.argv and rank == "0":
                 print(json.dumps({"error": sentence, "exit_code": code}))
         _exit(code, ranked)

@@ -51,6 +51,11 @@ def command(
     from act.editing.mergekit import merge
     from act.editing.model_card import Origin
 
+    if example and config is not None:
+        raise ActError(
+            f"--example prints a configuration, and {config} was given beside it; give --example alone, and write what "
+            "it prints to a file (--example > merge.yaml)"
+        )
     if example:
         return console.print_json({"example": EXAMPLE}) if as_json else print(EXAMPLE, end="")
     if config is None or output is None:

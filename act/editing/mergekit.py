@@ -138,7 +138,7 @@ def merge(
     from pydantic import ValidationError
 
     register()
-    from mergekit.config import MergeConfiguration
+    from mergekit.config import InputModelDefinition, MergeConfiguration
     from mergekit.merge import run_merge
     from mergekit.merge_methods.registry import registered_methods
     from mergekit.options import MergeOptions
@@ -147,6 +147,10 @@ def merge(
     _, settings = read_yaml(Path(config), "a mergekit configuration")
     if not isinstance(settings, dict):
         raise ActError(f"{config} holds no mergekit configuration; act-profile mergekit --example prints one")
+    _require_keys(str(config), settings, MergeConfiguration.model_fields, settings.get("merge_method") == NAME)
+    for place, entry in enumerate(_entries(settings), 1):
+        where = f"entry {place} of models in {config}"
+        _require_keys(where, entry, InputModelDefinition.model_fields, settings.get("merge_method") == NAME)
     try:
         plan = MergeConfiguration.model_validate(_absolute(settings))
     except (ValidationError, RuntimeError) as error:
@@ -285,6 +289,20 @@ def _require_kept_numbers(donors: Iterable[Donor], as_target: bool, source: obje
                 "include rows of the LM head, which are those of tokens by number; rank again with --exclude head, or "
                 "leave the tokenizer out, or as that of the base"
             )
+
+
+def _require_keys(where: str, given: Mapping[Any, Any], known: Iterable[str], strict: bool) -> None:
+    """Raise :class:`ActError` for a key that mergekit would ignore: any if ``strict``, else one that is misspelt."""
+    for key in given:
+        near = meant(str(key), [name for name in known if name not in given], 2)
+        if key not in known and (strict or near):
+            raise ActError(f"{where} has the key {key!r}, which mergekit does not know; {one_of(known)}{near}")
+
+
+def _entries(settings: Mapping[str, Any]) -> list[Mapping[Any, Any]]:
+    """The models of a configuration, as far as they are what mergekit expects, which says what else is wrong."""
+    models = settings.get("models")
+    return [one for one in models if isinstance(one, dict)] if isinstance(models, list) else []
 
 
 def _require_known(where: str, given: Iterable[str], known: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import act
 from act.cli import app
+from act.cli.mergekit import EXAMPLE
 from act.models.channels import ChannelSpace
 from act.profiles.provenance import ModelRead
 from act.ranking.rule import Rule
@@ -205,10 +206,13 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
     config.write_text("")
     with pytest.raises(act.ActError, match=r"config.yml holds no mergekit configuration; .* --example prints one"):
         merge(config, tmp_path / "out")
-    config.write_text(plain.replace("base_model:", "bsae_model:"))
+    config.write_text("".join(line for line in plain.splitlines(True) if not line.startswith("base_model:")))
     with pytest.raises(act.ActError, match=r"needs base_model \(the target\) beside it; give it$"):
         merge(config, tmp_path / "out")
     (tmp_path / "config.yml").write_text("merge_method: act\nmodles: []\n")
+    with pytest.raises(act.ActError, match=r"has the key 'modles', .*; did you mean modules or models\?"):
+        merge(tmp_path / "config.yml", tmp_path / "out")
+    (tmp_path / "config.yml").write_text("merge_method: act\n")
     with pytest.raises(act.ActError, match="mergekit cannot use"):
         merge(tmp_path / "config.yml", tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -313,3 +317,57 @@ def test_a_tokenizer_of_mergekit_has_a_card_too_and_gives_no_row_of_a_token_to_a
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- mergekit made the tokenizer, and gave each token its row (tokenizer source: union)" in card
     assert "<!-- results -->" in card and "tokenizer_source: union" in card
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "said"),
+    [
+        (
+            "base_model:",
+            "bsae_model:",
+            "has the key 'bsae_model', which mergekit does not know.*; did you mean base_model?",
+        ),
+        ("merge_method:", "merge_methd:", "did you mean merge_method?"),
+        ("\nparameters:", "\nparamters:", "has the key 'paramters'.* did you mean parameters?"),
+        ("- model:", "- modle:", "entry 1 of models in .* has the key 'modle'.* did you mean model?"),
+        ("merge_method: act", "weight: 0.4\nmerge_method: act", "has the key 'weight', which mergekit does not know"),
+    ],
+)
+def test_a_key_that_mergekit_would_ignore_is_refused(right, wrong, said, tmp_path):
+    pytest.importorskip("mergekit")
+    from act.editing.mergekit import merge
+
+    (tmp_path / "m.yaml").write_text(EXAMPLE.replace(right, wrong, 1))
+    with pytest.raises(act.ActError, match=said.replace("?", "[?]")):
+        merge(tmp_path / "m.yaml", tmp_path / "out")
+
+
+def test_other_methods_may_have_keys_of_their_own(tmp_path):
+    pytest.importorskip("mergekit")
+    from act.editing.mergekit import _require_keys
+
+    _require_keys("m.yaml", {"merge_method": "linear", "name": "mine"}, ["merge_method", "dtype"], False)
+    with pytest.raises(act.ActError, match=r"did you mean dtype\?"):
+        _require_keys("m.yaml", {"merge_method": "linear", "dtpye": "float16"}, ["merge_method", "dtype"], False)
+
+
+def test_a_merge_that_is_interrupted_leaves_nothing(models, tmp_path, monkeypatch):
+    from act.core.scratch import release_all
+    from act.editing.mergekit import merge
+
+    def interrupted(_: object, folder: str, *__: object, **___: object) -> None:
+        (tmp_path / folder / "model.safetensors").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    config = configured(tmp_path, {"one": 0.4})
+    before = {*tmp_path.iterdir()}
+    monkeypatch.setattr("mergekit.merge.run_merge", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        merge(config, tmp_path / "out")
+    release_all()  # of the locks, as every command does at its end
+    assert {*tmp_path.iterdir()} == before
+
+
+def test_an_example_takes_no_file():
+    result = RUNNER.invoke(app, ["mergekit", "--example", "out/"])
+    assert isinstance(result.exception, act.ActError) and "out was given beside it" in str(result.exception)
