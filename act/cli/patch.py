@@ -28,33 +28,47 @@ act-profile patch compose german.safetensors code.safetensors \\
 """
 app = typer.Typer(cls=Group, help=HELP, epilog=EXAMPLES, no_args_is_help=True, **options.LOOK)
 PatchFile = Annotated[Path, typer.Argument(help="A patch, written by act-profile transfer --output x.safetensors.")]
-Model = Annotated[
-    str, typer.Option(rich_help_panel=options.MODELS, help="The model: a folder, which is only read, or a hub id.")
+Before = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=options.MODELS,
+        help="The model that the patch was made for, the transfer's target: a folder, which is only read, or a hub id.",
+    ),
+]
+After = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=options.MODELS,
+        help="The model that has the patch in it: a folder, which is only read, or a hub id.",
+    ),
 ]
 NewFolder = Annotated[Path, typer.Option(rich_help_panel=options.OUTPUT, help="Folder for the resulting model.")]
 
 
 def apply(
     patch: PatchFile,
-    model: Model,
+    model: Before,
     output: NewFolder,
     hard_link: options.HardLink = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Apply a patch to a model, written to a new folder."""
+    """Write a model with a patch applied."""
     _write(patch, model, output, False, hard_link, force, as_json)
 
 
 def revert(
     patch: PatchFile,
-    model: Model,
+    model: After,
     output: NewFolder,
     hard_link: options.HardLink = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Restore the weights as they were before the patch, bit for bit, in a new folder, with the target's README.md."""
+    """Write a model as it was before a patch, bit for bit.
+
+    The new folder has the README.md of the transfer's target, too.
+    """
     _write(patch, model, output, True, hard_link, force, as_json)
 
 
@@ -102,7 +116,10 @@ def compose_command(
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Combine several patches into one; the same row in two patches is a conflict."""
+    """Combine several patches of one model into one.
+
+    The same row in two patches is a conflict, which is refused unless --conflict says which patch wins.
+    """
     from act.editing.patch import Patch, compose, conflicts
 
     reserve_output(output, force, patches)

@@ -94,7 +94,7 @@ def command(
     is written. Interrupted, a sweep begins anew.
     """
     from act.cli.sweep_output import COLUMNS, Swept
-    from act.editing.strength import warn_of_strength
+    from act.editing.strength import require_strength, warn_of_strength
     from act.evaluation.choice import FEWEST, figure, figure_error, require_different
     from act.evaluation.evaluate import evaluate
     from act.evaluation.held_out import doubts
@@ -118,6 +118,7 @@ def command(
     for name in controls:
         require_choice("the control", name, get_args(Control))
     for value in strength or ():
+        require_strength(value)
         warn_of_strength(value)
     require_shares(top)
     console.require_two_models(donor, target)

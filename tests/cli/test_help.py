@@ -220,6 +220,19 @@ def test_a_mistake_is_one_sentence_of_what_was_given_and_what_was_expected(given
 @pytest.mark.parametrize(
     "command", [["sweep", "p", "--corpus", "t"], ["transfer", "--auto", "--corpus", "t", "--keep", "k"]]
 )
+def test_a_strength_that_is_none_is_told_before_models_are_looked_for(command):
+    models = ["--donor", "d", "--target", "t", *(["--output", "o"] if command[0] == "transfer" else [])]
+    assert mistaken([*command, *models, "--strength", "-1"]).startswith("strength is -1.0; expected 0 ")
+
+
+def test_each_command_on_patches_says_what_it_does_in_one_whole_line():
+    listed = sections("patch")["Commands"]
+    assert "..." not in listed and "revert   Write a model as it was before a patch, bit for bit." in listed
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "p", "--corpus", "t"], ["transfer", "--auto", "--corpus", "t", "--keep", "k"]]
+)
 def test_several_shares_in_one_are_told_apart(command):
     models = ["--donor", "d", "--target", "t", *(["--output", "o"] if command[0] == "transfer" else [])]
     said = mistaken([*command, *models, "--top", "5,10%"])
