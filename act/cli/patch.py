@@ -133,7 +133,7 @@ def compose_command(
     title = f"{output}: {counted(len(joined), 'value')}"
     if found:
         rows = [[name, count] for name, count in found.items()]
-        console.print_table(title, ["parameter", f"rows of several patches, from the {conflict}"], rows)
+        console.print_table(title, ["rows in several patches", f"from the {conflict}"], rows)
     else:
         print(f"{title} of {'one patch' if len(held) == 1 else f'{len(held):,} patches, which share no row'}")
     made_for = [donor.rule.models["target"].name for donor in joined.provenance.donors if "target" in donor.rule.models]
