@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -170,7 +171,7 @@ def _sentence(error: Exception) -> str | None:
     if type(error).__name__ == "NoArgsIsHelpError":
         usage.show()
         return ""
-    command = getattr(getattr(usage, "ctx", None), "command_path", "act-profile")
+    command = getattr(getattr(usage, "ctx", None), "command_path", None) or _typed_command()
     if mistake := value_mistaken(usage):
         return f"{mistake}; see {command} --help"
     if hasattr(usage, "possibilities"):
@@ -187,6 +188,13 @@ def _sentence(error: Exception) -> str | None:
         return f"missing option '{usage.param.opts[0]}'; did you mean {usage.param.opts[0]} {shlex.quote(word)}?"
     said = f"{said[:1].lower()}{said[1:]}".rstrip(".")
     return said if "; see " in said else f"{said}; see {command} --help"
+
+
+def _typed_command() -> str:
+    """The command that was typed, which typer does not name while it takes options apart."""
+    first, *others = [*itertools.takewhile(lambda word: not word.startswith("-"), sys.argv[1:3])] or [""]
+    named = [first, *(others if first == "patch" else [])] if first in COMMANDS else []
+    return " ".join(["act-profile", *named])
 
 
 def _word_alone(context: Any) -> str | None:

@@ -119,6 +119,8 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
         (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),
         (["run", "--model", "m"], "missing option '--corpus'"),
         (["patch", "show"], "missing argument"),
+        (["patch", "compose", "p", "--output"], "option '--output' requires an argument; see act-profile patch compose --h"),
+        (["sweep", "p", "--output"], "option '--output' requires an argument; see act-profile sweep --help"),
         (["plan", "my model/"], "missing option '--model'; did you mean --model 'my model/'?"),
         (["pair", "base", "specialist"], "missing option '--donor'; did you mean --donor base?"),
         (["plan", "--model", "m", "--gpu-tflops", "many"], "--gpu-tflops is 'many'; expected a number; see act-profile plan"),
