@@ -159,6 +159,9 @@ class Swept:
             print(f"setting: the share, {shares}, × the strength")
         for text, scale in self.called_recovering.items():
             print(f"recovered{f' of {text}' if len(self.target) - len(self.keep) > 1 else ''}: a share {scale.what}")
+        if not self.recovering:
+            name = self.names[self.ability]
+            print(f"recovered: not known, since the donor is not clearly better than the target on {name}")
         for text, scale in self.called.items():
             print(f"kept{f' of {text}' if len(self.keep) > 1 else ''}: a share {scale.what}")
         for name, cells in controls.items():

@@ -160,7 +160,9 @@ def test_what_is_recovered_is_what_a_choice_means_in_table_verdict_and_file(wide
 
     found = replace(found, donor={"de": likely("de", 4.0), "ma": donor["ma"]})  # no better than the target
     found.print()
-    assert "recovered" not in capsys.readouterr().out and found.to_json()["rows"][1]["recovered"] is None
+    said = capsys.readouterr().out
+    assert "recovered: not known, since the donor is not clearly better than the target on german" in said
+    assert said.count("recovered") == 1 and found.to_json()["rows"][1]["recovered"] is None
 
 
 def test_where_nothing_changes_no_setting_has_a_star(wide, capsys):
