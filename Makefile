@@ -13,7 +13,7 @@ style:
 	MYPYPATH=tests $(PYTHON) -m mypy --follow-imports silent act act_kernels $(TYPED)
 
 docs:
-	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict  # --quiet would hide warnings from it
 
 matrix:
 	.ci/matrix

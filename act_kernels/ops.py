@@ -29,7 +29,8 @@ def column_moments(x: torch.Tensor, moments: torch.Tensor, mask: torch.Tensor | 
 
     Args:
         x: activations ``[T, C]``, float32, bfloat16 or float16, any strides.
-        moments: float64 block ``[7, C]`` (rows: :data:`act_kernels.statistics.STATISTICS`), last stride 1, same device.
+        moments: float64 block ``[7, C]``, last stride 1, same device. Its rows are ``act_kernels.STATISTICS``: count,
+            mean, M2, sum and maximum of absolute values, how many are above 0, how many are not finite.
         mask: bool ``[T]``; only rows marked True count. None counts all rows.
 
     NaN and infinite values are left out of every statistic and counted in ``nonfinite``. Values are accumulated in
@@ -108,7 +109,7 @@ def pair_moments(
         donor, target: activations ``[T, C]`` of the two models at one site for the same tokens, one dtype (float32,
             bfloat16 or float16), any strides.
         moments: float64 pair block ``[3, 7, C]`` (donor, target, difference), last stride 1, same device; with
-            ``swapped`` ``[5, 7, C]`` (:data:`act_kernels.statistics.SWAPPED_PAIR`).
+            ``swapped`` ``[5, 7, C]`` (``act_kernels.SWAPPED_PAIR``).
         mask: bool ``[T]``; only rows marked True count. None counts all rows.
         swapped: ``[T, C]`` like ``donor``, any strides: what the donor's module gives on the target's input. Then the
             statistics of swapped - target, and of that times donor - target, are added too.

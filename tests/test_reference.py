@@ -125,6 +125,23 @@ def sources(place: str) -> list[str]:
 ENTRIES = dict(entries())
 
 
+def test_no_docstring_sends_the_reader_to_what_the_reference_does_not_show():
+    sent = {name: re.findall(r":(?:data|mod):`~?([\w.]+)`", entry.own) for name, entry in ENTRIES.items()}
+    assert not {name: places for name, places in sent.items() if {*places} - SHOWN.keys()}
+
+
+@pytest.mark.parametrize("part", ["Args:", "Attributes:"])
+def test_every_entry_of_a_list_is_one_that_the_site_can_read(part):
+    """Names before a colon on one line, the rest below it deeper; what the site cannot read, it leaves out."""
+    unread = {}
+    for name, entry in ENTRIES.items():
+        for listed in re.findall(rf"(?m)^{part}\n((?:    .*\n|\n)+)", f"{entry.own}\n"):
+            firsts = re.findall(r"(?m)^    (\S.*)$", listed)
+            unread[name] = [line for line in firsts if not re.match(r"\w+(, \w+)*: ", line)]
+    assert not {name: lines for name, lines in unread.items() if lines}
+    assert len(unread) > 10
+
+
 def test_every_public_name_is_shown():
     functions = (name for name in act_kernels.__all__ if inspect.isfunction(getattr(act_kernels, name)))
     values = {"__version__", *act._MODULES}

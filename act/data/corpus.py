@@ -54,14 +54,16 @@ class Corpus:
         source: the records; :meth:`from_file`, :meth:`from_records` and :meth:`from_dataset` create one.
         tokenizer: a Hugging Face tokenizer; conversations need its chat template. Or the processor of a model of text
             and images; without it, a corpus with images takes the one from the folder of the tokenizer.
-        count: which tokens count: see :data:`act.data.encode.Count`.
-        answer_turns: which messages are answers: see :data:`act.data.encode.AnswerTurns`.
+        count: which tokens count: those of the ``answer`` (all of a text), as in the paper; the positions that
+            ``predict`` one of them; ``all``; or those of the ``prompt``, which are all but the answer.
+        answer_turns: which messages of the assistant are answers: the ``last``, or ``all``.
         max_length: longest sequence in tokens; None: the positions of the model, at most 2048. A longer ``text`` is cut
             into pieces; any other longer record is an error.
         overlap: tokens that a piece repeats from the one before it as context, and that do not count again; None: a
             sixteenth of the maximum length.
         ability_column: the column that labels each record with its ability.
-        ignore_columns: columns, and keys of messages, to leave out on purpose: see :mod:`act.data.columns`.
+        ignore_columns: columns, and keys of messages, to leave out on purpose; any other text that is not read is an
+            error.
         name: used in provenance and errors instead of the source's name.
 
     Raises:
@@ -130,12 +132,12 @@ class Corpus:
         columns: Mapping[str, str] | None = None,
         name: str | None = None,
     ) -> Corpus:
-        """A corpus from a file, folder, glob or hub id (see :func:`act.data.records.open_source`).
+        """A corpus from a file, folder, glob or hub id.
 
         Args:
-            path: where it lies; a hub id is ``org/name``, ``org/name:config`` or ``org/name:config:split``.
-            columns: which columns to read, as templates by new column: ``{"prompt": "{question}"}``; see
-                :mod:`act.data.mapped`.
+            path: where it lies: JSONL, JSON, CSV, TSV, text, Parquet or Arrow, by its ending; a hub id is ``org/name``,
+                ``org/name:split`` or ``org/name:config:split``.
+            columns: which columns to read, as templates by new column: ``{"prompt": "{question}\\n"}``.
             tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
                 :class:`Corpus`.
 
@@ -357,7 +359,11 @@ class Corpus:
         return corpus.fitted(min(learned, default=None), min(trained, default=None))
 
     def read_by(self, reader: Reader) -> Corpus:
-        """This corpus for models that read as ``reader`` says (:data:`act.models.calls.Reader`).
+        """This corpus for models of one kind.
+
+        Args:
+            reader: how they read: token by token (``decoder``); a whole text at once (``encoder``); or so a source, for
+                a decoder beside the encoder (``encoder-decoder``).
 
         >>> corpus.read_by("decoder") is corpus, corpus.read_by("encoder").encoder.reader
         (True, 'encoder')

@@ -220,7 +220,7 @@ class Patch:
         """Write the patch to a safetensors file.
 
         Raises:
-            ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
+            ActError: ``path`` exists and ``force`` is False; it cannot be written.
 
         >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=10)
         >>> act.transfer(donor, target, channels).save("ability.safetensors")

@@ -55,7 +55,8 @@ class TuneSettings:
     """How to tune.
 
     Attributes:
-        mode: see :data:`Mode`.
+        mode: what is trained: all weights (``full``), the ``rows`` of a channel set or patch, or low-rank adapters of
+            every linear (``lora``).
         steps: optimiser steps; by default, as many as one pass over the corpus takes.
         batch_size: records per step.
         learning_rate: of AdamW without weight decay; it falls linearly to 0.
@@ -109,7 +110,7 @@ class Tuned:
         records, replayed: how many records of the corpus and of the replay corpus were trained on.
         trained_values: how many values the optimiser trained.
         loss_before, loss_after: the mean loss per predicted token of the first records that are trained on, at least
-            :data:`COMPARED` if there are so many, by the model as it was given and as it is now.
+            32 if there are so many, by the model as it was given and as it is now.
 
     >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3))
     >>> tuned

@@ -68,7 +68,7 @@ class Evaluation:
 
     Attributes:
         model, model_fingerprint, corpus, corpus_fingerprint: what was evaluated on what.
-        metric: what ``right`` means; see :data:`Metric`.
+        metric: what ``right`` means, as in :func:`act.evaluate`.
         nll, tokens: negative log-likelihood in nats (float64) and number of tokens (int64) of each answer, ``[R]``; for
             texts, of all tokens but the first.
         right: whether each answer is right, bool ``[R]``; None for the metric ``nll``.

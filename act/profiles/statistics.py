@@ -15,7 +15,7 @@ class Statistics:
     """Statistics of ``N`` channels: float64 vectors ``[N]``, on the device of the moments.
 
     Args:
-        arena: moments ``[7, N]``, float64, in the order of :data:`act_kernels.STATISTICS`.
+        arena: moments ``[7, N]``, float64, in the order of ``act_kernels.STATISTICS``.
 
     >>> profile = act.profile(model, corpus)
     >>> site = profile.site("model.layers.0.mlp.up_proj")

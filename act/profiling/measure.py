@@ -66,8 +66,8 @@ def profile(
     Args:
         model: a Hugging Face language model; its outputs do not change, and it is left as it was.
         corpora: an :class:`act.Corpus`; several, by the ability that each exercises; or batches: dicts of
-            ``input_ids``, ``attention_mask``, optionally ``count_mask`` and ``ability``
-            (:func:`act.data.batching.given_batches`).
+            ``input_ids``, optionally ``attention_mask`` and ``count_mask`` (all ``[batch, length]``; without a
+            ``count_mask`` every attended token counts), and ``ability`` (``[batch]``).
         checkpoint: where to keep the state of the run, so that it can continue after any interruption.
         include, exclude: module kinds, or patterns of site names, of the only sites to measure, and of those not to;
             the model runs no further than the last site that is measured.
@@ -168,8 +168,8 @@ def profile_pair(
         swap: apply the donor's modules to the target's inputs, too, for the scores ``match`` and ``match-contrast``:
             the statistics ``swap`` and ``product`` of :class:`act.profiles.statistics.PairStatistics`. It takes half
             as long again.
-        checkpoint, include, exclude, fused, moe_all_experts, token_budget, packing, shared_prefix, shard, workers,
-            skip_bad_records, look_ahead, observers: as in :func:`profile`.
+        checkpoint, include, exclude, fused, moe_all_experts, token_budget, packing: as in :func:`profile`.
+        shared_prefix, shard, workers, skip_bad_records, look_ahead, observers: as in :func:`profile`.
 
     Returns:
         A :class:`PairProfile`; for several corpora, or records labelled by ability, a dict of them by ability.

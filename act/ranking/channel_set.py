@@ -216,7 +216,7 @@ class ChannelSet:
         """Write the set to a safetensors file.
 
         Raises:
-            ActError: ``path`` exists and ``force`` is False; its folder does not exist; the disk is full.
+            ActError: ``path`` exists and ``force`` is False; it cannot be written.
 
         >>> channels = act.rank(act.profile_pair(donor, target, corpus), count=3)
         >>> channels.save("channels.safetensors")

@@ -67,21 +67,25 @@ def rank(
     Args:
         profile: a pair profile of the ability, or (donor, target) profiles of it; for ``lape``, ``weight-diff`` and
             ``random`` a single profile too; for ``attribution`` an :class:`act.AttributionProfile`.
-        score: one of :data:`act.ranking.scores.SCORES`, or one of your own, ``[N]``, NaN for none; None: ``paired``, of
-            an attribution profile ``attribution``, the one that it was measured for. ``weight-diff`` needs ``donor``
-            and ``target``, ``random`` a ``seed``, ``lape`` other abilities as ``keep`` (of a pair profile it reads the
-            donor's rates, since the donor has the ability).
-        top, count, mass: how much to take, one of the three (:class:`act.ranking.selection.Amount`); by default
-            ``top=0.05``.
+        score: of a pair profile ``paired`` (its default), ``mean-abs``, ``mean-shift``, ``welch-t`` or ``cohen-d``;
+            where it was made with ``swap=True`` also ``match`` or ``match-contrast``; of an attribution profile
+            ``attribution``, its default; of either ``weight-diff``, which needs ``donor`` and ``target``, ``random``,
+            which takes a ``seed``, or ``lape``, which needs other abilities as ``keep`` (of a pair profile it reads the
+            donor's rates, since the donor has the ability). Or one of your own, ``[N]``, NaN for none.
+        top, count, mass: how much to take, one of the three: a share of the channels that have a score (by default
+            ``top=0.05``), a number of units, or a share of the sum of all scores above 0.
         keep: an ability to retain, or a list of them, of the same models. The score becomes the contrast: score on the
             ability, minus the largest of the scores on what to keep, so that a channel that any of them needs is
             spared; or it is divided by the largest of its costs to them, as the score says.
-        normalize: what scores are divided by, before the contrast and after the cost:
-            :func:`act.ranking.normalize.normalized`.
+        normalize: what scores are divided by, before the contrast and after the cost: nothing (``none``); the ``mean``
+            or standard deviation (``std``) of those of their site, or of all sites of their module kind (``kind-mean``,
+            ``kind-std``); or the deviation of the activations of the ``channel`` itself.
         scope: rank everything together (``global``), or take the same share, count or mass of every module ``kind``,
             ``layer`` or ``site``.
-        granularity: what is ranked as one unit: :func:`act.ranking.granularity.units_of`. A unit's score is the mean of
-            its channels'; a unit with a channel that is not ranked is not ranked.
+        granularity: what is ranked as one unit, or several of these: a ``channel``; a ``neuron`` (gate and up row, down
+            column); a ``head`` (query, key and value rows, columns of ``o``); an ``expert``, or with its row of the
+            router (``routed-expert``); a ``rotary-pair`` (two rows of ``q`` or ``k`` that position rotates together). A
+            unit's score is the mean of its channels'; a unit with a channel that is not ranked is not ranked.
         include, exclude: module kinds (``q k v o gate up down norm embed head`` …) or patterns of site names
             (``*.layers.1?.mlp.*``) to rank only, or not to rank; one name, or several.
         seed: for the score ``random``.
