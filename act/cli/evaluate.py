@@ -206,7 +206,10 @@ def command(
                 f"{one.model} gives NaN or infinity for {bad} of {counted(len(one.nll), 'record')} of {one.corpus}: "
                 "their likelihood is unknown, and their answers are arbitrary; look for NaN in the weights"
             )
+    few = _too_few(comparisons, everything)
     if as_json:
+        for sentence in few:
+            console.note(sentence)
         return console.print_json(
             {
                 "results": [one.summary() for one in everything],
@@ -219,6 +222,8 @@ def command(
         )
     _print_figures(everything)
     _print_comparisons(comparisons)
+    for sentence in few:
+        print(sentence)
     print_tasks([one.summary() for name in names for one in figures[name]], last_parts(names))
     _print_task_changes(task_changes)
     _print_legend(everything, comparisons, task_changes, limit)
@@ -292,11 +297,13 @@ def _put_on_card(
     results += [tasks_table(judged, own=called[model])] if tasks else []
     own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row, limit)]
     own += [figure for row in judged if row["model"] == called[model] for figure in figure_of_task(row)]
-    put_results(Path(model), "\n\n".join(results), own)
-    console.note(f"written to {Path(model, CARD)}: new figures in the place of those of the same text and metric")
+    replaced = put_results(Path(model), "\n\n".join(results), own)
+    place = ", in the place of those of the same text and metric" if replaced else ""
+    console.note(f"written to {Path(model, CARD)}: these figures{place}")
 
 
 def _print_figures(evaluations: list[Evaluation]) -> None:
+    from act.evaluation.results_table import METRICS
     from act.evaluation.significance import mean_and_error, with_error
 
     rows = []
@@ -306,7 +313,9 @@ def _print_figures(evaluations: list[Evaluation]) -> None:
         match = "" if one.right is None else with_error(*mean_and_error(100 * one.right.double()), 1)
         nll = with_error(it["nll_per_token"], it["nll_per_token_se"], 3)
         levels = [guesses(it["chance"], it["majority"])]
-        rows.append([called[one.model], called[one.corpus], one.metric, f"{it['records']:,}", match, *levels, nll])
+        rows.append(
+            [called[one.model], called[one.corpus], METRICS[one.metric], f"{it['records']:,}", match, *levels, nll]
+        )
     if rows:
         names = ["model", "corpus", "metric", "records", "right, %", GUESSES, "NLL per token"]
         console.print_table("Figures, ± standard error", *filled(names, rows))
@@ -355,6 +364,21 @@ def _change(one: Comparison) -> str:
         return ""
     gained = test.difference if one.match else -test.difference
     return "unclear" if test.p >= CLEAR else "better" if gained > 0 else "worse"
+
+
+def _too_few(comparisons: Sequence[Comparison], evaluations: Sequence[Evaluation]) -> list[str]:
+    """Where nothing could have been clear, however much better or worse a model is: one sentence each."""
+    from act.evaluation.comparison import too_few
+
+    records = {one.corpus: len(one.nll) for one in evaluations}
+    called = last_parts(one.after for one in comparisons) | last_parts(records)
+    several = len({one.after for one in comparisons}) > 1
+    said = []
+    for one in comparisons:
+        if why := too_few(one, records[one.corpus], CLEAR):
+            model = f"{called[one.after]} on " if several and "answers" in why else ""
+            said.append(f"{model}{called[one.corpus]}: {why}")
+    return list(dict.fromkeys(said))
 
 
 def _print_task_changes(changes: list[TaskChange]) -> None:

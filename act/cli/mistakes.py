@@ -47,6 +47,11 @@ _HELD_BY_A_PATCH = {
 }
 """What a command on patches does not take, and why."""
 
+_DONE_OTHERWISE = {
+    ("evaluate", "output"): "--details FILE.jsonl writes what every record showed, and --json > FILE.json the figures",
+}
+"""What does the work of an option that other commands have, by the command that has none, and that option."""
+
 _EXPECTED: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "int_parsing": lambda _: "a whole number",
     "int_from_float": lambda _: "a whole number",
@@ -111,6 +116,9 @@ def option_meant(usage: Any) -> str:
     given, parameters = usage.option_name.lstrip("-"), usage.ctx.command.params if usage.ctx else []
     if usage.ctx and " patch " in usage.ctx.command_path and given in _HELD_BY_A_PATCH:
         return f"; {_HELD_BY_A_PATCH[given]}"
+    command = usage.ctx.command_path.rpartition(" ")[2] if usage.ctx else ""
+    if otherwise := _DONE_OTHERWISE.get((command, _CALLED_ELSEWHERE.get(given, given))):
+        return f"; {otherwise}"
     if any(one.param_type_name == "argument" and one.name == given for one in parameters):
         return f"; {given.upper()} has no option before it: {usage.ctx.command_path} {given.upper()}"
     ours = {name.lstrip("-") for one in parameters for name in one.opts if one.param_type_name == "option"}

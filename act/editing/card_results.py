@@ -11,7 +11,7 @@ from typing import Any
 from act.core.errors import ActError
 from act.core.files import written_whole
 from act.core.places import without_folders
-from act.editing.card_tables import merged
+from act.editing.card_tables import merged, replaces
 
 CARD = "README.md"
 _FOUND, _MARKS = "## How the channels were found", "`'\".,;:()[]"
@@ -86,10 +86,13 @@ def found_by(folder: Path, texts: Iterable[str]) -> list[str]:
     return [text for text in texts if Path(text).name in words]
 
 
-def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> None:
+def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> bool:
     """Put results into the model card in a folder, and its metadata.
 
     They take the place of figures of the same text, model and metric; all others that the card has are kept.
+
+    Returns:
+        Whether there were such figures, of which the new ones took the place.
 
     Raises:
         ActError: as :func:`require_place`; the card cannot be written.
@@ -100,18 +103,18 @@ def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> None:
     path = folder / CARD
     first, _, rest = path.read_text(encoding="utf-8").partition(_BEGIN)
     old, _, after = rest.partition(_END)
-    card = ModelCard(
-        first + results_section(merged(old, without_folders(results))) + after, ignore_metadata_errors=True
-    )
+    new = without_folders(results)
+    card = ModelCard(first + results_section(merged(old, new)) + after, ignore_metadata_errors=True)
     title = next((line.removeprefix("# ") for line in card.text.splitlines() if line.startswith("# ")), folder.name)
     for name, value in metadata_of(figures, title).items():
         if name == "eval_results":
-            new = {(one.dataset_name, one.metric_type) for one in value}
+            measured = {(one.dataset_name, one.metric_type) for one in value}
             value = [
                 one
                 for one in getattr(card.data, "eval_results", None) or ()
-                if (one.dataset_name, one.metric_type) not in new
+                if (one.dataset_name, one.metric_type) not in measured
             ] + value
         card.data[name] = value
     with written_whole(path, force=True) as temporary:
         temporary.write_bytes(without_folders(str(card)).encode("utf-8", "backslashreplace"))
+    return replaces(old, new)

@@ -86,6 +86,19 @@ def merged(old: str, new: str) -> str:
     return "\n\n".join(found) or new
 
 
+def replaces(old: str, new: str) -> bool:
+    """Whether new results have a row of the same text, model and metric as one of the old results.
+
+    >>> from act.editing.card_tables import replaces
+    >>> old, new = ("| corpus | NLL |\\n|---|---|\\n| de | 1 |", "| corpus | NLL |\\n|---|---|\\n| fr | 1 |")
+    >>> replaces(old, old), replaces(old, new)
+    (True, False)
+    """
+    earlier = {table.columns[0]: table for table, _ in _tables(old)}
+    both = ((earlier.get(table.columns[0]), table) for table, _ in _tables(new))
+    return any(known is not None and known.without(table) != known for known, table in both)
+
+
 def _explained(below: str, said: str) -> str:
     """What is below a table, with the explanation of p that an earlier one had, whose column is still there."""
     known = next((line for line in said.splitlines() if line.startswith(LEGEND) and "; p: " in line), None)

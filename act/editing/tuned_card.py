@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 from act.core.counted import counted
 from act.data.corpus import Corpus
@@ -73,7 +74,7 @@ def tuned_card(
         "loss per token": f"{tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after, of the first records drawn",
         **({"channels": f"{len(channels):,}, chosen by {channels.rule}"} if channels else {}),
     }
-    said = {key: value for key, value in asdict(settings).items() if value is not None}
+    said = _that_decide(settings, mixed=len(corpora) > 1)
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
     licence = "" if origin.licence == NOT_STATED else f", under its licence, {origin.licence}"
     body = [
@@ -96,3 +97,9 @@ def tuned_card(
     names = [*(corpus.name for corpus in corpora), *history.datasets]
     tags = dict.fromkeys([*history.tags, "fine-tune"])
     return str(Card(f"{origin.title}, tuned", origins, "\n".join(body), [*tags], names, adapter=adapter))
+
+
+def _that_decide(settings: TuneSettings, *, mixed: bool) -> dict[str, Any]:
+    """The settings that had a part in what was trained; ``mixed``: records of what to retain were mixed in."""
+    idle = {"save_steps", *([] if mixed else ["replay_share"]), *([] if settings.mode == "lora" else ["lora_rank"])}
+    return {name: value for name, value in asdict(settings).items() if name not in idle and value is not None}

@@ -10,7 +10,7 @@ import torch
 
 from act.core.errors import ActError, require_type
 from act.evaluation.evaluate import Evaluation
-from act.evaluation.significance import Difference, finite, mcnemar, sign_flip, with_error
+from act.evaluation.significance import Difference, fewest_signs, finite, least_p, mcnemar, sign_flip, with_error
 
 
 class ComparisonSummary(TypedDict):
@@ -92,6 +92,33 @@ class Comparison:
             difference = with_error(self.nll.difference, self.nll.standard_error, 3, "+")
             found.append(f"NLL {difference} per token (p = {self.nll.p:.2g})")
         return found or ["nothing to compare: the answers are cut to other tokens"]
+
+
+def too_few(change: Comparison, records: int, level: float) -> str | None:
+    """Why no p below a level can come of a comparison, whatever its models do: a clause; None if one can, or did.
+
+    Args:
+        change: the comparison.
+        records: how many records were compared.
+        level: the p that it takes.
+
+    >>> from act.evaluation.comparison import too_few
+    >>> change = act.compare(act.evaluate(target, corpus, "nll"), act.evaluate(donor, corpus, "nll"))
+    >>> too_few(change, 4, 0.05)
+    'too few records to tell: with 4, p cannot fall below 0.125; at least 6 are needed'
+    >>> too_few(change, 6, 0.05) is None
+    True
+    """
+    if change.nll is None and change.match is None:
+        return None
+    differing, needed = change.gained + change.lost, fewest_signs(level)
+    if records < needed:
+        found, signs, more = "too few records to tell", records, ""
+    elif change.match and 0 < differing < needed:
+        found, signs, more = "too few answers won or lost to tell", differing, ", so give more records"
+    else:
+        return None
+    return f"{found}: with {signs}, p cannot fall below {least_p(signs):.3g}; at least {needed} are needed{more}"
 
 
 def compare(before: Evaluation, after: Evaluation) -> Comparison:

@@ -12,8 +12,9 @@ from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskSummary
 from act.evaluation.significance import with_error
 
-METRICS = {"exact": "exact match", "number": "right number", "choice": "right choice"}
-LIKELIHOOD = "negative log-likelihood per token"
+METRICS = {"exact": "exact match", "number": "right number", "choice": "right choice", "nll": "NLL"}
+"""What a metric is called where its figures stand, by the name by which it is asked for."""
+LIKELIHOOD = "NLL per token"
 NLL = "NLL: negative log-likelihood per token in nats, less is better"
 SEEN = ", by which the channels were found"
 P = "p: the probability that chance alone makes such a difference to the model that the heading names"
@@ -57,7 +58,7 @@ def results_table(
         compared = tested.get((row["model"], row["corpus"]))
         p = None if compared is None else compared["nll_p"] if compared["match_p"] is None else compared["match_p"]
         look = "the first " if limit is not None and row["records"] == limit else ""
-        metric = METRICS.get(row["metric"], "likelihood")
+        metric = METRICS[row["metric"]]
         cells = (
             cell(row["corpus"]),
             metric,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -53,6 +54,24 @@ def sign_flip(differences: torch.Tensor, seed: int = 0) -> Difference:
         sums, extra = torch.cat([(draw.double() * 2 - 1) @ values for draw in draws]), 1
     as_large = int((sums.abs() >= values.sum().abs() * (1 - 1e-12)).sum())  # the identity must not miss by rounding
     return Difference(mean, error, (as_large + extra) / (len(sums) + extra))
+
+
+def least_p(signs: int) -> float:
+    """The smallest p that few signs can have: records of :func:`sign_flip`, or those that gained or lost of
+    :func:`mcnemar`.
+
+    Of all ``2^signs`` ways, two are as uneven as can be: all signs plus, and all minus.
+
+    >>> from act.evaluation.significance import least_p
+    >>> least_p(4), least_p(6)
+    (0.125, 0.03125)
+    """
+    return min(1.0, 2 / 2**signs)
+
+
+def fewest_signs(below: float) -> int:
+    """The smallest number of signs of which p can be below a level."""
+    return next(signs for signs in itertools.count() if least_p(signs) < below)
 
 
 def mean_and_error(values: torch.Tensor) -> tuple[float, float]:

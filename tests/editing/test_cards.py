@@ -180,6 +180,10 @@ def test_the_card_of_a_tune_has_what_it_was(tokenizer):
         f"| loss per token | {tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after" in text
         and "learning_rate: 0.0001" in text
     )
+    without = ("lora_rank", "replay_share", "save_steps")
+    assert not any(name in text for name in without) and "seed: 0" in text
+    mixed = tuned_card("org/name", tuned, act.TuneSettings("lora"), [corpus, corpus], channels)
+    assert [f"\n{name}: " in mixed for name in without] == [True, True, False]
     data = ModelCard(text).data
     assert data.base_model == ["org/name"] and data.datasets == ["org/texts"] and "fine-tune" in data.tags
 
@@ -219,9 +223,10 @@ def test_a_card_says_how_it_is_measured_until_it_was(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert "evaluate --before 'org/my model' --model FOLDER --corpus NAME=RECORDS --card` does so" in text
     assert ModelCard(text).data.datasets == ["org/texts"] and ModelCard(text).data.eval_results is None
-    for text_of, value in (("german", 0.4), ("maths", 0.3), ("german", 0.5)):
+    for text_of, value, replaced in (("german", 0.4, False), ("maths", 0.3, False), ("german", 0.5, True)):
         table = f"| corpus | model | right | p against x |\n|---|---|---|---|\n| {text_of} | m | found {value} | |"
-        put_results(tmp_path, f"{table}\n\n± errors.", [Figure(text_of, "exact match", value, "± 0.1")])
+        found = put_results(tmp_path, f"{table}\n\n± errors.", [Figure(text_of, "exact match", value, "± 0.1")])
+        assert found is replaced
     again = (tmp_path / "README.md").read_text()
     assert "| maths | m | found 0.3 |\n| german | m | found 0.5 |\n\n± errors." in again
     assert "found 0.4" not in again and "p against" not in again and "evaluate --before" not in again
@@ -298,8 +303,9 @@ def test_the_card_says_which_figures_are_of_the_text_that_channels_were_found_by
     corpus = act.Corpus.from_records([{"prompt": "a b", "completion": " c"}] * 3, tokenizer, name="german.jsonl")
     row = act.evaluate(tiny_model("llama"), corpus, "nll", name="m").summary()
     table = results_table([row], [], own="m", limit=3, ranked_on=["german.jsonl"])
-    assert "| german.jsonl | likelihood | **m** (this model) | the first 3, by which the channels were found |" in table
+    assert "| german.jsonl | NLL | **m** (this model) | the first 3, by which the channels were found |" in table
     assert "chance" not in table and "right" not in table
+    assert [one.metric for one in figures_of(row)] == ["NLL per token"]
 
 
 def test_results_have_errors_and_chance_beside_them(tokenizer):
@@ -313,11 +319,11 @@ def test_results_have_errors_and_chance_beside_them(tokenizer):
     assert lines[2].endswith("|  |") and not lines[3].endswith("|  |")
     assert [figure.metric for figure in figures_of(found[0].summary())] == [
         "right choice",
-        "negative log-likelihood per token",
+        "NLL per token",
     ]
     named = [one.metric_name for one in metadata_of([*figures_of(found[0].summary())], "one")["eval_results"]]
     assert re.fullmatch(r"right choice \(\S+ ± \S+ %; 50.0 % by chance; 100.0 % by the commonest answer\)", named[0])
-    assert re.fullmatch(r"negative log-likelihood per token \(\S+ ± \S+\)", named[1])
+    assert re.fullmatch(r"NLL per token \(\S+ ± \S+\)", named[1])
 
 
 def test_p_is_explained_as_long_as_its_column_stands(tokenizer, tmp_path):

@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from act.evaluation.significance import finite, mcnemar, mean_and_error, ratio_and_error, sign_flip
+from act.evaluation.comparison import Comparison, too_few
+from act.evaluation.significance import (
+    Difference,
+    fewest_signs,
+    finite,
+    least_p,
+    mcnemar,
+    mean_and_error,
+    ratio_and_error,
+    sign_flip,
+)
 
 
 def test_mcnemar_counts_only_records_that_changed():
@@ -18,6 +28,26 @@ def test_mcnemar_counts_only_records_that_changed():
     assert test.p == pytest.approx(2 * (1 + 4) / 16)
     assert mcnemar(before, before).p == 1
     assert mcnemar(~torch.ones(20, dtype=torch.bool), torch.ones(20, dtype=torch.bool)).p == 2 / 2**20
+
+
+def test_few_signs_bound_p():
+    for signs in range(1, 8):
+        every = torch.ones(signs)
+        assert sign_flip(every).p == mcnemar(every < 0, every > 0).p == least_p(signs)
+    assert [fewest_signs(below) for below in (0.05, 0.01)] == [6, 8]
+
+
+def test_it_is_said_where_there_are_too_few_records_to_tell():
+    def said(gained, lost, records, nll=None):
+        match = None if nll else Difference(0.1, 0.1, 1.0)
+        return too_few(Comparison("a", "b", "c", nll, match, gained, lost), records, 0.05)
+
+    assert said(2, 1, 4) == "too few records to tell: with 4, p cannot fall below 0.125; at least 6 are needed"
+    assert said(2, 1, 50).startswith(
+        "too few answers won or lost to tell: with 3, p cannot fall below 0.25; at least 6"
+    )
+    assert said(5, 1, 50) is said(0, 0, 50) is said(0, 0, 6, Difference(0.1, 0.1, 0.2)) is None
+    assert "with 5, p cannot fall below 0.0625" in said(0, 0, 5, Difference(0.1, 0.1, 0.2))
 
 
 def test_sign_flip_of_few_is_exact():
