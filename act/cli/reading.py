@@ -113,7 +113,7 @@ class ReadingRecords(Reading):
             ActError: more bad records among the first than may be left out, or, if any may, among all; columns of a
                 text that is not there.
         """
-        from act.data.corpus import COUNT_PROMPTS
+        from act.data.corpus import count_prompts
         from act.data.stream import require_first
 
         places = console.named(given)
@@ -128,7 +128,7 @@ class ReadingRecords(Reading):
             try:
                 require_first(found[model], skip_bad_records=self.skip_bad_records)
             except BadRecord as error:  # no command that needs answers, but for transfer --auto, has --count
-                said = str(error) if "count" in settings else str(error).replace(COUNT_PROMPTS, "")
+                said = str(error) if "count" in settings else str(error).replace(count_prompts(), "")
                 raise BadRecord(said) from error
         self.look(next(iter(found.values()), {}))
         return self._good(found, trust_remote_code) if self.skip_bad_records else found

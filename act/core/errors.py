@@ -87,6 +87,12 @@ def require_number(what: str, given: object, *, whole: bool = False) -> None:
         raise ActError(f"{what} is {given!r}; expected a {'whole number' if whole else 'number, such as 0.1'}")
 
 
+def require_several(what: str, given: object) -> None:
+    """Raise :class:`ActError` if ``given`` is one number or text where a list of them is expected."""
+    if isinstance(given, (str, Real)):
+        raise ActError(f"{what} is {given!r}; expected a list, such as [{given!r}]")
+
+
 def require_type(what: str, given: object, kind: type | tuple[type, ...], expected: str) -> None:
     """Raise :class:`ActError` unless ``given`` is of a ``kind``; ``expected`` describes it and says where to get it."""
     if not isinstance(given, kind):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from act.core.errors import ActError, brief, option
-from act.data.columns import Text, lost_of, texts_of
+from act.data.columns import Text, ignore_option, lost_of, texts_of
 from act.data.conversation import REASONING, Conversation, Message, calls_of, texts_in, unread_of
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def require_answer(message: Message, span: str) -> None:
     if calls := [name for name, arguments in calls_of(message) if not _has_call(text, name, arguments)]:
         lost[called] = calls[0]
     for key, part in lost.items():
-        ignore = "" if key == "content" else f", or leave it out on purpose (--ignore-columns {key})"
+        ignore = "" if key == "content" else f", or leave it out on purpose ({ignore_option(key)})"
         raise ActError(
             f"the chat template does not write all of the answer: its {key} is {_start(part)}, and the template "
             f"writes {_start(span)}; {CHANGE}{ignore}"
@@ -155,14 +155,14 @@ def _require_prompt(
         if lost := next((part for part in parts if not text.has(part)), None):
             raise ActError(
                 f"the chat template does not write {_start(lost)} of the column {column}; give a template that does, "
-                f"or leave the column out on purpose (--ignore-columns {column})"
+                f"or leave the column out on purpose ({ignore_option(column)})"
             )
     source = str(tokenizer.chat_template)
     for name in options.keys() - {"tools", "documents", "chat_template"}:
         if not re.search(rf"\b{re.escape(name)}\b", source):
             raise ActError(
                 f"the chat template has no setting {name!r:.60}, which chat_template_kwargs gives; leave it out of the "
-                "record, or ignore all of them on purpose (--ignore-columns chat_template_kwargs)"
+                f"record, or ignore all of them on purpose ({ignore_option('chat_template_kwargs')})"
             )
 
 
@@ -173,7 +173,7 @@ def _require_keys(messages: list[Message], whole: str) -> None:
             raise ActError(
                 f"message {number} by {message['role']!r:.60} has {', '.join(lost)}, which the chat template does not "
                 "write; write what belongs to the prompt into its content, or ignore the rest on purpose "
-                f"(--ignore-columns {','.join(lost)})"
+                f"({ignore_option(*lost)})"
             )
 
 

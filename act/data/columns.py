@@ -116,11 +116,36 @@ def mapping_of(record: Mapping[Any, Any]) -> str:
     """The option by which the columns of a record, none of which is read, may be read, as their names suggest."""
     asked, answer = next(filter(_is_prompt, map(str, record)), None), answer_in(record)
     if asked and answer:
-        return f"--columns prompt={asked},completion={answer}"
+        return columns_option({"prompt": f"{{{asked}}}", "completion": f"{{{answer}}}"})
     if len(record) == 1:
         (only,) = map(str, record)
-        return f"--columns {next(iter(get_close_matches(only.lower(), _TEXTS, 1)), 'text')}={only}"
-    return "--columns prompt=NAME,completion=NAME"
+        return columns_option({next(iter(get_close_matches(only.lower(), _TEXTS, 1)), "text"): f"{{{only}}}"})
+    return columns_option({"prompt": "{NAME}", "completion": "{NAME}"})
+
+
+def columns_option(columns: Mapping[str, str]) -> str:
+    """How columns are read as others: by an option of commands, or an argument in Python.
+
+    Args:
+        columns: templates, such as ``{name}``, by the columns that are made of them.
+
+    >>> from act.data.columns import columns_option
+    >>> columns_option({"prompt": "{ask}"})
+    "columns={'prompt': '{ask}'}"
+    """
+    alone = (template[1:-1] if template.count("{") == 1 else f"'{template}'" for template in columns.values())
+    typed = ",".join(f"{new}={old}" for new, old in zip(columns, alone, strict=True))
+    return option(f"--columns {typed}", f"columns={dict(columns)}")
+
+
+def ignore_option(*names: str) -> str:
+    """How columns, or keys of messages, are left out on purpose: by an option of commands, or an argument in Python.
+
+    >>> from act.data.columns import ignore_option
+    >>> ignore_option("context")
+    "ignore_columns=['context']"
+    """
+    return option(f"--ignore-columns {','.join(names)}", f"ignore_columns={[*names]}")
 
 
 def label_of(record: Mapping[str, Any], column: str) -> Any:
@@ -152,7 +177,7 @@ def require_nothing_lost(
         verb = "are" if len(lost) > 1 else "is"
         raise ActError(
             f"the {columns} may belong to the prompt, and {verb} not read here; write what belongs to the prompt into "
-            f"it{_template(lost, read, record)}, or ignore the rest on purpose (--ignore-columns {','.join(lost)})"
+            f"it{_template(lost, read, record)}, or ignore the rest on purpose ({ignore_option(*lost)})"
         )
 
 
@@ -162,10 +187,10 @@ def _template(lost: Sequence[str], read: Iterable[str], record: Mapping[str, Any
     if not there or not all(isinstance(record[name], str) for name in lost):
         return ""
     put = " ".join(f"{{{name}}}" for name in (*lost, there[0]))
-    others = "".join(f",{name}={name}" for name in there[1:])
+    others = {name: f"{{{name}}}" for name in there[1:]}
     if there == ["instruction"] and (answer := answer_in(record)):
-        return f" (--columns question='{put}',answer={answer})"
-    return f" (--columns {there[0]}='{put}'{others})"
+        return f" ({columns_option({'question': put, 'answer': f'{{{answer}}}'})})"
+    return f" ({columns_option({there[0]: put, **others})})"
 
 
 def lost_of(values: Mapping[str, Any], text: Text, asked: Sequence[str] = ()) -> list[str]:

@@ -38,11 +38,8 @@ log = logging.getLogger(__name__)
 DEFAULT_MAX_LENGTH = 2048
 CHUNK, CHUNK_BYTES = 128, 4 << 20  # records tokenised together, and their size
 IMAGES_IN_CHUNK = 8  # records with images, which take megabytes each
-COUNT_PROMPTS = ", or count the tokens of prompts (--count prompt, or all)"
 UNKNOWN = 0.1  # share of the tokens
 _TOLD: set[tuple[str, int | None]] = set()
-
-log = logging.getLogger(__name__)
 
 
 class Corpus:
@@ -97,6 +94,11 @@ class Corpus:
             raise ActError(
                 f"the tokenizer is given by its name, {tokenizer}; expected a tokenizer, such as "
                 "AutoTokenizer.from_pretrained gives"
+            )
+        if not hasattr(source, "read"):
+            raise ActError(
+                f"the source is of type {type(source).__name__}; make a corpus of a file with act.Corpus.from_file, of "
+                "records with from_records, of a dataset with from_dataset"
             )
         require_choice("count", count, get_args(Count))
         if max_length is not None and max_length < 2:
@@ -184,6 +186,9 @@ class Corpus:
             tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
                 :class:`Corpus`.
 
+        Raises:
+            ActError: no list of records; and as :class:`Corpus`.
+
         >>> corpus = act.Corpus.from_records([{"prompt": "2 + 3 =", "completion": " 5"}], tokenizer)
         >>> corpus.source.size
         1
@@ -229,6 +234,9 @@ class Corpus:
             columns: as in :meth:`from_file`.
             tokenizer, count, answer_turns, max_length, overlap, ability_column, ignore_columns, name: as in
                 :class:`Corpus`.
+
+        Raises:
+            ActError: no dataset, or several splits of one; and as :class:`Corpus`.
 
         >>> import datasets
         >>> rows = datasets.Dataset.from_dict({"question": ["2 + 3?"], "answer": ["5"]})
@@ -282,14 +290,19 @@ class Corpus:
         """Tokens that a piece of a cut text repeats from the one before it."""
         return self.max_length // 16 if self._overlap is None else self._overlap
 
-    def part(self, residues: Iterable[int], of: int) -> Corpus:
-        """This corpus with the records only whose number leaves one of ``residues`` when divided by ``of``.
+    def part(self, residues: int | Iterable[int], of: int) -> Corpus:
+        """This corpus with the records only whose number leaves ``residues``, one or several, when divided by ``of``.
+
+        Raises:
+            ActError: a remainder that the division does not leave.
 
         >>> corpus = act.Corpus.from_records([{"text": letter} for letter in "abcd"], tokenizer)
-        >>> corpus.part([1], 2).source.size
-        2
+        >>> corpus.part(1, 2).source.size, corpus.part([0, 1], 3).source.size
+        (2, 3)
         """
-        return self._from(Part(self.source, residues=sorted(residues), of=of))
+        return self._from(
+            Part(self.source, residues=[residues] if isinstance(residues, int) else sorted(residues), of=of)
+        )
 
     def only(self, numbers: Iterable[int]) -> Corpus:
         """This corpus with the records of these ``numbers``, from 0, only.
@@ -330,7 +343,7 @@ class Corpus:
         if self._max_length is not None and learned is not None and self._max_length > learned:
             raise ActError(
                 f"the maximum length is {self.max_length} tokens and the model has learned {learned} positions; "
-                f"set it to at most {learned} (--max-length)"
+                f"set it to at most {learned} ({option('--max-length', 'max_length')})"
             )
         if self._max_length is not None and trained is not None and self._max_length > trained:
             _warn_beyond(self._max_length, trained)
@@ -642,14 +655,14 @@ class Corpus:
         if isinstance(result, ActError):
             return result
         if result.unanswered and self.count in ("answer", "predict"):
-            return ActError(f"{result.unanswered}; add one{COUNT_PROMPTS}")
+            return ActError(f"{result.unanswered}; add one{count_prompts()}")
         length = max(result.source, len(result.input_ids) - result.source)
         text = result.answer[len(self.encoder.lead) : len(result.answer) - len(self.encoder.trail)]
         if length <= self.max_length or (text.all() and not (result.source or result.beside)):  # a text to be cut
             return result
         return ActError(
             f"the record has {length} tokens and the limit is {self.max_length}; raise the maximum length "
-            "(--max-length), or shorten the record"
+            f"({option('--max-length', 'max_length')}), or shorten the record"
         )
 
 
@@ -657,14 +670,20 @@ def _mapped(source: Source, columns: Mapping[str, str] | None, labels: str | Non
     return Mapped(source, columns, labels) if columns else source
 
 
+def count_prompts() -> str:
+    """The end of a message about records that have no answers: their prompts may be what counts."""
+    asked = option("--count prompt", "count='prompt'")
+    return f", or count the tokens of prompts ({asked}, or all)"
+
+
 @functools.cache  # once, however many models are evaluated
 def _warn_beyond(length: int, trained: int) -> None:
     log.warning(
         "the maximum length is %s tokens, and the model's configuration has %s positions; what it computes beyond them "
-        "is not what it was trained for (--max-length %s)",
+        "is not what it was trained for (%s)",
         f"{length:,}",
         f"{trained:,}",
-        trained,
+        option(f"--max-length {trained}", f"max_length={trained}"),
     )
 
 

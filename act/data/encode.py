@@ -19,7 +19,7 @@ from act.core.errors import ActError, option, require_choice
 from act.core.names import require_name
 from act.data import sharegpt
 from act.data.chat import Written, require_answer, why_not_a_beginning, written
-from act.data.columns import answer_in, label_of, mapping_of, require_nothing_lost
+from act.data.columns import answer_in, columns_option, ignore_option, label_of, mapping_of, require_nothing_lost
 from act.data.conversation import (
     FLAGS,
     MEDIA,
@@ -246,7 +246,7 @@ class Encoder:
             raise ActError(f"the messages have images, and {why}; leave such records out")
         raise ActError(
             f"the column {name} is more than text, and {why}; leave such records out, or measure their text alone "
-            f"(--ignore-columns {name})"
+            f"({ignore_option(str(name))})"
         )
 
     def _read(self, texts: list[str], images: list[Image]) -> Generator[list[str], list[list[int]], _Read]:
@@ -386,7 +386,8 @@ class Encoder:
         spans = []
         for number, (prefix, end) in enumerate(zip(prefixes, ends, strict=False)):
             prompt, so_far = text.before[number], text.after[number]
-            later = f"{why_not_a_beginning(so_far, text.whole)}, or the last answer alone (--answer-turns last)"
+            last = option("--answer-turns last", "answer_turns='last'")
+            later = f"{why_not_a_beginning(so_far, text.whole)}, or the last answer alone ({last})"
             require_beginning(end, whole, later)
             span = after(prefix, end, why_not_a_beginning(prompt, so_far))
             if not so_far.startswith(prompt):  # other characters, same tokens
@@ -418,7 +419,7 @@ class Encoder:
         if settings := sorted(self._settings.intersection(record).difference(conversation.columns)):
             raise ActError(
                 f"the chat template has the setting {settings[0]}, which is also a column; give it as "
-                f"chat_template_kwargs, or ignore it on purpose (--ignore-columns {settings[0]})"
+                f"chat_template_kwargs, or ignore it on purpose ({ignore_option(settings[0])})"
             )
         essence = [part for message in conversation.messages[-2:] for part in texts_in(message)]
         require_nothing_lost(record, conversation.columns, text.whole, essence)
@@ -439,9 +440,11 @@ class Encoder:
         elif not turns:
             raise ActError("the record has no answer: no message is by 'assistant'")
         if not (turns := [turn for turn in turns if learned[turn]]):
+            ignored = option("--ignore-columns", "ignore_columns")
+            every = option("--answer-turns all", "answer_turns='all'")
             raise ActError(
                 f"the record has no answer: its flags ({', '.join(FLAGS)}) say that the last message is not learned; "
-                "take the others as answers (--answer-turns all), or ignore the flags (--ignore-columns)"
+                f"take the others as answers ({every}), or ignore the flags ({ignored})"
             )
         return turns
 
@@ -487,7 +490,9 @@ def _unanswered(record: Record, asked: str, read: Collection[str]) -> str:
     why = f"the record has no answer: beside its {asked} it has {', '.join(others) or 'nothing'}"
     new = ("prompt", "completion") if asked == "prompt" else ("question", "answer")
     answer = answer_in(others)
-    return why if answer is None else f"{why}, one of which may be it (--columns {new[0]}={asked},{new[1]}={answer})"
+    if answer is None:
+        return why
+    return f"{why}, one of which may be it ({columns_option({new[0]: f'{{{asked}}}', new[1]: f'{{{answer}}}'})})"
 
 
 def _otherwise(record: Record) -> str:

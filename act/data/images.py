@@ -18,6 +18,7 @@ import torch
 from act.core.errors import ActError, brief
 from act.core.extras import optional
 from act.data.batching import Sequence, batches
+from act.data.columns import ignore_option
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -210,8 +211,8 @@ def processor_beside(tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
     if reason:
         raise ActError(
             f"the corpus has images, and {name or 'the tokenizer'} has no processor for them that can be loaded "
-            f"({reason}); save the model's processor beside its tokenizer, or measure the text alone (--ignore-columns "
-            f"{','.join(COLUMNS)})"
+            f"({reason}); save the model's processor beside its tokenizer, or measure the text alone "
+            f"({ignore_option(*COLUMNS)})"
         )
     processor: ProcessorMixin = found
     return processor

@@ -19,7 +19,7 @@ class Part:
             ``of``.
 
     Raises:
-        ActError: an empty range.
+        ActError: an empty range; remainders that the division does not leave.
 
     >>> from act.data.parts import Part
     >>> from act.data.records import Memory
@@ -34,6 +34,8 @@ class Part:
     def __init__(
         self, source: Source, first: int = 0, stop: int | None = None, *, residues: Sequence[int] = (0,), of: int = 1
     ) -> None:
+        if not residues or not all(0 <= residue < of for residue in residues):
+            raise ActError(f"the remainders are {residues}, of a division by {of}; expected a list of 0 to {of - 1}")
         if first < 0 or (stop is not None and stop <= first):
             raise ActError(f"the rows of {source.name} are [{first}, {stop}]; expected a first and a later last")
         self._source, self._first, self._stop = source, first, stop

@@ -101,6 +101,11 @@ class Memory:
     """Records in memory."""
 
     def __init__(self, records: Iterable[Record], name: str = "records") -> None:
+        if isinstance(records, str | Path | Mapping) or not isinstance(records, Iterable):
+            raise ActError(
+                f"the records are of type {type(records).__name__}; expected a list of dicts, such as "
+                '[{"text": "…"}]; act.Corpus.from_file reads a file'
+            )
         self._records = list(records)
         self.name = name
         self.place: str | None = None
@@ -188,11 +193,25 @@ class Dataset:
         dataset: one split, as ``datasets.load_dataset`` returns it.
         name, fingerprint, place: as in :class:`Source`. A map-style dataset brings its fingerprint; that of a stream is
             empty unless given.
+
+    Raises:
+        ActError: no dataset, or several splits of one.
     """
 
     def __init__(
         self, dataset: Any, name: str = "dataset", fingerprint: str | None = None, place: str | None = None
     ) -> None:
+        if isinstance(dataset, Mapping):
+            splits = [*map(repr, dataset)]
+            raise ActError(
+                f"the dataset is {counted(len(splits), 'split')}, {', '.join(splits)}; give one, such as "
+                f"dataset[{splits[0] if splits else repr('train')}]"
+            )
+        if isinstance(dataset, str | Path):
+            raise ActError(
+                f"the dataset is of type {type(dataset).__name__}; expected one as datasets.load_dataset gives; "
+                "act.Corpus.from_file reads a file, or a data set of the hub by its id"
+            )
         self._dataset = dataset
         self.name = name
         self.place = place

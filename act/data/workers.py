@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -53,7 +53,8 @@ def ordered_map(function: Callable[[A], B], chunks: Iterable[A], workers: int) -
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
         raise ActError(
-            "a tokenizer worker died: it was killed, or memory ran out; fewer workers (--workers) need less memory"
+            "a tokenizer worker died: it was killed, or memory ran out; fewer workers "
+            f"({option('--workers', 'workers')}) need less memory"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -22,6 +22,7 @@ from act.models.channels import ChannelSpace
 from act.models.placement import require_in_memory, require_whole
 from act.models.quantised import NOT_MOVED, is_stored_otherwise
 from act.models.views import language_view
+from act.profiles.profile import Profile
 from act.profiles.provenance import ModelRead
 from act.ranking.channel_set import ChannelSet, ChosenRows
 
@@ -72,7 +73,7 @@ class Donor:
 
     def __post_init__(self) -> None:
         require_type("the donor", self.model, (nn.Module, Mapping, str, Path), f"{MODEL_OR_WEIGHTS}, or a folder")
-        require_type("the channel set", self.channels, ChannelSet, "an act.ChannelSet; read a file with its load")
+        require_type("the channel set", self.channels, ChannelSet, _set_for(self.channels))
         if isinstance(self.strength, Mapping) and not self.strength:
             raise ActError("strength is {}; expected a number, or at least one pattern with its strength")
         for value in self.strength.values() if isinstance(self.strength, Mapping) else [self.strength]:
@@ -219,3 +220,12 @@ def shared_tokens(donor: PreTrainedTokenizerBase, target: PreTrainedTokenizerBas
         raise ActError("the tokenizers of donor and target have no token in common; leave embedding and LM head out")
     ids = torch.tensor(pairs, dtype=torch.int64)
     return ids[:, 1].contiguous(), ids[:, 0].contiguous()
+
+
+def _set_for(given: object) -> str:
+    """What was expected in place of ``given``, and where to get it."""
+    if isinstance(given, Profile):
+        return "an act.ChannelSet; make one of a profile with act.rank"
+    if isinstance(getattr(given, "channels", None), ChannelSet):  # a choice
+        return "an act.ChannelSet; give its channels (choice.channels)"
+    return "an act.ChannelSet; read a file with act.ChannelSet.load"

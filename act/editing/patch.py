@@ -303,6 +303,8 @@ def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:
     >>> both.apply(target)
     >>> both.revert(target)
     """
+    if isinstance(patches, Patch):
+        raise ActError("the patches are one act.Patch; expected a list of them, such as [one, other]")
     patches = list(patches)
     require_choice("conflict", conflict, get_args(Conflict))
     if not patches:

@@ -47,6 +47,8 @@ def usable_checkpoint(folder: Path, identity: str, restart: bool = False) -> int
     Raises:
         ActError: the folder holds something else, or checkpoints of another run; the last is not as it was saved.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ActError(f"{folder} is a file; name a new folder for checkpoints")
     clear(folder / IDENTITY)
     found = _identity_in(folder)
     if found is None and folder.exists() and any(folder.iterdir()):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError, BadRecord, option, require_choice
+from act.core.errors import ActError, BadRecord, option, require_choice, require_several, require_type
 from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus, skipping
 from act.data.digests import same_text
@@ -247,6 +247,7 @@ def choose(
     """
     require_model("the donor", donor)
     require_model("the target", target)
+    require_type("keep", keep, (Corpus, Iterable), "an act.Corpus of what to keep; profiles of it are keep_profiles")
     kept = [keep] if isinstance(keep, Corpus) else list(keep)
     measured_on = [ranked_on] if isinstance(ranked_on, Corpus) else list(ranked_on)
     for what, text in (
@@ -410,6 +411,9 @@ def require_candidates(
     """Raise :class:`ActError` for values out of range and unknown names, before anything is measured."""
     if not 0 < least_kept <= 1:
         raise ActError(f"the share to keep is {least_kept}; expected a number above 0 and up to 1, such as 0.95")
+    if tops is not None:
+        require_several("tops", tops)
+    require_several("strengths", strengths)
     for top in tops or ():
         parse_top(top)
     for strength in strengths:

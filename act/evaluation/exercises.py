@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option
 from act.data.corpus import Corpus
 from act.data.encoded import Encoded
 from act.evaluation.answers import THOUGHT, is_number, letter, number, options, said
@@ -103,7 +103,8 @@ def require_answers(corpus: Corpus, exercises: Sequence[Exercise], metric: Metri
     """Raise :class:`ActError` for a record without a prompt, or, if numbers are compared, one whose answer has none."""
     for place, exercise in enumerate(exercises):
         if not exercise.prompted:
-            raise ActError(f"{corpus.name}, record {place} is a text without a prompt to answer; use --metric nll")
+            use = option("--metric nll", "metric='nll'")
+            raise ActError(f"{corpus.name}, record {place} is a text without a prompt to answer; use {use}")
         if metric == "number" and number(said(exercise.answer)) is None:
             raise ActError(f"{corpus.name}, record {place}: no number in the answer {exercise.answer!r:.60}")
 

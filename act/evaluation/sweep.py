@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import nn
 
 from act.core.counted import counted
-from act.core.errors import ActError, require_type
+from act.core.errors import ActError, require_several, require_type
 from act.core.names import names_in
 from act.editing.interpolation import interpolate
 from act.editing.strength import require_strength
@@ -145,6 +145,8 @@ def sweep(
     """
     require_model("the donor", donor)
     require_model("the target", target)
+    require_several("tops", tops)
+    require_several("strengths", strengths)
     if not callable(evaluate):
         raise ActError(f"evaluate is {evaluate!r}; expected a function that takes a model and returns figures by name")
     ranked = ranked_by(donor, target, profile, keep, options)

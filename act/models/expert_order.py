@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from act.core.errors import ActError
+from act.core.errors import ActError, require_type
 from act.models.blocks import Experts
 from act.models.channels import ChannelSpace
 from act.models.common import common_space, same_names
@@ -68,6 +68,8 @@ def align_experts(donor: nn.Module, target: nn.Module, space: ChannelSpace | Non
     >>> act.align_experts(donor, target)  # dense models have no experts
     {}
     """
+    if space is not None:
+        require_type("the space", space, ChannelSpace, "an act.ChannelSpace, or none at all")
     donor, target = same_names(donor, target)
     space = space or common_space(donor, target)
     orders = dict(_other_orders(space, donor, target))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option
 from act.data.batching import Batch
 from act.data.corpus import Corpus, require_corpus
 from act.data.digests import same_text
@@ -186,9 +186,10 @@ class AttributionRun(Run):
         except NotFinite as found:
             number = int(batch.documents[found.row]) if len(batch.documents) else found.row
             name = self.names.get(batch.ability, batch.ability) or "the batch"
+            asked = option("--dtype", "dtype")
             raise ActError(
                 f"{name}, record {number}: the target's loss over it is {found.loss}, so it has no gradient; look for "
-                "NaN in the weights, load the target in float32 or bfloat16 (--dtype), or leave the record out"
+                f"NaN in the weights, load the target in float32 or bfloat16 ({asked}), or leave the record out"
             ) from found
 
 
@@ -302,7 +303,7 @@ class AttributionJob(Job):
         if "predict" in counts and len(counts) > 1:
             raise ActError(
                 f"the corpora count {', '.join(sorted(counts))}, so their losses cannot be compared; give all the same "
-                "count (--count)"
+                f"count ({option('--count', 'count')})"
             )
         return 0 if "predict" in counts else 1
 

@@ -209,6 +209,8 @@ class Job:
             self._batches = corpora
         self.include, self.exclude = sorted(names_in(include)), sorted(names_in(exclude))
         self.left_out = self.space.left_out(self.include, self.exclude)
+        if not (isinstance(shard, tuple | list) and len(shard) == 2 and all(isinstance(each, int) for each in shard)):
+            raise ActError(f"shard is {shard!r}; expected two whole numbers, such as (0, 2) for the first of two")
         self.shard, self.ranks = shard, ranks
         self._workers, self._skip_bad_records = workers, skip_bad_records
         self._part, self._known_fingerprints = part or shard[1] > 1, fingerprints
@@ -318,7 +320,9 @@ class Job:
                 fingerprint.
         """
         if checkpoint is not None:
-            require_type("the checkpoint", checkpoint, Checkpoint, "an act.Checkpoint, such as act.Checkpoint(folder)")
+            require_type(
+                "the checkpoint", checkpoint, Checkpoint, "an act.Checkpoint, such as act.Checkpoint('run.checkpoint')"
+            )
         if checkpoint and not self.corpora:
             raise ActError("a checkpoint needs a corpus; batches cannot be read again from the middle")
         if checkpoint and (unknown := self._without_fingerprint()):

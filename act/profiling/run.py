@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from pydantic import TypeAdapter
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option
 from act.core.plain import Natural, Positive, Seconds, checked
 from act.core.tensor_files import taken
 from act.data.batching import Batch, Position
@@ -299,7 +299,7 @@ class Run:
             tokens = largest.size + sum(map(len, largest.shared))
             raise ActError(
                 f"one sequence of {tokens} tokens does not fit into the memory of {self.device}; "
-                "lower the maximum length (--max-length), or use a device with more memory"
+                f"lower the maximum length ({option('--max-length', 'max_length')}), or use a device with more memory"
             )
         self.max_tokens = max(half.size for half in halves)
         if self.device.type == "cuda":

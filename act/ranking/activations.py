@@ -204,7 +204,8 @@ def require_comparable(ability: Ability, kept: Sequence[Ability]) -> None:
             )
         if {corpus.count for corpus in other[0].provenance.corpora} != positions:
             raise ActError(
-                "a keep profile counts other positions than the ability's (--count); their scores cannot be compared, "
+                f"a keep profile counts other positions than the ability's ({option('--count', 'count')}); their "
+                "scores cannot be compared, "
                 "profile both alike"
             )
 

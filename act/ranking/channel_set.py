@@ -20,7 +20,7 @@ from act.models.channels import ChannelSpace
 from act.models.sites import ParameterSlice, Site
 from act.profiles.tables import places
 from act.ranking.rule import Rule
-from act.ranking.selection import best
+from act.ranking.selection import best, parse_top
 
 if TYPE_CHECKING:
     import pandas
@@ -127,11 +127,15 @@ class ChannelSet:
         pandas = optional("pandas", "frame", "a table of channels")
         return pandas.DataFrame({**places(self.space, self.index), "score": self.scores.numpy()})
 
-    def best(self, share: float) -> ChannelSet:
+    def best(self, share: str | float) -> ChannelSet:
         """The channels with the highest scores, as many as a share of those that were ranked.
 
+        Args:
+            share: ``"5%"``, or 0.05.
+
         Raises:
-            ActError: the set holds fewer; it is not of single channels ranked together, or does not know of how many.
+            ActError: no share; the set holds fewer; it is not of single channels ranked together, or does not know of
+                how many.
 
         >>> channels = act.rank(act.profile_pair(donor, target, corpus), top=0.1)
         >>> channels.best(0.05)
@@ -143,6 +147,7 @@ class ChannelSet:
                 "the channel set is not one of single channels that were ranked together, so its best cannot be told; "
                 "give the profile that it was ranked by"
             )
+        share = parse_top(share, "the share")
         count = max(1, round(share * rule.ranked))
         if count > len(self):
             raise ActError(

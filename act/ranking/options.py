@@ -9,6 +9,7 @@ from typing import ParamSpec, TypedDict, TypeVar
 
 import torch
 
+from act.core.near import meant
 from act.ranking.attributed import Cost
 from act.ranking.granularity import Granularity
 from act.ranking.normalize import Normalize
@@ -57,7 +58,13 @@ def with_rank_options(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*given: P.args, **keywords: P.kwargs) -> T:
-        signature.bind(*given, **keywords)
+        try:
+            signature.bind(*given, **keywords)
+        except TypeError as error:
+            unknown = next((name for name in keywords if name not in signature.parameters), None)
+            takes = ", ".join(one.name for one in named if one.default is inspect.Parameter.empty)
+            more = meant(unknown, signature.parameters) if unknown else f"; it takes {takes}, and more by name"
+            raise TypeError(f"act.{function.__name__}: {error}{more}") from None
         return function(*given, **keywords)
 
     called.__signature__ = signature  # type: ignore[attr-defined]  # what inspect, help() and editors show

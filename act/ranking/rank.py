@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option, require_type
 from act.core.names import names_in
 from act.models.channels import ChannelSpace
 from act.models.loading import require_model
@@ -178,7 +178,7 @@ def rank(
     if left_out and not scored_of(values):
         raise ActError(
             f"every channel that could be ranked is of an expert that fewer than {min_expert_tokens} counted tokens "
-            "reached; measure more text, or ask for fewer (--min-expert-tokens)"
+            f"reached; measure more text, or ask for fewer ({option('--min-expert-tokens', 'min_expert_tokens')})"
         )
     chosen = select(values, units, amount, scope)
     rule = Rule(
@@ -249,6 +249,7 @@ def listed(keep: Ability | Sequence[Ability] | None) -> list[Ability]:
         one, two = keep
         if isinstance(one, Profile) and isinstance(two, Profile):
             return [(one, two)]  # one ability, of the donor and the target
+    require_type("keep", keep, Iterable, "a profile of what to keep, as act.profile_pair gives, or several")
     return list(keep)
 
 

@@ -30,7 +30,7 @@ from act.models.hub import downloaded, identifier
 from act.ranking.scores import SCORES, ScoreName
 from act.recipes.corpora import Absent, chosen
 from act.recipes.kept import ENDING, Kept
-from act.recipes.schema import Donor, Recipe
+from act.recipes.schema import Donor, Recipe, require_recipe
 from act.recipes.variants import Variant
 
 SCHEMA = "act-recipe/4"
@@ -58,6 +58,7 @@ def stages_of(recipe: Recipe) -> Path:
     >>> act.recipe.stages_of(recipe).name
     'mended.stages'
     """
+    require_recipe(recipe)
     return companion(recipe.folder, ".stages")
 
 
@@ -84,6 +85,7 @@ def clean(recipe: Recipe) -> int:
     >>> act.recipe.clean(recipe)
     0
     """
+    require_recipe(recipe)
     size = 0
     with reserved(recipe.folder):
         for folder in (stages_of(recipe), earlier_stages_of(recipe)):

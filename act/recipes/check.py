@@ -47,7 +47,7 @@ from act.recipes.inputs import (
     require_tokens,
 )
 from act.recipes.reused import Reused
-from act.recipes.schema import Recipe, Tuning
+from act.recipes.schema import Recipe, Tuning, require_recipe
 from act.recipes.variants import compared, result
 from act.recipes.words import in_words_of_the_file
 
@@ -159,6 +159,7 @@ def check(
     >>> [one["records"] for one in needs["corpora"]], needs["stages"][-1]["stage"]
     ([128, 128, 128, 128, 128, 128], 'output')
     """
+    require_recipe(recipe)
     run = _Check(recipe, trust_remote_code)
     run.look()
     if run.mistakes:
@@ -507,6 +508,7 @@ def room_for(recipe: Recipe, *, trust_remote_code: bool = False) -> Room:
     >>> 0 < room["output"] < room["models"]
     True
     """
+    require_recipe(recipe)
     run = _Check(recipe, trust_remote_code)
     run.see(recipe.target)
     disk, variants = _disk(run), list(dict.fromkeys([result(recipe), *compared(recipe)]))

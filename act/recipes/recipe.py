@@ -44,7 +44,7 @@ from act.recipes.kept import is_kept
 from act.recipes.page import page_of
 from act.recipes.reading import RUN, read_recipe
 from act.recipes.reused import Reused
-from act.recipes.schema import Donor, Evaluating, Recipe, Records, StageName, Sweeping, Tuning
+from act.recipes.schema import Donor, Evaluating, Recipe, Records, StageName, Sweeping, Tuning, require_recipe
 from act.recipes.stages import Say, Stages
 from act.recipes.variants import Variant, compared, contrasts, result
 from act.recipes.words import in_words_of_the_file
@@ -189,6 +189,7 @@ class Run:
         progress: Progress = silent,
         trust_remote_code: bool = False,
     ) -> None:
+        require_recipe(recipe)
         self.recipe = recipe
         self.say = say
         self.output = recipe.folder

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
+from act.core.errors import require_type
 from act.core.plain import Label, Location, Natural, Positive
 from act.data.encoded import Count
 from act.editing.rows import Overlap
@@ -372,3 +373,8 @@ class Recipe(Section):
 
 def _listed(given: str | list[str] | None) -> list[str]:
     return [given] if isinstance(given, str) else given or []
+
+
+def require_recipe(given: object) -> None:
+    """Raise :class:`ActError` unless this is a :class:`Recipe`."""
+    require_type("the recipe", given, Recipe, "a recipe; read a file with act.recipe.read_recipe")

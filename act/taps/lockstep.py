@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
-from act.core.errors import ActError
+from act.core.errors import ActError, option
 from act.models.channels import ChannelSpace
 from act.models.placement import input_device
 from act.models.prefix import Prefix
@@ -63,7 +63,8 @@ class Lockstep:
         for name, one in donor.named_parameters():
             other = others.get(name, one)
             if one.dtype != other.dtype:
-                raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type (--dtype)")
+                asked = option("--dtype", "dtype")
+                raise ActError(f"the donor is {one.dtype}, the target {other.dtype}; load both in one type ({asked})")
         swap = Swap(language_view(donor), language_view(target)) if moments.swap else None
         self._models = {"donor": donor, "target": target}
         self._devices = {side: input_device(model) for side, model in self._models.items()}

@@ -119,29 +119,32 @@ def test_a_prompt_that_ends_inside_a_token_is_an_error():
         ({"question": "a"}, r"beside its question it has nothing; add one, or count the tokens of prompts"),
         (
             {"prompt": "a", "chosen": "b"},
-            r"it has chosen, one of which may be it \(--columns prompt=prompt,completion=chosen\)",
+            r"it has chosen, one of which may be it \(columns=\{'prompt': '\{prompt\}', 'completion': '\{chosen\}'\}\)",
         ),
-        ({"instruction": "a", "response": "b"}, r"\(--columns question=instruction,answer=response\); add one"),
-        ({"input": "a", "output": "b"}, r"\(--columns prompt=input,completion=output\)"),
+        (
+            {"instruction": "a", "response": "b"},
+            r"\(columns=\{'question': '\{instruction\}', 'answer': '\{response\}'\}\); add one",
+        ),
+        ({"input": "a", "output": "b"}, r"\(columns=\{'prompt': '\{input\}', 'completion': '\{output\}'\}\)"),
         (
             {"instruction": "a", "response": "b", "context": "c"},
-            r"question='\{context\} \{instruction\}',answer=response",
+            r"'question': '\{context\} \{instruction\}', 'answer': '\{response\}'",
         ),
-        ({"body": "a", "heading": "b"}, r"\(--columns prompt=NAME,completion=NAME\)"),
+        ({"body": "a", "heading": "b"}, r"\(columns=\{'prompt': '\{NAME\}', 'completion': '\{NAME\}'\}\)"),
         ({"messages": [{"role": "user", "text": "a"}]}, "has the content None, and beside it text; expected text"),
-        ({"content": "a"}, r"\(--columns text=content\)"),
+        ({"content": "a"}, r"\(columns=\{'text': '\{content\}'\}\)"),
         (
             {"question": "a", "answer": "b", "context": "words"},
-            r"into it \(--columns question='\{context\} \{question\}',answer=answer\), or ignore",
+            r"into it \(columns=\{'question': '\{context\} \{question\}', 'answer': '\{answer\}'\}\), or ignore",
         ),
         ({"prompt": "a", "completon": " b"}, "completon may belong to the prompt"),
-        ({"promt": "a"}, r"got the keys \['promt'\].*--columns prompt=promt"),
+        ({"promt": "a"}, r"got the keys \['promt'\].*columns=\{'prompt': '\{promt\}'\}"),
         ({"data": [{"text": "a"}]}, r"the records seem to be those in 'data'; .*\(jq .data\)"),
         ({"prompt": "a", "completion": 5}, "completion is 5; expected a text, which stands in quotes"),
         ([1, 2], "expected a JSON object"),
         (
             {"prompt": "a " * 50, "completion": " b"},
-            r"the limit is 32; raise the maximum length \(--max-length\), or shorten the record; leave up to N",
+            r"the limit is 32; raise the maximum length \(max_length\), or shorten the record; leave up to N",
         ),
     ],
 )
@@ -236,7 +239,7 @@ def test_records_with_images_are_refused_unless_their_text_is_wanted_alone(token
         {"prompt": "see", "completion": "it", column: {"bytes": b"PNG", "path": None}},
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], column: "a.png"},
     ):
-        with pytest.raises(ActError, match=rf"the column {column} is more than text, .*--ignore-columns {column}"):
+        with pytest.raises(ActError, match=rf"the column {column} is more than text, .*ignore_columns=\['{column}'\]"):
             list(Corpus.from_records([record], tokenizer).encoded())
         assert list(Corpus.from_records([record], tokenizer, ignore_columns=[column]).encoded())
         empty = {**record, column: []}

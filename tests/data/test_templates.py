@@ -155,16 +155,16 @@ def test_all_of_the_record_is_read(template, record, prompt, answer, with_templa
 @pytest.mark.parametrize(
     ("template", "record", "message"),
     [
-        (CHAT_TEMPLATE, {"messages": [ASK, SAY], "tools": [TOOL]}, r"'weather' of the column tools.*--ignore-columns tools"),
+        (CHAT_TEMPLATE, {"messages": [ASK, SAY], "tools": [TOOL]}, r"'weather' of the column tools.*ignore_columns=\['tools'\]"),
         (CHAT_TEMPLATE, {"messages": [ASK, SAY], "documents": [{"text": "facts."}]}, "of the column documents"),
         (CHAT_TEMPLATE, {"messages": [ASK, SAY], "tools": "weather"}, "tools is 'weather'; expected a list"),
-        (CHAT_TEMPLATE, {"messages": [ASK, calling(CITY)]}, r"its tool_calls is 'weather'.*\(--ignore-columns tool_calls\)"),
+        (CHAT_TEMPLATE, {"messages": [ASK, calling(CITY)]}, r"its tool_calls is 'weather'.*\(ignore_columns=\['tool_calls'\]\)"),
         (CHAT_TEMPLATE, {"messages": [ASK, calling(CITY), ASK, SAY]}, "leaves out or rewrites message 1 by 'assistant'"),
         (CHAT_TEMPLATE, {"messages": [ASK, {**SAY, "reasoning_content": "why"}]}, "its reasoning_content is 'why'"),
         (CHAT_TEMPLATE, {"messages": [ASK, SAY], "chat_template_kwargs": {"thinking": 1}}, "no setting 'thinking'"),
         (CHAT_TEMPLATE, {"messages": [ASK, {**SAY, "prefix": True}]}, "prefix is set.*prompt and completion"),
         (CHAT_TEMPLATE, {"messages": [ASK, SAY], "continue_final_message": True}, "continue_final_message is set"),
-        (CHAT_TEMPLATE, {"messages": [ASK, {**SAY, "weight": 0}]}, "its flags .*--answer-turns all"),
+        (CHAT_TEMPLATE, {"messages": [ASK, {**SAY, "weight": 0}]}, "its flags .*answer_turns='all'"),
         (CHAT_TEMPLATE, {"messages": [ASK, {**SAY, "weight": 0.5}]}, "weight of message 1 is 0.5; expected 0"),
         (CHAT_TEMPLATE, {"messages": [ASK, {"role": "assistant", "content": None}]}, "has no answer"),
         (CHAT_TEMPLATE, {"messages": [{"role": "user"}, SAY]}, "message 0 by 'user' has the content None; expected text"),
@@ -185,12 +185,12 @@ def test_all_of_the_record_is_read(template, record, prompt, answer, with_templa
         (MISTRAL, {"messages": [ASK, {**calling(JSON), "tool_calls": [{"id": "1", "function": {"name": "w", "arguments": "{}"}}]}]}, "Tool call IDs should be"),
         (DEEPSEEK_R1, {"messages": [ASK, {**SAY, "content": "<think>why</think>yo"}]}, "its content is '<think>why</think>yo', and the template writes 'yo</s>'"),
         (DEEPSEEK_R1 + "{% if add_generation_prompt %}<think>\n{% endif %}", {"messages": [ASK, SAY]}, r"ends the prompt with '<think>\\n' where the whole record has 'yo</s>'"),
-        (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "context": "Ann is 7."}, r"column context may belong to the prompt.*\(--ignore-columns context\)"),
+        (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "context": "Ann is 7."}, r"column context may belong to the prompt.*\(ignore_columns=\['context'\]\)"),
         (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "input": "it"}, "column input"),
         (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "choices": ["red", "blue"], "functions": [TOOL]}, "columns choices, functions"),
         (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", "notes": "Ann is 7. She likes it."}, "column notes"),
         *(
-            (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", name: value}, rf"column {name} .*--ignore-columns {name}\)")
+            (CHAT_TEMPLATE, {"question": "hi", "answer": "yo", name: value}, rf"column {name} .*ignore_columns=\['{name}'\]\)")
             for name, value in {"opa": "red", "A": 3, "n": 3, "B": True, "option_a": 0.5, "answerC": "red", "sentence1": "It is.", "hypothesis": "it is",
                 "code": "x=1", "word": "red", "prefix": "re", "completion_suffix": "d", "ending0": "runs", "context": 7, "tokens": ["a", "b"],
                 "picture": {"bytes": b"a"}, "source": "Ann is 7. " * 9, "metadata": {"story": "Ann is 7. " * 9}}.items()
@@ -199,7 +199,7 @@ def test_all_of_the_record_is_read(template, record, prompt, answer, with_templa
         (CHAT_TEMPLATE, {"prompt": "hi", "completion": " yo", "sentence2": "it is"}, "column sentence2"),
         (CHAT_TEMPLATE, {"text": "hi", "A": "red"}, "column A "),
         *(
-            (CHAT_TEMPLATE, {"messages": [{**ASK, key: value}, SAY]}, rf"message 0 by 'user' has {key}, which .*\(--ignore-columns {key}\)")
+            (CHAT_TEMPLATE, {"messages": [{**ASK, key: value}, SAY]}, rf"message 0 by 'user' has {key}, which .*\(ignore_columns=\['{key}'\]\)")
             for key, value in {"context": "The long story", "documents": [{"text": "facts."}], "attachments": ["a.txt"], "tools": [TOOL],
                 "notes": "red", "source": "Ann is 7. " * 9}.items()
         ),

@@ -208,7 +208,7 @@ def test_answers_are_cut_at_the_limit_and_it_is_said(target):
         (CHOICE, {"max_new_tokens": 0}, "at least 1"),
         (CHOICE, {"token_budget": 0}, "token budget is 0; expected at least 1"),
         ([], {}, "no record"),
-        ([{"text": "a b"}], {"metric": "exact"}, "--metric nll"),
+        ([{"text": "a b"}], {"metric": "exact"}, "metric='nll'"),
         (CHOICE, {"metric": "number"}, "no number in the answer"),
         ([{"prompt": "a", "completion": " b"}], {"metric": "choice"}, "expected options in the prompt"),
     ],
