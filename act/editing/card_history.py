@@ -68,8 +68,9 @@ def _further_down(text: str) -> Iterator[str]:
 def stranger(channels: ChannelSet, model: nn.Module, name: str, found: str) -> str | None:
     """Why a channel set seems to be of another model; None if it was chosen for this one, or one that this is made of.
 
-    What a transfer or a tune has made has other weights than the model that its channels were chosen for, but knows
-    that model's fingerprint (:mod:`act.editing.earlier`), or has a card with it.
+    A set that moves channels from a donor to a target is of the target, not of the donor. What a transfer or a tune has
+    made has other weights than the model that its channels were chosen for, but knows that model's fingerprint
+    (:mod:`act.editing.earlier`), or has a card with it.
 
     Args:
         channels: the set.
@@ -77,16 +78,22 @@ def stranger(channels: ChannelSet, model: nn.Module, name: str, found: str) -> s
         name: its folder or hub id.
         found: its fingerprint.
     """
-    expected = {one.fingerprint for one in channels.rule.models.values()}
-    if (
-        not expected
-        or not expected.isdisjoint({found} | earlier(model))
-        or any(one in History.of(name).text for one in expected)
-    ):
+    models = channels.rule.models
+    own = {side: one for side, one in models.items() if side != "donor"} or models
+    expected = {one.fingerprint for one in own.values()}
+    known, history = {found} | earlier(model), History.of(name).text
+    if not expected or not expected.isdisjoint(known) or any(one in history for one in expected):
         return None
-    if not expected.isdisjoint(narrowed_digests(dict(values(language_view(original(model)))))):
+    known.update(narrowed_digests(dict(values(language_view(original(model))))))
+    if not expected.isdisjoint(known):
         return None
-    chosen_for = " and ".join(f"the {side} {one}" for side, one in channels.rule.models.items())
+    chosen_for = " and ".join(f"the {side} {one}" for side, one in own.items())
+    donor = models["donor"].fingerprint if own != models else ""
+    if donor and (donor in known or donor in history):
+        return (
+            f"the channels were chosen for {chosen_for}, and {name} is their donor, or made of it: the rows that are "
+            "trained are those that the target lacked; tune the target, or what a transfer has made of it"
+        )
     return (
         f"the channels were chosen for {chosen_for}; {name} has other weights ({found}), and no model card that says "
         "it was made of these, so rows of the same numbers may do other things in it; if it is another model, rank "

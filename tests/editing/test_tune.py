@@ -294,7 +294,8 @@ def test_channels_are_known_to_be_of_what_was_made_of_their_models(tokenizer, tm
     def doubt(model, chosen=channels):
         return stranger(chosen, model, str(tmp_path), fingerprint(model))
 
-    assert doubt(donor) is None and doubt(target) is None
+    assert doubt(target) is None and doubt(donor).startswith("the channels were chosen for the target ")
+    assert "is their donor" in doubt(donor) and "is their donor" not in doubt(other)
     assert "and no model card that says it was made of these" in doubt(other)
     narrow = act.rank(
         act.profile_pair(
