@@ -17,6 +17,11 @@ import transformers
 from support import random_batches, tiny_model, train_tokenizer
 
 import act
+import act.profiling.dtype_speed
+
+act.profiling.dtype_speed.LOOK = (
+    0.0  # whether float32 is faster here is told by one product; no test needs it to be sure
+)
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

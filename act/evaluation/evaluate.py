@@ -35,6 +35,7 @@ from act.models.limits import default_token_budget
 from act.models.loading import name_of, require_model
 from act.models.modes import evaluating
 from act.models.placement import input_device
+from act.profiling.dtype_speed import warn_of_half
 
 MATCHES = {"exact": "exact match", "number": "right numbers", "choice": "right choices"}
 
@@ -204,6 +205,7 @@ def evaluate(
             require_number(what, number, whole=True)
             if number < 1:
                 raise ActError(f"{what} is {number}; expected at least 1")
+    warn_of_half(model)
     budget = token_budget or default_token_budget(input_device(model))
     corpus = corpus.for_models(model)
     exercises = exercises_of(corpus)

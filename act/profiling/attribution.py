@@ -32,6 +32,7 @@ from act.profiles.moments import Moments
 from act.profiles.provenance import Provenance
 from act.profiling.checkpoint import Checkpoint
 from act.profiling.defaults import KEPT
+from act.profiling.dtype_speed import warn_of_half
 from act.profiling.job import Corpora, Job, TokenBudget
 from act.profiling.measure import require_corpora
 from act.profiling.observer import Observer
@@ -140,6 +141,8 @@ def attribute(
     for side, model in (("donor", donor), ("target", target)):
         require_model(f"the {side}", model)
     require_corpora(corpora)
+    for model in (donor, target):
+        warn_of_half(model)
     job = AttributionJob(
         donor,
         target,

@@ -19,6 +19,7 @@ MOST = 2048  # channels of the product that is timed; larger ones take longer an
 MATTERS = 1.1
 """A smaller difference is not worth twice the memory."""
 LOOK = 0.3  # seconds to look for before a run
+_told: set[torch.dtype] = set()
 
 
 def warn_of_half(model: nn.Module, setting: str | None = None) -> None:
@@ -36,20 +37,21 @@ def warn_of_half(model: nn.Module, setting: str | None = None) -> None:
     widest = max(linears, key=lambda weight: weight.numel())
     if widest.device.type == "cpu" and widest.dtype in (torch.bfloat16, torch.float16):
         asked = setting or option("--dtype float32", "dtype=torch.float32")
-        _warn(widest.dtype, widest.shape[1], widest.shape[0], asked)
+        times = _times(widest.dtype, widest.shape[1], widest.shape[0])
+        if times > MATTERS and widest.dtype not in _told:
+            _told.add(widest.dtype)
+            log.warning(
+                "products of matrices are %.1f times as fast in float32 as in %s on this processor; load the model in "
+                "float32 (%s): faster, in twice the memory",
+                times,
+                str(widest.dtype).removeprefix("torch."),
+                asked,
+            )
 
 
 @functools.cache  # once for donor and target
-def _warn(dtype: torch.dtype, inputs: int, outputs: int, setting: str) -> None:
-    times = float32_speed(dtype, inputs, outputs, LOOK)
-    if times > MATTERS:
-        log.warning(
-            "products of matrices are %.1f times as fast in float32 as in %s on this processor; load the model in "
-            "float32 (%s): faster, in twice the memory",
-            times,
-            str(dtype).removeprefix("torch."),
-            setting,
-        )
+def _times(dtype: torch.dtype, inputs: int, outputs: int) -> float:
+    return float32_speed(dtype, inputs, outputs, LOOK)
 
 
 def float32_speed(dtype: torch.dtype, inputs: int, outputs: int, seconds: float = 1.0) -> float:

@@ -14,6 +14,7 @@ from act.data.records import Shard
 from act.models.loading import require_model
 from act.profiles.profile import PairProfile, Profile
 from act.profiling.checkpoint import Checkpoint
+from act.profiling.dtype_speed import warn_of_half
 from act.profiling.job import Corpora, Job, JobOptions, Packing, PairJobOptions, SharedPrefix, TokenBudget
 from act.profiling.observer import Observer
 
@@ -97,7 +98,7 @@ def profile(
     >>> len(profile.mean) == len(profile.space)
     True
     """
-    _require_arguments({"model": model}, corpora)
+    _look_at({"model": model}, corpora)
     job = Job(
         {"model": model},
         corpora,
@@ -181,7 +182,7 @@ def profile_pair(
     >>> bool((pair.mean_diff - (pair.donor.mean - pair.target.mean)).abs().max() < 1e-6)
     True
     """
-    _require_arguments({"donor": donor, "target": target}, corpora)
+    _look_at({"donor": donor, "target": target}, corpora)
     job = Job(
         {"donor": donor, "target": target},
         corpora,
@@ -202,10 +203,13 @@ def profile_pair(
     return _profiles(job, checkpoint, PairProfile)
 
 
-def _require_arguments(models: Mapping[str, object], corpora: object) -> None:
+def _look_at(models: Mapping[str, nn.Module], corpora: object) -> None:
+    """Refuse what is neither model nor text, and warn of models in a slow type."""
     for side, model in models.items():
         require_model(f"the {side}", model)
     require_corpora(corpora)
+    for model in models.values():
+        warn_of_half(model)
 
 
 def require_corpora(corpora: object) -> None:

@@ -211,15 +211,28 @@ def test_a_top_without_a_percent_sign_is_explained(folder, tmp_path):
     assert result.returncode == 2 and "did you mean 5%, or 5 of them (--number 5)?" in result.stderr
 
 
-def test_half_a_width_is_warned_of_where_it_is_slower(monkeypatch, caplog):
+@pytest.fixture
+def slow_halves(monkeypatch):
+    """A processor that is slow in half the width, of which nothing was said yet."""
+    monkeypatch.setattr("act.profiling.dtype_speed._times", lambda *_: 3.0)
+    monkeypatch.setattr("act.profiling.dtype_speed._told", set())
+
+
+def test_half_a_width_is_warned_of_where_it_is_slower(slow_halves, caplog):
     model = torch.nn.Sequential(torch.nn.Linear(64, 32, dtype=torch.bfloat16))
-    dtype_speed._warn.cache_clear()
-    monkeypatch.setattr("act.profiling.dtype_speed.float32_speed", lambda *_: 3.0)
     for _ in range(2):
         dtype_speed.warn_of_half(model)
     dtype_speed.warn_of_half(model.float())
     (record,) = caplog.records
     assert "3.0 times as fast in float32 as in bfloat16" in record.message
+
+
+@pytest.mark.parametrize("verb", ["profile", "profile_pair", "attribute", "evaluate"])
+def test_half_a_width_is_warned_of_in_python_too(verb, folder, slow_halves, caplog):
+    models = [tiny_model("llama", seed).bfloat16() for seed in range(1 if verb in ("profile", "evaluate") else 2)]
+    getattr(act, verb)(*models, act.Corpus.from_file(folder / "a.jsonl", act_tokenizer(folder)).beginning(2))
+    (record,) = caplog.records
+    assert "in bfloat16 on this processor; load the model in float32 (dtype=torch.float32)" in record.getMessage()
 
 
 def test_more_than_the_positions_is_warned_of(folder, caplog):

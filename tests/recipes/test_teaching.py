@@ -228,7 +228,8 @@ def test_a_folder_given_as_a_recipe_is_called_one(folder):
 
 
 def test_a_recipe_names_its_own_key_for_float32(folder, monkeypatch, caplog):
-    monkeypatch.setattr("act.profiling.dtype_speed.float32_speed", lambda *_: 3.0)
+    monkeypatch.setattr("act.profiling.dtype_speed._times", lambda *_: 3.0)
+    monkeypatch.setattr("act.profiling.dtype_speed._told", set())
     run = Run(read_recipe(written(folder, data(dtype="bfloat16"))))
     with caplog.at_level("WARNING"):
         run.stages._load("donor", dtype="bfloat16")
