@@ -125,6 +125,21 @@ def sources(place: str) -> list[str]:
 ENTRIES = dict(entries())
 
 
+def test_the_page_says_in_a_line_what_each_name_is():
+    """Where the page is read without its entries, as on a forge, it is a table of names."""
+    rows = dict(re.findall(r"(?m)^\| `(\S+)` \| (.*) \|$", PAGE))
+    wanted = {
+        name: summary(found(name)) for name in SHOWN if name.startswith("act.") and not inspect.ismodule(found(name))
+    }
+    assert rows == wanted
+
+
+def summary(thing: Any) -> str:
+    """The first line of a docstring, in Markdown."""
+    line = doc(thing).partition("\n")[0].replace("|", "\\|")
+    return re.sub(r":\w+:`~?(?:act\.)?([\w.]+)`", r"`act.\1`", line).replace("``", "`")
+
+
 def test_no_docstring_sends_the_reader_to_what_the_reference_does_not_show():
     sent = {name: re.findall(r":(?:data|mod):`~?([\w.]+)`", entry.own) for name, entry in ENTRIES.items()}
     assert not {name: places for name, places in sent.items() if {*places} - SHOWN.keys()}
