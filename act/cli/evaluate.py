@@ -22,6 +22,8 @@ from act.core.files import require_ending, reserve_output, written_whole
 from act.core.places import last_parts
 
 if TYPE_CHECKING:
+    from act.data.corpus import Corpus
+    from act.editing.card_texts import Use
     from act.evaluation.comparison import Comparison
     from act.evaluation.evaluate import Evaluation
     from act.evaluation.harness import TaskChange, TaskFigure
@@ -155,6 +157,8 @@ def command(
     figures: dict[str, list[TaskFigure]] = {}
     tokenizers = {name: reading.tokenizer_of(name, trust_remote_code=trust_remote_code) for name in names}
     opened = reading.open_all(texts, tokenizers, limit=limit, trust_remote_code=trust_remote_code)
+    used = {name: _uses(name, opened[name]) for name in names}
+    _warn_of_used(used)
     for name in names:
         corpora = [*opened[name].values()]
         loaded = load_model(name, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
@@ -196,7 +200,7 @@ def command(
             [one for each in shown for one in evaluations[each]],
             [one for one in comparisons if one.after == name],
             [one for each in shown for one in figures[each]],
-            places,
+            used[name],
             limit,
         )
     everything = [one for name in names for one in evaluations[name]]
@@ -262,16 +266,41 @@ def _require_others(models: Sequence[str], before: str | None) -> None:
         seen[place] = name
 
 
+_USED: dict[Use, str] = {"ranked": "channels were found by this text", "trained": "this text was trained on"}
+
+
+def _uses(model: str, texts: Mapping[str, Corpus]) -> dict[str, list[Use]]:
+    """What texts, by their names, were used for when a model was made, as its card says; those that were used."""
+    from act.editing.card_texts import uses_of
+    from act.editing.model_card import card_of
+
+    card = card_of(model)
+    return {name: uses for name, text in texts.items() if (uses := uses_of(card, text.source))}
+
+
+def _warn_of_used(used: Mapping[str, Mapping[str, Sequence[Use]]]) -> None:
+    """Warn of texts that models were made by, in one sentence for all that were made by the same ones."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for model, texts in used.items():
+        for name, uses in texts.items():
+            alike.setdefault((name, " and ".join(_USED[use] for use in uses)), []).append(model)
+    for (name, how), models in alike.items():
+        console.warn(
+            f"{name}: by the card of {' and '.join(models)}, {how}, so its figures say nothing of other text; evaluate "
+            "on records that were used for nothing else"
+        )
+
+
 def _put_on_card(
     model: str,
     evaluations: Sequence[Evaluation],
     comparisons: Sequence[Comparison],
     tasks: Sequence[TaskFigure],
-    places: Mapping[str, str],
+    used: Mapping[str, Sequence[Use]],
     limit: int | None,
 ) -> None:
     """Put the figures of a model, beside those of the one that it is compared with, into its model card."""
-    from act.editing.card_results import CARD, found_by, put_results
+    from act.editing.card_results import CARD, put_results
     from act.evaluation.results_table import figure_of_task, figures_of, results_table, tasks_table
 
     called = last_parts([*(one.model for one in evaluations), *(one.model for one in tasks)]) | last_parts(
@@ -282,17 +311,19 @@ def _put_on_card(
         replace(one, before=called[one.before], after=called[one.after], corpus=called[one.corpus]).summary()
         for one in comparisons
     ]
-    read = found_by(Path(model), places.values())
-    seen = [called[name] for name, place in places.items() if place in read]
-    if seen:
-        console.warn(
-            f"{' and '.join(seen)}: by the card of {model}, its channels were found by this text, so its figures say "
-            "nothing of other text, which the card says, too; evaluate on records that were used for nothing else"
-        )
     against = pairs[0]["before"] if pairs else ""
     results = []
     if rows:
-        results.append(results_table(rows, pairs, against, own=called[model], limit=limit, ranked_on=seen))
+        results.append(
+            results_table(
+                rows,
+                pairs,
+                against,
+                own=called[model],
+                limit=limit,
+                used={called.get(name, name): uses for name, uses in used.items()},
+            )
+        )
     judged = [replace(one, model=called[one.model]).summary() for one in tasks]
     results += [tasks_table(judged, own=called[model])] if tasks else []
     own = [figure for row in rows if row["model"] == called[model] for figure in figures_of(row, limit)]

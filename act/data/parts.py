@@ -18,6 +18,9 @@ class Part:
         residues, of: of that range, the records whose place in it leaves one of these remainders when divided by
             ``of``.
 
+    Attributes:
+        source: the whole.
+
     Raises:
         ActError: an empty range; remainders that the division does not leave.
 
@@ -38,7 +41,7 @@ class Part:
             raise ActError(f"the remainders are {residues}, of a division by {of}; expected a list of 0 to {of - 1}")
         if first < 0 or (stop is not None and stop <= first):
             raise ActError(f"the rows of {source.name} are [{first}, {stop}]; expected a first and a later last")
-        self._source, self._first, self._stop = source, first, stop
+        self.source, self._first, self._stop = source, first, stop
         self._residues, self._of = sorted(residues), of
         self.name, self.place = source.name, source.place
         decided = f"{source.fingerprint} {first} {stop} {self._residues} {of}"
@@ -56,7 +59,7 @@ class Part:
 
         rounds, more = divmod(start, len(self._residues))
         begin = self._first + rounds * self._of + (self._residues[more] if more else 0)
-        for entry in self._source.read(begin, wanted=here):
+        for entry in self.source.read(begin, wanted=here):
             place = self._place(entry.number)
             if place is None:
                 break
@@ -64,7 +67,7 @@ class Part:
 
     def count(self) -> int | None:
         """See :class:`act.data.records.Source`."""
-        return self._within(self._source.count())
+        return self._within(self.source.count())
 
     def _place(self, number: int) -> int | None:
         """The number in this part of a record of the whole; None if it does not belong to it."""
@@ -92,7 +95,7 @@ class Picked:
     """
 
     def __init__(self, source: Source, numbers: Iterable[int]) -> None:
-        self._source = source
+        self.source = source
         self._places = {number: place for place, number in enumerate(sorted(numbers))}
         self.name, self.place = source.name, source.place
         decided = f"{source.fingerprint} {[*self._places]}"
@@ -106,9 +109,23 @@ class Picked:
             place = self._places.get(number)
             return place is not None and place >= start and place % shard[1] == shard[0] and wanted(place)
 
-        for entry in self._source.read(wanted=here):
+        for entry in self.source.read(wanted=here):
             yield entry._replace(number=self._places.get(entry.number, len(self._places)))
 
     def count(self) -> int | None:
         """See :class:`act.data.records.Source`."""
         return self.size
+
+
+def whole_of(source: Source) -> Source:
+    """What a source is a part of, directly or not; itself if it is none.
+
+    >>> from act.data.parts import whole_of
+    >>> from act.data.records import Memory
+    >>> letters = Memory([{"text": letter} for letter in "abcd"])
+    >>> whole_of(Part(Part(letters, 1), 0, 2)) is letters is whole_of(letters)
+    True
+    """
+    while isinstance(source, (Part, Picked)):
+        source = source.source
+    return source

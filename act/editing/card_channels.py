@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from act.data.records import is_hub_id
+from act.editing.card_texts import fingerprints_said
 from act.ranking.rule import Rule
 from act.ranking.scores import SCORES
 
@@ -37,6 +38,8 @@ def how_found(rule: Rule, donor: str, target: str, *, commands: bool = True) -> 
     if rule.parts:
         texts += "".join(f"; of {_name(name)} only {part}" for name, part in rule.parts.items())
     said = f"On {texts}. By {rule}."
+    if known := fingerprints_said("ranked", {_name(name): each for name, each in rule.fingerprints.items()}):
+        said += f"\n\n{known}"
     if not commands or rule.score not in SCORES:
         return said
     lines = "\n".join(" ".join(map(shlex.quote, line)) for line in _commands(rule, donor, target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from act.core.places import without_folders
 from act.editing.card_tables import merged, replaces
 
 CARD = "README.md"
-_FOUND, _MARKS = "## How the channels were found", "`'\".,;:()[]"
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
 
 
@@ -77,13 +76,6 @@ def require_place(model: str | Path) -> None:
         raise ActError(
             f"{card} has no place for results, as a card that transfer, tune or a recipe has written; leave --card out"
         )
-
-
-def found_by(folder: Path, texts: Iterable[str]) -> list[str]:
-    """Those texts that have the name of one by which the channels were found, as the model card in a folder says."""
-    said = (folder / CARD).read_text(encoding="utf-8").partition(_FOUND)[2].partition(_BEGIN)[0]
-    words = {Path(word.strip(_MARKS)).name for word in said.split()}
-    return [text for text in texts if Path(text).name in words]
 
 
 def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> bool:

@@ -13,6 +13,7 @@ from act.core.places import without_folders
 from act.data.records import is_hub_id
 from act.editing.card_channels import how_found, texts_of
 from act.editing.card_results import CARD, Figure, metadata_of, not_measured, results_section
+from act.editing.card_texts import FOUND
 from act.editing.provenance import TransferProvenance
 
 TAGS = ("act-profile", "ability-transfer")
@@ -294,7 +295,7 @@ def write_card(
             "",
             f"Channels were chosen for a target of the fingerprint {', '.join(f'`{one}`' for one in others)}.",
         ]
-    lines += ["", "## How the channels were found"]
+    lines += ["", FOUND]
     for donor, origin in donors:
         found = how_found(donor.rule, origin.title, target_of.title, commands=commands)
         lines += ["", f"Those of {origin.title}: {found}" if len(donors) > 1 else found]

@@ -10,6 +10,7 @@ from act.core.counted import counted
 from act.data.corpus import Corpus
 from act.editing.card_history import History
 from act.editing.card_results import not_measured, results_section
+from act.editing.card_texts import fingerprints_said
 from act.editing.model_card import NOT_STATED, Card, Origin, block
 from act.editing.tune import Tuned, TuneSettings
 from act.ranking.channel_set import ChannelSet
@@ -76,6 +77,7 @@ def tuned_card(
     }
     said = _that_decide(settings, mixed=len(corpora) > 1)
     table = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())]
+    known = fingerprints_said("trained", {corpus.name: [corpus.source.fingerprint] for corpus in corpora})
     licence = "" if origin.licence == NOT_STATED else f", under its licence, {origin.licence}"
     body = [
         f"{_TRAINED[settings.mode]} of {given} were trained lightly by act-profile{how}{licence}.",
@@ -90,6 +92,7 @@ def tuned_card(
         "",
         block("\n".join(f"{name}: {value}" for name, value in said.items()), "yaml"),
         "",
+        *([known, ""] if known else []),
         *([f"Fingerprint before the tune: `{before}`.", ""] if before else []),
         *([f"## How {origin.title} was made", "", history.text, ""] if history.text else []),
         results_section(not_measured(model)),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from act.core.counted import counted
 from act.editing.card_results import Figure
 from act.editing.card_tables import LEGEND, OWN, Table, cell
+from act.editing.card_texts import Use
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
 from act.evaluation.harness import TaskSummary
@@ -16,7 +17,8 @@ METRICS = {"exact": "exact match", "number": "right number", "choice": "right ch
 """What a metric is called where its figures stand, by the name by which it is asked for."""
 LIKELIHOOD = "NLL per token"
 NLL = "NLL: negative log-likelihood per token in nats, less is better"
-SEEN = ", by which the channels were found"
+SEEN: dict[Use, str] = {"ranked": "by which the channels were found", "trained": "on which it was trained"}
+"""What is said of the rows of a text that was used to make the model."""
 P = "p: the probability that chance alone makes such a difference to the model that the heading names"
 
 
@@ -27,7 +29,7 @@ def results_table(
     *,
     own: str = "",
     limit: int | None = None,
-    ranked_on: Collection[str] = (),
+    used: Mapping[str, Sequence[Use]] | None = None,
 ) -> str:
     """All models on all corpora, in Markdown, each figure with its standard error, chance beside every accuracy.
 
@@ -38,7 +40,7 @@ def results_table(
         before: the model that others are compared with.
         own: the model whose card it is, which is marked.
         limit: how many records were evaluated, the first ones; None: all.
-        ranked_on: the corpora that the channels were found on, which is said of their rows.
+        used: the corpora that were used to make the model whose card it is, and how, which is said of its rows.
     """
     tested = {(one["after"], one["corpus"]): one for one in comparisons if one["before"] == before}
     probable = f"p against {cell(before)}"
@@ -63,7 +65,7 @@ def results_table(
             cell(row["corpus"]),
             metric,
             _marked(row["model"], own),
-            f"{look}{row['records']:,}{SEEN if row['corpus'] in ranked_on else ''}",
+            f"{look}{row['records']:,}{_seen(row, own, used or {})}",
             _percent(row["match"], row["match_se"]),
             _percent(row["chance"]),
             _percent(row["majority"]),
@@ -108,6 +110,11 @@ def figure_of_task(one: TaskSummary) -> Iterator[Figure]:
         beside = [] if one["chance"] is None else [f"{one['chance']:.3f} by chance"]
         text = "; ".join([with_error(one["value"], one["se"], 3), *beside, "lm-evaluation-harness"])
         yield Figure(one["task"], one["metric"], one["value"], text)
+
+
+def _seen(row: Summary, own: str, used: Mapping[str, Sequence[Use]]) -> str:
+    uses = used.get(row["corpus"], ()) if row["model"] == own else ()
+    return "".join(f", {SEEN[use]}" for use in uses)
 
 
 def _marked(model: str, own: str) -> str:

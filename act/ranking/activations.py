@@ -108,6 +108,16 @@ def corpus_places(abilities: Iterable[Ability]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(places) for name, places in found.items() if [*places] != [name]}
 
 
+def corpus_fingerprints(abilities: Iterable[Ability]) -> dict[str, tuple[str, ...]]:
+    """The fingerprints of the content of texts, by their names; of batches that a caller made, nothing is known."""
+    found: dict[str, dict[str, None]] = {}
+    for one in (one for ability in abilities for one in sides(ability)[0].provenance.corpora):
+        for each in one.read or (one,):
+            if each.fingerprint:
+                found.setdefault(one.name, {})[each.fingerprint] = None
+    return {name: tuple(each) for name, each in found.items()}
+
+
 def corpus_parts(abilities: Iterable[Ability]) -> dict[str, str]:
     """Which part was read of texts that were not read whole, by their names."""
     each = (one for ability in abilities for side in sides(ability) for one in side.provenance.corpora)

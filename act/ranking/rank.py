@@ -20,6 +20,7 @@ from act.profiles.statistics import Statistics
 from act.ranking.activations import (
     Ability,
     Activations,
+    corpus_fingerprints,
     corpus_names,
     corpus_parts,
     corpus_places,
@@ -196,6 +197,7 @@ def rank(
         corpora=tuple(corpus_names(profile)),
         places=corpus_places([profile, *kept]),
         parts=corpus_parts([profile, *kept]),
+        fingerprints=corpus_fingerprints([profile, *kept]),
         include=tuple(sorted(include)),
         exclude=tuple(sorted(exclude)),
         seed=seed if record.takes_seed else None,

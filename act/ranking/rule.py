@@ -32,6 +32,7 @@ class Rule:
         corpora: names of the corpora of the ability.
         parts: which part was read of corpora that were not read whole, by their names.
         places: where corpora were read from that are not called by their places, by their names.
+        fingerprints: of the content of corpora, as far as it is known, by their names.
         seed: the seed of the random score.
         ranked: channels that were ranked; None if a caller chose.
         not_positive: chosen channels with a score of 0 or below.
@@ -69,6 +70,7 @@ class Rule:
     cost: Cost | None = None
     places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     parts: Mapping[str, str] = field(default_factory=dict)
+    fingerprints: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """The rule as a phrase.
@@ -116,7 +118,7 @@ class Rule:
         models = {side: model.to_json() for side, model in self.models.items()}
         plain = {name: _listed(value) for name, value in asdict(self).items()} | {"models": models}
         absent = {*(_EXPERTS if self.min_expert_tokens is None else ()), *([] if self.per_cost else ["per_cost"])}
-        absent |= {name for name in ("cost", "places", "parts") if not getattr(self, name)}
+        absent |= {name for name in ("cost", "places", "parts", "fingerprints") if not getattr(self, name)}
         return {name: value for name, value in plain.items() if name not in absent}
 
     @classmethod

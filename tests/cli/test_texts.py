@@ -338,9 +338,13 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     assert {"fine-tune", "act-profile"} <= {*ModelCard(text).data.tags}
     assert "act-profile evaluate --before" in text and "pypi" not in text
     before = ["--before", folder / "model", *given[:4]]
-    succeed("evaluate", *before, "--model", tmp_path / "a" / "tuned", "--metric", "exact", "--card")
+    measured = act_profile("evaluate", *before, "--model", tmp_path / "a" / "tuned", "--metric", "exact", "--card")
+    assert f"facts: by the card of {tmp_path / 'a' / 'tuned'}, this text was trained on, so its" in measured.stderr
     text = (tmp_path / "a" / "tuned" / "README.md").read_text()
-    assert "| facts | exact match | **tuned** (this model) | 4 |" in text and "p against model" in text
+    assert (
+        "| facts | exact match | **tuned** (this model) | 4, on which it was trained |" in text
+        and "p against model" in text
+    )
     assert "act-profile evaluate" not in text
     assert [one.dataset_name for one in ModelCard(text).data.eval_results] == ["facts", "facts"]
     lacking = act_profile("evaluate", *before[2:], "--model", folder / "model", "--card")

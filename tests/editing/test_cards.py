@@ -20,8 +20,10 @@ from support import chosen, tiny_model
 import act
 from act.cli import app
 from act.core.scratch import release_all
+from act.data.records import Memory
 from act.editing.card_channels import how_found
-from act.editing.card_results import Figure, found_by, metadata_of, put_results, results_section
+from act.editing.card_results import Figure, metadata_of, put_results, results_section
+from act.editing.card_texts import uses_of
 from act.editing.model_card import Card, Origin, hub_id_of, licence_of, write_card
 from act.editing.provenance import DonorUsed, TransferProvenance
 from act.editing.publishing import push, require_repository
@@ -211,7 +213,8 @@ def test_the_card_of_a_tune_keeps_how_its_model_was_made(tokenizer, tmp_path):
         assert {"merge", "fine-tune"} <= {*data.tags} and data.datasets == ["org/texts"]
         assert data.base_model == ["org/mine", "org/base"]
     assert "## How again was made" in text and "### How mended was made" in text and "`1a7e`" in text
-    assert found_by(tmp_path / "again", ["de/texts"]) == ["de/texts"]
+    assert uses_of(tmp_path / "again" / "README.md", Memory([], "de/texts")) == ["ranked"]  # by its name alone
+    assert uses_of(tmp_path / "again" / "README.md", corpus.source) == ["trained"]
     (tmp_path / "mended" / "README.md").write_text("---\ntags: [merge]\n---\n# Somebody's\n\nIn words of their own.")
     assert "In words" not in tuned_card(str(tmp_path / "mended"), tuned, settings, [corpus])
 
@@ -296,15 +299,29 @@ def test_a_card_says_what_was_tuned_after_a_transfer(tmp_path):
     assert "fine-tune" not in ModelCard.load(tmp_path / "README.md").data.tags
 
 
-def test_the_card_says_which_figures_are_of_the_text_that_channels_were_found_by(tokenizer, tmp_path):
-    rule = Rule("paired", top=0.05, corpora=("german",), places={"german": ("/mine/german.jsonl",)})
-    write_card(tmp_path, "org/mine", TransferProvenance((DonorUsed("org/base", 5, 0.4, rule),), before="b", after="a"))
-    assert found_by(tmp_path, ["other/german.jsonl", "test.jsonl"]) == ["other/german.jsonl"]
-    corpus = act.Corpus.from_records([{"prompt": "a b", "completion": " c"}] * 3, tokenizer, name="german.jsonl")
-    row = act.evaluate(tiny_model("llama"), corpus, "nll", name="m").summary()
-    table = results_table([row], [], own="m", limit=3, ranked_on=["german.jsonl"])
-    assert "| german.jsonl | NLL | **m** (this model) | the first 3, by which the channels were found |" in table
-    assert "chance" not in table and "right" not in table
+def test_the_card_says_which_figures_are_of_texts_that_the_model_was_made_by(tokenizer, tmp_path):
+    lines = [json.dumps({"prompt": f"a {word}", "completion": " c"}) + "\n" for word in "bcde"]
+    for name, some in (("german.jsonl", lines), ("copy.jsonl", lines), ("other/german.jsonl", lines[1:])):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("".join(some))
+    german, copied, other = (
+        act.Corpus.from_file(tmp_path / name, tokenizer)
+        for name in ("german.jsonl", "copy.jsonl", "other/german.jsonl")
+    )
+    pair = act.profile_pair(tiny_model("llama"), tiny_model("llama", 1), german.part([0], 2))
+    donor = DonorUsed("org/base", 5, 0.4, act.rank(pair, count=5).rule)
+    write_card(tmp_path, "org/mine", TransferProvenance((donor,), before="b", after="a"))
+    card = tmp_path / "README.md"
+    assert "\n\nFingerprints of these texts: `" in card.read_text() and str(tmp_path) not in card.read_text()
+    found = [uses_of(card, one.source) for one in (german, copied, copied.beginning(2), other)]
+    assert found == [["ranked"], ["ranked"], ["ranked"], []]  # whose half was ranked on
+    assert uses_of(tmp_path / "none", german.source) == uses_of(None, german.source) == []
+    row = act.evaluate(tiny_model("llama"), copied, "nll", name="m").summary()
+    table = results_table(
+        [row, {**row, "model": "x"}], [], own="m", limit=4, used={row["corpus"]: ["ranked", "trained"]}
+    )
+    assert "| **m** (this model) | the first 4, by which the channels were found, on which it was trained |" in table
+    assert "| NLL | x | the first 4 |" in table and "chance" not in table and "right" not in table
     assert [one.metric for one in figures_of(row)] == ["NLL per token"]
 
 
