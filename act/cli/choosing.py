@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 import typer
 
 from act.cli import console, options
+from act.cli.going_on import going_on
 from act.cli.mistakes import require_shares
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions, profiles_to_keep, ranked_by
@@ -20,6 +21,7 @@ from act.core.errors import ActError
 if TYPE_CHECKING:
     from act.data.encoded import Count as CountName
     from act.evaluation.choice import Choice
+    from act.evaluation.evaluations import Evaluations
     from act.evaluation.sweep import Setting
 
 
@@ -116,6 +118,7 @@ class Choosing(RankingOptions, ReadingRecords):
         device: str,
         loading: Mapping[str, Any],
         match_experts: bool,
+        evaluations: Evaluations,
         as_json: bool,
     ) -> Choice:
         """Load the models, rank unless that was done before, and try every candidate."""
@@ -145,7 +148,7 @@ class Choosing(RankingOptions, ReadingRecords):
         console.order_experts(giving, taking, match_experts)
         warn_of_half(taking)
         total = 1 + len(set(self.top or TOPS)) * len(set(strengths or STRENGTHS))
-        with counter("choosing", as_json) as progress:
+        with counter("choosing", as_json) as progress, going_on(evaluations):
             done: list[Setting] = []
 
             def report(setting: Setting) -> None:
@@ -164,6 +167,7 @@ class Choosing(RankingOptions, ReadingRecords):
                 strengths=list(strengths) or STRENGTHS,
                 metric=self.metric or "auto",  # type: ignore[arg-type]  # checked by evaluate
                 keep_profiles=profiles_to_keep(self.keep_profile) or None,
+                checkpoints=evaluations.folder,
                 report=report,
                 **self.ranking,
             )

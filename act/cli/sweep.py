@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 import typer
 
 from act.cli import console, next_step, options
+from act.cli.going_on import evaluations_beside, going_on
 from act.cli.grouped import with_options
 from act.cli.mistakes import require_shares
 from act.cli.progress import counter
@@ -91,12 +92,11 @@ def command(
     """Transfer each share at each strength in memory, evaluate, and revert; print every figure with its error.
 
     Recovered is the share of what the target lacks that comes back, kept what is left of what it has (--keep). No model
-    is written. Interrupted, a sweep begins anew.
+    is written. After an interruption, the same command continues, if it has an --output or a --report.
     """
     from act.cli.sweep_output import COLUMNS, Swept
     from act.editing.strength import require_strength, warn_of_strength
     from act.evaluation.choice import FEWEST, figure, figure_error, require_different
-    from act.evaluation.evaluate import evaluate
     from act.evaluation.held_out import doubts
     from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
     from act.models.loading import load_model, require_plain_weights
@@ -151,11 +151,12 @@ def command(
 
     def judge(model: nn.Module) -> dict[str, float]:
         """The figure of each corpus."""
-        for place, text in texts.items():
-            latest[place] = evaluate(model, text, cast("Metric", metric))  # checked by evaluate
+        found = evaluations(model, texts.values(), cast("Metric", metric))  # checked by evaluate
+        latest.update(zip(texts, found, strict=True))
         return {place: figure(one) for place, one in latest.items()}
 
-    with counter("sweep", as_json) as progress:
+    evaluations = evaluations_beside(output or page)
+    with counter("sweep", as_json) as progress, going_on(evaluations):
         shares, steps = len(set(top or TOPS)), len(set(strength or STRENGTHS))
         total = 2 + sum(steps if name == "interpolation" else shares * steps for name in ["", *controls])
         before: dict[str, Evaluation] = {}
@@ -209,6 +210,7 @@ def command(
             doubts=doubtful,
         )
         write(None, page, page=whole, force=force)
+    evaluations.remove()
     if as_json:
         return console.print_json(result)
     swept.print()

@@ -13,6 +13,7 @@ import typer
 
 from act.cli import console, next_step, options
 from act.cli.choosing import AUTO, Choosing, print_choice
+from act.cli.going_on import evaluations_beside
 from act.cli.grouped import with_options
 from act.core.errors import ActError, require_choice
 from act.core.files import require_folder_name, require_no_other_ending, reserve_output, written_whole
@@ -71,7 +72,7 @@ def command(
             rich_help_panel=AUTO,
             help="Choose share and strength on --corpus and --keep, by the ranking of --profile or --channels, or of "
             "half of these records: the most recovered at 95 % kept. What to rank by is said as in act-profile rank. "
-            "Interrupted, it begins anew; attribute and pair go on, so measure much text by these, and give --profile.",
+            "After an interruption, the same command ranks anew, unless it has a --profile, and tries what is left.",
         ),
     ] = False,
     strength_of: Annotated[
@@ -152,10 +153,13 @@ def command(
     if hard_link and (not on_disk or output.suffix == ".safetensors"):
         raise ActError("--hard-link has no effect unless files are transferred to a folder; leave it out")
 
-    choice = None
+    choice = evaluations = None
     if auto:
+        evaluations = evaluations_beside(output)
         loading = {"dtype": dtype, "merge": merge, "trust_remote_code": trust_remote_code}
-        choice = automatic.choose(donor[0], target, channels, strengths, device, loading, match_experts, as_json)
+        choice = automatic.choose(
+            donor[0], target, channels, strengths, device, loading, match_experts, evaluations, as_json
+        )
         if automatic.channels_output:
             choice.channels.save(automatic.channels_output, force=force)
         strengths = [choice.strength]
@@ -204,6 +208,8 @@ def command(
         more,
         not own,
     )
+    if evaluations:
+        evaluations.remove()
     notes = summary.pop("notes")
     summary = {
         "output": str(output),

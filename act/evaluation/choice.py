@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import torch
@@ -23,7 +24,8 @@ from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus, skipping
 from act.data.digests import same_text
 from act.editing.strength import require_strength
-from act.evaluation.evaluate import Evaluation, evaluate
+from act.evaluation.evaluate import Evaluation
+from act.evaluation.evaluations import Evaluations
 from act.evaluation.exercises import Metric
 from act.evaluation.frontier import frontier
 from act.evaluation.held_out import held_out
@@ -212,6 +214,7 @@ def choose(
     metric: Metric = "auto",
     keep_profiles: Ability | Sequence[Ability] | None = None,
     ranked_on: Corpus | Sequence[Corpus] = (),
+    checkpoints: str | Path | None = None,
     report: Callable[[Setting], None] = lambda setting: None,
     **options: Unpack[RankOptions],
 ) -> Choice:
@@ -231,6 +234,8 @@ def choose(
         keep_profiles: ``keep`` of :func:`act.rank`, for a ``ranking`` that is a profile.
         ranked_on: what the ranking was measured on, where the names in it do not say where that lies: records in
             memory, or with other columns. So records are compared one by one.
+        checkpoints: a folder in which every evaluation is kept, so that the same call goes on after an interruption,
+            and one with other shares and strengths evaluates only what is new; it is yours to remove.
         report: called with every setting as soon as it is known.
         options: the other keywords of :func:`act.rank` that say by what is ranked, such as ``score``.
 
@@ -279,7 +284,7 @@ def choose(
     shares = sorted({parse_top(top) for top in (_shares(ranking) if tops is None else tops)})
     for top in shares:
         ranked(top)  # a mistake in the options shows before anything is evaluated
-    judge = _Judge(texts, metric)
+    judge = _Judge(texts, metric, Evaluations(checkpoints))
     judge(donor)
     candidates = judge.candidates(swept(donor, target, ranked, judge, shares, strengths, report))
     theirs, before, *_ = judge.found
@@ -305,6 +310,7 @@ def choose_controls(
     keep_profiles: Sequence[Ability] = (),
     ranked_on: Sequence[Corpus] = (),
     before: Sequence[Sequence[Evaluation]] = (),
+    checkpoints: str | Path | None = None,
     report: Callable[[Setting], None] = lambda setting: None,
     **options: Unpack[RankOptions],
 ) -> dict[Control, tuple[Candidate, ...]]:
@@ -313,6 +319,7 @@ def choose_controls(
     Args:
         before: that of a :class:`Choice` between the same models; donor and target are evaluated again only if it is
             empty or of other records.
+        checkpoints: as in :func:`choose`; both may have the same folder.
 
     Returns:
         For each control its candidates, on the records that the choice is made on.
@@ -320,7 +327,8 @@ def choose_controls(
     sources = [text.source for text in ranked_on]
     texts, _ = held_out((corpus, *keep), [profile, *keep_profiles], sources)
     shares = sorted({parse_top(top) for top in tops})
-    first = _Judge(texts, metric)
+    evaluations = Evaluations(checkpoints)
+    first = _Judge(texts, metric, evaluations)
     if first.knows(before):
         first.found = [[*each] for each in before]
     else:
@@ -330,7 +338,7 @@ def choose_controls(
     settings = [Setting(top, strength, 0, unchanged) for top in shares for strength in sorted(set(strengths))]
     found: dict[Control, tuple[Candidate, ...]] = {}
     for control in controls:
-        judge = _Judge(texts, metric, [*first.found])
+        judge = _Judge(texts, metric, evaluations, [*first.found])
         grid = Sweep((Setting(0.0, 0.0, 0, unchanged), *settings))
         found[control] = judge.candidates(
             swept_control(control, donor, target, profile, judge, grid, report=report, **options)
@@ -344,10 +352,11 @@ class _Judge:
 
     texts: Sequence[Corpus]
     metric: Metric
+    evaluations: Evaluations
     found: list[list[Evaluation]] = field(default_factory=list)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        self.found.append([evaluate(model, text, self.metric) for text in self.texts])
+        self.found.append(self.evaluations(model, self.texts, self.metric))
         if len(self.found) == 2:  # before anything is changed
             _require_lost(self.found[1][0], self.found[0][0])
         return self.figures

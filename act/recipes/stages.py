@@ -32,6 +32,7 @@ from act.editing.transfer import transfer_many
 from act.editing.tune import adapter_of, save_tuned, tune, with_adapter, write_model
 from act.evaluation.choice import choose, choose_controls
 from act.evaluation.evaluate import Evaluation, evaluate
+from act.evaluation.evaluations import Evaluations
 from act.evaluation.harness import TaskFigure, run_tasks
 from act.models.loading import load_model
 from act.models.views import language_view
@@ -198,6 +199,7 @@ class Stages:
             return None
         path, (donor,) = self._cache.sweep(), recipe.donor
         if not self._kept.has(path):
+            evaluations = Evaluations(path.with_suffix(".evaluations"))
             profile, kept = self._profiles(donor)
             shares, strengths = len(sweep.top), len(sweep.strength)
             self._say(
@@ -220,10 +222,12 @@ class Stages:
                 keep_profiles=kept or None,
                 report=lambda setting: self._progress("trying", next(tried), total),
                 ranked_on=self._ranked_on(donor),
+                checkpoints=evaluations.folder,
                 **self._rules(donor, recipe.score),
             )
             before = [[one.to_json() for one in each] for each in choice.before]
             self._write(path, {**choice.to_json(), "card": choice.card(), "before": before})
+            evaluations.remove()
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return found
 
@@ -236,6 +240,7 @@ class Stages:
         paths = {one: self._cache.swept_control(one) for one in (recipe.evaluate.controls if recipe.evaluate else ())}
         if left := [control for control, path in paths.items() if not self._kept.has(path)]:
             (donor,) = recipe.donor
+            evaluations = Evaluations(self._cache.sweep().with_suffix(".evaluations"))
             profile, kept = self._profiles(donor)
             self._say(f"trying the controls {', '.join(left)} at these shares and strengths")
             tried = itertools.count(1)
@@ -255,11 +260,13 @@ class Stages:
                 keep_profiles=kept,
                 ranked_on=self._ranked_on(donor),
                 before=[[Evaluation.from_json(one) for one in each] for each in swept.get("before", [])],
+                checkpoints=evaluations.folder,
                 report=lambda setting: self._progress("trying", next(tried), total),
                 **self._rules(donor, "random"),  # controls take no cost
             )
             for control, candidates in found.items():
                 self._write(paths[control], [candidate.to_json() for candidate in candidates])
+            evaluations.remove()
         return {control: json.loads(path.read_text(encoding="utf-8")) for control, path in paths.items()}
 
     def _profiles(self, donor: Donor) -> tuple[Profile, list[Profile]]:

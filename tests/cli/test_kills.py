@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 from command_line import Running, act_profile
 from safetensors.torch import load_file
-from support import chosen, tiny_model
+from support import chosen, random_batches, tiny_model
 
+import act
 from act.models.channels import ChannelSpace
 
 KILLS = int(os.environ.get("ACT_KILLS", "0"))
@@ -36,6 +37,7 @@ def inputs(tmp_path_factory, tokenizer) -> Path:
         model.save_pretrained(path / name, max_shard_size="20KB")
         tokenizer.save_pretrained(path / name)
     chosen(ChannelSpace.from_model(model), 0.2).save(path / "set")
+    act.profile_pair(tiny_model("llama"), model, random_batches()).save(path / "pair")
     words, draw = ["a", "b", "c", "d", "e", "one", "two", "three", "four", "five"], random.Random(0)
     for name in ("text", "other", "kept"):
         rows = [
@@ -84,6 +86,19 @@ COMMANDS: dict[str, Callable[[Path, Path], list[object]]] = {
         *("tune", "--model", inputs / "target", "--corpus", "text.jsonl", "--steps", "12", "--batch-size", "2"),
         *("--save-steps", "3", "--output", place / "out"),
     ],
+    "sweep": lambda inputs, place: [
+        *(
+            "sweep",
+            inputs / "pair",
+            "--donor",
+            inputs / "donor",
+            "--target",
+            inputs / "target",
+            "--corpus",
+            "text.jsonl",
+        ),
+        *("--keep", "kept.jsonl", "--top", "10%", "--metric", "nll", "--output", place / "out.json"),
+    ],
     "recipe": lambda inputs, place: ["recipe", recipe(inputs, place)],
 }
 
@@ -104,7 +119,7 @@ def contents(place: Path) -> dict[str, str]:
     """The hash of every file, hidden ones too; of the tensors alone, and of no page, where times and places may stand."""
     found = {}
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
-        if path.name.startswith(("report", "recipe", "figures", "README")) or path.suffix == ".xxh3":
+        if path.name.startswith(("report", "recipe", "figures", "README", "index")) or path.suffix == ".xxh3":
             found[path.relative_to(place).as_posix()] = ""
             continue
         digest = hashlib.sha256()

@@ -15,7 +15,7 @@ from support import state
 
 import act
 from act.data.mapped import Mapped
-from act.evaluation import choice
+from act.evaluation import evaluations
 from act.evaluation.choice import Candidate, Choice, _best, choose_controls, figure, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.held_out import held_out
@@ -136,6 +136,20 @@ def test_a_choice_recovers_on_text_it_has_not_seen(measured):
     assert torch.equal(wide.best(0.02).index, act.rank(german, top=0.02, keep=english).index)
 
 
+def test_a_choice_evaluates_only_what_is_not_in_its_folder(measured, tmp_path, monkeypatch):
+    donor, target, german, _, text = measured
+    given = {"strengths": [0.7, 1.0], "metric": "nll", "least_kept": 0.5, "checkpoints": tmp_path / "kept"}
+    texts = [act.Corpus.from_records(list(_first(24, text(f"{name} test"))), text("german").tokenizer, name=name)
+             for name in ("german", "english")]  # fmt: skip
+    whole = act.choose(donor, target, german, *texts, tops=[0.05], **{**given, "checkpoints": None})
+    calls: list[str] = []
+    monkeypatch.setattr(evaluations, "evaluate", lambda *of: (calls.append(of[1].name), act.evaluate(*of))[1])
+    for tops, evaluated in (([0.05], 8), ([0.05], 8), ([0.02, 0.05], 12)):
+        found = act.choose(donor, target, german, *texts, tops=tops, **given)
+        assert found.candidates[-2:] == whole.candidates and len(found.candidates) == 2 * len(tops)
+        assert len(calls) == len(list((tmp_path / "kept").iterdir())) == evaluated
+
+
 def test_without_a_ranking_half_of_the_records_rank_and_the_others_choose(measured):
     donor, target, _, _, text = measured
     given = {"tops": [0.05], "strengths": [1.0], "metric": "nll", "least_kept": 0.5}
@@ -166,15 +180,15 @@ def test_without_a_ranking_half_of_the_records_rank_and_the_others_choose(measur
 )
 def test_a_mistake_in_the_ranking_is_said_before_anything_is_measured(options, message, measured, monkeypatch):
     donor, target, _, _, text = measured
-    for name in ("measured_for", "evaluate"):
-        monkeypatch.setattr(f"act.evaluation.choice.{name}", lambda *given: pytest.fail("it measured"))
+    for name in ("choice.measured_for", "evaluations.evaluate"):
+        monkeypatch.setattr(f"act.evaluation.{name}", lambda *given: pytest.fail("it measured"))
     with pytest.raises(act.ActError, match=message):
         act.choose(donor, target, None, text("german"), text("english"), **options)
 
 
 def test_a_mistake_in_the_ranking_of_a_profile_is_said_before_anything_is_evaluated(measured, monkeypatch):
     donor, target, german, _, text = measured
-    monkeypatch.setattr("act.evaluation.choice.evaluate", lambda *given: pytest.fail("it evaluated"))
+    monkeypatch.setattr("act.evaluation.evaluations.evaluate", lambda *given: pytest.fail("it evaluated"))
     with pytest.raises(act.ActError, match="nonsense"):
         act.choose(donor, target, german, text("german test"), text("english test"), exclude=["nonsense"])
 
@@ -382,7 +396,7 @@ def test_controls_are_judged_as_the_choice_is_at_the_same_settings(measured):
     chosen = act.choose(donor, target, german, *tests, least_kept=0.5, **given)
     with pytest.MonkeyPatch.context() as patched:
         count = itertools.count()
-        patched.setattr(choice, "evaluate", lambda *of: (next(count), act.evaluate(*of))[1])
+        patched.setattr(evaluations, "evaluate", lambda *of: (next(count), act.evaluate(*of))[1])
         (again,) = choose_controls(["random"], donor, target, german, *tests, before=chosen.before, **given)["random"]
         assert next(count) == 2 and again == found["random"][1], "donor and target are not evaluated again"
     (whole,) = found["interpolation"]  # all the way to the donor

@@ -16,6 +16,7 @@ from support import tiny_encoder, word_tokenizer
 
 import act
 from act.editing.interpolation import interpolate
+from act.evaluation import evaluations
 from act.lab.language import NEW_SKILLS, OLD_SKILLS, examples
 from act.lab.models import CHECKPOINTS
 from act.models.loading import load_model, load_tokenizer
@@ -107,6 +108,47 @@ def test_a_recipe_by_attribution_measures_no_pair(folder):
     assert not any(step.startswith("profiling") for step in said)
     found = act.load(run.cache.profile(run.recipe.donor[0], str(folder / "german.jsonl")))
     assert isinstance(found, act.AttributionProfile)
+
+
+def test_a_sweep_that_broke_off_evaluates_only_what_is_left(folder, monkeypatch):
+    halves = {
+        name + end: {"place": str(folder / f"{name}.jsonl"), "rows": rows}
+        for name in ("german", "english")
+        for end, rows in (("", [0, 16]), (" test", [16, 32]))
+    }
+    data = recipe(
+        folder,
+        output=str(folder / "swept"),
+        corpora=halves,
+        donor=[{"model": str(CHECKPOINTS / "base"), "corpus": "german", "keep": "english"}],
+        sweep={
+            "corpus": "german test",
+            "keep": "english test",
+            "top": ["2%", "5%"],
+            "strength": [1.0],
+            "metric": "nll",
+        },
+        tune=None,
+        evaluate={"corpus": {"german": "german test"}, "metric": "nll", "controls": ["random"]},
+    )
+    data["sweep"]["least_kept"] = 0.01
+    done, real = [], evaluations.evaluate
+
+    def evaluate(*given):
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        done.append(given)
+        return real(*given)
+
+    monkeypatch.setattr(evaluations, "evaluate", evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        Run(read_recipe(written(folder, data, "swept.yaml"))).execute()
+    kept = next((folder / "swept.stages").glob("sweep-*.evaluations"))
+    assert len(list(kept.iterdir())) == 5
+    done.clear()
+    monkeypatch.setattr(evaluations, "evaluate", lambda *given: (done.append(given), real(*given))[1])
+    Run(read_recipe(written(folder, data, "swept.yaml"))).execute()
+    assert len(done) == 3 + 4 and not kept.exists()  # what was left of target and two settings, then the control's
 
 
 def test_a_run_that_broke_off_loses_one_stage(folder, monkeypatch):
