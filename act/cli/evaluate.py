@@ -22,6 +22,8 @@ from act.core.files import require_ending, reserve_output, written_whole
 from act.core.places import last_parts
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from act.data.corpus import Corpus
     from act.editing.card_texts import Use
     from act.evaluation.comparison import Comparison
@@ -48,7 +50,10 @@ def command(
     ],
     before: Annotated[
         str | None,
-        typer.Option(rich_help_panel=options.MODELS, help="The model with which the others are compared."),
+        typer.Option(
+            rich_help_panel=options.MODELS,
+            help="The model with which each --model is compared, such as what it was made of.",
+        ),
     ] = None,
     revision: options.Revision = None,
     corpus: Annotated[
@@ -99,7 +104,8 @@ def command(
         typer.Option(
             "--card",
             rich_help_panel=options.OUTPUT,
-            help="Put the figures into the model card of each --model, a folder that transfer, tune or a recipe wrote.",
+            help="Put the figures into the model card of each --model, a folder that transfer, tune or a recipe wrote; "
+            "they replace those of the same text, model and metric.",
         ),
     ] = False,
     token_budget: options.RecordBudget = None,
@@ -165,6 +171,8 @@ def command(
         if max_new_tokens is not None and metric == "auto":
             _require_written(*(fitting_metric(exercises_of(text.for_models(loaded))) for text in corpora))
         warn_of_half(loaded)
+        if card and name == before:
+            _warn_of_other_parents(model, name, loaded)
         with counter(name, as_json) as progress:
             evaluations[name] = [
                 evaluate(
@@ -289,6 +297,20 @@ def _warn_of_used(used: Mapping[str, Mapping[str, Sequence[Use]]]) -> None:
             f"{name}: by the card of {' and '.join(models)}, {how}, so its figures say nothing of other text; evaluate "
             "on records that were used for nothing else"
         )
+
+
+def _warn_of_other_parents(models: Sequence[str], before: str, loaded: nn.Module) -> None:
+    """Warn of models that were made of another model, by their cards, than of that with which they are compared."""
+    from act.editing.card_history import other_parent
+    from act.models.fingerprint import fingerprint
+
+    found = fingerprint(loaded)
+    for model in models:
+        if parent := other_parent(model, before, found):
+            console.warn(
+                f"the card of {model} says that it was made of {parent}, and the figures there will compare it with "
+                f"{before}, which does not tell what the change did; for that, give {parent} as --before"
+            )
 
 
 def _put_on_card(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,11 +10,16 @@ from torch import nn
 
 from act.editing.card_results import without_results
 from act.editing.earlier import earlier
-from act.editing.model_card import TAGS, USAGE, card_of
+from act.editing.model_card import TAGS, USAGE, Origin, card_of
 from act.editing.stored import narrowed_digests
 from act.models.placement import values
 from act.models.views import language_view, original
 from act.ranking.channel_set import ChannelSet
+
+_PARENT = re.compile(
+    r"^(?:\| target \| |[A-Z][\w -]+ of (?=.* were trained lightly))\[?(?P<name>.+?)(?:\]\(|,| \|| were )", re.MULTILINE
+)
+"""What a card says that a model was made of: in the table of a transfer, or in the sentence of a tune."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,20 @@ def _further_down(text: str) -> Iterator[str]:
         heading = line.startswith("#") and not code
         if not (heading and line.startswith("# ")):
             yield f"#{line}" if heading and not line.startswith("######") else line
+
+
+def other_parent(model: str, name: str, fingerprint: str) -> str | None:
+    """What a model was made of, by its card, if that is not this model, nor one that this was made into on the way.
+
+    Args:
+        model: the folder or hub id of what was made.
+        name, fingerprint: of the model in question, which is known by either: in a narrower type it has another
+            fingerprint.
+    """
+    said = History.of(model).text
+    parents = [one["name"] for one in _PARENT.finditer(said)]
+    known = fingerprint in said or Origin.of(name).title in parents
+    return parents[0] if parents and not known else None
 
 
 def stranger(channels: ChannelSet, model: nn.Module, name: str, found: str) -> str | None:

@@ -21,6 +21,7 @@ from act.core.plain_yaml import read_yaml
 from act.core.progress import Progress, silent
 from act.core.scratch import reserved, sweep
 from act.core.versions import versions
+from act.editing.card_texts import fingerprints_said
 from act.editing.model_card import block, write_card
 from act.editing.tuned_card import then_tuned
 from act.evaluation.comparison import ComparisonSummary, compare
@@ -425,6 +426,12 @@ class Run:
         text = yaml.safe_dump({**self.recipe.resolved(), RUN: made}, sort_keys=False, allow_unicode=True)
         (folder / RESOLVED).write_text(text, encoding="utf-8")
 
+    def _trained_on(self) -> dict[str, list[str]]:
+        """The fingerprints of the texts of the tune, by the names of their files."""
+        tune = self.recipe.tune
+        texts = [text for text in (tune.corpus, tune.replay) if text] if tune else []
+        return {Path(text).name: [self.stages.corpus(text).source.fingerprint] for text in texts}
+
     def _write_card(self, folder: Path, report: Report) -> None:
         recipe, swept = self.recipe, self.stages.sweep()
         found = self.stages.patch(result(recipe)).provenance
@@ -435,6 +442,8 @@ class Run:
         results = [results_table(report["results"], report["comparisons"], own=made)] if report["results"] else []
         results += [f"**Note:** {warning}." for warning in report["warnings"]]
         results += [tasks_table(report["tasks"], own=made)] if report["tasks"] else []
+        if tune and (known := fingerprints_said("trained", self._trained_on())):
+            said.append(f"## The tune\n\n{known}")
         written = json.loads(json.dumps(recipe.model_dump(exclude_defaults=True)))
         text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
         said.append(f"## The recipe\n\n{block(text, 'yaml')}")

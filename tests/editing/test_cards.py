@@ -22,6 +22,7 @@ from act.cli import app
 from act.core.scratch import release_all
 from act.data.records import Memory
 from act.editing.card_channels import how_found
+from act.editing.card_history import other_parent
 from act.editing.card_results import Figure, metadata_of, put_results, results_section
 from act.editing.card_texts import uses_of
 from act.editing.model_card import Card, Origin, hub_id_of, licence_of, write_card
@@ -215,6 +216,11 @@ def test_the_card_of_a_tune_keeps_how_its_model_was_made(tokenizer, tmp_path):
     assert "## How again was made" in text and "### How mended was made" in text and "`1a7e`" in text
     assert uses_of(tmp_path / "again" / "README.md", Memory([], "de/texts")) == ["ranked"]  # by its name alone
     assert uses_of(tmp_path / "again" / "README.md", corpus.source) == ["trained"]
+    for model, parent in (("mended", "org/mine"), ("again", "mended")):
+        place = str(tmp_path / model)
+        assert other_parent(place, "org/base", "0000") == parent
+        assert other_parent(place, "org/mine", "0000") is other_parent(place, "org/base", "bef0") is None
+    assert other_parent(str(tmp_path / "again"), str(tmp_path / "mended"), "0000") is None
     (tmp_path / "mended" / "README.md").write_text("---\ntags: [merge]\n---\n# Somebody's\n\nIn words of their own.")
     assert "In words" not in tuned_card(str(tmp_path / "mended"), tuned, settings, [corpus])
 

@@ -81,6 +81,7 @@ def test_a_recipe_gives_what_the_commands_give_and_is_done_once(folder, tmp_path
     assert json.loads(again.stdout) == report and "up to date" in again.stderr and "profiling" not in again.stderr
     resolved = yaml.safe_load((folder / "mended" / "recipe.yaml").read_text())
     assert resolved["score"] == "paired" and resolved["tune"]["batch_size"] == 8
+    assert "## The tune\n\nFingerprints of what it was trained on: `" in (folder / "mended" / "README.md").read_text()
 
     models = ["--donor", CHECKPOINTS / "base", "--target", CHECKPOINTS / "target"]
     for name in ("german", "english"):
