@@ -248,9 +248,11 @@ def _print_report(report: Report, described: Recipe) -> None:
         _print_sweep(swept, described)
     if report["results"] and (verdict := _verdict(report, described)):
         print("\n".join([verdict.headline, *verdict.advice]))
-    for donor in report["donors"]:
+    several = len(described.donor) == len(report["donors"]) > 1
+    abilities = [f" for {donor.corpus}" for donor in described.donor] if several else [""] * len(report["donors"])
+    for donor, ability in zip(report["donors"], abilities, strict=True):
         name = Path(donor["donor"] or "").name
-        print(f"{counted(donor['channels'], 'channel')} of {name} at strength {_strength(donor['strength'])}")
+        print(f"{counted(donor['channels'], 'channel')} of {name}{ability} at strength {_strength(donor['strength'])}")
     print(f"transferred: {counted(moved['values'], 'value')} of {counted(moved['parameters'], 'parameter')}")
     print(f"written to {report['output']}, with recipe.yaml, report.json and the page {report['output']}/index.html")
 
@@ -268,7 +270,7 @@ def _print_legend(models: list[str], described: Recipe) -> None:
     share = described.evaluate.interpolation if described.evaluate else 0.0
     rows = {
         "target": "as it was",
-        "act": "with the channels of the donor",
+        "act": f"with the channels of the donor{'s' * (len(described.donor) > 1)}",
         "random": "with as many others at random",
         "weight-diff": "with as many whose weights differ most",
         "interpolation": f"with all parameters moved by {share:g}",

@@ -90,6 +90,9 @@ def test_an_example_runs(name, tmp_path):
     assert f"| **act{' + tune' if recipe.tune else ''}** (this model) |" in card
     assert ("- fine-tune" in card) == bool(recipe.tune)
     assert f"## How the channels were found\n\n{'Those of' if name == 'merge' else 'On german.jsonl'}" in card
+    if name == "merge":
+        assert "act: with the channels of the donors;" in ran.stdout
+        assert "channels of base for german at" in ran.stdout and "channels of base for finnish at" in ran.stdout
     if name == "sweep":
         report = json.loads((tmp_path / "mended" / "report.json").read_text())
         controls = {name: len(rows) for name, rows in report["sweep"]["controls"].items()}
