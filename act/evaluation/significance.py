@@ -66,7 +66,7 @@ def least_p(signs: int) -> float:
     >>> least_p(4), least_p(6)
     (0.125, 0.03125)
     """
-    return min(1.0, 2 / 2**signs)
+    return min(1.0, 2.0 ** (1 - signs))
 
 
 def fewest_signs(below: float) -> int:
