@@ -274,7 +274,7 @@ def _require_others(models: Sequence[str], before: str | None) -> None:
         seen[place] = name
 
 
-_USED: dict[Use, str] = {"ranked": "channels were found by this text", "trained": "this text was trained on"}
+_USED: dict[Use, str] = {"ranked": "to find channels", "trained": "to train on"}
 
 
 def _uses(model: str, texts: Mapping[str, Corpus]) -> dict[str, list[Use]]:
@@ -290,12 +290,13 @@ def _warn_of_used(used: Mapping[str, Mapping[str, Sequence[Use]]]) -> None:
     """Warn of texts that models were made by, in one sentence for all that were made by the same ones."""
     alike: dict[tuple[str, str], list[str]] = {}
     for model, texts in used.items():
-        for name, uses in texts.items():
-            alike.setdefault((name, " and ".join(_USED[use] for use in uses)), []).append(model)
-    for (name, how), models in alike.items():
+        for uses in dict.fromkeys(map(tuple, texts.values())):
+            names = " and ".join(name for name, found in texts.items() if tuple(found) == uses)
+            alike.setdefault((names, " and ".join(_USED[use] for use in uses)), []).append(model)
+    for (names, how), models in alike.items():
         console.warn(
-            f"{name}: by the card of {' and '.join(models)}, {how}, so its figures say nothing of other text; evaluate "
-            "on records that were used for nothing else"
+            f"{names}: used {how}, by the card of {' and '.join(models)}, so figures there say nothing of other text; "
+            "evaluate on records that were used for nothing else"
         )
 
 

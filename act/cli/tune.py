@@ -42,14 +42,21 @@ def command(
     model: options.Model,
     corpus: Annotated[
         str,
-        typer.Option(rich_help_panel=options.TEXT, help="Records to train on, as act-profile run takes a corpus."),
+        typer.Option(
+            rich_help_panel=options.TEXT,
+            help="Records to train on: a file, folder or data set of the hub, as for act-profile run; of records with "
+            "an answer, that is learnt alone.",
+        ),
     ],
     output: options.Output,
     reading: ReadingRecords,
     revision: options.Revision = None,
     replay: Annotated[
         str | None,
-        typer.Option(rich_help_panel=options.TEXT, help="Records of abilities to retain, mixed in."),
+        typer.Option(
+            rich_help_panel=options.TEXT,
+            help="Records of abilities to retain, mixed in; half of those drawn, or --replay-share.",
+        ),
     ] = None,
     replay_share: Annotated[
         float | None, typer.Option(help="Share of the records that come from --replay; 0.5 by default.")
@@ -65,9 +72,13 @@ def command(
     ] = 8,
     learning_rate: Annotated[float, typer.Option(help="Learning rate of AdamW; it falls linearly to 0.")] = 1e-4,
     lora_rank: Annotated[int | None, typer.Option(help="Rank of the adapters in mode lora; 8 by default.")] = None,
-    adapter: Annotated[bool, typer.Option("--adapter/--merge", help="Save the LoRA adapter, or merge it.")] = False,
+    adapter: Annotated[
+        bool, typer.Option("--adapter/--merge", help="In mode lora: save the adapter, or merge it.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed for the order of records, dropout and adapters.")] = 0,
-    save_steps: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 50,
+    save_steps: Annotated[
+        int, typer.Option(help="Steps between checkpoints, from which the same command goes on.")
+    ] = 50,
     push_to_hub: options.PushToHub = None,
     device: Annotated[
         str,

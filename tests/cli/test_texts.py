@@ -339,7 +339,7 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     assert "act-profile evaluate --before" in text and "pypi" not in text
     before = ["--before", folder / "model", *given[:4]]
     measured = act_profile("evaluate", *before, "--model", tmp_path / "a" / "tuned", "--metric", "exact", "--card")
-    assert f"facts: by the card of {tmp_path / 'a' / 'tuned'}, this text was trained on, so its" in measured.stderr
+    assert f"facts: used to train on, by the card of {tmp_path / 'a' / 'tuned'}, so figures" in measured.stderr
     text = (tmp_path / "a" / "tuned" / "README.md").read_text()
     assert (
         "| facts | exact match | **tuned** (this model) | 4, on which it was trained |" in text
