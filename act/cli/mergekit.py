@@ -32,9 +32,7 @@ What the first of these writes:
 
 
 def command(
-    config: Annotated[
-        Path | None, typer.Argument(help="A mergekit configuration, as below, where merge_method is act.")
-    ] = None,
+    config: Annotated[Path | None, typer.Argument(help="A mergekit configuration, such as the one below.")] = None,
     output: Annotated[Path | None, typer.Argument(help="Folder for the resulting model.")] = None,
     example: Annotated[
         bool, typer.Option("--example", help="Print a configuration to begin with, whose models are yours to name.")

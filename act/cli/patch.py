@@ -103,8 +103,11 @@ def show(patch: PatchFile, as_json: options.Json = False) -> None:
         for (name, dim, dtype), total in together.items()
     ]
     console.print_table(title, ["parameter", "changed", "values", "type"], rows)
+    print(f"made on {held.provenance.target}, the model to apply it to")
     for donor in held.provenance.donors:
-        print(f"donor {donor.name}: {counted(donor.channels, 'channel')} at strength {donor.strength}")
+        text = f", on {', '.join(donor.rule.corpora)}" if donor.rule.corpora else ""
+        chosen = f"{counted(donor.channels, 'channel')} at strength {donor.strength}, by {donor.rule}{text}"
+        print(f"donor {donor.name}: {chosen}")
 
 
 def compose_command(

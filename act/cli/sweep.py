@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -32,7 +33,8 @@ act-profile sweep german.safetensors --donor base/ --target specialist/ \\
     --corpus german=test-de.jsonl --keep maths=test-maths.jsonl \\
     --output sweep.json
 act-profile sweep german.safetensors --donor base/ --target specialist/ \\
-    --corpus test-de.jsonl --top 2% --top 5% --strength 0.4 --strength 1
+    --corpus test-de.jsonl --top 2% --top 5% --strength 0.4 --strength 1 \\
+    --control random --control weight-diff
 """
 
 
@@ -161,12 +163,12 @@ def command(
         total = 2 + sum(steps if name == "interpolation" else shares * steps for name in ["", *controls])
         before: dict[str, Evaluation] = {}
 
-        def report(setting: Setting) -> None:
+        def report(setting: Setting, control: str = "") -> None:
             errors[id(setting)] = {place: figure_error(one) for place, one in latest.items()}
             given_by[id(setting)] = {**latest}
             if not before:  # the unchanged target comes first
                 before.update(latest)
-            progress(f"top {setting.top:g}, strength {setting.strength:g}", len(errors), total)
+            progress(f"{control}top {setting.top:g}, strength {setting.strength:g}", len(errors), total)
 
         progress("the target", 0, total)
         grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}
@@ -189,7 +191,12 @@ def command(
             key: value for key, value in by.ranking.items() if key in ("scope", "granularity", "include", "exclude")
         }
         tried = {
-            name: swept_control(cast("Control", name), giving, taking, measured, judge, found, report=report, **parts)
+            name: swept_control(
+                cast("Control", name),
+                *(giving, taking, measured, judge, found),
+                report=partial(report, control=f"{name}, "),
+                **parts,
+            )
             for name in controls
         }
         judge(giving)

@@ -170,7 +170,7 @@ class Swept:
             print("a picture of these records, and no ground to choose a share or strength by:")
             print("\n".join(f"  {doubt}" for doubt in self.doubts))
         elif apart and self.verdict:
-            print(self.verdict.headline)
+            print("\n".join([self.verdict.headline, *self.verdict.details]))
 
     def _row(self, row: Setting) -> dict[str, Any]:
         errors = {f"{text}{ERROR}": error for text, error in self.errors[id(row)].items()}

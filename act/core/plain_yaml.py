@@ -45,7 +45,9 @@ def read_yaml(path: Path, expected: str) -> tuple[yaml.Node, Any]:
         raise ActError(f"{path}: {error.problem} (line {error.problem_mark.line + 1})") from error
     except yaml.MarkedYAMLError as error:
         raise ActError(f"{path} is not YAML: {_slip(error)}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ActError(f"{path} is not YAML: it is no text in UTF-8; expected {expected}") from error
+    except yaml.YAMLError as error:
         raise ActError(f"{path} is not YAML: {brief(error, 300)}") from error
 
 

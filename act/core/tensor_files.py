@@ -36,7 +36,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS = {
-    "act-profile": _Kind("a profile", "act-profile run or pair", "act.load"),
+    "act-profile": _Kind("a profile", "act-profile pair, attribute or run", "act.load"),
     "act-attribution": _Kind("an attribution", "act-profile attribute", "act.load"),
     "act-channels": _Kind("a channel set", "act-profile rank", "act.ChannelSet.load"),
     "act-patch": _Kind("a patch", "act-profile transfer --output patch.safetensors", "act.Patch.load"),

@@ -38,10 +38,13 @@ from act.ranking.channel_set import ChannelSet, ChosenRows
 
 if TYPE_CHECKING:
     from mergekit.config import MergeConfiguration
+    from pydantic import ValidationError
 
 __all__ = ["merge", "register"]
 
 NAME = "act"
+PRINTS_ONE = "act-profile mergekit --example prints one"
+_FAULTS = 3  # of a configuration, that are told
 _NONE: Mapping[str, str] = {}
 _OF_DONORS = ("channels", "weight")
 _NAME_MODELS: dict[str, tuple[str, ...]] = {  # mergekit's keys that name a model, with the values that do not
@@ -146,14 +149,16 @@ def merge(
     output = Path(output)
     _, settings = read_yaml(Path(config), "a mergekit configuration")
     if not isinstance(settings, dict):
-        raise ActError(f"{config} holds no mergekit configuration; act-profile mergekit --example prints one")
+        raise ActError(f"{config} holds no mergekit configuration; {PRINTS_ONE}")
     _require_keys(str(config), settings, MergeConfiguration.model_fields, settings.get("merge_method") == NAME)
     for place, entry in enumerate(_entries(settings), 1):
         where = f"entry {place} of models in {config}"
         _require_keys(where, entry, InputModelDefinition.model_fields, settings.get("merge_method") == NAME)
     try:
         plan = MergeConfiguration.model_validate(_absolute(settings))
-    except (ValidationError, RuntimeError) as error:
+    except ValidationError as error:
+        raise ActError(f"mergekit cannot use {config}: {_wrong(error)}; {PRINTS_ONE}") from error
+    except RuntimeError as error:
         raise ActError(f"mergekit cannot use {config}: {brief(error, 400)}") from error
     methods = [method.spec.name for method in registered_methods()]
     if plan.merge_method not in methods:
@@ -177,6 +182,12 @@ def merge(
         elif (card := folder / CARD).is_file():
             put_card(folder, card.read_text(encoding="utf-8"))
     return moved.provenance if moved else None
+
+
+def _wrong(error: ValidationError) -> str:
+    """What a configuration lacks or has too much of, by its keys, the first of it."""
+    each = [f"{'.'.join(map(str, one['loc'])) or 'all of it'}: {one['msg']}" for one in error.errors()]
+    return "; ".join([*each[:_FAULTS], *([f"and {len(each) - _FAULTS} more"] if each[_FAULTS:] else [])])
 
 
 def _absolute(settings: Any, known: Mapping[str, str] = _NONE, key: str = "") -> Any:
@@ -238,15 +249,21 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
     _require_here(str(base.model))
     for entry in plan.models:
         name, settings = str(entry.model.model), {**(plan.parameters or {}), **(entry.parameters or {})}
-        _require_known(f"parameters of {name}", entry.parameters or {}, _OF_DONORS)
+        called = _called(name)
+        _require_known(f"parameters of {called}", entry.parameters or {}, _OF_DONORS)
         if entry.model == base:
             continue
         _require_here(name)
+        if entry.model in donors:
+            raise ActError(
+                f"models names {called} twice, and mergekit takes each model once; give several channel sets of one "
+                "donor to act-profile transfer, with --donor and --channels for each"
+            )
         channels, weight = settings.get("channels"), settings.get("weight", 0.4)
         if not isinstance(channels, str):
-            raise ActError(f"{name} has no parameter channels; give the file of a channel set")
+            raise ActError(f"{called} has no parameter channels; give the file of a channel set")
         if not isinstance(weight, int | float):
-            raise ActError(f"weight of {name} is {weight}; merge_method act takes one number")
+            raise ActError(f"weight of {called} is {weight}; merge_method act takes one number")
         try:
             donors[entry.model] = Donor(name, ChannelSet.load(channels), weight)
         except Missing as error:
@@ -319,6 +336,11 @@ def _require_here(name: str) -> None:
         require_place(name, "model")
     except Missing as error:
         raise Missing(f"{error.said} ({_looked_at(name)})", error.near) from error
+
+
+def _called(name: str) -> str:
+    """A model as a configuration is likely to name it: a folder from the working directory on."""
+    return str(Path(name).relative_to(Path.cwd())) if Path(name).is_relative_to(Path.cwd()) else name
 
 
 def _looked_at(place: str) -> str:

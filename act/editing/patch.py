@@ -162,13 +162,9 @@ class Patch:
             found, expected = matrix_of(change.parameter, weights), change.before if forward else change.after
             if change.rows.max() >= len(found) or not same_bytes(found[change.rows.to(found.device)], expected):
                 raise ActError(f"{described(change.parameter)} {_unexpected(change, found, forward, self.provenance)}")
-        side = "before" if forward else "after"
         expected_print = self.provenance.before if forward else self.provenance.after
         if expected_print and (found_print := self._fingerprint_of(weights, forward)) != expected_print:
-            raise ActError(
-                f"the model has the fingerprint {found_print}, the patch expects {expected_print} {side} the "
-                f"transfer: some parameter was changed after the transfer, or it is another model"
-            )
+            raise ActError(_changed_elsewhere(found_print, expected_print, forward))
         for change in self.changes:
             view = matrix_of(change.parameter, weights)
             view[change.rows.to(view.device)] = (change.after if forward else change.before).to(view.device)
@@ -276,11 +272,35 @@ def _unexpected(change: ChangedRows, found: torch.Tensor, forward: bool, made: T
         done = "after the transfer already" if forward else "before the transfer"
         return f"holds the values from {done}, so there is nothing to {'apply' if forward else 'revert'}"
     if forward:
-        return f"does not hold the values the patch was made on; apply it to the model it was made for, {made.target}"
+        return (
+            f"does not hold the values the patch was made on; apply it to the model it was made for, {made.target}, "
+            f"or, if that has another patch in it by now, {_both()}"
+        )
     return (
         "does not hold the values that the transfer wrote: it was changed since, which reverting would lose, or it is "
         "another model; give the model that came out of the transfer"
     )
+
+
+def _changed_elsewhere(found: str, expected: str, forward: bool) -> str:
+    """What is wrong with a model that holds the rows that a patch expects, beside others that it does not expect."""
+    if forward:
+        return (
+            f"the model is not as it was when the patch was made on it (fingerprint {found}, expected {expected}): "
+            "rows that this patch does not change are others, as after another patch or a tune; to have two patches in "
+            f"one model, {_both()}"
+        )
+    return (
+        f"the model is not as the patch left it (fingerprint {found}, expected {expected}): rows that this patch does "
+        "not change are others, as after a tune or where several patches were composed; revert what was done last, "
+        "such as the composed patch"
+    )
+
+
+def _both() -> str:
+    """How a model comes to have two patches."""
+    how = option("act-profile patch compose", "act.compose")
+    return f"compose both ({how}) and apply the result to the model without either"
 
 
 def compose(patches: Iterable[Patch], conflict: Conflict = "refuse") -> Patch:

@@ -249,7 +249,7 @@ def verdict_of_settings(
     setting = f"{100 * best.top:g} % of the channels at strength {best.strength:g}"
     share = is_share(tried, ability)
     gained = f"{shown(before.figures[ability], None, share)} before, {shown(best.figures[ability], None, share)} after"
-    most = f"Of {counted(len(moved), 'setting')}, {setting} bring most of {ability} back"
+    most = f"Of {counted(len(moved), 'setting')}, {setting} recover {ability} best"
     headline = f"{most}{f' and keep {enough} of the rest' if keep and keeping else ''}: {gained}."
     left, what = _left(best, scales)
     details = [f"It keeps {left:.0%} of what is to be kept, at the least{what and f': {what}'}."] if keep else []
@@ -264,7 +264,7 @@ def verdict_of_settings(
     if best.figures[ability] <= before.figures[ability]:
         headline = f"None of {counted(len(moved), 'setting')} brings {ability} back: {gained}, at the best."
     elif keep and not keeping:
-        headline = f"No setting keeps {enough}{what and f' {what}'}; {setting} bring most of {ability} back: {gained}."
+        headline = f"No setting keeps {enough}{what and f' {what}'}; {setting} recover {ability} best: {gained}."
     if doubts:
         first, *more = [f"{one.rstrip('.')}." for one in doubts]
         return Verdict(

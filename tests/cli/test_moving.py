@@ -133,6 +133,7 @@ def test_patch_files_are_made_shown_applied_reverted_and_composed(folder, tmp_pa
     assert shown["values"] == len(Patch.load(files["one"])) == sum(change["values"] for change in shown["changes"])
     told = act_profile("patch", "show", files["one"]).stdout
     assert "donor" in told and " rows" in told and "dim" not in told
+    assert f"made on {shown['before']}, the model to apply it to" in told and "at strength 0.4, by " in told
     told = act_profile(
         "patch", "revert", files["one"], "--model", tmp_path / "patched", "--output", tmp_path / "restored"
     )

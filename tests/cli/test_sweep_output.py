@@ -71,7 +71,9 @@ def test_a_table_says_what_each_figure_is_and_which_settings_stand_out(wide, cap
     assert "donor 50.0 ± 18.9 -2.000 ± 0.100" in lines and "* target 12.5 ± 12.5 -1.000 ± 0.100" in lines
     assert "* 5% 0.4 50 25.0 ± 16.4 -1.020 ± 0.100" in lines and "5% 1 50 25.0 ± 16.4 -1.020 ± 0.100" in lines
     assert "majority 37.5" in lines and "chance 25.0" in lines and "Control: random" in said
-    assert "Of 3 settings, 5 % of the channels at strength 0.4 bring most of german back and keep 95%" in said
+    assert "Of 3 settings, 5 % of the channels at strength 0.4 recover german best and keep 95% of the rest" in said
+    assert [line for line in lines if line.startswith(("It ", "The best of"))] == [*found.verdict.details]
+    assert "The best of random brings german to 25.0 %, and keeps 98%." in lines
     best = found.to_json()["best"]
     assert (best["top"], best["strength"], best["de"], best["de_se"]) == (
         0.05,
@@ -87,7 +89,9 @@ def test_a_doubtful_sweep_is_a_picture_and_recommends_nothing(wide, capsys):
     found = replace(found, doubts=["german is the text that the channels were ranked on"])
     found.print()
     said = capsys.readouterr().out
-    assert "a picture of these records" in said and "bring most of" not in said and found.to_json()["best"] is None
+    assert (
+        "a picture of these records" in said and "recover german best" not in said and found.to_json()["best"] is None
+    )
 
 
 def test_a_sweep_says_by_what_it_ranked(wide, capsys):

@@ -119,6 +119,46 @@ def test_composing_reports_rows_that_two_patches_change():
     assert same(state(target), held)
 
 
+def made_and_reverted(donor, target, channels):
+    patch = act.transfer(donor, target, channels)
+    patch.revert(target)
+    return patch
+
+
+def test_a_second_patch_is_refused_with_the_way_to_have_both():
+    donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
+    space = ChannelSpace.from_model(target)
+    one, two = (
+        made_and_reverted(
+            donor, target, act.ChannelSet(space, torch.arange(8) + space.site(name).offset, torch.ones(8))
+        )
+        for name in ("model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj")
+    )
+    one.apply(target)
+    held = state(target)
+    with pytest.raises(act.ActError, match=r"rows that this patch does not change are others, as after another patch"):
+        two.apply(target)
+    with pytest.raises(
+        act.ActError, match=r"two patches in one model, compose both \(act.compose\) and apply the result"
+    ):
+        two.apply(target)
+    assert same(state(target), held)
+    one.revert(target)
+    joined = act.compose([one, two])
+    joined.apply(target)
+    with pytest.raises(
+        act.ActError, match=r"not as the patch left it .* revert what was done last, such as the compos"
+    ):
+        one.revert(target)
+    joined.revert(target)
+    again = act.transfer(donor, target, chosen(space, 0.5))
+    with pytest.raises(act.ActError, match=r"if that has another patch in it by now, compose both \(act.compose\) and"):
+        two.apply(target)
+    again.revert(target)
+    with pytest.raises(act.ActError, match=r"the patches are one act.Patch; expected a list of them"):
+        act.compose(one, two)
+
+
 def test_another_vocabulary_is_left_out_and_said_or_aligned():
     donor, target = tiny_model("llama"), tiny_model("llama", seed=1)
     donor.resize_token_embeddings(310)

@@ -152,7 +152,7 @@ def test_rows_that_cross_columns_and_other_tokens_are_refused(models, tmp_path, 
         merge(configured(tmp_path, {"one": 0.4}), tmp_path / "none")
 
 
-def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
+def test_what_cannot_be_merged_is_one_sentence(models, tmp_path, monkeypatch):
     from act.editing.mergekit import merge
 
     for donors, parameters, message in (
@@ -215,6 +215,20 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path):
     (tmp_path / "config.yml").write_text("merge_method: act\n")
     with pytest.raises(act.ActError, match="mergekit cannot use"):
         merge(tmp_path / "config.yml", tmp_path / "out")
+    (tmp_path / "config.yml").write_text('{"rows": []}')
+    with pytest.raises(act.ActError, match=r"cannot use \S*: merge_method: Field required; act-profile .* prints one$"):
+        merge(tmp_path / "config.yml", tmp_path / "out")
+    with pytest.raises(act.ActError, match=r"is not YAML: it is no text in UTF-8; expected a mergekit configuration"):
+        merge(tmp_path / "one.set", tmp_path / "out")
+    settings = yaml.safe_load(plain)
+    config.write_text(yaml.safe_dump({**settings, "models": settings["models"] * 2}))
+    with pytest.raises(act.ActError, match=r"models names \S*one twice, .* to act-profile transfer, with --donor and"):
+        merge(config, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    settings["models"][0]["parameters"] = {}
+    config.write_text(yaml.safe_dump(settings))
+    with pytest.raises(act.ActError, match=r"^one has no parameter channels; give the file"):
+        merge(config, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
