@@ -321,7 +321,10 @@ BAD = {
         ["rank", of_schema(f / "pair.safetensors", t / "p", "act-profile/99")],
         "holds act-profile/99, expected act-profile/1",
     ),
-    "not a profile": lambda f, t: (["rank", f / "channels.safetensors"], "is a channel set, expected a profile"),
+    "not a profile": lambda f, t: (
+        ["rank", f / "channels.safetensors"],
+        "is a channel set, expected a profile; act-profile pair, attribute or run makes one",
+    ),
     "not a channel set": lambda f, t: (
         ["transfer", "--donor", f / "donor", "--target", f / "target", "--channels", f / "pair.safetensors"],
         "is a profile, expected a channel set; make one of it: act-profile rank",
