@@ -274,7 +274,11 @@ def _require_others(models: Sequence[str], before: str | None) -> None:
         seen[place] = name
 
 
-_USED: dict[Use, str] = {"ranked": "to find channels", "trained": "to train on"}
+_USED: dict[Use, str] = {
+    "ranked": "to find channels",
+    "chosen": "to choose share and strength",
+    "trained": "to train on",
+}
 
 
 def _uses(model: str, texts: Mapping[str, Corpus]) -> dict[str, list[Use]]:
@@ -295,8 +299,8 @@ def _warn_of_used(used: Mapping[str, Mapping[str, Sequence[Use]]]) -> None:
             alike.setdefault((names, " and ".join(_USED[use] for use in uses)), []).append(model)
     for (names, how), models in alike.items():
         console.warn(
-            f"{names}: used {how}, by the card of {' and '.join(models)}, so figures there say nothing of other text; "
-            "evaluate on records that were used for nothing else"
+            f"{names}: used {how}, by the card of {' and '.join(models)}, so figures there flatter it and tell little "
+            "of other text; evaluate on records that were used for nothing else"
         )
 
 

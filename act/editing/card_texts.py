@@ -15,15 +15,19 @@ FOUND = "## How the channels were found"
 """The heading of the section on that."""
 
 _MARKS = "`'\".,;:()[]"
-Use = Literal["ranked", "trained"]
-"""What a text was used for: to find channels, texts to keep included, or to train on, records mixed in included."""
+Use = Literal["ranked", "chosen", "trained"]
+"""What a text was used for: to find channels or choose share and strength, texts to keep included; or to train on."""
 
-_SAID: dict[Use, str] = {"ranked": "Fingerprints of these texts", "trained": "Fingerprints of what it was trained on"}
+_SAID: dict[Use, str] = {
+    "ranked": "Fingerprints of these texts",
+    "chosen": "Fingerprints of these records",
+    "trained": "Fingerprints of what it was trained on",
+}
 _LINE = {use: re.compile(rf"^{said}: (.*)$", re.MULTILINE) for use, said in _SAID.items()}
 _FINGERPRINT = re.compile(r"`([^`]+)`")
 
 
-def fingerprints_said(use: Use, texts: Mapping[str, Iterable[str]]) -> str:
+def fingerprints_said(use: Use, texts: Mapping[str, Iterable[str | None]]) -> str:
     """The line of a card with the fingerprints of texts, given by their names; empty if none is known.
 
     >>> from act.editing.card_texts import fingerprints_said

@@ -23,6 +23,7 @@ from act.core.errors import ActError, BadRecord, option, require_choice, require
 from act.core.names import names_in
 from act.data.corpus import Corpus, require_corpus, skipping
 from act.data.digests import same_text
+from act.editing.card_texts import fingerprints_said
 from act.editing.strength import require_strength
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.evaluations import Evaluations
@@ -30,6 +31,7 @@ from act.evaluation.exercises import Metric
 from act.evaluation.frontier import frontier
 from act.evaluation.held_out import held_out
 from act.evaluation.kept import CLEAR, KEPT, OF_LACK, Keeping, Share, kept_of
+from act.evaluation.results_table import METRICS
 from act.evaluation.significance import finite, ratio_and_error, with_error
 from act.evaluation.sweep import STRENGTHS, TOPS, Control, Setting, Sweep, ranked_by, swept, swept_control
 from act.models.common import common_space
@@ -172,7 +174,7 @@ class Choice:
     def card(self) -> str:
         """The choice and its frontier, in Markdown, for a model card."""
         texts = ", ".join(
-            f"{name} ({counted(count, 'record')}, {self.metric[name]})" for name, count in self.records.items()
+            f"{name} ({counted(count, 'record')}, {METRICS[self.metric[name]]})" for name, count in self.records.items()
         )
         others = ", ".join(self.not_compared)
         unsure = (
@@ -180,6 +182,8 @@ class Choice:
             if others
             else ""
         )
+        read = self.before[0] if self.before else ()
+        known = fingerprints_said("chosen", {one.corpus: [one.corpus_fingerprint] for one in read})
         rows = [
             f"| {'**chosen**' if one == self.chosen else ''} | {100 * one.top:g} % | {one.strength:g} "
             f"| {one.channels:,} | {one.recovered} | {one.least_kept} |"
@@ -190,6 +194,7 @@ class Choice:
                 f"Share and strength were chosen among {len(self.candidates)} on records that the ranking was not "
                 f"measured on: most recovered at {100 * self.least:g} % kept or more. Records: {texts}.{unsure}"
                 + (f" In the table, {self.meaning}." if self.meaning else ""),
+                *(["", known] if known else []),
                 "",
                 "| | share of the channels | strength | channels | recovered | kept |",
                 "|---|---|---|---|---|---|",

@@ -103,13 +103,15 @@ def too_few(change: Comparison, records: int, level: float) -> str | None:
         level: the p that it takes.
 
     >>> from act.evaluation.comparison import too_few
-    >>> change = act.compare(act.evaluate(target, corpus, "nll"), act.evaluate(donor, corpus, "nll"))
+    >>> same = act.evaluate(target, corpus, "nll")
+    >>> change = act.compare(same, same)
     >>> too_few(change, 4, 0.05)
     'too few records to tell: with 4, p cannot fall below 0.125; at least 6 are needed'
     >>> too_few(change, 6, 0.05) is None
     True
     """
-    if change.nll is None and change.match is None:
+    test = change.match or change.nll
+    if test is None or not test.p >= level:  # NaN is neither
         return None
     differing, needed = change.gained + change.lost, fewest_signs(level)
     if records < needed:

@@ -17,7 +17,11 @@ METRICS = {"exact": "exact match", "number": "right number", "choice": "right ch
 """What a metric is called where its figures stand, by the name by which it is asked for."""
 LIKELIHOOD = "NLL per token"
 NLL = "NLL: negative log-likelihood per token in nats, less is better"
-SEEN: dict[Use, str] = {"ranked": "by which the channels were found", "trained": "on which it was trained"}
+SEEN: dict[Use, str] = {
+    "ranked": "by which the channels were found",
+    "chosen": "on which share and strength were chosen",
+    "trained": "on which it was trained",
+}
 """What is said of the rows of a text that was used to make the model."""
 P = "p: the probability that chance alone makes such a difference to the model that the heading names"
 

@@ -340,6 +340,10 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     before = ["--before", folder / "model", *given[:4]]
     measured = act_profile("evaluate", *before, "--model", tmp_path / "a" / "tuned", "--metric", "exact", "--card")
     assert f"facts: used to train on, by the card of {tmp_path / 'a' / 'tuned'}, so figures" in measured.stderr
+    assert "README.md: these figures\n" in measured.stderr and "made of" not in measured.stderr
+    assert (
+        "facts: too few records to tell: with 4, p cannot fall below 0.125; at least 6 are needed\n" in measured.stdout
+    )
     text = (tmp_path / "a" / "tuned" / "README.md").read_text()
     assert (
         "| facts | exact match | **tuned** (this model) | 4, on which it was trained |" in text

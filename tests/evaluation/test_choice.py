@@ -160,6 +160,9 @@ def test_without_a_ranking_half_of_the_records_rank_and_the_others_choose(measur
     )
     found = act.choose(donor, target, None, german, english, **given)
     assert found.records == {"german": 48, "english": 48} and not found.not_compared
+    others = {name: one.part([1], 2).source.fingerprint for name, one in (("german", german), ("english", english))}
+    listed = ", ".join(f"`{known}` ({name})" for name, known in others.items())
+    assert f"\n\nFingerprints of these records: {listed}.\n\n" in found.card()
     pairs = [act.profile_pair(donor, target, one.part([0], 2)) for one in (german, english)]
     assert torch.equal(found.channels.index, act.rank(pairs[0], top=0.05, keep=pairs[1]).index)
 
