@@ -238,6 +238,11 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
     Returns:
         What is moved; None if an adapter is to be merged first, since what it makes of a model is not known yet.
     """
+    if plan.slices or plan.modules:
+        raise ActError(
+            f"merge_method act moves rows between whole models, not {'slices' if plan.slices else 'modules'}; give the "
+            "donors as models; act-profile rank --include chooses among their layers"
+        )
     if not plan.models or not plan.base_model:
         needed = {"base_model": "the target", "models": "the donors"}
         lacking = [f"{name} ({what})" for name, what in needed.items() if not getattr(plan, name)]
@@ -262,7 +267,7 @@ def _check(plan: MergeConfiguration, trust_remote_code: bool) -> _Moved | None:
         channels, weight = settings.get("channels"), settings.get("weight", 0.4)
         if not isinstance(channels, str):
             raise ActError(f"{called} has no parameter channels; give the file of a channel set")
-        if not isinstance(weight, int | float):
+        if not isinstance(weight, int | float) or isinstance(weight, bool):
             raise ActError(f"weight of {called} is {weight}; merge_method act takes one number")
         try:
             donors[entry.model] = Donor(name, ChannelSet.load(channels), weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -16,8 +17,10 @@ from command_line import Running, act_profile, succeed
 from safetensors.torch import load_file, save_file
 from support import ATTENTION, SMALL, tiny_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, LlamaConfig
+from typer.testing import CliRunner
 
 import act
+from act.cli import app
 from act.cli.patch import show
 from act.core.places import last_parts
 from act.editing.patch import Patch
@@ -432,7 +435,7 @@ def test_pickled_weights_are_loaded_and_it_is_said(folder, tmp_path):
     assert "load the model and save it again" in refuse(*patching)
 
 
-def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
+def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path, monkeypatch):
     pair = tmp_path / "pair.safetensors"
     models = ["--donor", folder / "one", "--target", folder / "target"]
     succeed("pair", *models, "--corpus", folder / "ability.jsonl", "--output", pair)
@@ -498,6 +501,10 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path):
     assert "normalize is 'no'" in refuse("sweep", pair, *models, *texts, *grid, "--normalize", "no")
     refused = refuse("sweep", pair, *models, *texts, *grid, "--output", pair, "--force")
     assert "would overwrite the input" in refused
+    monkeypatch.setattr("time.monotonic", itertools.count(0, 11).__next__)  # a line each time
+    given = ["sweep", pair, *models, *texts, *grid[:2], *grid[4:6], *controls[:2]]
+    lines = CliRunner().invoke(app, [*map(str, given)]).stderr
+    assert "sweep: top 0.05, strength 0.5, " in lines and "sweep: random, top 0.05, strength 0.5, " in lines
 
 
 def test_a_tune_in_bfloat16_is_saved_in_the_type_of_the_checkpoint(folder, tmp_path):

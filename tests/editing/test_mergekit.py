@@ -224,6 +224,14 @@ def test_what_cannot_be_merged_is_one_sentence(models, tmp_path, monkeypatch):
     config.write_text(yaml.safe_dump({**settings, "models": settings["models"] * 2}))
     with pytest.raises(act.ActError, match=r"models names \S*one twice, .* to act-profile transfer, with --donor and"):
         merge(config, tmp_path / "out")
+    settings["models"][0]["parameters"]["weight"] = True
+    config.write_text(yaml.safe_dump(settings))
+    with pytest.raises(act.ActError, match=r"weight of \S*one is True; merge_method act takes one number"):
+        merge(config, tmp_path / "out")
+    sources = [{"model": str(tmp_path / "one"), "layer_range": [0, 1]}]
+    config.write_text(yaml.safe_dump({"merge_method": "act", "slices": [{"sources": sources}]}))
+    with pytest.raises(act.ActError, match=r"between whole models, not slices; give the donors as models; act-profile"):
+        merge(config, tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     settings["models"][0]["parameters"] = {}
     config.write_text(yaml.safe_dump(settings))
