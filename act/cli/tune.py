@@ -220,7 +220,7 @@ def command(
     ]
     console.print_table(str(output), ["", ""], rows[1:])
     print("loss: of the first records drawn, on which it was trained, too; other text tells whether it is better")
-    next_step.after_change(model, output)
+    next_step.after_change(model, output, kept=bool(replay))
 
 
 @contextlib.contextmanager

@@ -543,9 +543,20 @@ def test_tables_of_changes_are_in_plain_words(folder, tmp_path):
     moved.append(act_profile("transfer", *given, tmp_path / "patch.safetensors").stdout)
     for said, how in zip(moved, ("on files", "as a patch"), strict=True):
         assert "carried out" in said and how in said and "parameters changed" in said
-    given = ["--corpus", folder / "ability.jsonl", "--steps", "1", "--batch-size", "2", "--output", tmp_path / "tuned"]
-    said = act_profile("tune", "--model", folder / "one", *given).stdout
-    assert "records drawn" in said and "records mixed in" not in said and "went on from" not in said
+    (tmp_path / "kept.jsonl").write_text('{"prompt": "a", "completion": " b"}\n')
+    given = [
+        "--corpus",
+        folder / "ability.jsonl",
+        "--replay",
+        tmp_path / "kept.jsonl",
+        "--steps",
+        "1",
+        "--batch-size",
+        "2",
+    ]
+    said = act_profile("tune", "--model", folder / "one", *given, "--output", tmp_path / "tuned").stdout
+    assert "records drawn" in said and "records mixed in" in said and "went on from" not in said
+    assert said.endswith(" --corpus TEST.jsonl --keep KEEP-TEST.jsonl\n")
 
 
 @pytest.mark.parametrize("mode", ["full", "rows"])
