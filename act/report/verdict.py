@@ -258,9 +258,13 @@ def verdict_of_settings(
     for name, rows in [*settings.items()][1:]:
         if others := [one for one in rows if one.top > 0]:
             other = best_setting(before, others, keep, known, least_kept)
-            much = f", and keeps {_left(other, scales)[0]:.0%}" if keep else ""
+            spared = _left(other, scales)[0]
+            much = f", and keeps {spared:.0%}" if keep else ""
             reached = shown(other.figures[ability], None, share)
-            details.append(f"The best of {name} brings {ability} to {reached}{much}.")
+            enough_too = not keep or spared >= min(least_kept, left)
+            equal = enough_too and before.figures[ability] < best.figures[ability] <= other.figures[ability]
+            less = ": the ranked channels bring no more" if equal else ""
+            details.append(f"The best of {name} brings {ability} to {reached}{much}{less}.")
     if best.figures[ability] <= before.figures[ability]:
         headline = f"None of {counted(len(moved), 'setting')} brings {ability} back: {gained}, at the best."
     elif keep and not keeping:

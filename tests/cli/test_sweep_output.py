@@ -73,7 +73,9 @@ def test_a_table_says_what_each_figure_is_and_which_settings_stand_out(wide, cap
     assert "majority 37.5" in lines and "chance 25.0" in lines and "Control: random" in said
     assert "Of 3 settings, 5 % of the channels at strength 0.4 recover german best and keep 95% of the rest" in said
     assert [line for line in lines if line.startswith(("It ", "The best of"))] == [*found.verdict.details]
-    assert "The best of random brings german to 25.0 %, and keeps 98%." in lines
+    assert "The best of random brings german to 25.0 %, and keeps 98%: the ranked channels bring no more." in lines
+    worse = replace(found, controls={"random": Sweep((found.found.rows[0], replace(found.found.rows[0], top=0.05)))})
+    assert worse.verdict.details[-1] == "The best of random brings german to 12.5 %, and keeps 100%."
     best = found.to_json()["best"]
     assert (best["top"], best["strength"], best["de"], best["de_se"]) == (
         0.05,
