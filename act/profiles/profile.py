@@ -100,7 +100,7 @@ class Profile(Statistics):
 
         Raises:
             ActError: one profile is of a pair and the other of a single model, one has swapped outputs and the other
-                has none, or their models differ.
+                has none, their models differ, or both are of one text.
 
         >>> first, second = (act.profile(model, corpus, shard=(number, 2)) for number in range(2))
         >>> whole = act.profile(model, corpus)

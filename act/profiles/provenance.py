@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, TypeAdapter
 
+from act.core.errors import ActError
 from act.core.plain import Flag, Natural, Positive, Seconds, checked
 from act.data.stream import Skipped
 
@@ -313,7 +314,18 @@ class Provenance:
     corpora: tuple[CorpusRead, ...] = ()
 
     def merged(self, other: Provenance) -> Provenance:
-        """The provenance of a sum of profiles: the settings and versions of this one, and the texts of both."""
+        """The provenance of a sum of profiles: the settings and versions of this one, and the texts of both.
+
+        Raises:
+            ActError: both are of one text, and of no different shards of it.
+        """
+        for mine, theirs in itertools.product(self.corpora, other.corpora):
+            one_text = mine.fingerprint and (mine.fingerprint, mine.ability) == (theirs.fingerprint, theirs.ability)
+            if one_text and (mine.shard, mine.shards) == (theirs.shard, theirs.shards):
+                raise ActError(
+                    f"both profiles are of {mine.name}, so its tokens would count twice; add profiles of different "
+                    "texts, or of different shards of one"
+                )
         return replace(self, corpora=(*self.corpora, *other.corpora))
 
     def over(self, corpus: CorpusRead) -> Provenance:

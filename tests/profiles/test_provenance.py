@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import save_file
+from support import tiny_model
 
 import act
 from act.profiles.provenance import CorpusIdentity, CorpusRead, ModelRead, Provenance, Settings, short_hash
@@ -160,3 +161,17 @@ def test_parts_of_a_corpus_add_up():
     assert (merged.counted, merged.records, merged.seconds, merged.shard) == (123, 24, 0.3, None)
     assert merged.nonfinite == {"x": 5} and merged.irregular == {"x": 21, "never": 0} and len(merged.skipped) == 3
     assert merged.shared_by_shards() == parts[0].shared_by_shards()
+
+
+def test_one_text_is_not_added_twice(tokenizer):
+    model = tiny_model("llama")
+    corpus, other = (
+        act.Corpus.from_records([{"text": text}] * 2, tokenizer, name=text) for text in ("a b c", "c b a d")
+    )
+    whole, second = act.profile(model, corpus), act.profile(model, other)
+    halves = [act.profile(model, corpus, shard=(number, 2)) for number in range(2)]
+    assert (whole + second).provenance.corpora[1].name == "c b a d"
+    assert [each.shard for each in (halves[0] + halves[1]).provenance.corpora] == [(0, 2), (1, 2)]
+    for one, same in ((whole, whole), (halves[0], halves[0]), (whole + second, second)):
+        with pytest.raises(act.ActError, match="so its tokens would count twice; add profiles of different texts"):
+            _ = one + same
