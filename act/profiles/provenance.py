@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
@@ -264,6 +265,19 @@ class CorpusRead(CorpusIdentity):
             skipped=tuple(skipped for each in parts for skipped in each.skipped),
         )
 
+    def overlaps(self, other: CorpusRead) -> bool:
+        """Whether some records of one text were read both times, as far as fingerprints tell."""
+        if not self.fingerprint or (self.fingerprint, self.ability) != (other.fingerprint, other.ability):
+            return False
+        pairs = itertools.product(self._parts(), other._parts())
+        return any((first - second) % math.gcd(every, each) == 0 for (first, every), (second, each) in pairs)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """The shards ``(i, n)`` that were read; of a whole text, ``(0, 1)``."""
+        if isinstance(self.shards, tuple) and self.of:
+            return [(number, self.of) for number in self.shards]
+        return [self.shard or (0, 1)]
+
     def shared_by_shards(self) -> dict[str, Any]:
         """What the shards of one run have in common, as plain data."""
         whole = {**self.to_json(), **({"read": [each.identity() for each in self.read]} if self.read else {})}
@@ -320,8 +334,7 @@ class Provenance:
             ActError: both are of one text, and of no different shards of it.
         """
         for mine, theirs in itertools.product(self.corpora, other.corpora):
-            one_text = mine.fingerprint and (mine.fingerprint, mine.ability) == (theirs.fingerprint, theirs.ability)
-            if one_text and (mine.shard, mine.shards) == (theirs.shard, theirs.shards):
+            if mine.overlaps(theirs):
                 raise ActError(
                     f"both profiles are of {mine.name}, so its tokens would count twice; add profiles of different "
                     "texts, or of different shards of one"

@@ -166,12 +166,15 @@ def test_parts_of_a_corpus_add_up():
 def test_one_text_is_not_added_twice(tokenizer):
     model = tiny_model("llama")
     corpus, other = (
-        act.Corpus.from_records([{"text": text}] * 2, tokenizer, name=text) for text in ("a b c", "c b a d")
+        act.Corpus.from_records([{"text": text}] * 4, tokenizer, name=text) for text in ("a b c", "c b a d")
     )
     whole, second = act.profile(model, corpus), act.profile(model, other)
     halves = [act.profile(model, corpus, shard=(number, 2)) for number in range(2)]
     assert (whole + second).provenance.corpora[1].name == "c b a d"
     assert [each.shard for each in (halves[0] + halves[1]).provenance.corpora] == [(0, 2), (1, 2)]
-    for one, same in ((whole, whole), (halves[0], halves[0]), (whole + second, second)):
+    quarter = act.profile(model, corpus, shard=(3, 4))
+    assert (halves[0] + quarter).provenance.corpora[1].shard == (3, 4)
+    twice = ((whole, whole), (halves[0], halves[0]), (whole + second, second), (whole, halves[1]), (halves[1], quarter))
+    for one, same in twice:
         with pytest.raises(act.ActError, match="so its tokens would count twice; add profiles of different texts"):
             _ = one + same
