@@ -130,7 +130,7 @@ def ranks_of(torchrun, checkpoints, patience) -> list[int]:
 @pytest.mark.slow
 def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path):
     corpus = tmp_path / "long.jsonl"
-    corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 4))
+    corpus.write_text("".join(json.dumps(record) + "\n" for record in RECORDS * 12))
     output = tmp_path / "p.safetensors"
     arguments = options(folder, "--corpus", corpus, "--output", output, "--checkpoint-every", "0.1", "--json")
     process = subprocess.Popen(
@@ -147,7 +147,7 @@ def test_a_lost_rank_is_a_sentence_and_the_same_command_goes_on(folder, tmp_path
     assert not output.exists() and all(path.exists() for path in checkpoints)
     refused = act_profile(*arguments, code=2)
     assert "another number of ranks" in refused.stderr
-    assert printed(act_profile(*arguments, ranks=2))["records"] == 1600
+    assert printed(act_profile(*arguments, ranks=2))["records"] == 4800
     act_profile(*options(folder, "--corpus", corpus, "--output", tmp_path / "whole.safetensors"))
     alone, together = act.load(tmp_path / "whole.safetensors"), act.load(output)
     assert relative(alone, together) < 1e-12
