@@ -77,7 +77,7 @@ def command(
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed for the order of records, dropout and adapters.")] = 0,
     save_steps: Annotated[
-        int, typer.Option(help="Steps between checkpoints, from which the same command goes on.")
+        int, typer.Option(help="Steps between checkpoints, from which the same command goes on; Ctrl-C makes one.")
     ] = 50,
     push_to_hub: options.PushToHub = None,
     device: Annotated[

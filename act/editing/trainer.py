@@ -17,9 +17,10 @@ from torch.utils.data import SequentialSampler
 
 from act.core.counted import counted
 from act.core.differences import first_difference
-from act.core.errors import ActError, option
+from act.core.errors import ActError, Interrupted, option
 from act.core.files import written_to, written_whole
 from act.core.hashes import hash_of
+from act.core.held_signals import Held, held_signals
 from act.core.progress import Progress, silent
 from act.core.scratch import clear
 from act.data.pieces import IGNORED, Piece, collate
@@ -141,12 +142,14 @@ def train(
         examples: a whole number of batches.
         learning_rate: of AdamW without weight decay; it falls linearly to 0.
         device: the device of the model.
-        checkpoints: folder for a checkpoint every ``save_steps`` steps; only the last is kept.
+        checkpoints: folder for a checkpoint every ``save_steps`` steps, and one when SIGINT or SIGTERM ends the
+            training; only the last is kept.
         resume_at: the step of the checkpoint to continue from; 0 starts from the beginning.
         progress: told of every step.
 
     Raises:
         Diverged: the loss, or a weight, became infinite or NaN.
+        Interrupted: after SIGINT or SIGTERM, once a checkpoint of the step that it came in is written.
     """
     from transformers import Trainer, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, TrainerCallback
@@ -155,6 +158,11 @@ def train(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             (folder / SEAL).write_text(hash_of(folder, without=SEAL), encoding="ascii")
+
+    class Ending(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if held.number is not None:
+                control.should_save = control.should_training_stop = True
 
     class Telling(TrainerCallback):
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -200,9 +208,19 @@ def train(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Sealing())
         trainer.add_callback(Telling())
+        trainer.add_callback(Ending())
         start = str(checkpoints / f"checkpoint-{resume_at}") if checkpoints and resume_at else None
-        with written_to(checkpoints, checkpoints) if checkpoints else contextlib.nullcontext():
+        # Without a place for what was trained, nothing is gained by ending the step.
+        with (
+            held_signals() if checkpoints else contextlib.nullcontext(Held()) as held,
+            written_to(checkpoints, checkpoints) if checkpoints else contextlib.nullcontext(),
+        ):
             trainer.train(resume_from_checkpoint=start)
+        if held.number is not None:
+            raise Interrupted(
+                f"interrupted after {trainer.state.global_step:,} of {counted(trainer.state.max_steps, 'step')}, which "
+                f"are safe in {checkpoints}; run the same command to continue from there"
+            )
     if not all(one.isfinite().all() for one in model.parameters() if one.requires_grad):
         after = counted(trainer.state.global_step, "step")
         raise Diverged(f"a trained weight is infinite or NaN after {after}", learning_rate)

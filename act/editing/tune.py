@@ -172,14 +172,15 @@ def tune(
         channels: for ``rows``: the channels whose parameter rows (and columns) are trained. Everything else stays the
             same to the bit, and the optimiser holds its moments for these rows only.
         keep_adapter: for ``lora``: return the model with its adapter instead of merging it into the weights.
-        checkpoints: folder for checkpoints. Called again with the same model, data and settings, training continues
-            from the last one.
+        checkpoints: folder for checkpoints: every ``settings.save_steps`` steps, and after the step in which SIGINT or
+            SIGTERM comes. Called again with the same model, data and settings, training continues from the last one.
         restart: start from the beginning, instead of raising, where the checkpoints are of other settings.
         progress: told of every step.
 
     Raises:
         ActError: a setting out of range; no records; quantised weights, or an adapter beside them; a missing package;
-            rows without channels; a loss, or weights, that became infinite or NaN; checkpoints of another run.
+            rows without channels; a loss, or weights, that became infinite or NaN; checkpoints of another run; as
+            Interrupted: a signal ended the training, once its checkpoint is written.
 
     >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3))
     >>> tuned.model is model

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from pydantic import TypeAdapter
 
 from act.core.errors import ActError, BadRecord, Interrupted, option
+from act.core.held_signals import Held, held_signals
 from act.core.names import require_name
 from act.core.plain import checked
 from act.core.scratch import clear
@@ -67,7 +66,7 @@ class Checkpoint:
         self._safe: Position | None = None
         self._safe_tokens = 0
         self._closed = False
-        self._signal: int | None = None
+        self._held = Held()
 
     def open(self, run: Run, stream: Stream, identity: dict[str, Any]) -> None:
         """Restore the run, stream and observers from the checkpoint, if it exists.
@@ -142,7 +141,7 @@ class Checkpoint:
         run.observers.append(writer)
         self._written = time.monotonic()
         try:
-            with self._signals():
+            with held_signals() as self._held:
                 yield
         except Interrupted:
             raise
@@ -220,7 +219,7 @@ class Checkpoint:
 
     def after_batch(self, run: Run, stream: Stream) -> None:
         """Write a checkpoint if it is due; end the run if a signal asked for it."""
-        if self._signal is not None:
+        if self._held.number is not None:
             if not self.write(run, stream):
                 raise Interrupted(f"interrupted after {run.total.tokens:,} tokens; {self.kept}")
             raise Interrupted(
@@ -229,25 +228,6 @@ class Checkpoint:
             )
         if time.monotonic() - self._written >= self._every:
             self.write(run, stream)
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Let the current batch end before SIGINT or SIGTERM takes effect; a second signal takes effect at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def note(number: int, frame: Any) -> None:
-            self._signal = number
-            for each, handler in before.items():
-                signal.signal(each, handler)
-
-        before = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
 
 class _Writer(Observer):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 import sys
 import warnings
 from dataclasses import replace
@@ -12,6 +14,7 @@ import torch
 from support import tiny_model
 
 import act
+from act.core.errors import Interrupted
 from act.editing.card_history import stranger
 from act.editing.model_card import write_card
 from act.editing.trainer import mark_saved, remove_saved, usable_checkpoint
@@ -180,6 +183,32 @@ def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monk
         act.tune(fresh(), corpus(tokenizer), **short, checkpoints=tmp_path / "checkpoints")
     again = act.tune(other, corpus(tokenizer), **options, checkpoints=tmp_path / "checkpoints", restart=True)
     assert again.resumed_from == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_training_after_its_step_and_nothing_of_it_is_lost(tokenizer, tmp_path, monkeypatch, number):
+    from transformers import Trainer
+
+    def tuned(**options):
+        return act.tune(tiny_model("llama-tied-bias", 1), corpus(tokenizer), settings(steps=5), **options)
+
+    real, calls, before = Trainer.training_step, [], signal.getsignal(number)
+
+    def pressed(self, *given, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+        return real(self, *given, **named)
+
+    whole = tuned()
+    monkeypatch.setattr(Trainer, "training_step", pressed)
+    place = tmp_path / "checkpoints"
+    with pytest.raises(Interrupted, match=r"after 3 of 5 steps, which are safe in .*checkpoints; run the same command"):
+        tuned(checkpoints=place)
+    assert signal.getsignal(number) is before
+    resumed = tuned(checkpoints=place)
+    assert resumed.resumed_from == 3 and len(calls) == 5
+    assert same(weights(whole.model), weights(resumed.model))
 
 
 def test_the_mix_has_its_share_and_goes_through_everything():
