@@ -168,7 +168,7 @@ def command(
             given_by[id(setting)] = {**latest}
             if not before:  # the unchanged target comes first
                 before.update(latest)
-            progress(f"{control}top {setting.top:g}, strength {setting.strength:g}", len(errors), total)
+            progress(f"{control}{100 * setting.top:g}% × {setting.strength:g}", len(errors), total)
 
         progress("the target", 0, total)
         grid = {**({"tops": top} if top else {}), **({"strengths": strength} if strength else {})}

@@ -17,7 +17,7 @@ from act.evaluation.kept import Keeping, Share, kept_of
 from act.evaluation.significance import finite, with_error
 from act.evaluation.sweep import Setting, Sweep
 from act.report.sources import ERROR, SHARES
-from act.report.verdict import Verdict, best_setting, verdict_of_settings
+from act.report.verdict import Verdict, best_setting, keeps_enough, verdict_of_settings
 
 Errors = Mapping[str, float | None]
 _Layout = Callable[[Sequence[Sequence[str]]], tuple[list[str], list[list[str]]]]
@@ -85,15 +85,16 @@ class Swept:
 
     @property
     def best(self) -> Setting | None:
-        """The setting that brings most back, of those that keep enough if there are any.
+        """The setting that brings most back, of those that keep enough.
 
-        None if none brings any, or if there are doubts.
+        None if none does both, or if there are doubts.
         """
         if self.doubts:
             return None
         before, *tried = self.found.rows
         best = best_setting(before, tried, self.keep, self.keeping)
-        return best if best.figures[self.ability] > before.figures[self.ability] else None
+        enough = keeps_enough(before, best, self.keep, self.keeping)
+        return best if enough and best.figures[self.ability] > before.figures[self.ability] else None
 
     @cached_property
     def settings(self) -> dict[str, list[Setting]]:
@@ -170,7 +171,8 @@ class Swept:
             print("a picture of these records, and no ground to choose a share or strength by:")
             print("\n".join(f"  {doubt}" for doubt in self.doubts))
         elif apart and self.verdict:
-            print("\n".join([self.verdict.headline, *self.verdict.details]))
+            advice = [] if self.best else self.verdict.advice[:1]
+            print("\n".join([self.verdict.headline, *self.verdict.details, *advice]))
 
     def _row(self, row: Setting) -> dict[str, Any]:
         errors = {f"{text}{ERROR}": error for text, error in self.errors[id(row)].items()}

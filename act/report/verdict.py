@@ -258,13 +258,17 @@ def verdict_of_settings(
     for name, rows in [*settings.items()][1:]:
         if others := [one for one in rows if one.top > 0]:
             other = best_setting(before, others, keep, known, least_kept)
+            which = f"The best of {name}"
+            if keeping and _left(other, scales)[0] < least_kept:  # ours keeps enough: what comes nearest to that
+                other = max(others, key=lambda one: _left(one, scales)[0])
+                which = f"No setting of {name} keeps {enough}; that which keeps most"
             spared = _left(other, scales)[0]
             much = f", and keeps {spared:.0%}" if keep else ""
             reached = shown(other.figures[ability], None, share)
             enough_too = not keep or spared >= min(least_kept, left)
             equal = enough_too and before.figures[ability] < best.figures[ability] <= other.figures[ability]
             less = ": the ranked channels bring no more" if equal else ""
-            details.append(f"The best of {name} brings {ability} to {reached}{much}{less}.")
+            details.append(f"{which} brings {ability} to {reached}{much}{less}.")
     if best.figures[ability] <= before.figures[ability]:
         headline = f"None of {counted(len(moved), 'setting')} brings {ability} back: {gained}, at the best."
     elif keep and not keeping:
@@ -281,6 +285,10 @@ def verdict_of_settings(
         f"This is the best of {counted(len(moved), 'setting')} on the records that it was chosen on: evaluate it on "
         "others, with controls, before believing it."
     ]
+    if best.figures[ability] <= before.figures[ability]:
+        advice = ["Try larger shares and strengths, or another score."]
+    elif keep and not keeping:
+        advice = ["Try smaller shares and strengths, or a ranking that spares what is to be kept."]
     if not keep:
         advice.append("Nothing shows what the change costs: evaluate records of what is to be kept, too (--keep).")
     return Verdict("open", headline, tuple(details), tuple(advice))
@@ -304,6 +312,17 @@ def best_setting(
     scales = _keeping(before, tried, keep, known)
     keeping = [one for one in tried if _left(one, scales)[0] >= least_kept]
     return max(keeping or tried, key=lambda one: one.figures[_ability(before, keep)])
+
+
+def keeps_enough(
+    before: Setting,
+    tried: Setting,
+    keep: Collection[str],
+    known: Mapping[str, Keeping] = _NONE,
+    least_kept: float = KEPT,
+) -> bool:
+    """Whether a setting keeps enough; arguments as those of :func:`best_setting`."""
+    return _left(tried, _keeping(before, [tried], keep, known))[0] >= least_kept
 
 
 def _ability(setting: Setting, keep: Collection[str]) -> str:

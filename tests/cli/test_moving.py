@@ -504,7 +504,7 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path, monkeypatch):
     monkeypatch.setattr("time.monotonic", itertools.count(0, 11).__next__)  # a line each time
     given = ["sweep", pair, *models, *texts, *grid[:2], *grid[4:6], *controls[:2]]
     lines = CliRunner().invoke(app, [*map(str, given)]).stderr
-    assert "sweep: top 0.05, strength 0.5, " in lines and "sweep: random, top 0.05, strength 0.5, " in lines
+    assert "sweep: 5% × 0.5, " in lines and "sweep: random, 5% × 0.5, " in lines
 
 
 def test_a_tune_in_bfloat16_is_saved_in_the_type_of_the_checkpoint(folder, tmp_path):

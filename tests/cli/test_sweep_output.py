@@ -85,6 +85,32 @@ def test_a_table_says_what_each_figure_is_and_which_settings_stand_out(wide, cap
     )
 
 
+def test_a_control_is_held_to_what_the_channels_are_held_to(wide):
+    found = swept({(0.0, 0.0): ("10000000", 1.0), (0.05, 0.4): ("11000000", 1.02)})
+    start, other = found.found.rows[0], {"de": 0.5, "ma": -2.0}
+    near = replace(found.found.rows[1], strength=0.2, figures={"de": 0.375, "ma": -1.2})
+    far = replace(near, strength=1.0, figures=other)  # as good as the donor, and as bad
+    found = replace(found, controls={"interpolation": Sweep((start, near, far))})
+    assert found.verdict.details[-1] == (
+        "No setting of interpolation keeps 95%; that which keeps most brings german to 37.5 %, and keeps 80%."
+    )
+
+
+@pytest.mark.parametrize(
+    ("right", "loss", "headline", "advice"),
+    [
+        ("11110000", 2.0, "No setting keeps 95%", "Try smaller shares and strengths, or a ranking that spares"),
+        ("10000000", 1.0, "None of 1 setting brings german back", "Try larger shares and strengths, or another score."),
+    ],
+)
+def test_a_sweep_without_a_good_setting_says_what_to_try(wide, capsys, right, loss, headline, advice):
+    found = swept({(0.0, 0.0): ("10000000", 1.0), (0.05, 2.0): (right, loss + 1e-6)})
+    found.print()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert found.best is None and found.to_json()["best"] is None and found.verdict.headline.startswith(headline)
+    assert found.verdict.advice[0].startswith(advice) and last == found.verdict.advice[0]
+
+
 def test_a_doubtful_sweep_is_a_picture_and_recommends_nothing(wide, capsys):
     found = swept({(0.0, 0.0): ("10000000", 1.0), (0.05, 0.4): ("11000000", 1.02)})
     assert found.best
