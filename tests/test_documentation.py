@@ -52,6 +52,13 @@ def parse(name: str, given: list[str]) -> None:
         raise AssertionError(f"act-profile {name} {shlex.join(given)}: {error.format_message()}") from error
 
 
+def test_a_model_that_the_quick_start_saves_has_its_tokenizer():
+    code = "".join(blocks(ROOT / "docs" / "quick-start.md", "python"))
+    saved = re.findall(r'(?m)^(\w+)\.save_pretrained\("(.*?)"\)', code)
+    models = {folder for name, folder in saved if name != "tokenizer"}
+    assert models and models == {folder for name, folder in saved if name == "tokenizer"}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=IDS)
 def test_commands_and_code_are_those_that_there_are(path):
     for name, *given in commands(path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from support import tiny_model
-from test_documentation import blocks
+from test_documentation import blocks, commands
 
 import act
 
@@ -28,3 +29,13 @@ def test_its_python_moves_rows_of_both_donors(tokenizer):
     assert any(not value.equal(before[name]) for name, value in base.state_dict().items())
     patch.revert(base)
     assert all(value.equal(before[name]) for name, value in base.state_dict().items())
+
+
+def test_it_looks_at_each_donor_before_it_merges_and_beside_what_it_made():
+    given = commands(GUIDE)
+    names = [name for name, *_ in given]
+    models = [[word for option, word in itertools.pairwise(one) if option == "--model"] for one in given]
+    before = names.index("evaluate")
+    assert names.index("tune") < before < names.index("attribute") and models[before] == ["maths/", "german/"]
+    after = len(names) - 1 - names[::-1].index("evaluate")
+    assert after > names.index("transfer") and models[after] == ["maths/", "german/", "merged/"]
