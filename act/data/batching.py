@@ -264,6 +264,11 @@ def _counted(batch: Mapping[str, Any], side: str) -> torch.Tensor:
 
 
 def _require_batch(batch: Any) -> None:
+    if isinstance(batch, str):
+        raise ActError(
+            "a batch is a text; expected a dict of tensors; texts are records of a corpus: "
+            'act.Corpus.from_records([{"text": …}], tokenizer)'
+        )
     if not isinstance(batch, Mapping):
         raise ActError(f"a batch is of type {type(batch).__name__}; expected a dict of tensors, including input_ids")
     if "input_ids" not in batch:

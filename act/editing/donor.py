@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from act.core.counted import counted
 from act.core.errors import ActError, require_type
 from act.core.names import matches
 from act.editing.provenance import DonorUsed
@@ -79,6 +80,10 @@ class Donor:
         for value in self.strength.values() if isinstance(self.strength, Mapping) else [self.strength]:
             require_strength(value)
             warn_of_strength(value)
+
+    def __repr__(self) -> str:
+        called = self.name or (str(self.model) if isinstance(self.model, str | Path) else type(self.model).__name__)
+        return f"<Donor {called}: {counted(len(self.channels), 'channel')} at strength {self.strength}>"
 
     @property
     def weights(self) -> Weights:

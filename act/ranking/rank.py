@@ -113,7 +113,7 @@ def rank(
     >>> pair = act.profile_pair(donor, target, corpus)
     >>> channels = act.rank(pair, "paired", top="5%", exclude=["head"])
     >>> str(channels.rule)
-    'paired, top 5%'
+    'paired, top 5%, without head'
     >>> len(channels) == round(0.05 * channels.rule.ranked)
     True
     """

@@ -78,6 +78,8 @@ class Rule:
         >>> from act.ranking.rule import Rule
         >>> print(Rule("paired", top=0.05, normalize="std", contrast=True))
         paired, top 5%, normalized by std, contrasted with what to keep
+        >>> print(Rule("attribution", top=0.05, include=("gate", "up")))
+        attribution, top 5%, among gate, up
         """
         shares = [f"{name} {100 * share:g}%" for name, share in (("top", self.top), ("mass", self.mass)) if share]
         return ", ".join(
@@ -87,6 +89,8 @@ class Rule:
                 *([f"count {self.count:,}"] if self.count else []),
                 *([f"normalized by {self.normalize}"] if self.normalize != "none" else []),
                 *([f"in each {self.scope}"] if self.scope != "global" else []),
+                *([f"among {', '.join(self.include)}"] if self.include else []),
+                *([f"without {', '.join(self.exclude)}"] if self.exclude else []),
                 *([f"by {' and '.join(self.granularity)}"] if self.granularity != ("channel",) else []),
                 *(["contrasted with what to keep"] if self.contrast else []),
                 *(["over the cost to what to keep"] if self.per_cost else []),

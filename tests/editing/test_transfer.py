@@ -12,6 +12,7 @@ from support import CONFIGS, chosen, state, tiny_model
 import act
 from act.models.channels import ChannelSpace
 from act.ranking.channel_set import ChannelSet
+from act.ranking.rule import Rule
 
 MODELS = {family: (tiny_model(family), tiny_model(family, seed=1)) for family in ("llama", "llama-tied-bias", "gpt2")}
 
@@ -178,3 +179,17 @@ def test_a_patch_shows_itself_in_one_line_and_as_an_escaped_table():
 def test_tokens_of_a_path_are_refused():
     with pytest.raises(act.ActError, match="the tokenizer of the donor is of type str; expected a tokenizer, such as"):
         act.shared_tokens("a/folder", "another")
+
+
+def test_a_donor_is_shown_in_a_line():
+    model = tiny_model("llama")
+    channels = chosen(ChannelSpace.from_model(model), 0.1)
+    size = f"{len(channels)} channels at strength 0.4>"
+    assert repr(act.Donor(model, channels)) == f"<Donor LlamaForCausalLM: {size}"
+    assert repr(act.Donor("base", channels)) == f"<Donor base: {size}"
+    assert repr(act.Donor("base", channels, name="maths")) == f"<Donor maths: {size}"
+
+
+def test_a_rule_says_which_modules_it_ranked():
+    head, rest = Rule("paired", top=0.05, include=("head",)), Rule("paired", top=0.05, exclude=("head", "embed"))
+    assert (str(head), str(rest)) == ("paired, top 5%, among head", "paired, top 5%, without head, embed")

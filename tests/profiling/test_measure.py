@@ -309,13 +309,17 @@ IDS = torch.ones(2, 5, dtype=torch.int64)
     [
         ([{}], "has no input_ids, only nothing"),
         ([{"ids": IDS}], "has no input_ids, only ids"),
+        (
+            ["a text"],
+            r"a batch is a text; expected a dict of tensors; texts are records of a corpus: act.Corpus.from_rec",
+        ),
         ([{"input_ids": IDS.float()}], r"input_ids of a batch are torch.float32 \[2, 5\]; expected integers"),
         ([{"input_ids": IDS[0]}], r"torch.int64 \[5\]; expected integers \[batch, length\]"),
         ([{"input_ids": IDS.tolist()}], "input_ids of a batch is of type list; expected a tensor"),
         ([{"input_ids": IDS, "count_mask": IDS[:, :3]}], r"count_mask of a batch has the shape \[2, 3\]; expected"),
         ([{"input_ids": IDS, "attention_mask": IDS[:1]}], r"attention_mask of a batch has the shape \[1, 5\]"),
         ([{"input_ids": IDS, "attention_mask": None}], "attention_mask of a batch is of type NoneType"),
-        (["text"], "a batch is of type str; expected a dict"),
+        ([["text"]], "a batch is of type list; expected a dict"),
         (IDS, "a batch is of type Tensor; expected a dict"),
         ("corpus.jsonl", "the corpus is a path, corpus.jsonl; expected an act.Corpus"),
         (None, "the corpus is of type NoneType; expected an act.Corpus"),

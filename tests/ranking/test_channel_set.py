@@ -82,7 +82,7 @@ def test_a_set_that_is_read_as_a_profile_says_what_reads_it(tmp_path):
 def test_a_set_is_shown_in_one_line():
     assert repr(small()) == "<ChannelSet: 3 of 12 channels by custom: head 2, <up> 1>"
     assert str(RULE) == (
-        "paired, top 5%, normalized by std, in each layer, by neuron and head, contrasted with what to keep"
+        "paired, top 5%, normalized by std, in each layer, without head, by neuron and head, contrasted with what to keep"
     )
     empty = ChannelSet(SPACE, torch.empty(0, dtype=torch.int64), torch.empty(0))
     assert repr(empty) == "<ChannelSet: 0 of 12 channels by custom>" and "0 of 12" in empty._repr_html_()
