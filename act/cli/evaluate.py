@@ -105,7 +105,7 @@ def command(
             "--card",
             rich_help_panel=options.OUTPUT,
             help="Put the figures into the model card of each --model, a folder that transfer, tune or a recipe wrote; "
-            "they replace those of the same text, model and metric.",
+            "they replace those of the same text, model and metric, but a look by --limit replaces no whole result.",
         ),
     ] = False,
     token_budget: options.RecordBudget = None,
@@ -326,13 +326,26 @@ def _put_on_card(
     used: Mapping[str, Sequence[Use]],
     limit: int | None,
 ) -> None:
-    """Put the figures of a model, beside those of the one that it is compared with, into its model card."""
-    from act.editing.card_results import CARD, put_results
+    """Put the figures of a model, beside those of the one that it is compared with, into its model card.
+
+    A look at the first records does not take the place of a result.
+    """
+    from act.editing.card_results import CARD, has_whole, put_results
     from act.evaluation.results_table import figure_of_task, figures_of, results_table, tasks_table
 
     called = last_parts([*(one.model for one in evaluations), *(one.model for one in tasks)]) | last_parts(
         one.corpus for one in evaluations
     )
+    looks = dict.fromkeys(called[one.corpus] for one in evaluations if len(one.nll) == limit)
+    if whole := has_whole(Path(model), [*looks]):
+        console.note(
+            f"{Path(model, CARD)} keeps its figures of all records of {' and '.join(whole)}: those of the first "
+            f"{limit:,} do not take their place; leave --limit out for that"
+        )
+        evaluations = [one for one in evaluations if called[one.corpus] not in whole]
+        comparisons = [one for one in comparisons if called[one.corpus] not in whole]
+        if not (evaluations or tasks):
+            return
     rows = [replace(one, model=called[one.model], corpus=called[one.corpus]).summary() for one in evaluations]
     pairs = [
         replace(one, before=called[one.before], after=called[one.after], corpus=called[one.corpus]).summary()
@@ -472,9 +485,9 @@ def _print_legend(
         *(["of tasks, sign-flip document by document"] if tasks else []),
     ]
     # As _change judges: of right answers, where there are any.
-    judged = "p, where answers are judged McNemar's, is" if any(one.match for one in comparisons) else "p is"
+    judged = " (McNemar's, where there are right answers to judge by)" if any(one.match for one in comparisons) else ""
     if tests:
-        print(f"{P} ({'; '.join(tests)}); better, worse: {judged} below {CLEAR:g}")
+        print(f"{P} ({'; '.join(tests)}); better, worse: p{judged} is below {CLEAR:g}; unclear: it is not")
     if comparisons:
         print("for a page of this, add --json > evaluation.json, and give that to act-profile report")
     if limit:

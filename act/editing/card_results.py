@@ -11,7 +11,7 @@ from typing import Any
 from act.core.errors import ActError
 from act.core.files import written_whole
 from act.core.places import without_folders
-from act.editing.card_tables import merged, replaces
+from act.editing.card_tables import cell, measured_whole, merged, replaces
 
 CARD = "README.md"
 _BEGIN, _END = "<!-- results -->", "<!-- end of results -->"
@@ -76,6 +76,13 @@ def require_place(model: str | Path) -> None:
         raise ActError(
             f"{card} has no place for results, as a card that transfer, tune or a recipe has written; leave --card out"
         )
+
+
+def has_whole(folder: Path, corpora: Sequence[str]) -> list[str]:
+    """Those texts of which the model card in a folder has results on all records."""
+    _, _, rest = (folder / CARD).read_text(encoding="utf-8").partition(_BEGIN)
+    known = measured_whole(rest.partition(_END)[0])
+    return [name for name in corpora if without_folders(cell(name)) in known]
 
 
 def put_results(folder: Path, results: str, figures: Sequence[Figure]) -> bool:

@@ -13,6 +13,8 @@ _KEY = ("corpus", "task")
 OWN = "(this model)"
 LEGEND = "± standard error over "
 """What the line below a table begins with that explains its columns."""
+FIRST = "the first "
+"""What the records of a row begin with where only the first ones were evaluated: a look, no result."""
 _NOTE = "**Note:**"
 """What a line below a table begins with that says something of its figures, and stays with them."""
 
@@ -97,6 +99,20 @@ def replaces(old: str, new: str) -> bool:
     earlier = {table.columns[0]: table for table, _ in _tables(old)}
     both = ((earlier.get(table.columns[0]), table) for table, _ in _tables(new))
     return any(known is not None and known.without(table) != known for known, table in both)
+
+
+def measured_whole(markdown: str) -> set[str]:
+    """The texts of which results have the card's own model on all records, as they stand in their cells.
+
+    >>> from act.editing.card_tables import measured_whole
+    >>> own = "**m** (this model)"
+    >>> rows = f"| de | {own} | 40 |\\n| fr | {own} | the first 4 |\\n| it | base | 40 |"
+    >>> measured_whole(f"| corpus | model | records |\\n|---|---|---|\\n{rows}")
+    {'de'}
+    """
+    rows = (row for table, _ in _tables(markdown) if table.columns[0] == "corpus" for row in table.rows)
+    own = (row for row in rows if row.get("model", "").endswith(OWN))
+    return {row.get("corpus", "") for row in own if not row.get("records", "").startswith(FIRST)}
 
 
 def _explained(below: str, said: str) -> str:

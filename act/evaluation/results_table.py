@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from act.core.counted import counted
 from act.editing.card_results import Figure
-from act.editing.card_tables import LEGEND, OWN, Table, cell
+from act.editing.card_tables import FIRST, LEGEND, OWN, Table, cell
 from act.editing.card_texts import Use
 from act.evaluation.comparison import ComparisonSummary
 from act.evaluation.evaluate import Summary
@@ -63,7 +63,7 @@ def results_table(
     for row in results:
         compared = tested.get((row["model"], row["corpus"]))
         p = None if compared is None else compared["nll_p"] if compared["match_p"] is None else compared["match_p"]
-        look = "the first " if limit is not None and row["records"] == limit else ""
+        look = FIRST if limit is not None and row["records"] == limit else ""
         metric = METRICS[row["metric"]]
         cells = (
             cell(row["corpus"]),

@@ -351,6 +351,10 @@ def test_a_tuned_model_has_a_card(folder, tmp_path):
     )
     assert "act-profile evaluate" not in text
     assert [one.dataset_name for one in ModelCard(text).data.eval_results] == ["facts", "facts"]
+    card = [*before, "--model", tmp_path / "a" / "tuned", "--card", "--metric", "exact", "--limit", "2"]
+    look = act_profile("evaluate", *card)
+    assert "keeps its figures of all records of facts: those of the first 2 do not take their place" in look.stderr
+    assert look.returncode == 0 and (tmp_path / "a" / "tuned" / "README.md").read_text() == text
     lacking = act_profile("evaluate", *before[2:], "--model", folder / "model", "--card")
     assert lacking.returncode == 2 and "has no place for results" in lacking.stderr
     refused = act_profile("tune", "--model", folder / "model", *given, "--push-to-hub", "x", "--output", tmp_path / "b")
