@@ -29,6 +29,11 @@ _CALLED = {
     "records": "records drawn",
     "replayed": "records mixed in",
 }
+_LOSSES = {
+    "loss": "loss per token",
+    "corpus_loss": "of --corpus alone",
+    "replay_loss": "of --replay alone",
+}
 EXAMPLES = """
 act-profile tune --model mended/ --corpus german.jsonl \\
     --replay maths.jsonl --output tuned/
@@ -209,8 +214,10 @@ def command(
     for name in ("resumed_from", "replayed"):
         if not summary[name]:
             del summary[name]
-    first, last = summary.pop("loss_before"), summary.pop("loss_after")
-    summary["loss per token"] = f"{first:.3f} before, {last:.3f} after"
+    for prefix, called in _LOSSES.items():
+        first, last = summary.pop(f"{prefix}_before"), summary.pop(f"{prefix}_after")
+        if first is not None and (replay or prefix == "loss"):
+            summary[called] = f"{first:.3f} before, {last:.3f} after"
     rows = [
         [
             _CALLED.get(name, name.replace("_", " ")),

@@ -226,8 +226,8 @@ def train(
         raise Diverged(f"a trained weight is infinite or NaN after {after}", learning_rate)
 
 
-def mean_loss(model: nn.Module, examples: Sequence[Piece], batch_size: int) -> float:
-    """The mean cross entropy per predicted token of some examples, by the model in evaluation mode."""
+def summed_loss(model: nn.Module, examples: Sequence[Piece], batch_size: int) -> tuple[float, int]:
+    """The cross entropy of all predicted tokens of some examples, by the model in evaluation mode, and their number."""
     model.eval()
     device, total, tokens = next(model.parameters()).device, 0.0, 0
     with torch.no_grad():
@@ -236,7 +236,7 @@ def mean_loss(model: nn.Module, examples: Sequence[Piece], batch_size: int) -> f
             count = int((batch["labels"][:, 1:] != IGNORED).sum())
             loss, _ = _loss(model, {name: value.to(device) for name, value in batch.items()})
             total, tokens = total + count * loss.item(), tokens + count
-    return total / tokens
+    return total, tokens
 
 
 def _loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, Any]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ from act.editing.earlier import remember_earlier
 from act.editing.model_card import put_card
 from act.editing.patch import Patch
 from act.editing.row_tuning import RowTuned, rows_to_train
-from act.editing.trainer import Diverged, mark_saved, mean_loss, remove_checkpoints, train, usable_checkpoint
+from act.editing.trainer import Diverged, mark_saved, remove_checkpoints, summed_loss, train, usable_checkpoint
 from act.models.adapters import adapted, quiet_peft
 from act.models.calls import require_decoder
 from act.models.fingerprint import fingerprint
@@ -111,6 +111,8 @@ class Tuned:
         trained_values: how many values the optimiser trained.
         loss_before, loss_after: the mean loss per predicted token of the first records that are trained on, at least
             32 if there are so many, by the model as it was given and as it is now.
+        corpus_loss_before, corpus_loss_after, replay_loss_before, replay_loss_after: the same of those of them alone
+            that are of the corpus, and of the replay corpus; None where there are none.
 
     >>> tuned = act.tune(model, corpus, act.TuneSettings(steps=2, batch_size=4, learning_rate=1e-3))
     >>> tuned
@@ -127,6 +129,10 @@ class Tuned:
     trained_values: int
     loss_before: float
     loss_after: float
+    corpus_loss_before: float | None
+    corpus_loss_after: float | None
+    replay_loss_before: float | None
+    replay_loss_after: float | None
 
     @property
     def is_worse(self) -> bool:
@@ -141,7 +147,7 @@ class Tuned:
         read = f"{counted(self.steps, 'step')} on {counted(self.records + self.replayed, 'record')}"
         return f"<Tuned: {read}; loss per token {self.loss_before:.3f} before, {self.loss_after:.3f} after>"
 
-    def summary(self) -> dict[str, int | float]:
+    def summary(self) -> dict[str, int | float | None]:
         """The figures, as plain data.
 
         >>> act.tune(model, corpus, act.TuneSettings(steps=1, batch_size=4)).summary()["records"]
@@ -223,8 +229,10 @@ def tune(
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = _trained(model, settings, rows)
     values = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
-    batch, compared = settings.batch_size, examples[: -(-COMPARED // settings.batch_size) * settings.batch_size]
-    before = mean_loss(trained, compared, batch)
+    batch = settings.batch_size
+    compared = order[: -(-COMPARED // batch) * batch]
+    apart = [own[at] for at in compared if at < len(own)], [other[at - len(own)] for at in compared if at >= len(own)]
+    before = _mean_losses(trained, apart, batch)
     try:
         train(
             trained,
@@ -238,9 +246,9 @@ def tune(
             resume_at=resumed,
             progress=progress,
         )
-        after = mean_loss(trained, compared, batch)
-        if not math.isfinite(after):
-            raise Diverged(f"the loss after the last step is {after}", settings.learning_rate)
+        after = _mean_losses(trained, apart, batch)
+        if not math.isfinite(after.of_all):
+            raise Diverged(f"the loss after the last step is {after.of_all}", settings.learning_rate)
     except Diverged:
         if folder:
             remove_checkpoints(folder)  # of no use to a run with another learning rate
@@ -255,17 +263,45 @@ def tune(
         result = trained.merge_and_unload()  # type: ignore[operator]
     model.eval()
     replayed = sum(at >= len(own) for at in order)
-    tuned = Tuned(result.eval(), len(order) // batch, resumed, len(order) - replayed, replayed, values, before, after)
+    tuned = Tuned(
+        result.eval(),
+        len(order) // batch,
+        resumed,
+        len(order) - replayed,
+        replayed,
+        values,
+        before.of_all,
+        after.of_all,
+        before.of_corpus,
+        after.of_corpus,
+        before.of_replay,
+        after.of_replay,
+    )
     if tuned.is_worse:
         log.warning(
             "the loss per token went up, from %.3f to %.3f, even on records that were trained on: the model is worse "
             "than before; lower %s, which was %g",
-            before,
-            after,
+            before.of_all,
+            after.of_all,
             option("--learning-rate", "the learning rate"),
             settings.learning_rate,
         )
     return tuned
+
+
+class _Losses(NamedTuple):
+    """Mean losses per predicted token."""
+
+    of_all: float
+    of_corpus: float | None
+    of_replay: float | None
+
+
+def _mean_losses(model: nn.Module, apart: tuple[Sequence[Piece], Sequence[Piece]], batch_size: int) -> _Losses:
+    """Of some records of the corpus and of the replay corpus, together and apart."""
+    sums = [summed_loss(model, part, batch_size) for part in apart]
+    of_corpus, of_replay = (total / tokens if tokens else None for total, tokens in sums)
+    return _Losses(sum(total for total, _ in sums) / sum(tokens for _, tokens in sums), of_corpus, of_replay)
 
 
 def adapter_of(tuned: nn.Module) -> dict[str, torch.Tensor]:

@@ -73,6 +73,7 @@ def tuned_card(
         "steps": f"{tuned.steps:,}, of {counted(settings.batch_size, 'record')}",
         "values trained": f"{tuned.trained_values:,}",
         "loss per token": f"{tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after, of the first records drawn",
+        **_apart(tuned, corpora),
         **({"channels": f"{len(channels):,}, chosen by {channels.rule}"} if channels else {}),
     }
     said = _that_decide(settings, mixed=len(corpora) > 1)
@@ -106,3 +107,17 @@ def _that_decide(settings: TuneSettings, *, mixed: bool) -> dict[str, Any]:
     """The settings that had a part in what was trained; ``mixed``: records of what to retain were mixed in."""
     idle = {"save_steps", *([] if mixed else ["replay_share"]), *([] if settings.mode == "lora" else ["lora_rank"])}
     return {name: value for name, value in asdict(settings).items() if name not in idle and value is not None}
+
+
+def _apart(tuned: Tuned, corpora: Sequence[Corpus]) -> dict[str, str]:
+    """The losses of what was trained on and of what was mixed in, where both are known."""
+    pairs = (
+        (tuned.corpus_loss_before, tuned.corpus_loss_after),
+        (tuned.replay_loss_before, tuned.replay_loss_after),
+    )
+    known = {corpus.name: pair for corpus, pair in zip(corpora, pairs, strict=False)}
+    return {
+        f"of {name} alone": f"{before:.3f} before, {after:.3f} after"
+        for name, (before, after) in known.items()
+        if len(known) > 1 and before is not None and after is not None
+    }

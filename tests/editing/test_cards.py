@@ -183,6 +183,11 @@ def test_the_card_of_a_tune_has_what_it_was(tokenizer):
         f"| loss per token | {tuned.loss_before:.3f} before, {tuned.loss_after:.3f} after" in text
         and "learning_rate: 0.0001" in text
     )
+    other = act.Corpus.from_records([{"prompt": "c", "completion": " d"}] * 4, tokenizer, name="maths")
+    mixed = act.tune(tiny_model("llama"), corpus, settings, channels=channels, replay=other)
+    apart = tuned_card("org/name", mixed, settings, [corpus, other], channels, command="act-profile tune")
+    assert f"| of maths alone | {mixed.replay_loss_before:.3f} before, {mixed.replay_loss_after:.3f} after |" in apart
+    assert f"| of org/texts:train alone | {mixed.corpus_loss_before:.3f} before, " in apart and " alone |" not in text
     without = ("lora_rank", "replay_share", "save_steps")
     assert not any(name in text for name in without) and "seed: 0" in text
     mixed = tuned_card("org/name", tuned, act.TuneSettings("lora"), [corpus, corpus], channels)

@@ -211,6 +211,23 @@ def test_a_signal_ends_the_training_after_its_step_and_nothing_of_it_is_lost(tok
     assert same(weights(whole.model), weights(resumed.model))
 
 
+def test_the_losses_of_the_corpus_and_of_the_replay_are_told_apart(tokenizer):
+    def loss(model, *record):
+        found = act.evaluate(model, corpus(tokenizer, record), "nll")
+        return found.summary()["nll_per_token"]
+
+    model = tiny_model("llama-tied-bias", 1)
+    own, other = loss(model, RECORDS[0]), loss(model, *OTHERS)
+    mixed = act.tune(model, corpus(tokenizer, RECORDS[:1]), settings(), replay=corpus(tokenizer, OTHERS))
+    assert (mixed.corpus_loss_before, mixed.replay_loss_before) == pytest.approx((own, other), rel=1e-5)
+    after = loss(model, RECORDS[0]), loss(model, *OTHERS)
+    assert (mixed.corpus_loss_after, mixed.replay_loss_after) == pytest.approx(after, rel=1e-5)
+    assert min(own, other) < mixed.loss_before < max(own, other)
+    alone = act.tune(tiny_model("llama-tied-bias", 1), corpus(tokenizer), settings(steps=1))
+    assert (alone.replay_loss_before, alone.replay_loss_after) == (None, None)
+    assert alone.corpus_loss_before == alone.loss_before and alone.corpus_loss_after == alone.loss_after
+
+
 def test_the_mix_has_its_share_and_goes_through_everything():
     order = _order(10, 4, settings(steps=None, batch_size=4, replay_share=0.5))
     assert sorted(at for at in order if at < 10) == list(range(10))
