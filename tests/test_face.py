@@ -25,6 +25,7 @@ def test_every_name_is_there_and_listed_by_dir():
     assert set(act.__all__) <= set(dir(act))
     for name in act.__all__:
         assert getattr(act, name) is not None
+    assert {name for name in dir(act) if not name.startswith("__")} == {*act.__all__} - {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         act.nothing  # noqa: B018
 

@@ -31,7 +31,9 @@ def going_on(evaluations: Evaluations) -> Iterator[None]:
         console.note(f"going on from {counted(evaluations.kept, 'evaluation')} that an earlier run has kept")
     try:
         yield
-    except (KeyboardInterrupt, Terminated, ActError):
+    except (KeyboardInterrupt, Terminated, ActError) as end:
         if evaluations.kept:
             console.note(f"{counted(evaluations.kept, 'evaluation')} kept: the same command goes on from there")
+        elif evaluations.folder is None and not isinstance(end, ActError):
+            console.note("no evaluation is kept: only with an --output or a --report does the same command go on")
         raise

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 
 import pytest
 import torch
 
+from act.cli.going_on import evaluations_beside, going_on
+from act.cli.signals import Terminated
 from act.cli.sweep_output import Swept
+from act.core.errors import ActError
 from act.evaluation.choice import figure, figure_error, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.kept import kept_of
@@ -109,6 +113,15 @@ def test_a_sweep_without_a_good_setting_says_what_to_try(wide, capsys, right, lo
     last = capsys.readouterr().out.splitlines()[-1]
     assert found.best is None and found.to_json()["best"] is None and found.verdict.headline.startswith(headline)
     assert found.verdict.advice[0].startswith(advice) and last == found.verdict.advice[0]
+
+
+@pytest.mark.parametrize(("end", "told"), [(KeyboardInterrupt(), True), (Terminated(15), True), (ActError("x"), False)])
+def test_an_interruption_says_that_nothing_is_kept_without_an_output(caplog, end, told):
+    caplog.set_level(logging.INFO, "act.cli")
+    with pytest.raises(type(end)), going_on(evaluations_beside(None)):
+        raise end
+    said = "no evaluation is kept: only with an --output or a --report does the same command go on"
+    assert (said in caplog.text) == told
 
 
 def test_a_doubtful_sweep_is_a_picture_and_recommends_nothing(wide, capsys):
