@@ -228,6 +228,9 @@ def tune(
     optional("transformers", "tune", "act-profile tune").set_seed(settings.seed)
     frozen = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     trained = _trained(model, settings, rows)
+    if settings.mode == "lora" and not keep_adapter:
+        # Of no use once merged; with a name, peft asks the hub for the base at every checkpoint.
+        trained.peft_config["default"].base_model_name_or_path = ""  # type: ignore[index,union-attr]
     values = sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad)
     batch = settings.batch_size
     compared = order[: -(-COMPARED // batch) * batch]

@@ -139,6 +139,15 @@ def test_lora(tokenizer, tmp_path, keep):
         assert torch.equal(before["model.embed_tokens.weight"], tuned.model.state_dict()["model.embed_tokens.weight"])
 
 
+def test_checkpoints_of_an_adapter_that_is_merged_ask_nobody_for_its_base(tokenizer, tmp_path):
+    model = tiny_model("llama")
+    model.name_or_path = "org/another"  # such as the adapter that was merged into it
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*(fetch remote file|find a config file)")
+        act.tune(model, corpus(tokenizer), settings(mode="lora", steps=1), checkpoints=tmp_path / "checkpoints")
+    assert (tmp_path / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("mode", ["full", "rows", "lora"])
 def test_a_run_that_broke_off_goes_on_to_the_same_bits(tokenizer, tmp_path, monkeypatch, mode, channels):
     from transformers import Trainer
