@@ -122,8 +122,8 @@ def main() -> None:
     """Run the command line.
 
     An error that the user can fix becomes one sentence on stderr and exit code 2, with ``--json`` also a JSON object on
-    stdout; an interruption, exit code 130; SIGTERM and SIGHUP, 143 and 129. However the command ends, nothing
-    half-written is left.
+    stdout; an interruption, exit code 130, as SIGTERM where work is kept for the same command; else SIGTERM and SIGHUP,
+    143 and 129. However the command ends, nothing half-written is left.
     """
     speak_of_options()
     ranked = os.environ.get("WORLD_SIZE", "1") != "1"
