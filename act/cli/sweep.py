@@ -98,7 +98,7 @@ def command(
     """
     from act.cli.sweep_output import COLUMNS, Swept
     from act.editing.strength import require_strength, warn_of_strength
-    from act.evaluation.choice import FEWEST, figure, figure_error, require_different
+    from act.evaluation.choice import FEWEST, doubt_of_swap, figure, figure_error, require_different
     from act.evaluation.held_out import doubts
     from act.evaluation.sweep import STRENGTHS, TOPS, Control, sweep, swept_control
     from act.models.loading import load_model, require_plain_weights
@@ -118,6 +118,9 @@ def command(
     kept = [*console.named(keep or [])]
     controls = list(dict.fromkeys(control or []))
     for name in controls:
+        if name not in get_args(Control) and not {*name.split(",")} - {*get_args(Control)}:
+            several = " ".join(f"--control {one}" for one in name.split(","))
+            raise ActError(f"the control is {name!r}; for several, repeat the option: {several}")
         require_choice("the control", name, get_args(Control))
     for value in strength or ():
         require_strength(value)
@@ -201,6 +204,9 @@ def command(
         }
         judge(giving)
         progress("the donor", total, total)
+    if swapped := doubt_of_swap(before[places[0]], latest[places[0]]):
+        console.warn(swapped)
+        doubtful = [*doubtful, swapped]
     swept = Swept(found, tried, before, latest, errors, last_parts(places), kept, given_by, doubtful, bool(by.score))
     result = swept.to_json()
     if output:

@@ -493,6 +493,18 @@ def _lost(target: Evaluation, donor: Evaluation) -> tuple[float, float, str]:
     return *ratio_and_error(target.nll - donor.nll, target.tokens), "log-likelihood per token"
 
 
+def doubt_of_swap(target: Evaluation, donor: Evaluation) -> str | None:
+    """Why a text is none of an ability that the target lacks; None unless the target is clearly better on it."""
+    lost, error, what = _lost(target, donor)
+    if not -lost > CLEAR * error:
+        return None
+    return (
+        f"the target is better than the donor on {target.corpus} ({what}: {figure(target):.3f} against "
+        f"{figure(donor):.3f}), as on text to keep, so nothing shows what is recovered; give records of what the "
+        "target lost (are the two texts, or donor and target, swapped?)"
+    )
+
+
 def _require_lost(target: Evaluation, donor: Evaluation) -> None:
     lost, error, what = _lost(target, donor)
     if not lost > CLEAR * error:

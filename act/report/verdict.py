@@ -279,7 +279,7 @@ def verdict_of_settings(
             "open",
             f"No share or strength can be chosen by these figures: {first}",
             (*more, f"As a picture of these records alone: {headline}", *details),
-            ("Sweep on records that the channels were not ranked on, and enough of them.",),
+            ("Sweep on records of what the target lost, that the channels were not ranked on, and enough of them.",),
         )
     advice = [
         f"This is the best of {counted(len(moved), 'setting')} on the records that it was chosen on: evaluate it on "

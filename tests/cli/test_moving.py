@@ -24,6 +24,7 @@ from act.cli import app
 from act.cli.patch import show
 from act.core.places import last_parts
 from act.editing.patch import Patch
+from act.evaluation.choice import figure
 from act.models.channels import ChannelSpace
 from act.models.fingerprint import fingerprint
 from act.profiles.provenance import ModelRead
@@ -498,6 +499,8 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path, monkeypatch):
     assert "expected one of random, weight-diff, interpolation" in refuse(
         "sweep", pair, *models, *texts, "--control", "x"
     )
+    several = refuse("sweep", pair, *models, *texts, "--control", "random,interpolation")
+    assert "for several, repeat the option: --control random --control interpolation" in several
     assert "normalize is 'no'" in refuse("sweep", pair, *models, *texts, *grid, "--normalize", "no")
     refused = refuse("sweep", pair, *models, *texts, *grid, "--output", pair, "--force")
     assert "would overwrite the input" in refused
@@ -505,6 +508,25 @@ def test_sweep_prints_the_grid_and_its_frontier(folder, tmp_path, monkeypatch):
     given = ["sweep", pair, *models, *texts, *grid[:2], *grid[4:6], *controls[:2]]
     lines = CliRunner().invoke(app, [*map(str, given)]).stderr
     assert "sweep: 5% × 0.5, " in lines and "sweep: random, 5% × 0.5, " in lines
+
+
+def test_a_sweep_of_a_text_that_the_target_reads_better_recommends_nothing(folder, tmp_path, monkeypatch):
+    models = ["--donor", folder / "one", "--target", folder / "target"]
+    asked = []
+
+    def doubt_of_swap(target, donor):
+        asked.append((figure(target), figure(donor)))
+        return "the texts may be swapped"
+
+    monkeypatch.setattr("act.evaluation.choice.doubt_of_swap", doubt_of_swap)
+    text = str(folder / "ability.jsonl")
+    succeed("pair", *models, "--corpus", text, "--output", tmp_path / "pair.safetensors")
+    given = ["--corpus", text, "--metric", "nll", "--top", "5%", "--strength", "1"]
+    told = CliRunner().invoke(app, ["sweep", *map(str, [tmp_path / "pair.safetensors", *models, *given]), "--json"])
+    found = json.loads(told.stdout)
+    assert "the texts may be swapped" in told.stderr
+    assert found["best"] is None and found["doubts"][-1] == "the texts may be swapped"
+    assert asked == [(found["rows"][0][text], found["donor"][text])] and asked[0][0] != asked[0][1]
 
 
 def test_a_tune_in_bfloat16_is_saved_in_the_type_of_the_checkpoint(folder, tmp_path):

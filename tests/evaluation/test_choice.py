@@ -16,7 +16,7 @@ from support import state
 import act
 from act.data.mapped import Mapped
 from act.evaluation import evaluations
-from act.evaluation.choice import Candidate, Choice, _best, choose_controls, figure, recovered
+from act.evaluation.choice import Candidate, Choice, _best, choose_controls, doubt_of_swap, figure, recovered
 from act.evaluation.evaluate import Evaluation
 from act.evaluation.held_out import held_out
 from act.evaluation.kept import Keeping, Share, kept_of
@@ -50,6 +50,19 @@ def test_the_shares_are_ratios_with_paired_errors():
     assert recovered(*(evaluation(right=one) for one in (right[1], right[0], right[2]))).value == pytest.approx(2 / 3)
     with pytest.raises(act.ActError, match="nothing of text right"):
         kept_of(*(evaluation(right=one) for one in (right[1], right[0], right[2])))
+
+
+def test_a_text_that_the_target_reads_better_is_doubted():
+    better, worse = evaluation([2.0, 2.0, 3.0]), evaluation([6.0, 6.0, 7.0])
+    doubt = doubt_of_swap(better, worse)
+    assert doubt.startswith(
+        "the target is better than the donor on text (log-likelihood per token: -1.167 against -3.167"
+    )
+    assert doubt.endswith("(are the two texts, or donor and target, swapped?)")
+    assert doubt_of_swap(worse, better) is None and doubt_of_swap(better, better) is None
+    assert doubt_of_swap(evaluation([2.0, 9.0, 3.0]), evaluation([6.0, 6.0, 7.0])) is None, "it may be chance"
+    right = [[True] * 4, [False] * 4]
+    assert "(right answers: 1.000 against 0.000)" in doubt_of_swap(*(evaluation(right=one) for one in right))
 
 
 def candidate(back: float, kept: float, error: float = 0.01) -> Candidate:
