@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from act.cli import options
 from act.cli.logs import with_level
+from act.cli.mistakes import require_once
 from act.core.near import meant
 
 WIDEST, NARROW = 110, 60  # columns; in fewer than the latter, what an option does stands below it
@@ -74,7 +75,16 @@ class Group(WithExamples, Suggesting, TyperGroup):
 
 
 class Command(WithExamples, TyperCommand):
-    """A command whose help has a section for each group of its options, and its examples as they are typed."""
+    """A command whose help has a section for each group of its options, and its examples as they are typed.
+
+    An option of one value that is given several times is refused, where others take the last without a word.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the arguments of a command line."""
+        *_, order = self.make_parser(ctx).parse_args(args=[*args])
+        require_once(order)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, and the options by group (:data:`act.cli.options.GROUPS`), the required ones first."""

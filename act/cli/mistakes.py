@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -98,6 +99,18 @@ def repeated(option: str, given: str) -> str:
     if values[-1].endswith("%"):
         values = [f"{one.removesuffix('%')}%" for one in values]
     return f"; for several, repeat the option: {' '.join(f'{option} {one}' for one in values)}"
+
+
+def require_once(order: Iterable[Any]) -> None:
+    """Raise :class:`ActError` for an option of one value that comes more than once in a command line.
+
+    Args:
+        order: the options and arguments as they come.
+    """
+    for parameter, count in Counter(order).items():
+        one_value = parameter.param_type_name == "option" and not (parameter.multiple or parameter.is_flag)
+        if one_value and count > 1:
+            raise ActError(f"{parameter.opts[0]} is given {count} times, and takes one value; give it once")
 
 
 def require_shares(given: Iterable[str] | None) -> None:

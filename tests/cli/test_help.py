@@ -125,6 +125,9 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
         (["sweep", "p", "--output"], "option '--output' requires an argument; see act-profile sweep --help"),
         (["plan", "my model/"], "missing option '--model'; did you mean --model 'my model/'?"),
         (["pair", "base", "specialist"], "missing option '--donor'; did you mean --donor base?"),
+        (["tune", "--model", "m", "--corpus", "a", "--corpus", "b"], "--corpus is given 2 times, and takes one value; give it "),
+        (["evaluate", "--model", "a", "--model", "b", "--before", "c", "--before=d"], "--before is given 2 times"),
+        (["rank", "x", "--force", "--force", "--top", "5%", "--top", "5%", "--top", "6%"], "--top is given 3 times"),
         (["plan", "--model", "m", "--gpu-tflops", "many"], "--gpu-tflops is 'many'; expected a number; see act-profile plan"),
     ],
 )  # fmt: skip
