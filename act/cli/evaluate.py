@@ -485,7 +485,7 @@ def _print_legend(
         *(["of tasks, sign-flip document by document"] if tasks else []),
     ]
     # As _change judges: of right answers, where there are any.
-    judged = " (McNemar's, where there are right answers to judge by)" if any(one.match for one in comparisons) else ""
+    judged = " (McNemar's, where answers are judged right or wrong)" if any(one.match for one in comparisons) else ""
     if tests:
         print(f"{P} ({'; '.join(tests)}); better, worse: p{judged} is below {CLEAR:g}; unclear: it is not")
     if comparisons:

@@ -49,6 +49,7 @@ _HELD_BY_A_PATCH = {
 """What a command on patches does not take, and why."""
 
 _DONE_OTHERWISE = {
+    ("tune", "keep"): "--replay mixes in records of what to keep",
     ("evaluate", "output"): "--details FILE.jsonl writes what every record showed, and --json > FILE.json the figures",
 }
 """What does the work of an option that other commands have, by the command that has none, and that option."""

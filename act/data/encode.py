@@ -342,7 +342,13 @@ class Encoder:
         elif eos is not None and whole[-1:] != [eos]:
             whole, end = [*whole, eos], end + 1
         if mask is None:
-            encoded = answered(whole, [after(prefix, whole[:end], "end the prompt where a token ends")])
+            spaced = prompt != prompt.rstrip() and completion == completion.lstrip()
+            way = (
+                "begin the completion with the white space that ends the prompt"
+                if spaced
+                else "end the prompt where a token ends"
+            )
+            encoded = answered(whole, [after(prefix, whole[:end], way)])
         else:
             encoded = masked(whole, mask)
         return self._seen(encoded, bare, images, beside)

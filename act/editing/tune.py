@@ -289,6 +289,17 @@ def tune(
             option("--learning-rate", "the learning rate"),
             settings.learning_rate,
         )
+    elif before.of_replay and after.of_replay and after.of_replay > 1.01 * before.of_replay:
+        log.warning(
+            "the loss per token of what is mixed in to be retained went up, from %.3f to %.3f, while that of the whole "
+            "fell: lower %s, which was %g, or raise %s, which was %g",
+            before.of_replay,
+            after.of_replay,
+            option("--learning-rate", "the learning rate"),
+            settings.learning_rate,
+            option("--replay-share", "the replay share"),
+            settings.replay_share,
+        )
     return tuned
 
 
@@ -339,7 +350,10 @@ def _require_trainable(model: nn.Module, mode: str, keep_adapter: bool) -> None:
                 "an adapter beside it (mode lora, adapter kept)"
             )
         if parameter.dtype == torch.float16 and mode == "full":
-            raise ActError(f"{name} is float16, too narrow for training; load the model as float32 or bfloat16")
+            raise ActError(
+                f"{name} is float16, too narrow for training; load the model as float32 or "
+                f"bfloat16{option(' (--dtype)', '')}"
+            )
 
 
 def _trained(model: nn.Module, settings: TuneSettings, rows: Mapping[ParameterSlice, torch.Tensor]) -> nn.Module:

@@ -116,6 +116,7 @@ def test_the_shell_completes_commands_options_and_choices(words, expected):
         (["run", "--model", "m", "--corpus", *"abcde"], "unexpected b c d and 1 more; each option takes one value, so repeat it for"),
         (["rank", "x", "--scoer", "paired"], "no such option: --scoer; see act-profile rank --help; did you mean --score?"),
         (["tune", "--lr", "1"], "no such option: --lr; see act-profile tune --help; did you mean --learning-rate?"),
+        (["tune", "--keep", "x"], "no such option: --keep; see act-profile tune --help; --replay mixes in records of what to"),
         (["evaluate", "--output", "x"], "no such option: --output; see act-profile evaluate --help; --details FILE.jsonl writes"),
         (["evaluate", "--out", "x"], "no such option: --out; see act-profile evaluate --help; --details FILE"),
         (["run", "--corpus", "x"], "missing option '--model'; see act-profile run --help"),

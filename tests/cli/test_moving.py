@@ -618,6 +618,11 @@ def test_rows_of_channels_of_another_model_are_warned_of(folder, tmp_path):
         )
 
 
+def test_a_tune_in_float16_is_told_the_option(folder, tmp_path):
+    given = ["--corpus", folder / "ability.jsonl", "--dtype", "float16", "--output", tmp_path / "tuned"]
+    assert "float32 or bfloat16 (--dtype)" in refuse("tune", "--model", folder / "one", *given)
+
+
 def test_ctrl_c_says_that_the_same_tune_goes_on(folder, tmp_path):
     given = ["--corpus", folder / "ability.jsonl", "--steps", "100000", "--batch-size", "2", "--save-steps", "1"]
     running = Running("tune", "--model", folder / "one", *given, "--output", tmp_path / "tuned")

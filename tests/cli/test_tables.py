@@ -104,6 +104,6 @@ def test_the_legend_says_which_p_makes_a_change_better_or_worse(capsys):
         both = [act.evaluate(tiny_model("llama", seed), corpus, metric, name=f"m{seed}") for seed in (0, 1)]
         _print_legend(both, [act.compare(*both)], [], None)
         found.append(capsys.readouterr().out)
-    judged = "better, worse: p (McNemar's, where there are right answers to judge by) is below 0.05; unclear: it is not"
+    judged = "better, worse: p (McNemar's, where answers are judged right or wrong) is below 0.05; unclear: it is not"
     assert judged in found[0]
     assert "better, worse: p is below 0.05; unclear: it is not" in found[1] and "McNemar" not in found[1]

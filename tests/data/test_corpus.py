@@ -106,6 +106,9 @@ def test_a_prompt_that_ends_inside_a_token_is_an_error():
     tokenizer = train_tokenizer(["banana banana banana banana"], vocabulary=290)
     with pytest.raises(ActError, match="end the prompt where a token ends"):
         encode({"prompt": "ban", "completion": "ana"}, tokenizer)
+    with pytest.raises(ActError, match="begin the completion with the white space that ends the prompt"):
+        encode({"prompt": "banana ", "completion": "banana"}, tokenizer)
+    encode({"prompt": "banana", "completion": " banana"}, tokenizer)
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_quantised_and_narrow_weights_are_refused(tokenizer):
     )
     with pytest.raises(act.ActError, match=r"up_proj\.weight is quantised"):
         act.tune(model, corpus(tokenizer), settings())
-    with pytest.raises(act.ActError, match="float16, too narrow"):
+    with pytest.raises(act.ActError, match=r"float16, too narrow .* as float32 or bfloat16$"):
         act.tune(tiny_model("llama", dtype=torch.float16), corpus(tokenizer), settings())
     with pytest.raises(act.ActError, match="no record"):
         act.tune(tiny_model("llama"), corpus(tokenizer, []), settings())
@@ -393,6 +393,17 @@ def test_a_loss_that_went_up_is_told(tokenizer, caplog):
     one = act.tune(model, corpus(tokenizer, RECORDS[:1]), settings(steps=1, batch_size=1))
     answer = act.evaluate(model, corpus(tokenizer, RECORDS[:1]), "nll").nll / (text.end - text.start)
     assert one.loss_before > one.loss_after == pytest.approx(answer.item(), rel=1e-5) and not caplog.messages
+
+
+def test_a_loss_of_what_is_to_be_retained_that_went_up_is_told_though_the_whole_fell(tokenizer, caplog):
+    model, others = tiny_model("llama"), corpus(tokenizer, OTHERS)
+    act.tune(model, others, settings(steps=8))
+    against = corpus(tokenizer, [{**OTHERS[0], "completion": " one c d"}])
+    assert not caplog.messages
+    tuned = act.tune(model, against, settings(batch_size=8, replay_share=0.1), replay=others)
+    assert not tuned.is_worse and tuned.replay_loss_after > 1.01 * tuned.replay_loss_before
+    told = f"retained went up, from {tuned.replay_loss_before:.3f} to {tuned.replay_loss_after:.3f}, while that of the"
+    assert told in caplog.text and "or raise the replay share, which was 0.1" in caplog.text
 
 
 def test_a_run_in_another_type_does_not_go_on_from_these_checkpoints(tokenizer):
