@@ -166,7 +166,7 @@ def test_a_record_skipped_among_labelled_ones_is_told_once(folder, tmp_path):
         (["--corpus", "one=a.jsonl", "--corpus", "b.jsonl"], "several corpora need different names"),
         (["--corpus", "none.jsonl", "--shard", "2/2"], "shard is '2/2'"),
         (["--corpus", "none.jsonl", "--shard", "0/2", "--until-stable"], "leave out --shard, or --until-stable"),
-        (["--corpus", "none.jsonl", "--token-budget", "many"], "token budget is 'many'"),
+        (["--corpus", "none.jsonl", "--max-length", "many"], "--max-length is 'many'; expected a whole number"),
     ],
 )
 def test_bad_options(folder, arguments, message, tmp_path):

@@ -60,8 +60,8 @@ def written(folder, **changed) -> Path:
     return path
 
 
-def checked(path, *more):
-    return act_profile("recipe", path, "--check", "--seconds", "0", *more, cwd=path.parent)
+def checked(path, *more, seconds=0.0):
+    return act_profile("recipe", path, "--check", "--seconds", seconds, *more, cwd=path.parent)
 
 
 def test_it_says_what_a_run_takes_without_weights(folder):
@@ -103,15 +103,15 @@ def test_a_corpus_may_lie_on_another_system(folder):
 
 
 def test_the_time_on_this_machine_is_measured(folder):
-    needs = json.loads(checked(written(folder), "--json", "--seconds", "0.02").stdout)
+    needs = json.loads(checked(written(folder), "--json", seconds=0.02).stdout)
     assert needs["here"]["device"] in ("cpu", "cuda:0") and needs["here"]["tokens_per_second"] > 0
     assert needs["seconds_here"] == pytest.approx(sum(one["seconds_here"] for one in needs["stages"]), rel=1e-3)
     assert needs["seconds_here"] > needs["seconds"] > 0
-    shown = checked(written(folder), "--seconds", "0.02").stdout
+    shown = checked(written(folder), seconds=0.02).stdout
     assert "tokens/s of a profiled forward, with random weights" in shown and "here" in shown
     unmeasured = checked(written(folder), "--json")
     assert json.loads(unmeasured.stdout)["here"] is None
-    elsewhere = json.loads(checked(written(folder, device="cuda:7"), "--json", "--seconds", "0.02").stdout)
+    elsewhere = json.loads(checked(written(folder, device="cuda:7"), "--json", seconds=0.02).stdout)
     assert elsewhere["here"] is None and "was not measured" in elsewhere["unchecked"][-1]
 
 
