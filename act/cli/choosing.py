@@ -182,7 +182,7 @@ def print_choice(choice: Choice) -> None:
             f"{one.strength:g}",
             f"{one.channels:,}",
             str(one.recovered),
-            str(one.least_kept),
+            one.least_kept.told(choice.least),
         ]
         for one in choice.frontier
     ]

@@ -13,7 +13,7 @@ from act.cli.tables import broken, fits
 from act.core.counted import counted
 from act.evaluation.choice import figure, figure_error, recovered, recovering
 from act.evaluation.evaluate import MATCHES, Evaluation
-from act.evaluation.kept import Keeping, Share, kept_of
+from act.evaluation.kept import KEPT, Keeping, Share, kept_of
 from act.evaluation.significance import finite, with_error
 from act.evaluation.sweep import Setting, Sweep
 from act.report.sources import ERROR, SHARES
@@ -199,7 +199,8 @@ class Swept:
             errors = self.errors[id(row)]
             figures = [self._cell(text, row.figures[text], errors[text]) for text in self.target]
             shares = self._shares(row)
-            rows.append([label, *moved, *figures, *(str(shares.get(name, "")) for name in self._told)])
+            told = {name: share.told(KEPT) if name == "kept" else str(share) for name, share in shares.items()}
+            rows.append([label, *moved, *figures, *(told.get(name, "") for name in self._told)])
         return rows
 
     def _beside(self, label: str, figures: Mapping[str, tuple[float | None, float | None]]) -> list[list[str]]:

@@ -34,6 +34,18 @@ class Share:
     def __str__(self) -> str:
         return with_error(self.value, self.error, 2)
 
+    def told(self, least: float) -> str:
+        """As a text, with more digits where two would look like ``least`` and it is less.
+
+        >>> from act.evaluation.kept import Share
+        >>> Share(0.9462, 0.0041).told(0.95), Share(0.9511, 0.0041).told(0.95), Share(0.9462, 0.0041).told(0.9)
+        ('0.946 ± 0.004', '0.95 ± 0.00', '0.95 ± 0.00')
+        """
+        digits = 2
+        while digits < 9 and self.value < least <= round(self.value, digits):
+            digits += 1
+        return with_error(self.value, self.error, digits)
+
     def percent(self, beside: float) -> str:
         """In per cent, with the digits that the share ``beside`` has, or as many more as tell the two apart.
 

@@ -286,7 +286,7 @@ def verdict_of_settings(
         "others, with controls, before believing it."
     ]
     if best.figures[ability] <= before.figures[ability]:
-        advice = ["Try larger shares and strengths, or another score."]
+        advice = [f"Try {'smaller' if keep and not keeping else 'larger'} shares and strengths, or another score."]
     elif keep and not keeping:
         advice = ["Try smaller shares and strengths, or a ranking that spares what is to be kept."]
     if not keep:

@@ -105,6 +105,12 @@ def test_a_control_is_held_to_what_the_channels_are_held_to(wide):
     [
         ("11110000", 2.0, "No setting keeps 95%", "Try smaller shares and strengths, or a ranking that spares"),
         ("10000000", 1.0, "None of 1 setting brings german back", "Try larger shares and strengths, or another score."),
+        (
+            "10000000",
+            2.0,
+            "None of 1 setting brings german back",
+            "Try smaller shares and strengths, or another score.",
+        ),
     ],
 )
 def test_a_sweep_without_a_good_setting_says_what_to_try(wide, capsys, right, loss, headline, advice):
