@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from act.core.errors import ActError
@@ -87,15 +87,18 @@ def value_mistaken(error: Any) -> str | None:
     return f"{name} is {given}; expected {expected}{several}"
 
 
-def repeated(option: str, given: str) -> str:
+def repeated(option: str, given: str, names: Collection[str] = ()) -> str:
     """The end of a message for several values in one, which says how they are given; empty if it is one value.
+
+    Args:
+        names: what values there are; empty: numbers, and shares in per cent.
 
     >>> from act.cli.mistakes import repeated
     >>> repeated("--top", "5,10%"), repeated("--top", "five")
     ('; for several, repeat the option: --top 5% --top 10%', '')
     """
     values = [one for one in re.split(r"[\s,;:]+|\.\.+", given) if one]
-    if len(values) < 2 or not all(re.fullmatch(r"[\d.]+%?", one) for one in values):
+    if len(values) < 2 or not all(one in names if names else re.fullmatch(r"[\d.]+%?", one) for one in values):
         return ""
     if values[-1].endswith("%"):
         values = [f"{one.removesuffix('%')}%" for one in values]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 
 from act.cli import console, options
+from act.cli.going_on import noted_at_the_end
 from act.cli.progress import counter, step
-from act.cli.signals import Terminated
 from act.cli.tables import GUESSES, NLL, RIGHT, P, filled, guesses, print_tasks
 from act.core.counted import counted
 from act.core.errors import ActError, require_choice
@@ -137,7 +135,7 @@ def command(
     last = None if until is None else _stage(until)
     if recipe.resolve() != (described.folder / RESOLVED).resolve():  # the recipe that a run has kept with its output
         require_not_input(described.folder, [recipe])
-    with _resumable(described), counter("recipe", as_json) as progress:
+    with noted_at_the_end(lambda: _kept(described)), counter("recipe", as_json) as progress:
         run = Run(described, step, progress=progress, trust_remote_code=trust_remote_code)
         for warning in run.warnings:
             console.warn(warning)
@@ -157,17 +155,13 @@ def command(
     print(f"stages, for a run with something changed: {run.cache.folder} ({_size(run.room())}; see --clean)")
 
 
-@contextlib.contextmanager
-def _resumable(described: Recipe) -> Iterator[None]:
-    """If the block is interrupted once stages are kept, say where they are, and that a run goes on there."""
+def _kept(described: Recipe) -> str:
+    """What an interruption has left, and where."""
     from act.recipes.recipe import stages_of
 
-    try:
-        yield
-    except (KeyboardInterrupt, Terminated):
-        if (folder := stages_of(described)).is_dir():
-            console.note(f"what is done is kept in {folder}; the same command goes on there (--clean removes it)")
-        raise
+    folder = stages_of(described)
+    kept = f"what is done is kept in {folder}; the same command goes on there (--clean removes it)"
+    return kept if folder.is_dir() else ""
 
 
 def _print_example(name: str, as_json: bool) -> None:

@@ -12,7 +12,7 @@ import typer
 from act.cli import console, next_step, options
 from act.cli.going_on import evaluations_beside, going_on
 from act.cli.grouped import with_options
-from act.cli.mistakes import require_shares
+from act.cli.mistakes import repeated, require_shares
 from act.cli.progress import counter
 from act.cli.ranking_options import RankingOptions, profiles_to_keep
 from act.cli.reading import ReadingRecords
@@ -118,9 +118,8 @@ def command(
     kept = [*console.named(keep or [])]
     controls = list(dict.fromkeys(control or []))
     for name in controls:
-        if name not in get_args(Control) and not {*name.split(",")} - {*get_args(Control)}:
-            several = " ".join(f"--control {one}" for one in name.split(","))
-            raise ActError(f"the control is {name!r}; for several, repeat the option: {several}")
+        if several := repeated("--control", name, get_args(Control)):
+            raise ActError(f"the control is {name!r}{several}")
         require_choice("the control", name, get_args(Control))
     for value in strength or ():
         require_strength(value)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from act.cli import console, next_step, options
+from act.cli.going_on import noted_at_the_end
 from act.cli.grouped import with_options
 from act.cli.progress import counter
 from act.cli.reading import ReadingRecords
-from act.cli.signals import Terminated
 from act.core.errors import ActError, require_choice
 from act.core.files import require_folder_name, require_output
 from act.core.inputs import require_not_input
@@ -129,7 +127,7 @@ def command(
     given = {name: value for name, value in given.items() if value is not None}
     settings = TuneSettings(mode, steps, batch_size, learning_rate, seed=seed, save_steps=save_steps, **given)  # type: ignore[arg-type]
     console.quiet_transformers()
-    checkpoints = companion(output.absolute().parent / f".{output.name}", ".tuning")
+    checkpoints = companion(output, ".tuning", hidden=True)
     require_folder_name(output)
     reserve(output)
     if os.path.exists(output) and not force:
@@ -173,7 +171,7 @@ def command(
     if stored.is_floating_point and (dtype != "auto" or mode != "rows"):
         loaded = loaded.to(getattr(torch, "float32" if dtype == "auto" else dtype))
     warn_of_half(loaded)
-    with counter("tuning", as_json) as progress, _said_to_go_on(checkpoints):
+    with counter("tuning", as_json) as progress, noted_at_the_end(lambda: _kept(checkpoints)):
         result = tune(
             loaded,
             texts[0],
@@ -230,12 +228,7 @@ def command(
     next_step.after_change(model, output, kept=bool(replay))
 
 
-@contextlib.contextmanager
-def _said_to_go_on(checkpoints: Path) -> Iterator[None]:
-    """Say, if the block is interrupted, that the training can go on."""
-    try:
-        yield
-    except (KeyboardInterrupt, Terminated):
-        if any(checkpoints.glob("checkpoint-*")):
-            console.note("the training so far is kept: the same command goes on from its last checkpoint")
-        raise
+def _kept(checkpoints: Path) -> str:
+    """What an interruption has left."""
+    kept = "the training so far is kept: the same command goes on from its last checkpoint"
+    return kept if any(checkpoints.glob("checkpoint-*")) else ""

@@ -31,14 +31,15 @@ _changing: set[Path] = set()  # lock files that are being made or removed, which
 _guard = threading.RLock()
 
 
-def companion(path: Path, ending: str, *, room: int = 0) -> Path:
+def companion(path: Path, ending: str, *, room: int = 0, hidden: bool = False) -> Path:
     """A file beside ``path`` of the same name with an ending; a name that would be too long is shortened.
 
     Args:
         room: how many more bytes may be added to the name.
+        hidden: whether the name begins with a dot.
     """
     most = NAME_MAX - len(os.fsencode(ending)) - room
-    whole = os.fsencode(path.name)
+    whole = os.fsencode(f"{'.' if hidden else ''}{path.name}")
     if len(whole) > most:
         digest = hashlib.sha256(whole).hexdigest()[:12]
         whole = whole[: most - len(digest) - 1].decode("utf-8", "ignore").encode() + f"~{digest}".encode()

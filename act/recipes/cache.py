@@ -64,7 +64,7 @@ def stages_of(recipe: Recipe) -> Path:
 
 def earlier_stages_of(recipe: Recipe) -> Path:
     """Where earlier versions kept them."""
-    return companion(recipe.folder.with_name(f".{recipe.folder.name}"), ".stages")
+    return companion(recipe.folder, ".stages", hidden=True)
 
 
 def size_of(folder: Path) -> int:
