@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import transformers
@@ -38,6 +39,13 @@ def tiny_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model.to(dtype).eval()
+
+
+def save_models(folder: Path, tokenizer: transformers.PreTrainedTokenizerBase, *names: str) -> None:
+    """Save tiny Llamas of the seeds 0, 1, … by their names, each with the tokenizer."""
+    for seed, name in enumerate(names):
+        tiny_model("llama", seed).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
 
 
 def random_batches(count: int = 3, seed: int = 0, vocabulary: int = 300) -> list[dict[str, torch.Tensor]]:

@@ -13,7 +13,7 @@ import time
 import command_line
 import pytest
 import torch
-from support import tiny_model
+from support import save_models
 
 import act
 import act.models.loading
@@ -41,9 +41,7 @@ def act_profile(*arguments, ranks=0, code=0):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
     path = tmp_path_factory.mktemp("distributed")
-    for name, seed in (("model", 0), ("donor", 1)):
-        tiny_model("llama", seed).save_pretrained(path / name)
-        tokenizer.save_pretrained(path / name)
+    save_models(path, tokenizer, "model", "donor")
     (path / "de.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     (path / "en.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[:3]))
     (path / "other.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS[50:150]))

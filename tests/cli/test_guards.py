@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import act_profile, succeed
-from support import tiny_model
+from support import save_models, tiny_model
 
 import act
 from act.cli import streams
@@ -36,9 +36,7 @@ ROWS = [{"prompt": f"a b {word}", "completion": f" {word} c d"} for word in ("on
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     path = tmp_path_factory.mktemp("guards")
-    for seed, name in enumerate(("models/donor", "models/target")):
-        tiny_model("llama", seed).save_pretrained(path / name)
-        tokenizer.save_pretrained(path / name)
+    save_models(path, tokenizer, "models/donor", "models/target")
     (path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return path
 

@@ -10,7 +10,7 @@ import time
 import command_line
 import pytest
 import torch
-from support import tiny_model
+from support import save_models
 
 import act
 from act.cli.measuring import Measuring
@@ -38,9 +38,7 @@ def signalled(number, checkpoint, *arguments):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer):
     path = tmp_path_factory.mktemp("measuring")
-    for name, seed in (("model", 0), ("donor", 1)):
-        tiny_model("llama", seed).save_pretrained(path / name)
-        tokenizer.save_pretrained(path / name)
+    save_models(path, tokenizer, "model", "donor")
     for name, part in (("de", RECORDS[:300]), ("en", RECORDS[300:])):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in part))
     return path

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from support import tiny_model
+from support import save_models, tiny_model
 
 import act
 from act.cli.attribute import Attributing
@@ -34,9 +34,7 @@ OPTIONS = {"run": MeasuringOptions, "pair": PairOptions, "attribute": AttributeO
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     path = tmp_path_factory.mktemp("guards")
-    for seed, name in enumerate(("donor", "target")):
-        tiny_model("llama", seed).save_pretrained(path / name)
-        tokenizer.save_pretrained(path / name)
+    save_models(path, tokenizer, "donor", "target")
     for name, records in TEXTS.items():
         (path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return path

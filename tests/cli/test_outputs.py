@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from command_line import act_profile
-from support import chosen, tiny_model
+from support import chosen, save_models, tiny_model
 
 from act.models.channels import ChannelSpace
 
@@ -46,9 +46,7 @@ OVERWRITING = {
 @pytest.fixture(scope="module")
 def place(tmp_path_factory, tokenizer) -> Path:
     path = tmp_path_factory.mktemp("outputs")
-    for seed, name in enumerate(("donor", "target")):
-        tiny_model("llama", seed).save_pretrained(path / name)
-        tokenizer.save_pretrained(path / name)
+    save_models(path, tokenizer, "donor", "target")
     for folder in ("texts", "cache", ".new.tuning/checkpoint-3"):
         (path / folder).mkdir(parents=True)
     row = json.dumps({"prompt": "a", "completion": " b"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny_model
+from support import save_models, tiny_model
 from typer.testing import CliRunner
 
 import act
@@ -76,9 +76,7 @@ def test_what_cannot_be_read_is_evaluated_again_and_what_is_not_ours_stays(corpu
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tokenizer) -> Path:
     path = tmp_path_factory.mktemp("evaluations")
-    for seed, name in enumerate(("donor", "target")):
-        tiny_model("llama", seed).save_pretrained(path / name)
-        tokenizer.save_pretrained(path / name)
+    save_models(path, tokenizer, "donor", "target")
     for name, answer in (("ability", " c d"), ("kept", " a e")):
         rows = [{"prompt": f"a {'b ' * number}c", "completion": answer} for number in range(1, 13)]
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
